@@ -1,0 +1,582 @@
+"""The command line: parse, call one function, print. The only file that prints or exits.
+
+stdout carries results only (with --json one object, or a list of objects with a name); progress and notes go to stderr.
+Everything heavy is imported inside the commands, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from longgen import __version__
+from longgen.errors import BatchError, LonggenError, MissingError, Terminated, UsageError
+
+if TYPE_CHECKING:
+    from longgen.backbones.spec import BackboneSpec
+    from longgen.plan import Plan
+    from longgen.run import Progress, Result
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda token: token.replace("_", "-")}
+PLAIN_EVERY_S = 5.0  # seconds between progress lines where stderr is not a terminal
+
+app = typer.Typer(name="longgen", no_args_is_help=True, pretty_exceptions_enable=False, context_settings=SETTINGS,
+                  help="Long videos from video diffusion models trained on short clips, without training.")  # fmt: skip
+presets_app = typer.Typer(no_args_is_help=True, help="List, show and check presets.")
+backbones_app = typer.Typer(no_args_is_help=True, help="List and show backbones.")
+app.add_typer(presets_app, name="presets")
+app.add_typer(backbones_app, name="backbones")
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; errors only.")]
+Preset = Annotated[str, typer.Option("--preset", envvar="LONGGEN_PRESET", help="A preset's name, or a TOML file.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="TECHNIQUE.KEY=VALUE", help="Change a preset's parameter; repeatable.")
+]
+Backbone = Annotated[
+    str | None,
+    typer.Option("--backbone", "-m", envvar="LONGGEN_BACKBONE", metavar="NAME|HUB-ID|DIR",
+                 help="The model [default: wan2.1-1.3b with a GPU, else tiny]."),
+]  # fmt: skip
+Frames = Annotated[
+    int | None,
+    typer.Option("--frames", "-f", "--num-frames", min=1, envvar="LONGGEN_FRAMES",
+                 help="Pixel frames, rounded up to what the model makes [default: its native length]."),
+]  # fmt: skip
+Duration = Annotated[str | None, typer.Option("--duration", help="Length as 20s or 1m30s, in place of --frames.")]
+Size = Annotated[str | None, typer.Option("--size", envvar="LONGGEN_SIZE", metavar="WxH", help="Picture size, as 832x480.")]
+Steps = Annotated[
+    int | None, typer.Option("--steps", "--num-inference-steps", min=1, envvar="LONGGEN_STEPS", help="Denoising steps.")
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option("--guidance-scale", "--cfg", min=0, max=100, envvar="LONGGEN_GUIDANCE_SCALE", help="Strength of the prompt."),
+]  # fmt: skip
+Negative = Annotated[str | None, typer.Option("--negative-prompt", envvar="LONGGEN_NEGATIVE_PROMPT", help="What to keep out.")]
+Fps = Annotated[
+    int | None, typer.Option("--fps", min=1, max=240, envvar="LONGGEN_FPS", help="Of the file only; the motion stays as it is.")
+]
+Dtype = Annotated[
+    Literal["fp32", "bf16", "fp16"] | None,
+    typer.Option("--dtype", envvar="LONGGEN_DTYPE", help="Of the transformer [default: the model's own on a GPU, fp32 on a CPU]."),
+]  # fmt: skip
+Device = Annotated[
+    str | None, typer.Option("--device", envvar="LONGGEN_DEVICE", help="cpu, cuda or cuda:1 [default: the GPU if any].")
+]
+Offload = Annotated[
+    Literal["none", "model", "group", "sequential"],
+    typer.Option("--offload", envvar="LONGGEN_OFFLOAD", help="What diffusers keeps in host memory; slower from left to right."),
+]
+
+
+def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Turns the errors of longgen.errors into one message and their exit code; LONGGEN_DEBUG=1 shows the traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except LonggenError as error:
+            if os.environ.get("LONGGEN_DEBUG") == "1":
+                raise
+            say(f"longgen: {error}")
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt as stop:
+            terminated = isinstance(stop, Terminated)
+            say(f"longgen: stopped by {'SIGTERM' if terminated else 'Ctrl-C'}; what was computed is on disk: "
+                "the same command with --resume goes on from there")  # fmt: skip
+            raise typer.Exit(Terminated.exit_code if terminated else 130) from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; say nothing more
+            raise typer.Exit(1) from None
+        except Exception as error:
+            if os.environ.get("LONGGEN_DEBUG") == "1":
+                raise
+            say(f"longgen: {type(error).__name__}: {error}\n  do: this is a defect of longgen; LONGGEN_DEBUG=1 shows where")
+            raise typer.Exit(1) from None
+
+    return wrapped
+
+
+def say(message: str) -> None:
+    """To a person, on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def answer(text: str, data: Any, as_json: bool) -> None:
+    """The result, on stdout."""
+    print(json.dumps(data, indent=2) if as_json else text)
+
+
+@app.command()
+@reports_errors
+def generate(
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What the video shows.")] = None,
+    prompts: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="A text file, one prompt a line.")] = None,
+    negative_prompt: Negative = None,
+    frames: Frames = None,
+    duration: Duration = None,
+    size: Size = None,
+    steps: Steps = None,
+    guidance_scale: Guidance = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, max=2**63 - 1, envvar="LONGGEN_SEED", help="[default: drawn and printed]")
+    ] = None,
+    fps: Fps = None,
+    preset: Preset = "direct",
+    set_: Set = None,
+    backbone: Backbone = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    offload: Offload = "none",
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE.mp4|DIR", help="[default: PROMPT-SEED.mp4 here]")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from where this output's run was stopped.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again over an unfinished run.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print what would run, load nothing.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a video, or one for each line of a file of prompts."""
+    from longgen import run
+
+    flags = dict(frames=frames, size=size and parse_size(size), steps=steps, guidance_scale=guidance_scale,
+                 negative_prompt=negative_prompt, fps=fps)  # fmt: skip
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite are both given", accepted="one of them", do="leave one out")
+    if prompt is None and prompts is None and resume and output:
+        return resume_from_record(Path(output), device, offload, as_json, quiet)
+    texts = read_prompts(prompt, prompts)
+    if prompts is not None and resume and seed is None:
+        raise UsageError("--prompts with --resume and no --seed: a drawn seed cannot be found again",
+                         accepted="--seed N, as printed by the first run", do="add it")  # fmt: skip
+    if prompts is not None and output is not None and Path(output).suffix.lower() == ".mp4":
+        raise UsageError(f"--prompts makes several videos, and --output {output} names one file", accepted="a folder",
+                         do="give --output a folder")  # fmt: skip
+    spec, plan = make_plan(preset, set_, backbone, flags, duration, quiet)
+    jobs: list[tuple[str, int, Path]] = []
+    for text in texts:
+        own_seed = kept_seed(output, resume) if seed is None and resume else seed
+        own_seed = run.draw_seed() if own_seed is None else own_seed
+        jobs.append((text, own_seed, run.output_path(output, text, own_seed, [path for _, _, path in jobs])))
+    warn_of_grammar(spec, texts, quiet)
+    if dry_run:
+        from longgen.show import plan_text
+
+        where = device or _backbones().default_device()
+        names = [str(path) for _, _, path in jobs]
+        text = plan_text(plan, dtype or _backbones().default_dtype(spec, where), offload, tables=False)
+        return answer(text + "\nwould write: " + ", ".join(names), plan.as_dict() | {"outputs": names}, as_json)
+    for _, _, path in jobs:
+        left = run.unfinished(path)
+        if left and not resume and not overwrite:
+            raise UsageError(f"{run.run_folder(path)} holds {left}", accepted="--resume or --overwrite",
+                             do="--resume to go on from there, --overwrite to start again")  # fmt: skip
+        run.make_folder(run.run_folder(path))
+    results = run_jobs(spec, plan, jobs, device, dtype, offload, resume, quiet)
+    report_results(results, len(jobs), as_json, single=prompts is None)
+
+
+def _backbones() -> Any:
+    from longgen import backbones
+
+    return backbones
+
+
+def run_jobs(
+    spec: BackboneSpec, plan: Plan, jobs: list[tuple[str, int, Path]], device: str | None, dtype: str | None, offload: str,
+    resume: bool, quiet: bool,
+) -> list[Result | dict[str, Any]]:  # fmt: skip
+    """Every job in turn on one loaded model; a job that fails is reported and the rest goes on."""
+    from longgen import run
+
+    where = device or _backbones().default_device()
+    kind = dtype or _backbones().default_dtype(spec, where)
+    results: list[Result | dict[str, Any]] = []
+    loaded = None
+    with progress(quiet) as report:
+        for number, (text, seed, path) in enumerate(jobs, start=1):
+            if len(jobs) > 1 and not quiet:
+                say(f"[{number}/{len(jobs)}] {text}")
+            try:
+                if resume and path.is_file() and run.unfinished(path) is None:
+                    settings = run.settings_of(plan, text, seed, kind)
+                    results.append(run.finished_result(path, settings, plan))
+                    if not quiet:
+                        say(f"{path} is finished: nothing to resume")
+                    continue
+                load_s = 0.0
+                if loaded is None:
+                    start = time.monotonic()
+                    report(run.Progress("load", 0, 1, 0.0, None, run.memory_bytes("cpu")))
+                    loaded = _backbones().load(spec, where, kind, offload)
+                    load_s = time.monotonic() - start
+                    report(run.Progress("load", 1, 1, load_s, 0.0, run.memory_bytes(where)))
+                if not quiet:
+                    say(f"seed {seed}")
+                results.append(run.generate_one(loaded, plan, text, seed, path, resume, report, load_s))
+            except LonggenError as error:
+                if len(jobs) == 1 or loaded is None:
+                    raise
+                say(f"longgen: {error}")
+                results.append({"name": path.stem, "output": str(path), "prompt": text, "seed": seed, "error": error.given})
+    return results
+
+
+def report_results(results: list[Any], asked: int, as_json: bool, single: bool) -> None:
+    data = [result if isinstance(result, dict) else result.as_dict() for result in results]
+    made = [entry["output"] for entry in data if "error" not in entry]
+    answer("\n".join(made), data[0] if single else data, as_json)
+    if len(made) < asked:
+        raise BatchError(
+            f"{asked - len(made)} of {asked} videos failed", do="the same command with --resume --seed N makes the rest"
+        )
+
+
+def resume_from_record(output: Path, device: str | None, offload: str, as_json: bool, quiet: bool) -> None:
+    """`longgen generate -o ball.mp4 --resume`: everything else comes from the run's own record."""
+    from longgen import preset, run
+    from longgen.backbones.spec import find
+    from longgen.plan import build
+
+    kept = run.stored_settings(output)
+    spec = find(kept["backbone"])
+    chosen = preset.from_tables(kept["preset"] | {"sample": kept["sample"]}, origin=str(output))
+    jobs = [(kept["prompt"], kept["seed"], output)]
+    results = run_jobs(spec, build(chosen, spec), jobs, device, kept["dtype"], offload, True, quiet)
+    report_results(results, 1, as_json, single=True)
+
+
+def kept_seed(output: str | None, resume: bool) -> int | None:
+    """The seed of the run that --resume continues, where --output names it."""
+    from longgen import run
+
+    if output is None or Path(output).suffix.lower() != ".mp4":
+        raise UsageError("--resume without --seed needs the --output FILE.mp4 of the run", accepted="--seed N or -o FILE.mp4",
+                         do="add one of them")  # fmt: skip
+    return run.stored_settings(Path(output))["seed"] if resume else None
+
+
+@app.command()
+@reports_errors
+def plan(
+    preset: Preset = "direct",
+    set_: Set = None,
+    backbone: Backbone = None,
+    frames: Frames = None,
+    duration: Duration = None,
+    size: Size = None,
+    steps: Steps = None,
+    guidance_scale: Guidance = None,
+    fps: Fps = None,
+    dtype: Dtype = None,
+    offload: Offload = "none",
+    export: Annotated[Path | None, typer.Option("--export", metavar="FILE.npz", help="Write the frame-plan tables.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what would run, with its tables, its cost against direct sampling and its memory; loads no weights."""
+    from longgen.show import plan_text
+
+    flags = dict(frames=frames, size=size and parse_size(size), steps=steps, guidance_scale=guidance_scale, fps=fps)
+    spec, made = make_plan(preset, set_, backbone, flags, duration, quiet=True)
+    if export is not None:
+        import numpy as np
+
+        if export.suffix != ".npz":
+            raise UsageError(f"--export {export}: tables are written as NumPy archives", accepted="a name in .npz",
+                             do=f"take {export.with_suffix('.npz')}")  # fmt: skip
+        try:
+            np.savez_compressed(export, allow_pickle=False, **made.arrays())
+        except OSError as error:
+            raise LonggenError(f"{export} cannot be written: {error.strerror}", accepted="a folder that may be written to",
+                               do="give another --export") from None  # fmt: skip
+        if not quiet:
+            say(f"tables written to {export}")
+    kind = dtype or spec.dtype
+    answer(plan_text(made, kind, offload), made.as_dict() | {"memory_bytes": made.memory_bytes(kind, offload)}, as_json)
+
+
+@app.command()
+@reports_errors
+def decode(
+    latents: Annotated[Path, typer.Argument(metavar="LATENTS", help="latents.safetensors of a run.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.mp4", help="[default: beside the run]")] = None,
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn saved latents into a video, without sampling again."""
+    from longgen import checkpoint, preset, run
+    from longgen.backbones.spec import find
+    from longgen.plan import build
+
+    tensors, kept = checkpoint.load_tensors(latents)
+    if "latents" not in tensors or "preset" not in kept:
+        raise LonggenError(f"{latents} holds no latents of a run", accepted="latents.safetensors", do="check the path")
+    if "done" in kept and not quiet:
+        say(f"note: {latents} is a checkpoint after step {kept['done']}; the video will be noisy")
+    spec = find(kept["backbone"])
+    made = build(preset.from_tables(kept["preset"] | {"sample": kept["sample"]}, origin=str(latents)), spec)
+    folder = latents.absolute().parent
+    target = output or (folder.with_suffix(".mp4") if folder.suffix == ".run" else latents.with_suffix(".mp4"))
+    target = run.output_path(str(target), kept["prompt"], kept["seed"])
+    run.make_folder(target.absolute().parent)
+    settings = {key: value for key, value in kept.items() if key not in ("done", "scheduler")}
+    with progress(quiet) as report:
+        report(run.Progress("load", 0, 1, 0.0, None, run.memory_bytes("cpu")))
+        from longgen.backbones import wan
+
+        vae = wan.vae_of(spec, device or _backbones().default_device())
+        seconds = run.decode_to(vae, tensors["latents"], made, target, settings, report)
+    result = {"name": target.stem, "output": str(target), "frames": made.frames_px, "seconds": {"decode": seconds}}
+    answer(str(target), result, as_json)
+
+
+@app.command()
+@reports_errors
+def inspect(
+    video: Annotated[Path, typer.Argument(help="An MP4 that longgen wrote.")],
+    toml: Annotated[bool, typer.Option("--toml", help="Print a preset that makes it again.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print the settings stored in a video."""
+    from longgen import preset
+    from longgen.video import read_settings
+
+    kept = read_settings(video)
+    if toml:
+        made = preset.from_tables(kept["preset"] | {"sample": kept["sample"]}, origin=str(video))
+        call = f"longgen generate --prompt {json.dumps(kept['prompt'])} --backbone {kept['backbone']} --seed {kept['seed']}"
+        return answer(f"# {call} --dtype {kept['dtype']} --preset THIS.toml\n{made.as_toml()}", made.as_dict(), as_json)
+    rows = [f"{key:<12}{value if isinstance(value, str | int) else json.dumps(value)}" for key, value in kept.items()]
+    answer("\n".join(rows), kept, as_json)
+
+
+@app.command()
+@reports_errors
+def doctor(as_json: Json = False) -> None:
+    """Check this machine: versions, GPU, ffmpeg, disk, caches."""
+    from longgen import doctor as checks
+
+    findings = checks.examine()
+    lines = [f"{'ok  ' if finding.ok else 'BAD '}{finding.name:<16}{finding.value}" for finding in findings]
+    answer("\n".join(lines), [finding._asdict() for finding in findings], as_json)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@presets_app.command("list")
+@reports_errors
+def presets_list(as_json: Json = False) -> None:
+    """Every preset that longgen ships."""
+    from longgen import preset
+    from longgen.show import preset_line
+
+    shipped = [preset.load(name) for name in preset.names()]
+    answer("\n".join(map(preset_line, shipped)), [one.as_dict() for one in shipped], as_json)
+
+
+@presets_app.command("show")
+@reports_errors
+def presets_show(
+    name: Annotated[str, typer.Argument(help="A name or a TOML file.")], set_: Set = None, as_json: Json = False
+) -> None:
+    """A preset as TOML, every parameter written out."""
+    from longgen import preset
+
+    one = preset.load(name, set_ or ())
+    answer(one.as_toml().rstrip(), one.as_dict(), as_json)
+
+
+@presets_app.command("check")
+@reports_errors
+def presets_check(
+    files: Annotated[list[str], typer.Argument(help="TOML files or names.")], backbone: Backbone = None, as_json: Json = False
+) -> None:
+    """Check presets; with --backbone also whether that backbone can run them."""
+    from longgen import preset
+    from longgen.backbones.spec import find
+    from longgen.plan import build
+
+    checked = [preset.load(name) for name in files]
+    if backbone is not None:
+        for one in checked:
+            build(one, find(backbone))
+    answer("\n".join(f"{name}: fine" for name in files), [{"name": name, "ok": True} for name in files], as_json)
+
+
+@backbones_app.command("list")
+@reports_errors
+def backbones_list(as_json: Json = False) -> None:
+    """Every backbone by name."""
+    from longgen.backbones.spec import SPECS
+
+    rows = [f"{spec.name:<14}{spec.native_px:>4} frames native  {spec.about}" for spec in SPECS.values()]
+    answer("\n".join(rows), [spec_dict(spec) for spec in SPECS.values()], as_json)
+
+
+@backbones_app.command("show")
+@reports_errors
+def backbones_show(name: Annotated[str, typer.Argument(help="A name, a hub id or a folder.")], as_json: Json = False) -> None:
+    """What is known of a backbone; for tiny also the prompts that it knows."""
+    from longgen.backbones.spec import find
+    from longgen.show import backbone_text
+
+    spec = find(name)
+    answer(backbone_text(spec), spec_dict(spec), as_json)
+
+
+def spec_dict(spec: BackboneSpec) -> dict[str, Any]:
+    import dataclasses
+
+    from longgen.backbones.tiny import grammar
+
+    known = {"grammar": grammar.GRAMMAR, "words": {k: list(v) for k, v in grammar.SLOTS.items()}} if spec.name == "tiny" else {}
+    return dataclasses.asdict(spec) | known
+
+
+def make_plan(
+    name: str, overrides: list[str] | None, backbone: str | None, flags: dict[str, Any], duration: str | None, quiet: bool
+) -> tuple[BackboneSpec, Plan]:
+    """Flags to a plan; says what a person should know."""
+    from longgen import preset, run
+    from longgen.backbones.spec import find
+    from longgen.plan import build
+
+    spec = find(backbone or _backbones().default_backbone())
+    if backbone is None and spec.name == "tiny" and not quiet:
+        say(
+            "no GPU here: using the built-in model tiny (64x64); a real one: --backbone wan2.1-1.3b, a hub id or a diffusers folder"
+        )
+    made = build(preset.load(name, overrides or (), run.with_duration(preset.Sample(**flags), duration, spec.fps)), spec)
+    if not quiet:
+        for note in made.notes:
+            say(f"note: {note}")
+    return spec, made
+
+
+def parse_size(size: str) -> tuple[int, int]:
+    """`832x480`, `832*480` or `832X480` as (width, height)."""
+    parts = size.lower().replace("*", "x").split("x")
+    if len(parts) != 2 or not all(part.isdigit() and int(part) for part in parts):
+        raise UsageError(f"--size {size!r} is no picture size", accepted="WIDTHxHEIGHT in pixels, as 832x480", do="write it so")
+    return int(parts[0]), int(parts[1])
+
+
+def read_prompts(prompt: str | None, prompts: Path | None) -> list[str]:
+    """The prompts asked for: one, or the lines of a file that are neither empty nor begin with #."""
+    if (prompt is None) == (prompts is None):
+        raise UsageError("give --prompt or --prompts, not both" if prompt is not None else "nothing to show: no prompt is given",
+                         accepted="--prompt TEXT, or --prompts FILE", do='for example --prompt "a red circle"')  # fmt: skip
+    if prompt is not None:
+        return [prompt]
+    assert prompts is not None
+    try:
+        lines = [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        raise MissingError(f"--prompts {prompts} is not there", accepted="a text file", do="check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--prompts {prompts} cannot be read: {error}", accepted="a text file in UTF-8", do="check it") from None
+    texts = [line for line in lines if line and not line.startswith("#")]
+    if not texts:
+        raise UsageError(f"--prompts {prompts} holds no prompt", accepted="one prompt a line", do="write some")
+    return texts
+
+
+def warn_of_grammar(spec: BackboneSpec, texts: list[str], quiet: bool) -> None:
+    from longgen.backbones.tiny import grammar
+
+    strange = [text for text in texts if spec.name == "tiny" and grammar.parse(text) is None]
+    if strange and not quiet:
+        say(f"note: tiny knows one kind of sentence, and {strange[0]!r} is none; expect nonsense. It knows:\n{grammar.describe()}")
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Callable[[Progress], None]]:
+    """A reporter of progress on stderr: a live bar in a terminal, a plain line now and then elsewhere."""
+    from longgen.plan import human_bytes
+
+    if quiet:
+        yield lambda now: None
+        return
+    last: dict[str, Any] = {"phase": "", "time": 0.0}
+
+    def plain(now: Progress) -> None:
+        finished, clock = now.done == now.total, time.monotonic()
+        if now.phase == last["phase"] and not finished and clock - last["time"] < PLAIN_EVERY_S:
+            return
+        last.update(phase=now.phase, time=clock)
+        eta = f", {clock_text(now.eta_s)} left" if now.eta_s is not None and not finished else ""
+        say(f"{now.phase} {now.done}/{now.total}, {clock_text(now.elapsed_s)}{eta}, {human_bytes(now.memory_bytes)}")
+
+    if not sys.stderr.isatty():
+        yield plain
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description:<7}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}  {task.fields[times]}"),
+    )
+    with Bars(*columns, console=Console(stderr=True), refresh_per_second=8) as bars:
+        tasks: dict[str, Any] = {}
+
+        def live(now: Progress) -> None:
+            if now.phase not in tasks or now.done == 0:
+                tasks[now.phase] = bars.add_task(now.phase, total=now.total, times="")
+            eta = f", {clock_text(now.eta_s)} left" if now.eta_s is not None and now.done < now.total else ""
+            times = f"{clock_text(now.elapsed_s)}{eta}, {human_bytes(now.memory_bytes)}"
+            bars.update(tasks[now.phase], completed=now.done, times=times)
+
+        yield live
+
+
+def clock_text(seconds: float) -> str:
+    """`7.2 s`, `1:05` or `2:10:00`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"longgen {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+def _on_sigterm(number: int, frame: object) -> None:
+    raise Terminated
+
+
+def main() -> None:
+    """The console script."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    app()
+
+
+if __name__ == "__main__":
+    main()

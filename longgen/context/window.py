@@ -1,0 +1,30 @@
+"""Sliding-window attention: a frame sees the frames in its native neighbourhood only.
+
+The baseline that long-video papers compare against (FreeNoise, FreeLong and FreeSpec call it "sliding window").
+`frames`: the window's length in latent frames; the native length T0 by default. `edge = "shift"` moves the window
+inside the clip at its ends, so that a frame always sees as many frames as in training, and a clip of native length
+sees itself whole (neutral, bit for bit); `edge = "clip"` cuts it off there. [derived: the papers do not say]
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from longgen.frameplan import Clip, FramePlan, visible_from_ranges
+from longgen.frames import local_windows
+from longgen.technique import FrameTechnique
+
+
+class Window(FrameTechnique):
+    slot: ClassVar[str] = "context"
+    paper: ClassVar[str] = "baseline of FreeNoise, FreeLong and FreeSpec"
+    claims: ClassVar[tuple[str, ...]] = ("the context window",)
+
+    frames: int | None = Field(None, ge=1)
+    edge: Literal["shift", "clip"] = "shift"
+
+    def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:
+        window = self.frames or clip.native_lat
+        return plan.see_only(visible_from_ranges(local_windows(clip.frames_lat, window, self.edge)))

@@ -1,0 +1,68 @@
+"""What this machine has and lacks for generating, as findings; nothing is changed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "pydantic", "typer", "imageio-ffmpeg")
+FREE_ENOUGH = 5 * 1000**3  # bytes of disk below which a long run may not fit
+
+
+class Finding(NamedTuple):
+    name: str
+    ok: bool
+    value: str
+
+
+def examine() -> list[Finding]:
+    """One finding for each thing that a generation depends on."""
+    findings = [Finding("python", sys.version_info >= (3, 10), sys.version.split()[0])]
+    for library in LIBRARIES:
+        try:
+            findings.append(Finding(library, True, importlib.metadata.version(library)))
+        except importlib.metadata.PackageNotFoundError:
+            findings.append(Finding(library, False, "not installed"))
+    return [*findings, _gpu(), _ffmpeg(), _disk(), _hub_cache()]
+
+
+def _gpu() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding("gpu", True, f"none that torch {torch.__version__} can use: the default backbone is tiny")
+    cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return Finding("gpu", True, "; ".join(f"{card.name}, {card.total_memory / 1e9:.0f} GB" for card in cards))
+
+
+def _ffmpeg() -> Finding:
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    try:
+        listed = subprocess.run([get_ffmpeg_exe(), "-hide_banner", "-encoders"], capture_output=True, text=True, check=True)
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        return Finding("ffmpeg", False, f"does not run: {error}")
+    return Finding(
+        "ffmpeg",
+        "libx264" in listed.stdout,
+        f"{get_ffmpeg_exe()}, libx264 {'is' if 'libx264' in listed.stdout else 'is not'} in it",
+    )
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(".").free
+    return Finding("disk", free > FREE_ENOUGH, f"{free / 1e9:.0f} GB free in {Path.cwd()}")
+
+
+def _hub_cache() -> Finding:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    here = Path(HF_HUB_CACHE)
+    models = sorted(path.name.removeprefix("models--").replace("--", "/") for path in here.glob("models--*"))
+    offline = " (offline)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+    return Finding("hub cache", True, f"{here}{offline}: {', '.join(models) or 'empty'}")

@@ -1,0 +1,58 @@
+"""Every error longgen raises on purpose, and the exit code the command line gives it.
+
+    LonggenError                 1    something failed while it ran
+    ├── UsageError               2    a flag, a preset, a length or a stack that cannot be
+    ├── MissingError             3    weights, a file or a library that is not here
+    ├── OutOfMemoryError         4    the device or the host ran out; what was computed is on disk
+    └── BatchError               5    a batch finished, some of its videos did not
+    KeyboardInterrupt          130    Ctrl-C; a checkpoint is on disk
+    └── Terminated              75    SIGTERM; a checkpoint is on disk, a scheduler may start the job again
+
+Each message carries three facts: what was given, what is accepted, what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LonggenError(Exception):
+    """`given` says what is wrong with what; `accepted` what would be right; `do` the next thing to try."""
+
+    exit_code = 1
+
+    def __init__(self, given: str, accepted: str = "", do: str = "") -> None:
+        self.given, self.accepted, self.do = given, accepted, do
+        lines = [given, *(f"  accepted: {accepted}" for _ in [0] if accepted), *(f"  do: {do}" for _ in [0] if do)]
+        super().__init__("\n".join(lines))
+
+
+class UsageError(LonggenError):
+    exit_code = 2
+
+
+class MissingError(LonggenError):
+    exit_code = 3
+
+
+class OutOfMemoryError(LonggenError):
+    exit_code = 4
+
+
+class BatchError(LonggenError):
+    exit_code = 5
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised as KeyboardInterrupt is so that no `except Exception` in a library swallows it."""
+
+    exit_code = 75
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], do: str) -> UsageError:
+    """The error for a name that is not in a table, with the nearest names that are."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+    return UsageError(f"no {kind} is called '{name}'{hint}", accepted=", ".join(names), do=do)

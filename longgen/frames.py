@@ -1,0 +1,61 @@
+"""Pixel frames, latent frames and seconds. Pure integers; nothing here knows a model.
+
+A causal video VAE with temporal stride s turns `s * (n - 1) + 1` pixel frames into n latent frames.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from longgen.errors import UsageError
+
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
+
+
+def latent_frames(frames_px: int, stride: int) -> int:
+    """Latent frames that hold at least `frames_px` pixel frames."""
+    return -(-(frames_px - 1) // stride) + 1
+
+
+def pixel_frames(frames_lat: int, stride: int) -> int:
+    """Pixel frames that `frames_lat` latent frames decode to."""
+    return stride * (frames_lat - 1) + 1
+
+
+def round_up(frames_px: int, stride: int) -> int:
+    """The smallest count of the form `stride * n + 1` that is not below `frames_px`."""
+    return pixel_frames(latent_frames(frames_px, stride), stride)
+
+
+def duration_frames(duration: str, fps: int) -> int:
+    """Pixel frames of a duration such as `20s`, `1m30s`, `2m` or `7.5`, at `fps` frames a second; at least 1.
+
+    Raises UsageError on anything else.
+    """
+    match = _DURATION.fullmatch(duration.strip().lower())
+    if not match or not any(match.groups()):
+        raise UsageError(
+            f"--duration {duration!r} is not a time", accepted="20s, 1m30s, 2m or 7.5 (seconds)", do="write it as one of these"
+        )
+    minutes, seconds = (Fraction(group or 0) for group in match.groups())
+    return max(1, round((60 * minutes + seconds) * fps))
+
+
+def local_windows(frames_lat: int, window: int, edge: str) -> list[tuple[int, int]]:
+    """For each frame the half-open range of frames in its window of `window` frames, centred where it can be.
+
+    `edge = "shift"`: at the ends the window is moved inside, so that it keeps its length (and a clip of at most
+    `window` frames sees itself whole). `edge = "clip"`: it is cut off there. An even window has one frame more
+    before the frame than after it.
+    """
+    before = window // 2
+    after = window - 1 - before
+    ranges = []
+    for frame in range(frames_lat):
+        start, stop = frame - before, frame + after + 1
+        if edge == "shift":
+            start = max(0, min(start, frames_lat - window))
+            stop = min(frames_lat, start + window)
+        ranges.append((max(0, start), min(frames_lat, stop)))
+    return ranges

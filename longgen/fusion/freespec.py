@@ -1,0 +1,131 @@
+"""FreeSpec: the local branch's attention output, its singular values moved toward the global branch's.
+
+Paper: FreeSpec, arXiv 2605.06509; no code is released, and the text at hand lost its formulas and numbers. What its
+prose fixes is marked [paper], everything else [derived].
+
+Legend: N tokens, C channels (heads merged), K = min(N, C) singular values, t timestep (1000 .. 0), k rank 1..K.
+
+    F_g = attention over everything, F_l = attention over the native window      same q, k, v      [paper]
+    F_g = U_g S_g V_g^T,  F_l = U_l S_l V_l^T            rows = tokens, before the output projection [derived]
+    p = (t_first - t) / (t_first - t_split)              0 at the first step, 1 at the split       [paper: normalised]
+    alpha_(t,k) = alpha * exp(-kappa p) * exp(-beta (k - 1) / K)                                   [paper: exponential]
+    s_k = alpha_(t,k) s^g_k + (1 - alpha_(t,k)) s^l_k                                              [paper]
+    F_hat = U_l diag(s) V_l^T                            `basis = "global"`: U_g diag(s) V_g^T     [paper]
+    lambda_t = lambda_end + (lambda_start - lambda_end) exp(-kappa p)                              [derived]
+    F = (1 - lambda_t) F_hat + lambda_t F_g                                                        [paper: a residual]
+After the split the local branch alone acts [paper].
+
+Constants, all [derived]: split 0.5 of the steps, kappa 3, beta 2, alpha 1, lambda 0.2 to 0.05.
+
+The paper's ablations: GB `basis="global" kappa=0 beta=0 alpha=0.5 lambda_start=0 lambda_end=0` · LB + fixed fusion the
+same with `basis="local"` · RA `kappa=0` · TA `beta=0` · RA+TA `lambda_start=0 lambda_end=0` · F-GR
+`lambda_start=lambda_end` · T-GR the default.
+
+Computed exactly without an SVD of an N x C matrix: F_hat = F_l M, M = V_l diag(s / s_l) V_l^T, and V_l, s_l, s_g come
+from the eigenvectors and -values of the C x C Gram matrices, accumulated in double precision (in single, singular
+values below 3e-4 of the largest are lost). Where s_l is at rounding level the ratio is 1.
+
+Neutral: alpha = 0 and lambda = 0 give the local branch exactly; at native length both branches are the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from longgen.frameplan import Clip, FramePlan, visible_from_ranges
+from longgen.frames import local_windows
+from longgen.technique import Fusion, Step
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ROWS = 8192  # rows of F that are in double precision at a time
+
+
+class FreeSpec(Fusion):
+    paper: ClassVar[str] = "FreeSpec, arXiv 2605.06509"
+    claims: ClassVar[tuple[str, ...]] = ("the fusion of branches", "the context window")
+
+    split: float = Field(0.5, ge=0, le=1)
+    kappa: float = Field(3.0, ge=0)
+    beta: float = Field(2.0, ge=0)
+    alpha: float = Field(1.0, ge=0, le=1)
+    lambda_start: float = Field(0.2, ge=0, le=1)
+    lambda_end: float = Field(0.05, ge=0, le=1)
+    basis: Literal["local", "global"] = "local"
+    window: int | None = Field(None, ge=1)
+    edge: Literal["shift", "clip"] = "shift"
+
+    def branches(self, plan: FramePlan, clip: Clip, step: int, steps: int) -> dict[str, FramePlan]:
+        """The branches that step `step` of `steps` needs: both before the split, the local one alone after it."""
+        ranges = local_windows(clip.frames_lat, self.window or clip.native_lat, self.edge)
+        local = plan.see_only(visible_from_ranges(ranges))
+        inert = self.alpha == self.lambda_start == self.lambda_end == 0 and self.basis == "local"
+        if step >= self.split_step(steps) or inert:
+            return {"local": local}
+        return {"global": plan, "local": local}
+
+    def split_step(self, steps: int) -> int:
+        return round(self.split * steps)
+
+    def operations(self, tokens: int, channels: int) -> int:
+        """Two Gram matrices, two eigenproblems (about 10 C^3 each) and one product, in floating-point operations."""
+        return 6 * tokens * channels**2 + 20 * channels**3
+
+    def fade(self, step: Step) -> float:
+        """exp(-kappa p): 1 at the first step, exp(-kappa) at the split."""
+        first = step.timesteps[0]
+        split_step = self.split_step(len(step.timesteps))
+        split = step.timesteps[split_step] if split_step < len(step.timesteps) else 0.0
+        return math.exp(-self.kappa * (first - step.timesteps[step.index]) / (first - split))
+
+    def fuse(self, outputs: Mapping[str, Tensor], step: Step) -> Tensor:
+        """Fuses the branches "global" and "local", each [B, N, C], into [B, N, C] of the same dtype."""
+        fade = self.fade(step)
+        residual = self.lambda_end + (self.lambda_start - self.lambda_end) * fade
+        fused = reconstruct(outputs["global"], outputs["local"], self.alpha * fade, self.beta, self.basis)
+        return fused if residual == 0 else fused.lerp(outputs["global"], residual)
+
+
+def gram(features: Tensor) -> Tensor:
+    """F^T F of F [B, N, C] in double precision, [B, C, C]; at most ROWS rows are converted at a time."""
+    batch, _, channels = features.shape
+    total = features.new_zeros(batch, channels, channels, dtype=_double(features))
+    for rows in features.split(ROWS, dim=1):
+        rows = rows.to(total.dtype)
+        total.baddbmm_(rows.mT, rows)
+    return total
+
+
+def reconstruct(global_: Tensor, local: Tensor, alpha: float, beta: float, basis: str) -> Tensor:
+    """U diag(s) V^T with s_k = a_k s^g_k + (1 - a_k) s^l_k, a_k = alpha exp(-beta (k - 1) / K), in the basis asked for.
+
+    `global_`, `local`: [B, N, C]. Exact up to rounding; with alpha = 0 and the local basis, `local` itself.
+    """
+    import torch  # here, so that plans and lists of presets need no torch
+
+    if basis == "local" and alpha == 0:
+        return local
+    base, other = (local, global_) if basis == "local" else (global_, local)
+    base_values, base_vectors = torch.linalg.eigh(gram(base))
+    base_singular = base_values.clamp_min(0).sqrt()  # ascending
+    other_singular = torch.linalg.eigvalsh(gram(other)).clamp_min(0).sqrt()
+    count = min(base.shape[1:])
+    rank = torch.arange(base.shape[2] - 1, -1, -1, device=base.device, dtype=base_singular.dtype)  # 0 for the largest
+    to_global = alpha * torch.exp(-beta * rank / count)
+    global_singular, local_singular = (other_singular, base_singular) if basis == "local" else (base_singular, other_singular)
+    wanted = to_global * global_singular + (1 - to_global) * local_singular
+    floor = base_singular[:, -1:] * torch.finfo(base.dtype).eps * math.sqrt(base.shape[2])
+    ratio = torch.where(base_singular > floor, wanted / base_singular.clamp_min(1e-300), 1.0)
+    mixing = (base_vectors * ratio.unsqueeze(1)) @ base_vectors.mT
+    return base @ mixing.to(base.dtype)
+
+
+def _double(features: Tensor):
+    import torch
+
+    return torch.float32 if features.device.type == "mps" else torch.float64

@@ -1,0 +1,305 @@
+"""Preset + backbone + length -> Plan: everything that integers can decide, before any weight is loaded.
+
+Legend: T latent frames, n tokens per latent frame, N = T n tokens, d channels, L layers, S steps.
+
+A `Program` is what one layer does in one step: branches, each with its frame plan, and the fusion that makes one output
+of them. `Plan.table[layer, step]` names the program; 0 is the backbone's own attention. `build` refuses what cannot be,
+in the user's words, and prices the rest.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from longgen import frames
+from longgen.backbones.spec import SPECS, BackboneSpec
+from longgen.errors import UsageError
+from longgen.frameplan import Clip, FramePlan, neutral
+from longgen.preset import Preset, Sample, name_of
+from longgen.technique import FrameTechnique, Fusion, Technique
+
+ROTARY_ROWS = 1024  # rows of Wan's rotary table: more latent frames than these cannot be addressed
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """What a layer does in a step: named branches, and the fusion of their outputs (None with a single branch)."""
+
+    branches: dict[str, FramePlan]
+    fusion: Fusion | None = None
+
+    @property
+    def density(self) -> float:
+        """Attention computed, as a share of direct attention; above 1 with several branches."""
+        return sum(plan.density for plan in self.branches.values())
+
+
+@dataclass(frozen=True)
+class Acting:
+    """A technique of the stack and where it acts."""
+
+    name: str
+    technique: Technique
+    layers: tuple[int, ...]
+    steps: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """One generation, decided. `programs[0]` is None and stands for the backbone's own attention.
+
+    frames_px: pixel frames that come out. sample: every field filled in. table: [L, S] indices into `programs`.
+    notes: what a person should know before starting.
+    """
+
+    spec: BackboneSpec
+    preset: Preset
+    sample: Sample
+    frames_px: int
+    frames_lat: int
+    clip: Clip
+    acting: tuple[Acting, ...]
+    programs: tuple[Program | None, ...]
+    table: np.ndarray
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def steps(self) -> int:
+        return self.table.shape[1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        assert self.sample.size is not None
+        return self.sample.size
+
+    @property
+    def tokens(self) -> int:
+        return self.frames_lat * self.spec.tokens_per_frame(self.size)
+
+    @property
+    def duration_s(self) -> float:
+        return self.frames_px / (self.sample.fps or self.spec.fps)
+
+    def operations(self, program: Program | None) -> int:
+        """Floating-point operations of one layer for one model call (multiply and add counted apart)."""
+        tokens, width, spec = self.tokens, self.spec.width, self.spec
+        linear = tokens * (12 * width**2 + 4 * width * spec.ffn_dim) + spec.text_tokens * 4 * width**2
+        cross = 4 * tokens * spec.text_tokens * width
+        attention = 4 * tokens**2 * width
+        if program is None:
+            return linear + cross + attention
+        fused = program.fusion.operations(tokens, width) if program.fusion else 0
+        return linear + cross + round(attention * program.density) + fused
+
+    @property
+    def cost(self) -> float:
+        """Arithmetic of the transformer over the whole schedule, against direct sampling of the same length."""
+        per_program = np.array([self.operations(program) for program in self.programs], dtype=np.float64)
+        return float(per_program[self.table].mean() / per_program[0])
+
+    @property
+    def attention_cost(self) -> float:
+        """Frame pairs attended over the whole schedule, against direct sampling."""
+        density = np.array([1.0 if program is None else program.density for program in self.programs])
+        return float(density[self.table].mean())
+
+    def memory_bytes(self, dtype: str, offload: str = "none") -> dict[str, int]:
+        """Estimated peak on the device, by part. Formula: README, "Memory"."""
+        size, tokens, width = BYTES[dtype], self.tokens, self.spec.width
+        branches = max((len(p.branches) for p in self.programs if p), default=1)
+        attention = tokens * width * (7 + branches)
+        feed_forward = tokens * (2 * width + 2 * self.spec.ffn_dim)
+        activations = size * max(attention, feed_forward) + 2 * tokens * self.spec.head_dim * 4
+        weights = size * self.spec.parameters
+        companions = size * self.spec.companions
+        peak = weights + activations + companions
+        if offload == "model":
+            peak = max(companions, weights + activations)
+        elif offload in ("group", "sequential"):
+            peak = max(weights, companions) // 10 + activations
+        return {"weights": weights, "companions": companions, "activations": activations, "peak": peak}
+
+    def branches(self) -> dict[str, tuple[FramePlan, list[int], list[int]]]:
+        """Every distinct branch by name, with the layers and the steps that run it; `main` where there is no fusion."""
+        found: dict[str, tuple[FramePlan, list[int], list[int]]] = {}
+        keys: dict[tuple[str, str], str] = {}
+        for index, program in enumerate(self.programs):
+            where = self.table == index
+            if not where.any():
+                continue
+            plans = {"main": neutral(self.frames_lat)} if program is None else program.branches
+            for name, plan in plans.items():
+                label = keys.get((name, plan.key))
+                if label is None:
+                    taken = sum(other == name for other, _ in keys)
+                    label = keys[name, plan.key] = name if not taken else f"{name}-{taken + 1}"
+                    found[label] = (plan, [], [])
+                found[label][1].extend(np.flatnonzero(where.any(axis=1)).tolist())
+                found[label][2].extend(np.flatnonzero(where.any(axis=0)).tolist())
+        return {k: (plan, sorted(set(layers)), sorted(set(steps))) for k, (plan, layers, steps) in found.items()}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The tables as arrays: `<branch>/<pass>/rel|visible|weight`, `<branch>/scale`, and layer and step lists."""
+        arrays: dict[str, np.ndarray] = {}
+        for name, (plan, layers, steps) in self.branches().items():
+            for index, one in enumerate(plan.passes):
+                arrays |= {f"{name}/{index}/rel": one.rel, f"{name}/{index}/visible": one.visible,
+                           f"{name}/{index}/weight": one.weight}  # fmt: skip
+            arrays[f"{name}/scale"] = np.ones(len(self.clip.frequencies)) if plan.scale is None else plan.scale
+            arrays |= {f"{name}/layers": np.array(layers), f"{name}/steps": np.array(steps)}
+        for act in self.acting:
+            arrays |= {
+                f"techniques/{act.name}/layers": np.array(act.layers),
+                f"techniques/{act.name}/steps": np.array(act.steps),
+            }
+        return arrays
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as plain data, without its tables."""
+        return {
+            "name": self.preset.name,
+            "backbone": self.spec.name,
+            "frames": self.frames_px,
+            "latent_frames": self.frames_lat,
+            "native_latent_frames": self.spec.native_lat,
+            "duration_s": round(self.duration_s, 3),
+            "sample": self.sample.model_dump(mode="json"),
+            "techniques": [
+                {"name": act.name, "slot": act.technique.slot, "paper": act.technique.paper, "layers": list(act.layers),
+                 "steps": list(act.steps), "parameters": act.technique.model_dump(mode="json", exclude={"layers", "steps"})}
+                for act in self.acting
+            ],
+            "branches": [
+                {"name": name, "layers": layers, "steps": steps, "passes": len(plan.passes), "density": round(plan.density, 6)}
+                for name, (plan, layers, steps) in self.branches().items()
+            ],
+            "cost_ratio": round(self.cost, 4),
+            "attention_ratio": round(self.attention_cost, 4),
+            "notes": list(self.notes),
+        }  # fmt: skip
+
+
+def build(preset: Preset, spec: BackboneSpec) -> Plan:
+    """Decides one generation. Raises UsageError for what the backbone cannot do or the stack contradicts."""
+    notes: list[str] = []
+    sample = preset.sample.over(
+        Sample(frames=spec.native_px, size=spec.size, steps=spec.steps, guidance_scale=spec.guidance_scale,
+               negative_prompt=spec.negative_prompt, fps=spec.fps)
+    )  # fmt: skip
+    size, steps, asked_px = sample.size or spec.size, sample.steps or spec.steps, sample.frames or spec.native_px
+    frames_px = frames.round_up(asked_px, spec.stride_t)
+    if frames_px != asked_px:
+        notes.append(f"{asked_px} frames asked, {frames_px} made: {spec.name} makes {spec.stride_t}n+1")
+        sample = sample.model_copy(update={"frames": frames_px})
+    frames_lat = frames.latent_frames(frames_px, spec.stride_t)
+    _check_geometry(spec, size, frames_px, frames_lat)
+    clip = Clip(frames_lat, spec.native_lat, spec.frequencies, spec.intrinsic_component)
+    acting = tuple(_acting(technique, spec, steps) for technique in preset.techniques)
+    _refuse_contradictions(acting)
+    programs, table, inert = _programs(acting, clip, spec.layers, steps)
+    notes += [f"{name} changes nothing at {frames_px} frames of {spec.name}: it is the identity there" for name in inert]
+    if frames_lat > spec.native_lat and not (table.any()):
+        notes.append(f"{frames_px} frames is {frames_px / spec.native_px:.1f} times what {spec.name} was trained on, and no "
+                     "technique acts: expect slow or frozen motion; longgen presets list shows what there is")  # fmt: skip
+    if size != spec.size:
+        width, height = spec.size
+        notes.append(f"{size[0]}x{size[1]} is not the size {spec.name} was trained at ({width}x{height})")
+    return Plan(spec, preset, sample, frames_px, frames_lat, clip, acting, programs, table, tuple(notes))
+
+
+def _check_geometry(spec: BackboneSpec, size: tuple[int, int], frames_px: int, frames_lat: int) -> None:
+    most_px = frames.pixel_frames(ROTARY_ROWS, spec.stride_t)
+    if frames_lat > ROTARY_ROWS:
+        raise UsageError(f"{frames_px} frames are more than {spec.name} can address", accepted=f"1 to {most_px} frames",
+                         do="make it shorter, or several videos")  # fmt: skip
+    for side, length, multiple in zip(("width", "height"), size, spec.size_multiple, strict=True):
+        if length % multiple:
+            below = length // multiple * multiple
+            near = " or ".join(str(n) for n in (below, below + multiple) if n)
+            raise UsageError(f"{side} {length} does not fit {spec.name}", accepted=f"multiples of {multiple}", do=f"take {near}")
+
+
+def _acting(technique: Technique, spec: BackboneSpec, steps: int) -> Acting:
+    name = name_of(technique)
+    for need in technique.needs:
+        if need not in spec.capabilities:
+            able = ", ".join(s.name for s in SPECS.values() if need in s.capabilities)
+            raise UsageError(f"{name} needs {need}, which {spec.name} does not have", accepted=f"backbones that have it: {able}",
+                             do="choose one of them, or a preset without it")  # fmt: skip
+    layers = tuple(range(spec.layers)) if technique.layers == "all" else tuple(sorted(set(technique.layers)))
+    if layers and layers[-1] >= spec.layers:
+        raise UsageError(f"{name}.layers has {layers[-1]}, but {spec.name} has {spec.layers} layers",
+                         accepted=f"0 to {spec.layers - 1}", do=f"--set {name}.layers=[0,1] or leave it out")  # fmt: skip
+    return Acting(name, technique, layers, tuple(technique.step_range(steps)))
+
+
+def _refuse_contradictions(acting: tuple[Acting, ...]) -> None:
+    for one, other in itertools.combinations(acting, 2):
+        both = [claim for claim in one.technique.claims if claim in other.technique.claims]
+        if both and set(one.layers) & set(other.layers) and set(one.steps) & set(other.steps):
+            raise UsageError(f"{one.name} and {other.name} both decide {' and '.join(both)} in the same layers and steps",
+                             accepted="one of them there", do="remove one, or give them different layers or steps")  # fmt: skip
+
+
+def _programs(
+    acting: tuple[Acting, ...], clip: Clip, layers: int, steps: int
+) -> tuple[tuple[Program | None, ...], np.ndarray, list[str]]:
+    """The distinct programs, the table [L, S] of their indices, and the names of techniques that change nothing."""
+    programs: list[Program | None] = [None]
+    index_of: dict[tuple[object, ...], int] = {}
+    stacks: dict[tuple[int, ...], FramePlan] = {}
+    changes = {act.name: False for act in acting}
+    table = np.zeros((layers, steps), dtype=np.int64)
+    for layer, step in itertools.product(range(layers), range(steps)):
+        stack = tuple(i for i, act in enumerate(acting) if layer in act.layers and step in act.steps)
+        if not stack:
+            continue
+        if stack not in stacks:
+            plan = neutral(clip.frames_lat)
+            for act in (acting[i] for i in stack):
+                if isinstance(act.technique, FrameTechnique):
+                    reshaped = act.technique.reshape(plan, clip)
+                    changes[act.name] |= reshaped.key != plan.key
+                    plan = reshaped
+            stacks[stack] = plan
+        branches, fusion = {"main": stacks[stack]}, None
+        for act in (acting[i] for i in stack):
+            if isinstance(act.technique, Fusion):
+                fusion = act.technique
+                branches = fusion.branches(stacks[stack], clip, step, steps)
+                changes[act.name] |= any(plan.key != stacks[stack].key for plan in branches.values())
+        if len({plan.key for plan in branches.values()}) == 1:  # equal branches fuse to themselves
+            branches, fusion = {"main": next(iter(branches.values()))}, None
+        if fusion is None and next(iter(branches.values())).is_neutral:
+            continue
+        key = (tuple((name, plan.key) for name, plan in branches.items()), fusion)
+        if key not in index_of:
+            index_of[key] = len(programs)
+            programs.append(Program(branches, fusion))
+        table[layer, step] = index_of[key]
+    return tuple(programs), table, [name for name, changed in changes.items() if not changed]
+
+
+def count_label(numbers: tuple[int, ...], total: int) -> str:
+    """`all 30`, `0-9`, `0, 3-5 of 30`: a short way to write a sorted list of layers or steps."""
+    if len(numbers) == total:
+        return f"all {total}"
+    runs = []
+    for _, group in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        run = [number for _, number in group]
+        runs.append(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}")
+    return f"{', '.join(runs) or 'none'} of {total}"
+
+
+def human_bytes(count: float) -> str:
+    """`1.5 GB`: powers of 1000, two significant places below ten."""
+    if count < 1:
+        return "0 B"
+    power = min(int(math.log10(count)) // 3, 4)
+    return f"{count / 1000**power:.3g} {['B', 'kB', 'MB', 'GB', 'TB'][power]}"

@@ -1,0 +1,215 @@
+"""Presets: a closed TOML file, and what flags put over it.
+
+    schema = 1
+    name = "freespec"
+    description = "..."
+    source = "arXiv 2605.06509"
+
+    [sample]                 # defaults for a generation; each may be left out
+    steps = 50
+
+    [[technique]]            # stacked in any order
+    name = "freespec"
+    kappa = 3.0
+
+Precedence: flag, then LONGGEN_* variable, then preset, then the backbone's own default. Every error of a file is in
+one message. Nothing in a preset is ever executed.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from longgen import catalog
+from longgen.errors import LonggenError, MissingError, UsageError, unknown_name
+from longgen.technique import Technique
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SCHEMA = 1
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Sample(BaseModel):
+    """What a generation needs besides its prompt; None stands for the next source in the order of precedence.
+
+    frames: pixel frames. size: (width, height) in pixels. fps: of the file only, it never changes the motion.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    frames: Positive | None = None
+    size: tuple[Positive, Positive] | None = None
+    steps: Positive | None = None
+    guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
+    negative_prompt: str | None = None
+    fps: Annotated[int, Field(ge=1, le=240)] | None = None
+
+    def over(self, other: Sample) -> Sample:
+        """These values where they are given, those of `other` elsewhere."""
+        given = {key: value for key, value in self if value is not None}
+        return other.model_copy(update=given)
+
+
+class Preset(BaseModel):
+    """A named stack of techniques with defaults for sampling."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    name: str
+    description: str = ""
+    source: str = ""
+    sample: Sample = Sample()
+    techniques: tuple[Technique, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The preset as its TOML file would have it, every parameter written out."""
+        tables = [{"name": name_of(t), **t.model_dump(mode="json", exclude_none=True)} for t in self.techniques]
+        sample = self.sample.model_dump(mode="json", exclude_none=True)
+        head = {"schema": SCHEMA, "name": self.name, "description": self.description, "source": self.source}
+        return head | ({"sample": sample} if sample else {}) | ({"technique": tables} if tables else {})
+
+    def as_toml(self) -> str:
+        """The preset as a TOML file that `load` reads back equal."""
+        tables = self.as_dict()
+        techniques = tables.pop("technique", [])
+        sections = [("", tables), ("[sample]", tables.pop("sample", {})), *(("[[technique]]", table) for table in techniques)]
+        return "\n".join(
+            "\n".join([*([head] if head else []), *(f"{key} = {json.dumps(value)}" for key, value in table.items())]) + "\n"
+            for head, table in sections
+            if table
+        )
+
+
+def name_of(technique: Technique) -> str:
+    """The name that `technique` has in the catalog."""
+    place = f"{type(technique).__module__}:{type(technique).__qualname__}"
+    return next(name for name, row in catalog.TECHNIQUES.items() if row == place)
+
+
+def folder() -> Path:
+    """The folder of the presets that longgen ships: in the package when installed, beside it in a checkout."""
+    inside = Path(str(importlib.resources.files("longgen"))) / "presets"
+    return inside if inside.is_dir() else inside.parent.parent / "presets"
+
+
+def names() -> list[str]:
+    """The presets that longgen ships."""
+    return sorted(path.stem for path in folder().glob("*.toml"))
+
+
+def load(name: str, overrides: Iterable[str] = (), sample: Sample | None = None) -> Preset:
+    """The preset called `name`, or in the TOML file `name`, with `technique.key=value` overrides and `sample` put over it.
+
+    Raises UsageError for an unknown name, key or value, MissingError for a file that is not there.
+    """
+    tables = parse_file(_find(name))
+    for override in overrides:
+        _apply_override(tables, override)
+    preset = from_tables(tables, origin=name)
+    return preset if sample is None else preset.model_copy(update={"sample": sample.over(preset.sample)})
+
+
+def _find(name: str) -> Path:
+    if not name.endswith(".toml") and "/" not in name:
+        if name not in names():
+            raise unknown_name("preset", name, names(), "longgen presets list, or give a path that ends in .toml")
+        return folder() / f"{name}.toml"
+    if not Path(name).is_file():
+        raise MissingError(f"preset file {name} is not there", accepted="a TOML file, or one of " + ", ".join(names()),
+                           do="check the path")  # fmt: skip
+    return Path(name)
+
+
+def parse_file(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file. Raises UsageError where it is not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML: {error}", accepted="TOML 1.0 in UTF-8", do="mend the line named") from None
+    except OSError as error:
+        raise LonggenError(f"{path} cannot be read: {error.strerror}", do="check the file and its permissions") from None
+
+
+def from_tables(tables: Mapping[str, Any], origin: str) -> Preset:
+    """A Preset from parsed TOML. All errors of the file come in one UsageError, each with its place."""
+    errors: list[str] = []
+    rest = dict(tables)
+    if (schema := rest.pop("schema", SCHEMA)) != SCHEMA:
+        errors.append(f"schema: {schema!r}, but this longgen reads schema {SCHEMA}")
+    techniques = []
+    stack = rest.pop("technique", [])
+    if not isinstance(stack, list) or not all(isinstance(table, dict) for table in stack):
+        errors.append("technique: must be [[technique]] tables")
+        stack = []
+    for position, table in enumerate(stack):
+        parameters = dict(table)
+        name = parameters.pop("name", None)
+        if not isinstance(name, str):
+            errors.append(f"technique[{position}]: has no name; known: {', '.join(sorted(catalog.TECHNIQUES))}")
+            continue
+        try:
+            techniques.append(catalog.technique(name)(**parameters))
+        except UsageError as error:
+            errors.append(f"technique[{position}]: {error.given}")
+        except ValidationError as error:
+            errors += [explain(name, detail, catalog.technique(name)) for detail in error.errors()]
+    for key in ("techniques", "layers", "steps"):
+        if key in rest:
+            errors.append(f"{key}: unknown key at the top; techniques are [[technique]] tables")
+            del rest[key]
+    preset = None
+    try:
+        preset = Preset(**{"name": origin, **rest, "techniques": tuple(techniques)})
+    except ValidationError as error:
+        for detail in error.errors():
+            inside = Sample if detail["loc"][0] == "sample" and len(detail["loc"]) > 1 else Preset
+            errors.append(explain("", detail, inside))
+    if errors or preset is None:
+        raise UsageError(f"preset {origin}:\n" + "\n".join(f"    {line}" for line in errors),
+                         do="correct these; longgen presets show NAME prints a preset with every key")  # fmt: skip
+    return preset
+
+
+def explain(name: str, detail: Any, model: type[BaseModel]) -> str:
+    """One line for one pydantic error: key, given value, what is accepted."""
+    path = ".".join(str(part) for part in (name, *detail["loc"]) if part != "" and not str(part).startswith(("literal", "tuple")))
+    known = [key for key in model.model_fields if key != "techniques"]
+    if detail["type"] == "extra_forbidden":
+        return f"{path}: unknown key; known keys: {', '.join(known)}"
+    message = detail["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(detail["input"], dict) else f" = {detail['input']!r}"
+    return f"{path}{given}: {message[0].lower()}{message[1:]}"
+
+
+def _apply_override(tables: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    name, dot, key = path.strip().partition(".")
+    if not (separator and dot and name and key):
+        raise UsageError(f"--set {override!r} is not technique.key=value", accepted="for example window.frames=21",
+                         do="write it so")  # fmt: skip
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word, as a shell user types it
+    if name == "sample":
+        tables.setdefault("sample", {})[key] = value
+        return
+    targets = [table for table in tables.get("technique", []) if table.get("name") == name]
+    if not targets:
+        catalog.technique(name)
+        stacked = ", ".join(t["name"] for t in tables.get("technique", [])) or "none"
+        raise UsageError(f"--set {override}: the preset has no technique '{name}'", accepted=f"its techniques: {stacked}",
+                         do="choose a preset that has it, or write one")  # fmt: skip
+    for table in targets:
+        table[key] = value

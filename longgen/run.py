@@ -1,0 +1,367 @@
+"""One generation from plan to files.
+
+Beside `ball.mp4` stands the folder `ball.run/`:
+
+    run.json                  settings, versions, what acted where, seconds per phase, peak memory
+    checkpoint.safetensors    after every step, until sampling is done
+    latents.safetensors       from the end of sampling on, before decoding begins
+
+`resume` continues from whichever of the two is there; the latents come out equal, byte for byte.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import importlib.metadata
+import os
+import platform
+import re
+import resource
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from longgen import __version__, backbones, frames, preset
+from longgen.errors import LonggenError, MissingError, OutOfMemoryError, UsageError
+from longgen.plan import Plan, build
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from longgen.backbones.wan import WanBackbone
+
+SCHEMA = 1
+LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "imageio-ffmpeg")
+IDENTITY = ("prompt", "backbone", "preset", "sample", "seed", "dtype")  # settings that decide the latents
+
+
+class Progress(NamedTuple):
+    """One report: `phase` is load, sample or decode; `done` of `total`; seconds since the phase began and still to come."""
+
+    phase: str
+    done: int
+    total: int
+    elapsed_s: float
+    eta_s: float | None
+    memory_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What came out. `seconds` by phase; a phase that an earlier run did is 0."""
+
+    name: str
+    output: str
+    run: str
+    prompt: str
+    preset: str
+    backbone: str
+    seed: int
+    frames: int
+    fps: int
+    seconds: dict[str, float]
+    peak_memory_bytes: int
+    notes: tuple[str, ...] = ()
+    skipped: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def ignore_progress(progress: Progress) -> None:
+    pass
+
+
+def slug(prompt: str) -> str:
+    """A file name made of `prompt`: lower-case letters, digits and hyphens only, at most 60 of them."""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")
+    return words[:60].strip("-") or "video"
+
+
+def output_path(output: str | None, prompt: str, seed: int, taken: Iterable[Path] = ()) -> Path:
+    """Where the video goes: `output` if it is a file name in .mp4, else `<slug>-<seed>.mp4` in the folder `output`."""
+    if output is not None and not output.endswith("/") and not Path(output).is_dir():
+        suffix = Path(output).suffix
+        if suffix.lower() == ".mp4":
+            return Path(output)
+        if suffix:
+            raise UsageError(f"--output {output}: longgen writes MP4 only", accepted="a name in .mp4, or a folder",
+                             do=f"take {Path(output).with_suffix('.mp4')}")  # fmt: skip
+    stem = Path(output or ".") / f"{slug(prompt)}-{seed}"
+    path, number = stem.with_name(stem.name + ".mp4"), 2
+    while path in taken:
+        path, number = stem.with_name(f"{stem.name}-{number}.mp4"), number + 1
+    return path
+
+
+def run_folder(output: Path) -> Path:
+    return output.with_suffix(".run")
+
+
+def settings_of(plan: Plan, prompt: str, seed: int, dtype: str) -> dict[str, Any]:
+    """Everything needed to make the same file again; it is stored in the file itself."""
+    return {
+        "longgen": __version__,
+        "schema": SCHEMA,
+        "prompt": prompt,
+        "backbone": plan.spec.name,
+        "preset": {key: value for key, value in plan.preset.as_dict().items() if key != "sample"},
+        "sample": plan.sample.model_dump(mode="json"),
+        "seed": seed,
+        "dtype": dtype,
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+    }
+
+
+def memory_bytes(device: str) -> int:
+    """Peak so far: of the GPU where there is one, else of the process."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class _Phase:
+    """Times one phase and reports its progress."""
+
+    def __init__(self, name: str, total: int, device: str, report: Callable[[Progress], None], done: int = 0) -> None:
+        self.name, self.total, self.device, self.report, self.first = name, total, device, report, done
+        self.start = time.monotonic()
+        self.at(done)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+    def at(self, done: int) -> None:
+        computed = done - self.first
+        eta = self.seconds / computed * (self.total - done) if computed else None
+        self.report(Progress(self.name, done, self.total, self.seconds, eta, memory_bytes(self.device)))
+
+
+def generate_one(
+    backbone: WanBackbone,
+    plan: Plan,
+    prompt: str,
+    seed: int,
+    output: Path,
+    resume: bool = False,
+    report: Callable[[Progress], None] = ignore_progress,
+    load_s: float = 0.0,
+) -> Result:
+    """Samples, saves and decodes one video to `output`. With `resume`, goes on from what the run folder holds."""
+    import torch
+
+    from longgen import checkpoint
+    from longgen.sampling import direct
+
+    folder, device = run_folder(output), str(backbone.device)
+    settings = settings_of(plan, prompt, seed, backbone.dtype)
+    seconds = {"load": round(load_s, 3), "sample": 0.0, "decode": 0.0}
+    make_folder(folder)
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+    saved_latents, saved_step = folder / "latents.safetensors", folder / "checkpoint.safetensors"
+    record = _record(plan, settings, device)
+
+    def write_record(status: str) -> None:
+        record.update(status=status, seconds=seconds, peak_memory_bytes=memory_bytes(device))
+        checkpoint.save_json(folder / "run.json", record)
+
+    if not resume:
+        for old in (saved_latents, saved_step):
+            old.unlink(missing_ok=True)
+    write_record("running")
+    try:
+        if saved_latents.is_file():
+            tensors, kept = checkpoint.load_tensors(saved_latents)
+            _same_run(kept, settings, saved_latents)
+            latents = tensors["latents"]
+        else:
+            state = None
+            if saved_step.is_file():
+                tensors, kept = checkpoint.load_tensors(saved_step)
+                _same_run(kept, settings, saved_step)
+                state = direct.State(kept["done"], tensors["latents"], checkpoint.unpack(tensors, kept["scheduler"]))
+            phase = _Phase("sample", plan.steps, device, report, done=state.done if state else 0)
+
+            def on_step(now: direct.State) -> None:
+                tensors, described = checkpoint.pack(now.scheduler, "scheduler")
+                tensors["latents"] = now.latents
+                checkpoint.save_tensors(saved_step, tensors, settings | {"done": now.done, "scheduler": described})
+                phase.at(now.done)
+
+            noise = torch.randn(backbone.latent_shape(plan), generator=torch.Generator().manual_seed(seed))
+            latents = direct.sample(backbone, plan, prompt, noise, on_step, state)
+            seconds["sample"] = round(phase.seconds, 3)
+            checkpoint.save_tensors(saved_latents, {"latents": latents}, settings)
+        saved_step.unlink(missing_ok=True)
+        write_record("sampled")
+        seconds["decode"] = decode_to(backbone.pipe.vae, latents, plan, output, settings, report)
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+            raise
+        gc.collect()
+        raise _out_of_memory(error, "decoding" if saved_latents.is_file() else "sampling", saved_latents, device) from error
+    write_record("done")
+    return _result(output, settings, plan, seconds, memory_bytes(device))
+
+
+def decode_to(
+    vae: Any, latents: Tensor, plan: Plan, output: Path, settings: dict[str, Any], report: Callable[[Progress], None]
+) -> float:
+    """Decodes latents [1, C, T, h, w] into the MP4 `output`, a latent frame at a time; returns the seconds it took."""
+    from longgen.backbones.wan import decode
+    from longgen.video import Writer
+
+    phase = _Phase("decode", plan.frames_lat, str(vae.device), report)
+    with Writer(output, plan.size, plan.sample.fps or plan.spec.fps, settings) as writer:
+        for done, chunk in enumerate(decode(vae, latents), start=1):
+            writer.add(chunk)
+            phase.at(done)
+    return round(phase.seconds, 3)
+
+
+def unfinished(output: Path) -> str | None:
+    """What an earlier run left unfinished for `output`, in words, or None."""
+    folder = run_folder(output)
+    if (folder / "checkpoint.safetensors").is_file():
+        return "a run that was interrupted while sampling"
+    if (folder / "latents.safetensors").is_file() and not output.is_file():
+        return "latents that were not decoded"
+    return None
+
+
+def make_folder(folder: Path) -> None:
+    """Creates the run folder. Raises LonggenError where that is not allowed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder.parent, os.W_OK):
+            raise PermissionError(13, "no permission to write", str(folder.parent))
+    except OSError as error:
+        raise LonggenError(f"{folder} cannot be created: {error.strerror}", accepted="a folder that may be written to",
+                           do="give another --output") from None  # fmt: skip
+
+
+def stored_settings(output: Path) -> dict[str, Any]:
+    """The settings of an earlier run of `output`. Raises MissingError where there is none."""
+    import json
+
+    path = run_folder(output) / "run.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return record["settings"]
+    except FileNotFoundError:
+        raise MissingError(f"--resume: {path} is not there", accepted="the --output of a run that was interrupted",
+                           do="leave --resume out to start") from None  # fmt: skip
+    except (ValueError, KeyError, TypeError):
+        raise LonggenError(
+            f"{path} is damaged", accepted="run.json as longgen writes it", do="start again with --overwrite"
+        ) from None
+
+
+def finished_result(output: Path, settings: dict[str, Any], plan: Plan) -> Result:
+    """The result of a run that is already complete."""
+    return dataclasses.replace(_result(output, settings, plan, {"load": 0.0, "sample": 0.0, "decode": 0.0}, 0), skipped=True)
+
+
+def draw_seed() -> int:
+    return secrets.randbelow(2**31)
+
+
+def generate(
+    prompt: str,
+    output: str | Path,
+    *,
+    preset_name: str = "direct",
+    overrides: Iterable[str] = (),
+    backbone: str | None = None,
+    sample: preset.Sample | None = None,
+    duration: str | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    resume: bool = False,
+    report: Callable[[Progress], None] = ignore_progress,
+) -> Result:
+    """Makes one video. The Python face of `longgen generate`.
+
+    sample: `longgen.Sample(frames=321, steps=20, ...)`. Raises LonggenError and its kinds.
+    """
+    from longgen.backbones.spec import find
+
+    spec = find(backbone or backbones.default_backbone())
+    chosen = preset.load(preset_name, overrides, with_duration(sample or preset.Sample(), duration, spec.fps))
+    plan = build(chosen, spec)
+    device = device or backbones.default_device()
+    start = time.monotonic()
+    loaded = backbones.load(spec, device, dtype or backbones.default_dtype(spec, device))
+    load_s = time.monotonic() - start
+    seed = draw_seed() if seed is None else seed
+    return generate_one(loaded, plan, prompt, seed, output_path(str(output), prompt, seed), resume, report, load_s)
+
+
+def with_duration(sample: preset.Sample, duration: str | None, fps: int) -> preset.Sample:
+    """`sample` with `duration` turned into frames, at its own fps or the backbone's."""
+    if duration is None:
+        return sample
+    if sample.frames is not None:
+        raise UsageError("--frames and --duration are both given", accepted="one of them", do="leave one out")
+    return sample.model_copy(update={"frames": frames.duration_frames(duration, sample.fps or fps)})
+
+
+def _same_run(kept: dict[str, Any], settings: dict[str, Any], path: Path) -> None:
+    different = [key for key in IDENTITY if kept.get(key) != settings[key]]
+    if different:
+        raise UsageError(f"--resume: {path} was made with another {', '.join(different)}",
+                         accepted="the settings the run began with (longgen generate -o ... --resume alone takes them)",
+                         do="give the same settings, or --overwrite to start again")  # fmt: skip
+
+
+def _record(plan: Plan, settings: dict[str, Any], device: str) -> dict[str, Any]:
+    described = plan.as_dict()
+    return {
+        "schema": SCHEMA,
+        "status": "running",
+        "settings": settings,
+        "frames": plan.frames_px,
+        "latent_frames": plan.frames_lat,
+        "techniques": described["techniques"],
+        "branches": described["branches"],
+        "cost_ratio": described["cost_ratio"],
+        "notes": described["notes"],
+        "device": _device_name(device),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "seconds": {},
+        "peak_memory_bytes": 0,
+    }
+
+
+def _device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        import torch
+
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({platform.processor() or platform.machine()}, {os.cpu_count()} cores)"
+
+
+def _result(output: Path, settings: dict[str, Any], plan: Plan, seconds: dict[str, float], peak: int) -> Result:
+    return Result(
+        output.stem, str(output), str(run_folder(output)), settings["prompt"], plan.preset.name, plan.spec.name,
+        settings["seed"], plan.frames_px, plan.sample.fps or plan.spec.fps, seconds, peak, plan.notes,
+    )  # fmt: skip
+
+
+def _out_of_memory(error: BaseException, stage: str, saved: Path, device: str) -> OutOfMemoryError:
+    cheapest = "take fewer --frames or a smaller --size"
+    if device.startswith("cuda"):
+        cheapest = "add --offload model (or sequential), then " + cheapest
+    kept = f"; the latents are in {saved}: longgen decode {saved}" if stage == "decoding" else "; then add --resume"
+    return OutOfMemoryError(f"out of memory while {stage}: {str(error).splitlines()[0][:200]}",
+                            accepted="what longgen plan estimates fits the device", do=cheapest + kept)  # fmt: skip

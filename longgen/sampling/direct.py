@@ -1,0 +1,101 @@
+"""Direct sampling: the backbone's own pipeline, all frames at once, with a checkpoint after every step.
+
+The pipeline stays as it is. Its step callback hands out the latents and the scheduler's state; on resume a hook on the
+transformer answers the steps that are done without computing them, and the callback then puts latents and scheduler
+state back, so that the rest runs on exactly what the interrupted run had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.hooks import HookRegistry, ModelHook
+from torch import Tensor
+
+from longgen.backbones.wan import WanBackbone
+from longgen.plan import Plan
+
+_RESUME = "longgen_resume"
+
+
+class State(NamedTuple):
+    """A run after `done` steps: latents [1, C, T, h, w] and everything the scheduler keeps between steps."""
+
+    done: int
+    latents: Tensor
+    scheduler: dict[str, Any]
+
+
+class _AnswerDoneSteps(ModelHook):
+    """Answers model calls with zeros while `clock` stands before step `done`."""
+
+    def __init__(self, done: int, clock: Any) -> None:
+        super().__init__()
+        self.done, self.clock = done, clock
+
+    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if self.clock.index < self.done:
+            return (torch.zeros_like(kwargs["hidden_states"]),)
+        return self.fn_ref.original_forward(*args, **kwargs)
+
+
+def sample(
+    backbone: WanBackbone,
+    plan: Plan,
+    prompt: str,
+    latents: Tensor,
+    on_step: Callable[[State], None],
+    resume: State | None = None,
+) -> Tensor:
+    """Denoises `latents` [1, C, T, h, w] by `plan`; returns the final latents, before the VAE.
+
+    on_step: called after each step with the run's state; the state is only valid during the call.
+    """
+    if resume is not None and resume.done == plan.steps:
+        return resume.latents
+    scheduler, clock = backbone.pipe.scheduler, backbone.clock
+    scheduler.set_timesteps(plan.steps, device=backbone.device)
+    clock.timesteps = tuple(scheduler.timesteps.tolist())
+    clock.index = 0
+
+    def after_step(pipe: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        clock.index = min(index + 1, plan.steps - 1)
+        if resume is None or index + 1 > resume.done:
+            on_step(State(index + 1, tensors["latents"], scheduler_state(scheduler)))
+        elif index + 1 == resume.done:
+            tensors["latents"] = resume.latents.to(tensors["latents"])
+            for name, value in resume.scheduler.items():
+                now = getattr(scheduler, name)
+                setattr(scheduler, name, _to(value, now.device if isinstance(now, Tensor) else backbone.device))
+        return tensors
+
+    registry = HookRegistry.check_if_exists_or_initialize(backbone.transformer)
+    if resume is not None:
+        registry.register_hook(_AnswerDoneSteps(resume.done, clock), _RESUME)
+    try:
+        with backbone.installed(plan):
+            return backbone.pipe(
+                **backbone.call_arguments(plan, prompt), latents=latents, output_type="latent", callback_on_step_end=after_step
+            ).frames
+    finally:
+        if resume is not None:
+            registry.remove_hook(_RESUME, recurse=False)
+
+
+def scheduler_state(scheduler: Any) -> dict[str, Any]:
+    """What `scheduler` keeps between steps: its tensors, numbers and lists of these."""
+    simple = (Tensor, int, float, str, type(None))
+    return {
+        name: value
+        for name, value in vars(scheduler).items()
+        if not name.startswith("_internal")
+        and (isinstance(value, simple) or (isinstance(value, list) and all(isinstance(item, simple) for item in value)))
+    }
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    if isinstance(value, list):
+        return [_to(item, device) for item in value]
+    return value.to(device) if isinstance(value, Tensor) else value

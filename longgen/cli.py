@@ -183,7 +183,7 @@ def generate(
         if left and not resume and not overwrite:
             raise UsageError(f"{run.run_folder(path)} holds {left}", accepted="--resume or --overwrite",
                              do="--resume to go on from there, --overwrite to start again")  # fmt: skip
-        run.make_folder(run.run_folder(path))
+        run.check_writable(path)
     results = run_jobs(spec, plan, jobs, device, dtype, offload, resume, quiet)
     report_results(results, len(jobs), as_json, single=prompts is None)
 
@@ -332,7 +332,8 @@ def decode(
     folder = latents.absolute().parent
     target = output or (folder.with_suffix(".mp4") if folder.suffix == ".run" else latents.with_suffix(".mp4"))
     target = run.output_path(str(target), kept["prompt"], kept["seed"])
-    run.make_folder(target.absolute().parent)
+    run.check_writable(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
     settings = {key: value for key, value in kept.items() if key not in ("done", "scheduler")}
     with progress(quiet) as report:
         report(run.Progress("load", 0, 1, 0.0, None, run.memory_bytes("cpu")))

@@ -274,8 +274,10 @@ def _programs(
                 fusion = act.technique
                 branches = fusion.branches(stacks[stack], clip, step, steps)
                 changes[act.name] |= any(plan.key != stacks[stack].key for plan in branches.values())
-        if len({plan.key for plan in branches.values()}) == 1:  # equal branches fuse to themselves
-            branches, fusion = {"main": next(iter(branches.values()))}, None
+        if len(branches) > 1 and len({plan.key for plan in branches.values()}) == 1:
+            branches = {"main": next(iter(branches.values()))}  # equal branches fuse to themselves
+        if len(branches) == 1:
+            fusion = None
         if fusion is None and next(iter(branches.values())).is_neutral:
             continue
         key = (tuple((name, plan.key) for name, plan in branches.items()), fusion)

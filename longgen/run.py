@@ -163,7 +163,8 @@ def generate_one(
     folder, device = run_folder(output), str(backbone.device)
     settings = settings_of(plan, prompt, seed, backbone.dtype)
     seconds = {"load": round(load_s, 3), "sample": 0.0, "decode": 0.0}
-    make_folder(folder)
+    check_writable(output)
+    folder.mkdir(parents=True, exist_ok=True)
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
     saved_latents, saved_step = folder / "latents.safetensors", folder / "checkpoint.safetensors"
@@ -237,15 +238,14 @@ def unfinished(output: Path) -> str | None:
     return None
 
 
-def make_folder(folder: Path) -> None:
-    """Creates the run folder. Raises LonggenError where that is not allowed."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder.parent, os.W_OK):
-            raise PermissionError(13, "no permission to write", str(folder.parent))
-    except OSError as error:
-        raise LonggenError(f"{folder} cannot be created: {error.strerror}", accepted="a folder that may be written to",
-                           do="give another --output") from None  # fmt: skip
+def check_writable(output: Path) -> None:
+    """Raises LonggenError where `output` or the run folder beside it could not be written; creates nothing."""
+    folder = output.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise LonggenError(f"{output} cannot be written: {folder} is {'not to be written to' if folder.is_dir() else 'no folder'}",
+                           accepted="a place in a folder that may be written to", do="give another --output")  # fmt: skip
 
 
 def stored_settings(output: Path) -> dict[str, Any]:

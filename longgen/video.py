@@ -68,7 +68,10 @@ class Writer:
                 self._process.stdin.close()
             if self._process.wait() != 0:
                 raise self._failure()
-            os.replace(self.partial, self.path)
+            try:
+                os.replace(self.partial, self.path)
+            except OSError as refused:
+                raise self._failure(refused.strerror) from None
         finally:
             self._process.wait()
             if self._process.stdin and not self._process.stdin.closed:
@@ -78,10 +81,10 @@ class Writer:
             with contextlib.suppress(OSError):
                 self.partial.unlink(missing_ok=True)
 
-    def _failure(self) -> LonggenError:
+    def _failure(self, reason: str | None = None) -> LonggenError:
         self._process.wait()
         self._log.seek(0)
-        said = self._log.read().decode(errors="replace").strip().splitlines() or ["no reason given"]
+        said = [reason] if reason else self._log.read().decode(errors="replace").strip().splitlines() or ["no reason given"]
         return LonggenError(f"{self.path} could not be written: {said[0]}", accepted="a folder with room that may be written to",
                             do="longgen decode on the run's latents.safetensors writes it again, to -o ELSEWHERE.mp4")  # fmt: skip
 

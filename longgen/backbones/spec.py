@@ -120,7 +120,7 @@ def find(name: str) -> BackboneSpec:
 
 
 def _from_folder(folder: Path) -> BackboneSpec:
-    return _from_configs(str(folder), *(_read_json(folder / part) for part in _CONFIGS))
+    return _from_configs(str(folder.resolve()), *(_read_json(folder / part) for part in _CONFIGS))
 
 
 def _from_hub(hub_id: str) -> BackboneSpec:

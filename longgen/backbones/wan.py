@@ -236,6 +236,7 @@ def load(spec: BackboneSpec, device: str, dtype: str, offload: str = "none") -> 
                          accepted="--offload none", do="leave --offload out")  # fmt: skip
     if dtype == "fp16" and place.type == "cpu":
         raise UsageError("--dtype fp16 cannot run on a CPU", accepted="fp32 or bf16", do="leave --dtype out")
+    diffusers_logging.set_verbosity_error()  # what they warn of on loading, the error below says
     diffusers_logging.disable_progress_bar()  # the command line shows its own
     transformers_logging.disable_progress_bar()
     kinds = {"default": DTYPES[dtype], "vae": torch.float32}

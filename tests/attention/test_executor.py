@@ -1,0 +1,168 @@
+"""The executor against one dense softmax over [T n, T n], on random tables and on every structure it recognises.
+
+Legend: B batch, T frames, n tokens per frame, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
+from torch import Tensor
+
+from longgen.attention import executor, structure
+from longgen.backbones.wan import Rotary, WanCall
+from longgen.frameplan import FramePlan, Pass, neutral, visible_from_ranges
+from longgen.frames import local_windows
+
+B, T, SIDE, H, D = 2, 9, 2, 3, 24
+N_FRAME = SIDE * SIDE
+T_DIM = D - 4 * (D // 6)
+
+
+def dense(plan: FramePlan, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The definition, in double precision and complex numbers: softmax over all tokens of rotated, masked logits."""
+    q, k, v = (x.double().transpose(1, 2) for x in (q, k, v))  # [B, H, N, D]
+    qc, kc = (torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) for x in (q, k))
+    scale = torch.ones(T_DIM // 2) if plan.scale is None else torch.from_numpy(plan.scale)
+    theta_t = 10000.0 ** (-torch.arange(0, T_DIM, 2).double() / T_DIM) * scale
+    hw = 2 * (D // 6)
+    theta_s = 10000.0 ** (-torch.arange(0, hw, 2).double() / hw)
+    index = torch.arange(T * N_FRAME)
+    frame, row, column = index // N_FRAME, index % N_FRAME // SIDE, index % SIDE
+    total = torch.zeros_like(q)
+    for one in plan.passes:
+        rel = torch.from_numpy(one.rel)[frame][:, frame]  # [N, N]
+        parts = [(rel, theta_t), (row[:, None] - row[None, :], theta_s), (column[:, None] - column[None, :], theta_s)]
+        logits, start = torch.zeros(q.shape[0], H, len(index), len(index), dtype=torch.float64), 0
+        for distance, theta in parts:
+            for component, rate in enumerate(theta, start=start):
+                turned = qc[..., component].unsqueeze(-1) * kc[..., component].conj().unsqueeze(-2)
+                logits += (turned * torch.exp(1j * distance * rate)).real
+            start += len(theta)
+        seen = torch.from_numpy(one.visible)[frame][:, frame]
+        weights = (logits / D**0.5).masked_fill(~seen, -torch.inf).softmax(-1)
+        total += torch.from_numpy(one.weight)[frame].view(1, 1, -1, 1) * (weights @ v)
+    return total.transpose(1, 2)
+
+
+@pytest.fixture
+def qkv() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(B, T * N_FRAME, H, D, generator=generator) for _ in range(3))
+    return q, k, v
+
+
+@pytest.fixture
+def family() -> WanCall:
+    rope = WanRotaryPosEmbed(D, (1, 1, 1), 64)
+    stock = rope(torch.zeros(1, 1, T, SIDE, SIDE))
+    frequencies = 10000.0 ** (-torch.arange(0, T_DIM, 2, dtype=torch.float64) / T_DIM)
+    return WanCall(stock, Rotary(frequencies), None, None, T)
+
+
+def plan_of(rel: Any = None, visible: Any = None, scale: Any = None) -> FramePlan:
+    plain = neutral(T).passes[0]
+    one = Pass(plain.rel if rel is None else rel, plain.visible if visible is None else visible, np.ones(T))
+    return FramePlan((one,), scale)
+
+
+def separable(positions: np.ndarray) -> np.ndarray:
+    return positions[:, None] - positions[None, :]
+
+
+RANDOM = np.random.default_rng(0)
+SEEN = RANDOM.random((T, T)) < 0.5
+SEEN[np.diag_indices(T)] = True
+REL = RANDOM.uniform(-30, 30, (T, T))
+HALF = RANDOM.random(T)
+SINK = visible_from_ranges(local_windows(T, 3, "clip"))
+SINK[:, 0] = True
+PLANS = {
+    "neutral": plan_of(),
+    "scaled": plan_of(scale=np.array([1.0, 0.5, 1.3, 1.0])),
+    "interpolated": plan_of(rel=separable(np.arange(T) / 3)),
+    "any positions": plan_of(rel=separable(RANDOM.uniform(-9, 9, T))),
+    "shifted window": plan_of(visible=visible_from_ranges(local_windows(T, 5, "shift"))),
+    "clipped window": plan_of(visible=visible_from_ranges(local_windows(T, 4, "clip"))),
+    "interpolated, scaled window": plan_of(
+        separable(np.arange(T) / 3), visible_from_ranges(local_windows(T, 5, "shift")), np.array([1.0, 0.5, 1.3, 1.0])
+    ),
+    "sink and window": plan_of(visible=SINK),
+    "blocks": plan_of(visible=np.kron(np.eye(3, dtype=bool), np.ones((3, 3), dtype=bool))),
+    "random visible": plan_of(visible=SEEN),
+    "random rel": plan_of(rel=REL),
+    "random rel and visible, scaled": plan_of(REL, SEEN, np.array([1.0, 0.5, 1.3, 1.0])),
+    "two weighted passes": FramePlan((Pass(REL, SEEN, HALF), Pass(neutral(T).passes[0].rel, SINK, 1 - HALF))),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_equals_dense_softmax(name: str, family: WanCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    difference = (executor.run_plan(PLANS[name], family, *qkv).double() - dense(PLANS[name], *qkv)).abs().max().item()
+    print(f"{name}: max difference {difference:.2e}")
+    assert difference < 1e-5
+
+
+def test_neutral_is_the_stock_call(family: WanCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    q, k, v = qkv
+    stock = family.attend(family.rotate(q, None, None), family.rotate(k, None, None), v)
+    assert torch.equal(executor.run_plan(neutral(T), family, q, k, v), stock)
+
+
+def test_rotation_to_native_positions_is_the_stock_rotation(family: WanCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    native = np.arange(T, dtype=np.float64)
+    assert torch.equal(family.rotate(qkv[0], native, None), family.rotate(qkv[0], None, None))
+    assert torch.equal(family.rotate(qkv[0], None, np.ones(T_DIM // 2)), family.rotate(qkv[0], None, None))
+
+
+def test_the_tables_matter(family: WanCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Each plan differs from the neutral one, so that the comparisons above are not empty."""
+    plain = executor.run_plan(neutral(T), family, *qkv)
+    for name, plan in PLANS.items():
+        if name != "neutral":
+            assert (executor.run_plan(plan, family, *qkv) - plain).abs().max() > 1e-2, name
+
+
+@pytest.mark.parametrize(
+    ("name", "calls", "sliding", "rotated_once"),
+    [
+        ("neutral", 1, 0, True),
+        ("interpolated", 1, 0, True),
+        ("shifted window", 3, 1, True),
+        ("clipped window", 4, 1, True),
+        ("blocks", 3, 0, True),
+        ("sink and window", 9, 0, True),
+        ("random rel", T, 0, False),
+    ],
+)
+def test_structure_is_recognised(name: str, calls: int, sliding: int, rotated_once: bool) -> None:
+    schedule = structure.analyse(PLANS[name].passes[0])
+    assert len(schedule.calls) == calls
+    assert sum(call.sliding for call in schedule.calls) == sliding
+    assert (schedule.positions is not None) == rotated_once
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_calls_cover_each_query_frame_once(name: str) -> None:
+    for one in PLANS[name].passes:
+        rebuilt = np.zeros_like(one.visible)
+        counts = np.zeros(T, dtype=int)
+        for call in structure.analyse(one).calls:
+            for moved, i in enumerate(range(*call.queries)):
+                counts[i] += 1
+                for start, stop in call.keys:
+                    rebuilt[i, start + moved * call.sliding : stop + moved * call.sliding] = True
+        assert np.array_equal(rebuilt, one.visible)
+        assert (counts == 1).all()
+
+
+def test_windows_are_views(family: WanCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    x = qkv[0][0]
+    windows = executor._windows(x, N_FRAME, 3 * N_FRAME, 4, N_FRAME)
+    assert windows.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+    for index, window in enumerate(windows):
+        assert torch.equal(window, x[(1 + index) * N_FRAME : (4 + index) * N_FRAME])

@@ -1,0 +1,135 @@
+"""The Wan backbone against stock WanPipeline, bit for bit where nothing is asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from longgen.backbones import wan
+from longgen.backbones.spec import SPECS, TINY, BackboneSpec
+from longgen.plan import Plan
+from longgen.sampling import direct
+
+PROMPT = "a small cyan triangle orbiting on a sand background"
+
+
+def noise(tiny: Any, plan: Plan, seed: int = 3) -> Tensor:
+    return torch.randn(tiny.latent_shape(plan), generator=torch.Generator().manual_seed(seed))
+
+
+def stock(tiny: Any, plan: Plan, **arguments: Any) -> Any:
+    """The pipeline as any diffusers user would call it."""
+    return tiny.pipe(
+        prompt=PROMPT, negative_prompt=plan.sample.negative_prompt, height=plan.size[1], width=plan.size[0],
+        num_frames=plan.frames_px, num_inference_steps=plan.steps, guidance_scale=plan.sample.guidance_scale,
+        max_sequence_length=24, generator=torch.Generator().manual_seed(3), **arguments,
+    ).frames  # fmt: skip
+
+
+@pytest.mark.parametrize("frames_px", [17, 101])
+def test_no_technique_is_the_stock_pipeline_bit_for_bit(tiny: Any, tiny_plan: Callable[..., Plan], frames_px: int) -> None:
+    plan = tiny_plan("direct", frames=frames_px, steps=3)
+    latents = direct.sample(tiny, plan, PROMPT, noise(tiny, plan), lambda state: None)
+    assert torch.equal(latents, stock(tiny, plan, output_type="latent"))
+    frames = np.concatenate(list(wan.decode(tiny.pipe.vae, latents)))
+    assert np.array_equal(frames, (stock(tiny, plan, output_type="np")[0] * 255).round().astype(np.uint8))
+
+
+@pytest.mark.parametrize("name", ["sliding-window", "freespec", "riflex"])
+def test_at_native_length_every_technique_is_the_identity(tiny: Any, tiny_plan: Callable[..., Plan], name: str) -> None:
+    plan = tiny_plan(name, steps=2)
+    assert not plan.table.any()
+    latents = direct.sample(tiny, plan, PROMPT, noise(tiny, plan), lambda state: None)
+    assert torch.equal(latents, stock(tiny, plan, output_type="latent"))
+
+
+def test_freespec_without_guidance_is_the_sliding_window(tiny: Any, tiny_plan: Callable[..., Plan]) -> None:
+    zero = ("freespec.alpha=0", "freespec.lambda_start=0", "freespec.lambda_end=0")
+    plans = [tiny_plan("freespec", zero, frames=121, steps=2), tiny_plan("sliding-window", frames=121, steps=2)]
+    one, other = (direct.sample(tiny, plan, PROMPT, noise(tiny, plan), lambda state: None) for plan in plans)
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["sliding-window", "freespec", "riflex"])
+def test_techniques_change_a_long_clip_and_leave_no_trace(tiny: Any, tiny_plan: Callable[..., Plan], name: str) -> None:
+    plan, plain = tiny_plan(name, frames=121, steps=2), tiny_plan("direct", frames=121, steps=2)
+    before = direct.sample(tiny, plain, PROMPT, noise(tiny, plan), lambda state: None)
+    processors = [block.attn1.processor for block in tiny.transformer.blocks]
+    changed = direct.sample(tiny, plan, PROMPT, noise(tiny, plan), lambda state: None)
+    assert not torch.allclose(changed, before, atol=1e-4)
+    assert all(block.attn1.processor is stock for block, stock in zip(tiny.transformer.blocks, processors, strict=True))
+    assert torch.equal(direct.sample(tiny, plain, PROMPT, noise(tiny, plan), lambda state: None), before)
+
+
+def test_layers_with_equal_programs_share_one_processor(tiny: Any, tiny_plan: Callable[..., Plan]) -> None:
+    plan = tiny_plan("sliding-window", ("window.layers=[0,2,5]",), frames=121)
+    with tiny.installed(plan):
+        processors = [block.attn1.processor for block in tiny.transformer.blocks]
+    planned = [i for i, processor in enumerate(processors) if isinstance(processor, wan.PlannedAttention)]
+    assert planned == [0, 2, 5]
+    assert len({id(processors[i]) for i in planned}) == 1
+
+
+def test_layers_and_steps_are_obeyed(tiny: Any, tiny_plan: Callable[..., Plan]) -> None:
+    """A technique that acts on one layer in the last step leaves the latents of the steps before as they are."""
+    plain = tiny_plan("direct", frames=121, steps=4)
+    late = tiny_plan("sliding-window", ("window.layers=[1]", "window.steps=[0.75, 1.0]"), frames=121, steps=4)
+    traces: list[list[Tensor]] = [[], []]
+    for plan, trace in zip((plain, late), traces, strict=True):
+        direct.sample(tiny, plan, PROMPT, noise(tiny, plan), lambda state, trace=trace: trace.append(state.latents.clone()))
+    assert [torch.equal(a, b) for a, b in zip(*traces, strict=True)] == [True, True, True, False]
+
+
+def test_streaming_decode_is_the_full_decode(tiny: Any) -> None:
+    latents = torch.randn(1, TINY.latent_channels, 7, 4, 4, generator=torch.Generator().manual_seed(0))
+    config = tiny.pipe.vae.config
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
+    with torch.no_grad():
+        full = tiny.pipe.vae.decode(latents / (1.0 / std) + mean).sample
+    full = tiny.pipe.video_processor.postprocess_video(full, output_type="np")[0]
+    chunks = list(wan.decode(tiny.pipe.vae, latents))
+    assert [len(chunk) for chunk in chunks] == [1, 4, 4, 4, 4, 4, 4]
+    assert np.array_equal(np.concatenate(chunks), (full * 255).round().astype(np.uint8))
+
+
+def test_fused_projections_serve_too(tiny: Any, tiny_plan: Callable[..., Plan]) -> None:
+    plan = tiny_plan("sliding-window", frames=121, steps=1)
+    apart = direct.sample(tiny, plan, PROMPT, noise(tiny, plan), lambda state: None)
+    for block in tiny.transformer.blocks:
+        block.attn1.fuse_projections()
+    try:
+        fused = direct.sample(tiny, plan, PROMPT, noise(tiny, plan), lambda state: None)
+    finally:
+        for block in tiny.transformer.blocks:
+            block.attn1.unfuse_projections()
+    assert torch.allclose(apart, fused, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_spec_counts_the_parameters_of_the_real_transformer(spec: BackboneSpec) -> None:
+    from diffusers import WanTransformer3DModel
+
+    text_dim, freq_dim = (64, 64) if spec.name == "tiny" else (4096, 256)
+    with torch.device("meta"):
+        model = WanTransformer3DModel(
+            patch_size=spec.patch, num_attention_heads=spec.heads, attention_head_dim=spec.head_dim, ffn_dim=spec.ffn_dim,
+            in_channels=spec.latent_channels, out_channels=spec.latent_channels, num_layers=spec.layers, text_dim=text_dim,
+            freq_dim=freq_dim, rope_max_seq_len=1024,
+        )  # fmt: skip
+    assert sum(p.numel() for p in model.parameters()) == spec.parameters
+    assert model.rope.t_dim == spec.rotary_dims
+
+
+def test_the_shipped_model_is_what_its_spec_says(tiny: Any) -> None:
+    config, vae = tiny.transformer.config, tiny.pipe.vae.config
+    assert (config.num_layers, config.num_attention_heads, config.attention_head_dim) == (TINY.layers, TINY.heads, TINY.head_dim)
+    assert (vae.scale_factor_temporal, vae.scale_factor_spatial, vae.z_dim) == (TINY.stride_t, TINY.stride_hw, TINY.latent_channels)
+    companions = sum(p.numel() for model in (tiny.pipe.vae, tiny.pipe.text_encoder) for p in model.parameters())
+    assert companions == TINY.companions
+    assert sum(f.stat().st_size for f in Path(TINY.source).rglob("*")) < 24e6

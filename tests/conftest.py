@@ -1,0 +1,37 @@
+"""Shared fixtures: the shipped `tiny` model, loaded once, and plans for it."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models are slower on two threads
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may ask the network
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from longgen import plan, preset
+from longgen.backbones.spec import TINY
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Any:
+    """The `tiny` backbone on the CPU in float32."""
+    from longgen.backbones import load
+
+    return load(TINY, "cpu", "fp32")
+
+
+@pytest.fixture(scope="session")
+def tiny_plan() -> Callable[..., plan.Plan]:
+    """A plan for `tiny`: tiny_plan("freespec", frames=161, steps=2, sets=["freespec.alpha=0"])."""
+
+    def make(name: str, sets: tuple[str, ...] = (), **sample: Any) -> plan.Plan:
+        return plan.build(preset.load(name, sets, preset.Sample(**sample)), TINY)
+
+    return make

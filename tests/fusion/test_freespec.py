@@ -1,0 +1,117 @@
+"""FreeSpec against torch.linalg.svd, its weights against the formulas, and its neutral settings."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from longgen.frameplan import Clip, neutral
+from longgen.fusion.freespec import FreeSpec, gram, reconstruct
+from longgen.technique import Step
+
+STEP = Step(1, (1000.0, 900.0, 700.0, 400.0))
+CLIP = Clip(81, 21, (1.0,), 1)
+
+
+def features(tokens: int, channels: int, decay: float = 3.0, seed: int = 0, batch: int = 2) -> Tensor:
+    """Features whose singular values fall by `decay` powers of ten, as attention outputs' do."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(batch, tokens, channels, generator=generator)
+    turned = torch.linalg.qr(torch.randn(channels, channels, generator=generator)).Q
+    return base * torch.logspace(0, -decay, channels) @ turned
+
+
+def by_svd(global_: Tensor, local: Tensor, alpha: float, beta: float, basis: str) -> Tensor:
+    """The definition, in double precision."""
+    ug, sg, vg = torch.linalg.svd(global_.double(), full_matrices=False)
+    ul, sl, vl = torch.linalg.svd(local.double(), full_matrices=False)
+    weight = alpha * torch.exp(-beta * torch.arange(sg.shape[-1]) / sg.shape[-1])
+    s = weight * sg + (1 - weight) * sl
+    u, v = (ul, vl) if basis == "local" else (ug, vg)
+    return u @ torch.diag_embed(s) @ v
+
+
+@pytest.mark.parametrize("basis", ["local", "global"])
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 2.0), (0.5, 0.0), (0.3, 5.0)])
+@pytest.mark.parametrize(("tokens", "channels"), [(400, 48), (40, 48)])
+def test_equals_svd(tokens: int, channels: int, alpha: float, beta: float, basis: str) -> None:
+    global_, local = features(tokens, channels, seed=1), features(tokens, channels, seed=2)
+    exact = by_svd(global_, local, alpha, beta, basis)
+    error = (reconstruct(global_, local, alpha, beta, basis) - exact).norm() / exact.norm()
+    print(f"{tokens}x{channels} {basis} alpha {alpha} beta {beta}: relative error {error:.1e}")
+    assert error < 5e-6
+
+
+def test_small_singular_values_are_kept_where_single_precision_loses_them() -> None:
+    global_, local = features(500, 32, decay=5, seed=1), features(500, 32, decay=5, seed=2)
+    exact = by_svd(global_, local, 1.0, 2.0, "local")
+    error = (reconstruct(global_, local, 1.0, 2.0, "local") - exact).abs().max() / exact.abs().max()
+    assert error < 1e-5
+
+
+def test_rank_deficient_local_branch_stays_finite() -> None:
+    local = features(200, 16)
+    local[..., 8:] = local[..., :8]
+    assert torch.isfinite(reconstruct(features(200, 16, seed=3), local, 1.0, 2.0, "local")).all()
+
+
+def test_gram_in_pieces_equals_gram_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = features(100, 12)
+    monkeypatch.setattr("longgen.fusion.freespec.ROWS", 7)
+    assert torch.allclose(gram(x), x.double().mT @ x.double(), rtol=1e-12)
+
+
+def test_alpha_and_lambda_zero_are_the_local_branch_exactly() -> None:
+    global_, local = features(100, 12, seed=1), features(100, 12, seed=2)
+    neutral_setting = FreeSpec(alpha=0, lambda_start=0, lambda_end=0)
+    assert torch.equal(neutral_setting.fuse({"global": global_, "local": local}, STEP), local)
+    assert set(neutral_setting.branches(neutral(81), CLIP, 0, 4)) == {"local"}  # and the global one is not computed
+
+
+def test_equal_branches_fuse_to_themselves() -> None:
+    x = features(300, 24)
+    assert torch.allclose(FreeSpec().fuse({"global": x, "local": x}, STEP), x, atol=2e-6)
+
+
+def test_weights_follow_the_formulas() -> None:
+    technique = FreeSpec(kappa=2.5, beta=1.5, alpha=0.9, lambda_start=0.3, lambda_end=0.1)
+    global_, local = features(300, 24, seed=1), features(300, 24, seed=2)
+    progress = (1000 - 900) / (1000 - 700)  # the split is at half of four steps: t = 700
+    fade = math.exp(-2.5 * progress)
+    assert technique.fade(STEP) == pytest.approx(fade)
+    residual = 0.1 + (0.3 - 0.1) * fade
+    expected = (1 - residual) * by_svd(global_, local, 0.9 * fade, 1.5, "local") + residual * global_
+    fused = technique.fuse({"global": global_, "local": local}, STEP)
+    assert (fused - expected).norm() / expected.norm() < 5e-6
+
+
+def test_both_branches_before_the_split_and_the_local_one_after() -> None:
+    names = [list(FreeSpec().branches(neutral(81), CLIP, step, 20)) for step in range(20)]
+    assert names == [["global", "local"]] * 10 + [["local"]] * 10
+    local = FreeSpec().branches(neutral(81), CLIP, 0, 20)["local"]
+    assert (local.passes[0].visible.sum(1) == 21).all()
+
+
+@pytest.mark.parametrize(
+    "ablation",
+    [
+        {"basis": "global", "kappa": 0, "beta": 0, "alpha": 0.5, "lambda_start": 0, "lambda_end": 0},
+        {"kappa": 0, "beta": 0, "alpha": 0.5, "lambda_start": 0, "lambda_end": 0},
+        {"kappa": 0, "lambda_start": 0, "lambda_end": 0},
+        {"beta": 0, "lambda_start": 0, "lambda_end": 0},
+        {"lambda_start": 0, "lambda_end": 0},
+        {"lambda_start": 0.1, "lambda_end": 0.1},
+        {},
+    ],
+    ids=["GB", "LB", "RA", "TA", "RA+TA", "F-GR", "T-GR"],
+)
+def test_the_paper_s_ablations_differ_from_each_other_and_from_the_branches(ablation: dict[str, object]) -> None:
+    branches = {"global": features(300, 24, seed=1), "local": features(300, 24, seed=2)}
+    fused = FreeSpec(**ablation).fuse(branches, STEP)
+    full = FreeSpec().fuse(branches, STEP)
+    assert not torch.allclose(fused, branches["global"])
+    assert not torch.allclose(fused, branches["local"])
+    assert torch.equal(fused, full) == (not ablation)

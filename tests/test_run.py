@@ -1,0 +1,214 @@
+"""Whole runs as a user starts them: files, resume after a real kill, batches, full disks, Ctrl-C and SIGTERM."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from imageio_ffmpeg import count_frames_and_secs
+from safetensors.torch import load_file
+
+from longgen import run
+from longgen.video import read_frames, read_settings
+
+PROMPT = "a large red circle bouncing on a navy background"
+BASE = [
+    "generate",
+    "--prompt",
+    PROMPT,
+    "--backbone",
+    "tiny",
+    "--frames",
+    "121",
+    "--steps",
+    "6",
+    "--preset",
+    "freespec",
+    "--seed",
+    "7",
+]
+# starts the command in a process that may not write files beyond a size, as on a full disk
+SMALL_DISK = "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); from longgen.cli import main; main()"
+
+
+def start(folder: Path, *arguments: str, code: str = "from longgen.cli import main; main()") -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=folder, env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+
+
+def longgen(folder: Path, *arguments: str, code: str = "from longgen.cli import main; main()") -> tuple[int, str, str]:
+    process = start(folder, *arguments, code=code)
+    out, err = process.communicate(timeout=200)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one uninterrupted run, ball.mp4."""
+    folder = tmp_path_factory.mktemp("whole")
+    code, out, err = longgen(folder, *BASE, "-o", "ball.mp4", "--json")
+    assert code == 0, err
+    (folder / "stdout").write_text(out)
+    (folder / "stderr").write_text(err)
+    return folder
+
+
+def latents(folder: Path, stem: str = "ball") -> bytes:
+    return load_file(folder / f"{stem}.run" / "latents.safetensors")["latents"].numpy().tobytes()
+
+
+def test_files_and_record(whole: Path) -> None:
+    assert sorted(p.name for p in whole.iterdir()) == ["ball.mp4", "ball.run", "stderr", "stdout"]
+    assert sorted(p.name for p in (whole / "ball.run").iterdir()) == ["latents.safetensors", "run.json"]
+    assert count_frames_and_secs(str(whole / "ball.mp4")) == (121, pytest.approx(121 / 16, abs=0.05))
+    result = json.loads((whole / "stdout").read_text())
+    record = json.loads((whole / "ball.run" / "run.json").read_text())
+    assert (result["name"], result["output"], result["seed"], result["frames"]) == ("ball", "ball.mp4", 7, 121)
+    assert record["status"] == "done"
+    assert record["schema"] == 1
+    assert record["settings"] == read_settings(whole / "ball.mp4")
+    assert record["techniques"][0]["layers"] == [0, 1, 2, 3, 4, 5]
+    assert record["techniques"][0]["steps"] == [0, 1, 2, 3, 4, 5]
+    assert {b["name"]: b["steps"] for b in record["branches"]} == {"global": [0, 1, 2], "local": [0, 1, 2, 3, 4, 5]}
+    assert record["seconds"]["sample"] > 0
+    assert record["peak_memory_bytes"] > 1e8
+    assert read_settings(whole / "ball.mp4")["prompt"] == PROMPT
+
+
+def test_progress_is_plain_lines_on_stderr(whole: Path) -> None:
+    err = (whole / "stderr").read_text()
+    assert "\r" not in err
+    assert "\x1b" not in err
+    assert "sample 6/6" in err
+    assert "decode 31/31" in err
+
+
+def test_same_seed_same_file(whole: Path, tmp_path: Path) -> None:
+    code, out, err = longgen(tmp_path, *BASE, "-o", "ball.mp4", "--quiet")
+    assert (code, out, err) == (0, "ball.mp4\n", "")
+    assert latents(tmp_path) == latents(whole)
+    assert (tmp_path / "ball.mp4").read_bytes() == (whole / "ball.mp4").read_bytes()
+
+
+def test_the_settings_in_the_file_make_it_again(whole: Path, tmp_path: Path) -> None:
+    code, out, err = longgen(whole, "inspect", "ball.mp4", "--toml")
+    assert code == 0, err
+    (tmp_path / "again.toml").write_text(out)
+    code, _, err = longgen(tmp_path, "generate", "--prompt", PROMPT, "--backbone", "tiny", "--preset", "again.toml", "--seed", "7",
+                           "-o", "x.mp4")  # fmt: skip
+    assert code == 0, err
+    assert latents(tmp_path, "x") == latents(whole)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_resume_after_a_real_kill_gives_the_same_bytes(whole: Path, tmp_path: Path, number: int, code: int) -> None:
+    process = start(tmp_path, *BASE, "-o", "ball.mp4")
+    checkpoint = tmp_path / "ball.run" / "checkpoint.safetensors"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert not (tmp_path / "ball.mp4").exists()
+    assert "Traceback" not in err
+    assert checkpoint.exists()
+    if number == signal.SIGKILL:  # without --resume, what was computed is not thrown away
+        refused, _, err = longgen(tmp_path, *BASE, "-o", "ball.mp4")
+        assert refused == 2
+        assert "--resume" in err
+        assert "--overwrite" in err
+        other, _, err = longgen(tmp_path, *BASE[:-1], "8", "-o", "ball.mp4", "--resume")
+        assert other == 2
+        assert "another seed" in err
+        resumed, _, err = longgen(tmp_path, *BASE, "-o", "ball.mp4", "--resume")
+    else:  # everything else comes from the run's own record
+        assert "--resume" in err
+        resumed, _, err = longgen(tmp_path, "generate", "-o", "ball.mp4", "--resume")
+    assert resumed == 0, err
+    assert latents(tmp_path) == latents(whole)
+    assert (tmp_path / "ball.mp4").read_bytes() == (whole / "ball.mp4").read_bytes()
+    assert sorted(p.name for p in (tmp_path / "ball.run").iterdir()) == ["latents.safetensors", "run.json"]
+
+
+def test_decode_of_saved_latents_equals_the_run(whole: Path, tmp_path: Path) -> None:
+    code, out, err = longgen(tmp_path, "decode", str(whole / "ball.run" / "latents.safetensors"), "-o", "again.mp4", "--json")
+    assert code == 0, err
+    assert json.loads(out)["name"] == "again"
+    assert (tmp_path / "again.mp4").read_bytes() == (whole / "ball.mp4").read_bytes()
+
+
+def test_a_full_disk_keeps_the_older_checkpoint_and_the_run_goes_on_later(whole: Path, tmp_path: Path) -> None:
+    code, _, err = longgen(tmp_path, *BASE, "-o", "ball.mp4", code=SMALL_DISK.format(200_000))
+    assert code == 1
+    assert "could not be written" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "ball.mp4").exists()
+    code, _, err = longgen(tmp_path, *BASE, "-o", "ball.mp4", "--resume")
+    assert code == 0, err
+    assert latents(tmp_path) == latents(whole)
+
+
+def test_a_failed_decode_keeps_the_latents(whole: Path, tmp_path: Path) -> None:
+    """The latents fit, the video does not: it can be decoded later, and --resume does."""
+    folder = tmp_path / "ball.run"
+    folder.mkdir()
+    for name in ("latents.safetensors", "run.json"):
+        (folder / name).write_bytes((whole / "ball.run" / name).read_bytes())
+    code, _, err = longgen(tmp_path, *BASE, "-o", "ball.mp4", "--resume", code=SMALL_DISK.format(6_000))
+    assert code == 1
+    assert "could not be written" in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ball.run"]
+    assert latents(tmp_path) == latents(whole)
+    code, _, err = longgen(tmp_path, "generate", "-o", "ball.mp4", "--resume")
+    assert code == 0, err
+    assert (tmp_path / "ball.mp4").read_bytes() == (whole / "ball.mp4").read_bytes()
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ball.run").mkdir()
+    (tmp_path / "ball.run" / "checkpoint.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0half")
+    code, _, err = longgen(tmp_path, *BASE, "-o", "ball.mp4", "--resume")
+    assert code == 1
+    assert "is damaged" in err
+    assert "--overwrite" in err
+
+
+def test_a_batch_loads_once_reports_failures_and_resumes(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"# two of a kind\n{PROMPT}\n\n{PROMPT}\na small blue square pulsing on a grey background\n")
+    batch = ["generate", "--prompts", "prompts.txt", "--backbone", "tiny", "--frames", "17", "--steps", "2", "--seed", "1",
+             "-o", "out", "--json"]  # fmt: skip
+    blocked = tmp_path / "out" / f"{run.slug(PROMPT)}-1.mp4"
+    blocked.mkdir(parents=True)  # the first video cannot be moved onto a folder
+    code, out, err = longgen(tmp_path, *batch)
+    assert code == 5, err
+    results = json.loads(out)
+    assert [("error" in one) for one in results] == [True, False, False]
+    assert err.count("load 1/1") == 1
+    assert results[1]["output"].endswith("-1-2.mp4")
+    blocked.rmdir()
+    code, out, err = longgen(tmp_path, *batch, "--resume")
+    assert code == 0, err
+    assert [one["skipped"] for one in json.loads(out)] == [False, True, True]
+    assert len(list((tmp_path / "out").glob("*.mp4"))) == 3
+
+
+def test_memory_of_decoding_does_not_grow_with_length(tmp_path: Path, tiny: Any, whole: Path) -> None:
+    """Frames leave one latent frame at a time: at any moment the decoder holds at most four."""
+    from longgen.backbones import wan
+
+    tensor = load_file(whole / "ball.run" / "latents.safetensors")["latents"]
+    frames = list(wan.decode(tiny.pipe.vae, tensor))
+    assert max(map(len, frames)) == 4
+    shown = np.stack(list(read_frames(whole / "ball.mp4", (64, 64)))).astype(int)
+    assert np.abs(shown - np.concatenate(frames)).mean() < 6

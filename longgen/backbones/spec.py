@@ -124,16 +124,21 @@ def _from_folder(folder: Path) -> BackboneSpec:
 
 
 def _from_hub(hub_id: str) -> BackboneSpec:
-    from huggingface_hub import hf_hub_download  # here: it costs 0.3 s, and most calls never ask the hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import HfApi, hf_hub_download  # here: it costs 0.3 s, and most calls never ask the hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return _from_configs(hub_id, *(_read_json(Path(hf_hub_download(hub_id, part))) for part in _CONFIGS))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        try:
+            paths = [Path(hf_hub_download(hub_id, part, local_files_only=True)) for part in _CONFIGS]
+        except LocalEntryNotFoundError:
+            HfApi().model_info(hub_id, timeout=10)  # fails at once without network, where downloads try for 23 s
+            paths = [Path(hf_hub_download(hub_id, part)) for part in _CONFIGS]
+    except Exception as error:  # the hub client lets its HTTP library's errors through, of many types
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MissingError(f"--backbone {hub_id} is neither in the local cache nor to be had from the hub: {reason}",
                            accepted=f"a downloaded hub id, a diffusers folder, or one of {', '.join(SPECS)}",
                            do="check the name and the network, or download it elsewhere and give its folder") from None  # fmt: skip
+    return _from_configs(hub_id, *map(_read_json, paths))
 
 
 _CONFIGS = ("model_index.json", "transformer/config.json", "vae/config.json")

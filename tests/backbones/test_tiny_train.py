@@ -1,0 +1,119 @@
+"""The training of `tiny`: every stage runs and restarts, and what comes out is a pipeline that longgen drives."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from longgen.backbones.tiny import clips, grammar, train
+
+STEPS = {"images": 2, "video": 1, "latents": 2, "decoder": 1, "transformer": 2}
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real stages and the real model, with a few steps and clips."""
+    monkeypatch.setattr(train, "SHARD", 1)
+    monkeypatch.setattr(train, "BATCH", 2)
+    monkeypatch.setattr(train, "STAGES", {name: (run, STEPS[name]) for name, (run, _) in train.STAGES.items()})
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch's rms_norm under autocast
+def test_every_stage_runs_and_exports_a_pipeline(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import dataclasses
+
+    from longgen import plan, preset
+    from longgen.backbones import load
+    from longgen.backbones.spec import TINY
+    from longgen.sampling import direct
+
+    work, folder = tmp_path / "work", tmp_path / "tiny"
+    arguments = ["train", "--work", str(work), "--output", str(folder), "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    train.main()
+    assert sorted(p.name for p in work.glob("*.pt")) == ["decoder.pt", "images.pt", "transformer.pt", "video.pt"]
+    spec = dataclasses.replace(TINY, source=str(folder))
+    made = plan.build(preset.load("freespec", sample=preset.Sample(frames=89, steps=1)), spec)
+    backbone = load(spec, "cpu", "fp32")
+    noise = torch.randn(backbone.latent_shape(made), generator=torch.Generator().manual_seed(0))
+    assert torch.isfinite(direct.sample(backbone, made, grammar.HELD_OUT[0].prompt, noise, lambda state: None)).all()
+    assert abs(torch.tensor(backbone.pipe.vae.config.latents_std)).min() > 0
+
+
+def test_a_restarted_stage_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "CHECKPOINT_EVERY", 3)
+
+    def fit(folder: Path, stop_at: int | None = None) -> torch.Tensor:
+        torch.manual_seed(0)
+        layer = nn.Linear(4, 4)
+
+        def loss_at(step: int, generator: torch.Generator) -> torch.Tensor:
+            if step == stop_at:
+                raise KeyboardInterrupt
+            return layer(torch.randn(8, 4, generator=generator)).square().mean()
+
+        folder.mkdir(exist_ok=True)
+        train.fit("stage", folder, {"layer": layer}, train.adamw(layer, 1e-2), 8, loss_at, train.warm_then_fall)
+        return layer.weight.detach()
+
+    whole = fit(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "stopped", stop_at=5)
+    assert torch.equal(fit(tmp_path / "stopped"), whole)
+
+
+def test_an_untrained_vae_starts_as_a_frame_wise_one() -> None:
+    """After start_framewise, a frame's latent does not depend on the frames before it in its group of four."""
+    vae = train.new_vae("cpu")
+    train.start_framewise(vae)
+    video, _ = train.draw_clip(torch.Generator().manual_seed(0), 9)
+    with torch.no_grad():
+        clip = vae.encode(video[None]).latent_dist.mode()
+        still = vae.encode(video[None, :, :1]).latent_dist.mode()
+    assert torch.allclose(clip[:, :, :1], still, atol=1e-5)
+
+
+@pytest.mark.parametrize("words", [grammar.HELD_OUT[0], grammar.TRAINING[0], grammar.TRAINING[-1]])
+def test_clips_are_a_function_of_their_seed(words: grammar.Words) -> None:
+    def draw(seed: int) -> torch.Tensor:
+        return clips.render(clips.draw_scene(words, torch.Generator().manual_seed(seed)), torch.arange(5.0))[0]
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+
+
+def test_held_out_sentences_are_not_trained_on() -> None:
+    assert len(set(grammar.HELD_OUT)) == grammar.HELD_OUT_COUNT == 48
+    assert set(grammar.HELD_OUT).isdisjoint(grammar.TRAINING)
+    assert len(grammar.TRAINING) + len(grammar.HELD_OUT) == len(grammar.SENTENCES) == 1200
+    for slot, words in grammar.SLOTS.items():  # every word is seen in training, and asked for in the check
+        assert {getattr(sentence, slot) for sentence in grammar.TRAINING} == set(words)
+        assert {getattr(sentence, slot) for sentence in grammar.HELD_OUT} == set(words)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "known"),
+    [
+        ("a large red circle bouncing on a navy background", True),
+        ("A small cyan  triangle orbiting on a sand background.", True),
+        ("a cat", False),
+        ("a large red circle bouncing on a navy background, 4k", False),
+        ("", False),
+    ],
+)
+def test_grammar(prompt: str, known: bool) -> None:
+    assert (grammar.parse(prompt) is not None) == known
+
+
+def test_the_tokenizer_knows_every_word(tiny: Any) -> None:
+    for sentence in grammar.SENTENCES:
+        ids = tiny.pipe.tokenizer(sentence.prompt).input_ids
+        assert tiny.pipe.tokenizer.unk_token_id not in ids
+        assert len(ids) <= train.TEXT_TOKENS
+        assert ids[-1] == tiny.pipe.tokenizer.eos_token_id
+    assert tiny.pipe.tokenizer("").input_ids == [tiny.pipe.tokenizer.eos_token_id]

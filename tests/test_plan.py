@@ -1,0 +1,145 @@
+"""What the plan decides, refuses and prices, worked by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from longgen import plan, preset
+from longgen.backbones.spec import SPECS, TINY
+from longgen.errors import UsageError
+from longgen.plan import Plan
+
+WAN = SPECS["wan2.1-1.3b"]
+WINDOW = {"name": "window"}
+
+
+def stacked(*tables: dict[str, object], **sample: object) -> Plan:
+    made = preset.from_tables({"name": "stack", "sample": sample, "technique": list(tables)}, "stack")
+    return plan.build(made, TINY)
+
+
+def test_frames_are_rounded_up_and_it_is_said() -> None:
+    made = stacked(WINDOW, frames=320)
+    assert (made.frames_px, made.frames_lat, made.sample.frames) == (321, 81, 321)
+    assert any("320 frames asked, 321 made" in note for note in made.notes)
+
+
+def test_defaults_come_from_the_backbone() -> None:
+    made = stacked()
+    assert (made.frames_px, made.size, made.steps, made.sample.fps) == (81, (64, 64), TINY.steps, 16)
+    assert not made.notes
+
+
+def test_a_long_clip_without_techniques_is_warned_of() -> None:
+    assert any("4.0 times" in note for note in stacked(frames=321).notes)
+
+
+def test_attention_cost_is_the_mean_of_visible() -> None:
+    made = stacked(WINDOW, frames=321)
+    assert made.attention_cost == pytest.approx(21 / 81)
+    half = stacked({"name": "window", "steps": [0, 0.5]}, frames=321, steps=20)
+    assert half.attention_cost == pytest.approx((21 / 81 + 1) / 2)
+    third = stacked({"name": "window", "layers": [0, 1]}, frames=321)
+    assert third.attention_cost == pytest.approx((2 * 21 / 81 + 4) / 6)
+
+
+def test_freespec_costs_both_branches_before_the_split() -> None:
+    made = stacked({"name": "freespec"}, frames=321, steps=20)
+    assert made.attention_cost == pytest.approx((1 + 21 / 81 + 21 / 81) / 2)
+    assert made.table[:, :10].min() == made.table[:, :10].max() == 1
+    assert made.table[:, 10:].min() == made.table[:, 10:].max() == 2
+
+
+def test_operations_of_wan_at_321_frames_by_hand() -> None:
+    made = plan.build(preset.load("direct", sample=preset.Sample(frames=321)), WAN)
+    tokens, width = 81 * 1560, 1536
+    assert made.tokens == tokens == 126_360
+    attention = 4 * tokens**2 * width
+    linear = tokens * (12 * width**2 + 4 * width * 8960) + 512 * 4 * width**2 + 4 * tokens * 512 * width
+    assert made.operations(None) == attention + linear
+    window = plan.build(preset.load("sliding-window", sample=preset.Sample(frames=321)), WAN)
+    assert window.cost == pytest.approx((attention * 21 / 81 + linear) / (attention + linear))
+    assert window.cost == pytest.approx(0.33, abs=0.01)  # what counting operations gives in the seeds' setting
+
+
+@pytest.mark.parametrize("name", ["sliding-window", "freespec", "riflex"])
+def test_at_native_length_nothing_acts_and_it_is_said(tiny_plan: Callable[..., Plan], name: str) -> None:
+    made = tiny_plan(name)
+    assert not made.table.any()
+    assert made.cost == 1
+    assert any("changes nothing at 81 frames" in note for note in made.notes)
+
+
+def test_two_techniques_that_claim_the_same_are_refused_by_name() -> None:
+    with pytest.raises(UsageError, match="window and freespec both decide the context window"):
+        stacked(WINDOW, {"name": "freespec"}, frames=321)
+    with pytest.raises(UsageError, match="riflex and riflex both decide the temporal rotary frequencies"):
+        stacked({"name": "riflex"}, {"name": "riflex", "component": 2}, frames=321)
+
+
+@pytest.mark.parametrize(("one", "other"), [({"layers": [0, 1]}, {"layers": [2, 3]}), ({"steps": [0, 0.5]}, {"steps": [0.5, 1]})])
+def test_they_may_share_a_slot_in_different_layers_or_steps(one: dict[str, object], other: dict[str, object]) -> None:
+    made = stacked(WINDOW | one, {"name": "freespec"} | other, frames=321)
+    assert len({act.name for act in made.acting}) == 2
+
+
+def test_riflex_stacks_with_window_and_with_freespec() -> None:
+    for other in (WINDOW, {"name": "freespec"}):
+        made = stacked({"name": "riflex"}, other, frames=321)
+        for program in made.programs[1:]:
+            assert program is not None
+            for branch in program.branches.values():
+                assert branch.scale is not None
+
+
+@pytest.mark.parametrize(
+    ("tables", "sample", "message"),
+    [
+        ([{"name": "window", "layers": [6]}], {}, "window.layers has 6, but tiny has 6 layers"),
+        ([], {"frames": 4094}, "4097 frames are more than tiny can address"),
+        ([], {"size": [72, 64]}, "width 72 does not fit tiny"),
+        ([], {"size": [64, 8]}, "height 8 does not fit tiny"),
+        ([{"name": "riflex", "component": 13}], {"frames": 321}, "12 temporal components"),
+    ],
+)
+def test_refusals(tables: list[dict[str, object]], sample: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        stacked(*tables, **sample)
+
+
+@pytest.mark.parametrize("name", preset.names())
+@pytest.mark.parametrize("backbone", SPECS)
+def test_every_preset_plans_on_every_backbone(name: str, backbone: str) -> None:
+    made = plan.build(preset.load(name, sample=preset.Sample(frames=321)), SPECS[backbone])
+    assert made.table.shape == (SPECS[backbone].layers, made.steps)
+    assert made.memory_bytes("bf16")["peak"] > 0
+    for one in (p for branch, _, _ in made.branches().values() for p in branch.passes):
+        assert one.visible.any(axis=1).all()
+        assert np.isfinite(one.rel).all()
+
+
+@pytest.mark.parametrize("name", preset.names())
+def test_every_preset_runs_two_steps_on_tiny(tiny: object, tiny_plan: Callable[..., Plan], name: str) -> None:
+    import torch
+
+    from longgen.sampling import direct
+
+    made = tiny_plan(name, frames=141, steps=2)
+    noise = torch.randn(tiny.latent_shape(made), generator=torch.Generator().manual_seed(0))  # type: ignore[attr-defined]
+    assert torch.isfinite(direct.sample(tiny, made, "a small red circle", noise, lambda state: None)).all()  # type: ignore[arg-type]
+
+
+def test_exported_arrays(tiny_plan: Callable[..., Plan]) -> None:
+    arrays = tiny_plan("freespec", frames=321, steps=20).arrays()
+    for branch in ("global", "local"):
+        assert arrays[f"{branch}/0/rel"].shape == arrays[f"{branch}/0/visible"].shape == (81, 81)
+        assert (arrays[f"{branch}/0/weight"] == 1).all()
+    assert arrays["global/0/visible"].all()
+    assert (arrays["local/0/visible"].sum(1) == 21).all()
+    assert arrays["global/steps"].tolist() == list(range(10))
+    assert arrays["local/steps"].tolist() == list(range(20))
+    assert arrays["local/layers"].tolist() == list(range(6))
+    assert arrays["techniques/freespec/layers"].tolist() == list(range(6))

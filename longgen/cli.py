@@ -340,7 +340,7 @@ def decode(
         from longgen.backbones import wan
 
         vae = wan.vae_of(spec, device or _backbones().default_device())
-        seconds = run.decode_to(vae, tensors["latents"], made, target, settings, report)
+        seconds = run.decode_to(vae, tensors["latents"], vae.device, made, target, settings, report)
     result = {"name": target.stem, "output": str(target), "frames": made.frames_px, "seconds": {"decode": seconds}}
     answer(str(target), result, as_json)
 
@@ -461,7 +461,7 @@ def make_plan(
         say(
             "no GPU here: using the built-in model tiny (64x64); a real one: --backbone wan2.1-1.3b, a hub id or a diffusers folder"
         )
-    made = build(preset.load(name, overrides or (), run.with_duration(preset.Sample(**flags), duration, spec.fps)), spec)
+    made = build(run.load_preset(name, overrides or (), preset.Sample(**flags), duration, spec), spec)
     if not quiet:
         for note in made.notes:
             say(f"note: {note}")

@@ -30,8 +30,10 @@ from longgen.errors import LonggenError, MissingError, OutOfMemoryError, UsageEr
 from longgen.plan import Plan, build
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
+    from longgen.backbones.spec import BackboneSpec
     from longgen.backbones.wan import WanBackbone
 
 SCHEMA = 1
@@ -203,7 +205,7 @@ def generate_one(
             checkpoint.save_tensors(saved_latents, {"latents": latents}, settings)
         saved_step.unlink(missing_ok=True)
         write_record("sampled")
-        seconds["decode"] = decode_to(backbone.pipe.vae, latents, plan, output, settings, report)
+        seconds["decode"] = decode_to(backbone.pipe.vae, latents, backbone.device, plan, output, settings, report)
     except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
             raise
@@ -214,15 +216,21 @@ def generate_one(
 
 
 def decode_to(
-    vae: Any, latents: Tensor, plan: Plan, output: Path, settings: dict[str, Any], report: Callable[[Progress], None]
+    vae: Any,
+    latents: Tensor,
+    device: torch.device,
+    plan: Plan,
+    output: Path,
+    settings: dict[str, Any],
+    report: Callable[[Progress], None],
 ) -> float:
     """Decodes latents [1, C, T, h, w] into the MP4 `output`, a latent frame at a time; returns the seconds it took."""
     from longgen.backbones.wan import decode
     from longgen.video import Writer
 
-    phase = _Phase("decode", plan.frames_lat, str(vae.device), report)
+    phase = _Phase("decode", plan.frames_lat, str(device), report)
     with Writer(output, plan.size, plan.sample.fps or plan.spec.fps, settings) as writer:
-        for done, chunk in enumerate(decode(vae, latents), start=1):
+        for done, chunk in enumerate(decode(vae, latents, device), start=1):
             writer.add(chunk)
             phase.at(done)
     return round(phase.seconds, 3)
@@ -296,8 +304,7 @@ def generate(
     from longgen.backbones.spec import find
 
     spec = find(backbone or backbones.default_backbone())
-    chosen = preset.load(preset_name, overrides, with_duration(sample or preset.Sample(), duration, spec.fps))
-    plan = build(chosen, spec)
+    plan = build(load_preset(preset_name, overrides, sample or preset.Sample(), duration, spec), spec)
     device = device or backbones.default_device()
     start = time.monotonic()
     loaded = backbones.load(spec, device, dtype or backbones.default_dtype(spec, device))
@@ -306,13 +313,17 @@ def generate(
     return generate_one(loaded, plan, prompt, seed, output_path(str(output), prompt, seed), resume, report, load_s)
 
 
-def with_duration(sample: preset.Sample, duration: str | None, fps: int) -> preset.Sample:
-    """`sample` with `duration` turned into frames, at its own fps or the backbone's."""
-    if duration is None:
-        return sample
-    if sample.frames is not None:
+def load_preset(
+    name: str, overrides: Iterable[str], sample: preset.Sample, duration: str | None, spec: BackboneSpec
+) -> preset.Preset:
+    """The preset `name` under `overrides` and `sample`; a `duration` becomes frames at the fps that then holds."""
+    if duration is not None and sample.frames is not None:
         raise UsageError("--frames and --duration are both given", accepted="one of them", do="leave one out")
-    return sample.model_copy(update={"frames": frames.duration_frames(duration, sample.fps or fps)})
+    chosen = preset.load(name, overrides, sample)
+    if duration is None:
+        return chosen
+    counted = preset.Sample(frames=frames.duration_frames(duration, chosen.sample.fps or spec.fps))
+    return chosen.model_copy(update={"sample": counted.over(chosen.sample)})
 
 
 def _same_run(kept: dict[str, Any], settings: dict[str, Any], path: Path) -> None:

@@ -208,7 +208,7 @@ def test_memory_of_decoding_does_not_grow_with_length(tmp_path: Path, tiny: Any,
     from longgen.backbones import wan
 
     tensor = load_file(whole / "ball.run" / "latents.safetensors")["latents"]
-    frames = list(wan.decode(tiny.pipe.vae, tensor))
+    frames = list(wan.decode(tiny.pipe.vae, tensor, tiny.device))
     assert max(map(len, frames)) == 4
     shown = np.stack(list(read_frames(whole / "ball.mp4", (64, 64)))).astype(int)
     assert np.abs(shown - np.concatenate(frames)).mean() < 6

@@ -19,6 +19,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from diffusers.utils import logging as diffusers_logging
+from einops import rearrange
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
@@ -194,8 +195,8 @@ class WanBackbone:
         )  # fmt: skip
 
 
-def decode(vae: AutoencoderKLWan, latents: Tensor) -> Iterator[np.ndarray]:
-    """Frames [1 or 4, height, width, 3] uint8, one latent frame at a time, from latents [1, C, T, h, w].
+def decode(vae: AutoencoderKLWan, latents: Tensor, device: torch.device) -> Iterator[np.ndarray]:
+    """Frames [1 or 4, height, width, 3] uint8, one latent frame at a time, from latents [1, C, T, h, w], computed on `device`.
 
     Equal to WanPipeline's decoding of the whole, bit for bit, in memory that does not grow with T.
     """
@@ -203,7 +204,7 @@ def decode(vae: AutoencoderKLWan, latents: Tensor) -> Iterator[np.ndarray]:
     if offload is not None:  # model offload moves the VAE when decode() is called, which is not called here
         offload.pre_forward(vae)
     with torch.no_grad():
-        latents = latents.to(vae.device if offload is None else offload.execution_device, vae.dtype)
+        latents = latents.to(device, vae.dtype)
         mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1).to(latents) for v in (vae.config.latents_mean, vae.config.latents_std))
         vae.clear_cache()
         prepared = vae.post_quant_conv(latents / (1.0 / std) + mean)  # by the inverse, as WanPipeline does
@@ -215,7 +216,7 @@ def decode(vae: AutoencoderKLWan, latents: Tensor) -> Iterator[np.ndarray]:
             if vae.config.patch_size is not None:
                 video = unpatchify(video, patch_size=vae.config.patch_size)
             video = (video.clamp(-1, 1) * 0.5 + 0.5).clamp(0, 1)
-            yield (video[0].permute(1, 2, 3, 0).float().cpu().numpy() * 255).round().astype(np.uint8)
+            yield (rearrange(video[0], "c f h w -> f h w c").float().cpu().numpy() * 255).round().astype(np.uint8)
         vae.clear_cache()
 
 

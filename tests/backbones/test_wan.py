@@ -37,7 +37,7 @@ def test_no_technique_is_the_stock_pipeline_bit_for_bit(tiny: Any, tiny_plan: Ca
     plan = tiny_plan("direct", frames=frames_px, steps=3)
     latents = direct.sample(tiny, plan, PROMPT, noise(tiny, plan), lambda state: None)
     assert torch.equal(latents, stock(tiny, plan, output_type="latent"))
-    frames = np.concatenate(list(wan.decode(tiny.pipe.vae, latents)))
+    frames = np.concatenate(list(wan.decode(tiny.pipe.vae, latents, tiny.device)))
     assert np.array_equal(frames, (stock(tiny, plan, output_type="np")[0] * 255).round().astype(np.uint8))
 
 
@@ -93,7 +93,7 @@ def test_streaming_decode_is_the_full_decode(tiny: Any) -> None:
     with torch.no_grad():
         full = tiny.pipe.vae.decode(latents / (1.0 / std) + mean).sample
     full = tiny.pipe.video_processor.postprocess_video(full, output_type="np")[0]
-    chunks = list(wan.decode(tiny.pipe.vae, latents))
+    chunks = list(wan.decode(tiny.pipe.vae, latents, tiny.device))
     assert [len(chunk) for chunk in chunks] == [1, 4, 4, 4, 4, 4, 4]
     assert np.array_equal(np.concatenate(chunks), (full * 255).round().astype(np.uint8))
 
@@ -109,6 +109,18 @@ def test_fused_projections_serve_too(tiny: Any, tiny_plan: Callable[..., Plan]) 
         for block in tiny.transformer.blocks:
             block.attn1.unfuse_projections()
     assert torch.allclose(apart, fused, atol=1e-5)
+
+
+def test_group_offload_changes_nothing(tiny: Any, tiny_plan: Callable[..., Plan]) -> None:
+    """From host to host, as no GPU is here: the hooks are diffusers' own, the transfers are not tested."""
+    plan = tiny_plan("freespec", frames=121, steps=2)
+    latents = direct.sample(tiny, plan, PROMPT, noise(tiny, plan), lambda state: None)
+    frames = np.concatenate(list(wan.decode(tiny.pipe.vae, latents, tiny.device)))
+    offloaded = wan.load(TINY, "cpu", "fp32")
+    offloaded.pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+    again = direct.sample(offloaded, plan, PROMPT, noise(tiny, plan), lambda state: None)
+    assert torch.equal(again, latents)
+    assert np.array_equal(np.concatenate(list(wan.decode(offloaded.pipe.vae, again, offloaded.device))), frames)
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)

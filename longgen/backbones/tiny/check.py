@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 
 from longgen import backbones, plan, preset
 from longgen.backbones import wan
@@ -44,7 +45,7 @@ def rendered(words: grammar.Words, frames_px: int, seed: int) -> torch.Tensor:
 
 
 def to_bytes(video: torch.Tensor) -> np.ndarray:
-    return ((video.permute(1, 2, 3, 0) * 0.5 + 0.5) * 255).round().clamp(0, 255).byte().numpy()
+    return (rearrange(video, "c f h w -> f h w c") * 127.5 + 127.5).round().clamp(0, 255).byte().numpy()
 
 
 def psnr_db(vae: wan.AutoencoderKLWan, video: torch.Tensor) -> float:
@@ -65,7 +66,7 @@ def check(frames_px: int, preset_name: str, seed: int, source: Path | None = Non
     for number, words in enumerate(grammar.HELD_OUT[:count]):
         noise = torch.randn(backbone.latent_shape(made), generator=torch.Generator().manual_seed(seed + number))
         latents = direct.sample(backbone, made, words.prompt, noise, lambda state: None)
-        frames = np.concatenate(list(wan.decode(backbone.pipe.vae, latents)))
+        frames = np.concatenate(list(wan.decode(backbone.pipe.vae, latents, backbone.device)))
         truth = rendered(words, 81, seed + number)
         score = measure.score(measure.read(frames), words) | {"psnr_db": psnr_db(backbone.pipe.vae, truth)}
         score["rendered_speed_px"] = measure.score(measure.read(to_bytes(truth)), words)["speed_px"]

@@ -25,7 +25,7 @@ from longgen.errors import BatchError, LonggenError, MissingError, Terminated, U
 if TYPE_CHECKING:
     from longgen.backbones.spec import BackboneSpec
     from longgen.plan import Plan
-    from longgen.run import Progress, Result
+    from longgen.run import Failure, Job, Progress, Result
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda token: token.replace("_", "-")}
 PLAIN_EVERY_S = 5.0  # seconds between progress lines where stderr is not a terminal
@@ -165,78 +165,45 @@ def generate(
         raise UsageError(f"--prompts makes several videos, and --output {output} names one file", accepted="a folder",
                          do="give --output a folder")  # fmt: skip
     spec, plan = make_plan(preset, set_, backbone, flags, duration, quiet)
-    jobs: list[tuple[str, int, Path]] = []
+    if resume and seed is None:
+        seed = kept_seed(output)
+    jobs: list[Job] = []
     for text in texts:
-        own_seed = kept_seed(output, resume) if seed is None and resume else seed
-        own_seed = run.draw_seed() if own_seed is None else own_seed
-        jobs.append((text, own_seed, run.output_path(output, text, own_seed, [path for _, _, path in jobs])))
+        own_seed = run.draw_seed() if seed is None else seed
+        jobs.append(run.Job(text, own_seed, run.output_path(output, text, own_seed, [job.output for job in jobs])))
     warn_of_grammar(spec, texts, quiet)
     if dry_run:
+        from longgen.backbones import default_device, default_dtype
         from longgen.show import plan_text
 
-        where = device or _backbones().default_device()
-        names = [str(path) for _, _, path in jobs]
-        text = plan_text(plan, dtype or _backbones().default_dtype(spec, where), offload, tables=False)
+        names = [str(job.output) for job in jobs]
+        text = plan_text(plan, dtype or default_dtype(spec, device or default_device()), offload, tables=False)
         return answer(text + "\nwould write: " + ", ".join(names), plan.as_dict() | {"outputs": names}, as_json)
-    for _, _, path in jobs:
-        left = run.unfinished(path)
+    for job in jobs:
+        left = run.unfinished(job.output)
         if left and not resume and not overwrite:
-            raise UsageError(f"{run.run_folder(path)} holds {left}", accepted="--resume or --overwrite",
+            raise UsageError(f"{run.run_folder(job.output)} holds {left}", accepted="--resume or --overwrite",
                              do="--resume to go on from there, --overwrite to start again")  # fmt: skip
-        run.check_writable(path)
-    results = run_jobs(spec, plan, jobs, device, dtype, offload, resume, quiet)
-    report_results(results, len(jobs), as_json, single=prompts is None)
+        run.check_writable(job.output)
+    report_results(make_all(spec, plan, jobs, device, dtype, offload, resume, quiet), as_json, single=prompts is None)
 
 
-def _backbones() -> Any:
-    from longgen import backbones
-
-    return backbones
-
-
-def run_jobs(
-    spec: BackboneSpec, plan: Plan, jobs: list[tuple[str, int, Path]], device: str | None, dtype: str | None, offload: str,
-    resume: bool, quiet: bool,
-) -> list[Result | dict[str, Any]]:  # fmt: skip
-    """Every job in turn on one loaded model; a job that fails is reported and the rest goes on."""
+def make_all(
+    spec: BackboneSpec, plan: Plan, jobs: list[Job], device: str | None, dtype: str | None, offload: str, resume: bool, quiet: bool
+) -> list[Result | Failure]:
+    """Every job in turn, with what a person sees meanwhile."""
     from longgen import run
 
-    where = device or _backbones().default_device()
-    kind = dtype or _backbones().default_dtype(spec, where)
-    results: list[Result | dict[str, Any]] = []
-    loaded = None
     with progress(quiet) as report:
-        for number, (text, seed, path) in enumerate(jobs, start=1):
-            if len(jobs) > 1 and not quiet:
-                say(f"[{number}/{len(jobs)}] {text}")
-            try:
-                if resume and path.is_file() and run.unfinished(path) is None:
-                    settings = run.settings_of(plan, text, seed, kind)
-                    results.append(run.finished_result(path, settings, plan))
-                    if not quiet:
-                        say(f"{path} is finished: nothing to resume")
-                    continue
-                load_s = 0.0
-                if loaded is None:
-                    start = time.monotonic()
-                    report(run.Progress("load", 0, 1, 0.0, None, run.memory_bytes("cpu")))
-                    loaded = _backbones().load(spec, where, kind, offload)
-                    load_s = time.monotonic() - start
-                    report(run.Progress("load", 1, 1, load_s, 0.0, run.memory_bytes(where)))
-                if not quiet:
-                    say(f"seed {seed}")
-                results.append(run.generate_one(loaded, plan, text, seed, path, resume, report, load_s))
-            except LonggenError as error:
-                if len(jobs) == 1 or loaded is None:
-                    raise
-                say(f"longgen: {error}")
-                results.append({"name": path.stem, "output": str(path), "prompt": text, "seed": seed, "error": error.given})
-    return results
+        return run.generate_jobs(spec, plan, jobs, device, dtype, offload, resume, report, (lambda text: None) if quiet else say)
 
 
-def report_results(results: list[Any], asked: int, as_json: bool, single: bool) -> None:
-    data = [result if isinstance(result, dict) else result.as_dict() for result in results]
-    made = [entry["output"] for entry in data if "error" not in entry]
+def report_results(results: list[Result | Failure], as_json: bool, single: bool) -> None:
+    """Results on stdout; a BatchError where some failed."""
+    import dataclasses
+
+    data = [dataclasses.asdict(result) for result in results]
+    made, asked = [entry["output"] for entry in data if "error" not in entry], len(results)
     answer("\n".join(made), data[0] if single else data, as_json)
     if len(made) < asked:
         raise BatchError(
@@ -250,22 +217,22 @@ def resume_from_record(output: Path, device: str | None, offload: str, as_json: 
     from longgen.backbones.spec import find
     from longgen.plan import build
 
-    kept = run.stored_settings(output)
+    kept = run.stored_record(output)["settings"]
     spec = find(kept["backbone"])
     chosen = preset.from_tables(kept["preset"] | {"sample": kept["sample"]}, origin=str(output))
-    jobs = [(kept["prompt"], kept["seed"], output)]
-    results = run_jobs(spec, build(chosen, spec), jobs, device, kept["dtype"], offload, True, quiet)
-    report_results(results, 1, as_json, single=True)
+    jobs = [run.Job(kept["prompt"], kept["seed"], output)]
+    results = make_all(spec, build(chosen, spec), jobs, device, kept["dtype"], offload, True, quiet)
+    report_results(results, as_json, single=True)
 
 
-def kept_seed(output: str | None, resume: bool) -> int | None:
+def kept_seed(output: str | None) -> int:
     """The seed of the run that --resume continues, where --output names it."""
     from longgen import run
 
     if output is None or Path(output).suffix.lower() != ".mp4":
         raise UsageError("--resume without --seed needs the --output FILE.mp4 of the run", accepted="--seed N or -o FILE.mp4",
                          do="add one of them")  # fmt: skip
-    return run.stored_settings(Path(output))["seed"] if resume else None
+    return run.stored_record(Path(output))["settings"]["seed"]
 
 
 @app.command()
@@ -337,9 +304,9 @@ def decode(
     settings = {key: value for key, value in kept.items() if key not in ("done", "scheduler")}
     with progress(quiet) as report:
         report(run.Progress("load", 0, 1, 0.0, None, run.memory_bytes("cpu")))
-        from longgen.backbones import wan
+        from longgen.backbones import default_device, wan
 
-        vae = wan.vae_of(spec, device or _backbones().default_device())
+        vae = wan.vae_of(spec, device or default_device())
         seconds = run.decode_to(vae, tensors["latents"], vae.device, made, target, settings, report)
     result = {"name": target.stem, "output": str(target), "frames": made.frames_px, "seconds": {"decode": seconds}}
     answer(str(target), result, as_json)
@@ -362,7 +329,7 @@ def inspect(
         call = f"longgen generate --prompt {json.dumps(kept['prompt'])} --backbone {kept['backbone']} --seed {kept['seed']}"
         return answer(f"# {call} --dtype {kept['dtype']} --preset THIS.toml\n{made.as_toml()}", made.as_dict(), as_json)
     rows = [f"{key:<12}{value if isinstance(value, str | int) else json.dumps(value)}" for key, value in kept.items()]
-    answer("\n".join(rows), kept, as_json)
+    answer("\n".join(rows), {"name": video.stem} | kept, as_json)
 
 
 @app.command()
@@ -453,10 +420,11 @@ def make_plan(
 ) -> tuple[BackboneSpec, Plan]:
     """Flags to a plan; says what a person should know."""
     from longgen import preset, run
+    from longgen.backbones import default_backbone
     from longgen.backbones.spec import find
     from longgen.plan import build
 
-    spec = find(backbone or _backbones().default_backbone())
+    spec = find(backbone or default_backbone())
     if backbone is None and spec.name == "tiny" and not quiet:
         say(
             "no GPU here: using the built-in model tiny (64x64); a real one: --backbone wan2.1-1.3b, a hub id or a diffusers folder"

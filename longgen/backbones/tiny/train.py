@@ -90,7 +90,7 @@ def start_framewise(vae: AutoencoderKLWan) -> None:
         if not name.endswith("time_conv"):
             weight[:, :, :2] = 0
             continue
-        eye = torch.eye(module.in_channels)
+        eye = torch.eye(module.in_channels, device=weight.device)
         weight.zero_()
         module.bias.data.zero_()
         if module.out_channels == module.in_channels:  # down: the mean of the last two frames
@@ -252,7 +252,7 @@ def train_decoder(work: Path, device: str, steps: int) -> None:
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
         target, weight = draw_batch(generator, *clip_shape(step), device)
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
             with torch.no_grad():
                 latent = vae.encode(target).latent_dist.mode()
             noise = torch.randn(latent.shape, generator=generator).to(latent)
@@ -294,7 +294,7 @@ def encode_clips(work: Path, device: str, clips_count: int) -> None:
             index = (shard * SHARD + position) % len(grammar.TRAINING)  # every sentence equally often
             scene = clips.draw_scene(grammar.TRAINING[index], generator)
             video, _ = clips.render(scene, torch.arange(FRAMES_PX, dtype=torch.float32))
-            with torch.autocast(device, torch.bfloat16):
+            with torch.autocast(torch.device(device).type, torch.bfloat16):
                 latent = vae.encode(video.transpose(0, 1)[None].to(device)).latent_dist.mode()
             latents.append(latent.float().cpu())
             sentences.append(index)
@@ -356,7 +356,7 @@ def train_transformer(work: Path, device: str, steps: int) -> None:
         sigma = (TIME_SHIFT * time_unit / (1 + (TIME_SHIFT - 1) * time_unit)).to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1))
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
             embeds = embed(text_encoder, text.input_ids[prompts].to(device), text.attention_mask[prompts].to(device))
             velocity = transformer(noisy, sigma * 1000, embeds, return_dict=False)[0]
         return F.mse_loss(velocity.float(), noise - clean)

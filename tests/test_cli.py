@@ -1,0 +1,577 @@
+"""The command line: its options, its errors, its streams. No video is made here."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer.main
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from typer.testing import CliRunner, Result
+
+from longgen import __version__, backbones, checkpoint, run
+from longgen.backbones.spec import TINY_FOLDER
+from longgen.cli import app
+from longgen.errors import UsageError
+from longgen.video import Writer
+
+PLAN = ["plan", "--backbone", "tiny"]
+PROMPT = "a large red circle bouncing on a navy background"
+GENERATE = ["generate", "--backbone", "tiny", "--prompt", PROMPT, "--seed", "1"]
+DRY = [*GENERATE, "--dry-run"]
+BATCH = ["generate", "--backbone", "tiny", "--prompts"]
+LONG = "x" * 300
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to stand in, and no LONGGEN_* variable."""
+    for name in [name for name in os.environ if name.startswith("LONGGEN_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def longgen(*args: str) -> Result:
+    return CliRunner().invoke(app, list(args))
+
+
+def planned(*args: str) -> dict[str, Any]:
+    """The plan as data."""
+    done = longgen(*PLAN, "--json", *args)
+    assert done.exit_code == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+# ---- options -------------------------------------------------------------------------------------------------------------
+
+SHARED = """
+    --preset $LONGGEN_PRESET
+    --set
+    --backbone -m $LONGGEN_BACKBONE
+    --frames -f --num-frames $LONGGEN_FRAMES
+    --duration
+    --size $LONGGEN_SIZE
+    --steps --num-inference-steps $LONGGEN_STEPS
+    --guidance-scale --cfg $LONGGEN_GUIDANCE_SCALE
+    --fps $LONGGEN_FPS
+    --dtype $LONGGEN_DTYPE
+    --offload $LONGGEN_OFFLOAD
+    --json
+    --quiet -q
+"""
+OPTIONS = {  # every option of every command: all its spellings, then its environment variable
+    "": """
+        --version
+        --install-completion
+        --show-completion
+    """,
+    "generate": SHARED
+    + """
+        --prompt -p
+        --prompts
+        --negative-prompt $LONGGEN_NEGATIVE_PROMPT
+        --seed $LONGGEN_SEED
+        --device $LONGGEN_DEVICE
+        --output -o
+        --resume
+        --overwrite
+        --dry-run
+    """,
+    "plan": SHARED + "--export",
+    "decode": """
+        --output -o
+        --device $LONGGEN_DEVICE
+        --json
+        --quiet -q
+    """,
+    "inspect": """
+        --toml
+        --json
+    """,
+    "doctor": "--json",
+    "presets": "",
+    "presets list": "--json",
+    "presets show": """
+        --set
+        --json
+    """,
+    "presets check": """
+        --backbone -m $LONGGEN_BACKBONE
+        --json
+    """,
+    "backbones": "",
+    "backbones list": "--json",
+    "backbones show": "--json",
+}
+
+
+def commands(command: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    yield path, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, f"{path} {name}".strip())
+
+
+def test_options_are_frozen() -> None:
+    real = {}
+    for path, command in commands(typer.main.get_command(app)):
+        options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
+        real[path] = {" ".join([*one.opts, *one.secondary_opts, *([f"${one.envvar}"] if one.envvar else [])]) for one in options}
+    assert real == {path: {line.strip() for line in lines.splitlines() if line.strip()} for path, lines in OPTIONS.items()}
+
+
+@pytest.mark.parametrize("path", OPTIONS)
+def test_every_command_has_help(path: str) -> None:
+    for flag in ("--help", "-h"):
+        done = longgen(*path.split(), flag)
+        assert (done.exit_code, done.stderr) == (0, "")
+        assert "Usage" in done.stdout
+
+
+def test_version() -> None:
+    done = longgen("--version")
+    assert (done.exit_code, done.stdout) == (0, f"longgen {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "environment", "steps"),
+    [
+        (["--preset", "../own.toml", "--steps", "11"], "9", 11),
+        (["--preset", "../own.toml"], "9", 9),
+        (["--preset", "../own.toml"], None, 7),
+        (["--preset", "../own.toml", "--set", "sample.steps=8"], None, 8),
+        (["--preset", "direct", "--steps", "11"], "9", 11),
+        (["--preset", "direct"], "9", 9),
+        (["--preset", "direct"], None, 20),
+    ],
+)
+def test_flag_over_variable_over_preset_over_backbone(
+    args: list[str], environment: str | None, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("../own.toml").write_text("[sample]\nsteps = 7\n")
+    if environment is not None:
+        monkeypatch.setenv("LONGGEN_STEPS", environment)
+    assert planned(*args)["sample"]["steps"] == steps
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "key", "expected"),
+    [
+        ("LONGGEN_PRESET", "riflex", "name", "riflex"),
+        ("LONGGEN_FRAMES", "161", "frames", 161),
+        ("LONGGEN_SIZE", "96x64", "size", [96, 64]),
+        ("LONGGEN_GUIDANCE_SCALE", "2.5", "guidance_scale", 2.5),
+        ("LONGGEN_FPS", "24", "fps", 24),
+    ],
+)
+def test_environment_variables_count(name: str, value: str, key: str, expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    made = planned()
+    assert (made["sample"] | made)[key] == expected
+
+
+def test_backbone_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGGEN_BACKBONE", "wan2.1-14b")
+    assert json.loads(longgen("plan", "--json").stdout)["backbone"] == "wan2.1-14b"
+    assert planned()["backbone"] == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("usual", "other"),
+    [
+        (["--frames", "161"], ["--num-frames", "161"]),
+        (["--frames", "161"], ["--num_frames", "161"]),
+        (["--frames", "161"], ["-f", "161"]),
+        (["--steps", "5"], ["--num-inference-steps", "5"]),
+        (["--steps", "5"], ["--num_inference_steps", "5"]),
+        (["--guidance-scale", "2"], ["--cfg", "2"]),
+        (["--guidance-scale", "2"], ["--guidance_scale", "2"]),
+        (["--backbone", "wan2.1-1.3b"], ["-m", "wan2.1-1.3b"]),
+        (["--size", "832x480"], ["--size", "832*480"]),
+        (["--size", "832x480"], ["--size", "832X480"]),
+        (["--frames", "161"], ["--duration", "10s"]),
+        (["--frames", "241"], ["--duration", "10s", "--fps", "24"]),
+    ],
+)
+def test_other_spellings_mean_the_same(usual: list[str], other: list[str]) -> None:
+    first, second = planned(*usual), planned(*other)
+    for volatile in ("notes", "duration_s"):
+        first.pop(volatile)
+        second.pop(volatile)
+    first["sample"].pop("fps")
+    second["sample"].pop("fps")
+    assert first == second
+    assert first["sample"] != planned()["sample"] or first["backbone"] != "tiny"
+
+
+def test_a_duration_is_counted_in_the_frames_a_second_of_the_file() -> None:
+    Path("../own.toml").write_text("[sample]\nfps = 8\n")
+    for args in (["--fps", "8"], ["--preset", "../own.toml"], ["--set", "sample.fps=8"]):
+        assert planned("--duration", "10s", *args)["frames"] == 81, args
+
+
+# ---- errors --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files and folders that are wrong in one way each; the errors below find them under ../files."""
+    folder = tmp_path_factory.mktemp("cli") / "files"
+    for name in ("empty", "damaged", "other-pipeline", "keyless", "list"):
+        for part in ("transformer", "vae"):
+            (folder / name / part).mkdir(parents=True)
+            (folder / name / part / "config.json").write_text("{}")
+    (folder / "empty" / "transformer" / "config.json").unlink()
+    (folder / "damaged" / "model_index.json").write_text('{"_class_name": "Wan')
+    (folder / "other-pipeline" / "model_index.json").write_text('{"_class_name": "LTXPipeline"}')
+    (folder / "keyless" / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
+    (folder / "list" / "model_index.json").write_text("[]")
+    (folder / "text.txt").write_text("a red circle\n")
+    (folder / "none.txt").write_text("# a comment\n\n   \n")
+    (folder / "bytes.bin").write_bytes(bytes(range(256)))
+    save_file({"latents": torch.zeros(1)}, folder / "foreign.safetensors")
+    checkpoint.save_tensors(folder / "no-run.safetensors", {"other": torch.zeros(1)}, {"prompt": "x"})
+    with Writer(folder / "foreign.mp4", (16, 16), 8, {"made": "elsewhere"}) as writer:
+        writer.add(np.zeros((2, 16, 16, 3), np.uint8))
+    return folder
+
+
+ERRORS: list[tuple[list[str], int, list[str]]] = [
+    # presets
+    ([*PLAN, "--preset", "freespce"], 2, ["'freespce'", "did you mean freespec"]),
+    ([*PLAN, "--preset", "../nothing.toml"], 3, ["../nothing.toml is not there"]),
+    ([*PLAN, "--preset", "../files/bytes.bin"], 2, ["../files/bytes.bin is not TOML"]),
+    ([*PLAN, "--preset", f"{LONG}.toml"], 3, ["xxx.toml"]),
+    (["presets", "show", "freespce"], 2, ["did you mean freespec"]),
+    (["presets", "check", "direct", "freespce"], 2, ["did you mean freespec"]),
+    # --set
+    ([*PLAN, "--preset", "freespec", "--set", "freespce.kappa=1"], 2, ["'freespce'", "did you mean freespec"]),
+    ([*PLAN, "--preset", "freespec", "--set", "window.frames=3"], 2, ["no technique 'window'", "its techniques: freespec"]),
+    ([*PLAN, "--preset", "freespec", "--set", "freespec.kapa=1"], 2, ["freespec.kapa: unknown key", "lambda_start"]),
+    ([*PLAN, "--preset", "freespec", "--set", "freespec.kappa=hot"], 2, ["freespec.kappa = 'hot'", "number"]),
+    ([*PLAN, "--preset", "freespec", "--set", "freespec.alpha=7"], 2, ["freespec.alpha = 7", "less than or equal to 1"]),
+    ([*PLAN, "--preset", "freespec", "--set", "freespec.alpha"], 2, ["'freespec.alpha'", "window.frames=21"]),
+    ([*PLAN, "--preset", "freespec", "--set", "alpha=1"], 2, ["'alpha=1'", "window.frames=21"]),
+    ([*PLAN, "--preset", "freespec", "--set", "freespec.layers=[9]"], 2, ["layers has 9", "0 to 5"]),
+    ([*PLAN, "--preset", "riflex", "--set", "riflex.component=99"], 2, ["component = 99", "1 to 12"]),
+    # backbones
+    (["plan", "--backbone", "tinny"], 2, ["'tinny'", "did you mean tiny", "wan2.1-1.3b"]),
+    (["plan", "--backbone", "./nowhere"], 3, ["./nowhere: no such folder", "longgen backbones list"]),
+    (["plan", "--backbone", "../files/text.txt"], 3, ["../files/text.txt", "folder"]),
+    (["plan", "--backbone", "../files/empty"], 3, ["model_index.json is not there"]),
+    (["plan", "--backbone", "../files/damaged"], 2, ["model_index.json is damaged"]),
+    (["plan", "--backbone", "../files/other-pipeline"], 2, ["LTXPipeline", "WanPipeline"]),
+    (["plan", "--backbone", "../files/keyless"], 2, ["transformer/config.json"]),
+    (["plan", "--backbone", "../files/list"], 2, ["model_index.json"]),
+    (["plan", "--backbone", f"./{LONG}"], 3, ["no such folder"]),
+    (["plan", "--backbone", "~nobody-here/model"], 3, ["~nobody-here/model"]),
+    (["backbones", "show", "tinny"], 2, ["did you mean tiny"]),
+    (["presets", "check", "direct", "--backbone", "tinny"], 2, ["did you mean tiny"]),
+    # length and size
+    ([*PLAN, "--frames", "5000"], 2, ["5000 frames", "1 to 4093"]),
+    ([*PLAN, "--duration", "soon"], 2, ["'soon'", "1m30s"]),
+    ([*PLAN, "--duration", "-5s"], 2, ["'-5s'", "1m30s"]),
+    ([*PLAN, "--duration", ""], 2, ["''", "1m30s"]),
+    ([*PLAN, "--duration", "10s", "--frames", "81"], 2, ["--frames and --duration", "one of them"]),
+    ([*PLAN, "--size", "830x480"], 2, ["width 830", "multiples of 16", "816 or 832"]),
+    ([*PLAN, "--size", "832x470"], 2, ["height 470", "multiples of 16", "464 or 480"]),
+    ([*PLAN, "--size", "8x16"], 2, ["width 8", "take 16"]),
+    ([*PLAN, "--size", "big"], 2, ["'big'", "832x480"]),
+    ([*PLAN, "--size", "0x0"], 2, ["'0x0'", "832x480"]),
+    ([*PLAN, "--size", "64x64x64"], 2, ["'64x64x64'", "832x480"]),
+    ([*PLAN, "--size", "²x64"], 2, ["'²x64'", "832x480"]),
+    ([*PLAN, "--size", ""], 2, ["''", "832x480"]),
+    # prompts
+    (["generate", "--backbone", "tiny"], 2, ["no prompt", "--prompts FILE"]),
+    ([*GENERATE, "--prompts", "../files/text.txt"], 2, ["--prompt or --prompts, not both"]),
+    ([*BATCH, "../files/none.txt"], 2, ["none.txt holds no prompt", "one prompt a line"]),
+    ([*BATCH, "../files/nothing.txt"], 3, ["nothing.txt is not there"]),
+    ([*BATCH, "../files/bytes.bin"], 2, ["bytes.bin cannot be read", "UTF-8"]),
+    ([*BATCH, "../files"], 2, ["../files cannot be read"]),
+    # outputs
+    ([*BATCH, "../files/text.txt", "-o", "x.mp4"], 2, ["x.mp4 names one file", "a folder"]),
+    ([*GENERATE, "-o", "ball.avi"], 2, ["ball.avi", "MP4", "take ball.mp4"]),
+    ([*GENERATE, "-o", "../files/text.txt/ball.mp4"], 1, ["../files/text.txt/ball.mp4", "written"]),
+    ([*GENERATE, "-o", "../files/text.txt/below/"], 1, ["../files/text.txt/below", "written"]),
+    ([*GENERATE, "-o", f"{LONG}.mp4"], 1, ["xxx.mp4", "name"]),
+    ([*PLAN, "--export", "tables.txt"], 2, ["tables.txt", "take tables.npz"]),
+    ([*PLAN, "--export", "nowhere/tables.npz"], 1, ["nowhere/tables.npz cannot be written"]),
+    # resume
+    ([*GENERATE, "--resume", "--overwrite"], 2, ["--resume and --overwrite", "one of them"]),
+    (["generate", "--resume", "-o", "ball.mp4"], 3, ["ball.run/run.json is not there", "leave --resume out"]),
+    ([*GENERATE[:-2], "--resume", "-o", "ball.mp4"], 3, ["ball.run/run.json is not there", "leave --resume out"]),
+    ([*GENERATE[:-2], "--resume"], 2, ["--resume", "--seed N or -o FILE.mp4"]),
+    ([*BATCH, "../files/text.txt", "--resume"], 2, ["--resume", "--seed N"]),
+    # files to read
+    (["decode", "nothing.safetensors"], 3, ["nothing.safetensors is not there"]),
+    (["decode", "../files"], 3, ["../files is not there"]),
+    (["decode", "../files/bytes.bin"], 1, ["bytes.bin is damaged"]),
+    (["decode", "../files/foreign.safetensors"], 1, ["foreign.safetensors was not written by longgen"]),
+    (["decode", "../files/no-run.safetensors"], 1, ["no-run.safetensors holds no latents"]),
+    (["inspect", "nothing.mp4"], 3, ["nothing.mp4 is not there"]),
+    (["inspect", "../files/bytes.bin"], 1, ["bytes.bin is no video"]),
+    (["inspect", "../files/foreign.mp4"], 1, ["foreign.mp4 holds no longgen settings", "run.json"]),
+    # what this machine or this model cannot do
+    ([*GENERATE, "--device", "abacus"], 2, ["--device abacus", "cpu"]),
+    ([*GENERATE, "--device", "cpu", "--dtype", "fp16"], 2, ["fp16", "fp32 or bf16"]),
+    ([*GENERATE, "--device", "cpu", "--offload", "model"], 2, ["--offload model", "--offload none"]),
+]
+PARSED: list[tuple[list[str], list[str]]] = [  # refused by the option parser, in its words
+    ([*PLAN, "--frames", "0"], ["--frames", "1"]),
+    ([*PLAN, "--frames", "-3"], ["--frames", "1"]),
+    ([*PLAN, "--frames", "many"], ["--frames"]),
+    ([*PLAN, "--steps", "0"], ["--steps", "1"]),
+    ([*PLAN, "--fps", "241"], ["--fps", "240"]),
+    ([*PLAN, "--cfg", "101"], ["--guidance-scale", "100"]),
+    ([*PLAN, "--cfg", "nan"], ["--guidance-scale"]),
+    ([*PLAN, "--dtype", "fp8"], ["--dtype", "fp32", "bf16", "fp16"]),
+    ([*PLAN, "--offload", "all"], ["--offload", "none", "sequential"]),
+    ([*GENERATE[:-1], "-1"], ["--seed", "0"]),
+    ([*PLAN, "--framez", "81"], ["No such option", "--framez"]),
+    ([*PLAN, "more"], ["more"]),
+    (["decode"], ["LATENTS"]),
+    (["paint"], ["No such command", "paint"]),
+]
+
+
+def one_line(args: object) -> str:
+    return re.sub("x{9,}", "xxx...", " ".join(args)) if isinstance(args, list) else ""
+
+
+def check_error(stderr: str, stdout: str, fragments: list[str]) -> None:
+    assert stdout == ""
+    assert "Traceback" not in stderr
+    assert "defect" not in stderr
+    assert [fragment for fragment in fragments if fragment not in stderr] == []
+
+
+@pytest.mark.parametrize(("args", "code", "fragments"), ERRORS, ids=one_line)
+def test_errors_say_what_was_given_what_is_accepted_and_what_to_do(
+    args: list[str], code: int, fragments: list[str], files: Path, place: Path
+) -> None:
+    (place.parent / "files").symlink_to(files)
+    done = longgen(*args)
+    check_error(done.stderr, done.stdout, ["longgen: ", "accepted: ", "do: ", *fragments])
+    assert done.exit_code == code
+    assert list(place.glob("*.mp4")) == []
+
+
+@pytest.mark.parametrize(("args", "fragments"), PARSED, ids=one_line)
+def test_the_option_parser_names_the_option(args: list[str], fragments: list[str]) -> None:
+    done = longgen(*args)
+    plain = " ".join(re.sub(r"\x1b\[[0-9;]*m|[^\x20-\x7e]", " ", done.stderr).split())  # without colours and boxes
+    check_error(plain, done.stdout, ["Usage:", *fragments])
+    assert done.exit_code == 2
+
+
+@pytest.mark.skipif(backbones.has_gpu(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there() -> None:
+    done = longgen(*GENERATE, "--device", "cuda")
+    check_error(done.stderr, done.stdout, ["--device cuda", "accepted: cpu", "do: "])
+    assert done.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "fragments"),
+    [
+        (["generate", "-p", "x", "--backbone", "wan2.1-1.3b", "--device", "cpu"],
+         ["Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "hf download", "--backbone tiny"]),
+        (["plan", "--backbone", "nobody/nothing"], ["nobody/nothing", "network"]),
+    ],
+)  # fmt: skip
+def test_weights_that_are_not_here_and_cannot_be_fetched(args: list[str], fragments: list[str], tmp_path: Path) -> None:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    environment.pop("HF_HUB_CACHE", None)
+    command = [sys.executable, "-m", "longgen.cli", *args]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    check_error(done.stderr, done.stdout, ["accepted: ", "do: ", *fragments])
+    assert done.returncode == 3
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"checkpoint.safetensors": "kept"},
+        {"latents.safetensors": "kept", "run.json": '{"status": "sampled", "settings": {}}'},
+        {"latents.safetensors": "kept", "run.json": "{"},
+        {"latents.safetensors": "kept"},
+    ],
+    ids=" ".join,
+)
+def test_an_unfinished_run_is_neither_taken_up_nor_overwritten_unasked(left: dict[str, str], place: Path) -> None:
+    (place / "ball.run").mkdir()
+    for name, content in left.items():
+        (place / "ball.run" / name).write_text(content)
+    done = longgen(*GENERATE, "-o", "ball.mp4")
+    check_error(done.stderr, done.stdout, ["ball.run", "accepted: ", "do: ", "--overwrite"])
+    assert done.exit_code in (1, 2)
+    assert {path.name: path.read_text() for path in (place / "ball.run").iterdir()} == left
+    allowed = longgen(*GENERATE, "-o", "ball.mp4", "--overwrite", "--device", "abacus")  # gets as far as the device
+    check_error(allowed.stderr, allowed.stdout, ["--device abacus"])
+
+
+def test_a_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGGEN_DEBUG", "1")
+    assert isinstance(longgen(*PLAN, "--preset", "freespce").exception, UsageError)
+
+
+def test_the_console_script_exits_as_the_errors_say() -> None:
+    command = [sys.executable, "-m", "longgen.cli", "plan", "--preset", "freespce"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("longgen: no preset is called 'freespce'")
+
+
+def test_a_reader_that_has_gone_is_no_traceback() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "longgen.cli", "presets", "list", "--json"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+# ---- results -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [*PLAN, "--preset", "freespec", "--frames", "320"],
+        [*DRY, "--preset", "freespec", "--frames", "320"],
+        ["presets", "list"],
+        ["presets", "show", "freespec"],
+        ["presets", "check", "freespec", "riflex"],
+        ["backbones", "list"],
+        ["backbones", "show", "tiny"],
+        ["doctor"],
+    ],
+    ids=one_line,
+)
+def test_json_is_one_object_or_a_list_of_objects_with_names(args: list[str]) -> None:
+    done = longgen(*args, "--json")
+    assert done.exit_code == 0 or args == ["doctor"]  # it exits with 1 on a machine that lacks something
+    result = json.loads(done.stdout, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert all(entry["name"] for entry in (result if isinstance(result, list) else [result]))
+    assert not any(line.startswith(("{", "[", "}", "]")) for line in done.stderr.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("args", "fragments"),
+    [
+        ([*PLAN, "--preset", "freespec", "--frames", "321"], ["321 frames", "81 latent", "technique freespec", "branch local"]),
+        (["presets", "list"], ["direct", "freespec", "riflex", "sliding-window"]),
+        (["presets", "show", "freespec"], ["[[technique]]", 'name = "freespec"', "kappa = "]),
+        (["presets", "check", "freespec", "--backbone", "tiny"], ["freespec: fine"]),
+        (["backbones", "list"], ["tiny", "wan2.1-1.3b", "wan2.1-14b"]),
+        (["backbones", "show", "tiny"], ["4n+1", "bouncing"]),
+    ],
+    ids=one_line,
+)
+def test_text_results_are_on_stdout_alone(args: list[str], fragments: list[str]) -> None:
+    done = longgen(*args)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert [fragment for fragment in fragments if fragment not in done.stdout] == []
+
+
+def test_what_presets_show_prints_is_a_preset() -> None:
+    Path("own.toml").write_text(longgen("presets", "show", "freespec", "--set", "freespec.kappa=1.5").stdout)
+    shown = json.loads(longgen("presets", "show", "own.toml", "--json").stdout)
+    assert shown["technique"][0]["kappa"] == 1.5
+
+
+@pytest.mark.parametrize("json_flag", [[], ["--json"]])
+def test_a_dry_run_writes_nothing(json_flag: list[str], place: Path) -> None:
+    done = longgen(*DRY, "--preset", "freespec", "--frames", "320", "-o", "sub/ball.mp4", *json_flag)
+    assert done.exit_code == 0
+    assert "sub/ball.mp4" in done.stdout
+    assert "320 frames asked, 321 made" in done.stderr
+    assert list(place.iterdir()) == []
+
+
+def test_quiet_says_nothing_besides_the_result() -> None:
+    done = longgen(*DRY, "--frames", "320", "--quiet")
+    assert done.exit_code == 0
+    assert done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("prompt", "known"),
+    [
+        (PROMPT, True),
+        (f" {PROMPT.upper()}. ", True),
+        ("a corgi in space", False),
+        (PROMPT.replace("circle", "hexagon"), False),
+        ("", False),
+    ],
+)
+def test_a_sentence_that_tiny_does_not_know_is_said_to_be_one(prompt: str, known: bool) -> None:
+    done = longgen("generate", "--backbone", "tiny", "--dry-run", "--prompt", prompt)
+    assert done.exit_code == 0
+    assert ("a {size} {colour} {shape}" in done.stderr) != known
+
+
+def test_other_backbones_have_no_grammar() -> None:
+    done = longgen("generate", "--backbone", "wan2.1-1.3b", "--dry-run", "--prompt", "a corgi in space")
+    assert (done.exit_code, done.stderr) == (0, "")
+
+
+def test_a_batch_names_a_file_for_each_line() -> None:
+    Path("prompts.txt").write_text(f"# two of them are the same\n{PROMPT}\n\n{PROMPT}\n../../etc/passwd\n")
+    done = longgen(*BATCH, "prompts.txt", "--seed", "3", "-o", "out", "--dry-run", "--json")
+    stem = "out/" + PROMPT.replace(" ", "-")
+    assert json.loads(done.stdout)["outputs"] == [f"{stem}-3.mp4", f"{stem}-3-2.mp4", "out/etc-passwd-3.mp4"]
+
+
+@settings(deadline=None)
+@given(st.text())
+@example("../../etc/passwd")
+@example("/abs")
+@example("\U0001f600\U0001f680")
+@example("long " * 60)
+@example("")
+@example("...")
+@example("a\x00b\nc\\d:e")
+def test_a_prompt_cannot_lead_out_of_the_folder(prompt: str) -> None:
+    for output, folder in ((None, Path(".")), ("out", Path("out")), ("/tmp/out/", Path("/tmp/out"))):
+        path = run.output_path(output, prompt, 7)
+        assert path.parent == folder
+        assert re.fullmatch(r"[a-z0-9][a-z0-9-]{0,70}-7\.mp4", path.name)
+        assert run.output_path(output, prompt, 7, [path]) != path
+
+
+def test_an_export_holds_the_tables(place: Path) -> None:
+    done = longgen(*PLAN, "--preset", "freespec", "--frames", "161", "--export", "tables.npz", "--json")
+    branches = json.loads(done.stdout)["branches"]
+    frames_lat = json.loads(done.stdout)["latent_frames"]
+    assert [branch["name"] for branch in branches] == ["global", "local"]
+    with np.load(place / "tables.npz", allow_pickle=False) as tables:
+        for branch in branches:
+            for index in range(branch["passes"]):
+                rel, visible, weight = (tables[f"{branch['name']}/{index}/{key}"] for key in ("rel", "visible", "weight"))
+                assert rel.shape == visible.shape == (frames_lat, frames_lat)
+                assert (rel.dtype, visible.dtype, weight.dtype) == (np.float64, bool, np.float64)
+                assert weight.shape == (frames_lat,)
+                assert visible.mean() == pytest.approx(branch["density"], abs=1e-6)
+        assert not [
+            name for name in tables.files if name.count("/") == 2 and name.split("/")[0] not in ("global", "local", "techniques")
+        ]
+
+
+def test_a_local_folder_is_a_backbone() -> None:
+    known, found = (json.loads(longgen("backbones", "show", name, "--json").stdout) for name in ("tiny", str(TINY_FOLDER)))
+    geometry = ("stride_t", "stride_hw", "patch", "layers", "heads", "head_dim", "ffn_dim", "latent_channels", "rotary_dims")
+    assert {key: found[key] for key in geometry} == {key: known[key] for key in geometry}

@@ -1,0 +1,231 @@
+"""The mechanical part of the house rules: import directions, a light start, complete rows, names and versions that agree."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import longgen
+from longgen import catalog, preset
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "longgen"
+FILES = sorted(PACKAGE.rglob("*.py"))
+SCRIPTS = {"longgen.backbones.tiny.train", "longgen.backbones.tiny.check"}  # run with python -m; they print and exit
+
+# Who may import whom at run time: a row may name rows above it only. A row stands for a module, or for a package and all
+# in it that has no row of its own; inside one row imports are free. `longgen` is longgen/__init__.py.
+FLOOR = "longgen errors frames frameplan backbones.spec"
+PLANNING = f"{FLOOR} technique catalog preset plan"
+ALLOWED = {
+    "longgen": "",
+    "errors": "",
+    "frames": "errors",
+    "frameplan": "errors",
+    "backbones.spec": "errors",
+    "technique": "errors frames frameplan",
+    "positions": "errors frames frameplan technique",
+    "context": "errors frames frameplan technique",
+    "fusion": "errors frames frameplan technique",
+    "catalog": "errors technique positions context fusion",
+    "preset": "errors technique catalog",
+    "plan": "errors frames frameplan backbones.spec technique catalog preset",
+    "attention": "errors frames frameplan technique plan",
+    "backbones": f"{PLANNING} attention",
+    "sampling": f"{PLANNING} attention backbones",
+    "backbones.tiny.check": f"{PLANNING} backbones sampling",
+    "checkpoint": "errors",
+    "video": "errors",
+    "doctor": "errors",
+    "show": f"{PLANNING} attention backbones",
+    "run": f"{PLANNING} backbones sampling checkpoint video",
+    "cli": f"{PLANNING} backbones sampling checkpoint video doctor show run",
+}
+ONLY_UNDER = {  # library -> the rows whose modules may import it
+    "diffusers": ("longgen.backbones", "longgen.sampling"),
+    "transformers": ("longgen.backbones", "longgen.sampling"),
+    "typer": ("longgen.cli",),
+    "rich": ("longgen.cli",),
+}
+LIGHT = """
+import json, sys
+import longgen.cli
+start = sorted(sys.modules)
+from typer.testing import CliRunner
+for args in {commands}:
+    assert CliRunner().invoke(longgen.cli.app, args).exit_code == 0, args
+print(json.dumps([start, sorted(sys.modules)]))
+"""
+LIGHT_COMMANDS = [
+    ["plan", "--preset", "freespec", "--backbone", "tiny", "--frames", "321"],
+    ["presets", "list"],
+    ["presets", "show", "freespec"],
+    ["backbones", "list"],
+    ["--help"],
+]
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def run_time_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node of `tree` but those under `if TYPE_CHECKING:`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        yield node
+        yield from run_time_nodes(node)
+
+
+def imported(path: Path) -> set[str]:
+    """The modules that `path` imports at run time, at its top or inside a function."""
+    names = set()
+    for node in run_time_nodes(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute here"
+            assert node.module is not None
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = inner & {module_name(file) for file in FILES}
+            names |= modules | ({node.module} if len(modules) < len(inner) else set())
+    return names
+
+
+def row(module: str) -> str:
+    """The row of ALLOWED that `module` falls under: the longest that fits."""
+    inside = module.removeprefix("longgen.")
+    fits = [name for name in ALLOWED if f"{inside}.".startswith(f"{name}.")]
+    assert fits, f"{module} has no row in ALLOWED: decide what it may import"
+    return max(fits, key=len)
+
+
+def calls_and_raises(path: Path) -> Iterator[str]:
+    """The dotted names that `path` calls or raises."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func)
+        elif isinstance(node, ast.Raise) and node.exc is not None:
+            yield ast.unparse(node.exc)
+
+
+def test_the_table_of_imports_points_upwards_only() -> None:
+    names = list(ALLOWED)
+    for position, name in enumerate(names):
+        assert set(ALLOWED[name].split()) <= set(names[:position]), name
+    assert {row(module_name(path)) for path in FILES} == set(names), "a row without a module"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_a_module_imports_only_what_its_row_allows(path: Path) -> None:
+    own = row(module_name(path))
+    used = {row(name) for name in imported(path) if name.split(".")[0] == "longgen"}
+    assert used <= {own, *ALLOWED[own].split()}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_libraries_stay_where_they_belong(path: Path) -> None:
+    module, libraries = module_name(path), {name.split(".")[0] for name in imported(path)}
+    strays = [library for library, places in ONLY_UNDER.items()
+              if library in libraries and not any(f"{module}.".startswith(f"{place}.") for place in places)]  # fmt: skip
+    assert strays == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_only_the_command_line_and_scripts_print_or_exit(path: Path) -> None:
+    found = [
+        name for name in calls_and_raises(path) if re.match(r"(print|exit|quit|sys\.exit|os\._exit|typer\.Exit|SystemExit)\b", name)
+    ]
+    assert found == [] or module_name(path) in {"longgen.cli", *SCRIPTS}
+
+
+def test_starting_and_planning_load_no_model_library() -> None:
+    code = LIGHT.format(commands=LIGHT_COMMANDS)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    start, after = json.loads(done.stdout)
+    models = {"torch", "diffusers", "transformers", "accelerate", "safetensors", "huggingface_hub", "cv2", "imageio_ffmpeg"}
+    assert models.isdisjoint(after)
+    assert (models | {"numpy", "pydantic", "einops"}).isdisjoint(start)  # rich is left to typer, whose versions differ
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_files_are_short_and_named_for_what_they_hold(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 600
+    assert path.stem.strip("_") not in {"utils", "util", "core", "common", "helpers", "misc"}
+
+
+ROWS = [(slot, name) for slot, table in catalog.SLOTS.items() for name in table]
+
+
+def test_no_technique_stands_in_two_tables() -> None:
+    assert sorted(name for _, name in ROWS) == sorted(catalog.TECHNIQUES)
+
+
+@pytest.mark.parametrize(("slot", "name"), ROWS)
+def test_a_technique_says_its_slot_and_its_paper(slot: str, name: str) -> None:
+    technique = catalog.technique(name)
+    header = sys.modules[technique.__module__].__doc__
+    assert technique.slot == slot
+    assert technique.__module__.split(".")[1] == slot
+    assert technique.paper
+    assert header
+    assert re.findall(r"\d{4}\.\d{5}", header)[:1] == re.findall(r"\d{4}\.\d{5}", technique.paper)[:1]
+    assert technique.paper.split(",")[0].removeprefix("baseline of ").split()[0] in header
+
+
+@pytest.mark.parametrize(("slot", "name"), ROWS)
+def test_a_technique_has_a_test_file_a_preset_and_a_mention(slot: str, name: str) -> None:
+    technique = catalog.technique(name)
+    assert (ROOT / "tests" / slot / f"test_{name}.py").is_file()
+    assert any(isinstance(used, technique) for one in preset.names() for used in preset.load(one).techniques)
+    assert f"`{name}`" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", preset.names())
+def test_a_preset_is_named_as_its_file_and_stands_in_the_readme(name: str) -> None:
+    shipped = preset.load(name)
+    assert shipped.name == name
+    assert shipped.description
+    assert shipped.source
+    assert preset.parse_file(ROOT / "presets" / f"{name}.toml")["schema"] == preset.SCHEMA
+    assert f"`{name}`" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_versions_agree() -> None:
+    heading = re.search(r"^## \[?v?(\d[\w.]*)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert heading is not None
+    assert heading[1] == longgen.__version__ == preset.parse_file(ROOT / "pyproject.toml")["project"]["version"]
+
+
+def test_public_names() -> None:
+    assert longgen.__all__ == [
+        "__version__",
+        "LonggenError",
+        "Plan",
+        "Preset",
+        "Result",
+        "Sample",
+        "build_plan",
+        "find_backbone",
+        "generate",
+        "load_preset",
+    ]
+    assert all(getattr(longgen, name) is not None for name in longgen.__all__)
+    assert dir(longgen) == sorted(longgen.__all__)
+    with pytest.raises(AttributeError, match="nothing"):
+        longgen.nothing  # noqa: B018
+
+
+def test_console_script_exists() -> None:
+    module, _, function = preset.parse_file(ROOT / "pyproject.toml")["project"]["scripts"]["longgen"].partition(":")
+    assert callable(getattr(importlib.import_module(module), function))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -151,7 +152,7 @@ def generate(
     """Make a video, or one for each line of a file of prompts."""
     from longgen import run
 
-    flags = dict(frames=frames, size=size and parse_size(size), steps=steps, guidance_scale=guidance_scale,
+    flags = dict(frames=frames, size=None if size is None else parse_size(size), steps=steps, guidance_scale=guidance_scale,
                  negative_prompt=negative_prompt, fps=fps)  # fmt: skip
     if resume and overwrite:
         raise UsageError("--resume and --overwrite are both given", accepted="one of them", do="leave one out")
@@ -172,19 +173,22 @@ def generate(
         own_seed = run.draw_seed() if seed is None else seed
         jobs.append(run.Job(text, own_seed, run.output_path(output, text, own_seed, [job.output for job in jobs])))
     warn_of_grammar(spec, texts, quiet)
-    if dry_run:
-        from longgen.backbones import default_device, default_dtype
-        from longgen.show import plan_text
-
-        names = [str(job.output) for job in jobs]
-        text = plan_text(plan, dtype or default_dtype(spec, device or default_device()), offload, tables=False)
-        return answer(text + "\nwould write: " + ", ".join(names), plan.as_dict() | {"outputs": names}, as_json)
     for job in jobs:
         left = run.unfinished(job.output)
         if left and not resume and not overwrite:
             raise UsageError(f"{run.run_folder(job.output)} holds {left}", accepted="--resume or --overwrite",
                              do="--resume to go on from there, --overwrite to start again")  # fmt: skip
         run.check_writable(job.output)
+    if dry_run:
+        from longgen.backbones import check_device, default_device, default_dtype
+        from longgen.show import plan_text
+
+        where = device or default_device()
+        kind = dtype or default_dtype(spec, where)
+        check_device(where, kind, offload)
+        names = [str(job.output) for job in jobs]
+        text = plan_text(plan, kind, offload, tables=False)
+        return answer(text + "\nwould write: " + ", ".join(names), plan.as_dict() | {"outputs": names}, as_json)
     report_results(make_all(spec, plan, jobs, device, dtype, offload, resume, quiet), as_json, single=prompts is None)
 
 
@@ -256,7 +260,9 @@ def plan(
     """Show what would run, with its tables, its cost against direct sampling and its memory; loads no weights."""
     from longgen.show import plan_text
 
-    flags = dict(frames=frames, size=size and parse_size(size), steps=steps, guidance_scale=guidance_scale, fps=fps)
+    flags = dict(
+        frames=frames, size=None if size is None else parse_size(size), steps=steps, guidance_scale=guidance_scale, fps=fps
+    )
     spec, made = make_plan(preset, set_, backbone, flags, duration, quiet=True)
     if export is not None:
         import numpy as np
@@ -304,10 +310,11 @@ def decode(
     settings = {key: value for key, value in kept.items() if key not in ("done", "scheduler")}
     with progress(quiet) as report:
         report(run.Progress("load", 0, 1, 0.0, None, run.memory_bytes("cpu")))
-        from longgen.backbones import default_device, wan
+        from longgen.backbones import decoder, default_device
 
-        vae = wan.vae_of(spec, device or default_device())
-        seconds = run.decode_to(vae, tensors["latents"], vae.device, made, target, settings, report)
+        where = device or default_device()
+        frames_of = decoder(spec, where)
+        seconds = run.decode_to(target, frames_of, tensors["latents"], made, where, settings, report)
     result = {"name": target.stem, "output": str(target), "frames": made.frames_px, "seconds": {"decode": seconds}}
     answer(str(target), result, as_json)
 
@@ -438,10 +445,10 @@ def make_plan(
 
 def parse_size(size: str) -> tuple[int, int]:
     """`832x480`, `832*480` or `832X480` as (width, height)."""
-    parts = size.lower().replace("*", "x").split("x")
-    if len(parts) != 2 or not all(part.isdigit() and int(part) for part in parts):
+    match = re.fullmatch(r"([1-9][0-9]{0,4})[x*]([1-9][0-9]{0,4})", size.strip().lower())
+    if match is None:
         raise UsageError(f"--size {size!r} is no picture size", accepted="WIDTHxHEIGHT in pixels, as 832x480", do="write it so")
-    return int(parts[0]), int(parts[1])
+    return int(match[1]), int(match[2])
 
 
 def read_prompts(prompt: str | None, prompts: Path | None) -> list[str]:

@@ -23,7 +23,6 @@ from longgen.frameplan import Clip, FramePlan, neutral
 from longgen.preset import Preset, Sample, name_of
 from longgen.technique import FrameTechnique, Fusion, Technique
 
-ROTARY_ROWS = 1024  # rows of Wan's rotary table: more latent frames than these cannot be addressed
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
@@ -198,7 +197,7 @@ def build(preset: Preset, spec: BackboneSpec) -> Plan:
         notes.append(f"{asked_px} frames asked, {frames_px} made: {spec.name} makes {spec.stride_t}n+1")
         sample = sample.model_copy(update={"frames": frames_px})
     frames_lat = frames.latent_frames(frames_px, spec.stride_t)
-    _check_geometry(spec, size, frames_px, frames_lat)
+    _check_geometry(spec, size, asked_px, frames_lat)
     clip = Clip(frames_lat, spec.native_lat, spec.frequencies, spec.intrinsic_component)
     acting = tuple(_acting(technique, spec, steps) for technique in preset.techniques)
     _refuse_contradictions(acting)
@@ -213,10 +212,10 @@ def build(preset: Preset, spec: BackboneSpec) -> Plan:
     return Plan(spec, preset, sample, frames_px, frames_lat, clip, acting, programs, table, tuple(notes))
 
 
-def _check_geometry(spec: BackboneSpec, size: tuple[int, int], frames_px: int, frames_lat: int) -> None:
-    most_px = frames.pixel_frames(ROTARY_ROWS, spec.stride_t)
-    if frames_lat > ROTARY_ROWS:
-        raise UsageError(f"{frames_px} frames are more than {spec.name} can address", accepted=f"1 to {most_px} frames",
+def _check_geometry(spec: BackboneSpec, size: tuple[int, int], asked_px: int, frames_lat: int) -> None:
+    most_px = frames.pixel_frames(spec.most_lat, spec.stride_t)
+    if frames_lat > spec.most_lat:
+        raise UsageError(f"{asked_px} frames are more than {spec.name} can address", accepted=f"1 to {most_px} frames",
                          do="make it shorter, or several videos")  # fmt: skip
     for side, length, multiple in zip(("width", "height"), size, spec.size_multiple, strict=True):
         if length % multiple:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -46,10 +47,10 @@ class Sample(BaseModel):
     frames: pixel frames. size: (width, height) in pixels. fps: of the file only, it never changes the motion.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     frames: Positive | None = None
-    size: tuple[Positive, Positive] | None = None
+    size: Annotated[tuple[Positive, Positive], Field(strict=False)] | None = None
     steps: Positive | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
     negative_prompt: str | None = None
@@ -85,10 +86,15 @@ class Preset(BaseModel):
         techniques = tables.pop("technique", [])
         sections = [("", tables), ("[sample]", tables.pop("sample", {})), *(("[[technique]]", table) for table in techniques)]
         return "\n".join(
-            "\n".join([*([head] if head else []), *(f"{key} = {json.dumps(value)}" for key, value in table.items())]) + "\n"
+            "\n".join([*([head] if head else []), *(f"{key} = {_toml(value)}" for key, value in table.items())]) + "\n"
             for head, table in sections
             if table
         )
+
+
+def _toml(value: Any) -> str:
+    """A number, truth value, string or list of these in TOML: JSON, but for what TOML wants escaped or written out."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def name_of(technique: Technique) -> str:
@@ -125,7 +131,7 @@ def _find(name: str) -> Path:
         if name not in names():
             raise unknown_name("preset", name, names(), "longgen presets list, or give a path that ends in .toml")
         return folder() / f"{name}.toml"
-    if not Path(name).is_file():
+    if not os.path.isfile(name):  # not Path.is_file, which raises where a name is too long
         raise MissingError(f"preset file {name} is not there", accepted="a TOML file, or one of " + ", ".join(names()),
                            do="check the path")  # fmt: skip
     return Path(name)
@@ -138,14 +144,17 @@ def parse_file(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not TOML: {error}", accepted="TOML 1.0 in UTF-8", do="mend the line named") from None
     except OSError as error:
-        raise LonggenError(f"{path} cannot be read: {error.strerror}", do="check the file and its permissions") from None
+        raise LonggenError(
+            f"{path} cannot be read: {error.strerror}", accepted="a file that may be read", do="check its permissions"
+        ) from None
 
 
 def from_tables(tables: Mapping[str, Any], origin: str) -> Preset:
     """A Preset from parsed TOML. All errors of the file come in one UsageError, each with its place."""
     errors: list[str] = []
     rest = dict(tables)
-    if (schema := rest.pop("schema", SCHEMA)) != SCHEMA:
+    schema = rest.pop("schema", SCHEMA)
+    if schema is True or schema != SCHEMA:
         errors.append(f"schema: {schema!r}, but this longgen reads schema {SCHEMA}")
     techniques = []
     stack = rest.pop("technique", [])
@@ -177,14 +186,15 @@ def from_tables(tables: Mapping[str, Any], origin: str) -> Preset:
             errors.append(explain("", detail, inside))
     if errors or preset is None:
         raise UsageError(f"preset {origin}:\n" + "\n".join(f"    {line}" for line in errors),
-                         do="correct these; longgen presets show NAME prints a preset with every key")  # fmt: skip
+                         accepted="what each line names", do="correct it; longgen presets show NAME prints every key")  # fmt: skip
     return preset
 
 
 def explain(name: str, detail: Any, model: type[BaseModel]) -> str:
     """One line for one pydantic error: key, given value, what is accepted."""
     path = ".".join(str(part) for part in (name, *detail["loc"]) if part != "" and not str(part).startswith(("literal", "tuple")))
-    known = [key for key in model.model_fields if key != "techniques"]
+    known = ["schema", "technique"] if model is Preset else []
+    known += [key for key in model.model_fields if key != "techniques"]
     if detail["type"] == "extra_forbidden":
         return f"{path}: unknown key; known keys: {', '.join(known)}"
     message = detail["msg"].removeprefix("Value error, ")
@@ -199,16 +209,20 @@ def _apply_override(tables: dict[str, Any], override: str) -> None:
         raise UsageError(f"--set {override!r} is not technique.key=value", accepted="for example window.frames=21",
                          do="write it so")  # fmt: skip
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        parsed = tomllib.loads(f"value = {text}")
+        value = parsed["value"] if len(parsed) == 1 else text
     except tomllib.TOMLDecodeError:
         value = text.strip()  # a bare word, as a shell user types it
-    if name == "sample":
-        tables.setdefault("sample", {})[key] = value
-        return
-    targets = [table for table in tables.get("technique", []) if table.get("name") == name]
+    stack = tables.get("technique", [])
+    if not isinstance(stack, list) or not all(isinstance(table, dict) for table in stack):
+        return  # from_tables says what is wrong with it
+    targets = [table for table in stack if table.get("name") == name]
+    if key == "name":
+        raise UsageError(f"--set {override}: a technique's name is no parameter", accepted="technique.key=value",
+                         do="choose another preset")  # fmt: skip
     if not targets:
         catalog.technique(name)
-        stacked = ", ".join(t["name"] for t in tables.get("technique", [])) or "none"
+        stacked = ", ".join(str(table.get("name")) for table in stack) or "none"
         raise UsageError(f"--set {override}: the preset has no technique '{name}'", accepted=f"its techniques: {stacked}",
                          do="choose a preset that has it, or write one")  # fmt: skip
     for table in targets:

@@ -21,7 +21,7 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,14 +30,15 @@ from longgen.errors import LonggenError, MissingError, OutOfMemoryError, UsageEr
 from longgen.plan import Plan, build
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
     from torch import Tensor
 
+    from longgen.backbones import Backbone
     from longgen.backbones.spec import BackboneSpec
-    from longgen.backbones.wan import WanBackbone
 
 SCHEMA = 1
 LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "imageio-ffmpeg")
+LONGEST_NAME = 240  # bytes; file systems take 255, and temporary names are longer by a few
 IDENTITY = ("prompt", "backbone", "preset", "sample", "seed", "dtype")  # settings that decide the latents
 
 
@@ -102,10 +103,13 @@ def slug(prompt: str) -> str:
 
 def output_path(output: str | None, prompt: str, seed: int, taken: Iterable[Path] = ()) -> Path:
     """Where the video goes: `output` if it is a file name in .mp4, else `<slug>-<seed>.mp4` in the folder `output`."""
-    if output is not None and not output.endswith("/") and not Path(output).is_dir():
-        suffix = Path(output).suffix
-        if suffix.lower() == ".mp4":
+    if output is not None and not output.endswith("/") and not os.path.isdir(output):
+        suffix = ".mp4" if Path(output).name == ".mp4" else Path(output).suffix
+        if suffix.lower() == ".mp4" and 4 < len(os.fsencode(Path(output).name)) <= LONGEST_NAME:
             return Path(output)
+        if suffix.lower() == ".mp4":
+            raise UsageError(f"--output {output}: an empty or too long name", accepted=f"a name of at most {LONGEST_NAME} bytes",
+                             do="give another name")  # fmt: skip
         if suffix:
             raise UsageError(f"--output {output}: longgen writes MP4 only", accepted="a name in .mp4, or a folder",
                              do=f"take {Path(output).with_suffix('.mp4')}")  # fmt: skip
@@ -169,7 +173,7 @@ class _Phase:
 
 
 def generate_one(
-    backbone: WanBackbone,
+    backbone: Backbone,
     plan: Plan,
     prompt: str,
     seed: int,
@@ -227,7 +231,7 @@ def generate_one(
             checkpoint.save_tensors(saved_latents, {"latents": latents}, settings)
         saved_step.unlink(missing_ok=True)
         write_record("sampled")
-        seconds["decode"] = decode_to(backbone.pipe.vae, latents, backbone.device, plan, output, settings, report)
+        seconds["decode"] = decode_to(output, backbone.decode, latents, plan, device, settings, report)
     except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
             raise
@@ -282,22 +286,21 @@ def generate_jobs(
 
 
 def decode_to(
-    vae: Any,
-    latents: Tensor,
-    device: torch.device,
-    plan: Plan,
     output: Path,
+    decode: Callable[[Tensor], Iterator[np.ndarray]],
+    latents: Tensor,
+    plan: Plan,
+    device: str,
     settings: dict[str, Any],
-    report: Callable[[Progress], None],
+    report: Callable[[Progress], None] = ignore,
 ) -> float:
     """Decodes latents [1, C, T, h, w] into the MP4 `output`, a latent frame at a time; returns the seconds it took."""
-    from longgen.backbones.wan import decode
     from longgen.video import Writer
 
-    phase = _Phase("decode", plan.frames_lat, str(device), report)
+    phase = _Phase("decode", plan.frames_lat, device, report)
     with Writer(output, plan.size, plan.sample.fps or plan.spec.fps, settings) as writer:
-        for done, chunk in enumerate(decode(vae, latents, device), start=1):
-            writer.add(chunk)
+        for done, frames_px in enumerate(decode(latents), start=1):
+            writer.add(frames_px)
             phase.at(done)
     return round(phase.seconds, 3)
 
@@ -307,8 +310,12 @@ def unfinished(output: Path) -> str | None:
     folder = run_folder(output)
     if (folder / "checkpoint.safetensors").is_file():
         return "a run that was stopped while sampling"
-    if (folder / "latents.safetensors").is_file() and stored_record(output)["status"] != "done":
-        return "latents that were not decoded"
+    if (folder / "latents.safetensors").is_file():
+        try:
+            decoded = stored_record(output)["status"] == "done"
+        except LonggenError:
+            decoded = False
+        return None if decoded else "latents that were not decoded"
     return None
 
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
 @dataclass(frozen=True)
 class Step:
     """Where the schedule stands: `index` of the step, and the `timesteps` (0..1000, falling) of all steps."""
@@ -37,10 +40,10 @@ class Technique(BaseModel):
     steps: the part of the schedule it acts in, as [from, to) in fractions of the number of steps.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    layers: Literal["all"] | tuple[Annotated[int, Field(ge=0)], ...] = "all"
-    steps: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = (0.0, 1.0)
+    layers: Literal["all"] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = "all"
+    steps: Annotated[tuple[Share, Share], Field(strict=False)] = (0.0, 1.0)
 
     slot: ClassVar[str]
     paper: ClassVar[str]

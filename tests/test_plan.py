@@ -99,7 +99,7 @@ def test_riflex_stacks_with_window_and_with_freespec() -> None:
     ("tables", "sample", "message"),
     [
         ([{"name": "window", "layers": [6]}], {}, "window.layers has 6, but tiny has 6 layers"),
-        ([], {"frames": 4094}, "4097 frames are more than tiny can address"),
+        ([], {"frames": 4094}, "4094 frames are more than tiny can address"),
         ([], {"size": [72, 64]}, "width 72 does not fit tiny"),
         ([], {"size": [64, 8]}, "height 8 does not fit tiny"),
         ([{"name": "riflex", "component": 13}], {"frames": 321}, "12 temporal components"),

@@ -49,9 +49,14 @@ def test_equal_frames_and_settings_give_equal_bytes(tmp_path: Path) -> None:
 def test_an_exception_leaves_nothing_and_keeps_an_older_file(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     path.write_bytes(b"older")
-    with pytest.raises(RuntimeError, match="boom"), Writer(path, SIZE, 16, SETTINGS) as writer:
-        writer.add(clip())
-        raise RuntimeError("boom")
+
+    def stop_halfway() -> None:
+        with Writer(path, SIZE, 16, SETTINGS) as writer:
+            writer.add(clip())
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        stop_halfway()
     assert path.read_bytes() == b"older"
     assert [entry.name for entry in tmp_path.iterdir()] == ["clip.mp4"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class BackboneSpec:
     text_tokens: int
     parameters: int  # of the transformer
     companions: int  # parameters of text encoder and VAE
+    most_lat: int = 1024  # latent frames that can be addressed: the rows of Wan's rotary table
     capabilities: tuple[str, ...] = (RELATIVE_POSITIONS, FRAME_TIMESTEPS)
 
     @property
@@ -108,8 +110,8 @@ def find(name: str) -> BackboneSpec:
     """
     if name in SPECS:
         return SPECS[name]
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):  # not Path.is_dir, which raises where a name is too long
         return _from_folder(path)
     if path.is_absolute() or name.startswith("."):
         raise MissingError(f"--backbone {name}: no such folder", accepted="a folder with model_index.json, or a backbone's name",
@@ -154,20 +156,34 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is damaged: {error}", accepted="JSON as diffusers writes it", do="download it again") from None
 
 
-def _from_configs(source: str, index: dict[str, Any], transformer: dict[str, Any], vae: dict[str, Any]) -> BackboneSpec:
-    if index.get("_class_name") != "WanPipeline":
-        raise UsageError(f"--backbone {source} is a {index.get('_class_name', 'file without a pipeline class')}",
-                         accepted="a WanPipeline", do="choose another model")  # fmt: skip
+def _from_configs(source: str, index: Any, transformer: Any, vae: Any) -> BackboneSpec:
+    kind = index.get("_class_name", "WanPipeline") if isinstance(index, dict) else "WanPipeline"
+    if kind != "WanPipeline":
+        raise UsageError(f"--backbone {source} is a {kind}", accepted="a WanPipeline", do="choose another model")
+    configs = dict(zip(_CONFIGS, (index, transformer, vae), strict=True))
+    for part, keys in _NEEDED.items():
+        absent = [key for key in keys if not isinstance(configs[part], dict) or key not in configs[part]]
+        if absent:
+            raise UsageError(f"--backbone {source}: {part} has no {', '.join(absent)}", accepted="a WanPipeline of diffusers",
+                             do="copy or download it again")  # fmt: skip
     if index.get("transformer_2", [None])[0] is not None:
         raise UsageError(f"--backbone {source} has two expert transformers, which longgen cannot drive yet",
                          accepted="a WanPipeline with one transformer", do="choose another model")  # fmt: skip
     head_dim, heads = transformer["attention_head_dim"], transformer["num_attention_heads"]
     width, ffn_dim, layers = head_dim * heads, transformer["ffn_dim"], transformer["num_layers"]
+    rotary_dims = head_dim - 4 * (head_dim // 6)
     return replace(
         WAN_1_3B, name=source, source=source, about="Wan, read from its folder", license="see its model card",
         stride_t=vae.get("scale_factor_temporal", 4), stride_hw=vae.get("scale_factor_spatial", 8),
         patch=tuple(transformer["patch_size"]), layers=layers, heads=heads, head_dim=head_dim, ffn_dim=ffn_dim,
-        latent_channels=transformer["in_channels"], rotary_dims=head_dim - 4 * (head_dim // 6),
-        intrinsic_component=min(WAN_1_3B.intrinsic_component, (head_dim - 4 * (head_dim // 6)) // 2),
+        latent_channels=transformer["in_channels"], rotary_dims=rotary_dims,
+        intrinsic_component=min(WAN_1_3B.intrinsic_component, rotary_dims // 2),
         parameters=layers * (8 * width**2 + 2 * width * ffn_dim),
     )  # fmt: skip
+
+
+_NEEDED = {
+    "model_index.json": ("_class_name",),
+    "transformer/config.json": ("attention_head_dim", "num_attention_heads", "ffn_dim", "num_layers", "patch_size", "in_channels"),
+    "vae/config.json": ("z_dim",),
+}

@@ -6,7 +6,7 @@ channels (the first of D).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,24 +24,12 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from longgen.attention import executor
+from longgen.backbones import Clock
 from longgen.backbones.spec import BackboneSpec
-from longgen.errors import LonggenError, MissingError, UsageError
+from longgen.errors import LonggenError, MissingError
 from longgen.plan import Plan, Program
-from longgen.technique import Step
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass
-class Clock:
-    """Where the schedule stands; the sampling loop moves it, the processors read it."""
-
-    timesteps: tuple[float, ...] = ()
-    index: int = 0
-
-    @property
-    def step(self) -> Step:
-        return Step(self.index, self.timesteps)
 
 
 @dataclass
@@ -194,7 +182,12 @@ class WanBackbone:
             max_sequence_length=self.spec.text_tokens,
         )  # fmt: skip
 
+    def decode(self, latents: Tensor) -> Iterator[np.ndarray]:
+        """Frames [1 or 4, height, width, 3] uint8 of latents [1, C, T, h, w], one latent frame at a time."""
+        return decode(self.pipe.vae, latents, self.device)
 
+
+@torch.no_grad()
 def decode(vae: AutoencoderKLWan, latents: Tensor, device: torch.device) -> Iterator[np.ndarray]:
     """Frames [1 or 4, height, width, 3] uint8, one latent frame at a time, from latents [1, C, T, h, w], computed on `device`.
 
@@ -203,21 +196,20 @@ def decode(vae: AutoencoderKLWan, latents: Tensor, device: torch.device) -> Iter
     offload = getattr(vae, "_hf_hook", None)
     if offload is not None:  # model offload moves the VAE when decode() is called, which is not called here
         offload.pre_forward(vae)
-    with torch.no_grad():
-        latents = latents.to(device, vae.dtype)
-        mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1).to(latents) for v in (vae.config.latents_mean, vae.config.latents_std))
-        vae.clear_cache()
-        prepared = vae.post_quant_conv(latents / (1.0 / std) + mean)  # by the inverse, as WanPipeline does
-        for index in range(latents.shape[2]):
-            vae._conv_idx = [0]
-            video = vae.decoder(
-                prepared[:, :, index : index + 1], feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=index == 0
-            )
-            if vae.config.patch_size is not None:
-                video = unpatchify(video, patch_size=vae.config.patch_size)
-            video = (video.clamp(-1, 1) * 0.5 + 0.5).clamp(0, 1)
-            yield (rearrange(video[0], "c f h w -> f h w c").float().cpu().numpy() * 255).round().astype(np.uint8)
-        vae.clear_cache()
+    latents = latents.to(device, vae.dtype)
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1).to(latents) for v in (vae.config.latents_mean, vae.config.latents_std))
+    vae.clear_cache()
+    prepared = vae.post_quant_conv(latents / (1.0 / std) + mean)  # by the inverse, as WanPipeline does
+    for index in range(latents.shape[2]):
+        vae._conv_idx = [0]
+        video = vae.decoder(
+            prepared[:, :, index : index + 1], feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=index == 0
+        )
+        if vae.config.patch_size is not None:
+            video = unpatchify(video, patch_size=vae.config.patch_size)
+        video = (video.clamp(-1, 1) * 0.5 + 0.5).clamp(0, 1)
+        yield (rearrange(video[0], "c f h w -> f h w c").float().cpu().numpy() * 255).round().astype(np.uint8)
+    vae.clear_cache()
 
 
 def load(spec: BackboneSpec, device: str, dtype: str, offload: str = "none") -> WanBackbone:
@@ -225,18 +217,7 @@ def load(spec: BackboneSpec, device: str, dtype: str, offload: str = "none") -> 
 
     Raises MissingError where the weights cannot be had, LonggenError where a file is damaged.
     """
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        raise UsageError(f"--device {device} is not there: {str(error).splitlines()[0]}",
-                         accepted=", ".join(["cpu", *cuda]), do="leave --device out for the best one") from None  # fmt: skip
-    if offload != "none" and place.type == "cpu":
-        raise UsageError(f"--offload {offload} moves weights between a GPU and the host, and the device is cpu",
-                         accepted="--offload none", do="leave --offload out")  # fmt: skip
-    if dtype == "fp16" and place.type == "cpu":
-        raise UsageError("--dtype fp16 cannot run on a CPU", accepted="fp32 or bf16", do="leave --dtype out")
+    place = torch.device(device)
     diffusers_logging.set_verbosity_error()  # what they warn of on loading, the error below says
     diffusers_logging.disable_progress_bar()  # the command line shows its own
     transformers_logging.disable_progress_bar()
@@ -269,9 +250,10 @@ def _explain_load(spec: BackboneSpec, error: Exception) -> LonggenError:
                            "or --backbone tiny, which needs no download")  # fmt: skip
 
 
-def vae_of(spec: BackboneSpec, device: str) -> AutoencoderKLWan:
-    """The VAE alone, for decoding saved latents."""
+def decoder(spec: BackboneSpec, device: str) -> Callable[[Tensor], Iterator[np.ndarray]]:
+    """`WanBackbone.decode` with the VAE alone loaded, for latents that were saved."""
     try:
-        return AutoencoderKLWan.from_pretrained(spec.source, subfolder="vae", dtype=torch.float32).to(device)
+        vae = AutoencoderKLWan.from_pretrained(spec.source, subfolder="vae", dtype=torch.float32).to(device)
     except Exception as error:
         raise _explain_load(spec, error) from error
+    return lambda latents: decode(vae, latents, torch.device(device))

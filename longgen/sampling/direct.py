@@ -14,7 +14,7 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor
 
-from longgen.backbones.wan import WanBackbone
+from longgen.backbones import Backbone, Clock
 from longgen.plan import Plan
 
 _RESUME = "longgen_resume"
@@ -31,7 +31,7 @@ class State(NamedTuple):
 class _AnswerDoneSteps(ModelHook):
     """Answers model calls with zeros while `clock` stands before step `done`."""
 
-    def __init__(self, done: int, clock: Any) -> None:
+    def __init__(self, done: int, clock: Clock) -> None:
         super().__init__()
         self.done, self.clock = done, clock
 
@@ -42,7 +42,7 @@ class _AnswerDoneSteps(ModelHook):
 
 
 def sample(
-    backbone: WanBackbone,
+    backbone: Backbone,
     plan: Plan,
     prompt: str,
     latents: Tensor,

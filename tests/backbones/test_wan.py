@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longgen.backbones import wan
+from longgen.backbones import load, wan
 from longgen.backbones.spec import SPECS, TINY, BackboneSpec
 from longgen.plan import Plan
 from longgen.sampling import direct
@@ -116,7 +116,7 @@ def test_group_offload_changes_nothing(tiny: Any, tiny_plan: Callable[..., Plan]
     plan = tiny_plan("freespec", frames=121, steps=2)
     latents = direct.sample(tiny, plan, PROMPT, noise(tiny, plan), lambda state: None)
     frames = np.concatenate(list(wan.decode(tiny.pipe.vae, latents, tiny.device)))
-    offloaded = wan.load(TINY, "cpu", "fp32")
+    offloaded = load(TINY, "cpu", "fp32")
     offloaded.pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
     again = direct.sample(offloaded, plan, PROMPT, noise(tiny, plan), lambda state: None)
     assert torch.equal(again, latents)

@@ -26,10 +26,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKLWan
 from einops import rearrange
 
 from longgen import backbones, plan, preset
-from longgen.backbones import wan
 from longgen.backbones.spec import TINY
 from longgen.backbones.tiny import clips, grammar, measure
 from longgen.sampling import direct
@@ -48,7 +48,7 @@ def to_bytes(video: torch.Tensor) -> np.ndarray:
     return (rearrange(video, "c f h w -> f h w c") * 127.5 + 127.5).round().clamp(0, 255).byte().numpy()
 
 
-def psnr_db(vae: wan.AutoencoderKLWan, video: torch.Tensor) -> float:
+def psnr_db(vae: AutoencoderKLWan, video: torch.Tensor) -> float:
     """Of one clip [3, F, S, S] through the VAE, on 8-bit pixels."""
     with torch.no_grad():
         again = vae.decode(vae.encode(video[None].to(vae.device)).latent_dist.mode()).sample[0].cpu()
@@ -60,13 +60,13 @@ def check(frames_px: int, preset_name: str, seed: int, source: Path | None = Non
     """The measures over the held-out sentences; progress goes to stderr."""
     spec = TINY if source is None else dataclasses.replace(TINY, source=str(source))
     made = plan.build(preset.load(preset_name, sample=preset.Sample(frames=frames_px)), spec)
-    backbone = wan.load(spec, backbones.default_device(), "fp32")
+    backbone = backbones.load(spec, backbones.default_device(), "fp32")
     scores: list[dict[str, float]] = []
     start = time.monotonic()
     for number, words in enumerate(grammar.HELD_OUT[:count]):
         noise = torch.randn(backbone.latent_shape(made), generator=torch.Generator().manual_seed(seed + number))
         latents = direct.sample(backbone, made, words.prompt, noise, lambda state: None)
-        frames = np.concatenate(list(wan.decode(backbone.pipe.vae, latents, backbone.device)))
+        frames = np.concatenate(list(backbone.decode(latents)))
         truth = rendered(words, 81, seed + number)
         score = measure.score(measure.read(frames), words) | {"psnr_db": psnr_db(backbone.pipe.vae, truth)}
         score["rendered_speed_px"] = measure.score(measure.read(to_bytes(truth)), words)["speed_px"]

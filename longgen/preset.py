@@ -81,9 +81,11 @@ class Preset(BaseModel):
         return head | ({"sample": sample} if sample else {}) | ({"technique": tables} if tables else {})
 
     def as_toml(self) -> str:
-        """The preset as a TOML file that `load` reads back equal."""
+        """The preset as a TOML file that `load` reads back equal; parameters left to the backbone stand in comments."""
         tables = self.as_dict()
         techniques = tables.pop("technique", [])
+        for table, technique in zip(techniques, self.techniques, strict=True):
+            table |= {f"# {key}": "the backbone's own" for key, value in technique if value is None}
         sections = [("", tables), ("[sample]", tables.pop("sample", {})), *(("[[technique]]", table) for table in techniques)]
         return "\n".join(
             "\n".join([*([head] if head else []), *(f"{key} = {_toml(value)}" for key, value in table.items())]) + "\n"

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 
 from longgen.attention.structure import analyse
-from longgen.backbones.spec import BackboneSpec
+from longgen.backbones.spec import TINY, BackboneSpec
 from longgen.backbones.tiny import grammar
 from longgen.frameplan import FramePlan
 from longgen.plan import Plan, count_label, human_bytes
@@ -87,7 +87,7 @@ def backbone_text(spec: BackboneSpec) -> str:
     """What is known of a backbone; for `tiny` also the sentences that it knows."""
     rows = {
         "what": spec.about,
-        "weights": spec.source,
+        "weights": "in the package" if spec is TINY else spec.source,
         "license": spec.license,
         "native": f"{spec.native_px} frames ({spec.native_lat} latent), {spec.size[0]}x{spec.size[1]}, {spec.fps} fps",
         "lengths": f"{spec.stride_t}n+1 frames",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -108,6 +109,7 @@ def load(spec: BackboneSpec, device: str, dtype: str, offload: str = "none") -> 
     Raises UsageError, MissingError where the weights cannot be had, LonggenError where a file is damaged.
     """
     check_device(device, dtype, offload)
+    _set_threads(spec, device)
     from longgen.backbones import wan
 
     return wan.load(spec, device, dtype, offload)
@@ -116,6 +118,15 @@ def load(spec: BackboneSpec, device: str, dtype: str, offload: str = "none") -> 
 def decoder(spec: BackboneSpec, device: str) -> Callable[[Tensor], Iterator[np.ndarray]]:
     """`Backbone.decode` with nothing but the VAE of `spec` loaded. Raises as `load` does."""
     check_device(device, "fp32", "none")
+    _set_threads(spec, device)
     from longgen.backbones import wan
 
     return wan.decoder(spec, device)
+
+
+def _set_threads(spec: BackboneSpec, device: str) -> None:
+    """The threads that serve `spec` best on a CPU, unless OMP_NUM_THREADS says otherwise; sums then repeat on any machine."""
+    import torch
+
+    if device == "cpu" and spec.cpu_threads and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(spec.cpu_threads)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,3 +148,12 @@ def test_the_shipped_model_is_what_its_spec_says(tiny: Any) -> None:
     companions = sum(p.numel() for model in (tiny.pipe.vae, tiny.pipe.text_encoder) for p in model.parameters())
     assert companions == TINY.companions
     assert sum(f.stat().st_size for f in Path(TINY.source).rglob("*")) < 24e6
+
+
+def test_tiny_runs_on_one_thread_unless_told_otherwise() -> None:
+    script = "import torch; from longgen.backbones import decoder; from longgen.backbones.spec import TINY; decoder(TINY, 'cpu'); "
+    script += "print(torch.get_num_threads())"
+    for told, threads in (({}, "1"), ({"OMP_NUM_THREADS": "2"}, "2")):
+        environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"} | told
+        done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=100)
+        assert done.stdout.strip() == threads, done.stderr

@@ -202,21 +202,21 @@ def generate_one(
         record.update(status=status, seconds=seconds, peak_memory_bytes=memory_bytes(device))
         checkpoint.save_json(folder / "run.json", record)
 
+    latents, state = None, None
     if not resume:
         for old in (saved_latents, saved_step):
             old.unlink(missing_ok=True)
+    elif saved_latents.is_file():
+        tensors, kept = checkpoint.load_tensors(saved_latents)
+        _same_run(kept, settings, saved_latents)
+        latents = tensors["latents"]
+    elif saved_step.is_file():
+        tensors, kept = checkpoint.load_tensors(saved_step)
+        _same_run(kept, settings, saved_step)
+        state = direct.State(kept["done"], tensors["latents"], checkpoint.unpack(tensors, kept["scheduler"]))
     write_record("running")
     try:
-        if saved_latents.is_file():
-            tensors, kept = checkpoint.load_tensors(saved_latents)
-            _same_run(kept, settings, saved_latents)
-            latents = tensors["latents"]
-        else:
-            state = None
-            if saved_step.is_file():
-                tensors, kept = checkpoint.load_tensors(saved_step)
-                _same_run(kept, settings, saved_step)
-                state = direct.State(kept["done"], tensors["latents"], checkpoint.unpack(tensors, kept["scheduler"]))
+        if latents is None:
             phase = _Phase("sample", plan.steps, device, report, done=state.done if state else 0)
 
             def on_step(now: direct.State) -> None:

@@ -130,6 +130,7 @@ def test_resume_after_a_real_kill_gives_the_same_bytes(whole: Path, tmp_path: Pa
         other, _, err = longgen(tmp_path, *BASE[:-1], "8", "-o", "ball.mp4", "--resume")
         assert other == 2
         assert "another seed" in err
+        assert json.loads((tmp_path / "ball.run" / "run.json").read_text())["settings"]["seed"] == 7  # refused, and untouched
         resumed, _, err = longgen(tmp_path, *BASE, "-o", "ball.mp4", "--resume")
     else:  # everything else comes from the run's own record
         assert "--resume" in err

@@ -35,17 +35,19 @@ BASE = [
     "--seed",
     "7",
 ]
+# a shell starts background jobs with SIGINT ignored, and this suite may be one: the command gets Python's own handler
+MAIN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from longgen.cli import main; main()"
 # starts the command in a process that may not write files beyond a size, as on a full disk
 SMALL_DISK = "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); from longgen.cli import main; main()"
 
 
-def start(folder: Path, *arguments: str, code: str = "from longgen.cli import main; main()") -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: str, code: str = MAIN) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=folder, env=environment, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 
 
-def longgen(folder: Path, *arguments: str, code: str = "from longgen.cli import main; main()") -> tuple[int, str, str]:
+def longgen(folder: Path, *arguments: str, code: str = MAIN) -> tuple[int, str, str]:
     process = start(folder, *arguments, code=code)
     out, err = process.communicate(timeout=200)
     return process.returncode, out, err

@@ -226,3 +226,11 @@ def test_resume_of_a_finished_run_checks_that_it_is_the_same(whole: Path) -> Non
     assert (code, out) == (2, "")
     assert "another preset" in err
     assert (whole / "ball.mp4").read_bytes() == before
+
+
+def test_a_folder_serves_as_backbone(tmp_path: Path, tiny: Any) -> None:
+    code, out, err = longgen(tmp_path, "generate", "--prompt", PROMPT, "--backbone", tiny.spec.source, "--frames", "17", "--size",
+                             "64x64", "--steps", "1", "-o", "ball.mp4")  # fmt: skip
+    assert (code, out) == (0, "ball.mp4\n"), err
+    assert count_frames_and_secs(str(tmp_path / "ball.mp4"))[0] == 17
+    assert read_settings(tmp_path / "ball.mp4")["backbone"] == tiny.spec.source

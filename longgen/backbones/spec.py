@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from longgen.errors import MissingError, UsageError, unknown_name
+from longgen.errors import LonggenError, MissingError, UsageError, unknown_name
 
 RELATIVE_POSITIONS = "relative-positions"  # rotary time positions inside self-attention
 FRAME_TIMESTEPS = "frame-timesteps"  # the model accepts one timestep a latent frame
@@ -124,7 +124,25 @@ def find(name: str) -> BackboneSpec:
 
 
 def _from_folder(folder: Path) -> BackboneSpec:
-    return _from_configs(str(folder.resolve()), *(_read_json(folder / part) for part in _CONFIGS))
+    spec = _from_configs(str(folder.resolve()), *(_read_json(folder / part) for part in _CONFIGS))
+    transformer, *others = (_parameters(folder / part) for part in ("transformer", "text_encoder", "vae"))
+    return replace(spec, parameters=transformer or spec.parameters, companions=sum(others) or spec.companions)
+
+
+def _parameters(folder: Path) -> int:
+    """Parameters in the safetensors files of `folder`, read from their headers."""
+    from safetensors import SafetensorError, safe_open
+
+    count = 0
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(path, "numpy") as file:
+                count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - no dict
+        except SafetensorError as error:
+            raise LonggenError(
+                f"{path} is damaged: {error}", accepted="a safetensors file", do="copy or download it again"
+            ) from None
+    return count
 
 
 def _from_hub(hub_id: str) -> BackboneSpec:

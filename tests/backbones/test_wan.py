@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 
 from longgen.backbones import load, wan
-from longgen.backbones.spec import SPECS, TINY, BackboneSpec
+from longgen.backbones.spec import SPECS, TINY, BackboneSpec, find
+from longgen.errors import LonggenError
 from longgen.plan import Plan
 from longgen.sampling import direct
 
@@ -157,3 +159,22 @@ def test_tiny_runs_on_one_thread_unless_told_otherwise() -> None:
         environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"} | told
         done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=100)
         assert done.stdout.strip() == threads, done.stderr
+
+
+def test_a_folder_is_read_without_loading_it() -> None:
+    spec = find(TINY.source)
+    for name in ("stride_t", "stride_hw", "patch", "layers", "heads", "head_dim", "ffn_dim", "latent_channels", "rotary_dims",
+                 "parameters", "companions"):  # fmt: skip
+        assert getattr(spec, name) == getattr(TINY, name), name
+
+
+def test_a_damaged_weight_file_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(TINY.source, folder)
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1_000_000])
+    with pytest.raises(LonggenError, match=r"diffusion_pytorch_model.safetensors is damaged"):
+        find(str(folder))
+    weights.unlink()
+    with pytest.raises(LonggenError, match="missing or damaged"):
+        load(find(str(folder)), "cpu", "fp32")

@@ -21,7 +21,7 @@ The paper's ablations: GB `basis="global" kappa=0 beta=0 alpha=0.5 lambda_start=
 same with `basis="local"` · RA `kappa=0` · TA `beta=0` · RA+TA `lambda_start=0 lambda_end=0` · F-GR
 `lambda_start=lambda_end` · T-GR the default.
 
-Computed exactly without an SVD of an N x C matrix: F_hat = F_l M, M = V_l diag(s / s_l) V_l^T, and V_l, s_l, s_g come
+Computed exactly without an SVD of an N x C matrix: F_hat = F_l + F_l V_l diag(s / s_l - 1) V_l^T, and V_l, s_l, s_g come
 from the eigenvectors and -values of the C x C Gram matrices, accumulated in double precision (in single, singular
 values below 3e-4 of the largest are lost). Where s_l is at rounding level the ratio is 1.
 
@@ -121,8 +121,8 @@ def reconstruct(global_: Tensor, local: Tensor, alpha: float, beta: float, basis
     wanted = to_global * global_singular + (1 - to_global) * local_singular
     floor = base_singular[:, -1:] * torch.finfo(base.dtype).eps * math.sqrt(base.shape[2])
     ratio = torch.where(base_singular > floor, wanted / base_singular.clamp_min(1e-300), 1.0)
-    mixing = (base_vectors * ratio.unsqueeze(1)) @ base_vectors.mT
-    return base @ mixing.to(base.dtype)
+    change = (base_vectors * (ratio - 1).unsqueeze(1)) @ base_vectors.mT  # M - 1: rounding then falls on the change alone
+    return base + base @ change.to(base.dtype)
 
 
 def _double(features: Tensor):

@@ -17,9 +17,9 @@ After the split the local branch alone acts [paper].
 
 Constants, all [derived]: split 0.5 of the steps, kappa 3, beta 2, alpha 1, lambda 0.2 to 0.05.
 
-The paper's ablations: GB `basis="global" kappa=0 beta=0 alpha=0.5 lambda_start=0 lambda_end=0` · LB + fixed fusion the
-same with `basis="local"` · RA `kappa=0` · TA `beta=0` · RA+TA `lambda_start=0 lambda_end=0` · F-GR
-`lambda_start=lambda_end` · T-GR the default.
+The paper's ablations by --set. Without residual, lambda_start=0 lambda_end=0: GB basis=global kappa=0 beta=0 alpha=0.5 ·
+LB + fixed fusion kappa=0 beta=0 alpha=0.5 · LB + RA kappa=0 · LB + TA beta=0 · LB + RA + TA nothing more. With it:
+F-GR lambda_start=0.1 lambda_end=0.1 · T-GR the defaults.
 
 Computed exactly without an SVD of an N x C matrix: F_hat = F_l + F_l V_l diag(s / s_l - 1) V_l^T, and V_l, s_l, s_g come
 from the eigenvectors and -values of the C x C Gram matrices, accumulated in double precision (in single, singular

@@ -22,8 +22,8 @@ The shipped weights: seed 2026, on two cores of an AMD EPYC (AVX-512, bf16), tor
     python -m longgen.backbones.tiny.train --work W --stages transformer && wait
     python -m longgen.backbones.tiny.train --work W --stages export --output longgen/backbones/tiny/weights
 
-images 2,000 steps in 6 minutes, video 2,600 in 15, latents 3,072 clips in 6, decoder 4,000 steps in 25 and transformer 4,400
-in @@MINUTES@@, which is @@TOTAL@@ with the last two side by side. (The first 400 steps of video ran on two threads.)
+images 2,000 steps in 6 minutes, video 2,600 in 18, latents 3,072 clips in 6, decoder 4,000 steps in 29 and transformer 4,400
+in 90, beside other work: about two hours with the last two side by side. (The first 400 steps of video ran on two threads.)
 """
 
 from __future__ import annotations

@@ -230,7 +230,8 @@ def test_resume_of_a_finished_run_checks_that_it_is_the_same(whole: Path) -> Non
 
 def test_a_folder_serves_as_backbone(tmp_path: Path, tiny: Any) -> None:
     code, out, err = longgen(tmp_path, "generate", "--prompt", PROMPT, "--backbone", tiny.spec.source, "--frames", "17", "--size",
-                             "64x64", "--steps", "1", "-o", "ball.mp4")  # fmt: skip
+                             "64x64", "--steps", "1", "--fps", "8", "--dtype", "bf16", "-o", "ball.mp4")  # fmt: skip
     assert (code, out) == (0, "ball.mp4\n"), err
-    assert count_frames_and_secs(str(tmp_path / "ball.mp4"))[0] == 17
+    assert count_frames_and_secs(str(tmp_path / "ball.mp4")) == (17, pytest.approx(17 / 8, abs=0.05))
+    assert read_settings(tmp_path / "ball.mp4")["dtype"] == "bf16"
     assert read_settings(tmp_path / "ball.mp4")["backbone"] == tiny.spec.source

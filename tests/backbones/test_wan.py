@@ -91,6 +91,20 @@ def test_layers_and_steps_are_obeyed(tiny: Any, tiny_plan: Callable[..., Plan]) 
     assert [torch.equal(a, b) for a, b in zip(*traces, strict=True)] == [True, True, True, False]
 
 
+@pytest.mark.parametrize("changed", [{"negative_prompt": "a small blue square"}, {"guidance_scale": 1.5}, {"size": (48, 64)}])
+def test_sampling_settings_reach_the_pipeline(tiny: Any, tiny_plan: Callable[..., Plan], changed: dict[str, Any]) -> None:
+    plain, other = (tiny_plan("direct", frames=17, steps=2, **setting) for setting in ({}, changed))
+    latents = [direct.sample(tiny, plan, PROMPT, noise(tiny, plan), lambda state: None) for plan in (plain, other)]
+    assert latents[1].shape == tiny.latent_shape(other)
+    assert latents[0].shape != latents[1].shape or not torch.allclose(*latents, atol=1e-3)
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_dtype_is_the_transformer_s_and_the_vae_stays_in_float32(dtype: str, expected: torch.dtype) -> None:
+    backbone = load(TINY, "cpu", dtype)
+    assert (backbone.transformer.dtype, backbone.pipe.vae.dtype) == (expected, torch.float32)
+
+
 def test_streaming_decode_is_the_full_decode(tiny: Any) -> None:
     latents = torch.randn(1, TINY.latent_channels, 7, 4, 4, generator=torch.Generator().manual_seed(0))
     config = tiny.pipe.vae.config

@@ -122,6 +122,7 @@ def answer(text: str, data: Any, as_json: bool) -> None:
 @app.command()
 @reports_errors
 def generate(
+    context: typer.Context,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What the video shows.")] = None,
     prompts: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="A text file, one prompt a line.")] = None,
     negative_prompt: Negative = None,
@@ -156,23 +157,25 @@ def generate(
                  negative_prompt=negative_prompt, fps=fps)  # fmt: skip
     if resume and overwrite:
         raise UsageError("--resume and --overwrite are both given", accepted="one of them", do="leave one out")
+    kind: str | None = dtype
     if prompt is None and prompts is None and resume and output:
-        return resume_from_record(Path(output), device, offload, as_json, quiet)
-    texts = read_prompts(prompt, prompts)
-    if prompts is not None and resume and seed is None:
-        raise UsageError("--prompts with --resume and no --seed: a drawn seed cannot be found again",
-                         accepted="--seed N, as printed by the first run", do="add it")  # fmt: skip
-    if prompts is not None and output is not None and Path(output).suffix.lower() == ".mp4":
-        raise UsageError(f"--prompts makes several videos, and --output {output} names one file", accepted="a folder",
-                         do="give --output a folder")  # fmt: skip
-    spec, plan = make_plan(preset, set_, backbone, flags, duration, quiet)
-    if resume and seed is None:
-        seed = kept_seed(output)
-    jobs: list[Job] = []
-    for text in texts:
-        own_seed = run.draw_seed() if seed is None else seed
-        jobs.append(run.Job(text, own_seed, run.output_path(output, text, own_seed, [job.output for job in jobs])))
-    warn_of_grammar(spec, texts, quiet)
+        plan, jobs, kind = plan_of_record(context, Path(output))
+    else:
+        texts = read_prompts(prompt, prompts)
+        if prompts is not None and resume and seed is None:
+            raise UsageError("--prompts with --resume and no --seed: a drawn seed cannot be found again",
+                             accepted="--seed N, as printed by the first run", do="add it")  # fmt: skip
+        if prompts is not None and output is not None and Path(output).suffix.lower() == ".mp4":
+            raise UsageError(f"--prompts makes several videos, and --output {output} names one file", accepted="a folder",
+                             do="give --output a folder")  # fmt: skip
+        plan = make_plan(preset, set_, backbone, flags, duration, quiet)
+        if resume and seed is None:
+            seed = kept_seed(output)
+        jobs = []
+        for text in texts:
+            own_seed = run.draw_seed() if seed is None else seed
+            jobs.append(run.Job(text, own_seed, run.output_path(output, text, own_seed, [job.output for job in jobs])))
+        warn_of_grammar(plan.spec, texts, quiet)
     for job in jobs:
         left = run.unfinished(job.output)
         if left and not resume and not overwrite:
@@ -184,22 +187,15 @@ def generate(
         from longgen.show import plan_text
 
         where = device or default_device()
-        kind = dtype or default_dtype(spec, where)
+        kind = kind or default_dtype(plan.spec, where)
         check_device(where, kind, offload)
         names = [str(job.output) for job in jobs]
         text = plan_text(plan, kind, offload, tables=False)
         return answer(text + "\nwould write: " + ", ".join(names), plan.as_dict() | {"outputs": names}, as_json)
-    report_results(make_all(spec, plan, jobs, device, dtype, offload, resume, quiet), as_json, single=prompts is None)
-
-
-def make_all(
-    spec: BackboneSpec, plan: Plan, jobs: list[Job], device: str | None, dtype: str | None, offload: str, resume: bool, quiet: bool
-) -> list[Result | Failure]:
-    """Every job in turn, with what a person sees meanwhile."""
-    from longgen import run
-
+    tell = (lambda text: None) if quiet else say
     with progress(quiet) as report:
-        return run.generate_jobs(spec, plan, jobs, device, dtype, offload, resume, report, (lambda text: None) if quiet else say)
+        results = run.generate_jobs(plan, jobs, device, kind, offload, resume, report, tell)
+    report_results(results, as_json, single=prompts is None)
 
 
 def report_results(results: list[Result | Failure], as_json: bool, single: bool) -> None:
@@ -215,18 +211,21 @@ def report_results(results: list[Result | Failure], as_json: bool, single: bool)
         )
 
 
-def resume_from_record(output: Path, device: str | None, offload: str, as_json: bool, quiet: bool) -> None:
-    """`longgen generate -o ball.mp4 --resume`: everything else comes from the run's own record."""
-    from longgen import preset, run
-    from longgen.backbones.spec import find
-    from longgen.plan import build
+def plan_of_record(context: typer.Context, output: Path) -> tuple[Plan, list[Job], str]:
+    """`longgen generate -o ball.mp4 --resume`: plan, job and dtype come from the run's own record."""
+    from longgen import run
 
+    free = {"output", "resume", "device", "offload", "dry_run", "as_json", "quiet"}
+    given = [
+        name for name in context.params if name not in free and str(context.get_parameter_source(name)).endswith("COMMANDLINE")
+    ]
+    if given:
+        names = ", ".join("--" + name.strip("_").replace("_", "-") for name in given)
+        raise UsageError(f"--resume without --prompt takes every setting from the run, and {names} is given",
+                         accepted="--output, --device, --offload, --dry-run, --json and --quiet",
+                         do=f"leave {names} out, or give the whole command again")  # fmt: skip
     kept = run.stored_record(output)["settings"]
-    spec = find(kept["backbone"])
-    chosen = preset.from_tables(kept["preset"] | {"sample": kept["sample"]}, origin=str(output))
-    jobs = [run.Job(kept["prompt"], kept["seed"], output)]
-    results = make_all(spec, build(chosen, spec), jobs, device, kept["dtype"], offload, True, quiet)
-    report_results(results, as_json, single=True)
+    return run.plan_of(kept, run.run_folder(output) / "run.json"), [run.Job(kept["prompt"], kept["seed"], output)], kept["dtype"]
 
 
 def kept_seed(output: str | None) -> int:
@@ -263,7 +262,7 @@ def plan(
     flags = dict(
         frames=frames, size=None if size is None else parse_size(size), steps=steps, guidance_scale=guidance_scale, fps=fps
     )
-    spec, made = make_plan(preset, set_, backbone, flags, duration, quiet=True)
+    made = make_plan(preset, set_, backbone, flags, duration, quiet=True)
     if export is not None:
         import numpy as np
 
@@ -277,7 +276,7 @@ def plan(
                                do="give another --export") from None  # fmt: skip
         if not quiet:
             say(f"tables written to {export}")
-    kind = dtype or spec.dtype
+    kind = dtype or made.spec.dtype
     answer(plan_text(made, kind, offload), made.as_dict() | {"memory_bytes": made.memory_bytes(kind, offload)}, as_json)
 
 
@@ -291,29 +290,28 @@ def decode(
     quiet: Quiet = False,
 ) -> None:
     """Turn saved latents into a video, without sampling again."""
-    from longgen import checkpoint, preset, run
-    from longgen.backbones.spec import find
-    from longgen.plan import build
+    from longgen import checkpoint, run
 
     tensors, kept = checkpoint.load_tensors(latents)
     if "latents" not in tensors or "preset" not in kept:
         raise LonggenError(f"{latents} holds no latents of a run", accepted="latents.safetensors", do="check the path")
     if "done" in kept and not quiet:
         say(f"note: {latents} is a checkpoint after step {kept['done']}; the video will be noisy")
-    spec = find(kept["backbone"])
-    made = build(preset.from_tables(kept["preset"] | {"sample": kept["sample"]}, origin=str(latents)), spec)
+    made = run.plan_of(kept, latents)
     folder = latents.absolute().parent
     target = output or (folder.with_suffix(".mp4") if folder.suffix == ".run" else latents.with_suffix(".mp4"))
     target = run.output_path(str(target), kept["prompt"], kept["seed"])
     run.check_writable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     settings = {key: value for key, value in kept.items() if key not in ("done", "scheduler")}
+    start = time.monotonic()
     with progress(quiet) as report:
         report(run.Progress("load", 0, 1, 0.0, None, run.memory_bytes("cpu")))
         from longgen.backbones import decoder, default_device
 
         where = device or default_device()
-        frames_of = decoder(spec, where)
+        frames_of = decoder(made.spec, where)
+        report(run.Progress("load", 1, 1, time.monotonic() - start, 0.0, run.memory_bytes("cpu")))
         seconds = run.decode_to(target, frames_of, tensors["latents"], made, where, settings, report)
     result = {"name": target.stem, "output": str(target), "frames": made.frames_px, "seconds": {"decode": seconds}}
     answer(str(target), result, as_json)
@@ -327,12 +325,12 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Print the settings stored in a video."""
-    from longgen import preset
+    from longgen import run
     from longgen.video import read_settings
 
     kept = read_settings(video)
     if toml:
-        made = preset.from_tables(kept["preset"] | {"sample": kept["sample"]}, origin=str(video))
+        made = run.plan_of(kept, video).preset
         call = f"longgen generate --prompt {json.dumps(kept['prompt'])} --backbone {kept['backbone']} --seed {kept['seed']}"
         return answer(f"# {call} --dtype {kept['dtype']} --preset THIS.toml\n{made.as_toml()}", made.as_dict(), as_json)
     rows = [f"{key:<12}{value if isinstance(value, str | int) else json.dumps(value)}" for key, value in kept.items()]
@@ -424,7 +422,7 @@ def spec_dict(spec: BackboneSpec) -> dict[str, Any]:
 
 def make_plan(
     name: str, overrides: list[str] | None, backbone: str | None, flags: dict[str, Any], duration: str | None, quiet: bool
-) -> tuple[BackboneSpec, Plan]:
+) -> Plan:
     """Flags to a plan; says what a person should know."""
     from longgen import preset, run
     from longgen.backbones import default_backbone
@@ -440,7 +438,7 @@ def make_plan(
     if not quiet:
         for note in made.notes:
             say(f"note: {note}")
-    return spec, made
+    return made
 
 
 def parse_size(size: str) -> tuple[int, int]:

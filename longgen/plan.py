@@ -255,9 +255,13 @@ def _programs(
     stacks: dict[tuple[int, ...], FramePlan] = {}
     changes = {act.name: False for act in acting}
     table = np.zeros((layers, steps), dtype=np.int64)
+    decided: dict[tuple[tuple[int, ...], int], int] = {}  # by stack and step: layers with the same stack do the same
     for layer, step in itertools.product(range(layers), range(steps)):
         stack = tuple(i for i, act in enumerate(acting) if layer in act.layers and step in act.steps)
         if not stack:
+            continue
+        if (stack, step) in decided:
+            table[layer, step] = decided[stack, step]
             continue
         if stack not in stacks:
             plan = neutral(clip.frames_lat)
@@ -277,13 +281,14 @@ def _programs(
             branches = {"main": next(iter(branches.values()))}  # equal branches fuse to themselves
         if len(branches) == 1:
             fusion = None
+        decided[stack, step] = 0
         if fusion is None and next(iter(branches.values())).is_neutral:
             continue
         key = (tuple((name, plan.key) for name, plan in branches.items()), fusion)
         if key not in index_of:
             index_of[key] = len(programs)
             programs.append(Program(branches, fusion))
-        table[layer, step] = index_of[key]
+        table[layer, step] = decided[stack, step] = index_of[key]
     return tuple(programs), table, [name for name, changed in changes.items() if not changed]
 
 

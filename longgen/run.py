@@ -22,6 +22,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -215,7 +216,7 @@ def generate_one(
         _same_run(kept, settings, saved_step)
         state = direct.State(kept["done"], tensors["latents"], checkpoint.unpack(tensors, kept["scheduler"]))
     write_record("running")
-    try:
+    with _naming_lack_of_memory("sampling", device, "then add --resume"):
         if latents is None:
             phase = _Phase("sample", plan.steps, device, report, done=state.done if state else 0)
 
@@ -229,20 +230,15 @@ def generate_one(
             latents = direct.sample(backbone, plan, prompt, noise, on_step, state)
             seconds["sample"] = round(phase.seconds, 3)
             checkpoint.save_tensors(saved_latents, {"latents": latents}, settings)
-        saved_step.unlink(missing_ok=True)
-        write_record("sampled")
+    saved_step.unlink(missing_ok=True)
+    write_record("sampled")
+    with _naming_lack_of_memory("decoding", device, f"the latents are kept: longgen decode {saved_latents}"):
         seconds["decode"] = decode_to(output, backbone.decode, latents, plan, device, settings, report)
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
-            raise
-        gc.collect()
-        raise _out_of_memory(error, "decoding" if saved_latents.is_file() else "sampling", saved_latents, device) from error
     write_record("done")
     return _result(output, settings, plan, seconds, memory_bytes(device))
 
 
 def generate_jobs(
-    spec: BackboneSpec,
     plan: Plan,
     jobs: list[Job],
     device: str | None = None,
@@ -257,7 +253,7 @@ def generate_jobs(
     Of several jobs, one that fails becomes a Failure and the rest goes on; a single one raises its error.
     """
     device = device or backbones.default_device()
-    dtype = dtype or backbones.default_dtype(spec, device)
+    dtype = dtype or backbones.default_dtype(plan.spec, device)
     results: list[Result | Failure] = []
     loaded = None
     for number, job in enumerate(jobs, start=1):
@@ -272,7 +268,8 @@ def generate_jobs(
             load_s = 0.0
             if loaded is None:
                 phase = _Phase("load", 1, "cpu", report)
-                loaded = backbones.load(spec, device, dtype, offload)
+                with _naming_lack_of_memory("loading the model", device, "or a smaller --backbone"):
+                    loaded = backbones.load(plan.spec, device, dtype, offload)
                 phase.at(1)
                 load_s = phase.seconds
             tell(f"seed {job.seed}")
@@ -344,6 +341,19 @@ def stored_record(output: Path) -> dict[str, Any]:
         ) from None
 
 
+def plan_of(settings: dict[str, Any], origin: Path) -> Plan:
+    """The plan that stored `settings` describe. Raises LonggenError where they are not what longgen stores."""
+    from longgen.backbones.spec import find
+
+    try:
+        tables = {**settings["preset"], "sample": settings["sample"]}
+        spec, _, _, _ = find(settings["backbone"]), settings["prompt"], settings["seed"], settings["dtype"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise LonggenError(f"the settings in {origin} are damaged: {error}", accepted="settings as longgen stores them",
+                           do="start again with --overwrite") from None  # fmt: skip
+    return build(preset.from_tables(tables, str(origin)), spec)
+
+
 def finished_result(output: Path, settings: dict[str, Any], plan: Plan) -> Result:
     """The result of a run that is already complete. Raises UsageError where it was another run."""
     _same_run(stored_record(output)["settings"], settings, output)
@@ -379,7 +389,7 @@ def generate(
     plan = build(load_preset(preset_name, overrides, sample or preset.Sample(), duration, spec), spec)
     seed = draw_seed() if seed is None else seed
     job = Job(prompt, seed, output_path(str(output), prompt, seed))
-    (result,) = generate_jobs(spec, plan, [job], device, dtype, resume=resume, report=report)
+    (result,) = generate_jobs(plan, [job], device, dtype, resume=resume, report=report)
     assert isinstance(result, Result)  # a single job raises instead
     return result
 
@@ -440,10 +450,16 @@ def _result(output: Path, settings: dict[str, Any], plan: Plan, seconds: dict[st
     )  # fmt: skip
 
 
-def _out_of_memory(error: BaseException, stage: str, saved: Path, device: str) -> OutOfMemoryError:
-    cheapest = "take fewer --frames or a smaller --size"
-    if device.startswith("cuda"):
-        cheapest = "add --offload model (or sequential), then " + cheapest
-    kept = f"; the latents are in {saved}: longgen decode {saved}" if stage == "decoding" else "; then add --resume"
-    return OutOfMemoryError(f"out of memory while {stage}: {str(error).splitlines()[0][:200]}",
-                            accepted="what longgen plan estimates fits the device", do=cheapest + kept)  # fmt: skip
+@contextmanager
+def _naming_lack_of_memory(stage: str, device: str, kept: str) -> Iterator[None]:
+    """Turns the many errors of lacking memory into an OutOfMemoryError with the stage and the cheapest fix."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError, on a GPU a kind of it
+        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+            raise
+        gc.collect()
+        offload = "add --offload model (or sequential), or " if device.startswith("cuda") else ""
+        reason = " ".join(str(error).split())[:200] or "the host has no more"
+        raise OutOfMemoryError(f"out of memory while {stage}: {reason}", accepted="what longgen plan estimates fits the device",
+                               do=f"{offload}take fewer --frames or a smaller --size; {kept}") from error  # fmt: skip

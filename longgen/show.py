@@ -11,7 +11,7 @@ from longgen.backbones.spec import TINY, BackboneSpec
 from longgen.backbones.tiny import grammar
 from longgen.frameplan import FramePlan
 from longgen.plan import Plan, count_label, human_bytes
-from longgen.preset import Preset
+from longgen.preset import Preset, name_of
 
 SHADES = " ░▒▓█"
 MAP_SIDE = 40  # characters across a picture of a table
@@ -103,5 +103,5 @@ def backbone_text(spec: BackboneSpec) -> str:
 
 
 def preset_line(preset: Preset) -> str:
-    techniques = " + ".join(type(technique).__name__.lower() for technique in preset.techniques)
+    techniques = " + ".join(name_of(technique) for technique in preset.techniques)
     return f"{preset.name:<16}{techniques or 'no technique':<16}{preset.description}"

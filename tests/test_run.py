@@ -17,6 +17,7 @@ from imageio_ffmpeg import count_frames_and_secs
 from safetensors.torch import load_file
 
 from longgen import run
+from longgen.errors import OutOfMemoryError
 from longgen.video import read_frames, read_settings
 
 PROMPT = "a large red circle bouncing on a navy background"
@@ -235,3 +236,39 @@ def test_a_folder_serves_as_backbone(tmp_path: Path, tiny: Any) -> None:
     assert count_frames_and_secs(str(tmp_path / "ball.mp4")) == (17, pytest.approx(17 / 8, abs=0.05))
     assert read_settings(tmp_path / "ball.mp4")["dtype"] == "bf16"
     assert read_settings(tmp_path / "ball.mp4")["backbone"] == tiny.spec.source
+
+
+def test_resume_without_a_prompt_takes_no_other_settings(whole: Path) -> None:
+    code, out, err = longgen(whole, "generate", "-o", "ball.mp4", "--resume", "--frames", "17", "--seed", "3")
+    assert (code, out) == (2, "")
+    assert "--frames, --seed is given" in err
+    code, out, err = longgen(whole, "generate", "-o", "ball.mp4", "--resume", "--dry-run", "--json")
+    assert code == 0, err
+    assert (json.loads(out)["outputs"], json.loads(out)["frames"]) == (["ball.mp4"], 121)
+
+
+def test_settings_that_are_not_longgen_s_are_named(tmp_path: Path) -> None:
+    (tmp_path / "ball.run").mkdir()
+    (tmp_path / "ball.run" / "run.json").write_text('{"status": "running", "settings": {"prompt": "x"}}')
+    code, _, err = longgen(tmp_path, "generate", "-o", "ball.mp4", "--resume")
+    assert code == 1
+    assert "the settings in ball.run/run.json are damaged" in err
+
+
+def test_lack_of_memory_has_its_own_exit_code_and_names_the_stage(tmp_path: Path) -> None:
+    """A real limit on the address space: the attention of a picture of 4096 x 4096 does not fit."""
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, 6 * 2**30)); " + MAIN
+    code, out, err = longgen(tmp_path, *BASE, "--size", "4096x4096", "-o", "ball.mp4", code=limited)
+    assert (code, out) == (4, ""), err
+    assert "out of memory while sampling" in err
+    assert "a smaller --size" in err
+    assert not (tmp_path / "ball.mp4").exists()
+
+
+def test_an_error_without_words_is_named_too() -> None:
+    with pytest.raises(OutOfMemoryError, match="out of memory while decoding: the host has no more"):  # noqa: SIM117
+        with run._naming_lack_of_memory("decoding", "cpu", "the latents are kept"):
+            raise MemoryError
+    with pytest.raises(RuntimeError, match="another matter"):  # noqa: SIM117
+        with run._naming_lack_of_memory("decoding", "cpu", ""):
+            raise RuntimeError("another matter")

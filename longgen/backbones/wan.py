@@ -224,6 +224,8 @@ def load(spec: BackboneSpec, device: str, dtype: str, offload: str = "none") -> 
     kinds = {"default": DTYPES[dtype], "vae": torch.float32}
     try:
         pipe = WanPipeline.from_pretrained(spec.source, dtype=kinds)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise  # the caller says so; the files are not at fault
     except Exception as error:
         raise _explain_load(spec, error) from error
     pipe.set_progress_bar_config(disable=True)

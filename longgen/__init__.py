@@ -17,7 +17,7 @@ _NAMES = {
     "generate": "longgen.run:generate",
     "build_plan": "longgen.plan:build",
     "load_preset": "longgen.preset:load",
-    "find_backbone": "longgen.backbones.spec:find",
+    "find_backbone": "longgen.backbones.find:find",
     "Sample": "longgen.preset:Sample",
     "Preset": "longgen.preset:Preset",
     "Plan": "longgen.plan:Plan",

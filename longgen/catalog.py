@@ -8,15 +8,27 @@ from longgen.errors import unknown_name
 from longgen.technique import Technique
 
 POSITIONS = {
+    "vrpr": "longgen.positions.vrpr:Vrpr",
+    "longdiff": "longgen.positions.longdiff:LongDiff",
     "riflex": "longgen.positions.riflex:Riflex",
+    "flex": "longgen.positions.flex:Flex",
+    "ntk": "longgen.positions.ntk:Ntk",
+    "yarn": "longgen.positions.yarn:Yarn",
 }
-CONTEXT = {
+CONTEXT = {  # in the order in which they apply
     "window": "longgen.context.window:Window",
+    "tsa": "longgen.context.tsa:Tsa",
+    "keyframes": "longgen.context.keyframes:Keyframes",
+    "freenoise": "longgen.context.freenoise:FreeNoise",
+    "sink": "longgen.context.sink:Sink",
 }
 FUSION = {
+    "freelong": "longgen.fusion.freelong:FreeLong",
+    "freelongpp": "longgen.fusion.freelongpp:FreeLongPlusPlus",
+    "freepca": "longgen.fusion.freepca:FreePca",
     "freespec": "longgen.fusion.freespec:FreeSpec",
 }
-SLOTS = {"positions": POSITIONS, "context": CONTEXT, "fusion": FUSION}  # in the order in which they apply
+SLOTS = {"positions": POSITIONS, "context": CONTEXT, "fusion": FUSION}
 TECHNIQUES = {name: place for slot in SLOTS.values() for name, place in slot.items()}
 
 

@@ -13,8 +13,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,12 +23,12 @@ from longgen import __version__
 from longgen.errors import BatchError, LonggenError, MissingError, Terminated, UsageError
 
 if TYPE_CHECKING:
+    from longgen.backbones import Setup
     from longgen.backbones.spec import BackboneSpec
     from longgen.plan import Plan
-    from longgen.run import Failure, Job, Progress, Result
+    from longgen.run import Failure, Job, Result
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda token: token.replace("_", "-")}
-PLAIN_EVERY_S = 5.0  # seconds between progress lines where stderr is not a terminal
 
 app = typer.Typer(name="longgen", no_args_is_help=True, pretty_exceptions_enable=False, context_settings=SETTINGS,
                   help="Long videos from video diffusion models trained on short clips, without training.")  # fmt: skip
@@ -77,6 +76,25 @@ Device = Annotated[
 Offload = Annotated[
     Literal["none", "model", "group", "sequential"],
     typer.Option("--offload", envvar="LONGGEN_OFFLOAD", help="What diffusers keeps in host memory; slower from left to right."),
+]
+
+Lora = Annotated[
+    list[str] | None, typer.Option("--lora", metavar="PATH[:SCALE]", help="A LoRA for the model, with its strength; repeatable.")
+]
+Quantize = Annotated[
+    Literal["fp8", "int8"] | None,
+    typer.Option("--quantize", envvar="LONGGEN_QUANTIZE", help="Keep weights in 8 bits; int8 needs torchao."),
+]
+Attention = Annotated[
+    str | None,
+    typer.Option("--attention", envvar="LONGGEN_ATTENTION", metavar="BACKEND", help="Attention backend of diffusers, as flash."),
+]
+Cache = Annotated[
+    str | None,
+    typer.Option("--cache", envvar="LONGGEN_CACHE", metavar="NAME[:X]", help="Step cache of diffusers, as first-block:0.05."),
+]
+Tiling = Annotated[
+    bool, typer.Option("--vae-tiling", envvar="LONGGEN_VAE_TILING", help="Decode in tiles: less memory, faint seams.")
 ]
 
 
@@ -141,6 +159,11 @@ def generate(
     dtype: Dtype = None,
     device: Device = None,
     offload: Offload = "none",
+    lora: Lora = None,
+    quantize: Quantize = None,
+    attention: Attention = None,
+    cache: Cache = None,
+    vae_tiling: Tiling = False,
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="FILE.mp4|DIR", help="[default: PROMPT-SEED.mp4 here]")
     ] = None,
@@ -157,9 +180,11 @@ def generate(
                  negative_prompt=negative_prompt, fps=fps)  # fmt: skip
     if resume and overwrite:
         raise UsageError("--resume and --overwrite are both given", accepted="one of them", do="leave one out")
-    kind: str | None = dtype
+    loading = dict(device=device, dtype=dtype, offload=offload, lora=tuple(lora or ()), quantize=quantize, attention=attention,
+                   cache=cache, vae_tiling=vae_tiling)  # fmt: skip
     if prompt is None and prompts is None and resume and output:
-        plan, jobs, kind = plan_of_record(context, Path(output))
+        plan, jobs, kept = plan_of_record(context, Path(output))
+        loading |= kept
     else:
         texts = read_prompts(prompt, prompts)
         if prompts is not None and resume and seed is None:
@@ -182,19 +207,20 @@ def generate(
             raise UsageError(f"{run.run_folder(job.output)} holds {left}", accepted="--resume or --overwrite",
                              do="--resume to go on from there, --overwrite to start again")  # fmt: skip
         run.check_writable(job.output)
+    setup = make_setup(plan.spec, loading)
     if dry_run:
-        from longgen.backbones import check_device, default_device, default_dtype
+        from longgen.backbones import check_setup
         from longgen.show import plan_text
 
-        where = device or default_device()
-        kind = kind or default_dtype(plan.spec, where)
-        check_device(where, kind, offload)
+        check_setup(plan.spec, setup)
         names = [str(job.output) for job in jobs]
-        text = plan_text(plan, kind, offload, tables=False)
+        text = plan_text(plan, setup.dtype, offload, tables=False)
         return answer(text + "\nwould write: " + ", ".join(names), plan.as_dict() | {"outputs": names}, as_json)
+    from longgen.progress import progress
+
     tell = (lambda text: None) if quiet else say
-    with progress(quiet) as report:
-        results = run.generate_jobs(plan, jobs, device, kind, offload, resume, report, tell)
+    with progress(quiet, say) as report:
+        results = run.generate_jobs(plan, jobs, setup, resume, report, tell)
     report_results(results, as_json, single=prompts is None)
 
 
@@ -211,21 +237,32 @@ def report_results(results: list[Result | Failure], as_json: bool, single: bool)
         )
 
 
-def plan_of_record(context: typer.Context, output: Path) -> tuple[Plan, list[Job], str]:
-    """`longgen generate -o ball.mp4 --resume`: plan, job and dtype come from the run's own record."""
+def make_setup(spec: BackboneSpec, given: dict[str, Any]) -> Setup:
+    """How to load `spec`, from the flags that are given and defaults for device and dtype."""
+    from longgen.backbones import Setup, default_device, default_dtype
+
+    device = given["device"] or default_device()
+    return Setup(**given | {"device": device, "dtype": given["dtype"] or default_dtype(spec, device)})
+
+
+def plan_of_record(context: typer.Context, output: Path) -> tuple[Plan, list[Job], dict[str, Any]]:
+    """`longgen generate -o ball.mp4 --resume`: plan, job and what decides the latents come from the run's own record."""
     from longgen import run
 
-    free = {"output", "resume", "device", "offload", "dry_run", "as_json", "quiet"}
+    free = {"output", "resume", "device", "offload", "vae_tiling", "dry_run", "as_json", "quiet"}
     given = [
         name for name in context.params if name not in free and str(context.get_parameter_source(name)).endswith("COMMANDLINE")
     ]
     if given:
         names = ", ".join("--" + name.strip("_").replace("_", "-") for name in given)
         raise UsageError(f"--resume without --prompt takes every setting from the run, and {names} is given",
-                         accepted="--output, --device, --offload, --dry-run, --json and --quiet",
+                         accepted="--output, --device, --offload, --vae-tiling, --dry-run, --json and --quiet",
                          do=f"leave {names} out, or give the whole command again")  # fmt: skip
     kept = run.stored_record(output)["settings"]
-    return run.plan_of(kept, run.run_folder(output) / "run.json"), [run.Job(kept["prompt"], kept["seed"], output)], kept["dtype"]
+    job = run.Job(kept["prompt"], kept["seed"], output)
+    plan = run.plan_of(kept, run.run_folder(output) / "run.json")
+    loading = {name: kept.get(name) for name in ("dtype", "quantize", "attention", "cache")}
+    return plan, [job], loading | {"lora": tuple(kept.get("lora", ()))}
 
 
 def kept_seed(output: str | None) -> int:
@@ -286,6 +323,7 @@ def decode(
     latents: Annotated[Path, typer.Argument(metavar="LATENTS", help="latents.safetensors of a run.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.mp4", help="[default: beside the run]")] = None,
     device: Device = None,
+    vae_tiling: Tiling = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -304,13 +342,15 @@ def decode(
     run.check_writable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     settings = {key: value for key, value in kept.items() if key not in ("done", "scheduler")}
+    from longgen.progress import progress
+
     start = time.monotonic()
-    with progress(quiet) as report:
+    with progress(quiet, say) as report:
         report(run.Progress("load", 0, 1, 0.0, None, run.memory_bytes("cpu")))
         from longgen.backbones import decoder, default_device
 
         where = device or default_device()
-        frames_of = decoder(made.spec, where)
+        frames_of = decoder(made.spec, where, vae_tiling)
         report(run.Progress("load", 1, 1, time.monotonic() - start, 0.0, run.memory_bytes("cpu")))
         seconds = run.decode_to(target, frames_of, tensors["latents"], made, where, settings, report)
     result = {"name": target.stem, "output": str(target), "frames": made.frames_px, "seconds": {"decode": seconds}}
@@ -380,7 +420,7 @@ def presets_check(
 ) -> None:
     """Check presets; with --backbone also whether that backbone can run them."""
     from longgen import preset
-    from longgen.backbones.spec import find
+    from longgen.backbones.find import find
     from longgen.plan import build
 
     checked = [preset.load(name) for name in files]
@@ -404,7 +444,7 @@ def backbones_list(as_json: Json = False) -> None:
 @reports_errors
 def backbones_show(name: Annotated[str, typer.Argument(help="A name, a hub id or a folder.")], as_json: Json = False) -> None:
     """What is known of a backbone; for tiny also the prompts that it knows."""
-    from longgen.backbones.spec import find
+    from longgen.backbones.find import find
     from longgen.show import backbone_text
 
     spec = find(name)
@@ -426,7 +466,7 @@ def make_plan(
     """Flags to a plan; says what a person should know."""
     from longgen import preset, run
     from longgen.backbones import default_backbone
-    from longgen.backbones.spec import find
+    from longgen.backbones.find import find
     from longgen.plan import build
 
     spec = find(backbone or default_backbone())
@@ -475,58 +515,6 @@ def warn_of_grammar(spec: BackboneSpec, texts: list[str], quiet: bool) -> None:
     strange = [text for text in texts if spec.name == "tiny" and grammar.parse(text) is None]
     if strange and not quiet:
         say(f"note: tiny knows one kind of sentence, and {strange[0]!r} is none; expect nonsense. It knows:\n{grammar.describe()}")
-
-
-@contextmanager
-def progress(quiet: bool) -> Iterator[Callable[[Progress], None]]:
-    """A reporter of progress on stderr: a live bar in a terminal, a plain line now and then elsewhere."""
-    from longgen.plan import human_bytes
-
-    if quiet:
-        yield lambda now: None
-        return
-    last: dict[str, Any] = {"phase": "", "time": 0.0}
-
-    def plain(now: Progress) -> None:
-        finished, clock = now.done == now.total, time.monotonic()
-        if now.phase == last["phase"] and not finished and clock - last["time"] < PLAIN_EVERY_S:
-            return
-        last.update(phase=now.phase, time=clock)
-        eta = f", {clock_text(now.eta_s)} left" if now.eta_s is not None and not finished else ""
-        say(f"{now.phase} {now.done}/{now.total}, {clock_text(now.elapsed_s)}{eta}, {human_bytes(now.memory_bytes)}")
-
-    if not sys.stderr.isatty():
-        yield plain
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("{task.description:<7}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}  {task.fields[times]}"),
-    )
-    with Bars(*columns, console=Console(stderr=True), refresh_per_second=8) as bars:
-        tasks: dict[str, Any] = {}
-
-        def live(now: Progress) -> None:
-            if now.phase not in tasks or now.done == 0:
-                tasks[now.phase] = bars.add_task(now.phase, total=now.total, times="")
-            eta = f", {clock_text(now.eta_s)} left" if now.eta_s is not None and now.done < now.total else ""
-            times = f"{clock_text(now.elapsed_s)}{eta}, {human_bytes(now.memory_bytes)}"
-            bars.update(tasks[now.phase], completed=now.done, times=times)
-
-        yield live
-
-
-def clock_text(seconds: float) -> str:
-    """`7.2 s`, `1:05` or `2:10:00`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _version(asked: bool) -> None:

@@ -18,10 +18,11 @@ import numpy as np
 
 from longgen import frames
 from longgen.backbones.spec import SPECS, BackboneSpec
+from longgen.catalog import TECHNIQUES
 from longgen.errors import UsageError
 from longgen.frameplan import Clip, FramePlan, neutral
 from longgen.preset import Preset, Sample, name_of
-from longgen.technique import FrameTechnique, Fusion, Technique
+from longgen.technique import FrameTechnique, FrequencyTechnique, Fusion, Grid, NoiseTechnique, Technique
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -78,8 +79,19 @@ class Plan:
         return self.sample.size
 
     @property
+    def grid(self) -> Grid:
+        """Latent frames, and rows and columns of tokens in each."""
+        return self.frames_lat, *self.spec.frame_grid(self.size)
+
+    @property
     def tokens(self) -> int:
-        return self.frames_lat * self.spec.tokens_per_frame(self.size)
+        return math.prod(self.grid)
+
+    @property
+    def noise(self) -> NoiseTechnique | None:
+        """The technique that makes the initial noise."""
+        makers = (act.technique for act in self.acting if isinstance(act.technique, NoiseTechnique) and act.technique.noise)
+        return next(makers, None)
 
     @property
     def duration_s(self) -> float:
@@ -88,13 +100,17 @@ class Plan:
     def operations(self, program: Program | None) -> int:
         """Floating-point operations of one layer for one model call (multiply and add counted apart)."""
         tokens, width, spec = self.tokens, self.spec.width, self.spec
-        linear = tokens * (12 * width**2 + 4 * width * spec.ffn_dim) + spec.text_tokens * 4 * width**2
-        cross = 4 * tokens * spec.text_tokens * width
+        if spec.joint_text:
+            around = (tokens + spec.text_tokens) * (8 * width**2 + 4 * width * spec.ffn_dim)
+            around += 4 * (2 * tokens + spec.text_tokens) * spec.text_tokens * width
+        else:
+            around = tokens * (12 * width**2 + 4 * width * spec.ffn_dim) + spec.text_tokens * 4 * width**2
+            around += 4 * tokens * spec.text_tokens * width
         attention = 4 * tokens**2 * width
         if program is None:
-            return linear + cross + attention
-        fused = program.fusion.operations(tokens, width) if program.fusion else 0
-        return linear + cross + round(attention * program.density) + fused
+            return around + attention
+        fused = program.fusion.operations(self.grid, width) if program.fusion else 0
+        return around + round(attention * program.density) + fused
 
     @property
     def cost(self) -> float:
@@ -144,12 +160,14 @@ class Plan:
         return {k: (plan, sorted(set(layers)), sorted(set(steps))) for k, (plan, layers, steps) in found.items()}
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The tables as arrays: `<branch>/<pass>/rel|visible|weight`, `<branch>/scale`, and layer and step lists."""
+        """The tables as arrays: `<branch>/<pass>/rel|visible|weight|stripe`, `<branch>/scale`, and layer and step lists."""
         arrays: dict[str, np.ndarray] = {}
         for name, (plan, layers, steps) in self.branches().items():
             for index, one in enumerate(plan.passes):
                 arrays |= {f"{name}/{index}/rel": one.rel, f"{name}/{index}/visible": one.visible,
                            f"{name}/{index}/weight": one.weight}  # fmt: skip
+                if one.stripe is not None:
+                    arrays[f"{name}/{index}/stripe"] = one.stripe
             arrays[f"{name}/scale"] = np.ones(len(self.clip.frequencies)) if plan.scale is None else plan.scale
             arrays |= {f"{name}/layers": np.array(layers), f"{name}/steps": np.array(steps)}
         for act in self.acting:
@@ -199,7 +217,7 @@ def build(preset: Preset, spec: BackboneSpec) -> Plan:
     frames_lat = frames.latent_frames(frames_px, spec.stride_t)
     _check_geometry(spec, size, asked_px, frames_lat)
     clip = Clip(frames_lat, spec.native_lat, spec.frequencies, spec.intrinsic_component)
-    acting = tuple(_acting(technique, spec, steps) for technique in preset.techniques)
+    acting = tuple(sorted((_acting(technique, spec, steps) for technique in preset.techniques), key=_turn))
     _refuse_contradictions(acting)
     programs, table, inert = _programs(acting, clip, spec.layers, steps)
     notes += [f"{name} changes nothing at {frames_px} frames of {spec.name}: it is the identity there" for name in inert]
@@ -231,11 +249,28 @@ def _acting(technique: Technique, spec: BackboneSpec, steps: int) -> Acting:
             able = ", ".join(s.name for s in SPECS.values() if need in s.capabilities)
             raise UsageError(f"{name} needs {need}, which {spec.name} does not have", accepted=f"backbones that have it: {able}",
                              do="choose one of them, or a preset without it")  # fmt: skip
-    layers = tuple(range(spec.layers)) if technique.layers == "all" else tuple(sorted(set(technique.layers)))
+    if technique.layers == "all":
+        layers = tuple(range(spec.layers))
+    elif isinstance(technique.layers, tuple):
+        layers = tuple(sorted(set(technique.layers)))
+    elif technique.layers in spec.verdicts:
+        layers = spec.verdicts[technique.layers]
+    else:
+        known = ", ".join(s.name for s in SPECS.values() if technique.layers in s.verdicts)
+        raise UsageError(f"{name}.layers = {technique.layers!r}: nobody has probed which layers of {spec.name} are",
+                         accepted=f"a backbone with a published list ({known}), all, or a list of layers",
+                         do=f"--set {name}.layers=all, or --set {name}.layers=[0,1] with layers that a probe finds")  # fmt: skip
     if layers and layers[-1] >= spec.layers:
         raise UsageError(f"{name}.layers has {layers[-1]}, but {spec.name} has {spec.layers} layers",
                          accepted=f"0 to {spec.layers - 1}", do=f"--set {name}.layers=[0,1] or leave it out")  # fmt: skip
     return Acting(name, technique, layers, tuple(technique.step_range(steps)))
+
+
+def _turn(act: Acting) -> tuple[int, int]:
+    """When `act` applies: relative times, fusion, context, frequencies; within each in the catalog's order."""
+    kinds = ("positions", "fusion", "context")
+    turn = len(kinds) if isinstance(act.technique, FrequencyTechnique) else kinds.index(act.technique.slot)
+    return turn, list(TECHNIQUES).index(act.name)
 
 
 def _refuse_contradictions(acting: tuple[Acting, ...]) -> None:
@@ -244,6 +279,10 @@ def _refuse_contradictions(acting: tuple[Acting, ...]) -> None:
         if both and set(one.layers) & set(other.layers) and set(one.steps) & set(other.steps):
             raise UsageError(f"{one.name} and {other.name} both decide {' and '.join(both)} in the same layers and steps",
                              accepted="one of them there", do="remove one, or give them different layers or steps")  # fmt: skip
+    makers = [act.name for act in acting if isinstance(act.technique, NoiseTechnique) and act.technique.noise]
+    if len(makers) > 1:
+        raise UsageError(f"{' and '.join(makers)} both make the initial noise", accepted="one of them",
+                         do=f"--set {makers[0]}.noise=false")  # fmt: skip
 
 
 def _programs(
@@ -252,10 +291,10 @@ def _programs(
     """The distinct programs, the table [L, S] of their indices, and the names of techniques that change nothing."""
     programs: list[Program | None] = [None]
     index_of: dict[tuple[object, ...], int] = {}
-    stacks: dict[tuple[int, ...], FramePlan] = {}
-    changes = {act.name: False for act in acting}
+    changes = {act.name: isinstance(act.technique, NoiseTechnique) and act.technique.noise and clip.ratio > 1 for act in acting}
     table = np.zeros((layers, steps), dtype=np.int64)
     decided: dict[tuple[tuple[int, ...], int], int] = {}  # by stack and step: layers with the same stack do the same
+    made: dict[tuple[tuple[int, ...], bool | int], tuple[dict[str, FramePlan], Fusion | None]] = {}
     for layer, step in itertools.product(range(layers), range(steps)):
         stack = tuple(i for i, act in enumerate(acting) if layer in act.layers and step in act.steps)
         if not stack:
@@ -263,24 +302,11 @@ def _programs(
         if (stack, step) in decided:
             table[layer, step] = decided[stack, step]
             continue
-        if stack not in stacks:
-            plan = neutral(clip.frames_lat)
-            for act in (acting[i] for i in stack):
-                if isinstance(act.technique, FrameTechnique):
-                    reshaped = act.technique.reshape(plan, clip)
-                    changes[act.name] |= reshaped.key != plan.key
-                    plan = reshaped
-            stacks[stack] = plan
-        branches, fusion = {"main": stacks[stack]}, None
-        for act in (acting[i] for i in stack):
-            if isinstance(act.technique, Fusion):
-                fusion = act.technique
-                branches = fusion.branches(stacks[stack], clip, step, steps)
-                changes[act.name] |= any(plan.key != stacks[stack].key for plan in branches.values())
-        if len(branches) > 1 and len({plan.key for plan in branches.values()}) == 1:
-            branches = {"main": next(iter(branches.values()))}  # equal branches fuse to themselves
-        if len(branches) == 1:
-            fusion = None
+        fuses = any(isinstance(acting[i].technique, Fusion) for i in stack)
+        case = (stack, step if fuses else True)  # without a fusion, all steps are alike
+        if case not in made:
+            made[case] = _stacked([acting[i] for i in stack], clip, step, steps, changes)
+        branches, fusion = made[case]
         decided[stack, step] = 0
         if fusion is None and next(iter(branches.values())).is_neutral:
             continue
@@ -290,6 +316,31 @@ def _programs(
             programs.append(Program(branches, fusion))
         table[layer, step] = decided[stack, step] = index_of[key]
     return tuple(programs), table, [name for name, changed in changes.items() if not changed]
+
+
+def _stacked(
+    stack: list[Acting], clip: Clip, step: int, steps: int, changes: dict[str, bool]
+) -> tuple[dict[str, FramePlan], Fusion | None]:
+    """The branches that `stack`, in its order, makes of the backbone's own attention; notes in `changes` what acted."""
+    branches, fusion = {"main": neutral(clip.frames_lat)}, None
+    for act in stack:
+        technique, before = act.technique, {plan.key for plan in branches.values()}
+        if isinstance(technique, FrameTechnique):
+            branches = {name: technique.reshape(plan, clip) for name, plan in branches.items()}
+        elif isinstance(technique, FrequencyTechnique):
+            branches = {name: technique.rescale(plan, clip) for name, plan in branches.items()}
+        elif isinstance(technique, Fusion):
+            fusion, branches = technique, technique.branches(branches["main"], clip, step, steps)
+        changes[act.name] |= {plan.key for plan in branches.values()} != before
+    for plan in branches.values():
+        for one in plan.passes:
+            blind = np.flatnonzero((one.weight > 0) & ~one.visible.any(axis=1))
+            if len(blind):
+                raise UsageError(f"{' and '.join(act.name for act in stack)} leave frame {blind[0]} nothing to see",
+                                 accepted="a stack in which every frame sees one", do="remove one, or widen a window")  # fmt: skip
+    if len(branches) > 1 and len({plan.key for plan in branches.values()}) == 1:
+        branches = {"main": next(iter(branches.values()))}  # equal branches fuse to themselves
+    return branches, fusion if len(branches) > 1 else None
 
 
 def count_label(numbers: tuple[int, ...], total: int) -> str:

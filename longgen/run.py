@@ -21,9 +21,10 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from longgen import __version__, backbones, frames, preset
@@ -34,13 +35,24 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from longgen.backbones import Backbone
+    from longgen.backbones import Backbone, Setup
     from longgen.backbones.spec import BackboneSpec
 
 SCHEMA = 1
 LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "imageio-ffmpeg")
 LONGEST_NAME = 240  # bytes; file systems take 255, and temporary names are longer by a few
-IDENTITY = ("prompt", "backbone", "preset", "sample", "seed", "dtype")  # settings that decide the latents
+IDENTITY = (
+    "prompt",
+    "backbone",
+    "preset",
+    "sample",
+    "seed",
+    "dtype",
+    "lora",
+    "quantize",
+    "attention",
+    "cache",
+)  # settings that decide the latents
 
 
 class Progress(NamedTuple):
@@ -125,7 +137,7 @@ def run_folder(output: Path) -> Path:
     return output.with_suffix(".run")
 
 
-def settings_of(plan: Plan, prompt: str, seed: int, dtype: str) -> dict[str, Any]:
+def settings_of(plan: Plan, prompt: str, seed: int, setup: Setup) -> dict[str, Any]:
     """Everything needed to make the same file again; it is stored in the file itself."""
     return {
         "longgen": __version__,
@@ -135,7 +147,8 @@ def settings_of(plan: Plan, prompt: str, seed: int, dtype: str) -> dict[str, Any
         "preset": {key: value for key, value in plan.preset.as_dict().items() if key != "sample"},
         "sample": plan.sample.model_dump(mode="json"),
         "seed": seed,
-        "dtype": dtype,
+        "dtype": setup.dtype,
+        **setup.deciding(),
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
 
@@ -190,7 +203,7 @@ def generate_one(
     from longgen.sampling import direct
 
     folder, device = run_folder(output), str(backbone.device)
-    settings = settings_of(plan, prompt, seed, backbone.dtype)
+    settings = settings_of(plan, prompt, seed, backbone.setup)
     seconds = {"load": round(load_s, 3), "sample": 0.0, "decode": 0.0}
     check_writable(output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -214,7 +227,8 @@ def generate_one(
     elif saved_step.is_file():
         tensors, kept = checkpoint.load_tensors(saved_step)
         _same_run(kept, settings, saved_step)
-        state = direct.State(kept["done"], tensors["latents"], checkpoint.unpack(tensors, kept["scheduler"]))
+        scheduler = checkpoint.unpack(tensors, kept["scheduler"])
+        state = direct.State(kept["done"], tensors["latents"], scheduler, tensors["generator"])
     write_record("running")
     with _naming_lack_of_memory("sampling", device, "then add --resume"):
         if latents is None:
@@ -222,12 +236,15 @@ def generate_one(
 
             def on_step(now: direct.State) -> None:
                 tensors, described = checkpoint.pack(now.scheduler, "scheduler")
-                tensors["latents"] = now.latents
+                tensors |= {"latents": now.latents, "generator": now.generator}
                 checkpoint.save_tensors(saved_step, tensors, settings | {"done": now.done, "scheduler": described})
                 phase.at(now.done)
 
-            noise = torch.randn(backbone.latent_shape(plan), generator=torch.Generator().manual_seed(seed))
-            latents = direct.sample(backbone, plan, prompt, noise, on_step, state)
+            generator = torch.Generator().manual_seed(seed)
+            noise = backbone.noise(plan, generator)
+            if plan.noise is not None:
+                noise = plan.noise.mix(noise, plan.clip, generator)
+            latents = direct.sample(backbone, plan, prompt, noise, on_step, state, generator)
             seconds["sample"] = round(phase.seconds, 3)
             checkpoint.save_tensors(saved_latents, {"latents": latents}, settings)
     saved_step.unlink(missing_ok=True)
@@ -241,9 +258,7 @@ def generate_one(
 def generate_jobs(
     plan: Plan,
     jobs: list[Job],
-    device: str | None = None,
-    dtype: str | None = None,
-    offload: str = "none",
+    setup: Setup,
     resume: bool = False,
     report: Callable[[Progress], None] = ignore,
     tell: Callable[[str], None] = ignore,
@@ -252,8 +267,6 @@ def generate_jobs(
 
     Of several jobs, one that fails becomes a Failure and the rest goes on; a single one raises its error.
     """
-    device = device or backbones.default_device()
-    dtype = dtype or backbones.default_dtype(plan.spec, device)
     results: list[Result | Failure] = []
     loaded = None
     for number, job in enumerate(jobs, start=1):
@@ -261,15 +274,15 @@ def generate_jobs(
             tell(f"[{number}/{len(jobs)}] {job.prompt}")
         try:
             if resume and job.output.is_file() and unfinished(job.output) is None:
-                settings = settings_of(plan, job.prompt, job.seed, dtype)
+                settings = settings_of(plan, job.prompt, job.seed, setup)
                 results.append(finished_result(job.output, settings, plan))
                 tell(f"{job.output} is finished: nothing to resume")
                 continue
             load_s = 0.0
             if loaded is None:
                 phase = _Phase("load", 1, "cpu", report)
-                with _naming_lack_of_memory("loading the model", device, "or a smaller --backbone"):
-                    loaded = backbones.load(plan.spec, device, dtype, offload)
+                with _naming_lack_of_memory("loading the model", setup.device, "or a smaller --backbone"):
+                    loaded = backbones.load(plan.spec, setup)
                 phase.at(1)
                 load_s = phase.seconds
             tell(f"seed {job.seed}")
@@ -291,13 +304,14 @@ def decode_to(
     settings: dict[str, Any],
     report: Callable[[Progress], None] = ignore,
 ) -> float:
-    """Decodes latents [1, C, T, h, w] into the MP4 `output`, a latent frame at a time; returns the seconds it took."""
+    """Decodes latents [1, C, T, h, w] into the MP4 `output`, as the frames come; returns the seconds it took."""
     from longgen.video import Writer
 
-    phase = _Phase("decode", plan.frames_lat, device, report)
+    phase, done = _Phase("decode", plan.frames_px, device, report), 0
     with Writer(output, plan.size, plan.sample.fps or plan.spec.fps, settings) as writer:
-        for done, frames_px in enumerate(decode(latents), start=1):
+        for frames_px in decode(latents):
             writer.add(frames_px)
+            done += len(frames_px)
             phase.at(done)
     return round(phase.seconds, 3)
 
@@ -343,7 +357,7 @@ def stored_record(output: Path) -> dict[str, Any]:
 
 def plan_of(settings: dict[str, Any], origin: Path) -> Plan:
     """The plan that stored `settings` describe. Raises LonggenError where they are not what longgen stores."""
-    from longgen.backbones.spec import find
+    from longgen.backbones.find import find
 
     try:
         tables = {**settings["preset"], "sample": settings["sample"]}
@@ -376,20 +390,24 @@ def generate(
     seed: int | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    model: Mapping[str, Any] = MappingProxyType({}),
     resume: bool = False,
     report: Callable[[Progress], None] = ignore,
 ) -> Result:
     """Makes one video. The Python face of `longgen generate`.
 
-    sample: `longgen.Sample(frames=321, steps=20, ...)`. Raises LonggenError and its kinds.
+    sample: `longgen.Sample(frames=321, steps=20, ...)`. model: how it is loaded, `{"offload": "model", "lora":
+    ("style.safetensors:0.8",), ...}`, the other fields of `longgen.backbones.Setup`. Raises LonggenError and its kinds.
     """
-    from longgen.backbones.spec import find
+    from longgen.backbones.find import find
 
     spec = find(backbone or backbones.default_backbone())
     plan = build(load_preset(preset_name, overrides, sample or preset.Sample(), duration, spec), spec)
     seed = draw_seed() if seed is None else seed
     job = Job(prompt, seed, output_path(str(output), prompt, seed))
-    (result,) = generate_jobs(plan, [job], device, dtype, resume=resume, report=report)
+    device = device or backbones.default_device()
+    setup = backbones.Setup(device, dtype or backbones.default_dtype(spec, device), **model)
+    (result,) = generate_jobs(plan, [job], setup, resume, report)
     assert isinstance(result, Result)  # a single job raises instead
     return result
 
@@ -408,7 +426,7 @@ def load_preset(
 
 
 def _same_run(kept: dict[str, Any], settings: dict[str, Any], path: Path) -> None:
-    different = [key for key in IDENTITY if kept.get(key) != settings[key]]
+    different = [key for key in IDENTITY if kept.get(key) != settings.get(key)]
     if different:
         raise UsageError(f"--resume: {path} was made with another {', '.join(different)}",
                          accepted="the settings the run began with (longgen generate -o ... --resume alone takes them)",

@@ -1,28 +1,36 @@
 """What every technique is: closed, frozen parameters, and what it says of itself to the plan.
 
 A technique is one class in one file, with one row in `longgen.catalog`. Its fields are its parameters; a preset or
-`--set name.key=value` fills them, and an unknown key or a value out of range is refused. By slot it then has
+`--set name.key=value` fills them, and an unknown key or a value out of range is refused. By what it does it is one or
+two of these, and a stack applies them in this order, whatever order the preset has:
 
-    positions, context   FrameTechnique: from one frame plan to another, so that they stack
-    fusion               Fusion: branches, each with its frame plan, and how their outputs become one
+    NoiseTechnique       the noise that the frames start from
+    FrameTechnique       positions: the relative times of a frame plan
+    Fusion               several branches, each a frame plan of its own, and how their outputs become one
+    FrameTechnique       context: what the frames of every branch see
+    FrequencyTechnique   positions: factors on the temporal rotary frequencies, by the relative times that are then in use
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from longgen.frameplan import Clip, FramePlan
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
 
+Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
+Layers = Literal["all", "position-sensitive", "context-sensitive"] | Indices
 Share = Annotated[float, Field(ge=0, le=1)]
+Grid = tuple[int, int, int]  # latent frames, and rows and columns of tokens in each
 
 
 @dataclass(frozen=True)
@@ -36,13 +44,16 @@ class Step:
 class Technique(BaseModel):
     """Parameters that every technique has.
 
-    layers: "all", or the indices of the transformer blocks it acts on.
+    layers: "all", the indices of the transformer blocks it acts on, or a probe's verdict on the backbone's layers.
     steps: the part of the schedule it acts in, as [from, to) in fractions of the number of steps.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    layers: Literal["all"] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] = "all"
+    layers: (
+        Literal["all", "position-sensitive", "context-sensitive"]
+        | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
+    ) = "all"
     steps: Annotated[tuple[Share, Share], Field(strict=False)] = (0.0, 1.0)
 
     slot: ClassVar[str]
@@ -61,12 +72,50 @@ class Technique(BaseModel):
         return range(round(self.steps[0] * steps), round(self.steps[1] * steps))
 
 
+class NoiseTechnique(Technique):
+    """A technique that makes the initial noise; `noise = false` leaves it as it is. `layers` and `steps` do not concern it."""
+
+    slot: ClassVar[str] = "noise"
+
+    noise: bool = True
+
+    @abstractmethod
+    def mix(self, noise: Tensor, clip: Clip, generator: Generator) -> Tensor:
+        """The noise to start from, [B, C, T, h, w], of independent N(0, 1) `noise` of that shape; `generator` draws more.
+
+        Every element of the result is N(0, 1) too. At native length or below it is `noise` itself.
+        """
+
+
 class FrameTechnique(Technique):
     """A technique of the slots positions and context."""
 
     @abstractmethod
     def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:
         """`plan` with this technique applied; `plan` itself where it changes nothing."""
+
+
+class FrequencyTechnique(Technique):
+    """A technique that scales the temporal rotary frequencies, the same for q and k."""
+
+    slot: ClassVar[str] = "positions"
+    claims: ClassVar[tuple[str, ...]] = ("the temporal rotary frequencies",)
+    needs: ClassVar[tuple[str, ...]] = ("relative-positions",)
+
+    @abstractmethod
+    def factors(self, reach: float, clip: Clip) -> np.ndarray:
+        """Factors [C] on the frequencies of a plan that sees frames at relative times up to `reach`."""
+
+    def gain(self, clip: Clip) -> float:
+        """Factor on the attention logits."""
+        return 1.0
+
+    def rescale(self, plan: FramePlan, clip: Clip) -> FramePlan:
+        """`plan` with this technique applied; `plan` itself where it changes nothing."""
+        factors, gain = self.factors(plan.reach, clip), self.gain(clip)
+        if (factors == 1).all() and gain == 1:
+            return plan
+        return replace(plan, scale=factors if plan.scale is None else factors * plan.scale, gain=plan.gain * gain)
 
 
 class Fusion(Technique):
@@ -79,9 +128,9 @@ class Fusion(Technique):
         """The branches that step `step` of `steps` needs, made from the stack's `plan`. A single one is not fused."""
 
     @abstractmethod
-    def fuse(self, outputs: Mapping[str, Tensor], step: Step) -> Tensor:
-        """One output [B, N, C] of the branches' outputs, each [B, N, C]."""
+    def fuse(self, attend: Callable[[str], Tensor], step: Step, grid: Grid) -> Tensor:
+        """One output [B, N, C]; `attend(name)` computes the branch `name`, [B, N, C], each time it is called."""
 
     @abstractmethod
-    def operations(self, tokens: int, channels: int) -> int:
-        """Floating-point operations of `fuse` for one sample."""
+    def operations(self, grid: Grid, channels: int) -> int:
+        """Floating-point operations of `fuse` for one sample, attention apart."""

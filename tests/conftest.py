@@ -7,7 +7,9 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models are slower on two threads
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may ask the network
 
+import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,9 +24,24 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def tiny() -> Any:
     """The `tiny` backbone on the CPU in float32."""
-    from longgen.backbones import load
+    from longgen.backbones import Setup, load
 
-    return load(TINY, "cpu", "fp32")
+    return load(TINY, Setup("cpu", "fp32"))
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A folder with a whole small diffusers pipeline of random weights: model_folder("ltx"). Names: tests/models."""
+    made: dict[str, Path] = {}
+
+    def build(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            module = importlib.import_module(f"tests.models.{name.split('-')[0]}")
+            module.build(name, made[name])
+        return made[name]
+
+    return build
 
 
 @pytest.fixture(scope="session")

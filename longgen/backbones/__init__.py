@@ -21,16 +21,45 @@ if TYPE_CHECKING:
     from longgen.plan import Plan
 
 
+@dataclass(frozen=True)
+class Setup:
+    """How a backbone is loaded; every part is diffusers' own.
+
+    device: as torch names it. dtype: of the transformer, fp32, bf16 or fp16. offload: none, model, group or sequential.
+    lora: files or hub ids, each with an optional `:scale`. quantize: fp8 or int8 weights. attention: a backend of
+    diffusers. cache: a step cache, as `first-block:0.05`. vae_tiling: the VAE decodes in tiles.
+    """
+
+    device: str
+    dtype: str
+    offload: str = "none"
+    lora: tuple[str, ...] = ()
+    quantize: str | None = None
+    attention: str | None = None
+    cache: str | None = None
+    vae_tiling: bool = False
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide the latents, where they are not the plain ones."""
+        plain = Setup(self.device, self.dtype)
+        names = ("lora", "quantize", "attention", "cache")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(plain, name)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+
+
 @dataclass
 class Clock:
-    """Where the schedule stands; the sampling loop moves it, the attention processors read it."""
+    """Where the schedule of `scheduler` stands; the sampling loop moves it, the attention processors read it."""
 
-    timesteps: tuple[float, ...] = ()
+    scheduler: Any
     index: int = 0
+    _read: tuple[Any, tuple[float, ...]] = (None, ())
 
     @property
     def step(self) -> Step:
-        return Step(self.index, self.timesteps)
+        if self._read[0] is not self.scheduler.timesteps:  # read once a schedule: they may be on a GPU
+            self._read = (self.scheduler.timesteps, tuple(self.scheduler.timesteps.tolist()))
+        return Step(self.index, self._read[1])
 
 
 class Backbone(Protocol):
@@ -38,19 +67,35 @@ class Backbone(Protocol):
 
     spec: BackboneSpec
     pipe: Any
-    device: torch.device
-    dtype: str
+    setup: Setup
     clock: Clock
 
     @property
-    def transformer(self) -> torch.nn.Module: ...
+    def device(self) -> torch.device: ...
+
+    @property
+    def transformers(self) -> list[torch.nn.Module]:
+        """The transformer, or the two experts."""
+        ...
 
     def latent_shape(self, plan: Plan) -> tuple[int, ...]:
         """The shape of the latents of `plan`, [1, C, T, h, w]."""
         ...
 
+    def noise(self, plan: Plan, generator: torch.Generator) -> Tensor:
+        """Independent noise [1, C, T, h, w], as the pipeline itself would draw it."""
+        ...
+
+    def packed(self, latents: Tensor) -> Tensor:
+        """Latents [1, C, T, h, w] as the pipeline lays them out."""
+        ...
+
+    def unpacked(self, latents: Tensor, plan: Plan) -> Tensor:
+        """The pipeline's latents as [1, C, T, h, w]."""
+        ...
+
     def installed(self, plan: Plan) -> AbstractContextManager[None]:
-        """Within the context, the transformer's self-attention follows `plan`; afterwards it is as it was."""
+        """Within the context, the transformers' self-attention follows `plan`; afterwards it is as it was."""
         ...
 
     def call_arguments(self, plan: Plan, prompt: str) -> dict[str, Any]:
@@ -58,7 +103,7 @@ class Backbone(Protocol):
         ...
 
     def decode(self, latents: Tensor) -> Iterator[np.ndarray]:
-        """Frames [few, height, width, 3] uint8 of latents [1, C, T, h, w], one latent frame at a time."""
+        """Frames [few, height, width, 3] uint8 of latents [1, C, T, h, w]; a few at a time where the VAE can."""
         ...
 
 
@@ -85,43 +130,89 @@ def default_dtype(spec: BackboneSpec, device: str) -> str:
     return "fp32" if device == "cpu" else spec.dtype
 
 
-def check_device(device: str, dtype: str, offload: str) -> None:
-    """Raises UsageError where `device` is not there, or cannot do what is asked."""
+def check_setup(spec: BackboneSpec, setup: Setup) -> None:
+    """Raises UsageError where the device is not there, or `spec` on it cannot do what is asked. Loads no weights."""
     import torch
 
     try:
-        place = torch.device(device)
+        place = torch.device(setup.device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-        raise UsageError(f"--device {device} is not there: {str(error).splitlines()[0]}", accepted=", ".join(["cpu", *cuda]),
+        raise UsageError(f"--device {setup.device} is not there: {str(error).splitlines()[0]}", accepted=", ".join(["cpu", *cuda]),
                          do="leave --device out for the best one") from None  # fmt: skip
-    if offload != "none" and place.type == "cpu":
-        raise UsageError(f"--offload {offload} moves weights between a GPU and the host, and the device is cpu",
+    if setup.offload != "none" and place.type == "cpu":
+        raise UsageError(f"--offload {setup.offload} moves weights between a GPU and the host, and the device is cpu",
                          accepted="--offload none", do="leave --offload out")  # fmt: skip
-    if dtype == "fp16" and place.type == "cpu":
+    if setup.dtype == "fp16" and place.type == "cpu":
         raise UsageError("--dtype fp16 cannot run on a CPU", accepted="fp32 or bf16", do="leave --dtype out")
+    for text in setup.lora:
+        parse_lora(text)
+    if setup.cache is not None:
+        parse_cache(setup.cache, spec)
 
 
-def load(spec: BackboneSpec, device: str, dtype: str, offload: str = "none") -> Backbone:
+def parse_lora(text: str) -> tuple[str, float]:
+    """`PATH[:scale]` as the path and the scale."""
+    path, colon, scale = text.rpartition(":")
+    if not colon or os.path.exists(text):
+        return text, 1.0
+    try:
+        return path, float(scale)
+    except ValueError:
+        raise UsageError(f"--lora {text}: {scale!r} is no scale", accepted="PATH or PATH:scale, as style.safetensors:0.8",
+                         do="write it so") from None  # fmt: skip
+
+
+BROKEN_CACHES = {  # name -> families and reason; measured on diffusers 0.42.1
+    "pyramid-attention-broadcast": (("wan",), "it gives the unconditioned branch the attention of the conditioned one"),
+    "fastercache": (("wan", "ltx", "hunyuan"), "it assumes that both guidance branches are one batch of unpacked latents"),
+    "taylorseer": (("wan", "ltx", "cogvideox"), "its patterns match none of the model's attention layers, so that it does nothing"),
+    "seacache": (("ltx", "cogvideox", "hunyuan"), "it needs the step and sigma, which only WanPipeline tells it"),
+    "magcache": (
+        ("wan", "ltx", "cogvideox", "hunyuan"),
+        "it needs ratios calibrated for each model and length, and there are none",
+    ),
+}
+
+
+def parse_cache(text: str, spec: BackboneSpec) -> float:
+    """`first-block[:threshold]` as its threshold. Raises UsageError, with the reason where a cache is known to be broken."""
+    name, _, threshold = text.lower().replace("_", "-").partition(":")
+    families, reason = BROKEN_CACHES.get(name, ((), ""))
+    if name != "first-block":
+        why = f": on {spec.name} {reason}" if spec.family in families else ": longgen has not tried it"
+        raise UsageError(f"--cache {text} is refused{why}", accepted="first-block or first-block:THRESHOLD, as first-block:0.05",
+                         do="take that, or leave --cache out")  # fmt: skip
+    try:
+        value = float(threshold or 0.05)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise UsageError(f"--cache {text}: {threshold!r} is no threshold", accepted="a number between 0 and 1", do="write 0.05")
+    return value
+
+
+def load(spec: BackboneSpec, setup: Setup) -> Backbone:
     """Loads the weights of `spec`. Importing diffusers costs seconds.
 
     Raises UsageError, MissingError where the weights cannot be had, LonggenError where a file is damaged.
     """
-    check_device(device, dtype, offload)
-    _set_threads(spec, device)
-    from longgen.backbones import wan
+    check_setup(spec, setup)
+    _set_threads(spec, setup.device)
+    from longgen.backbones import loading
 
-    return wan.load(spec, device, dtype, offload)
+    return loading.load(spec, setup)
 
 
-def decoder(spec: BackboneSpec, device: str) -> Callable[[Tensor], Iterator[np.ndarray]]:
+def decoder(spec: BackboneSpec, device: str, vae_tiling: bool = False) -> Callable[[Tensor], Iterator[np.ndarray]]:
     """`Backbone.decode` with nothing but the VAE of `spec` loaded. Raises as `load` does."""
-    check_device(device, "fp32", "none")
+    setup = Setup(device, default_dtype(spec, device), vae_tiling=vae_tiling)
+    check_setup(spec, setup)
     _set_threads(spec, device)
-    from longgen.backbones import wan
+    from longgen.backbones import loading
 
-    return wan.decoder(spec, device)
+    return loading.decoder(spec, setup)
 
 
 def _set_threads(spec: BackboneSpec, device: str) -> None:

@@ -31,14 +31,14 @@ Neutral: alpha = 0 and lambda = 0 give the local branch exactly; at native lengt
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from longgen.frameplan import Clip, FramePlan, visible_from_ranges
 from longgen.frames import local_windows
-from longgen.technique import Fusion, Step
+from longgen.technique import Fusion, Grid, Step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,9 +72,9 @@ class FreeSpec(Fusion):
     def split_step(self, steps: int) -> int:
         return round(self.split * steps)
 
-    def operations(self, tokens: int, channels: int) -> int:
+    def operations(self, grid: Grid, channels: int) -> int:
         """Two Gram matrices, two eigenproblems (about 10 C^3 each) and one product, in floating-point operations."""
-        return 6 * tokens * channels**2 + 20 * channels**3
+        return 6 * math.prod(grid) * channels**2 + 20 * channels**3
 
     def fade(self, step: Step) -> float:
         """exp(-kappa p): 1 at the first step, exp(-kappa) at the split."""
@@ -83,12 +83,12 @@ class FreeSpec(Fusion):
         split = step.timesteps[split_step] if split_step < len(step.timesteps) else 0.0
         return math.exp(-self.kappa * (first - step.timesteps[step.index]) / (first - split))
 
-    def fuse(self, outputs: Mapping[str, Tensor], step: Step) -> Tensor:
+    def fuse(self, attend: Callable[[str], Tensor], step: Step, grid: Grid) -> Tensor:
         """Fuses the branches "global" and "local", each [B, N, C], into [B, N, C] of the same dtype."""
-        fade = self.fade(step)
+        fade, global_, local = self.fade(step), attend("global"), attend("local")
         residual = self.lambda_end + (self.lambda_start - self.lambda_end) * fade
-        fused = reconstruct(outputs["global"], outputs["local"], self.alpha * fade, self.beta, self.basis)
-        return fused if residual == 0 else fused.lerp(outputs["global"], residual)
+        fused = reconstruct(global_, local, self.alpha * fade, self.beta, self.basis)
+        return fused if residual == 0 else fused.lerp(global_, residual)
 
 
 def gram(features: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ Caveat: it moves one frequency; it does nothing about attention diluted over mor
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import ClassVar
 
@@ -23,31 +22,27 @@ import numpy as np
 from pydantic import Field
 
 from longgen.errors import UsageError
-from longgen.frameplan import Clip, FramePlan
-from longgen.technique import FrameTechnique
+from longgen.frameplan import Clip
+from longgen.technique import FrequencyTechnique
 
 
-class Riflex(FrameTechnique):
-    slot: ClassVar[str] = "positions"
+class Riflex(FrequencyTechnique):
     paper: ClassVar[str] = "RIFLEx, arXiv 2502.15894"
-    claims: ClassVar[tuple[str, ...]] = ("the temporal rotary frequencies",)
-    needs: ClassVar[tuple[str, ...]] = ("relative-positions",)
 
     component: int | None = Field(None, ge=1)
     share_of_period: float = Field(0.9, gt=0, le=1)
     gate: bool = True
 
-    def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:
-        component = self.component or clip.intrinsic_component
-        if component > len(clip.frequencies):
-            raise UsageError(
-                f"riflex.component = {component}, but this backbone has {len(clip.frequencies)} temporal components",
-                accepted=f"1 to {len(clip.frequencies)}",
-                do="leave it out for the backbone's own",
-            )
+    def factors(self, reach: float, clip: Clip) -> np.ndarray:
+        count, component = len(clip.frequencies), self.component or clip.intrinsic_component
+        if component is None:
+            raise UsageError("riflex.component is not known for this backbone: nobody has said where it repeats itself",
+                             accepted=f"1 to {count}", do="--set riflex.component=K, or choose another technique")  # fmt: skip
+        if component > count:
+            raise UsageError(f"riflex.component = {component}, but this backbone has {count} temporal components",
+                             accepted=f"1 to {count}", do="leave it out for the backbone's own")  # fmt: skip
         theta = clip.frequencies[component - 1]
-        if self.gate and clip.frames_lat <= 2 * math.pi / theta:
-            return plan
-        scale = np.ones(len(clip.frequencies)) if plan.scale is None else plan.scale.copy()
-        scale[component - 1] *= self.share_of_period * 2 * math.pi / clip.frames_lat / theta
-        return dataclasses.replace(plan, scale=scale)
+        factors = np.ones(count)
+        if not self.gate or clip.frames_lat > 2 * math.pi / theta:
+            factors[component - 1] = self.share_of_period * 2 * math.pi / clip.frames_lat / theta
+        return factors

@@ -21,11 +21,12 @@ _RESUME = "longgen_resume"
 
 
 class State(NamedTuple):
-    """A run after `done` steps: latents [1, C, T, h, w] and everything the scheduler keeps between steps."""
+    """A run after `done` steps: the pipeline's latents, what its scheduler keeps, and the generator's state."""
 
     done: int
     latents: Tensor
     scheduler: dict[str, Any]
+    generator: Tensor
 
 
 class _AnswerDoneSteps(ModelHook):
@@ -48,40 +49,46 @@ def sample(
     latents: Tensor,
     on_step: Callable[[State], None],
     resume: State | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Denoises `latents` [1, C, T, h, w] by `plan`; returns the final latents, before the VAE.
+    """Denoises `latents` [1, C, T, h, w] by `plan`; returns the final latents [1, C, T, h, w], before the VAE.
 
     on_step: called after each step with the run's state; the state is only valid during the call.
+    generator: for schedulers that draw noise at every step.
     """
     if resume is not None and resume.done == plan.steps:
-        return resume.latents
+        return backbone.unpacked(resume.latents, plan)
     scheduler, clock = backbone.pipe.scheduler, backbone.clock
-    scheduler.set_timesteps(plan.steps, device=backbone.device)
-    clock.timesteps = tuple(scheduler.timesteps.tolist())
     clock.index = 0
+    generator = generator or torch.Generator()
 
     def after_step(pipe: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         clock.index = min(index + 1, plan.steps - 1)
         if resume is None or index + 1 > resume.done:
-            on_step(State(index + 1, tensors["latents"], scheduler_state(scheduler)))
+            on_step(State(index + 1, tensors["latents"], scheduler_state(scheduler), generator.get_state()))
         elif index + 1 == resume.done:
             tensors["latents"] = resume.latents.to(tensors["latents"])
+            generator.set_state(resume.generator)
             for name, value in resume.scheduler.items():
                 now = getattr(scheduler, name)
                 setattr(scheduler, name, _to(value, now.device if isinstance(now, Tensor) else backbone.device))
         return tensors
 
-    registry = HookRegistry.check_if_exists_or_initialize(backbone.transformer)
+    registries = [HookRegistry.check_if_exists_or_initialize(transformer) for transformer in backbone.transformers]
     if resume is not None:
-        registry.register_hook(_AnswerDoneSteps(resume.done, clock), _RESUME)
+        for registry in registries:
+            registry.register_hook(_AnswerDoneSteps(resume.done, clock), _RESUME)
     try:
         with backbone.installed(plan):
-            return backbone.pipe(
-                **backbone.call_arguments(plan, prompt), latents=latents, output_type="latent", callback_on_step_end=after_step
-            ).frames
+            final = backbone.pipe(
+                **backbone.call_arguments(plan, prompt), latents=backbone.packed(latents), generator=generator,
+                output_type="latent", callback_on_step_end=after_step,
+            ).frames  # fmt: skip
+        return backbone.unpacked(final, plan)
     finally:
         if resume is not None:
-            registry.remove_hook(_RESUME, recurse=False)
+            for registry in registries:
+                registry.remove_hook(_RESUME, recurse=False)
 
 
 def scheduler_state(scheduler: Any) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor
 
 from longgen.attention import executor, structure
-from longgen.backbones.wan import Rotary, WanCall
+from longgen.backbones.pipeline import Call
+from longgen.backbones.rotary import Rotary
 from longgen.frameplan import FramePlan, Pass, neutral, visible_from_ranges
 from longgen.frames import local_windows
 
@@ -57,11 +58,12 @@ def qkv() -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.fixture
-def family() -> WanCall:
+def family() -> Call:
     rope = WanRotaryPosEmbed(D, (1, 1, 1), 64)
-    stock = rope(torch.zeros(1, 1, T, SIDE, SIDE))
-    frequencies = 10000.0 ** (-torch.arange(0, T_DIM, 2, dtype=torch.float64) / T_DIM)
-    return WanCall(stock, Rotary(frequencies), None, None, T)
+    cos, sin = rope(torch.zeros(1, 1, T, SIDE, SIDE))
+    frequencies = 10000.0 ** (-np.arange(0, T_DIM, 2) / T_DIM)
+    rotary = Rotary(frequencies, np.arange(len(frequencies)))
+    return Call((T, SIDE, SIDE), torch.zeros(0), rotary, (cos[0, :, 0, 0::2], sin[0, :, 0, 1::2]), None, None)
 
 
 def plan_of(rel: Any = None, visible: Any = None, scale: Any = None) -> FramePlan:
@@ -101,25 +103,25 @@ PLANS = {
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_equals_dense_softmax(name: str, family: WanCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_equals_dense_softmax(name: str, family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     difference = (executor.run_plan(PLANS[name], family, *qkv).double() - dense(PLANS[name], *qkv)).abs().max().item()
     print(f"{name}: max difference {difference:.2e}")
     assert difference < 1e-5
 
 
-def test_neutral_is_the_stock_call(family: WanCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_neutral_is_the_stock_call(family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     q, k, v = qkv
     stock = family.attend(family.rotate(q, None, None), family.rotate(k, None, None), v)
     assert torch.equal(executor.run_plan(neutral(T), family, q, k, v), stock)
 
 
-def test_rotation_to_native_positions_is_the_stock_rotation(family: WanCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_rotation_to_native_positions_is_the_stock_rotation(family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     native = np.arange(T, dtype=np.float64)
     assert torch.equal(family.rotate(qkv[0], native, None), family.rotate(qkv[0], None, None))
     assert torch.equal(family.rotate(qkv[0], None, np.ones(T_DIM // 2)), family.rotate(qkv[0], None, None))
 
 
-def test_the_tables_matter(family: WanCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_the_tables_matter(family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     """Each plan differs from the neutral one, so that the comparisons above are not empty."""
     plain = executor.run_plan(neutral(T), family, *qkv)
     for name, plan in PLANS.items():
@@ -143,7 +145,7 @@ def test_structure_is_recognised(name: str, calls: int, sliding: int, rotated_on
     schedule = structure.analyse(PLANS[name].passes[0])
     assert len(schedule.calls) == calls
     assert sum(call.sliding for call in schedule.calls) == sliding
-    assert (schedule.positions is not None) == rotated_once
+    assert schedule.keyed != rotated_once
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -160,7 +162,7 @@ def test_calls_cover_each_query_frame_once(name: str) -> None:
         assert (counts == 1).all()
 
 
-def test_windows_are_views(family: WanCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_windows_are_views(family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     x = qkv[0][0]
     windows = executor._windows(x, N_FRAME, 3 * N_FRAME, 4, N_FRAME)
     assert windows.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()

@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from longgen.backbones import load, wan
-from longgen.backbones.spec import SPECS, TINY, BackboneSpec, find
+from longgen.backbones import Setup, load, wan
+from longgen.backbones.find import find
+from longgen.backbones.spec import SPECS, TINY, BackboneSpec
 from longgen.errors import LonggenError
 from longgen.plan import Plan
 from longgen.sampling import direct
@@ -42,7 +43,7 @@ def test_no_technique_is_the_stock_pipeline_bit_for_bit(tiny: Any, tiny_plan: Ca
     plan = tiny_plan("direct", frames=frames_px, steps=3)
     latents = direct.sample(tiny, plan, PROMPT, noise(tiny, plan), lambda state: None)
     assert torch.equal(latents, stock(tiny, plan, output_type="latent"))
-    frames = np.concatenate(list(wan.decode(tiny.pipe.vae, latents, tiny.device)))
+    frames = np.concatenate(list(wan.Wan.decoded(tiny.pipe.vae, latents, tiny.device)))
     assert np.array_equal(frames, (stock(tiny, plan, output_type="np")[0] * 255).round().astype(np.uint8))
 
 
@@ -65,18 +66,18 @@ def test_freespec_without_guidance_is_the_sliding_window(tiny: Any, tiny_plan: C
 def test_techniques_change_a_long_clip_and_leave_no_trace(tiny: Any, tiny_plan: Callable[..., Plan], name: str) -> None:
     plan, plain = tiny_plan(name, frames=121, steps=2), tiny_plan("direct", frames=121, steps=2)
     before = direct.sample(tiny, plain, PROMPT, noise(tiny, plan), lambda state: None)
-    processors = [block.attn1.processor for block in tiny.transformer.blocks]
+    processors = [block.attn1.processor for block in tiny.pipe.transformer.blocks]
     changed = direct.sample(tiny, plan, PROMPT, noise(tiny, plan), lambda state: None)
     assert not torch.allclose(changed, before, atol=1e-4)
-    assert all(block.attn1.processor is stock for block, stock in zip(tiny.transformer.blocks, processors, strict=True))
+    assert all(block.attn1.processor is stock for block, stock in zip(tiny.pipe.transformer.blocks, processors, strict=True))
     assert torch.equal(direct.sample(tiny, plain, PROMPT, noise(tiny, plan), lambda state: None), before)
 
 
 def test_layers_with_equal_programs_share_one_processor(tiny: Any, tiny_plan: Callable[..., Plan]) -> None:
     plan = tiny_plan("sliding-window", ("window.layers=[0,2,5]",), frames=121)
     with tiny.installed(plan):
-        processors = [block.attn1.processor for block in tiny.transformer.blocks]
-    planned = [i for i, processor in enumerate(processors) if isinstance(processor, wan.PlannedAttention)]
+        processors = [block.attn1.processor for block in tiny.pipe.transformer.blocks]
+    planned = [i for i, processor in enumerate(processors) if isinstance(processor, wan.WanAttentionPlan)]
     assert planned == [0, 2, 5]
     assert len({id(processors[i]) for i in planned}) == 1
 
@@ -101,8 +102,8 @@ def test_sampling_settings_reach_the_pipeline(tiny: Any, tiny_plan: Callable[...
 
 @pytest.mark.parametrize(("dtype", "expected"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
 def test_dtype_is_the_transformer_s_and_the_vae_stays_in_float32(dtype: str, expected: torch.dtype) -> None:
-    backbone = load(TINY, "cpu", dtype)
-    assert (backbone.transformer.dtype, backbone.pipe.vae.dtype) == (expected, torch.float32)
+    backbone = load(TINY, Setup("cpu", dtype))
+    assert (backbone.pipe.transformer.dtype, backbone.pipe.vae.dtype) == (expected, torch.float32)
 
 
 def test_streaming_decode_is_the_full_decode(tiny: Any) -> None:
@@ -112,7 +113,7 @@ def test_streaming_decode_is_the_full_decode(tiny: Any) -> None:
     with torch.no_grad():
         full = tiny.pipe.vae.decode(latents / (1.0 / std) + mean).sample
     full = tiny.pipe.video_processor.postprocess_video(full, output_type="np")[0]
-    chunks = list(wan.decode(tiny.pipe.vae, latents, tiny.device))
+    chunks = list(wan.Wan.decoded(tiny.pipe.vae, latents, tiny.device))
     assert [len(chunk) for chunk in chunks] == [1, 4, 4, 4, 4, 4, 4]
     assert np.array_equal(np.concatenate(chunks), (full * 255).round().astype(np.uint8))
 
@@ -120,12 +121,12 @@ def test_streaming_decode_is_the_full_decode(tiny: Any) -> None:
 def test_fused_projections_serve_too(tiny: Any, tiny_plan: Callable[..., Plan]) -> None:
     plan = tiny_plan("sliding-window", frames=121, steps=1)
     apart = direct.sample(tiny, plan, PROMPT, noise(tiny, plan), lambda state: None)
-    for block in tiny.transformer.blocks:
+    for block in tiny.pipe.transformer.blocks:
         block.attn1.fuse_projections()
     try:
         fused = direct.sample(tiny, plan, PROMPT, noise(tiny, plan), lambda state: None)
     finally:
-        for block in tiny.transformer.blocks:
+        for block in tiny.pipe.transformer.blocks:
             block.attn1.unfuse_projections()
     assert torch.allclose(apart, fused, atol=1e-5)
 
@@ -134,12 +135,12 @@ def test_group_offload_changes_nothing(tiny: Any, tiny_plan: Callable[..., Plan]
     """From host to host, as no GPU is here: the hooks are diffusers' own, the transfers are not tested."""
     plan = tiny_plan("freespec", frames=121, steps=2)
     latents = direct.sample(tiny, plan, PROMPT, noise(tiny, plan), lambda state: None)
-    frames = np.concatenate(list(wan.decode(tiny.pipe.vae, latents, tiny.device)))
-    offloaded = load(TINY, "cpu", "fp32")
+    frames = np.concatenate(list(wan.Wan.decoded(tiny.pipe.vae, latents, tiny.device)))
+    offloaded = load(TINY, Setup("cpu", "fp32"))
     offloaded.pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
     again = direct.sample(offloaded, plan, PROMPT, noise(tiny, plan), lambda state: None)
     assert torch.equal(again, latents)
-    assert np.array_equal(np.concatenate(list(wan.decode(offloaded.pipe.vae, again, offloaded.device))), frames)
+    assert np.array_equal(np.concatenate(list(wan.Wan.decoded(offloaded.pipe.vae, again, offloaded.device))), frames)
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
@@ -158,7 +159,7 @@ def test_spec_counts_the_parameters_of_the_real_transformer(spec: BackboneSpec) 
 
 
 def test_the_shipped_model_is_what_its_spec_says(tiny: Any) -> None:
-    config, vae = tiny.transformer.config, tiny.pipe.vae.config
+    config, vae = tiny.pipe.transformer.config, tiny.pipe.vae.config
     assert (config.num_layers, config.num_attention_heads, config.attention_head_dim) == (TINY.layers, TINY.heads, TINY.head_dim)
     assert (vae.scale_factor_temporal, vae.scale_factor_spatial, vae.z_dim) == (TINY.stride_t, TINY.stride_hw, TINY.latent_channels)
     companions = sum(p.numel() for model in (tiny.pipe.vae, tiny.pipe.text_encoder) for p in model.parameters())

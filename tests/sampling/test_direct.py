@@ -54,10 +54,10 @@ def test_done_steps_are_not_computed(tiny: Any, tiny_plan: Callable[..., Plan]) 
     plan = tiny_plan("direct", frames=17, steps=STEPS)
     _, states = run(tiny, plan)
     calls = []
-    handle = tiny.transformer.blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    handle = tiny.pipe.transformer.blocks[0].register_forward_hook(lambda *_: calls.append(1))
     try:
         run(tiny, plan, states[3])
     finally:
         handle.remove()
     assert len(calls) == 2 * (STEPS - 3)  # with and without the prompt
-    assert not hasattr(tiny.transformer, "_diffusers_hook") or not tiny.transformer._diffusers_hook.hooks
+    assert not hasattr(tiny.pipe.transformer, "_diffusers_hook") or not tiny.pipe.transformer._diffusers_hook.hooks

@@ -60,7 +60,7 @@ def check(frames_px: int, preset_name: str, seed: int, source: Path | None = Non
     """The measures over the held-out sentences; progress goes to stderr."""
     spec = TINY if source is None else dataclasses.replace(TINY, source=str(source))
     made = plan.build(preset.load(preset_name, sample=preset.Sample(frames=frames_px)), spec)
-    backbone = backbones.load(spec, backbones.default_device(), "fp32")
+    backbone = backbones.load(spec, backbones.Setup(backbones.default_device(), "fp32"))
     scores: list[dict[str, float]] = []
     start = time.monotonic()
     for number, words in enumerate(grammar.HELD_OUT[:count]):

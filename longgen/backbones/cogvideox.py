@@ -1,0 +1,115 @@
+"""CogVideoX 2B and 5B on diffusers' CogVideoXPipeline.
+
+Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, L text tokens, H heads, D head dim, C channels.
+
+Text and video share self-attention, text first. The 2B model has no rotary positions: absolute ones are added to its input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLCogVideoX, CogVideoXDPMScheduler, CogVideoXPipeline, DiffusionPipeline
+from diffusers.models.attention_processor import Attention
+from torch import Tensor
+
+from longgen.attention import executor
+from longgen.backbones.pipeline import PipelineBackbone, PlannedAttention, on_device, to_frames
+from longgen.backbones.rotary import Rotary
+from longgen.plan import Plan
+
+
+class CogVideoXAttentionPlan(PlannedAttention):
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        program = self.program
+        if program is None:
+            return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        text_tokens = encoder_hidden_states.shape[1]
+        joint = torch.cat([encoder_hidden_states, hidden_states], dim=1)
+        if attn.fused_projections:
+            q, k, v = attn.to_qkv(joint).chunk(3, dim=-1)
+        else:
+            q, k, v = attn.to_q(joint), attn.to_k(joint), attn.to_v(joint)
+        q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, v))
+        q, k = attn.norm_q(q), attn.norm_k(k)
+        (text_q, q), (text_k, k), (text_v, v) = ((x[:, :text_tokens], x[:, text_tokens:]) for x in (q, k, v))
+        tables = None
+        if image_rotary_emb is not None:
+            tables = image_rotary_emb[0][:, 0::2], image_rotary_emb[1][:, 0::2]  # [N, D], every value twice
+        call = self.call(hidden_states, tables, (text_k, text_v))
+        video = executor.run(program, call, q, k, v, self.clock.step)
+        text = executor.run_text(program, call, text_q, k, v)
+        text, video = (attn.to_out[1](attn.to_out[0](x.type_as(q))) for x in (text, video))
+        return video, text
+
+
+class RememberingDPMScheduler(CogVideoXDPMScheduler):
+    """diffusers' scheduler, but it keeps what the pipeline keeps for it in a local variable, so that a run can be resumed."""
+
+    old_pred_original_sample: Tensor | None = None
+
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        self.old_pred_original_sample = None
+        super().set_timesteps(*args, **kwargs)
+
+    def step(self, model_output: Tensor, old_pred_original_sample: Tensor | None, *args: Any, **kwargs: Any) -> Any:
+        latents, self.old_pred_original_sample = super().step(model_output, self.old_pred_original_sample, *args, **kwargs)
+        return latents, self.old_pred_original_sample
+
+
+class CogVideoX(PipelineBackbone):
+    kind: ClassVar[type[DiffusionPipeline]] = CogVideoXPipeline
+    vae_kind: ClassVar[Any] = AutoencoderKLCogVideoX
+    processor: ClassVar[type[PlannedAttention]] = CogVideoXAttentionPlan
+
+    def __post_init__(self) -> None:
+        if isinstance(self.pipe.scheduler, CogVideoXDPMScheduler):
+            self.pipe.scheduler = RememberingDPMScheduler.from_config(self.pipe.scheduler.config)
+        super().__post_init__()
+
+    @staticmethod
+    def layers(transformer: Any) -> list[Attention]:
+        return [block.attn1 for block in transformer.transformer_blocks]
+
+    def rotary(self) -> Rotary | None:
+        frequencies = np.array(self.spec.frequencies)
+        return Rotary(frequencies, np.arange(len(frequencies))) if len(frequencies) else None
+
+    def noise(self, plan: Plan, generator: torch.Generator) -> Tensor:
+        _, channels, time, height, width = self.latent_shape(plan)
+        return torch.randn((1, time, channels, height, width), generator=generator).transpose(1, 2)
+
+    def packed(self, latents: Tensor) -> Tensor:
+        return latents.transpose(1, 2)
+
+    def unpacked(self, latents: Tensor, plan: Plan) -> Tensor:
+        return latents.transpose(1, 2)
+
+    @staticmethod
+    @torch.no_grad()
+    def decoded(vae: Any, latents: Tensor, device: torch.device) -> Iterator[np.ndarray]:
+        """Frames of two or three latent frames at a time, equal to the pipeline's decoding of the whole, bit for bit.
+
+        With tiling, which diffusers does on the whole only, all frames come at once.
+        """
+        with on_device(vae):
+            latents = 1 / vae.config.scaling_factor * latents.to(device, vae.dtype)
+            if vae.use_tiling:
+                yield to_frames(vae.decode(latents).sample)
+                return
+            few, cache = vae.num_latent_frames_batch_size, None
+            first = latents.shape[2] % few + few  # the odd frame goes with the first ones
+            for part in (latents[:, :, :first], *latents[:, :, first:].split(few, dim=2)):
+                if part.shape[2]:
+                    video, cache = vae.decoder(part if vae.post_quant_conv is None else vae.post_quant_conv(part), conv_cache=cache)
+                    yield to_frames(video)

@@ -1,0 +1,168 @@
+"""A backbone by its name, or the spec of a model read from the configs of its folder or hub id."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from longgen.backbones.spec import COGVIDEOX_5B, HUNYUANVIDEO, LTX_2B, SPECS, WAN_1_3B, WAN_2_2_5B, BackboneSpec
+from longgen.errors import LonggenError, MissingError, UsageError, unknown_name
+
+
+def find(name: str) -> BackboneSpec:
+    """The spec of a backbone by its name, by a local diffusers folder, or by a hub id in the local cache or on the hub.
+
+    Raises UsageError for a name that is none of these or a model longgen cannot drive, MissingError where the hub
+    cannot be asked.
+    """
+    if name in SPECS:
+        return SPECS[name]
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):  # not Path.is_dir, which raises where a name is too long
+        return _from_folder(path)
+    if path.is_absolute() or name.startswith("."):
+        raise MissingError(f"--backbone {name}: no such folder", accepted="a folder with model_index.json, or a backbone's name",
+                           do="longgen backbones list")  # fmt: skip
+    if name.count("/") == 1:
+        return _from_hub(name)
+    raise unknown_name("backbone", name, SPECS, "choose one of these, a hub id (owner/name) or a diffusers folder")
+
+
+def _from_folder(folder: Path) -> BackboneSpec:
+    spec = _from_configs(str(folder.resolve()), *(_read_json(folder / part) for part in _CONFIGS))
+    transformers, others = ("transformer", "transformer_2"), ("text_encoder", "text_encoder_2", "vae")
+    parameters, companions = (sum(_parameters(folder / part) for part in parts) for parts in (transformers, others))
+    return replace(spec, parameters=parameters or spec.parameters, companions=companions or spec.companions)
+
+
+def _parameters(folder: Path) -> int:
+    """Parameters in the safetensors files of `folder`, read from their headers."""
+    from safetensors import SafetensorError, safe_open
+
+    count = 0
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(path, "numpy") as file:
+                count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - no dict
+        except SafetensorError as error:
+            raise LonggenError(
+                f"{path} is damaged: {error}", accepted="a safetensors file", do="copy or download it again"
+            ) from None
+    return count
+
+
+def _from_hub(hub_id: str) -> BackboneSpec:
+    from huggingface_hub import HfApi, hf_hub_download  # here: it costs 0.3 s, and most calls never ask the hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        try:
+            paths = [Path(hf_hub_download(hub_id, part, local_files_only=True)) for part in _CONFIGS]
+        except LocalEntryNotFoundError:
+            HfApi().model_info(hub_id, timeout=10)  # fails at once without network, where downloads try for 23 s
+            paths = [Path(hf_hub_download(hub_id, part)) for part in _CONFIGS]
+    except Exception as error:  # the hub client lets its HTTP library's errors through, of many types
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise MissingError(f"--backbone {hub_id} is neither in the local cache nor to be had from the hub: {reason}",
+                           accepted=f"a downloaded hub id, a diffusers folder, or one of {', '.join(SPECS)}",
+                           do="check the name and the network, or download it elsewhere and give its folder") from None  # fmt: skip
+    return _from_configs(hub_id, *map(_read_json, paths))
+
+
+_CONFIGS = ("model_index.json", "transformer/config.json", "vae/config.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingError(f"{path} is not there", accepted="a diffusers folder, with " + ", ".join(_CONFIGS),
+                           do="give the folder that holds model_index.json") from None  # fmt: skip
+    except ValueError as error:
+        raise UsageError(f"{path} is damaged: {error}", accepted="JSON as diffusers writes it", do="download it again") from None
+
+
+def _from_configs(source: str, index: Any, transformer: Any, vae: Any) -> BackboneSpec:
+    kind = index.get("_class_name") if isinstance(index, dict) else None
+    if kind not in _READERS:
+        raise UsageError(f"--backbone {source} is {'a ' + kind if kind else 'no diffusers pipeline'}",
+                         accepted=", ".join(_READERS), do="choose another model")  # fmt: skip
+    try:
+        spec = _READERS[kind](index, transformer, vae)
+        known = next((known for known in SPECS.values() if known.source == source), None)
+        verdicts = WAN_1_3B.verdicts if _same_shape(spec, WAN_1_3B) else {}
+        about = f"{kind}, read from its configs"
+        return known or replace(spec, name=source, source=source, about=about, license="see its model card", verdicts=verdicts)
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"--backbone {source}: its configs have no {error}", accepted=f"a {kind} of diffusers",
+                         do="copy or download it again") from None  # fmt: skip
+
+
+def _same_shape(spec: BackboneSpec, known: BackboneSpec) -> bool:
+    return all(
+        getattr(spec, part) == getattr(known, part) for part in ("layers", "heads", "head_dim", "ffn_dim", "latent_channels")
+    )
+
+
+def _wan(index: Any, transformer: Any, vae: Any) -> BackboneSpec:
+    head_dim, heads = transformer["attention_head_dim"], transformer["num_attention_heads"]
+    width, ffn_dim, layers = head_dim * heads, transformer["ffn_dim"], transformer["num_layers"]
+    rotary_dims = head_dim - 4 * (head_dim // 6)
+    experts = 2 if index.get("transformer_2", [None])[0] is not None else 1
+    base = WAN_2_2_5B if index.get("expand_timesteps") else WAN_1_3B
+    return replace(
+        base, stride_t=vae.get("scale_factor_temporal", 4), stride_hw=vae.get("scale_factor_spatial", 8),
+        patch=tuple(transformer["patch_size"]), layers=layers, heads=heads, head_dim=head_dim, ffn_dim=ffn_dim,
+        latent_channels=transformer["in_channels"], rotary_dims=rotary_dims, experts=experts,
+        intrinsic_component=min(WAN_1_3B.intrinsic_component or 1, rotary_dims // 2),
+        parameters=experts * layers * (8 * width**2 + 2 * width * ffn_dim),
+    )  # fmt: skip
+
+
+def _ltx(index: Any, transformer: Any, vae: Any) -> BackboneSpec:
+    head_dim, heads, layers = (transformer[key] for key in ("attention_head_dim", "num_attention_heads", "num_layers"))
+    halvings = 2 ** sum(vae["spatio_temporal_scaling"])
+    return replace(
+        LTX_2B, stride_t=vae["patch_size_t"] * halvings, stride_hw=vae["patch_size"] * halvings, layers=layers, heads=heads,
+        head_dim=head_dim, ffn_dim=4 * heads * head_dim, latent_channels=transformer["in_channels"],
+        rotary_dims=2 * (heads * head_dim // 6), parameters=layers * 16 * (heads * head_dim) ** 2,
+    )  # fmt: skip
+
+
+def _cogvideox(index: Any, transformer: Any, vae: Any) -> BackboneSpec:
+    head_dim, heads, layers = (transformer[key] for key in ("attention_head_dim", "num_attention_heads", "num_layers"))
+    if transformer.get("patch_size_t") is not None:
+        raise UsageError("CogVideoX 1.5 joins two latent frames into one token, which longgen cannot drive yet",
+                         accepted="CogVideoX 2B or 5B of the first version", do="choose another model")  # fmt: skip
+    rotary = transformer["use_rotary_positional_embeddings"]
+    patch = transformer["patch_size"]
+    return replace(
+        COGVIDEOX_5B, stride_t=transformer["temporal_compression_ratio"], stride_hw=2 ** (len(vae["block_out_channels"]) - 1),
+        patch=(1, patch, patch), native_px=transformer["sample_frames"], layers=layers, heads=heads, head_dim=head_dim,
+        ffn_dim=4 * heads * head_dim, latent_channels=transformer["in_channels"], rotary_dims=head_dim // 4 if rotary else 0,
+        intrinsic_component=2 if rotary else None, capabilities=COGVIDEOX_5B.capabilities if rotary else (),
+        text_tokens=transformer["max_text_seq_length"], parameters=layers * 12 * (heads * head_dim) ** 2,
+    )  # fmt: skip
+
+
+def _hunyuan(index: Any, transformer: Any, vae: Any) -> BackboneSpec:
+    head_dim, heads = transformer["attention_head_dim"], transformer["num_attention_heads"]
+    layers, patch = transformer["num_layers"] + transformer["num_single_layers"], transformer["patch_size"]
+    rotary_dims = transformer["rope_axes_dim"][0]
+    return replace(
+        HUNYUANVIDEO, stride_t=vae["temporal_compression_ratio"], stride_hw=vae["spatial_compression_ratio"],
+        patch=(transformer["patch_size_t"], patch, patch), layers=layers, heads=heads, head_dim=head_dim,
+        ffn_dim=round(transformer["mlp_ratio"] * heads * head_dim), latent_channels=transformer["in_channels"],
+        rotary_dims=rotary_dims, rotary_base=transformer["rope_theta"], intrinsic_component=min(4, rotary_dims // 2),
+        parameters=layers * 12 * (heads * head_dim) ** 2,
+    )  # fmt: skip
+
+
+_READERS: dict[str, Callable[[Any, Any, Any], BackboneSpec]] = {
+    "WanPipeline": _wan, "LTXPipeline": _ltx, "CogVideoXPipeline": _cogvideox, "HunyuanVideoPipeline": _hunyuan,
+}  # fmt: skip

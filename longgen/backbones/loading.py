@@ -1,0 +1,158 @@
+"""Loads a pipeline with diffusers and hands it the flags: offload, LoRA, quantization, attention backend, step cache, tiling."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FirstBlockCacheConfig
+from diffusers.utils import logging as diffusers_logging
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from longgen.backbones import Setup, parse_cache, parse_lora
+from longgen.backbones.pipeline import PipelineBackbone
+from longgen.backbones.spec import BackboneSpec
+from longgen.errors import LonggenError, MissingError, UsageError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FAMILIES = {  # a family's file is imported when it is asked for: diffusers takes seconds for each
+    "wan": "longgen.backbones.wan:Wan",
+    "ltx": "longgen.backbones.ltx:Ltx",
+    "cogvideox": "longgen.backbones.cogvideox:CogVideoX",
+    "hunyuan": "longgen.backbones.hunyuan:Hunyuan",
+}
+
+
+def family_of(spec: BackboneSpec) -> type[PipelineBackbone]:
+    """The class that drives `spec`."""
+    module, name = FAMILIES[spec.family].split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def load(spec: BackboneSpec, setup: Setup) -> PipelineBackbone:
+    """Loads the pipeline of `spec` from its folder, the local cache or the hub.
+
+    Raises MissingError where the weights or a library cannot be had, LonggenError where a file is damaged, UsageError
+    where diffusers cannot do what is asked.
+    """
+    family = family_of(spec)
+    diffusers_logging.set_verbosity_error()  # what they warn of on loading, the error below says
+    diffusers_logging.disable_progress_bar()  # the command line shows its own
+    transformers_logging.disable_progress_bar()
+    kinds = {"default": DTYPES[setup.dtype], "vae": _vae_dtype(spec, setup)}
+    quantization = _quantization(spec) if setup.quantize == "int8" else None
+    try:
+        pipe = family.kind.from_pretrained(spec.source, dtype=kinds, quantization_config=quantization)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise  # the caller says so; the files are not at fault
+    except Exception as error:
+        raise _explain_load(spec, error) from error
+    pipe.set_progress_bar_config(disable=True)
+    for index, text in enumerate(setup.lora):
+        _load_lora(pipe, index, *parse_lora(text))
+    if setup.lora:
+        pipe.set_adapters([f"lora-{index}" for index in range(len(setup.lora))], [parse_lora(text)[1] for text in setup.lora])
+    backbone = family(spec, pipe, setup)
+    for transformer in backbone.transformers:
+        if setup.quantize == "fp8":
+            transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=DTYPES[setup.dtype])
+        if setup.attention is not None:
+            _set_attention(transformer, setup.attention)
+        if setup.cache is not None:
+            transformer.enable_cache(FirstBlockCacheConfig(threshold=parse_cache(setup.cache, spec)))
+    if setup.vae_tiling:
+        _tile(pipe.vae)
+    if setup.offload == "model":
+        pipe.enable_model_cpu_offload(device=setup.device)
+    elif setup.offload == "sequential":
+        pipe.enable_sequential_cpu_offload(device=setup.device)
+    elif setup.offload == "group":
+        pipe.enable_group_offload(onload_device=torch.device(setup.device), offload_type="leaf_level", use_stream=True)
+    else:
+        pipe.to(setup.device)
+    return backbone
+
+
+def decoder(spec: BackboneSpec, setup: Setup) -> Callable[[Tensor], Iterator[np.ndarray]]:
+    """`PipelineBackbone.decode` with the VAE alone loaded, for latents that were saved."""
+    family = family_of(spec)
+    try:
+        vae = family.vae_kind.from_pretrained(spec.source, subfolder="vae", dtype=_vae_dtype(spec, setup)).to(setup.device)
+    except Exception as error:
+        raise _explain_load(spec, error) from error
+    if setup.vae_tiling:
+        _tile(vae)
+    return lambda latents: family.decoded(vae, latents, torch.device(setup.device))
+
+
+def _vae_dtype(spec: BackboneSpec, setup: Setup) -> torch.dtype:
+    """Wan's VAE stays in float32, as its authors run it; the others take the transformer's dtype."""
+    return torch.float32 if spec.family == "wan" else DTYPES[setup.dtype]
+
+
+def _tile(vae: Any) -> None:
+    vae.enable_tiling()
+    if hasattr(vae, "use_framewise_decoding"):
+        vae.use_framewise_decoding = True  # in time too, where the VAE can
+
+
+def _load_lora(pipe: Any, index: int, path: str, scale: float) -> None:
+    try:
+        pipe.load_lora_weights(path, adapter_name=f"lora-{index}")
+    except (ImportError, ValueError) as error:
+        if "PEFT" in str(error).upper():
+            raise MissingError("--lora needs the library peft, which is not installed", accepted="pip install 'longgen[lora]'",
+                               do="install it, or leave --lora out") from error  # fmt: skip
+        raise _explain_lora(path, error) from error
+    except Exception as error:
+        raise _explain_lora(path, error) from error
+
+
+def _explain_lora(path: str, error: Exception) -> LonggenError:
+    reason = " ".join(str(error).split())[:300]
+    return LonggenError(f"--lora {path} cannot be loaded: {reason}", accepted="a LoRA in safetensors made for this model",
+                        do="check the path, and the model it was trained on")  # fmt: skip
+
+
+def _quantization(spec: BackboneSpec) -> Any:
+    """int8 weights by torchao, of the transformers; activations keep their dtype."""
+    from diffusers import PipelineQuantizationConfig, TorchAoConfig
+
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig
+    except ImportError:
+        raise MissingError("--quantize int8 needs the library torchao, which is not installed",
+                           accepted="pip install 'longgen[quantize]'", do="install it, or take fp8") from None  # fmt: skip
+    config = TorchAoConfig(Int8WeightOnlyConfig())
+    parts = ("transformer", "transformer_2") if spec.experts == 2 else ("transformer",)
+    return PipelineQuantizationConfig(quant_mapping=dict.fromkeys(parts, config))
+
+
+def _set_attention(transformer: Any, name: str) -> None:
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
+    names = [backend.value for backend in AttentionBackendName]
+    if name not in names:
+        raise UsageError(f"--attention {name} is no backend of diffusers", accepted=", ".join(names), do="choose one of them")
+    try:
+        transformer.set_attention_backend(name)
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise UsageError(f"--attention {name} cannot run here: {' '.join(str(error).split())[:300]}",
+                         accepted="one whose library is installed; native always is", do="choose another") from error  # fmt: skip
+
+
+def _explain_load(spec: BackboneSpec, error: Exception) -> LonggenError:
+    """Files there but unreadable, or not to be had: two messages for what diffusers raises in many types."""
+    reason = " ".join(str(error).split())[:300]
+    if Path(spec.source).is_dir():
+        return LonggenError(f"{spec.name}: a file in {spec.source} is missing or damaged: {type(error).__name__}: {reason}",
+                            accepted="a complete diffusers folder", do="copy or download it again")  # fmt: skip
+    return MissingError(f"the weights of {spec.name} ({spec.source}) are not on this machine and could not be fetched: {reason}",
+                        accepted=f"{spec.source} in the Hugging Face cache, or a local diffusers folder",
+                        do=f"on a machine with network: hf download {spec.source}; then --backbone FOLDER; "
+                           "or --backbone tiny, which needs no download")  # fmt: skip

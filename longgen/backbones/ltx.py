@@ -1,0 +1,79 @@
+"""LTX-Video (2B, 0.9) on diffusers' LTXPipeline.
+
+Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, H heads, D head dim, C channels.
+
+Its rotary tables span all channels: after a pad, every third pair belongs to time, so that heads turn at different
+frequencies, and they are applied before the heads are told apart. Time counts in seconds: 8 / fps a latent frame, over 20.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLLTXVideo, DiffusionPipeline, LTXPipeline
+from diffusers.models.transformers.transformer_ltx import LTXAttention
+from einops import rearrange
+from torch import Tensor
+
+from longgen.attention import executor
+from longgen.backbones.pipeline import PipelineBackbone, PlannedAttention, to_frames
+from longgen.backbones.rotary import Rotary
+from longgen.plan import Plan
+
+
+class LtxAttentionPlan(PlannedAttention):
+    def __call__(
+        self,
+        attn: LTXAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        program = self.program
+        if program is None:
+            return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        assert image_rotary_emb is not None
+        q, k, v = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states)), attn.to_v(hidden_states)
+        q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, v))
+        cos, sin = image_rotary_emb  # [B, N, C], every value twice, samples alike
+        call = self.call(hidden_states, (cos[0, :, 0::2], sin[0, :, 0::2]))
+        output = executor.run(program, call, q, k, v, self.clock.step)
+        return attn.to_out[1](attn.to_out[0](output.type_as(q)))
+
+
+class Ltx(PipelineBackbone):
+    kind: ClassVar[type[DiffusionPipeline]] = LTXPipeline
+    vae_kind: ClassVar[Any] = AutoencoderKLLTXVideo
+    processor: ClassVar[type[PlannedAttention]] = LtxAttentionPlan
+
+    @staticmethod
+    def layers(transformer: Any) -> list[LTXAttention]:
+        return [block.attn1 for block in transformer.transformer_blocks]
+
+    def rotary(self) -> Rotary:
+        pad = self.spec.width % 6 // 2
+        return Rotary(np.array(self.spec.frequencies), pad + 3 * np.arange(len(self.spec.frequencies)))
+
+    def packed(self, latents: Tensor) -> Tensor:
+        return rearrange(latents, "b c t h w -> b (t h w) c")
+
+    def unpacked(self, latents: Tensor, plan: Plan) -> Tensor:
+        time, rows, columns = plan.grid
+        return rearrange(latents, "b (t h w) c -> b c t h w", t=time, h=rows, w=columns)
+
+    def call_arguments(self, plan: Plan, prompt: str) -> dict[str, Any]:
+        return super().call_arguments(plan, prompt) | {"frame_rate": self.spec.fps}  # positions count seconds
+
+    @staticmethod
+    @torch.no_grad()
+    def decoded(vae: Any, latents: Tensor, device: torch.device) -> Iterator[np.ndarray]:
+        """All frames at once: this VAE looks ahead. With tiling, diffusers decodes in pieces."""
+        latents = LTXPipeline._denormalize_latents(
+            latents.to(device, torch.float32), vae.latents_mean, vae.latents_std, vae.config.scaling_factor
+        )
+        time = torch.zeros(1, device=device, dtype=vae.dtype) if vae.config.timestep_conditioning else None
+        yield to_frames(vae.decode(latents.to(vae.dtype), time, return_dict=False)[0])

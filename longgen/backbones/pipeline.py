@@ -1,0 +1,199 @@
+"""What the four families share: a diffusers pipeline, driven as it is, with processors on the self-attention of chosen layers.
+
+Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, L text tokens, H heads, D head dim, C channels.
+
+A family is one file: which modules are its layers, how its attention makes q, k and v, its rotary tables, how its
+pipeline lays out latents, and how its VAE decodes.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from torch import Tensor
+
+from longgen.backbones import Clock, Setup
+from longgen.backbones.rotary import Rotary, Tables
+from longgen.backbones.spec import BackboneSpec
+from longgen.plan import Plan, Program
+from longgen.technique import Grid
+
+
+@dataclass
+class Call:
+    """One call of one layer, as the executor sees it. text: keys and values [B, L, H, D] that every query sees."""
+
+    grid: Grid
+    features: Tensor
+    rotary: Rotary | None
+    stock: Tables | None
+    backend: Any
+    parallel: Any
+    text: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def joint(self) -> bool:
+        return self.text is not None
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        if self.text is not None:
+            k, v = (torch.cat([x, text], dim=1) for x, text in zip((k, v), self.text, strict=True))
+            if mask is not None:
+                mask = torch.cat([mask, mask.new_ones(len(mask), k.shape[1] - mask.shape[1])], dim=1)
+        backend = self.backend if mask is None else AttentionBackendName.NATIVE  # most of the others refuse masks
+        return dispatch_attention_fn(
+            q, k, v, attn_mask=mask, dropout_p=0.0, is_causal=False, backend=backend, parallel_config=self.parallel
+        )
+
+    def rotate(self, x: Tensor, positions: np.ndarray | None, scale: np.ndarray | None) -> Tensor:
+        if self.rotary is None or self.stock is None:
+            return x
+        if positions is None and scale is not None:
+            positions = np.arange(self.grid[0], dtype=np.float64)
+        tables = self.stock if positions is None else self.rotary.rebuilt(self.stock, positions, scale)
+        return self.rotary.turn(x, tables)
+
+    def rotate_time(self, x: Tensor, positions: np.ndarray, scale: np.ndarray | None) -> Tensor:
+        return x if self.rotary is None else self.rotary.turn_time(x, positions, scale)
+
+    def sample(self, index: int) -> Call:
+        one = slice(index, index + 1)
+        return replace(self, features=self.features[one], text=self.text and (self.text[0][one], self.text[1][one]))
+
+
+class PlannedAttention:
+    """Self-attention processor: runs the program of the step. One object serves all layers with the same programs."""
+
+    def __init__(
+        self, programs: tuple[Program | None, ...], grid: Grid, clock: Clock, rotary: Rotary | None, stock: Any, backend: Any
+    ):
+        self.programs, self.grid, self.clock, self.rotary, self.stock = programs, grid, clock, rotary, stock
+        self._attention_backend = getattr(stock, "_attention_backend", None) or backend  # diffusers sets these two by name
+        self._parallel_config = getattr(stock, "_parallel_config", None)
+
+    @property
+    def program(self) -> Program | None:
+        """What the layer does in this step; None is the backbone's own attention."""
+        return self.programs[self.clock.index]
+
+    def call(self, features: Tensor, tables: Tables | None, text: tuple[Tensor, Tensor] | None = None) -> Call:
+        """This call for the executor. tables: the stock cos and sin [N, P] or None."""
+        return Call(self.grid, features, self.rotary, tables, self._attention_backend, self._parallel_config, text)
+
+
+@dataclass
+class PipelineBackbone:
+    """A loaded pipeline and what longgen adds to it. Every family is a subclass."""
+
+    spec: BackboneSpec
+    pipe: Any
+    setup: Setup
+    clock: Clock = field(init=False)
+
+    kind: ClassVar[type[DiffusionPipeline]]
+    vae_kind: ClassVar[Any]
+    processor: ClassVar[type[PlannedAttention]]
+
+    def __post_init__(self) -> None:
+        self.clock = Clock(self.pipe.scheduler)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.setup.device)
+
+    @property
+    def transformers(self) -> list[torch.nn.Module]:
+        """The transformer, or the two experts."""
+        parts = (self.pipe.transformer, getattr(self.pipe, "transformer_2", None))
+        return [part for part in parts if part is not None]
+
+    @staticmethod
+    @abstractmethod
+    def layers(transformer: Any) -> list[Any]:
+        """The self-attention modules of `transformer`, in the order in which layers are counted."""
+
+    @abstractmethod
+    def rotary(self) -> Rotary | None:
+        """The temporal rotary positions, or None where the model has none."""
+
+    def latent_shape(self, plan: Plan) -> tuple[int, int, int, int, int]:
+        """[1, C, T, height, width] of the latents of `plan`."""
+        width, height = plan.size
+        return (1, self.spec.latent_channels, plan.frames_lat, height // self.spec.stride_hw, width // self.spec.stride_hw)
+
+    def noise(self, plan: Plan, generator: torch.Generator) -> Tensor:
+        """Independent noise [1, C, T, h, w], as the pipeline itself would draw it."""
+        return torch.randn(self.latent_shape(plan), generator=generator)
+
+    def packed(self, latents: Tensor) -> Tensor:
+        """Latents [1, C, T, h, w] as the pipeline lays them out."""
+        return latents
+
+    def unpacked(self, latents: Tensor, plan: Plan) -> Tensor:
+        """The pipeline's latents as [1, C, T, h, w]."""
+        return latents
+
+    def call_arguments(self, plan: Plan, prompt: str) -> dict[str, Any]:
+        """The arguments of the pipeline's call that `plan` and `prompt` decide."""
+        width, height = plan.size
+        return dict(
+            prompt=prompt, negative_prompt=plan.sample.negative_prompt, height=height, width=width, num_frames=plan.frames_px,
+            num_inference_steps=plan.steps, guidance_scale=plan.sample.guidance_scale,
+            max_sequence_length=self.spec.text_tokens,
+        )  # fmt: skip
+
+    def decode(self, latents: Tensor) -> Iterator[np.ndarray]:
+        """Frames [few, height, width, 3] uint8 of latents [1, C, T, h, w]."""
+        return self.decoded(self.pipe.vae, latents, self.device)
+
+    @staticmethod
+    @abstractmethod
+    def decoded(vae: Any, latents: Tensor, device: torch.device) -> Iterator[np.ndarray]:
+        """`decode` with nothing but the VAE."""
+
+    @contextmanager
+    def installed(self, plan: Plan) -> Iterator[None]:
+        """Within the context, the transformers' self-attention follows `plan`; afterwards it is as it was."""
+        rotary = self.rotary()
+        before = [(layer, layer.processor) for transformer in self.transformers for layer in self.layers(transformer)]
+        shared: dict[tuple[bytes, type], PlannedAttention] = {}
+        try:
+            for index, (layer, stock) in enumerate(before):
+                row = plan.table[index % self.spec.layers]
+                if not row.any():
+                    continue  # the backbone's own attention in every step
+                key = (row.tobytes(), type(stock))
+                if key not in shared:
+                    programs = tuple(plan.programs[program] for program in row)
+                    shared[key] = self.processor(programs, plan.grid, self.clock, rotary, stock, self.setup.attention)
+                layer.set_processor(shared[key])
+            yield
+        finally:
+            for layer, processor in before:
+                layer.set_processor(processor)
+
+
+def to_frames(video: Tensor) -> np.ndarray:
+    """A VAE's output [1, 3, F, H, W] in -1..1 as frames [F, H, W, 3] uint8, as diffusers makes them."""
+    video = (video[0].clamp(-1, 1) * 0.5 + 0.5).clamp(0, 1)
+    return (video.permute(1, 2, 3, 0).float().cpu().numpy() * 255).round().astype(np.uint8)
+
+
+@contextmanager
+def on_device(vae: Any) -> Iterator[None]:
+    """Model offload moves a VAE when its decode() is called; parts of it that are called alone need this."""
+    offload = getattr(vae, "_hf_hook", None)
+    if offload is not None:
+        offload.pre_forward(vae)
+    yield
+
+
+Decode = Callable[[Tensor], Iterator[np.ndarray]]

@@ -1,0 +1,76 @@
+"""Rotary positions on diffusers' tables, with the temporal part rebuilt for any positions and frequencies.
+
+Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, H heads, D head dim, S heads that share a
+table (1 where all heads do, else H), P = S D / 2 channel pairs of a table, C temporal components.
+
+All four families rotate neighbouring channel pairs by cos and sin; they differ in which pairs belong to time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Tables = tuple[Tensor, Tensor]  # cos and sin, [N, P] each
+
+
+@dataclass
+class Rotary:
+    """frequencies: [C] float64, radians a latent frame. pairs: [C], their places among the P pairs. Tables are kept."""
+
+    frequencies: np.ndarray
+    pairs: np.ndarray
+    kept: dict[tuple[Any, ...], Tables] = field(default_factory=dict)
+
+    def angles(self, positions: np.ndarray, scale: np.ndarray | None, device: torch.device) -> Tables:
+        """cos and sin [f, C] float32 of time `positions` [f]: computed in double precision, then rounded."""
+        key = (positions.tobytes(), None if scale is None else scale.tobytes(), device)
+        if key not in self.kept:
+            turned = torch.from_numpy(np.outer(positions, self.frequencies if scale is None else self.frequencies * scale))
+            self.kept[key] = (turned.cos().float().to(device), turned.sin().float().to(device))
+        return self.kept[key]
+
+    def rebuilt(self, stock: Tables, positions: np.ndarray, scale: np.ndarray | None) -> Tables:
+        """The stock tables [N, P] with their temporal pairs at `positions` [T]."""
+        key = ("all", positions.tobytes(), None if scale is None else scale.tobytes(), stock[0].shape, stock[0].device)
+        if key not in self.kept:
+            new = []
+            for table, part in zip(stock, self.angles(positions, scale, stock[0].device), strict=True):
+                table = table.float().unflatten(0, (len(positions), -1)).clone()
+                table[:, :, self.pairs] = part[:, None, :]
+                new.append(table.flatten(0, 1))
+            self.kept[key] = (new[0], new[1])
+        return self.kept[key]
+
+    def turn(self, x: Tensor, tables: Tables) -> Tensor:
+        """x [B, N, H, D] rotated by tables [N, P]."""
+        cos, sin = (table.view(len(table), -1, x.shape[-1] // 2) for table in tables)
+        return _turn_pairs(x, cos, sin)
+
+    def turn_time(self, x: Tensor, positions: np.ndarray, scale: np.ndarray | None) -> Tensor:
+        """x [B, f n, H, D] with its f frames rotated in time alone, to `positions` [f]."""
+        by_frame = x.unflatten(1, (len(positions), -1))
+        cos, sin = self.angles(positions, scale, x.device)
+        count, half = len(self.pairs), x.shape[-1] // 2
+        if count <= half and (self.pairs == np.arange(count)).all():  # the first channels of every head
+            time = _turn_pairs(by_frame[..., : 2 * count], cos[:, None, None], sin[:, None, None])
+            return torch.cat([time, by_frame[..., 2 * count :]], dim=-1).flatten(1, 2)
+        still = torch.ones(len(positions), x.shape[2] * half, device=x.device)
+        tables = (still, torch.zeros_like(still))
+        for table, part in zip(tables, (cos, sin), strict=True):
+            table[:, self.pairs] = part
+        cos, sin = (table.view(len(positions), 1, x.shape[2], half) for table in tables)
+        return _turn_pairs(by_frame, cos, sin).flatten(1, 2)
+
+
+def _turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [..., D] by cos, sin [..., D / 2], as diffusers does it: in float32, rounded once."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    out = torch.empty_like(x)
+    out[..., 0::2] = even * cos - odd * sin
+    out[..., 1::2] = even * sin + odd * cos
+    return out

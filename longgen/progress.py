@@ -1,0 +1,64 @@
+"""Progress with time to go and memory, for people who watch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from longgen.plan import human_bytes
+from longgen.run import Progress
+
+PLAIN_EVERY_S = 5.0  # seconds between progress lines where stderr is not a terminal
+
+
+@contextmanager
+def progress(quiet: bool, say: Callable[[str], None]) -> Iterator[Callable[[Progress], None]]:
+    """A reporter of progress on stderr: a live bar in a terminal, a plain line by `say` now and then elsewhere."""
+    if quiet:
+        yield lambda now: None
+        return
+    last: dict[str, Any] = {"phase": "", "time": 0.0}
+
+    def plain(now: Progress) -> None:
+        finished, clock = now.done == now.total, time.monotonic()
+        if now.phase == last["phase"] and not finished and clock - last["time"] < PLAIN_EVERY_S:
+            return
+        last.update(phase=now.phase, time=clock)
+        eta = f", {clock_text(now.eta_s)} left" if now.eta_s is not None and not finished else ""
+        say(f"{now.phase} {now.done}/{now.total}, {clock_text(now.elapsed_s)}{eta}, {human_bytes(now.memory_bytes)}")
+
+    if not sys.stderr.isatty():
+        yield plain
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description:<7}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}  {task.fields[times]}"),
+    )
+    with Bars(*columns, console=Console(stderr=True), refresh_per_second=8) as bars:
+        tasks: dict[str, Any] = {}
+
+        def live(now: Progress) -> None:
+            if now.phase not in tasks or now.done == 0:
+                tasks[now.phase] = bars.add_task(now.phase, total=now.total, times="")
+            eta = f", {clock_text(now.eta_s)} left" if now.eta_s is not None and now.done < now.total else ""
+            times = f"{clock_text(now.elapsed_s)}{eta}, {human_bytes(now.memory_bytes)}"
+            bars.update(tasks[now.phase], completed=now.done, times=times)
+
+        yield live
+
+
+def clock_text(seconds: float) -> str:
+    """`7.2 s`, `1:05` or `2:10:00`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -259,8 +259,8 @@ def plan_of_record(context: typer.Context, output: Path) -> tuple[Plan, list[Job
                          accepted="--output, --device, --offload, --vae-tiling, --dry-run, --json and --quiet",
                          do=f"leave {names} out, or give the whole command again")  # fmt: skip
     kept = run.stored_record(output)["settings"]
-    job = run.Job(kept["prompt"], kept["seed"], output)
     plan = run.plan_of(kept, run.run_folder(output) / "run.json")
+    job = run.Job(kept["prompt"], kept["seed"], output)
     loading = {name: kept.get(name) for name in ("dtype", "quantize", "attention", "cache")}
     return plan, [job], loading | {"lora": tuple(kept.get("lora", ()))}
 

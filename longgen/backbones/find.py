@@ -57,6 +57,9 @@ def _parameters(folder: Path) -> int:
 
 
 def _from_hub(hub_id: str) -> BackboneSpec:
+    known = [spec for spec in SPECS.values() if spec.source == hub_id]
+    if known:
+        return known[0]
     from huggingface_hub import HfApi, hf_hub_download  # here: it costs 0.3 s, and most calls never ask the hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -94,10 +97,9 @@ def _from_configs(source: str, index: Any, transformer: Any, vae: Any) -> Backbo
                          accepted=", ".join(_READERS), do="choose another model")  # fmt: skip
     try:
         spec = _READERS[kind](index, transformer, vae)
-        known = next((known for known in SPECS.values() if known.source == source), None)
         verdicts = WAN_1_3B.verdicts if _same_shape(spec, WAN_1_3B) else {}
         about = f"{kind}, read from its configs"
-        return known or replace(spec, name=source, source=source, about=about, license="see its model card", verdicts=verdicts)
+        return replace(spec, name=source, source=source, about=about, license="see its model card", verdicts=verdicts)
     except (KeyError, TypeError) as error:
         raise UsageError(f"--backbone {source}: its configs have no {error}", accepted=f"a {kind} of diffusers",
                          do="copy or download it again") from None  # fmt: skip

@@ -49,8 +49,9 @@ class Call:
             if mask is not None:
                 mask = torch.cat([mask, mask.new_ones(len(mask), k.shape[1] - mask.shape[1])], dim=1)
         backend = self.backend if mask is None else AttentionBackendName.NATIVE  # most of the others refuse masks
+        whole = None if mask is None else mask[None, None]  # two dimensions would be read as a mask of keys, by sample
         return dispatch_attention_fn(
-            q, k, v, attn_mask=mask, dropout_p=0.0, is_causal=False, backend=backend, parallel_config=self.parallel
+            q, k, v, attn_mask=whole, dropout_p=0.0, is_causal=False, backend=backend, parallel_config=self.parallel
         )
 
     def rotate(self, x: Tensor, positions: np.ndarray | None, scale: np.ndarray | None) -> Tensor:

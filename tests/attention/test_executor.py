@@ -5,6 +5,7 @@ Legend: B batch, T frames, n tokens per frame, H heads, D head dim.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from longgen.backbones.pipeline import Call
 from longgen.backbones.rotary import Rotary
 from longgen.frameplan import FramePlan, Pass, neutral, visible_from_ranges
 from longgen.frames import local_windows
+from longgen.plan import Program
+from longgen.technique import Step
 
-B, T, SIDE, H, D = 2, 9, 2, 3, 24
+B, T, SIDE, H, D = 2, 9, 3, 3, 24
 N_FRAME = SIDE * SIDE
 T_DIM = D - 4 * (D // 6)
 
@@ -45,7 +48,10 @@ def dense(plan: FramePlan, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                 logits += (turned * torch.exp(1j * distance * rate)).real
             start += len(theta)
         seen = torch.from_numpy(one.visible)[frame][:, frame]
-        weights = (logits / D**0.5).masked_fill(~seen, -torch.inf).softmax(-1)
+        if one.stripe is not None:
+            apart = (index[:, None] % N_FRAME - index[None, :] % N_FRAME).abs()
+            seen = seen & (apart < torch.from_numpy(one.stripe)[frame][:, frame] * N_FRAME)
+        weights = (plan.gain * logits / D**0.5).masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num(0)  # a row may see nothing
         total += torch.from_numpy(one.weight)[frame].view(1, 1, -1, 1) * (weights @ v)
     return total.transpose(1, 2)
 
@@ -83,6 +89,9 @@ REL = RANDOM.uniform(-30, 30, (T, T))
 HALF = RANDOM.random(T)
 SINK = visible_from_ranges(local_windows(T, 3, "clip"))
 SINK[:, 0] = True
+STRIPE = np.where(RANDOM.random((T, T)) < 0.5, 1.0, RANDOM.choice([0.2, 0.4], (T, T)))
+HOLES = np.array([0, 0.5, 1, 1, 1, 0.25, 0, 1, 1])  # weights
+BLOCKS = Pass(neutral(T).passes[0].rel, visible_from_ranges(local_windows(T, 5, "shift")) & (HOLES > 0)[:, None], HOLES)
 PLANS = {
     "neutral": plan_of(),
     "scaled": plan_of(scale=np.array([1.0, 0.5, 1.3, 1.0])),
@@ -98,6 +107,12 @@ PLANS = {
     "random visible": plan_of(visible=SEEN),
     "random rel": plan_of(rel=REL),
     "random rel and visible, scaled": plan_of(REL, SEEN, np.array([1.0, 0.5, 1.3, 1.0])),
+    "gain": dataclasses.replace(plan_of(), gain=1.7),
+    "stripes": FramePlan((Pass(neutral(T).passes[0].rel, SEEN, np.ones(T), STRIPE),)),
+    "stripes, random rel, scaled": FramePlan((Pass(REL, SEEN, np.ones(T), STRIPE),), np.array([1.0, 0.5, 1.3, 1.0])),
+    "stripes beyond a window": FramePlan((Pass(neutral(T).passes[0].rel, SINK | (STRIPE < 1), np.ones(T), STRIPE),)),
+    "overlapping blocks of some frames each": FramePlan((BLOCKS, Pass(BLOCKS.rel, SINK & (HOLES < 1)[:, None], 1 - HOLES))),
+    "a pass of some frames, with random rel": FramePlan((Pass(REL, SEEN & (HOLES > 0)[:, None], np.sign(HOLES)),)),
     "two weighted passes": FramePlan((Pass(REL, SEEN, HALF), Pass(neutral(T).passes[0].rel, SINK, 1 - HALF))),
 }
 
@@ -155,11 +170,51 @@ def test_calls_cover_each_query_frame_once(name: str) -> None:
         counts = np.zeros(T, dtype=int)
         for call in structure.analyse(one).calls:
             for moved, i in enumerate(range(*call.queries)):
+                assert one.weight[i] > 0
                 counts[i] += 1
                 for start, stop in call.keys:
                     rebuilt[i, start + moved * call.sliding : stop + moved * call.sliding] = True
         assert np.array_equal(rebuilt, one.visible)
-        assert (counts == 1).all()
+        assert (counts == (one.weight > 0)).all()
+
+
+class EveryThird:
+    """A chooser of key frames that reads the features: frame 0, and the frame in which they are largest."""
+
+    def count(self, frames_lat: int) -> int:
+        return 2
+
+    def choose(self, features: Tensor) -> list[int]:
+        return [0, int(features.sum(dim=(1, 2)).argmax())]
+
+
+def test_key_frames_are_chosen_for_each_sample_from_its_features(family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    features = torch.zeros(B, T * N_FRAME, 5)
+    features[0, 4 * N_FRAME], features[1, 7 * N_FRAME + 2] = 1, 1
+    window = visible_from_ranges(local_windows(T, 3, "clip"))
+    plan = dataclasses.replace(plan_of(visible=window), key_frames=EveryThird())
+    assert plan.density == pytest.approx(window.mean() + 2 / T * (1 - window.mean()))
+    output = executor.run_plan(plan, dataclasses.replace(family, features=features), *qkv)
+    for sample, key in enumerate([4, 7]):
+        seen = window.copy()
+        seen[:, [0, key]] = True
+        one = slice(sample, sample + 1)
+        expected = dense(plan_of(visible=seen), *(x[one] for x in qkv))
+        difference = (output[one].double() - expected).abs().max().item()
+        print(f"sample {sample}: max difference {difference:.2e}")
+        assert difference < 1e-5
+
+
+def test_a_fusion_s_branches_are_computed_when_they_are_asked_for(family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    class Difference:
+        def fuse(self, attend: Any, step: Step, grid: tuple[int, int, int]) -> Tensor:
+            assert (step.index, grid) == (0, (T, SIDE, SIDE))
+            return attend("one") - attend("other")
+
+    branches = {"one": PLANS["shifted window"], "other": PLANS["interpolated"]}
+    fused = executor.run(Program(branches, Difference()), family, *qkv, Step(0, (1000.0,)))  # type: ignore[arg-type]
+    parts = [executor.run_plan(plan, family, *qkv).flatten(2) for plan in branches.values()]
+    assert torch.equal(fused, parts[0] - parts[1])
 
 
 def test_windows_are_views(family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:

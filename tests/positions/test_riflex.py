@@ -1,55 +1,103 @@
-"""RIFLEx's frequencies against the paper's figures for Wan 2.1."""
+"""RIFLEx's frequencies against the paper's figures for three backbones."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
-from longgen.backbones.spec import SPECS, TINY
+from longgen import plan, preset
+from longgen.backbones.spec import TINY, WAN_1_3B
 from longgen.errors import UsageError
 from longgen.frameplan import Clip, neutral
 from longgen.positions.riflex import Riflex
 
-WAN = SPECS["wan2.1-1.3b"]
-
 
 def clip(frames_lat: int) -> Clip:
-    return Clip(frames_lat, WAN.native_lat, WAN.frequencies, WAN.intrinsic_component)
+    return Clip(frames_lat, WAN_1_3B.native_lat, WAN_1_3B.frequencies, WAN_1_3B.intrinsic_component)
 
 
-def test_periods_of_wan() -> None:
-    periods = [2 * math.pi / theta for theta in WAN.frequencies[:7]]
-    assert periods == pytest.approx([6.28, 9.55, 14.5, 22.1, 33.5, 51.0, 77.5], rel=5e-3)
+def spectrum(base: float, dims: int) -> tuple[float, ...]:
+    return tuple(base ** (-2 * j / dims) for j in range(dims // 2))
+
+
+@pytest.mark.parametrize(
+    ("frequencies", "periods"),
+    [(spectrum(10000, 16), [6.28, 19.87, 62.8, 199]), (spectrum(256, 16), [6.28, 12.57, 25.1, 50.3, 100.5]),
+     (WAN_1_3B.frequencies, [6.28, 9.55, 14.5, 22.1, 33.5, 51.0, 77.5])],
+    ids=["CogVideoX-5B", "HunyuanVideo", "Wan"],
+)  # fmt: skip
+def test_periods(frequencies: tuple[float, ...], periods: list[float]) -> None:
+    assert [2 * math.pi / theta for theta in frequencies[: len(periods)]] == pytest.approx(periods, rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("given", "before", "after"),
+    [(Clip(25, 13, spectrum(10000, 16), 2), 0.31623, 0.22619), (Clip(66, 33, spectrum(256, 16), 4), 0.125, 0.08568),
+     (Clip(81, 21, spectrum(10000, 44), 6), 0.12328, 0.06981)],
+    ids=["CogVideoX-5B", "HunyuanVideo", "Wan"],
+)  # fmt: skip
+def test_the_shipped_frequency_and_no_other(given: Clip, before: float, after: float) -> None:
+    scale = Riflex().rescale(neutral(given.frames_lat), given).scale
+    assert scale is not None
+    k = given.intrinsic_component - 1
+    assert given.frequencies[k] == pytest.approx(before, abs=5e-6)
+    assert given.frequencies[k] * scale[k] == pytest.approx(after, abs=5e-6)
+    assert np.flatnonzero(scale != 1).tolist() == [k]
+
+
+@pytest.mark.parametrize(
+    ("given", "last_within"),
+    [(Clip(1, 13, spectrum(10000, 16), 2), 19), (Clip(1, 33, spectrum(256, 16), 4), 50), (Clip(1, 21, spectrum(10000, 44), 6), 50)],
+    ids=["CogVideoX-5B", "HunyuanVideo", "Wan"],
+)
+def test_the_gate_of_each_backbone(given: Clip, last_within: int) -> None:
+    def acts(frames_lat: int) -> bool:
+        longer = Clip(frames_lat, given.native_lat, given.frequencies, given.intrinsic_component)
+        plain = neutral(frames_lat)
+        return Riflex().rescale(plain, longer) is not plain
+
+    assert [acts(n) for n in (1, given.native_lat, last_within, last_within + 1)] == [False, False, False, True]
 
 
 @pytest.mark.parametrize(("frames_lat", "ratio"), [(33, 1.39), (41, 1.12), (81, 0.566)])
 def test_ungated_ratio_on_wan(frames_lat: int, ratio: float) -> None:
-    scale = Riflex(gate=False).reshape(neutral(frames_lat), clip(frames_lat)).scale
+    scale = Riflex(gate=False).rescale(neutral(frames_lat), clip(frames_lat)).scale
     assert scale is not None
     assert scale[5] == pytest.approx(ratio, abs=5e-3)
-    assert (scale[[i for i in range(len(scale)) if i != 5]] == 1).all()
-
-
-@pytest.mark.parametrize(("frames_lat", "acts"), [(21, False), (41, False), (50, False), (52, True), (81, True)])
-def test_the_gate_keeps_it_off_within_one_period(frames_lat: int, acts: bool) -> None:
-    plain = neutral(frames_lat)
-    reshaped = Riflex().reshape(plain, clip(frames_lat))
-    assert (reshaped is not plain) == acts
+    assert (np.delete(scale, 5) == 1).all()
 
 
 def test_the_clip_stays_inside_the_share_of_one_period() -> None:
-    scale = Riflex(share_of_period=0.8).reshape(neutral(81), clip(81)).scale
+    scale = Riflex(share_of_period=0.8).rescale(neutral(81), clip(81)).scale
     assert scale is not None
-    assert 81 * WAN.frequencies[5] * scale[5] == pytest.approx(0.8 * 2 * math.pi)
+    assert 81 * WAN_1_3B.frequencies[5] * scale[5] == pytest.approx(0.8 * 2 * math.pi)
 
 
 def test_it_stacks_on_other_scales() -> None:
-    twice = Riflex(component=2, gate=False).reshape(Riflex(gate=False).reshape(neutral(81), clip(81)), clip(81))
+    twice = Riflex(component=2, gate=False).rescale(Riflex(gate=False).rescale(neutral(81), clip(81)), clip(81))
     assert twice.scale is not None
     assert sorted((twice.scale != 1).nonzero()[0]) == [1, 5]
+    assert twice.gain == 1
 
 
 def test_a_component_that_is_not_there_is_refused() -> None:
     with pytest.raises(UsageError, match=r"riflex.component = 13.*12 temporal components"):
-        Riflex(component=13).reshape(neutral(81), Clip(81, 21, TINY.frequencies, 3))
+        Riflex(component=13).rescale(neutral(81), Clip(81, 21, TINY.frequencies, 3))
+
+
+def test_an_unknown_component_is_refused_and_a_given_one_serves() -> None:
+    unknown = Clip(81, 21, TINY.frequencies)
+    with pytest.raises(UsageError, match=r"riflex.component is not known.*\n.*1 to 12\n.*--set riflex.component=K"):
+        Riflex().rescale(neutral(81), unknown)
+    scale = Riflex(component=3).rescale(neutral(81), unknown).scale
+    assert scale is not None
+    assert np.flatnonzero(scale != 1).tolist() == [2]
+
+
+def test_the_preset_plans_on_wan() -> None:
+    made = plan.build(preset.load("riflex", (), preset.Sample(frames=321)), WAN_1_3B)
+    scale = made.branches()["main"][0].scale
+    assert scale is not None
+    assert np.flatnonzero(scale != 1).tolist() == [5]

@@ -29,7 +29,7 @@ def run(tiny: Any, plan: Plan, resume: direct.State | None = None) -> tuple[torc
     def keep(state: direct.State) -> None:
         tensors, described = checkpoint.pack(state.scheduler, "scheduler")
         copies = {name: tensor.clone() for name, tensor in tensors.items()}
-        states[state.done] = direct.State(state.done, state.latents.clone(), checkpoint.unpack(copies, described))
+        states[state.done] = state._replace(latents=state.latents.clone(), scheduler=checkpoint.unpack(copies, described))
 
     noise = torch.randn(tiny.latent_shape(plan), generator=torch.Generator().manual_seed(0))
     return direct.sample(tiny, plan, PROMPT, noise, keep, resume), states

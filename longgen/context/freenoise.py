@@ -1,0 +1,92 @@
+"""FreeNoise: attention in overlapping windows whose outputs are averaged, and noise that repeats in shuffled blocks.
+
+Paper: FreeNoise, arXiv 2310.15169 (ICLR 2024); code: GitHub AILab-CVC/FreeNoise.
+
+Legend: T latent frames, T0 of them in training, W window, S stride, i frame.
+
+Windows: [0, W), [S, S + W), [2 S, 2 S + W), ..; each is attention over its own frames alone.                 [code]
+    output(i) = sum over windows of w(i - start) output_window(i) / sum over windows of w(i - start)          [code]
+    w = 1, 2, .., 2, 1: 1 .. 8, 8 .. 1 for W = 16, 1 .. 11 .. 1 for W = 21; `weights = "uniform"`: all 1        [code]
+Noise: for i = W, W + S, .. frames [i, i + S) are a random permutation of frames [i - W, i - W + S).           [code]
+    A last block that is cut short takes as many frames of its permutation. [derived]
+
+`window`: W, the native length T0 by default (16 in the code). `stride`: S, round(W / 4) by default [derived: the code's 4 of 16].
+`noise = false` keeps the windows alone; `layers = []` the noise alone, as FreeLong uses it. The noise knows no layers
+and steps; at native length and below it is left as it is.
+
+As a frame plan: windows that do not overlap share a pass, block by block, and the weights of a frame over the passes sum
+to one. About W / S passes; each frame pair is computed once for every window that holds it.
+
+Differs from the reference: where (T - W) is no multiple of S, one more window [T - W, T) ends the clip; the code leaves
+the last frames in no window, and their attention output is 0. Its prompts that change over time are not here.
+
+Caveats: noise with period W shows as repetition. On DiTs, averaging windows frame by frame is reported to give artifacts
+(the author of diffusers' version, on CogVideoX). The first and last S frames are in one window only.
+
+Neutral: clips of at most W frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from longgen.errors import UsageError
+from longgen.frameplan import Clip, FramePlan
+from longgen.technique import FrameTechnique, NoiseTechnique
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+
+class FreeNoise(FrameTechnique, NoiseTechnique):
+    slot: ClassVar[str] = "context"
+    paper: ClassVar[str] = "FreeNoise, arXiv 2310.15169"
+    claims: ClassVar[tuple[str, ...]] = ("the context window",)
+
+    window: int | None = Field(None, ge=1)
+    stride: int | None = Field(None, ge=1)
+    weights: Literal["pyramid", "uniform"] = "pyramid"
+
+    def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:
+        window, stride = self.sizes(clip)
+        frames_lat = clip.frames_lat
+        if frames_lat <= window:
+            return plan
+        height = np.minimum(np.arange(window) + 1, window - np.arange(window)) if self.weights == "pyramid" else np.ones(window)
+        groups: list[list[int]] = []  # starts of windows that do not overlap
+        for start in sorted({*range(0, frames_lat - window, stride), frames_lat - window}):
+            free = next((group for group in groups if group[-1] + window <= start), None)
+            if free is None:
+                groups.append([start])
+            else:
+                free.append(start)
+        weight = np.zeros((len(groups), frames_lat))
+        block = np.full((len(groups), frames_lat), -1)  # the window that a frame is in
+        for index, group in enumerate(groups):
+            for start in group:
+                weight[index, start : start + window] = height
+                block[index, start : start + window] = start
+        weight /= weight.sum(axis=0)
+        inside = (block[:, :, None] == block[:, None, :]) & (block >= 0)[:, :, None]
+        passes = [replace(p, visible=p.visible & v, weight=p.weight * w) for p in plan.passes for v, w in zip(inside, weight, strict=True)]
+        return replace(plan, passes=tuple(passes))
+
+    def sizes(self, clip: Clip) -> tuple[int, int]:
+        """W and S for `clip`. Raises UsageError where the windows would leave gaps."""
+        window = self.window or clip.native_lat
+        stride = self.stride or max(1, round(window / 4))
+        if stride > window:
+            raise UsageError(f"freenoise.stride = {stride} is more than the window of {window} latent frames: frames between "
+                             "two windows would be in none", accepted=f"1 to {window}",
+                             do=f"--set freenoise.stride={window} for windows side by side, or leave it out")  # fmt: skip
+        return window, stride
+
+    def mix(self, noise: Tensor, clip: Clip, generator: Generator) -> Tensor:
+        from longgen.noise import window_shuffle  # here, so that plans and lists of presets need no torch
+
+        window, stride = self.sizes(clip)
+        return noise if clip.frames_lat <= max(window, clip.native_lat) else window_shuffle(noise, window, stride, generator)

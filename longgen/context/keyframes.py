@@ -1,0 +1,103 @@
+"""Informative frame selection: a frame sees its neighbours, and key frames that the layer's own input chooses.
+
+Paper: LongDiff, arXiv 2503.18150 (CVPR 2025); no code is released.
+
+Legend: N latent frames, T0 of them in training, n tokens per latent frame, C channels, i query frame, j key frame.
+
+    planes = max, mean and min over C of the layer's input [N, n, C], each scaled to 0 .. 255                  [paper]
+             from its smallest to its largest value over the whole clip                                       [derived]
+    entropy(j) = -sum p ln p, p the 256-bin histogram of frame j                                              [paper]
+             bins [b, b + 1) / 256 of the range, the last one closed; mean over the three planes              [derived]
+    difference(j) = mean |plane(j) - plane(j - 1)| over the three planes [paper]; 0 for the first frame       [derived]
+    score = entropy + difference [paper], each scaled to 0 .. 1 over the clip, to 0 where it is constant      [derived]
+    key frames: in each of n_seg equal segments the frame of the highest score [paper], the first of equals   [derived]
+    visible(i, j) = |i - j| <= L or j is a key frame                                                          [paper]
+`window`: L, T0 // 2 by default; `segments`: n_seg, 2 ceil(N / T0) by default and N at most. Both [derived: not given].
+
+A plan cannot know the key frames: they depend on the content, on the layer, the step and the sample. It shows the
+window and "+ key frames", and prices as many as there will be.
+
+Differs from the paper: shown there on U-Nets with temporal attention; here on a layer's input to joint attention. Its position
+mapping is the technique `longdiff`.
+
+Neutral: L >= N - 1, where the window is the clip; so is the default at native length and below [derived].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from longgen.errors import UsageError
+from longgen.frameplan import Clip, FramePlan, distances
+from longgen.technique import FrameTechnique
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BINS = 256
+
+
+class Keyframes(FrameTechnique):
+    slot: ClassVar[str] = "context"
+    paper: ClassVar[str] = "LongDiff, arXiv 2503.18150"
+    claims: ClassVar[tuple[str, ...]] = ("the context window",)
+
+    window: int | None = Field(None, ge=0)
+    segments: int | None = Field(None, ge=1)
+
+    def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:
+        frames_lat, native = clip.frames_lat, clip.native_lat
+        if self.segments is not None and self.segments > frames_lat:
+            raise UsageError(f"keyframes.segments = {self.segments}, but the clip has {frames_lat} latent frames",
+                             accepted=f"1 to {frames_lat}", do="--set keyframes.segments to fewer, or leave it out")  # fmt: skip
+        window = self.window
+        if window is None:
+            window = native // 2 if clip.ratio > 1 else frames_lat - 1
+        if window >= frames_lat - 1:
+            return plan
+        segments = self.segments or min(frames_lat, 2 * -(-frames_lat // native))
+        return replace(plan.see_only(np.abs(distances(frames_lat)) <= window), key_frames=MostInformative(segments))
+
+
+@dataclass(frozen=True)
+class MostInformative:
+    """The frame of the highest score in each of `segments` segments (`longgen.frameplan.KeyFrames`)."""
+
+    segments: int
+
+    def count(self, frames_lat: int) -> int:
+        return self.segments
+
+    def choose(self, features: Tensor) -> list[int]:
+        """The key frames of `features` [T, n, C], in any floating-point dtype, ascending."""
+        score = scores(features).tolist()
+        size, longer = divmod(len(score), self.segments)  # the first `longer` segments have one frame more
+        starts = [index * size + min(index, longer) for index in range(self.segments + 1)]
+        return [max(range(start, stop), key=score.__getitem__) for start, stop in zip(starts, starts[1:], strict=False)]
+
+
+def scores(features: Tensor) -> Tensor:
+    """entropy + difference of every frame of `features` [T, n, C], each from 0 to 1: [T] float32."""
+    import torch  # here, so that plans and lists of presets need no torch
+
+    frames_lat, tokens, _ = features.shape
+    planes = torch.stack([features.amax(-1).float(), features.mean(-1, dtype=torch.float32), features.amin(-1).float()])
+    planes = _from_0_to_1(planes.flatten(1)).view(3, frames_lat, tokens)
+    bins = (planes * BINS).long().clamp(0, BINS - 1)  # exact: BINS is a power of two
+    frame = torch.arange(3 * frames_lat, device=features.device).view(3, frames_lat, 1)
+    counts = torch.bincount((bins + BINS * frame).flatten(), minlength=3 * frames_lat * BINS)
+    share = counts.view(3, frames_lat, BINS).float() / tokens
+    entropy = -torch.xlogy(share, share).sum(-1).mean(0)
+    difference = torch.zeros_like(entropy)
+    difference[1:] = planes.diff(dim=1).abs().mean(dim=(0, 2))
+    return _from_0_to_1(torch.stack([entropy, difference])).sum(0)
+
+
+def _from_0_to_1(rows: Tensor) -> Tensor:
+    """`rows` [R, M], each scaled from its smallest to its largest value; zeros where they are equal."""
+    low, high = rows.aminmax(dim=1, keepdim=True)
+    return ((rows - low) / (high - low)).where(high > low, 0.0)

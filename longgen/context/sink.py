@@ -1,0 +1,41 @@
+"""The attention sink: the first frames stay visible to every frame.
+
+Paper: FLEX, arXiv 2602.14027, which adds a sink to models that were not trained with one; no code is released. The attention sink itself
+is StreamingLLM's (arXiv 2309.17453): softmax attention leans on the first keys, and a window that loses them drifts.
+
+Legend: i query frame, j key frame.
+
+    visible(i, j) <- visible(i, j) or j < frames
+`frames` = 3 [derived: the text at hand does not give it; one chunk of the models that FLEX plugs into]. They are seen whole, at the
+relative times that the stack's positions give them.
+
+Differs from the paper: there a cache of keys and values in an autoregressive model; here frames of one clip, which are
+denoised together with those that see them.
+
+Caveat: with rel = i - j, late frames see the sink at times beyond the trained range. FLEX's answer is to slow the
+temporal frequencies down, the technique `flex`; vrpr and longdiff keep the times themselves in the range.
+
+Neutral: where the stack's context shows these frames already, as full attention does.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from longgen.frameplan import Clip, FramePlan
+from longgen.technique import FrameTechnique
+
+
+class Sink(FrameTechnique):
+    slot: ClassVar[str] = "context"
+    paper: ClassVar[str] = "FLEX, arXiv 2602.14027"
+    claims: ClassVar[tuple[str, ...]] = ("the attention sink",)
+
+    frames: int = Field(3, ge=1)
+
+    def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:
+        first = np.arange(clip.frames_lat) < self.frames
+        return plan.see_also(np.broadcast_to(first, (clip.frames_lat, clip.frames_lat)))

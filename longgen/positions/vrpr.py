@@ -1,0 +1,109 @@
+"""VRPR: frame distances in three tiers of growing grain, so that none leaves the range seen in training.
+
+Paper: VRPR of FreeLOC, arXiv 2603.25209 (CVPR 2026); code: GitHub Westlake-AGI-Lab/FreeLOC.
+
+Legend: T latent frames, T0 of them in training, i query frame, j key frame, D = i - j >= 0; phi(j, i) = -phi(i, j).
+
+    near   0  <= D < W1   phi = D
+    middle W1 <= D < W2   phi = D / G1 + c1       c1 = W1 (1 - 1 / G1)
+    far    W2 <= D        phi = D / G2 + c2       c2 = W1 + (W2 - W1) / G1 - W2 / G2
+    phi <- min(phi, T0 - 1)                                            `variant = "continuous"` [derived: the tiers join]
+`variant = "code"` [code]: floors on the absolute frame, so that phi depends on the phase of i and j too
+    middle floor(i / G1) - floor(j / G1) + c1             c1 = W1 - ceil(W1 / G1)
+    far    min(floor(i / G2) + c2, T0 - 1) - floor(j / G2)  c2 = W1 + ceil((W2 - W1) / G1) - floor(W2 / G2)
+`variant = "paper"`: the relative position itself is floored
+    middle floor(D / G1) + c1                             c1 = W1 - floor(W1 / G1) [2nd]
+    far    min(floor(D / G2) + c2, T0 - 1)                c2 = c1 + floor(W2 / G1) - floor(W2 / G2) [derived: joins as above]
+
+W1, W2, G1, G2 [code]: 12, 20, 2, 8 for T0 = 21, T = 41 and 10, 14, 2, 8 for T0 = 21, T = 81. Elsewhere [derived]
+T0 // 2, round(2 T0 / 3), 2 and the smallest G2 with phi(T - 1) <= T0 - 1. A given value replaces its own only.
+A map is refused whose continuous phi(T - 1) reaches T0: the minimum then cuts by less than one position, which is what
+the published constants need at T = 81 (20.25), and a table that leaves the range or runs backwards over the frames.
+
+Differs from the reference: tiers are cut at frames, so each pair is in exactly one (the code's edges, in tokens rounded
+to 128, leave 2.2% of pairs in none at T = 81); 20 is T0 - 1; the code's c2, W2 - floor(W2 / G2) - floor((W2 - W1) / G1),
+joins the tiers at G1 = 2 only, where it equals the c2 above.
+
+Neutral: clips of at most W1 frames, and of at most T0 frames with the constants left out, where nothing is out of range.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from longgen.errors import UsageError
+from longgen.frameplan import Clip, FramePlan
+from longgen.technique import FrameTechnique
+
+PUBLISHED = {(21, 41): (12, 20, 2, 8), (21, 81): (10, 14, 2, 8)}  # (T0, T): W1, W2, G1, G2
+
+
+class Vrpr(FrameTechnique):
+    slot: ClassVar[str] = "positions"
+    paper: ClassVar[str] = "VRPR of FreeLOC, arXiv 2603.25209"
+    claims: ClassVar[tuple[str, ...]] = ("the relative times",)
+    needs: ClassVar[tuple[str, ...]] = ("relative-positions",)
+
+    variant: Literal["continuous", "code", "paper"] = "continuous"
+    w1: int | None = Field(None, ge=1)
+    w2: int | None = Field(None, ge=1)
+    g1: int | None = Field(None, ge=1)
+    g2: int | None = Field(None, ge=1)
+
+    def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:
+        if clip.ratio == 1 and (self.w1, self.w2, self.g1, self.g2) == (None, None, None, None):
+            return plan
+        return plan.at(self.times(clip))
+
+    def constants(self, clip: Clip) -> tuple[int, int, int, int]:
+        """W1, W2, G1 and G2 for `clip`. Raises UsageError where they are out of order or leave the trained range."""
+        native, last = clip.native_lat, clip.frames_lat - 1
+        derived = (max(1, native // 2), round(2 * native / 3), 2, None)
+        default = PUBLISHED.get((native, clip.frames_lat), derived)
+        w1, w2, g1 = self.w1 or default[0], self.w2 or default[1], self.g1 or default[2]
+        if w1 > w2:
+            raise UsageError(f"vrpr.w1 = {w1} is above vrpr.w2 = {w2}: the tiers would overlap", accepted="1 <= w1 <= w2",
+                             do=f"--set vrpr.w1={w2}, or a larger vrpr.w2")  # fmt: skip
+        room = g1 * (native - 1 - w1) - (w2 - w1)  # what near and middle tier leave to the far one, times G1
+        g2 = self.g2 or default[3] or max(1, -(-(last - w2) * g1 // room) if room > 0 else 1)
+        near, middle, far = min(last, w1), max(0, min(last, w2) - w1), max(0, last - w2)
+        if middle * g2 + far * g1 >= (native - near) * g1 * g2:  # phi(T - 1) >= T0, in integers
+            largest = near + middle / g1 + far / g2
+            if room + g1 > 0:
+                fits = far * g1 // (room + g1) + 1
+                accepted, do = f"g2 of {fits} or more", f"--set vrpr.g2={fits}, or leave the constants out"
+            else:
+                accepted = f"w1 + (w2 - w1) / g1 below {native}; no g2 helps"
+                do = "lower vrpr.w1 or vrpr.w2, raise vrpr.g1, or leave them out"
+            raise UsageError(f"vrpr.g2 = {g2} (w1 = {w1}, w2 = {w2}, g1 = {g1}) takes the frame distance {last} to {largest:.4g}, "
+                             f"but the backbone was trained up to {native - 1}", accepted=accepted, do=do)  # fmt: skip
+        return w1, w2, g1, g2
+
+    def times(self, clip: Clip) -> np.ndarray:
+        """phi [T, T]: row i holds what query frame i is told of the frames."""
+        w1, w2, g1, g2 = self.constants(clip)
+        most = clip.native_lat - 1
+        i, j = np.indices((clip.frames_lat, clip.frames_lat))
+        distance = np.maximum(i - j, 0)
+        if self.variant == "continuous":
+            middle = distance / g1 + w1 * (1 - 1 / g1)
+            far = distance / g2 + w1 + (w2 - w1) / g1 - w2 / g2
+        elif self.variant == "code":
+            middle = i // g1 - j // g1 + w1 - math.ceil(w1 / g1)
+            far = np.minimum(i // g2 + w1 + math.ceil((w2 - w1) / g1) - w2 // g2, most) - j // g2
+        else:
+            middle = distance // g1 + w1 - w1 // g1
+            far = distance // g2 + w1 - w1 // g1 + w2 // g1 - w2 // g2
+        if self.variant != "code":  # there the query frame is what is cut off
+            middle, far = np.minimum(middle, most), np.minimum(far, most)
+        half = np.where(i < j, 0, np.where(distance < w1, distance, np.where(distance < w2, middle, far))).astype(np.float64)
+        times = half - half.T
+        if np.abs(times).max() > most or (np.diff(times, axis=1) > 0).any():
+            raise UsageError(f"vrpr.variant = {self.variant} rounds frames out of the trained range or out of order with "
+                             f"w1 = {w1}, w2 = {w2}, g1 = {g1}, g2 = {g2}", accepted="constants whose floors keep both",
+                             do="--set vrpr.variant=continuous, or a smaller vrpr.g1")  # fmt: skip
+        return times

@@ -393,12 +393,14 @@ def doctor(as_json: Json = False) -> None:
 @presets_app.command("list")
 @reports_errors
 def presets_list(as_json: Json = False) -> None:
-    """Every preset that longgen ships."""
+    """Every preset that longgen ships: cost, techniques, backbones, paper."""
     from longgen import preset
-    from longgen.show import preset_line
+    from longgen.show import preset_row, presets_text
 
     shipped = [preset.load(name) for name in preset.names()]
-    answer("\n".join(map(preset_line, shipped)), [one.as_dict() for one in shipped], as_json)
+    answer(
+        "" if as_json else presets_text(shipped), [one.as_dict() | preset_row(one) for one in shipped] if as_json else [], as_json
+    )
 
 
 @presets_app.command("show")

@@ -81,8 +81,9 @@ class FramePlan:
 
     @property
     def reach(self) -> float:
-        """The largest relative time, either way, at which any frame sees another."""
-        return max(float(np.abs(p.rel[p.visible & (p.weight > 0)[:, None]]).max(initial=0)) for p in self.passes)
+        """The largest relative time, either way, at which any frame sees another; key frames may be any."""
+        seen = [(p.visible | bool(self.key_frames)) & (p.weight > 0)[:, None] for p in self.passes]
+        return max(float(np.abs(p.rel[pairs]).max(initial=0)) for p, pairs in zip(self.passes, seen, strict=True))
 
     @cached_property
     def key(self) -> str:

@@ -230,6 +230,21 @@ def build(preset: Preset, spec: BackboneSpec) -> Plan:
     return Plan(spec, preset, sample, frames_px, frames_lat, clip, acting, programs, table, tuple(notes))
 
 
+LONG = 4  # times the native length: where costs are compared
+
+
+def on_every_backbone(preset: Preset) -> dict[str, Plan | UsageError]:
+    """By backbone, the plan of `preset` at LONG times the native length, or why that backbone cannot take it."""
+    plans: dict[str, Plan | UsageError] = {}
+    for name, spec in SPECS.items():
+        frames_px = frames.pixel_frames(LONG * spec.native_lat - LONG + 1, spec.stride_t)
+        try:
+            plans[name] = build(preset.model_copy(update={"sample": Sample(frames=frames_px)}), spec)
+        except UsageError as error:
+            plans[name] = error
+    return plans
+
+
 def _check_geometry(spec: BackboneSpec, size: tuple[int, int], asked_px: int, frames_lat: int) -> None:
     most_px = frames.pixel_frames(spec.most_lat, spec.stride_t)
     if frames_lat > spec.most_lat:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 
 from longgen.attention.structure import analyse
 from longgen.backbones.spec import TINY, BackboneSpec
 from longgen.backbones.tiny import grammar
+from longgen.errors import UsageError
 from longgen.frameplan import FramePlan
-from longgen.plan import Plan, count_label, human_bytes
+from longgen.plan import LONG, Plan, count_label, human_bytes, on_every_backbone
 from longgen.preset import Preset, name_of
 
 SHADES = " ░▒▓█"
 MAP_SIDE = 40  # characters across a picture of a table
+PICTURED = 1  # passes of a branch whose table is drawn; the others are like it, moved
 
 
 def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True) -> str:
@@ -32,7 +35,7 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True) -> str:
         lines.append(f"technique {act.name} ({act.technique.slot}; {act.technique.paper})")
         lines.append(f"  layers {count_label(act.layers, spec.layers)}; steps {count_label(act.steps, plan.steps)}")
         parameters = act.technique.model_dump(mode="json", exclude={"layers", "steps"})
-        lines.append("  " + ", ".join(f"{key} = {value if value is not None else 'native'}" for key, value in parameters.items()))
+        lines.append("  " + ", ".join(f"{key} = {value if value is not None else 'auto'}" for key, value in parameters.items()))
     if not plan.acting:
         lines.append("no technique: the backbone's own attention")
     for name, (frame_plan, layers, steps) in plan.branches().items():
@@ -57,23 +60,36 @@ def branch_lines(plan: FramePlan, tables: bool) -> list[str]:
         return ["the backbone's own attention: every frame sees every frame, relative time i - j"]
     lines = []
     if plan.scale is not None:
-        changed = ", ".join(f"component {i + 1} x {plan.scale[i]:.4g}" for i in np.flatnonzero(plan.scale != 1))
-        lines.append(f"temporal rotary frequencies: {changed}")
+        changed = np.flatnonzero(plan.scale != 1)
+        named = [f"component {i + 1} x {plan.scale[i]:.4g}" for i in changed]
+        few = named if len(named) <= 4 else [*named[:2], f"... {len(named) - 3} more ...", named[-1]]
+        lines.append(f"temporal rotary frequencies: {', '.join(few)}")
+    if plan.gain != 1:
+        lines.append(f"attention logits x {plan.gain:.4g}")
+    if plan.key_frames is not None:
+        lines.append(
+            f"and {plan.key_frames.count(plan.frames_lat)} key frames for every frame, chosen from the layer's input as it runs"
+        )
     for index, one in enumerate(plan.passes):
         calls = len(analyse(one).calls)
-        lines.append(f"pass {index}: {one.visible.mean():.3f} of all frame pairs, {calls} attention call{'s' * (calls != 1)}")
-        frames = plan.frames_lat
-        for i in sorted({0, frames // 2, frames - 1}):
+        lines.append(f"pass {index}: {one.density:.3f} of all token pairs, {calls} attention call{'s' * (calls != 1)}")
+        frames, computed = plan.frames_lat, np.flatnonzero(one.weight > 0)
+        for i in sorted({int(computed[0]), int(computed[len(computed) // 2]), int(computed[-1])}):
             seen = tuple(np.flatnonzero(one.visible[i]).tolist())
             rel = one.rel[i, one.visible[i]]
-            lines.append(f"  frame {i:>3} sees {count_label(seen, frames)}, at relative times {rel.max():g} to {rel.min():g}")
-        if tables and not one.visible.all():
-            lines += ["  " + row for row in picture(one.visible)]
+            stripes = 0 if one.stripe is None else int((one.stripe[i, one.visible[i]] < 1).sum())
+            partly = f" ({stripes} of them in a stripe of {one.stripe[i, one.visible[i]].min():g})" if stripes else ""  # type: ignore[index]
+            times = f"at relative times {rel.max() + 0.0:.4g} to {rel.min() + 0.0:.4g}"
+            weighted = f", weight {one.weight[i]:.3g}" if one.weight[i] != 1 else ""
+            lines.append(f"  frame {i:>3} sees {count_label(seen, frames)}{partly}, {times}{weighted}")
+        if tables and index < PICTURED and not one.visible.all():
+            shares = one.visible * (1 if one.stripe is None else np.minimum(one.stripe, 1))
+            lines += ["  " + row for row in picture(shares)]
     return lines
 
 
 def picture(visible: np.ndarray) -> list[str]:
-    """`visible` [T, T] as rows of characters, query frames downwards; the shade is the share of a cell that is visible."""
+    """`visible` [T, T], 0 to 1, as rows of characters, query frames downwards; the shade is the share of a cell that is seen."""
     frames = len(visible)
     edges = np.linspace(0, frames, min(frames, MAP_SIDE) + 1).round().astype(int)
     rows = []
@@ -102,6 +118,30 @@ def backbone_text(spec: BackboneSpec) -> str:
     return text
 
 
-def preset_line(preset: Preset) -> str:
-    techniques = " + ".join(name_of(technique) for technique in preset.techniques)
-    return f"{preset.name:<16}{techniques or 'no technique':<16}{preset.description}"
+COSTED = "wan2.1-1.3b"  # the backbone that costs are quoted for
+
+
+def preset_row(preset: Preset) -> dict[str, Any]:
+    """What `longgen presets list` says of a preset. cost_ratio: of all arithmetic, on COSTED at LONG times its length."""
+    plans = on_every_backbone(preset)
+    cost = plans[COSTED]
+    return {
+        "techniques": [name_of(technique) for technique in preset.techniques],
+        "backbones": [name for name, made in plans.items() if isinstance(made, Plan)],
+        "refused": {name: made.given for name, made in plans.items() if isinstance(made, UsageError)},
+        "cost_ratio": round(cost.cost, 3) if isinstance(cost, Plan) else None,
+    }
+
+
+def presets_text(presets: list[Preset]) -> str:
+    """A table of presets: cost, techniques, paper, and the backbones that can take each."""
+    lines = [f"{'preset':<16}{'cost':>5}  {'techniques':<24}{'backbones':<32}paper"]
+    for preset in presets:
+        row = preset_row(preset)
+        few = ", ".join(row["backbones"])
+        able = "all" if not row["refused"] else few if len(few) < 30 else "all but " + ", ".join(row["refused"])
+        techniques = " + ".join(row["techniques"]) or "none"
+        paper = preset.source.split(";")[0]
+        lines.append(f"{preset.name:<16}{row['cost_ratio']:>5.2f}  {techniques:<24}{able:<32}{paper}")
+    lines.append(f"cost: arithmetic against direct sampling, on {COSTED} at {LONG} times its native length")
+    return "\n".join(lines)

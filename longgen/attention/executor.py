@@ -27,6 +27,8 @@ from longgen.frameplan import FramePlan, Pass
 from longgen.plan import Program
 from longgen.technique import Grid, Step
 
+SMALLEST_BLOCK = 64  # query tokens: below, calls cost more than the keys they save
+
 
 class Family(Protocol):
     """What a backbone family lends the executor for one call of one layer."""
@@ -50,8 +52,8 @@ class Family(Protocol):
         """x [B, T n, H, D] with time positions [T] (None: 0, 1, .. T-1) and in space; `scale` on temporal frequencies."""
         ...
 
-    def rotate_time(self, x: Tensor, positions: np.ndarray, scale: np.ndarray | None) -> Tensor:
-        """x [B, f n, H, D], already rotated in space, with its f frames rotated to time `positions` [f]."""
+    def rotate_time(self, x: Tensor, still: Tensor, frames: np.ndarray, times: np.ndarray, scale: np.ndarray | None) -> None:
+        """In place, the `frames` of x [B, T n, H, D] become those of `still`, rotated in time to `times`."""
         ...
 
     def sample(self, index: int) -> Family:
@@ -74,7 +76,8 @@ def run(program: Program, family: Family, q: Tensor, k: Tensor, v: Tensor, step:
 def run_text(program: Program, family: Family, text_q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The text's own attention output [B, L, H * D]: over the text and every frame, at the first branch's positions."""
     plan = next(iter(program.branches.values()))
-    k = family.rotate(k, _unless_native(schedule_of(plan.passes[0]).positions), plan.scale)
+    positions = plan.passes[0].rel[:, 0] - plan.passes[0].rel[0, 0]
+    k = family.rotate(k, _unless_native(positions), plan.scale)
     return family.attend(text_q, k, v).flatten(2)
 
 
@@ -82,11 +85,16 @@ def run_plan(plan: FramePlan, family: Family, q: Tensor, k: Tensor, v: Tensor) -
     """The weighted mean [B, N, H, D] of the plan's passes; zero for frames that no pass computes."""
     if plan.key_frames is not None:
         return _with_key_frames(plan, family, q, k, v)
+    schedules = [schedule_of(one, family.joint) for one in plan.passes]
+    return _run_passes(plan, schedules, family, q, k, v)
+
+
+def _run_passes(plan: FramePlan, schedules: list[Schedule], family: Family, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     frames_lat, tokens = plan.frames_lat, q.shape[1] // plan.frames_lat
     total: Tensor | None = None
-    for one in plan.passes:
+    for one, schedule in zip(plan.passes, schedules, strict=True):
         alone = len(plan.passes) == 1 and (one.weight == 1).all()
-        for (first, last), output in attention_calls(one, plan, family, q, k, v):
+        for (first, last), output in _attention_calls(schedule, plan, family, q, k, v):
             if alone and last - first == frames_lat:
                 return output
             if total is None:
@@ -110,28 +118,32 @@ def _with_key_frames(plan: FramePlan, family: Family, q: Tensor, k: Tensor, v: T
         seen = np.zeros(plan.frames_lat, dtype=bool)
         seen[plan.key_frames.choose(family.features[index].unflatten(0, (plan.frames_lat, -1)))] = True
         chosen = replace(plan, key_frames=None).see_also(np.broadcast_to(seen, (len(seen), len(seen))))
-        outputs.append(run_plan(chosen, family.sample(index), *(x[index : index + 1] for x in (q, k, v))))
+        schedules = [analyse(one, family.joint) for one in chosen.passes]
+        outputs.append(_run_passes(chosen, schedules, family.sample(index), *(x[index : index + 1] for x in (q, k, v))))
     return torch.cat(outputs)
 
 
-def attention_calls(one: Pass, plan: FramePlan, family: Family, q: Tensor, k: Tensor, v: Tensor) -> Iterator[tuple[Range, Tensor]]:
+def _attention_calls(
+    schedule: Schedule, plan: FramePlan, family: Family, q: Tensor, k: Tensor, v: Tensor
+) -> Iterator[tuple[Range, Tensor]]:
     """The outputs of one pass: a range of query frames and its output [B, f n, H, D], call by call."""
-    schedule, scale = schedule_of(one), plan.scale
+    scale = plan.scale
     tokens = q.shape[1] // plan.frames_lat
     positions = _unless_native(schedule.positions)
     q = family.rotate(q, positions, scale)
     if plan.gain != 1:
         q = q * plan.gain
-    k = family.rotate(k, np.zeros(plan.frames_lat), None) if schedule.keyed else family.rotate(k, positions, scale)
+    still = family.rotate(k, np.zeros(plan.frames_lat), None) if schedule.keyed else None
+    k = family.rotate(k, positions, scale) if still is None else still.clone(memory_format=torch.contiguous_format)
     for call in schedule.calls:
         first, last = (frame * tokens for frame in call.queries)
-        queries, values = q[:, first:last], None
+        queries = q[:, first:last]
         if call.sliding:
             yield call.queries, _sliding(call, family, queries, k, v, tokens)
             continue
+        if still is not None and call.turned is not None and call.times is not None and len(call.turned):
+            family.rotate_time(k, still, call.turned, call.times, scale)
         keys, values = _frames(k, call.keys, tokens), _frames(v, call.keys, tokens)
-        if call.rel is not None:
-            keys = family.rotate_time(keys, schedule.positions[call.queries[0]] - call.rel, scale)
         if call.stripes is None:
             yield call.queries, family.attend(queries, keys, values)
         else:
@@ -160,7 +172,7 @@ def _striped(stripes: np.ndarray, family: Family, q: Tensor, k: Tensor, v: Tenso
     A block as long as the narrowest stripe is half wide reads half as many keys again as it needs; the mask cuts them off.
     """
     output = torch.empty_like(q)
-    block = max(1, int(np.ceil(stripes.min() * tokens)))
+    block = max(SMALLEST_BLOCK, int(np.ceil(stripes.min() * tokens)))
     index = torch.arange(tokens, device=q.device)
     widths = [tokens if share >= 1 else int(np.ceil(share * tokens)) for share in stripes]  # |q - k| < width
     for first in range(0, tokens, block):
@@ -192,6 +204,6 @@ def _unless_native(positions: np.ndarray) -> np.ndarray | None:
 
 
 @lru_cache(maxsize=256)
-def schedule_of(one: Pass) -> Schedule:
+def schedule_of(one: Pass, anchored: bool) -> Schedule:
     """`analyse`, once for each table (passes hash by identity)."""
-    return analyse(one)
+    return analyse(one, anchored)

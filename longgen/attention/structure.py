@@ -9,13 +9,15 @@ Every `Call` attends from a run of query frames `queries` to the key frames in `
               the frame before
     single    one query frame                                one call, or several where it sees stripes of frames
 
-Where `rel[i, j] = p[i] - p[j]`, q and k are rotated once, to `positions = p`; otherwise `rel` holds the row of the run's
-single query frame, and k is rotated anew for it, to p[i] - rel. p[i] is rel[i, 0]: the time of frame i as frame 0 sees it.
-Frames of weight 0 are in no call.
+Where `rel[i, j] = p[i] - p[j]`, q and k are rotated once, to `positions = p`. Any other table is run one query frame at a
+time: q[i] rotated to p[i], key frame j to p[i] - rel[i, j]. A key frame keeps its rotation from one query frame to the next
+where it can, and p is chosen so that most can: it moves by what most of rel[i] moves by (by 1/8 in the far tier of VRPR,
+where it then is the near frames alone that are rotated anew). Frames of weight 0 are in no call.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,54 +25,82 @@ import numpy as np
 from longgen.frameplan import Pass
 
 Range = tuple[int, int]
+SAME = 1e-7  # latent frames: times closer than this are one
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
     """Query frames `queries` (half-open) attend to the key frames of the half-open ranges `keys`.
 
-    sliding: `keys` is the range of the first query frame and moves on by one with each. rel: [visible keys], or None.
-    stripes: [visible keys], the share of each key frame that is seen, or None where all are seen whole.
+    sliding: `keys` is the range of the first query frame and moves on by one with each. turned, times: key frames to
+    rotate before this call, and where to. stripes: [visible keys], the share of each key frame that is seen, or None where
+    all are seen whole.
     """
 
     queries: Range
     keys: tuple[Range, ...]
     sliding: bool = False
-    rel: np.ndarray | None = None
+    turned: np.ndarray | None = None
+    times: np.ndarray | None = None
     stripes: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """The calls of one pass. positions [T]: where q is rotated to. keyed: whether k's rotation changes from call to call."""
+    """The calls of one pass. positions [T]: where q is rotated to. keyed: whether k's rotation changes from call to call;
+    it then begins at time 0."""
 
     positions: np.ndarray
     keyed: bool
     calls: tuple[Call, ...]
 
 
-def analyse(one: Pass) -> Schedule:
-    """The calls that compute `one` exactly. Every query frame that has a weight must see at least one frame."""
+def analyse(one: Pass, anchored: bool = False) -> Schedule:
+    """The calls that compute `one` exactly. Every query frame that has a weight must see at least one frame.
+
+    anchored: p[i] is rel[i, 0], the time of frame i as frame 0 sees it, because q meets more than frames there (text).
+    """
     positions = one.rel[:, 0] - one.rel[0, 0]
     keyed = not np.array_equal(np.where(one.visible, one.rel, 0), np.where(one.visible, positions[:, None] - positions, 0))
     ranges = [_ranges(row) if weight > 0 else () for row, weight in zip(one.visible, one.weight, strict=True)]
+    striped = [one.stripe is not None and bool((row[seen] < 1).any()) for row, seen in _rows(one)]
+    if keyed:
+        positions = positions if anchored else _steady(one)
+    whole = [None if keyed or partly else keys for keys, partly in zip(ranges, striped, strict=True)]
     calls: list[Call] = []
+    now = np.zeros(len(ranges))  # where key frames stand
     start = 0
     while start < len(ranges):
-        seen = one.visible[start]
-        striped = one.stripe is not None and bool((one.stripe[start, seen] < 1).any())
-        rel, stripes = one.rel[start, seen] if keyed else None, one.stripe[start, seen] if striped else None  # type: ignore[index]
-        if keyed or striped:
-            stop, sliding = start + 1, False
-        else:
-            whole = [r if one.stripe is None or (one.stripe[i, one.visible[i]] >= 1).all() else None for i, r in enumerate(ranges)]
+        seen, shared, slid = one.visible[start], start + 1, start + 1
+        if whole[start]:
             shared = _run(whole, start, step=0)
-            slid = _run(whole, start, step=1) if len(ranges[start]) == 1 else start + 1
-            stop, sliding = max(shared, slid), slid > shared
+            slid = _run(whole, start, step=1) if len(ranges[start]) == 1 else shared
+        turned = times = None
+        if keyed and ranges[start]:
+            wanted = np.where(seen, positions[start] - one.rel[start], now)
+            turned = np.flatnonzero(np.abs(wanted - now) > SAME)
+            times, now[turned] = wanted[turned], wanted[turned]
+        stop = max(shared, slid)
         if ranges[start]:
-            calls.append(Call((start, stop), ranges[start], sliding, rel, stripes))
+            stripes = one.stripe[start, seen] if one.stripe is not None and striped[start] else None
+            calls.append(Call((start, stop), ranges[start], slid > shared, turned, times, stripes))
         start = stop
     return Schedule(positions, keyed, tuple(calls))
+
+
+def _rows(one: Pass) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    stripe = np.ones_like(one.rel) if one.stripe is None else one.stripe
+    return zip(stripe, one.visible, strict=True)
+
+
+def _steady(one: Pass) -> np.ndarray:
+    """p [T]: from frame to frame, it moves by what the relative times of most key frames that both see move by."""
+    positions = np.zeros(len(one.rel))
+    for i in range(1, len(positions)):
+        moved = (one.rel[i] - one.rel[i - 1])[one.visible[i] & one.visible[i - 1]]
+        steps, counts = np.unique(moved.round(9), return_counts=True)
+        positions[i] = positions[i - 1] + (steps[counts.argmax()] if len(steps) else 0.0)
+    return positions
 
 
 def _ranges(row: np.ndarray) -> tuple[Range, ...]:

@@ -62,8 +62,10 @@ class Call:
         tables = self.stock if positions is None else self.rotary.rebuilt(self.stock, positions, scale)
         return self.rotary.turn(x, tables)
 
-    def rotate_time(self, x: Tensor, positions: np.ndarray, scale: np.ndarray | None) -> Tensor:
-        return x if self.rotary is None else self.rotary.turn_time(x, positions, scale)
+    def rotate_time(self, x: Tensor, still: Tensor, frames: np.ndarray, times: np.ndarray, scale: np.ndarray | None) -> None:
+        if self.rotary is not None:
+            by_frame = (self.grid[0], -1)
+            self.rotary.turn_time(x.unflatten(1, by_frame), still.unflatten(1, by_frame), frames, times, scale)
 
     def sample(self, index: int) -> Call:
         one = slice(index, index + 1)

@@ -51,20 +51,21 @@ class Rotary:
         cos, sin = (table.view(len(table), -1, x.shape[-1] // 2) for table in tables)
         return _turn_pairs(x, cos, sin)
 
-    def turn_time(self, x: Tensor, positions: np.ndarray, scale: np.ndarray | None) -> Tensor:
-        """x [B, f n, H, D] with its f frames rotated in time alone, to `positions` [f]."""
-        by_frame = x.unflatten(1, (len(positions), -1))
-        cos, sin = self.angles(positions, scale, x.device)
-        count, half = len(self.pairs), x.shape[-1] // 2
-        if count <= half and (self.pairs == np.arange(count)).all():  # the first channels of every head
-            time = _turn_pairs(by_frame[..., : 2 * count], cos[:, None, None], sin[:, None, None])
-            return torch.cat([time, by_frame[..., 2 * count :]], dim=-1).flatten(1, 2)
-        still = torch.ones(len(positions), x.shape[2] * half, device=x.device)
-        tables = (still, torch.zeros_like(still))
-        for table, part in zip(tables, (cos, sin), strict=True):
-            table[:, self.pairs] = part
-        cos, sin = (table.view(len(positions), 1, x.shape[2], half) for table in tables)
-        return _turn_pairs(by_frame, cos, sin).flatten(1, 2)
+    def turn_time(self, x: Tensor, still: Tensor, frames: np.ndarray, times: np.ndarray, scale: np.ndarray | None) -> None:
+        """In place, the `frames` of x [B, T, n, H, D] become those of `still`, rotated in time to `times`.
+
+        The pairs of space stay as they are.
+        """
+        cos, sin = self.angles(times, scale, x.device)
+        count, run = len(self.pairs), bool(len(frames)) and frames[-1] - frames[0] + 1 == len(frames)
+        places = slice(int(frames[0]), int(frames[-1]) + 1) if run else torch.from_numpy(frames).to(x.device)
+        if count <= x.shape[-1] // 2 and (self.pairs == np.arange(count)).all():  # the first channels of every head
+            x, still = x[..., : 2 * count], still[..., : 2 * count]
+            x[:, places] = _turn_pairs(still[:, places], cos[:, None, None], sin[:, None, None])
+        else:  # pairs here and there among all heads' channels
+            x, still = (part.flatten(3).unflatten(3, (-1, 2)) for part in (x, still))
+            turned = _turn_pairs(still[:, places][..., self.pairs, :].flatten(3), cos[:, None], sin[:, None])
+            x[:, places] = x[:, places].index_copy(3, torch.from_numpy(self.pairs).to(x.device), turned.unflatten(3, (-1, 2)))
 
 
 def _turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -72,7 +72,8 @@ class FreeNoise(FrameTechnique, NoiseTechnique):
                 block[index, start : start + window] = start
         weight /= weight.sum(axis=0)
         inside = (block[:, :, None] == block[:, None, :]) & (block >= 0)[:, :, None]
-        passes = [replace(p, visible=p.visible & v, weight=p.weight * w) for p in plan.passes for v, w in zip(inside, weight, strict=True)]
+        shares = tuple(zip(inside, weight, strict=True))
+        passes = (replace(p, visible=p.visible & v, weight=p.weight * w) for p in plan.passes for v, w in shares)
         return replace(plan, passes=tuple(passes))
 
     def sizes(self, clip: Clip) -> tuple[int, int]:

@@ -25,6 +25,7 @@ Neutral: L >= N - 1, where the window is the clip; so is the default at native l
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -76,8 +77,8 @@ class MostInformative:
         """The key frames of `features` [T, n, C], in any floating-point dtype, ascending."""
         score = scores(features).tolist()
         size, longer = divmod(len(score), self.segments)  # the first `longer` segments have one frame more
-        starts = [index * size + min(index, longer) for index in range(self.segments + 1)]
-        return [max(range(start, stop), key=score.__getitem__) for start, stop in zip(starts, starts[1:], strict=False)]
+        bounds = [index * size + min(index, longer) for index in range(self.segments + 1)]
+        return [max(range(start, stop), key=score.__getitem__) for start, stop in itertools.pairwise(bounds)]
 
 
 def scores(features: Tensor) -> Tensor:
@@ -99,5 +100,5 @@ def scores(features: Tensor) -> Tensor:
 
 def _from_0_to_1(rows: Tensor) -> Tensor:
     """`rows` [R, M], each scaled from its smallest to its largest value; zeros where they are equal."""
-    low, high = rows.aminmax(dim=1, keepdim=True)
+    low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
     return ((rows - low) / (high - low)).where(high > low, 0.0)

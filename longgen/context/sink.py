@@ -1,13 +1,13 @@
 """The attention sink: the first frames stay visible to every frame.
 
-Paper: FLEX, arXiv 2602.14027, which adds a sink to models that were not trained with one; no code is released. The attention sink itself
-is StreamingLLM's (arXiv 2309.17453): softmax attention leans on the first keys, and a window that loses them drifts.
+Paper: FLEX, arXiv 2602.14027, which adds a sink to models that were not trained with one; no code is released. The sink
+itself is StreamingLLM's (arXiv 2309.17453): softmax attention leans on the first keys, and a window that loses them drifts.
 
 Legend: i query frame, j key frame.
 
     visible(i, j) <- visible(i, j) or j < frames
-`frames` = 3 [derived: the text at hand does not give it; one chunk of the models that FLEX plugs into]. They are seen whole, at the
-relative times that the stack's positions give them.
+`frames` = 3 [derived: the text at hand does not give it; one chunk of the models that FLEX plugs into]. They are seen
+whole, at the relative times that the stack's positions give them.
 
 Differs from the paper: there a cache of keys and values in an autoregressive model; here frames of one clip, which are
 denoised together with those that see them.

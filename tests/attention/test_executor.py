@@ -21,39 +21,11 @@ from longgen.frameplan import FramePlan, Pass, neutral, visible_from_ranges
 from longgen.frames import local_windows
 from longgen.plan import Program
 from longgen.technique import Step
+from tests.attention.dense import dense
 
 B, T, SIDE, H, D = 2, 9, 3, 3, 24
 N_FRAME = SIDE * SIDE
 T_DIM = D - 4 * (D // 6)
-
-
-def dense(plan: FramePlan, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The definition, in double precision and complex numbers: softmax over all tokens of rotated, masked logits."""
-    q, k, v = (x.double().transpose(1, 2) for x in (q, k, v))  # [B, H, N, D]
-    qc, kc = (torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) for x in (q, k))
-    scale = torch.ones(T_DIM // 2) if plan.scale is None else torch.from_numpy(plan.scale)
-    theta_t = 10000.0 ** (-torch.arange(0, T_DIM, 2).double() / T_DIM) * scale
-    hw = 2 * (D // 6)
-    theta_s = 10000.0 ** (-torch.arange(0, hw, 2).double() / hw)
-    index = torch.arange(T * N_FRAME)
-    frame, row, column = index // N_FRAME, index % N_FRAME // SIDE, index % SIDE
-    total = torch.zeros_like(q)
-    for one in plan.passes:
-        rel = torch.from_numpy(one.rel)[frame][:, frame]  # [N, N]
-        parts = [(rel, theta_t), (row[:, None] - row[None, :], theta_s), (column[:, None] - column[None, :], theta_s)]
-        logits, start = torch.zeros(q.shape[0], H, len(index), len(index), dtype=torch.float64), 0
-        for distance, theta in parts:
-            for component, rate in enumerate(theta, start=start):
-                turned = qc[..., component].unsqueeze(-1) * kc[..., component].conj().unsqueeze(-2)
-                logits += (turned * torch.exp(1j * distance * rate)).real
-            start += len(theta)
-        seen = torch.from_numpy(one.visible)[frame][:, frame]
-        if one.stripe is not None:
-            apart = (index[:, None] % N_FRAME - index[None, :] % N_FRAME).abs()
-            seen = seen & (apart < torch.from_numpy(one.stripe)[frame][:, frame] * N_FRAME)
-        weights = (plan.gain * logits / D**0.5).masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num(0)  # a row may see nothing
-        total += torch.from_numpy(one.weight)[frame].view(1, 1, -1, 1) * (weights @ v)
-    return total.transpose(1, 2)
 
 
 @pytest.fixture
@@ -119,7 +91,12 @@ PLANS = {
 
 @pytest.mark.parametrize("name", PLANS)
 def test_equals_dense_softmax(name: str, family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
-    difference = (executor.run_plan(PLANS[name], family, *qkv).double() - dense(PLANS[name], *qkv)).abs().max().item()
+    difference = (
+        (executor.run_plan(PLANS[name], family, *qkv).double() - dense(PLANS[name], *qkv, family.rotary, family.stock))
+        .abs()
+        .max()
+        .item()
+    )
     print(f"{name}: max difference {difference:.2e}")
     assert difference < 1e-5
 
@@ -199,7 +176,7 @@ def test_key_frames_are_chosen_for_each_sample_from_its_features(family: Call, q
         seen = window.copy()
         seen[:, [0, key]] = True
         one = slice(sample, sample + 1)
-        expected = dense(plan_of(visible=seen), *(x[one] for x in qkv))
+        expected = dense(plan_of(visible=seen), *(x[one] for x in qkv), family.rotary, family.stock)
         difference = (output[one].double() - expected).abs().max().item()
         print(f"sample {sample}: max difference {difference:.2e}")
         assert difference < 1e-5

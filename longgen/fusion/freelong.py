@@ -1,0 +1,126 @@
+"""FreeLong: low frequencies, in time and space, of attention over everything; the rest of attention over the native window.
+
+Paper: FreeLong, arXiv 2407.19918 (NeurIPS 2024); code: GitHub aniki-ly/FreeLong.
+
+Legend: T latent frames, T0 of them in training, N tokens, C channels, f frequency in fractions of Nyquist (-1 .. 1).
+
+    G = attention over everything, L = attention over a window around each frame      same q, k, v      [paper, code]
+    F = IFFT3(P FFT3(G) + (1 - P) FFT3(L))               in the first `split` of the steps; L after it    [paper]
+    P = exp(-((f_t / d_t)^2 + (f_h / d_s)^2 + (f_w / d_s)^2) / 2)                                         [code]
+
+`cutoff_time`: d_t = 0.25, `cutoff_space`: d_s = 0.25 [code]: each is a blur with sigma = 1 / (pi d) = 1.27 frames or tokens.
+`split`: 0.5 [paper: 25 of 50 steps]; the released code fuses in every step: split = 1. `window`: the native length T0 by
+default [code: 17 frames where T0 is 16]; `edge` as in longgen/context/window.py [code: its two backbones differ].
+`boundary`, on all three axes: "circular" is the FFT above, which blurs the first frame into the last ones and the left
+edge into the right one [code]; "reflect", the default, mirrors the clip at its ends first (half-sample symmetric) and
+crops: no frame or token is blended with one at the other end, for which nothing speaks in space either [derived].
+
+Computed exactly without an FFT: P is separable and real, so F = L + K_t K_h K_w (G - L) with small real matrices whose
+rows sum to one, on a block of channels at a time, in single precision or better.
+
+Differs from the reference: frequencies are those of the FFT's bins (the code's are off by 1 / N where N is odd, and lose
+up to a quarter of the mean at N = 5); before the output projection, which is linear; every layer is fused (the code
+takes the local branch alone at its finest resolution, which DiTs do not have). FreeLong's noise is FreeNoise's: the
+preset stacks `freenoise` with no layers.
+
+Caveat: cutoffs are in latent frames and tokens, whatever the backbone's strides. The global branch sees frames further
+apart than in training; nothing here corrects that.
+
+Neutral: equal branches fuse to the local one exactly (the difference is zero), so clips of at most the window; no cutoff
+makes P zero, `split = 0` is the local branch alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from longgen.frameplan import Clip, FramePlan, visible_from_ranges
+from longgen.frames import local_windows
+from longgen.technique import Fusion, Grid, Step
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Boundary = Literal["circular", "reflect"]
+CHANNELS = 256  # channels that are filtered at a time
+
+
+class FreeLong(Fusion):
+    paper: ClassVar[str] = "FreeLong, arXiv 2407.19918"
+    claims: ClassVar[tuple[str, ...]] = ("the fusion of branches", "the context window")
+
+    split: float = Field(0.5, ge=0, le=1)
+    cutoff_time: float = Field(0.25, gt=0, le=1)
+    cutoff_space: float = Field(0.25, gt=0, le=1)
+    boundary: Boundary = "reflect"
+    window: int | None = Field(None, ge=1)
+    edge: Literal["shift", "clip"] = "shift"
+
+    def branches(self, plan: FramePlan, clip: Clip, step: int, steps: int) -> dict[str, FramePlan]:
+        ranges = local_windows(clip.frames_lat, self.window or clip.native_lat, self.edge)
+        local = plan.see_only(visible_from_ranges(ranges))
+        return {"local": local} if step >= round(self.split * steps) else {"global": plan, "local": local}
+
+    def fuse(self, attend: Callable[[str], Tensor], step: Step, grid: Grid) -> Tensor:
+        """L + K_t K_h K_w (G - L) of the branches "global" and "local", each [B, N, C]."""
+        local = attend("local")
+        fused = local.clone()
+        add_low_pass(fused, attend("global"), local, grid, self.cutoff_time, self.cutoff_space, self.boundary)
+        return fused
+
+    def operations(self, grid: Grid, channels: int) -> int:
+        """A difference, three matrix products and a sum, in floating-point operations."""
+        return blend_operations(grid, channels, in_space=True)
+
+
+def blend_operations(grid: Grid, channels: int, in_space: bool) -> int:
+    """Floating-point operations of `add_low_pass` for one sample."""
+    return math.prod(grid) * channels * (2 + 2 * (sum(grid) if in_space else grid[0]))
+
+
+def add_low_pass(
+    total: Tensor, one: Tensor, other: Tensor, grid: Grid, cutoff_time: float, cutoff_space: float | None, boundary: Boundary
+) -> None:
+    """Adds the low frequencies of `one` - `other` to `total` in place, all [B, N, C], a block of channels at a time."""
+    for first in range(0, total.shape[2], CHANNELS):
+        block = slice(first, first + CHANNELS)
+        total[..., block] += low_pass(one[..., block] - other[..., block], grid, cutoff_time, cutoff_space, boundary)
+
+
+def low_pass(difference: Tensor, grid: Grid, cutoff_time: float, cutoff_space: float | None, boundary: Boundary) -> Tensor:
+    """K_t K_h K_w x of x = `difference` [B, N, C], N = T rows columns in that order; `cutoff_space = None`: K_t x.
+
+    In single precision, or double for a double `difference`.
+    """
+    import torch  # here, so that plans and lists of presets need no torch
+
+    batch, tokens, channels = difference.shape
+    filtered = difference.to(torch.promote_types(difference.dtype, torch.float32))
+    outer, inner = batch, tokens * channels
+    for length, cutoff in zip(grid, (cutoff_time, cutoff_space, cutoff_space), strict=True):
+        inner //= length
+        if cutoff is not None:
+            matrix = torch.from_numpy(kernel(length, cutoff, boundary)).to(filtered)
+            filtered = matrix @ filtered.reshape(outer, length, inner)  # a view: the axis stands between two merged ones
+        outer *= length
+    return filtered.reshape(batch, tokens, channels)
+
+
+@lru_cache(maxsize=64)
+def kernel(length: int, cutoff: float, boundary: Boundary) -> np.ndarray:
+    """The filter exp(-(f / cutoff)^2 / 2) on `length` samples as a matrix [length, length]; its rows sum to one."""
+    index = np.arange(length)
+    if boundary == "circular":
+        response = np.exp(-0.5 * (2 * np.fft.fftfreq(length) / cutoff) ** 2)
+        taps = np.fft.ifft(response).real
+        return taps[(index[:, None] - index[None, :]) % length]
+    response = np.exp(-0.5 * (index / length / cutoff) ** 2)  # of the even extension, whose transform is the cosine transform
+    cosine = np.cos(np.pi * index[:, None] * (index[None, :] + 0.5) / length) * math.sqrt(2 / length)
+    cosine[0] /= math.sqrt(2)
+    return cosine.T @ (response[:, None] * cosine)

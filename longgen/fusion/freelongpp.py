@@ -1,0 +1,90 @@
+"""FreeLong++: attention over windows of rising length, each for its own band of temporal frequencies; and SpecMix noise.
+
+Paper: FreeLong++, arXiv 2507.00162. Its formulas were read in a third party's summary, marked [2nd], and not in the paper.
+
+Legend: T latent frames, T0 of them in training, a_l the scale of branch l = 1 .. L, i query frame, N tokens, C channels,
+G(c) the Gaussian low-pass of longgen/fusion/freelong.py with temporal cutoff c, in fractions of Nyquist.
+
+    Z_l = attention over a window of a_l T0 frames around each frame;  a = 1, 2, 4, .. ; Z_L over everything   [2nd]
+    F = IFFT3(sum over l of P_l FFT3(Z_l))                                                                   [2nd]
+    P_L = G(c_L),  P_l = G(c_l) - G(c_(l+1)),  P_1 = 1 - G(c_2),  c_l = 1 / (2 a_l)        [2nd: band edges; derived: Gaussians]
+    which is F = Z_1 + G(c_2) (Z_2 - Z_1) + .. + G(c_L) (Z_L - Z_(L-1)); the bands sum to one exactly        [derived]
+At 4 times the native length: a = 1, 2, 4 and c = 1/4, 1/8. In every step [2nd]; with `split` below 1, Z_1 alone after it.
+
+SpecMix: base = FreeNoise's shuffled noise (stride round(T0 / 4)), fresh = independent noise                  [2nd]
+    noise_t = cos(theta_t) base_t + sin(theta_t) fresh_t,  theta_t = pi/2 |t - (T-1)/2| / ((T-1)/2)            [2nd]
+[2nd] mixes in the frequency domain; with an angle for each frame that is the same [derived]. `noise = false` leaves it.
+
+`scales`: the a_l; by default doubling up to the first whose window holds the clip. A list may end below that: then no
+branch sees everything. `window`: T0 by default. `sparse`: keys and values of the global branch from every second frame
+[2nd: a uniform half], at half its cost; an odd frame does not see itself there, so that all frames share their keys.
+`cutoff_space`: 0.25 as in FreeLong, as the three-dimensional FFT suggests [derived: not stated]; "all" filters in time only.
+`boundary`: as in FreeLong [derived].
+
+Differs from [2nd]: windows hold round(a T0) frames and move inside the clip at its ends, where [2nd] has |i - j| <
+floor(a T0 / 2): 19 frames of 21 for a = 1.
+
+Neutral: clips of at most T0 frames; equal branches fuse to Z_1 exactly.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from longgen.errors import UsageError
+from longgen.frameplan import Clip, FramePlan, visible_from_ranges
+from longgen.frames import local_windows
+from longgen.fusion.freelong import Boundary, add_low_pass, blend_operations
+from longgen.technique import Fusion, Grid, NoiseTechnique, Step
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+
+class FreeLongPlusPlus(Fusion, NoiseTechnique):
+    slot: ClassVar[str] = "fusion"
+    paper: ClassVar[str] = "FreeLong++, arXiv 2507.00162"
+    claims: ClassVar[tuple[str, ...]] = ("the fusion of branches", "the context window")
+
+    split: float = Field(1.0, ge=0, le=1)
+    scales: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)] | None = None
+    window: int | None = Field(None, ge=1)
+    sparse: bool = False
+    cutoff_space: Annotated[float, Field(gt=0, le=1)] | Literal["all"] = 0.25
+    boundary: Boundary = "reflect"
+
+    @model_validator(mode="after")
+    def _scales_rise(self) -> FreeLongPlusPlus:
+        if self.scales and any(one >= other for one, other in itertools.pairwise(self.scales)):
+            raise ValueError(f"scales {list(self.scales)} must rise, as 1, 2, 4")
+        return self
+
+    def settled(self, clip: Clip) -> FreeLongPlusPlus:
+        """This technique with `window` filled in."""
+        return self.model_copy(update={"window": self.window or clip.native_lat})
+
+    def branches(self, plan: FramePlan, clip: Clip, step: int, steps: int) -> dict[str, FramePlan]:
+        """The branches by scale, `1x`, `2x`, ..; the first alone after the split."""
+        frames_lat, settled = clip.frames_lat, self.settled(clip)
+        reach = settled.reach(frames_lat)
+        if len(reach) == 1 and reach[1.0] == frames_lat:
+            return {_name(1.0): plan}
+        made = {}
+        for scale, window in reach.items():
+            visible = visible_from_ranges(local_windows(frames_lat, window, "shift"))
+            made[_name(scale)] = plan if window == frames_lat else plan.see_only(visible)
+        *_, (coarsest, window) = reach.items()
+        if self.sparse:
+            if window < frames_lat:
+                raise UsageError(f"freelongpp.sparse = true, but no branch sees all {frames_lat} latent frames: the widest "
+                                 f"window, of scale {coarsest:g}, is {window}",
+                                 accepted=f"scales up to {frames_lat / settled.base:.4g} or more",
+                                 do="--set freelongpp.sparse=false, or leave scales out")  # fmt: skip
+            made[_name(coarsest)] = plan.see_only(np.broadcast_to(np.arange(frames_lat) % 2 == 0, (frames_lat, frames_lat)))
+        return dict(itertools.islice(made.items(), 1)) if step >= round(self.split * steps) else made

@@ -1,0 +1,64 @@
+"""The attention sink's table, alone and over what other techniques have made."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from longgen.context.freenoise import FreeNoise
+from longgen.context.sink import Sink
+from longgen.context.window import Window
+from longgen.frameplan import Clip, distances, neutral
+
+CLIP = Clip(81, 21, (1.0,))
+
+
+@pytest.mark.parametrize("frames", [1, 3, 7])
+def test_the_first_frames_are_seen_besides(frames: int) -> None:
+    windowed = Window().reshape(neutral(81), CLIP)
+    (one,) = Sink(frames=frames).reshape(windowed, CLIP).passes
+    for i, j in itertools.product(range(81), repeat=2):
+        assert one.visible[i, j] == (j < frames or bool(windowed.passes[0].visible[i, j]))
+    assert np.array_equal(one.rel, distances(81))
+
+
+def test_three_frames_by_default() -> None:
+    assert Sink().reshape(neutral(81), CLIP).key == Sink(frames=3).reshape(neutral(81), CLIP).key
+    (one,) = Sink().reshape(Window(edge="clip").reshape(neutral(81), CLIP), CLIP).passes
+    assert np.flatnonzero(one.visible[60]).tolist() == [0, 1, 2, *range(50, 71)]
+
+
+def test_it_is_seen_at_the_times_that_the_positions_give() -> None:
+    rel = distances(81) / 4
+    (one,) = Sink().reshape(Window().reshape(neutral(81).at(rel), CLIP), CLIP).passes
+    assert np.array_equal(one.rel, rel)
+
+
+def test_it_is_seen_whole_where_stripes_are() -> None:
+    stripes = neutral(81).each(lambda p: replace(p, stripe=np.full((81, 81), 0.25)))
+    (one,) = Sink().reshape(stripes, CLIP).passes
+    assert one.stripe is not None
+    assert (one.stripe[:, :3] == 1).all()
+    assert (one.stripe[:, 3:] == 0.25).all()
+
+
+def test_frames_that_a_pass_does_not_compute_stay_blind() -> None:
+    plan = Sink().reshape(FreeNoise().reshape(neutral(81), CLIP), CLIP)
+    for one in plan.passes:
+        assert one.visible[one.weight > 0, :3].all()
+        assert not one.visible[one.weight == 0].any()
+
+
+@pytest.mark.parametrize("frames_lat", [1, 2, 21])
+def test_neutral_where_everything_is_seen(frames_lat: int) -> None:
+    clip = Clip(frames_lat, 21, (1.0,))
+    assert Sink().reshape(neutral(frames_lat), clip).is_neutral
+    assert Sink().reshape(Window().reshape(neutral(frames_lat), clip), clip).is_neutral
+
+
+def test_no_frames_are_refused() -> None:
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        Sink(frames=0)

@@ -129,7 +129,7 @@ def _attention_calls(
     """The outputs of one pass: a range of query frames and its output [B, f n, H, D], call by call."""
     scale = plan.scale
     tokens = q.shape[1] // plan.frames_lat
-    positions = _unless_native(schedule.positions)
+    positions = schedule.positions if schedule.keyed else _unless_native(schedule.positions)
     q = family.rotate(q, positions, scale)
     if plan.gain != 1:
         q = q * plan.gain

@@ -66,25 +66,63 @@ class FreeLongPlusPlus(Fusion, NoiseTechnique):
         return self
 
     def settled(self, clip: Clip) -> FreeLongPlusPlus:
-        """This technique with `window` filled in."""
+        """This technique with `window` filled in, which `fuse` needs."""
         return self.model_copy(update={"window": self.window or clip.native_lat})
 
+    def windows(self, frames_lat: int) -> dict[str, tuple[float, int]]:
+        """By branch its scale and the length of its window; the first that holds the clip is the last. Needs `window`."""
+        assert self.window is not None
+        windows: dict[str, tuple[float, int]] = {}
+        for scale in (1.0,) if frames_lat <= self.window else self.scales or (2.0**power for power in itertools.count()):
+            windows[f"{scale:g}x"] = scale, min(frames_lat, max(1, round(scale * self.window)))
+            if windows[f"{scale:g}x"][1] == frames_lat:
+                break
+        return windows
+
     def branches(self, plan: FramePlan, clip: Clip, step: int, steps: int) -> dict[str, FramePlan]:
-        """The branches by scale, `1x`, `2x`, ..; the first alone after the split."""
+        """The branches `1x`, `2x`, ..; the first alone after the split."""
         frames_lat, settled = clip.frames_lat, self.settled(clip)
-        reach = settled.reach(frames_lat)
-        if len(reach) == 1 and reach[1.0] == frames_lat:
-            return {_name(1.0): plan}
+        windows = settled.windows(frames_lat)
         made = {}
-        for scale, window in reach.items():
+        for name, (_, window) in windows.items():
             visible = visible_from_ranges(local_windows(frames_lat, window, "shift"))
-            made[_name(scale)] = plan if window == frames_lat else plan.see_only(visible)
-        *_, (coarsest, window) = reach.items()
-        if self.sparse:
-            if window < frames_lat:
-                raise UsageError(f"freelongpp.sparse = true, but no branch sees all {frames_lat} latent frames: the widest "
-                                 f"window, of scale {coarsest:g}, is {window}",
-                                 accepted=f"scales up to {frames_lat / settled.base:.4g} or more",
-                                 do="--set freelongpp.sparse=false, or leave scales out")  # fmt: skip
-            made[_name(coarsest)] = plan.see_only(np.broadcast_to(np.arange(frames_lat) % 2 == 0, (frames_lat, frames_lat)))
-        return dict(itertools.islice(made.items(), 1)) if step >= round(self.split * steps) else made
+            made[name] = plan if window == frames_lat else plan.see_only(visible)
+        name, (scale, widest) = list(windows.items())[-1]
+        if self.sparse and widest < frames_lat:
+            raise UsageError(f"freelongpp.sparse = true, but no branch sees all {frames_lat} latent frames: scale {scale:g} is "
+                             f"the widest, with {widest}", accepted="scales whose last window holds the clip",
+                             do="--set freelongpp.sparse=false, or leave scales out")  # fmt: skip
+        if self.sparse and settled.window is not None and frames_lat > settled.window:
+            made[name] = plan.see_only(np.broadcast_to(np.arange(frames_lat) % 2 == 0, (frames_lat, frames_lat)))
+        return dict(list(made.items())[:1]) if step >= round(self.split * steps) else made
+
+    def fuse(self, attend: Callable[[str], Tensor], step: Step, grid: Grid) -> Tensor:
+        """Z_1 + the sum over l of G(c_l) (Z_l - Z_(l-1)), each Z_l [B, N, C]; one branch after the other."""
+        space = None if self.cutoff_space == "all" else self.cutoff_space
+        (first, _), *rest = self.windows(grid[0]).items()
+        finer = attend(first)
+        fused = finer.clone()
+        for name, (scale, _) in rest:
+            coarser = attend(name)
+            add_low_pass(fused, coarser, finer, grid, 1 / (2 * scale), space, self.boundary)
+            finer = coarser
+        return fused
+
+    def operations(self, grid: Grid, channels: int) -> int:
+        """For every branch but one, a difference, the matrix products and a sum, in floating-point operations."""
+        return (len(self.windows(grid[0])) - 1) * blend_operations(grid, channels, self.cutoff_space != "all")
+
+    def mix(self, noise: Tensor, clip: Clip, generator: Generator) -> Tensor:
+        import torch  # here, so that plans and lists of presets need no torch
+
+        from longgen.noise import window_shuffle
+
+        frames_lat, window = clip.frames_lat, self.window or clip.native_lat
+        if frames_lat <= max(window, clip.native_lat):
+            return noise
+        base = window_shuffle(noise, window, max(1, round(window / 4)), generator)
+        fresh = torch.randn(noise.shape, generator=generator, device=generator.device, dtype=noise.dtype).to(noise.device)
+        middle = (frames_lat - 1) / 2
+        angle = (torch.arange(frames_lat, device=noise.device) - middle).abs() / middle * (math.pi / 2)
+        angle = angle.to(noise.dtype).view(-1, 1, 1)
+        return angle.cos() * base + angle.sin() * fresh

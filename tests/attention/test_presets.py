@@ -32,7 +32,7 @@ B, H, L, ROWS, COLUMNS = 2, 2, 5, 2, 4
 SHAPES = {"layers": 2, "heads": H, "verdicts": {"position-sensitive": (0,), "context-sensitive": (1,)}}
 SPECS = {
     "wan": replace(WAN_1_3B, head_dim=24, rotary_dims=8, intrinsic_component=1, **SHAPES),  # type: ignore[arg-type]
-    "ltx": replace(LTX_2B, head_dim=16, rotary_base=100.0, intrinsic_component=2, **SHAPES),  # type: ignore[arg-type]
+    "ltx": replace(LTX_2B, head_dim=16, rotary_base=100.0, intrinsic_component=5, **SHAPES),  # type: ignore[arg-type]
     "cogvideox": replace(COGVIDEOX_5B, head_dim=32, rotary_dims=8, intrinsic_component=1, **SHAPES),  # type: ignore[arg-type]
     "cogvideox-2b": replace(COGVIDEOX_2B, head_dim=16, **SHAPES),  # type: ignore[arg-type]
     "hunyuan": replace(HUNYUANVIDEO, head_dim=24, rotary_dims=8, intrinsic_component=2, **SHAPES),  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from longgen.technique import Step
 
 STEP = Step(1, (1000.0, 900.0, 700.0, 400.0))
 CLIP = Clip(81, 21, (1.0,), 1)
+GRID = (5, 4, 15)  # FreeSpec sees tokens, not where they are
 
 
 def features(tokens: int, channels: int, decay: float = 3.0, seed: int = 0, batch: int = 2) -> Tensor:
@@ -67,13 +68,13 @@ def test_gram_in_pieces_equals_gram_at_once(monkeypatch: pytest.MonkeyPatch) -> 
 def test_alpha_and_lambda_zero_are_the_local_branch_exactly() -> None:
     global_, local = features(100, 12, seed=1), features(100, 12, seed=2)
     neutral_setting = FreeSpec(alpha=0, lambda_start=0, lambda_end=0)
-    assert torch.equal(neutral_setting.fuse({"global": global_, "local": local}, STEP), local)
+    assert torch.equal(neutral_setting.fuse({"global": global_, "local": local}.__getitem__, STEP, GRID), local)
     assert set(neutral_setting.branches(neutral(81), CLIP, 0, 4)) == {"local"}  # and the global one is not computed
 
 
 def test_equal_branches_fuse_to_themselves() -> None:
     x = features(300, 24)
-    assert torch.equal(FreeSpec().fuse({"global": x, "local": x.clone()}, STEP), x)
+    assert torch.equal(FreeSpec().fuse({"global": x, "local": x.clone()}.__getitem__, STEP, GRID), x)
 
 
 def test_half_precision_rounds_the_change_only() -> None:
@@ -93,7 +94,7 @@ def test_weights_follow_the_formulas() -> None:
     assert technique.fade(STEP) == pytest.approx(fade)
     residual = 0.1 + (0.3 - 0.1) * fade
     expected = (1 - residual) * by_svd(global_, local, 0.9 * fade, 1.5, "local") + residual * global_
-    fused = technique.fuse({"global": global_, "local": local}, STEP)
+    fused = technique.fuse({"global": global_, "local": local}.__getitem__, STEP, GRID)
     assert (fused - expected).norm() / expected.norm() < 5e-6
 
 
@@ -119,8 +120,13 @@ def test_both_branches_before_the_split_and_the_local_one_after() -> None:
 )
 def test_the_paper_s_ablations_differ_from_each_other_and_from_the_branches(ablation: dict[str, object]) -> None:
     branches = {"global": features(300, 24, seed=1), "local": features(300, 24, seed=2)}
-    fused = FreeSpec(**ablation).fuse(branches, STEP)
-    full = FreeSpec().fuse(branches, STEP)
+    fused = FreeSpec(**ablation).fuse(branches.__getitem__, STEP, GRID)
+    full = FreeSpec().fuse(branches.__getitem__, STEP, GRID)
     assert not torch.allclose(fused, branches["global"])
     assert not torch.allclose(fused, branches["local"])
     assert torch.equal(fused, full) == (not ablation)
+
+
+def test_operations_are_two_gram_matrices_a_product_and_two_eigenproblems() -> None:
+    tokens, channels = 300, 24
+    assert FreeSpec().operations(GRID, channels) == 3 * 2 * tokens * channels**2 + 2 * 10 * channels**3

@@ -127,7 +127,7 @@ class Plan:
     def memory_bytes(self, dtype: str, offload: str = "none") -> dict[str, int]:
         """Estimated peak on the device, by part. Formula: README, "Memory"."""
         size, tokens, width = BYTES[dtype], self.tokens, self.spec.width
-        branches = max((len(p.branches) for p in self.programs if p), default=1)
+        branches = min(3, max((len(p.branches) for p in self.programs if p), default=1))  # a fusion holds no more at a time
         attention = tokens * width * (7 + branches)
         feed_forward = tokens * (2 * width + 2 * self.spec.ffn_dim)
         activations = size * max(attention, feed_forward) + 2 * tokens * self.spec.head_dim * 4
@@ -345,7 +345,7 @@ def _stacked(
         elif isinstance(technique, FrequencyTechnique):
             branches = {name: technique.rescale(plan, clip) for name, plan in branches.items()}
         elif isinstance(technique, Fusion):
-            fusion, branches = technique, technique.branches(branches["main"], clip, step, steps)
+            fusion, branches = technique.settled(clip), technique.branches(branches["main"], clip, step, steps)
         changes[act.name] |= {plan.key for plan in branches.values()} != before
     for plan in branches.values():
         for one in plan.passes:

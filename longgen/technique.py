@@ -123,6 +123,10 @@ class Fusion(Technique):
 
     slot: ClassVar[str] = "fusion"
 
+    def settled(self, clip: Clip) -> Fusion:
+        """This technique with what it leaves to the clip filled in: `fuse` and `operations` run on this one."""
+        return self
+
     @abstractmethod
     def branches(self, plan: FramePlan, clip: Clip, step: int, steps: int) -> dict[str, FramePlan]:
         """The branches that step `step` of `steps` needs, made from the stack's `plan`. A single one is not fused."""

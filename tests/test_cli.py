@@ -85,6 +85,11 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --negative-prompt $LONGGEN_NEGATIVE_PROMPT
         --seed $LONGGEN_SEED
         --device $LONGGEN_DEVICE
+        --lora
+        --quantize $LONGGEN_QUANTIZE
+        --attention $LONGGEN_ATTENTION
+        --cache $LONGGEN_CACHE
+        --vae-tiling $LONGGEN_VAE_TILING
         --output -o
         --resume
         --overwrite
@@ -94,6 +99,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
     "decode": """
         --output -o
         --device $LONGGEN_DEVICE
+        --vae-tiling $LONGGEN_VAE_TILING
         --json
         --quiet -q
     """,
@@ -138,6 +144,57 @@ def test_every_command_has_help(path: str) -> None:
         done = longgen(*path.split(), flag)
         assert (done.exit_code, done.stderr) == (0, "")
         assert "Usage" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "environment", "expected"),
+    [
+        ([], {}, {}),
+        (["--lora", "a.safetensors:0.5", "--lora", "b"], {}, {"lora": ("a.safetensors:0.5", "b")}),
+        (["--quantize", "fp8"], {}, {"quantize": "fp8"}),
+        (["--attention", "native"], {}, {"attention": "native"}),
+        (["--cache", "first-block:0.1"], {}, {"cache": "first-block:0.1"}),
+        (["--vae-tiling"], {}, {"vae_tiling": True}),
+        (["--dtype", "bf16"], {}, {"dtype": "bf16"}),
+        ([], {"QUANTIZE": "int8", "CACHE": "first-block", "VAE_TILING": "1"},
+         {"quantize": "int8", "cache": "first-block", "vae_tiling": True}),
+    ],
+)  # fmt: skip
+def test_loading_flags_reach_the_backbone(
+    args: list[str], environment: dict[str, str], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from longgen import run
+    from longgen.backbones import Setup
+
+    seen: list[Setup] = []
+
+    def keep(plan: Any, jobs: Any, setup: Setup, *rest: Any) -> list[run.Failure]:
+        seen.append(setup)
+        return [run.Failure("x", "x.mp4", "x", 0, "not made")]
+
+    monkeypatch.setattr(run, "generate_jobs", keep)
+    for name, value in environment.items():
+        monkeypatch.setenv(f"LONGGEN_{name}", value)
+    longgen("generate", "--prompt", "a small red circle bouncing on a navy background", "--backbone", "tiny", "--device", "cpu", *args)
+    assert seen == [Setup(**{"device": "cpu", "dtype": "fp32"} | expected)]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--cache", "first-block:2"], "--cache first-block:2: '2' is no threshold"),
+        (["--cache", "pyramid_attention_broadcast"], "on tiny it gives the unconditioned branch the attention of the conditioned"),
+        (["--cache", "fastercache"], "on tiny it assumes that both guidance branches are one batch"),
+        (["--cache", "wonder"], "longgen has not tried it"),
+        (["--lora", "style.safetensors:much"], "'much' is no scale"),
+        (["--quantize", "int3"], "'int3' is not one of 'fp8', 'int8'"),
+        (["--offload", "group"], "the device is cpu"),
+    ],
+)
+def test_a_wrong_loading_flag_is_refused_before_anything_is_loaded(args: list[str], message: str) -> None:
+    done = longgen("generate", "--prompt", "x", "--backbone", "tiny", "--device", "cpu", "--dry-run", *args)
+    assert done.exit_code == 2
+    assert message in " ".join(done.stderr.replace("│", " ").split())
 
 
 def test_version() -> None:
@@ -234,7 +291,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / name / part / "config.json").write_text("{}")
     (folder / "empty" / "transformer" / "config.json").unlink()
     (folder / "damaged" / "model_index.json").write_text('{"_class_name": "Wan')
-    (folder / "other-pipeline" / "model_index.json").write_text('{"_class_name": "LTXPipeline"}')
+    (folder / "other-pipeline" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     (folder / "keyless" / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
     (folder / "list" / "model_index.json").write_text("[]")
     (folder / "text.txt").write_text("a red circle\n")
@@ -271,7 +328,7 @@ ERRORS: list[tuple[list[str], int, list[str]]] = [
     (["plan", "--backbone", "../files/text.txt"], 3, ["../files/text.txt", "folder"]),
     (["plan", "--backbone", "../files/empty"], 3, ["model_index.json is not there"]),
     (["plan", "--backbone", "../files/damaged"], 2, ["model_index.json is damaged"]),
-    (["plan", "--backbone", "../files/other-pipeline"], 2, ["LTXPipeline", "WanPipeline"]),
+    (["plan", "--backbone", "../files/other-pipeline"], 2, ["FluxPipeline", "WanPipeline"]),
     (["plan", "--backbone", "../files/keyless"], 2, ["transformer/config.json"]),
     (["plan", "--backbone", "../files/list"], 2, ["model_index.json"]),
     (["plan", "--backbone", f"./{LONG}"], 3, ["no such folder"]),

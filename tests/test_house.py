@@ -19,11 +19,11 @@ from longgen import catalog, preset
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "longgen"
 FILES = sorted(PACKAGE.rglob("*.py"))
-SCRIPTS = {"longgen.backbones.tiny.train", "longgen.backbones.tiny.check"}  # run with python -m; they print and exit
+SCRIPTS = {"longgen.backbones.tiny.train", "longgen.backbones.tiny.check", "longgen.backbones.tiny.effect"}  # run with python -m; they print and exit
 
 # Who may import whom at run time: a row may name rows above it only. A row stands for a module, or for a package and all
 # in it that has no row of its own; inside one row imports are free. `longgen` is longgen/__init__.py.
-FLOOR = "longgen errors frames frameplan backbones.spec"
+FLOOR = "longgen errors frames frameplan backbones.spec backbones.find"
 PLANNING = f"{FLOOR} technique catalog preset plan"
 ALLOWED = {
     "longgen": "",
@@ -31,10 +31,12 @@ ALLOWED = {
     "frames": "errors",
     "frameplan": "errors",
     "backbones.spec": "errors",
+    "backbones.find": "errors backbones.spec",
+    "noise": "errors",
     "technique": "errors frames frameplan",
     "positions": "errors frames frameplan technique",
-    "context": "errors frames frameplan technique",
-    "fusion": "errors frames frameplan technique",
+    "context": "errors frames frameplan technique noise",
+    "fusion": "errors frames frameplan technique noise",
     "catalog": "errors technique positions context fusion",
     "preset": "errors technique catalog",
     "plan": "errors frames frameplan backbones.spec technique catalog preset",
@@ -42,18 +44,20 @@ ALLOWED = {
     "backbones": f"{PLANNING} attention",
     "sampling": f"{PLANNING} attention backbones",
     "backbones.tiny.check": f"{PLANNING} backbones sampling",
+    "backbones.tiny.effect": f"{PLANNING} backbones sampling",
     "checkpoint": "errors",
     "video": "errors",
     "doctor": "errors",
     "show": f"{PLANNING} attention backbones",
     "run": f"{PLANNING} backbones sampling checkpoint video",
-    "cli": f"{PLANNING} backbones sampling checkpoint video doctor show run",
+    "progress": "plan run",
+    "cli": f"{PLANNING} backbones sampling checkpoint video doctor show run progress",
 }
 ONLY_UNDER = {  # library -> the rows whose modules may import it
     "diffusers": ("longgen.backbones", "longgen.sampling"),
     "transformers": ("longgen.backbones", "longgen.sampling"),
     "typer": ("longgen.cli",),
-    "rich": ("longgen.cli",),
+    "rich": ("longgen.progress",),
 }
 LIGHT = """
 import json, sys

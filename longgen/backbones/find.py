@@ -90,19 +90,32 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is damaged: {error}", accepted="JSON as diffusers writes it", do="download it again") from None
 
 
-def _from_configs(source: str, index: Any, transformer: Any, vae: Any) -> BackboneSpec:
-    kind = index.get("_class_name") if isinstance(index, dict) else None
-    if kind not in _READERS:
-        raise UsageError(f"--backbone {source} is {'a ' + kind if kind else 'no diffusers pipeline'}",
-                         accepted=", ".join(_READERS), do="choose another model")  # fmt: skip
+class _Config(dict[str, Any]):
+    """A config that names itself where a key is not there."""
+
+    def __init__(self, name: str, content: Any) -> None:
+        if not isinstance(content, dict):
+            raise KeyError(f"{name} is no table")
+        super().__init__(content)
+        self.name = name
+
+    def __missing__(self, key: str) -> Any:
+        raise KeyError(f"{self.name} has no {key}")
+
+
+def _from_configs(source: str, *contents: Any) -> BackboneSpec:
     try:
+        index, transformer, vae = (_Config(name, content) for name, content in zip(_CONFIGS, contents, strict=True))
+        kind = index["_class_name"]
+        if kind not in _READERS:
+            raise UsageError(f"--backbone {source} is a {kind}", accepted=", ".join(_READERS), do="choose another model")
         spec = _READERS[kind](index, transformer, vae)
-        verdicts = WAN_1_3B.verdicts if _same_shape(spec, WAN_1_3B) else {}
-        about = f"{kind}, read from its configs"
-        return replace(spec, name=source, source=source, about=about, license="see its model card", verdicts=verdicts)
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"--backbone {source}: its configs have no {error}", accepted=f"a {kind} of diffusers",
+    except KeyError as error:
+        raise UsageError(f"--backbone {source}: {error.args[0]}", accepted=f"a model that diffusers wrote: {', '.join(_READERS)}",
                          do="copy or download it again") from None  # fmt: skip
+    verdicts = WAN_1_3B.verdicts if _same_shape(spec, WAN_1_3B) else {}
+    about = f"{kind}, read from its configs"
+    return replace(spec, name=source, source=source, about=about, license="see its model card", verdicts=verdicts)
 
 
 def _same_shape(spec: BackboneSpec, known: BackboneSpec) -> bool:

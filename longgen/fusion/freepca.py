@@ -1,0 +1,189 @@
+"""FreePCA: in each native window, the principal components in time on which local and global attention agree come from global.
+
+Paper: FreePCA, arXiv 2505.01172 (CVPR 2025); code: GitHub JosephTiTan/FreePCA.
+
+Legend: T latent frames, T0 of them in training, W window, S stride, w = 0, 1, .. the window counted from the clip's start,
+M = tokens of a frame x channels, k components.
+
+    G = attention over everything with logits times sqrt(ln T / ln T0)                                          [code]
+    L_w = attention of window [w S, w S + W) over itself alone;  the output is the mean over windows             [code]
+    w = 0: L_0.   w > 0, with L = L_w and G [M, W], the global branch cut to the window:                           [code]
+        Lc = L - mean_t L,  Gc = G - mean_t G;  E = eigenvectors of Gc^T Gc [W, W]
+        s_i = cosine of column i of Lc E and of Gc E;  top = the k = min(w, components) largest s_i
+        F = (Gc E_top, Lc E_rest) E^T + mean_t G          the mean is always G's, even with components = 0
+    in the first `split` of the steps; after it the mean over windows of L_w alone.
+Noise: in blocks of W frames, block <- block - mean_t(block) + mean_t(first block): one mean, frames of their own.   [code]
+
+Constants: components 3 [code] · split 0.75 [derived: the code's t > 250 of 1000, 37 of its 50 steps] · W = T0 [code: 16] ·
+S = round(W / 4) [derived: the code's 4 of 16]. `entropy = false` leaves the logits alone. `noise = false` leaves the noise.
+
+Computed exactly without an [M, W] projection: F = L + A (G - L) with A = E_top E_top^T + 11^T / W, a [W, W] matrix, and E
+and s come from Gc^T Gc, Lc^T Lc and Lc^T Gc, in double precision.
+
+Differs from the reference: where (T - W) is no multiple of S, one more window [T - W, T) ends the clip (the code leaves
+those frames 0) · each sample of the batch chooses its own components (the code pools the batch; guidance's two calls are
+apart there too) · the constant vector, an eigenvector of 0, is never a component; components without energy come last ·
+a last, shorter block of noise is cut from one of W frames, so that it stays N(0, 1) [derived].
+
+As frame plans: windows that do not overlap share a branch, so there are about W / S local branches.
+
+Caveats: the first S frames are never fused, and window 1 on take their mean from the global branch, so the clip's head is
+treated otherwise than its tail. The entropy factor counts frames; counting tokens it would be near 1.06 at 4 times.
+
+Neutral: clips of at most W frames.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from longgen.errors import UsageError
+from longgen.frameplan import Clip, FramePlan, Pass
+from longgen.technique import Fusion, Grid, NoiseTechnique, Step
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+COLUMNS = 2**18  # values of a frame that are in double precision at a time
+
+
+class FreePca(Fusion, NoiseTechnique):
+    slot: ClassVar[str] = "fusion"
+    paper: ClassVar[str] = "FreePCA, arXiv 2505.01172"
+    claims: ClassVar[tuple[str, ...]] = ("the fusion of branches", "the context window")
+
+    split: float = Field(0.75, ge=0, le=1)
+    components: int = Field(3, ge=0)
+    entropy: bool = True
+    window: int | None = Field(None, ge=2)
+    stride: int | None = Field(None, ge=1)
+
+    def settled(self, clip: Clip) -> FreePca:
+        """This technique with `window` and `stride` filled in, which `fuse` needs. Raises UsageError where they do not fit."""
+        window = self.window or clip.native_lat
+        stride = self.stride or max(1, round(window / 4))
+        if stride > window:
+            raise UsageError(f"freepca.stride = {stride} is more than the window of {window} latent frames: frames between two "
+                             "windows would be in none", accepted=f"1 to {window}",
+                             do=f"--set freepca.stride={window} for windows side by side, or leave it out")  # fmt: skip
+        if self.components > window - 1:
+            raise UsageError(f"freepca.components = {self.components}, but {window} latent frames have {window - 1} components "
+                             "besides their mean", accepted=f"0 to {window - 1}",
+                             do=f"--set freepca.components={window - 1} or fewer")  # fmt: skip
+        return self.model_copy(update={"window": window, "stride": stride})
+
+    def groups(self, frames_lat: int) -> list[dict[int, int]]:
+        """Per local branch the windows in it, which do not overlap: first frame -> w. Needs `window` and `stride`."""
+        assert self.window is not None
+        assert self.stride is not None
+        groups: list[dict[int, int]] = []
+        starts = sorted({*range(0, frames_lat - self.window, self.stride), frames_lat - self.window})
+        for index, start in enumerate(starts):
+            free = next((group for group in groups if max(group) + self.window <= start), None)
+            if free is None:
+                groups.append(free := {})
+            free[start] = index
+        return groups
+
+    def branches(self, plan: FramePlan, clip: Clip, step: int, steps: int) -> dict[str, FramePlan]:
+        """ "global" and "local-0", "local-1", ..; after the split one, "local"."""
+        settled, frames_lat = self.settled(clip), clip.frames_lat
+        window = settled.window
+        assert window is not None
+        if frames_lat <= window:
+            return {"global": plan}
+        block = np.full((len(settled.groups(frames_lat)), frames_lat), -1)  # by group, the window that a frame is in
+        for row, group in zip(block, settled.groups(frames_lat), strict=True):
+            for start in group:
+                row[start : start + window] = start
+        if step >= round(self.split * steps):
+            share = 1 / (block >= 0).sum(axis=0)
+            return {"local": replace(plan, passes=tuple(_in_blocks(p, row, share) for row in block for p in plan.passes))}
+        scale = math.sqrt(math.log(frames_lat) / math.log(clip.native_lat)) if self.entropy and clip.ratio > 1 else 1.0
+        branches = {"global": replace(plan, gain=plan.gain * scale)}
+        for index, row in enumerate(block):
+            branches[f"local-{index}"] = replace(plan, passes=tuple(_in_blocks(p, row, np.ones(frames_lat)) for p in plan.passes))
+        return branches
+
+    def fuse(self, attend: Callable[[str], Tensor], step: Step, grid: Grid) -> Tensor:
+        """The mean over windows of the fused windows, [B, N, C]; one local branch after the other."""
+        frames_lat, tokens, window = grid[0], grid[1] * grid[2], self.window
+        assert window is not None
+        global_ = attend("global")
+        fused, count = global_.new_zeros(global_.shape), np.zeros(frames_lat)
+        for index, group in enumerate(self.groups(frames_lat)):
+            local = attend(f"local-{index}")
+            for start, position in group.items():
+                rows = slice(start * tokens, (start + window) * tokens)
+                count[start : start + window] += 1
+                fused[:, rows] += local[:, rows]
+                for sample in range(len(fused)) if position else ():
+                    one, other = (x[sample, rows].reshape(window, -1) for x in (local, global_))
+                    change = mixing(covariance(one, other), min(position, self.components)).to(one) @ (other - one)
+                    fused[sample, rows] += change.view(-1, fused.shape[2])
+        windows_of = fused.new_tensor(count).repeat_interleave(tokens)
+        return fused.div_(windows_of[:, None])
+
+    def operations(self, grid: Grid, channels: int) -> int:
+        """A covariance of two windows and a mixing for each window but the first, in floating-point operations."""
+        assert self.window is not None
+        windows = sum(len(group) for group in self.groups(grid[0]))
+        return (windows - 1) * 10 * self.window**2 * grid[1] * grid[2] * channels
+
+    def mix(self, noise: Tensor, clip: Clip, generator: Generator) -> Tensor:
+        import torch  # here, so that plans and lists of presets need no torch
+
+        window = self.settled(clip).window
+        assert window is not None
+        batch, channels, frames_lat, *cells = noise.shape
+        if frames_lat <= max(window, clip.native_lat):
+            return noise
+        shape = (batch, channels, -frames_lat % window, *cells)
+        rest = torch.randn(shape, generator=generator, device=generator.device, dtype=noise.dtype).to(noise.device)
+        blocks = torch.cat([noise, rest], dim=2).unflatten(2, (-1, window))
+        mean = blocks.mean(dim=3, keepdim=True)
+        mixed = (blocks - mean + mean[:, :, :1]).flatten(2, 3)
+        return torch.cat([noise[:, :, :window], mixed[:, :, window:frames_lat]], dim=2)
+
+
+def _in_blocks(one: Pass, block: np.ndarray, share: np.ndarray) -> Pass:
+    """`one` within the blocks of frames that `block` [T] numbers, with `share` [T] of its weight; frames of -1 are left out."""
+    inside = (block[:, None] == block[None, :]) & (block >= 0)[:, None]
+    return replace(one, visible=one.visible & inside, weight=one.weight * share * (block >= 0))
+
+
+def covariance(local: Tensor, global_: Tensor) -> Tensor:
+    """X X^T [2 W, 2 W] of X = (local; global_), each [W, M], with every column's mean over its W frames taken off.
+
+    In double precision, on the CPU.
+    """
+    import torch
+
+    double = torch.float32 if local.device.type == "mps" else torch.float64
+    total = local.new_zeros(2 * len(local), 2 * len(local), dtype=double)
+    for columns in zip(local.split(COLUMNS, dim=1), global_.split(COLUMNS, dim=1), strict=True):
+        centred = torch.cat([x.to(double) - x.to(double).mean(dim=0) for x in columns])
+        total.addmm_(centred, centred.T)
+    return total.cpu().double()  # small: on a GPU its eigenproblem takes longer than the way here
+
+
+def mixing(covariance: Tensor, components: int) -> Tensor:
+    """A = E_top E_top^T + 11^T / W, [W, W], from the covariance [2 W, 2 W] of local and global frames."""
+    import torch
+
+    window = len(covariance) // 2
+    local, cross, global_ = covariance[:window, :window], covariance[:window, window:], covariance[window:, window:]
+    columns = torch.cat([covariance.new_ones(window, 1), torch.eye(window, dtype=covariance.dtype)[:, 1:]], dim=1)
+    centred = torch.linalg.qr(columns).Q[:, 1:]  # all that is orthogonal to the constant vector
+    vectors = centred @ torch.linalg.eigh(centred.T @ global_ @ centred).eigenvectors
+    agreement, of_local, of_global = ((vectors * (matrix @ vectors)).sum(dim=0) for matrix in (cross, local, global_))
+    real = (of_local > 1e-13 * local.trace()) & (of_global > 1e-13 * global_.trace())  # above rounding
+    cosine = torch.where(real, agreement / (of_local * of_global).clamp_min(1e-300).sqrt(), -1.0)
+    top = vectors[:, cosine.topk(components).indices]
+    return top @ top.T + 1 / window

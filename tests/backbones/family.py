@@ -1,0 +1,144 @@
+"""What the tests of the families share: loaded small pipelines, plans of every structure, and runs that stop and go on.
+
+Legend: T latent frames, C temporal rotary components.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from longgen import plan, preset
+from longgen.backbones import Setup, load
+from longgen.backbones.find import find
+from longgen.frameplan import FramePlan, Pass, neutral, visible_from_ranges
+from longgen.frames import local_windows
+from longgen.plan import Plan, Program
+from longgen.sampling import direct
+
+PROMPT = "a small cyan triangle orbiting on a sand background"
+SIZE = (64, 32)  # not square, so that rows and columns cannot be confused
+SEED = 3
+
+
+def loaded(folder: Path, dtype: str = "fp32") -> Any:
+    return load(find(str(folder)), Setup("cpu", dtype))
+
+
+def made(backbone: Any, name: str, frames: int, steps: int, sets: tuple[str, ...] = (), **sample: Any) -> Plan:
+    return plan.build(preset.load(name, sets, preset.Sample(frames=frames, steps=steps, size=SIZE, **sample)), backbone.spec)
+
+
+def stock_call(pipe: Any, plan: Plan, **arguments: Any) -> Any:
+    """The pipeline as any diffusers user would call it."""
+    return pipe(
+        prompt=PROMPT, negative_prompt=plan.sample.negative_prompt, width=SIZE[0], height=SIZE[1], num_frames=plan.frames_px,
+        num_inference_steps=plan.steps, guidance_scale=plan.sample.guidance_scale,
+        generator=torch.Generator().manual_seed(SEED), **arguments,
+    ).frames  # fmt: skip
+
+
+def sampled(backbone: Any, plan: Plan, on_step: Any = None, resume: direct.State | None = None) -> Tensor:
+    """The latents of `plan`: noise and every later draw come from one generator, as in the pipeline."""
+    generator = torch.Generator().manual_seed(SEED)
+    noise = backbone.noise(plan, generator)
+    return direct.sample(backbone, plan, PROMPT, noise, on_step or (lambda state: None), resume, generator)
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stopped_after(backbone: Any, plan: Plan, step: int) -> direct.State:
+    """The state of a run that is stopped after `step` steps."""
+    kept: list[direct.State] = []
+
+    def stop(state: direct.State) -> None:
+        if state.done == step:
+            kept.append(copy.deepcopy(state))
+            raise StoppedError
+
+    try:
+        sampled(backbone, plan, stop)
+    except StoppedError:
+        return kept[0]
+    raise AssertionError(f"no step {step}")
+
+
+def programmed(plain: Plan, frame_plan: FramePlan) -> Plan:
+    """`plain` with `frame_plan` in every layer and step."""
+    return dataclasses.replace(
+        plain, programs=(None, Program({"main": frame_plan})), table=np.ones((plain.spec.layers, plain.steps), dtype=np.int64)
+    )
+
+
+def layer_inputs(backbone: Any, plan: Plan) -> list[dict[str, Any]]:
+    """What each layer is called with in the first step of `plan`, in the order of the calls."""
+    taken: list[dict[str, Any]] = []
+    layers = [layer for transformer in backbone.transformers for layer in backbone.layers(transformer)]
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, args, kwargs: taken.append(copy.deepcopy(kwargs)), with_kwargs=True)
+        for layer in layers
+    ]
+    try:
+        sampled(backbone, plan)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return taken[: len(layers)]
+
+
+def through(backbone: Any, plan: Plan, layer: int, inputs: dict[str, Any]) -> Any:
+    """What `layer` answers to `inputs` with `plan` installed."""
+    backbone.clock.index = 0
+    with torch.no_grad(), backbone.installed(plan):
+        return backbone.layers(backbone.transformers[0])[layer](**inputs)
+
+
+def plans(frames_lat: int, components: int) -> dict[str, FramePlan]:
+    """One plan of every structure that the executor knows, by name."""
+    random = np.random.default_rng(0)
+    plain = neutral(frames_lat).passes[0]
+    window = visible_from_ranges(local_windows(frames_lat, 3, "shift"))
+    sink = visible_from_ranges(local_windows(frames_lat, 3, "clip"))
+    sink[:, 0] = True
+    seen = random.random((frames_lat, frames_lat)) < 0.5
+    seen[np.diag_indices(frames_lat)] = True
+    rel = random.uniform(-30, 30, (frames_lat, frames_lat))
+    near = np.clip(plain.rel, -2, 2)
+    stripe = np.where(random.random((frames_lat, frames_lat)) < 0.5, 1.0, random.choice([0.2, 0.4], (frames_lat, frames_lat)))
+    scale = random.uniform(0.3, 1.5, components)
+    half = random.random(frames_lat)
+    half[[1, -1]] = 0, 1
+    one_pair = np.ones_like(seen)
+    one_pair[1, 3] = False
+    positions = random.uniform(-9, 9, frames_lat)
+    ones = np.ones(frames_lat)
+
+    def of(rel: np.ndarray = plain.rel, visible: np.ndarray = plain.visible, **rest: Any) -> FramePlan:
+        return FramePlan((Pass(rel, visible, ones),), **rest)
+
+    return {
+        "one pair hidden": of(visible=one_pair),
+        "window": of(visible=window),
+        "sink and window": of(visible=sink),
+        "random visible": of(visible=seen),
+        "interpolated": of(plain.rel / 3),
+        "any positions": of(positions[:, None] - positions),
+        "random rel and visible": of(rel, seen),
+        "near frames native, others clamped": of(near),
+        "scaled": of(scale=scale),
+        "interpolated, scaled window": of(plain.rel / 3, window, scale=scale),
+        "random rel, scaled": of(rel, scale=scale),
+        "gain": of(gain=1.7),
+        "gain, window": of(visible=window, gain=0.6),
+        "stripes": FramePlan((Pass(plain.rel, seen, ones, stripe),)),
+        "stripes, random rel, scaled": FramePlan((Pass(rel, seen, ones, stripe),), scale),
+        "two weighted passes": FramePlan((Pass(rel, seen & (half > 0)[:, None], half), Pass(plain.rel, sink & (half < 1)[:, None], 1 - half))),
+    }  # fmt: skip

@@ -1,0 +1,306 @@
+"""FreePCA against an explicit principal component analysis of every window, its branches, and its noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from longgen import plan, preset
+from longgen.errors import UsageError
+from longgen.frameplan import Clip, FramePlan, Pass, distances, neutral
+from longgen.fusion import freepca
+from longgen.fusion.freepca import FreePca, covariance, mixing
+from longgen.technique import Step
+
+STEP = Step(0, (1000.0, 500.0))
+CLIP = Clip(81, 21, (1.0,))
+
+
+def starts(frames_lat: int, window: int, stride: int) -> list[int]:
+    regular = list(range(0, frames_lat - window + 1, stride))
+    return regular if regular[-1] + window == frames_lat else [*regular, frames_lat - window]
+
+
+def moving(batch: int, frames_lat: int, values: int, seed: int) -> Tensor:
+    """Features [B, T, values] that change smoothly over time around a large mean, as attention outputs do."""
+    generator = torch.Generator().manual_seed(seed)
+    time = torch.arange(frames_lat, dtype=torch.float64)[:, None]
+    waves = torch.cos(time * torch.linspace(0.1, 2.5, 12, dtype=torch.float64)) * torch.linspace(3, 0.2, 12, dtype=torch.float64)
+    noise = 0.1 * torch.randn(batch, frames_lat, values, generator=generator, dtype=torch.float64)
+    mixed = waves @ torch.randn(batch, 12, values, generator=generator, dtype=torch.float64)
+    return 5 + mixed + noise
+
+
+def explicit_pca(local: Tensor, global_: Tensor, components: int) -> Tensor:
+    """The reference's steps on one window [W, values], in double precision: rows = values, columns = frames."""
+    one, other = local.double().T, global_.double().T
+    one_centred, other_centred = one - one.mean(1, keepdim=True), other - other.mean(1, keepdim=True)
+    _, vectors = torch.linalg.eigh(other_centred.T @ other_centred / (len(local) - 1))
+    one_projected, other_projected = one_centred @ vectors, other_centred @ vectors
+    similarity = []
+    for i in range(1, len(local)):  # the first is the null eigenvector: the constant
+        similarity.append((torch.cosine_similarity(one_projected[:, i], other_projected[:, i], dim=0).item(), i))
+    chosen = [i for _, i in sorted(similarity, reverse=True)[:components]]
+    mixed = one_projected.clone()
+    mixed[:, chosen] = other_projected[:, chosen]
+    return (mixed @ vectors.T + other.mean(1, keepdim=True)).T
+
+
+def by_windows(branches: dict[str, Tensor], locals_: dict[int, str], window: int, components: int, frames_lat: int) -> Tensor:
+    """The definition on [B, N, C]: every window fused on its own, accumulated, divided by how many windows a frame is in."""
+    batch, tokens, channels = branches["global"].shape
+    view = {name: z.double().view(batch, frames_lat, -1) for name, z in branches.items()}
+    total, count = torch.zeros_like(view["global"]), torch.zeros(frames_lat, 1, dtype=torch.float64)
+    for w, (start, name) in enumerate(locals_.items()):
+        inside = slice(start, start + window)
+        for sample in range(batch):
+            one, other = view[name][sample, inside], view["global"][sample, inside]
+            total[sample, inside] += explicit_pca(one, other, min(w, components)) if w else one
+        count[inside] += 1
+    return (total / count).view(batch, tokens, channels)
+
+
+def case(technique: FreePca, clip: Clip, per_frame: int, channels: int, seed: int = 0) -> tuple[dict[str, Tensor], dict[int, str]]:
+    """Outputs for every branch, zero outside its windows as the executor leaves them; and the windows' branches."""
+    settled = technique.settled(clip)
+    assert settled.window is not None
+    assert settled.stride is not None
+    plans = technique.branches(neutral(clip.frames_lat), clip, 0, 10)
+    branches, where = {}, {}
+    for index, (name, one) in enumerate(plans.items()):
+        z = moving(2, clip.frames_lat, per_frame * channels, seed + index) * torch.from_numpy(one.passes[0].weight)[:, None]
+        branches[name] = z.view(2, -1, channels)
+        if name != "global":
+            for start in starts(clip.frames_lat, settled.window, settled.stride):
+                inside = one.passes[0].visible[start]
+                if inside.sum() == settled.window and inside[start : start + settled.window].all():
+                    where.setdefault(start, name)
+    return branches, dict(sorted(where.items()))
+
+
+@pytest.mark.parametrize(
+    ("frames_lat", "sets"),
+    [
+        (81, {}),
+        (64, {"window": 16, "stride": 4}),
+        (30, {"window": 8, "stride": 3}),
+        (30, {"window": 8, "stride": 8, "components": 0}),
+        (30, {"window": 8, "stride": 5, "components": 7}),
+        (5, {"window": 2, "stride": 1, "components": 1}),
+    ],
+    ids=str,
+)
+def test_equals_explicit_pca(frames_lat: int, sets: dict[str, int]) -> None:
+    clip = Clip(frames_lat, 21 if frames_lat == 81 else 4, (1.0,))
+    technique = FreePca(**sets)  # type: ignore[arg-type]
+    settled = technique.settled(clip)
+    assert settled.window is not None
+    assert settled.stride is not None
+    branches, where = case(technique, clip, 6, 5)
+    assert list(where) == starts(frames_lat, settled.window, settled.stride)
+    before = {name: z.clone() for name, z in branches.items()}
+    fused = settled.fuse(branches.__getitem__, STEP, (frames_lat, 2, 3))
+    error = (fused - by_windows(branches, where, settled.window, technique.components, frames_lat)).abs().max()
+    print(f"{frames_lat} frames {sets}: {error:.1e}")
+    assert error < 1e-11
+    assert all(torch.equal(z, before[name]) for name, z in branches.items())
+
+
+def test_single_precision_chooses_and_mixes_alike() -> None:
+    technique = FreePca()
+    branches, where = case(technique, CLIP, 6, 5)
+    singles = {name: z.float() for name, z in branches.items()}
+    fused = technique.settled(CLIP).fuse(singles.__getitem__, STEP, (81, 2, 3))
+    exact = by_windows(singles, where, 21, 3, 81)
+    print(f"float32: {(fused - exact).abs().max():.1e} on values up to {exact.abs().max():.0f}")
+    assert fused.dtype == torch.float32
+    assert (fused - exact).abs().max() < 1e-5 * exact.abs().max()
+
+
+def test_each_sample_chooses_its_own_components() -> None:
+    technique, grid = FreePca(), (81, 2, 3)
+    branches, _ = case(technique, CLIP, 6, 5)
+    together = technique.settled(CLIP).fuse(branches.__getitem__, STEP, grid)
+    for sample in (0, 1):
+        alone = technique.settled(CLIP).fuse(lambda name, at=sample: branches[name][at : at + 1], STEP, grid)  # type: ignore[misc]
+        assert torch.allclose(together[sample], alone[0], rtol=0, atol=1e-12)
+
+
+def test_the_mixing_matrix_is_a_projection_that_keeps_the_mean() -> None:
+    one, other = moving(1, 21, 300, 1)[0], moving(1, 21, 300, 2)[0]
+    for components in (0, 1, 3, 20):
+        matrix = mixing(covariance(one, other), components)
+        assert matrix.trace().item() == pytest.approx(components + 1)
+        assert (matrix @ matrix - matrix).abs().max() < 1e-12
+        assert (matrix @ torch.ones(21, dtype=torch.float64) - 1).abs().max() < 1e-12
+    assert (matrix - torch.eye(21)).abs().max() < 1e-12  # all components are the global branch itself
+
+
+def test_the_component_on_which_branches_agree_comes_first() -> None:
+    """Two motions of different energy; the branches share the weaker one and have the stronger one with opposite signs."""
+    time = torch.arange(8, dtype=torch.float64)
+    strong, weak = torch.cos(math.pi * (time + 0.5) / 8), torch.cos(math.pi * 2 * (time + 0.5) / 8)
+    a, b = torch.eye(2, dtype=torch.float64)
+    one, other = (sign * 9 * strong[:, None] * a + weak[:, None] * b for sign in (-1, 1))
+    shared = weak / weak.norm()
+    expected = torch.outer(shared, shared) + 1 / 8
+    assert (mixing(covariance(one, other), 1) - expected).abs().max() < 1e-12
+
+
+def test_components_without_energy_come_last() -> None:
+    """Static frames leave nothing to compare: no NaN, and the real component wins over empty ones with opposite sign."""
+    time = torch.arange(8, dtype=torch.float64)
+    one = torch.cos(math.pi * (time + 0.5) / 8)[:, None] * torch.ones(1, 5, dtype=torch.float64)
+    matrix = mixing(covariance(one, 0.5 * one), 1)
+    direction = one[:, 0] / one[:, 0].norm()
+    assert (matrix - torch.outer(direction, direction) - 1 / 8).abs().max() < 1e-12
+    still = torch.ones(8, 5, dtype=torch.float64)
+    assert torch.isfinite(mixing(covariance(still, still), 3)).all()
+
+
+def test_covariance_in_pieces_equals_covariance_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = moving(1, 8, 100, 1)[0].float(), moving(1, 8, 100, 2)[0].float()
+    both = torch.cat([x.double() - x.double().mean(0) for x in (one, other)])
+    monkeypatch.setattr(freepca, "COLUMNS", 7)
+    assert torch.allclose(covariance(one, other), both @ both.T, rtol=1e-12, atol=1e-12)
+
+
+def test_equal_branches_are_themselves_to_rounding() -> None:
+    x = moving(2, 81, 30, 1).view(2, -1, 5)
+    fused = FreePca().settled(CLIP).fuse(lambda name: x.clone(), STEP, (81, 2, 3))
+    # every window of a branch reads the same frames, so the mean over windows is the mean of equal values
+    assert (fused - x).abs().max() < 1e-13 * x.abs().max()
+
+
+@pytest.mark.parametrize(("frames_lat", "window", "stride"), [(81, None, None), (40, 9, 9), (31, 9, 4), (22, 21, 1)])
+def test_local_branches_cover_every_window_once(frames_lat: int, window: int | None, stride: int | None) -> None:
+    clip = Clip(frames_lat, 21, (1.0,))
+    technique = FreePca(window=window, stride=stride)
+    branches = technique.branches(neutral(frames_lat), clip, 0, 10)
+    found = []
+    length = window or 21
+    for name in list(branches)[1:]:
+        (one,) = branches[name].passes
+        assert set(one.weight) <= {0.0, 1.0}
+        assert (one.visible.any(axis=1) == (one.weight > 0)).all()
+        for start in range(frames_lat - length + 1):
+            block = np.zeros(frames_lat, dtype=bool)
+            block[start : start + length] = True
+            if (one.visible[block] == block).all():
+                found.append(start)
+    assert sorted(found) == starts(frames_lat, length, stride or 5)
+
+
+def test_after_the_split_the_mean_over_windows_of_local_attention() -> None:
+    frame_plan = FramePlan((Pass(distances(30), np.ones((30, 30), dtype=bool), np.full(30, 0.25)),
+                            Pass(distances(30) + 1, np.ones((30, 30), dtype=bool), np.full(30, 0.75))))  # fmt: skip
+    technique = FreePca(window=8, stride=3)
+    names = [list(technique.branches(frame_plan, Clip(30, 8, (1.0,)), step, 50)) for step in range(50)]
+    assert names == [["global", "local-0", "local-1", "local-2", "local-3"]] * 38 + [["local"]] * 12
+    local = technique.branches(frame_plan, Clip(30, 8, (1.0,)), 49, 50)["local"]
+    assert local.gain == 1
+    total = np.zeros((30, 30))  # weight that frame i gives to the windows in which it sees frame j
+    for one in local.passes:
+        total += one.weight[:, None] * one.visible
+    expected, count = np.zeros((30, 30)), np.zeros((30, 1))
+    for start in starts(30, 8, 3):
+        expected[start : start + 8, start : start + 8] += 1
+        count[start : start + 8] += 1
+    assert np.abs(total - expected / count).max() < 1e-15
+    assert sum(one.weight for one in local.passes) == pytest.approx(np.ones(30))
+    assert {float(one.rel[0, 0]) for one in local.passes} == {0.0, 1.0}
+
+
+@pytest.mark.parametrize(("split", "fused"), [(0.0, 0), (0.5, 5), (1.0, 10)])
+def test_split(split: float, fused: int) -> None:
+    steps = [len(FreePca(split=split).branches(neutral(81), CLIP, step, 10)) > 1 for step in range(10)]
+    assert steps == [True] * fused + [False] * (10 - fused)
+
+
+def test_entropy_scales_the_global_branch_alone() -> None:
+    sixteen = FreePca().branches(neutral(64), Clip(64, 16, (1.0,)), 0, 10)
+    assert sixteen["global"].gain == pytest.approx(1.2247, abs=1e-4)
+    assert FreePca().branches(neutral(81), CLIP, 0, 10)["global"].gain == pytest.approx(1.201, abs=1e-3)
+    assert sixteen["local-0"].gain == 1
+    assert FreePca(entropy=False).branches(neutral(64), Clip(64, 16, (1.0,)), 0, 10)["global"].is_neutral
+
+
+@pytest.mark.parametrize(("frames_lat", "window"), [(1, None), (21, None), (40, 40)])
+def test_one_window_is_the_plan_itself(frames_lat: int, window: int | None) -> None:
+    frame_plan = neutral(frames_lat)
+    branches = FreePca(window=window).branches(frame_plan, Clip(frames_lat, 21, (1.0,)), 0, 10)
+    assert list(branches.values()) == [frame_plan]
+
+
+def test_operations_count_windows_but_the_first() -> None:
+    settled = FreePca(window=8, stride=3).settled(Clip(30, 8, (1.0,)))
+    assert settled.operations((30, 2, 3), 5) == 8 * 10 * 64 * 30  # nine windows: 0, 3, .. 21, 22
+
+
+@pytest.mark.parametrize(("frames_lat", "window"), [(32, None), (29, None), (17, 5), (81, 21)])
+def test_noise_equals_the_sequential_reference(frames_lat: int, window: int | None) -> None:
+    length = window or 8
+    noise = torch.randn(2, 3, frames_lat, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mixed = FreePca(window=window, stride=2).mix(noise, Clip(frames_lat, min(8, length), (1.0,)), torch.Generator().manual_seed(1))
+    rest = torch.randn(2, 3, -frames_lat % length, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = torch.cat([noise, rest], dim=2)
+    for start in range(length, frames_lat, length):
+        block, previous = expected[:, :, start : start + length], expected[:, :, start - length : start]
+        expected[:, :, start : start + length] = previous.mean(2, keepdim=True) + block - block.mean(2, keepdim=True)
+    assert (mixed - expected[:, :, :frames_lat]).abs().max() < 1e-14
+    assert torch.equal(mixed[:, :, :length], noise[:, :, :length])
+
+
+def test_noise_stays_standard_normal_to_the_last_short_block() -> None:
+    noise = torch.randn(1, 16, 35, 60, 60, generator=torch.Generator().manual_seed(0))
+    mixed = FreePca().mix(noise, Clip(35, 8, (1.0,)), torch.Generator().manual_seed(1))
+    frames = mixed[0].transpose(0, 1).flatten(1)
+    print(f"worst frame: mean {frames.mean(1).abs().max():.4f}, variance off by {(frames.var(1) - 1).abs().max():.4f}")
+    assert frames.mean(1).abs().max() < 0.02
+    assert (frames.var(1) - 1).abs().max() < 0.03
+
+
+@pytest.mark.parametrize(("frames_lat", "window"), [(1, None), (8, None), (8, 4), (12, 12)])
+def test_noise_of_native_length_or_one_window_is_left_as_it_is(frames_lat: int, window: int | None) -> None:
+    noise = torch.randn(1, 2, frames_lat, 2, 2)
+    assert FreePca(window=window).mix(noise, Clip(frames_lat, 8, (1.0,)), torch.Generator()) is noise
+
+
+@pytest.mark.parametrize(
+    ("sets", "given", "accepted"),
+    [
+        ({"stride": 22}, r"freepca\.stride = 22 is more than the window of 21 latent frames", "1 to 21"),
+        ({"components": 21}, r"freepca\.components = 21, but 21 latent frames have 20 components", "0 to 20"),
+        ({"window": 3}, r"freepca\.components = 3, but 3 latent frames have 2 components", "0 to 2"),
+    ],
+)
+def test_what_does_not_fit_the_window_is_refused(sets: dict[str, int], given: str, accepted: str) -> None:
+    with pytest.raises(UsageError, match=given) as caught:
+        FreePca(**sets).branches(neutral(81), CLIP, 0, 10)  # type: ignore[arg-type]
+    assert caught.value.accepted == accepted
+    assert "--set freepca." in caught.value.do
+
+
+@pytest.mark.parametrize(("key", "value"), [("components", -1), ("window", 1), ("stride", 0), ("split", 2), ("entropy", 1.2)])
+def test_wrong_values_are_refused(key: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=key):
+        FreePca(**{key: value})  # type: ignore[arg-type]
+
+
+def test_the_preset_and_its_overrides_parse() -> None:
+    shipped = preset.load("freepca", ["freepca.window=13", "freepca.noise=false", "freepca.entropy=false"])
+    assert shipped.techniques == (FreePca(window=13, noise=False, entropy=False),)
+
+
+def test_a_plan_fills_in_what_fuse_needs(tiny_plan: Callable[..., plan.Plan]) -> None:
+    made = tiny_plan("freepca", frames=321, steps=4)
+    fusions = [program.fusion for program in made.programs if program and program.fusion]
+    assert fusions == [FreePca(window=21, stride=5)]
+    assert made.cost > 1
+    assert not tiny_plan("freepca", frames=81, steps=4).table.any()

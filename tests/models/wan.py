@@ -1,0 +1,62 @@
+"""Whole Wan pipelines of random weights: "wan", "wan-experts" (2.2, two experts), "wan-ti2v" (2.2, a timestep a token)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+WORDS = "a red square blue circle green triangle moving left right up down over sand".split()
+BOUNDARY = 0.9  # of Wan 2.2 A14B; with its scheduler 4 steps then fall 2 and 2
+
+
+def build(name: str, folder: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ti2v = name == "wan-ti2v"
+        experts = [_transformer(48 if ti2v else 16) for _ in range(2 if name == "wan-experts" else 1)]
+        vae = _vae_22() if ti2v else _vae_21()
+        tokenizer = _tokenizer()
+        text_encoder = UMT5EncoderModel(
+            UMT5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4, feed_forward_proj="gated-gelu")
+        )
+        scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0)
+        pipe = WanPipeline(
+            tokenizer, text_encoder.eval(), vae, scheduler, experts[0], experts[1] if len(experts) == 2 else None,
+            boundary_ratio=BOUNDARY if len(experts) == 2 else None, expand_timesteps=ti2v,
+        )  # fmt: skip
+        pipe.save_pretrained(folder)
+
+
+def _transformer(channels: int) -> WanTransformer3DModel:
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=24, in_channels=channels, out_channels=channels,
+        text_dim=32, freq_dim=32, ffn_dim=64, num_layers=2, cross_attn_norm=True, rope_max_seq_len=1024,
+    )  # fmt: skip
+    for block in transformer.blocks:  # attention that picks, so that positions and windows matter
+        block.attn1.norm_q.weight.data.fill_(2.0)
+        block.scale_shift_table.data[:, 2].add_(1.0)  # the gate of self-attention
+    return transformer
+
+
+def _vae_21() -> AutoencoderKLWan:
+    return AutoencoderKLWan(base_dim=4, z_dim=16, num_res_blocks=1)
+
+
+def _vae_22() -> AutoencoderKLWan:
+    z_dim = 48
+    return AutoencoderKLWan(
+        base_dim=4, decoder_base_dim=4, z_dim=z_dim, num_res_blocks=1, is_residual=True, in_channels=12, out_channels=12,
+        patch_size=2, scale_factor_spatial=16, latents_mean=torch.linspace(-1, 1, z_dim).tolist(),
+        latents_std=torch.linspace(0.5, 2, z_dim).tolist(),
+    )  # fmt: skip
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")

@@ -8,6 +8,7 @@ Text and video share self-attention, text first. The 2B model has no rotary posi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import wraps
 from typing import Any, ClassVar
 
 import numpy as np
@@ -62,6 +63,7 @@ class RememberingDPMScheduler(CogVideoXDPMScheduler):
         self.old_pred_original_sample = None
         super().set_timesteps(*args, **kwargs)
 
+    @wraps(CogVideoXDPMScheduler.step)  # the pipeline hands over its generator where the signature names one
     def step(self, model_output: Tensor, old_pred_original_sample: Tensor | None, *args: Any, **kwargs: Any) -> Any:
         latents, self.old_pred_original_sample = super().step(model_output, self.old_pred_original_sample, *args, **kwargs)
         return latents, self.old_pred_original_sample
@@ -90,7 +92,7 @@ class CogVideoX(PipelineBackbone):
         return torch.randn((1, time, channels, height, width), generator=generator).transpose(1, 2)
 
     def packed(self, latents: Tensor) -> Tensor:
-        return latents.transpose(1, 2)
+        return latents.transpose(1, 2).to(self.pipe.text_encoder.dtype)  # the pipeline casts its own noise only
 
     def unpacked(self, latents: Tensor, plan: Plan) -> Tensor:
         return latents.transpose(1, 2)

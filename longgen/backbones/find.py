@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from longgen.backbones.spec import COGVIDEOX_5B, HUNYUANVIDEO, LTX_2B, SPECS, WAN_1_3B, WAN_2_2_5B, BackboneSpec
+from longgen.backbones.spec import COGVIDEOX_5B, HUNYUANVIDEO, LTX_2B, SPECS, WAN_1_3B, WAN_2_2_5B, WAN_2_2_A14B, BackboneSpec
 from longgen.errors import LonggenError, MissingError, UsageError, unknown_name
 
 
@@ -129,12 +129,12 @@ def _wan(index: Any, transformer: Any, vae: Any) -> BackboneSpec:
     width, ffn_dim, layers = head_dim * heads, transformer["ffn_dim"], transformer["num_layers"]
     rotary_dims = head_dim - 4 * (head_dim // 6)
     experts = 2 if index.get("transformer_2", [None])[0] is not None else 1
-    base = WAN_2_2_5B if index.get("expand_timesteps") else WAN_1_3B
+    base = WAN_2_2_5B if index.get("expand_timesteps") else WAN_2_2_A14B if experts == 2 else WAN_1_3B
     return replace(
         base, stride_t=vae.get("scale_factor_temporal", 4), stride_hw=vae.get("scale_factor_spatial", 8),
-        patch=tuple(transformer["patch_size"]), layers=layers, heads=heads, head_dim=head_dim, ffn_dim=ffn_dim,
-        latent_channels=transformer["in_channels"], rotary_dims=rotary_dims, experts=experts,
-        intrinsic_component=min(WAN_1_3B.intrinsic_component or 1, rotary_dims // 2),
+        patch=tuple(transformer["patch_size"]), most_lat=transformer.get("rope_max_seq_len", base.most_lat), layers=layers,
+        heads=heads, head_dim=head_dim, ffn_dim=ffn_dim, latent_channels=transformer["in_channels"], rotary_dims=rotary_dims,
+        experts=experts, intrinsic_component=min(WAN_1_3B.intrinsic_component or 1, rotary_dims // 2),
         parameters=experts * layers * (8 * width**2 + 2 * width * ffn_dim),
     )  # fmt: skip
 

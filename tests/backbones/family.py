@@ -111,7 +111,7 @@ def plans(frames_lat: int, components: int) -> dict[str, FramePlan]:
     seen = random.random((frames_lat, frames_lat)) < 0.5
     seen[np.diag_indices(frames_lat)] = True
     rel = random.uniform(-30, 30, (frames_lat, frames_lat))
-    near = np.clip(plain.rel, -2, 2)
+    near = np.clip(plain.rel, 2 - frames_lat, frames_lat - 2)  # q stays at native positions, and k has to move
     stripe = np.where(random.random((frames_lat, frames_lat)) < 0.5, 1.0, random.choice([0.2, 0.4], (frames_lat, frames_lat)))
     scale = random.uniform(0.3, 1.5, components)
     half = random.random(frames_lat)
@@ -132,7 +132,7 @@ def plans(frames_lat: int, components: int) -> dict[str, FramePlan]:
         "interpolated": of(plain.rel / 3),
         "any positions": of(positions[:, None] - positions),
         "random rel and visible": of(rel, seen),
-        "near frames native, others clamped": of(near),
+        "all but the farthest native": of(near),
         "scaled": of(scale=scale),
         "interpolated, scaled window": of(plain.rel / 3, window, scale=scale),
         "random rel, scaled": of(rel, scale=scale),
@@ -140,5 +140,7 @@ def plans(frames_lat: int, components: int) -> dict[str, FramePlan]:
         "gain, window": of(visible=window, gain=0.6),
         "stripes": FramePlan((Pass(plain.rel, seen, ones, stripe),)),
         "stripes, random rel, scaled": FramePlan((Pass(rel, seen, ones, stripe),), scale),
-        "two weighted passes": FramePlan((Pass(rel, seen & (half > 0)[:, None], half), Pass(plain.rel, sink & (half < 1)[:, None], 1 - half))),
+        "two weighted passes": FramePlan(
+            (Pass(rel, seen & (half > 0)[:, None], half), Pass(plain.rel, sink & (half < 1)[:, None], 1 - half))
+        ),
     }  # fmt: skip

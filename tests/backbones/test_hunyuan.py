@@ -18,7 +18,7 @@ from torch import Tensor
 
 from longgen import plan, preset
 from longgen.attention import executor
-from longgen.backbones import Setup, load
+from longgen.backbones import Clock, Setup, load
 from longgen.backbones.find import find
 from longgen.frameplan import FramePlan, Pass, neutral, visible_from_ranges
 from longgen.frames import local_windows
@@ -82,9 +82,11 @@ def test_no_technique_is_the_stock_pipeline_bit_for_bit(hunyuan: Any, frames: in
     assert np.array_equal(decoded, (stock(hunyuan, plain, "np")[0] * 255).round().astype(np.uint8))
 
 
-@pytest.mark.parametrize(("name", "sets"), [("sliding-window", ("window.frames=3",)), ("riflex", ())])
-def test_techniques_change_the_clip_and_leave_no_trace(hunyuan: Any, name: str, sets: tuple[str, ...]) -> None:
-    frames = 17 if sets else 141  # riflex acts on clips beyond the native length only
+@pytest.mark.parametrize(
+    ("name", "sets", "frames"),
+    [("sliding-window", ("window.frames=3",), 17), ("riflex", ("riflex.component=2",), 113)],  # longer than its period
+)
+def test_techniques_change_the_clip_and_leave_no_trace(hunyuan: Any, name: str, sets: tuple[str, ...], frames: int) -> None:
     plain, changed = plan_for(hunyuan, frames=frames, steps=2), plan_for(hunyuan, name, sets, frames, steps=2)
     processors = dict(hunyuan.pipe.transformer.attn_processors)
     before = run(hunyuan, plain)
@@ -203,7 +205,7 @@ def calls(hunyuan: Any) -> list[dict[str, Any]]:
 
 def planned(hunyuan: Any, plan: FramePlan, layer: Any, call: dict[str, Any]) -> tuple[Tensor, Tensor]:
     processor = hunyuan.processor(
-        (Program({"main": plan}),), (T, ROWS, COLUMNS), hunyuan.clock, hunyuan.rotary(), layer.processor, None
+        (Program({"main": plan}),), (T, ROWS, COLUMNS), Clock(hunyuan.pipe.scheduler), hunyuan.rotary(), layer.processor, None
     )
     with torch.no_grad():
         return processor(layer, **call)
@@ -311,7 +313,7 @@ def test_the_neutral_program_is_the_stock_layer(hunyuan: Any, calls: list[dict[s
 def test_native_rotation_is_the_stock_rotation(hunyuan: Any, calls: list[dict[str, Any]]) -> None:
     layer, tables = hunyuan.layers(hunyuan.pipe.transformer)[0], calls[0]["image_rotary_emb"]
     (q, k, v), _ = projected(layer, calls[0])
-    processor = hunyuan.processor((None,), (T, ROWS, COLUMNS), hunyuan.clock, hunyuan.rotary(), layer.processor, None)
+    processor = hunyuan.processor((None,), (T, ROWS, COLUMNS), Clock(hunyuan.pipe.scheduler), hunyuan.rotary(), layer.processor, None)
     family = processor.call(calls[0]["hidden_states"], tuple(table[:, 0::2] for table in tables))
     assert torch.equal(family.rotate(q, None, None), apply_rotary_emb(q, tables, sequence_dim=1))
     assert (family.rotate(q, np.arange(T, dtype=float), None) - family.rotate(q, None, None)).abs().max() < 1e-6

@@ -23,7 +23,7 @@ SCHEDULE = dict(
 
 
 def build(name: str, folder: Path) -> None:
-    """"cogvideox" is made like the 5B model, with rotary positions and the DPM scheduler, "cogvideox-2b" like the 2B model.
+    """`name`: "cogvideox" is made like the 5B model, with rotary positions and the DPM scheduler, "cogvideox-2b" like the 2B.
 
     Normalised q and k are enlarged, so that attention looks at few tokens and positions matter.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-WORDS = "a small cyan red triangle ball orbiting falling on over sand grey background slow blurry".split()
+WORDS = ("a", "small", "cyan", "triangle", "orbiting", "on", "sand", "background", "worst", "quality", "blurry")
 TEXT_DIM = 16
 
 
@@ -19,6 +19,8 @@ def parts(length: int) -> tuple[PreTrainedTokenizerFast, T5EncoderModel]:
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=length
     )
     encoder = T5EncoderModel(
-        T5Config(vocab_size=len(vocabulary), d_model=TEXT_DIM, d_kv=8, d_ff=32, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu")
+        T5Config(
+            vocab_size=len(vocabulary), d_model=TEXT_DIM, d_kv=8, d_ff=32, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu"
+        )
     )
     return fast, encoder.eval()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from longgen import frames
-from longgen.backbones.spec import SPECS, BackboneSpec
+from longgen.backbones.spec import CAPABILITIES, SPECS, BackboneSpec
 from longgen.catalog import TECHNIQUES
 from longgen.errors import UsageError
 from longgen.frameplan import Clip, FramePlan, neutral
@@ -216,6 +216,9 @@ def build(preset: Preset, spec: BackboneSpec) -> Plan:
         sample = sample.model_copy(update={"frames": frames_px})
     frames_lat = frames.latent_frames(frames_px, spec.stride_t)
     _check_geometry(spec, size, asked_px, frames_lat)
+    if spec.embedded_guidance and sample.negative_prompt:
+        raise UsageError(f"{spec.name} reads no negative prompt: its guidance is an input of the model",
+                         accepted="no --negative-prompt", do="leave it out")  # fmt: skip
     clip = Clip(frames_lat, spec.native_lat, spec.frequencies, spec.intrinsic_component)
     acting = tuple(sorted((_acting(technique, spec, steps) for technique in preset.techniques), key=_turn))
     _refuse_contradictions(acting)
@@ -262,7 +265,8 @@ def _acting(technique: Technique, spec: BackboneSpec, steps: int) -> Acting:
     for need in technique.needs:
         if need not in spec.capabilities:
             able = ", ".join(s.name for s in SPECS.values() if need in s.capabilities)
-            raise UsageError(f"{name} needs {need}, which {spec.name} does not have", accepted=f"backbones that have it: {able}",
+            raise UsageError(f"{name} needs {need} ({CAPABILITIES[need]}), which {spec.name} does not have",
+                             accepted=f"backbones that have it: {able}",
                              do="choose one of them, or a preset without it")  # fmt: skip
     if technique.layers == "all":
         layers = tuple(range(spec.layers))
@@ -348,14 +352,18 @@ def _stacked(
             fusion, branches = technique.settled(clip), technique.branches(branches["main"], clip, step, steps)
         changes[act.name] |= {plan.key for plan in branches.values()} != before
     for plan in branches.values():
-        for one in plan.passes:
-            blind = np.flatnonzero((one.weight > 0) & ~one.visible.any(axis=1))
-            if len(blind):
-                raise UsageError(f"{' and '.join(act.name for act in stack)} leave frame {blind[0]} nothing to see",
-                                 accepted="a stack in which every frame sees one", do="remove one, or widen a window")  # fmt: skip
+        _check_sight(" and ".join(act.name for act in stack), plan)
     if len(branches) > 1 and len({plan.key for plan in branches.values()}) == 1:
         branches = {"main": next(iter(branches.values()))}  # equal branches fuse to themselves
     return branches, fusion if len(branches) > 1 else None
+
+
+def _check_sight(stack: str, plan: FramePlan) -> None:
+    for one in plan.passes:
+        blind = np.flatnonzero((one.weight > 0) & ~one.visible.any(axis=1))
+        if len(blind):
+            raise UsageError(f"{stack} leave frame {blind[0]} nothing to see", accepted="a stack in which every frame sees one",
+                             do="remove a technique, or widen a window")  # fmt: skip
 
 
 def count_label(numbers: tuple[int, ...], total: int) -> str:

@@ -35,7 +35,7 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True) -> str:
         lines.append(f"technique {act.name} ({act.technique.slot}; {act.technique.paper})")
         lines.append(f"  layers {count_label(act.layers, spec.layers)}; steps {count_label(act.steps, plan.steps)}")
         parameters = act.technique.model_dump(mode="json", exclude={"layers", "steps"})
-        lines.append("  " + ", ".join(f"{key} = {value if value is not None else 'auto'}" for key, value in parameters.items()))
+        lines.append("  " + ", ".join(f"{key} = {_shown(value)}" for key, value in parameters.items()))
     if not plan.acting:
         lines.append("no technique: the backbone's own attention")
     for name, (frame_plan, layers, steps) in plan.branches().items():
@@ -52,6 +52,11 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True) -> str:
         *(f"note: {note}" for note in plan.notes),
     ]
     return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    """A parameter as a preset would have it; auto where the technique decides by length and backbone."""
+    return "auto" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def branch_lines(plan: FramePlan, tables: bool) -> list[str]:

@@ -175,7 +175,9 @@ def test_loading_flags_reach_the_backbone(
     monkeypatch.setattr(run, "generate_jobs", keep)
     for name, value in environment.items():
         monkeypatch.setenv(f"LONGGEN_{name}", value)
-    longgen("generate", "--prompt", "a small red circle bouncing on a navy background", "--backbone", "tiny", "--device", "cpu", *args)
+    longgen(
+        "generate", "--prompt", "a small red circle bouncing on a navy background", "--backbone", "tiny", "--device", "cpu", *args
+    )
     assert seen == [Setup(**{"device": "cpu", "dtype": "fp32"} | expected)]
 
 

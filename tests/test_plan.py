@@ -10,6 +10,7 @@ import pytest
 from longgen import plan, preset
 from longgen.backbones.spec import SPECS, TINY
 from longgen.errors import UsageError
+from longgen.frameplan import neutral
 from longgen.plan import Plan
 
 WAN = SPECS["wan2.1-1.3b"]
@@ -114,7 +115,7 @@ def refusal(name: str, spec: BackboneSpec) -> str | None:
     """What of a preset `spec` cannot take, as the message should say it."""
     techniques = preset.load(name).techniques
     if not spec.rotary_dims and any("relative-positions" in one.needs for one in techniques):
-        return f"needs relative-positions, which {spec.name} does not have"
+        return rf"needs relative-positions \(rotary time positions inside self-attention\), which {spec.name} does not have"
     if any(isinstance(one.layers, str) and one.layers not in ("all", *spec.verdicts) for one in techniques):
         return f"nobody has probed which layers of {spec.name} are"
     if name == "riflex" and spec.intrinsic_component is None:
@@ -139,13 +140,66 @@ def test_every_preset_plans_on_every_backbone_or_says_why_not(name: str, backbon
         assert np.isfinite(one.rel).all()
 
 
+def test_a_negative_prompt_is_refused_where_guidance_is_an_input_of_the_model() -> None:
+    with pytest.raises(UsageError, match="hunyuanvideo reads no negative prompt"):
+        plan.build(preset.load("direct", sample=preset.Sample(negative_prompt="blurred")), SPECS["hunyuanvideo"])
+    plan.build(preset.load("direct", sample=preset.Sample(negative_prompt="blurred")), SPECS["cogvideox-5b"])
+
+
+def test_layers_follow_a_verdict_where_there_is_one() -> None:
+    made = plan.build(preset.load("freeloc", sample=preset.Sample(frames=321)), WAN)
+    by_name = {act.name: act.layers for act in made.acting}
+    assert by_name["vrpr"] == (2, 3, 5, 8, 12, 17, 19, 20, 21, 26, 27, 28, 29)
+    assert sorted(by_name["vrpr"] + by_name["tsa"]) == list(range(30))
+    with pytest.raises(
+        UsageError, match=r"vrpr.layers = 'position-sensitive': nobody has probed which layers of wan2.1-14b are"
+    ) as e:
+        plan.build(preset.load("freeloc"), SPECS["wan2.1-14b"])
+    assert "wan2.1-1.3b" in e.value.accepted
+    assert "--set vrpr.layers=all" in e.value.do
+
+
+def test_two_makers_of_noise_are_refused_and_one_can_be_silenced() -> None:
+    with pytest.raises(UsageError, match="freepca and freenoise both make the initial noise"):
+        stacked({"name": "freenoise", "layers": []}, {"name": "freepca"}, frames=321)
+    made = stacked({"name": "freenoise", "layers": [], "noise": False}, {"name": "freepca"}, frames=321)
+    assert made.noise is made.preset.techniques[1]
+
+
+def test_a_stack_that_leaves_a_frame_nothing_to_see_is_refused() -> None:
+    """Key frames are every second one, and the strict window that follows is one frame wide."""
+    tables: list[dict[str, object]] = [{"name": "freelongpp", "sparse": True, "steps": [0, 0.5]}, {"name": "vrpr"}]
+    stacked(*tables, frames=321)
+    with pytest.raises(UsageError, match="some techniques leave frame 1 nothing to see"):
+        plan._check_sight("some techniques", neutral(3).see_only(np.diag([True, False, True])))
+
+
+def test_the_order_in_a_preset_does_not_matter() -> None:
+    tables = [{"name": "sink"}, {"name": "flex"}, {"name": "vrpr"}, {"name": "window"}]
+    one, other = stacked(*tables, frames=321), stacked(*reversed(tables), frames=321)
+    assert [act.name for act in one.acting] == ["vrpr", "window", "sink", "flex"]
+    keys = [{plan.key for plan, _, _ in made.branches().values()} for made in (one, other)]
+    assert keys[0] == keys[1]
+
+
+def test_flex_acts_by_the_distances_that_are_left() -> None:
+    """Behind a window no frame sees further than in training, and flex is inert, which is said; a sink brings it back."""
+    behind = stacked({"name": "flex"}, WINDOW, frames=321)
+    assert any("flex changes nothing" in note for note in behind.notes)
+    with_sink = stacked({"name": "flex"}, WINDOW, {"name": "sink"}, frames=321)
+    (branch,) = (made for made, _, _ in with_sink.branches().values())
+    assert branch.scale is not None
+    assert branch.scale.min() == pytest.approx(20 / 80)
+
+
 @pytest.mark.parametrize("name", preset.names())
 def test_every_preset_runs_two_steps_on_tiny(tiny: object, tiny_plan: Callable[..., Plan], name: str) -> None:
     import torch
 
     from longgen.sampling import direct
 
-    made = tiny_plan(name, frames=141, steps=2)
+    layers = tuple(f"{one}.layers=all" for one in ("vrpr", "tsa")) if name == "freeloc" else ()
+    made = tiny_plan(name, layers, frames=141, steps=2)
     noise = torch.randn(tiny.latent_shape(made), generator=torch.Generator().manual_seed(0))  # type: ignore[attr-defined]
     assert torch.isfinite(direct.sample(tiny, made, "a small red circle", noise, lambda state: None)).all()  # type: ignore[arg-type]
 

@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-RELATIVE_POSITIONS = "relative-positions"  # rotary time positions inside self-attention
-FRAME_TIMESTEPS = "frame-timesteps"  # the model accepts one timestep a latent frame
+RELATIVE_POSITIONS, FRAME_TIMESTEPS = "relative-positions", "frame-timesteps"
+CAPABILITIES = {  # what each means
+    RELATIVE_POSITIONS: "rotary time positions inside self-attention",
+    FRAME_TIMESTEPS: "one timestep for each latent frame",
+}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Legend: B batch, T latent frames, n tokens per latent frame, L text tokens, H he
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,11 @@ import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
-from longgen import plan, preset
-from longgen.attention import executor
-from longgen.backbones import Clock, Setup, load
-from longgen.backbones.find import find
-from longgen.frameplan import FramePlan, Pass, neutral, visible_from_ranges
-from longgen.frames import local_windows
+from longgen.backbones import Clock
+from longgen.frameplan import FramePlan, neutral
 from longgen.plan import Plan, Program
-from longgen.sampling import direct
+from tests.backbones import family
 
-PROMPT = "a red square moving left over sand"
 B, T, ROWS, COLUMNS, L = 2, 5, 2, 3, 9
 N_FRAME = ROWS * COLUMNS
 LENGTHS = (9, 4)  # text tokens that are no padding
@@ -34,52 +28,38 @@ THETA = 256.0 ** (-torch.arange(4).double() / 4)  # temporal, radians a latent f
 
 @pytest.fixture(scope="module")
 def hunyuan(model_folder: Callable[[str], Path]) -> Any:
-    return load(find(str(model_folder("hunyuan"))), Setup("cpu", "fp32"))
+    return family.loaded(model_folder("hunyuan"))
 
 
-def plan_for(hunyuan: Any, name: str = "direct", sets: tuple[str, ...] = (), frames: int = 17, steps: int = 3) -> Plan:
-    return plan.build(preset.load(name, sets, preset.Sample(frames=frames, steps=steps, size=(48, 32))), hunyuan.spec)
+def plain(hunyuan: Any, frames: int = 17, steps: int = 3, **sample: Any) -> Plan:
+    return family.made(hunyuan, "direct", frames, steps, **sample)
 
 
-def noise(hunyuan: Any, plan: Plan) -> Tensor:
-    return hunyuan.noise(plan, torch.Generator().manual_seed(3))
-
-
-def run(hunyuan: Any, plan: Plan, on_step: Any = lambda state: None, resume: Any = None) -> Tensor:
-    return direct.sample(hunyuan, plan, PROMPT, noise(hunyuan, plan), on_step, resume)
-
-
-def stock(hunyuan: Any, plan: Plan, output_type: str) -> Any:
-    """The pipeline as any diffusers user would call it."""
-    return hunyuan.pipe(
-        prompt=PROMPT, height=32, width=48, num_frames=plan.frames_px, num_inference_steps=plan.steps,
-        guidance_scale=6.0, generator=torch.Generator().manual_seed(3), output_type=output_type,
-    ).frames  # fmt: skip
+def window(hunyuan: Any, steps: int = 3) -> Plan:
+    return family.made(hunyuan, "sliding-window", 17, steps, ("window.frames=3",))
 
 
 def test_layers_are_the_dual_stream_blocks_then_the_single_stream_ones(hunyuan: Any) -> None:
     transformer = hunyuan.pipe.transformer
     layers = hunyuan.layers(transformer)
+    blocks = (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
     assert len(layers) == hunyuan.spec.layers == 3
-    assert layers == [
-        *(block.attn for block in transformer.transformer_blocks),
-        *(block.attn for block in transformer.single_transformer_blocks),
-    ]
+    assert all(layer is block.attn for layer, block in zip(layers, blocks, strict=True))
     assert [layer.add_q_proj is None for layer in layers] == [False, False, True]
 
 
 @pytest.mark.parametrize("frames", [1, 17, 33])
 def test_no_technique_is_the_stock_pipeline_bit_for_bit(hunyuan: Any, frames: int) -> None:
-    window = plan_for(hunyuan, "sliding-window", ("window.frames=3",))
-    with hunyuan.installed(window):  # and taken off again
+    with hunyuan.installed(window(hunyuan)):  # and taken off again
         pass
-    plain = plan_for(hunyuan, frames=frames)
-    latents = run(hunyuan, plain)
-    assert latents.shape == hunyuan.latent_shape(plain)
-    assert torch.equal(latents, stock(hunyuan, plain, "latent"))
+    plan = plain(hunyuan, frames)
+    latents = family.sampled(hunyuan, plan)
+    assert latents.shape == hunyuan.latent_shape(plan)
+    assert torch.equal(latents, family.stock_call(hunyuan.pipe, plan, output_type="latent"))
     decoded = np.concatenate(list(hunyuan.decode(latents)))
-    assert decoded.shape == (frames, 32, 48, 3)
-    assert np.array_equal(decoded, (stock(hunyuan, plain, "np")[0] * 255).round().astype(np.uint8))
+    assert len(decoded) == frames
+    stock = family.stock_call(hunyuan.pipe, plan, output_type="np")[0]
+    assert np.array_equal(decoded, (stock * 255).round().astype(np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -87,99 +67,35 @@ def test_no_technique_is_the_stock_pipeline_bit_for_bit(hunyuan: Any, frames: in
     [("sliding-window", ("window.frames=3",), 17), ("riflex", ("riflex.component=2",), 113)],  # longer than its period
 )
 def test_techniques_change_the_clip_and_leave_no_trace(hunyuan: Any, name: str, sets: tuple[str, ...], frames: int) -> None:
-    plain, changed = plan_for(hunyuan, frames=frames, steps=2), plan_for(hunyuan, name, sets, frames, steps=2)
-    processors = dict(hunyuan.pipe.transformer.attn_processors)
-    before = run(hunyuan, plain)
-    difference = (run(hunyuan, changed) - before).abs().max().item()
+    changed = family.made(hunyuan, name, frames, 2, sets)
+    before, processors = family.sampled(hunyuan, plain(hunyuan, frames, 2)), hunyuan.pipe.transformer.attn_processors
+    difference = (family.sampled(hunyuan, changed) - before).abs().max().item()
     print(f"{name}: latents change by up to {difference:.3f}")
     assert difference > 1e-3
+    family.stopped_after(hunyuan, changed, 1)  # by an error
     after = hunyuan.pipe.transformer.attn_processors
     assert all(after[key] is processor for key, processor in processors.items())
-    assert torch.equal(run(hunyuan, plain), before)
-
-
-def test_an_error_leaves_no_trace(hunyuan: Any) -> None:
-    window, plain = plan_for(hunyuan, "sliding-window", ("window.frames=3",)), plan_for(hunyuan)
-    before, processors = run(hunyuan, plain), dict(hunyuan.pipe.transformer.attn_processors)
-
-    def stop(state: direct.State) -> None:
-        raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        run(hunyuan, window, stop)
-    after = hunyuan.pipe.transformer.attn_processors
-    assert all(after[key] is processor for key, processor in processors.items())
-    assert torch.equal(run(hunyuan, plain), before)
+    assert torch.equal(family.sampled(hunyuan, plain(hunyuan, frames, 2)), before)
 
 
 def test_guidance_is_an_input_and_the_negative_prompt_is_not_read(hunyuan: Any) -> None:
-    plain = plan_for(hunyuan)
-    assert "negative_prompt" not in hunyuan.call_arguments(plain, PROMPT)
-    weaker = replace(plain, sample=plain.sample.model_copy(update={"guidance_scale": 1.0}))
-    assert not torch.allclose(run(hunyuan, plain), run(hunyuan, weaker), atol=1e-4)
+    plans = [plain(hunyuan, guidance_scale=scale) for scale in (6.0, 1.0)]
+    assert "negative_prompt" not in hunyuan.call_arguments(plans[0], family.PROMPT)
+    assert not torch.allclose(*(family.sampled(hunyuan, plan) for plan in plans), atol=1e-4)
 
 
-@pytest.mark.parametrize("done", [1, 3])
+@pytest.mark.parametrize("done", [1, 3, 4])
 def test_a_resumed_run_ends_on_the_same_latents(hunyuan: Any, done: int) -> None:
-    window = plan_for(hunyuan, "sliding-window", ("window.frames=3",), steps=4)
-    kept: list[direct.State] = []
-
-    def stop(state: direct.State) -> None:
-        if state.done == done:
-            kept.append(direct.State(state.done, state.latents.clone(), dict(state.scheduler), state.generator.clone()))
-            raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        run(hunyuan, window, stop)
-    seen: list[int] = []
-    resumed = run(hunyuan, window, lambda state: seen.append(state.done), kept[0])
+    plan = window(hunyuan, steps=4)
+    whole, state, seen = family.sampled(hunyuan, plan), family.stopped_after(hunyuan, plan, done), []
+    assert torch.equal(family.sampled(hunyuan, plan, lambda state: seen.append(state.done), state), whole)
     assert seen == list(range(done + 1, 5))
-    assert torch.equal(resumed, run(hunyuan, window))
 
 
 # One attention module against a dense softmax over [T n + L, T n + L]
 
 
-def neutral_pass(**changed: Any) -> Pass:
-    return replace(neutral(T).passes[0], **changed)
-
-
-def separable(positions: np.ndarray) -> np.ndarray:
-    return positions[:, None] - positions[None, :]
-
-
-RANDOM = np.random.default_rng(0)
-SEEN = RANDOM.random((T, T)) < 0.5
-SEEN[np.diag_indices(T)] = True
-REL = RANDOM.uniform(-30, 30, (T, T))
-REL[np.diag_indices(T)] = 0
-HOLES = np.array([0, 0.5, 1, 0.25, 0])  # weights
-WINDOW = visible_from_ranges(local_windows(T, 3, "shift"))
-SINK = visible_from_ranges(local_windows(T, 3, "clip"))
-SINK[:, 0] = True
-STRIPE = np.where(RANDOM.random((T, T)) < 0.5, 1.0, RANDOM.choice([0.2, 0.5], (T, T)))
-SCALE = np.array([1.0, 0.5, 1.3, 0.7])
-HIDDEN_PAIR = np.ones((T, T), dtype=bool)
-HIDDEN_PAIR[1, 3] = False
-PLANS = {
-    "neutral": FramePlan((neutral_pass(),)),
-    "window": FramePlan((neutral_pass(visible=WINDOW),)),
-    "one pair hidden": FramePlan((neutral_pass(visible=HIDDEN_PAIR),)),
-    "random rel and visible": FramePlan((neutral_pass(rel=REL, visible=SEEN),)),
-    "interpolated": FramePlan((neutral_pass(rel=separable(np.arange(T) / 3)),)),
-    "scaled": FramePlan((neutral_pass(),), SCALE),
-    "random rel, scaled": FramePlan((neutral_pass(rel=REL),), SCALE),
-    "two passes with holes": FramePlan(
-        (
-            neutral_pass(rel=REL, visible=SEEN & (HOLES > 0)[:, None], weight=HOLES),
-            neutral_pass(visible=SINK & (HOLES < 1)[:, None], weight=1 - HOLES),
-        )
-    ),
-    "stripes": FramePlan((neutral_pass(visible=SEEN, stripe=STRIPE),)),
-    "stripes, random rel": FramePlan((neutral_pass(rel=REL, stripe=STRIPE),)),
-    "gain": FramePlan((neutral_pass(),), gain=1.7),
-    "sink and window": FramePlan((neutral_pass(visible=SINK),)),
-}
+PLANS = {"neutral": neutral(T)} | family.plans(T, len(THETA))
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +176,7 @@ def dense(plan: FramePlan, layer: Any, call: dict[str, Any]) -> tuple[Tensor, Te
                 share = 1.0 if one.stripe is None else one.stripe[i, j]
                 seen = ((token[:, None] - token).abs() < share * N_FRAME) & bool(one.visible[i, j])
                 parts.append(part.masked_fill(~seen, -torch.inf))
-            parts.append(logits(q[:, :, frame[i]] * at(one.rel[i, 0]), text_k).masked_fill(padding, -torch.inf))
+            parts.append(logits(q[:, :, frame[i]] * at(one.rel[i, 0] - one.rel[0, 0]), text_k).masked_fill(padding, -torch.inf))
             weights = (plan.gain * torch.cat(parts, dim=-1)).softmax(-1)
             video[:, :, frame[i]] += one.weight[i] * (weights @ torch.cat([v, text_v], dim=2))
     times = plan.passes[0].rel[:, 0] - plan.passes[0].rel[0, 0]
@@ -292,7 +208,8 @@ def test_the_tables_matter_and_text_is_not_masked_by_them(hunyuan: Any, calls: l
         changed, changed_text = planned(hunyuan, plan, layer, calls[index])
         moved = (changed - video).abs().max().item()
         assert (moved > 1e-3) == (name != "neutral"), f"{name}: {moved}"
-        turned = "rel" in name or "holes" in name or name in ("interpolated", "scaled")
+        rel = plan.passes[0].rel
+        turned = plan.scale is not None or not np.array_equal(rel[:, 0] - rel[0, 0], np.arange(T))
         assert ((changed_text - text).abs().max() > 1e-4) == turned, name  # text queries see every frame
 
 
@@ -312,13 +229,12 @@ def test_the_neutral_program_is_the_stock_layer(hunyuan: Any, calls: list[dict[s
 
 def test_native_rotation_is_the_stock_rotation(hunyuan: Any, calls: list[dict[str, Any]]) -> None:
     layer, tables = hunyuan.layers(hunyuan.pipe.transformer)[0], calls[0]["image_rotary_emb"]
-    (q, k, v), _ = projected(layer, calls[0])
+    (q, _, _), _ = projected(layer, calls[0])
     processor = hunyuan.processor((None,), (T, ROWS, COLUMNS), Clock(hunyuan.pipe.scheduler), hunyuan.rotary(), layer.processor, None)
-    family = processor.call(calls[0]["hidden_states"], tuple(table[:, 0::2] for table in tables))
-    assert torch.equal(family.rotate(q, None, None), apply_rotary_emb(q, tables, sequence_dim=1))
-    assert (family.rotate(q, np.arange(T, dtype=float), None) - family.rotate(q, None, None)).abs().max() < 1e-6
+    call = processor.call(calls[0]["hidden_states"], (tables[0][:, 0::2], tables[1][:, 0::2]))
+    assert torch.equal(call.rotate(q, None, None), apply_rotary_emb(q, tables, sequence_dim=1))
+    assert (call.rotate(q, np.arange(T, dtype=float), None) - call.rotate(q, None, None)).abs().max() < 1e-6
     for frame in range(T):  # the spec's frequencies are those of the stock tables
         angle = torch.complex(tables[0][frame * N_FRAME, 0:8:2], tables[1][frame * N_FRAME, 0:8:2])
         assert (angle - torch.exp(1j * frame * THETA)).abs().max() < 1e-6
     assert np.allclose(hunyuan.spec.frequencies, THETA, atol=1e-15)
-    assert executor.run_plan(neutral(T), family, q, k, v).shape == v.shape

@@ -15,7 +15,7 @@ from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PRO
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
-WORDS = "a red square blue circle green triangle moving left right up down over sand".split()
+from tests.models.t5 import WORDS
 
 
 def build(name: str, folder: Path) -> None:

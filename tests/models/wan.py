@@ -9,7 +9,8 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, Wa
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-WORDS = "a red square blue circle green triangle moving left right up down over sand".split()
+from tests.models.t5 import WORDS
+
 BOUNDARY = 0.875  # Wan 2.2 A14B's: of 4 steps (999, 937, 833, 625) the second expert takes the last two
 
 

@@ -216,6 +216,9 @@ def build(preset: Preset, spec: BackboneSpec) -> Plan:
         sample = sample.model_copy(update={"frames": frames_px})
     frames_lat = frames.latent_frames(frames_px, spec.stride_t)
     _check_geometry(spec, size, asked_px, frames_lat)
+    if steps < spec.least_steps:
+        raise UsageError(f"{steps} step is too few for {spec.name}: its scheduler divides by zero",
+                         accepted=f"{spec.least_steps} or more", do="take more --steps")  # fmt: skip
     if spec.embedded_guidance and sample.negative_prompt:
         raise UsageError(f"{spec.name} reads no negative prompt: its guidance is an input of the model",
                          accepted="no --negative-prompt", do="leave it out")  # fmt: skip

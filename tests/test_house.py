@@ -19,7 +19,7 @@ from longgen import catalog, preset
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "longgen"
 FILES = sorted(PACKAGE.rglob("*.py"))
-SCRIPTS = {"longgen.backbones.tiny.train", "longgen.backbones.tiny.check", "longgen.backbones.tiny.effect"}  # run with python -m; they print and exit
+SCRIPTS = {f"longgen.backbones.tiny.{name}" for name in ("train", "check", "effect")}  # run with python -m; they print and exit
 
 # Who may import whom at run time: a row may name rows above it only. A row stands for a module, or for a package and all
 # in it that has no row of its own; inside one row imports are free. `longgen` is longgen/__init__.py.

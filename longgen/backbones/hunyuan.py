@@ -86,5 +86,5 @@ class Hunyuan(PipelineBackbone):
     @staticmethod
     @torch.no_grad()
     def decoded(vae: Any, latents: Tensor, device: torch.device) -> Iterator[np.ndarray]:
-        """All frames at once, as the pipeline decodes them; with tiling, diffusers decodes in pieces."""
+        """All frames at once, as the pipeline decodes them: diffusers blends overlapping runs of frames on the whole."""
         yield to_frames(vae.decode(latents.to(device, vae.dtype) / vae.config.scaling_factor, return_dict=False)[0])

@@ -53,6 +53,7 @@ class BackboneSpec:
     cpu_threads: int | None = None
     capabilities: tuple[str, ...] = (RELATIVE_POSITIONS, FRAME_TIMESTEPS)
     joint_text: bool = False  # text tokens take part in self-attention; else cross-attention reads them
+    least_steps: int = 1  # what its scheduler can do
     experts: int = 1  # transformers that share the schedule; `parameters` counts them all
     guidance_scale_2: float | None = None  # of the second expert
     embedded_guidance: bool = False  # guidance is an input of the model, and no negative prompt is read
@@ -134,7 +135,7 @@ LTX_2B = BackboneSpec(
     stride_t=8, stride_hw=32, patch=(1, 1, 1), native_px=121, fps=25, size=(704, 480), steps=50, guidance_scale=3.0,
     negative_prompt="worst quality, inconsistent motion, blurry, jittery, distorted", dtype="bf16", layers=28, heads=32,
     head_dim=64, ffn_dim=8192, latent_channels=128, rotary_dims=682, rotary_base=10000.0, intrinsic_component=None,
-    text_tokens=128, parameters=1_923_385_472, companions=5_181_000_000,
+    text_tokens=128, parameters=1_923_385_472, companions=5_181_000_000, least_steps=2,
 )  # fmt: skip
 COGVIDEOX_5B = BackboneSpec(
     name="cogvideox-5b", family="cogvideox", source="zai-org/CogVideoX-5b", license="CogVideoX License",

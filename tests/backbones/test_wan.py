@@ -15,12 +15,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from longgen import preset
 from longgen.backbones import Setup, load, wan
 from longgen.backbones.find import find
+from longgen.backbones.loading import family_of
 from longgen.backbones.spec import SPECS, TINY, BackboneSpec
 from longgen.errors import LonggenError
 from longgen.plan import Plan
 from longgen.sampling import direct
+from tests.models import published
 
 PROMPT = "a small cyan triangle orbiting on a sand background"
 
@@ -47,12 +50,51 @@ def test_no_technique_is_the_stock_pipeline_bit_for_bit(tiny: Any, tiny_plan: Ca
     assert np.array_equal(frames, (stock(tiny, plan, output_type="np")[0] * 255).round().astype(np.uint8))
 
 
-@pytest.mark.parametrize("name", ["sliding-window", "freespec", "riflex"])
-def test_at_native_length_every_technique_is_the_identity(tiny: Any, tiny_plan: Callable[..., Plan], name: str) -> None:
+@pytest.fixture(scope="module")
+def native(tiny: Any, tiny_plan: Callable[..., Plan]) -> Tensor:
+    """The stock pipeline's latents at native length."""
+    return stock(tiny, tiny_plan("direct", steps=2), output_type="latent")
+
+
+# TSA keeps its sparse context at any length, by its definition
+@pytest.mark.parametrize("name", sorted({*preset.names()} - {"tsa", "freeloc"}))
+def test_at_native_length_every_preset_is_the_identity(
+    tiny: Any, tiny_plan: Callable[..., Plan], native: Tensor, name: str
+) -> None:
     plan = tiny_plan(name, steps=2)
     assert not plan.table.any()
-    latents = direct.sample(tiny, plan, PROMPT, noise(tiny, plan), lambda state: None)
-    assert torch.equal(latents, stock(tiny, plan, output_type="latent"))
+    generator = torch.Generator().manual_seed(3)
+    start = tiny.noise(plan, generator)
+    if plan.noise is not None:
+        start = plan.noise.mix(start, plan.clip, generator)
+    assert torch.equal(direct.sample(tiny, plan, PROMPT, start, lambda state: None), native)
+
+
+NEUTRAL = {  # a stack, and settings of it with which it is not there
+    "window": ("sliding-window", ("window.frames=31", "window.edge=shift")),
+    "freespec": ("freespec", ("freespec.alpha=0", "freespec.lambda_start=0", "freespec.lambda_end=0", "freespec.window=31")),
+    "freelong": ("freelong", ("freelong.window=31", "freenoise.noise=false")),
+    "freelongpp": ("freelongpp", ("freelongpp.window=31", "freelongpp.noise=false")),
+    "freepca": ("freepca", ("freepca.window=31", "freepca.noise=false")),
+    "freenoise": ("freenoise", ("freenoise.window=31", "freenoise.noise=false")),
+    "tsa": ("tsa", ("tsa.dense=30", "tsa.stripe=30")),
+    "keyframes": ("keyframes", ("keyframes.window=30",)),
+    "longdiff": ("longdiff", ("longdiff.group=31", "keyframes.layers=[]")),
+    "vrpr": ("vrpr", ("vrpr.layers=[]",)),
+    "flex": ("flex-positions", ("flex.horizon=31",)),
+    "ntk": ("ntk", ("ntk.factor=1",)),
+    "yarn": ("yarn", ("yarn.factor=1",)),
+}
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_a_neutral_setting_is_no_technique(tiny_plan: Callable[..., Plan], name: str) -> None:
+    """Then no processor is installed, which is the stock pipeline, bit for bit (above)."""
+    chosen, sets = NEUTRAL[name]
+    assert tiny_plan(chosen, frames=121, steps=4).table.any()
+    plan = tiny_plan(chosen, sets, frames=121, steps=4)
+    assert plan.frames_lat == 31
+    assert not plan.table.any()
 
 
 def test_freespec_without_guidance_is_the_sliding_window(tiny: Any, tiny_plan: Callable[..., Plan]) -> None:
@@ -145,17 +187,11 @@ def test_group_offload_changes_nothing(tiny: Any, tiny_plan: Callable[..., Plan]
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_spec_counts_the_parameters_of_the_real_transformer(spec: BackboneSpec) -> None:
-    from diffusers import WanTransformer3DModel
-
-    text_dim, freq_dim = (64, 64) if spec.name == "tiny" else (4096, 256)
-    with torch.device("meta"):
-        model = WanTransformer3DModel(
-            patch_size=spec.patch, num_attention_heads=spec.heads, attention_head_dim=spec.head_dim, ffn_dim=spec.ffn_dim,
-            in_channels=spec.latent_channels, out_channels=spec.latent_channels, num_layers=spec.layers, text_dim=text_dim,
-            freq_dim=freq_dim, rope_max_seq_len=1024,
-        )  # fmt: skip
-    assert sum(p.numel() for p in model.parameters()) == spec.parameters
-    assert model.rope.t_dim == spec.rotary_dims
+    model = published.transformer(spec)
+    assert spec.experts * sum(p.numel() for p in model.parameters()) == spec.parameters
+    assert len(family_of(spec).layers(model)) == spec.layers
+    if spec.family == "wan":
+        assert model.rope.t_dim == spec.rotary_dims
 
 
 def test_the_shipped_model_is_what_its_spec_says(tiny: Any) -> None:
@@ -192,4 +228,4 @@ def test_a_damaged_weight_file_is_named(tmp_path: Path) -> None:
         find(str(folder))
     weights.unlink()
     with pytest.raises(LonggenError, match="missing or damaged"):
-        load(find(str(folder)), "cpu", "fp32")
+        load(find(str(folder)), Setup("cpu", "fp32"))

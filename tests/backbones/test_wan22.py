@@ -115,7 +115,9 @@ def test_each_expert_has_its_guidance(loaded: dict[str, Any]) -> None:
     assert "guidance_scale_2" not in one
 
 
-@pytest.mark.parametrize(("name", "done"), [("wan-experts", 1), ("wan-experts", 2), ("wan-experts", 3), ("wan-ti2v", 2), ("wan", 4)])
+@pytest.mark.parametrize(
+    ("name", "done"), [("wan-experts", 1), ("wan-experts", 2), ("wan-experts", 3), ("wan-ti2v", 2), ("wan", 4)]
+)
 def test_a_resumed_run_ends_on_the_same_latents(loaded: dict[str, Any], name: str, done: int) -> None:
     """Also before, at and after the boundary between the experts."""
     backbone = loaded[name]

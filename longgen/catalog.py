@@ -7,6 +7,9 @@ import importlib
 from longgen.errors import unknown_name
 from longgen.technique import Technique
 
+NOISE = {
+    "glc-noise": "longgen.noise.glc:GlcNoise",
+}
 POSITIONS = {
     "vrpr": "longgen.positions.vrpr:Vrpr",
     "longdiff": "longgen.positions.longdiff:LongDiff",
@@ -28,7 +31,14 @@ FUSION = {
     "freepca": "longgen.fusion.freepca:FreePca",
     "freespec": "longgen.fusion.freespec:FreeSpec",
 }
-SLOTS = {"positions": POSITIONS, "context": CONTEXT, "fusion": FUSION}
+SAMPLING = {
+    "gen-l-video": "longgen.sampling.genlvideo:GenLVideo",
+    "glcd": "longgen.sampling.glcd:Glcd",
+}
+REFINE = {
+    "vmcr": "longgen.refine.vmcr:Vmcr",
+}
+SLOTS = {"noise": NOISE, "positions": POSITIONS, "context": CONTEXT, "fusion": FUSION, "sampling": SAMPLING, "refine": REFINE}
 TECHNIQUES = {name: place for slot in SLOTS.values() for name, place in slot.items()}
 
 

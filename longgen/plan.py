@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from longgen.catalog import TECHNIQUES
 from longgen.errors import UsageError
 from longgen.frameplan import Clip, FramePlan, neutral
 from longgen.preset import Preset, Sample, name_of
-from longgen.technique import FrameTechnique, FrequencyTechnique, Fusion, Grid, NoiseTechnique, Technique
+from longgen.technique import FrameTechnique, FrequencyTechnique, Fusion, Grid, NoiseTechnique, Refine, Sampling, Technique
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -54,7 +54,8 @@ class Acting:
 class Plan:
     """One generation, decided. `programs[0]` is None and stands for the backbone's own attention.
 
-    frames_px: pixel frames that come out. sample: every field filled in. table: [L, S] indices into `programs`.
+    frames_px: pixel frames that come out. sample: every field filled in. clip: the whole video; seen: what the model sees of it
+    at a time, which frame plans are made for. table: [L, S] indices into `programs`.
     notes: what a person should know before starting.
     """
 
@@ -64,6 +65,7 @@ class Plan:
     frames_px: int
     frames_lat: int
     clip: Clip
+    seen: Clip
     acting: tuple[Acting, ...]
     programs: tuple[Program | None, ...]
     table: np.ndarray
@@ -84,8 +86,28 @@ class Plan:
         return self.frames_lat, *self.spec.frame_grid(self.size)
 
     @property
+    def seen_grid(self) -> Grid:
+        """The grid of what the model sees at a time."""
+        return self.seen.frames_lat, *self.grid[1:]
+
+    @property
     def tokens(self) -> int:
         return math.prod(self.grid)
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """The technique that decides the order of sampling; None is direct sampling."""
+        return next((act.technique for act in self.acting if isinstance(act.technique, Sampling)), None)
+
+    @property
+    def calls(self) -> float:
+        """Model calls a step on what the model sees at a time, guidance apart."""
+        return self.sampling.calls(self.frames_lat, self.clip.native_lat) if self.sampling else 1.0
+
+    @property
+    def refinements(self) -> tuple[Acting, ...]:
+        """The techniques that change the latent after a step."""
+        return tuple(act for act in self.acting if isinstance(act.technique, Refine))
 
     @property
     def noise(self) -> NoiseTechnique | None:
@@ -97,9 +119,10 @@ class Plan:
     def duration_s(self) -> float:
         return self.frames_px / (self.sample.fps or self.spec.fps)
 
-    def operations(self, program: Program | None) -> int:
-        """Floating-point operations of one layer for one model call (multiply and add counted apart)."""
-        tokens, width, spec = self.tokens, self.spec.width, self.spec
+    def operations(self, program: Program | None, grid: Grid | None = None) -> int:
+        """Floating-point operations of one layer for one model call (multiply and add counted apart), on `seen_grid` or `grid`."""
+        grid = grid or self.seen_grid
+        tokens, width, spec = math.prod(grid), self.spec.width, self.spec
         if spec.joint_text:
             around = (tokens + spec.text_tokens) * (8 * width**2 + 4 * width * spec.ffn_dim)
             around += 4 * (2 * tokens + spec.text_tokens) * spec.text_tokens * width
@@ -109,24 +132,24 @@ class Plan:
         attention = 4 * tokens**2 * width
         if program is None:
             return around + attention
-        fused = program.fusion.operations(self.grid, width) if program.fusion else 0
+        fused = program.fusion.operations(grid, width) if program.fusion else 0
         return around + round(attention * program.density) + fused
 
     @property
     def cost(self) -> float:
         """Arithmetic of the transformer over the whole schedule, against direct sampling of the same length."""
         per_program = np.array([self.operations(program) for program in self.programs], dtype=np.float64)
-        return float(per_program[self.table].mean() / per_program[0])
+        return float(self.calls * per_program[self.table].mean() / self.operations(None, self.grid))
 
     @property
     def attention_cost(self) -> float:
         """Frame pairs attended over the whole schedule, against direct sampling."""
         density = np.array([1.0 if program is None else program.density for program in self.programs])
-        return float(density[self.table].mean())
+        return float(self.calls * density[self.table].mean() * (self.seen.frames_lat / self.frames_lat) ** 2)
 
     def memory_bytes(self, dtype: str, offload: str = "none") -> dict[str, int]:
         """Estimated peak on the device, by part. Formula: README, "Memory"."""
-        size, tokens, width = BYTES[dtype], self.tokens, self.spec.width
+        size, tokens, width = BYTES[dtype], math.prod(self.seen_grid), self.spec.width
         branches = min(3, max((len(p.branches) for p in self.programs if p), default=1))  # a fusion holds no more at a time
         attention = tokens * width * (7 + branches)
         feed_forward = tokens * (2 * width + 2 * self.spec.ffn_dim)
@@ -148,7 +171,7 @@ class Plan:
             where = self.table == index
             if not where.any():
                 continue
-            plans = {"main": neutral(self.frames_lat)} if program is None else program.branches
+            plans = {"main": neutral(self.seen.frames_lat)} if program is None else program.branches
             for name, plan in plans.items():
                 label = keys.get((name, plan.key))
                 if label is None:
@@ -192,6 +215,8 @@ class Plan:
                  "steps": list(act.steps), "parameters": act.technique.model_dump(mode="json", exclude={"layers", "steps"})}
                 for act in self.acting
             ],
+            "seen_latent_frames": self.seen.frames_lat,
+            "calls_per_step": round(self.calls, 3),
             "branches": [
                 {"name": name, "layers": layers, "steps": steps, "passes": len(plan.passes), "density": round(plan.density, 6)}
                 for name, (plan, layers, steps) in self.branches().items()
@@ -215,7 +240,9 @@ def build(preset: Preset, spec: BackboneSpec) -> Plan:
         notes.append(f"{asked_px} frames asked, {frames_px} made: {spec.name} makes {spec.stride_t}n+1")
         sample = sample.model_copy(update={"frames": frames_px})
     frames_lat = frames.latent_frames(frames_px, spec.stride_t)
-    _check_geometry(spec, size, asked_px, frames_lat)
+    sampling = next((technique for technique in preset.techniques if isinstance(technique, Sampling)), None)
+    seen_lat = sampling.seen(frames_lat, spec.native_lat) if sampling else frames_lat
+    _check_geometry(spec, size, asked_px, seen_lat)
     if steps < spec.least_steps:
         raise UsageError(f"{steps} step is too few for {spec.name}: its scheduler divides by zero",
                          accepted=f"{spec.least_steps} or more", do="take more --steps")  # fmt: skip
@@ -223,17 +250,20 @@ def build(preset: Preset, spec: BackboneSpec) -> Plan:
         raise UsageError(f"{spec.name} reads no negative prompt: its guidance is an input of the model",
                          accepted="no --negative-prompt", do="leave it out")  # fmt: skip
     clip = Clip(frames_lat, spec.native_lat, spec.frequencies, spec.intrinsic_component)
+    seen = replace(clip, frames_lat=seen_lat)
     acting = tuple(sorted((_acting(technique, spec, steps) for technique in preset.techniques), key=_turn))
     _refuse_contradictions(acting)
-    programs, table, inert = _programs(acting, clip, spec.layers, steps)
-    notes += [f"{name} changes nothing at {frames_px} frames of {spec.name}: it is the identity there" for name in inert]
-    if frames_lat > spec.native_lat and not (table.any()):
+    programs, table, inert = _programs(acting, seen, spec.layers, steps)
+    for act in acting:
+        if act.name in inert and not _acts_besides(act.technique, clip, seen):
+            notes.append(f"{act.name} changes nothing at {frames_px} frames of {spec.name}: it is the identity there")
+    if seen_lat > spec.native_lat and not table.any():
         notes.append(f"{frames_px} frames is {frames_px / spec.native_px:.1f} times what {spec.name} was trained on, and no "
                      "technique acts: expect slow or frozen motion; longgen presets list shows what there is")  # fmt: skip
     if size != spec.size:
         width, height = spec.size
         notes.append(f"{size[0]}x{size[1]} is not the size {spec.name} was trained at ({width}x{height})")
-    return Plan(spec, preset, sample, frames_px, frames_lat, clip, acting, programs, table, tuple(notes))
+    return Plan(spec, preset, sample, frames_px, frames_lat, clip, seen, acting, programs, table, tuple(notes))
 
 
 LONG = 4  # times the native length: where costs are compared
@@ -285,14 +315,24 @@ def _acting(technique: Technique, spec: BackboneSpec, steps: int) -> Acting:
     if layers and layers[-1] >= spec.layers:
         raise UsageError(f"{name}.layers has {layers[-1]}, but {spec.name} has {spec.layers} layers",
                          accepted=f"0 to {spec.layers - 1}", do=f"--set {name}.layers=[0,1] or leave it out")  # fmt: skip
+    if isinstance(technique, Sampling) and (technique.layers, technique.steps) != ("all", (0.0, 1.0)):
+        raise UsageError(f"{name} decides the order of sampling, which layers and steps do not concern",
+                         accepted="layers and steps left out", do=f"leave {name}.layers and {name}.steps out")  # fmt: skip
     return Acting(name, technique, layers, tuple(technique.step_range(steps)))
 
 
 def _turn(act: Acting) -> tuple[int, int]:
-    """When `act` applies: relative times, fusion, context, frequencies; within each in the catalog's order."""
-    kinds = ("positions", "fusion", "context")
-    turn = len(kinds) if isinstance(act.technique, FrequencyTechnique) else kinds.index(act.technique.slot)
+    """When `act` applies: noise, relative times, fusion, context, frequencies, sampling, refinement; within each in the catalog's order."""
+    turns = ("noise", "positions", "fusion", "context", "frequencies", "sampling", "refine")
+    turn = turns.index("frequencies" if isinstance(act.technique, FrequencyTechnique) else act.technique.slot)
     return turn, list(TECHNIQUES).index(act.name)
+
+
+def _acts_besides(technique: Technique, clip: Clip, seen: Clip) -> bool:
+    """Whether `technique` does something besides frame plans."""
+    if isinstance(technique, NoiseTechnique) and technique.noise and clip.ratio > 1:
+        return True
+    return isinstance(technique, Refine) or (isinstance(technique, Sampling) and seen.frames_lat < clip.frames_lat)
 
 
 def _refuse_contradictions(acting: tuple[Acting, ...]) -> None:
@@ -313,7 +353,7 @@ def _programs(
     """The distinct programs, the table [L, S] of their indices, and the names of techniques that change nothing."""
     programs: list[Program | None] = [None]
     index_of: dict[tuple[object, ...], int] = {}
-    changes = {act.name: isinstance(act.technique, NoiseTechnique) and act.technique.noise and clip.ratio > 1 for act in acting}
+    changes = {act.name: False for act in acting}
     table = np.zeros((layers, steps), dtype=np.int64)
     decided: dict[tuple[tuple[int, ...], int], int] = {}  # by stack and step: layers with the same stack do the same
     made: dict[tuple[tuple[int, ...], bool | int], tuple[dict[str, FramePlan], Fusion | None]] = {}

@@ -42,17 +42,8 @@ SCHEMA = 1
 LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "imageio-ffmpeg")
 LONGEST_NAME = 240  # bytes; file systems take 255, and temporary names are longer by a few
 IDENTITY = (
-    "prompt",
-    "backbone",
-    "preset",
-    "sample",
-    "seed",
-    "dtype",
-    "lora",
-    "quantize",
-    "attention",
-    "cache",
-)  # settings that decide the latents
+    "prompt", "backbone", "preset", "sample", "seed", "dtype", "lora", "quantize", "attention", "cache", "clip_batch",
+)  # fmt: skip  # settings that decide the latents
 
 
 class Progress(NamedTuple):
@@ -244,7 +235,8 @@ def generate_one(
             noise = backbone.noise(plan, generator)
             if plan.noise is not None:
                 noise = plan.noise.mix(noise, plan.clip, generator)
-            latents = direct.sample(backbone, plan, prompt, noise, on_step, state, generator)
+            sample = plan.sampling.sample if plan.sampling else direct.sample
+            latents = sample(backbone, plan, prompt, noise, on_step, state, generator)
             seconds["sample"] = round(phase.seconds, 3)
             checkpoint.save_tensors(saved_latents, {"latents": latents}, settings)
     saved_step.unlink(missing_ok=True)

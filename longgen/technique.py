@@ -9,6 +9,8 @@ two of these, and a stack applies them in this order, whatever order the preset 
     Fusion               several branches, each a frame plan of its own, and how their outputs become one
     FrameTechnique       context: what the frames of every branch see
     FrequencyTechnique   positions: factors on the temporal rotary frequencies, by the relative times that are then in use
+    Sampling             in which order, and in which company, frames are denoised
+    Refine               what is done to the latent after a step
 """
 
 from __future__ import annotations
@@ -25,6 +27,10 @@ from longgen.frameplan import Clip, FramePlan
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
+
+    from longgen.backbones import Backbone
+    from longgen.plan import Plan
+    from longgen.sampling.direct import State
 
 
 Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
@@ -138,3 +144,45 @@ class Fusion(Technique):
     @abstractmethod
     def operations(self, grid: Grid, channels: int) -> int:
         """Floating-point operations of `fuse` for one sample, attention apart."""
+
+
+class Sampling(Technique):
+    """A technique that decides the order in which frames are denoised. `layers` and `steps` do not concern it."""
+
+    slot: ClassVar[str] = "sampling"
+    claims: ClassVar[tuple[str, ...]] = ("the order of sampling",)
+
+    @abstractmethod
+    def seen(self, frames_lat: int, native_lat: int) -> int:
+        """How many latent frames the model sees at a time; frame plans are made for these."""
+
+    @abstractmethod
+    def calls(self, frames_lat: int, native_lat: int) -> float:
+        """How many times a step the model is called on that many frames, guidance apart (the mean over steps)."""
+
+    @abstractmethod
+    def sample(
+        self,
+        backbone: Backbone,
+        plan: Plan,
+        prompt: str,
+        latents: Tensor,
+        on_step: Callable[[State], None],
+        resume: State | None,
+        generator: Generator,
+    ) -> Tensor:
+        """Denoises `latents` [1, C, T, h, w], as `longgen.sampling.direct.sample` does."""
+
+
+class Refine(Technique):
+    """A technique that changes the latent after a step of the scheduler. `layers` do not concern it."""
+
+    slot: ClassVar[str] = "refine"
+
+    @abstractmethod
+    def change(self, clean: Tensor, slope: float, step: Step) -> Tensor:
+        """What is added to the latent after `step`, [1, C, T, h, w].
+
+        clean: the clean latent [1, C, T, h, w] that the step predicted. slope: d clean / d latent, with the model's output
+        held constant.
+        """

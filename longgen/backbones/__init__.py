@@ -27,7 +27,8 @@ class Setup:
 
     device: as torch names it. dtype: of the transformer, fp32, bf16 or fp16. offload: none, model, group or sequential.
     lora: files or hub ids, each with an optional `:scale`. quantize: fp8 or int8 weights. attention: a backend of
-    diffusers. cache: a step cache, as `first-block:0.05`. vae_tiling: the VAE decodes in tiles.
+    diffusers. cache: a step cache, as `first-block:0.05`. vae_tiling: the VAE decodes in tiles. clip_batch: clips that are
+    denoised in one call, where sampling goes by clips.
     """
 
     device: str
@@ -38,11 +39,12 @@ class Setup:
     attention: str | None = None
     cache: str | None = None
     vae_tiling: bool = False
+    clip_batch: int = 1
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide the latents, where they are not the plain ones."""
         plain = Setup(self.device, self.dtype)
-        names = ("lora", "quantize", "attention", "cache")
+        names = ("lora", "quantize", "attention", "cache", "clip_batch")
         given = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(plain, name)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
@@ -92,6 +94,18 @@ class Backbone(Protocol):
 
     def unpacked(self, latents: Tensor, plan: Plan) -> Tensor:
         """The pipeline's latents as [1, C, T, h, w]."""
+        ...
+
+    def by_frame(self, x: Tensor, frames_lat: int) -> Tensor:
+        """The transformer's input or output as a view [B, T, ...], with `frames_lat` frames on the second axis."""
+        ...
+
+    def from_frames(self, x: Tensor) -> Tensor:
+        """The inverse of `by_frame`."""
+        ...
+
+    def clip_arguments(self, arguments: dict[str, Any], part: Tensor, count: int) -> dict[str, Any]:
+        """The arguments of a call for T frames as those of a call for `count` clips: `part` [count B, L, ...] of its input."""
         ...
 
     def installed(self, plan: Plan) -> AbstractContextManager[None]:

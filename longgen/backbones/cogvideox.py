@@ -7,6 +7,7 @@ Text and video share self-attention, text first. The 2B model has no rotary posi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import wraps
 from typing import Any, ClassVar
@@ -96,6 +97,19 @@ class CogVideoX(PipelineBackbone):
 
     def unpacked(self, latents: Tensor, plan: Plan) -> Tensor:
         return latents.transpose(1, 2)
+
+    def by_frame(self, x: Tensor, frames_lat: int) -> Tensor:
+        return x
+
+    def from_frames(self, x: Tensor) -> Tensor:
+        return x
+
+    def clip_arguments(self, arguments: dict[str, Any], part: Tensor, count: int) -> dict[str, Any]:
+        changed = super().clip_arguments(arguments, part, count)
+        if arguments["image_rotary_emb"] is not None:
+            tokens = math.prod(part.shape[idx] for idx in (1, 3, 4)) // math.prod(self.spec.patch)
+            changed["image_rotary_emb"] = tuple(table[:tokens] for table in arguments["image_rotary_emb"])
+        return changed
 
     @staticmethod
     @torch.no_grad()

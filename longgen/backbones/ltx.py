@@ -65,6 +65,15 @@ class Ltx(PipelineBackbone):
         time, rows, columns = plan.grid
         return rearrange(latents, "b (t h w) c -> b c t h w", t=time, h=rows, w=columns)
 
+    def by_frame(self, x: Tensor, frames_lat: int) -> Tensor:
+        return x.unflatten(1, (frames_lat, -1))
+
+    def from_frames(self, x: Tensor) -> Tensor:
+        return x.flatten(1, 2)
+
+    def clip_arguments(self, arguments: dict[str, Any], part: Tensor, count: int) -> dict[str, Any]:
+        return super().clip_arguments(arguments, part, count) | {"num_frames": part.shape[1]}
+
     def call_arguments(self, plan: Plan, prompt: str) -> dict[str, Any]:
         return super().call_arguments(plan, prompt) | {"frame_rate": self.spec.fps}  # positions count seconds
 

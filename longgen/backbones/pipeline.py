@@ -144,6 +144,24 @@ class PipelineBackbone:
         """The pipeline's latents as [1, C, T, h, w]."""
         return latents
 
+    def by_frame(self, x: Tensor, frames_lat: int) -> Tensor:
+        """The transformer's input or output as a view [B, T, ...], with `frames_lat` frames on the second axis."""
+        return x.transpose(1, 2)
+
+    def from_frames(self, x: Tensor) -> Tensor:
+        """The inverse of `by_frame`."""
+        return x.transpose(1, 2)
+
+    def clip_arguments(self, arguments: dict[str, Any], part: Tensor, count: int) -> dict[str, Any]:
+        """The arguments of a call for T frames as those of a call for `count` clips: `part` [count B, L, ...] of its input."""
+        batch = len(part) // count
+        tensors = {
+            name: value.repeat(count, *[1] * (value.ndim - 1))
+            for name, value in arguments.items()
+            if isinstance(value, Tensor) and value.ndim and len(value) == batch and name != "hidden_states"
+        }
+        return arguments | tensors | {"hidden_states": self.from_frames(part)}
+
     def call_arguments(self, plan: Plan, prompt: str) -> dict[str, Any]:
         """The arguments of the pipeline's call that `plan` and `prompt` decide."""
         width, height = plan.size
@@ -176,7 +194,7 @@ class PipelineBackbone:
                 key = (row.tobytes(), type(stock))
                 if key not in shared:
                     programs = tuple(plan.programs[program] for program in row)
-                    shared[key] = self.processor(programs, plan.grid, self.clock, rotary, stock, self.setup.attention)
+                    shared[key] = self.processor(programs, plan.seen_grid, self.clock, rotary, stock, self.setup.attention)
                 layer.set_processor(shared[key])
             yield
         finally:

@@ -57,6 +57,14 @@ class Wan(PipelineBackbone):
     def rotary(self) -> Rotary:
         return Rotary(np.array(self.spec.frequencies), np.arange(len(self.spec.frequencies)))
 
+    def clip_arguments(self, arguments: dict[str, Any], part: Tensor, count: int) -> dict[str, Any]:
+        changed = super().clip_arguments(arguments, part, count)
+        if changed["timestep"].ndim == 2:  # one for each token; alike in text-to-video
+            time, height, width = part.shape[1], part.shape[3], part.shape[4]
+            tokens = time * (height // self.spec.patch[1]) * (width // self.spec.patch[2])
+            changed["timestep"] = changed["timestep"][:, :tokens]
+        return changed
+
     def call_arguments(self, plan: Plan, prompt: str) -> dict[str, Any]:
         second = {} if self.spec.guidance_scale_2 is None else {"guidance_scale_2": self.spec.guidance_scale_2}
         return super().call_arguments(plan, prompt) | second

@@ -87,7 +87,7 @@ class FreeNoise(FrameTechnique, NoiseTechnique):
         return window, stride
 
     def mix(self, noise: Tensor, clip: Clip, generator: Generator) -> Tensor:
-        from longgen.noise import window_shuffle  # here, so that plans and lists of presets need no torch
+        from longgen.noise.shuffle import window_shuffle  # here, so that plans and lists of presets need no torch
 
         window, stride = self.sizes(clip)
         return noise if clip.frames_lat <= max(window, clip.native_lat) else window_shuffle(noise, window, stride, generator)

@@ -115,7 +115,7 @@ class FreeLongPlusPlus(Fusion, NoiseTechnique):
     def mix(self, noise: Tensor, clip: Clip, generator: Generator) -> Tensor:
         import torch  # here, so that plans and lists of presets need no torch
 
-        from longgen.noise import window_shuffle
+        from longgen.noise.shuffle import window_shuffle
 
         frames_lat, window = clip.frames_lat, self.window or clip.native_lat
         if frames_lat <= max(window, clip.native_lat):

@@ -17,7 +17,7 @@ from torch import Tensor
 from longgen.backbones import Backbone, Clock
 from longgen.plan import Plan
 
-_RESUME = "longgen_resume"
+_AROUND = "longgen_around"
 
 
 class State(NamedTuple):
@@ -29,17 +29,23 @@ class State(NamedTuple):
     generator: Tensor
 
 
-class _AnswerDoneSteps(ModelHook):
-    """Answers model calls with zeros while `clock` stands before step `done`."""
+Through = Callable[[torch.nn.Module, Callable[..., Any], dict[str, Any]], Any]
 
-    def __init__(self, done: int, clock: Clock) -> None:
+
+class _Around(ModelHook):
+    """Model calls go through `through(transformer, call, arguments)`; those of the steps before `done` are answered with zeros."""
+
+    def __init__(self, done: int, clock: Clock, through: Through | None) -> None:
         super().__init__()
-        self.done, self.clock = done, clock
+        self.done, self.clock, self.through = done, clock, through
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         if self.clock.index < self.done:
             return (torch.zeros_like(kwargs["hidden_states"]),)
-        return self.fn_ref.original_forward(*args, **kwargs)
+        if self.through is None:
+            return self.fn_ref.original_forward(*args, **kwargs)
+        assert not args
+        return self.through(module, self.fn_ref.original_forward, kwargs)
 
 
 def sample(
@@ -50,11 +56,12 @@ def sample(
     on_step: Callable[[State], None],
     resume: State | None = None,
     generator: torch.Generator | None = None,
+    through: Through | None = None,
 ) -> Tensor:
     """Denoises `latents` [1, C, T, h, w] by `plan`; returns the final latents [1, C, T, h, w], before the VAE.
 
     on_step: called after each step with the run's state; the state is only valid during the call.
-    generator: for schedulers that draw noise at every step.
+    generator: for schedulers that draw noise at every step. through: takes the model's calls, see `_Around`.
     """
     if resume is not None and resume.done == plan.steps:
         return backbone.unpacked(resume.latents, plan)
@@ -75,9 +82,9 @@ def sample(
         return tensors
 
     registries = [HookRegistry.check_if_exists_or_initialize(transformer) for transformer in backbone.transformers]
-    if resume is not None:
-        for registry in registries:
-            registry.register_hook(_AnswerDoneSteps(resume.done, clock), _RESUME)
+    hooked = resume is not None or through is not None
+    for registry in registries if hooked else ():
+        registry.register_hook(_Around(resume.done if resume else 0, clock, through), _AROUND)
     try:
         with backbone.installed(plan):
             final = backbone.pipe(
@@ -86,9 +93,8 @@ def sample(
             ).frames  # fmt: skip
         return backbone.unpacked(final, plan)
     finally:
-        if resume is not None:
-            for registry in registries:
-                registry.remove_hook(_RESUME, recurse=False)
+        for registry in registries if hooked else ():
+            registry.remove_hook(_AROUND, recurse=False)
 
 
 def scheduler_state(scheduler: Any) -> dict[str, Any]:

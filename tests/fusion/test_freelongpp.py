@@ -18,7 +18,7 @@ from longgen.frameplan import Clip, neutral
 from longgen.frames import local_windows
 from longgen.fusion.freelong import FreeLong, kernel
 from longgen.fusion.freelongpp import FreeLongPlusPlus
-from longgen.noise import window_shuffle
+from longgen.noise.shuffle import window_shuffle
 from longgen.technique import Step
 
 STEP = Step(0, (1000.0, 500.0))

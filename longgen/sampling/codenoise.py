@@ -1,0 +1,90 @@
+"""Co-denoising: the unmodified pipeline, whose transformer is shown clips of native length; their predictions become one.
+
+Legend: B batch, C channels, T latent frames, L frames of a clip, K clips, n tokens per latent frame.
+
+A hook on the transformer takes the call for T frames, makes calls for clips of L, up to `clip_batch` at a time, and gives
+back the mean of their predictions, frame by frame. So the scheduler steps once, and guidance, LoRA, offload, quantization and
+both experts of Wan 2.2 are the pipeline's own. Each batch of clips has its own cache context. Where one clip is the video
+itself, the model's own call is made, bit for bit.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from longgen.sampling.clips import Clips
+from longgen.technique import Sampling
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from longgen.backbones import Backbone
+    from longgen.plan import Plan
+    from longgen.sampling.direct import State
+
+
+class CoDenoised(Sampling):
+    """A layout of clips. frames: latent frames of a clip; the native length T0 by default."""
+
+    frames: int | None = Field(None, ge=1)
+
+    @abstractmethod
+    def clips(self, frames_lat: int, length: int, timestep: float, shift: int) -> Clips:
+        """The clips of `length` frames at a step. shift: drawn anew for each step, from 0 to `step_of(length)` - 1."""
+
+    @abstractmethod
+    def step_of(self, length: int) -> int:
+        """Frames from one clip to the next."""
+
+    def seen(self, frames_lat: int, native_lat: int) -> int:
+        return min(frames_lat, self.frames or native_lat)
+
+    def calls(self, frames_lat: int, native_lat: int) -> float:
+        length = self.seen(frames_lat, native_lat)
+        shifts = range(self.step_of(length))
+        return sum(len(self.clips(frames_lat, length, 500.0, shift).frames) for shift in shifts) / len(shifts)
+
+    def sample(
+        self,
+        backbone: Backbone,
+        plan: Plan,
+        prompt: str,
+        latents: Tensor,
+        on_step: Callable[[State], None],
+        resume: State | None,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Denoises `latents` [1, C, T, h, w] by the pipeline, clip by clip."""
+        import torch  # here, so that plans and lists of presets need no torch
+
+        from longgen.sampling import direct
+
+        length = plan.seen.frames_lat
+        shifts = torch.randint(self.step_of(length), (plan.steps,), generator=generator).tolist()
+        clock, calls = backbone.clock, {"step": -1, "call": 0}
+
+        def in_clips(module: Any, call: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+            step = clock.step
+            calls["call"] = calls["call"] + 1 if calls["step"] == step.index else 0  # guidance makes two calls a step
+            calls["step"] = step.index
+            clips = self.clips(plan.frames_lat, length, step.timesteps[step.index], shifts[step.index])
+            if clips.is_whole:
+                return call(**arguments)
+            whole = backbone.by_frame(arguments["hidden_states"], plan.frames_lat)
+            total = torch.zeros_like(whole, dtype=torch.float32)
+            for first in range(0, len(clips.frames), backbone.setup.clip_batch):
+                frames = torch.from_numpy(clips.frames[first : first + backbone.setup.clip_batch]).to(whole.device)
+                weight = torch.from_numpy(clips.weight[first : first + backbone.setup.clip_batch]).to(total)
+                part = torch.cat([whole[:, index] for index in frames])  # [k B, L, ..]
+                with module.cache_context(f"clips-{calls['call']}-{first}"):
+                    (output,) = call(**backbone.clip_arguments(arguments, part, len(frames)))
+                for index, share, one in zip(frames, weight, backbone.by_frame(output, length).split(len(whole)), strict=True):
+                    total.index_add_(1, index, one.float() * share.view(-1, *[1] * (one.ndim - 2)))
+            return (backbone.from_frames(total.to(output.dtype)),)
+
+        return direct.sample(backbone, plan, prompt, latents, on_step, resume, generator, in_clips)

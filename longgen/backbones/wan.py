@@ -58,8 +58,10 @@ class Wan(PipelineBackbone):
         return Rotary(np.array(self.spec.frequencies), np.arange(len(self.spec.frequencies)))
 
     def call_arguments(self, plan: Plan, prompt: str) -> dict[str, Any]:
-        second = {} if self.spec.guidance_scale_2 is None else {"guidance_scale_2": self.spec.guidance_scale_2}
-        return super().call_arguments(plan, prompt) | second
+        arguments = super().call_arguments(plan, prompt)
+        if self.spec.experts == 2 and plan.sample.guidance_scale == self.spec.guidance_scale:
+            arguments["guidance_scale_2"] = self.spec.guidance_scale_2  # another one asked for holds for both experts
+        return arguments
 
     @staticmethod
     @torch.no_grad()

@@ -86,6 +86,9 @@ def sample(
             ).frames  # fmt: skip
         return backbone.unpacked(final, plan)
     finally:
+        for transformer in backbone.transformers:
+            if hasattr(transformer, "_reset_stateful_cache"):  # the pipeline does so itself, but not after an error
+                transformer._reset_stateful_cache()
         if resume is not None:
             for registry in registries:
                 registry.remove_hook(_RESUME, recurse=False)

@@ -79,7 +79,8 @@ Offload = Annotated[
 ]
 
 Lora = Annotated[
-    list[str] | None, typer.Option("--lora", metavar="PATH[:SCALE]", help="A LoRA for the model, with its strength; repeatable.")
+    list[str] | None,
+    typer.Option("--lora", metavar="PATH[:SCALE]", help="A LoRA with its strength; repeatable; 1= or 2= before it: one expert."),
 ]
 Quantize = Annotated[
     Literal["fp8", "int8"] | None,

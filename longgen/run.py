@@ -215,6 +215,10 @@ def generate_one(
         tensors, kept = checkpoint.load_tensors(saved_latents)
         _same_run(kept, settings, saved_latents)
         latents = tensors["latents"]
+    elif saved_step.is_file() and backbone.setup.cache is not None:
+        raise UsageError(f"--resume in the middle of sampling with --cache {backbone.setup.cache}: what the cache held is lost, so "
+                         "the latents would differ", accepted="a run without a cache, or one that has been sampled",
+                         do="start again with --overwrite")  # fmt: skip
     elif saved_step.is_file():
         tensors, kept = checkpoint.load_tensors(saved_step)
         _same_run(kept, settings, saved_step)

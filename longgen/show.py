@@ -14,6 +14,7 @@ from longgen.errors import UsageError
 from longgen.frameplan import FramePlan
 from longgen.plan import LONG, Plan, count_label, human_bytes, on_every_backbone
 from longgen.preset import Preset, name_of
+from longgen.technique import NoiseTechnique
 
 SHADES = " ░▒▓█"
 MAP_SIDE = 40  # characters across a picture of a table
@@ -32,7 +33,9 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True) -> str:
         "",
     ]
     for act in plan.acting:
-        lines.append(f"technique {act.name} ({act.technique.slot}; {act.technique.paper})")
+        makes_noise = isinstance(act.technique, NoiseTechnique) and act.technique.noise
+        slots = f"noise and {act.technique.slot}" if makes_noise else act.technique.slot
+        lines.append(f"technique {act.name} ({slots}; {act.technique.paper})")
         lines.append(f"  layers {count_label(act.layers, spec.layers)}; steps {count_label(act.steps, plan.steps)}")
         parameters = act.technique.model_dump(mode="json", exclude={"layers", "steps"})
         lines.append("  " + ", ".join(f"{key} = {_shown(value)}" for key, value in parameters.items()))
@@ -115,7 +118,7 @@ def backbone_text(spec: BackboneSpec) -> str:
         "sizes": "width a multiple of {}, height of {}".format(*spec.size_multiple),
         "defaults": f"{spec.steps} steps, guidance {spec.guidance_scale:g}, {spec.dtype}",
         "transformer": f"{spec.layers} layers, {spec.heads} heads x {spec.head_dim}, {spec.parameters / 1e6:,.0f}M parameters",
-        "can": ", ".join(spec.capabilities),
+        "can": ", ".join(spec.capabilities) or "neither relative positions nor a timestep for each frame",
     }
     text = "\n".join([spec.name, *(f"  {key:<12}{value}" for key, value in rows.items())])
     if spec.name == "tiny":

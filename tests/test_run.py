@@ -270,3 +270,20 @@ def test_an_error_without_words_is_named_too() -> None:
     with pytest.raises(RuntimeError, match="another matter"):  # noqa: SIM117
         with run._naming_lack_of_memory("decoding", "cpu", ""):
             raise RuntimeError("another matter")
+
+
+def test_a_run_with_a_cache_does_not_go_on_in_the_middle(tiny: Any, tiny_plan: Any, tmp_path: Path) -> None:
+    """What the cache held between steps is in no checkpoint."""
+    import copy
+    import dataclasses
+
+    from longgen import run
+    from longgen.errors import UsageError
+
+    output = tmp_path / "ball.mp4"
+    run.run_folder(output).mkdir()
+    (run.run_folder(output) / "checkpoint.safetensors").touch()
+    cached = copy.copy(tiny)
+    cached.setup = dataclasses.replace(tiny.setup, cache="first-block:0.1")
+    with pytest.raises(UsageError, match="what the cache held is lost"):
+        run.generate_one(cached, tiny_plan("direct", frames=17, steps=2), PROMPT, 0, output, resume=True)

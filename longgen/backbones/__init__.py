@@ -161,18 +161,23 @@ def check_setup(spec: BackboneSpec, setup: Setup) -> None:
     if setup.dtype == "fp16" and place.type == "cpu":
         raise UsageError("--dtype fp16 cannot run on a CPU", accepted="fp32 or bf16", do="leave --dtype out")
     for text in setup.lora:
-        parse_lora(text)
+        if parse_lora(text)[2] == (2,) and spec.experts == 1:
+            raise UsageError(f"--lora {text} is for a second expert, and {spec.name} has one transformer",
+                             accepted="PATH or PATH:scale", do="leave 2= out")  # fmt: skip
     if setup.cache is not None:
         parse_cache(setup.cache, spec)
 
 
-def parse_lora(text: str) -> tuple[str, float]:
-    """`PATH[:scale]` as the path and the scale."""
+def parse_lora(text: str) -> tuple[str, float, tuple[int, ...]]:
+    """`[1=|2=]PATH[:scale]` as the path, the scale, and the experts that it is for: 1 and 2 unless it says one."""
+    experts: tuple[int, ...] = (1, 2)
+    if text[:2] in ("1=", "2=") and not os.path.exists(text):
+        experts, text = (int(text[0]),), text[2:]
     path, colon, scale = text.rpartition(":")
     if not colon or os.path.exists(text):
-        return text, 1.0
+        return text, 1.0, experts
     try:
-        return path, float(scale)
+        return path, float(scale), experts
     except ValueError:
         raise UsageError(f"--lora {text}: {scale!r} is no scale", accepted="PATH or PATH:scale, as style.safetensors:0.8",
                          do="write it so") from None  # fmt: skip

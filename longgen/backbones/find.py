@@ -110,8 +110,9 @@ def _from_configs(source: str, *contents: Any) -> BackboneSpec:
         if kind not in _READERS:
             raise UsageError(f"--backbone {source} is a {kind}", accepted=", ".join(_READERS), do="choose another model")
         spec = _READERS[kind](index, transformer, vae)
-    except KeyError as error:
-        raise UsageError(f"--backbone {source}: {error.args[0]}", accepted=f"a model that diffusers wrote: {', '.join(_READERS)}",
+    except (KeyError, TypeError) as error:
+        reason = error.args[0] if isinstance(error, KeyError) else f"its configs are not as diffusers writes them: {error}"
+        raise UsageError(f"--backbone {source}: {reason}", accepted=f"a model that diffusers wrote: {', '.join(_READERS)}",
                          do="copy or download it again") from None  # fmt: skip
     verdicts = WAN_1_3B.verdicts if _same_shape(spec, WAN_1_3B) else {}
     about = f"{kind}, read from its configs"
@@ -154,27 +155,27 @@ def _cogvideox(index: Any, transformer: Any, vae: Any) -> BackboneSpec:
     if transformer.get("patch_size_t") is not None:
         raise UsageError("CogVideoX 1.5 joins two latent frames into one token, which longgen cannot drive yet",
                          accepted="CogVideoX 2B or 5B of the first version", do="choose another model")  # fmt: skip
-    rotary = transformer["use_rotary_positional_embeddings"]
-    patch = transformer["patch_size"]
+    rotary, patch = transformer["use_rotary_positional_embeddings"], transformer["patch_size"]
+    width = heads * head_dim
     return replace(
         COGVIDEOX_5B, stride_t=transformer["temporal_compression_ratio"], stride_hw=2 ** (len(vae["block_out_channels"]) - 1),
         patch=(1, patch, patch), native_px=transformer["sample_frames"], layers=layers, heads=heads, head_dim=head_dim,
-        ffn_dim=4 * heads * head_dim, latent_channels=transformer["in_channels"], rotary_dims=head_dim // 4 if rotary else 0,
+        ffn_dim=4 * width, latent_channels=transformer["in_channels"], rotary_dims=head_dim // 4 if rotary else 0,
         intrinsic_component=2 if rotary else None, capabilities=COGVIDEOX_5B.capabilities if rotary else (),
-        text_tokens=transformer["max_text_seq_length"], parameters=layers * 12 * (heads * head_dim) ** 2,
+        text_tokens=transformer["max_text_seq_length"], parameters=layers * 12 * width * (width + transformer["time_embed_dim"]),
     )  # fmt: skip
 
 
 def _hunyuan(index: Any, transformer: Any, vae: Any) -> BackboneSpec:
     head_dim, heads = transformer["attention_head_dim"], transformer["num_attention_heads"]
-    layers, patch = transformer["num_layers"] + transformer["num_single_layers"], transformer["patch_size"]
-    rotary_dims = transformer["rope_axes_dim"][0]
+    dual, single, ratio = transformer["num_layers"], transformer["num_single_layers"], transformer["mlp_ratio"]
+    rotary_dims, patch = transformer["rope_axes_dim"][0], transformer["patch_size"]
     return replace(
         HUNYUANVIDEO, stride_t=vae["temporal_compression_ratio"], stride_hw=vae["spatial_compression_ratio"],
-        patch=(transformer["patch_size_t"], patch, patch), layers=layers, heads=heads, head_dim=head_dim,
-        ffn_dim=round(transformer["mlp_ratio"] * heads * head_dim), latent_channels=transformer["in_channels"],
+        patch=(transformer["patch_size_t"], patch, patch), layers=dual + single, heads=heads, head_dim=head_dim,
+        ffn_dim=round(ratio * heads * head_dim), latent_channels=transformer["in_channels"],
         rotary_dims=rotary_dims, rotary_base=transformer["rope_theta"], intrinsic_component=min(4, rotary_dims // 2),
-        parameters=layers * 12 * (heads * head_dim) ** 2,
+        parameters=round((dual * (20 + 4 * ratio) + single * (7 + 2 * ratio)) * (heads * head_dim) ** 2),
     )  # fmt: skip
 
 

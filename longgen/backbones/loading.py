@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import FirstBlockCacheConfig
+from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
@@ -44,6 +47,10 @@ def load(spec: BackboneSpec, setup: Setup) -> PipelineBackbone:
     diffusers_logging.set_verbosity_error()  # what they warn of on loading, the error below says
     diffusers_logging.disable_progress_bar()  # the command line shows its own
     transformers_logging.disable_progress_bar()
+    for text in setup.lora:
+        _check_lora(parse_lora(text)[0])
+    if setup.attention is not None:
+        _check_attention(setup.attention)
     kinds = {"default": DTYPES[setup.dtype], "vae": _vae_dtype(spec, setup)}
     quantization = _quantization(spec) if setup.quantize == "int8" else None
     try:
@@ -54,7 +61,9 @@ def load(spec: BackboneSpec, setup: Setup) -> PipelineBackbone:
         raise _explain_load(spec, error) from error
     pipe.set_progress_bar_config(disable=True)
     for index, text in enumerate(setup.lora):
-        _load_lora(pipe, index, *parse_lora(text))
+        path, _, experts = parse_lora(text)
+        for expert in experts[: spec.experts]:
+            _load_lora(pipe, index, path, expert)
     if setup.lora:
         pipe.set_adapters([f"lora-{index}" for index in range(len(setup.lora))], [parse_lora(text)[1] for text in setup.lora])
     backbone = family(spec, pipe, setup)
@@ -101,20 +110,32 @@ def _tile(vae: Any) -> None:
         vae.use_framewise_decoding = True  # in time too, where the VAE can
 
 
-def _load_lora(pipe: Any, index: int, path: str, scale: float) -> None:
+def _check_lora(path: str) -> None:
+    """Before gigabytes are loaded: a path is there, or it can be a hub id."""
+    if not os.path.exists(path) and (os.path.isabs(path) or path.startswith(".") or path.count("/") != 1):
+        raise MissingError(f"--lora {path}: no such file", accepted="a LoRA in safetensors, its folder, or a hub id (owner/name)",
+                           do="check the path")  # fmt: skip
+
+
+def _load_lora(pipe: Any, index: int, path: str, expert: int) -> None:
+    name, into = f"lora-{index}", {"load_into_transformer_2": True} if expert == 2 else {}
     try:
-        pipe.load_lora_weights(path, adapter_name=f"lora-{index}")
+        with warnings.catch_warnings():  # several are what is asked for
+            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
+            pipe.load_lora_weights(path, adapter_name=name, **into)
     except (ImportError, ValueError) as error:
         if "PEFT" in str(error).upper():
             raise MissingError("--lora needs the library peft, which is not installed", accepted="pip install 'longgen[lora]'",
                                do="install it, or leave --lora out") from error  # fmt: skip
-        raise _explain_lora(path, error) from error
+        raise _explain_lora(path, str(error)) from error
     except Exception as error:
-        raise _explain_lora(path, error) from error
+        raise _explain_lora(path, str(error)) from error
+    if not any(name in names for names in pipe.get_list_adapters().values()):
+        raise _explain_lora(path, "it has weights for none of this model's layers")
 
 
-def _explain_lora(path: str, error: Exception) -> LonggenError:
-    reason = " ".join(str(error).split())[:300]
+def _explain_lora(path: str, reason: str) -> LonggenError:
+    reason = " ".join(reason.split())[:300]
     return LonggenError(f"--lora {path} cannot be loaded: {reason}", accepted="a LoRA in safetensors made for this model",
                         do="check the path, and the model it was trained on")  # fmt: skip
 
@@ -133,12 +154,13 @@ def _quantization(spec: BackboneSpec) -> Any:
     return PipelineQuantizationConfig(quant_mapping=dict.fromkeys(parts, config))
 
 
-def _set_attention(transformer: Any, name: str) -> None:
-    from diffusers.models.attention_dispatch import AttentionBackendName
-
+def _check_attention(name: str) -> None:
     names = [backend.value for backend in AttentionBackendName]
     if name not in names:
         raise UsageError(f"--attention {name} is no backend of diffusers", accepted=", ".join(names), do="choose one of them")
+
+
+def _set_attention(transformer: Any, name: str) -> None:
     try:
         transformer.set_attention_backend(name)
     except (ImportError, RuntimeError, ValueError) as error:

@@ -66,8 +66,10 @@ class Wan(PipelineBackbone):
         return changed
 
     def call_arguments(self, plan: Plan, prompt: str) -> dict[str, Any]:
-        second = {} if self.spec.guidance_scale_2 is None else {"guidance_scale_2": self.spec.guidance_scale_2}
-        return super().call_arguments(plan, prompt) | second
+        arguments = super().call_arguments(plan, prompt)
+        if self.spec.experts == 2 and plan.sample.guidance_scale == self.spec.guidance_scale:
+            arguments["guidance_scale_2"] = self.spec.guidance_scale_2  # another one asked for holds for both experts
+        return arguments
 
     @staticmethod
     @torch.no_grad()

@@ -93,6 +93,9 @@ def sample(
             ).frames  # fmt: skip
         return backbone.unpacked(final, plan)
     finally:
+        for transformer in backbone.transformers:
+            if hasattr(transformer, "_reset_stateful_cache"):  # the pipeline does so itself, but not after an error
+                transformer._reset_stateful_cache()
         for registry in registries if hooked else ():
             registry.remove_hook(_AROUND, recurse=False)
 

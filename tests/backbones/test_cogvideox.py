@@ -281,7 +281,7 @@ def test_fused_projections_serve_too(backbone: Callable[[str], Any]) -> None:
 
 @pytest.mark.parametrize("preset", ["riflex", "vrpr", "ntk", "yarn", "longdiff", "flex-positions", "freeloc"])
 def test_positions_are_refused_where_there_are_none(backbone: Callable[[str], Any], preset: str) -> None:
-    with pytest.raises(UsageError, match=r"needs relative-positions, which .* does not have") as refused:
+    with pytest.raises(UsageError, match=r"needs relative-positions \(.*\), which .* does not have") as refused:
         family.made(backbone("cogvideox-2b"), preset, 33, 2)
     assert "cogvideox-5b" in refused.value.accepted
     assert "cogvideox-2b" not in refused.value.accepted

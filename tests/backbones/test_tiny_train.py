@@ -28,7 +28,7 @@ def test_every_stage_runs_and_exports_a_pipeline(tmp_path: Path, small: None, mo
     import dataclasses
 
     from longgen import plan, preset
-    from longgen.backbones import load
+    from longgen.backbones import Setup, load
     from longgen.backbones.spec import TINY
     from longgen.sampling import direct
 
@@ -39,7 +39,7 @@ def test_every_stage_runs_and_exports_a_pipeline(tmp_path: Path, small: None, mo
     assert sorted(p.name for p in work.glob("*.pt")) == ["decoder.pt", "images.pt", "transformer.pt", "video.pt"]
     spec = dataclasses.replace(TINY, source=str(folder))
     made = plan.build(preset.load("freespec", sample=preset.Sample(frames=89, steps=1)), spec)
-    backbone = load(spec, "cpu", "fp32")
+    backbone = load(spec, Setup("cpu", "fp32"))
     noise = torch.randn(backbone.latent_shape(made), generator=torch.Generator().manual_seed(0))
     assert torch.isfinite(direct.sample(backbone, made, grammar.HELD_OUT[0].prompt, noise, lambda state: None)).all()
     assert abs(torch.tensor(backbone.pipe.vae.config.latents_std)).min() > 0

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import FirstBlockCacheConfig
 from torch import Tensor
 
 from longgen.plan import Plan
@@ -100,6 +101,15 @@ def test_a_plan_acts_in_both_experts(loaded: dict[str, Any]) -> None:
         assert difference > 1e-2
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+def test_layers_are_counted_in_each_expert(loaded: dict[str, Any], layer: int) -> None:
+    backbone = loaded["wan-experts"]
+    with backbone.installed(window(backbone, f"window.layers=[{layer}]")):
+        for transformer in backbone.transformers:
+            planned = [isinstance(one.processor, backbone.processor) for one in backbone.layers(transformer)]
+            assert planned == [layer == 0, layer == 1]
+
+
 def test_steps_of_a_technique_count_through_both_experts(loaded: dict[str, Any]) -> None:
     backbone = loaded["wan-experts"]
     traces: list[list[Tensor]] = [[], []]
@@ -148,3 +158,24 @@ def test_a_window_of_one_frame_cuts_frames_apart(loaded: dict[str, Any]) -> None
     assert (free[0] - free[1])[:, :, others].abs().max() > 1e-3
     assert (held[0] - held[1])[:, :, others].abs().max() < 1e-6
     assert (held[0] - held[1])[:, :, 4].abs().max() > 1e-1
+
+
+@pytest.mark.parametrize(("asked", "second"), [({}, 3.0), ({"guidance_scale": 7.0}, None)])
+def test_guidance_that_is_asked_for_holds_for_both_experts(
+    loaded: dict[str, Any], asked: dict[str, float], second: float | None
+) -> None:
+    backbone = loaded["wan-experts"]
+    arguments = backbone.call_arguments(family.made(backbone, "direct", 25, 4, **asked), "a ball")
+    assert (arguments["guidance_scale"], arguments.get("guidance_scale_2")) == (asked.get("guidance_scale", 4.0), second)
+
+
+def test_an_interrupted_run_leaves_no_cache_behind(model_folder: Callable[[str], Path]) -> None:
+    """With a step cache, a run after one that was stopped is equal to a run on a fresh model."""
+    backbones = []
+    for _ in range(2):
+        backbone = family.loaded(model_folder("wan"))
+        backbone.pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.9))
+        backbones.append(backbone)
+    family.stopped_after(backbones[0], plain(backbones[0]), 2)
+    one, other = (family.sampled(backbone, plain(backbone)) for backbone in backbones)
+    assert torch.equal(one, other)

@@ -1,0 +1,342 @@
+"""The flags that are handed to diffusers, on small pipelines of random weights: each does what it says, or is refused.
+
+Legend: W a weight [out, in], A [rank, in] and B [out, rank] of a LoRA.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from longgen.backbones import BROKEN_CACHES, Setup, decoder, load, parse_cache, parse_lora
+from longgen.backbones.find import find
+from longgen.backbones.spec import SPECS, TINY
+from longgen.errors import LonggenError, MissingError, UsageError
+from tests.backbones import family
+
+FAMILIES = ["wan", "ltx", "cogvideox", "hunyuan"]
+ALL = ["wan", "wan-experts", "wan-ti2v", "ltx", "cogvideox", "hunyuan"]
+RANK = 4
+
+
+@pytest.fixture
+def loaded(model_folder: Callable[[str], Path]) -> Callable[..., Any]:
+    """loaded("wan", cache="first-block"): a fresh one, as the flags change it."""
+    return lambda name, **flags: load(find(str(model_folder(name))), Setup("cpu", "fp32", **flags))
+
+
+@pytest.fixture(autouse=True)
+def backend_of_the_process() -> Iterator[None]:
+    """diffusers sets it for the whole process."""
+    before = _AttentionBackendRegistry._active_backend
+    yield
+    _AttentionBackendRegistry.set_active_backend(before)
+
+
+def sampled(backbone: Any, steps: int = 2) -> Tensor:
+    """Latents with a window over the clip, so that planned attention serves."""
+    return family.sampled(backbone, family.made(backbone, "sliding-window", 33, steps, ("window.frames=3",)))
+
+
+# LoRA
+
+
+@pytest.fixture(scope="module")
+def loras(model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
+    """loras("wan", 1): a folder with a LoRA for that model, made by peft and written by diffusers."""
+    import peft
+
+    def make(name: str, seed: int) -> Path:
+        backbone, folder = family.loaded(model_folder(name)), tmp_path_factory.mktemp(f"lora-{name}")
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            config = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["to_q", "to_v"], init_lora_weights=False)
+            backbone.pipe.transformer.add_adapter(config)
+        layers = peft.utils.get_peft_model_state_dict(backbone.pipe.transformer)
+        backbone.kind.save_lora_weights(folder, transformer_lora_layers=layers)
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_lora_acts_by_its_scale(loaded: Callable[..., Any], loras: Callable[[str, int], Path], name: str) -> None:
+    folder = loras(name, 1)
+    plain, none, half = (sampled(loaded(name, lora=lora)) for lora in ((), (f"{folder}:0",), (f"{folder}:0.5",)))
+    print(f"{name}: scale 0 changes {(none - plain).abs().max():.1e}, scale 0.5 {(half - plain).abs().max():.1e}")
+    assert (none - plain).abs().max() < 1e-6
+    assert (half - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("prefix", "experts"), [("", {0, 1}), ("1=", {0}), ("2=", {1})])
+def test_a_lora_goes_into_both_experts_or_into_one(
+    loaded: Callable[..., Any], loras: Callable[[str, int], Path], prefix: str, experts: set[int]
+) -> None:
+    folder = loras("wan-experts", 1)
+    backbone, plain = loaded("wan-experts", lora=(f"{prefix}{folder}:0.5",)), loaded("wan-experts")
+    x = torch.randn(5, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        outputs = [[t.blocks[0].attn1.to_q(x) for t in one.transformers] for one in (backbone, plain)]
+    assert {i for i, (one, other) in enumerate(zip(*outputs, strict=True)) if not torch.equal(one, other)} == experts
+
+
+def test_a_lora_for_a_second_expert_that_is_not_there_is_refused(loaded: Callable[..., Any]) -> None:
+    with pytest.raises(UsageError, match="is for a second expert"):
+        loaded("wan", lora=("2=owner/style",))
+
+
+def test_two_loras_add_up(loaded: Callable[..., Any], loras: Callable[[str, int], Path]) -> None:
+    """A layer's q is x W' + b with W' = W + 0.5 B1 A1 - 2 B2 A2; a file and a folder serve alike."""
+    folders = loras("wan", 1), loras("wan", 2)
+    files = [folder / "pytorch_lora_weights.safetensors" for folder in folders]
+    backbone = loaded("wan", lora=(f"{files[0]}:0.5", f"{folders[1]}:-2"))
+    place = "transformer.blocks.0.attn1.to_q.lora_"
+    parts = [load_file(file) for file in files]
+    (b1, a1), (b2, a2) = ((part[place + "B.weight"], part[place + "A.weight"]) for part in parts)
+    to_q = loaded("wan").pipe.transformer.blocks[0].attn1.to_q
+    x = torch.randn(5, to_q.in_features, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = x @ (to_q.weight + 0.5 * b1 @ a1 - 2 * b2 @ a2).T + to_q.bias
+        difference = (backbone.pipe.transformer.blocks[0].attn1.to_q(x) - expected).abs().max().item()
+    print(f"max difference {difference:.1e}")
+    assert difference < 1e-5
+
+
+def test_a_path_may_hold_a_colon(tmp_path: Path) -> None:
+    path = tmp_path / "a:2"
+    path.touch()
+    assert parse_lora(str(path)) == (str(path), 1.0, (1, 2))
+    assert parse_lora(f"2={path}:0.5") == (str(path), 0.5, (2,))
+    with pytest.raises(UsageError, match="'much' is no scale"):
+        parse_lora("style.safetensors:much")
+
+
+def test_a_lora_that_is_not_there_is_refused_before_weights_are_loaded(
+    loaded: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffusers.WanPipeline.from_pretrained", None)
+    for path in ("style.safetensors", "/none/style.safetensors:0.5", "./style"):
+        with pytest.raises(MissingError, match="no such file"):
+            loaded("wan", lora=(path,))
+
+
+def test_a_lora_that_does_not_fit_is_refused(loaded: Callable[..., Any], loras: Callable[[str, int], Path], tmp_path: Path) -> None:
+    nothing, weights = tmp_path / "nothing.safetensors", tmp_path / "weights.safetensors"
+    other = {f"unet.to_q.lora_{part}.weight": torch.zeros(2, 2) for part in "AB"}
+    save_file(other, nothing)
+    save_file({"to_q.weight": torch.zeros(2, 2)}, weights)
+    for path, reason in ((loras("hunyuan", 1), "Target modules"), (weights, "Invalid LoRA checkpoint"),
+                         (nothing, "for none of this model's layers")):  # fmt: skip
+        with pytest.raises(LonggenError, match=f"--lora {path} cannot be loaded: .*{reason}"):
+            loaded("wan", lora=(str(path),))
+
+
+def test_a_lora_without_peft_names_the_library(loaded: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffusers.utils.USE_PEFT_BACKEND", False)
+    with pytest.raises(MissingError, match="--lora needs the library peft"):
+        loaded("wan", lora=(str(tmp_path),))
+
+
+# Quantization
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_fp8_weights_are_stored_in_a_byte_and_act_in_the_transformer_s_dtype(loaded: Callable[..., Any], name: str) -> None:
+    backbone = loaded(name, quantize="fp8")
+    for transformer in backbone.transformers:
+        assert backbone.layers(transformer)[0].to_q.weight.dtype == torch.float8_e4m3fn
+    plain, quantized = sampled(loaded(name)), sampled(backbone)
+    error = ((quantized - plain).square().mean() / plain.square().mean()).sqrt().item()
+    print(f"{name}: relative error {error:.1e}")
+    assert 0 < error < 0.15
+    assert quantized.dtype == plain.dtype
+
+
+@pytest.mark.parametrize("name", ["wan-experts", "hunyuan"])
+def test_int8_weights_are_stored_in_a_byte(loaded: Callable[..., Any], name: str) -> None:
+    pytest.importorskip("torchao")
+    backbone = loaded(name, quantize="int8")
+    for transformer in backbone.transformers:
+        assert backbone.layers(transformer)[0].to_q.weight.qdata.dtype == torch.int8
+    plain, quantized = sampled(loaded(name)), sampled(backbone)
+    error = ((quantized - plain).square().mean() / plain.square().mean()).sqrt().item()
+    print(f"{name}: relative error {error:.1e}")
+    assert 0 < error < 0.02
+
+
+def test_int8_without_torchao_names_the_library(loaded: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    with pytest.raises(MissingError, match="--quantize int8 needs the library torchao"):
+        loaded("wan", quantize="int8")
+
+
+# Attention backends
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_attention_backend_reaches_stock_and_planned_layers(loaded: Callable[..., Any], name: str) -> None:
+    plain, backbone = loaded(name), loaded(name, attention="_native_math")
+    plan = family.made(backbone, "sliding-window", 33, 2, ("window.frames=3", "window.layers=[0]"))
+    with backbone.installed(plan):
+        layers = backbone.layers(backbone.pipe.transformer)[:2]
+        assert [isinstance(layer.processor, backbone.processor) for layer in layers] == [True, False]
+        assert layers[0].processor._attention_backend == "_native_math"
+        stock = getattr(layers[1].processor, "_attention_backend", None)
+        assert stock == "_native_math" or name == "cogvideox"  # whose stock attention does not know backends
+    difference = (family.sampled(plain, plan) - family.sampled(backbone, plan)).abs().max().item()
+    print(f"{name}: max difference {difference:.1e}")
+    assert difference < 1e-4
+
+
+def test_native_is_what_runs_without_the_flag(loaded: Callable[..., Any]) -> None:
+    assert torch.equal(sampled(loaded("wan", attention="native")), sampled(loaded("wan")))
+
+
+def test_a_backend_that_cannot_be_is_refused(loaded: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="--attention sage cannot run here") as caught:
+        loaded("wan", attention="sage")
+    assert "native" in caught.value.accepted
+    monkeypatch.setattr("diffusers.WanPipeline.from_pretrained", None)  # refused before weights are loaded
+    with pytest.raises(UsageError, match="--attention wonder is no backend of diffusers") as caught:
+        loaded("wan", attention="wonder")
+    assert "native" in caught.value.accepted
+
+
+# Step caches
+
+
+def calls_of_blocks(backbone: Any, run: Callable[[], Any]) -> list[int]:
+    """Calls of the self-attention of the first and of the last block of each transformer."""
+    calls: Counter[int] = Counter()
+    layers = [backbone.layers(transformer)[place] for transformer in backbone.transformers for place in (0, -1)]
+    hooks = [layer.register_forward_hook(lambda *_, index=index: calls.update([index])) for index, layer in enumerate(layers)]
+    run()
+    for hook in hooks:
+        hook.remove()
+    return [calls[index] for index in range(len(layers))]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_first_block_cache_skips_the_other_blocks(loaded: Callable[..., Any], name: str) -> None:
+    """By threshold; each run begins anew."""
+    steps, branches = 6, 2 if name == "wan" else 1  # the others batch guidance, or have none
+    never, often = loaded(name, cache="first-block:0.000001"), loaded(name, cache="first-block:0.9")
+    first, last = calls_of_blocks(never, lambda: sampled(never, steps))
+    assert first == last == steps * branches
+    first, last = calls_of_blocks(often, lambda: sampled(often, steps))
+    print(f"{name}: {first} calls of the first block, {last} of the last")
+    assert first == steps * branches
+    assert branches <= last < first
+    assert torch.equal(sampled(never, steps), sampled(loaded(name), steps))
+    cached = sampled(often, steps)
+    assert not torch.equal(cached, sampled(never, steps))
+    assert torch.equal(cached, sampled(often, steps))
+
+
+def test_the_cache_serves_both_experts(loaded: Callable[..., Any]) -> None:
+    backbone = loaded("wan-experts", cache="first-block:0.9")
+    first, last, first_2, last_2 = calls_of_blocks(backbone, lambda: sampled(backbone, 6))
+    assert first + first_2 == 12
+    assert last < first
+    assert last_2 < first_2
+
+
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [(name, spec) for name, (families, _) in BROKEN_CACHES.items() for spec in SPECS.values() if spec.family in families],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_a_broken_cache_is_refused_with_its_reason(name: str, spec: Any) -> None:
+    for text in (name, name.replace("-", "_").upper(), f"{name}:0.1"):
+        with pytest.raises(UsageError, match=f"is refused: on {spec.name} {BROKEN_CACHES[name][1]}") as caught:
+            parse_cache(text, spec)
+        assert "first-block" in caught.value.accepted
+
+
+def test_a_cache_that_nobody_tried_is_refused() -> None:
+    for text in ("fastercache", "wonder:0.1"):
+        with pytest.raises(UsageError, match="longgen has not tried it"):
+            parse_cache(text, SPECS["cogvideox-5b"])
+
+
+@pytest.mark.parametrize("text", ["first-block:0", "first-block:1", "first-block:-1", "first-block:much", "first-block:nan"])
+def test_a_threshold_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is no threshold"):
+        parse_cache(text, TINY)
+    assert parse_cache("first_block", TINY) == parse_cache("First-Block:0.05", TINY) == 0.05
+
+
+# VAE, offload, device
+
+
+@pytest.mark.parametrize("name", ["wan-ti2v", *FAMILIES[1:]])
+def test_vae_tiling_is_the_pipeline_s_own(loaded: Callable[..., Any], model_folder: Callable[[str], Path], name: str) -> None:
+    backbone = loaded(name, vae_tiling=True)
+    vae = backbone.pipe.vae
+    for side in ("height", "width"):  # clips here are small
+        setattr(vae, f"tile_sample_min_{side}", 32)
+        setattr(vae, f"tile_sample_stride_{side}", 16)
+        setattr(vae, f"tile_latent_min_{side}", 4)  # this and the next are CogVideoX's
+        setattr(vae, f"tile_overlap_factor_{side}", 0.25)
+    plan = family.made(backbone, "direct", 9, 2)
+    latents = family.sampled(backbone, plan)
+    tiled = np.concatenate(list(backbone.decode(latents)))
+    stock = family.stock_call(backbone.pipe, plan, output_type="np", max_sequence_length=backbone.spec.text_tokens)
+    assert np.array_equal(tiled, (stock[0] * 255).round().astype(np.uint8))
+    whole = np.concatenate(list(loaded(name).decode(latents)))
+    assert whole.shape == tiled.shape
+    assert not np.array_equal(whole, tiled)
+    alone = decoder(find(str(model_folder(name))), "cpu", vae_tiling=True)(latents)  # with tiles larger than the clip
+    assert np.concatenate(list(alone)).shape == whole.shape
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_vae_alone_decodes_as_the_pipeline_does(
+    loaded: Callable[..., Any], model_folder: Callable[[str], Path], name: str
+) -> None:
+    backbone = loaded(name)
+    latents = torch.randn(1, backbone.spec.latent_channels, 5, 4, 6, generator=torch.Generator().manual_seed(0))
+    alone = list(decoder(find(str(model_folder(name))), "cpu")(latents))
+    assert np.array_equal(np.concatenate(alone), np.concatenate(list(backbone.decode(latents))))
+
+
+@pytest.mark.parametrize("name", ["wan-experts", *FAMILIES[1:]])
+def test_group_offload_changes_nothing(loaded: Callable[..., Any], name: str) -> None:
+    """From host to host, as no GPU is here: the hooks are diffusers' own, the transfers are not tested."""
+    plain, offloaded = loaded(name), loaded(name)
+    offloaded.pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+    latents = sampled(plain)
+    assert torch.equal(sampled(offloaded), latents)
+    frames = [np.concatenate(list(backbone.decode(latents))) for backbone in (plain, offloaded)]
+    assert np.array_equal(*frames)
+
+
+@pytest.mark.parametrize(
+    ("setup", "message"),
+    [
+        (Setup("cuda", "bf16"), "--device cuda is not there"),
+        (Setup("gpu", "fp32"), "--device gpu is not there"),
+        (Setup("cpu", "fp32", offload="model"), "--offload model moves weights between a GPU and the host"),
+        (Setup("cpu", "fp16"), "--dtype fp16 cannot run on a CPU"),
+        (Setup("cpu", "fp32", lora=("a:b",)), "'b' is no scale"),
+        (Setup("cpu", "fp32", cache="fastercache"), "--cache fastercache is refused"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_loaded(setup: Setup, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if setup.device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one")
+    monkeypatch.setattr("longgen.backbones.loading.load", None)
+    with pytest.raises(UsageError, match=message) as caught:
+        load(TINY, setup)
+    assert caught.value.accepted
+    assert caught.value.do

@@ -257,6 +257,11 @@ def build(preset: Preset, spec: BackboneSpec) -> Plan:
     for act in acting:
         if act.name in inert and not _acts_besides(act.technique, clip, seen):
             notes.append(f"{act.name} changes nothing at {frames_px} frames of {spec.name}: it is the identity there")
+    edits = [act.name for act in acting if isinstance(act.technique, Refine)]
+    if edits:
+        notes.append(
+            f"{' and '.join(edits)} edits the latent, which a scheduler with a memory would undo: {spec.first_order} steps"
+        )
     if seen_lat > spec.native_lat and not table.any():
         notes.append(f"{frames_px} frames is {frames_px / spec.native_px:.1f} times what {spec.name} was trained on, and no "
                      "technique acts: expect slow or frozen motion; longgen presets list shows what there is")  # fmt: skip

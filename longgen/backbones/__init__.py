@@ -96,6 +96,10 @@ class Backbone(Protocol):
         """The pipeline's latents as [1, C, T, h, w]."""
         ...
 
+    def predicted(self, before: Tensor, after: Tensor, index: int, plan: Plan) -> tuple[Tensor, float]:
+        """The clean latent [1, C, T, h, w] that step `index` predicted, from the latents around it, and d clean / d latent."""
+        ...
+
     def by_frame(self, x: Tensor, frames_lat: int) -> Tensor:
         """The transformer's input or output as a view [B, T, ...], with `frames_lat` frames on the second axis."""
         ...

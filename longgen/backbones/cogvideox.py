@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLCogVideoX, CogVideoXDPMScheduler, CogVideoXPipeline, DiffusionPipeline
+from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXDPMScheduler, CogVideoXPipeline, DiffusionPipeline
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
@@ -97,6 +97,19 @@ class CogVideoX(PipelineBackbone):
 
     def unpacked(self, latents: Tensor, plan: Plan) -> Tensor:
         return latents.transpose(1, 2)
+
+    def first_order(self) -> CogVideoXDDIMScheduler:
+        return CogVideoXDDIMScheduler.from_config(self.pipe.scheduler.config)
+
+    def levels(self, index: int) -> tuple[tuple[float, float], tuple[float, float], float]:
+        scheduler = self.pipe.scheduler
+        step = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+        timestep = int(scheduler.timesteps[index])
+        after = scheduler.alphas_cumprod[timestep - step] if timestep >= step else scheduler.final_alpha_cumprod
+        (before, sigma), (next_alpha, next_sigma) = (
+            (float(share) ** 0.5, (1 - float(share)) ** 0.5) for share in (scheduler.alphas_cumprod[timestep], after)
+        )
+        return (before, sigma), (next_alpha, next_sigma), before  # clean = alpha latent - sigma v
 
     def by_frame(self, x: Tensor, frames_lat: int) -> Tensor:
         return x

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import Tensor
 
@@ -144,6 +144,28 @@ class PipelineBackbone:
         """The pipeline's latents as [1, C, T, h, w]."""
         return latents
 
+    def first_order(self) -> Any:
+        """A scheduler of first order, which leaves edits of the latent as they are; the pipeline's own where that is one."""
+        scheduler = self.pipe.scheduler
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            return scheduler
+        return FlowMatchEulerDiscreteScheduler(shift=scheduler.config.get("flow_shift") or 1.0)
+
+    def levels(self, index: int) -> tuple[tuple[float, float], tuple[float, float], float]:
+        """(alpha, sigma) of latent = alpha clean + sigma noise before and after step `index`, and d clean / d latent."""
+        before, after = self.pipe.scheduler.sigmas[index : index + 2].tolist()
+        return (1 - before, before), (1 - after, after), 1.0
+
+    def predicted(self, before: Tensor, after: Tensor, index: int, plan: Plan) -> tuple[Tensor, float]:
+        """The clean latent [1, C, T, h, w] that step `index` of a first-order scheduler predicted, and d clean / d latent.
+
+        Such a step keeps clean and noise and changes their shares, so the latents before and after it tell both.
+        """
+        (alpha, sigma), (next_alpha, next_sigma), slope = self.levels(index)
+        kept = next_sigma / sigma
+        clean = (after.float() - kept * before.to(after.device).float()) / (next_alpha - kept * alpha)
+        return self.unpacked(clean, plan), slope
+
     def by_frame(self, x: Tensor, frames_lat: int) -> Tensor:
         """The transformer's input or output as a view [B, T, ...], with `frames_lat` frames on the second axis."""
         return x.transpose(1, 2)
@@ -182,7 +204,13 @@ class PipelineBackbone:
 
     @contextmanager
     def installed(self, plan: Plan) -> Iterator[None]:
-        """Within the context, the transformers' self-attention follows `plan`; afterwards it is as it was."""
+        """Within the context, the transformers' self-attention follows `plan`; afterwards it is as it was.
+
+        With a technique that edits the latent, the pipeline then steps by a scheduler of first order.
+        """
+        scheduler = self.pipe.scheduler
+        if plan.refinements:
+            self.pipe.scheduler = self.clock.scheduler = self.first_order()
         rotary = self.rotary()
         before = [(layer, layer.processor) for transformer in self.transformers for layer in self.layers(transformer)]
         shared: dict[tuple[bytes, type], PlannedAttention] = {}
@@ -198,6 +226,7 @@ class PipelineBackbone:
                 layer.set_processor(shared[key])
             yield
         finally:
+            self.pipe.scheduler = self.clock.scheduler = scheduler
             for layer, processor in before:
                 layer.set_processor(processor)
 

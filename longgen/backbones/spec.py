@@ -53,6 +53,7 @@ class BackboneSpec:
     cpu_threads: int | None = None
     capabilities: tuple[str, ...] = (RELATIVE_POSITIONS, FRAME_TIMESTEPS)
     joint_text: bool = False  # text tokens take part in self-attention; else cross-attention reads them
+    first_order: str = "the flow-matching Euler scheduler"  # what steps where a technique edits the latent
     least_steps: int = 1  # what its scheduler can do
     experts: int = 1  # transformers that share the schedule; `parameters` counts them all
     guidance_scale_2: float | None = None  # of the second expert
@@ -143,7 +144,7 @@ COGVIDEOX_5B = BackboneSpec(
     stride_t=4, stride_hw=8, patch=(1, 2, 2), native_px=49, fps=8, size=(720, 480), steps=50, guidance_scale=6.0,
     negative_prompt="", dtype="bf16", layers=42, heads=48, head_dim=64, ffn_dim=12288, latent_channels=16, rotary_dims=16,
     rotary_base=10000.0, intrinsic_component=2, text_tokens=226, parameters=5_570_283_072, companions=4_977_000_000,
-    capabilities=(RELATIVE_POSITIONS,), joint_text=True,
+    capabilities=(RELATIVE_POSITIONS,), joint_text=True, first_order="the DDIM scheduler",
 )  # fmt: skip
 COGVIDEOX_2B = replace(
     COGVIDEOX_5B, name="cogvideox-2b", source="zai-org/CogVideoX-2b", license="Apache-2.0", dtype="fp16", layers=30, heads=30,

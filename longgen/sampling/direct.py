@@ -65,20 +65,29 @@ def sample(
     """
     if resume is not None and resume.done == plan.steps:
         return backbone.unpacked(resume.latents, plan)
-    scheduler, clock = backbone.pipe.scheduler, backbone.clock
+    clock = backbone.clock
     clock.index = 0
     generator = generator or torch.Generator()
+    start = backbone.packed(latents)
+    before = start  # the latents that a step begins with
 
     def after_step(pipe: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        clock.index = min(index + 1, plan.steps - 1)
+        nonlocal before
         if resume is None or index + 1 > resume.done:
-            on_step(State(index + 1, tensors["latents"], scheduler_state(scheduler), generator.get_state()))
+            for act in plan.refinements:
+                if index in act.steps:
+                    clean, slope = backbone.predicted(before, tensors["latents"], index, plan)
+                    change = act.technique.change(clean, slope, clock.step)
+                    tensors["latents"] = tensors["latents"] + backbone.packed(change).to(tensors["latents"])
+            on_step(State(index + 1, tensors["latents"], scheduler_state(pipe.scheduler), generator.get_state()))
         elif index + 1 == resume.done:
             tensors["latents"] = resume.latents.to(tensors["latents"])
             generator.set_state(resume.generator)
             for name, value in resume.scheduler.items():
-                now = getattr(scheduler, name)
-                setattr(scheduler, name, _to(value, now.device if isinstance(now, Tensor) else backbone.device))
+                now = getattr(pipe.scheduler, name)
+                setattr(pipe.scheduler, name, _to(value, now.device if isinstance(now, Tensor) else backbone.device))
+        before = tensors["latents"]
+        clock.index = min(index + 1, plan.steps - 1)
         return tensors
 
     registries = [HookRegistry.check_if_exists_or_initialize(transformer) for transformer in backbone.transformers]
@@ -88,7 +97,7 @@ def sample(
     try:
         with backbone.installed(plan):
             final = backbone.pipe(
-                **backbone.call_arguments(plan, prompt), latents=backbone.packed(latents), generator=generator,
+                **backbone.call_arguments(plan, prompt), latents=start, generator=generator,
                 output_type="latent", callback_on_step_end=after_step,
             ).frames  # fmt: skip
         return backbone.unpacked(final, plan)

@@ -51,16 +51,17 @@ class Setup:
 
 @dataclass
 class Clock:
-    """Where the schedule of `scheduler` stands; the sampling loop moves it, the attention processors read it."""
+    """Where the schedule of the pipeline stands; the sampling loop moves it, the attention processors read it."""
 
-    scheduler: Any
+    pipe: Any
     index: int = 0
     _read: tuple[Any, tuple[float, ...]] = (None, ())
 
     @property
     def step(self) -> Step:
-        if self._read[0] is not self.scheduler.timesteps:  # read once a schedule: they may be on a GPU
-            self._read = (self.scheduler.timesteps, tuple(self.scheduler.timesteps.tolist()))
+        timesteps = self.pipe.scheduler.timesteps
+        if self._read[0] is not timesteps:  # read once a schedule: they may be on a GPU
+            self._read = (timesteps, tuple(timesteps.tolist()))
         return Step(self.index, self._read[1])
 
 

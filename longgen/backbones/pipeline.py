@@ -106,7 +106,7 @@ class PipelineBackbone:
     processor: ClassVar[type[PlannedAttention]]
 
     def __post_init__(self) -> None:
-        self.clock = Clock(self.pipe.scheduler)
+        self.clock = Clock(self.pipe)
 
     @property
     def device(self) -> torch.device:

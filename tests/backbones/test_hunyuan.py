@@ -121,7 +121,7 @@ def calls(hunyuan: Any) -> list[dict[str, Any]]:
 
 def planned(hunyuan: Any, plan: FramePlan, layer: Any, call: dict[str, Any]) -> tuple[Tensor, Tensor]:
     processor = hunyuan.processor(
-        (Program({"main": plan}),), (T, ROWS, COLUMNS), Clock(hunyuan.pipe.scheduler), hunyuan.rotary(), layer.processor, None
+        (Program({"main": plan}),), (T, ROWS, COLUMNS), Clock(hunyuan.pipe), hunyuan.rotary(), layer.processor, None
     )
     with torch.no_grad():
         return processor(layer, **call)
@@ -230,9 +230,7 @@ def test_the_neutral_program_is_the_stock_layer(hunyuan: Any, calls: list[dict[s
 def test_native_rotation_is_the_stock_rotation(hunyuan: Any, calls: list[dict[str, Any]]) -> None:
     layer, tables = hunyuan.layers(hunyuan.pipe.transformer)[0], calls[0]["image_rotary_emb"]
     (q, _, _), _ = projected(layer, calls[0])
-    processor = hunyuan.processor(
-        (None,), (T, ROWS, COLUMNS), Clock(hunyuan.pipe.scheduler), hunyuan.rotary(), layer.processor, None
-    )
+    processor = hunyuan.processor((None,), (T, ROWS, COLUMNS), Clock(hunyuan.pipe), hunyuan.rotary(), layer.processor, None)
     call = processor.call(calls[0]["hidden_states"], (tables[0][:, 0::2], tables[1][:, 0::2]))
     assert torch.equal(call.rotate(q, None, None), apply_rotary_emb(q, tables, sequence_dim=1))
     assert (call.rotate(q, np.arange(T, dtype=float), None) - call.rotate(q, None, None)).abs().max() < 1e-6

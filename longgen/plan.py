@@ -105,9 +105,9 @@ class Plan:
         return self.sampling.calls(self.frames_lat, self.clip.native_lat) if self.sampling else 1.0
 
     @property
-    def refinements(self) -> tuple[Acting, ...]:
-        """The techniques that change the latent after a step."""
-        return tuple(act for act in self.acting if isinstance(act.technique, Refine))
+    def refinements(self) -> tuple[tuple[Refine, tuple[int, ...]], ...]:
+        """The techniques that change the latent after a step, each with its steps."""
+        return tuple((act.technique, act.steps) for act in self.acting if isinstance(act.technique, Refine))
 
     @property
     def noise(self) -> NoiseTechnique | None:
@@ -260,7 +260,7 @@ def build(preset: Preset, spec: BackboneSpec) -> Plan:
     edits = [act.name for act in acting if isinstance(act.technique, Refine)]
     if edits:
         notes.append(
-            f"{' and '.join(edits)} edits the latent, which a scheduler with a memory would undo: {spec.first_order} steps"
+            f"{' and '.join(edits)} edits the latent, which some schedulers would undo: {spec.first_order} steps"
         )
     if seen_lat > spec.native_lat and not table.any():
         notes.append(f"{frames_px} frames is {frames_px / spec.native_px:.1f} times what {spec.name} was trained on, and no "
@@ -327,7 +327,7 @@ def _acting(technique: Technique, spec: BackboneSpec, steps: int) -> Acting:
 
 
 def _turn(act: Acting) -> tuple[int, int]:
-    """When `act` applies: noise, relative times, fusion, context, frequencies, sampling, refinement; within each in the catalog's order."""
+    """When `act` applies: noise, relative times, fusion, context, frequencies, sampling, refinement; then by the catalog."""
     turns = ("noise", "positions", "fusion", "context", "frequencies", "sampling", "refine")
     turn = turns.index("frequencies" if isinstance(act.technique, FrequencyTechnique) else act.technique.slot)
     return turn, list(TECHNIQUES).index(act.name)

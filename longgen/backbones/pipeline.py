@@ -210,7 +210,7 @@ class PipelineBackbone:
         """
         scheduler = self.pipe.scheduler
         if plan.refinements:
-            self.pipe.scheduler = self.clock.scheduler = self.first_order()
+            self.pipe.scheduler = self.first_order()
         rotary = self.rotary()
         before = [(layer, layer.processor) for transformer in self.transformers for layer in self.layers(transformer)]
         shared: dict[tuple[bytes, type], PlannedAttention] = {}
@@ -226,7 +226,7 @@ class PipelineBackbone:
                 layer.set_processor(shared[key])
             yield
         finally:
-            self.pipe.scheduler = self.clock.scheduler = scheduler
+            self.pipe.scheduler = scheduler
             for layer, processor in before:
                 layer.set_processor(processor)
 

@@ -74,10 +74,10 @@ def sample(
     def after_step(pipe: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         nonlocal before
         if resume is None or index + 1 > resume.done:
-            for act in plan.refinements:
-                if index in act.steps:
+            for technique, steps in plan.refinements:
+                if index in steps:
                     clean, slope = backbone.predicted(before, tensors["latents"], index, plan)
-                    change = act.technique.change(clean, slope, clock.step)
+                    change = technique.change(clean, slope, clock.step)
                     tensors["latents"] = tensors["latents"] + backbone.packed(change).to(tensors["latents"])
             on_step(State(index + 1, tensors["latents"], scheduler_state(pipe.scheduler), generator.get_state()))
         elif index + 1 == resume.done:

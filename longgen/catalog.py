@@ -24,6 +24,7 @@ CONTEXT = {  # in the order in which they apply
     "keyframes": "longgen.context.keyframes:Keyframes",
     "freenoise": "longgen.context.freenoise:FreeNoise",
     "sink": "longgen.context.sink:Sink",
+    "anchor": "longgen.context.anchor:Anchor",
 }
 FUSION = {
     "freelong": "longgen.fusion.freelong:FreeLong",

@@ -94,6 +94,12 @@ Cache = Annotated[
     str | None,
     typer.Option("--cache", envvar="LONGGEN_CACHE", metavar="NAME[:X]", help="Step cache of diffusers, as first-block:0.05."),
 ]
+ClipBatch = Annotated[
+    int,
+    typer.Option(
+        "--clip-batch", min=1, envvar="LONGGEN_CLIP_BATCH", help="Clips denoised in one call, where sampling goes by clips."
+    ),
+]
 Tiling = Annotated[
     bool, typer.Option("--vae-tiling", envvar="LONGGEN_VAE_TILING", help="Decode in tiles: less memory, faint seams.")
 ]
@@ -165,6 +171,7 @@ def generate(
     attention: Attention = None,
     cache: Cache = None,
     vae_tiling: Tiling = False,
+    clip_batch: ClipBatch = 1,
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="FILE.mp4|DIR", help="[default: PROMPT-SEED.mp4 here]")
     ] = None,
@@ -182,7 +189,7 @@ def generate(
     if resume and overwrite:
         raise UsageError("--resume and --overwrite are both given", accepted="one of them", do="leave one out")
     loading = dict(device=device, dtype=dtype, offload=offload, lora=tuple(lora or ()), quantize=quantize, attention=attention,
-                   cache=cache, vae_tiling=vae_tiling)  # fmt: skip
+                   cache=cache, vae_tiling=vae_tiling, clip_batch=clip_batch)  # fmt: skip
     if prompt is None and prompts is None and resume and output:
         plan, jobs, kept = plan_of_record(context, Path(output))
         loading |= kept
@@ -263,7 +270,7 @@ def plan_of_record(context: typer.Context, output: Path) -> tuple[Plan, list[Job
     plan = run.plan_of(kept, run.run_folder(output) / "run.json")
     job = run.Job(kept["prompt"], kept["seed"], output)
     loading = {name: kept.get(name) for name in ("dtype", "quantize", "attention", "cache")}
-    return plan, [job], loading | {"lora": tuple(kept.get("lora", ()))}
+    return plan, [job], loading | {"lora": tuple(kept.get("lora", ())), "clip_batch": kept.get("clip_batch", 1)}
 
 
 def kept_seed(output: str | None) -> int:

@@ -58,13 +58,15 @@ class FramePlan:
     """Passes, and what holds for all of them.
 
     scale: [C] float64, the factor on each temporal rotary frequency, or None for all ones. gain: the factor on the
-    attention logits. key_frames: frames that every query frame sees besides, chosen at run time.
+    attention logits. key_frames: frames that every query frame sees besides, chosen at run time. anchor: the share of the
+    first clip's keys and values in those of the others, where the model sees the video in clips.
     """
 
     passes: tuple[Pass, ...]
     scale: np.ndarray | None = None
     gain: float = 1.0
     key_frames: KeyFrames | None = None
+    anchor: float = 0.0
 
     @property
     def frames_lat(self) -> int:
@@ -88,7 +90,7 @@ class FramePlan:
     @cached_property
     def key(self) -> str:
         """A digest of the tables: equal plans have equal keys."""
-        digest = hashlib.sha256(repr((self.gain, self.key_frames)).encode())
+        digest = hashlib.sha256(repr((self.gain, self.key_frames, self.anchor)).encode())
         for table in (t for p in self.passes for t in (p.rel, p.visible, p.weight, p.stripe)):
             digest.update(b"-" if table is None else np.ascontiguousarray(table).tobytes())
         digest.update(b"" if self.scale is None else self.scale.tobytes())
@@ -126,13 +128,15 @@ class Clip:
     """The geometry a technique may ask for: lengths in latent frames, and the backbone's temporal rotary frequencies.
 
     `intrinsic_component`: the 1-based rotary component whose period is closest to the latent frame at which the
-    backbone is first seen to repeat itself (RIFLEx's k); None where nobody has said it.
+    backbone is first seen to repeat itself (RIFLEx's k); None where nobody has said it. in_clips: whether this is one of
+    several clips of a longer video.
     """
 
     frames_lat: int
     native_lat: int
     frequencies: tuple[float, ...]
     intrinsic_component: int | None = None
+    in_clips: bool = False
 
     @property
     def ratio(self) -> float:

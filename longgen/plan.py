@@ -250,7 +250,7 @@ def build(preset: Preset, spec: BackboneSpec) -> Plan:
         raise UsageError(f"{spec.name} reads no negative prompt: its guidance is an input of the model",
                          accepted="no --negative-prompt", do="leave it out")  # fmt: skip
     clip = Clip(frames_lat, spec.native_lat, spec.frequencies, spec.intrinsic_component)
-    seen = replace(clip, frames_lat=seen_lat)
+    seen = replace(clip, frames_lat=seen_lat, in_clips=seen_lat < frames_lat)
     acting = tuple(sorted((_acting(technique, spec, steps) for technique in preset.techniques), key=_turn))
     _refuse_contradictions(acting)
     programs, table, inert = _programs(acting, seen, spec.layers, steps)
@@ -259,9 +259,7 @@ def build(preset: Preset, spec: BackboneSpec) -> Plan:
             notes.append(f"{act.name} changes nothing at {frames_px} frames of {spec.name}: it is the identity there")
     edits = [act.name for act in acting if isinstance(act.technique, Refine)]
     if edits:
-        notes.append(
-            f"{' and '.join(edits)} edits the latent, which some schedulers would undo: {spec.first_order} steps"
-        )
+        notes.append(f"{' and '.join(edits)} edits the latent, which some schedulers would undo: {spec.first_order} steps")
     if seen_lat > spec.native_lat and not table.any():
         notes.append(f"{frames_px} frames is {frames_px / spec.native_px:.1f} times what {spec.name} was trained on, and no "
                      "technique acts: expect slow or frozen motion; longgen presets list shows what there is")  # fmt: skip

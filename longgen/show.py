@@ -36,11 +36,14 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True) -> str:
         makes_noise = isinstance(act.technique, NoiseTechnique) and act.technique.noise
         slots = f"noise and {act.technique.slot}" if makes_noise else act.technique.slot
         lines.append(f"technique {act.name} ({slots}; {act.technique.paper})")
-        lines.append(f"  layers {count_label(act.layers, spec.layers)}; steps {count_label(act.steps, plan.steps)}")
+        if act.technique.slot != "sampling":
+            lines.append(f"  layers {count_label(act.layers, spec.layers)}; steps {count_label(act.steps, plan.steps)}")
         parameters = act.technique.model_dump(mode="json", exclude={"layers", "steps"})
         lines.append("  " + ", ".join(f"{key} = {_shown(value)}" for key, value in parameters.items()))
     if not plan.acting:
         lines.append("no technique: the backbone's own attention")
+    if plan.sampling is not None:
+        lines += ["", f"the model sees {plan.seen.frames_lat} latent frames at a time, {plan.calls:.3g} times a step"]
     for name, (frame_plan, layers, steps) in plan.branches().items():
         lines += ["", f"branch {name}: layers {count_label(tuple(layers), spec.layers)};"
                       f" steps {count_label(tuple(steps), plan.steps)}"]  # fmt: skip

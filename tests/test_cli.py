@@ -90,6 +90,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --attention $LONGGEN_ATTENTION
         --cache $LONGGEN_CACHE
         --vae-tiling $LONGGEN_VAE_TILING
+        --clip-batch $LONGGEN_CLIP_BATCH
         --output -o
         --resume
         --overwrite
@@ -155,9 +156,10 @@ def test_every_command_has_help(path: str) -> None:
         (["--attention", "native"], {}, {"attention": "native"}),
         (["--cache", "first-block:0.1"], {}, {"cache": "first-block:0.1"}),
         (["--vae-tiling"], {}, {"vae_tiling": True}),
+        (["--clip-batch", "4"], {}, {"clip_batch": 4}),
         (["--dtype", "bf16"], {}, {"dtype": "bf16"}),
-        ([], {"QUANTIZE": "int8", "CACHE": "first-block", "VAE_TILING": "1"},
-         {"quantize": "int8", "cache": "first-block", "vae_tiling": True}),
+        ([], {"QUANTIZE": "int8", "CACHE": "first-block", "VAE_TILING": "1", "CLIP_BATCH": "3"},
+         {"quantize": "int8", "cache": "first-block", "vae_tiling": True, "clip_batch": 3}),
     ],
 )  # fmt: skip
 def test_loading_flags_reach_the_backbone(

@@ -56,6 +56,10 @@ class Family(Protocol):
         """In place, the `frames` of x [B, T n, H, D] become those of `still`, rotated in time to `times`."""
         ...
 
+    def anchored(self, k: Tensor, v: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+        """k and v with `weight` of those of each sample's anchor clip, which was here before; k and v where there is none."""
+        ...
+
     def sample(self, index: int) -> Family:
         """The same for one sample of the batch."""
         ...
@@ -63,6 +67,9 @@ class Family(Protocol):
 
 def run(program: Program, family: Family, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
     """The attention output [B, N, H * D] of one layer in one step."""
+    anchor = next(iter(program.branches.values())).anchor
+    if anchor:
+        k, v = family.anchored(k, v, anchor)
 
     def attend(branch: str) -> Tensor:
         return run_plan(program.branches[branch], family, q, k, v).flatten(2)

@@ -50,11 +50,23 @@ class Setup:
 
 
 @dataclass
+class Company:
+    """The clips of one model call. rows: for each sample of its batch the clip, the clip's anchor, and the sample's number.
+
+    kept: keys and values [T n, H, D] of anchors, by layer, anchor and sample, for the calls that follow.
+    """
+
+    rows: list[tuple[int, int, int]]
+    kept: dict[tuple[int, int, int], tuple[Tensor, Tensor]]
+
+
+@dataclass
 class Clock:
     """Where the schedule of the pipeline stands; the sampling loop moves it, the attention processors read it."""
 
     pipe: Any
     index: int = 0
+    company: Company | None = None
     _read: tuple[Any, tuple[float, ...]] = (None, ())
 
     @property

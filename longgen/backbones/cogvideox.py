@@ -48,7 +48,7 @@ class CogVideoXAttentionPlan(PlannedAttention):
         tables = None
         if image_rotary_emb is not None:
             tables = image_rotary_emb[0][:, 0::2], image_rotary_emb[1][:, 0::2]  # [N, D], every value twice
-        call = self.call(hidden_states, tables, (text_k, text_v))
+        call = self.call(attn, hidden_states, tables, (text_k, text_v))
         video = executor.run(program, call, q, k, v, self.clock.step)
         text = executor.run_text(program, call, text_q, k, v)
         text, video = (attn.to_out[1](attn.to_out[0](x.type_as(q))) for x in (text, video))

@@ -55,7 +55,7 @@ class HunyuanAttentionPlan(PlannedAttention):
         for index in range(len(hidden_states)):  # samples have prompts, and so keys, of different length
             one = slice(index, index + 1)
             seen = slice(None) if attention_mask is None else attention_mask[index, 0, 0, -text_tokens:]
-            call = self.call(hidden_states[one], tables, (text_k[one, seen], text_v[one, seen]))
+            call = self.call(attn, hidden_states[one], tables, (text_k[one, seen], text_v[one, seen]), index)
             videos.append(executor.run(program, call, q[one], k[one], v[one], self.clock.step))
             texts.append(executor.run_text(program, call, text_q[one], k[one], v[one]))
         video, text = torch.cat(videos).type_as(q), torch.cat(texts).type_as(q)

@@ -40,7 +40,7 @@ class LtxAttentionPlan(PlannedAttention):
         q, k, v = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states)), attn.to_v(hidden_states)
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, v))
         cos, sin = image_rotary_emb  # [B, N, C], every value twice, samples alike
-        call = self.call(hidden_states, (cos[0, :, 0::2], sin[0, :, 0::2]))
+        call = self.call(attn, hidden_states, (cos[0, :, 0::2], sin[0, :, 0::2]))
         output = executor.run(program, call, q, k, v, self.clock.step)
         return attn.to_out[1](attn.to_out[0](output.type_as(q)))
 

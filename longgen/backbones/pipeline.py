@@ -20,7 +20,7 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import Tensor
 
-from longgen.backbones import Clock, Setup
+from longgen.backbones import Clock, Company, Setup
 from longgen.backbones.rotary import Rotary, Tables
 from longgen.backbones.spec import BackboneSpec
 from longgen.plan import Plan, Program
@@ -29,7 +29,11 @@ from longgen.technique import Grid
 
 @dataclass
 class Call:
-    """One call of one layer, as the executor sees it. text: keys and values [B, L, H, D] that every query sees."""
+    """One call of one layer, as the executor sees it.
+
+    text: keys and values [B, L, H, D] that every query sees. layer: its number. company: the clips of the call, from sample
+    `first` on.
+    """
 
     grid: Grid
     features: Tensor
@@ -38,6 +42,9 @@ class Call:
     backend: Any
     parallel: Any
     text: tuple[Tensor, Tensor] | None = None
+    layer: int = 0
+    company: Company | None = None
+    first: int = 0
 
     @property
     def joint(self) -> bool:
@@ -67,6 +74,15 @@ class Call:
             by_frame = (self.grid[0], -1)
             self.rotary.turn_time(x.unflatten(1, by_frame), still.unflatten(1, by_frame), frames, times, scale)
 
+    def anchored(self, k: Tensor, v: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+        if self.company is None:
+            return k, v
+        mixed = []
+        for own, (clip, anchor, sample) in zip(zip(k, v, strict=True), self.company.rows[self.first :], strict=False):
+            kept = self.company.kept.setdefault((self.layer, anchor, sample), own)  # the anchor itself comes first
+            mixed.append(own if clip == anchor else tuple(one.lerp(other, weight) for one, other in zip(own, kept, strict=True)))
+        return torch.stack([one for one, _ in mixed]), torch.stack([one for _, one in mixed])
+
     def sample(self, index: int) -> Call:
         one = slice(index, index + 1)
         return replace(self, features=self.features[one], text=self.text and (self.text[0][one], self.text[1][one]))
@@ -87,9 +103,12 @@ class PlannedAttention:
         """What the layer does in this step; None is the backbone's own attention."""
         return self.programs[self.clock.index]
 
-    def call(self, features: Tensor, tables: Tables | None, text: tuple[Tensor, Tensor] | None = None) -> Call:
-        """This call for the executor. tables: the stock cos and sin [N, P] or None."""
-        return Call(self.grid, features, self.rotary, tables, self._attention_backend, self._parallel_config, text)
+    def call(
+        self, layer: Any, features: Tensor, tables: Tables | None, text: tuple[Tensor, Tensor] | None = None, first: int = 0
+    ) -> Call:
+        """This call of the module `layer` for the executor. tables: the stock cos and sin [N, P] or None."""
+        where = (self._attention_backend, self._parallel_config, text, id(layer), self.clock.company, first)
+        return Call(self.grid, features, self.rotary, tables, *where)
 
 
 @dataclass

@@ -40,7 +40,7 @@ class WanAttentionPlan(PlannedAttention):
             q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_q(q), attn.norm_k(k), v))
         cos, sin = rotary_emb  # [1, N, 1, D], every value twice
-        call = self.call(hidden_states, (cos[0, :, 0, 0::2], sin[0, :, 0, 1::2]))
+        call = self.call(attn, hidden_states, (cos[0, :, 0, 0::2], sin[0, :, 0, 1::2]))
         output = executor.run(program, call, q, k, v, self.clock.step)
         return attn.to_out[1](attn.to_out[0](output.type_as(q)))
 

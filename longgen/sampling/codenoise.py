@@ -62,6 +62,7 @@ class CoDenoised(Sampling):
         """Denoises `latents` [1, C, T, h, w] by the pipeline, clip by clip."""
         import torch  # here, so that plans and lists of presets need no torch
 
+        from longgen.backbones import Company
         from longgen.sampling import direct
 
         length = plan.seen.frames_lat
@@ -77,14 +78,18 @@ class CoDenoised(Sampling):
                 return call(**arguments)
             whole = backbone.by_frame(arguments["hidden_states"], plan.frames_lat)
             total = torch.zeros_like(whole, dtype=torch.float32)
+            kept: dict[Any, Any] = {}
             for first in range(0, len(clips.frames), backbone.setup.clip_batch):
                 frames = torch.from_numpy(clips.frames[first : first + backbone.setup.clip_batch]).to(whole.device)
                 weight = torch.from_numpy(clips.weight[first : first + backbone.setup.clip_batch]).to(total)
                 part = torch.cat([whole[:, index] for index in frames])  # [k B, L, ..]
+                held = [(clip, clips.anchors[clip]) for clip in range(first, first + len(frames))]
+                clock.company = Company([(*clip, sample) for clip in held for sample in range(len(whole))], kept)
                 with module.cache_context(f"clips-{calls['call']}-{first}"):
                     (output,) = call(**backbone.clip_arguments(arguments, part, len(frames)))
                 for index, share, one in zip(frames, weight, backbone.by_frame(output, length).split(len(whole)), strict=True):
                     total.index_add_(1, index, one.float() * share.view(-1, *[1] * (one.ndim - 2)))
+            clock.company = None
             return (backbone.from_frames(total.to(output.dtype)),)
 
         return direct.sample(backbone, plan, prompt, latents, on_step, resume, generator, in_clips)

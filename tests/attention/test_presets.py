@@ -86,7 +86,7 @@ def expected(frame_plan: FramePlan, call: Call, qkv: tuple[Tensor, Tensor, Tenso
 
 def worst_difference(made: plan.Plan, family: str) -> float:
     """The largest difference between the executor and the dense form, over every branch of the plan."""
-    call, qkv = call_of(family, made.spec, made.frames_lat, seed=0)
+    call, qkv = call_of(family, made.spec, made.seen.frames_lat, seed=0)
     worst = 0.0
     for frame_plan, _, _ in made.branches().values():
         output = executor.run_plan(frame_plan, call, *qkv)
@@ -104,7 +104,7 @@ def test_every_preset_on_every_family_equals_the_dense_form(family: str, name: s
             plan.build(chosen, spec)
         return
     made = plan.build(chosen, spec)
-    assert name == "direct" or made.table.any()
+    assert name == "direct" or made.table.any() or made.sampling is not None
     difference = worst_difference(made, family)
     print(f"{name} on {family}: max difference {difference:.1e}")
     assert difference < 2e-5

@@ -257,8 +257,8 @@ def test_rotation_to_native_positions_is_the_stock_rotation(
     _, (q, _, _) = qkv_of(model.layers(model.pipe.transformer)[0], given)
     plan = family.programmed(family.made(model, "direct", FRAMES_PX, 2), neutral(T))
     with model.installed(plan):
-        processor = model.layers(model.pipe.transformer)[0].processor
-        call = processor.call(given["hidden_states"], tables_of(given))
+        layer = model.layers(model.pipe.transformer)[0]
+        call = layer.processor.call(layer, given["hidden_states"], tables_of(given))
     stock = apply_rotary_emb(q.transpose(1, 2), given["image_rotary_emb"]).transpose(1, 2)
     assert torch.equal(call.rotate(q, None, None), stock)
     rebuilt = call.rotate(q, np.arange(T, dtype=np.float64), None)

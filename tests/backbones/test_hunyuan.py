@@ -231,7 +231,7 @@ def test_native_rotation_is_the_stock_rotation(hunyuan: Any, calls: list[dict[st
     layer, tables = hunyuan.layers(hunyuan.pipe.transformer)[0], calls[0]["image_rotary_emb"]
     (q, _, _), _ = projected(layer, calls[0])
     processor = hunyuan.processor((None,), (T, ROWS, COLUMNS), Clock(hunyuan.pipe), hunyuan.rotary(), layer.processor, None)
-    call = processor.call(calls[0]["hidden_states"], (tables[0][:, 0::2], tables[1][:, 0::2]))
+    call = processor.call(layer, calls[0]["hidden_states"], (tables[0][:, 0::2], tables[1][:, 0::2]))
     assert torch.equal(call.rotate(q, None, None), apply_rotary_emb(q, tables, sequence_dim=1))
     assert (call.rotate(q, np.arange(T, dtype=float), None) - call.rotate(q, None, None)).abs().max() < 1e-6
     for frame in range(T):  # the spec's frequencies are those of the stock tables

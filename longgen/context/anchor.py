@@ -1,0 +1,38 @@
+"""GLC-Diffusion's anchor: the first clip of a path lends its keys and values to the others.
+
+Paper: GLC-Diffusion, arXiv 2501.05484 (Anchor-Based Attention Mechanism); no code is released.
+
+    K = (1 - w) K_own + w K_anchor,  V alike, in the self-attention of every clip but the path's first       [paper: the form]
+
+Constants: w = 0.1. The paper writes K = lambda K_own + (1 - lambda) K_anchor with lambda = 0.1, and says in its prose that a lower
+lambda puts more weight on the current frame, which is the opposite. `weight = 0.1` follows the prose [derived]; the
+equation's reading is `weight = 0.9`.
+
+Keys are mixed before their rotary positions, which both clips have alike. Text inside self-attention is left as it is [derived].
+
+Caveats: keys and values of one clip are kept for every layer while a step is computed. Where the model sees the video whole
+there is no other clip, and this is the identity.
+
+Neutral: weight = 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+from pydantic import Field
+
+from longgen.frameplan import Clip, FramePlan
+from longgen.technique import FrameTechnique
+
+
+class Anchor(FrameTechnique):
+    slot: ClassVar[str] = "context"
+    paper: ClassVar[str] = "GLC-Diffusion, arXiv 2501.05484"
+    claims: ClassVar[tuple[str, ...]] = ("the anchor of clips",)
+
+    weight: float = Field(0.1, ge=0, le=1)
+
+    def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:
+        return replace(plan, anchor=self.weight) if clip.in_clips and self.weight else plan

@@ -35,6 +35,7 @@ FUSION = {
 SAMPLING = {
     "gen-l-video": "longgen.sampling.genlvideo:GenLVideo",
     "glcd": "longgen.sampling.glcd:Glcd",
+    "fifo": "longgen.sampling.fifo:Fifo",
 }
 REFINE = {
     "vmcr": "longgen.refine.vmcr:Vmcr",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from longgen.backbones.spec import BackboneSpec
     from longgen.plan import Plan
     from longgen.run import Failure, Job, Result
+    from longgen.schedule import Schedule
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda token: token.replace("_", "-")}
 
@@ -48,6 +49,10 @@ Backbone = Annotated[
     typer.Option("--backbone", "-m", envvar="LONGGEN_BACKBONE", metavar="NAME|HUB-ID|DIR",
                  help="The model [default: wan2.1-1.3b with a GPU, else tiny]."),
 ]  # fmt: skip
+ScheduleFile = Annotated[
+    Path | None,
+    typer.Option("--schedule", metavar="FILE.toml", help="Prompts that change over time, in place of --prompt."),
+]
 Frames = Annotated[
     int | None,
     typer.Option("--frames", "-f", "--num-frames", min=1, envvar="LONGGEN_FRAMES",
@@ -150,6 +155,7 @@ def generate(
     context: typer.Context,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What the video shows.")] = None,
     prompts: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="A text file, one prompt a line.")] = None,
+    schedule: ScheduleFile = None,
     negative_prompt: Negative = None,
     frames: Frames = None,
     duration: Duration = None,
@@ -190,25 +196,26 @@ def generate(
         raise UsageError("--resume and --overwrite are both given", accepted="one of them", do="leave one out")
     loading = dict(device=device, dtype=dtype, offload=offload, lora=tuple(lora or ()), quantize=quantize, attention=attention,
                    cache=cache, vae_tiling=vae_tiling, clip_batch=clip_batch)  # fmt: skip
-    if prompt is None and prompts is None and resume and output:
+    if prompt is None and prompts is None and schedule is None and resume and output:
         plan, jobs, kept = plan_of_record(context, Path(output))
         loading |= kept
     else:
-        texts = read_prompts(prompt, prompts)
+        shots = read_schedule(schedule, prompt, prompts)
+        texts = [shots.shots[0].prompt] if shots else read_prompts(prompt, prompts)
         if prompts is not None and resume and seed is None:
             raise UsageError("--prompts with --resume and no --seed: a drawn seed cannot be found again",
                              accepted="--seed N, as printed by the first run", do="add it")  # fmt: skip
         if prompts is not None and output is not None and Path(output).suffix.lower() == ".mp4":
             raise UsageError(f"--prompts makes several videos, and --output {output} names one file", accepted="a folder",
                              do="give --output a folder")  # fmt: skip
-        plan = make_plan(preset, set_, backbone, flags, duration, quiet)
+        plan = make_plan(preset, set_, backbone, flags, duration, quiet, shots)
         if resume and seed is None:
             seed = kept_seed(output)
         jobs = []
         for text in texts:
             own_seed = run.draw_seed() if seed is None else seed
             jobs.append(run.Job(text, own_seed, run.output_path(output, text, own_seed, [job.output for job in jobs])))
-        warn_of_grammar(plan.spec, texts, quiet)
+        warn_of_grammar(plan.spec, [shot.prompt for shot in shots.shots] if shots else texts, quiet)
     for job in jobs:
         left = run.unfinished(job.output)
         if left and not resume and not overwrite:
@@ -295,6 +302,7 @@ def plan(
     steps: Steps = None,
     guidance_scale: Guidance = None,
     fps: Fps = None,
+    schedule: ScheduleFile = None,
     dtype: Dtype = None,
     offload: Offload = "none",
     export: Annotated[Path | None, typer.Option("--export", metavar="FILE.npz", help="Write the frame-plan tables.")] = None,
@@ -307,7 +315,7 @@ def plan(
     flags = dict(
         frames=frames, size=None if size is None else parse_size(size), steps=steps, guidance_scale=guidance_scale, fps=fps
     )
-    made = make_plan(preset, set_, backbone, flags, duration, quiet=True)
+    made = make_plan(preset, set_, backbone, flags, duration, True, read_schedule(schedule, None, None))
     if export is not None:
         import numpy as np
 
@@ -470,8 +478,25 @@ def spec_dict(spec: BackboneSpec) -> dict[str, Any]:
     return dataclasses.asdict(spec) | known
 
 
+def read_schedule(path: Path | None, prompt: str | None, prompts: Path | None) -> Schedule | None:
+    """The schedule of --schedule, which stands in place of the other sources of prompts."""
+    from longgen import schedule
+
+    if path is None:
+        return None
+    if prompt is not None or prompts is not None:
+        raise UsageError("--schedule is given beside --prompt or --prompts", accepted="one of the three", do="leave the others out")
+    return schedule.load(path)
+
+
 def make_plan(
-    name: str, overrides: list[str] | None, backbone: str | None, flags: dict[str, Any], duration: str | None, quiet: bool
+    name: str,
+    overrides: list[str] | None,
+    backbone: str | None,
+    flags: dict[str, Any],
+    duration: str | None,
+    quiet: bool,
+    schedule: Schedule | None,
 ) -> Plan:
     """Flags to a plan; says what a person should know."""
     from longgen import preset, run
@@ -484,7 +509,7 @@ def make_plan(
         say(
             "no GPU here: using the built-in model tiny (64x64); a real one: --backbone wan2.1-1.3b, a hub id or a diffusers folder"
         )
-    made = build(run.load_preset(name, overrides or (), preset.Sample(**flags), duration, spec), spec)
+    made = build(run.load_preset(name, overrides or (), preset.Sample(**flags), duration, spec), spec, schedule)
     if not quiet:
         for note in made.notes:
             say(f"note: {note}")

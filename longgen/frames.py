@@ -28,18 +28,23 @@ def round_up(frames_px: int, stride: int) -> int:
     return pixel_frames(latent_frames(frames_px, stride), stride)
 
 
+def seconds(text: str, what: str) -> Fraction:
+    """Seconds of a time such as `20s`, `1m30s`, `2m` or `7.5`. Raises UsageError on anything else, calling it `what`."""
+    match = _DURATION.fullmatch(text.strip().lower())
+    if not match or not any(match.groups()):
+        raise UsageError(
+            f"{what} {text!r} is not a time", accepted="20s, 1m30s, 2m or 7.5 (seconds)", do="write it as one of these"
+        )
+    minutes, rest = (Fraction(group or 0) for group in match.groups())
+    return 60 * minutes + rest
+
+
 def duration_frames(duration: str, fps: int) -> int:
     """Pixel frames of a duration such as `20s`, `1m30s`, `2m` or `7.5`, at `fps` frames a second; at least 1.
 
     Raises UsageError on anything else.
     """
-    match = _DURATION.fullmatch(duration.strip().lower())
-    if not match or not any(match.groups()):
-        raise UsageError(
-            f"--duration {duration!r} is not a time", accepted="20s, 1m30s, 2m or 7.5 (seconds)", do="write it as one of these"
-        )
-    minutes, seconds = (Fraction(group or 0) for group in match.groups())
-    return max(1, round((60 * minutes + seconds) * fps))
+    return max(1, round(seconds(duration, "--duration") * fps))
 
 
 def local_windows(frames_lat: int, window: int, edge: str) -> list[tuple[int, int]]:

@@ -22,6 +22,7 @@ from longgen.catalog import TECHNIQUES
 from longgen.errors import UsageError
 from longgen.frameplan import Clip, FramePlan, neutral
 from longgen.preset import Preset, Sample, name_of
+from longgen.schedule import Schedule, check, weights
 from longgen.technique import FrameTechnique, FrequencyTechnique, Fusion, Grid, NoiseTechnique, Refine, Sampling, Technique
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -70,6 +71,7 @@ class Plan:
     programs: tuple[Program | None, ...]
     table: np.ndarray
     notes: tuple[str, ...] = field(default=())
+    schedule: Schedule | None = None
 
     @property
     def steps(self) -> int:
@@ -98,6 +100,18 @@ class Plan:
     def sampling(self) -> Sampling | None:
         """The technique that decides the order of sampling; None is direct sampling."""
         return next((act.technique for act in self.acting if isinstance(act.technique, Sampling)), None)
+
+    @property
+    def shares(self) -> np.ndarray | None:
+        """[S, T]: with a schedule, the share of each shot's prompt in each latent frame."""
+        if self.schedule is None:
+            return None
+        return weights(self.schedule, self.frames_px, self.spec.stride_t, self.sample.fps or self.spec.fps)
+
+    @property
+    def rounds(self) -> int:
+        """The rounds of sampling, which progress and checkpoints count: the steps, unless a technique has its own loop."""
+        return self.sampling.rounds(self.frames_lat, self.clip.native_lat, self.steps) if self.sampling else self.steps
 
     @property
     def calls(self) -> float:
@@ -227,14 +241,17 @@ class Plan:
         }  # fmt: skip
 
 
-def build(preset: Preset, spec: BackboneSpec) -> Plan:
-    """Decides one generation. Raises UsageError for what the backbone cannot do or the stack contradicts."""
+def build(preset: Preset, spec: BackboneSpec, schedule: Schedule | None = None) -> Plan:
+    """Decides one generation, with a `schedule` in place of one prompt.
+
+    Raises UsageError for what the backbone cannot do or the stack contradicts.
+    """
     notes: list[str] = []
     sample = preset.sample.over(
         Sample(frames=spec.native_px, size=spec.size, steps=spec.steps, guidance_scale=spec.guidance_scale,
                negative_prompt=spec.negative_prompt, fps=spec.fps)
     )  # fmt: skip
-    size, steps, asked_px = sample.size or spec.size, sample.steps or spec.steps, sample.frames or spec.native_px
+    size, asked_px = sample.size or spec.size, sample.frames or spec.native_px
     frames_px = frames.round_up(asked_px, spec.stride_t)
     if frames_px != asked_px:
         notes.append(f"{asked_px} frames asked, {frames_px} made: {spec.name} makes {spec.stride_t}n+1")
@@ -242,6 +259,9 @@ def build(preset: Preset, spec: BackboneSpec) -> Plan:
     frames_lat = frames.latent_frames(frames_px, spec.stride_t)
     sampling = next((technique for technique in preset.techniques if isinstance(technique, Sampling)), None)
     seen_lat = sampling.seen(frames_lat, spec.native_lat) if sampling else frames_lat
+    asked = preset.sample.steps
+    steps = (sampling.schedule_steps(frames_lat, spec.native_lat, asked) if sampling else asked) or spec.steps
+    sample = sample.model_copy(update={"steps": steps})
     _check_geometry(spec, size, asked_px, seen_lat)
     if steps < spec.least_steps:
         raise UsageError(f"{steps} step is too few for {spec.name}: its scheduler divides by zero",
@@ -249,6 +269,13 @@ def build(preset: Preset, spec: BackboneSpec) -> Plan:
     if spec.embedded_guidance and sample.negative_prompt:
         raise UsageError(f"{spec.name} reads no negative prompt: its guidance is an input of the model",
                          accepted="no --negative-prompt", do="leave it out")  # fmt: skip
+    if schedule is not None:
+        check(schedule, frames_px, sample.fps or spec.fps)
+        if seen_lat == frames_lat and spec.joint_text:
+            able = ", ".join(s.name for s in SPECS.values() if not s.joint_text)
+            raise UsageError(f"--schedule needs clips on {spec.name}, whose text is in self-attention and the same for all frames",
+                             accepted=f"a preset that samples clip by clip, as gen-l-video; or one of {able}",
+                             do="--preset gen-l-video or glc-diffusion")  # fmt: skip
     clip = Clip(frames_lat, spec.native_lat, spec.frequencies, spec.intrinsic_component)
     seen = replace(clip, frames_lat=seen_lat, in_clips=seen_lat < frames_lat)
     acting = tuple(sorted((_acting(technique, spec, steps) for technique in preset.techniques), key=_turn))
@@ -258,6 +285,12 @@ def build(preset: Preset, spec: BackboneSpec) -> Plan:
         if act.name in inert and not _acts_besides(act.technique, clip, seen):
             notes.append(f"{act.name} changes nothing at {frames_px} frames of {spec.name}: it is the identity there")
     edits = [act.name for act in acting if isinstance(act.technique, Refine)]
+    if sampling and sampling.frame_levels and seen_lat < frames_lat:
+        queue = name_of(sampling)
+        if edits:
+            raise UsageError(f"{' and '.join(edits)} edits the latent after a step, and with {queue} no step is all frames'",
+                             accepted="one of them", do=f"take a preset without {queue} or without {edits[0]}")  # fmt: skip
+        notes.append(f"{queue} keeps a noise level for every frame, so that {spec.first_order} steps")
     if edits:
         notes.append(f"{' and '.join(edits)} edits the latent, which some schedulers would undo: {spec.first_order} steps")
     if seen_lat > spec.native_lat and not table.any():
@@ -266,7 +299,7 @@ def build(preset: Preset, spec: BackboneSpec) -> Plan:
     if size != spec.size:
         width, height = spec.size
         notes.append(f"{size[0]}x{size[1]} is not the size {spec.name} was trained at ({width}x{height})")
-    return Plan(spec, preset, sample, frames_px, frames_lat, clip, seen, acting, programs, table, tuple(notes))
+    return Plan(spec, preset, sample, frames_px, frames_lat, clip, seen, acting, programs, table, tuple(notes), schedule)
 
 
 LONG = 4  # times the native length: where costs are compared

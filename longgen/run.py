@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from longgen import __version__, backbones, frames, preset
 from longgen.errors import LonggenError, MissingError, OutOfMemoryError, UsageError
 from longgen.plan import Plan, build
+from longgen.schedule import Schedule
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +44,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "imageio-ffmpe
 LONGEST_NAME = 240  # bytes; file systems take 255, and temporary names are longer by a few
 IDENTITY = (
     "prompt", "backbone", "preset", "sample", "seed", "dtype", "lora", "quantize", "attention", "cache", "clip_batch",
+    "schedule",
 )  # fmt: skip  # settings that decide the latents
 
 
@@ -130,10 +132,12 @@ def run_folder(output: Path) -> Path:
 
 def settings_of(plan: Plan, prompt: str, seed: int, setup: Setup) -> dict[str, Any]:
     """Everything needed to make the same file again; it is stored in the file itself."""
+    schedule = {} if plan.schedule is None else {"schedule": plan.schedule.as_dict()}
     return {
         "longgen": __version__,
         "schema": SCHEMA,
         "prompt": prompt,
+        **schedule,
         "backbone": plan.spec.name,
         "preset": {key: value for key, value in plan.preset.as_dict().items() if key != "sample"},
         "sample": plan.sample.model_dump(mode="json"),
@@ -227,7 +231,7 @@ def generate_one(
     write_record("running")
     with _naming_lack_of_memory("sampling", device, "then add --resume"):
         if latents is None:
-            phase = _Phase("sample", plan.steps, device, report, done=state.done if state else 0)
+            phase = _Phase("sample", plan.rounds, device, report, done=state.done if state else 0)
 
             def on_step(now: direct.State) -> None:
                 tensors, described = checkpoint.pack(now.scheduler, "scheduler")
@@ -358,10 +362,11 @@ def plan_of(settings: dict[str, Any], origin: Path) -> Plan:
     try:
         tables = {**settings["preset"], "sample": settings["sample"]}
         spec, _, _, _ = find(settings["backbone"]), settings["prompt"], settings["seed"], settings["dtype"]
+        schedule = Schedule.from_dict(settings["schedule"]) if "schedule" in settings else None
     except (KeyError, TypeError, AttributeError) as error:
         raise LonggenError(f"the settings in {origin} are damaged: {error}", accepted="settings as longgen stores them",
                            do="start again with --overwrite") from None  # fmt: skip
-    return build(preset.from_tables(tables, str(origin)), spec)
+    return build(preset.from_tables(tables, str(origin)), spec, schedule)
 
 
 def finished_result(output: Path, settings: dict[str, Any], plan: Plan) -> Result:

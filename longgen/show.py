@@ -42,6 +42,8 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True) -> str:
         lines.append("  " + ", ".join(f"{key} = {_shown(value)}" for key, value in parameters.items()))
     if not plan.acting:
         lines.append("no technique: the backbone's own attention")
+    for number, shot in enumerate(plan.schedule.shots if plan.schedule else (), start=1):
+        lines.append(f"shot {number} from {float(shot.at):g} s: {shot.prompt}")
     if plan.sampling is not None:
         lines += ["", f"the model sees {plan.seen.frames_lat} latent frames at a time, {plan.calls:.3g} times a step"]
     for name, (frame_plan, layers, steps) in plan.branches().items():

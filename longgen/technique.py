@@ -147,10 +147,14 @@ class Fusion(Technique):
 
 
 class Sampling(Technique):
-    """A technique that decides the order in which frames are denoised. `layers` and `steps` do not concern it."""
+    """A technique that decides the order in which frames are denoised. `layers` and `steps` do not concern it.
+
+    frame_levels: frames stand at noise levels of their own, so that no step is all frames' and the pipeline's loop cannot serve.
+    """
 
     slot: ClassVar[str] = "sampling"
     claims: ClassVar[tuple[str, ...]] = ("the order of sampling",)
+    frame_levels: ClassVar[bool] = False
 
     @abstractmethod
     def seen(self, frames_lat: int, native_lat: int) -> int:
@@ -159,6 +163,14 @@ class Sampling(Technique):
     @abstractmethod
     def calls(self, frames_lat: int, native_lat: int) -> float:
         """How many times a step the model is called on that many frames, guidance apart (the mean over steps)."""
+
+    def schedule_steps(self, frames_lat: int, native_lat: int, asked: int | None) -> int | None:
+        """The steps of the schedule where `asked` were asked for; None leaves them to the backbone. Raises UsageError."""
+        return asked
+
+    def rounds(self, frames_lat: int, native_lat: int, steps: int) -> int:
+        """What progress and checkpoints count; `steps` unless the loop is its own."""
+        return steps
 
     @abstractmethod
     def sample(

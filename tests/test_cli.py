@@ -82,6 +82,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
     + """
         --prompt -p
         --prompts
+        --schedule
         --negative-prompt $LONGGEN_NEGATIVE_PROMPT
         --seed $LONGGEN_SEED
         --device $LONGGEN_DEVICE
@@ -96,7 +97,11 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --overwrite
         --dry-run
     """,
-    "plan": SHARED + "--export",
+    "plan": SHARED
+    + """
+        --schedule
+        --export
+    """,
     "decode": """
         --output -o
         --device $LONGGEN_DEVICE

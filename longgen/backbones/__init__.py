@@ -67,6 +67,7 @@ class Clock:
     pipe: Any
     index: int = 0
     company: Company | None = None
+    shares: Tensor | None = None  # [shots, frames]: the texts of this call, one after the other, and each frame's share of them
     _read: tuple[Any, tuple[float, ...]] = (None, ())
 
     @property
@@ -93,6 +94,10 @@ class Backbone(Protocol):
         """The transformer, or the two experts."""
         ...
 
+    def text(self, prompt: str) -> dict[str, Tensor]:
+        """The transformer's text arguments for `prompt`, [1, ...] each, as the pipeline makes them."""
+        ...
+
     def latent_shape(self, plan: Plan) -> tuple[int, ...]:
         """The shape of the latents of `plan`, [1, C, T, h, w]."""
         ...
@@ -111,6 +116,17 @@ class Backbone(Protocol):
 
     def predicted(self, before: Tensor, after: Tensor, index: int, plan: Plan) -> tuple[Tensor, float]:
         """The clean latent [1, C, T, h, w] that step `index` predicted, from the latents around it, and d clean / d latent."""
+        ...
+
+    def frame_schedule(self, plan: Plan) -> Any:
+        """A scheduler of first order with `plan`'s timesteps set, for the frames that the model sees at a time."""
+        ...
+
+    def velocity(self, clips: Tensor, timesteps: Tensor, text: Any, away: Any, plan: Plan) -> Tensor:
+        """What the model predicts for `clips` [K, C, L, h, w] whose frames stand at `timesteps` [K, L]; of that shape.
+
+        text, away: what `text` made of the prompt and of the negative prompt; without the latter there is no guidance.
+        """
         ...
 
     def by_frame(self, x: Tensor, frames_lat: int) -> Tensor:

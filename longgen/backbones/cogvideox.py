@@ -84,6 +84,12 @@ class CogVideoX(PipelineBackbone):
     def layers(transformer: Any) -> list[Attention]:
         return [block.attn1 for block in transformer.transformer_blocks]
 
+    def text(self, prompt: str) -> dict[str, Tensor]:
+        embeds, _ = self.pipe.encode_prompt(
+            prompt, do_classifier_free_guidance=False, max_sequence_length=self.spec.text_tokens, device=self.pipe._execution_device
+        )
+        return {"encoder_hidden_states": embeds}
+
     def rotary(self) -> Rotary | None:
         frequencies = np.array(self.spec.frequencies)
         return Rotary(frequencies, np.arange(len(frequencies))) if len(frequencies) else None

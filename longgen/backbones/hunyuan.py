@@ -75,6 +75,13 @@ class Hunyuan(PipelineBackbone):
     def layers(transformer: Any) -> list[Attention]:
         return [block.attn for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks)]
 
+    def text(self, prompt: str) -> dict[str, Tensor]:
+        embeds, pooled, mask = self.pipe.encode_prompt(
+            prompt, max_sequence_length=self.spec.text_tokens, device=self.pipe._execution_device
+        )
+        names = ("encoder_hidden_states", "pooled_projections", "encoder_attention_mask")
+        return {name: part.to(self.pipe.transformer.dtype) for name, part in zip(names, (embeds, pooled, mask), strict=True)}
+
     def rotary(self) -> Rotary:
         return Rotary(np.array(self.spec.frequencies), np.arange(len(self.spec.frequencies)))
 

@@ -8,6 +8,7 @@ frequencies, and they are applied before the heads are told apart. Time counts i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLLTXVideo, DiffusionPipeline, LTXPipeline
 from diffusers.models.transformers.transformer_ltx import LTXAttention
+from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 from einops import rearrange
 from torch import Tensor
 
@@ -54,6 +56,16 @@ class Ltx(PipelineBackbone):
     def layers(transformer: Any) -> list[LTXAttention]:
         return [block.attn1 for block in transformer.transformer_blocks]
 
+    @staticmethod
+    def text_layers(transformer: Any) -> list[LTXAttention]:
+        return [block.attn2 for block in transformer.transformer_blocks]
+
+    def text(self, prompt: str) -> dict[str, Tensor]:
+        embeds, mask, _, _ = self.pipe.encode_prompt(
+            prompt, do_classifier_free_guidance=False, max_sequence_length=self.spec.text_tokens, device=self.pipe._execution_device
+        )
+        return {"encoder_hidden_states": embeds, "encoder_attention_mask": mask}
+
     def rotary(self) -> Rotary:
         pad = self.spec.width % 6 // 2
         return Rotary(np.array(self.spec.frequencies), pad + 3 * np.arange(len(self.spec.frequencies)))
@@ -70,6 +82,37 @@ class Ltx(PipelineBackbone):
 
     def from_frames(self, x: Tensor) -> Tensor:
         return x.flatten(1, 2)
+
+    def frame_schedule(self, plan: Plan) -> Any:
+        """As LTXPipeline shifts it: by the number of tokens, here those that the model sees at a time."""
+        scheduler = self.first_order()
+        names = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
+        mu = calculate_shift(math.prod(plan.seen_grid), *(scheduler.config.get(name, value) for name, value in names.items()))
+        sigmas = np.linspace(1.0, 1 / plan.steps, plan.steps)
+        scheduler.set_timesteps(sigmas=sigmas, mu=mu, device=self.pipe._execution_device)
+        return scheduler
+
+    def velocity(
+        self, clips: Tensor, timesteps: Tensor, text: dict[str, Tensor], away: dict[str, Tensor] | None, plan: Plan
+    ) -> Tensor:
+        """As LTXPipeline guides: both branches in one call."""
+        time, rows, columns = plan.seen_grid
+        branches = [text] if away is None else [away, text]
+        words = {
+            name: torch.cat([branch[name].expand(len(clips), *part.shape[1:]) for branch in branches])
+            for name, part in text.items()
+        }
+        (output,) = self.pipe.transformer(
+            hidden_states=torch.cat([self.packed(clips)] * len(branches)).to(words["encoder_hidden_states"].dtype),
+            timestep=torch.cat([timesteps.repeat_interleave(rows * columns, dim=1)] * len(branches)),
+            num_frames=time, height=rows, width=columns, return_dict=False,
+            rope_interpolation_scale=(self.spec.stride_t / self.spec.fps, self.spec.stride_hw, self.spec.stride_hw), **words,
+        )  # fmt: skip
+        predicted = rearrange(output.to(clips), "b (t h w) c -> b c t h w", t=time, h=rows, w=columns)
+        if away is None:
+            return predicted
+        unguided, guided = predicted.chunk(2)
+        return unguided + plan.sample.guidance_scale * (guided - unguided)
 
     def clip_arguments(self, arguments: dict[str, Any], part: Tensor, count: int) -> dict[str, Any]:
         return super().clip_arguments(arguments, part, count) | {"num_frames": part.shape[1]}

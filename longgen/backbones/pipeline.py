@@ -111,6 +111,33 @@ class PlannedAttention:
         return Call(self.grid, features, self.rotary, tables, *where)
 
 
+class ShotText:
+    """Cross-attention processor: each frame reads the texts of its shots, by its shares of them."""
+
+    def __init__(self, clock: Clock, stock: Any) -> None:
+        self.clock, self.stock = clock, stock
+        self._attention_backend = getattr(stock, "_attention_backend", None)  # diffusers sets these two by name
+        self._parallel_config = getattr(stock, "_parallel_config", None)
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None = None, rotary: Any = None
+    ) -> Tensor:
+        """hidden_states [B, N, C], encoder_hidden_states [B, S L, C], attention_mask [B, 1, S L] or None."""
+        shares = self.clock.shares
+        if shares is None or len(shares) == 1:
+            return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, rotary)
+        frames = hidden_states.unflatten(1, (shares.shape[1], -1))
+        texts = encoder_hidden_states.chunk(len(shares), dim=1)
+        masks = [None] * len(shares) if attention_mask is None else attention_mask.chunk(len(shares), dim=-1)
+        output = torch.zeros_like(frames)
+        for share, text, mask in zip(shares, texts, masks, strict=True):
+            seen = share.nonzero().flatten()
+            if len(seen):
+                part = self.stock(attn, frames[:, seen].flatten(1, 2), text, mask, rotary).unflatten(1, (len(seen), -1))
+                output[:, seen] += share[seen].to(part).view(-1, 1, 1) * part
+        return output.flatten(1, 2)
+
+
 @dataclass
 class PipelineBackbone:
     """A loaded pipeline and what longgen adds to it. Every family is a subclass."""
@@ -142,6 +169,15 @@ class PipelineBackbone:
     def layers(transformer: Any) -> list[Any]:
         """The self-attention modules of `transformer`, in the order in which layers are counted."""
 
+    @staticmethod
+    def text_layers(transformer: Any) -> list[Any]:
+        """The cross-attention modules of `transformer`, which read the text; none where self-attention does."""
+        return []
+
+    @abstractmethod
+    def text(self, prompt: str) -> dict[str, Tensor]:
+        """The transformer's text arguments for `prompt`, [1, ...] each, as the pipeline makes them."""
+
     @abstractmethod
     def rotary(self) -> Rotary | None:
         """The temporal rotary positions, or None where the model has none."""
@@ -169,6 +205,21 @@ class PipelineBackbone:
         if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
             return scheduler
         return FlowMatchEulerDiscreteScheduler(shift=scheduler.config.get("flow_shift") or 1.0)
+
+    def frame_schedule(self, plan: Plan) -> Any:
+        """A scheduler of first order with `plan`'s timesteps set, for the frames that the model sees at a time."""
+        scheduler = self.first_order()
+        scheduler.set_timesteps(plan.steps, device=self.pipe._execution_device)
+        return scheduler
+
+    def velocity(
+        self, clips: Tensor, timesteps: Tensor, text: dict[str, Tensor], away: dict[str, Tensor] | None, plan: Plan
+    ) -> Tensor:
+        """What the model predicts for `clips` [K, C, L, h, w] whose frames stand at `timesteps` [K, L]; of that shape.
+
+        text, away: what `text` made of the prompt and of the negative prompt; without the latter there is no guidance.
+        """
+        raise NotImplementedError(f"{self.spec.name} takes one timestep for all frames")  # a plan refuses it before
 
     def levels(self, index: int) -> tuple[tuple[float, float], tuple[float, float], float]:
         """(alpha, sigma) of latent = alpha clean + sigma noise before and after step `index`, and d clean / d latent."""
@@ -232,6 +283,7 @@ class PipelineBackbone:
             self.pipe.scheduler = self.first_order()
         rotary = self.rotary()
         before = [(layer, layer.processor) for transformer in self.transformers for layer in self.layers(transformer)]
+        texts = [(layer, layer.processor) for transformer in self.transformers for layer in self.text_layers(transformer)]
         shared: dict[tuple[bytes, type], PlannedAttention] = {}
         try:
             for index, (layer, stock) in enumerate(before):
@@ -243,10 +295,13 @@ class PipelineBackbone:
                     programs = tuple(plan.programs[program] for program in row)
                     shared[key] = self.processor(programs, plan.seen_grid, self.clock, rotary, stock, self.setup.attention)
                 layer.set_processor(shared[key])
+            if plan.shares is not None:
+                for layer, stock in texts:
+                    layer.set_processor(ShotText(self.clock, stock))
             yield
         finally:
             self.pipe.scheduler = scheduler
-            for layer, processor in before:
+            for layer, processor in (*before, *texts):
                 layer.set_processor(processor)
 
 

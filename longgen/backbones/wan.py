@@ -5,6 +5,7 @@ Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, H h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -54,8 +55,43 @@ class Wan(PipelineBackbone):
     def layers(transformer: Any) -> list[WanAttention]:
         return [block.attn1 for block in transformer.blocks]
 
+    @staticmethod
+    def text_layers(transformer: Any) -> list[WanAttention]:
+        return [block.attn2 for block in transformer.blocks]
+
+    def text(self, prompt: str) -> dict[str, Tensor]:
+        embeds, _ = self.pipe.encode_prompt(
+            prompt, do_classifier_free_guidance=False, max_sequence_length=self.spec.text_tokens, device=self.pipe._execution_device
+        )
+        return {"encoder_hidden_states": embeds.to(self.pipe.transformer.dtype)}
+
     def rotary(self) -> Rotary:
         return Rotary(np.array(self.spec.frequencies), np.arange(len(self.spec.frequencies)))
+
+    def velocity(
+        self, clips: Tensor, timesteps: Tensor, text: dict[str, Tensor], away: dict[str, Tensor] | None, plan: Plan
+    ) -> Tensor:
+        """As WanPipeline guides. Each frame has the expert of its own timestep, which sees the others' frames beside it."""
+        scales = self.call_arguments(plan, "")
+        scale = scales["guidance_scale"]
+        pipe, boundary = self.pipe, (self.pipe.config.boundary_ratio or 0) * self.pipe.scheduler.config.num_train_timesteps
+        experts = ((pipe.transformer, scale), (pipe.transformer_2, scales.get("guidance_scale_2", scale)))
+        tokens = timesteps.repeat_interleave(math.prod(plan.seen_grid[1:]), dim=1)
+        predicted = torch.zeros_like(clips)
+        for (transformer, strength), own in zip(experts, (timesteps >= boundary, timesteps < boundary), strict=True):
+            if not own.any():
+                continue
+
+            def call(words: dict[str, Tensor], transformer: Any = transformer) -> Tensor:
+                words = {name: part.expand(len(clips), *part.shape[1:]) for name, part in words.items()}
+                return transformer(hidden_states=clips.to(transformer.dtype), timestep=tokens, return_dict=False, **words)[0]
+
+            guided = call(text)
+            if away is not None:
+                unguided = call(away)
+                guided = unguided + strength * (guided - unguided)
+            predicted = torch.where(own[:, None, :, None, None], guided.to(clips), predicted)
+        return predicted
 
     def clip_arguments(self, arguments: dict[str, Any], part: Tensor, count: int) -> dict[str, Any]:
         changed = super().clip_arguments(arguments, part, count)

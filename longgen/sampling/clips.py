@@ -22,10 +22,10 @@ class Clips:
     weight: np.ndarray
     anchors: tuple[int, ...]
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether this is the video itself, so that the model's own call serves, bit for bit."""
-        return len(self.frames) == 1 and np.array_equal(self.frames[0], np.arange(self.frames.shape[1]))
+    def share(self, clip: int, shares: np.ndarray) -> np.ndarray:
+        """The mean over the kept frames of `clip` of the `shares` [S, T] of shots, [S]."""
+        kept = self.frames[clip][self.weight[clip] > 0]
+        return shares[:, kept].mean(axis=1)
 
 
 def mean_of(paths: list[tuple[float, np.ndarray, np.ndarray]], frames_lat: int) -> Clips:

@@ -4,8 +4,8 @@ Legend: B batch, C channels, T latent frames, L frames of a clip, K clips, n tok
 
 A hook on the transformer takes the call for T frames, makes calls for clips of L, up to `clip_batch` at a time, and gives
 back the mean of their predictions, frame by frame. So the scheduler steps once, and guidance, LoRA, offload, quantization and
-both experts of Wan 2.2 are the pipeline's own. Each batch of clips has its own cache context. Where one clip is the video
-itself, the model's own call is made, bit for bit.
+both experts of Wan 2.2 are the pipeline's own. Each batch of clips has its own cache context, which is forgotten when clips
+move. Where one clip is the video itself, this is direct sampling, bit for bit.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import Field
 
 from longgen.sampling.clips import Clips
@@ -35,18 +36,20 @@ class CoDenoised(Sampling):
 
     @abstractmethod
     def clips(self, frames_lat: int, length: int, timestep: float, shift: int) -> Clips:
-        """The clips of `length` frames at a step. shift: drawn anew for each step, from 0 to `step_of(length)` - 1."""
+        """The clips of `length` frames, fewer than T, at a step. shift: drawn anew for each step, below `shifts(length)`."""
 
-    @abstractmethod
-    def step_of(self, length: int) -> int:
-        """Frames from one clip to the next."""
+    def shifts(self, length: int) -> int:
+        """How many places the clips have; they move from step to step where there are several."""
+        return 1
 
     def seen(self, frames_lat: int, native_lat: int) -> int:
         return min(frames_lat, self.frames or native_lat)
 
     def calls(self, frames_lat: int, native_lat: int) -> float:
         length = self.seen(frames_lat, native_lat)
-        shifts = range(self.step_of(length))
+        if length == frames_lat:
+            return 1.0
+        shifts = range(self.shifts(length))
         return sum(len(self.clips(frames_lat, length, 500.0, shift).frames) for shift in shifts) / len(shifts)
 
     def sample(
@@ -63,19 +66,25 @@ class CoDenoised(Sampling):
         import torch  # here, so that plans and lists of presets need no torch
 
         from longgen.backbones import Company
-        from longgen.sampling import direct
+        from longgen.sampling import direct, shots
 
         length = plan.seen.frames_lat
-        shifts = torch.randint(self.step_of(length), (plan.steps,), generator=generator).tolist()
-        clock, calls = backbone.clock, {"step": -1, "call": 0}
+        if length == plan.frames_lat:
+            return direct.sample(backbone, plan, prompt, latents, on_step, resume, generator)
+        shifts = torch.randint(self.shifts(length), (plan.steps,), generator=generator).tolist()
+        shares = plan.shares
+        texts = [] if shares is None else shots.texts_of(backbone, plan)
+        clock = backbone.clock
+        last, branch, laid = -1, 0, np.empty(0)  # of the call before: its step, its number in the step, its clips
 
         def in_clips(module: Any, call: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+            nonlocal last, branch, laid
             step = clock.step
-            calls["call"] = calls["call"] + 1 if calls["step"] == step.index else 0  # guidance makes two calls a step
-            calls["step"] = step.index
+            branch, last = branch + 1 if last == step.index else 0, step.index  # guidance makes two calls a step
             clips = self.clips(plan.frames_lat, length, step.timesteps[step.index], shifts[step.index])
-            if clips.is_whole:
-                return call(**arguments)
+            if not np.array_equal(clips.frames, laid):
+                module._reset_stateful_cache()  # what a step cache holds is of other frames
+                laid = clips.frames
             whole = backbone.by_frame(arguments["hidden_states"], plan.frames_lat)
             total = torch.zeros_like(whole, dtype=torch.float32)
             kept: dict[Any, Any] = {}
@@ -85,11 +94,18 @@ class CoDenoised(Sampling):
                 part = torch.cat([whole[:, index] for index in frames])  # [k B, L, ..]
                 held = [(clip, clips.anchors[clip]) for clip in range(first, first + len(frames))]
                 clock.company = Company([(*clip, sample) for clip in held for sample in range(len(whole))], kept)
-                with module.cache_context(f"clips-{calls['call']}-{first}"):
-                    (output,) = call(**backbone.clip_arguments(arguments, part, len(frames)))
+                with module.cache_context(f"clips-{branch}-{first}"):
+                    changed = backbone.clip_arguments(arguments, part, len(frames))
+                    if shares is not None:
+                        own = [shots.mean_of(texts, clips.share(clip, shares)) for clip, _ in held]
+                        each = [shots.conditioned(arguments, text, branch) for text in own]
+                        changed |= {name: torch.cat([text[name] for text in each]) for name in each[0]}
+                    (output,) = call(**changed)
                 for index, share, one in zip(frames, weight, backbone.by_frame(output, length).split(len(whole)), strict=True):
                     total.index_add_(1, index, one.float() * share.view(-1, *[1] * (one.ndim - 2)))
-            clock.company = None
             return (backbone.from_frames(total.to(output.dtype)),)
 
-        return direct.sample(backbone, plan, prompt, latents, on_step, resume, generator, in_clips)
+        try:
+            return direct.sample(backbone, plan, prompt, latents, on_step, resume, generator, in_clips)
+        finally:
+            clock.company = None

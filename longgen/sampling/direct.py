@@ -16,6 +16,7 @@ from torch import Tensor
 
 from longgen.backbones import Backbone, Clock
 from longgen.plan import Plan
+from longgen.sampling import shots
 
 _AROUND = "longgen_around"
 
@@ -65,6 +66,8 @@ def sample(
     """
     if resume is not None and resume.done == plan.steps:
         return backbone.unpacked(resume.latents, plan)
+    if plan.schedule is not None and through is None:
+        through = shots.in_every_frame(backbone, plan)
     clock = backbone.clock
     clock.index = 0
     generator = generator or torch.Generator()

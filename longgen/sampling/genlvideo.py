@@ -36,15 +36,16 @@ class GenLVideo(CoDenoised):
     stride: int | None = Field(None, ge=1)
     weights: Literal["uniform", "pyramid"] = "uniform"
 
-    def clips(self, frames_lat: int, length: int, timestep: float, shift: int) -> Clips:
-        stride = self.step_of(length)
-        if stride > length:
-            raise UsageError(f"gen-l-video.stride = {stride} is more than the {length} latent frames of a clip: frames between "
-                             "two clips would be in none", accepted=f"1 to {length}",
+    def seen(self, frames_lat: int, native_lat: int) -> int:
+        length = self.frames or native_lat
+        if self.stride and self.stride > length:
+            raise UsageError(f"gen-l-video.stride = {self.stride} is more than the {length} latent frames of a clip: frames "
+                             "between two clips would be in none", accepted=f"1 to {length}",
                              do=f"--set gen-l-video.stride={length} for clips side by side, or leave it out")  # fmt: skip
+        return super().seen(frames_lat, native_lat)
+
+    def clips(self, frames_lat: int, length: int, timestep: float, shift: int) -> Clips:
+        stride = self.stride or max(1, length // 2)
         frames = overlapping(frames_lat, length, np.arange(0, frames_lat - length + stride, stride))
         weight = np.ones(length) if self.weights == "uniform" else pyramid(length)
         return mean_of([(1.0, frames, np.broadcast_to(weight, frames.shape))], frames_lat)
-
-    def step_of(self, length: int) -> int:
-        return self.stride or max(1, length // 2)

@@ -16,6 +16,8 @@ is covered [derived]. Every clip is seen at its native length, at native positio
 The paper blends latents after the step; here the predictions are blended and the scheduler steps once, which is the same for
 Euler and DDIM and right for the others [derived].
 
+Caveat: a step cache helps only where two steps in a row have the same shift; with `shift = false` it always may.
+
 Ablations: `paths = "local"` and `paths = "global"`; `shift = false` leaves the local clips where they are.
 
 Neutral: videos of at most L frames.
@@ -49,17 +51,17 @@ class Glcd(CoDenoised):
             frames = np.arange(dilation)[:, None] + dilation * np.arange(length)
             paths.append((gamma, np.minimum(frames, frames_lat - 1), (frames < frames_lat).astype(np.float64)))
         if gamma < 1:
-            stride = self.step_of(length)
-            starts = np.arange((shift if self.shift else 0) - stride, frames_lat - length + stride, stride)
+            stride = max(1, length // 2)
+            starts = np.arange(shift - stride, frames_lat - length + stride, stride)
             frames = overlapping(frames_lat, length, np.append(starts, frames_lat - length))
             paths.append((1 - gamma, frames, np.ones(frames.shape)))
         return mean_of(paths, frames_lat)
+
+    def shifts(self, length: int) -> int:
+        return max(1, length // 2) if self.shift and self.paths != "global" else 1
 
     def gamma(self, timestep: float) -> float:
         """The share of the global path at `timestep`."""
         if self.paths != "both":
             return float(self.paths == "global")
         return min(1.0, self.gamma0 * math.exp(self.beta * timestep))
-
-    def step_of(self, length: int) -> int:
-        return max(1, length // 2)

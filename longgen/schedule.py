@@ -1,0 +1,213 @@
+"""Prompts that change over time: which shot's text each latent frame has. Pure; nothing here knows a model.
+
+    common = "cinematic, 4k"     # optional: every shot's prompt becomes "<prompt>, <common>"
+    blend = "1s"                 # optional, 0s where it is left out: how long one shot's text fades into the next
+    [[shot]]                     # the first shot begins at 0
+    prompt = "a large red circle bouncing on a navy background"
+    [[shot]]
+    at = "4s"
+    prompt = "a large green square bouncing on a navy background"
+
+Pixel frame p shows the time p / fps. Latent frame 0 holds pixel frame 0, latent frame j >= 1 the `stride` pixel frames from
+stride (j - 1) + 1 to stride j.
+
+Without blend nothing is mixed: a pixel frame has the last shot with at <= p / fps, and a latent frame has the shot of its last
+pixel frame. So the latent frame that holds the first pixel frame of a shot is the first that has this shot, and has it wholly;
+the cut comes up to stride - 1 pixel frames early, never late.
+
+With a blend b each cut is a linear fade over [at - b/2, at + b/2], and a latent frame has the mean of its pixel frames. A file's
+shots are no shorter than b, so that no two fades overlap; where the video ends in a fade, it stays in it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longgen import frames
+from longgen.errors import MissingError, UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+KEYS = ("common", "blend", "shot")
+SHOT_KEYS = ("at", "prompt")
+
+
+@dataclass(frozen=True)
+class Shot:
+    """`prompt` from the second `at` on, with what is common to all shots in it."""
+
+    at: Fraction
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Shots in the order of their times, the first at 0, and the seconds that one fades into the next."""
+
+    shots: tuple[Shot, ...]
+    blend: Fraction = Fraction(0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, equal for equal schedules; times as exact fractions of a second, `15/2`."""
+        return {"blend": str(self.blend), "shots": [{"at": str(shot.at), "prompt": shot.prompt} for shot in self.shots]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Schedule:
+        """The schedule that `as_dict` wrote."""
+        return cls(tuple(Shot(Fraction(shot["at"]), shot["prompt"]) for shot in data["shots"]), Fraction(data["blend"]))
+
+
+def load(path: Path) -> Schedule:
+    """The schedule in the TOML file `path`.
+
+    Raises MissingError where there is no file, UsageError with every error of the file, each with its line and key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig") + "\n"  # some editors put a byte order mark first, which TOML 1.0 does not know
+    except FileNotFoundError:
+        raise MissingError(f"schedule {path} is not there", accepted="a TOML file of [[shot]] tables",
+                           do="check the path") from None  # fmt: skip
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"schedule {path} cannot be read: {error}", accepted="a text file in UTF-8", do="check it") from None
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        reason = str(error).replace(
+            "end of document", f"the end, line {text.rstrip().count(chr(10)) + 1}"
+        )  # of what is never closed
+        raise UsageError(f"schedule {path} is not TOML: {reason}", accepted="TOML 1.0", do="mend the line named") from None
+    lines = _lines(text)
+    errors: list[tuple[int, str]] = []
+
+    def refuse(shot: int, key: str, wrong: str) -> None:
+        line = next((lines[place] for place in ((shot, key), (shot, ""), (0, "shot")) if place in lines), 1)
+        errors.append((line, f"line {line}: {f'shot {shot}: ' * (shot > 0)}{key}{wrong}"))
+
+    def read_text(shot: int, key: str, value: Any) -> str:
+        if not isinstance(value, str) or not value.strip():
+            refuse(shot, key, f" = {value!r} is no text" if not isinstance(value, str) else " is empty")
+            return ""
+        return value.strip()
+
+    def read_time(shot: int, key: str, value: Any) -> Fraction | None:
+        try:
+            return frames.seconds(value if isinstance(value, str) else "", "")
+        except UsageError as error:
+            refuse(shot, key, f" = {value!r} is not a time; accepted, in quotes: {error.accepted}")
+            return None
+
+    for key in tables.keys() - set(KEYS):
+        refuse(0, key, f": unknown key; known keys: {', '.join(KEYS)}")
+    common = read_text(0, "common", tables["common"]) if "common" in tables else ""
+    blend = read_time(0, "blend", tables.get("blend", "0s"))
+    stack = tables.get("shot", [])
+    if not isinstance(stack, list) or not stack or not all(isinstance(table, dict) for table in stack):
+        refuse(0, "shot", ": must be [[shot]] tables, at least one")
+        stack = []
+    times: list[Fraction | None] = []
+    shots = []
+    for number, table in enumerate(stack, 1):
+        for key in table.keys() - set(SHOT_KEYS):
+            refuse(number, key, f": unknown key; known keys: {', '.join(SHOT_KEYS)}")
+        prompt, at = "", None
+        if "prompt" in table:
+            prompt = read_text(number, "prompt", table["prompt"])
+        else:
+            refuse(number, "prompt", " is missing")
+        if "at" in table or number == 1:
+            at = read_time(number, "at", table.get("at", "0s"))
+        else:
+            refuse(number, "at", " is missing; only the first shot's may be left out")
+        if number == 1 and at:
+            refuse(number, "at", f" = {table['at']!r}, but the first shot begins at 0")
+        before = next((time for time in reversed(times) if time is not None), None)
+        if before is not None and at is not None and at <= before:
+            refuse(number, "at", f" = {table['at']!r} is not after {_say(before)}, where a shot above it begins")
+        times.append(at)
+        shots.append(Shot(at or Fraction(0), f"{prompt}, {common}" if common else prompt))
+    for number, (start, end) in enumerate(pairwise(times), 1):
+        if blend is not None and start is not None and end is not None and 0 < end - start < blend:
+            refuse(0, "blend", f" = {tables['blend']!r} is longer than shot {number}, {_say(end - start)}: fades would overlap")
+    if errors:
+        raise UsageError(f"schedule {path}:\n" + "\n".join(f"    {wrong}" for _, wrong in sorted(errors)),
+                         accepted="what each line names", do="correct these lines")  # fmt: skip
+    return Schedule(tuple(shots), blend or Fraction(0))
+
+
+def _lines(text: str) -> dict[tuple[int, str], int]:
+    """The lines, from 1, of the keys (shot, key) and headers (shot, "") of a valid TOML file; shot 0 is its top.
+
+    tomllib keeps no lines. But a statement parses alone, and no part of it that ends with a line does: so the file is cut
+    into statements by parsing, and what a text or a comment holds is never taken for a header.
+    """
+    lines: dict[tuple[int, str], int] = {}
+    shots = table = 0  # headers so far; the shot whose keys follow, -1 in a table that no schedule has
+    start, statement = 1, ""
+    for number, line in enumerate(text.split("\n"), 1):
+        statement += line + "\n"
+        try:
+            parsed = tomllib.loads(statement)
+        except tomllib.TOMLDecodeError:
+            continue  # it goes on in the next line
+        header = statement.lstrip().startswith("[")
+        for key, value in parsed.items():  # one, or none in a line of blanks and comments
+            if header and key == "shot" and isinstance(value, list):
+                shots = table = shots + 1
+                lines[shots, ""] = start
+            elif header:  # no schedule has it: [shot.key] is in the last shot, any other at the top
+                table = -1
+                lines.setdefault((shots, next(iter(value))) if key == "shot" and shots else (0, key), start)
+            else:
+                lines.setdefault((table, key), start)
+        start, statement = number + 1, ""
+    return lines
+
+
+def check(schedule: Schedule, frames_px: int, fps: int) -> None:
+    """Raises UsageError where a shot begins when a video of `frames_px` frames is over."""
+    duration = Fraction(frames_px, fps)
+    late = [f"shot {number} at {_say(shot.at)}" for number, shot in enumerate(schedule.shots, 1) if shot.at >= duration]
+    if late:
+        raise UsageError(f"the schedule has {', '.join(late)}, but the video is over at {_say(duration)}",
+                         accepted=f"shots that begin before {_say(duration)}",
+                         do="make the video longer (--duration, --frames), or let the shots begin earlier")  # fmt: skip
+
+
+def weights(schedule: Schedule, frames_px: int, stride: int, fps: int) -> np.ndarray:
+    """[S shots, T latent frames] float64: the share of each shot's text in each latent frame; columns sum to one.
+
+    Raises UsageError where a shot is too short to have any.
+    """
+    shots, frames_lat = schedule.shots, frames.latent_frames(frames_px, stride)
+    fades = np.zeros((len(shots) + 1, frames.pixel_frames(frames_lat, stride)))  # how far each shot has come; none follows the last
+    fades[0] = 1
+    for fade, shot in zip(fades[1:], shots[1:], strict=False):
+        start = shot.at - schedule.blend / 2
+        first, last = max(0, ceil(start * fps)), ceil((start + schedule.blend) * fps)  # pixel frames; equal without blend
+        fade[first:last] = [float((Fraction(p, fps) - start) / schedule.blend) for p in range(first, min(last, len(fade)))]
+        fade[last:] = 1
+    shares = fades[:-1] - fades[1:]
+    groups = shares[:, 1:].reshape(len(shots), frames_lat - 1, stride)
+    table = np.concatenate([shares[:, :1], groups.mean(axis=2) if schedule.blend else groups[:, :, -1]], axis=1)
+    unseen = [f"shot {number} at {_say(shots[number - 1].at)}" for number in 1 + np.flatnonzero(~table.any(axis=1))]
+    if unseen:
+        raise UsageError(f"the schedule's {', '.join(unseen)} is too short to be in any frame",
+                         accepted=f"shots of {_say(Fraction(stride, fps))} or longer, before the video ends",
+                         do="make it longer, or leave it out")  # fmt: skip
+    return table
+
+
+def _say(seconds: Fraction) -> str:
+    return f"{float(seconds):.6g}s"

@@ -1,0 +1,420 @@
+"""FIFO-Diffusion against its equations: levels of noise read off exactly, windows, and small pipelines of both families."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from longgen import plan, preset
+from longgen.backbones.spec import SPECS, TINY
+from longgen.errors import UsageError
+from longgen.plan import Plan
+from longgen.sampling import direct
+from longgen.sampling.direct import State
+from longgen.sampling.fifo import CHECKPOINT_ROUNDS, Fifo
+from tests.backbones import family
+
+SHORT = ("fifo.frames=4", "fifo.partitions=2")  # eight steps, eight places
+
+
+def euler(steps: int) -> tuple[Tensor, Tensor]:
+    """Sigmas [S + 1] and timesteps [S]."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(steps)
+    sigmas = scheduler.sigmas.double()
+    return sigmas, 1000 * sigmas[:-1]
+
+
+def sampled(backbone: Any, made: Plan, on_step: Callable[[State], None] = lambda _: None, resume: State | None = None) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    noise = backbone.noise(made, generator)
+    assert made.sampling is not None
+    return made.sampling.sample(backbone, made, family.PROMPT, noise, on_step, resume, generator)
+
+
+@contextmanager
+def batches_of(backbone: Any, count: int) -> Iterator[None]:
+    before, backbone.setup = backbone.setup, dataclasses.replace(backbone.setup, clip_batch=count)
+    try:
+        yield
+    finally:
+        backbone.setup = before
+
+
+@pytest.mark.parametrize("lookahead", [True, False])
+@pytest.mark.parametrize("partitions", [1, 2, 4])
+@pytest.mark.parametrize("length", [*range(2, 10), 16, 21, 31])
+def test_every_place_of_the_queue_is_kept_once(length: int, partitions: int, lookahead: bool) -> None:
+    fifo = Fifo(partitions=partitions, lookahead=lookahead)
+    ahead = length // 2 if lookahead else 0
+    windows = fifo.windows(length)
+    assert len(windows) == (2 * partitions if lookahead else partitions)
+    kept = [place for start, first in windows for place in range(first, start + length)]
+    assert kept == list(range(ahead, ahead + partitions * length))
+    for start, first in windows:
+        assert 0 <= start <= first < start + length <= ahead + partitions * length
+        assert first - start in ({0} if not lookahead else {length // 2, (length + 1) // 2})
+    if lookahead and length % 2 == 0:  # the reference's
+        assert windows == [(half * length // 2, half * length // 2 + length // 2) for half in range(2 * partitions)]
+
+
+@pytest.mark.parametrize(
+    ("length", "partitions", "lookahead"), [(4, 2, True), (5, 3, True), (4, 3, False), (5, 1, False), (3, 1, True)]
+)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_every_frame_goes_down_one_level_a_round(length: int, partitions: int, lookahead: bool, batch: int) -> None:
+    """A model that knows the clean frame of every noise: each frame's level can then be read off exactly."""
+    fifo, steps, rounds = Fifo(partitions=partitions, lookahead=lookahead), length * partitions, 7
+    ahead = fifo.ahead(length)
+    sigmas, timesteps = euler(steps)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, 2, steps + rounds, 1, 1, generator=generator, dtype=torch.float64)
+    clip = torch.full((1, 2, length, 1, 1), 3.0, dtype=torch.float64)  # every frame, also of those that enter
+    line = fifo.filled(clip, noise[:, :, :steps], sigmas)
+    calls: list[tuple[int, int, list[float]]] = []
+    levels = [round(float(sigma), 9) for sigma in sigmas]
+
+    def true_velocity(clips: Tensor, times: Tensor, step: int) -> Tensor:
+        """d x / d sigma = noise - clean = (x - clean) / sigma; 7 where nobody may look."""
+        for one in times.tolist():
+            calls.append((len(clips), step, one))
+        level = times[:, None, :, None, None] / 1000
+        return torch.where(level > 0, (clips - 3.0) / level.clamp(min=1e-9), torch.full_like(clips, 7.0))
+
+    def check(line: Tensor, first: int) -> None:
+        """`first`: the frame at the head of the queue."""
+        assert line.shape[2] == ahead + steps
+        assert (line[:, :, :ahead] - 3.0).abs().max() < 1e-9 if ahead else True
+        for place in range(steps):
+            expected = noise[:, :, first + place] * sigmas[steps - 1 - place] + (1 - sigmas[steps - 1 - place]) * 3.0
+            assert (line[:, :, ahead + place] - expected).abs().max() < 1e-9, (first, place)
+
+    check(line, 0)
+    out = fifo.emitted(line, noise[:, :, steps:], length, sigmas, timesteps, true_velocity, batch)
+    for number, (frame, after) in enumerate(out):
+        assert frame.shape == (1, 2, 1, 1, 1)
+        assert (frame - 3.0).abs().max() < 1e-9
+        check(after, number + 1)
+    windows = len(fifo.windows(length))
+    assert len(calls) == rounds * windows
+    assert {size for size, _, _ in calls} <= {min(batch, windows), windows % batch or batch}
+    for (start, _), (_, _, times) in zip(fifo.windows(length), calls, strict=False):  # the labels are the levels themselves
+        places = [start + index - ahead for index in range(length)]
+        assert [round(t / 1000, 9) for t in times] == [levels[steps - 1 - p] if p >= 0 else 0 for p in places]
+    if batch == 1:
+        middles = [start + length // 2 - ahead for start, _ in fifo.windows(length)]
+        assert [step for _, step, _ in calls[:windows]] == [steps - 1 - middle for middle in middles]
+        assert all(0 <= step < steps for _, step, _ in calls)
+
+
+def slow(
+    model: Callable[[Tensor, Tensor], Tensor], x0: Tensor, noise: Tensor, count: int, lookahead: bool, partitions: int
+) -> Tensor:
+    """The `count` last frames that go out, by the reference's loops: in place, windows from the noisiest down. Even f."""
+    length = x0.shape[2]
+    steps = partitions * length
+    sigmas, timesteps = euler(steps)
+    ahead = length // 2 if lookahead else 0
+    frames = [x0[:, :, 0] for _ in range(ahead)]
+    times, drop = [0.0] * ahead, [0.0] * ahead
+    for place in range(steps):
+        sigma = sigmas[steps - 1 - place]
+        frames.append((1 - sigma) * x0[:, :, max(0, place - (steps - length))] + sigma * noise[:, :, place])
+        times.append(float(timesteps[steps - 1 - place]))
+        drop.append(float(sigmas[steps - place] - sigma))
+    out, entering = [], steps
+    for _ in range(count + steps - length):
+        for rank in reversed(range(2 * partitions if lookahead else partitions)):
+            start = rank * (length // 2) if lookahead else rank * length
+            first = start + length // 2 if lookahead else start
+            velocity = model(torch.stack(frames[start : start + length], dim=2), torch.tensor([times[start : start + length]]))
+            for place in range(first, start + length):
+                frames[place] = frames[place] + drop[place] * velocity[:, :, place - start]
+        out.append(frames[ahead])
+        frames = [*frames[1:], noise[:, :, entering]]
+        entering += 1
+    return torch.stack(out[-count:], dim=2)
+
+
+@pytest.mark.parametrize(("partitions", "lookahead"), [(1, False), (3, False), (1, True), (2, True), (3, True)])
+def test_equals_the_reference_loop(partitions: int, lookahead: bool) -> None:
+    length, count, steps = 4, 9, 4 * partitions
+    fifo = Fifo(partitions=partitions, lookahead=lookahead)
+    generator = torch.Generator().manual_seed(1)
+    x0 = torch.randn(1, 3, length, 2, 2, generator=generator, dtype=torch.float64)
+    noise = torch.randn(1, 3, 2 * steps - length + count, 2, 2, generator=generator, dtype=torch.float64)
+    mix = torch.randn(length, length, generator=generator, dtype=torch.float64)
+
+    def model(clips: Tensor, times: Tensor) -> Tensor:
+        """Every frame's answer depends on all frames, their order and all timesteps."""
+        return torch.tanh(torch.einsum("ij,kcjhw->kcihw", mix, clips * (1 + times / 1000)[:, None, :, None, None].to(clips)))
+
+    sigmas, timesteps = euler(steps)
+    line = fifo.filled(x0, noise[:, :, :steps], sigmas)
+    for batch in (1, 4):
+        rounds = fifo.emitted(line, noise[:, :, steps:], length, sigmas, timesteps, lambda x, t, _: model(x, t), batch)
+        made = torch.cat([frame for frame, _ in rounds][steps - length :], dim=2)
+        difference = (made - slow(model, x0, noise, count, lookahead, partitions)).abs().max().item()
+        print(f"n = {partitions}, lookahead {lookahead}, {batch} at a time: max difference {difference:.1e}")
+        assert made.shape[2] == count
+        assert difference < 1e-9
+
+
+def test_working_memory_does_not_grow_with_the_video() -> None:
+    """The most elements of tensors alive in a round; frames that went out are the caller's."""
+    fifo, length = Fifo(partitions=2), 4
+    sigmas, timesteps = euler(8)
+    most = {}
+    for rounds in (10, 60):
+        noise = torch.zeros(1, 3, rounds, 2, 2, dtype=torch.float64)
+        counts = []
+
+        def count(clips: Tensor, times: Tensor, step: int, counts: list[int] = counts) -> Tensor:
+            own = [one for one in gc.get_objects() if type(one) is Tensor and one.ndim == 5 and one.shape[1:2] == (3,)]
+            stored = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in own}
+            counts.append(sum(stored.values()))
+            return clips
+
+        for _ in fifo.emitted(torch.zeros(1, 3, 10, 2, 2, dtype=torch.float64), noise, length, sigmas, timesteps, count):
+            pass
+        most[rounds] = max(counts) - noise.untyped_storage().nbytes()
+    print(f"bytes alive: {most}")
+    assert most[10] == most[60]
+
+
+def published(*tables: dict[str, Any], backbone: str = "tiny", **sample: Any) -> Plan:
+    return plan.build(preset.from_tables({"name": "f", "sample": sample, "technique": list(tables)}, "f"), SPECS[backbone])
+
+
+def test_the_schedule_has_a_step_for_every_place() -> None:
+    made = published({"name": "fifo"}, frames=321)
+    assert (made.steps, made.sample.steps, made.seen.frames_lat) == (84, 84, 21)
+    assert made.rounds == 84 + 81 + 63  # the first clip, 81 frames, and those that are dropped
+    assert made.calls == pytest.approx((84 + (81 + 63) * 8) / 84)
+    assert any("fifo keeps a noise level for every frame, so that the flow-matching Euler" in note for note in made.notes)
+    made = published({"name": "fifo", "frames": 10, "partitions": 3, "lookahead": False}, frames=321, steps=30)
+    assert (made.steps, made.rounds) == (30, 30 + 81 + 20)
+    assert made.calls == pytest.approx((30 + 101 * 3) / 30)
+    assert published({"name": "fifo"}, backbone="ltx-2b", frames=241).steps == 64
+    assert published({"name": "fifo"}, backbone="wan2.2-ti2v-5b", frames=241).steps == 124
+
+
+@pytest.mark.parametrize(
+    ("table", "backbone", "steps", "message"),
+    [
+        ({}, "tiny", 20, r"4 partitions of 21 latent frames, and 20 steps are asked\n  accepted: --steps 84"),
+        ({"frames": 8}, "tiny", 84, "accepted: --steps 32"),
+        ({"frames": 1}, "tiny", None, "greater than or equal to 2"),
+        ({"partitions": 0}, "tiny", None, "greater than or equal to 1"),
+        ({"partitions": 2.5}, "tiny", None, "valid integer"),
+        ({"lookahead": 1}, "tiny", None, "valid boolean"),
+        ({"stride": 1}, "tiny", None, "stride"),
+        ({"layers": [0]}, "tiny", None, "fifo decides the order of sampling"),
+        ({}, "cogvideox-5b", None, r"fifo needs frame-timesteps \(one timestep for each latent frame\), which cogvideox-5b"),
+        ({}, "cogvideox-2b", None, "fifo needs frame-timesteps"),
+        ({}, "hunyuanvideo", None, "fifo needs frame-timesteps"),
+    ],
+)
+def test_what_cannot_be_is_refused(table: dict[str, Any], backbone: str, steps: int | None, message: str) -> None:
+    sample = {"frames": 321} | ({"steps": steps} if steps else {})
+    with pytest.raises(UsageError, match=message):
+        published({"name": "fifo"} | table, backbone=backbone, **sample)
+
+
+def test_stacks_that_contradict_it_are_refused() -> None:
+    with pytest.raises(UsageError, match="anchor and fifo both decide the anchor of clips"):
+        published({"name": "fifo"}, {"name": "anchor"}, frames=321)
+    with pytest.raises(UsageError, match="both decide the order of sampling"):
+        published({"name": "fifo"}, {"name": "gen-l-video"}, frames=321)
+
+
+def test_a_video_of_one_window_is_sampled_directly(tiny: Any) -> None:
+    made = published({"name": "fifo"}, frames=17, steps=2)
+    generator = torch.Generator().manual_seed(0)
+    noise = tiny.noise(made, generator)
+    assert torch.equal(sampled(tiny, made), direct.sample(tiny, made, family.PROMPT, noise, lambda _: None, None, generator))
+    assert made.rounds == made.steps == 2
+    assert not made.notes
+
+
+@pytest.fixture(scope="module", params=["wan", "wan-ti2v", "wan-experts", "ltx"])
+def small(request: pytest.FixtureRequest, model_folder: Callable[[str], Path]) -> Any:
+    return family.loaded(model_folder(request.param))
+
+
+def made_for(
+    backbone: Any, sets: tuple[str, ...] = SHORT, name: str = "fifo", frames_lat: int = 7, steps: int = 8, **sample: Any
+) -> Plan:
+    frames_px = (frames_lat - 1) * backbone.spec.stride_t + 1
+    return family.made(backbone, name, frames_px, steps, sets, **sample)
+
+
+def test_with_one_timestep_for_all_frames_velocities_are_the_pipelines(small: Any) -> None:
+    """The first clip alone, against the whole stock pipeline with the scheduler of first order."""
+    made = made_for(small)
+    states: list[State] = []
+    sampled(small, made, lambda state: states.append(copy.deepcopy(state)))
+    assert states[0].done == made.steps == CHECKPOINT_ROUNDS
+    generator = torch.Generator().manual_seed(0)
+    small.noise(made, generator)
+    noise = torch.randn(*small.latent_shape(made)[:2], 4, *small.latent_shape(made)[3:], generator=generator)
+    plain = made_for(small, (), "direct", frames_lat=4)
+    before, small.pipe.scheduler = small.pipe.scheduler, small.first_order()
+    try:
+        stock = direct.sample(small, plain, family.PROMPT, noise, lambda _: None)
+    finally:
+        small.pipe.scheduler = before
+    difference = (states[0].latents - stock).abs().max().item()
+    print(f"{small.spec.family}: max difference {difference:.1e} of {stock.abs().max():.1f}")
+    assert difference < 2e-4
+    assert stock.std() > 0.1
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_it_runs_on_small_pipelines(small: Any, guidance: float) -> None:
+    made = made_for(small, guidance_scale=guidance)
+    scheduler, processors = small.pipe.scheduler, [layer.processor for layer in small.layers(small.pipe.transformer)]
+    counts = []
+    handle = small.pipe.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: counts.append((len(kwargs["hidden_states"]), kwargs["timestep"].ndim)), with_kwargs=True
+    )
+    try:
+        latents = sampled(small, made)
+    finally:
+        handle.remove()
+    assert latents.shape == small.latent_shape(made)
+    assert torch.isfinite(latents).all()
+    assert all(ndim == 2 for _, ndim in counts)  # a timestep for every token
+    branches = 2 if guidance > 1 else 1
+    if len(small.transformers) == 1:
+        samples = (8 + (7 + 4) * 4) * branches  # the first clip, then 4 windows for each of the frames that go out
+        assert sum(size for size, _ in counts) == samples
+    assert small.pipe.scheduler is scheduler
+    assert [layer.processor for layer in small.layers(small.pipe.transformer)] == processors
+
+
+def test_guidance_prompt_and_noise_count(small: Any) -> None:
+    latents = sampled(small, made_for(small))
+    assert not torch.equal(latents, sampled(small, made_for(small, guidance_scale=1.0)))
+    assert not torch.equal(latents, sampled(small, made_for(small, negative_prompt="sand")))
+    made = made_for(small)
+    generator = torch.Generator().manual_seed(0)
+    noise = small.noise(made, generator)
+    noise[:, :, 5] += 1  # a frame that enters after the start: those that have left the queue by then do not know of it
+    assert made.sampling is not None
+    other = made.sampling.sample(small, made, family.PROMPT, noise, lambda _: None, None, generator)
+    assert not torch.equal(latents[:, :, 5], other[:, :, 5])
+    again = sampled(small, made)
+    assert torch.equal(latents, again)
+
+
+def test_windows_in_one_call_give_the_same(small: Any) -> None:
+    made, calls = made_for(small), []
+    handle = small.pipe.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        one = sampled(small, made)
+        alone = len(calls)
+        with batches_of(small, 4):
+            four = sampled(small, made)
+    finally:
+        handle.remove()
+    assert len(calls) - alone < alone
+    difference = (one - four).abs().max().item()
+    print(f"{small.spec.family}: max difference {difference:.1e}")
+    assert difference < 2e-4
+
+
+def test_resume_gives_the_same_bits(small: Any) -> None:
+    made = made_for(small, frames_lat=15)
+    states: list[State] = []
+    whole = sampled(small, made, lambda state: states.append(copy.deepcopy(state)))
+    assert made.rounds == 8 + 15 + 4
+    assert [state.done for state in states] == [8, 16, 24, 27]  # in the first clip, in the warm-up's wake, later, and at the end
+    for state in states:
+        later: list[int] = []
+        resumed = sampled(small, made, lambda now, later=later: later.append(now.done), state)
+        assert torch.equal(resumed, whole), state.done
+        assert later == [one.done for one in states if one.done > state.done]
+
+
+def test_a_frame_plan_acts_in_the_windows(small: Any) -> None:
+    made = published_on(small, {"name": "fifo", "frames": 6, "partitions": 2}, {"name": "window", "frames": 3})
+    assert made.table.any()
+    plain = published_on(small, {"name": "fifo", "frames": 6, "partitions": 2})
+    latents = sampled(small, made)
+    assert torch.isfinite(latents).all()
+    assert not torch.equal(latents, sampled(small, plain))
+
+
+def published_on(backbone: Any, *tables: dict[str, Any]) -> Plan:
+    frames_px = 8 * backbone.spec.stride_t + 1
+    sample = {"frames": frames_px, "size": list(family.SIZE)}
+    return plan.build(preset.from_tables({"name": "f", "sample": sample, "technique": list(tables)}, "f"), backbone.spec)
+
+
+def test_a_part_of_the_schedule_is_the_windows_with_their_middle_in_it(small: Any) -> None:
+    """Windows then differ in what they do, so that they go one by one."""
+    tables = ({"name": "fifo", "frames": 4, "partitions": 2}, {"name": "window", "frames": 3, "steps": [0, 0.5]})
+    made = published_on(small, *tables)
+    indices, sizes = [], []
+
+    def see(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        indices.append(small.clock.index)
+        sizes.append(len(kwargs["hidden_states"]))
+
+    handle = small.pipe.transformer.register_forward_pre_hook(see, with_kwargs=True)
+    try:
+        with batches_of(small, 4):
+            sampled(small, made)
+    finally:
+        handle.remove()
+    assert max(sizes) == (2 if small.spec.family == "ltx" else 1)  # guidance is one batch there
+    if len(small.transformers) == 1:
+        assert list(dict.fromkeys(indices[-8 if small.spec.family == "wan" else -4 :])) == [7, 5, 3, 1]
+
+
+def test_two_experts_predict_the_frames_of_their_own_timesteps(model_folder: Callable[[str], Path]) -> None:
+    backbone = family.loaded(model_folder("wan-experts"))
+    made = made_for(backbone)
+    boundary = 875.0
+    times = torch.tensor([[0.0, 400.0, 875.0, 990.0]])
+    clips = torch.randn(1, *backbone.latent_shape(made)[1:2], 4, *backbone.latent_shape(made)[3:])
+    with torch.no_grad():
+        text, away = backbone.text(family.PROMPT), backbone.text("")
+        mixed = backbone.velocity(clips, times, text, away, made)
+        tokens = times.repeat_interleave(np.prod(made.seen_grid[1:]), dim=1)
+        for transformer, own in ((backbone.pipe.transformer, times >= boundary), (backbone.pipe.transformer_2, times < boundary)):
+            guided, unguided = (transformer(clips, tokens, words["encoder_hidden_states"])[0] for words in (text, away))
+            expected = unguided + made.sample.guidance_scale * (guided - unguided)
+            assert torch.equal(mixed[:, :, own[0]], expected[:, :, own[0]])
+
+
+def test_a_step_cache_is_refused(tiny: Any) -> None:
+    made = published({"name": "fifo", "frames": 4, "partitions": 2}, frames=33)
+    before, tiny.setup = tiny.setup, dataclasses.replace(tiny.setup, cache="first-block")
+    try:
+        with pytest.raises(UsageError, match="--cache first-block compares a frame with what stood at its place a round before"):
+            sampled(tiny, made)
+    finally:
+        tiny.setup = before
+
+
+def test_on_tiny_at_161_frames(tiny: Any) -> None:
+    """The shortest queue that shows it; the full one is two minutes."""
+    made = published({"name": "fifo", "frames": 5, "partitions": 2}, frames=161)
+    assert made.spec is TINY
+    latents = sampled(tiny, made)
+    assert latents.shape == (1, 48, 41, 4, 4)
+    assert torch.isfinite(latents).all()
+    assert 0.3 < latents.std() < 2

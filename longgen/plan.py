@@ -271,6 +271,7 @@ def build(preset: Preset, spec: BackboneSpec, schedule: Schedule | None = None) 
                          accepted="no --negative-prompt", do="leave it out")  # fmt: skip
     if schedule is not None:
         check(schedule, frames_px, sample.fps or spec.fps)
+        weights(schedule, frames_px, spec.stride_t, sample.fps or spec.fps)  # refuses a shot that no latent frame shows
         if seen_lat == frames_lat and spec.joint_text:
             able = ", ".join(s.name for s in SPECS.values() if not s.joint_text)
             raise UsageError(f"--schedule needs clips on {spec.name}, whose text is in self-attention and the same for all frames",

@@ -24,7 +24,7 @@ SCRIPTS = {f"longgen.backbones.tiny.{name}" for name in ("train", "check", "effe
 # Who may import whom at run time: a row may name rows above it only. A row stands for a module, or for a package and all
 # in it that has no row of its own; inside one row imports are free. `longgen` is longgen/__init__.py.
 FLOOR = "longgen errors frames frameplan backbones.spec backbones.find"
-PLANNING = f"{FLOOR} technique catalog preset plan"
+PLANNING = f"{FLOOR} technique catalog preset schedule plan"
 ALLOWED = {
     "longgen": "",
     "errors": "",
@@ -32,14 +32,16 @@ ALLOWED = {
     "frameplan": "errors",
     "backbones.spec": "errors",
     "backbones.find": "errors backbones.spec",
-    "noise": "errors",
     "technique": "errors frames frameplan",
+    "noise": "errors frameplan technique",
+    "refine": "errors technique",
     "positions": "errors frames frameplan technique",
     "context": "errors frames frameplan technique noise",
     "fusion": "errors frames frameplan technique noise",
     "catalog": "errors technique positions context fusion",
     "preset": "errors technique catalog",
-    "plan": "errors frames frameplan backbones.spec technique catalog preset",
+    "schedule": "errors frames",
+    "plan": "errors frames frameplan backbones.spec technique catalog preset schedule",
     "attention": "errors frames frameplan technique plan",
     "backbones": f"{PLANNING} attention",
     "sampling": f"{PLANNING} attention backbones",

@@ -147,7 +147,7 @@ class Fifo(Sampling):
                 for (start, kept), one in zip(some, predict(clips, own, steps - 1 - middle), strict=True):
                     velocity[0, :, kept : start + length] = one[:, kept - start :]
             line = line + change.view(-1, 1, 1) * velocity
-            frame = line[:, :, ahead : ahead + 1]
+            frame = line[:, :, ahead : ahead + 1].clone()  # a view would keep the line
             line = torch.cat([line[:, :, 1:], new.to(line)], dim=2)
             yield frame, line
 

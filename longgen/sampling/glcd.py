@@ -53,7 +53,7 @@ class Glcd(CoDenoised):
         if gamma < 1:
             stride = max(1, length // 2)
             starts = np.arange(shift - stride, frames_lat - length + stride, stride)
-            frames = overlapping(frames_lat, length, np.append(starts, frames_lat - length))
+            frames = overlapping(frames_lat, length, starts)
             paths.append((1 - gamma, frames, np.ones(frames.shape)))
         return mean_of(paths, frames_lat)
 

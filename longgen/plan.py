@@ -151,15 +151,20 @@ class Plan:
 
     @property
     def cost(self) -> float:
-        """Arithmetic of the transformer over the whole schedule, against direct sampling of the same length."""
+        """Arithmetic of the transformer over the whole schedule, against direct sampling of the same length in its own steps."""
         per_program = np.array([self.operations(program) for program in self.programs], dtype=np.float64)
-        return float(self.calls * per_program[self.table].mean() / self.operations(None, self.grid))
+        return float(self._calls_ratio * per_program[self.table].mean() / self.operations(None, self.grid))
+
+    @property
+    def _calls_ratio(self) -> float:
+        """Model calls against those of direct sampling, which takes the steps that are asked or the backbone's own."""
+        return self.calls * self.steps / (self.preset.sample.steps or self.spec.steps)
 
     @property
     def attention_cost(self) -> float:
         """Frame pairs attended over the whole schedule, against direct sampling."""
         density = np.array([1.0 if program is None else program.density for program in self.programs])
-        return float(self.calls * density[self.table].mean() * (self.seen.frames_lat / self.frames_lat) ** 2)
+        return float(self._calls_ratio * density[self.table].mean() * (self.seen.frames_lat / self.frames_lat) ** 2)
 
     def memory_bytes(self, dtype: str, offload: str = "none") -> dict[str, int]:
         """Estimated peak on the device, by part. Formula: README, "Memory"."""
@@ -291,7 +296,8 @@ def build(preset: Preset, spec: BackboneSpec, schedule: Schedule | None = None) 
         if edits:
             raise UsageError(f"{' and '.join(edits)} edits the latent after a step, and with {queue} no step is all frames'",
                              accepted="one of them", do=f"take a preset without {queue} or without {edits[0]}")  # fmt: skip
-        notes.append(f"{queue} keeps a noise level for every frame, so that {spec.first_order} steps")
+        notes.append(f"{queue} keeps a noise level for every frame: {steps} steps where {spec.name} has {spec.steps}, "
+                     f"by {spec.first_order}")  # fmt: skip
     if edits:
         notes.append(f"{' and '.join(edits)} edits the latent, which some schedulers would undo: {spec.first_order} steps")
     if seen_lat > spec.native_lat and not table.any():

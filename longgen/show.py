@@ -79,6 +79,8 @@ def branch_lines(plan: FramePlan, tables: bool) -> list[str]:
         lines.append(f"temporal rotary frequencies: {', '.join(few)}")
     if plan.gain != 1:
         lines.append(f"attention logits x {plan.gain:.4g}")
+    if plan.anchor:
+        lines.append(f"keys and values with {plan.anchor:g} of those of the first clip")
     if plan.key_frames is not None:
         lines.append(
             f"and {plan.key_frames.count(plan.frames_lat)} key frames for every frame, chosen from the layer's input as it runs"

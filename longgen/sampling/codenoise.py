@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
+from longgen.errors import UsageError
 from longgen.sampling.clips import Clips
 from longgen.technique import Sampling
 
@@ -71,6 +72,9 @@ class CoDenoised(Sampling):
         length = plan.seen.frames_lat
         if length == plan.frames_lat:
             return direct.sample(backbone, plan, prompt, latents, on_step, resume, generator)
+        if backbone.setup.cache is not None and any(one.anchor for one, _, _ in plan.branches().values()):
+            raise UsageError(f"--cache {backbone.setup.cache} skips layers whose keys and values the anchor lends", accepted="one of them",
+                             do="leave --cache out, or --set anchor.weight=0")  # fmt: skip
         shifts = torch.randint(self.shifts(length), (plan.steps,), generator=generator).tolist()
         shares = plan.shares
         texts = [] if shares is None else shots.texts_of(backbone, plan)

@@ -83,6 +83,17 @@ def test_the_first_clip_is_as_it_would_be_alone(tiny: Any, tiny_plan: Callable[.
     assert np.allclose(one, other, atol=1e-5)
 
 
+def test_a_step_cache_is_refused_beside_it(tiny: Any) -> None:
+    import copy
+
+    cached = copy.copy(tiny)
+    cached.setup = dataclasses.replace(tiny.setup, cache="first-block:0.1")
+    made = stacked({"name": "gen-l-video"}, {"name": "anchor"})
+    assert made.sampling is not None
+    with pytest.raises(UsageError, match="skips layers whose keys and values the anchor lends"):
+        made.sampling.sample(cached, made, "x", tiny.noise(made, torch.Generator()), lambda _: None, None, torch.Generator())
+
+
 def test_wrong_weights_are_refused() -> None:
     with pytest.raises(UsageError, match=r"anchor.weight = 1.5: .*less than or equal to 1"):
         stacked({"name": "anchor", "weight": 1.5})

@@ -7,6 +7,7 @@ import dataclasses
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from longgen.plan import Plan
 from longgen.sampling import direct
 from longgen.sampling.direct import State
 from longgen.sampling.fifo import CHECKPOINT_ROUNDS, Fifo
+from longgen.schedule import Schedule, Shot
 from tests.backbones import family
 
 SHORT = ("fifo.frames=4", "fifo.partitions=2")  # eight steps, eight places
@@ -202,7 +204,9 @@ def test_the_schedule_has_a_step_for_every_place() -> None:
     assert (made.steps, made.sample.steps, made.seen.frames_lat) == (84, 84, 21)
     assert made.rounds == 84 + 81 + 63  # the first clip, 81 frames, and those that are dropped
     assert made.calls == pytest.approx((84 + (81 + 63) * 8) / 84)
-    assert any("fifo keeps a noise level for every frame, so that the flow-matching Euler" in note for note in made.notes)
+    assert (
+        "fifo keeps a noise level for every frame: 84 steps where tiny has 20, by the flow-matching Euler scheduler" in made.notes
+    )
     made = published({"name": "fifo", "frames": 10, "partitions": 3, "lookahead": False}, frames=321, steps=30)
     assert (made.steps, made.rounds) == (30, 30 + 81 + 20)
     assert made.calls == pytest.approx((30 + 101 * 3) / 30)
@@ -235,6 +239,9 @@ def test_what_cannot_be_is_refused(table: dict[str, Any], backbone: str, steps: 
 def test_stacks_that_contradict_it_are_refused() -> None:
     with pytest.raises(UsageError, match="anchor and fifo both decide the anchor of clips"):
         published({"name": "fifo"}, {"name": "anchor"}, frames=321)
+    with pytest.raises(UsageError, match="vmcr edits the latent after a step, and with fifo no step is all frames'"):
+        published({"name": "fifo"}, {"name": "vmcr"}, frames=321)
+    assert published({"name": "fifo"}, {"name": "vmcr"}, frames=81).refinements  # where it is direct sampling, there are steps
     with pytest.raises(UsageError, match="both decide the order of sampling"):
         published({"name": "fifo"}, {"name": "gen-l-video"}, frames=321)
 
@@ -304,43 +311,64 @@ def test_it_runs_on_small_pipelines(small: Any, guidance: float) -> None:
     assert [layer.processor for layer in small.layers(small.pipe.transformer)] == processors
 
 
-def test_guidance_prompt_and_noise_count(small: Any) -> None:
-    latents = sampled(small, made_for(small))
-    assert not torch.equal(latents, sampled(small, made_for(small, guidance_scale=1.0)))
+@pytest.fixture(scope="module")
+def latents(small: Any) -> Tensor:
+    """What the plan of most tests below makes."""
+    return sampled(small, made_for(small))
+
+
+def test_negative_prompt_and_noise_count(small: Any, latents: Tensor) -> None:
     assert not torch.equal(latents, sampled(small, made_for(small, negative_prompt="sand")))
     made = made_for(small)
     generator = torch.Generator().manual_seed(0)
     noise = small.noise(made, generator)
-    noise[:, :, 5] += 1  # a frame that enters after the start: those that have left the queue by then do not know of it
+    noise[:, :, 6] += 1  # where the last frame that is kept begins
     assert made.sampling is not None
     other = made.sampling.sample(small, made, family.PROMPT, noise, lambda _: None, None, generator)
-    assert not torch.equal(latents[:, :, 5], other[:, :, 5])
-    again = sampled(small, made)
-    assert torch.equal(latents, again)
+    change = (latents - other).flatten(3).abs().amax(dim=(0, 1, 3))
+    assert change[6] > 0.1
+    assert change.argmax() == 6
 
 
-def test_windows_in_one_call_give_the_same(small: Any) -> None:
-    made, calls = made_for(small), []
-    handle = small.pipe.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
+def test_a_frame_goes_out_before_it_could_know_the_next_prompt(small: Any) -> None:
+    """All of the queue has the prompt of the frame that goes out: with a cut before frame 4, four are the first prompt's."""
+    frames_px = 6 * small.spec.stride_t + 1
+    cut = Fraction(3 * small.spec.stride_t + 1, small.spec.fps)  # the first pixel frame of latent frame 4
+    shots = (Shot(Fraction(0), family.PROMPT), Shot(cut, "a large red circle"))
+    chosen = preset.load("fifo", SHORT, preset.Sample(frames=frames_px, size=family.SIZE))
+    one, two, other = (
+        sampled(small, plan.build(chosen, small.spec, Schedule(some)))
+        for some in (shots[:1], shots, (Shot(Fraction(0), shots[1].prompt),))
+    )
+    assert torch.equal(two[:, :, :4], one[:, :, :4])
+    assert not torch.equal(two[:, :, 4], one[:, :, 4])
+    assert not torch.equal(one[:, :, 0], other[:, :, 0])
+
+
+def test_windows_in_one_call_give_the_same(small: Any, latents: Tensor) -> None:
+    sizes = []
+    handle = small.pipe.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append(len(kwargs["hidden_states"])), with_kwargs=True
+    )
     try:
-        one = sampled(small, made)
-        alone = len(calls)
         with batches_of(small, 4):
-            four = sampled(small, made)
+            four = sampled(small, made_for(small))
     finally:
         handle.remove()
-    assert len(calls) - alone < alone
-    difference = (one - four).abs().max().item()
+    assert max(sizes) == (8 if small.spec.family == "ltx" else 4)  # guidance is in the same batch there
+    difference = (latents - four).abs().max().item()
     print(f"{small.spec.family}: max difference {difference:.1e}")
     assert difference < 2e-4
 
 
-def test_resume_gives_the_same_bits(small: Any) -> None:
-    made = made_for(small, frames_lat=15)
+def test_resume_gives_the_same_bits(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longgen.sampling.fifo.CHECKPOINT_ROUNDS", 5)
+    made = made_for(small, frames_lat=9)
     states: list[State] = []
     whole = sampled(small, made, lambda state: states.append(copy.deepcopy(state)))
-    assert made.rounds == 8 + 15 + 4
-    assert [state.done for state in states] == [8, 16, 24, 27]  # in the first clip, in the warm-up's wake, later, and at the end
+    assert made.rounds == 8 + 4 + 9
+    assert [state.done for state in states] == [5, 10, 15, 20, 21]  # in the first clip, before the first kept frame, after it, ..
+    assert [state.latents.shape[2] for state in states] == [4, 10, 3 + 10, 8 + 10, 9 + 10]
     for state in states:
         later: list[int] = []
         resumed = sampled(small, made, lambda now, later=later: later.append(now.done), state)

@@ -211,7 +211,7 @@ def generate_one(
         record.update(status=status, seconds=seconds, peak_memory_bytes=memory_bytes(device))
         checkpoint.save_json(folder / "run.json", record)
 
-    latents, state = None, None
+    latents, state, decoded = None, None, False
     if not resume:
         for old in (saved_latents, saved_step):
             old.unlink(missing_ok=True)
@@ -243,16 +243,32 @@ def generate_one(
             noise = backbone.noise(plan, generator)
             if plan.noise is not None:
                 noise = plan.noise.mix(noise, plan.clip, generator)
-            sample = plan.sampling.sample if plan.sampling else direct.sample
-            latents = sample(backbone, plan, prompt, noise, on_step, state, generator)
+            arguments = (backbone, plan, prompt, noise, on_step, state, generator)
+            if plan.sampling is None:
+                latents = direct.sample(*arguments)
+            elif plan.sampling.streams and backbone.setup.offload == "none":  # else weights would move to and fro for each frame
+                frames_lat: list[Tensor] = []
+                passing = _kept(plan.sampling.stream(*arguments), frames_lat)
+                decode_to(output, backbone.decode, passing, plan, device, settings)  # sampling reports the progress of both
+                latents, decoded = torch.cat(frames_lat, dim=2), True
+            else:
+                latents = plan.sampling.sample(*arguments)
             seconds["sample"] = round(phase.seconds, 3)
             checkpoint.save_tensors(saved_latents, {"latents": latents}, settings)
     saved_step.unlink(missing_ok=True)
     write_record("sampled")
-    with _naming_lack_of_memory("decoding", device, f"the latents are kept: longgen decode {saved_latents}"):
-        seconds["decode"] = decode_to(output, backbone.decode, latents, plan, device, settings, report)
+    if not decoded:
+        with _naming_lack_of_memory("decoding", device, f"the latents are kept: longgen decode {saved_latents}"):
+            seconds["decode"] = decode_to(output, backbone.decode, latents, plan, device, settings, report)
     write_record("done")
     return _result(output, settings, plan, seconds, memory_bytes(device))
+
+
+def _kept(frames: Iterator[Tensor], keep: list[Tensor]) -> Iterator[Tensor]:
+    """`frames`, each kept on the host as it passes."""
+    for frame in frames:
+        keep.append(frame.cpu())
+        yield frame
 
 
 def generate_jobs(
@@ -297,14 +313,14 @@ def generate_jobs(
 
 def decode_to(
     output: Path,
-    decode: Callable[[Tensor], Iterator[np.ndarray]],
-    latents: Tensor,
+    decode: Callable[[Any], Iterator[np.ndarray]],
+    latents: Tensor | Iterator[Tensor],
     plan: Plan,
     device: str,
     settings: dict[str, Any],
     report: Callable[[Progress], None] = ignore,
 ) -> float:
-    """Decodes latents [1, C, T, h, w] into the MP4 `output`, as the frames come; returns the seconds it took."""
+    """Decodes latents [1, C, T, h, w], or their frames as they come, into the MP4 `output`; returns the seconds it took."""
     from longgen.video import Writer
 
     phase, done = _Phase("decode", plan.frames_px, device, report), 0

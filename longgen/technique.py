@@ -16,7 +16,7 @@ two of these, and a stack applies them in this order, whatever order the preset 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -154,6 +154,7 @@ class Sampling(Technique):
 
     slot: ClassVar[str] = "sampling"
     claims: ClassVar[tuple[str, ...]] = ("the order of sampling",)
+    streams: ClassVar[bool] = False  # frames are done one after the other, long before the last
     frame_levels: ClassVar[bool] = False
 
     @abstractmethod
@@ -184,6 +185,19 @@ class Sampling(Technique):
         generator: Generator,
     ) -> Tensor:
         """Denoises `latents` [1, C, T, h, w], as `longgen.sampling.direct.sample` does."""
+
+    def stream(
+        self,
+        backbone: Backbone,
+        plan: Plan,
+        prompt: str,
+        latents: Tensor,
+        on_step: Callable[[State], None],
+        resume: State | None,
+        generator: Generator,
+    ) -> Iterator[Tensor]:
+        """The frames of `sample`, [1, C, 1, h, w] each, in their order and as soon as they are done."""
+        yield from self.sample(backbone, plan, prompt, latents, on_step, resume, generator).split(1, dim=2)
 
 
 class Refine(Technique):

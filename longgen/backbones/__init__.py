@@ -149,8 +149,11 @@ class Backbone(Protocol):
         """The arguments of the pipeline's call that `plan` and `prompt` decide."""
         ...
 
-    def decode(self, latents: Tensor) -> Iterator[np.ndarray]:
-        """Frames [few, height, width, 3] uint8 of latents [1, C, T, h, w]; a few at a time where the VAE can."""
+    def decode(self, latents: Tensor | Iterator[Tensor]) -> Iterator[np.ndarray]:
+        """Frames [few, height, width, 3] uint8 of latents [1, C, T, h, w], or of their frames [1, C, 1, h, w] as they come.
+
+        A few at a time where the VAE can.
+        """
         ...
 
 

@@ -19,7 +19,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from longgen.attention import executor
-from longgen.backbones.pipeline import PipelineBackbone, PlannedAttention, on_device, to_frames
+from longgen.backbones.pipeline import PipelineBackbone, PlannedAttention, on_device, to_frames, whole
 from longgen.backbones.rotary import Rotary
 from longgen.plan import Plan
 
@@ -132,13 +132,13 @@ class CogVideoX(PipelineBackbone):
 
     @staticmethod
     @torch.no_grad()
-    def decoded(vae: Any, latents: Tensor, device: torch.device) -> Iterator[np.ndarray]:
+    def decoded(vae: Any, latents: Tensor | Iterator[Tensor], device: torch.device) -> Iterator[np.ndarray]:
         """Frames of two or three latent frames at a time, equal to the pipeline's decoding of the whole, bit for bit.
 
         With tiling, which diffusers does on the whole only, all frames come at once.
         """
         with on_device(vae):
-            latents = 1 / vae.config.scaling_factor * latents.to(device, vae.dtype)
+            latents = 1 / vae.config.scaling_factor * whole(latents).to(device, vae.dtype)
             if vae.use_tiling:
                 yield to_frames(vae.decode(latents).sample)
                 return

@@ -18,7 +18,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from longgen.attention import executor
-from longgen.backbones.pipeline import PipelineBackbone, PlannedAttention, to_frames
+from longgen.backbones.pipeline import PipelineBackbone, PlannedAttention, to_frames, whole
 from longgen.backbones.rotary import Rotary
 from longgen.plan import Plan
 
@@ -92,6 +92,6 @@ class Hunyuan(PipelineBackbone):
 
     @staticmethod
     @torch.no_grad()
-    def decoded(vae: Any, latents: Tensor, device: torch.device) -> Iterator[np.ndarray]:
+    def decoded(vae: Any, latents: Tensor | Iterator[Tensor], device: torch.device) -> Iterator[np.ndarray]:
         """All frames at once, as the pipeline decodes them: diffusers blends overlapping runs of frames on the whole."""
-        yield to_frames(vae.decode(latents.to(device, vae.dtype) / vae.config.scaling_factor, return_dict=False)[0])
+        yield to_frames(vae.decode(whole(latents).to(device, vae.dtype) / vae.config.scaling_factor, return_dict=False)[0])

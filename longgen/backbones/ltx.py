@@ -21,7 +21,7 @@ from einops import rearrange
 from torch import Tensor
 
 from longgen.attention import executor
-from longgen.backbones.pipeline import PipelineBackbone, PlannedAttention, to_frames
+from longgen.backbones.pipeline import PipelineBackbone, PlannedAttention, to_frames, whole
 from longgen.backbones.rotary import Rotary
 from longgen.plan import Plan
 
@@ -122,10 +122,10 @@ class Ltx(PipelineBackbone):
 
     @staticmethod
     @torch.no_grad()
-    def decoded(vae: Any, latents: Tensor, device: torch.device) -> Iterator[np.ndarray]:
+    def decoded(vae: Any, latents: Tensor | Iterator[Tensor], device: torch.device) -> Iterator[np.ndarray]:
         """All frames at once: this VAE looks ahead. With tiling, diffusers decodes in pieces."""
         latents = LTXPipeline._denormalize_latents(
-            latents.to(device, torch.float32), vae.latents_mean, vae.latents_std, vae.config.scaling_factor
+            whole(latents).to(device, torch.float32), vae.latents_mean, vae.latents_std, vae.config.scaling_factor
         )
         time = torch.zeros(1, device=device, dtype=vae.dtype) if vae.config.timestep_conditioning else None
         yield to_frames(vae.decode(latents.to(vae.dtype), time, return_dict=False)[0])

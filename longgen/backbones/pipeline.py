@@ -120,7 +120,12 @@ class ShotText:
         self._parallel_config = getattr(stock, "_parallel_config", None)
 
     def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None = None, rotary: Any = None
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        rotary: Any = None,
     ) -> Tensor:
         """hidden_states [B, N, C], encoder_hidden_states [B, S L, C], attention_mask [B, 1, S L] or None."""
         shares = self.clock.shares
@@ -263,13 +268,13 @@ class PipelineBackbone:
             max_sequence_length=self.spec.text_tokens,
         )  # fmt: skip
 
-    def decode(self, latents: Tensor) -> Iterator[np.ndarray]:
-        """Frames [few, height, width, 3] uint8 of latents [1, C, T, h, w]."""
+    def decode(self, latents: Tensor | Iterator[Tensor]) -> Iterator[np.ndarray]:
+        """Frames [few, height, width, 3] uint8 of latents [1, C, T, h, w], or of their frames [1, C, 1, h, w] as they come."""
         return self.decoded(self.pipe.vae, latents, self.device)
 
     @staticmethod
     @abstractmethod
-    def decoded(vae: Any, latents: Tensor, device: torch.device) -> Iterator[np.ndarray]:
+    def decoded(vae: Any, latents: Tensor | Iterator[Tensor], device: torch.device) -> Iterator[np.ndarray]:
         """`decode` with nothing but the VAE."""
 
     @contextmanager
@@ -303,6 +308,11 @@ class PipelineBackbone:
             self.pipe.scheduler = scheduler
             for layer, processor in (*before, *texts):
                 layer.set_processor(processor)
+
+
+def whole(latents: Tensor | Iterator[Tensor]) -> Tensor:
+    """Latents [1, C, T, h, w], for VAEs that need them all at once."""
+    return latents if isinstance(latents, Tensor) else torch.cat([*latents], dim=2)
 
 
 def to_frames(video: Tensor) -> np.ndarray:

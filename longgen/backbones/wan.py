@@ -17,7 +17,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor
 
 from longgen.attention import executor
-from longgen.backbones.pipeline import PipelineBackbone, PlannedAttention, on_device, to_frames
+from longgen.backbones.pipeline import PipelineBackbone, PlannedAttention, on_device, to_frames, whole
 from longgen.backbones.rotary import Rotary
 from longgen.plan import Plan
 
@@ -109,29 +109,30 @@ class Wan(PipelineBackbone):
 
     @staticmethod
     @torch.no_grad()
-    def decoded(vae: Any, latents: Tensor, device: torch.device) -> Iterator[np.ndarray]:
-        """Frames [1 or 4, height, width, 3] uint8, one latent frame at a time, from latents [1, C, T, h, w].
+    def decoded(vae: Any, latents: Tensor | Iterator[Tensor], device: torch.device) -> Iterator[np.ndarray]:
+        """Frames [1 or 4, height, width, 3] uint8, one latent frame at a time, from latents [1, C, T, h, w] or their frames.
 
         Equal to WanPipeline's decoding of the whole, bit for bit, in memory that does not grow with T. With tiling, which
         diffusers does on the whole only, all frames come at once.
         """
+        config = vae.config
         with on_device(vae):
-            latents = latents.to(device, vae.dtype)
             mean, std = (
-                torch.tensor(v).view(1, -1, 1, 1, 1).to(latents) for v in (vae.config.latents_mean, vae.config.latents_std)
+                torch.tensor(v, device=device, dtype=vae.dtype).view(1, -1, 1, 1, 1)
+                for v in (config.latents_mean, config.latents_std)
             )
-            latents = latents / (1.0 / std) + mean  # by the inverse, as WanPipeline does
             if vae.use_tiling:
+                latents = whole(latents).to(device, vae.dtype) / (1.0 / std) + mean
                 yield to_frames(vae.decode(latents, return_dict=False)[0])
                 return
             vae.clear_cache()
-            prepared = vae.post_quant_conv(latents)
-            for index in range(latents.shape[2]):
+            parts = [latents] if isinstance(latents, Tensor) else latents
+            # divided by the inverse, as WanPipeline does; what comes whole is prepared whole, for the same rounding
+            prepared = (vae.post_quant_conv(part.to(device, vae.dtype) / (1.0 / std) + mean) for part in parts)
+            for index, latent in enumerate(frame for part in prepared for frame in part.split(1, dim=2)):
                 vae._conv_idx = [0]
-                video = vae.decoder(
-                    prepared[:, :, index : index + 1], feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=index == 0
-                )
-                if vae.config.patch_size is not None:
-                    video = unpatchify(video, patch_size=vae.config.patch_size)
+                video = vae.decoder(latent, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=index == 0)
+                if config.patch_size is not None:
+                    video = unpatchify(video, patch_size=config.patch_size)
                 yield to_frames(video)
             vae.clear_cache()

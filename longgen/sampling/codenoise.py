@@ -73,8 +73,8 @@ class CoDenoised(Sampling):
         if length == plan.frames_lat:
             return direct.sample(backbone, plan, prompt, latents, on_step, resume, generator)
         if backbone.setup.cache is not None and any(one.anchor for one, _, _ in plan.branches().values()):
-            raise UsageError(f"--cache {backbone.setup.cache} skips layers whose keys and values the anchor lends", accepted="one of them",
-                             do="leave --cache out, or --set anchor.weight=0")  # fmt: skip
+            raise UsageError(f"--cache {backbone.setup.cache} skips layers whose keys and values the anchor lends",
+                             accepted="one of them", do="leave --cache out, or --set anchor.weight=0")  # fmt: skip
         shifts = torch.randint(self.shifts(length), (plan.steps,), generator=generator).tolist()
         shares = plan.shares
         texts = [] if shares is None else shots.texts_of(backbone, plan)

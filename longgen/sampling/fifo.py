@@ -65,6 +65,7 @@ class Fifo(Sampling):
     claims: ClassVar[tuple[str, ...]] = ("the order of sampling", "the anchor of clips")  # windows have no first among them
     needs: ClassVar[tuple[str, ...]] = ("frame-timesteps",)
     frame_levels: ClassVar[bool] = True
+    streams: ClassVar[bool] = True
 
     frames: int | None = Field(None, ge=2)
     partitions: int = Field(4, ge=1)
@@ -164,11 +165,27 @@ class Fifo(Sampling):
         """Makes the frames that begin at the noise `latents` [1, C, T, h, w], one after the other."""
         import torch  # here, so that plans and lists of presets need no torch
 
+        return torch.cat([*self.stream(backbone, plan, prompt, latents, on_step, resume, generator)], dim=2)
+
+    def stream(
+        self,
+        backbone: Backbone,
+        plan: Plan,
+        prompt: str,
+        latents: Tensor,
+        on_step: Callable[[State], None],
+        resume: State | None,
+        generator: torch.Generator,
+    ) -> Iterator[Tensor]:
+        """The frames of `sample` as they go out; those that an interrupted run had finished come first."""
+        import torch
+
         from longgen.sampling import direct, shots
 
         length, steps = plan.seen.frames_lat, plan.steps
         if length == plan.frames_lat:
-            return direct.sample(backbone, plan, prompt, latents, on_step, resume, generator)
+            yield from direct.sample(backbone, plan, prompt, latents, on_step, resume, generator).split(1, dim=2)
+            return
         if backbone.setup.cache is not None:
             raise UsageError(f"--cache {backbone.setup.cache} compares a frame with what stood at its place a round before, and "
                              "fifo moves frames on", accepted="no --cache", do="leave it out")  # fmt: skip
@@ -180,7 +197,8 @@ class Fifo(Sampling):
         if resume is not None:
             done, clip = resume.done, resume.latents
             if done == plan.rounds:
-                return clip[:, :, :-line_lat]
+                yield from clip[:, :, :-line_lat].split(1, dim=2)
+                return
         shares = np.ones((1, plan.frames_lat)) if plan.shares is None else plan.shares
 
         def predict(clips: Tensor, times: Tensor, step: int) -> Tensor:
@@ -203,13 +221,16 @@ class Fifo(Sampling):
                 done = step + 1
                 save(clip)
             frames = [clip[:, :, :0] if done == steps else clip[:, :, :-line_lat]]
+            yield from (frame.unsqueeze(2) for frame in frames[0].unbind(dim=2))  # split would make one of none
             start = self.filled(clip, noise[:, :, :steps].to(clip), sigmas) if done == steps else clip[:, :, -line_lat:]
             alike = (plan.table == plan.table[:, :1]).all() and all(p is None or p.fusion is None for p in plan.programs)
             batch = backbone.setup.clip_batch if alike else 1  # windows stand at different steps, where attention may differ
             for frame, line in self.emitted(start, noise[:, :, done:], length, sigmas, timesteps, predict, batch):
-                if done - steps >= early:
+                kept = done - steps >= early
+                if kept:
                     frames.append(frame)
                 done += 1
                 save(*frames, line)
+                if kept:
+                    yield frame
         backbone.pipe.maybe_free_model_hooks()
-        return torch.cat(frames, dim=2)

@@ -56,8 +56,8 @@ def native(tiny: Any, tiny_plan: Callable[..., Plan]) -> Tensor:
     return stock(tiny, tiny_plan("direct", steps=2), output_type="latent")
 
 
-# TSA keeps its sparse context at any length, by its definition
-@pytest.mark.parametrize("name", sorted({*preset.names()} - {"tsa", "freeloc"}))
+# by their definitions, TSA keeps its sparse context at any length, and VMCR acts on any latent
+@pytest.mark.parametrize("name", sorted({*preset.names()} - {"tsa", "freeloc", "glc-diffusion"}))
 def test_at_native_length_every_preset_is_the_identity(
     tiny: Any, tiny_plan: Callable[..., Plan], native: Tensor, name: str
 ) -> None:

@@ -47,7 +47,8 @@ def clip(backbone: backbones.Backbone, made: plan.Plan, words: grammar.Words, se
     if made.noise is not None:
         noise = made.noise.mix(noise, made.clip, generator)
     start = time.monotonic()
-    latents = direct.sample(backbone, made, words.prompt, noise, lambda state: None, generator=generator)
+    sample = made.sampling.sample if made.sampling else direct.sample
+    latents = sample(backbone, made, words.prompt, noise, lambda state: None, None, generator)
     seconds = time.monotonic() - start
     reading = measure.read(np.concatenate(list(backbone.decode(latents))))
     second = made.spec.fps

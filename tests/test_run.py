@@ -287,3 +287,50 @@ def test_a_run_with_a_cache_does_not_go_on_in_the_middle(tiny: Any, tiny_plan: A
     cached.setup = dataclasses.replace(tiny.setup, cache="first-block:0.1")
     with pytest.raises(UsageError, match="what the cache held is lost"):
         run.generate_one(cached, tiny_plan("direct", frames=17, steps=2), PROMPT, 0, output, resume=True)
+
+
+SHOTS = """
+[[shot]]
+prompt = "a large red circle bouncing on a navy background"
+
+[[shot]]
+at = "2s"
+prompt = "a large green square bouncing on a navy background"
+"""
+IN_PIECES = {  # sampling by clips and by a queue, with a schedule of prompts
+    "glc-diffusion": ("--frames", "165", "--steps", "6"),
+    "fifo": ("--frames", "65", "--set", "fifo.frames=8", "--set", "fifo.partitions=2"),
+}
+
+
+@pytest.mark.parametrize("name", IN_PIECES)
+def test_clips_and_the_queue_go_on_after_a_kill_to_the_same_bytes(tmp_path: Path, name: str) -> None:
+    """Frames of the queue go into the video as they are done; after kill -9 it is made again, and equal."""
+    (tmp_path / "shots.toml").write_text(SHOTS)
+    base = ["generate", "--schedule", "shots.toml", "--backbone", "tiny", "--preset", name, *IN_PIECES[name], "--seed", "7"]
+    code, _, err = longgen(tmp_path, *base, "-o", "whole.mp4")
+    assert code == 0, err
+    assert read_settings(tmp_path / "whole.mp4")["schedule"]["shots"][1]["at"] == "2"
+    process = start(tmp_path, *base, "-o", "ball.mp4")
+    checkpoint, deadline = tmp_path / "ball.run" / "checkpoint.safetensors", time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=60)
+    assert checkpoint.exists()
+    code, _, err = longgen(tmp_path, "generate", "-o", "ball.mp4", "--resume")
+    assert code == 0, err
+    assert latents(tmp_path, "ball") == latents(tmp_path, "whole")
+    assert (tmp_path / "ball.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    assert not checkpoint.exists()
+
+
+def test_a_schedule_s_errors_name_line_and_key(tmp_path: Path) -> None:
+    (tmp_path / "shots.toml").write_text(SHOTS.replace('at = "2s"', 'at = "soon"\nmood = "calm"'))
+    code, out, err = longgen(tmp_path, "generate", "--schedule", "shots.toml", "--backbone", "tiny", "--dry-run")
+    assert (code, out) == (2, "")
+    assert "line 6: shot 2: at = 'soon' is not a time" in err
+    assert "line 7: shot 2: mood: unknown key" in err
+    code, _, err = longgen(tmp_path, "generate", "--schedule", "shots.toml", "--prompt", "x")
+    assert code == 2
+    assert "--schedule is given beside --prompt" in err

@@ -234,6 +234,7 @@ class Plan:
                  "steps": list(act.steps), "parameters": act.technique.model_dump(mode="json", exclude={"layers", "steps"})}
                 for act in self.acting
             ],
+            "schedule": None if self.schedule is None else self.schedule.as_dict(),
             "seen_latent_frames": self.seen.frames_lat,
             "calls_per_step": round(self.calls, 3),
             "branches": [
@@ -358,9 +359,10 @@ def _acting(technique: Technique, spec: BackboneSpec, steps: int) -> Acting:
     if layers and layers[-1] >= spec.layers:
         raise UsageError(f"{name}.layers has {layers[-1]}, but {spec.name} has {spec.layers} layers",
                          accepted=f"0 to {spec.layers - 1}", do=f"--set {name}.layers=[0,1] or leave it out")  # fmt: skip
-    if isinstance(technique, Sampling) and (technique.layers, technique.steps) != ("all", (0.0, 1.0)):
-        raise UsageError(f"{name} decides the order of sampling, which layers and steps do not concern",
-                         accepted="layers and steps left out", do=f"leave {name}.layers and {name}.steps out")  # fmt: skip
+    for key in {"noise": ("layers", "steps"), "sampling": ("layers", "steps"), "refine": ("layers",)}.get(technique.slot, ()):
+        if getattr(technique, key) != type(technique).model_fields[key].default:
+            raise UsageError(f"{name}.{key} is given, and a technique of {technique.slot} acts on all of them",
+                             accepted=f"{key} left out", do=f"leave {name}.{key} out")  # fmt: skip
     return Acting(name, technique, layers, tuple(technique.step_range(steps)))
 
 

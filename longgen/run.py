@@ -404,6 +404,7 @@ def generate(
     backbone: str | None = None,
     sample: preset.Sample | None = None,
     duration: str | None = None,
+    schedule: Schedule | None = None,
     seed: int | None = None,
     device: str | None = None,
     dtype: str | None = None,
@@ -413,13 +414,15 @@ def generate(
 ) -> Result:
     """Makes one video. The Python face of `longgen generate`.
 
-    sample: `longgen.Sample(frames=321, steps=20, ...)`. model: how it is loaded, `{"offload": "model", "lora":
+    sample: `longgen.Sample(frames=321, steps=20, ...)`. schedule: of `longgen.schedule.load`, whose prompts then take the place of
+    `prompt`. model: how it is loaded, `{"offload": "model", "lora":
     ("style.safetensors:0.8",), ...}`, the other fields of `longgen.backbones.Setup`. Raises LonggenError and its kinds.
     """
     from longgen.backbones.find import find
 
     spec = find(backbone or backbones.default_backbone())
-    plan = build(load_preset(preset_name, overrides, sample or preset.Sample(), duration, spec), spec)
+    plan = build(load_preset(preset_name, overrides, sample or preset.Sample(), duration, spec), spec, schedule)
+    prompt = schedule.shots[0].prompt if schedule else prompt
     seed = draw_seed() if seed is None else seed
     job = Job(prompt, seed, output_path(str(output), prompt, seed))
     device = device or backbones.default_device()

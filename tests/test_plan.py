@@ -178,6 +178,12 @@ def test_a_stack_that_leaves_a_frame_nothing_to_see_is_refused() -> None:
         plan._check_sight("some techniques", neutral(3).see_only(np.diag([True, False, True])))
 
 
+@pytest.mark.parametrize("name", ["glc-noise", "vmcr", "gen-l-video", "fifo"])
+def test_layers_are_refused_where_a_technique_knows_none(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name}.layers is given"):
+        stacked({"name": name, "layers": [0]}, frames=321)
+
+
 def test_the_order_in_a_preset_does_not_matter() -> None:
     tables = [{"name": "sink"}, {"name": "flex"}, {"name": "vrpr"}, {"name": "window"}]
     one, other = stacked(*tables, frames=321), stacked(*reversed(tables), frames=321)

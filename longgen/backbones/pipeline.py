@@ -9,7 +9,7 @@ pipeline lays out latents, and how its VAE decodes.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -31,8 +31,8 @@ from longgen.technique import Grid
 class Call:
     """One call of one layer, as the executor sees it.
 
-    text: keys and values [B, L, H, D] that every query sees. layer: its number. company: the clips of the call, from sample
-    `first` on.
+    text: keys and values [B, L, H, D] that every query sees. layer: what tells the layer from others. company: the clips of
+    the call, from sample `first` on.
     """
 
     grid: Grid
@@ -79,8 +79,13 @@ class Call:
             return k, v
         mixed = []
         for own, (clip, anchor, sample) in zip(zip(k, v, strict=True), self.company.rows[self.first :], strict=False):
-            kept = self.company.kept.setdefault((self.layer, anchor, sample), own)  # the anchor itself comes first
-            mixed.append(own if clip == anchor else tuple(one.lerp(other, weight) for one, other in zip(own, kept, strict=True)))
+            place = (self.layer, anchor, sample)
+            if clip == anchor:  # it comes before the clips that borrow from it
+                self.company.kept[place] = (own[0].clone(), own[1].clone())  # views would keep the whole batch
+                mixed.append(own)
+            else:
+                lent = self.company.kept[place]
+                mixed.append((own[0].lerp(lent[0], weight), own[1].lerp(lent[1], weight)))
         return torch.stack([one for one, _ in mixed]), torch.stack([one for _, one in mixed])
 
     def sample(self, index: int) -> Call:
@@ -328,6 +333,3 @@ def on_device(vae: Any) -> Iterator[None]:
     if offload is not None:
         offload.pre_forward(vae)
     yield
-
-
-Decode = Callable[[Tensor], Iterator[np.ndarray]]

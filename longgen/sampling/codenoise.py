@@ -5,7 +5,8 @@ Legend: B batch, C channels, T latent frames, L frames of a clip, K clips, n tok
 A hook on the transformer takes the call for T frames, makes calls for clips of L, up to `clip_batch` at a time, and gives
 back the mean of their predictions, frame by frame. So the scheduler steps once, and guidance, LoRA, offload, quantization and
 both experts of Wan 2.2 are the pipeline's own. Each batch of clips has its own cache context, which is forgotten when clips
-move. Where one clip is the video itself, this is direct sampling, bit for bit.
+move. Where one clip is the video itself, this is direct sampling, bit for bit. (LTX-Video shifts its schedule by the tokens of
+the whole video, as its pipeline does, not by those of a clip.)
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import longgen
 from longgen import plan, preset
 from longgen.backbones.spec import SPECS
 from longgen.backbones.tiny import measure
@@ -132,6 +133,19 @@ def test_a_schedule_in_one_pass_needs_cross_attention() -> None:
         with pytest.raises(UsageError, match="--schedule needs clips on"):
             plan.build(preset.load("direct", sample=preset.Sample(frames=193)), SPECS[name], both)
         plan.build(preset.load("gen-l-video", sample=preset.Sample(frames=193)), SPECS[name], both)
+
+
+def test_a_plan_tells_its_shots() -> None:
+    both = schedule(RED, GREEN, each_s=2)
+    made = plan.build(preset.load("direct", sample=preset.Sample(frames=81)), SPECS["wan2.1-1.3b"], both)
+    assert made.as_dict()["schedule"] == both.as_dict()
+    assert Schedule.from_dict(made.as_dict()["schedule"]) == both
+
+
+def test_the_python_face_takes_a_schedule(tmp_path: Path) -> None:
+    result = longgen.generate("", tmp_path / "two.mp4", backbone="tiny", preset_name="gen-l-video", seed=0, device="cpu",
+                              sample=longgen.Sample(frames=97, steps=1), schedule=schedule(RED, GREEN, each_s=2))  # fmt: skip
+    assert (result.prompt, result.frames) == (RED, 97)
 
 
 def test_a_shot_after_the_end_is_refused() -> None:

@@ -224,7 +224,7 @@ def test_the_schedule_has_a_step_for_every_place() -> None:
         ({"partitions": 2.5}, "tiny", None, "valid integer"),
         ({"lookahead": 1}, "tiny", None, "valid boolean"),
         ({"stride": 1}, "tiny", None, "stride"),
-        ({"layers": [0]}, "tiny", None, "fifo decides the order of sampling"),
+        ({"layers": [0]}, "tiny", None, "fifo.layers is given, and a technique of sampling"),
         ({}, "cogvideox-5b", None, r"fifo needs frame-timesteps \(one timestep for each latent frame\), which cogvideox-5b"),
         ({}, "cogvideox-2b", None, "fifo needs frame-timesteps"),
         ({}, "hunyuanvideo", None, "fifo needs frame-timesteps"),

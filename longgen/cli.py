@@ -47,7 +47,7 @@ Set = Annotated[
 Backbone = Annotated[
     str | None,
     typer.Option("--backbone", "-m", envvar="LONGGEN_BACKBONE", metavar="NAME|HUB-ID|DIR",
-                 help="The model [default: wan2.1-1.3b with a GPU, else tiny]."),
+                 help="The model (default: wan2.1-1.3b with a GPU, else tiny)."),
 ]  # fmt: skip
 ScheduleFile = Annotated[
     Path | None,
@@ -56,7 +56,7 @@ ScheduleFile = Annotated[
 Frames = Annotated[
     int | None,
     typer.Option("--frames", "-f", "--num-frames", min=1, envvar="LONGGEN_FRAMES",
-                 help="Pixel frames, rounded up to what the model makes [default: its native length]."),
+                 help="Pixel frames, rounded up to what the model makes (default: its native length)."),
 ]  # fmt: skip
 Duration = Annotated[str | None, typer.Option("--duration", help="Length as 20s or 1m30s, in place of --frames.")]
 Size = Annotated[str | None, typer.Option("--size", envvar="LONGGEN_SIZE", metavar="WxH", help="Picture size, as 832x480.")]
@@ -73,10 +73,10 @@ Fps = Annotated[
 ]
 Dtype = Annotated[
     Literal["fp32", "bf16", "fp16"] | None,
-    typer.Option("--dtype", envvar="LONGGEN_DTYPE", help="Of the transformer [default: the model's own on a GPU, fp32 on a CPU]."),
+    typer.Option("--dtype", envvar="LONGGEN_DTYPE", help="Of the transformer (default: the model's own on a GPU, fp32 on a CPU)."),
 ]  # fmt: skip
 Device = Annotated[
-    str | None, typer.Option("--device", envvar="LONGGEN_DEVICE", help="cpu, cuda or cuda:1 [default: the GPU if any].")
+    str | None, typer.Option("--device", envvar="LONGGEN_DEVICE", help="cpu, cuda or cuda:1 (default: the GPU if any).")
 ]
 Offload = Annotated[
     Literal["none", "model", "group", "sequential"],
@@ -163,7 +163,7 @@ def generate(
     steps: Steps = None,
     guidance_scale: Guidance = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", min=0, max=2**63 - 1, envvar="LONGGEN_SEED", help="[default: drawn and printed]")
+        int | None, typer.Option("--seed", min=0, max=2**63 - 1, envvar="LONGGEN_SEED", help="(default: drawn and printed)")
     ] = None,
     fps: Fps = None,
     preset: Preset = "direct",
@@ -179,7 +179,7 @@ def generate(
     vae_tiling: Tiling = False,
     clip_batch: ClipBatch = 1,
     output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="FILE.mp4|DIR", help="[default: PROMPT-SEED.mp4 here]")
+        str | None, typer.Option("--output", "-o", metavar="FILE.mp4|DIR", help="(default: PROMPT-SEED.mp4 here)")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from where this output's run was stopped.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again over an unfinished run.")] = False,
@@ -337,7 +337,7 @@ def plan(
 @reports_errors
 def decode(
     latents: Annotated[Path, typer.Argument(metavar="LATENTS", help="latents.safetensors of a run.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.mp4", help="[default: beside the run]")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.mp4", help="(default: beside the run)")] = None,
     device: Device = None,
     vae_tiling: Tiling = False,
     as_json: Json = False,

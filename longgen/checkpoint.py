@@ -1,10 +1,15 @@
-"""Files that are whole or not there: checkpoints, latents and run.json, each written beside its name and moved onto it."""
+"""Files that are whole or not there: checkpoints, latents and run.json, each written beside its name and moved onto it.
+
+The latents of a stream are a folder of such files, one for each chunk: `Chunks`.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +90,61 @@ def unpack(tensors: dict[str, Tensor], described: dict[str, Any]) -> dict[str, A
         return [restore(item) for item in value] if isinstance(value, list) else value
 
     return {name: restore(value) for name, value in described.items()}
+
+
+class Chunks:
+    """The latents of a stream in `folder`, a file for each chunk: written once, read when asked for, never held.
+
+    Its length is the count of consecutive whole files from the first on: a gap ends it, and so does a damaged last one.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.folder, self.settings = folder, settings
+        names = set(os.listdir(folder)) if folder.is_dir() else set()
+        self._count = next(index for index in itertools.count() if self._path(index).name not in names)
+        while self._count:
+            try:
+                self.state()
+                break
+            except (LonggenError, KeyError):
+                self._count -= 1
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{index:06}.safetensors"
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Tensor:
+        """The latents [1, C, c, h, w] of chunk `index`."""
+        return load_tensors(self._path(range(self._count)[index]))[0]["latents"]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[index] for index in range(self._count))
+
+    def frames(self, count: int) -> Iterator[Tensor]:
+        """The first `count` latent frames [1, C, 1, h, w], or as many as there are, one at a time."""
+        return itertools.islice((frame for chunk in self for frame in chunk.split(1, dim=2)), count)
+
+    def append(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Writes the next chunk: its "latents" [1, C, c, h, w] among `tensors`, and what `pack` described as `state`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_tensors(self._path(self._count), tensors, self.settings | {"state": state})
+        self._count += 1
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors and the state that the last chunk was appended with."""
+        tensors, kept = load_tensors(self._path(self._count - 1))
+        return tensors, kept["state"]
+
+    def kept(self) -> dict[str, Any]:
+        """The settings that the first chunk was appended with."""
+        return {key: value for key, value in load_tensors(self._path(0))[1].items() if key != "state"}
+
+    def clear(self) -> None:
+        """Removes every chunk, and the folder if nothing else is in it."""
+        for path in [*self.folder.glob("*.safetensors"), *self.folder.glob(".*.partial")]:
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+        self._count = 0

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from longgen.errors import LonggenError, MissingError
 from longgen.video import Writer, read_frames, read_settings
 
 SIZE = (64, 48)
+LAG = 26  # frames by which the growing file is behind, as Writer says
 SETTINGS = {"longgen": "0", "prompt": "a = b; c # d \\ \"e\"\n'ünï' 日本 \t|", "list": [1, 2.5, None, True]}
 
 
@@ -32,6 +36,22 @@ def write(path: Path, frames_px: int = 10) -> Path:
     return path
 
 
+def shown(path: Path) -> list[int]:
+    """Which frames of `clip` the file at `path` shows, in their order; none where it cannot be read yet."""
+    originals = clip(SIZE[0]).astype(int)
+    with contextlib.suppress(LonggenError):
+        return [int(np.abs(originals - frame).mean(axis=(1, 2, 3)).argmin()) for frame in read_frames(path, SIZE)]
+    return []
+
+
+def shown_soon(path: Path, frames_px: int) -> list[int]:
+    """`shown`, once it has so many frames; ffmpeg writes at its own time."""
+    deadline = time.monotonic() + 20
+    while len(now := shown(path)) < frames_px and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return now
+
+
 def test_frames_rate_and_settings_come_back(tmp_path: Path) -> None:
     path = write(tmp_path / "a b'c.mp4")
     assert count_frames_and_secs(str(path)) == (10, pytest.approx(10 / 16, abs=0.01))
@@ -46,22 +66,132 @@ def test_equal_frames_and_settings_give_equal_bytes(tmp_path: Path) -> None:
     assert write(tmp_path / "one.mp4").read_bytes() == write(tmp_path / "two.mp4").read_bytes()
 
 
-def test_an_exception_leaves_nothing_and_keeps_an_older_file(tmp_path: Path) -> None:
+def test_how_frames_come_does_not_change_the_file(tmp_path: Path) -> None:
+    with Writer(tmp_path / "one.mp4", SIZE, 16, SETTINGS) as writer:
+        for frame in clip():
+            writer.add(frame[None])
+    assert (tmp_path / "one.mp4").read_bytes() == write(tmp_path / "two.mp4").read_bytes()
+
+
+def test_the_file_is_an_ordinary_one_with_its_index_in_front(tmp_path: Path) -> None:
+    data = write(tmp_path / "clip.mp4", 60).read_bytes()
+    assert b"moof" not in data
+    assert 0 < data.index(b"moov") < data.index(b"mdat")
+
+
+@pytest.mark.parametrize("fps", [7, 16, 60])
+def test_the_growing_file_can_be_read_not_far_behind(tmp_path: Path, fps: int) -> None:
+    path = tmp_path / "clip.mp4"
+    with Writer(path, SIZE, fps, SETTINGS) as writer:
+        for done, frame in enumerate(clip(60), start=1):
+            writer.add(frame[None])
+            if done in (40, 53, 60):
+                now = shown_soon(writer.partial, done - LAG)
+                assert now[: done - LAG] == list(range(done - LAG))
+                assert len(now) < done  # or there would be nothing to wait for
+        assert read_settings(writer.partial) == SETTINGS
+        assert writer.partial == tmp_path / "clip.partial.mp4"
+        assert not path.exists()
+    assert shown(path) == list(range(60))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from longgen.video import Writer
+frames = np.load("frames.npy")
+with Writer(Path("clip.mp4"), (64, 48), 16, {"longgen": "0"}) as writer:
+    for frame in frames:
+        writer.add(frame[None])
+    print("added", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_after_kill_9_every_frame_that_was_added_can_be_seen(tmp_path: Path) -> None:
+    np.save(tmp_path / "frames.npy", clip(30))
+    with subprocess.Popen([sys.executable, "-c", KILLED], cwd=tmp_path, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"added\n"
+        process.kill()
+    assert not (tmp_path / "clip.mp4").exists()
+    partial = tmp_path / "clip.partial.mp4"
+    assert shown_soon(partial, 30) == list(range(30))
+    assert read_settings(partial) == {"longgen": "0"}
+    write(tmp_path / "clip.mp4")
+    assert not partial.exists()  # a later run that comes to its end removes it
+
+
+def test_a_file_that_was_cut_off_anywhere_shows_the_frames_before_the_cut(tmp_path: Path) -> None:
+    """As after a power failure: the end of a fragment's index, of its frames, or anything between."""
+    try:
+        with Writer(tmp_path / "clip.mp4", SIZE, 16, SETTINGS) as writer:
+            writer.add(clip(60))
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        data = writer.partial.read_bytes()
+    _, second, third, *_ = (match.start() for match in re.finditer(b"moof", data))
+    cut = tmp_path / "cut.mp4"
+    for end in (second + 4, second + 60, second + 300, third - 4, third + 60, third + 300, len(data) - 50):
+        cut.write_bytes(data[:end])
+        assert read_settings(cut) == SETTINGS
+        frames = shown(cut)
+        real = sorted(set(frames))
+        assert frames == sorted(frames)
+        assert real[:8] == list(range(8))
+        assert len(frames) - len(real) <= 4  # frames that stand in the place of one that is not there
+        assert frames[-1] >= len(frames) - 4
+    cut.write_bytes(data[:200])
+    with pytest.raises(LonggenError, match="could not be read as a video"):
+        list(read_frames(cut, SIZE))
+
+
+@pytest.mark.parametrize("stop", [RuntimeError("boom"), KeyboardInterrupt()], ids=repr)
+def test_an_exception_leaves_what_was_added_and_keeps_an_older_file(tmp_path: Path, stop: BaseException) -> None:
     path = tmp_path / "clip.mp4"
     path.write_bytes(b"older")
 
     def stop_halfway() -> None:
         with Writer(path, SIZE, 16, SETTINGS) as writer:
-            writer.add(clip())
-            raise RuntimeError("boom")
+            writer.add(clip(20))
+            raise stop
 
-    with pytest.raises(RuntimeError, match="boom"):
+    with pytest.raises(type(stop)):
         stop_halfway()
     assert path.read_bytes() == b"older"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["clip.mp4", "clip.partial.mp4"]
+    assert shown(tmp_path / "clip.partial.mp4") == list(range(20))
+    write(path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["clip.mp4"]
 
 
-def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path: Path) -> None:
+def test_before_the_first_frame_there_is_no_new_file_and_an_old_one_stays(tmp_path: Path) -> None:
+    def stop_early() -> None:
+        with Writer(tmp_path / "clip.mp4", SIZE, 16, SETTINGS):
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        stop_early()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "clip.partial.mp4").write_bytes(b"older")
+    with pytest.raises(RuntimeError, match="boom"):
+        stop_early()
+    assert (tmp_path / "clip.partial.mp4").read_bytes() == b"older"
+    with pytest.raises(LonggenError, match="there are no frames"), Writer(tmp_path / "clip.mp4", SIZE, 16, SETTINGS):
+        pass
+
+
+def test_the_whole_video_stays_where_it_cannot_be_moved_onto_its_name(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").mkdir()
+    with pytest.raises(LonggenError, match=r"clip\.mp4 could not be written"):
+        write(tmp_path / "clip.mp4", 20)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["clip.mp4", "clip.partial.mp4"]
+    assert shown(tmp_path / "clip.partial.mp4") == list(range(20))
+
+
+def test_a_full_disk_is_reported_and_leaves_what_fitted(tmp_path: Path) -> None:
     """A real limit on file size stands for the full disk: the kernel refuses ffmpeg's writes."""
     script = f"""
 import resource, sys
@@ -81,7 +211,9 @@ except LonggenError as error:
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith("REFUSED clip.mp4 could not be written"), done.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert [entry.name for entry in tmp_path.iterdir()] == ["clip.partial.mp4"]
+    assert read_settings(tmp_path / "clip.partial.mp4") == {"longgen": "0"}
+    assert len(list(read_frames(tmp_path / "clip.partial.mp4", SIZE))) >= 3
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 20_000
 
 

@@ -5,26 +5,47 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from longgen.backbones.spec import COGVIDEOX_5B, HUNYUANVIDEO, LTX_2B, SPECS, WAN_1_3B, WAN_2_2_5B, WAN_2_2_A14B, BackboneSpec
+from longgen.backbones.spec import (
+    COGVIDEOX_5B,
+    HUNYUANVIDEO,
+    LTX_2B,
+    SELF_FORCING,
+    SPECS,
+    WAN_1_3B,
+    WAN_2_2_5B,
+    WAN_2_2_A14B,
+    WAN_14B,
+    WHOLE_CLIP,
+    BackboneSpec,
+)
 from longgen.errors import LonggenError, MissingError, UsageError, unknown_name
 
 
 def find(name: str) -> BackboneSpec:
     """The spec of a backbone by its name, by a local diffusers folder, or by a hub id in the local cache or on the hub.
 
+    `NAME:PATH` is the causal backbone NAME with the weights in a file or folder; a file alone is `self-forcing:FILE`.
     Raises UsageError for a name that is none of these or a model longgen cannot drive, MissingError where the hub
-    cannot be asked.
+    cannot be asked, LonggenError where a file is damaged.
     """
     if name in SPECS:
         return SPECS[name]
+    known, colon, place = name.partition(":")
+    if colon and known in SPECS:
+        return _from_weights(SPECS[known], place)
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):  # not Path.is_dir, which raises where a name is too long
         return _from_folder(path)
+    if colon and re.fullmatch(r"[\w.-]{2,}", known) and not os.path.exists(path):
+        raise unknown_name("backbone", known, _CAUSAL, "NAME:PATH takes one of these")
+    if path.suffix in _SUFFIXES:
+        return _from_weights(SELF_FORCING, name)
     if path.is_absolute() or name.startswith("."):
         raise MissingError(f"--backbone {name}: no such folder", accepted="a folder with model_index.json, or a backbone's name",
                            do="longgen backbones list")  # fmt: skip
@@ -38,6 +59,66 @@ def _from_folder(folder: Path) -> BackboneSpec:
     transformers, others = ("transformer", "transformer_2"), ("text_encoder", "text_encoder_2", "vae")
     parameters, companions = (sum(_parameters(folder / part) for part in parts) for parts in (transformers, others))
     return replace(spec, parameters=parameters or spec.parameters, companions=companions or spec.companions)
+
+
+def _from_weights(spec: BackboneSpec, place: str) -> BackboneSpec:
+    """The causal `spec` with the weights at `place`; a pipeline in the same folder gives the VAE and the text encoder."""
+    if not spec.causal:
+        raise UsageError(f"--backbone {spec.name}:{place}: {spec.name} takes no weights from elsewhere",
+                         accepted=f"NAME:PATH with {', '.join(_CAUSAL)}, or a diffusers folder",
+                         do="give the folder without a name before it")  # fmt: skip
+    path = Path(os.path.abspath(os.path.expanduser(place)))
+    if not place or not os.path.exists(path):
+        raise MissingError(f"--backbone {spec.name}:{place}: no such file or folder", accepted=_WEIGHTS, do="check the path")
+    from longgen.backbones import checkpoints  # here: it imports torch
+
+    weights, lora = _weights(spec, path)
+    tensors = checkpoints.read(weights)
+    bases = [_from_folder(path)] if (path / "model_index.json").is_file() else [spec, WAN_14B]
+    width = tensors["patch_embedding.weight"].shape[0]
+    base = next((base for base in bases if base.width == width), bases[0])
+    checkpoints.config(weights, tensors, base)  # refuses what is not of that size
+    return replace(
+        _on(spec, base), name=f"{spec.name}:{path}", about=f"{spec.name} with the weights in {weights.name}",
+        license="see its model card", checkpoint=str(weights), lora=None if lora is None else str(lora),
+        parameters=sum(tensor.numel() for tensor in tensors.values()),
+    )  # fmt: skip
+
+
+def _on(spec: BackboneSpec, base: BackboneSpec) -> BackboneSpec:
+    """The causal `spec` with the sizes, the VAE and the text encoder of `base`."""
+    parts = ("source", "stride_t", "stride_hw", "patch", "fps", "size", "layers", "heads", "head_dim", "ffn_dim", "latent_channels",
+             "rotary_dims", "rotary_base", "intrinsic_component", "parameters", "companions")  # fmt: skip
+    return replace(spec, **{part: getattr(base, part) for part in parts})
+
+
+def _weights(spec: BackboneSpec, path: Path) -> tuple[Path, Path | None]:
+    """Which file or folder at `path` holds the transformer of `spec`, and which its LoRA.
+
+    In a folder: the file of the published name, at its place on the hub or at the top; else the one file of weights there; else
+    what diffusers wrote. The LoRA lies beside a file, under its published name.
+    """
+    inner, lora = ("/".join((place or "").split("/")[2:]) for place in (spec.checkpoint, spec.lora))
+    found, file, style = path, Path(inner).name, Path(lora).name
+    if path.is_dir():
+        files = [] if (path / "config.json").is_file() else sorted(each for each in path.iterdir() if each.suffix in _SUFFIXES)
+        files = [each for each in files if each.name != style]
+        places = [path / inner, path / file, *files[:1], path, path / "transformer"]
+        known = [each for each in places if each.is_file() or (each / "config.json").is_file()]
+        if not known:
+            raise MissingError(f"--backbone {spec.name}:{path} has no weights in it", accepted=_WEIGHTS, do="check the folder")
+        found = known[0]
+        if found in files and found.name != file and len(files) > 1:
+            raise UsageError(f"--backbone {spec.name}:{path} holds several files of weights: {', '.join(f.name for f in files)}",
+                             accepted="one", do=f"give one of them, as {spec.name}:{found}")  # fmt: skip
+    if not style or found.is_dir() or found.name == style:
+        return found, None
+    if found.with_name(style).is_file():
+        return found, found.with_name(style)
+    if found.name == file:  # of another name, it may be merged
+        raise MissingError(f"--backbone {spec.name}:{path}: its LoRA {style} is not beside {found}",
+                           accepted=f"{file} and {style} in one folder", do=f"copy {style} there")  # fmt: skip
+    return found, None
 
 
 def _parameters(folder: Path) -> int:
@@ -77,6 +158,9 @@ def _from_hub(hub_id: str) -> BackboneSpec:
     return _from_configs(hub_id, *map(_read_json, paths))
 
 
+_CAUSAL = [spec.name for spec in SPECS.values() if spec.causal]
+_SUFFIXES = (".pt", ".safetensors")
+_WEIGHTS = "a .pt or .safetensors file, or a folder with one or with a transformer that diffusers wrote"
 _CONFIGS = ("model_index.json", "transformer/config.json", "vae/config.json")
 
 
@@ -106,7 +190,9 @@ class _Config(dict[str, Any]):
 def _from_configs(source: str, *contents: Any) -> BackboneSpec:
     try:
         index, transformer, vae = (_Config(name, content) for name, content in zip(_CONFIGS, contents, strict=True))
-        kind = index["_class_name"]
+        part = index.get("transformer")
+        causal = isinstance(part, list) and part[-1:] == ["CausalWanTransformer3DModel"]  # whose pipeline has many names
+        kind = "WanPipeline" if causal else index["_class_name"]
         if kind not in _READERS:
             raise UsageError(f"--backbone {source} is a {kind}", accepted=", ".join(_READERS), do="choose another model")
         spec = _READERS[kind](index, transformer, vae)
@@ -115,7 +201,9 @@ def _from_configs(source: str, *contents: Any) -> BackboneSpec:
         raise UsageError(f"--backbone {source}: {reason}", accepted=f"a model that diffusers wrote: {', '.join(_READERS)}",
                          do="copy or download it again") from None  # fmt: skip
     verdicts = WAN_1_3B.verdicts if _same_shape(spec, WAN_1_3B) else {}
-    about = f"{kind}, read from its configs"
+    if causal:
+        spec, verdicts = replace(_on(SELF_FORCING, spec), checkpoint=f"{source}/transformer", lora=None), {}
+    about = f"{'causal ' if causal else ''}{kind}, read from its configs"
     return replace(spec, name=source, source=source, about=about, license="see its model card", verdicts=verdicts)
 
 
@@ -161,7 +249,7 @@ def _cogvideox(index: Any, transformer: Any, vae: Any) -> BackboneSpec:
         COGVIDEOX_5B, stride_t=transformer["temporal_compression_ratio"], stride_hw=2 ** (len(vae["block_out_channels"]) - 1),
         patch=(1, patch, patch), native_px=transformer["sample_frames"], layers=layers, heads=heads, head_dim=head_dim,
         ffn_dim=4 * width, latent_channels=transformer["in_channels"], rotary_dims=head_dim // 4 if rotary else 0,
-        intrinsic_component=2 if rotary else None, capabilities=COGVIDEOX_5B.capabilities if rotary else (),
+        intrinsic_component=2 if rotary else None, capabilities=COGVIDEOX_5B.capabilities if rotary else (WHOLE_CLIP,),
         text_tokens=transformer["max_text_seq_length"], parameters=layers * 12 * width * (width + transformer["time_embed_dim"]),
     )  # fmt: skip
 

@@ -17,14 +17,15 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from longgen.backbones import Setup, parse_cache, parse_lora
+from longgen.backbones import Setup, checkpoints, parse_cache, parse_lora
 from longgen.backbones.pipeline import PipelineBackbone
-from longgen.backbones.spec import BackboneSpec
+from longgen.backbones.spec import SPECS, BackboneSpec
 from longgen.errors import LonggenError, MissingError, UsageError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FAMILIES = {  # a family's file is imported when it is asked for: diffusers takes seconds for each
     "wan": "longgen.backbones.wan:Wan",
+    "causal-wan": "longgen.backbones.causal:CausalWan",
     "ltx": "longgen.backbones.ltx:Ltx",
     "cogvideox": "longgen.backbones.cogvideox:CogVideoX",
     "hunyuan": "longgen.backbones.hunyuan:Hunyuan",
@@ -54,11 +55,19 @@ def load(spec: BackboneSpec, setup: Setup) -> PipelineBackbone:
     kinds = {"default": DTYPES[setup.dtype], "vae": _vae_dtype(spec, setup)}
     quantization = _quantization(spec) if setup.quantize == "int8" else None
     try:
-        pipe = family.kind.from_pretrained(spec.source, dtype=kinds, quantization_config=quantization)
+        own = checkpoints.convert(spec) if spec.checkpoint is not None else None
+    except MissingError as error:
+        raise _missing(spec, error.given) from None
+    without = {} if own is None else {"transformer": None}  # neither downloaded nor read: another takes its place
+    try:
+        pipe = family.kind.from_pretrained(spec.source, dtype=kinds, quantization_config=quantization, **without)
     except (MemoryError, torch.OutOfMemoryError):
         raise  # the caller says so; the files are not at fault
     except Exception as error:
         raise _explain_load(spec, error) from error
+    if own is not None:
+        mapping = quantization.quant_mapping if quantization is not None else {}
+        pipe.register_modules(transformer=checkpoints.load(own, DTYPES[setup.dtype], mapping.get("transformer")))
     pipe.set_progress_bar_config(disable=True)
     for index, text in enumerate(setup.lora):
         path, _, experts = parse_lora(text)
@@ -101,7 +110,7 @@ def decoder(spec: BackboneSpec, setup: Setup) -> Callable[[Tensor], Iterator[np.
 
 def _vae_dtype(spec: BackboneSpec, setup: Setup) -> torch.dtype:
     """Wan's VAE stays in float32, as its authors run it; the others take the transformer's dtype."""
-    return torch.float32 if spec.family == "wan" else DTYPES[setup.dtype]
+    return torch.float32 if spec.family in ("wan", "causal-wan") else DTYPES[setup.dtype]
 
 
 def _tile(vae: Any) -> None:
@@ -174,7 +183,17 @@ def _explain_load(spec: BackboneSpec, error: Exception) -> LonggenError:
     if Path(spec.source).is_dir():
         return LonggenError(f"{spec.name}: a file in {spec.source} is missing or damaged: {type(error).__name__}: {reason}",
                             accepted="a complete diffusers folder", do="copy or download it again")  # fmt: skip
-    return MissingError(f"the weights of {spec.name} ({spec.source}) are not on this machine and could not be fetched: {reason}",
-                        accepted=f"{spec.source} in the Hugging Face cache, or a local diffusers folder",
-                        do=f"on a machine with network: hf download {spec.source}; then --backbone FOLDER; "
-                           "or --backbone tiny, which needs no download")  # fmt: skip
+    return _missing(spec, f"{spec.source} could not be fetched: {reason}")
+
+
+def _missing(spec: BackboneSpec, reason: str) -> MissingError:
+    """Weights that are not here: every command that brings them, and the name that they then have."""
+    known, files = spec.name.partition(":")[0], [place for place in (spec.checkpoint, spec.lora) if place]
+    form = f"{known}:FOLDER" if files and known in SPECS else "FOLDER"
+    skipped = ' --exclude "transformer/*.safetensors"' if files else ""
+    elsewhere = [checkpoints.download(place) for place in files if not os.path.exists(place)]
+    commands = [f"hf download {spec.source}{skipped}", *elsewhere]
+    return MissingError(f"the weights of {spec.name} are not on this machine: {reason}",
+                        accepted=f"{' and '.join([*files, spec.source])} in the Hugging Face cache, or in a folder",
+                        do=f"on a machine with network: {'; '.join(f'{one} --local-dir FOLDER' for one in commands)}; "
+                           f"then --backbone {form}; or --backbone tiny, which needs no download")  # fmt: skip

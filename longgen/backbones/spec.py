@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-RELATIVE_POSITIONS, FRAME_TIMESTEPS = "relative-positions", "frame-timesteps"
+RELATIVE_POSITIONS, FRAME_TIMESTEPS, WHOLE_CLIP, KV_CACHE = "relative-positions", "frame-timesteps", "whole-clip", "kv-cache"
 CAPABILITIES = {  # what each means
     RELATIVE_POSITIONS: "rotary time positions inside self-attention",
     FRAME_TIMESTEPS: "one timestep for each latent frame",
+    WHOLE_CLIP: "frames that are denoised together and see each other both ways",
+    KV_CACHE: "frames that are made in chunks, each of which sees the past through a cache of keys and values",
 }
 
 
@@ -21,6 +23,8 @@ class BackboneSpec:
     source: a hub id or a folder. stride_*: pixels per latent cell. patch: latent cells per token (t, h, w).
     native_px: pixel frames it was trained on. size: (width, height) in pixels. rotary_dims: temporal rotary channels.
     text_tokens: the length prompts are padded to. cpu_threads: what serves it best on a CPU; None leaves it to torch.
+    checkpoint: a causal transformer's own weights, in place of those in `source`: a .pt or .safetensors file, a folder that
+    diffusers wrote, or `owner/name/path/in/repository` on the hub. lora: what is merged into them, in the same forms.
     """
 
     name: str
@@ -51,7 +55,10 @@ class BackboneSpec:
     companions: int  # parameters of text encoder and VAE
     most_lat: int = 1024  # latent frames that can be addressed: the rows of Wan's rotary table
     cpu_threads: int | None = None
-    capabilities: tuple[str, ...] = (RELATIVE_POSITIONS, FRAME_TIMESTEPS)
+    capabilities: tuple[str, ...] = (RELATIVE_POSITIONS, FRAME_TIMESTEPS, WHOLE_CLIP)
+    checkpoint: str | None = None
+    lora: str | None = None
+    flow_shift: float = 5.0  # of the noise levels of a rollout; other samplings have their scheduler's
     joint_text: bool = False  # text tokens take part in self-attention; else cross-attention reads them
     first_order: str = "the flow-matching Euler scheduler"  # what steps where a technique edits the latent
     least_steps: int = 1  # what its scheduler can do
@@ -63,6 +70,16 @@ class BackboneSpec:
     @property
     def native_lat(self) -> int:
         return (self.native_px - 1) // self.stride_t + 1
+
+    @property
+    def built_in(self) -> bool:
+        """Whether its weights are in the package, and its prompts those of `tiny.grammar`."""
+        return self.source == str(TINY_FOLDER) and self.checkpoint in (None, str(TINY_CAUSAL_FOLDER))
+
+    @property
+    def causal(self) -> bool:
+        """Whether frames see the past only, so that a video is rolled out chunk by chunk."""
+        return KV_CACHE in self.capabilities
 
     @property
     def width(self) -> int:
@@ -93,6 +110,7 @@ class BackboneSpec:
 
 
 TINY_FOLDER = Path(__file__).parent / "tiny" / "weights"
+TINY_CAUSAL_FOLDER = TINY_FOLDER.with_name("weights-causal")
 _WAN_NEGATIVE = "overexposed, static, blurred details, subtitles, worst quality, low quality, still picture, deformed"
 
 TINY = BackboneSpec(
@@ -144,12 +162,12 @@ COGVIDEOX_5B = BackboneSpec(
     stride_t=4, stride_hw=8, patch=(1, 2, 2), native_px=49, fps=8, size=(720, 480), steps=50, guidance_scale=6.0,
     negative_prompt="", dtype="bf16", layers=42, heads=48, head_dim=64, ffn_dim=12288, latent_channels=16, rotary_dims=16,
     rotary_base=10000.0, intrinsic_component=2, text_tokens=226, parameters=5_570_283_072, companions=4_977_000_000,
-    capabilities=(RELATIVE_POSITIONS,), joint_text=True, first_order="the DDIM scheduler",
+    capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP), joint_text=True, first_order="the DDIM scheduler",
 )  # fmt: skip
 COGVIDEOX_2B = replace(
     COGVIDEOX_5B, name="cogvideox-2b", source="zai-org/CogVideoX-2b", license="Apache-2.0", dtype="fp16", layers=30, heads=30,
     about="CogVideoX, 2 billion parameters; absolute positions, so no technique can move its frames in time", ffn_dim=7680,
-    rotary_dims=0, intrinsic_component=None, parameters=1_693_783_872, capabilities=(),
+    rotary_dims=0, intrinsic_component=None, parameters=1_693_783_872, capabilities=(WHOLE_CLIP,),
 )  # fmt: skip
 HUNYUANVIDEO = BackboneSpec(
     name="hunyuanvideo", family="hunyuan", source="hunyuanvideo-community/HunyuanVideo", license="Tencent Hunyuan Community",
@@ -157,9 +175,23 @@ HUNYUANVIDEO = BackboneSpec(
     stride_t=4, stride_hw=8, patch=(1, 2, 2), native_px=129, fps=24, size=(1280, 720), steps=50, guidance_scale=6.0,
     negative_prompt="", dtype="bf16", layers=60, heads=24, head_dim=128, ffn_dim=12288, latent_channels=16, rotary_dims=16,
     rotary_base=256.0, intrinsic_component=4, text_tokens=256, parameters=12_821_012_544, companions=8_400_000_000,
-    capabilities=(RELATIVE_POSITIONS,), joint_text=True, embedded_guidance=True,
+    capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP), joint_text=True, embedded_guidance=True,
 )  # fmt: skip
-SPECS = {
-    spec.name: spec
-    for spec in (TINY, WAN_1_3B, WAN_14B, WAN_2_2_A14B, WAN_2_2_5B, LTX_2B, COGVIDEOX_2B, COGVIDEOX_5B, HUNYUANVIDEO)
-}
+TINY_CAUSAL = replace(
+    TINY, name="tiny-causal", family="causal-wan", checkpoint=str(TINY_CAUSAL_FOLDER), steps=4, guidance_scale=1.0,
+    about="the causal sibling of tiny: three latent frames at a time, of any number; runs on a CPU in seconds",
+    capabilities=(RELATIVE_POSITIONS, KV_CACHE),
+)  # fmt: skip
+SELF_FORCING = replace(
+    WAN_1_3B, name="self-forcing", family="causal-wan", checkpoint="gdhe17/Self-Forcing/checkpoints/self_forcing_dmd.pt",
+    about="Self-Forcing: Wan 2.1 of 1.3 billion parameters made causal, four steps, three latent frames at a time", steps=4,
+    guidance_scale=1.0, negative_prompt="", capabilities=(RELATIVE_POSITIONS, KV_CACHE), verdicts={},
+)  # fmt: skip
+LONGLIVE = replace(
+    SELF_FORCING, name="longlive", checkpoint="Efficient-Large-Model/LongLive-1.3B/models/longlive_base.pt",
+    lora="Efficient-Large-Model/LongLive-1.3B/models/lora.pt",
+    about="LongLive: Self-Forcing tuned for minutes, with a sink of three latent frames and prompts that change",
+)  # fmt: skip
+_ALL = (TINY, TINY_CAUSAL, WAN_1_3B, WAN_14B, WAN_2_2_A14B, WAN_2_2_5B, SELF_FORCING, LONGLIVE, LTX_2B, COGVIDEOX_2B, COGVIDEOX_5B,
+        HUNYUANVIDEO)  # fmt: skip
+SPECS = {spec.name: spec for spec in _ALL}

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, WanTransformer3DModel
 
 from longgen.backbones.find import find
 from longgen.backbones.loading import family_of
-from longgen.backbones.spec import SPECS, TINY, WAN_1_3B, BackboneSpec
+from longgen.backbones.spec import LONGLIVE, SELF_FORCING, SPECS, TINY, WAN_1_3B, WAN_14B, BackboneSpec
 from longgen.errors import LonggenError, MissingError, UsageError, unknown_name
-from tests.models import published
+from tests.models import checkpoint, published
 
-PUBLISHED = [spec for spec in SPECS.values() if spec.name != "tiny"]
+PUBLISHED = [spec for spec in SPECS.values() if spec.name != "tiny" and not spec.causal]
 SMALL = ["wan", "wan-experts", "wan-ti2v", "ltx", "cogvideox", "cogvideox-2b", "hunyuan"]
 NOT_OF_THE_CONFIGS = ("name", "source", "about", "license", "parameters", "companions", "size", "dtype", "steps")
 
@@ -81,7 +81,7 @@ def test_names_and_hub_ids_of_known_models_ask_nobody(monkeypatch: pytest.Monkey
     monkeypatch.setattr("huggingface_hub.hf_hub_download", None)
     for spec in SPECS.values():
         assert find(spec.name) is spec
-        assert find(spec.source) is spec or spec is TINY  # whose source is a folder
+        assert find(spec.source) is spec or spec is TINY or spec.causal  # the source is a folder, or the base of others too
 
 
 def test_a_hub_id_in_the_cache_is_read_from_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -143,3 +143,148 @@ def test_a_damaged_config_is_named(model_folder: Callable[[str], Path], tmp_path
     (folder / "transformer" / "config.json").write_text(text)
     with pytest.raises(LonggenError, match=message):
         find(str(folder))
+
+
+# Causal backbones by their weights
+
+
+@pytest.fixture
+def wan(model_folder: Callable[[str], Path]) -> Any:
+    return WanTransformer3DModel.from_pretrained(model_folder("wan") / "transformer")
+
+
+@pytest.fixture
+def pipeline(model_folder: Callable[[str], Path], tmp_path: Path) -> Path:
+    return shutil.copytree(model_folder("wan"), tmp_path / "pipeline")
+
+
+def save(transformer: Any, path: Path, key: str = "generator") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({key: checkpoint.weights(transformer)}, path)
+    return path
+
+
+def large(spec: BackboneSpec, path: Path) -> Path:
+    """A checkpoint with the shapes of a published model, in which each weight is one number."""
+    shapes = {checkpoint.wans_name(name): weight.shape for name, weight in published.transformer(spec).state_dict().items()}
+    torch.save({"generator_ema": {f"model.{name}": torch.zeros(1).expand(shape) for name, shape in shapes.items()}}, path)
+    return path
+
+
+ARCHITECTURE = ("source", "layers", "heads", "head_dim", "ffn_dim", "latent_channels", "rotary_dims", "intrinsic_component",
+                "parameters", "stride_t", "stride_hw", "patch", "fps")  # fmt: skip
+ROLLOUT = ("family", "steps", "guidance_scale", "negative_prompt", "capabilities", "text_tokens", "native_px", "flow_shift")
+
+
+@pytest.mark.parametrize("base", [WAN_1_3B, WAN_14B], ids=lambda spec: spec.name)
+def test_a_file_alone_is_self_forcing_of_the_size_that_its_weights_have(base: BackboneSpec, tmp_path: Path) -> None:
+    path = large(base, tmp_path / "weights.pt")
+    found = find(str(path))
+    for part in ARCHITECTURE:
+        assert getattr(found, part) == getattr(base, part), part
+    for part in ROLLOUT:
+        assert getattr(found, part) == getattr(SELF_FORCING, part), part
+    assert (found.name, found.checkpoint, found.lora) == (f"self-forcing:{path}", str(path), None)
+    assert found == find(f"self-forcing:{path}") == find(found.name)
+
+
+def test_a_relative_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a run's manifest finds it from elsewhere."""
+    path = large(WAN_1_3B, tmp_path / "weights.pt")
+    monkeypatch.chdir(tmp_path)
+    assert find("weights.pt").name == find("self-forcing:weights.pt").name == f"self-forcing:{path}"
+
+
+def test_a_pipeline_beside_the_weights_is_their_base(pipeline: Path, wan: Any) -> None:
+    """Whose config has the size of a head, as the weights do not say it."""
+    path = save(wan, pipeline / "weights.pt")
+    found, base = find(f"self-forcing:{pipeline}"), find(str(pipeline))
+    for part in ARCHITECTURE:
+        assert getattr(found, part) == getattr(base, part), part
+    assert found.parameters == sum(weight.numel() for weight in wan.parameters())
+    assert (found.name, found.checkpoint, found.causal) == (f"self-forcing:{pipeline}", str(path), True)
+    assert found.companions == base.companions
+    save(wan, pipeline / "checkpoints" / "self_forcing_dmd.pt")  # as the hub lays it out
+    assert find(f"self-forcing:{pipeline}").checkpoint == str(pipeline / "checkpoints" / "self_forcing_dmd.pt")
+
+
+def test_a_base_without_the_weights_of_its_transformer_will_do(pipeline: Path, wan: Any) -> None:
+    save(wan, pipeline / "weights.pt")
+    (pipeline / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    assert find(f"self-forcing:{pipeline}").parameters == sum(weight.numel() for weight in wan.parameters())
+
+
+@pytest.mark.parametrize("inner", ["models", "."])
+def test_longlive_is_two_files(tmp_path: Path, inner: str) -> None:
+    folder = tmp_path / inner
+    folder.mkdir(exist_ok=True)
+    path = large(WAN_1_3B, folder / "longlive_base.pt")
+    with pytest.raises(MissingError, match=r"its LoRA lora\.pt is not beside .*longlive_base\.pt"):
+        find(f"longlive:{tmp_path}")
+    (folder / "lora.pt").touch()
+    for place in (tmp_path, path):
+        found = find(f"longlive:{place}")
+        assert (found.name, found.checkpoint, found.lora) == (f"longlive:{place}", str(path), str(folder / "lora.pt"))
+        assert found.steps == LONGLIVE.steps
+    assert find(f"self-forcing:{path}").lora is None
+    (folder / "lora.pt").unlink()
+    assert find(f"longlive:{path.rename(folder / 'merged.pt')}").lora is None
+    torch.save({"generator_lora": {"base_model.model.blocks.0.ffn.0.lora_A.weight": torch.zeros(1, 1)}}, folder / "only.pt")
+    with pytest.raises(UsageError, match=r"only\.pt is a LoRA"):
+        find(f"longlive:{folder / 'only.pt'}")
+
+
+def test_a_transformer_that_diffusers_wrote_serves(pipeline: Path, wan: Any) -> None:
+    """In a whole pipeline; alone, it has to be of a published size. It is complete: no LoRA is merged into it."""
+    (pipeline / "lora.pt").touch()
+    found = find(f"longlive:{pipeline}")
+    assert (found.checkpoint, found.lora) == (str(pipeline / "transformer"), None)
+    with pytest.raises(UsageError, match="is of width 48 with 16 latent channels; self-forcing is of width 1536 with 16") as caught:
+        find(f"self-forcing:{pipeline / 'transformer'}")
+    assert "the diffusers pipeline" in caught.value.do
+
+
+@pytest.mark.parametrize("kind", ["WanPipeline", "WanCausalDMDPipeline"])
+def test_a_pipeline_with_a_causal_transformer_is_causal(pipeline: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = find(str(pipeline))
+    index = pipeline / "model_index.json"
+    changes = {"_class_name": kind, "transformer": ["diffusers", "CausalWanTransformer3DModel"]}
+    index.write_text(json.dumps(json.loads(index.read_text()) | changes))
+    found = find(str(pipeline))
+    assert (found.name, found.source, found.checkpoint) == (str(pipeline), str(pipeline), str(pipeline / "transformer"))
+    assert (found.causal, found.steps, found.parameters) == (True, SELF_FORCING.steps, plain.parameters)
+    assert found.heads == plain.heads
+    assert not plain.causal
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda hub_id, part, local_files_only: pipeline / part)
+    found = find("somebody/causal")
+    assert (found.source, found.checkpoint) == ("somebody/causal", "somebody/causal/transformer")
+
+
+def test_weights_that_cannot_serve_are_refused(pipeline: Path, wan: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    large(WAN_1_3B, pipeline / "large.pt")
+    (tmp_path / "text.pt").write_text("no weights")
+    for name, kind, message in (
+        (f"wan2.1-1.3b:{tmp_path}", UsageError, "wan2.1-1.3b takes no weights from elsewhere"),
+        ("self-forcing:", MissingError, "--backbone self-forcing:: no such file or folder"),
+        ("self-forcing:none.pt", MissingError, "--backbone self-forcing:none.pt: no such file or folder"),
+        ("weights/none.pt", MissingError, "--backbone self-forcing:weights/none.pt: no such file or folder"),
+        ("self-forcin:weights/x.pt", UsageError, r"no backbone is called 'self-forcin' \(did you mean self-forcing"),
+        (f"longlive:{tmp_path / 'empty'}", MissingError, "has no weights in it"),
+        (f"self-forcing:{pipeline}", UsageError, "is of width 1536 with 16 latent channels; .* is of width 48"),
+        (str(tmp_path / "text.pt"), UsageError, "is neither a torch nor a safetensors file"),
+    ):
+        with pytest.raises(kind, match=message) as caught:
+            find(name)
+        assert caught.value.accepted, name
+        assert caught.value.do, name
+    save(wan, pipeline / "small.pt")
+    with pytest.raises(UsageError, match=r"holds several files of weights: large\.pt, small\.pt"):
+        find(f"self-forcing:{pipeline}")
+
+
+def test_a_missing_layer_is_named_before_anything_is_loaded(tmp_path: Path, pipeline: Path, wan: Any) -> None:
+    weights = {name: weight for name, weight in checkpoint.weights(wan).items() if "blocks.1" not in name}
+    torch.save(weights, pipeline / "weights.pt")
+    with pytest.raises(LonggenError, match=r"weights\.pt is incomplete or damaged: it has 1 of the 2 layers"):
+        find(f"self-forcing:{pipeline}")

@@ -5,24 +5,30 @@ Legend: W a weight [out, in], A [rank, in] and B [out, rank] of a LoRA.
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import WanPipeline, WanTransformer3DModel
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from longgen.backbones import BROKEN_CACHES, Setup, decoder, load, parse_cache, parse_lora
 from longgen.backbones.find import find
-from longgen.backbones.spec import SPECS, TINY
+from longgen.backbones.loading import family_of
+from longgen.backbones.spec import LONGLIVE, SELF_FORCING, SPECS, TINY
 from longgen.errors import LonggenError, MissingError, UsageError
 from tests.backbones import family
+from tests.models import checkpoint
 
 FAMILIES = ["wan", "ltx", "cogvideox", "hunyuan"]
 ALL = ["wan", "wan-experts", "wan-ti2v", "ltx", "cogvideox", "hunyuan"]
@@ -145,6 +151,109 @@ def test_a_lora_without_peft_names_the_library(loaded: Callable[..., Any], tmp_p
     monkeypatch.setattr("diffusers.utils.USE_PEFT_BACKEND", False)
     with pytest.raises(MissingError, match="--lora needs the library peft"):
         loaded("wan", lora=(str(tmp_path),))
+
+
+# Causal checkpoints
+
+
+@pytest.fixture
+def causal(model_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Any]:
+    """A folder with a small Wan pipeline and a checkpoint of other weights, and the transformer with these."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = shutil.copytree(model_folder("wan"), tmp_path / "pipeline")
+    transformer = WanTransformer3DModel.from_pretrained(folder / "transformer")
+    with torch.no_grad():
+        for weight in transformer.parameters():
+            weight.mul_(1.25)
+    torch.save({"generator_ema": checkpoint.weights(transformer)}, folder / "weights.pt")
+    return folder, transformer
+
+
+def test_a_causal_backbone_has_the_checkpoint_s_weights_and_the_rest_of_its_base(causal: tuple[Path, Any]) -> None:
+    """The base's own transformer is never read: it need not be there."""
+    folder, transformer = causal
+    (folder / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    stock = WanPipeline.from_pretrained(folder, transformer=None)
+    backbone = load(find(f"self-forcing:{folder}"), Setup("cpu", "fp32"))
+    assert type(backbone) is family_of(backbone.spec)
+    assert backbone.transformers == [backbone.pipe.transformer]
+    for part, expected in ((backbone.pipe.transformer, transformer), (backbone.pipe.vae, stock.vae),
+                           (backbone.pipe.text_encoder, stock.text_encoder)):  # fmt: skip
+        weights = part.state_dict()
+        assert all(torch.equal(weights[name], weight) for name, weight in expected.state_dict().items())
+    latents = torch.randn(1, 16, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    alone = list(decoder(backbone.spec, "cpu")(latents))
+    assert np.array_equal(np.concatenate(alone), np.concatenate(list(backbone.decode(latents))))
+
+
+def test_a_causal_backbone_s_dtypes_are_those_of_wan(causal: tuple[Path, Any], model_folder: Callable[[str], Path]) -> None:
+    """Tables and the embedding of time stay in float32, as diffusers keeps them, and so does the VAE."""
+    ours, stock = (load(find(name), Setup("cpu", "bf16")) for name in (f"self-forcing:{causal[0]}", str(model_folder("wan"))))
+    for part in ("transformer", "vae", "text_encoder"):
+        kinds = [{name: weight.dtype for name, weight in getattr(one.pipe, part).state_dict().items()} for one in (ours, stock)]
+        assert kinds[0] == kinds[1], part
+    assert ours.pipe.transformer.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
+
+
+def test_a_pipeline_that_names_a_causal_transformer_is_loaded(causal: tuple[Path, Any]) -> None:
+    folder, _ = causal
+    (folder / "weights.pt").unlink()
+    for path, changes in ((folder / "model_index.json", {"_class_name": "WanCausalDMDPipeline",
+                                                         "transformer": ["diffusers", "CausalWanTransformer3DModel"]}),
+                          (folder / "transformer" / "config.json", {"_class_name": "CausalWanTransformer3DModel"})):  # fmt: skip
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    backbone = load(find(str(folder)), Setup("cpu", "fp32"))
+    expected = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    weights = backbone.pipe.transformer.state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in expected.items())
+
+
+def test_the_flags_act_on_a_causal_backbone(causal: tuple[Path, Any], loras: Callable[[str, int], Path]) -> None:
+    folder, transformer = causal
+    spec, lora = find(f"self-forcing:{folder}"), loras("wan", 1)
+    b, a = (
+        load_file(lora / "pytorch_lora_weights.safetensors")[f"transformer.blocks.0.attn1.to_q.lora_{half}.weight"] for half in "BA"
+    )
+    x = torch.randn(5, 48, generator=torch.Generator().manual_seed(0))
+    to_q = load(spec, Setup("cpu", "fp32", lora=(f"{lora}:0.5",))).pipe.transformer.blocks[0].attn1.to_q
+    stock = transformer.blocks[0].attn1.to_q
+    with torch.no_grad():
+        assert (to_q(x) - (x @ (stock.weight + 0.5 * b @ a).T + stock.bias)).abs().max() < 1e-5
+    small = load(spec, Setup("cpu", "fp32", quantize="fp8")).pipe.transformer
+    assert small.blocks[0].attn1.to_q.weight.dtype == torch.float8_e4m3fn
+
+
+def test_int8_acts_on_a_causal_backbone(causal: tuple[Path, Any]) -> None:
+    pytest.importorskip("torchao")
+    quantized = load(find(f"self-forcing:{causal[0]}"), Setup("cpu", "fp32", quantize="int8")).pipe.transformer
+    assert quantized.blocks[0].attn1.to_q.weight.qdata.dtype == torch.int8
+
+
+def test_a_causal_backbone_that_is_not_there_names_its_downloads(causal: tuple[Path, Any], tmp_path: Path) -> None:
+    """Its weights before its base; one that is here needs no download. The commands make a folder that --backbone takes."""
+    with pytest.raises(MissingError, match=r"gdhe17/Self-Forcing/checkpoints/self_forcing_dmd\.pt is neither") as caught:
+        load(SELF_FORCING, Setup("cpu", "fp32"))
+    assert "hf download gdhe17/Self-Forcing checkpoints/self_forcing_dmd.pt --local-dir FOLDER" in caught.value.do
+    assert "hf download Wan-AI/Wan2.1-T2V-1.3B-Diffusers" in caught.value.do
+    folder, _ = causal
+    spec = replace(find(f"self-forcing:{folder}"), source="nobody/nothing")
+    with pytest.raises(MissingError, match=r"are not on this machine: nobody/nothing could not be fetched") as caught:
+        load(spec, Setup("cpu", "fp32"))
+    assert 'hf download nobody/nothing --exclude "transformer/*.safetensors" --local-dir FOLDER; then' in caught.value.do
+    assert "--backbone self-forcing:FOLDER" in caught.value.do
+
+
+def test_the_message_of_a_missing_base_names_every_file_of_the_hub(
+    monkeypatch: pytest.MonkeyPatch, causal: tuple[Path, Any]
+) -> None:
+    monkeypatch.setattr("longgen.backbones.checkpoints.fetch", lambda place: causal[0] / "weights.pt")
+    monkeypatch.setattr("longgen.backbones.checkpoints.convert", lambda spec: causal[0] / "transformer")
+    with pytest.raises(MissingError) as caught:
+        load(LONGLIVE, Setup("cpu", "fp32"))
+    for file in ("longlive_base.pt", "lora.pt"):
+        assert f"hf download Efficient-Large-Model/LongLive-1.3B models/{file} --local-dir FOLDER" in caught.value.do
+    assert "hf download Wan-AI/Wan2.1-T2V-1.3B-Diffusers --exclude" in caught.value.do
+    assert "--backbone longlive:FOLDER" in caught.value.do
 
 
 # Quantization

@@ -1,0 +1,320 @@
+"""A causal Wan transformer's own weights: found, read, given diffusers' names, kept in a cache, and loaded.
+
+Self-Forcing and its kin publish torch files of training: several models side by side, names as Wan's authors gave them, prefixes
+as wrappers left them. What is read is told by its names and shapes; code in a file is never run.
+
+Legend: W a weight [out, in], A [rank, in] and B [out, rank] of a LoRA.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longgen.backbones.spec import BackboneSpec
+from longgen.errors import LonggenError, MissingError, UsageError
+
+VERSION = 1  # of the conversion: a change of what it writes makes another cache folder
+CLASSES = ("WanTransformer3DModel", "CausalWanTransformer3DModel")  # the second is FastVideo's, of the same weights
+_ACCEPTED = "a .pt or .safetensors file with the transformer of a causal Wan text-to-video model, or its diffusers folder"
+_DO = "choose another file, or download it again"
+_CONTAINERS = ("generator_ema", "generator", "model", "state_dict")  # the mean of training is what the authors sample with
+_WRAPPERS = {"model", "module", "diffusion_model", "transformer", "base_model", "default",
+             "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"}  # fmt: skip
+_OTHERS = {  # a part of a name -> what has it
+    ".lora_": "a LoRA, which changes a transformer and is none",
+    "shared.weight": "a text encoder",
+    "token_embedding.weight": "a text encoder",
+    "decoder.": "a VAE",
+    "img_emb.": "an image-to-video transformer",
+    ".k_img.": "an image-to-video transformer",
+    "image_embedder.": "an image-to-video transformer",
+    "vace_": "a VACE transformer",
+}
+
+
+def fetch(place: str) -> Path:
+    """The file or folder at `place`: a path, or `owner/name/path/in/repository` in the hub's local cache or on the hub.
+
+    Raises MissingError where it cannot be had.
+    """
+    path = Path(os.path.expanduser(place))
+    if path.exists():
+        return path
+    owner, name, *rest = f"{place}//".split("/")
+    inner = "/".join(rest).strip("/")
+    if path.is_absolute() or place.startswith(".") or not inner:
+        raise MissingError(f"{place}: no such file", accepted=_ACCEPTED, do="check the path")
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    hub_id = f"{owner}/{name}"
+
+    def ask(local: bool) -> Path:
+        if Path(inner).suffix:
+            return Path(hf_hub_download(hub_id, inner, local_files_only=local))
+        folder = Path(snapshot_download(hub_id, allow_patterns=f"{inner}/*", local_files_only=local)) / inner
+        if not any(folder.glob("*.safetensors")):  # locally, a folder with its configs alone is an answer too
+            raise LocalEntryNotFoundError(f"no weights in {folder}")
+        return folder
+
+    try:
+        try:
+            return ask(local=True)
+        except LocalEntryNotFoundError:
+            HfApi().model_info(hub_id, timeout=10)  # fails at once without network, where downloads try for 23 s
+            return ask(local=False)
+    except Exception as error:  # the hub client lets its HTTP library's errors through, of many types
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise MissingError(f"{place} is neither in the local cache nor to be had from the hub: {reason}",
+                           accepted="the file in the Hugging Face cache, or a path to it",
+                           do=f"on a machine with network: {download(place)}; then copy it here and give "
+                              "--backbone NAME:PATH, as self-forcing:weights/self_forcing_dmd.pt") from None  # fmt: skip
+
+
+def download(place: str) -> str:
+    """The command that downloads what `fetch` looks for at `place`."""
+    owner, name, *inner = place.split("/")
+    file = "/".join(inner)
+    return f"hf download {owner}/{name} " + (file if Path(file).suffix else f'--include "{file}/*"')
+
+
+def load(folder: Path, dtype: torch.dtype, quantization: Any = None) -> Any:
+    """The WanTransformer3DModel in `folder`. quantization: a config of diffusers', or None.
+
+    Raises LonggenError where a file is missing or damaged.
+    """
+    from diffusers import WanTransformer3DModel
+
+    try:
+        transformer, found = WanTransformer3DModel.from_pretrained(
+            folder, dtype=dtype, quantization_config=quantization, output_loading_info=True
+        )
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise _damaged(folder, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+    lacking = sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])])
+    if lacking:  # diffusers leaves these at random, and goes on
+        raise _damaged(folder, f"{len(lacking)} weights are missing or of another shape, as {lacking[0]}")
+    return transformer
+
+
+def convert(spec: BackboneSpec) -> Path:
+    """A folder that WanTransformer3DModel reads, with the weights of `spec.checkpoint` and `spec.lora` merged into them.
+
+    A folder that is one already is itself the answer; else it is made once, in the user's cache. Weights keep their dtype.
+    Raises MissingError where they cannot be had, UsageError where they are another model's, LonggenError where they are damaged
+    or the cache cannot be written.
+    """
+    assert spec.checkpoint is not None
+    path, lora = fetch(spec.checkpoint), fetch(spec.lora) if spec.lora else None
+    if lora is None and path.is_dir() and _class_of(path) == CLASSES[0]:
+        return path
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longgen" / "converted"
+    folder = cache / _key(spec, [path, *([lora] if lora else [])])
+    if folder.is_dir():
+        return folder
+    tensors = read(path)
+    if lora is not None:
+        tensors = _merged(tensors, lora)
+    model = _model(config(path, tensors, spec), path, tensors)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix="unfinished-") as unfinished:
+            model.save_pretrained(Path(unfinished) / "transformer")
+            os.replace(Path(unfinished) / "transformer", folder)
+    except Exception as error:  # safetensors has types of its own for a full disk
+        if folder.is_dir():  # another process was faster
+            return folder
+        size = sum(tensor.nbytes for tensor in tensors.values()) / 2**30
+        reason = " ".join(str(error).split())[:300]
+        raise LonggenError(f"the weights of {spec.name} cannot be written to {cache}: {reason}",
+                           accepted=f"a folder with {size:.1f} GiB of room",
+                           do="make room, or set XDG_CACHE_HOME") from error  # fmt: skip
+    return folder
+
+
+def _key(spec: BackboneSpec, paths: Iterable[Path]) -> str:
+    """Tells apart files, their versions, and what the conversion makes of them."""
+    files = [file.resolve() for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    facts = [VERSION, spec.head_dim, [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _model(settings: Mapping[str, Any], path: Path, tensors: Mapping[str, Tensor]) -> Any:
+    """The model with `tensors` as its weights, uncopied."""
+    from diffusers import WanTransformer3DModel
+
+    with torch.device("meta"):
+        model = WanTransformer3DModel(**settings)
+    shapes = {name: weight.shape for name, weight in model.state_dict().items()}
+    lacking = [name for name in shapes if name not in tensors]
+    strange = [name for name in tensors if name not in shapes]
+    wrong = [name for name in shapes if name in tensors and tensors[name].shape != shapes[name]]
+    for names, what in ((lacking, "is missing"), (strange, "belongs to no Wan transformer"), (wrong, "has another shape")):
+        if names:
+            others = f", and so with {len(names) - 1} more" if len(names) > 1 else ""
+            raise _damaged(path, f"{names[0]} {what}{others}")
+    model.load_state_dict({name: weight.contiguous() for name, weight in tensors.items()}, assign=True)
+    return model
+
+
+def config(path: Path, tensors: Mapping[str, Tensor], spec: BackboneSpec) -> dict[str, Any]:
+    """The settings of the WanTransformer3DModel with these `tensors`, which say all but the size of a head: that is `spec`'s.
+
+    Raises UsageError where the model is not of the size of `spec`, LonggenError where tensors are missing.
+    """
+    try:
+        width, channels, *patch = tensors["patch_embedding.weight"].shape
+        out_channels = tensors["proj_out.weight"].shape[0] // torch.Size(patch).numel()
+        settings = dict(
+            patch_size=tuple(patch), num_attention_heads=width // spec.head_dim, attention_head_dim=spec.head_dim,
+            in_channels=channels, out_channels=out_channels,
+            num_layers=len({name.split(".")[1] for name in tensors if name.startswith("blocks.")}),
+            text_dim=tensors["condition_embedder.text_embedder.linear_1.weight"].shape[1],
+            freq_dim=tensors["condition_embedder.time_embedder.linear_1.weight"].shape[1],
+            ffn_dim=tensors["blocks.0.ffn.net.0.proj.weight"].shape[0], cross_attn_norm="blocks.0.norm2.weight" in tensors,
+            qk_norm="rms_norm_across_heads" if "blocks.0.attn1.norm_q.weight" in tensors else None,
+        )  # fmt: skip
+    except KeyError as error:
+        raise _damaged(path, f"{error.args[0]} is missing") from None
+    if channels > out_channels:
+        raise UsageError(f"{path} is an image-to-video transformer: {channels} channels go in and {out_channels} come out",
+                         accepted=_ACCEPTED, do=_DO)  # fmt: skip
+    if (width, channels, tuple(patch)) != (spec.width, spec.latent_channels, spec.patch):
+        raise UsageError(f"{path} is of width {width} with {channels} latent channels; {spec.name} is of width {spec.width} with "
+                         f"{spec.latent_channels}", accepted="weights of that size",
+                         do="give a folder that holds both the weights and the diffusers pipeline they were made from")  # fmt: skip
+    if settings["num_layers"] != spec.layers:
+        raise _damaged(path, f"it has {settings['num_layers']} of the {spec.layers} layers of {spec.name}")
+    return settings
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The transformer in a file, or in a diffusers folder, under diffusers' names. Weights stay on the disk until they are used.
+
+    Raises UsageError where it is something else, LonggenError where a file is damaged.
+    """
+    if path.is_dir():
+        kind = _class_of(path)
+        if kind not in CLASSES:
+            raise UsageError(f"{path} holds a {kind}", accepted=" or ".join(CLASSES), do="choose another folder")
+        content = {name: weight for file in sorted(path.glob("*.safetensors")) for name, weight in _read_file(file).items()}
+        return _renamed(content, path)
+    content = _read_file(path)
+    while inner := next((content[key] for key in _CONTAINERS if isinstance(content.get(key), Mapping) and content[key]), None):
+        content = inner
+    if "generator_lora" in content:
+        raise _other(path, _OTHERS[".lora_"], content)
+    if isinstance(content.get("critic"), Mapping):
+        raise _other(path, "only the critic of a training, without the transformer that makes videos", content)
+    return _renamed(content, path)
+
+
+def _class_of(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name"))
+    except (OSError, ValueError, AttributeError) as error:
+        raise _damaged(folder, f"config.json cannot be read: {error}") from None
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """What a torch or safetensors file holds; which it is, its first bytes say. Nothing in it is run."""
+    from safetensors.torch import load_file
+
+    try:
+        with open(path, "rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise MissingError(f"{path} cannot be read: {error.strerror}", accepted=_ACCEPTED, do="check the path") from None
+    try:
+        if head[8:] == b"{":  # after the length of a safetensors file's header
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of pickle protocols: what cannot be read is an error below
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except MemoryError:
+        raise
+    except Exception as error:  # what is no torch file may fail in any way
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if code:
+            raise UsageError(f"{path} holds code ({code[1]}), which longgen does not run", accepted=_ACCEPTED,
+                             do="choose another file, or have its author save the weights alone") from None  # fmt: skip
+        raise UsageError(f"{path} is neither a torch nor a safetensors file, or only a part of one", accepted=_ACCEPTED,
+                         do=_DO) from None  # fmt: skip
+    if not isinstance(content, Mapping):
+        raise UsageError(f"{path} holds a {type(content).__name__}, and no weights by name", accepted=_ACCEPTED, do=_DO)
+    return {str(key): value for key, value in content.items()}
+
+
+def _renamed(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """The tensors of a Wan transformer under diffusers' names, whatever wrapped it in training."""
+    tensors = {_unwrapped(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    for part, kind in _OTHERS.items():
+        if any(part in name for name in tensors):
+            raise _other(path, kind, content)
+    if "patch_embedding.weight" not in tensors:
+        raise _other(path, "no Wan transformer", content)
+    return _diffusers_names(tensors)
+
+
+def _unwrapped(name: str) -> str:
+    """`model._fsdp_wrapped_module.blocks.0._checkpoint_wrapped_module.norm3.bias` -> `blocks.0.norm3.bias`."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _diffusers_names(tensors: dict[str, Any]) -> dict[str, Any]:
+    if any(part in name for name in tensors for part in ("condition_embedder.", ".attn1.", ".attn2.", ".ffn.net.")):
+        return tensors  # they are diffusers' already, and a second renaming would swap norms
+    from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+
+    return convert_wan_transformer_to_diffusers(dict(tensors))
+
+
+def _merged(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """`tensors` with the LoRA in `path` added, W + (alpha / rank) B A in float32; alpha is the rank where the file has none."""
+    content = _read_file(path)
+    if isinstance(content.get("generator_lora"), Mapping):
+        content = content["generator_lora"]
+    parts: dict[str, dict[str, Tensor]] = {}  # by weight: A, B, alpha
+    for name, value in content.items():
+        match = re.fullmatch(r"(.+)\.(?:lora_([AB])\.weight|(alpha))", _unwrapped(name))
+        if match is None:
+            raise _other(path, "no LoRA in peft's names", content)
+        weight, *which = match.groups()
+        parts.setdefault(f"{weight}.weight", {})[which[0] or which[1]] = value
+    merged = dict(tensors)
+    for name, pair in _diffusers_names(parts).items():
+        if not {"A", "B"} <= pair.keys():
+            raise _unfit(path, f"{name} has one half of a pair")
+        a, b = pair["A"].float(), pair["B"].float()
+        if name not in tensors or (b.shape[:1] + a.shape[1:], b.shape[1]) != (tensors[name].shape, a.shape[0]):
+            raise _unfit(path, f"{name} is for no weight of that name and shape")
+        scale = float(pair["alpha"]) / a.shape[0] if "alpha" in pair else 1.0
+        merged[name] = (tensors[name].float() + scale * (b @ a)).to(tensors[name].dtype)
+    return merged
+
+
+def _unfit(path: Path, reason: str) -> UsageError:
+    return UsageError(f"the LoRA {path} does not fit its transformer: {reason}", accepted="a LoRA made for it", do=_DO)
+
+
+def _other(path: Path, kind: str, content: Iterable[str]) -> UsageError:
+    names = ", ".join(list(content)[:3]) or "nothing"
+    return UsageError(f"{path} is {kind}; it holds {names}", accepted=_ACCEPTED, do=_DO)
+
+
+def _damaged(path: Path, reason: str) -> LonggenError:
+    return LonggenError(f"{path} is incomplete or damaged: {reason}", accepted=_ACCEPTED, do="copy or download it again")

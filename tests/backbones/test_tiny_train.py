@@ -12,7 +12,7 @@ from torch import nn
 
 from longgen.backbones.tiny import clips, grammar, train
 
-STEPS = {"images": 2, "video": 1, "latents": 2, "decoder": 1, "transformer": 2}
+STEPS = {"images": 2, "video": 1, "latents": 2, "decoder": 1, "transformer": 2, "unpack": 0, "causal": 2}
 
 
 @pytest.fixture
@@ -20,6 +20,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real stages and the real model, with a few steps and clips."""
     monkeypatch.setattr(train, "SHARD", 1)
     monkeypatch.setattr(train, "BATCH", 2)
+    monkeypatch.setattr(train, "CAUSAL_BATCH", 2)
     monkeypatch.setattr(train, "STAGES", {name: (run, STEPS[name]) for name, (run, _) in train.STAGES.items()})
 
 
@@ -43,6 +44,41 @@ def test_every_stage_runs_and_exports_a_pipeline(tmp_path: Path, small: None, mo
     noise = torch.randn(backbone.latent_shape(made), generator=torch.Generator().manual_seed(0))
     assert torch.isfinite(direct.sample(backbone, made, grammar.HELD_OUT[0].prompt, noise, lambda state: None)).all()
     assert abs(torch.tensor(backbone.pipe.vae.config.latents_std)).min() > 0
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch's rms_norm under autocast
+def test_the_causal_stages_start_from_the_shipped_model(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import dataclasses
+
+    from longgen import plan, preset
+    from longgen.backbones import Setup, load
+    from longgen.backbones.spec import SPECS
+    from longgen.sampling import start
+
+    work, folder = tmp_path / "work", tmp_path / "causal"
+    stages = ["--stages", "unpack,latents,causal,export-causal"]
+    monkeypatch.setattr(sys, "argv", ["train", "--work", str(work), "--output", str(folder), "--device", "cpu", *stages])
+    train.main()
+    spec = dataclasses.replace(SPECS["tiny-causal"], checkpoint=str(folder))
+    made = plan.build(preset.load("direct", sample=preset.Sample(frames=33)), spec)
+    backbone, generator = load(spec, Setup("cpu", "fp32")), torch.Generator().manual_seed(0)
+    assert made.sampling is not None
+    words = grammar.HELD_OUT[0].prompt
+    final = made.sampling.sample(backbone, made, words, start(backbone, made, generator), lambda state: None, None, generator)
+    assert final.shape[2] == 9
+    assert torch.isfinite(final).all()
+
+
+def test_the_causal_mask_shows_a_noisy_chunk_the_clean_past_and_itself() -> None:
+    """Frames 0-5 are the clean clip in chunks of three, 6-11 the noisy one; with one token a frame."""
+    mask = train.TeacherForced(6, 1).mask
+    expected = torch.zeros(12, 12, dtype=torch.bool)
+    for i in range(12):
+        for j in range(6):
+            expected[i, j] = j // 3 < (i % 6) // 3 or (i < 6 and j // 3 == i // 3)
+        if i >= 6:
+            expected[i, 6 + 3 * ((i - 6) // 3) : 9 + 3 * ((i - 6) // 3)] = True
+    assert torch.equal(mask, expected)
 
 
 def test_a_restarted_stage_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

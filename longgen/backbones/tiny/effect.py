@@ -1,9 +1,9 @@
-"""What presets do to `tiny` at a length it was not trained for, as a table.
+"""What presets do to a built-in model at a length it was not trained for, as a table.
 
-    python -m longgen.backbones.tiny.effect --preset direct --preset freespec ... [--frames 321] [--prompts 8] [--seeds 2]
-                                            [--set technique.key=value ...] [--output effect.jsonl] [--json]
+    python -m longgen.backbones.tiny.effect --preset direct --preset freespec ... [--backbone tiny] [--frames 321] [--prompts 8]
+                                            [--seeds 2] [--set technique.key=value ...] [--output effect.jsonl] [--json]
 
-Every preset makes the same clips: the first held-out sentences, and the same seeds. A line of `--output` is one clip; clips
+A preset may be followed by values of its own, `--preset flex,ans.noise=false`. Every preset makes the same clips: the first held-out sentences, and the same seeds. A line of `--output` is one clip; clips
 that are there already are not made again, so that a run can be stopped, or shared by several processes. Columns:
 
     colour kept   share of clips whose object has one and the same colour, the asked one, in the first and in the last second
@@ -11,10 +11,12 @@ that are there already are not made again, so that a run can be stopped, or shar
     motion        share of clips whose tracked motion is of the asked kind
     speed         the object's mean speed, against the model's own 81-frame clips of the same sentences and seeds
     still         share of clips slower than half of that clip's 81-frame counterpart
+    drift         mean change of brightness, either way, from the first to the last 81 frames, in levels of 255
 
 `--json` also has the median sampling time of a clip, in seconds.
 
-`longgen.backbones.tiny.measure` says how each is read off the frames. The model is `tiny`; nothing follows for others.
+`longgen.backbones.tiny.measure` says how each is read off the frames. The models are `tiny` and `tiny-causal`; nothing follows
+for others.
 """
 
 from __future__ import annotations
@@ -30,12 +32,14 @@ from typing import Any
 import numpy as np
 
 from longgen import backbones, plan, preset
-from longgen.backbones.spec import TINY
+from longgen.backbones.spec import SPECS
 from longgen.backbones.tiny import grammar, measure
 from longgen.errors import UsageError
-from longgen.sampling import direct
+from longgen.sampling import direct, start
 
 NATIVE = "81 frames"  # the row of the model's own clips, which speed is measured against
+NATIVE_PX = 81
+KEY = ("backbone", "preset", "frames", "prompt", "seed")  # what tells one clip from another
 
 
 def clip(backbone: backbones.Backbone, made: plan.Plan, words: grammar.Words, seed: int) -> dict[str, Any]:
@@ -43,40 +47,45 @@ def clip(backbone: backbones.Backbone, made: plan.Plan, words: grammar.Words, se
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    noise = backbone.noise(made, generator)
-    if made.noise is not None:
-        noise = made.noise.mix(noise, made.clip, generator)
-    start = time.monotonic()
+    noise, began = start(backbone, made, generator), time.monotonic()
     sample = made.sampling.sample if made.sampling else direct.sample
     latents = sample(backbone, made, words.prompt, noise, lambda state: None, None, generator)
-    seconds = time.monotonic() - start
-    reading = measure.read(np.concatenate(list(backbone.decode(latents))))
+    seconds = time.monotonic() - began
+    frames = np.concatenate(list(backbone.decode(latents)))
+    reading = measure.read(frames)
+    levels = frames.mean(axis=(1, 2, 3))
+    drift = abs(float(levels[-NATIVE_PX:].mean() - levels[:NATIVE_PX].mean()))
     second = made.spec.fps
     ends = [Counter(part).most_common(1)[0][0] for part in (reading.colour[:second], reading.colour[-second:])]
-    return measure.score(reading, words) | {"kept": float(ends == [words.colour, words.colour]), "seconds": round(seconds, 2)}
+    kept = float(ends == [words.colour, words.colour])
+    return measure.score(reading, words) | {"kept": kept, "drift": drift, "seconds": round(seconds, 2)}
 
 
-def measured(names: list[str], frames_px: int, prompts: int, seeds: int, sets: list[str], output: Path) -> dict[str, list[dict]]:
+def measured(
+    model: str, names: list[str], frames_px: int, prompts: int, seeds: int, sets: list[str], output: Path
+) -> dict[str, list[dict]]:
     """Every clip's measures by preset, those of `NATIVE` first; what `output` lacks is made and appended to it."""
-    plans = {NATIVE: plan.build(preset.load("direct"), TINY)}
+    spec = SPECS[model]
+    plans = {NATIVE: plan.build(preset.load("direct"), spec)}
     for name in names:
-        techniques = {preset.name_of(technique) for technique in preset.load(name).techniques}
-        own = [override for override in sets if override.split(".")[0] in techniques]
-        plans[name] = plan.build(preset.load(name, own, preset.Sample(frames=frames_px)), TINY)
+        base, *own = name.split(",")
+        techniques = {preset.name_of(technique) for technique in preset.load(base).techniques}
+        own += [override for override in sets if override.split(".")[0] in techniques]
+        plans[name] = plan.build(preset.load(base, own, preset.Sample(frames=frames_px)), spec)
     done = {}
     if output.is_file():
         for line in output.read_text(encoding="utf-8").splitlines():
             one = json.loads(line)
-            done[one["preset"], one["frames"], one["prompt"], one["seed"]] = one
+            done[one["backbone"], one["preset"], one["frames"], one["prompt"], one["seed"]] = one
     backbone = None
     rows: dict[str, list[dict]] = {name: [] for name in plans}
     for number, words in enumerate(grammar.HELD_OUT[:prompts]):
         for seed in range(1000 * number, 1000 * number + seeds):
             for name, made in plans.items():
-                key = (name, made.frames_px, words.prompt, seed)
+                key = (model, name, made.frames_px, words.prompt, seed)
                 if key not in done:
-                    backbone = backbone or backbones.load(TINY, backbones.Setup(backbones.default_device(), "fp32"))
-                    one = dict(zip(("preset", "frames", "prompt", "seed"), key, strict=True)) | clip(backbone, made, words, seed)
+                    backbone = backbone or backbones.load(spec, backbones.Setup(backbones.default_device(), "fp32"))
+                    one = dict(zip(KEY, key, strict=True)) | clip(backbone, made, words, seed)
                     with output.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(one) + "\n")
                     print(json.dumps(one), file=sys.stderr, flush=True)
@@ -91,7 +100,7 @@ def summary(rows: dict[str, list[dict]]) -> list[dict[str, Any]]:
     lines = []
     for name, clips in rows.items():
         speed = np.array([one["speed_px"] for one in clips])
-        mean = {key: float(np.mean([one[key] for one in clips])) for key in ("kept", "one_object", "motion")}
+        mean = {key: float(np.mean([one[key] for one in clips])) for key in ("kept", "one_object", "motion", "drift")}
         lines.append({"name": name, **mean, "speed": float(np.nanmean(speed) / np.nanmean(native)),
                       "still": float(np.mean(speed < native / 2)), "clips": len(clips),
                       "seconds": float(np.median([one["seconds"] for one in clips]))})  # fmt: skip
@@ -100,7 +109,8 @@ def summary(rows: dict[str, list[dict]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", action="append", required=True)
+    parser.add_argument("--preset", action="append", required=True, metavar="NAME[,technique.key=value]")
+    parser.add_argument("--backbone", choices=("tiny", "tiny-causal"), default="tiny")
     parser.add_argument("--frames", type=int, default=321)
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=2)
@@ -109,16 +119,16 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     try:
-        lines = summary(measured(args.preset, args.frames, args.prompts, args.seeds, args.set, args.output))
+        lines = summary(measured(args.backbone, args.preset, args.frames, args.prompts, args.seeds, args.set, args.output))
     except UsageError as error:
         sys.exit(f"effect: {error}")
     if args.json:
         print(json.dumps(lines))
         return
-    print("| preset | colour kept | one object | motion | speed | still |\n|---|---|---|---|---|---|")
+    print("| preset | colour kept | one object | motion | speed | still | drift |\n|---|---|---|---|---|---|---|")
     for line in lines:
         shares = " | ".join(f"{line[key]:.1%}" for key in ("kept", "one_object", "motion"))
-        print(f"| `{line['name']}` | {shares} | {line['speed']:.2f} | {line['still']:.0%} |")
+        print(f"| `{line['name']}` | {shares} | {line['speed']:.2f} | {line['still']:.0%} | {line['drift']:.2f} |")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Trains the `tiny` backbone from nothing, in restartable stages.
+"""Trains the `tiny` backbone from nothing, and `tiny-causal` from that, in restartable stages.
 
     python -m longgen.backbones.tiny.train --work DIR [--stages images,video,latents,decoder,transformer,export]
+    python -m longgen.backbones.tiny.train --work DIR --stages unpack,latents,causal,export-causal
 
 | stage | learns | by |
 |---|---|---|
@@ -10,6 +11,9 @@
 | decoder | VAE decoder alone on clips | the latents stay as they are, so it may run beside the transformer |
 | transformer | Wan transformer and UMT5 text encoder | flow matching on the encoded clips |
 | export | nothing: writes the diffusers folder | fp16 safetensors |
+| unpack | nothing: lays out the shipped `tiny` | as the finished stages video and transformer |
+| causal | a causal transformer, from tiny's | flow matching on chunks of three latents, each at a noise level of its own, with a block-causal mask |
+| export-causal | nothing: writes the transformer's folder | fp16 safetensors; text encoder and VAE are tiny's |
 
 Every stage writes a checkpoint each `CHECKPOINT_EVERY` steps and goes on from it; one that is done is skipped. The stages
 decoder and transformer need only what latents left, so that they may run side by side in two processes.
@@ -22,8 +26,11 @@ The shipped weights: seed 2026, on two cores of an AMD EPYC (AVX-512, bf16), tor
     python -m longgen.backbones.tiny.train --work W --stages transformer && wait
     python -m longgen.backbones.tiny.train --work W --stages export --output longgen/backbones/tiny/weights
 
+    python -m longgen.backbones.tiny.train --work C --stages unpack,latents,causal
+    python -m longgen.backbones.tiny.train --work C --stages export-causal --output longgen/backbones/tiny/weights-causal
+
 images 2,000 steps in 6 minutes, video 2,600 in 18, latents 3,072 clips in 6, decoder 4,000 steps in 29 and transformer 4,400
-in 90, beside other work: about two hours with the last two side by side. (The first 400 steps of video ran on two threads.)
+in 90, beside other work: about two hours with the last two side by side. (The first 400 steps of video ran on two threads.) causal 1,600 steps in 75 minutes.
 """
 
 from __future__ import annotations
@@ -33,11 +40,13 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
@@ -83,6 +92,10 @@ FRAMES_PX = 81
 CLIPS, SHARD = 3072, 256
 BATCH = 12
 DROPPED_PROMPTS = 0.1
+CHUNK_LAT = 3
+CAUSAL_BATCH = 6
+CAUSAL_TIME_SHIFT = 3.0
+CONTEXT_NOISE = 0.15  # the most noise on the clean past, so that a rollout forgives its own errors
 TIME_SHIFT = 2.0
 FLOW_SHIFT = 3.0
 OBJECT_WEIGHT = 7.0  # pixels of the shape and its rim; the background would drown small shapes otherwise
@@ -379,6 +392,83 @@ def train_transformer(work: Path, device: str, steps: int) -> None:
     fit("transformer", work, modules, optimizers, steps, loss_at, warm_then_fall, ema=means)
 
 
+def unpack(work: Path, device: str, amount: int) -> None:
+    """Lays out the shipped weights as the finished stages video and transformer, for those that follow."""
+    shipped = Path(__file__).parent / "weights"
+    vae = AutoencoderKLWan.from_pretrained(shipped, subfolder="vae")
+    text_encoder = UMT5EncoderModel.from_pretrained(shipped, subfolder="text_encoder")
+    transformer = WanTransformer3DModel.from_pretrained(shipped, subfolder="transformer")
+    means = {"transformer": transformer.state_dict(), "text_encoder": text_encoder.state_dict()}
+    torch.save({"modules": {"vae": vae.state_dict()}}, work / "video.pt")
+    torch.save({"ema": means}, work / "transformer.pt")
+
+
+class TeacherForced(WanAttnProcessor):
+    """Self-attention over a clean clip and, after it, the same clip at other noise levels: 2 T frames, T rotary positions.
+
+    A frame sees its own chunk and, of the clean clip, the chunks before. So each chunk learns from just what a rollout will
+    give it: clean keys and values of the past, and its own at the level that it stands at.
+    """
+
+    def __init__(self, frames_lat: int, tokens: int) -> None:
+        super().__init__()
+        chunk = (torch.arange(frames_lat) // CHUNK_LAT).repeat_interleave(tokens)
+        past, own = chunk[:, None] > chunk[None, :], chunk[:, None] == chunk[None, :]
+        self.mask = torch.cat([torch.cat([past | own, torch.zeros_like(own)], 1), torch.cat([past, own], 1)])
+
+    def __call__(self, attn: Any, hidden_states: Tensor, text: Any, mask: Any, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        half = hidden_states.shape[1] // 2
+        twice = tuple(torch.cat([table[:, :half], table[:, :half]], dim=1) for table in rotary)
+        return super().__call__(attn, hidden_states, text, self.mask.to(hidden_states.device), twice)
+
+
+def train_causal(work: Path, device: str, steps: int) -> None:
+    latents, sentences, _, _ = load_clips(work)
+    transformer, text_encoder, tokenizer = new_transformer(device)
+    mean_transformer, _, _ = new_transformer(device)
+    start = torch.load(work / "transformer.pt", weights_only=True, map_location="cpu")["ema"]
+    for module in (transformer, mean_transformer):
+        module.load_state_dict(start["transformer"])
+    text_encoder.load_state_dict(start["text_encoder"])
+    text = tokenizer([*(words.prompt for words in grammar.TRAINING), ""], padding="max_length", max_length=TEXT_TOKENS,
+                     return_tensors="pt")  # fmt: skip
+    with torch.no_grad():
+        embeds = embed(text_encoder, text.input_ids.to(device), text.attention_mask.to(device))
+    frames_lat, tokens = latents.shape[2], latents.shape[3] * latents.shape[4]
+    forced = TeacherForced(frames_lat, tokens)
+    for block in transformer.blocks:
+        block.attn1.set_processor(forced)
+
+    def loss_at(step: int, generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(latents), (CAUSAL_BATCH,), generator=generator)
+        clean = latents[rows].to(device)
+        prompts = sentences[rows].masked_fill(torch.rand(CAUSAL_BATCH, generator=generator) < DROPPED_PROMPTS, -1)
+        time_unit = torch.sigmoid(1.2 * torch.randn(CAUSAL_BATCH, frames_lat // CHUNK_LAT, generator=generator))
+        sigma = CAUSAL_TIME_SHIFT * time_unit / (1 + (CAUSAL_TIME_SHIFT - 1) * time_unit)
+        sigma = sigma.repeat_interleave(CHUNK_LAT, dim=1).to(device)  # [B, T]
+        spoilt = CONTEXT_NOISE * torch.rand(CAUSAL_BATCH, frames_lat // CHUNK_LAT, generator=generator)
+        spoilt = spoilt.repeat_interleave(CHUNK_LAT, dim=1).to(device)
+        noise, other = (torch.randn(clean.shape, generator=generator).to(device) for _ in range(2))
+        noisy = torch.lerp(clean, noise, sigma[:, None, :, None, None])
+        past = clean + spoilt[:, None, :, None, None] * other
+        times = torch.cat([torch.zeros_like(sigma), sigma], dim=1).repeat_interleave(tokens, dim=1) * 1000
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            velocity = transformer(torch.cat([past, noisy], dim=2), times, embeds[prompts], return_dict=False)[0]
+        return F.mse_loss(velocity[:, :, frames_lat:].float(), noise - clean)
+
+    optimizers = muon_and_adamw(transformer, nn.Module())
+    fit(
+        "causal",
+        work,
+        {"transformer": transformer},
+        optimizers,
+        steps,
+        loss_at,
+        warm_then_fall,
+        ema={"transformer": mean_transformer},
+    )
+
+
 def export(work: Path, folder: Path) -> None:
     """Writes the diffusers pipeline folder that the package ships, in fp16 safetensors."""
     _, _, mean, std = load_clips(work)
@@ -393,29 +483,40 @@ def export(work: Path, folder: Path) -> None:
     print(f"export {folder}: {sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) / 1e6:.1f} MB", flush=True)
 
 
+def export_causal(work: Path, folder: Path) -> None:
+    """Writes the causal transformer that the package ships, in fp16 safetensors."""
+    transformer, _, _ = new_transformer("cpu")
+    transformer.load_state_dict(torch.load(work / "causal.pt", weights_only=True, map_location="cpu")["ema"]["transformer"])
+    transformer.half().save_pretrained(folder)
+    print(f"export-causal {folder}: {sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) / 1e6:.1f} MB", flush=True)
+
+
 STAGES = {
     "images": (train_images, 2000),
     "video": (train_video, 2600),
     "latents": (encode_clips, CLIPS),
     "decoder": (train_decoder, 4000),
     "transformer": (train_transformer, 4400),
+    "unpack": (unpack, 0),
+    "causal": (train_causal, 1600),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and encoded clips")
-    parser.add_argument("--stages", default=",".join([*STAGES, "export"]))
+    parser.add_argument("--stages", default="images,video,latents,decoder,transformer,export")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, default=Path("tiny"), help="folder that export writes")
+    parser.add_argument("--output", type=Path, default=Path("tiny"), help="folder that an export writes")
     args = parser.parse_args()
     stages = args.stages.split(",")
-    if unknown := set(stages) - {*STAGES, "export"}:
-        parser.error(f"no stage {', '.join(sorted(unknown))}; the stages are {', '.join([*STAGES, 'export'])}")
+    exports = {"export": export, "export-causal": export_causal}
+    if unknown := set(stages) - {*STAGES, *exports}:
+        parser.error(f"no stage {', '.join(sorted(unknown))}; the stages are {', '.join([*STAGES, *exports])}")
     args.work.mkdir(parents=True, exist_ok=True)
     for stage in stages:
-        if stage == "export":
-            export(args.work, args.output)
+        if stage in exports:
+            exports[stage](args.work, args.output)
         else:
             run, amount = STAGES[stage]
             run(args.work, args.device, amount)

@@ -8,6 +8,7 @@ from longgen.errors import unknown_name
 from longgen.technique import Technique
 
 NOISE = {
+    "ans": "longgen.noise.ans:Ans",
     "glc-noise": "longgen.noise.glc:GlcNoise",
 }
 POSITIONS = {
@@ -17,6 +18,7 @@ POSITIONS = {
     "flex": "longgen.positions.flex:Flex",
     "ntk": "longgen.positions.ntk:Ntk",
     "yarn": "longgen.positions.yarn:Yarn",
+    "rebase": "longgen.positions.rebase:Rebase",
 }
 CONTEXT = {  # in the order in which they apply
     "window": "longgen.context.window:Window",
@@ -36,6 +38,7 @@ SAMPLING = {
     "gen-l-video": "longgen.sampling.genlvideo:GenLVideo",
     "glcd": "longgen.sampling.glcd:Glcd",
     "fifo": "longgen.sampling.fifo:Fifo",
+    "rollout": "longgen.sampling.rollout:Rollout",
 }
 REFINE = {
     "vmcr": "longgen.refine.vmcr:Vmcr",

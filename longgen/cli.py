@@ -336,7 +336,7 @@ def plan(
 @app.command()
 @reports_errors
 def decode(
-    latents: Annotated[Path, typer.Argument(metavar="LATENTS", help="latents.safetensors of a run.")],
+    latents: Annotated[Path, typer.Argument(metavar="LATENTS", help="A run's folder, or the latents in it.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.mp4", help="(default: beside the run)")] = None,
     device: Device = None,
     vae_tiling: Tiling = False,
@@ -346,13 +346,20 @@ def decode(
     """Turn saved latents into a video, without sampling again."""
     from longgen import checkpoint, run
 
-    tensors, kept = checkpoint.load_tensors(latents)
-    if "latents" not in tensors or "preset" not in kept:
-        raise LonggenError(f"{latents} holds no latents of a run", accepted="latents.safetensors", do="check the path")
+    if latents.suffix == ".run":
+        latents = latents / ("latents" if (latents / "latents").is_dir() else "latents.safetensors")
+    chunks = checkpoint.Chunks(latents, {})
+    tensors, kept = ({}, chunks.kept()) if len(chunks) else checkpoint.load_tensors(latents)
+    if "preset" not in kept or not (len(chunks) or "latents" in tensors):
+        raise LonggenError(f"{latents} holds no latents of a run", accepted="a run's folder, or latents.safetensors in it",
+                           do="check the path")  # fmt: skip
     if "done" in kept and not quiet:
         say(f"note: {latents} is a checkpoint after step {kept['done']}; the video will be noisy")
     made = run.plan_of(kept, latents)
     folder = latents.absolute().parent
+    if output is None and 0 < len(chunks) < made.rounds:
+        raise UsageError(f"{latents} holds {len(chunks)} of {made.rounds} chunks, and the name beside it is the whole video's",
+                         accepted="--output FILE.mp4 for what there is", do=f"add -o {folder.stem}-so-far.mp4")  # fmt: skip
     target = output or (folder.with_suffix(".mp4") if folder.suffix == ".run" else latents.with_suffix(".mp4"))
     target = run.output_path(str(target), kept["prompt"], kept["seed"])
     run.check_writable(target)
@@ -368,8 +375,11 @@ def decode(
         where = device or default_device()
         frames_of = decoder(made.spec, where, vae_tiling)
         report(run.Progress("load", 1, 1, time.monotonic() - start, 0.0, run.memory_bytes("cpu")))
-        seconds = run.decode_to(target, frames_of, tensors["latents"], made, where, settings, report)
-    result = {"name": target.stem, "output": str(target), "frames": made.frames_px, "seconds": {"decode": seconds}}
+        frames_lat = chunks.frames(made.frames_lat) if len(chunks) else tensors["latents"]
+        seconds, frames_px = run.decode_to(target, frames_of, frames_lat, made, where, settings, report)
+    if frames_px < made.frames_px and not quiet:
+        say(f"note: the stream was stopped before its end; these are {frames_px} frames of {made.frames_px}")
+    result = {"name": target.stem, "output": str(target), "frames": frames_px, "seconds": {"decode": seconds}}
     answer(str(target), result, as_json)
 
 
@@ -454,7 +464,7 @@ def backbones_list(as_json: Json = False) -> None:
     """Every backbone by name."""
     from longgen.backbones.spec import SPECS
 
-    rows = [f"{spec.name:<14}{spec.native_px:>4} frames native  {spec.about}" for spec in SPECS.values()]
+    rows = [f"{spec.name:<16}{spec.native_px:>4} frames native  {spec.about}" for spec in SPECS.values()]
     answer("\n".join(rows), [spec_dict(spec) for spec in SPECS.values()], as_json)
 
 
@@ -547,9 +557,10 @@ def read_prompts(prompt: str | None, prompts: Path | None) -> list[str]:
 def warn_of_grammar(spec: BackboneSpec, texts: list[str], quiet: bool) -> None:
     from longgen.backbones.tiny import grammar
 
-    strange = [text for text in texts if spec.name == "tiny" and grammar.parse(text) is None]
+    strange = [text for text in texts if spec.built_in and grammar.parse(text) is None]
     if strange and not quiet:
-        say(f"note: tiny knows one kind of sentence, and {strange[0]!r} is none; expect nonsense. It knows:\n{grammar.describe()}")
+        say(f"note: {spec.name} knows one kind of sentence, and {strange[0]!r} is none; expect nonsense. "
+            f"It knows:\n{grammar.describe()}")  # fmt: skip
 
 
 def _version(asked: bool) -> None:

@@ -1,6 +1,9 @@
 """A frame plan: which frames a frame may see, and at which relative time. Plain tables, no torch.
 
-Legend: T latent frames, n tokens per latent frame, i query frame, j key frame, P passes, C temporal rotary components.
+Legend: T latent frames, Q query frames, n tokens per latent frame, i query frame, j key frame, P passes, C temporal rotary
+components.
+
+The query frames are the last Q of the T: all of them where frames are denoised together, the newest chunk in a rollout.
 
 A plan is one or more passes. The output for query frame i is the mean of the passes' attention outputs, weighted
 by `weight[i]`. The neutral plan is one pass with `rel = i - j` and everything visible: the backbone's own attention.
@@ -22,9 +25,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One attention pass: `rel` [T, T] float64, `visible` [T, T] bool, `weight` [T] float64.
+    """One attention pass: `rel` [Q, T] float64, `visible` [Q, T] bool, `weight` [Q] float64.
 
-    A query frame of weight 0 is not computed in this pass. `stripe` [T, T] float64, or None for all ones: of a visible
+    A query frame of weight 0 is not computed in this pass. `stripe` [Q, T] float64, or None for all ones: of a visible
     key frame, query token q sees the tokens k with |q - k| < stripe * n only, q and k counted within their frames in
     raster order; 1 is the whole frame.
     """
@@ -70,7 +73,13 @@ class FramePlan:
 
     @property
     def frames_lat(self) -> int:
-        return len(self.passes[0].weight)
+        return self.passes[0].rel.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(Q, T)."""
+        rows, columns = self.passes[0].rel.shape
+        return rows, columns
 
     @property
     def density(self) -> float:
@@ -99,18 +108,18 @@ class FramePlan:
     @cached_property
     def is_neutral(self) -> bool:
         """Whether this is the backbone's own attention, so that the stock call serves, bit for bit."""
-        return self.key == neutral(self.frames_lat).key
+        return self.key == neutral(*reversed(self.shape)).key
 
     def each(self, change: Callable[[Pass], Pass]) -> FramePlan:
         """This plan with `change` applied to every pass."""
         return replace(self, passes=tuple(change(p) for p in self.passes))
 
     def see_only(self, visible: np.ndarray) -> FramePlan:
-        """This plan with `visible` [T, T] taken from what every pass may see."""
+        """This plan with `visible` [Q, T] taken from what every pass may see."""
         return self.each(lambda p: replace(p, visible=p.visible & visible))
 
     def see_also(self, visible: np.ndarray) -> FramePlan:
-        """This plan with `visible` [T, T], whole frames, added to what every pass sees of the frames that it computes."""
+        """This plan with `visible` [Q, T], whole frames, added to what every pass sees of the frames that it computes."""
 
         def change(p: Pass) -> Pass:
             added = visible & (p.weight > 0)[:, None]
@@ -119,7 +128,7 @@ class FramePlan:
         return self.each(change)
 
     def at(self, rel: np.ndarray) -> FramePlan:
-        """This plan with relative times `rel` [T, T] in every pass."""
+        """This plan with relative times `rel` [Q, T] in every pass."""
         return self.each(lambda p: replace(p, rel=rel))
 
 
@@ -129,7 +138,7 @@ class Clip:
 
     `intrinsic_component`: the 1-based rotary component whose period is closest to the latent frame at which the
     backbone is first seen to repeat itself (RIFLEx's k); None where nobody has said it. in_clips: whether this is one of
-    several clips of a longer video.
+    several clips of a longer video. in_chunks: whether its frames are made in chunks, of which plans hold the newest.
     """
 
     frames_lat: int
@@ -137,6 +146,7 @@ class Clip:
     frequencies: tuple[float, ...]
     intrinsic_component: int | None = None
     in_clips: bool = False
+    in_chunks: bool = False
 
     @property
     def ratio(self) -> float:
@@ -150,10 +160,11 @@ def distances(frames_lat: int) -> np.ndarray:
     return frame[:, None] - frame[None, :]
 
 
-def neutral(frames_lat: int) -> FramePlan:
-    """The backbone's own attention over `frames_lat` frames."""
-    everything = np.ones((frames_lat, frames_lat), dtype=bool)
-    return FramePlan((Pass(distances(frames_lat), everything, np.ones(frames_lat)),))
+def neutral(frames_lat: int, queries: int | None = None) -> FramePlan:
+    """The backbone's own attention over `frames_lat` frames, of the last `queries` of them or of all."""
+    own = np.arange(frames_lat - (queries or frames_lat), frames_lat, dtype=np.float64)
+    rel = own[:, None] - np.arange(frames_lat, dtype=np.float64)[None, :]
+    return FramePlan((Pass(rel, np.ones(rel.shape, dtype=bool), np.ones(len(own))),))
 
 
 def visible_from_ranges(ranges: list[tuple[int, int]]) -> np.ndarray:

@@ -2,6 +2,9 @@
 
 Legend: T latent frames, n tokens per latent frame, N = T n tokens, d channels, L layers, S steps.
 
+In a rollout frame plans are made for every chunk anew, of its frames against all before: `Plan.rolled`. What the plan itself
+holds, prints and exports are those of the last chunk.
+
 A `Program` is what one layer does in one step: branches, each with its frame plan, and the fusion that makes one output
 of them. `Plan.table[layer, step]` names the program; 0 is the backbone's own attention. `build` refuses what cannot be,
 in the user's words, and prices the rest.
@@ -11,7 +14,10 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,10 +25,11 @@ import numpy as np
 from longgen import frames
 from longgen.backbones.spec import CAPABILITIES, SPECS, BackboneSpec
 from longgen.catalog import TECHNIQUES
+from longgen.catalog import technique as technique_class
 from longgen.errors import UsageError
 from longgen.frameplan import Clip, FramePlan, neutral
 from longgen.preset import Preset, Sample, name_of
-from longgen.schedule import Schedule, check, weights
+from longgen.schedule import Schedule, by_chunk, check, weights
 from longgen.technique import FrameTechnique, FrequencyTechnique, Fusion, Grid, NoiseTechnique, Refine, Sampling, Technique
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -56,7 +63,7 @@ class Plan:
     """One generation, decided. `programs[0]` is None and stands for the backbone's own attention.
 
     frames_px: pixel frames that come out. sample: every field filled in. clip: the whole video; seen: what the model sees of it
-    at a time, which frame plans are made for. table: [L, S] indices into `programs`.
+    at a time, which frame plans are made for; in a rollout a chunk. table: [L, S] indices into `programs`.
     notes: what a person should know before starting.
     """
 
@@ -114,6 +121,56 @@ class Plan:
         return self.sampling.rounds(self.frames_lat, self.clip.native_lat, self.steps) if self.sampling else self.steps
 
     @property
+    def chunk_lat(self) -> int | None:
+        """Latent frames of a chunk in a rollout; None where frames are denoised together."""
+        return self.seen.frames_lat if self.sampling is not None and self.sampling.in_chunks else None
+
+    def rolled(
+        self, frames_lat: int, queries: int, held: Sequence[int] | None = None
+    ) -> tuple[tuple[Program | None, ...], np.ndarray]:
+        """In a rollout that has come to `frames_lat` frames, the programs and table of its last `queries`.
+
+        held: the frames before them that are still there; all unless given.
+        """
+        clip, own = replace(self.clip, frames_lat=frames_lat), neutral(frames_lat, queries)
+        if held is not None:
+            there = np.isin(np.arange(frames_lat), held) | (np.arange(frames_lat) >= frames_lat - queries)
+            own = own.see_only(np.broadcast_to(there, own.shape))
+        programs, table, _ = _programs(self.acting, clip, own, self.spec.layers, self.steps)
+        return programs, table
+
+    @cached_property
+    def _rolled_cost(self) -> tuple[float, float]:
+        """Arithmetic and attention of one layer over a rollout, clean passes included, against direct sampling of all frames."""
+        chunk = self.seen.frames_lat
+        at = np.unique(np.linspace(1, self.rounds, min(self.rounds, COSTED_CHUNKS)).round().astype(int))
+        arithmetic, attention = [], []
+        for frames_lat in (at * chunk).tolist():
+            programs, table = self.rolled(frames_lat, chunk)
+            grid, keys = self.seen_grid, frames_lat * math.prod(self.seen_grid[1:])
+            each = np.array([(self.operations(p, grid, keys), p.density if p else 1.0) for p in programs])[table]
+            passes = each.mean(axis=0).sum(axis=0) + each.mean(axis=0)[-1] * (frames_lat < chunk * self.rounds)
+            arithmetic.append(passes[0])
+            attention.append(passes[1] * chunk * frames_lat)
+        chunks, asked = np.arange(1, self.rounds + 1), self.preset.sample.steps or self.spec.steps
+        whole = self.operations(None, self.grid) * asked, self.frames_lat**2 * asked
+        sums = (float(np.interp(chunks, at, each).sum()) for each in (arithmetic, attention))
+        return tuple(part / all_ for part, all_ in zip(sums, whole, strict=True))  # type: ignore[return-value]
+
+    @property
+    def rounds_lat(self) -> int:
+        """Latent frames of all chunks of a rollout, the last one whole."""
+        return self.rounds * self.seen.frames_lat
+
+    @property
+    def slots_lat(self) -> int:
+        """Latent frames that a rollout's cache has room for: what the last chunk sees, in any layer and step."""
+        if not self.table.all():
+            return self.rounds_lat
+        plans = [plan for program in self.programs if program for plan in program.branches.values()]
+        return int(np.any([one.visible.any(axis=0) for plan in plans for one in plan.passes], axis=0).sum())
+
+    @property
     def calls(self) -> float:
         """Model calls a step on what the model sees at a time, guidance apart."""
         return self.sampling.calls(self.frames_lat, self.clip.native_lat) if self.sampling else 1.0
@@ -133,8 +190,11 @@ class Plan:
     def duration_s(self) -> float:
         return self.frames_px / (self.sample.fps or self.spec.fps)
 
-    def operations(self, program: Program | None, grid: Grid | None = None) -> int:
-        """Floating-point operations of one layer for one model call (multiply and add counted apart), on `seen_grid` or `grid`."""
+    def operations(self, program: Program | None, grid: Grid | None = None, keys: int | None = None) -> int:
+        """Floating-point operations of one layer for one model call (multiply and add counted apart), on `seen_grid` or `grid`.
+
+        keys: tokens that attention is over, its own included; those of the grid unless given.
+        """
         grid = grid or self.seen_grid
         tokens, width, spec = math.prod(grid), self.spec.width, self.spec
         if spec.joint_text:
@@ -143,7 +203,7 @@ class Plan:
         else:
             around = tokens * (12 * width**2 + 4 * width * spec.ffn_dim) + spec.text_tokens * 4 * width**2
             around += 4 * tokens * spec.text_tokens * width
-        attention = 4 * tokens**2 * width
+        attention = 4 * tokens * (keys or tokens) * width
         if program is None:
             return around + attention
         fused = program.fusion.operations(grid, width) if program.fusion else 0
@@ -152,6 +212,8 @@ class Plan:
     @property
     def cost(self) -> float:
         """Arithmetic of the transformer over the whole schedule, against direct sampling of the same length in its own steps."""
+        if self.chunk_lat is not None:
+            return self._rolled_cost[0]
         per_program = np.array([self.operations(program) for program in self.programs], dtype=np.float64)
         return float(self._calls_ratio * per_program[self.table].mean() / self.operations(None, self.grid))
 
@@ -163,8 +225,18 @@ class Plan:
     @property
     def attention_cost(self) -> float:
         """Frame pairs attended over the whole schedule, against direct sampling."""
+        if self.chunk_lat is not None:
+            return self._rolled_cost[1]
         density = np.array([1.0 if program is None else program.density for program in self.programs])
         return float(self._calls_ratio * density[self.table].mean() * (self.seen.frames_lat / self.frames_lat) ** 2)
+
+    def cache_bytes(self, dtype: str) -> int:
+        """A rollout's cache: keys as they are and as they are turned, and values; those of the text; with guidance all twice."""
+        if self.chunk_lat is None:
+            return 0
+        batch = 2 if (self.sample.guidance_scale or 0) > 1 else 1
+        tokens = 3 * self.slots_lat * math.prod(self.grid[1:]) + 2 * self.spec.text_tokens
+        return BYTES[dtype] * batch * tokens * self.spec.width * self.spec.layers
 
     def memory_bytes(self, dtype: str, offload: str = "none") -> dict[str, int]:
         """Estimated peak on the device, by part. Formula: README, "Memory"."""
@@ -175,6 +247,7 @@ class Plan:
         activations = size * max(attention, feed_forward) + 2 * tokens * self.spec.head_dim * 4
         weights = size * self.spec.parameters
         companions = size * self.spec.companions
+        activations += self.cache_bytes(dtype)
         peak = weights + activations + companions
         if offload == "model":
             peak = max(companions, weights + activations)
@@ -190,7 +263,8 @@ class Plan:
             where = self.table == index
             if not where.any():
                 continue
-            plans = {"main": neutral(self.seen.frames_lat)} if program is None else program.branches
+            own = neutral(self.seen.frames_lat) if self.chunk_lat is None else neutral(self.rounds_lat, self.chunk_lat)
+            plans = {"main": own} if program is None else program.branches
             for name, plan in plans.items():
                 label = keys.get((name, plan.key))
                 if label is None:
@@ -263,7 +337,8 @@ def build(preset: Preset, spec: BackboneSpec, schedule: Schedule | None = None) 
         notes.append(f"{asked_px} frames asked, {frames_px} made: {spec.name} makes {spec.stride_t}n+1")
         sample = sample.model_copy(update={"frames": frames_px})
     frames_lat = frames.latent_frames(frames_px, spec.stride_t)
-    sampling = next((technique for technique in preset.techniques if isinstance(technique, Sampling)), None)
+    techniques = _completed(preset, spec)
+    sampling = next((technique for technique in techniques if isinstance(technique, Sampling)), None)
     seen_lat = sampling.seen(frames_lat, spec.native_lat) if sampling else frames_lat
     asked = preset.sample.steps
     steps = (sampling.schedule_steps(frames_lat, spec.native_lat, asked) if sampling else asked) or spec.steps
@@ -277,19 +352,29 @@ def build(preset: Preset, spec: BackboneSpec, schedule: Schedule | None = None) 
                          accepted="no --negative-prompt", do="leave it out")  # fmt: skip
     if schedule is not None:
         check(schedule, frames_px, sample.fps or spec.fps)
-        weights(schedule, frames_px, spec.stride_t, sample.fps or spec.fps)  # refuses a shot that no latent frame shows
+        shares = weights(schedule, frames_px, spec.stride_t, sample.fps or spec.fps)  # refuses a shot that no latent frame shows
+        if sampling and sampling.in_chunks:  # or no chunk
+            by_chunk(schedule, shares, seen_lat, Fraction(spec.stride_t, sample.fps or spec.fps))
         if seen_lat == frames_lat and spec.joint_text:
             able = ", ".join(s.name for s in SPECS.values() if not s.joint_text)
             raise UsageError(f"--schedule needs clips on {spec.name}, whose text is in self-attention and the same for all frames",
                              accepted=f"a preset that samples clip by clip, as gen-l-video; or one of {able}",
                              do="--preset gen-l-video or glc-diffusion")  # fmt: skip
-    clip = Clip(frames_lat, spec.native_lat, spec.frequencies, spec.intrinsic_component)
+    in_chunks = sampling is not None and sampling.in_chunks
+    clip = Clip(frames_lat, spec.native_lat, spec.frequencies, spec.intrinsic_component, in_chunks=in_chunks)
     seen = replace(clip, frames_lat=seen_lat, in_clips=seen_lat < frames_lat)
-    acting = tuple(sorted((_acting(technique, spec, steps) for technique in preset.techniques), key=_turn))
+    acting = tuple(sorted((_acting(technique, spec, steps) for technique in techniques), key=_turn))
     _refuse_contradictions(acting)
-    programs, table, inert = _programs(acting, seen, spec.layers, steps)
+    if sampling and sampling.in_chunks:
+        rolled_lat = seen_lat * sampling.rounds(frames_lat, spec.native_lat, steps)
+        seen = replace(seen, in_clips=False)
+        programs, table, inert = _programs(acting, replace(clip, frames_lat=rolled_lat), neutral(rolled_lat, seen_lat),
+                                           spec.layers, steps)  # fmt: skip
+    else:
+        programs, table, inert = _programs(acting, seen, neutral(seen.frames_lat), spec.layers, steps)
     for act in acting:
-        if act.name in inert and not _acts_besides(act.technique, clip, seen):
+        given = act.technique in preset.techniques
+        if given and act.name in inert and not _acts_besides(act.technique, clip, seen):
             notes.append(f"{act.name} changes nothing at {frames_px} frames of {spec.name}: it is the identity there")
     edits = [act.name for act in acting if isinstance(act.technique, Refine)]
     if sampling and sampling.frame_levels and seen_lat < frames_lat:
@@ -310,7 +395,18 @@ def build(preset: Preset, spec: BackboneSpec, schedule: Schedule | None = None) 
     return Plan(spec, preset, sample, frames_px, frames_lat, clip, seen, acting, programs, table, tuple(notes), schedule)
 
 
+def _completed(preset: Preset, spec: BackboneSpec) -> tuple[Technique, ...]:
+    """The stack, and on a causal backbone what it leaves unsaid: a rollout, and a window of the native length."""
+    techniques = preset.techniques
+    for name in ("rollout", "window") if spec.causal else ():
+        own = technique_class(name)()
+        if not any(claim in technique.claims for technique in techniques for claim in own.claims):
+            techniques = (*techniques, own)
+    return techniques
+
+
 LONG = 4  # times the native length: where costs are compared
+COSTED_CHUNKS = 33  # of a rollout; between them cost changes evenly
 
 
 def on_every_backbone(preset: Preset) -> dict[str, Plan | UsageError]:
@@ -367,10 +463,11 @@ def _acting(technique: Technique, spec: BackboneSpec, steps: int) -> Acting:
 
 
 def _turn(act: Acting) -> tuple[int, int]:
-    """When `act` applies: noise, relative times, fusion, context, frequencies, sampling, refinement; then by the catalog."""
-    turns = ("noise", "positions", "fusion", "context", "frequencies", "sampling", "refine")
-    turn = turns.index("frequencies" if isinstance(act.technique, FrequencyTechnique) else act.technique.slot)
-    return turn, list(TECHNIQUES).index(act.name)
+    """When `act` applies: noise, times, fusion, context, times by it, frequencies, sampling, refinement; then by the catalog."""
+    turns = ("noise", "positions", "fusion", "context", "after context", "frequencies", "sampling", "refine")
+    late = isinstance(act.technique, FrameTechnique) and act.technique.after_context
+    turn = "frequencies" if isinstance(act.technique, FrequencyTechnique) else "after context" if late else act.technique.slot
+    return turns.index(turn), list(TECHNIQUES).index(act.name)
 
 
 def _acts_besides(technique: Technique, clip: Clip, seen: Clip) -> bool:
@@ -393,9 +490,12 @@ def _refuse_contradictions(acting: tuple[Acting, ...]) -> None:
 
 
 def _programs(
-    acting: tuple[Acting, ...], clip: Clip, layers: int, steps: int
+    acting: tuple[Acting, ...], clip: Clip, own: FramePlan, layers: int, steps: int
 ) -> tuple[tuple[Program | None, ...], np.ndarray, list[str]]:
-    """The distinct programs, the table [L, S] of their indices, and the names of techniques that change nothing."""
+    """The distinct programs, the table [L, S] of their indices, and the names of techniques that change nothing.
+
+    own: the backbone's own attention, which they change.
+    """
     programs: list[Program | None] = [None]
     index_of: dict[tuple[object, ...], int] = {}
     changes = {act.name: False for act in acting}
@@ -412,7 +512,7 @@ def _programs(
         fuses = any(isinstance(acting[i].technique, Fusion) for i in stack)
         case = (stack, step if fuses else True)  # without a fusion, all steps are alike
         if case not in made:
-            made[case] = _stacked([acting[i] for i in stack], clip, step, steps, changes)
+            made[case] = _stacked([acting[i] for i in stack], clip, own, step, steps, changes)
         branches, fusion = made[case]
         decided[stack, step] = 0
         if fusion is None and next(iter(branches.values())).is_neutral:
@@ -426,10 +526,10 @@ def _programs(
 
 
 def _stacked(
-    stack: list[Acting], clip: Clip, step: int, steps: int, changes: dict[str, bool]
+    stack: list[Acting], clip: Clip, own: FramePlan, step: int, steps: int, changes: dict[str, bool]
 ) -> tuple[dict[str, FramePlan], Fusion | None]:
     """The branches that `stack`, in its order, makes of the backbone's own attention; notes in `changes` what acted."""
-    branches, fusion = {"main": neutral(clip.frames_lat)}, None
+    branches, fusion = {"main": own}, None
     for act in stack:
         technique, before = act.technique, {plan.key for plan in branches.values()}
         if isinstance(technique, FrameTechnique):
@@ -452,6 +552,10 @@ def _check_sight(stack: str, plan: FramePlan) -> None:
         if len(blind):
             raise UsageError(f"{stack} leave frame {blind[0]} nothing to see", accepted="a stack in which every frame sees one",
                              do="remove a technique, or widen a window")  # fmt: skip
+        rows, columns = plan.shape
+        if rows < columns and not one.visible[:, -rows:].all():
+            raise UsageError(f"{stack} show a chunk of {rows} latent frames less than itself",
+                             accepted=f"a window of {rows} or more", do=f"--set window.frames={rows} or more")  # fmt: skip
 
 
 def count_label(numbers: tuple[int, ...], total: int) -> str:

@@ -1,12 +1,13 @@
 """One generation from plan to files.
 
-Beside `ball.mp4` stands the folder `ball.run/`:
+`ball.mp4` is there when it is complete, and grows as `ball.partial.mp4` until then. Beside it stands the folder `ball.run/`:
 
     run.json                  settings, versions, what acted where, seconds per phase, peak memory
     checkpoint.safetensors    after every step, until sampling is done
     latents.safetensors       from the end of sampling on, before decoding begins
+    latents/000000.safetensors, 000001 ...   in place of the two, where frames are made in chunks: each as soon as it is done
 
-`resume` continues from whichever of the two is there; the latents come out equal, byte for byte.
+`resume` continues from whichever of them is there; the latents come out equal, byte for byte.
 """
 
 from __future__ import annotations
@@ -111,6 +112,9 @@ def output_path(output: str | None, prompt: str, seed: int, taken: Iterable[Path
     """Where the video goes: `output` if it is a file name in .mp4, else `<slug>-<seed>.mp4` in the folder `output`."""
     if output is not None and not output.endswith("/") and not os.path.isdir(output):
         suffix = ".mp4" if Path(output).name == ".mp4" else Path(output).suffix
+        if output.endswith(".partial.mp4"):
+            raise UsageError(f"--output {output}: so a video is called that is not complete yet", accepted="another name in .mp4",
+                             do=f"take {output.removesuffix('.partial.mp4')}.mp4")  # fmt: skip
         if suffix.lower() == ".mp4" and 4 < len(os.fsencode(Path(output).name)) <= LONGEST_NAME:
             return Path(output)
         if suffix.lower() == ".mp4":
@@ -195,7 +199,7 @@ def generate_one(
     import torch
 
     from longgen import checkpoint
-    from longgen.sampling import direct
+    from longgen.sampling import direct, start
 
     folder, device = run_folder(output), str(backbone.device)
     settings = settings_of(plan, prompt, seed, backbone.setup)
@@ -205,6 +209,8 @@ def generate_one(
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
     saved_latents, saved_step = folder / "latents.safetensors", folder / "checkpoint.safetensors"
+    chunks = checkpoint.Chunks(folder / "latents", settings)
+    in_chunks = plan.chunk_lat is not None
     record = _record(plan, settings, device)
 
     def write_record(status: str) -> None:
@@ -215,6 +221,11 @@ def generate_one(
     if not resume:
         for old in (saved_latents, saved_step):
             old.unlink(missing_ok=True)
+        chunks.clear()
+    elif len(chunks):
+        _same_run(chunks.kept(), settings, chunks.folder)
+        tensors, described = chunks.state()
+        state = direct.State(len(chunks), chunks, checkpoint.unpack(tensors, described), tensors["generator"])
     elif saved_latents.is_file():
         tensors, kept = checkpoint.load_tensors(saved_latents)
         _same_run(kept, settings, saved_latents)
@@ -236,30 +247,39 @@ def generate_one(
             def on_step(now: direct.State) -> None:
                 tensors, described = checkpoint.pack(now.scheduler, "scheduler")
                 tensors |= {"latents": now.latents, "generator": now.generator}
-                checkpoint.save_tensors(saved_step, tensors, settings | {"done": now.done, "scheduler": described})
+                if in_chunks:
+                    chunks.append(tensors, described)
+                else:
+                    checkpoint.save_tensors(saved_step, tensors, settings | {"done": now.done, "scheduler": described})
                 phase.at(now.done)
 
             generator = torch.Generator().manual_seed(seed)
-            noise = backbone.noise(plan, generator)
-            if plan.noise is not None:
-                noise = plan.noise.mix(noise, plan.clip, generator)
+            noise = start(backbone, plan, generator)
             arguments = (backbone, plan, prompt, noise, on_step, state, generator)
+            at_once = backbone.setup.offload == "none"  # else weights would move to and fro for each frame
             if plan.sampling is None:
                 latents = direct.sample(*arguments)
-            elif plan.sampling.streams and backbone.setup.offload == "none":  # else weights would move to and fro for each frame
+            elif plan.sampling.streams and at_once:
                 frames_lat: list[Tensor] = []
-                passing = _kept(plan.sampling.stream(*arguments), frames_lat)
+                passing = plan.sampling.stream(*arguments)
+                if not in_chunks:
+                    passing = _kept(passing, frames_lat)
                 decode_to(output, backbone.decode, passing, plan, device, settings)  # sampling reports the progress of both
-                latents, decoded = torch.cat(frames_lat, dim=2), True
+                latents, decoded = None if in_chunks else torch.cat(frames_lat, dim=2), True
+            elif in_chunks:
+                for _ in plan.sampling.stream(*arguments):
+                    pass  # its frames are in the chunks
             else:
                 latents = plan.sampling.sample(*arguments)
             seconds["sample"] = round(phase.seconds, 3)
-            checkpoint.save_tensors(saved_latents, {"latents": latents}, settings)
+            if latents is not None:
+                checkpoint.save_tensors(saved_latents, {"latents": latents}, settings)
     saved_step.unlink(missing_ok=True)
     write_record("sampled")
     if not decoded:
-        with _naming_lack_of_memory("decoding", device, f"the latents are kept: longgen decode {saved_latents}"):
-            seconds["decode"] = decode_to(output, backbone.decode, latents, plan, device, settings, report)
+        with _naming_lack_of_memory("decoding", device, f"the latents are kept: longgen decode {folder}"):
+            frames_of = chunks.frames(plan.frames_lat) if latents is None else latents
+            seconds["decode"], _ = decode_to(output, backbone.decode, frames_of, plan, device, settings, report)
     write_record("done")
     return _result(output, settings, plan, seconds, memory_bytes(device))
 
@@ -302,6 +322,10 @@ def generate_jobs(
                 phase.at(1)
                 load_s = phase.seconds
             tell(f"seed {job.seed}")
+            if plan.sampling is not None and plan.sampling.streams and setup.offload == "none":
+                from longgen.video import partial_of
+
+                tell(f"growing, and playable meanwhile: {partial_of(job.output)}")
             results.append(generate_one(loaded, plan, job.prompt, job.seed, job.output, resume, report, load_s))
         except LonggenError as error:
             if len(jobs) == 1 or loaded is None:
@@ -319,8 +343,8 @@ def decode_to(
     device: str,
     settings: dict[str, Any],
     report: Callable[[Progress], None] = ignore,
-) -> float:
-    """Decodes latents [1, C, T, h, w], or their frames as they come, into the MP4 `output`; returns the seconds it took."""
+) -> tuple[float, int]:
+    """Decodes latents [1, C, T, h, w], or their frames as they come, into the MP4 `output`; returns its seconds and its frames."""
     from longgen.video import Writer
 
     phase, done = _Phase("decode", plan.frames_px, device, report), 0
@@ -329,7 +353,7 @@ def decode_to(
             writer.add(frames_px)
             done += len(frames_px)
             phase.at(done)
-    return round(phase.seconds, 3)
+    return round(phase.seconds, 3), done
 
 
 def unfinished(output: Path) -> str | None:
@@ -337,13 +361,16 @@ def unfinished(output: Path) -> str | None:
     folder = run_folder(output)
     if (folder / "checkpoint.safetensors").is_file():
         return "a run that was stopped while sampling"
-    if (folder / "latents.safetensors").is_file():
-        try:
-            decoded = stored_record(output)["status"] == "done"
-        except LonggenError:
-            decoded = False
-        return None if decoded else "latents that were not decoded"
-    return None
+    left = "latents that were not decoded" if (folder / "latents.safetensors").is_file() else None
+    if (folder / "latents").is_dir():
+        from longgen.checkpoint import Chunks
+
+        done = len(Chunks(folder / "latents", {}))
+        left = f"a stream that was stopped after chunk {done}" if done else left
+    try:
+        return None if left and stored_record(output)["status"] == "done" else left
+    except LonggenError:
+        return left
 
 
 def check_writable(output: Path) -> None:

@@ -201,12 +201,29 @@ def weights(schedule: Schedule, frames_px: int, stride: int, fps: int) -> np.nda
     shares = fades[:-1] - fades[1:]
     groups = shares[:, 1:].reshape(len(shots), frames_lat - 1, stride)
     table = np.concatenate([shares[:, :1], groups.mean(axis=2) if schedule.blend else groups[:, :, -1]], axis=1)
-    unseen = [f"shot {number} at {_say(shots[number - 1].at)}" for number in 1 + np.flatnonzero(~table.any(axis=1))]
-    if unseen:
-        raise UsageError(f"the schedule's {', '.join(unseen)} is too short to be in any frame",
-                         accepted=f"shots of {_say(Fraction(stride, fps))} or longer, before the video ends",
-                         do="make it longer, or leave it out")  # fmt: skip
+    _refuse_unseen(schedule, table, "frame", Fraction(stride, fps))
     return table
+
+
+def by_chunk(schedule: Schedule, shares: np.ndarray, chunk: int, frame_s: Fraction = Fraction(0)) -> np.ndarray:
+    """[chunks, S]: the shares [S, T] of `weights` in each `chunk` latent frames, of `frame_s` seconds each.
+
+    With a blend they are the frames' means; without, a chunk has the shot of most of its frames wholly, of two the earlier.
+    Raises UsageError where no chunk has a shot.
+    """
+    table = np.stack([shares[:, first : first + chunk].mean(axis=1) for first in range(0, shares.shape[1], chunk)])
+    if not schedule.blend:
+        table = np.eye(len(shares))[table.argmax(axis=1)]
+    _refuse_unseen(schedule, table.T, f"chunk of {chunk} latent frames", chunk * frame_s)
+    return table
+
+
+def _refuse_unseen(schedule: Schedule, table: np.ndarray, where: str, least_s: Fraction) -> None:
+    unseen = [f"shot {number} at {_say(schedule.shots[number - 1].at)}" for number in 1 + np.flatnonzero(~table.any(axis=1))]
+    if unseen:
+        raise UsageError(f"the schedule's {', '.join(unseen)} is too short to be in any {where}",
+                         accepted=f"shots of {_say(least_s)} or longer, before the video ends",
+                         do="make it longer, or leave it out")  # fmt: skip
 
 
 def _say(seconds: Fraction) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from longgen.attention.structure import analyse
-from longgen.backbones.spec import TINY, BackboneSpec
+from longgen.backbones.spec import SPECS, BackboneSpec
 from longgen.backbones.tiny import grammar
 from longgen.errors import UsageError
-from longgen.frameplan import FramePlan
+from longgen.frameplan import FramePlan, neutral
 from longgen.plan import LONG, Plan, count_label, human_bytes, on_every_backbone
 from longgen.preset import Preset, name_of
 from longgen.technique import NoiseTechnique
@@ -34,9 +34,9 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True) -> str:
     ]
     for act in plan.acting:
         makes_noise = isinstance(act.technique, NoiseTechnique) and act.technique.noise
-        slots = f"noise and {act.technique.slot}" if makes_noise else act.technique.slot
+        slots = f"noise and {act.technique.slot}" if makes_noise and act.technique.slot != "noise" else act.technique.slot
         lines.append(f"technique {act.name} ({slots}; {act.technique.paper})")
-        if act.technique.slot != "sampling":
+        if act.technique.slot not in ("sampling", "noise"):
             lines.append(f"  layers {count_label(act.layers, spec.layers)}; steps {count_label(act.steps, plan.steps)}")
         parameters = act.technique.model_dump(mode="json", exclude={"layers", "steps"})
         lines.append("  " + ", ".join(f"{key} = {_shown(value)}" for key, value in parameters.items()))
@@ -44,12 +44,19 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True) -> str:
         lines.append("no technique: the backbone's own attention")
     for number, shot in enumerate(plan.schedule.shots if plan.schedule else (), start=1):
         lines.append(f"shot {number} from {float(shot.at):g} s: {shot.prompt}")
-    if plan.sampling is not None:
+    if plan.chunk_lat is not None:
+        lines += [
+            "",
+            f"{plan.rounds} chunks of {plan.chunk_lat} latent frames, {plan.slots_lat} frames in the cache; the last chunk:",
+        ]
+    elif plan.sampling is not None:
         lines += ["", f"the model sees {plan.seen.frames_lat} latent frames at a time, {plan.calls:.3g} times a step"]
     for name, (frame_plan, layers, steps) in plan.branches().items():
         lines += ["", f"branch {name}: layers {count_label(tuple(layers), spec.layers)};"
                       f" steps {count_label(tuple(steps), plan.steps)}"]  # fmt: skip
         lines += ["  " + line for line in branch_lines(frame_plan, tables)]
+    if plan.chunk_lat is not None and tables and not (plan.table == 0).all():
+        lines += ["", "what the chunks see, in the first layer and step:", *("  " + row for row in picture(_history(plan)))]
     memory = plan.memory_bytes(dtype, offload)
     lines += [
         "",
@@ -69,8 +76,10 @@ def _shown(value: Any) -> str:
 
 def branch_lines(plan: FramePlan, tables: bool) -> list[str]:
     """One frame plan: what a few query frames see, and a picture of `visible`."""
+    rows, frames = plan.shape
     if plan.is_neutral:
-        return ["the backbone's own attention: every frame sees every frame, relative time i - j"]
+        sees = "every frame sees every frame" if rows == frames else "a chunk sees itself and all before"
+        return [f"the backbone's own attention: {sees}, relative time i - j"]
     lines = []
     if plan.scale is not None:
         changed = np.flatnonzero(plan.scale != 1)
@@ -85,10 +94,14 @@ def branch_lines(plan: FramePlan, tables: bool) -> list[str]:
         lines.append(
             f"and {plan.key_frames.count(plan.frames_lat)} key frames for every frame, chosen from the layer's input as it runs"
         )
-    for index, one in enumerate(plan.passes):
+    for one in plan.passes if rows < frames else ():
+        rel, seen = one.rel[:, one.visible[0]], tuple(np.flatnonzero(one.visible[0]).tolist())
+        times = f"at relative times {rel.max() + 0.0:.4g} to {rel.min() + 0.0:.4g}"
+        lines.append(f"frames {frames - rows} to {frames - 1} see {count_label(seen, frames)}, {times}")
+    for index, one in enumerate(plan.passes if rows == frames else ()):
         calls = len(analyse(one).calls)
         lines.append(f"pass {index}: {one.density:.3f} of all token pairs, {calls} attention call{'s' * (calls != 1)}")
-        frames, computed = plan.frames_lat, np.flatnonzero(one.weight > 0)
+        computed = np.flatnonzero(one.weight > 0)
         for i in sorted({int(computed[0]), int(computed[len(computed) // 2]), int(computed[-1])}):
             seen = tuple(np.flatnonzero(one.visible[i]).tolist())
             rel = one.rel[i, one.visible[i]]
@@ -103,13 +116,24 @@ def branch_lines(plan: FramePlan, tables: bool) -> list[str]:
     return lines
 
 
+def _history(plan: Plan) -> np.ndarray:
+    """What each of some chunks of a rollout sees, a row a chunk, evenly apart: `visible` [chunks, T]."""
+    chunk = plan.seen.frames_lat
+    table = np.zeros((min(plan.rounds, MAP_SIDE), plan.rounds_lat))
+    for row, index in enumerate(np.linspace(1, plan.rounds, len(table)).round().astype(int).tolist()):
+        programs, steps = plan.rolled(index * chunk, chunk)
+        program = programs[steps[0, 0]]
+        seen = neutral(index * chunk, chunk) if program is None else program.branches["main"]
+        table[row, : index * chunk] = seen.passes[0].visible[0]
+    return table
+
+
 def picture(visible: np.ndarray) -> list[str]:
-    """`visible` [T, T], 0 to 1, as rows of characters, query frames downwards; the shade is the share of a cell that is seen."""
-    frames = len(visible)
-    edges = np.linspace(0, frames, min(frames, MAP_SIDE) + 1).round().astype(int)
+    """`visible` [Q, T], 0 to 1, as rows of characters, query frames downwards; the shade is the share of a cell that is seen."""
+    across, down = (np.linspace(0, n, min(n, MAP_SIDE) + 1).round().astype(int) for n in reversed(visible.shape))
     rows = []
-    for top, bottom in zip(edges[:-1:2], [*edges[2::2], frames], strict=False):
-        shares = [visible[top:bottom, a:b].mean() for a, b in itertools.pairwise(edges)]
+    for top, bottom in zip(down[:-1:2], [*down[2::2], len(visible)], strict=False):
+        shares = [visible[top:bottom, a:b].mean() for a, b in itertools.pairwise(across)]
         rows.append("".join(SHADES[int(np.ceil(share * (len(SHADES) - 1)))] for share in shares).rstrip())
     return rows
 
@@ -118,45 +142,57 @@ def backbone_text(spec: BackboneSpec) -> str:
     """What is known of a backbone; for `tiny` also the sentences that it knows."""
     rows = {
         "what": spec.about,
-        "weights": "in the package" if spec is TINY else spec.source,
+        "weights": "in the package" if spec.built_in else ", ".join(filter(None, (spec.checkpoint, spec.lora, spec.source))),
         "license": spec.license,
         "native": f"{spec.native_px} frames ({spec.native_lat} latent), {spec.size[0]}x{spec.size[1]}, {spec.fps} fps",
         "lengths": f"{spec.stride_t}n+1 frames",
         "sizes": "width a multiple of {}, height of {}".format(*spec.size_multiple),
         "defaults": f"{spec.steps} steps, guidance {spec.guidance_scale:g}, {spec.dtype}",
         "transformer": f"{spec.layers} layers, {spec.heads} heads x {spec.head_dim}, {spec.parameters / 1e6:,.0f}M parameters",
-        "can": ", ".join(spec.capabilities) or "neither relative positions nor a timestep for each frame",
+        "can": ", ".join(spec.capabilities),
     }
     text = "\n".join([spec.name, *(f"  {key:<12}{value}" for key, value in rows.items())])
-    if spec.name == "tiny":
+    if spec.built_in:
         text += "\n\nprompts it knows:\n" + grammar.describe()
     return text
 
 
-COSTED = "wan2.1-1.3b"  # the backbone that costs are quoted for
+COSTED = ("wan2.1-1.3b", "self-forcing")  # the backbones that costs are quoted for: the first that can take the preset
 
 
 def preset_row(preset: Preset) -> dict[str, Any]:
     """What `longgen presets list` says of a preset. cost_ratio: of all arithmetic, on COSTED at LONG times its length."""
     plans = on_every_backbone(preset)
-    cost = plans[COSTED]
+    costs = [made.cost for made in (plans[name] for name in COSTED) if isinstance(made, Plan)]
     return {
         "techniques": [name_of(technique) for technique in preset.techniques],
         "backbones": [name for name, made in plans.items() if isinstance(made, Plan)],
         "refused": {name: made.given for name, made in plans.items() if isinstance(made, UsageError)},
-        "cost_ratio": round(cost.cost, 3) if isinstance(cost, Plan) else None,
+        "cost_ratio": round(costs[0], 3) if costs else None,
     }
 
 
 def presets_text(presets: list[Preset]) -> str:
     """A table of presets: cost, techniques, paper, and the backbones that can take each."""
-    lines = [f"{'preset':<16}{'cost':>5}  {'techniques':<24}{'backbones':<32}paper"]
+    rows = [("preset", "cost", "techniques", "backbones", "paper")]
     for preset in presets:
         row = preset_row(preset)
-        few = ", ".join(row["backbones"])
-        able = "all" if not row["refused"] else few if len(few) < 30 else "all but " + ", ".join(row["refused"])
+        cost = "" if row["cost_ratio"] is None else f"{row['cost_ratio']:.2f}"
         techniques = " + ".join(row["techniques"]) or "none"
-        paper = preset.source.split(";")[0]
-        lines.append(f"{preset.name:<16}{row['cost_ratio']:>5.2f}  {techniques:<24}{able:<32}{paper}")
-    lines.append(f"cost: arithmetic against direct sampling, on {COSTED} at {LONG} times its native length")
+        rows.append((preset.name, cost, techniques, _able(row["backbones"], list(row["refused"])), preset.source.split(";")[0]))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, (*widths, 0), strict=True)).rstrip() for row in rows]
+    lines.append(f"cost: arithmetic against direct sampling at {LONG} times the native length, on {' or else '.join(COSTED)}")
     return "\n".join(lines)
+
+
+def _able(able: list[str], refused: list[str]) -> str:
+    """The backbones that can take a preset, in few words."""
+    causal = [name for name, spec in SPECS.items() if spec.causal]
+    others = [name for name in refused if name not in causal]
+    if not set(able) - set(causal):
+        return "causal" if not set(causal) & set(refused) else ", ".join(able) or "none"
+    if len(able) < 3:
+        return ", ".join(able)
+    left_out = [*(["causal"] if set(causal) <= set(refused) else sorted(set(causal) & set(refused))), *others]
+    return "all but " + ", ".join(left_out) if left_out else "all"

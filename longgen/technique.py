@@ -8,6 +8,7 @@ two of these, and a stack applies them in this order, whatever order the preset 
     FrameTechnique       positions: the relative times of a frame plan
     Fusion               several branches, each a frame plan of its own, and how their outputs become one
     FrameTechnique       context: what the frames of every branch see
+    FrameTechnique       positions that follow from what is seen (`after_context`)
     FrequencyTechnique   positions: factors on the temporal rotary frequencies, by the relative times that are then in use
     Sampling             in which order, and in which company, frames are denoised
     Refine               what is done to the latent after a step
@@ -92,9 +93,19 @@ class NoiseTechnique(Technique):
         Every element of the result is N(0, 1) too. At native length or below it is `noise` itself.
         """
 
+    def mixes(self, step: int) -> bool:
+        """Whether in a rollout the noise of `step` goes through `mix_chunk`: that of the start, and no noise between steps."""
+        return step == 0
+
+    def mix_chunk(self, noise: Tensor, before: Tensor | None) -> Tensor:
+        """The noise of the next chunk of a rollout, of independent `noise` [B, C, c, h, w] and the frame before, [B, C, 1, h, w]."""
+        raise NotImplementedError  # a plan refuses it before
+
 
 class FrameTechnique(Technique):
-    """A technique of the slots positions and context."""
+    """A technique of the slots positions and context. after_context: it reads off the plan what is seen."""
+
+    after_context: ClassVar[bool] = False
 
     @abstractmethod
     def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:
@@ -128,6 +139,7 @@ class Fusion(Technique):
     """A technique that runs attention in several branches and makes one output of them."""
 
     slot: ClassVar[str] = "fusion"
+    needs: ClassVar[tuple[str, ...]] = ("whole-clip",)
 
     def settled(self, clip: Clip) -> Fusion:
         """This technique with what it leaves to the clip filled in: `fuse` and `operations` run on this one."""
@@ -150,12 +162,15 @@ class Sampling(Technique):
     """A technique that decides the order in which frames are denoised. `layers` and `steps` do not concern it.
 
     frame_levels: frames stand at noise levels of their own, so that no step is all frames' and the pipeline's loop cannot serve.
+    in_chunks: frames are made in chunks, each with its own noise and its own checkpoint; `stream` then gets no noise, states
+    hold the latents of the newest chunk only, and `resume.latents[i]` are those of chunk i.
     """
 
     slot: ClassVar[str] = "sampling"
     claims: ClassVar[tuple[str, ...]] = ("the order of sampling",)
     streams: ClassVar[bool] = False  # frames are done one after the other, long before the last
     frame_levels: ClassVar[bool] = False
+    in_chunks: ClassVar[bool] = False
 
     @abstractmethod
     def seen(self, frames_lat: int, native_lat: int) -> int:
@@ -204,6 +219,7 @@ class Refine(Technique):
     """A technique that changes the latent after a step of the scheduler. `layers` do not concern it."""
 
     slot: ClassVar[str] = "refine"
+    needs: ClassVar[tuple[str, ...]] = ("whole-clip",)
 
     @abstractmethod
     def change(self, clean: Tensor, slope: float, step: Step) -> Tensor:

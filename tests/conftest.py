@@ -30,6 +30,14 @@ def tiny() -> Any:
 
 
 @pytest.fixture(scope="session")
+def causal() -> Any:
+    """A causal backbone of random weights on the CPU in float32; nine latent frames are its native length."""
+    from tests.models import wan
+
+    return wan.causal()
+
+
+@pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A folder with a whole small diffusers pipeline of random weights: model_folder("ltx"). Names: tests/models."""
     made: dict[str, Path] = {}

@@ -23,7 +23,7 @@ SCRIPTS = {f"longgen.backbones.tiny.{name}" for name in ("train", "check", "effe
 
 # Who may import whom at run time: a row may name rows above it only. A row stands for a module, or for a package and all
 # in it that has no row of its own; inside one row imports are free. `longgen` is longgen/__init__.py.
-FLOOR = "longgen errors frames frameplan backbones.spec backbones.find"
+FLOOR = "longgen errors frames frameplan backbones.spec backbones.checkpoints backbones.find"
 PLANNING = f"{FLOOR} technique catalog preset schedule plan"
 ALLOWED = {
     "longgen": "",
@@ -31,7 +31,9 @@ ALLOWED = {
     "frames": "errors",
     "frameplan": "errors",
     "backbones.spec": "errors",
-    "backbones.find": "errors backbones.spec",
+    "backbones.checkpoints": "errors backbones.spec",
+    "backbones.find": "errors backbones.spec backbones.checkpoints",
+    "backbones.rotary": "",
     "technique": "errors frames frameplan",
     "noise": "errors frameplan technique",
     "refine": "errors technique",
@@ -42,8 +44,8 @@ ALLOWED = {
     "preset": "errors technique catalog",
     "schedule": "errors frames",
     "plan": "errors frames frameplan backbones.spec technique catalog preset schedule",
-    "attention": "errors frames frameplan technique plan",
-    "backbones": f"{PLANNING} attention",
+    "attention": "errors frames frameplan technique plan backbones.rotary",
+    "backbones": f"{PLANNING} backbones.rotary attention",
     "sampling": f"{PLANNING} attention backbones",
     "backbones.tiny.check": f"{PLANNING} backbones sampling",
     "backbones.tiny.effect": f"{PLANNING} backbones sampling",

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from longgen import plan, preset
-from longgen.backbones.spec import SPECS, TINY, BackboneSpec
+from longgen import catalog, plan, preset
+from longgen.attention.kvcache import sight_of
+from longgen.backbones.spec import SELF_FORCING, SPECS, TINY, TINY_CAUSAL, BackboneSpec
 from longgen.errors import UsageError
 from longgen.frameplan import neutral
 from longgen.plan import Plan
@@ -17,9 +22,9 @@ WAN = SPECS["wan2.1-1.3b"]
 WINDOW = {"name": "window"}
 
 
-def stacked(*tables: dict[str, object], **sample: object) -> Plan:
+def stacked(*tables: dict[str, object], spec: BackboneSpec = TINY, **sample: object) -> Plan:
     made = preset.from_tables({"name": "stack", "sample": sample, "technique": list(tables)}, "stack")
-    return plan.build(made, TINY)
+    return plan.build(made, spec)
 
 
 def test_frames_are_rounded_up_and_it_is_said() -> None:
@@ -202,7 +207,11 @@ def test_flex_acts_by_the_distances_that_are_left() -> None:
     assert branch.scale.min() == pytest.approx(20 / 80)
 
 
-@pytest.mark.parametrize("name", sorted({*preset.names()} - {"fifo"}))  # whose steps are its own: tests/sampling/test_fifo.py
+TAKEN = [name for name in preset.names() if name != "fifo"  # whose steps are its own: tests/sampling/test_fifo.py
+         and not (refusal(name, TINY) or "").startswith("needs")]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TAKEN)
 def test_every_preset_runs_two_steps_on_tiny(tiny: object, tiny_plan: Callable[..., Plan], name: str) -> None:
     import torch
 
@@ -227,3 +236,207 @@ def test_exported_arrays(tiny_plan: Callable[..., Plan]) -> None:
     assert arrays["local/steps"].tolist() == list(range(20))
     assert arrays["local/layers"].tolist() == list(range(6))
     assert arrays["techniques/freespec/layers"].tolist() == list(range(6))
+
+
+# Rollouts
+
+CAUSAL = [spec for spec in SPECS.values() if spec.causal]
+ROLLED = [name for name in preset.names() if any(preset.name_of(one) == "rollout" for one in preset.load(name).techniques)]
+IN_ROLLOUTS = {"ans", "window", "sink", "rebase", "flex", "riflex", "ntk", "yarn", "rollout"}
+
+
+@pytest.mark.parametrize("name", catalog.TECHNIQUES)
+def test_a_technique_works_in_a_rollout_or_is_refused_in_the_user_s_words(name: str) -> None:
+    if name in IN_ROLLOUTS:
+        assert name in [act.name for act in stacked({"name": name}, spec=SELF_FORCING, frames=321).acting]
+        return
+    with pytest.raises(UsageError) as caught:
+        stacked({"name": name}, spec=SELF_FORCING, frames=321)
+    needs = {need for need in catalog.technique(name).needs if need not in SELF_FORCING.capabilities}
+    assert "whole-clip" in needs
+    assert any(caught.value.given.startswith(f"{name} needs {need} (") for need in needs)
+    assert "which self-forcing does not have" in caught.value.given
+    assert "wan2.1-1.3b" in caught.value.accepted
+    assert caught.value.do == "choose one of them, or a preset without it"
+
+
+@pytest.mark.parametrize("backbone", [name for name, spec in SPECS.items() if not spec.causal])
+def test_a_rollout_is_refused_where_frames_see_each_other_both_ways(backbone: str) -> None:
+    assert set(ROLLED) == {"self-forcing", "flex", "longlive", "flex-longlive", "deep-forcing", "infinity-rope"}
+    for name in ROLLED:
+        with pytest.raises(UsageError, match=f"rollout needs kv-cache .*, which {backbone} does not have") as caught:
+            plan.build(preset.load(name), SPECS[backbone])
+        assert caught.value.accepted == "backbones that have it: " + ", ".join(spec.name for spec in CAUSAL)
+
+
+@pytest.mark.parametrize("spec", CAUSAL, ids=lambda spec: spec.name)
+def test_a_rollout_and_a_native_window_are_implied_without_a_word(spec: BackboneSpec) -> None:
+    for frames in (spec.native_px, 321):
+        made = stacked(spec=spec, frames=frames)
+        assert [act.name for act in made.acting] == ["window", "rollout"]
+        assert made.preset.techniques == ()
+        assert made.notes == ()
+        assert made.chunk_lat == 3
+    assert made.slots_lat == 21
+    shorter = stacked({"name": "window", "frames": 6}, spec=spec, frames=321)
+    assert [act.name for act in shorter.acting] == ["window", "rollout"]
+    assert shorter.slots_lat == 6
+
+
+def test_what_a_person_gave_is_noted_where_it_does_nothing() -> None:
+    made = stacked({"name": "window", "frames": 21}, {"name": "flex"}, {"name": "rebase"}, spec=SELF_FORCING, frames=81)
+    for name in ("window", "flex", "rebase"):
+        assert any(note.startswith(f"{name} changes nothing at 81 frames") for note in made.notes)
+
+
+def test_flex_behind_rebase_is_noted_as_inert() -> None:
+    """Re-based, 21 frames are 20 apart at most, and that is within training; without rebase it acts."""
+    tables: list[dict[str, object]] = [{"name": "window", "frames": 18}, {"name": "sink"}, {"name": "flex"}]
+    behind = stacked(*tables, {"name": "rebase"}, spec=SELF_FORCING, frames=321)
+    assert behind.notes == ("flex changes nothing at 321 frames of self-forcing: it is the identity there",)
+    assert stacked(*tables, spec=SELF_FORCING, frames=321).notes == ()
+    wide = stacked({"name": "window", "frames": 30}, *tables[1:], {"name": "rebase"}, spec=SELF_FORCING, frames=321)
+    assert wide.notes == ()
+    (branch,) = (made for made, _, _ in wide.branches().values())
+    assert branch.scale is not None
+    assert branch.scale[21] == pytest.approx(20 / 32)
+
+
+def test_the_notes_of_a_rollout_stand_in_its_run_json(causal: Any, tmp_path: Path) -> None:
+    from longgen.run import generate_one
+
+    made = stacked({"name": "sink"}, {"name": "flex"}, {"name": "rebase"}, spec=causal.spec, frames=13, steps=1)
+    assert any(note.startswith("flex changes nothing at 13 frames of tiny-causal") for note in made.notes)
+    generate_one(causal, made, "a small red circle", 0, tmp_path / "short.mp4")
+    assert json.loads((tmp_path / "short.run" / "run.json").read_text())["notes"] == list(made.notes)
+
+
+@pytest.mark.parametrize(("chunk", "window"), [(3, 2), (3, 1), (4, 3)])
+@pytest.mark.parametrize(
+    "others", [[], [{"name": "sink"}], [{"name": "sink"}, {"name": "rebase"}]], ids=["alone", "sink", "rebase"]
+)
+def test_a_window_shorter_than_a_chunk_is_refused(chunk: int, window: int, others: list[dict[str, object]]) -> None:
+    tables = [{"name": "window", "frames": window}, {"name": "rollout", "chunk": chunk}, *others]
+    with pytest.raises(UsageError, match=f"window.* show a chunk of {chunk} latent frames less than itself") as caught:
+        stacked(*tables, spec=SELF_FORCING, frames=321)
+    assert caught.value.accepted == f"a window of {chunk} or more"
+    assert caught.value.do == f"--set window.frames={chunk} or more"
+    stacked({"name": "window", "frames": chunk}, {"name": "rollout", "chunk": chunk}, *others, spec=SELF_FORCING, frames=321)
+
+
+@pytest.mark.parametrize("pair", list(itertools.combinations(sorted(IN_ROLLOUTS), 2)), ids=" + ".join)
+def test_every_pair_in_a_rollout_is_of_the_form_that_a_cache_serves(pair: tuple[str, str]) -> None:
+    """Or it is refused when it is planned; never in the middle of a video."""
+    both = [catalog.technique(name) for name in pair]
+    if set(both[0].claims) & set(both[1].claims):
+        with pytest.raises(UsageError, match=f"{pair[0]} and {pair[1]} both decide|{pair[1]} and {pair[0]} both decide"):
+            stacked(*({"name": name} for name in pair), spec=TINY_CAUSAL, frames=321)
+        return
+    made = stacked(*({"name": name} for name in pair), spec=TINY_CAUSAL, frames=321)
+    for frames_lat, queries in ((3, 3), (24, 3), (27, 3), (81, 3), (21, 21), (81, 18)):  # chunks, and what a switch runs again
+        programs, table = made.rolled(frames_lat, queries)
+        for index in np.unique(table).tolist():
+            program = programs[index]
+            assert program is None or program.fusion is None
+            if program is not None:
+                sight_of(program.branches["main"], list(range(frames_lat)))
+
+
+def test_what_is_held_is_all_that_is_seen() -> None:
+    made = stacked({"name": "window", "frames": 6}, {"name": "sink"}, {"name": "rebase"}, spec=TINY_CAUSAL, frames=321)
+    (whole,), (held,) = (programs[1:] for programs, _ in (made.rolled(30, 3), made.rolled(30, 3, [0, 1, 2, 26])))
+    assert whole is not None
+    assert held is not None
+    for program, past in ((whole, [0, 1, 2, 24, 25, 26]), (held, [0, 1, 2, 26])):
+        one = program.branches["main"].passes[0]
+        frames = [*past, 27, 28, 29]
+        assert [np.flatnonzero(row).tolist() for row in one.visible] == [frames] * 3
+        assert np.array_equal(one.rel[-1, frames], np.arange(len(frames))[::-1])
+
+
+def rollout_by_hand(spec: BackboneSpec, frames_lat: int, window: int, sink: int, steps: int) -> tuple[float, float]:
+    """Operations and frame pairs of a layer: a pass for each step, and one for the cache but after the last chunk."""
+    tokens, width, text = int(np.prod(spec.frame_grid(spec.size))), spec.width, spec.text_tokens
+    linear = 3 * tokens * (12 * width**2 + 4 * width * spec.ffn_dim) + 4 * text * width**2 + 4 * 3 * tokens * text * width
+    operations = pairs = 0.0
+    for end in range(3, frames_lat + 3, 3):
+        seen = len({*range(min(sink, end)), *range(max(0, end - window), end)})
+        passes = steps + (end < frames_lat)
+        operations += passes * (linear + 4 * 3 * tokens * seen * tokens * width)
+        pairs += passes * 3 * seen
+    return operations, pairs
+
+
+@pytest.mark.parametrize("spec", CAUSAL, ids=lambda spec: spec.name)
+@pytest.mark.parametrize(("window", "sink"), [(21, 0), (9, 3), (1000, 0)])
+@pytest.mark.parametrize(("frames_px", "steps", "within"), [(81, 4, 1e-4), (385, 4, 1e-4), (385, 2, 1e-4), (2401, 4, 0.01)])
+def test_the_cost_of_a_rollout_by_hand(
+    spec: BackboneSpec, window: int, sink: int, frames_px: int, steps: int, within: float
+) -> None:
+    """Against direct sampling of all frames at once; of more than 33 chunks some are counted and the rest drawn between them."""
+    tables: list[dict[str, object]] = [{"name": "window", "frames": window}, *([{"name": "sink", "frames": sink}] if sink else [])]
+    made = stacked(*tables, spec=spec, frames=frames_px, steps=steps)
+    frames_lat, tokens, width, text = made.frames_lat, made.tokens, spec.width, spec.text_tokens
+    operations, pairs = rollout_by_hand(spec, frames_lat, window, sink, steps)
+    direct = tokens * (12 * width**2 + 4 * width * spec.ffn_dim) + 4 * text * width**2 + 4 * tokens * (text + tokens) * width
+    print(f"{spec.name} {frames_px}: {made.cost:.4f}, {made.attention_cost:.4f}")
+    assert made.cost == pytest.approx(operations / (steps * direct), rel=within)
+    assert made.attention_cost == pytest.approx(pairs / (steps * frames_lat**2), rel=within)
+
+
+def test_memory_of_a_rollout_does_not_grow_with_its_length() -> None:
+    by_hand = (3 * 21 * 1560 + 2 * 512) * 1536 * 30 * 2  # keys twice and values, of 21 frames, and the text's; in bfloat16
+    for frames in (321, 16797):
+        made = plan.build(preset.load("flex", sample=preset.Sample(frames=frames)), SELF_FORCING)
+        assert made.cache_bytes("bf16") == by_hand
+        assert made.cache_bytes("fp32") == 2 * by_hand
+        guided = plan.build(preset.load("flex", sample=preset.Sample(frames=frames, guidance_scale=3.0)), SELF_FORCING)
+        assert guided.cache_bytes("bf16") == 2 * by_hand  # of both texts
+        memory = made.memory_bytes("bf16")
+        assert memory["peak"] == sum(memory[part] for part in ("weights", "companions", "activations"))
+        plain = plan.build(preset.load("direct", sample=preset.Sample(frames=9)), WAN)  # a chunk's activations, and no cache
+        assert memory["activations"] == plain.memory_bytes("bf16")["activations"] + by_hand
+    assert plan.build(preset.load("direct"), WAN).cache_bytes("bf16") == 0
+
+
+@pytest.mark.parametrize("name", ROLLED)
+@pytest.mark.parametrize("backbone", [spec.name for spec in CAUSAL])
+def test_the_command_line_plans_every_rollout(name: str, backbone: str) -> None:
+    from typer.testing import CliRunner
+
+    from longgen.cli import app
+
+    done = CliRunner().invoke(app, ["plan", "--backbone", backbone, "--preset", name, "--frames", "501"])
+    assert done.exit_code == 0, done.output
+    assert f"{name} on {backbone}" in done.output
+    assert "42 chunks of 3 latent frames" in done.output
+
+
+FRAMES_SEEN = {  # M in all, as the papers say it, and the largest relative time at 126 latent frames
+    "self-forcing": (21, 20), "flex": (21, 125), "longlive": (12, 125), "flex-longlive": (12, 125), "deep-forcing": (21, 19),
+    "infinity-rope": (6, 5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROLLED)
+def test_the_presets_see_as_many_frames_as_their_papers_say(name: str) -> None:
+    made = plan.build(preset.load(name, sample=preset.Sample(frames=501)), SELF_FORCING)
+    (branch,) = (one for one, _, _ in made.branches().values())
+    assert (made.slots_lat, branch.reach) == FRAMES_SEEN[name]
+    assert made.notes == ()
+
+
+@pytest.mark.parametrize("name", [name for name in preset.names() if not (refusal(name, TINY_CAUSAL) or "").startswith("needs")])
+def test_every_preset_runs_on_a_causal_backbone(causal: Any, name: str) -> None:
+    import torch
+
+    from longgen.sampling import start
+
+    made = plan.build(preset.load(name, sample=preset.Sample(frames=93, steps=2)), causal.spec)
+    generator = torch.Generator().manual_seed(0)
+    assert made.sampling is not None
+    final = made.sampling.sample(
+        causal, made, "a small red circle", start(causal, made, generator), lambda state: None, None, generator
+    )
+    assert final.shape == (1, 48, 24, 4, 6)
+    assert torch.isfinite(final).all()

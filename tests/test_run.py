@@ -13,11 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from imageio_ffmpeg import count_frames_and_secs
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
-from longgen import run
-from longgen.errors import OutOfMemoryError
+from longgen import cli, preset, run
+from longgen.checkpoint import Chunks
+from longgen.errors import OutOfMemoryError, UsageError
 from longgen.video import read_frames, read_settings
 
 PROMPT = "a large red circle bouncing on a navy background"
@@ -145,9 +148,9 @@ def test_resume_after_a_real_kill_gives_the_same_bytes(whole: Path, tmp_path: Pa
 
 
 def test_decode_of_saved_latents_equals_the_run(whole: Path, tmp_path: Path) -> None:
-    code, out, err = longgen(tmp_path, "decode", str(whole / "ball.run" / "latents.safetensors"), "-o", "again.mp4", "--json")
+    code, out, err = longgen(tmp_path, "decode", str(whole / "ball.run"), "-o", "again.mp4", "--json")
     assert code == 0, err
-    assert json.loads(out)["name"] == "again"
+    assert (json.loads(out)["name"], json.loads(out)["frames"]) == ("again", 121)
     assert (tmp_path / "again.mp4").read_bytes() == (whole / "ball.mp4").read_bytes()
 
 
@@ -171,10 +174,11 @@ def test_a_failed_decode_keeps_the_latents(whole: Path, tmp_path: Path) -> None:
     code, _, err = longgen(tmp_path, *BASE, "-o", "ball.mp4", "--resume", code=SMALL_DISK.format(6_000))
     assert code == 1
     assert "could not be written" in err
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["ball.run"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ball.partial.mp4", "ball.run"]
     assert latents(tmp_path) == latents(whole)
     code, _, err = longgen(tmp_path, "generate", "-o", "ball.mp4", "--resume")
     assert code == 0, err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ball.mp4", "ball.run"]
     assert (tmp_path / "ball.mp4").read_bytes() == (whole / "ball.mp4").read_bytes()
 
 
@@ -277,9 +281,6 @@ def test_a_run_with_a_cache_does_not_go_on_in_the_middle(tiny: Any, tiny_plan: A
     import copy
     import dataclasses
 
-    from longgen import run
-    from longgen.errors import UsageError
-
     output = tmp_path / "ball.mp4"
     run.run_folder(output).mkdir()
     (run.run_folder(output) / "checkpoint.safetensors").touch()
@@ -334,3 +335,157 @@ def test_a_schedule_s_errors_name_line_and_key(tmp_path: Path) -> None:
     code, _, err = longgen(tmp_path, "generate", "--schedule", "shots.toml", "--prompt", "x")
     assert code == 2
     assert "--schedule is given beside --prompt" in err
+
+
+# ---- streams: latents in chunks ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stream(tiny: Any, tiny_plan: Any, tmp_path: Path) -> tuple[Path, Chunks, Any]:
+    """The folder of a stream of two chunks of three latent frames, which are 17 frames and 4 too many, and its plan."""
+    plan = tiny_plan("direct", frames=17, steps=2)
+    chunks = Chunks(tmp_path / "ball.run" / "latents", run.settings_of(plan, PROMPT, 0, tiny.setup))
+    for seed in range(2):
+        chunk = tiny.noise(plan, torch.Generator().manual_seed(seed))[:, :, :3]
+        chunks.append({"latents": chunk, "generator": torch.zeros(1, dtype=torch.uint8)}, {})
+    return tmp_path / "ball.run", chunks, plan
+
+
+def decoded(*arguments: str) -> dict[str, Any]:
+    done = CliRunner().invoke(cli.app, ["decode", *arguments, "--device", "cpu", "--json"])
+    assert done.exit_code == 0, done.stderr
+    return json.loads(done.stdout) | {"said": done.stderr}
+
+
+def test_the_folder_of_a_stream_is_decoded_frame_by_frame(tiny: Any, stream: tuple[Path, Chunks, Any]) -> None:
+    folder, chunks, plan = stream
+    made = decoded(str(folder))
+    assert (made["output"], made["frames"]) == (str(folder.with_suffix(".mp4")), 17)
+    assert "stopped" not in made["said"]
+    again = decoded(str(folder / "latents"), "-o", str(folder.parent / "again.mp4"))
+    assert again["frames"] == 17
+    kept = torch.cat([*chunks], dim=2)[:, :, : plan.frames_lat]
+    assert run.decode_to(folder.parent / "ours.mp4", tiny.decode, iter(kept.split(1, dim=2)), plan, "cpu", chunks.settings)[1] == 17
+    files = {(folder.parent / f"{name}.mp4").read_bytes() for name in ("ball", "again", "ours")}
+    assert len(files) == 1
+    assert read_settings(folder.with_suffix(".mp4")) == json.loads(json.dumps(chunks.settings))
+
+
+def test_a_stream_that_was_stopped_is_decoded_as_far_as_it_goes(stream: tuple[Path, Chunks, Any]) -> None:
+    """But not to the name of the whole video, which is there only when it is complete."""
+    folder, _, _ = stream
+    (folder / "latents" / "000001.safetensors").unlink()
+    refused = CliRunner().invoke(cli.app, ["decode", str(folder), "--device", "cpu"])
+    assert refused.exit_code == 2
+    assert "holds 1 of 2 chunks" in refused.stderr
+    assert "add -o ball-so-far.mp4" in refused.stderr
+    made = decoded(str(folder), "-o", str(folder.parent / "so-far.mp4"))
+    assert made["frames"] == 9
+    assert "these are 9 frames of 17" in made["said"]
+    assert count_frames_and_secs(made["output"])[0] == 9
+
+
+def test_what_is_left_of_a_stream_is_named(stream: tuple[Path, Chunks, Any]) -> None:
+    folder, chunks, _ = stream
+    output = folder.with_suffix(".mp4")
+    assert run.unfinished(output) == "a stream that was stopped after chunk 2"
+    for status, left in (("sampled", "a stream that was stopped after chunk 2"), ("done", None)):
+        (folder / "run.json").write_text(json.dumps({"status": status, "settings": {}}))
+        assert run.unfinished(output) == left
+    chunks.clear()
+    assert run.unfinished(output) is None
+
+
+def test_a_stream_of_other_settings_does_not_go_on_and_a_fresh_run_removes_it(
+    tiny: Any, tiny_plan: Any, stream: tuple[Path, Chunks, Any]
+) -> None:
+    folder, _, plan = stream
+    output = folder.with_suffix(".mp4")
+    with pytest.raises(UsageError, match=r"ball\.run/latents was made with another seed"):
+        run.generate_one(tiny, plan, PROMPT, 1, output, resume=True)
+    assert len(list((folder / "latents").iterdir())) == 2
+    run.generate_one(tiny, tiny_plan("direct", frames=9, steps=1), PROMPT, 1, output)
+    assert sorted(path.name for path in folder.iterdir()) == ["latents.safetensors", "run.json"]
+
+
+def test_the_name_of_a_growing_video_is_not_for_a_whole_one() -> None:
+    with pytest.raises(UsageError, match="not complete yet") as caught:
+        run.output_path("films/ball.partial.mp4", PROMPT, 0)
+    assert caught.value.do == "take films/ball.mp4"
+
+
+# ---- streams: a causal model ---------------------------------------------------------------------------------------------
+
+ROLLED = [
+    "generate",
+    "--backbone",
+    "tiny-causal",
+    "--preset",
+    "flex",
+    "--set",
+    "ans.renoise=true",
+    "--frames",
+    "201",
+    "--seed",
+    "7",
+]
+
+
+@pytest.mark.parametrize("switch", ["recache", "flush"])
+def test_a_rollout_is_playable_after_a_kill_and_goes_on_to_the_same_bytes(tmp_path: Path, switch: str) -> None:
+    (tmp_path / "shots.toml").write_text(SHOTS)
+    base = [*ROLLED, "--schedule", "shots.toml", "--set", f"rollout.switch={switch}"]
+    code, _, err = longgen(tmp_path, *base, "-o", "whole.mp4")
+    assert code == 0, err
+    assert count_frames_and_secs(str(tmp_path / "whole.mp4"))[0] == 201  # 51 latent frames, in 17 chunks
+    assert not (tmp_path / "whole.partial.mp4").exists()
+    process = start(tmp_path, *base, "-o", "ball.mp4")
+    chunk, deadline = tmp_path / "ball.run" / "latents" / "000007.safetensors", time.monotonic() + 120
+    while not chunk.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    _, err = process.communicate(timeout=60)
+    assert "growing, and playable meanwhile: ball.partial.mp4" in err
+    assert not (tmp_path / "ball.mp4").exists()
+    growing = tmp_path / "ball.partial.mp4"
+    assert sum(1 for _ in read_frames(growing, (64, 64))) >= 48  # of 93 or more that were made
+    assert read_settings(growing)["seed"] == 7
+    assert run.unfinished(tmp_path / "ball.mp4") is not None
+    code, _, err = longgen(tmp_path, "generate", "-o", "ball.mp4", "--resume")
+    assert code == 0, err
+    assert (tmp_path / "ball.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    assert not growing.exists()
+    for kept in (tmp_path / "whole.run" / "latents").iterdir():
+        again = load_file(tmp_path / "ball.run" / "latents" / kept.name)
+        assert all(torch.equal(value, again[name]) for name, value in load_file(kept).items())
+
+
+def test_the_streamed_video_is_the_whole_decode(tmp_path: Path) -> None:
+    """The VAE, frame by frame as chunks come, against one decode of all latents by diffusers: every pixel."""
+    from longgen import backbones
+    from longgen.backbones.spec import SPECS
+
+    made = run.generate(PROMPT, tmp_path / "ball.mp4", backbone="tiny-causal", preset_name="self-forcing",
+                        sample=preset.Sample(frames=97), seed=1, device="cpu")  # fmt: skip
+    chunks = Chunks(tmp_path / "ball.run" / "latents", {})
+    latents = torch.cat([*chunks], dim=2)
+    assert latents.shape[2] == 27  # 25, and two of the last chunk that the video leaves out
+    backbone = backbones.load(SPECS["tiny-causal"], backbones.Setup("cpu", "fp32"))
+    vae = backbone.pipe.vae
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
+    with torch.no_grad():
+        video = vae.decode(latents[:, :, :25] / (1.0 / std) + mean).sample
+    frames = (video[0].clamp(-1, 1) * 0.5 + 0.5).permute(1, 2, 3, 0).mul(255).round().byte().numpy()
+    streamed = np.concatenate(list(backbone.decode(iter(latents[:, :, :25].split(1, dim=2)))))
+    assert np.array_equal(streamed, frames)
+    assert decoded(made.run, "-o", str(tmp_path / "again.mp4"))["frames"] == 97
+    assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "ball.mp4").read_bytes()
+
+
+def test_the_record_says_what_is_inert(tmp_path: Path) -> None:
+    made = run.generate(PROMPT, tmp_path / "ball.mp4", backbone="tiny-causal", preset_name="flex",
+                        sample=preset.Sample(frames=33), seed=1, device="cpu")  # fmt: skip
+    kept = json.loads((tmp_path / "ball.run" / "run.json").read_text())
+    assert kept["notes"] == list(made.notes)
+    assert any("flex changes nothing at 33 frames of tiny-causal" in note for note in made.notes)
+    assert [one["name"] for one in kept["techniques"]] == ["ans", "window", "sink", "flex", "rollout"]

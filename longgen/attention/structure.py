@@ -62,7 +62,7 @@ def analyse(one: Pass, anchored: bool = False) -> Schedule:
     """
     positions = one.rel[:, 0] - one.rel[0, 0]
     keyed = not np.array_equal(np.where(one.visible, one.rel, 0), np.where(one.visible, positions[:, None] - positions, 0))
-    ranges = [_ranges(row) if weight > 0 else () for row, weight in zip(one.visible, one.weight, strict=True)]
+    ranges = [ranges_of(row) if weight > 0 else () for row, weight in zip(one.visible, one.weight, strict=True)]
     striped = [one.stripe is not None and bool((row[seen] < 1).any()) for row, seen in _rows(one)]
     if keyed:
         positions = positions if anchored else _steady(one)
@@ -103,7 +103,8 @@ def _steady(one: Pass) -> np.ndarray:
     return positions
 
 
-def _ranges(row: np.ndarray) -> tuple[Range, ...]:
+def ranges_of(row: np.ndarray) -> tuple[Range, ...]:
+    """The runs of True in `row` [T] bool."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], row.astype(np.int8), [0]])))
     return tuple((int(a), int(b)) for a, b in edges.reshape(-1, 2))
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from longgen.attention.kvcache import Cache
     from longgen.plan import Plan
 
 
@@ -145,6 +146,10 @@ class Backbone(Protocol):
         """Within the context, the transformers' self-attention follows `plan`; afterwards it is as it was."""
         ...
 
+    def rolling(self, plan: Plan) -> AbstractContextManager[Cache]:
+        """Within the context, a causal backbone's transformer sees its frames through the cache; afterwards it is as it was."""
+        ...
+
     def call_arguments(self, plan: Plan, prompt: str) -> dict[str, Any]:
         """The arguments of the pipeline's call that `plan` and `prompt` decide."""
         ...
@@ -200,6 +205,9 @@ def check_setup(spec: BackboneSpec, setup: Setup) -> None:
         if parse_lora(text)[2] == (2,) and spec.experts == 1:
             raise UsageError(f"--lora {text} is for a second expert, and {spec.name} has one transformer",
                              accepted="PATH or PATH:scale", do="leave 2= out")  # fmt: skip
+    if setup.cache is not None and spec.causal:
+        raise UsageError(f"--cache {setup.cache} compares a step with the step before, and {spec.name} takes few, far apart",
+                         accepted="no --cache", do="leave it out")  # fmt: skip
     if setup.cache is not None:
         parse_cache(setup.cache, spec)
 

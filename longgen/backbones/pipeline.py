@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import Tensor
 
+from longgen.attention.kvcache import Cache
 from longgen.backbones import Clock, Company, Setup
 from longgen.backbones.rotary import Rotary, Tables
 from longgen.backbones.spec import BackboneSpec
@@ -230,6 +231,10 @@ class PipelineBackbone:
         text, away: what `text` made of the prompt and of the negative prompt; without the latter there is no guidance.
         """
         raise NotImplementedError(f"{self.spec.name} takes one timestep for all frames")  # a plan refuses it before
+
+    def rolling(self, plan: Plan) -> AbstractContextManager[Cache]:
+        """See `Backbone`."""
+        raise NotImplementedError(f"{self.spec.name} is not causal")  # a plan refuses it before
 
     def levels(self, index: int) -> tuple[tuple[float, float], tuple[float, float], float]:
         """(alpha, sigma) of latent = alpha clean + sigma noise before and after step `index`, and d clean / d latent."""

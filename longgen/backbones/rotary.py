@@ -46,6 +46,16 @@ class Rotary:
             self.kept[key] = (new[0], new[1])
         return self.kept[key]
 
+    def placed(self, frame: Tables, positions: np.ndarray, scale: np.ndarray | None) -> Tables:
+        """Tables [F n, P] of frames at `positions` [F], of the stock tables [n, P] of one. Not kept: they do not come again."""
+        turned = torch.from_numpy(np.outer(positions, self.frequencies if scale is None else self.frequencies * scale))
+        new = []
+        for table, part in zip(frame, (turned.cos(), turned.sin()), strict=True):
+            table = table.float().expand(len(positions), -1, -1).clone()
+            table[:, :, self.pairs] = part.float().to(table.device)[:, None, :]
+            new.append(table.flatten(0, 1))
+        return new[0], new[1]
+
     def turn(self, x: Tensor, tables: Tables) -> Tensor:
         """x [B, N, H, D] rotated by tables [N, P]."""
         cos, sin = (table.view(len(table), -1, x.shape[-1] // 2) for table in tables)

@@ -178,7 +178,7 @@ HUNYUANVIDEO = BackboneSpec(
     capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP), joint_text=True, embedded_guidance=True,
 )  # fmt: skip
 TINY_CAUSAL = replace(
-    TINY, name="tiny-causal", family="causal-wan", checkpoint=str(TINY_CAUSAL_FOLDER), steps=4, guidance_scale=1.0,
+    TINY, name="tiny-causal", family="causal-wan", checkpoint=str(TINY_CAUSAL_FOLDER), steps=6, guidance_scale=1.0,
     about="the causal sibling of tiny: three latent frames at a time, of any number; runs on a CPU in seconds",
     capabilities=(RELATIVE_POSITIONS, KV_CACHE),
 )  # fmt: skip

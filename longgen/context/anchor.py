@@ -31,6 +31,7 @@ class Anchor(FrameTechnique):
     slot: ClassVar[str] = "context"
     paper: ClassVar[str] = "GLC-Diffusion, arXiv 2501.05484"
     claims: ClassVar[tuple[str, ...]] = ("the anchor of clips",)
+    needs: ClassVar[tuple[str, ...]] = ("whole-clip",)
 
     weight: float = Field(0.1, ge=0, le=1)
 

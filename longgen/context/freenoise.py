@@ -46,6 +46,7 @@ class FreeNoise(FrameTechnique, NoiseTechnique):
     slot: ClassVar[str] = "context"
     paper: ClassVar[str] = "FreeNoise, arXiv 2310.15169"
     claims: ClassVar[tuple[str, ...]] = ("the context window",)
+    needs: ClassVar[tuple[str, ...]] = ("whole-clip",)
 
     window: int | None = Field(None, ge=1)
     stride: int | None = Field(None, ge=1)

@@ -46,6 +46,7 @@ class Keyframes(FrameTechnique):
     slot: ClassVar[str] = "context"
     paper: ClassVar[str] = "LongDiff, arXiv 2503.18150"
     claims: ClassVar[tuple[str, ...]] = ("the context window",)
+    needs: ClassVar[tuple[str, ...]] = ("whole-clip",)
 
     window: int | None = Field(None, ge=0)
     segments: int | None = Field(None, ge=1)

@@ -9,8 +9,8 @@ Legend: i query frame, j key frame.
 `frames` = 3 [derived: the text at hand does not give it; one chunk of the models that FLEX plugs into]. They are seen
 whole, at the relative times that the stack's positions give them.
 
-Differs from the paper: there a cache of keys and values in an autoregressive model; here frames of one clip, which are
-denoised together with those that see them.
+In a rollout, the paper's case, they are the keys and values that the cache never drops. In a clip they are frames that are
+denoised together with those that see them [derived].
 
 Caveat: with rel = i - j, late frames see the sink at times beyond the trained range. FLEX's answer is to slow the
 temporal frequencies down, the technique `flex`; vrpr and longdiff keep the times themselves in the range.
@@ -38,4 +38,4 @@ class Sink(FrameTechnique):
 
     def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:
         first = np.arange(clip.frames_lat) < self.frames
-        return plan.see_also(np.broadcast_to(first, (clip.frames_lat, clip.frames_lat)))
+        return plan.see_also(np.broadcast_to(first, plan.shape))

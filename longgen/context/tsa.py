@@ -46,7 +46,7 @@ class Tsa(FrameTechnique):
     slot: ClassVar[str] = "context"
     paper: ClassVar[str] = "TSA of FreeLOC, arXiv 2603.25209"
     claims: ClassVar[tuple[str, ...]] = ("the context window", "the attention sink")
-    needs: ClassVar[tuple[str, ...]] = ("relative-positions",)
+    needs: ClassVar[tuple[str, ...]] = ("relative-positions", "whole-clip")
 
     dense: int = Field(8, ge=0)
     stripe: int = Field(24, ge=0)

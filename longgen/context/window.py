@@ -4,12 +4,15 @@ The baseline that long-video papers compare against (FreeNoise, FreeLong and Fre
 `frames`: the window's length in latent frames; the native length T0 by default. `edge = "shift"` moves the window
 inside the clip at its ends, so that a frame always sees as many frames as in training, and a clip of native length
 sees itself whole (neutral, bit for bit); `edge = "clip"` cuts it off there. [derived: the papers do not say]
+
+In a rollout the window ends with the newest chunk, as the cache of Self-Forcing does (`local_attn_size`), and `edge` is nothing.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
 from longgen.frameplan import Clip, FramePlan, visible_from_ranges
@@ -27,4 +30,6 @@ class Window(FrameTechnique):
 
     def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:
         window = self.frames or clip.native_lat
+        if clip.in_chunks:
+            return plan.see_only(np.broadcast_to(np.arange(clip.frames_lat) >= clip.frames_lat - window, plan.shape))
         return plan.see_only(visible_from_ranges(local_windows(clip.frames_lat, window, self.edge)))

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 class GlcNoise(NoiseTechnique):
     paper: ClassVar[str] = "GLC-Diffusion, arXiv 2501.05484"
+    needs: ClassVar[tuple[str, ...]] = ("whole-clip",)
 
     window: int | None = Field(None, ge=1)
     region: int | None = Field(None, ge=1)

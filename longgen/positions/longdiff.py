@@ -36,7 +36,7 @@ class LongDiff(FrameTechnique):
     slot: ClassVar[str] = "positions"
     paper: ClassVar[str] = "LongDiff, arXiv 2503.18150"
     claims: ClassVar[tuple[str, ...]] = ("the relative times",)
-    needs: ClassVar[tuple[str, ...]] = ("relative-positions",)
+    needs: ClassVar[tuple[str, ...]] = ("relative-positions", "whole-clip")
 
     group: int | None = Field(None, ge=2)
     mode: Literal["group-shift", "group", "interpolate", "clip"] = "group-shift"

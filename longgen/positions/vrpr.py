@@ -46,7 +46,7 @@ class Vrpr(FrameTechnique):
     slot: ClassVar[str] = "positions"
     paper: ClassVar[str] = "VRPR of FreeLOC, arXiv 2603.25209"
     claims: ClassVar[tuple[str, ...]] = ("the relative times",)
-    needs: ClassVar[tuple[str, ...]] = ("relative-positions",)
+    needs: ClassVar[tuple[str, ...]] = ("relative-positions", "whole-clip")
 
     variant: Literal["continuous", "code", "paper"] = "continuous"
     w1: int | None = Field(None, ge=1)

@@ -1,0 +1,22 @@
+"""In which order frames are denoised. A module a method; here is what each of them starts from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from longgen.backbones import Backbone
+    from longgen.plan import Plan
+
+
+def start(backbone: Backbone, plan: Plan, generator: Generator) -> Tensor:
+    """The noise [1, C, T, h, w] that `plan` starts from; of no frame where each chunk draws its own."""
+    if plan.chunk_lat is not None:
+        import torch
+
+        batch, channels, _, rows, columns = backbone.latent_shape(plan)
+        return torch.empty(batch, channels, 0, rows, columns)
+    noise = backbone.noise(plan, generator)
+    return noise if plan.noise is None else plan.noise.mix(noise, plan.clip, generator)

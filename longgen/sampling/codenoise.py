@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar, Any
 
 import numpy as np
 from pydantic import Field
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 class CoDenoised(Sampling):
     """A layout of clips. frames: latent frames of a clip; the native length T0 by default."""
+
+    needs: ClassVar[tuple[str, ...]] = ("whole-clip",)
 
     frames: int | None = Field(None, ge=1)
 

@@ -63,7 +63,7 @@ class Fifo(Sampling):
 
     paper: ClassVar[str] = "FIFO-Diffusion, arXiv 2405.11473"
     claims: ClassVar[tuple[str, ...]] = ("the order of sampling", "the anchor of clips")  # windows have no first among them
-    needs: ClassVar[tuple[str, ...]] = ("frame-timesteps",)
+    needs: ClassVar[tuple[str, ...]] = ("frame-timesteps", "whole-clip")
     frame_levels: ClassVar[bool] = True
     streams: ClassVar[bool] = True
 

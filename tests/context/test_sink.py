@@ -59,6 +59,17 @@ def test_neutral_where_everything_is_seen(frames_lat: int) -> None:
     assert Sink().reshape(Window().reshape(neutral(frames_lat), clip), clip).is_neutral
 
 
+@pytest.mark.parametrize("frames", [1, 3, 10])
+@pytest.mark.parametrize("frames_lat", [3, 12, 81])
+def test_in_a_rollout_the_first_frames_stay_in_view_of_the_newest_chunk(frames: int, frames_lat: int) -> None:
+    clip = Clip(frames_lat, 21, (1.0,), in_chunks=True)
+    windowed = Window(frames=9).reshape(neutral(frames_lat, 3), clip)
+    (one,) = Sink(frames=frames).reshape(windowed, clip).passes
+    for row, rel in zip(one.visible, one.rel, strict=True):
+        assert np.flatnonzero(row).tolist() == sorted({*range(min(frames, frames_lat)), *range(max(0, frames_lat - 9), frames_lat)})
+        assert np.array_equal(np.diff(rel), np.full(frames_lat - 1, -1.0))
+
+
 def test_no_frames_are_refused() -> None:
     with pytest.raises(ValueError, match="greater than or equal to 1"):
         Sink(frames=0)

@@ -34,3 +34,27 @@ def test_neutral_up_to_native_length(frames_lat: int) -> None:
 
 def test_length_can_be_chosen() -> None:
     assert (table(Window(frames=5), 81).sum(1) == 5).all()
+
+
+def chunk(technique: Window, frames_lat: int, queries: int) -> np.ndarray:
+    clip = Clip(frames_lat, 21, (1.0,), in_chunks=True)
+    return technique.reshape(neutral(frames_lat, queries), clip).passes[0].visible
+
+
+@pytest.mark.parametrize("edge", ["shift", "clip"])
+@pytest.mark.parametrize("queries", [1, 3, 4])
+def test_in_a_rollout_it_ends_with_the_newest_chunk(queries: int, edge: str) -> None:
+    for frames, frames_lat in ((None, 81), (None, 23), (9, 81), (queries, 12)):
+        visible = chunk(Window(frames=frames, edge=edge), frames_lat, queries)  # type: ignore[arg-type]
+        assert visible.shape == (queries, frames_lat)
+        for row in visible:
+            assert np.flatnonzero(row).tolist() == list(range(frames_lat - (frames or 21), frames_lat))
+
+
+@pytest.mark.parametrize("edge", ["shift", "clip"])
+@pytest.mark.parametrize(("frames", "frames_lat", "queries"), [(3, 3, 3), (4, 4, 4), (5, 3, 3), (9, 9, 9), (9, 7, 3), (9, 9, 3)])
+def test_in_a_rollout_a_chunk_sees_all_of_a_beginning_no_longer_than_it(
+    frames: int, frames_lat: int, queries: int, edge: str
+) -> None:
+    """Also where the chunk is the beginning."""
+    assert chunk(Window(frames=frames, edge=edge), frames_lat, queries).all()  # type: ignore[arg-type]

@@ -1,14 +1,21 @@
-"""Whole Wan pipelines of random weights: "wan", "wan-experts" (2.2, two experts), "wan-ti2v" (2.2, a timestep a token)."""
+"""Whole Wan pipelines of random weights: "wan", "wan-experts" (2.2, two experts), "wan-ti2v" (2.2, a timestep a token).
+
+And a causal backbone, `causal`.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from longgen.backbones import Setup
+from longgen.backbones.spec import TINY_CAUSAL
 from tests.models.t5 import WORDS
 
 BOUNDARY = 0.875  # Wan 2.2 A14B's: of 4 steps (999, 937, 833, 625) the second expert takes the last two
@@ -34,15 +41,38 @@ def build(name: str, folder: Path) -> None:
         pipe.save_pretrained(folder)
 
 
+def causal() -> Any:
+    """A causal backbone whose transformer is small and random; the rest is tiny's. It was "trained" on nine latent frames."""
+    from longgen.backbones.causal import CausalWan
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformer = WanTransformer3DModel(
+            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=36, in_channels=48, out_channels=48, text_dim=64,
+            freq_dim=32, ffn_dim=96, num_layers=3, cross_attn_norm=True, rope_max_seq_len=1024,
+        ).eval()  # fmt: skip
+    _attentive(transformer)
+    spec = replace(
+        TINY_CAUSAL, checkpoint=None, patch=(1, 2, 2), size=(96, 64), native_px=33, layers=3, heads=2, head_dim=36, ffn_dim=96,
+        rotary_dims=12, intrinsic_component=1, parameters=sum(weight.numel() for weight in transformer.parameters()),
+    )  # fmt: skip
+    return CausalWan(spec, WanPipeline.from_pretrained(spec.source, transformer=transformer), Setup("cpu", "fp32"))
+
+
 def _transformer(channels: int) -> WanTransformer3DModel:
     transformer = WanTransformer3DModel(
         patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=24, in_channels=channels, out_channels=channels,
         text_dim=32, freq_dim=32, ffn_dim=64, num_layers=2, cross_attn_norm=True, rope_max_seq_len=1024,
     )  # fmt: skip
-    for block in transformer.blocks:  # attention that picks, so that positions and windows matter
+    _attentive(transformer)
+    return transformer
+
+
+def _attentive(transformer: WanTransformer3DModel) -> None:
+    """Attention that picks, so that positions and windows matter."""
+    for block in transformer.blocks:
         block.attn1.norm_q.weight.data.fill_(2.0)
         block.scale_shift_table.data[:, 2].add_(1.0)  # the gate of self-attention
-    return transformer
 
 
 def _vae_21() -> AutoencoderKLWan:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from longgen import plan, preset
-from longgen.backbones.spec import WAN_1_3B
+from longgen.backbones.spec import SELF_FORCING, WAN_1_3B
 from longgen.context.window import Window
 from longgen.errors import UsageError
 from longgen.frameplan import Clip, neutral
@@ -37,6 +37,49 @@ def test_exposure_of_wan_s_components() -> None:
         assert (by_parts(WAN_1_3B.frequencies, 21, 4.0, r - 6e-4, r - 6e-4) == 1).sum() == m + 1
         assert (by_parts(WAN_1_3B.frequencies, 21, 4.0, r + 6e-4, r + 6e-4) == 1).sum() == m
     assert 21 * WAN_1_3B.frequencies[21] / (2 * math.pi) == pytest.approx(0.0005, abs=5e-5)
+
+
+# theta_m, period 2 pi / theta_m and r_m of Wan's 22 temporal components, as the frequencies 10000^(-2m/44) give them
+TABLE = [
+    (1.00000, 6.283, 3.342), (0.657933, 9.550, 2.199), (0.432876, 14.515, 1.447), (0.284804, 22.06, 0.952),
+    (0.187382, 33.53, 0.626), (0.123285, 50.96, 0.412), (0.081113, 77.46, 0.271), (0.053367, 117.7, 0.178),
+    (0.035112, 178.9, 0.117), (0.023101, 272.0, 0.0772), (0.015199, 413.4, 0.0508), (0.010000, 628.3, 0.0334),
+    (0.006579, 955.0, 0.0220), (0.004329, 1451, 0.0145), (0.002848, 2206, 0.00952), (0.001874, 3353, 0.00626),
+    (0.001233, 5096, 0.00412), (0.000811, 7746, 0.00271), (0.000534, 11774, 0.00178), (0.000351, 17895, 0.00117),
+    (0.000231, 27198, 0.000772), (0.000152, 41339, 0.000508),
+]  # fmt: skip
+
+
+def test_wan_s_table_in_a_rollout_of_126_latent_frames_with_a_sink() -> None:
+    """31 seconds: the last frame sees the first at 125, so s = 6.25; phases there end at 125 theta' <= 20 theta, as in training."""
+    made = plan.build(preset.load("flex", (), preset.Sample(frames=501)), SELF_FORCING)
+    (frame_plan,) = (branch for branch, _, _ in made.branches().values())
+    assert frame_plan.reach == 125
+    assert frame_plan.scale is not None
+    for m, ((theta, period, cycles), factor) in enumerate(zip(TABLE, frame_plan.scale, strict=True)):
+        own = SELF_FORCING.frequencies[m]
+        assert own == pytest.approx(theta, abs=6e-7)
+        assert 2 * math.pi / own == pytest.approx(period, rel=4e-4)
+        assert 21 * own / (2 * math.pi) == pytest.approx(cycles, rel=4e-3)
+        assert (m < 3) == (cycles >= 1)
+        assert own * factor == pytest.approx(own if m < 3 else own / 6.25, rel=1e-15)
+        assert m < 3 or 125 * own * factor == pytest.approx(20 * own)
+
+
+def test_with_a_ramp_from_half_a_cycle_to_one() -> None:
+    """9 tenths of component 3 is kept and a quarter of component 4, of all others none."""
+    factors = Flex(a=0.5, b=1.0).factors(125.0, clip(126))
+    kept = (factors - 1 / 6.25) / (1 - 1 / 6.25)
+    assert kept == pytest.approx([1, 1, 1, 0.904, 0.253, *[0] * 17], abs=2e-3)
+
+
+@pytest.mark.parametrize(("frames_lat", "stretch"), [(3, 1), (21, 1), (24, 23 / 20), (126, 6.25), (4200, 4199 / 20)])
+def test_in_a_rollout_the_stretch_grows_with_the_distance_to_the_sink(frames_lat: int, stretch: float) -> None:
+    made = plan.build(preset.load("flex", (), preset.Sample(frames=16797)), SELF_FORCING)
+    programs, table = made.rolled(frames_lat, 3)
+    (program,) = (programs[index] for index in np.unique(table))
+    scale = None if program is None else program.branches["main"].scale
+    assert (1.0 if scale is None else 1 / scale[21]) == pytest.approx(stretch)
 
 
 def test_by_default_three_components_are_kept_on_wan() -> None:

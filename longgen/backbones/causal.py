@@ -1,0 +1,105 @@
+"""Causal Wan: Self-Forcing, LongLive, tiny-causal. A stock WanTransformer3DModel, rolled out chunk by chunk over a cache.
+
+Legend: B batch, c latent frames of a chunk, n tokens per latent frame, H heads, D head dim, C channels.
+
+The state of a rollout lives in the attention processors, since WanTransformer3DModel passes nothing else through to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.transformers.transformer_wan import WanAttention
+from torch import Tensor
+
+from longgen.attention.kvcache import Cache
+from longgen.backbones import Clock
+from longgen.backbones.wan import Wan
+from longgen.plan import Plan
+
+
+class CachedAttention:
+    """Self-attention processor of one layer: the newest frames over the cache."""
+
+    def __init__(self, cache: Cache, layer: int, clock: Clock, stock: Any, backend: Any) -> None:
+        self.cache, self.layer, self.clock = cache, layer, clock
+        self._attention_backend = getattr(stock, "_attention_backend", None) or backend  # diffusers sets these two by name
+        self._parallel_config = getattr(stock, "_parallel_config", None)
+
+    def __call__(self, attn: WanAttention, hidden_states: Tensor, text: None, mask: None, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        if attn.fused_projections:
+            q, k, v = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_q(q), attn.norm_k(k), v))
+        cos, sin = rotary  # [1, c n, 1, D], every value twice
+        stock = (cos[0, :, 0, 0::2], sin[0, :, 0, 1::2])
+        output = self.cache.attend(self.layer, self.clock.index, self.attend, stock, q, k, v).flatten(2)
+        return attn.to_out[1](attn.to_out[0](output.type_as(q)))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return dispatch_attention_fn(q, k, v, backend=self._attention_backend, parallel_config=self._parallel_config)
+
+
+class CachedText:
+    """Cross-attention processor of one layer: the prompt's keys and values are made once a prompt."""
+
+    def __init__(self, cache: Cache, layer: int, stock: Any) -> None:
+        self.cache, self.layer = cache, layer
+        self._attention_backend = getattr(stock, "_attention_backend", None)  # diffusers sets these two by name
+        self._parallel_config = None
+
+    def __call__(self, attn: WanAttention, hidden_states: Tensor, text: Tensor, mask: None, rotary: None) -> Tensor:
+        q = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+        if self.layer not in self.cache.texts:
+            k, v = attn.to_kv(text).chunk(2, dim=-1) if attn.fused_projections else (attn.to_k(text), attn.to_v(text))
+            self.cache.texts[self.layer] = (attn.norm_k(k).unflatten(2, (attn.heads, -1)), v.unflatten(2, (attn.heads, -1)))
+        k, v = self.cache.texts[self.layer]
+        output = dispatch_attention_fn(q, k, v, backend=self._attention_backend).flatten(2).type_as(q)
+        return attn.to_out[1](attn.to_out[0](output))
+
+
+class CausalWan(Wan):
+    def frame_schedule(self, plan: Plan) -> Any:
+        """A flow-matching Euler scheduler with the few levels of a rollout: 1, (S - 1) / S, .. 1 / S, shifted."""
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=self.spec.flow_shift, stochastic_sampling=True)
+        scheduler.set_timesteps(sigmas=np.linspace(1, 0, plan.steps + 1)[:-1], device=self.pipe._execution_device)
+        return scheduler
+
+    def velocity(
+        self, clips: Tensor, timesteps: Tensor, text: dict[str, Tensor], away: dict[str, Tensor] | None, plan: Plan
+    ) -> Tensor:
+        """What the model predicts for one chunk [1, C, c, h, w], all of it at one of `timesteps` [1, c]; of that shape.
+
+        With guidance both texts make one batch, so that the cache holds both.
+        """
+        words = text if away is None else {name: torch.cat([away[name], text[name]]) for name in text}
+        batch = len(next(iter(words.values())))
+        x, times = clips.to(self.pipe.transformer.dtype).expand(batch, -1, -1, -1, -1), timesteps[:, 0].expand(batch)
+        predicted = self.pipe.transformer(hidden_states=x, timestep=times, return_dict=False, **words)[0].to(clips)
+        if away is None:
+            return predicted
+        unguided, guided = predicted.chunk(2)
+        return unguided + plan.sample.guidance_scale * (guided - unguided)
+
+    @contextmanager
+    def rolling(self, plan: Plan) -> Iterator[Cache]:
+        """Within the context, the transformer sees its frames through the cache; afterwards it is as it was."""
+        transformer, cache = self.pipe.transformer, Cache(self.rotary(), plan.slots_lat)
+        own, texts = self.layers(transformer), self.text_layers(transformer)
+        before = [(layer, layer.processor) for layer in (*own, *texts)]
+        try:
+            for index, layer in enumerate(own):
+                layer.set_processor(CachedAttention(cache, index, self.clock, layer.processor, self.setup.attention))
+            for index, layer in enumerate(texts):
+                layer.set_processor(CachedText(cache, index, layer.processor))
+            yield cache
+        finally:
+            for layer, processor in before:
+                layer.set_processor(processor)

@@ -1,0 +1,118 @@
+"""Re-based positions by hand: infinity-RoPE's window, Deep Forcing's sink, and what is left as it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from longgen import plan, preset
+from longgen.backbones.spec import SELF_FORCING, TINY
+from longgen.context.freenoise import FreeNoise
+from longgen.context.sink import Sink
+from longgen.context.window import Window
+from longgen.errors import UsageError
+from longgen.frameplan import Clip, FramePlan, distances, neutral
+from longgen.positions.rebase import Rebase
+
+CLIP = Clip(81, 21, (1.0,))
+
+
+def chunk(window: int, sink: int, frames_lat: int = 81, queries: int = 3, native_lat: int = 21) -> tuple[FramePlan, Clip]:
+    """What a rollout's newest chunk sees."""
+    clip = Clip(frames_lat, native_lat, (1.0,), in_chunks=True)
+    plain = Window(frames=window).reshape(neutral(frames_lat, queries), clip)
+    return Sink(frames=sink).reshape(plain, clip), clip
+
+
+def rel_of(plan: FramePlan) -> np.ndarray:
+    (one,) = plan.passes
+    return one.rel[:, one.visible[0]]
+
+
+def test_infinity_rope_s_window_stands_at_0_to_5_and_the_query_at_its_end() -> None:
+    """W = 6: frame 0, two past frames and the chunk; by the code its keys turn to 0 .. 5, the queries to 3, 4, 5."""
+    seen, clip = chunk(window=5, sink=1)
+    assert np.array_equal(rel_of(Rebase().reshape(seen, clip)), np.array([[3], [4], [5]]) - np.arange(6))
+
+
+def test_deep_forcing_s_sink_ends_where_the_window_begins() -> None:
+    """Keys of the sink turn by s_tail - s_sink, first frame of the window less last of the sink; others stay [paper]."""
+    seen, clip = chunk(window=11, sink=10)
+    keys = np.concatenate([np.arange(10) + (70 - 9), np.arange(70, 81)])
+    assert np.array_equal(rel_of(Rebase(gap=0).reshape(seen, clip)), np.arange(78, 81)[:, None] - keys)
+
+
+@pytest.mark.parametrize("gap", [0, 1, 2, 7])
+def test_a_hole_is_as_wide_as_the_gap(gap: int) -> None:
+    seen, clip = chunk(window=6, sink=3)
+    places = np.array([0, 1, 2, *(2 + gap + np.arange(6))])
+    assert np.array_equal(rel_of(Rebase(gap=gap).reshape(seen, clip)), places[-3:, None] - places)
+
+
+def test_several_holes_close_each() -> None:
+    seen = np.isin(np.arange(20), [0, 1, 5, 9, 10, 17, 18, 19])
+    own = neutral(20, 3).see_only(np.broadcast_to(seen, (3, 20)))
+    closed = rel_of(Rebase().reshape(own, Clip(20, 21, (1.0,))))
+    assert np.array_equal(closed, np.arange(5, 8)[:, None] - np.arange(8))
+
+
+@pytest.mark.parametrize(("window", "sink"), [(21, 3), (18, 3), (11, 10), (5, 1)])
+def test_the_reach_is_that_of_the_frames_seen(window: int, sink: int) -> None:
+    seen, clip = chunk(window, sink)
+    assert seen.reach == 80
+    assert Rebase().reshape(seen, clip).reach == window + sink - 1
+    assert Rebase(gap=0).reshape(seen, clip).reach == window + sink - 2
+
+
+@pytest.mark.parametrize("frames_lat", [3, 9, 21, 24])
+def test_neutral_where_the_frames_seen_have_no_hole(frames_lat: int) -> None:
+    """Up to sink and window together; there the sink's last frame is the window's neighbour."""
+    seen, clip = chunk(21, 3, frames_lat)
+    assert Rebase().reshape(seen, clip) is seen
+    windowed = Window().reshape(neutral(81), CLIP)
+    assert Rebase().reshape(windowed, CLIP) is windowed
+
+
+def test_in_a_clip_each_frame_has_its_own_hole() -> None:
+    seen = Sink().reshape(Window().reshape(neutral(81), CLIP), CLIP)
+    (one,) = Rebase().reshape(seen, CLIP).passes
+    assert np.array_equal(one.visible, seen.passes[0].visible)
+    for query in range(81):
+        frames = np.flatnonzero(one.visible[query])
+        places = np.arange(len(frames))
+        assert np.array_equal(one.rel[query, frames], places[frames == query] - places)
+
+
+def test_times_between_neighbours_stay_as_the_stack_made_them() -> None:
+    seen = Sink().reshape(Window(edge="clip").reshape(neutral(81).at(distances(81) / 4), CLIP), CLIP)
+    (one,) = Rebase().reshape(seen, CLIP).passes
+    assert one.rel[60, 50:71] == pytest.approx((60 - np.arange(50, 71)) / 4)
+    assert one.rel[60, :3] == pytest.approx(10 / 4 + 1 + np.array([2, 1, 0]) / 4)
+
+
+def test_frames_that_a_pass_does_not_compute_are_left() -> None:
+    several = Sink().reshape(FreeNoise().reshape(neutral(81), CLIP), CLIP)
+    for one in Rebase().reshape(several, CLIP).passes:
+        assert np.isfinite(one.rel).all()
+
+
+def test_it_applies_after_the_context_and_before_flex() -> None:
+    stack = preset.from_tables({"name": "s", "sample": {"frames": 321}, "technique": [{"name": name} for name in
+                                ("flex", "rebase", "sink", "window")]}, "s")  # fmt: skip
+    for spec in (TINY, SELF_FORCING):
+        made = plan.build(stack, spec)
+        names = [act.name for act in made.acting]
+        assert [name for name in names if name != "rollout"] == ["window", "sink", "rebase", "flex"]
+        (branch,) = (frame_plan for frame_plan, _, _ in made.branches().values())
+        assert branch.reach == 23
+
+
+def test_it_decides_the_relative_times_alone() -> None:
+    stack = preset.load("longdiff", (), preset.Sample(frames=321))
+    with pytest.raises(UsageError, match="both decide the relative times"):
+        plan.build(stack.model_copy(update={"techniques": (Rebase(), *stack.techniques)}), TINY)
+
+
+def test_wrong_values_are_refused() -> None:
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
+        Rebase(gap=-1)

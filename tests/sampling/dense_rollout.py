@@ -1,0 +1,238 @@
+"""The definition of a rollout, without a cache: every pass runs the stock transformer over all frames so far. Slow.
+
+Legend: B batch, R rows, n tokens per latent frame, N = R n, H heads, D head dim, C temporal rotary components, P channel pairs.
+
+A row is a latent frame as it was run clean. What a layer makes of it depends only on what it was allowed to see then, so that
+one forward over all clean rows and the newest chunk gives every frame the keys and values that a cache would hold. Where the
+prompt changes frames may be run again: these are new rows of the same frames, which take the old rows' place.
+
+What a chunk sees is written out from the techniques' tables of a preset, by the papers' equations; nothing of longgen's plans
+is read. Attention is one masked softmax in double precision, in which each pair of rows has its own relative time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Stack = list[dict[str, Any]]  # [[technique]] tables of a preset
+
+
+@dataclass
+class Sight:
+    """What one chunk sees in one layer and step: frames and their places in time, factors [C] on frequencies, and on logits."""
+
+    frames: list[int]
+    places: list[float]
+    factors: np.ndarray
+    gain: float
+
+
+@dataclass
+class Group:
+    """Rows that are run together: their frames, the rows of the past that there are, by frame, the latents, and the text."""
+
+    frames: list[int]
+    past: dict[int, int]
+    latents: Tensor
+    text: int
+    first: int = 0  # row
+
+
+class Dense:
+    """A causal `backbone`'s transformer over all rows, and the techniques of `stack`."""
+
+    def __init__(self, backbone: Any, stack: Stack, steps: int, texts: list[Tensor]) -> None:
+        self.spec, self.transformer = backbone.spec, backbone.pipe.transformer
+        self.stack, self.steps, self.texts = stack, steps, texts
+        self.theta = self.spec.rotary_base ** (-2 * np.arange(self.spec.rotary_dims // 2) / self.spec.rotary_dims)
+        self.groups: list[Group] = []
+
+    def sight(self, past: list[int], own: list[int], layer: int, step: int) -> Sight:
+        here = {}
+        for table in self.stack:
+            first, last = (round(share * self.steps) for share in table.get("steps", (0, 1)))
+            if layer in table.get("layers", [layer]) and first <= step < last:
+                here[table["name"]] = table
+        native, stop, theta = self.spec.native_lat, own[-1] + 1, self.theta
+        window = here["window"].get("frames", native) if "window" in here else stop
+        sink = here["sink"].get("frames", 3) if "sink" in here else 0
+        frames = [frame for frame in [*past, *own] if frame >= stop - window or frame < sink]
+        places = [float(frame) for frame in frames]
+        if "rebase" in here:
+            gap = here["rebase"].get("gap", 1)
+            steps = [1 if after == before + 1 else gap for before, after in itertools.pairwise(frames)]
+            places = [float(sum(steps[:index])) for index in range(len(frames))]
+        factors, gain, cycles = np.ones(len(theta)), 1.0, native * theta / (2 * math.pi)
+        length = max(1.0, stop / native)
+        if "flex" in here:
+            a, b = (here["flex"].get(key, 1.0) for key in "ab")
+            kept = np.clip((cycles - a) / (b - a), 0, 1) if a < b else 1.0 * (cycles >= a)
+            factors = kept + (1 - kept) / max(1.0, (places[-1] - places[0]) / (native - 1))
+        if "ntk" in here:
+            factors = length ** (-np.arange(len(theta)) / (len(theta) - 1))
+        if "yarn" in here:
+            kept = np.clip((cycles - 1) / (32 - 1), 0, 1)
+            factors, gain = kept + (1 - kept) / length, (0.1 * math.log(length) + 1) ** 2
+        if "riflex" in here:
+            k = self.spec.intrinsic_component - 1
+            if stop > 2 * math.pi / theta[k]:
+                factors[k] = 0.9 * 2 * math.pi / stop / theta[k]
+        return Sight(frames, places, factors, gain)
+
+    def run(self, newest: Group, timestep: float, context_noise: float, step: int) -> Tensor:
+        """What the model predicts [B, C, c, h, w] for `newest` in `step`; before it stand all rows, clean."""
+        groups = [*self.groups, newest]
+        newest.first = sum(len(group.frames) for group in self.groups)
+        rows = newest.first + len(newest.frames)
+        shape = (self.spec.layers, rows, rows)
+        seen, rel = np.zeros(shape, dtype=bool), np.zeros(shape)
+        factors, gain = np.ones((*shape[:2], len(self.theta))), np.ones(shape[:2])
+        for layer, group in itertools.product(range(self.spec.layers), groups):
+            own = slice(group.first, group.first + len(group.frames))
+            sight = self.sight(list(group.past), group.frames, layer, step if group is newest else self.steps - 1)
+            row_of = group.past | {frame: group.first + index for index, frame in enumerate(group.frames)}
+            columns = [row_of[frame] for frame in sight.frames]
+            places = np.array(sight.places)
+            seen[layer][own, columns] = True
+            rel[layer][own, columns] = places[-len(group.frames) :, None] - places
+            factors[layer, own], gain[layer, own] = sight.factors, sight.gain
+        text_of = np.array([group.text for group in groups for _ in group.frames])
+        x = torch.cat([group.latents for group in groups], dim=2).expand(len(self.texts[0]), -1, -1, -1, -1)
+        times = torch.full((len(x), rows), context_noise)
+        times[:, newest.first :] = timestep
+        tokens = math.prod(x.shape[3:]) // math.prod(self.spec.patch)
+        with torch.no_grad(), self._installed(seen, rel, factors, gain, text_of):
+            predicted = self.transformer(hidden_states=x, timestep=times.repeat_interleave(tokens, dim=1),
+                                         encoder_hidden_states=torch.cat(self.texts, dim=1), return_dict=False)[0]  # fmt: skip
+        return predicted[:, :, newest.first :]
+
+    def keep(self, group: Group, context_noise: float) -> dict[int, int]:
+        """Adds the clean rows of `group`; its frames and their rows."""
+        group.first = sum(len(other.frames) for other in self.groups)
+        self.groups.append(group)
+        return {frame: group.first + index for index, frame in enumerate(group.frames)}
+
+    def shown_everywhere(self, group: Group) -> set[int]:
+        """The frames that `group` sees in every layer and step."""
+        cases = itertools.product(range(self.spec.layers), range(self.steps))
+        return set.intersection(*(set(self.sight(list(group.past), group.frames, *case).frames) for case in cases))
+
+    @contextmanager
+    def _installed(
+        self, seen: np.ndarray, rel: np.ndarray, factors: np.ndarray, gain: np.ndarray, text_of: np.ndarray
+    ) -> Iterator[None]:
+        before = [(layer, layer.processor) for block in self.transformer.blocks for layer in (block.attn1, block.attn2)]
+        try:
+            for index, block in enumerate(self.transformer.blocks):
+                block.attn1.set_processor(_SelfAttention(seen[index], rel[index], self.theta * factors[index], gain[index]))
+                block.attn2.set_processor(_Text(text_of, len(self.texts)))
+            yield
+        finally:
+            for layer, processor in before:
+                layer.set_processor(processor)
+
+
+class _SelfAttention:
+    """seen, rel [R, R]; theta [R, C]; gain [R]: of the query's row."""
+
+    def __init__(self, seen: np.ndarray, rel: np.ndarray, theta: np.ndarray, gain: np.ndarray) -> None:
+        self.seen, self.gain = torch.from_numpy(seen), torch.from_numpy(gain)
+        self.turn = torch.from_numpy(np.exp(1j * rel[:, :, None] * theta[:, None, :]))  # [R, R, C]
+
+    def __call__(self, attn: Any, x: Tensor, text: None, mask: None, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        rows, count = len(self.seen), self.turn.shape[2]
+        q, k, v = attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(x)), attn.to_v(x)
+        q, k, v = (part.unflatten(2, (attn.heads, -1)) for part in (q, k, v))
+        cos, sin = (table[0, :, 0, 0::2].double() for table in rotary)  # of space; the pairs of time come from `turn`
+        still = torch.complex(cos, sin)
+        still[:, :count] = 1
+        q, k = (torch.view_as_complex(part.double().unflatten(-1, (-1, 2)).contiguous()) * still[None, :, None] for part in (q, k))
+        q, k = (part.unflatten(1, (rows, -1)) for part in (q, k))  # [B, R, n, H, P]
+        logits = torch.einsum("binhp,bjmhp->bhinjm", q[..., count:], k[..., count:].conj()).real
+        logits = logits + torch.einsum("binhc,bjmhc,ijc->bhinjm", q[..., :count], k[..., :count].conj(), self.turn).real
+        logits = logits * self.gain.view(-1, 1, 1, 1) / v.shape[-1] ** 0.5
+        logits = logits.masked_fill(~self.seen[:, None, :, None], -np.inf)
+        weights = logits.flatten(4).softmax(-1).flatten(2, 3)  # [B, H, N, N]
+        output = torch.einsum("bhqk,bkhd->bqhd", weights, v.double())
+        return attn.to_out[0](output.flatten(2).to(x))
+
+
+class _Text:
+    """The texts stand one after the other; each row reads its own."""
+
+    def __init__(self, text_of: np.ndarray, count: int) -> None:
+        self.reads = torch.from_numpy(text_of[:, None] == np.arange(count))  # [R, texts]
+
+    def __call__(self, attn: Any, x: Tensor, text: Tensor, mask: None, rotary: None) -> Tensor:
+        rows, count = self.reads.shape
+        q, k, v = attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(text)), attn.to_v(text)
+        q, k, v = (part.double().unflatten(2, (attn.heads, -1)) for part in (q, k, v))
+        logits = torch.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
+        reads = self.reads.repeat_interleave(x.shape[1] // rows, dim=0).repeat_interleave(text.shape[1] // count, dim=1)
+        weights = logits.masked_fill(~reads, -np.inf).softmax(-1)
+        return attn.to_out[0](torch.einsum("bhqk,bkhd->bqhd", weights, v).flatten(2).to(x))
+
+
+def rollout(
+    backbone: Any,
+    stack: Stack,
+    frames_lat: int,
+    prompts: list[str],
+    steps: int = 2,
+    chunk: int = 3,
+    context_noise: float = 0.0,
+    guidance: float = 1.0,
+    switch: str = "recache",
+    kept: int = 2,
+    seed: int = 0,
+) -> Tensor:
+    """The latents [1, C, T, h, w]. prompts: of each chunk."""
+    spec, generator = backbone.spec, torch.Generator().manual_seed(seed)
+    width, height = spec.size
+    shape = (1, spec.latent_channels, chunk, height // spec.stride_hw, width // spec.stride_hw)
+    different = list(dict.fromkeys(prompts))
+    with torch.no_grad():
+        texts, away = [backbone.text(prompt)["encoder_hidden_states"] for prompt in different], backbone.text("")
+    if guidance > 1:
+        texts = [torch.cat([away["encoder_hidden_states"], text]) for text in texts]
+    dense = Dense(backbone, stack, steps, texts)
+    shares = 1 - np.arange(steps + 1) / steps
+    sigmas = spec.flow_shift * shares / (1 + (spec.flow_shift - 1) * shares)
+    sink = max((table.get("frames", 3) for table in stack if table["name"] == "sink"), default=0)
+    rows: dict[int, int] = {}  # of the frames that there are
+    done: list[Tensor] = []
+
+    for index, prompt in enumerate(prompts):
+        start, text = index * chunk, different.index(prompt)
+        if index and prompt != prompts[index - 1]:
+            if switch == "flush":
+                rows = {frame: row for frame, row in rows.items() if frame < sink or frame >= start - kept}
+            elif switch == "recache":
+                again = sorted(frame for frame in dense.shown_everywhere(dense.groups[-1]) if frame >= sink)
+                if again:
+                    latents = torch.cat(done, dim=2)[:, :, again]
+                    past = {frame: row for frame, row in rows.items() if frame < again[0]}
+                    rows |= dense.keep(Group(again, past, latents, text), context_noise)
+        x = torch.randn(shape, generator=generator)
+        group = Group(list(range(start, start + chunk)), dict(rows), x, text)
+        for step in range(steps):
+            group.latents = x
+            v = dense.run(group, 1000 * sigmas[step], context_noise, step)
+            if guidance > 1:
+                v = v[:1] + guidance * (v[1:] - v[:1])
+            clean = x - sigmas[step] * v
+            if step + 1 < steps:
+                x = (1 - sigmas[step + 1]) * clean + sigmas[step + 1] * torch.randn(shape, generator=generator)
+        group.latents = clean
+        done.append(clean)
+        rows |= dense.keep(group, context_noise)
+    return torch.cat(done, dim=2)[:, :, :frames_lat]

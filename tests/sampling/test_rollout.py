@@ -1,0 +1,430 @@
+"""The rollout against its definition without a cache, against diffusers' own loop, and against itself where it is interrupted.
+
+The model is a real one, small and random, whose attention picks: settings that differ give frames that differ a thousand times
+more than any rounding, which `test_every_setting_matters` holds.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import itertools
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from longgen import plan, preset
+from longgen.backbones import Setup, check_setup
+from longgen.backbones.spec import SPECS
+from longgen.errors import UsageError
+from longgen.plan import Plan
+from longgen.sampling import shots, start
+from longgen.sampling.direct import State
+from longgen.schedule import Schedule, Shot
+from tests.sampling import dense_rollout
+from tests.sampling.dense_rollout import Stack
+
+RED, GREEN, BLUE = (f"a large {what} on a navy background" for what in ("red circle", "green square bouncing", "blue triangle"))
+WINDOW, SINK, REBASE, FLEX = {"name": "window", "frames": 6}, {"name": "sink"}, {"name": "rebase"}, {"name": "flex"}
+ALL_FRAMES = {"name": "window", "frames": 1000}  # else a window of the native length is implied
+ANS = {"name": "ans", "rho": -0.7}
+SETTINGS: dict[str, Stack] = {
+    "no window": [ALL_FRAMES],
+    "window": [WINDOW],
+    "native window": [{"name": "window"}],
+    "window cut off at the ends, which a rollout has not": [WINDOW | {"frames": 4, "edge": "clip"}],
+    "sink": [WINDOW, SINK],
+    "rebase": [WINDOW, SINK, REBASE],
+    "rebase, gap 0": [WINDOW, SINK, REBASE | {"gap": 0}],
+    "rebase, gap 4": [WINDOW, SINK, REBASE | {"gap": 4}],
+    "flex": [WINDOW, SINK, FLEX],
+    "flex with a ramp": [WINDOW, SINK, FLEX | {"a": 0.2, "b": 2.0}],
+    "flex, no window": [ALL_FRAMES, FLEX],
+    "flex behind rebase": [WINDOW | {"frames": 12}, SINK, FLEX, REBASE],
+    "ntk": [WINDOW, SINK, {"name": "ntk"}],
+    "yarn": [WINDOW, SINK, {"name": "yarn"}],
+    "riflex": [WINDOW, SINK, {"name": "riflex"}],
+    "sink in one layer": [WINDOW, SINK | {"layers": [1]}],
+    "windows that differ by layer": [WINDOW | {"layers": [0]}, ALL_FRAMES | {"layers": [2]}, {"name": "window", "layers": [1]}],
+    "window in early steps": [WINDOW | {"steps": [0, 0.5]}, ALL_FRAMES | {"steps": [0.5, 1]}],
+    "all of it in parts": [WINDOW, SINK | {"layers": [0, 1]}, REBASE | {"layers": [1], "steps": [0, 0.5]}, FLEX | {"layers": [0]}],
+}
+
+
+def built(backbone: Any, stack: Stack, frames_lat: int = 22, schedule: Schedule | None = None, **sample: Any) -> Plan:
+    given = preset.Sample(**{"frames": 4 * (frames_lat - 1) + 1, "steps": 2} | sample)
+    made = preset.from_tables({"name": "stack", "technique": stack}, "stack").model_copy(update={"sample": given})
+    return plan.build(made, backbone.spec, schedule)
+
+
+def streamed(
+    backbone: Any, made: Plan, on_step: Callable[[State], None] = lambda _: None, resume: State | None = None, prompt: str = RED
+) -> Iterator[Tensor]:
+    assert made.sampling is not None
+    generator = torch.Generator().manual_seed(0)
+    return made.sampling.stream(backbone, made, prompt, start(backbone, made, generator), on_step, resume, generator)
+
+
+def rolled(backbone: Any, made: Plan, *arguments: Any, **named: Any) -> Tensor:
+    return torch.cat([*streamed(backbone, made, *arguments, **named)], dim=2)
+
+
+def cut(*at_s: float, prompts: tuple[str, ...] = (RED, GREEN, BLUE), blend: float = 0) -> Schedule:
+    times = [Fraction(0), *map(Fraction, at_s)]
+    return Schedule(tuple(Shot(at, prompt) for at, prompt in zip(times, prompts, strict=False)), Fraction(blend))
+
+
+def differs(one: Tensor, other: Tensor) -> float:
+    """The largest difference, against the largest value."""
+    return ((one - other).abs().max() / other.abs().max()).item()
+
+
+# The definition
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_equals_dense_attention_over_the_whole_history(causal: Any, name: str) -> None:
+    latents = rolled(causal, built(causal, SETTINGS[name]))
+    difference = differs(latents, dense_rollout.rollout(causal, SETTINGS[name], 22, [RED] * 8))
+    print(f"{name}: {difference:.1e}")
+    assert latents.shape == (1, 48, 22, 4, 6)
+    assert difference < 1e-5
+
+
+def test_every_setting_matters(causal: Any) -> None:
+    results = {name: rolled(causal, built(causal, stack)) for name, stack in SETTINGS.items()}
+    for one, other in itertools.combinations(results, 2):
+        assert differs(results[one], results[other]) > 1e-3, (one, other)
+
+
+@pytest.mark.parametrize(
+    ("rollout", "sample"),
+    [
+        ({"chunk": 1}, {}), ({"chunk": 4}, {}), ({"chunk": 3}, {"steps": 4}), ({"context_noise": 20.0}, {}),
+        ({"chunk": 4, "context_noise": 20.0}, {"guidance_scale": 2.0}), ({}, {"guidance_scale": 2.0}), ({}, {"steps": 1}),
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["no window", "rebase", "flex"])
+def test_equals_the_definition_with_other_chunks_steps_and_guidance(
+    causal: Any, name: str, rollout: dict[str, Any], sample: dict[str, Any]
+) -> None:
+    made = built(causal, [*SETTINGS[name], {"name": "rollout"} | rollout], **sample)
+    latents, plain = rolled(causal, made), rolled(causal, built(causal, SETTINGS[name]))
+    chunk, guidance = rollout.get("chunk", 3), sample.get("guidance_scale", 1.0)
+    expected = dense_rollout.rollout(causal, SETTINGS[name], 22, [RED] * -(-22 // chunk), sample.get("steps", 2), chunk,
+                                     rollout.get("context_noise", 0.0), guidance)  # fmt: skip
+    print(f"{name} {rollout} {sample}: {differs(latents, expected):.1e}")
+    assert differs(latents, expected) < 1e-5
+    assert differs(latents, plain) > 1e-3
+
+
+def test_what_is_left_unsaid_is_a_rollout_with_a_native_window(causal: Any) -> None:
+    implied, said = built(causal, []), built(causal, [{"name": "window", "frames": 9}, {"name": "rollout"}])
+    assert [act.name for act in implied.acting] == [act.name for act in said.acting] == ["window", "rollout"]
+    assert torch.equal(rolled(causal, implied), rolled(causal, said))
+
+
+def test_sample_is_the_stream_joined(causal: Any) -> None:
+    made = built(causal, [], 8)
+    assert made.sampling is not None
+    generator = torch.Generator().manual_seed(0)
+    joined = made.sampling.sample(causal, made, RED, start(causal, made, generator), lambda _: None, None, generator)
+    assert torch.equal(joined, rolled(causal, made))
+
+
+# diffusers' own
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_one_chunk_is_diffusers_own_loop_bit_for_bit(causal: Any, steps: int) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0, stochastic_sampling=True)
+    scheduler.set_timesteps(sigmas=[1 - step / steps for step in range(steps)])
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, 48, 3, 4, 6, generator=generator)
+    with torch.no_grad():
+        words = causal.text(RED)
+        for timestep in scheduler.timesteps:
+            predicted = causal.pipe.transformer(hidden_states=latents, timestep=timestep.expand(1), return_dict=False, **words)[0]
+            latents = scheduler.step(predicted, timestep, latents, generator=generator, return_dict=False)[0]
+    assert torch.equal(rolled(causal, built(causal, [], 3, steps=steps)), latents)
+
+
+def test_the_noise_levels_of_self_forcing(causal: Any) -> None:
+    scheduler = causal.frame_schedule(built(causal, [], steps=4))
+    assert scheduler.timesteps.tolist() == pytest.approx([1000, 937.5, 2500 / 3, 625], rel=1e-6)
+    assert scheduler.sigmas.tolist() == pytest.approx([1, 0.9375, 5 / 6, 0.625, 0], rel=1e-6)
+    assert SPECS["self-forcing"].flow_shift == SPECS["longlive"].flow_shift == SPECS["tiny-causal"].flow_shift == 5
+
+
+def test_cached_text_is_stock_cross_attention_bit_for_bit(causal: Any) -> None:
+    layer = causal.text_layers(causal.pipe.transformer)[1]
+    one, other = (torch.randn(2, 18, 72, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    red, green = (torch.randn(2, 24, 72, generator=torch.Generator().manual_seed(seed)) for seed in (2, 3))
+    with torch.no_grad():
+        stock = [layer(one, red), layer(other, red), layer(other, green)]
+        with causal.rolling(built(causal, [])) as cache:
+            assert torch.equal(layer(one, red), stock[0])
+            assert torch.equal(layer(other, red), stock[1])
+            assert torch.equal(layer(other, green), stock[1])  # that of the cache
+            cache.forget_text()
+            assert torch.equal(layer(other, green), stock[2])
+
+
+@pytest.mark.parametrize("end", ["its end", "an error", "a consumer that has enough"])
+def test_the_transformer_is_as_it_was_after(causal: Any, end: str) -> None:
+    transformer = causal.pipe.transformer
+    before = dict(transformer.attn_processors)
+    stream = streamed(causal, built(causal, []))
+    next(stream)
+    assert not any(transformer.attn_processors[name] is processor for name, processor in before.items())
+    assert torch.is_grad_enabled()  # also between two frames
+    if end == "an error":
+        with pytest.raises(ZeroDivisionError):
+            stream.throw(ZeroDivisionError())  # type: ignore[attr-defined]
+    elif end == "its end":
+        assert len([*stream]) == 21
+    else:
+        stream.close()  # type: ignore[attr-defined]
+    after = transformer.attn_processors
+    assert after.keys() == before.keys()
+    assert all(after[name] is processor for name, processor in before.items())
+
+
+def test_a_step_cache_is_refused() -> None:
+    with pytest.raises(UsageError, match="--cache first-block compares a step with the step before, and tiny-causal"):
+        check_setup(SPECS["tiny-causal"], Setup("cpu", "fp32", cache="first-block"))
+
+
+# Length
+
+
+def alive_bytes() -> int:
+    gc.collect()
+    return sum(x.numel() * x.element_size() for x in gc.get_objects() if type(x) is Tensor)
+
+
+def test_memory_is_constant_over_350_chunks_beyond_the_rotary_table(causal: Any) -> None:
+    """1,050 latent frames; the model's own table has rows for 1,024."""
+    made = built(causal, [WINDOW, SINK, FLEX], 1050, steps=1)
+    seen, alive, frames = set(), {}, 0
+    for frames, frame in enumerate(streamed(causal, made), start=1):
+        cache = causal.layers(causal.pipe.transformer)[0].processor.cache
+        held = [x for layer in cache.layers.values() for x in (layer.keys, layer.turned, layer.values)]
+        texts = [x for pair in cache.texts.values() for x in pair]
+        seen.add((len(cache.layers), *(sum(x.numel() * x.element_size() for x in each) for each in (held, texts))))
+        assert len(cache.frames) <= 9
+        assert torch.isfinite(frame).all()
+        if frames in (60, 1050 - 3):
+            alive[frames] = alive_bytes()
+    slots, tokens, width, words = 3 + 6, 6, 72, 24
+    assert frames == 1050
+    assert seen == {(3, 3 * 3 * slots * tokens * width * 4, 2 * 3 * words * width * 4)}
+    assert made.cache_bytes("fp32") == sum(next(iter(seen))[1:])
+    assert alive[60] == alive[1050 - 3]
+
+
+# Going on
+
+
+def states_of(backbone: Any, made: Plan) -> tuple[Tensor, list[State], list[Tensor]]:
+    """All frames, and copies of the states in which a run that stopped after each chunk would be."""
+    states: list[State] = []
+    latents = rolled(backbone, made, lambda state: states.append(copy.deepcopy(state)))
+    return latents, states, [state.latents for state in states]
+
+
+RESUMED: dict[str, tuple[Stack, Schedule | None]] = {
+    "plain": ([], None),
+    "flex": ([WINDOW, SINK, FLEX], None),
+    "window in early steps": (SETTINGS["window in early steps"], None),
+    "ans": ([WINDOW, ANS], None),
+    "ans, renoise": ([WINDOW, ANS | {"renoise": True}], None),
+    "recache": ([WINDOW, SINK, REBASE, ANS], cut(1.5, 3)),
+    "flush": ([WINDOW, SINK, REBASE, ANS, {"name": "rollout", "switch": "flush"}], cut(1.5, 3)),
+    "keep": ([WINDOW, SINK, REBASE, ANS, {"name": "rollout", "switch": "keep"}], cut(1.5, 3)),
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_run_that_goes_on_makes_the_same_bits(causal: Any, name: str) -> None:
+    stack, schedule = RESUMED[name]
+    made = built(causal, stack, 22, schedule)
+    whole, states, chunks = states_of(causal, made)
+    assert [state.done for state in states] == list(range(1, 9))
+    assert all(chunk.shape[2] == 3 for chunk in chunks)
+    for state in states:
+        later: list[int] = []
+        causal.clock.index = 0  # as in a new process
+        resume = copy.deepcopy(state._replace(latents=chunks[: state.done]))
+        again = rolled(causal, made, lambda now, later=later: later.append(now.done), resume)
+        assert torch.equal(again, whole), state.done
+        assert later == list(range(state.done + 1, 9))
+
+
+def test_resume_with_guidance(causal: Any) -> None:
+    made = built(causal, [WINDOW, SINK], 12, guidance_scale=2.0)
+    whole, states, chunks = states_of(causal, made)
+    assert torch.equal(rolled(causal, made, resume=states[1]._replace(latents=chunks[:2])), whole)
+
+
+# Noise
+
+
+def drawn(backbone: Any, made: Plan) -> list[Tensor]:
+    """What the transformer is given in the first step of every chunk: noise alone, as sigma is 1 there."""
+    given: list[Tensor] = []
+
+    def see(module: Any, arguments: Any, named: dict[str, Any]) -> None:
+        if named["timestep"][0] == 1000:
+            given.append(named["hidden_states"][0])
+
+    handle = backbone.pipe.transformer.register_forward_pre_hook(see, with_kwargs=True)
+    try:
+        rolled(backbone, made)
+    finally:
+        handle.remove()
+    return given
+
+
+def test_ans_goes_on_from_chunk_to_chunk(causal: Any) -> None:
+    """One recursion over all frames, of the noise that is drawn without it."""
+    plain, mixed = (torch.cat(drawn(causal, built(causal, stack)), dim=1) for stack in ([WINDOW], [WINDOW, ANS]))
+    expected = plain.double()
+    for frame in range(1, plain.shape[1]):
+        expected[:, frame] = -0.7 * expected[:, frame - 1] + 0.51**0.5 * expected[:, frame]
+    assert plain.shape == (48, 24, 4, 6)
+    assert (mixed - expected).abs().max() < 1e-5
+    renoised = torch.cat(drawn(causal, built(causal, [WINDOW, ANS | {"renoise": True}])), dim=1)
+    assert torch.equal(renoised, mixed)  # the same draws; they differ between the steps
+    one, other = (rolled(causal, built(causal, [WINDOW, ANS | {"renoise": renoise}])) for renoise in (False, True))
+    assert differs(one, other) > 1e-3
+
+
+def test_ans_is_the_identity_up_to_the_native_length(causal: Any) -> None:
+    plain, mixed = (built(causal, stack, 9) for stack in ([], [ANS]))
+    assert any("ans changes nothing at 33 frames" in note for note in mixed.notes)
+    assert torch.equal(rolled(causal, plain), rolled(causal, mixed))
+
+
+# Prompts that change
+
+STACKS = {
+    "window": [WINDOW],
+    "sink": [WINDOW, SINK],
+    "rebase": [WINDOW, SINK, REBASE],
+    "wide window, rebase": [{"name": "window", "frames": 12}, SINK, REBASE],
+    "flex": [WINDOW, SINK, FLEX],
+    "infinity-RoPE's": [{"name": "window", "frames": 5}, {"name": "sink", "frames": 1}, REBASE],
+    "windows that differ by layer": SETTINGS["windows that differ by layer"],
+    "sink in one layer": SETTINGS["sink in one layer"],
+}
+
+
+@pytest.mark.parametrize("switch", ["recache", "flush", "keep"])
+@pytest.mark.parametrize("name", STACKS)
+def test_a_switch_equals_the_definition(causal: Any, name: str, switch: str) -> None:
+    """Shots of red to 2.25 s, green to 3 s, blue to the end of 22 latent frames, a quarter of a second each."""
+    stack = [*STACKS[name], {"name": "rollout", "switch": switch}]
+    made = built(causal, stack, 22, cut(2.25, 3))
+    latents = rolled(causal, made)
+    prompts = [RED] * 3 + [GREEN] + [BLUE] * 4
+    expected = dense_rollout.rollout(causal, stack, 22, prompts, switch=switch)
+    print(f"{name}, {switch}: {differs(latents, expected):.1e}")
+    assert differs(latents, expected) < 1e-5
+    alone = rolled(causal, built(causal, stack))
+    assert torch.equal(latents[:, :, :9], alone[:, :, :9])
+    assert differs(latents[:, :, 9:], alone[:, :, 9:]) > 1e-3
+
+
+def test_the_modes_of_a_switch_differ(causal: Any) -> None:
+    modes = ({"switch": "recache"}, {"switch": "flush"}, {"switch": "keep"}, {"switch": "flush", "kept": 1})
+    results = [rolled(causal, built(causal, [WINDOW, SINK, {"name": "rollout"} | mode], 22, cut(2.25, 3))) for mode in modes]
+    for one, other in itertools.combinations(results, 2):
+        assert differs(one, other) > 1e-3
+
+
+def test_with_guidance_a_switch_equals_the_definition(causal: Any) -> None:
+    stack = [WINDOW, SINK]
+    latents = rolled(causal, built(causal, stack, 15, cut(2.25), guidance_scale=2.0))
+    expected = dense_rollout.rollout(causal, stack, 15, [RED] * 3 + [GREEN] * 2, guidance=2.0)
+    assert differs(latents, expected) < 1e-5
+
+
+@pytest.mark.parametrize(("kept", "sink"), [(1, 1), (2, 3), (4, 3)])
+def test_a_flush_leaves_the_sink_and_the_last_frames(causal: Any, kept: int, sink: int) -> None:
+    stack = [WINDOW, {"name": "sink", "frames": sink}, {"name": "rollout", "switch": "flush", "kept": kept}]
+    held: list[list[int]] = []
+    for index, _ in enumerate(streamed(causal, built(causal, stack, 18, cut(3)))):
+        if index % 3 == 0:
+            held.append(list(causal.layers(causal.pipe.transformer)[0].processor.cache.frames))
+    first = list(range(sink))
+    assert held[3] == [*first, *range(6, 12)]
+    assert held[4] == [*first, *range(max(12 - kept, 15 - 6), 15)]
+    assert held[5] == [*first, *range(18 - 6, 15)]  # and the newest, which nothing will see
+
+
+@pytest.mark.parametrize(
+    ("at_s", "chunk", "first"),
+    [(3.0, 3, 4), (3.25, 3, 4), (3.5, 3, 5), (3.75, 3, 5), (2.9375, 3, 4), (3.0625, 3, 4), (3.25, 4, 3), (3.5, 4, 4)],
+)
+def test_the_switch_is_at_the_chunk_most_of_whose_frames_have_the_new_shot(
+    causal: Any, at_s: float, chunk: int, first: int
+) -> None:
+    """Of three frames chunk 4 holds the latent frames 12, 13, 14, of four chunk 3 holds 12 to 15; a shot at 3.25 s begins with
+    pixel frame 52, the last of latent frame 13. Two of four are not most.
+    """
+    with torch.no_grad():
+        red, green = (causal.text(prompt)["encoder_hidden_states"] for prompt in (RED, GREEN))
+    stack = [WINDOW, {"name": "rollout", "switch": "keep", "chunk": chunk}]
+    calls = texts_given(causal, built(causal, stack, 21, cut(at_s), steps=1))
+    assert len(calls) == -(-21 // chunk) * 2 - 1  # a step and a clean pass each, but of the last chunk
+    for index, text in enumerate(calls):
+        assert torch.equal(text, red if index // 2 < first else green), index
+
+
+def test_in_a_blend_a_chunk_has_the_mean_of_its_frames_texts(causal: Any) -> None:
+    made = built(causal, [WINDOW, {"name": "rollout", "switch": "keep"}], 21, cut(2.75, blend=1), steps=1)
+    assert made.shares is not None
+    with torch.no_grad():
+        texts = shots.texts_of(causal, made)
+    mixed = 0
+    for index, text in enumerate(texts_given(causal, made)):
+        share = made.shares[:, index // 2 * 3 : index // 2 * 3 + 3].mean(axis=1)
+        mixed += 0 < share[0] < 1
+        assert torch.equal(text, shots.mean_of(texts, share)["encoder_hidden_states"])
+    assert mixed > 2
+
+
+def texts_given(backbone: Any, made: Plan) -> list[Tensor]:
+    """The text of each call of the transformer."""
+    given: list[Tensor] = []
+    handle = backbone.pipe.transformer.register_forward_pre_hook(
+        lambda module, arguments, named: given.append(named["encoder_hidden_states"]), with_kwargs=True
+    )
+    try:
+        rolled(backbone, made)
+    finally:
+        handle.remove()
+    return given
+
+
+def test_a_shot_that_no_chunk_shows_is_refused(causal: Any) -> None:
+    """A latent frame of chunk 4 alone has the green shot; at an edge of chunks half a second would do."""
+    with pytest.raises(UsageError, match=r"shot 2 at 3\.25s is too short to be in any chunk of 3 latent frames") as caught:
+        built(causal, [], 21, cut(3.25, 3.5))
+    assert caught.value.accepted == "shots of 0.75s or longer, before the video ends"
+    assert caught.value.do
+    with pytest.raises(UsageError, match=r"shot 3 at 4\.75s is too short to be in any chunk"):
+        built(causal, [], 20, cut(3.25, 4.75))  # the last latent frame of two that the last chunk shows
+    built(causal, [], 21, cut(3.25, 3.75))
+    built(causal, [], 21, cut(3.25, 3.5, blend=0.25))  # a mean of all of them
+    built(causal, [{"name": "rollout", "chunk": 1}], 21, cut(3.25, 3.5))
+    for at_s, chunk in itertools.product(np.arange(1, 3, 0.25), (1, 3, 4)):  # as long as a chunk, it is in one
+        built(causal, [{"name": "rollout", "chunk": chunk}], 21, cut(at_s, at_s + chunk / 4))

@@ -98,7 +98,7 @@ class NoiseTechnique(Technique):
         return step == 0
 
     def mix_chunk(self, noise: Tensor, before: Tensor | None) -> Tensor:
-        """The noise of the next chunk of a rollout, of independent `noise` [B, C, c, h, w] and the frame before, [B, C, 1, h, w]."""
+        """The noise of a rollout's next chunk, of independent `noise` [B, C, c, h, w] and the frame before it, [B, C, 1, h, w]."""
         raise NotImplementedError  # a plan refuses it before
 
 

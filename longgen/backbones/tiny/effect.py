@@ -3,8 +3,9 @@
     python -m longgen.backbones.tiny.effect --preset direct --preset freespec ... [--backbone tiny] [--frames 321] [--prompts 8]
                                             [--seeds 2] [--set technique.key=value ...] [--output effect.jsonl] [--json]
 
-A preset may be followed by values of its own, `--preset flex,ans.noise=false`. Every preset makes the same clips: the first held-out sentences, and the same seeds. A line of `--output` is one clip; clips
-that are there already are not made again, so that a run can be stopped, or shared by several processes. Columns:
+A preset may be followed by values of its own, `--preset flex,ans.noise=false`. Every preset makes the same clips: the first
+held-out sentences, and the same seeds. A line of `--output` is one clip; clips that are there already are not made again, so
+that a run can be stopped, or shared by several processes. Columns:
 
     colour kept   share of clips whose object has one and the same colour, the asked one, in the first and in the last second
     one object    share of frames with exactly one object

@@ -12,7 +12,7 @@
 | transformer | Wan transformer and UMT5 text encoder | flow matching on the encoded clips |
 | export | nothing: writes the diffusers folder | fp16 safetensors |
 | unpack | nothing: lays out the shipped `tiny` | as the finished stages video and transformer |
-| causal | a causal transformer, from tiny's | flow matching on chunks of three latents, each at a noise level of its own, with a block-causal mask |
+| causal | a causal transformer, from tiny's | flow matching on chunks of three latents, each at its own noise level, block-causal |
 | export-causal | nothing: writes the transformer's folder | fp16 safetensors; text encoder and VAE are tiny's |
 
 Every stage writes a checkpoint each `CHECKPOINT_EVERY` steps and goes on from it; one that is done is skipped. The stages
@@ -30,7 +30,8 @@ The shipped weights: seed 2026, on two cores of an AMD EPYC (AVX-512, bf16), tor
     python -m longgen.backbones.tiny.train --work C --stages export-causal --output longgen/backbones/tiny/weights-causal
 
 images 2,000 steps in 6 minutes, video 2,600 in 18, latents 3,072 clips in 6, decoder 4,000 steps in 29 and transformer 4,400
-in 90, beside other work: about two hours with the last two side by side. (The first 400 steps of video ran on two threads.) causal 1,600 steps in 75 minutes.
+in 90, beside other work: about two hours with the last two side by side. (The first 400 steps of video ran on two threads.) causal
+1,600 steps in 75 minutes, beside much other work.
 """
 
 from __future__ import annotations
@@ -393,7 +394,9 @@ def train_transformer(work: Path, device: str, steps: int) -> None:
 
 
 def unpack(work: Path, device: str, amount: int) -> None:
-    """Lays out the shipped weights as the finished stages video and transformer, for those that follow."""
+    """Lays out the shipped weights as the finished stages video and transformer, for those that follow, unless these have run."""
+    if (work / "video.pt").exists() or (work / "transformer.pt").exists():
+        return
     shipped = Path(__file__).parent / "weights"
     vae = AutoencoderKLWan.from_pretrained(shipped, subfolder="vae")
     text_encoder = UMT5EncoderModel.from_pretrained(shipped, subfolder="text_encoder")

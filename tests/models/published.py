@@ -14,6 +14,7 @@ from longgen.backbones.spec import BackboneSpec
 PIPELINES = {"wan": "Wan", "ltx": "LTX", "cogvideox": "CogVideoX", "hunyuan": "HunyuanVideo"}
 CLASSES = {  # by family: transformer and VAE
     "wan": (diffusers.WanTransformer3DModel, diffusers.AutoencoderKLWan),
+    "causal-wan": (diffusers.WanTransformer3DModel, diffusers.AutoencoderKLWan),
     "ltx": (diffusers.LTXVideoTransformer3DModel, diffusers.AutoencoderKLLTXVideo),
     "cogvideox": (diffusers.CogVideoXTransformer3DModel, diffusers.AutoencoderKLCogVideoX),
     "hunyuan": (diffusers.HunyuanVideoTransformer3DModel, diffusers.AutoencoderKLHunyuanVideo),
@@ -29,8 +30,8 @@ def settings(spec: BackboneSpec) -> dict[str, Any]:
     size = dict(num_attention_heads=spec.heads, attention_head_dim=spec.head_dim)
     if spec.family == "cogvideox":
         return size | dict(num_layers=spec.layers, use_rotary_positional_embeddings=spec.rotary_dims > 0)
-    if spec.family == "wan":
-        text = dict(text_dim=64, freq_dim=64) if spec.name == "tiny" else {}
+    if spec.family in ("wan", "causal-wan"):
+        text = dict(text_dim=64, freq_dim=64) if spec.name in ("tiny", "tiny-causal") else {}
         return size | text | dict(
             patch_size=spec.patch, ffn_dim=spec.ffn_dim, in_channels=spec.latent_channels, out_channels=spec.latent_channels,
             num_layers=spec.layers,

@@ -193,7 +193,7 @@ class Plan:
     def operations(self, program: Program | None, grid: Grid | None = None, keys: int | None = None) -> int:
         """Floating-point operations of one layer for one model call (multiply and add counted apart), on `seen_grid` or `grid`.
 
-        keys: tokens that attention is over, its own included; those of the grid unless given.
+        keys: in a rollout, the tokens that attention is over, its own included.
         """
         grid = grid or self.seen_grid
         tokens, width, spec = math.prod(grid), self.spec.width, self.spec
@@ -201,7 +201,8 @@ class Plan:
             around = (tokens + spec.text_tokens) * (8 * width**2 + 4 * width * spec.ffn_dim)
             around += 4 * (2 * tokens + spec.text_tokens) * spec.text_tokens * width
         else:
-            around = tokens * (12 * width**2 + 4 * width * spec.ffn_dim) + spec.text_tokens * 4 * width**2
+            around = tokens * (12 * width**2 + 4 * width * spec.ffn_dim)
+            around += 0 if keys else spec.text_tokens * 4 * width**2  # a rollout makes the text's keys and values once
             around += 4 * tokens * spec.text_tokens * width
         attention = 4 * tokens * (keys or tokens) * width
         if program is None:

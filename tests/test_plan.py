@@ -357,7 +357,7 @@ def test_what_is_held_is_all_that_is_seen() -> None:
 def rollout_by_hand(spec: BackboneSpec, frames_lat: int, window: int, sink: int, steps: int) -> tuple[float, float]:
     """Operations and frame pairs of a layer: a pass for each step, and one for the cache but after the last chunk."""
     tokens, width, text = int(np.prod(spec.frame_grid(spec.size))), spec.width, spec.text_tokens
-    linear = 3 * tokens * (12 * width**2 + 4 * width * spec.ffn_dim) + 4 * text * width**2 + 4 * 3 * tokens * text * width
+    linear = 3 * tokens * (12 * width**2 + 4 * width * spec.ffn_dim) + 4 * 3 * tokens * text * width
     operations = pairs = 0.0
     for end in range(3, frames_lat + 3, 3):
         seen = len({*range(min(sink, end)), *range(max(0, end - window), end)})

@@ -13,8 +13,8 @@ Legend: theta_m temporal rotary frequency, L_train latent frames in training, D_
 Constants: a = b = 1, a component that completed one cycle is kept [derived]; L_train = T0 = 21 on Wan [paper], which keeps
 m = 0..2 and interpolates m = 3..21 there. `horizon`: L_train.
 
-Differs from the paper: it is made for autoregressive models, with its noise sampling and its attention sink; here it is the
-modulation alone, on any frame plan.
+In a rollout, the paper's case, D_max is the newest chunk's: s grows with the video, is 1 up to the trained length, and no length
+need be known [derived]; keys are cached unrotated for it. In a clip that is denoised together it is the modulation alone.
 
 Caveat: behind a window, or relative times that already stay within training, D_max < L_train, and it is inert; the plan
 says so. It does not act on attention diluted over more frames than in training.

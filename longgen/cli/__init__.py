@@ -1,0 +1,11 @@
+"""The command line: parse, call one function, print. The only package that prints or exits.
+
+stdout carries results only (with --json one object, or a list of objects with a name); progress and notes go to stderr.
+Everything heavy is imported inside the commands, so that --help answers at once. A command is one file here and one name
+in the import below, whose order is that of --help.
+"""
+
+from longgen.cli import generate, plan, decode, inspect, doctor, presets, backbones  # noqa: F401  # isort: skip
+from longgen.cli.root import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,5 @@
+"""python -m longgen.cli."""
+
+from longgen.cli import main
+
+main()

@@ -1,0 +1,46 @@
+"""longgen backbones list and show."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from longgen.cli.options import Json
+from longgen.cli.root import answer, app, reports_errors
+
+if TYPE_CHECKING:
+    from longgen.backbones.spec import BackboneSpec
+
+backbones_app = typer.Typer(no_args_is_help=True, help="List and show backbones.")
+app.add_typer(backbones_app, name="backbones")
+
+
+@backbones_app.command("list")
+@reports_errors
+def backbones_list(as_json: Json = False) -> None:
+    """Every backbone by name."""
+    from longgen.backbones.spec import SPECS
+
+    rows = [f"{spec.name:<16}{spec.native_px:>4} frames native  {spec.about}" for spec in SPECS.values()]
+    answer("\n".join(rows), [spec_dict(spec) for spec in SPECS.values()], as_json)
+
+
+@backbones_app.command("show")
+@reports_errors
+def backbones_show(name: Annotated[str, typer.Argument(help="A name, a hub id or a folder.")], as_json: Json = False) -> None:
+    """What is known of a backbone; for tiny also the prompts that it knows."""
+    from longgen.backbones.find import find
+    from longgen.show import backbone_text
+
+    spec = find(name)
+    answer(backbone_text(spec), spec_dict(spec), as_json)
+
+
+def spec_dict(spec: BackboneSpec) -> dict[str, Any]:
+    import dataclasses
+
+    from longgen.backbones.tiny import grammar
+
+    known = {"grammar": grammar.GRAMMAR, "words": {k: list(v) for k, v in grammar.SLOTS.items()}} if spec.name == "tiny" else {}
+    return dataclasses.asdict(spec) | known

@@ -1,0 +1,63 @@
+"""longgen decode: saved latents to a video."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from longgen.cli.options import Device, Json, Quiet, Tiling
+from longgen.cli.root import answer, app, reports_errors, say
+from longgen.errors import LonggenError, UsageError
+
+
+@app.command()
+@reports_errors
+def decode(
+    latents: Annotated[Path, typer.Argument(metavar="LATENTS", help="A run's folder, or the latents in it.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.mp4", help="(default: beside the run)")] = None,
+    device: Device = None,
+    vae_tiling: Tiling = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn saved latents into a video, without sampling again."""
+    from longgen import checkpoint, run
+
+    if latents.suffix == ".run":
+        latents = latents / ("latents" if (latents / "latents").is_dir() else "latents.safetensors")
+    chunks = checkpoint.Chunks(latents, {})
+    tensors, kept = ({}, chunks.kept()) if len(chunks) else checkpoint.load_tensors(latents)
+    if "preset" not in kept or not (len(chunks) or "latents" in tensors):
+        raise LonggenError(f"{latents} holds no latents of a run", accepted="a run's folder, or latents.safetensors in it",
+                           do="check the path")  # fmt: skip
+    if "done" in kept and not quiet:
+        say(f"note: {latents} is a checkpoint after step {kept['done']}; the video will be noisy")
+    made = run.plan_of(kept, latents)
+    folder = latents.absolute().parent
+    if output is None and 0 < len(chunks) < made.rounds:
+        raise UsageError(f"{latents} holds {len(chunks)} of {made.rounds} chunks, and the name beside it is the whole video's",
+                         accepted="--output FILE.mp4 for what there is", do=f"add -o {folder.stem}-so-far.mp4")  # fmt: skip
+    target = output or (folder.with_suffix(".mp4") if folder.suffix == ".run" else latents.with_suffix(".mp4"))
+    target = run.output_path(str(target), kept["prompt"], kept["seed"])
+    run.check_writable(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    settings = {key: value for key, value in kept.items() if key not in ("done", "scheduler")}
+    from longgen.progress import progress
+
+    start = time.monotonic()
+    with progress(quiet, say) as report:
+        report(run.Progress("load", 0, 1, 0.0, None, run.memory_bytes("cpu")))
+        from longgen.backbones import decoder, default_device
+
+        where = device or default_device()
+        frames_of = decoder(made.spec, where, vae_tiling)
+        report(run.Progress("load", 1, 1, time.monotonic() - start, 0.0, run.memory_bytes("cpu")))
+        frames_lat = chunks.frames(made.frames_lat) if len(chunks) else tensors["latents"]
+        seconds, frames_px = run.decode_to(target, frames_of, frames_lat, made, where, settings, report)
+    if frames_px < made.frames_px and not quiet:
+        say(f"note: the stream was stopped before its end; these are {frames_px} frames of {made.frames_px}")
+    result = {"name": target.stem, "output": str(target), "frames": frames_px, "seconds": {"decode": seconds}}
+    answer(str(target), result, as_json)

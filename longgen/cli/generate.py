@@ -1,0 +1,151 @@
+"""longgen generate: from flags to videos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from longgen.cli.asked import (
+    kept_seed,
+    make_plan,
+    make_setup,
+    parse_size,
+    plan_of_record,
+    read_prompts,
+    read_schedule,
+    warn_of_grammar,
+)
+from longgen.cli.options import (
+    Attention,
+    Backbone,
+    Cache,
+    ClipBatch,
+    Device,
+    Dtype,
+    Duration,
+    Fps,
+    Frames,
+    Guidance,
+    Json,
+    Lora,
+    Negative,
+    Offload,
+    Preset,
+    Quantize,
+    Quiet,
+    ScheduleFile,
+    Set,
+    Size,
+    Steps,
+    Tiling,
+)
+from longgen.cli.root import answer, app, reports_errors, say
+from longgen.errors import BatchError, UsageError
+
+if TYPE_CHECKING:
+    from longgen.run import Failure, Result
+
+
+@app.command()
+@reports_errors
+def generate(
+    context: typer.Context,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What the video shows.")] = None,
+    prompts: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="A text file, one prompt a line.")] = None,
+    schedule: ScheduleFile = None,
+    negative_prompt: Negative = None,
+    frames: Frames = None,
+    duration: Duration = None,
+    size: Size = None,
+    steps: Steps = None,
+    guidance_scale: Guidance = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, max=2**63 - 1, envvar="LONGGEN_SEED", help="(default: drawn and printed)")
+    ] = None,
+    fps: Fps = None,
+    preset: Preset = "direct",
+    set_: Set = None,
+    backbone: Backbone = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    offload: Offload = "none",
+    lora: Lora = None,
+    quantize: Quantize = None,
+    attention: Attention = None,
+    cache: Cache = None,
+    vae_tiling: Tiling = False,
+    clip_batch: ClipBatch = 1,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE.mp4|DIR", help="(default: PROMPT-SEED.mp4 here)")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from where this output's run was stopped.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again over an unfinished run.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print what would run, load nothing.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a video, or one for each line of a file of prompts."""
+    from longgen import run
+
+    flags = dict(frames=frames, size=None if size is None else parse_size(size), steps=steps, guidance_scale=guidance_scale,
+                 negative_prompt=negative_prompt, fps=fps)  # fmt: skip
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite are both given", accepted="one of them", do="leave one out")
+    loading = dict(device=device, dtype=dtype, offload=offload, lora=tuple(lora or ()), quantize=quantize, attention=attention,
+                   cache=cache, vae_tiling=vae_tiling, clip_batch=clip_batch)  # fmt: skip
+    if prompt is None and prompts is None and schedule is None and resume and output:
+        plan, jobs, kept = plan_of_record(context, Path(output))
+        loading |= kept
+    else:
+        shots = read_schedule(schedule, prompt, prompts)
+        texts = [shots.shots[0].prompt] if shots else read_prompts(prompt, prompts)
+        if prompts is not None and resume and seed is None:
+            raise UsageError("--prompts with --resume and no --seed: a drawn seed cannot be found again",
+                             accepted="--seed N, as printed by the first run", do="add it")  # fmt: skip
+        if prompts is not None and output is not None and Path(output).suffix.lower() == ".mp4":
+            raise UsageError(f"--prompts makes several videos, and --output {output} names one file", accepted="a folder",
+                             do="give --output a folder")  # fmt: skip
+        plan = make_plan(preset, set_, backbone, flags, duration, quiet, shots)
+        if resume and seed is None:
+            seed = kept_seed(output)
+        jobs = []
+        for text in texts:
+            own_seed = run.draw_seed() if seed is None else seed
+            jobs.append(run.Job(text, own_seed, run.output_path(output, text, own_seed, [job.output for job in jobs])))
+        warn_of_grammar(plan.spec, [shot.prompt for shot in shots.shots] if shots else texts, quiet)
+    for job in jobs:
+        left = run.unfinished(job.output)
+        if left and not resume and not overwrite:
+            raise UsageError(f"{run.run_folder(job.output)} holds {left}", accepted="--resume or --overwrite",
+                             do="--resume to go on from there, --overwrite to start again")  # fmt: skip
+        run.check_writable(job.output)
+    setup = make_setup(plan.spec, loading)
+    if dry_run:
+        from longgen.backbones import check_setup
+        from longgen.show import plan_text
+
+        check_setup(plan.spec, setup)
+        names = [str(job.output) for job in jobs]
+        text = plan_text(plan, setup.dtype, offload, tables=False)
+        return answer(text + "\nwould write: " + ", ".join(names), plan.as_dict() | {"outputs": names}, as_json)
+    from longgen.progress import progress
+
+    tell = (lambda text: None) if quiet else say
+    with progress(quiet, say) as report:
+        results = run.generate_jobs(plan, jobs, setup, resume, report, tell)
+    report_results(results, as_json, single=prompts is None)
+
+
+def report_results(results: list[Result | Failure], as_json: bool, single: bool) -> None:
+    """Results on stdout; a BatchError where some failed."""
+    import dataclasses
+
+    data = [dataclasses.asdict(result) for result in results]
+    made, asked = [entry["output"] for entry in data if "error" not in entry], len(results)
+    answer("\n".join(made), data[0] if single else data, as_json)
+    if len(made) < asked:
+        raise BatchError(
+            f"{asked - len(made)} of {asked} videos failed", do="the same command with --resume --seed N makes the rest"
+        )

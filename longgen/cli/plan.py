@@ -1,0 +1,71 @@
+"""longgen plan: what would run, as text, JSON or tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from longgen.cli.asked import make_plan, parse_size, read_schedule
+from longgen.cli.options import (
+    Backbone,
+    Dtype,
+    Duration,
+    Fps,
+    Frames,
+    Guidance,
+    Json,
+    Offload,
+    Preset,
+    Quiet,
+    ScheduleFile,
+    Set,
+    Size,
+    Steps,
+)
+from longgen.cli.root import answer, app, reports_errors, say
+from longgen.errors import LonggenError, UsageError
+
+
+@app.command()
+@reports_errors
+def plan(
+    preset: Preset = "direct",
+    set_: Set = None,
+    backbone: Backbone = None,
+    frames: Frames = None,
+    duration: Duration = None,
+    size: Size = None,
+    steps: Steps = None,
+    guidance_scale: Guidance = None,
+    fps: Fps = None,
+    schedule: ScheduleFile = None,
+    dtype: Dtype = None,
+    offload: Offload = "none",
+    export: Annotated[Path | None, typer.Option("--export", metavar="FILE.npz", help="Write the frame-plan tables.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what would run, with its tables, its cost against direct sampling and its memory; loads no weights."""
+    from longgen.show import plan_text
+
+    flags = dict(
+        frames=frames, size=None if size is None else parse_size(size), steps=steps, guidance_scale=guidance_scale, fps=fps
+    )
+    made = make_plan(preset, set_, backbone, flags, duration, True, read_schedule(schedule, None, None))
+    if export is not None:
+        import numpy as np
+
+        if export.suffix != ".npz":
+            raise UsageError(f"--export {export}: tables are written as NumPy archives", accepted="a name in .npz",
+                             do=f"take {export.with_suffix('.npz')}")  # fmt: skip
+        try:
+            np.savez_compressed(export, allow_pickle=False, **made.arrays())
+        except OSError as error:
+            raise LonggenError(f"{export} cannot be written: {error.strerror}", accepted="a folder that may be written to",
+                               do="give another --export") from None  # fmt: skip
+        if not quiet:
+            say(f"tables written to {export}")
+    kind = dtype or made.spec.dtype
+    answer(plan_text(made, kind, offload), made.as_dict() | {"memory_bytes": made.memory_bytes(kind, offload)}, as_json)

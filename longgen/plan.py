@@ -322,12 +322,12 @@ class Plan:
         }  # fmt: skip
 
 
-def build(preset: Preset, spec: BackboneSpec, schedule: Schedule | None = None) -> Plan:
-    """Decides one generation, with a `schedule` in place of one prompt.
+def build(preset: Preset, spec: BackboneSpec, schedule: Schedule | None = None, said: Sequence[str] = ()) -> Plan:
+    """Decides one generation, with a `schedule` in place of one prompt. said: notes on how `preset` came to be.
 
     Raises UsageError for what the backbone cannot do or the stack contradicts.
     """
-    notes: list[str] = []
+    notes = [*said]
     sample = preset.sample.over(
         Sample(frames=spec.native_px, size=spec.size, steps=spec.steps, guidance_scale=spec.guidance_scale,
                negative_prompt=spec.negative_prompt, fps=spec.fps)
@@ -407,6 +407,7 @@ def _completed(preset: Preset, spec: BackboneSpec) -> tuple[Technique, ...]:
 
 
 LONG = 4  # times the native length: where costs are compared
+VERDICTS = ("position-sensitive", "context-sensitive")  # what a probe says of layers
 COSTED_CHUNKS = 33  # of a rollout; between them cost changes evenly
 
 
@@ -414,6 +415,8 @@ def on_every_backbone(preset: Preset) -> dict[str, Plan | UsageError]:
     """By backbone, the plan of `preset` at LONG times the native length, or why that backbone cannot take it."""
     plans: dict[str, Plan | UsageError] = {}
     for name, spec in SPECS.items():
+        if not spec.verdicts:  # as after a probe, which may find any
+            spec = replace(spec, verdicts=dict.fromkeys(VERDICTS, tuple(range(spec.layers))))
         frames_px = frames.pixel_frames(LONG * spec.native_lat - LONG + 1, spec.stride_t)
         try:
             plans[name] = build(preset.model_copy(update={"sample": Sample(frames=frames_px)}), spec)
@@ -449,10 +452,9 @@ def _acting(technique: Technique, spec: BackboneSpec, steps: int) -> Acting:
     elif technique.layers in spec.verdicts:
         layers = spec.verdicts[technique.layers]
     else:
-        known = ", ".join(s.name for s in SPECS.values() if technique.layers in s.verdicts)
-        raise UsageError(f"{name}.layers = {technique.layers!r}: nobody has probed which layers of {spec.name} are",
-                         accepted=f"a backbone with a published list ({known}), all, or a list of layers",
-                         do=f"--set {name}.layers=all, or --set {name}.layers=[0,1] with layers that a probe finds")  # fmt: skip
+        raise UsageError(f"{name}.layers = {technique.layers!r}: nobody has probed which layers of {spec.name} are, at this length",
+                         accepted="a probe of it, all, or a list of layers",
+                         do=f"longgen probe --backbone {spec.name} --frames N, --probe run, or --layers all")  # fmt: skip
     if layers and layers[-1] >= spec.layers:
         raise UsageError(f"{name}.layers has {layers[-1]}, but {spec.name} has {spec.layers} layers",
                          accepted=f"0 to {spec.layers - 1}", do=f"--set {name}.layers=[0,1] or leave it out")  # fmt: skip

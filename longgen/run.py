@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from longgen import __version__, backbones, frames, preset
 from longgen.errors import LonggenError, MissingError, OutOfMemoryError, UsageError
 from longgen.plan import Plan, build
+from longgen.probe import choose
 from longgen.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -316,11 +317,7 @@ def generate_jobs(
                 continue
             load_s = 0.0
             if loaded is None:
-                phase = _Phase("load", 1, "cpu", report)
-                with _naming_lack_of_memory("loading the model", setup.device, "or a smaller --backbone"):
-                    loaded = backbones.load(plan.spec, setup)
-                phase.at(1)
-                load_s = phase.seconds
+                loaded, load_s = load(plan.spec, setup, report)
             tell(f"seed {job.seed}")
             if plan.sampling is not None and plan.sampling.streams and setup.offload == "none":
                 from longgen.video import partial_of
@@ -333,6 +330,15 @@ def generate_jobs(
             tell(str(error))
             results.append(Failure(job.output.stem, str(job.output), job.prompt, job.seed, error.given))
     return results
+
+
+def load(spec: BackboneSpec, setup: Setup, report: Callable[[Progress], None] = ignore) -> tuple[Backbone, float]:
+    """The model of `spec`, and the seconds it took. Raises OutOfMemoryError, and what `longgen.backbones.load` does."""
+    phase = _Phase("load", 1, "cpu", report)
+    with _naming_lack_of_memory("loading the model", setup.device, "or a smaller --backbone"):
+        loaded = backbones.load(spec, setup)
+    phase.at(1)
+    return loaded, phase.seconds
 
 
 def decode_to(
@@ -432,6 +438,8 @@ def generate(
     sample: preset.Sample | None = None,
     duration: str | None = None,
     schedule: Schedule | None = None,
+    layers: str | None = None,
+    probe: str | None = None,
     seed: int | None = None,
     device: str | None = None,
     dtype: str | None = None,
@@ -442,13 +450,14 @@ def generate(
     """Makes one video. The Python face of `longgen generate`.
 
     sample: `longgen.Sample(frames=321, steps=20, ...)`. schedule: of `longgen.schedule.load`, whose prompts then take the place of
-    `prompt`. model: how it is loaded, `{"offload": "model", "lora":
+    `prompt`. layers, probe: see `longgen.probe.choose`. model: how it is loaded, `{"offload": "model", "lora":
     ("style.safetensors:0.8",), ...}`, the other fields of `longgen.backbones.Setup`. Raises LonggenError and its kinds.
     """
     from longgen.backbones.find import find
 
     spec = find(backbone or backbones.default_backbone())
-    plan = build(load_preset(preset_name, overrides, sample or preset.Sample(), duration, spec), spec, schedule)
+    lora = tuple(model.get("lora", ()))
+    plan = planned(preset_name, spec, overrides, sample or preset.Sample(), duration, schedule, layers, probe, lora)
     prompt = schedule.shots[0].prompt if schedule else prompt
     seed = draw_seed() if seed is None else seed
     job = Job(prompt, seed, output_path(str(output), prompt, seed))
@@ -457,6 +466,29 @@ def generate(
     (result,) = generate_jobs(plan, [job], setup, resume, report)
     assert isinstance(result, Result)  # a single job raises instead
     return result
+
+
+def planned(
+    name: str,
+    spec: BackboneSpec,
+    overrides: Iterable[str] = (),
+    sample: preset.Sample | None = None,
+    duration: str | None = None,
+    schedule: Schedule | None = None,
+    layers: str | None = None,
+    probe: str | None = None,
+    lora: tuple[str, ...] = (),
+) -> Plan:
+    """The plan of the preset `name`, which may end in `@all` or the like, with the layers that a probe says.
+
+    layers, probe: see `longgen.probe.choose`. Raises UsageError.
+    """
+    base, how = choose.split(name)
+    if how is not None and layers is not None:
+        raise UsageError(f"--preset {name} and --layers {layers} both choose layers", accepted="one of them", do="leave one out")
+    loaded = load_preset(base, overrides, sample or preset.Sample(), duration, spec)
+    chosen, said = choose.chosen(loaded, spec, how or layers, probe, lora)
+    return build(chosen, spec, schedule, said)
 
 
 def load_preset(
@@ -492,7 +524,7 @@ def _record(plan: Plan, settings: dict[str, Any], device: str) -> dict[str, Any]
         "branches": described["branches"],
         "cost_ratio": described["cost_ratio"],
         "notes": described["notes"],
-        "device": _device_name(device),
+        "device": device_name(device),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "seconds": {},
@@ -500,11 +532,12 @@ def _record(plan: Plan, settings: dict[str, Any], device: str) -> dict[str, Any]
     }
 
 
-def _device_name(device: str) -> str:
+def device_name(device: str) -> str:
+    """The device as people know it."""
     if device.startswith("cuda"):
         import torch
 
-        return f"{device} ({torch.cuda.get_device_name(device)})"
+        return f"{device} ({torch.cuda.getdevice_name(device)})"
     return f"{device} ({platform.processor() or platform.machine()}, {os.cpu_count()} cores)"
 
 

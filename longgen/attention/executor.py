@@ -56,6 +56,10 @@ class Family(Protocol):
         """In place, the `frames` of x [B, T n, H, D] become those of `still`, rotated in time to `times`."""
         ...
 
+    def observe(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+        """Shows this call to whoever watches the model, as a probe does."""
+        ...
+
     def anchored(self, k: Tensor, v: Tensor, weight: float) -> tuple[Tensor, Tensor]:
         """k and v with `weight` of those of each sample's anchor clip, which was here before; k and v where there is none."""
         ...
@@ -67,6 +71,7 @@ class Family(Protocol):
 
 def run(program: Program, family: Family, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
     """The attention output [B, N, H * D] of one layer in one step."""
+    family.observe(q, k, v)
     anchor = next(iter(program.branches.values())).anchor
     if anchor:
         k, v = family.anchored(k, v, anchor)
@@ -136,12 +141,16 @@ def _attention_calls(
     """The outputs of one pass: a range of query frames and its output [B, f n, H, D], call by call."""
     scale = plan.scale
     tokens = q.shape[1] // plan.frames_lat
-    positions = schedule.positions if schedule.keyed else _unless_native(schedule.positions)
+    rebuilt = schedule.keyed or schedule.lag != 0  # LTX's own tables carry an offset, which goes only if k's do too
+    positions = schedule.positions if rebuilt else _unless_native(schedule.positions)
     q = family.rotate(q, positions, scale)
     if plan.gain != 1:
         q = q * plan.gain
     still = family.rotate(k, np.zeros(plan.frames_lat), None) if schedule.keyed else None
-    k = family.rotate(k, positions, scale) if still is None else still.clone(memory_format=torch.contiguous_format)
+    if still is None:
+        k = family.rotate(k, positions if schedule.lag == 0 else schedule.positions - schedule.lag, scale)
+    else:
+        k = still.clone(memory_format=torch.contiguous_format)
     for call in schedule.calls:
         first, last = (frame * tokens for frame in call.queries)
         queries = q[:, first:last]

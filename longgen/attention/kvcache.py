@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from longgen.attention.glimpse import Glimpse, Observer
 from longgen.attention.structure import SAME, Range, ranges_of
 from longgen.frameplan import FramePlan, neutral
 from longgen.plan import Program
@@ -33,28 +34,40 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q [B, c n, H, D], k and v
 
 @dataclass(eq=False)
 class Sight:
-    """What the newest frames see. ranges: of slots. positions [F]: their times. tables: [F n, P], once they are asked for."""
+    """What the newest frames see. ranges: of slots. positions [F]: their times, as queries; as keys they stand `lag` behind.
+
+    tables, own_tables: [F n, P] of the keys and [c n, P] of the queries, once they are asked for.
+    """
 
     ranges: tuple[Range, ...]
     positions: np.ndarray
     scale: np.ndarray | None
     gain: float
+    lag: float = 0.0
     tables: Tables | None = None
+    own_tables: Tables | None = None
 
 
 def sight_of(plan: FramePlan, slots: list[int]) -> Sight:
     """`plan` [Q, T] over the frames in `slots`, the last Q of which are its query frames.
 
-    All rows must see the same frames, at times p[i] - p[j]: whatever a causal backbone's techniques make is of this form.
+    All rows must see the same frames, at times p[i] - p[j] + lag: whatever a causal backbone's techniques make is of this form.
     """
     (one,), queries = plan.passes, plan.shape[0]
     visible, rel = one.visible[:, slots], one.rel[:, slots]
     seen = np.flatnonzero(visible[0])
     positions = rel[0, seen[0]] - rel[0]
     apart = positions[-queries:, None] - positions
-    if (visible != visible[0]).any() or (np.abs(apart - rel)[:, seen] > SAME).any() or one.stripe is not None or plan.key_frames:
+    lag = float((rel - apart)[0, seen[0]])
+    lag = lag if abs(lag) > SAME else 0.0
+    if (
+        (visible != visible[0]).any()
+        or (np.abs(apart + lag - rel)[:, seen] > SAME).any()
+        or one.stripe is not None
+        or plan.key_frames
+    ):
         raise ValueError("the frames of a chunk see different frames, or at times that are no differences of positions")
-    return Sight(ranges_of(visible[0]), positions, plan.scale, plan.gain)
+    return Sight(ranges_of(visible[0]), positions, plan.scale, plan.gain, lag)
 
 
 @dataclass
@@ -120,7 +133,17 @@ class Cache:
     def forget_text(self) -> None:
         self.texts.clear()
 
-    def attend(self, layer: int, step: int, attend: Attend, stock: Tables, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(
+        self,
+        layer: int,
+        step: int,
+        attend: Attend,
+        stock: Tables,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        observer: Observer | None = None,
+    ) -> Tensor:
         """Attention [B, c n, H, D] of the newest frames, by the program of `layer` in `step`.
 
         q, k, v: of the newest frames, before rotary positions. stock: cos and sin of their own tables, [c n, P].
@@ -132,7 +155,10 @@ class Cache:
             self.layers[layer] = LayerCache(k.new_empty(shape), k.new_empty(shape), v.new_empty(shape))
         kept, sight = self.layers[layer], self._sights[int(self._table[layer, step])]
         if sight.tables is None:
-            sight.tables = self.rotary.placed((stock[0][:tokens], stock[1][:tokens]), sight.positions, sight.scale)
+            frame = stock[0][:tokens], stock[1][:tokens]
+            sight.tables = self.rotary.placed(frame, sight.positions - sight.lag, sight.scale)
+            if sight.lag:
+                sight.own_tables = self.rotary.placed(frame, sight.positions[-self.own :], sight.scale)
         cos, sin = sight.tables
         if kept.turned_for is not sight and held:
             kept.turned[:, :held] = self.rotary.turn(kept.keys[:, :held], (cos[:held], sin[:held]))
@@ -141,11 +167,24 @@ class Cache:
         kept.turned[:, held:end], kept.values[:, held:end] = self.rotary.turn(k, newest), v
         if self.writing:
             kept.keys[:, held:end] = k
-        q = self.rotary.turn(q, newest)
+        if observer is not None and not self.writing:
+            observer(self._glimpse(layer, attend, stock, q, k, v))
+        q = self.rotary.turn(q, sight.own_tables or newest)
         if sight.gain != 1:
             q = q * sight.gain
         keys, values = (_slots(x, sight.ranges, tokens) for x in (kept.turned, kept.values))
         return attend(q, keys, values)
+
+    def _glimpse(self, layer: int, attend: Attend, stock: Tables, q: Tensor, k: Tensor, v: Tensor) -> Glimpse:
+        tokens = q.shape[1] // self.own
+        kept, held, frame = self.layers[layer], len(self.frames) * tokens, (stock[0][:tokens], stock[1][:tokens])
+
+        def turn(x: Tensor, times: np.ndarray) -> Tensor:
+            return self.rotary.turn(x, self.rotary.placed(frame, times, None))
+
+        keys, values = torch.cat([kept.keys[:, :held], k], dim=1), torch.cat([kept.values[:, :held], v], dim=1)
+        shape = (self.own, len(self.frames) + self.own)
+        return Glimpse(layer, shape, q, keys, values, turn, attend)
 
 
 def _slots(x: Tensor, ranges: tuple[Range, ...], tokens: int) -> Tensor:

@@ -9,10 +9,10 @@ Every `Call` attends from a run of query frames `queries` to the key frames in `
               the frame before
     single    one query frame                                one call, or several where it sees stripes of frames
 
-Where `rel[i, j] = p[i] - p[j]`, q and k are rotated once, to `positions = p`. Any other table is run one query frame at a
-time: q[i] rotated to p[i], key frame j to p[i] - rel[i, j]. A key frame keeps its rotation from one query frame to the next
-where it can, and p is chosen so that most can: it moves by what most of rel[i] moves by (by 1/8 in the far tier of VRPR,
-where it then is the near frames alone that are rotated anew). Frames of weight 0 are in no call.
+Where `rel[i, j] = p[i] - p[j] + lag`, q is rotated once, to `positions = p`, and k to p - lag. Any other table is run one query
+frame at a time: q[i] rotated to p[i], key frame j to p[i] - rel[i, j]. A key frame keeps its rotation from one query frame to
+the next where it can, and p is chosen so that most can: it moves by what most of rel[i] moves by (by 1/8 in the far tier of
+VRPR, where it then is the near frames alone that are rotated anew). Frames of weight 0 are in no call.
 """
 
 from __future__ import annotations
@@ -48,11 +48,12 @@ class Call:
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """The calls of one pass. positions [T]: where q is rotated to. keyed: whether k's rotation changes from call to call;
-    it then begins at time 0."""
+    it then begins at time 0, else it is `lag` behind q's."""
 
     positions: np.ndarray
     keyed: bool
     calls: tuple[Call, ...]
+    lag: float = 0.0
 
 
 def analyse(one: Pass, anchored: bool = False) -> Schedule:
@@ -61,7 +62,9 @@ def analyse(one: Pass, anchored: bool = False) -> Schedule:
     anchored: p[i] is rel[i, 0], the time of frame i as frame 0 sees it, because q meets more than frames there (text).
     """
     positions = one.rel[:, 0] - one.rel[0, 0]
-    keyed = not np.array_equal(np.where(one.visible, one.rel, 0), np.where(one.visible, positions[:, None] - positions, 0))
+    lag = float(one.rel[0, 0])
+    apart = positions[:, None] - positions + lag
+    keyed = not np.array_equal(np.where(one.visible, one.rel, 0), np.where(one.visible, apart, 0))
     ranges = [ranges_of(row) if weight > 0 else () for row, weight in zip(one.visible, one.weight, strict=True)]
     striped = [one.stripe is not None and bool((row[seen] < 1).any()) for row, seen in _rows(one)]
     if keyed:
@@ -85,7 +88,7 @@ def analyse(one: Pass, anchored: bool = False) -> Schedule:
             stripes = one.stripe[start, seen] if one.stripe is not None and striped[start] else None
             calls.append(Call((start, stop), ranges[start], slid > shared, turned, times, stripes))
         start = stop
-    return Schedule(positions, keyed, tuple(calls))
+    return Schedule(positions, keyed, tuple(calls), lag)
 
 
 def _rows(one: Pass) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from longgen.attention.glimpse import Observer
     from longgen.attention.kvcache import Cache
     from longgen.plan import Plan
 
@@ -68,6 +69,7 @@ class Clock:
     pipe: Any
     index: int = 0
     company: Company | None = None
+    observer: Observer | None = None  # sees each call of each layer that does not run the stock attention
     shares: Tensor | None = None  # [shots, frames]: the texts of this call, one after the other, and each frame's share of them
     _read: tuple[Any, tuple[float, ...]] = (None, ())
 
@@ -93,6 +95,10 @@ class Backbone(Protocol):
     @property
     def transformers(self) -> list[torch.nn.Module]:
         """The transformer, or the two experts."""
+        ...
+
+    def layers(self, transformer: Any) -> list[Any]:
+        """The self-attention modules of `transformer`, in the order in which layers are counted."""
         ...
 
     def text(self, prompt: str) -> dict[str, Tensor]:

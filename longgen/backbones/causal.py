@@ -40,7 +40,7 @@ class CachedAttention:
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_q(q), attn.norm_k(k), v))
         cos, sin = rotary  # [1, c n, 1, D], every value twice
         stock = (cos[0, :, 0, 0::2], sin[0, :, 0, 1::2])
-        output = self.cache.attend(self.layer, self.clock.index, self.attend, stock, q, k, v).flatten(2)
+        output = self.cache.attend(self.layer, self.clock.index, self.attend, stock, q, k, v, self.clock.observer).flatten(2)
         return attn.to_out[1](attn.to_out[0](output.type_as(q)))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import Tensor
 
+from longgen.attention.glimpse import Glimpse, Observer
 from longgen.attention.kvcache import Cache
 from longgen.backbones import Clock, Company, Setup
 from longgen.backbones.rotary import Rotary, Tables
@@ -46,6 +47,7 @@ class Call:
     layer: int = 0
     company: Company | None = None
     first: int = 0
+    observer: Observer | None = None
 
     @property
     def joint(self) -> bool:
@@ -74,6 +76,13 @@ class Call:
         if self.rotary is not None:
             by_frame = (self.grid[0], -1)
             self.rotary.turn_time(x.unflatten(1, by_frame), still.unflatten(1, by_frame), frames, times, scale)
+
+    def observe(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+        if self.observer is not None:
+            frames = self.grid[0]
+            self.observer(
+                Glimpse(self.layer, (frames, frames), q, k, v, lambda x, times: self.rotate(x, times, None), self.attend, self.text)
+            )
 
     def anchored(self, k: Tensor, v: Tensor, weight: float) -> tuple[Tensor, Tensor]:
         if self.company is None:
@@ -113,7 +122,7 @@ class PlannedAttention:
         self, layer: Any, features: Tensor, tables: Tables | None, text: tuple[Tensor, Tensor] | None = None, first: int = 0
     ) -> Call:
         """This call of the module `layer` for the executor. tables: the stock cos and sin [N, P] or None."""
-        where = (self._attention_backend, self._parallel_config, text, id(layer), self.clock.company, first)
+        where = (self._attention_backend, self._parallel_config, text, id(layer), self.clock.company, first, self.clock.observer)
         return Call(self.grid, features, self.rotary, tables, *where)
 
 

@@ -27,19 +27,21 @@ def make_plan(
     duration: str | None,
     quiet: bool,
     schedule: Schedule | None,
+    layers: str | None,
+    probe: str | None,
+    lora: tuple[str, ...] = (),
 ) -> Plan:
     """Flags to a plan; says what a person should know."""
     from longgen import preset, run
     from longgen.backbones import default_backbone
     from longgen.backbones.find import find
-    from longgen.plan import build
 
     spec = find(backbone or default_backbone())
     if backbone is None and spec.name == "tiny" and not quiet:
         say(
             "no GPU here: using the built-in model tiny (64x64); a real one: --backbone wan2.1-1.3b, a hub id or a diffusers folder"
         )
-    made = build(run.load_preset(name, overrides or (), preset.Sample(**flags), duration, spec), spec, schedule)
+    made = run.planned(name, spec, overrides or (), preset.Sample(**flags), duration, schedule, layers, probe, lora)
     if not quiet:
         for note in made.notes:
             say(f"note: {note}")
@@ -72,6 +74,14 @@ def read_prompts(prompt: str | None, prompts: Path | None) -> list[str]:
     if not texts:
         raise UsageError(f"--prompts {prompts} holds no prompt", accepted="one prompt a line", do="write some")
     return texts
+
+
+def read_seeds(seeds: str) -> tuple[int, ...]:
+    """`0,1,5` as numbers."""
+    parts = [part.strip() for part in seeds.split(",")]
+    if not all(re.fullmatch(r"[0-9]{1,19}", part) and int(part) < 2**63 for part in parts) or len(set(parts)) < len(parts):
+        raise UsageError(f"--seeds {seeds!r} are no seeds", accepted="different numbers from 0 on, as 0,1,2", do="write them so")
+    return tuple(int(part) for part in parts)
 
 
 def read_schedule(path: Path | None, prompt: str | None, prompts: Path | None) -> Schedule | None:

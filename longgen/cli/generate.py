@@ -29,10 +29,12 @@ from longgen.cli.options import (
     Frames,
     Guidance,
     Json,
+    Layers,
     Lora,
     Negative,
     Offload,
     Preset,
+    Probe,
     Quantize,
     Quiet,
     ScheduleFile,
@@ -41,6 +43,7 @@ from longgen.cli.options import (
     Steps,
     Tiling,
 )
+from longgen.cli.probe import probe_first
 from longgen.cli.root import answer, app, reports_errors, say
 from longgen.errors import BatchError, UsageError
 
@@ -67,6 +70,8 @@ def generate(
     fps: Fps = None,
     preset: Preset = "direct",
     set_: Set = None,
+    layers: Layers = None,
+    probe: Probe = None,
     backbone: Backbone = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -107,7 +112,12 @@ def generate(
         if prompts is not None and output is not None and Path(output).suffix.lower() == ".mp4":
             raise UsageError(f"--prompts makes several videos, and --output {output} names one file", accepted="a folder",
                              do="give --output a folder")  # fmt: skip
-        plan = make_plan(preset, set_, backbone, flags, duration, quiet, shots)
+        if probe == "run":
+            if dry_run:
+                raise UsageError("--probe run runs the model, and --dry-run loads nothing", accepted="one of them",
+                                 do="longgen probe first; --dry-run then takes what is kept")  # fmt: skip
+            probe = probe_first(preset, set_, backbone, flags, duration, loading, quiet)
+        plan = make_plan(preset, set_, backbone, flags, duration, quiet, shots, layers, probe, tuple(lora or ()))
         if resume and seed is None:
             seed = kept_seed(output)
         jobs = []

@@ -76,3 +76,12 @@ ClipBatch = Annotated[
 Tiling = Annotated[
     bool, typer.Option("--vae-tiling", envvar="LONGGEN_VAE_TILING", help="Decode in tiles: less memory, faint seams.")
 ]
+Seeds = Annotated[str, typer.Option("--seeds", metavar="N,N", help="One video or run for each, as 0,1.")]
+Layers = Annotated[
+    str | None,
+    typer.Option("--layers", metavar="probed|all|none|random:N", help="Where a preset acts that leaves its layers to a probe."),
+]
+Probe = Annotated[
+    str | None,
+    typer.Option("--probe", metavar="FILE|run|published", help="The probe that says which layers (default: the one kept)."),
+]

@@ -16,8 +16,10 @@ from longgen.cli.options import (
     Frames,
     Guidance,
     Json,
+    Layers,
     Offload,
     Preset,
+    Probe,
     Quiet,
     ScheduleFile,
     Set,
@@ -33,6 +35,8 @@ from longgen.errors import LonggenError, UsageError
 def plan(
     preset: Preset = "direct",
     set_: Set = None,
+    layers: Layers = None,
+    probe: Probe = None,
     backbone: Backbone = None,
     frames: Frames = None,
     duration: Duration = None,
@@ -53,7 +57,10 @@ def plan(
     flags = dict(
         frames=frames, size=None if size is None else parse_size(size), steps=steps, guidance_scale=guidance_scale, fps=fps
     )
-    made = make_plan(preset, set_, backbone, flags, duration, True, read_schedule(schedule, None, None))
+    if probe == "run":
+        raise UsageError("--probe run runs the model, and plan loads no weights", accepted="a probe's file, or published",
+                         do="longgen probe first; plan then takes what is kept")  # fmt: skip
+    made = make_plan(preset, set_, backbone, flags, duration, True, read_schedule(schedule, None, None), layers, probe)
     if export is not None:
         import numpy as np
 

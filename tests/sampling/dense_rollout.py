@@ -28,12 +28,16 @@ Stack = list[dict[str, Any]]  # [[technique]] tables of a preset
 
 @dataclass
 class Sight:
-    """What one chunk sees in one layer and step: frames and their places in time, factors [C] on frequencies, and on logits."""
+    """What one chunk sees in one layer and step: frames and their places in time, factors [C] on frequencies, and on logits.
+
+    late: by how much its keys stand later than their places, as a probe has it.
+    """
 
     frames: list[int]
     places: list[float]
     factors: np.ndarray
     gain: float
+    late: float
 
 
 @dataclass
@@ -86,7 +90,7 @@ class Dense:
             k = self.spec.intrinsic_component - 1
             if stop > 2 * math.pi / theta[k]:
                 factors[k] = 0.9 * 2 * math.pi / stop / theta[k]
-        return Sight(frames, places, factors, gain)
+        return Sight(frames, places, factors, gain, here["shift"]["frames"] if "shift" in here else 0.0)
 
     def run(self, newest: Group, timestep: float, context_noise: float, step: int) -> Tensor:
         """What the model predicts [B, C, c, h, w] for `newest` in `step`; before it stand all rows, clean."""
@@ -103,7 +107,7 @@ class Dense:
             columns = [row_of[frame] for frame in sight.frames]
             places = np.array(sight.places)
             seen[layer][own, columns] = True
-            rel[layer][own, columns] = places[-len(group.frames) :, None] - places
+            rel[layer][own, columns] = places[-len(group.frames) :, None] - (places + sight.late)
             factors[layer, own], gain[layer, own] = sight.factors, sight.gain
         text_of = np.array([group.text for group in groups for _ in group.frames])
         x = torch.cat([group.latents for group in groups], dim=2).expand(len(self.texts[0]), -1, -1, -1, -1)

@@ -3,7 +3,8 @@
     python -m longgen.backbones.tiny.effect --preset direct --preset freespec ... [--backbone tiny] [--frames 321] [--prompts 8]
                                             [--seeds 2] [--set technique.key=value ...] [--output effect.jsonl] [--json]
 
-A preset may be followed by values of its own, `--preset flex,ans.noise=false`. Every preset makes the same clips: the first
+A preset may be followed by values of its own, `--preset flex,ans.noise=false`, and by `@all`, `@none` or `@random:1` for the layers
+that it leaves to a probe. Every preset makes the same clips: the first
 held-out sentences, and the same seeds. A line of `--output` is one clip; clips that are there already are not made again, so
 that a run can be stopped, or shared by several processes. Columns:
 
@@ -36,6 +37,7 @@ from longgen import backbones, plan, preset
 from longgen.backbones.spec import SPECS
 from longgen.backbones.tiny import grammar, measure
 from longgen.errors import UsageError
+from longgen.probe import choose
 from longgen.sampling import direct, start
 
 NATIVE = "81 frames"  # the row of the model's own clips, which speed is measured against
@@ -70,9 +72,11 @@ def measured(
     plans = {NATIVE: plan.build(preset.load("direct"), spec)}
     for name in names:
         base, *own = name.split(",")
+        base, how = choose.split(base)
         techniques = {preset.name_of(technique) for technique in preset.load(base).techniques}
         own += [override for override in sets if override.split(".")[0] in techniques]
-        plans[name] = plan.build(preset.load(base, own, preset.Sample(frames=frames_px)), spec)
+        chosen, said = choose.chosen(preset.load(base, own, preset.Sample(frames=frames_px)), spec, how)
+        plans[name] = plan.build(chosen, spec, said=said)
     done = {}
     if output.is_file():
         for line in output.read_text(encoding="utf-8").splitlines():

@@ -1,0 +1,171 @@
+"""longgen compare: a grid of presets, prompts and seeds, or videos that are there; one video to watch, one table, one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from longgen.cli.asked import make_setup, parse_size, read_prompts, read_seeds, warn_of_grammar
+from longgen.cli.options import (
+    Attention,
+    Backbone,
+    Cache,
+    ClipBatch,
+    Device,
+    Dtype,
+    Duration,
+    Fps,
+    Frames,
+    Guidance,
+    Json,
+    Lora,
+    Negative,
+    Offload,
+    Probe,
+    Quantize,
+    Quiet,
+    Seeds,
+    Set,
+    Size,
+    Steps,
+    Tiling,
+)
+from longgen.cli.probe import probe_first
+from longgen.cli.root import answer, app, reports_errors, say
+from longgen.errors import BatchError, UsageError
+
+if TYPE_CHECKING:
+    from longgen.compare.record import Comparison
+
+OF_VIDEOS = {"videos", "baseline", "metrics", "output", "as_json", "quiet"}  # what concerns videos that are there
+
+
+@app.command()
+@reports_errors
+def compare(
+    context: typer.Context,
+    videos: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[VIDEO|RUN_DIR]...", help="Videos that are there, in place of --presets and a prompt."),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What the videos show.")] = None,
+    prompts: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="A text file, one prompt a line.")] = None,
+    presets: Annotated[
+        str | None, typer.Option("--presets", metavar="NAME,NAME", help="Presets or TOML files, as direct,sliding-window,freespec.")
+    ] = None,
+    seeds: Seeds = "0",
+    negative_prompt: Negative = None,
+    frames: Frames = None,
+    duration: Duration = None,
+    size: Size = None,
+    steps: Steps = None,
+    guidance_scale: Guidance = None,
+    fps: Fps = None,
+    set_: Set = None,
+    probe: Probe = None,
+    backbone: Backbone = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    offload: Offload = "none",
+    lora: Lora = None,
+    quantize: Quantize = None,
+    attention: Attention = None,
+    cache: Cache = None,
+    vae_tiling: Tiling = False,
+    clip_batch: ClipBatch = 1,
+    baseline: Annotated[
+        str | None,
+        typer.Option("--baseline", metavar="PRESET", help="What differences are measured against (default: direct, if compared)."),
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option("--metrics", metavar="NAME,NAME", help="The metrics to show, always with motion (default: all).")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where everything goes (default: compare-PROMPT here).")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare presets: videos side by side, a table of metrics, a page to share.
+
+    Makes a video for each preset, prompt and seed; those that are there are kept, so that the same command goes on after a stop.
+    """
+    if videos:
+        given = [
+            name for name in context.params
+            if name not in OF_VIDEOS and str(context.get_parameter_source(name)).endswith("COMMANDLINE")
+        ]  # fmt: skip
+        if given:
+            options = ", ".join("--" + name.strip("_").replace("_", "-") for name in given)
+            raise UsageError(f"videos that are there are given, and {options}, for making some",
+                             accepted="with videos: --baseline, --metrics, --output, --json and --quiet",
+                             do=f"leave out the videos, or {options}")  # fmt: skip
+        return compare_existing(videos, output, baseline, metrics, as_json, quiet)
+    if presets is None:
+        raise UsageError("there is nothing to compare", accepted="--presets NAME,NAME with --prompt or --prompts; or videos",
+                         do='for example --presets direct,sliding-window --prompt "a red circle"')  # fmt: skip
+    from longgen import preset, run
+    from longgen.backbones import default_backbone
+    from longgen.backbones.find import find
+    from longgen.compare import grid
+    from longgen.compare.run import compare_presets
+    from longgen.probe import choose
+    from longgen.progress import progress
+
+    def tell(message: str) -> None:
+        if not quiet:
+            say(message)
+
+    loras = tuple(lora or ())
+    texts, numbers, spec = read_prompts(prompt, prompts), read_seeds(seeds), find(backbone or default_backbone())
+    names = [name.strip() for name in presets.split(",") if name.strip()]
+    loading = dict(device=device, dtype=dtype, offload=offload, lora=loras, quantize=quantize, attention=attention,
+                   cache=cache, vae_tiling=vae_tiling, clip_batch=clip_batch)  # fmt: skip
+    flags: dict[str, Any] = dict(frames=frames, size=None if size is None else parse_size(size), steps=steps,
+                                 guidance_scale=guidance_scale, negative_prompt=negative_prompt, fps=fps)  # fmt: skip
+    folder = output or Path(f"compare-{run.slug(texts[0])}")
+    if backbone is None and spec.built_in:
+        tell("no GPU here: using the built-in model tiny (64x64); a real one: --backbone wan2.1-1.3b, a hub id or a folder")
+    if probe == "run":
+        asking = [name for name in names if choose.asks(preset.load(choose.split(name)[0]))]
+        probe = probe_first(asking[0], None, backbone, flags, duration, loading, quiet) if asking else None
+    plans = grid.plans(names, spec, set_ or (), preset.Sample(**flags), duration, probe, loras)
+    for note in dict.fromkeys(note for plan in plans for note in plan.notes):
+        tell(f"note: {note}")
+    warn_of_grammar(spec, texts, quiet)
+    setup = make_setup(spec, loading)
+    with progress(quiet, say) as report:
+        made = compare_presets(plans, texts, numbers, setup, folder, baseline, metrics, report, tell)
+    show(made, folder, as_json, quiet)
+
+
+def compare_existing(
+    videos: list[Path], output: Path | None, baseline: str | None, metrics: str | None, as_json: bool, quiet: bool
+) -> None:
+    """`longgen compare VIDEO VIDEO`. A folder of an earlier comparison alone is compared anew in its place."""
+    from longgen import run
+    from longgen.compare.run import compare_videos
+    from longgen.progress import progress
+
+    own = len(videos) == 1 and (videos[0] / "compare.json").is_file()
+    folder = output or (videos[0] if own else Path(f"compare-{run.slug(videos[0].stem)}"))
+    with progress(quiet, say) as report:
+        made = compare_videos(videos, folder, baseline, metrics, report)
+    show(made, folder, as_json, quiet)
+
+
+def show(made: Comparison, folder: Path, as_json: bool, quiet: bool) -> None:
+    """The comparison on stdout; a BatchError where a video failed."""
+    from longgen.compare.table import text
+
+    answer(text(made), made.as_dict(), as_json)
+    if not quiet:
+        for watch in made.watch:
+            say(f"to watch: {folder / watch.side_by_side}")
+        say(f"the page: {folder / 'report.html'}")
+    failed = [cell for cell in made.cells if cell.status == "failed"]
+    if failed:
+        raise BatchError(f"{len(failed)} of {len(made.cells)} videos failed: {failed[0].name}: {failed[0].error}",
+                         do="the same command makes the rest, and keeps what is there")  # fmt: skip

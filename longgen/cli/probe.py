@@ -1,0 +1,130 @@
+"""longgen probe: which layers of a backbone are sensitive to position and to context."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from longgen.cli.asked import make_setup, parse_size, read_prompts, read_seeds, warn_of_grammar
+from longgen.cli.options import Backbone, Device, Dtype, Frames, Json, Lora, Offload, Quiet, Seeds, Size
+from longgen.cli.root import answer, app, reports_errors, say
+from longgen.errors import UsageError
+
+if TYPE_CHECKING:
+    from longgen.backbones import Setup
+    from longgen.backbones.spec import BackboneSpec
+    from longgen.probe.record import Probe, Settings
+
+
+@app.command()
+@reports_errors
+def probe(
+    backbone: Backbone = None,
+    frames: Frames = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="In place of two prompts of longgen's own.")] = None,
+    prompts: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="A text file, one prompt a line.")] = None,
+    seeds: Seeds = "0,1",
+    metric: Annotated[
+        Literal["attention", "latent", "video"] | None,
+        typer.Option(
+            "--metric",
+            help="The score that decides: attention itself, or what changing it does to latents or video (default: latent).",
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", min=0, help="Layers with a score above are sensitive (default: the largest gap).")
+    ] = None,
+    top: Annotated[int | None, typer.Option("--top", min=0, metavar="K", help="The K layers with the highest scores are.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Denoising steps of each run (default: 10 at most).")] = None,
+    size: Size = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Watch two ordinary generations; change no layer.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Measure anew what was measured before.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Where the report goes (default: probe-BACKBONE-FRAMES here)."),
+    ] = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    offload: Offload = "none",
+    lora: Lora = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the layers that are sensitive to position and to context; presets such as freeloc use the answer.
+
+    Takes many short generations; with --quick two long ones.
+    """
+    from longgen import run
+    from longgen.backbones import default_backbone
+    from longgen.backbones.find import find
+    from longgen.probe import measure, report
+
+    spec = find(backbone or default_backbone())
+    texts = None if prompt is None and prompts is None else read_prompts(prompt, prompts)
+    if texts is not None:
+        warn_of_grammar(spec, texts, quiet)
+    setup = make_setup(spec, dict(device=device, dtype=dtype, offload=offload, lora=tuple(lora or ())))
+    settings = measure.settings_for(
+        spec, "quick" if quick else "full", frames, steps, texts, read_seeds(seeds), None if size is None else parse_size(size),
+        setup.dtype, setup.lora,
+    )  # fmt: skip
+    folder = output or Path(f"probe-{run.slug(spec.name)}-{settings.frames}")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--output {folder} is a file, and a report is several", accepted="a folder", do="give another name")
+    run.check_writable(folder / "report.html")
+    found, place = run_probe(spec, setup, settings, metric, threshold, top, again, quiet)
+    written = report.write(found, folder)
+    answer(report.text(found), found.as_dict(), as_json)
+    if not quiet:
+        say(f"report: {next(path for path in written if path.suffix == '.html')}; kept for presets: {place}")
+
+
+def probe_first(
+    preset: str,
+    overrides: list[str] | None,
+    backbone: str | None,
+    flags: dict[str, Any],
+    duration: str | None,
+    loading: dict[str, Any],
+    quiet: bool,
+) -> str:
+    """`--probe run`: a quick probe at the length of the video that is to come; its file."""
+    from longgen import preset as presets
+    from longgen import run
+    from longgen.backbones import default_backbone
+    from longgen.backbones.find import find
+    from longgen.probe import choose, measure
+
+    spec = find(backbone or default_backbone())
+    sample = presets.Sample(**flags)
+    chosen = run.load_preset(choose.split(preset)[0], overrides or (), sample, duration, spec)
+    if not choose.asks(chosen):
+        return "run"  # which `chosen` refuses
+    setup = make_setup(spec, loading)
+    frames = chosen.sample.frames or spec.native_px
+    settings = measure.settings_for(spec, "quick", frames, None, None, (0, 1), sample.size, setup.dtype, setup.lora)
+    return str(run_probe(spec, setup, settings, None, None, None, again=False, quiet=quiet)[1])
+
+
+def run_probe(
+    spec: BackboneSpec,
+    setup: Setup,
+    settings: Settings,
+    metric: Literal["attention", "latent", "video"] | None,
+    threshold: float | None,
+    top: int | None,
+    again: bool,
+    quiet: bool,
+) -> tuple[Probe, Path]:
+    """`longgen.probe.run.probe` with its progress on stderr."""
+    from longgen.probe.run import probe as run_it
+    from longgen.progress import progress
+
+    def tell(message: str) -> None:
+        if not quiet:
+            say(message)
+
+    with progress(quiet, say) as report:
+        return run_it(spec, setup, settings, metric, threshold, top, again, report, tell)

@@ -1,0 +1,71 @@
+"""Whether a video comes back to what it showed before, always after the same time.
+
+Legend: F frames, D numbers of a descriptor.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from longgen.metrics.picture import Picture
+
+LEAST_S = 2.0  # shorter periods are steps, waves and beats; the shortest clips in use, 16 frames at 8 fps, last so long
+MOST = 2 / 3  # of the video, the longest lag that is tried: a third of the frames must have a partner to be compared with
+FLOOR = 0.25  # squared units of Lab: half a unit is what a codec leaves of cells this large
+SHALLOW = 0.01  # a dip less deep is rounding
+AS_GOOD = 0.95  # a loop repeats at every multiple of its period: the shortest lag that is nearly as strong is the period
+LIGHT_CELLS, COLOUR_CELLS = 16, 8  # a side
+
+
+class Repetition:
+    """Keeps 384 numbers a frame: L* in 16x16 cells, a* and b* in 8x8, each less its mean over the frame.
+
+    So a loop is found although the colour drifts meanwhile.
+    """
+
+    def __init__(self, fps: float) -> None:
+        self._fps = fps
+        self._rows: list[np.ndarray] = []
+
+    def add(self, now: Picture) -> None:
+        light = cv2.resize(now.lab[..., 0], (LIGHT_CELLS, LIGHT_CELLS), interpolation=cv2.INTER_AREA)
+        colour = cv2.resize(now.lab[..., 1:], (COLOUR_CELLS, COLOUR_CELLS), interpolation=cv2.INTER_AREA)
+        colour = (colour - colour.mean(axis=(0, 1))) * (LIGHT_CELLS / COLOUR_CELLS)  # a cell of colour stands for four of light
+        self._rows.append(np.concatenate([(light - light.mean()).ravel(), colour.ravel()]) / LIGHT_CELLS)
+
+    def result(self) -> tuple[float, float | None] | None:
+        """The strength of the strongest repetition in per cent, and its lag in seconds, which is None where nothing repeats.
+
+        d(lag) is the mean squared distance of the frames that lie `lag` apart. In a video that goes on it rises and levels off;
+        where it falls and rises again, the video has come back. The strength is the depth of that dip, 1 - d(lag) / baseline, with
+        the lower of the highest d before and after it as the baseline: 100 is the same picture again, 0 no more alike than others,
+        and up to 20 may be chance. Being of squares, it is 91 where the picture comes back but for three tenths of its change.
+        None where the video is too short: there is no lag from LEAST_S to MOST of it.
+        """
+        least, most = max(round(LEAST_S * self._fps), 1), int(MOST * len(self._rows))
+        if most <= least:
+            return None
+        distance = squared_distance(np.array(self._rows))[: most + 1] + FLOOR
+        depth = 1 - distance / np.minimum(np.maximum.accumulate(distance), np.maximum.accumulate(distance[::-1])[::-1])
+        dips = [lag for lag in range(least, most) if depth[lag] > SHALLOW and depth[lag] == depth[lag - 1 : lag + 2].max()]
+        if not dips:
+            return 0.0, None
+        strongest = depth[dips].max()
+        lag = next(lag for lag in dips if depth[lag] >= AS_GOOD * strongest)
+        return float(100 * strongest), lag / self._fps
+
+
+def squared_distance(rows: np.ndarray) -> np.ndarray:
+    """The mean of |rows[i] - rows[i + lag]|^2 over i, for each lag from 0 to F - 1. `rows` [F, D].
+
+    |a - b|^2 = |a|^2 + |b|^2 - 2 ab, with the products of all lags from one autocorrelation, a few columns at a time: F log F.
+    """
+    count = len(rows)
+    products = np.zeros(count)
+    for columns in np.array_split(rows, max(rows.shape[1] // 32, 1), axis=1):
+        spectrum = np.fft.rfft(columns.astype(float), 2 * count, axis=0)
+        products += np.fft.irfft(np.square(np.abs(spectrum)).sum(axis=1), 2 * count)[:count]
+    sums = np.concatenate([[0.0], np.cumsum(np.einsum("fd,fd->f", rows, rows, dtype=float))])
+    lags = np.arange(count)
+    return np.maximum((sums[count - lags] + sums[-1] - sums[lags] - 2 * products) / (count - lags), 0)

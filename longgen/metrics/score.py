@@ -1,0 +1,139 @@
+"""Scores a video in one pass over its frames, in memory that its length hardly changes: 4 kB a frame, whatever its size."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from imageio_ffmpeg import get_ffmpeg_exe
+
+from longgen.backbones.tiny import grammar
+from longgen.errors import LonggenError, MissingError, UsageError
+from longgen.metrics import seam
+from longgen.metrics.change import Change
+from longgen.metrics.colour import PARTS, Colour, drift
+from longgen.metrics.flow import Flow
+from longgen.metrics.picture import picture
+from longgen.metrics.repetition import Repetition
+from longgen.video import AS_FAR_AS_IT_GOES, read_frames
+
+if TYPE_CHECKING:
+    from longgen.metrics.subject import Subject
+
+GRAMMAR_SHAPE = (64, 64, 3)  # of a frame of the built-in grammar
+LEAST_PX = 16  # of a side: what is smaller shows nothing that could be followed
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a video of `frames` frames at `fps` scored.
+
+    values: every name of METRICS that applies, None where the video is too short or has no seams to say it; never nan.
+    curves: [F] float64 each, nan where there is nothing to compare with: motion, difference, freeze, smoothness, flicker and what
+    `colour.Colour` defines (brightness, green_red, blue_yellow, contrast, saturation, sharpness).
+    details: repetition_lag_s; seam_worst and seam_at, its frame; drift_brightness and so on, the six slopes per second.
+    """
+
+    frames: int
+    fps: float
+    values: dict[str, float | None]
+    curves: dict[str, np.ndarray]
+    details: dict[str, float | int | None]
+
+
+class Scorer:
+    """Takes the frames of one video, in order, in batches of any size.
+
+    `seams`: the first frame after each of the technique's edges, from 1; what lies behind the video's end is ignored. `prompt`:
+    adds the subject_* values where it is a sentence of the built-in grammar and the frames are 64x64. Raises UsageError.
+    """
+
+    def __init__(self, fps: float, seams: Sequence[int] = (), prompt: str | None = None) -> None:
+        if not 0 < fps < float("inf"):
+            raise UsageError(f"a video at {fps} frames a second", accepted="more than 0", do="give the rate it is shown at")
+        if min(seams, default=1) < 1:
+            raise UsageError(f"a seam at frame {min(seams)}", accepted="1 or more: the first frame after an edge",
+                             do="leave out the edge before the first frame")  # fmt: skip
+        self._fps, self._seams = fps, frozenset(seams)
+        self._words = grammar.parse(prompt) if prompt else None
+        self._shape: tuple[int, ...] | None = None
+        self._change, self._flow = Change(), Flow(fps)
+        self._colour, self._repetition = Colour(fps), Repetition(fps)
+        self._subject: Subject | None = None
+
+    def add(self, frames: np.ndarray) -> None:
+        """`frames` [F, H, W, 3] uint8. Raises UsageError for another type, or for another size than that of the frames before."""
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or min(frames.shape[1:3]) < LEAST_PX:
+            raise UsageError(f"frames that are {frames.dtype} {list(frames.shape)}", do="convert them first",
+                             accepted=f"uint8 [F, H, W, 3] of {LEAST_PX} pixels a side or more")  # fmt: skip
+        if self._shape is None:
+            self._shape = frames.shape[1:]
+            if self._words and self._shape == GRAMMAR_SHAPE:
+                from longgen.metrics.subject import Subject  # loads torch
+
+                self._subject = Subject(self._words)
+        if frames.shape[1:] != self._shape:
+            raise UsageError(f"frames that are {list(frames.shape[1:])} after frames that are {list(self._shape)}",
+                             accepted="frames of one size", do="score each video with a Scorer of its own")  # fmt: skip
+        for frame in frames:
+            now = picture(frame)
+            for gauge in (self._change, self._flow, self._colour, self._repetition):
+                gauge.add(now)
+            if self._subject:
+                self._subject.add(frame)
+
+    def result(self) -> Score:
+        """The score of the frames so far."""
+        lists = {"motion": self._flow.motion, "difference": self._change.difference, "freeze": self._change.freeze,
+                 "smoothness": self._flow.smoothness, "flicker": self._flow.flicker}  # fmt: skip
+        curves = {name: np.array(values, dtype=float) for name, values in lists.items()} | self._colour.curves()
+        seams = seam.ratios(curves["difference"], self._seams, self._fps)
+        seam_at = max(seams, key=lambda frame: seams[frame]) if seams else None
+        strength, lag_s = self._repetition.result() or (None, None)
+        slopes = self._colour.slopes()
+        values: dict[str, float | None] = {
+            "motion": _mean(curves["motion"]),
+            "freeze": _mean(100 * curves["freeze"]),
+            "repetition": strength,
+            "seam": _mean(np.array([*seams.values()])),
+            "drift": drift(slopes) if slopes else None,
+            "flicker": _mean(curves["flicker"]),
+            "smoothness": _mean(curves["smoothness"]),
+        }
+        if self._subject:
+            values |= self._subject.values()
+        details: dict[str, float | int | None] = {
+            "repetition_lag_s": lag_s,
+            "seam_at": seam_at,
+            "seam_worst": None if seam_at is None else seams[seam_at],
+            **{f"drift_{name}": slopes[name] if slopes else None for name in PARTS},
+        }
+        return Score(len(curves["motion"]), self._fps, values, curves, details)
+
+
+def score_video(path: Path, seams: Sequence[int] = (), prompt: str | None = None) -> Score:
+    """Scores the video at `path`, one frame at a time. Raises MissingError, or LonggenError where it is no video."""
+    if not path.is_file():
+        raise MissingError(f"{path} is not there", accepted="a video", do="check the path")
+    # ffmpeg says the size and the rate of the frames that it would give out, so a picture that is stored turned is seen upright
+    command = [get_ffmpeg_exe(), "-hide_banner", *AS_FAR_AS_IT_GOES, "-i", str(path), "-frames:v", "1", "-f", "null", "-"]
+    said = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL).stderr.decode(errors="replace")
+    streams = re.findall(r" Video: .*? (\d+)x(\d+)[, ].*? ([\d.]+) fps", said)
+    if not streams:
+        raise LonggenError(f"{path} could not be read as a video", accepted="an MP4", do="check the file")
+    width, height, fps = streams[-1]
+    scorer = Scorer(float(fps), seams, prompt)
+    for frame in read_frames(path, (int(width), int(height))):
+        scorer.add(frame[None])
+    return scorer.result()
+
+
+def _mean(curve: np.ndarray) -> float | None:
+    """The mean of what is there to be meant."""
+    there = curve[np.isfinite(curve)]
+    return float(there.mean()) if len(there) else None

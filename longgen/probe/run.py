@@ -1,0 +1,93 @@
+"""A probe from its settings to probe.json: what is kept is taken, what is unfinished goes on."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from longgen import __version__, backbones, checkpoint
+from longgen.backbones import Backbone, Setup
+from longgen.backbones.spec import RELATIVE_POSITIONS, BackboneSpec
+from longgen.errors import MissingError, UsageError
+from longgen.probe import kept
+from longgen.probe.fingerprint import fingerprint
+from longgen.probe.measure import Parts, measure
+from longgen.probe.record import Probe, ScoreName, Settings, read
+from longgen.probe.verdict import judge
+from longgen.run import Progress, device_name, memory_bytes
+
+
+def probe(
+    spec: BackboneSpec,
+    setup: Setup,
+    settings: Settings,
+    metric: ScoreName | None = None,
+    threshold: float | None = None,
+    top: int | None = None,
+    again: bool = False,
+    report: Callable[[Progress], None] = lambda now: None,
+    tell: Callable[[str], None] = lambda message: None,
+) -> tuple[Probe, Path]:
+    """The probe of `spec` with `settings`, and where it is kept; measured where it is not kept, or `again`.
+
+    metric, threshold, top: how scores become verdicts, and they need no measuring; the metric is by default what a change of a
+    layer does to the latent, or in a quick probe attention alone. Raises UsageError for what cannot be.
+    """
+    metric = metric or ("latent" if settings.mode == "full" else "attention")
+    if settings.mode == "quick" and metric != "attention":
+        raise UsageError(f"--quick with --metric {metric}: a quick probe measures attention alone", accepted="--metric attention",
+                         do="leave --quick out")  # fmt: skip
+    if top is not None and threshold is not None:
+        raise UsageError("--top and --threshold are both given", accepted="one of them", do="leave one out")
+    if top is not None and top > spec.layers:
+        raise UsageError(f"--top {top}: {spec.name} has {spec.layers} layers", accepted=f"0 to {spec.layers}", do="take fewer")
+    loaded: list[Backbone] = []
+
+    def load() -> Backbone:
+        if not loaded:
+            loaded.append(backbones.load(spec, setup))
+        return loaded[0]
+
+    weights = _weights(spec, setup, load)
+    folder = kept.folder_of(weights, settings)
+    path, parts = folder / "probe.json", Parts(folder / "parts")
+    before = read(path) if path.is_file() and not again else None
+    if again:
+        parts.clear()
+    began = time.monotonic()
+    if before is None:
+        runs, ranks = measure(load, spec, settings, parts, setup.device, report)
+        took, peak, device = time.monotonic() - began, memory_bytes(setup.device), device_name(setup.device)
+    else:
+        tell(f"measured before: {path}")
+        runs, took, peak, device = before.runs, before.seconds, before.peak_memory_bytes, before.device
+        ranks = {name: [layer.effective_rank[name] for layer in before.layers] for name in before.layers[0].effective_rank}
+    fields = judge(runs, ranks, metric, threshold, top)
+    if RELATIVE_POSITIONS not in spec.capabilities:
+        fields["warnings"].append(
+            f"{spec.name} has no rotary time positions: there is nothing to shift, and no layer is sensitive to it"
+        )
+    if settings.mode == "quick":
+        fields["agreement"] = next(
+            (other.agreement for other, _ in kept.probes_of(spec, setup.lora)
+             if other.settings.mode == "full" and other.settings.frames == settings.frames),
+            fields["agreement"],
+        )  # fmt: skip
+    made = Probe(longgen=__version__, backbone=spec.name, weights=weights, settings=settings, runs=runs, seconds=round(took, 1),
+                 peak_memory_bytes=peak, device=device, **fields)  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.save_json(path, made.as_dict())
+    os.utime(path)
+    parts.clear()
+    return made, path
+
+
+def _weights(spec: BackboneSpec, setup: Setup, load: Callable[[], Backbone]) -> str:
+    """The fingerprint of the weights; they are loaded, and so downloaded, where they are not here yet."""
+    try:
+        return fingerprint(spec, setup.lora)
+    except MissingError:
+        load()
+        return fingerprint(spec, setup.lora)

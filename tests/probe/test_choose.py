@@ -1,0 +1,187 @@
+"""Which layers a preset acts in: a probe that is kept or named, a published list, all, none, or dealt at random."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longgen import checkpoint, plan, preset, run
+from longgen.backbones.spec import LTX_2B, TINY, TINY_CAUSAL, WAN_1_3B, WAN_14B, BackboneSpec
+from longgen.errors import LonggenError, MissingError, UsageError
+from longgen.probe import choose, kept
+from longgen.probe.fingerprint import fingerprint
+from longgen.probe.record import Probe, Run, Settings
+from longgen.probe.verdict import judge
+
+SAMPLE = preset.Sample(frames=321)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def probe_of(spec: BackboneSpec, frames: int = 321, weights: str | None = None, top: int = 2, lora: tuple[str, ...] = ()) -> Probe:
+    """A probe whose first `top` layers are position-sensitive and whose last `top` are context-sensitive."""
+    falling = [float(spec.layers - layer) for layer in range(spec.layers)]
+    settings = Settings(
+        mode="quick", frames=frames, native_frames=81, size=(64, 64), steps=10, observed_steps=(0,), guidance_scale=3.0,
+        shifts=(21,), windows=(1,), prompts=("a",), seeds=(0,), dtype="fp32", lora=lora,
+    )  # fmt: skip
+    scores: Any = {"position": {"attention": falling}, "context": {"attention": falling[::-1]}}
+    runs = [Run(prompt=0, seed=0, scores=scores)]
+    return Probe(
+        longgen="0", backbone=spec.name, weights=weights or fingerprint(spec, lora), settings=settings, runs=runs, seconds=1.0,
+        peak_memory_bytes=1, device="cpu", **judge(runs, {"1x": falling}, "attention", None, top),
+    )  # fmt: skip
+
+
+def keep(probe: Probe) -> Path:
+    path = kept.folder_of(probe.weights, probe.settings) / "probe.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.save_json(path, probe.as_dict())
+    return path
+
+
+def layers_of(made: plan.Plan) -> dict[str, tuple[int, ...]]:
+    return {act.name: act.layers for act in made.acting}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("freeloc", ("freeloc", None)), ("freeloc@all", ("freeloc", "all")), ("a@b/m.toml@random:12", ("a@b/m.toml", "random:12")),
+     ("me@home.toml", ("me@home.toml", None)), ("freeloc@random:", ("freeloc@random:", None)), ("@all", ("", "all"))],
+)  # fmt: skip
+def test_names_with_a_choice_behind_them(name: str, expected: tuple[str, str | None]) -> None:
+    assert choose.split(name) == expected
+
+
+def test_the_probe_that_is_kept_is_taken_and_written_out() -> None:
+    path = keep(probe_of(TINY))
+    made = run.planned("freeloc", TINY, sample=SAMPLE)
+    assert layers_of(made) == {"vrpr": (0, 1), "tsa": (4, 5)}
+    assert [note for note in made.notes if str(path) in note and "0-1" in note]
+    written = preset.from_tables(made.preset.as_dict(), "again")  # what run.json and the video have
+    assert layers_of(plan.build(written, TINY)) == layers_of(made)
+    assert "position-sensitive" not in made.preset.as_toml().split("[[technique]]", 1)[1]
+
+
+def test_the_newest_probe_of_the_length_is_taken() -> None:
+    keep(probe_of(TINY, top=2))
+    keep(probe_of(TINY, top=3).model_copy(update={"settings": probe_of(TINY).settings.model_copy(update={"seeds": (5,)})}))
+    keep(probe_of(TINY, frames=161, top=1))
+    assert layers_of(run.planned("freeloc", TINY, sample=SAMPLE))["vrpr"] == (0, 1, 2)
+
+
+def test_a_probe_of_another_length_is_refused_with_the_reason() -> None:
+    path = keep(probe_of(TINY, frames=161))
+    for options in ({}, {"probe": str(path)}):
+        with pytest.raises(UsageError, match=r"161.* frames, and this video has 321"):
+            run.planned("freeloc", TINY, sample=SAMPLE, **options)
+    asked = preset.Sample(frames=159)  # 161 are made
+    assert layers_of(run.planned("freeloc", TINY, sample=asked))["vrpr"] == (0, 1)
+
+
+def test_a_probe_of_other_weights_is_refused_with_the_reason(tmp_path: Path) -> None:
+    path = tmp_path / "probe.json"
+    checkpoint.save_json(path, probe_of(TINY, weights="f" * 64).as_dict())
+    with pytest.raises(UsageError, match="other weights: tiny, fingerprint ffffffffffff"):
+        run.planned("freeloc", TINY, sample=SAMPLE, probe=str(path))
+    checkpoint.save_json(path, probe_of(TINY_CAUSAL).as_dict())
+    with pytest.raises(UsageError, match="other weights: tiny-causal"):
+        run.planned("freeloc", TINY, sample=SAMPLE, probe=str(tmp_path))  # the folder of a report does too
+    with pytest.raises(UsageError, match="with 6 layers, ltx-2b has 28"):
+        run.planned("freeloc", LTX_2B, sample=SAMPLE, probe=str(path))
+
+
+def test_a_lora_makes_other_weights(tmp_path: Path) -> None:
+    style = tmp_path / "style.safetensors"
+    style.write_bytes(b"weights")
+    keep(probe_of(TINY, lora=(f"{style}:0.5",)))
+    assert layers_of(run.planned("freeloc", TINY, sample=SAMPLE, lora=(f"{style}:0.5",)))["vrpr"] == (0, 1)
+    for lora in ((), (f"{style}:0.7",)):
+        with pytest.raises(UsageError, match="nobody has probed"):
+            run.planned("freeloc", TINY, sample=SAMPLE, lora=lora)
+    style.write_bytes(b"another")
+    with pytest.raises(UsageError, match="nobody has probed"):
+        run.planned("freeloc", TINY, sample=SAMPLE, lora=(f"{style}:0.5",))
+
+
+def test_without_a_probe_what_to_do_is_said() -> None:
+    with pytest.raises(UsageError, match="nobody has probed") as refused:
+        run.planned("freeloc", TINY, sample=SAMPLE)
+    assert "longgen probe --backbone tiny" in refused.value.do
+    with pytest.raises(UsageError, match="nobody has published"):
+        run.planned("freeloc", WAN_14B, sample=SAMPLE, probe="published")
+
+
+def test_the_published_list_serves_where_there_is_one() -> None:
+    made = run.planned("freeloc", WAN_1_3B, sample=SAMPLE)
+    assert layers_of(made)["tsa"] == WAN_1_3B.verdicts["context-sensitive"]
+    assert [note for note in made.notes if "published" in note]
+
+
+def test_all_and_none_need_no_probe() -> None:
+    made = run.planned("freeloc@all", TINY, sample=SAMPLE)
+    assert layers_of(made) == {"vrpr": tuple(range(6)), "tsa": tuple(range(6))}
+    assert made.preset.name == "freeloc@all"
+    none = run.planned("freeloc", TINY, sample=SAMPLE, layers="none")
+    assert layers_of(none) == {"vrpr": (), "tsa": ()}
+    assert not none.table.any()
+
+
+def test_random_layers_are_as_many_and_repeat() -> None:
+    keep(probe_of(TINY, top=2))
+    draws = {
+        name: layers_of(run.planned(f"freeloc@{name}", TINY, sample=SAMPLE))
+        for name in ("random", "random:0", "random:1", "random:2")
+    }
+    assert draws["random"] == draws["random:0"]
+    assert len({str(draw) for draw in draws.values()}) == 3
+    for draw in draws.values():
+        assert {name: len(layers) for name, layers in draw.items()} == {"vrpr": 2, "tsa": 2}
+        assert not set(draw["vrpr"]) & set(draw["tsa"])  # as in the probe
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("freeloc", {"layers": "some"}, "no choice of layers"),
+        ("freeloc@all", {"layers": "none"}, "both choose layers"),
+        ("riflex", {"layers": "all"}, "leaves no layers to a probe"),
+        ("riflex@none", {}, "leaves no layers to a probe"),
+        ("direct", {"probe": "run"}, "leaves no layers to a probe"),
+    ],
+)
+def test_wrong_choices(name: str, options: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        run.planned(name, TINY, sample=SAMPLE, **options)
+
+
+def test_a_file_that_is_no_probe(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="is not there"):
+        run.planned("freeloc", TINY, sample=SAMPLE, probe=str(tmp_path / "probe.json"))
+    (tmp_path / "probe.json").write_text('{"schema": 1, "backbone": "tiny"}')
+    with pytest.raises(LonggenError, match=r"is no probe: .*required"):
+        run.planned("freeloc", TINY, sample=SAMPLE, probe=str(tmp_path / "probe.json"))
+    (tmp_path / "probe.json").write_bytes(b"\x00\x01 not JSON")
+    with pytest.raises(LonggenError, match="is no probe"):
+        run.planned("freeloc", TINY, sample=SAMPLE, probe=str(tmp_path))
+
+
+def test_damaged_probes_in_the_cache_are_passed_over() -> None:
+    path = keep(probe_of(TINY))
+    other = path.parent.with_name("other") / "probe.json"
+    other.parent.mkdir()
+    other.write_text("{}")
+    assert layers_of(run.planned("freeloc", TINY, sample=SAMPLE))["vrpr"] == (0, 1)
+
+
+def test_every_backbone_that_could_be_probed_stands_in_the_list_of_presets() -> None:
+    plans = plan.on_every_backbone(preset.load("freeloc"))
+    able = {name for name, made in plans.items() if isinstance(made, plan.Plan)}
+    assert {"tiny", "wan2.1-1.3b", "ltx-2b", "hunyuanvideo"} <= able
+    assert "cogvideox-2b" not in able

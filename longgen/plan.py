@@ -415,14 +415,17 @@ def on_every_backbone(preset: Preset) -> dict[str, Plan | UsageError]:
     """By backbone, the plan of `preset` at LONG times the native length, or why that backbone cannot take it."""
     plans: dict[str, Plan | UsageError] = {}
     for name, spec in SPECS.items():
-        if not spec.verdicts:  # as after a probe, which may find any
-            spec = replace(spec, verdicts=dict.fromkeys(VERDICTS, tuple(range(spec.layers))))
         frames_px = frames.pixel_frames(LONG * spec.native_lat - LONG + 1, spec.stride_t)
         try:
-            plans[name] = build(preset.model_copy(update={"sample": Sample(frames=frames_px)}), spec)
+            plans[name] = build(preset.model_copy(update={"sample": Sample(frames=frames_px)}), as_if_probed(spec))
         except UsageError as error:
             plans[name] = error
     return plans
+
+
+def as_if_probed(spec: BackboneSpec) -> BackboneSpec:
+    """`spec` with verdicts: as after a probe, which may find any layer."""
+    return spec if spec.verdicts else replace(spec, verdicts=dict.fromkeys(VERDICTS, tuple(range(spec.layers))))
 
 
 def _check_geometry(spec: BackboneSpec, size: tuple[int, int], asked_px: int, frames_lat: int) -> None:

@@ -46,10 +46,10 @@ def presets_check(
     """Check presets; with --backbone also whether that backbone can run them."""
     from longgen import preset
     from longgen.backbones.find import find
-    from longgen.plan import build
+    from longgen.plan import as_if_probed, build
 
     checked = [preset.load(name) for name in files]
     if backbone is not None:
         for one in checked:
-            build(one, find(backbone))
+            build(one, as_if_probed(find(backbone)))
     answer("\n".join(f"{name}: fine" for name in files), [{"name": name, "ok": True} for name in files], as_json)

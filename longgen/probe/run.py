@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -39,6 +40,8 @@ def probe(
     if settings.mode == "quick" and metric != "attention":
         raise UsageError(f"--quick with --metric {metric}: a quick probe measures attention alone", accepted="--metric attention",
                          do="leave --quick out")  # fmt: skip
+    if threshold is not None and not math.isfinite(threshold):
+        raise UsageError(f"--threshold {threshold} is no score", accepted="a number from 0 on", do="leave it out")
     if top is not None and threshold is not None:
         raise UsageError("--top and --threshold are both given", accepted="one of them", do="leave one out")
     if top is not None and top > spec.layers:

@@ -60,7 +60,8 @@ def test_the_interval_is_known_where_it_can_be_computed() -> None:
 
 @pytest.mark.parametrize(
     ("differences", "told"),
-    [([1, 2, 3, 1, 2, 3], True), ([-1, -2, -3, -1, -2, -3], True), ([1, -2, 3, -1, 2, -3], False), ([1, 2, 3, 1, 2], False), ([0] * 6, False)],
+    [([1, 2, 3, 1, 2, 3], True), ([-1, -2, -3, -1, -2, -3], True), ([1, -2, 3, -1, 2, -3], False), ([1, 2, 3, 1, 2], False),
+     ([0] * 6, False)],
 )  # fmt: skip
 def test_a_difference_is_told_where_chance_cannot_make_it(differences: list[float], told: bool) -> None:
     base = [cell("direct", "p", seed, drift=7.0) for seed in range(len(differences))]
@@ -96,7 +97,9 @@ def test_nothing_is_best_among_equals() -> None:
 
 def test_what_a_reader_should_know_is_said() -> None:
     cells = [cell("direct", "p", 0, motion=9.0), cell("a", "p", 0, motion=9.0), cell("a", "p", 1, failed=True)]
-    cells[0] = cells[0].model_copy(update={"settings": {"longgen": "0.3.0", "sample": {"steps": 20}, "libraries": {"torch": "2.7"}}})
+    cells[0] = cells[0].model_copy(
+        update={"settings": {"longgen": "0.3.0", "sample": {"steps": 20}, "libraries": {"torch": "2.7"}}}
+    )
     cells[1] = cells[1].model_copy(
         update={"settings": {"longgen": "0.3.0", "sample": {"steps": 30}, "libraries": {"torch": "2.8"}}, "fps": 8.0, "frames": 7}
     )

@@ -93,8 +93,8 @@ def prompt_of(name: str) -> str:
 
 
 ODD = [
-    'He said "stop" & <b>ran</b>', "two\nlines", "a/b\\c", "a cat, " * 80, "🐈 on a mat", "with_underscore", "..", "-0", "", "a-Scene-1",
-    "a clip.mp4 of", "\x00", "日本の猫_",
+    'He said "stop" & <b>ran</b>', "two\nlines", "a/b\\c", "a cat, " * 80, "🐈 on a mat", "with_underscore", "..", "-0", "",
+    "a-Scene-1", "a clip.mp4 of", "\x00", "日本の猫_",
 ]  # fmt: skip
 
 

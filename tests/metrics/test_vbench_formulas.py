@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -21,7 +22,7 @@ def corner(frames: torch.Tensor) -> torch.Tensor:
 
 
 def frames_of(*embeddings: tuple[float, float, float]) -> torch.Tensor:
-    return torch.tensor(embeddings).view(-1, 3, 1, 1) + 100
+    return torch.tensor(embeddings, dtype=torch.float32).view(-1, 3, 1, 1) + 100
 
 
 def test_consistency_by_hand() -> None:
@@ -83,7 +84,7 @@ def test_dynamic_degree_against_all_pairs_at_once(raft: Raft, monkeypatch: pytes
     for batch in frames.split(3):
         gauge.add(batch)
     taken = torch.nn.functional.pad(frames[::2], (0, 0, 3, 4), mode="replicate")  # 121 + 7 = 128
-    want = [fastest_px(raft(a[None], b[None])[0]) for a, b in zip(taken, taken[1:], strict=False)]
+    want = [fastest_px(raft(a[None], b[None])[0]) for a, b in itertools.pairwise(taken)]
     assert [m for m in gauge.curve if not math.isnan(m)] == pytest.approx(want, rel=1e-3)
     assert [index for index, m in enumerate(gauge.curve) if not math.isnan(m)] == [2, 4, 6]
     assert gauge.value() == float(any(m > 6 * 121 / 256 for m in want))  # c = round(4 * 4 / 16) = 1
@@ -92,7 +93,7 @@ def test_dynamic_degree_against_all_pairs_at_once(raft: Raft, monkeypatch: pytes
 
 @pytest.mark.parametrize(
     ("lengths", "dynamic"),
-    [([9, 0, 0], 1), ([0, 0, 0], 0), ([3, 3, 3], 0), ([0, 0, 3.01], 1), ([9] + 8 * [0], 0), ([9, 9] + 7 * [0], 1)],
+    [([9, 0, 0], 1), ([0, 0, 0], 0), ([3, 3, 3], 0), ([0, 0, 3.01], 1), ([9, *8 * [0]], 0), ([9, 9, *7 * [0]], 1)],
 )
 def test_a_pair_counts_above_the_threshold(raft: Raft, lengths: list[float], dynamic: int) -> None:
     gauge = DynamicDegree(raft, 8)

@@ -11,7 +11,7 @@ import torch
 from longgen.errors import LonggenError
 from longgen.metrics.vbench import raft
 
-# Of github.com/Vchitect/VBench at 45e79ec, vbench/third_party/RAFT, with the state and frames below and iters=20: flow[0, :, 5::40, 7::40].
+# flow[0, :, 5::40, 7::40] of vbench/third_party/RAFT at github.com/Vchitect/VBench 45e79ec, iters=20, state and frames as below
 UPSTREAM = [0.829, 0.3683, 2.3935, 3.028, 3.9446, 3.4623, 7.8766, 7.4733, 3.8566, 6.7074, 8.5885, 6.6587, 0.9464, 2.2274, -0.4341,
             2.5734, 1.4, 0.4551, -3.1892, -2.1878, 0.4667, -5.3913, -3.8189, -3.764, 1.0563, -7.9789, -3.6447, -0.4754, -0.4987,
             -1.1566, -2.2611, 0.0296]  # fmt: skip
@@ -93,9 +93,8 @@ def test_upsampling_is_a_convex_mean_of_nine_cells() -> None:
         share = torch.softmax(mask.view(9, 8, 8, 3, 4)[:, row % 8, column % 8, y, x], dim=0)
         cells = [(y + down, x + across) for down in (-1, 0, 1) for across in (-1, 0, 1)]
         cells = [8 * flow[0, axis, b, a].item() if 0 <= b < 3 and 0 <= a < 4 else 0.0 for b, a in cells]
-        assert got[0, axis, row, column].item() == pytest.approx(
-            sum(s * c for s, c in zip(share.tolist(), cells, strict=True)), abs=1e-5
-        )
+        want = sum(part * cell for part, cell in zip(share.tolist(), cells, strict=True))
+        assert got[0, axis, row, column].item() == pytest.approx(want, abs=1e-5)
 
 
 @pytest.mark.parametrize(("height", "width"), [(480, 832), (121, 130), (127, 135)])

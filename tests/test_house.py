@@ -62,12 +62,12 @@ ALLOWED = {
     "progress": "plan run",
     "probe": f"{PLANNING} context fusion attention backbones sampling checkpoint metrics run probe.record probe.fingerprint probe.kept",
     "compare.record": "errors",
-    "compare": f"{PLANNING} backbones sampling checkpoint video metrics run progress compare.record",
+    "compare": f"{PLANNING} backbones sampling checkpoint video metrics run progress probe.choose compare.record",
     "cli": f"{PLANNING} backbones sampling checkpoint video doctor show run progress metrics probe probe.record probe.choose compare",
 }
 ONLY_UNDER = {  # library -> the rows whose modules may import it
     "diffusers": ("longgen.backbones", "longgen.sampling"),
-    "transformers": ("longgen.backbones", "longgen.sampling"),
+    "transformers": ("longgen.backbones", "longgen.sampling", "longgen.metrics.vbench"),
     "typer": ("longgen.cli",),
     "rich": ("longgen.progress",),
 }

@@ -167,8 +167,9 @@ def test_layers_follow_a_verdict_where_there_is_one() -> None:
     with pytest.raises(UsageError, match="nobody has probed which layers of wan2") as e:
         plan.build(preset.load("freeloc"), SPECS["wan2.1-14b"])
     assert e.value.given.startswith("vrpr.layers = 'position-sensitive'")
-    assert "wan2.1-1.3b" in e.value.accepted
-    assert "--set vrpr.layers=all" in e.value.do
+    assert "a probe of it" in e.value.accepted
+    assert "longgen probe --backbone wan2.1-14b" in e.value.do
+    assert "--layers all" in e.value.do
 
 
 def test_two_makers_of_noise_are_refused_and_one_can_be_silenced() -> None:

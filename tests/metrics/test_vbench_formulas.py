@@ -93,7 +93,15 @@ def test_dynamic_degree_against_all_pairs_at_once(raft: Raft, monkeypatch: pytes
 
 @pytest.mark.parametrize(
     ("lengths", "dynamic"),
-    [([9, 0, 0], 1), ([0, 0, 0], 0), ([3, 3, 3], 0), ([0, 0, 3.01], 1), ([9, *8 * [0]], 0), ([9, 9, *7 * [0]], 1)],
+    [
+        ([9, 0, 0], 1),
+        ([9, 0, 0, 0, 0], 0),
+        ([0, 0, 0], 0),
+        ([3, 3, 3], 0),
+        ([0, 0, 3.01], 1),
+        ([9, *8 * [0]], 0),
+        ([9, 9, *7 * [0]], 1),
+    ],
 )
 def test_a_pair_counts_above_the_threshold(raft: Raft, lengths: list[float], dynamic: int) -> None:
     gauge = DynamicDegree(raft, 8)

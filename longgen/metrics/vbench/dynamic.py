@@ -1,0 +1,62 @@
+"""Dynamic degree: whether a video moves at all. Source: vbench/dynamic_degree.py.
+
+Every max(1, round(fps / 8))-th frame is taken, n of them. A pair of neighbours moves where m > tau = 6 min(H, W) / 256 pixels,
+with m the mean length of the fastest twentieth of its flow. The video is dynamic where c = round(n / 4) pairs move or more: any
+video of two frames is. Rounding is Python's: a half goes to the even side. H, W: of the frames; the flow is that of frames padded
+to multiples of 8.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from longgen.metrics.vbench.raft import LEAST_PX, Raft, padded
+
+
+def every(fps: float) -> int:
+    """Frames from one that is taken to the next."""
+    return max(1, round(fps / 8))
+
+
+def threshold_px(height: int, width: int) -> float:
+    return 6.0 * (min(height, width) / 256.0)
+
+
+def needed(taken: int) -> int:
+    """Pairs that must move, of `taken` frames."""
+    return round(4 * (taken / 16.0))
+
+
+def fastest_px(flow: torch.Tensor) -> float:
+    """Mean length of the fastest twentieth of `flow` [2, H, W]."""
+    speed = flow.square().sum(dim=0).sqrt().flatten()
+    return speed.topk(int(len(speed) * 0.05)).values.mean().item()
+
+
+class DynamicDegree:
+    """Takes frames in order; keeps one. curve: m where a pair ends, in pixels, else nan."""
+
+    def __init__(self, raft: Raft, fps: float) -> None:
+        self._raft, self._every = raft, every(fps)
+        self._before: torch.Tensor | None = None
+        self._threshold_px = 0.0
+        self.curve: list[float] = []
+
+    def add(self, frames: torch.Tensor) -> None:
+        self._threshold_px = threshold_px(*frames.shape[2:])
+        for frame in frames:
+            moved = math.nan
+            if len(self.curve) % self._every == 0:
+                if self._before is not None and min(frame.shape[1:]) >= LEAST_PX:
+                    pair, _ = padded(torch.stack([self._before, frame]))
+                    moved = fastest_px(self._raft(pair[:1], pair[1:])[0])
+                self._before = frame
+            self.curve.append(moved)
+
+    def value(self) -> float | None:
+        """1 or 0; None for fewer than two frames taken, and for frames too small for RAFT, of which upstream says 0."""
+        moved = [length for length in self.curve if not math.isnan(length)]
+        moving = sum(length > self._threshold_px for length in moved)
+        return float(moving >= needed(len(moved) + 1)) if moved else None

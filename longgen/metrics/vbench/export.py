@@ -1,0 +1,73 @@
+"""Lays videos out the way VBench's own program wants them, so that its official scores can be computed where it is installed.
+
+    FOLDER/PRESET/videos/{prompt}-{0,1,...}.mp4    a prompt that is no safe file name is replaced by some of its words and a hash
+    FOLDER/PRESET/prompts.json                     {file name: prompt}, upstream's --prompt_file
+    FOLDER/README.md                               what to run
+
+No name has an underscore: VBench-Long takes what stands before the first for the name of the video. Source: vbench/__init__.py
+`build_full_info_json`, vbench/utils.py `get_prompt_from_filename`, vbench2_beta_long/utils.py `reorganize_clips_results`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from longgen.errors import MissingError
+
+MOST_BYTES = 200  # of a name; file systems take 255, and VBench-Long adds to it
+CUSTOM = "subject_consistency background_consistency motion_smoothness dynamic_degree aesthetic_quality imaging_quality"
+README = f"""# Videos for VBench
+
+Each folder here holds the videos of one preset, named by their prompts, and `prompts.json`, which says which prompt a file is of.
+VBench needs a GPU and an environment of its own: Python 3.10 or 3.11, `pip install vbench`. Then, in each of the folders:
+
+    vbench evaluate --videos_path videos --prompt_file prompts.json --mode custom_input --output_path results \\
+      --dimension "{CUSTOM}"
+
+Its scores are in `results/results_TIME_eval_results.json`. Of each prompt, its standard mode looks at the videos -0 to -4.
+"""
+
+
+def export_videos(videos: Iterable[tuple[str, Path, str]], folder: Path) -> list[Path]:
+    """Copies `videos`, each a preset's name, a file and its prompt, into `folder`; returns where each went, in their order.
+
+    The videos of one preset and prompt are numbered in their order. Raises MissingError before anything is copied.
+    """
+    videos = [*videos]
+    gone = [path for _, path, _ in videos if not path.is_file()]
+    if gone:
+        raise MissingError(f"{gone[0]} is not there", accepted="videos that are finished", do="run longgen compare again")
+    placed: list[Path] = []
+    prompts: dict[str, dict[str, str]] = {}
+    for preset, _, prompt in videos:
+        mapped = prompts.setdefault(_name(preset), {})
+        number = sum(known == prompt for known in mapped.values())
+        name = f"{_name(prompt)}-{number}.mp4"
+        if name.casefold() in {known.casefold() for known in mapped}:  # some file systems take A for a
+            name = f"{_hashed(prompt)}-{number}.mp4"
+        mapped[name] = prompt
+        placed.append(folder / _name(preset) / "videos" / name)
+    for (_, path, _), target in zip(videos, placed, strict=True):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    for preset, mapped in prompts.items():
+        (folder / preset / "prompts.json").write_text(json.dumps(mapped, indent=4), encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "README.md").write_text(README, encoding="utf-8")
+    return placed
+
+
+def _name(text: str) -> str:
+    """`text` where every system takes it for a file name and upstream reads it back, else some of its words and a hash."""
+    plain = re.fullmatch(r"[^\W_][^\x00-\x1f\x7f<>:\"/\\|?*_]*", text) and not re.search(r"\.mp4|-Scene", text)
+    return text if plain and len(text.encode()) <= MOST_BYTES else _hashed(text)
+
+
+def _hashed(text: str) -> str:
+    words = "-".join(re.findall(r"[A-Za-z0-9]+", text))[:60].strip("-")
+    return f"{words or 'prompt'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -1,0 +1,155 @@
+"""Scores videos by the dimensions of VBench: one pass over the frames, in memory that hardly grows with them (bytes a frame)."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+import torch
+
+from longgen.errors import LonggenError, MissingError, UsageError
+from longgen.metrics.vbench import DIMENSIONS, clip, dimension, dino, musiq, raft
+from longgen.metrics.vbench.average import Average
+from longgen.metrics.vbench.clips import SECONDS, clip_frames
+from longgen.metrics.vbench.consistency import Consistency
+from longgen.metrics.vbench.dynamic import DynamicDegree
+from longgen.metrics.vbench.smoothness import MotionSmoothness
+from longgen.metrics.vbench.weights import find
+from longgen.video import read_frames
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a video of `frames` frames at `fps` scored.
+
+    values: by the keys of DIMENSIONS, from 0 to 1 as VBench's overall numbers are; None where the video is too short or too small.
+    curves: [F] float64 each by the same keys, nan where there is nothing to say; see the file of each dimension for its unit.
+    """
+
+    frames: int
+    fps: float
+    values: dict[str, float | None]
+    curves: dict[str, np.ndarray]
+
+
+class Gauge(Protocol):
+    """A dimension of one video. Takes its frames [F, 3, H, W] float32 from 0 to 255, in order, in batches of any size."""
+
+    curve: list[float]
+
+    def add(self, frames: torch.Tensor) -> None: ...
+    def value(self) -> float | None: ...
+
+
+class VBench:
+    """The networks of `dimensions` on `device`, loaded once; all but imaging_quality by default, and that too where pyiqa is there.
+
+    `weights`: a folder with the files that weights.py lists; VBench's own cache and the Hugging Face cache are asked as well.
+    `batch`: frames that DINO and CLIP take at once; RAFT takes one pair at a time. Raises MissingError, UsageError, LonggenError.
+    """
+
+    def __init__(
+        self, device: str = "cpu", weights: Path | None = None, dimensions: Sequence[str] | None = None, batch: int = 8
+    ) -> None:
+        if batch < 1:
+            raise UsageError(f"a batch of {batch} frames", accepted="1 or more", do="leave it out")
+        names = [*DIMENSIONS] if dimensions is None else [*dict.fromkeys(dimensions)]
+        if dimensions is None and not musiq.installed():
+            names.remove("imaging_quality")
+        files = find((file for name in names for file in dimension(name).weights), weights)
+        self._device, self._batch = device, batch
+        self._gauges: dict[str, Callable[[float], Gauge]] = {}  # by key, from the frames per second
+        flow = raft.load(files["raft"], device) if "raft" in files else None
+        for name in names:
+            self._gauges[DIMENSIONS[name].key] = _gauge(name, files, device, flow)
+
+    def score(self, video: Path | Iterable[np.ndarray], fps: float | None = None) -> Scored:
+        """The score of a whole video: a file, whose own rate is `fps` where that is None, or frames [H, W, 3] uint8 and their rate.
+
+        Raises MissingError, UsageError, LonggenError.
+        """
+        frames, fps = _opened(video, fps)
+        gauges = {key: make(fps) for key, make in self._gauges.items()}
+        count, shape = 0, None
+        with torch.inference_mode():
+            while batch := [*itertools.islice(frames, self._batch)]:
+                for frame in batch:
+                    shape = shape or frame.shape
+                    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.shape != shape:
+                        raise UsageError(f"a frame that is {frame.dtype} {list(frame.shape)}", do="convert them first",
+                                         accepted="frames of one size, uint8 [H, W, 3]")  # fmt: skip
+                count += len(batch)
+                tensor = torch.from_numpy(np.stack(batch)).to(self._device).permute(0, 3, 1, 2).float()
+                for gauge in gauges.values():
+                    gauge.add(tensor)
+        if not count:
+            raise UsageError("a video without frames", accepted="one frame or more", do="check the video")
+        values = {key: gauge.value() for key, gauge in gauges.items()}
+        return Scored(count, fps, values, {key: np.array(gauge.curve, dtype=float) for key, gauge in gauges.items()})
+
+    def score_clips(
+        self, video: Path | Iterable[np.ndarray], fps: float | None = None, seconds: int = SECONDS
+    ) -> dict[str, float | None]:
+        """The mean over the clips of `clip_list`, by `clips.NAME`, with one clip in memory.
+
+        VBench-Long scores long videos so, but writes each clip to a lossy file first, hence the other name. Its slow-fast mixing,
+        which needs DINOv2 and DreamSim and which it leaves out itself without --dev_flag, is not here.
+        """
+        frames, fps = _opened(video, fps)
+        length = clip_frames(fps, seconds)
+        last: deque[np.ndarray] = deque(maxlen=length)
+        scores, count = [], 0
+        for frame in frames:
+            last.append(frame)
+            count += 1
+            if count % length == 0:
+                scores.append(self.score(last, int(fps)).values)
+        if count % length or not count:
+            scores.append(self.score(last, int(fps)).values)
+        means: dict[str, float | None] = {}
+        for key in self._gauges:
+            there = [value for score in scores if (value := score[key]) is not None]
+            means[f"clips.{key.removeprefix('vbench.')}"] = sum(there) / len(there) if there else None
+        return means
+
+
+def _gauge(name: str, files: dict[str, Path], device: str, flow: raft.Raft | None) -> Callable[[float], Gauge]:
+    """What makes the gauge of the dimension `name` for one video."""
+    if name == "subject_consistency":
+        embed = dino.load(files["dino"], device).embed
+        return lambda fps: Consistency(embed)
+    if name == "background_consistency":
+        embed = clip.load(files["clip-b32"], clip.B32, device).embed
+        return lambda fps: Consistency(embed)
+    if name == "aesthetic_quality":
+        rate = clip.Aesthetic(clip.load(files["clip-l14"], clip.L14, device), clip.load_head(files["laion"], device)).rate
+        return lambda fps: Average(rate)
+    if name == "imaging_quality":
+        rate = musiq.load(files["musiq"], device).rate
+        return lambda fps: Average(rate)
+    assert flow is not None
+    return (lambda fps: DynamicDegree(flow, fps)) if name == "dynamic_degree" else (lambda fps: MotionSmoothness(flow))
+
+
+def _opened(video: Path | Iterable[np.ndarray], fps: float | None) -> tuple[Iterator[np.ndarray], float]:
+    """The frames of `video` one by one, and their rate."""
+    if isinstance(video, Path):
+        if not video.is_file():
+            raise MissingError(f"{video} is not there", accepted="a video", do="check the path")
+        head = cv2.VideoCapture(str(video))
+        width, height, rate = map(head.get, (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FPS))
+        head.release()
+        if not width:
+            raise LonggenError(f"{video} could not be read as a video", accepted="an MP4", do="check the file")
+        frames, fps = read_frames(video, (int(width), int(height))), rate if fps is None else fps
+    else:
+        frames = iter(video)
+    if fps is None or not 0 < fps < float("inf"):
+        raise UsageError(f"a video at {fps} frames a second", accepted="more than 0", do="give the rate it is shown at")
+    return frames, fps

@@ -1,0 +1,116 @@
+"""Which weights the dimensions need, where they come from, and where they are looked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longgen.errors import LonggenError, MissingError
+
+
+@dataclass(frozen=True)
+class Weights:
+    """files: of which one is enough, the first that is there. folder: under --vbench-weights, where one holds them; hub: the
+    repository on the Hugging Face hub, or None. place: its folder in the cache of VBench's own program. source: for a person."""
+
+    files: tuple[str, ...]
+    source: str
+    folder: str = ""
+    hub: str | None = None
+    place: str = ""
+
+
+_MODEL = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS = {
+    "dino": Weights(_MODEL, "huggingface.co/facebook/dino-vitb16", "dino-vitb16", "facebook/dino-vitb16"),
+    "clip-b32": Weights(
+        _MODEL, "huggingface.co/openai/clip-vit-base-patch32", "clip-vit-base-patch32", "openai/clip-vit-base-patch32"
+    ),
+    "clip-l14": Weights(
+        _MODEL, "huggingface.co/openai/clip-vit-large-patch14", "clip-vit-large-patch14", "openai/clip-vit-large-patch14"
+    ),
+    "raft": Weights(
+        ("raft-things.pth", "raft_large_C_T_V1-22a6c225.pth"),
+        "https://dl.dropboxusercontent.com/s/4j4z58wuv8o0mfz/models.zip (unpack it) or "
+        "https://download.pytorch.org/models/raft_large_C_T_V1-22a6c225.pth",
+        place="raft_model/models",
+    ),
+    "laion": Weights(
+        ("sa_0_4_vit_l_14_linear.pth",),
+        "https://github.com/LAION-AI/aesthetic-predictor/raw/main/sa_0_4_vit_l_14_linear.pth",
+        place="aesthetic_model/emb_reader",
+    ),
+    "musiq": Weights(
+        ("musiq_spaq_ckpt-358bb6af.pth",),
+        "https://github.com/chaofengc/IQA-PyTorch/releases/download/v0.1-weights/musiq_spaq_ckpt-358bb6af.pth",
+        place="pyiqa_model",
+    ),
+}  # fmt: skip
+
+
+def find(names: Iterable[str], folder: Path | None) -> dict[str, Path]:
+    """The files of the weights called `names`: in `folder`, in VBench's own cache, in the Hugging Face cache; else from the hub.
+
+    The hub is asked only where everything that it does not have is here. Raises one MissingError that names all that is not.
+    """
+    cache = Path(os.environ.get("VBENCH_CACHE_DIR") or Path.home() / ".cache" / "vbench")
+    wanted = {name: WEIGHTS[name] for name in dict.fromkeys(names)}
+    found = {name: _local(weights, folder, cache) for name, weights in wanted.items()}
+    missing = [name for name, path in found.items() if path is None]
+    refused = ""
+    if missing and all(wanted[name].hub for name in missing):
+        try:
+            found |= {name: _download(wanted[name]) for name in missing}
+            missing = []
+        except Exception as error:  # the hub client lets its HTTP library's errors through, of many types
+            refused = f"; the hub could not be asked: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
+    if missing:
+        rows = [f"{Path(row.folder, ' or '.join(row.files))}, from {row.source}" for row in map(wanted.__getitem__, missing)]
+        places = [*([str(folder)] if folder else []), str(cache), "the Hugging Face cache"]
+        raise MissingError("weights of VBench are not here:\n    " + "\n    ".join(rows),
+                           accepted=f"these files in {', '.join(places)}{refused}",
+                           do="put them into a folder, give it as --vbench-weights DIR, or leave their dimensions out")  # fmt: skip
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The tensors of a .pth file, by name; nothing else that such a file can hold is run. Raises LonggenError."""
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    except Exception as error:  # pickle, zip and torch have types of their own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise LonggenError(f"{path} is damaged: {reason}", accepted="a file of tensors", do="download it again") from None
+
+
+def _local(weights: Weights, folder: Path | None, cache: Path) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache  # here: it costs 0.3 s
+
+    given = [folder / inner for inner in ((weights.folder,) if weights.hub else ("", weights.place))] if folder else []
+    for file in weights.files:
+        for place in [*given, *([cache / weights.place] if weights.place else [])]:
+            if (place / file).is_file():
+                return place / file
+        cached = try_to_load_from_cache(weights.hub, file) if weights.hub else None
+        if isinstance(cached, str):
+            return Path(cached)
+    return None
+
+
+def _download(weights: Weights) -> Path:
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    assert weights.hub is not None
+    HfApi().model_info(weights.hub, timeout=10)  # fails at once without network, where downloads try for 23 s
+    for file in weights.files[:-1]:
+        try:
+            return Path(hf_hub_download(weights.hub, file))
+        except EntryNotFoundError:
+            continue
+    return Path(hf_hub_download(weights.hub, weights.files[-1]))

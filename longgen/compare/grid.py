@@ -1,0 +1,165 @@
+"""The grid of presets, prompts and seeds: the videos that it is made of, and the making of those that are not there.
+
+A video lies under a name that holds a hash of the settings that decide it, so that a finished one is known by its name alone, and
+the same command goes on where an earlier one was stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longgen import backbones, catalog, checkpoint, preset, run
+from longgen.backbones import Setup
+from longgen.backbones.spec import BackboneSpec
+from longgen.errors import LonggenError, UsageError, unknown_name
+from longgen.plan import Plan
+from longgen.probe import choose
+from longgen.run import Progress
+
+SHOWN = 50  # characters of a prompt in a line of progress
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A place in the grid: what its video shows and where it lies, whether it is there or not."""
+
+    name: str
+    plan: Plan
+    prompt: str
+    seed: int
+    output: Path
+    settings: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        return self.output.is_file() and run.unfinished(self.output) is None
+
+
+def plans(
+    names: Sequence[str],
+    spec: BackboneSpec,
+    overrides: Sequence[str] = (),
+    sample: preset.Sample | None = None,
+    duration: str | None = None,
+    probe: str | None = None,
+    lora: tuple[str, ...] = (),
+) -> list[Plan]:
+    """A plan for each preset. An override goes to the presets that have its technique; `probe` to those that ask for one.
+
+    Raises UsageError: no presets, two of one name, an override that none of them takes, and what a plan refuses.
+    """
+    if not names:
+        raise UsageError("there are no presets to compare", accepted="names or TOML files with commas between, as direct,freespec",
+                         do="longgen presets list shows them")  # fmt: skip
+    taken: set[str] = set()
+    made: dict[str, Plan] = {}
+    for name in names:
+        bare = preset.load(choose.split(name)[0])
+        techniques = {preset.name_of(technique) for technique in bare.techniques}
+        own = [override for override in overrides if override.partition(".")[0].strip() in techniques]
+        taken.update(own)
+        plan = run.planned(name, spec, own, sample, duration, probe=probe if choose.asks(bare) else None, lora=lora)
+        if plan.preset.name in made:
+            raise UsageError(f"two of the presets are called {plan.preset.name}", accepted="presets of different names",
+                             do="leave one out, or change the name in its TOML file")  # fmt: skip
+        made[plan.preset.name] = plan
+    for override in overrides:
+        if override not in taken:
+            technique, dot, _ = override.partition("=")[0].partition(".")
+            if dot and technique.strip() not in catalog.TECHNIQUES:
+                raise unknown_name("technique", technique.strip(), catalog.TECHNIQUES, "longgen presets show NAME shows a preset's")
+            raise UsageError(f"--set {override}: none of the presets takes it", do="correct it, or leave it out",
+                             accepted="technique.key=value, of a technique that one of the presets has")  # fmt: skip
+    return [*made.values()]
+
+
+def places(plans: Sequence[Plan], prompts: Iterable[str], seeds: Iterable[int], setup: Setup, folder: Path) -> list[Place]:
+    """The places of the grid, prompt by prompt, so that there is something to watch early. Their videos lie in `folder`."""
+    found = []
+    for prompt, seed, plan in ((prompt, seed, plan) for prompt in prompts for seed in seeds for plan in plans):
+        settings = run.settings_of(plan, prompt, seed, setup)
+        name = f"{run.slug(plan.preset.name)}-{run.slug(prompt)}-{seed}-{content_hash(settings, setup)}"
+        found.append(Place(name, plan, prompt, seed, folder / f"{name}.mp4", settings))
+    return found
+
+
+def content_hash(settings: dict[str, Any], setup: Setup) -> str:
+    """Eight hexadecimal digits of what decides the picture: not the versions of libraries, nor where it ran."""
+    deciding = {key: settings.get(key) for key in run.IDENTITY} | {"vae_tiling": setup.vae_tiling}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def make(
+    places: Sequence[Place],
+    setup: Setup,
+    report: Callable[[Progress], None] = run.ignore,
+    tell: Callable[[str], None] = run.ignore,
+) -> Iterator[tuple[Place, str | None]]:
+    """Makes what is not there, on one loaded model. Each place comes as soon as it is settled, with an error where it failed."""
+    missing = [place for place in places if not place.finished]
+    if len(missing) < len(places):
+        tell(f"{len(places) - len(missing)} of {len(places)} videos are there already")
+    to_do, done, began = sum(place.plan.cost for place in missing), 0.0, 0.0
+    backbone = None
+    for number, place in enumerate(places, start=1):
+        error = None
+        if place in missing:
+            tell(f"[{number}/{len(places)}] {place.plan.preset.name}, seed {place.seed}, {shortened(place.prompt, SHOWN)}")
+            if backbone is None:
+                backbone, _ = run.load(place.plan.spec, setup, report)
+                began = time.monotonic()
+            try:
+                _make(place, backbone, report)
+            except LonggenError as failure:
+                error = failure.given
+            except Exception as failure:  # a defect, of longgen or of a library: the other videos shall not wait for its mending
+                if os.environ.get("LONGGEN_DEBUG") == "1":
+                    raise
+                error = f"{type(failure).__name__}: {failure}"
+            if error:
+                tell(f"failed: {error}")
+            spent_s, done = time.monotonic() - began, done + place.plan.cost
+            eta_s = spent_s / done * (to_do - done) if number < len(places) else None
+            report(Progress("videos", number, len(places), spent_s, eta_s, run.memory_bytes(setup.device)))
+        yield place, error
+
+
+def _make(place: Place, backbone: backbones.Backbone, report: Callable[[Progress], None]) -> None:
+    """Makes the video of `place`, from what an earlier run left of it where it can."""
+    folder, left = run.run_folder(place.output), run.unfinished(place.output)
+    if left and backbone.setup.cache and not (folder / "latents.safetensors").is_file():
+        left = None  # what a step cache held is lost
+    _forget_peak()
+    run.generate_one(backbone, place.plan, place.prompt, place.seed, place.output, resume=left is not None, report=report)
+    if left:
+        checkpoint.save_json(folder / "run.json", run.stored_record(place.output) | {"resumed": True})
+
+
+def _forget_peak() -> None:
+    """Has Linux count the peak memory of this process anew; elsewhere a video has that of those before it."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def record_of(video: Path) -> dict[str, Any]:
+    """The run.json beside `video`; nothing where there is none, or a damaged one."""
+    try:
+        return run.stored_record(video)
+    except LonggenError:
+        return {}
+
+
+def shortened(text: str, characters: int) -> str:
+    """`text` on one line, of so many characters at most."""
+    line = " ".join(text.split())
+    return line if len(line) <= characters else line[: characters - 1].rstrip() + "…"

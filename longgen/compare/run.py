@@ -1,0 +1,229 @@
+"""A whole comparison: videos to make or videos that are there, their scores, what to watch, the table, the page.
+
+DIR/videos/NAME.mp4, NAME.run/     the grid; videos that were there before stay where they are
+DIR/scores/NAME.json               what was measured, so that it is measured once
+DIR/side-by-side/PROMPT.mp4        all tiles of a prompt
+DIR/sheets/PROMPT.png              moments of them
+DIR/compare.json, report.html      everything
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from longgen import __version__, checkpoint, run
+from longgen.backbones import Setup
+from longgen.compare import existing, grid, statistics, watch
+from longgen.compare.cautions import cautions
+from longgen.compare.record import Cell, Comparison, Watch
+from longgen.compare.scores import chosen, file_hash, scored
+from longgen.compare.seams import seams
+from longgen.errors import LonggenError, UsageError
+from longgen.plan import Plan
+from longgen.run import Progress
+
+BASELINE = "direct"  # where it is among the presets and no other is named
+LIBRARIES = (*run.LIBRARIES, "scipy")
+
+
+def compare_presets(
+    plans: Sequence[Plan],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    setup: Setup,
+    folder: Path,
+    baseline: str | None = None,
+    metrics: str | None = None,
+    report: Callable[[Progress], None] = run.ignore,
+    tell: Callable[[str], None] = run.ignore,
+) -> Comparison:
+    """Makes the videos of the grid that are not in `folder`, and compares them all. Plans are those of `grid.plans`.
+
+    A video that cannot be made is a failed cell. metrics: names with commas between; all unless given. Raises LonggenError.
+    """
+    labels, names = [plan.preset.name for plan in plans], chosen(metrics)
+    against = _baseline(baseline, labels)
+    _check(folder)
+    prompts = list(dict.fromkeys(prompts))
+    places = grid.places(plans, prompts, seeds, setup, folder / "videos")
+    cells: list[Cell] = []
+    watched: list[Watch] = []
+    files = _files(prompts)
+    for place, error in grid.make(places, setup, report, tell):
+        cells.append(_measured(_cell(place, error), place.output, folder, names))
+        group = [cell for cell in cells if cell.prompt == place.prompt]
+        if len(group) == len(plans) * len(seeds):  # the prompt's last
+            watched += _watch(group, len(plans), place.prompt, files[place.prompt], folder, report)
+    return _concluded(
+        cells, watched, names, folder, backbone=plans[0].spec.name, presets=labels, prompts=prompts, seeds=[*seeds],
+        baseline=against, device=run.device_name(setup.device),
+    )  # fmt: skip
+
+
+def compare_videos(
+    paths: Sequence[Path],
+    folder: Path,
+    baseline: str | None = None,
+    metrics: str | None = None,
+    report: Callable[[Progress], None] = run.ignore,
+) -> Comparison:
+    """Compares the videos of `paths`: MP4 files, run folders, folders of an earlier comparison. Raises LonggenError.
+
+    Videos of one prompt are shown together; all of them are where one does not tell its prompt, or no two have the same.
+    """
+    names = chosen(metrics)
+    videos = existing.found(paths)
+    labels = [*dict.fromkeys(video.label for video in videos)]
+    against = _baseline(baseline, labels)
+    _check(folder)
+    taken: dict[str, int] = {}
+    cells = []
+    began = time.monotonic()
+    for number, video in enumerate(videos, start=1):
+        cells.append(_measured(_cell_of(video, taken), video.video, folder, names))
+        spent_s = time.monotonic() - began
+        report(Progress("score", number, len(videos), spent_s, spent_s / number * (len(videos) - number), run.memory_bytes("cpu")))
+    for cell in cells:
+        if cell.error is not None:
+            raise LonggenError(f"{cell.video}: {cell.error}", accepted="a video that can be scored", do="leave it out")
+    prompts = [*dict.fromkeys(cell.prompt for cell in cells)]
+    seeds = [*dict.fromkeys(cell.seed for cell in cells)]
+    groups = {prompt: [cell for cell in cells if cell.prompt == prompt] for prompt in prompts}
+    if None in groups or max(map(len, groups.values())) == 1:
+        groups = {prompts[0] if len(prompts) == 1 else None: cells}
+    watched, files = [], _files([*groups])
+    for prompt, group in groups.items():
+        rows = [*dict.fromkeys(cell.preset for cell in group)]
+        columns = [*dict.fromkeys(cell.seed for cell in group)]
+        ordered = sorted(group, key=lambda cell: (columns.index(cell.seed), rows.index(cell.preset)))
+        whole = len(group) == len(rows) * len(columns)
+        watched += _watch(ordered, len(rows) if whole else len(group), prompt, files[prompt], folder, report)
+    backbones = {cell.settings.get("backbone") for cell in cells}
+    return _concluded(
+        cells, watched, names, folder, backbone=backbones.pop() if len(backbones) == 1 else None, presets=labels, prompts=prompts,
+        seeds=seeds, baseline=against, device=run.device_name("cpu"),
+    )  # fmt: skip
+
+
+def _baseline(asked: str | None, labels: Sequence[str]) -> str | None:
+    if asked is not None and asked not in labels:
+        raise UsageError(f"--baseline {asked} is not among what is compared", accepted=", ".join(labels), do="name one of them")
+    return asked or (BASELINE if BASELINE in labels else None)
+
+
+def _check(folder: Path) -> None:
+    """Raises LonggenError where the comparison could not be written to `folder`."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--output {folder} is a file, and a comparison is many", accepted="a folder", do="give another name")
+    run.check_writable(folder / "compare.json")
+
+
+def _cell(place: grid.Place, error: str | None) -> Cell:
+    """The cell of a place of the grid, without its scores."""
+    plan, record = place.plan, {} if error else grid.record_of(place.output)
+    described: dict[str, Any] = dict(
+        name=place.name, preset=plan.preset.name, prompt=place.prompt, seed=place.seed, fps=plan.sample.fps or plan.spec.fps,
+        size=plan.size, cost_ratio=round(plan.cost, 4), notes=[*plan.notes], seams=seams(plan),
+        **_of_record(record, place.settings),
+    )  # fmt: skip
+    return Cell(status="failed" if error else "done", error=error, **described)
+
+
+def _cell_of(video: existing.Found, taken: dict[str, int]) -> Cell:
+    """The cell of a video that was there, without its scores. taken: the names that are in use, to which its own is added."""
+    parts = [video.label, *([] if video.prompt is None else [video.prompt]), *([] if video.seed is None else [str(video.seed)])]
+    name = "-".join(run.slug(part) for part in parts)
+    taken[name] = taken.get(name, 0) + 1
+    name, plan = f"{name}-{file_hash(video.video)[:8]}" + f"-{taken[name]}" * (taken[name] > 1), video.plan
+    return Cell(
+        name=name, preset=video.label, prompt=video.prompt, seed=video.seed, status="done", fps=video.head.fps,
+        size=video.head.size, cost_ratio=None if plan is None else round(plan.cost, 4),
+        notes=[] if plan is None else [*plan.notes], seams=video.seams,
+        **_of_record(grid.record_of(video.video), video.settings),
+    )  # fmt: skip
+
+
+def _of_record(record: Mapping[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """What a cell has from its run.json, where there is one; else `settings` alone."""
+    told = {key: record[key] for key in ("device", "resumed") if key in record}
+    return {
+        "settings": record.get("settings", settings),
+        "seconds": record.get("seconds", {}),
+        "peak_memory_bytes": record.get("peak_memory_bytes", 0),
+        "details": told,
+    }
+
+
+def _measured(cell: Cell, video: Path, folder: Path, names: Sequence[str]) -> Cell:
+    """`cell` with its scores; failed where `video` cannot be scored."""
+    if cell.status == "failed":
+        return cell
+    place = video.relative_to(folder).as_posix() if video.is_relative_to(folder) else str(video.absolute())
+    try:
+        found = scored(video, cell.seams, cell.prompt, folder / "scores" / f"{cell.name}.json")
+    except LonggenError as error:
+        return cell.model_copy(update={"status": "failed", "error": error.given, "video": place})
+    metrics = {name: found["metrics"][name] for name in names if name in found["metrics"]}
+    details = cell.details | found["details"]
+    return Cell.model_validate(cell.model_dump() | found | {"video": place, "metrics": metrics, "details": details})
+
+
+def _files(prompts: Iterable[str | None]) -> dict[str | None, str]:
+    """For each prompt a file name of its own, without its end."""
+    names: dict[str | None, str] = {}
+    for prompt in prompts:
+        stem = name = "videos" if prompt is None else run.slug(prompt)
+        number = 1
+        while name in names.values():
+            number += 1
+            name = f"{stem}-{number}"
+        names[prompt] = name
+    return names
+
+
+def _watch(
+    cells: Sequence[Cell], row: int, prompt: str | None, name: str, folder: Path, report: Callable[[Progress], None]
+) -> list[Watch]:
+    """Writes the video and the sheet of `cells`, of which `row` belong beside each other; nothing where none could be made."""
+    done = [cell for cell in cells if cell.status == "done"]
+    if not done:
+        return []
+    seeds, prompts = {cell.seed for cell in cells}, {cell.prompt for cell in cells}
+    tiles = []
+    for cell in cells:
+        label = ", ".join([cell.preset, *([f"seed {cell.seed}"] if len(seeds) > 1 and cell.seed is not None else []),
+                           *([cell.prompt] if len(prompts) > 1 and cell.prompt is not None else [])])  # fmt: skip
+        if cell.status == "failed" or cell.video is None:
+            tiles.append(watch.Tile(label))
+        else:
+            video = folder / cell.video
+            tiles.append(watch.Tile(label, video, cell.size, cell.fps, cell.frames, file_hash(video)))
+    began = time.monotonic()
+
+    def at(frames: int, total: int) -> None:
+        spent_s = time.monotonic() - began
+        eta_s = spent_s / frames * (total - frames) if frames else None
+        report(Progress("side by side", frames, total, spent_s, eta_s, run.memory_bytes("cpu")))
+
+    video, sheet = folder / "side-by-side" / f"{name}.mp4", folder / "sheets" / f"{name}.png"
+    watch.write(tiles, row, prompt or f"{len(cells)} videos", video, sheet, at)
+    return [Watch(prompt=prompt, side_by_side=f"side-by-side/{name}.mp4", sheet=f"sheets/{name}.png")]
+
+
+def _concluded(cells: list[Cell], watched: list[Watch], names: Sequence[str], folder: Path, **described: Any) -> Comparison:
+    """The comparison of `cells`, written to compare.json and report.html in `folder`."""
+    from longgen.compare.page import write_page
+
+    table = statistics.rows(described["presets"], cells, described["baseline"], names)
+    made = Comparison(
+        longgen=__version__, cells=cells, table=table, watch=watched, warnings=cautions(cells, table, described["baseline"]),
+        libraries={name: importlib.metadata.version(name) for name in LIBRARIES}, **described,
+    )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.save_json(folder / "compare.json", made.as_dict())
+    write_page(made, folder)
+    return made

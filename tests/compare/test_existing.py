@@ -1,0 +1,164 @@
+"""`longgen compare` on videos that are there: of longgen, of others, of an earlier comparison, and what is none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from longgen import plan, run
+from longgen.backbones import Setup
+from longgen.cli import app
+from longgen.compare.existing import found
+from longgen.compare.record import Comparison, read
+from longgen.video import Writer, read_settings
+
+PROMPTS = ("a red ball", "a blue ball")
+Make = Callable[..., plan.Plan]
+
+
+def film(path: Path, frames: int = 20, fps: int = 16, size: tuple[int, int] = (64, 64), settings: dict | None = None) -> Path:
+    """A video of a bar that moves to the right."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with Writer(path, size, fps, settings or {}) as writer:
+        picture = np.random.default_rng(len(path.stem)).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        writer.add(np.stack([np.roll(picture, 2 * frame, axis=1) for frame in range(frames)]))
+    return path
+
+
+@pytest.fixture
+def made(tiny_plan: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Writes a video with the settings of a generation, without generating: made("a.mp4", "direct", "a red ball", 0)."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(name: str, preset: str, prompt: str, seed: int, frames: int = 9, **sample: int) -> Path:
+        settings = run.settings_of(tiny_plan(preset, frames=frames, **sample), prompt, seed, Setup("cpu", "fp32"))
+        return film(Path(name), frames, settings=settings)
+
+    return write
+
+
+def longgen(*args: str | Path) -> Result:
+    return CliRunner().invoke(app, ["compare", *map(str, args)])
+
+
+def compared(*args: str | Path) -> Comparison:
+    done = longgen(*args, "-o", "out")
+    assert done.exit_code == 0, done.stderr
+    return read(Path("out") / "compare.json")
+
+
+def test_videos_of_longgen_tell_their_preset_prompt_and_seed(made: Callable[..., Path]) -> None:
+    paths = [made(f"{preset}-{seed}.mp4", preset, PROMPTS[0], seed) for seed in (0, 1) for preset in ("direct", "riflex")]
+    result = compared(*paths)
+    assert (result.presets, result.prompts, result.seeds) == (["direct", "riflex"], [PROMPTS[0]], [0, 1])
+    assert (result.baseline, result.backbone) == ("direct", "tiny")
+    assert [(row.cells, row.cost_ratio) for row in result.table] == [(2, 1.0), (2, 1.0)]
+    assert result.table[1].metrics["motion"].difference is not None
+    assert [(watch.prompt, watch.side_by_side) for watch in result.watch] == [(PROMPTS[0], "side-by-side/a-red-ball.mp4")]
+    assert [Path("out", str(cell.video)) for cell in result.cells] == [path.absolute() for path in paths]
+
+
+def test_other_videos_are_known_by_name_and_may_differ(made: Callable[..., Path]) -> None:
+    paths = [
+        made("direct.mp4", "direct", PROMPTS[0], 0),
+        film(Path("Some Other.mp4"), 30, 8, (96, 48)),
+        film(Path("x", "Some Other.mp4")),
+    ]
+    result = compared(*paths)
+    assert result.presets == ["direct", "Some Other", "Some Other #2"]
+    assert [(cell.prompt, cell.seed) for cell in result.cells] == [(PROMPTS[0], 0), (None, None), (None, None)]
+    assert [(cell.frames, cell.fps, cell.size) for cell in result.cells] == [
+        (9, 16, (64, 64)),
+        (30, 8, (96, 48)),
+        (20, 16, (64, 64)),
+    ]
+    assert [watch.prompt for watch in result.watch] == [None]
+    assert all(any(what in warning for warning in result.warnings) for what in ("frame rate", "length", "size"))
+    assert len({cell.name for cell in result.cells}) == 3
+    assert result.backbone is None
+
+
+def test_videos_of_several_prompts_are_watched_prompt_by_prompt(made: Callable[..., Path]) -> None:
+    paths = [
+        made(f"{preset}-{number}.mp4", preset, prompt, 0)
+        for number, prompt in enumerate(PROMPTS)
+        for preset in ("direct", "riflex")
+    ]
+    assert [watch.prompt for watch in compared(*paths).watch] == [*PROMPTS]
+    assert [watch.prompt for watch in compared(paths[0], paths[3]).watch] == [None]  # no two of one prompt
+
+
+def test_presets_of_one_name_that_differ_are_two_rows(made: Callable[..., Path]) -> None:
+    few, more, again = (made(f"{name}.mp4", "direct", PROMPTS[0], seed, steps=steps)
+                        for name, seed, steps in (("few", 0, 2), ("more", 0, 3), ("again", 1, 2)))  # fmt: skip
+    assert [one.label for one in found([few, more, again])] == ["direct", "direct #2", "direct"]
+    shutil.copy(few, "copy.mp4")
+    assert [one.label for one in found([few, Path("copy.mp4")])] == ["direct", "direct #2"]
+    assert any("differ in steps: 2 (direct), 3 (direct #2)" in warning for warning in compared(few, more).warnings)
+
+
+def test_edges_are_known_from_the_settings(made: Callable[..., Path]) -> None:
+    result = compared(made("clips.mp4", "gen-l-video", PROMPTS[0], 0, frames=161))
+    assert result.cells[0].seams == [37, 77, 81, 121]
+    assert result.cells[0].metrics["seam"] is not None
+
+
+def test_a_video_is_taken_once_whatever_it_is_called(made: Callable[..., Path]) -> None:
+    path = made("videos/a.mp4", "direct", PROMPTS[0], 0)
+    film(Path("videos/b.partial.mp4"))
+    run.run_folder(path).mkdir()
+    (run.run_folder(path) / "run.json").write_text("{}")
+    os.symlink(path.absolute(), "link.mp4")
+    assert [one.video for one in found([path, Path("link.mp4"), run.run_folder(path), Path("videos"), Path()])] == [path]
+
+
+def test_a_folder_of_an_earlier_comparison_is_compared_anew_in_its_place(made: Callable[..., Path]) -> None:
+    inside = [made(f"{preset}.mp4", preset, PROMPTS[0], 0) for preset in ("direct", "riflex")]
+    first = compared(*inside)
+    written = Path("out/compare.json").stat().st_mtime_ns
+    done = longgen("out")
+    assert done.exit_code == 0, done.stderr
+    assert Path("out/compare.json").stat().st_mtime_ns > written
+    assert read(Path("out/compare.json")) == first
+    assert sorted(path.name for path in Path().iterdir()) == ["direct.mp4", "out", "riflex.mp4"]
+
+
+def test_settings_that_longgen_cannot_read_leave_a_video_without_edges(made: Callable[..., Path]) -> None:
+    settings = read_settings(made("then.mp4", "riflex", "p", 0))
+    settings["preset"] |= {"name": "gone", "technique": [{"name": "gone"}]}
+    film(Path("gone.mp4"), settings=settings | {"longgen": "0.1.0", "backbone": "nowhere"})
+    result = compared("gone.mp4")
+    assert (result.presets, result.cells[0].seams, result.cells[0].cost_ratio) == (["gone"], [], None)
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [("text.mp4", 1, "text.mp4 is no video"), ("none.mp4", 3, "none.mp4 is not there"), ("empty", 3, "empty holds no video"),
+     ("lost.run", 3, "lost.mp4 is not there"), ("bad", 1, "is no comparison")],
+)  # fmt: skip
+def test_what_is_no_video_is_named_and_nothing_is_written(made: Callable[..., Path], name: str, code: int, said: str) -> None:
+    good = film(Path("good.mp4"))
+    Path("text.mp4").write_text("not a video\n" * 100)
+    Path("empty").mkdir()
+    Path("lost.run").mkdir()
+    Path("lost.run/run.json").write_text("{}")
+    Path("bad").mkdir()
+    Path("bad/compare.json").write_text("[]")
+    done = longgen(good, name, "-o", "out")
+    assert done.exit_code == code, done.stderr
+    assert said in done.stderr
+    assert done.stdout == ""
+    assert not Path("out").exists()
+
+
+def test_the_baseline_is_one_of_the_rows(made: Callable[..., Path]) -> None:
+    done = longgen(film(Path("a.mp4")), film(Path("b.mp4")), "--baseline", "c")
+    assert (done.exit_code, "accepted: a, b" in done.stderr) == (2, True)
+    assert compared("a.mp4", "b.mp4", "--baseline", "b").baseline == "b"
+    assert compared("a.mp4", "b.mp4").baseline is None

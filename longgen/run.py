@@ -537,7 +537,7 @@ def device_name(device: str) -> str:
     if device.startswith("cuda"):
         import torch
 
-        return f"{device} ({torch.cuda.getdevice_name(device)})"
+        return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({platform.processor() or platform.machine()}, {os.cpu_count()} cores)"
 
 

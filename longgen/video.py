@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -153,6 +154,23 @@ def _comment(metadata: str) -> str:
             break
         value.append(next(characters, "") if character == "\\" else character)
     return "".join(value)
+
+
+def size_and_fps(path: Path) -> tuple[tuple[int, int], float]:
+    """Width and height in pixels of the frames that `read_frames` reads from `path`, and the frames a second it is shown at.
+
+    Raises MissingError, or LonggenError where it is no video.
+    """
+    if not path.is_file():
+        raise MissingError(f"{path} is not there", accepted="a video", do="check the path")
+    # ffmpeg says the size and the rate of the frames that it would give out, so a picture that is stored turned is seen upright
+    command = [get_ffmpeg_exe(), "-hide_banner", *AS_FAR_AS_IT_GOES, "-i", str(path), "-frames:v", "1", "-f", "null", "-"]
+    said = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL).stderr.decode(errors="replace")
+    streams = re.findall(r" Video: .*? (\d+)x(\d+)[, ].*? ([\d.]+) fps", said)
+    if not streams:
+        raise LonggenError(f"{path} could not be read as a video", accepted="an MP4", do="check the file")
+    width, height, fps = streams[-1]
+    return (int(width), int(height)), float(fps)
 
 
 def read_frames(path: Path, size: tuple[int, int]) -> Iterator[np.ndarray]:

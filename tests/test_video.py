@@ -9,14 +9,15 @@ import resource
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
-from imageio_ffmpeg import count_frames_and_secs
+from imageio_ffmpeg import count_frames_and_secs, get_ffmpeg_exe
 
 from longgen.errors import LonggenError, MissingError
-from longgen.video import Writer, read_frames, read_settings
+from longgen.video import Writer, read_frames, read_settings, size_and_fps
 
 SIZE = (64, 48)
 LAG = 26  # frames by which the growing file is behind, as Writer says
@@ -60,6 +61,22 @@ def test_frames_rate_and_settings_come_back(tmp_path: Path) -> None:
     assert read.shape == clip().shape
     assert np.abs(read.astype(int) - clip()).mean() < 6  # lossy, chroma at half size
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("rate", ["16", "30000/1001", "2.5"])
+def test_size_and_rate_are_those_of_the_frames_that_are_read(tmp_path: Path, rate: str) -> None:
+    """A picture that is stored lying is turned, and what a prompt says of sizes is not believed."""
+    said = {"longgen": "0", "prompt": "Stream #0:0: Video: h264, 10x20, 99 fps"}
+    with Writer(tmp_path / "clip.mp4", SIZE, 16, said) as writer:
+        writer.add(clip())
+    plain, lying = tmp_path / "plain.mp4", tmp_path / "lying.mp4"
+    ffmpeg = [get_ffmpeg_exe(), "-v", "error"]
+    subprocess.run([*ffmpeg, "-r", rate, "-i", str(tmp_path / "clip.mp4"), "-crf", "18", str(plain)], check=True)
+    subprocess.run([*ffmpeg, "-display_rotation", "90", "-i", str(plain), "-c", "copy", str(lying)], check=True)
+    for path, size, frames in ((plain, SIZE, clip()), (lying, SIZE[::-1], np.rot90(clip(), axes=(1, 2)))):
+        assert size_and_fps(path) == (size, pytest.approx(float(Fraction(rate)), abs=0.005))
+        read = np.stack([*read_frames(path, size)])
+        assert np.abs(read.astype(int) - frames).mean() < 6
 
 
 def test_equal_frames_and_settings_give_equal_bytes(tmp_path: Path) -> None:
@@ -137,6 +154,7 @@ def test_a_file_that_was_cut_off_anywhere_shows_the_frames_before_the_cut(tmp_pa
     for end in (second + 4, second + 60, second + 300, third - 4, third + 60, third + 300, len(data) - 50):
         cut.write_bytes(data[:end])
         assert read_settings(cut) == SETTINGS
+        assert size_and_fps(cut) == (SIZE, 16)
         frames = shown(cut)
         real = sorted(set(frames))
         assert frames == sorted(frames)
@@ -223,11 +241,15 @@ def test_a_file_that_is_no_video_is_refused(tmp_path: Path, content: bytes) -> N
     path.write_bytes(content)
     with pytest.raises(LonggenError, match="no video, or damaged"):
         read_settings(path)
+    with pytest.raises(LonggenError, match="could not be read as a video"):
+        size_and_fps(path)
 
 
 def test_a_missing_and_a_foreign_video_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="is not there"):
         read_settings(tmp_path / "none.mp4")
+    with pytest.raises(MissingError, match="is not there"):
+        size_and_fps(tmp_path / "none.mp4")
     for number, settings in enumerate(({"title": "holiday"}, {})):
         path = tmp_path / f"{number}.mp4"
         with Writer(path, SIZE, 16, settings) as writer:

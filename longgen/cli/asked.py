@@ -33,19 +33,26 @@ def make_plan(
 ) -> Plan:
     """Flags to a plan; says what a person should know."""
     from longgen import preset, run
-    from longgen.backbones import default_backbone
-    from longgen.backbones.find import find
 
-    spec = find(backbone or default_backbone())
-    if backbone is None and spec.name == "tiny" and not quiet:
-        say(
-            "no GPU here: using the built-in model tiny (64x64); a real one: --backbone wan2.1-1.3b, a hub id or a diffusers folder"
-        )
+    spec = backbone_asked(backbone, quiet)
     made = run.planned(name, spec, overrides or (), preset.Sample(**flags), duration, schedule, layers, probe, lora)
     if not quiet:
         for note in made.notes:
             say(f"note: {note}")
     return made
+
+
+def backbone_asked(name: str | None, quiet: bool) -> BackboneSpec:
+    """The backbone called `name`, or the one that serves here."""
+    from longgen.backbones import default_backbone
+    from longgen.backbones.find import find
+
+    spec = find(name or default_backbone())
+    if name is None and spec.built_in and not quiet:
+        say(
+            "no GPU here: using the built-in model tiny (64x64); a real one: --backbone wan2.1-1.3b, a hub id or a diffusers folder"
+        )
+    return spec
 
 
 def parse_size(size: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from longgen.cli.asked import make_setup, parse_size, read_prompts, read_seeds, warn_of_grammar
+from longgen.cli.asked import backbone_asked, make_setup, parse_size, read_prompts, read_seeds, warn_of_grammar
 from longgen.cli.options import Backbone, Device, Dtype, Frames, Json, Lora, Offload, Quiet, Seeds, Size
 from longgen.cli.root import answer, app, reports_errors, say
 from longgen.errors import UsageError
@@ -57,11 +57,9 @@ def probe(
     Takes many short generations; with --quick two long ones.
     """
     from longgen import run
-    from longgen.backbones import default_backbone
-    from longgen.backbones.find import find
     from longgen.probe import measure, report
 
-    spec = find(backbone or default_backbone())
+    spec = backbone_asked(backbone, quiet)
     texts = None if prompt is None and prompts is None else read_prompts(prompt, prompts)
     if texts is not None:
         warn_of_grammar(spec, texts, quiet)
@@ -93,11 +91,9 @@ def probe_first(
     """`--probe run`: a quick probe at the length of the video that is to come; its file."""
     from longgen import preset as presets
     from longgen import run
-    from longgen.backbones import default_backbone
-    from longgen.backbones.find import find
     from longgen.probe import choose, measure
 
-    spec = find(backbone or default_backbone())
+    spec = backbone_asked(backbone, quiet=True)
     sample = presets.Sample(**flags)
     chosen = run.load_preset(choose.split(preset)[0], overrides or (), sample, duration, spec)
     if not choose.asks(chosen):

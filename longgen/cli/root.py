@@ -36,7 +36,7 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt as stop:
             terminated = isinstance(stop, Terminated)
             say(f"longgen: stopped by {'SIGTERM' if terminated else 'Ctrl-C'}; what was computed is on disk: "
-                "the same command with --resume goes on from there")  # fmt: skip
+                "the same command goes on from there, generate with --resume")  # fmt: skip
             raise typer.Exit(Terminated.exit_code if terminated else 130) from None
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; say nothing more

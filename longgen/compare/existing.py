@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from imageio_ffmpeg import get_ffmpeg_exe
+from typing import Any
 
 from longgen import run
 from longgen.compare.record import read
 from longgen.compare.seams import seams
 from longgen.errors import LonggenError, MissingError, UsageError
 from longgen.plan import Plan
-from longgen.video import AS_FAR_AS_IT_GOES, read_settings
+from longgen.video import read_settings, size_and_fps
 
 TREATMENT = tuple(key for key in run.IDENTITY if key not in ("prompt", "seed"))  # videos that are equal in these share a row
-
-
-class Head(NamedTuple):
-    """What a video file says of itself."""
-
-    size: tuple[int, int]
-    fps: float
 
 
 @dataclass(frozen=True)
@@ -36,7 +25,8 @@ class Found:
 
     video: Path
     label: str
-    head: Head
+    size: tuple[int, int]
+    fps: float
     settings: dict[str, Any]
     plan: Plan | None
     seams: list[int]
@@ -88,7 +78,7 @@ def found(paths: Sequence[Path]) -> list[Found]:
     named: dict[str, int] = {}
     made = []
     for video in videos(paths):
-        head, settings = read_head(video), _settings(video)
+        (size, fps), settings = size_and_fps(video), _settings(video)
         table = settings.get("preset")
         name = str(table.get("name")) if isinstance(table, dict) else video.stem
         treatment = json.dumps([name, *(settings.get(key) for key in TREATMENT)], sort_keys=True)
@@ -105,24 +95,10 @@ def found(paths: Sequence[Path]) -> list[Found]:
                 edges = seams(plan)
             except LonggenError:
                 pass  # of a backbone that is not here, or of another longgen
-        made.append(Found(video, label, head, settings, plan, edges))
+        made.append(Found(video, label, size, fps, settings, plan, edges))
     if not made:
         raise UsageError("there is no video to compare", accepted="videos, or folders with some", do="name one")
     return made
-
-
-def read_head(video: Path) -> Head:
-    """What `video` says of itself. Raises MissingError, or LonggenError where it is no video."""
-    if not video.exists():
-        raise MissingError(f"{video} is not there", accepted="a video", do="check the path")
-    # its first frame, decoded: of a turned video the output tells the size as it is shown
-    command = [get_ffmpeg_exe(), *AS_FAR_AS_IT_GOES, "-i", str(video), "-map", "0:v:0", "-frames:v", "1", "-f", "null", "-"]
-    said = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL).stderr.decode(errors="replace")
-    streams = re.findall(r" Video: .*? (\d+)x(\d+)[, ].*? ([\d.]+) fps", said)
-    if len(streams) < 2:
-        raise LonggenError(f"{video} is no video, or damaged", accepted="an MP4", do="check the file, or leave it out")
-    width, height, _ = streams[-1]
-    return Head((int(width), int(height)), float(streams[0][2]))
 
 
 def _settings(video: Path) -> dict[str, Any]:

@@ -6,8 +6,11 @@ or another program measures under a similar name is something else.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
+
+from longgen.metrics.vbench import DIMENSIONS, PREFIX
 
 
 @dataclass(frozen=True)
@@ -68,3 +71,16 @@ _ROWS = (
     ),
 )  # fmt: skip
 METRICS = {metric.name: metric for metric in _ROWS}  # in the order of tables
+KNOWN = METRICS | {row.key: Metric(row.key, "of 1", row.better, row.about) for row in DIMENSIONS.values()}
+
+
+def describe(name: str) -> Metric:
+    """What stands beside the number `name`: one of METRICS, of VBench's, or one that only VBench's own program computes."""
+    upstream = Metric(name, "of 1", "higher", "Computed by VBench's own program, which says what it means.")
+    return KNOWN.get(name) or (upstream if name.startswith(PREFIX) else Metric(name, "", "neither", ""))
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """`names` in the order of tables, each once; those that nobody knows come last, by the alphabet."""
+    known = [*KNOWN]
+    return sorted(set(names), key=lambda name: (known.index(name) if name in KNOWN else len(known), name))

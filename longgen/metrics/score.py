@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from imageio_ffmpeg import get_ffmpeg_exe
 
 from longgen.backbones.tiny import grammar
-from longgen.errors import LonggenError, MissingError, UsageError
+from longgen.errors import UsageError
 from longgen.metrics import seam
 from longgen.metrics.change import Change
 from longgen.metrics.colour import PARTS, Colour, drift
 from longgen.metrics.flow import Flow
 from longgen.metrics.picture import picture
 from longgen.metrics.repetition import Repetition
-from longgen.video import AS_FAR_AS_IT_GOES, read_frames
+from longgen.video import read_frames, size_and_fps
 
 if TYPE_CHECKING:
     from longgen.metrics.subject import Subject
@@ -118,17 +115,9 @@ class Scorer:
 
 def score_video(path: Path, seams: Sequence[int] = (), prompt: str | None = None) -> Score:
     """Scores the video at `path`, one frame at a time. Raises MissingError, or LonggenError where it is no video."""
-    if not path.is_file():
-        raise MissingError(f"{path} is not there", accepted="a video", do="check the path")
-    # ffmpeg says the size and the rate of the frames that it would give out, so a picture that is stored turned is seen upright
-    command = [get_ffmpeg_exe(), "-hide_banner", *AS_FAR_AS_IT_GOES, "-i", str(path), "-frames:v", "1", "-f", "null", "-"]
-    said = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL).stderr.decode(errors="replace")
-    streams = re.findall(r" Video: .*? (\d+)x(\d+)[, ].*? ([\d.]+) fps", said)
-    if not streams:
-        raise LonggenError(f"{path} could not be read as a video", accepted="an MP4", do="check the file")
-    width, height, fps = streams[-1]
-    scorer = Scorer(float(fps), seams, prompt)
-    for frame in read_frames(path, (int(width), int(height))):
+    size, fps = size_and_fps(path)
+    scorer = Scorer(fps, seams, prompt)
+    for frame in read_frames(path, size):
         scorer.add(frame[None])
     return scorer.result()
 

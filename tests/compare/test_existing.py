@@ -139,8 +139,8 @@ def test_settings_that_longgen_cannot_read_leave_a_video_without_edges(made: Cal
 
 @pytest.mark.parametrize(
     ("name", "code", "said"),
-    [("text.mp4", 1, "text.mp4 is no video"), ("none.mp4", 3, "none.mp4 is not there"), ("empty", 3, "empty holds no video"),
-     ("lost.run", 3, "lost.mp4 is not there"), ("bad", 1, "is no comparison")],
+    [("text.mp4", 1, "text.mp4 could not be read as a video"), ("none.mp4", 3, "none.mp4 is not there"),
+     ("empty", 3, "empty holds no video"), ("lost.run", 3, "lost.mp4 is not there"), ("bad", 1, "is no comparison")],
 )  # fmt: skip
 def test_what_is_no_video_is_named_and_nothing_is_written(made: Callable[..., Path], name: str, code: int, said: str) -> None:
     good = film(Path("good.mp4"))

@@ -16,14 +16,15 @@ import torch.nn.functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, ViTConfig, ViTModel
 
 from longgen.errors import MissingError, UsageError
-from longgen.metrics.vbench import DIMENSIONS, VBench, clip, clip_list, dino, weights
-from longgen.metrics.vbench.raft import Raft
+from longgen.metrics.vbench import DIMENSIONS, VBench, clip, clip_list, dino, raft, weights
+from longgen.metrics.vbench.dynamic import fastest_px
 from longgen.metrics.vbench.scorer import Scored
 from longgen.video import Writer
 
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
 FOLDERS = ("dino-vitb16", "clip-vit-base-patch32", "clip-vit-large-patch14")
-ALL = [name for name in DIMENSIONS if name != "imaging_quality"]  # pyiqa's network is not ours to bring
+MOTION = [name for name, row in DIMENSIONS.items() if "raft" in row.weights]  # these need torchvision
+ALL = [name for name in DIMENSIONS if name not in ("imaging_quality", *MOTION)]  # pyiqa's network is not ours to bring
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,7 +33,6 @@ def small_networks() -> Iterator[None]:
         patch.setattr(dino, "CONFIG", ViTConfig(**SMALL, layer_norm_eps=1e-6))
         patch.setattr(clip, "B32", CLIPVisionConfig(**SMALL, projection_dim=24))
         patch.setattr(clip, "L14", CLIPVisionConfig(**SMALL, projection_dim=768, patch_size=56))
-        patch.setattr("longgen.metrics.vbench.raft.ITERATIONS", 2)
         yield
 
 
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for tensor in model.parameters():
             tensor.data.normal_(0, 0.3)
         model.save_pretrained(path / name)
-    torch.save(Raft().state_dict(), path / "raft-things.pth")
+    (path / "raft-things.pth").touch()
     torch.save(torch.nn.Linear(768, 1).state_dict(), path / "sa_0_4_vit_l_14_linear.pth")
     return path
 
@@ -83,8 +83,6 @@ def test_values_and_curves_are_those_of_the_frames_taken_together(bench: VBench,
     want = (features / features.norm(dim=1, keepdim=True) @ head["weight"][0] + head["bias"]) / 10
     assert scored.curves["vbench.aesthetic_quality"] == pytest.approx(want.numpy(), abs=1e-6)
     assert scored.values["vbench.aesthetic_quality"] == pytest.approx(want.mean().item(), abs=1e-6)
-    assert scored.values["vbench.dynamic_degree"] in (0, 1)
-    assert 0 < (scored.values["motion_smoothness_raft"] or 0) < 1
 
 
 def test_the_batch_does_not_matter(folder: Path) -> None:
@@ -102,7 +100,26 @@ def test_a_still_video_is_consistent_and_its_file_says_the_rate(bench: VBench, t
     assert (scored.frames, scored.fps) == (5, 16)
     assert scored.values["vbench.subject_consistency"] == pytest.approx(1, abs=0.02)  # x264 is lossy
     assert bench.score(still, 16).values["vbench.subject_consistency"] == pytest.approx(1, abs=1e-6)
-    assert scored.values["vbench.dynamic_degree"] is None  # 64 pixels are too few for RAFT
+
+
+def test_motion_is_scored_by_raft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        network = raft.library().raft_large(weights=None)
+    except MissingError as error:
+        pytest.skip(error.given)
+    monkeypatch.setattr(raft, "ITERATIONS", 2)
+    torch.save(network.state_dict(), tmp_path / "raft_large_C_T_V1-22a6c225.pth")
+    bench = VBench("cpu", tmp_path, MOTION)
+    scored = bench.score(noise(5), 16)
+    assert [*scored.values] == ["vbench.dynamic_degree", "motion_smoothness_raft"]
+    assert scored.values["vbench.dynamic_degree"] in (0, 1)
+    assert 0 < (scored.values["motion_smoothness_raft"] or 0) < 1
+    first, third = torch.from_numpy(noise(5)[[0, 2]]).permute(0, 3, 1, 2).float()
+    with torch.inference_mode():
+        flow = network.eval()(*(2 * (frame[None] / 255) - 1 for frame in (first, third)), num_flow_updates=2)[-1][0]
+    assert scored.curves["vbench.dynamic_degree"][2] == pytest.approx(fastest_px(flow), rel=1e-4)
+    assert bench.score_clips(noise(3, 64), 8) == {"clips.dynamic_degree": None, "clips.motion_smoothness_raft": None}
+    assert all(math.isfinite(value or 0) for value in bench.score(np.zeros((3, 128, 128, 3), np.uint8), 8).values.values())
 
 
 def test_clips_are_scored_as_videos_of_their_own(bench: VBench) -> None:
@@ -112,7 +129,6 @@ def test_clips_are_scored_as_videos_of_their_own(bench: VBench) -> None:
     singles = [bench.score(video[first : last + 1], 2).values for first, last in clip_list(11, 2.5)]
     for name in ("subject_consistency", "aesthetic_quality"):
         assert got[f"clips.{name}"] == pytest.approx(np.mean([single[f"vbench.{name}"] for single in singles]))
-    assert got["clips.motion_smoothness_raft"] is None
     short = bench.score_clips(iter(video[:3]), 2.5)
     assert short["clips.subject_consistency"] == pytest.approx(bench.score(video[:3], 2).values["vbench.subject_consistency"])
 
@@ -167,7 +183,7 @@ def no_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_one_message_names_all_that_is_missing(no_caches: Path) -> None:
     with pytest.raises(MissingError) as caught:
-        VBench("cpu", no_caches / "given", [*DIMENSIONS])
+        weights.find(weights.WEIGHTS, no_caches / "given")
     text = str(caught.value)
     for row in weights.WEIGHTS.values():
         assert all(file in text for file in row.files)

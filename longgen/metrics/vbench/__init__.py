@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from longgen.errors import unknown_name
 
@@ -25,17 +25,19 @@ _NAMES = {
     "Results": "longgen.metrics.vbench.results:Results",
     "export_videos": "longgen.metrics.vbench.export:export_videos",
 }
-__all__ = ["DIMENSIONS", "Dimension", "dimension", *_NAMES]
+__all__ = ["DIMENSIONS", "PREFIX", "Dimension", "dimension", *_NAMES]
+PREFIX = "vbench."  # of a number that is upstream's
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """A number from 0 to 1 that a video gets, more is better but for dynamic_degree, where neither is. key: its name in a Scored.
-    weights: names in `weights.WEIGHTS`. about: one sentence for the reader of a report."""
+    """A number from 0 to 1 that a video gets. key: its name in a Scored. weights: names in `weights.WEIGHTS`. about: one sentence
+    for the reader of a report."""
 
     key: str
     weights: tuple[str, ...]
     about: str
+    better: Literal["higher", "neither"] = "higher"
 
 
 DIMENSIONS = {
@@ -50,6 +52,7 @@ DIMENSIONS = {
     "dynamic_degree": Dimension(
         "vbench.dynamic_degree", ("raft",),
         "1 where, in a quarter of the eighths of a second or more, the fastest twentieth of the picture moves far, otherwise 0.",
+        "neither",
     ),
     "aesthetic_quality": Dimension(
         "vbench.aesthetic_quality", ("clip-l14", "laion"),

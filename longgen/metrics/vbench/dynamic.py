@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from longgen.metrics.vbench.raft import LEAST_PX, Raft, padded
+from longgen.metrics.vbench.raft import LEAST_PX, Flow, padded
 
 
 def every(fps: float) -> int:
@@ -38,8 +38,8 @@ def fastest_px(flow: torch.Tensor) -> float:
 class DynamicDegree:
     """Takes frames in order; keeps one. curve: m where a pair ends, in pixels, else nan."""
 
-    def __init__(self, raft: Raft, fps: float) -> None:
-        self._raft, self._every = raft, every(fps)
+    def __init__(self, flow: Flow, fps: float) -> None:
+        self._flow, self._every = flow, every(fps)
         self._before: torch.Tensor | None = None
         self._threshold_px = 0.0
         self.curve: list[float] = []
@@ -51,7 +51,7 @@ class DynamicDegree:
             if len(self.curve) % self._every == 0:
                 if self._before is not None and min(frame.shape[1:]) >= LEAST_PX:
                     pair, _ = padded(torch.stack([self._before, frame]))
-                    moved = fastest_px(self._raft(pair[:1], pair[1:])[0])
+                    moved = fastest_px(self._flow(pair[:1], pair[1:])[0])
                 self._before = frame
             self.curve.append(moved)
 

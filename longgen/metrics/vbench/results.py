@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from longgen.errors import LonggenError, MissingError
+from longgen.metrics.vbench import PREFIX
 
-PREFIX = "vbench."
 BY_PAIRS = ("subject_consistency", "background_consistency")
 
 

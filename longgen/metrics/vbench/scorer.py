@@ -6,22 +6,22 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
-import cv2
 import numpy as np
 import torch
 
-from longgen.errors import LonggenError, MissingError, UsageError
-from longgen.metrics.vbench import DIMENSIONS, clip, dimension, dino, musiq, raft
+from longgen.errors import UsageError
+from longgen.metrics.vbench import DIMENSIONS, dimension, musiq, raft
 from longgen.metrics.vbench.average import Average
 from longgen.metrics.vbench.clips import SECONDS, clip_frames
 from longgen.metrics.vbench.consistency import Consistency
 from longgen.metrics.vbench.dynamic import DynamicDegree
 from longgen.metrics.vbench.smoothness import MotionSmoothness
 from longgen.metrics.vbench.weights import find
-from longgen.video import read_frames
+from longgen.video import read_frames, size_and_fps
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,10 @@ class VBench:
         names = [*DIMENSIONS] if dimensions is None else [*dict.fromkeys(dimensions)]
         if dimensions is None and not musiq.installed():
             names.remove("imaging_quality")
-        files = find((file for name in names for file in dimension(name).weights), weights)
+        needed = [file for name in names for file in dimension(name).weights]
+        if "raft" in needed or find_spec("torchvision"):
+            raft.library()  # before anything is downloaded; a torchvision that does not import breaks transformers too
+        files = find(needed, weights)
         self._device, self._batch = device, batch
         self._gauges: dict[str, Callable[[float], Gauge]] = {}  # by key, from the frames per second
         flow = raft.load(files["raft"], device) if "raft" in files else None
@@ -119,8 +122,10 @@ class VBench:
         return means
 
 
-def _gauge(name: str, files: dict[str, Path], device: str, flow: raft.Raft | None) -> Callable[[float], Gauge]:
+def _gauge(name: str, files: dict[str, Path], device: str, flow: raft.Flow | None) -> Callable[[float], Gauge]:
     """What makes the gauge of the dimension `name` for one video."""
+    from longgen.metrics.vbench import clip, dino  # not above: see VBench.__init__ on torchvision
+
     if name == "subject_consistency":
         embed = dino.load(files["dino"], device).embed
         return lambda fps: Consistency(embed)
@@ -140,14 +145,8 @@ def _gauge(name: str, files: dict[str, Path], device: str, flow: raft.Raft | Non
 def _opened(video: Path | Iterable[np.ndarray], fps: float | None) -> tuple[Iterator[np.ndarray], float]:
     """The frames of `video` one by one, and their rate."""
     if isinstance(video, Path):
-        if not video.is_file():
-            raise MissingError(f"{video} is not there", accepted="a video", do="check the path")
-        head = cv2.VideoCapture(str(video))
-        width, height, rate = map(head.get, (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FPS))
-        head.release()
-        if not width:
-            raise LonggenError(f"{video} could not be read as a video", accepted="an MP4", do="check the file")
-        frames, fps = read_frames(video, (int(width), int(height))), rate if fps is None else fps
+        size, rate = size_and_fps(video)
+        frames, fps = read_frames(video, size), rate if fps is None else fps
     else:
         frames = iter(video)
     if fps is None or not 0 < fps < float("inf"):

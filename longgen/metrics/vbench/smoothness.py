@@ -16,7 +16,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from longgen.metrics.vbench.raft import LEAST_PX, Raft, padded
+from longgen.metrics.vbench.raft import LEAST_PX, Flow, padded
 
 
 def middle(a: torch.Tensor, b: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -34,8 +34,8 @@ def middle(a: torch.Tensor, b: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 class MotionSmoothness:
     """Takes frames in order; keeps two. curve: the score of an odd frame, else nan."""
 
-    def __init__(self, raft: Raft) -> None:
-        self._raft = raft
+    def __init__(self, flow: Flow) -> None:
+        self._flow = flow
         self._kept: list[torch.Tensor] = []  # an even frame, and the odd one after it
         self.curve: list[float] = []
 
@@ -47,7 +47,7 @@ class MotionSmoothness:
                 a, x, b = self._kept
                 if min(frame.shape[1:]) >= LEAST_PX:
                     pair, inside = padded(torch.stack([a, b]))
-                    there, back = self._raft(pair, pair.flip(0))[(..., *inside)]
+                    there, back = self._flow(pair, pair.flip(0))[(..., *inside)]
                     self.curve[-2] = 1 - (x - middle(a, b, (there - back) / 4)).abs().mean().item() / 255
                 self._kept = [b]
 

@@ -106,7 +106,7 @@ def test_a_probe_that_was_killed_goes_on(place: Path) -> None:
         (["probe", "--backbone", "tiny", "--prompts", "nowhere.txt"], 3, "is not there"),
         (["probe", "--backbone", "tiny", "--top", "7"], 2, "has 6 layers"),
         (["probe", "--backbone", "tiny", "--top", "1", "--threshold", "0.1"], 2, "both given"),
-        (["probe", "--backbone", "tiny", "--threshold", "nan"], 2, "is no score"),
+        (["probe", "--backbone", "tiny", "--threshold", "inf"], 2, "is no score"),
         (["probe", "--backbone", "tiny", "--quick", "--metric", "video"], 2, "attention alone"),
         (["probe", "--backbone", "tiny", "-o", "empty.txt"], 2, "is a file"),
         (["plan", "--backbone", "tiny", "--preset", "freeloc", "--probe", "run"], 2, "loads no weights"),

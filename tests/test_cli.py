@@ -60,6 +60,8 @@ def planned(*args: str) -> dict[str, Any]:
 SHARED = """
     --preset $LONGGEN_PRESET
     --set
+    --layers
+    --probe
     --backbone -m $LONGGEN_BACKBONE
     --frames -f --num-frames $LONGGEN_FRAMES
     --duration
@@ -101,6 +103,60 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
     + """
         --schedule
         --export
+    """,
+    "compare": """
+        --prompt -p
+        --prompts
+        --presets
+        --seeds
+        --negative-prompt $LONGGEN_NEGATIVE_PROMPT
+        --frames -f --num-frames $LONGGEN_FRAMES
+        --duration
+        --size $LONGGEN_SIZE
+        --steps --num-inference-steps $LONGGEN_STEPS
+        --guidance-scale --cfg $LONGGEN_GUIDANCE_SCALE
+        --fps $LONGGEN_FPS
+        --set
+        --probe
+        --backbone -m $LONGGEN_BACKBONE
+        --dtype $LONGGEN_DTYPE
+        --device $LONGGEN_DEVICE
+        --offload $LONGGEN_OFFLOAD
+        --lora
+        --quantize $LONGGEN_QUANTIZE
+        --attention $LONGGEN_ATTENTION
+        --cache $LONGGEN_CACHE
+        --vae-tiling $LONGGEN_VAE_TILING
+        --clip-batch $LONGGEN_CLIP_BATCH
+        --baseline
+        --metrics
+        --vbench-weights $LONGGEN_VBENCH_WEIGHTS
+        --vbench-json
+        --export-vbench
+        --output -o
+        --json
+        --quiet -q
+    """,
+    "probe": """
+        --backbone -m $LONGGEN_BACKBONE
+        --frames -f --num-frames $LONGGEN_FRAMES
+        --prompt -p
+        --prompts
+        --seeds
+        --metric
+        --threshold
+        --top
+        --steps
+        --size $LONGGEN_SIZE
+        --quick
+        --again
+        --output -o
+        --dtype $LONGGEN_DTYPE
+        --device $LONGGEN_DEVICE
+        --offload $LONGGEN_OFFLOAD
+        --lora
+        --json
+        --quiet -q
     """,
     "decode": """
         --output -o

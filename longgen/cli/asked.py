@@ -12,6 +12,7 @@ from longgen.cli.root import say
 from longgen.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
+    from longgen import preset as presets
     from longgen.backbones import Setup
     from longgen.backbones.spec import BackboneSpec
     from longgen.plan import Plan
@@ -53,6 +54,17 @@ def backbone_asked(name: str | None, quiet: bool) -> BackboneSpec:
             "no GPU here: using the built-in model tiny (64x64); a real one: --backbone wan2.1-1.3b, a hub id or a diffusers folder"
         )
     return spec
+
+
+def preset_asked(
+    name: str, overrides: list[str] | None, backbone: str | None, flags: dict[str, Any], duration: str | None
+) -> tuple[presets.Preset, BackboneSpec]:
+    """The preset called `name`, however its layers are chosen, under the flags, and the backbone."""
+    from longgen import preset, run
+    from longgen.probe import choose
+
+    spec = backbone_asked(backbone, quiet=True)
+    return run.load_preset(choose.split(name)[0], overrides or (), preset.Sample(**flags), duration, spec), spec
 
 
 def parse_size(size: str) -> tuple[int, int]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longgen.cli.asked import make_setup, parse_size, read_prompts, read_seeds, warn_of_grammar
+from longgen.cli.asked import backbone_asked, make_setup, parse_size, preset_asked, read_prompts, read_seeds, warn_of_grammar
 from longgen.cli.options import (
     Attention,
     Backbone,
@@ -39,7 +40,27 @@ from longgen.errors import BatchError, UsageError
 if TYPE_CHECKING:
     from longgen.compare.record import Comparison
 
-OF_VIDEOS = {"videos", "baseline", "metrics", "output", "as_json", "quiet"}  # what concerns videos that are there
+OF_VIDEOS = {  # what concerns videos that are there
+    "videos", "baseline", "metrics", "vbench_weights", "vbench_json", "export_vbench", "output", "as_json", "quiet",
+}  # fmt: skip
+Metrics = Annotated[
+    str | None,
+    typer.Option("--metrics", metavar="NAME,NAME", help="The metrics to show, always with motion: own (the default) for all of "
+                 "longgen's, vbench for VBench's by weights that are here, and single ones, as vbench.subject_consistency."),
+]  # fmt: skip
+VBenchWeights = Annotated[
+    Path | None,
+    typer.Option("--vbench-weights", envvar="LONGGEN_VBENCH_WEIGHTS", metavar="DIR", help="Where the weights of VBench are."),
+]
+VBenchJson = Annotated[
+    list[Path] | None,
+    typer.Option("--vbench-json", metavar="FILE.json|DIR", help="NAME.json: results of VBench's own program, to read and show; "
+                 "any other name: a folder to write such files to. Repeatable."),
+]  # fmt: skip
+ExportVBench = Annotated[
+    Path | None,
+    typer.Option("--export-vbench", metavar="DIR", help="Copy the videos for VBench's own program, and say how to run it."),
+]
 
 
 @app.command()
@@ -79,9 +100,10 @@ def compare(
         str | None,
         typer.Option("--baseline", metavar="PRESET", help="What differences are measured against (default: direct, if compared)."),
     ] = None,
-    metrics: Annotated[
-        str | None, typer.Option("--metrics", metavar="NAME,NAME", help="The metrics to show, always with motion (default: all).")
-    ] = None,
+    metrics: Metrics = None,
+    vbench_weights: VBenchWeights = None,
+    vbench_json: VBenchJson = None,
+    export_vbench: ExportVBench = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where everything goes (default: compare-PROMPT here).")
     ] = None,
@@ -92,6 +114,10 @@ def compare(
 
     Makes a video for each preset, prompt and seed; those that are there are kept, so that the same command goes on after a stop.
     """
+    if export_vbench is not None:
+        from longgen import run
+
+        run.check_writable(export_vbench / "README.md")
     if videos:
         given = [
             name for name in context.params
@@ -100,15 +126,14 @@ def compare(
         if given:
             options = ", ".join("--" + name.strip("_").replace("_", "-") for name in given)
             raise UsageError(f"videos that are there are given, and {options}, for making some",
-                             accepted="with videos: --baseline, --metrics, --output, --json and --quiet",
+                             accepted="with videos: --baseline, --metrics, --vbench-weights, --vbench-json, --export-vbench, "
+                                      "--output, --json and --quiet",
                              do=f"leave out the videos, or {options}")  # fmt: skip
-        return compare_existing(videos, output, baseline, metrics, as_json, quiet)
+        return compare_existing(videos, output, baseline, metrics, vbench_weights, vbench_json or (), export_vbench, as_json, quiet)
     if presets is None:
         raise UsageError("there is nothing to compare", accepted="--presets NAME,NAME with --prompt or --prompts; or videos",
                          do='for example --presets direct,sliding-window --prompt "a red circle"')  # fmt: skip
     from longgen import preset, run
-    from longgen.backbones import default_backbone
-    from longgen.backbones.find import find
     from longgen.compare import grid
     from longgen.compare.run import compare_presets
     from longgen.probe import choose
@@ -119,30 +144,41 @@ def compare(
             say(message)
 
     loras = tuple(lora or ())
-    texts, numbers, spec = read_prompts(prompt, prompts), read_seeds(seeds), find(backbone or default_backbone())
+    texts, numbers, spec = read_prompts(prompt, prompts), read_seeds(seeds), backbone_asked(backbone, quiet)
     names = [name.strip() for name in presets.split(",") if name.strip()]
     loading = dict(device=device, dtype=dtype, offload=offload, lora=loras, quantize=quantize, attention=attention,
                    cache=cache, vae_tiling=vae_tiling, clip_batch=clip_batch)  # fmt: skip
     flags: dict[str, Any] = dict(frames=frames, size=None if size is None else parse_size(size), steps=steps,
                                  guidance_scale=guidance_scale, negative_prompt=negative_prompt, fps=fps)  # fmt: skip
     folder = output or Path(f"compare-{run.slug(texts[0])}")
-    if backbone is None and spec.built_in:
-        tell("no GPU here: using the built-in model tiny (64x64); a real one: --backbone wan2.1-1.3b, a hub id or a folder")
-    if probe == "run":
-        asking = [name for name in names if choose.asks(preset.load(choose.split(name)[0]))]
-        probe = probe_first(asking[0], None, backbone, flags, duration, loading, quiet) if asking else None
+    if probe is None or probe == "run":
+        bare = [preset_asked(name, None, backbone, flags, duration)[0] for name in names if not name.endswith(("@all", "@none"))]
+        asking = [one for one in bare if (choose.asks(one) if probe == "run" else choose.lacks(one, spec, loras) and not set_)]
+        if asking:
+            tell(f"{asking[0].name} leaves its layers to a probe of {spec.name}: a quick one comes first")
+        probe = probe_first(asking[0], spec, loading, quiet) if asking else None
     plans = grid.plans(names, spec, set_ or (), preset.Sample(**flags), duration, probe, loras)
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
         tell(f"note: {note}")
     warn_of_grammar(spec, texts, quiet)
     setup = make_setup(spec, loading)
     with progress(quiet, say) as report:
-        made = compare_presets(plans, texts, numbers, setup, folder, baseline, metrics, report, tell)
-    show(made, folder, as_json, quiet)
+        made = compare_presets(
+            plans, texts, numbers, setup, folder, baseline, metrics, report, tell, vbench_weights, vbench_json or ()
+        )
+    show(made, folder, export_vbench, as_json, quiet)
 
 
 def compare_existing(
-    videos: list[Path], output: Path | None, baseline: str | None, metrics: str | None, as_json: bool, quiet: bool
+    videos: list[Path],
+    output: Path | None,
+    baseline: str | None,
+    metrics: str | None,
+    vbench_weights: Path | None,
+    vbench_json: Sequence[Path],
+    export_vbench: Path | None,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """`longgen compare VIDEO VIDEO`. A folder of an earlier comparison alone is compared anew in its place."""
     from longgen import run
@@ -152,19 +188,25 @@ def compare_existing(
     own = len(videos) == 1 and (videos[0] / "compare.json").is_file()
     folder = output or (videos[0] if own else Path(f"compare-{run.slug(videos[0].stem)}"))
     with progress(quiet, say) as report:
-        made = compare_videos(videos, folder, baseline, metrics, report)
-    show(made, folder, as_json, quiet)
+        made = compare_videos(videos, folder, baseline, metrics, report, vbench_weights, vbench_json)
+    show(made, folder, export_vbench, as_json, quiet)
 
 
-def show(made: Comparison, folder: Path, as_json: bool, quiet: bool) -> None:
-    """The comparison on stdout; a BatchError where a video failed."""
+def show(made: Comparison, folder: Path, export_vbench: Path | None, as_json: bool, quiet: bool) -> None:
+    """The comparison on stdout, its videos laid out for VBench; a BatchError where a video failed."""
     from longgen.compare.table import text
+    from longgen.compare.vbench import lay_out
 
     answer(text(made), made.as_dict(), as_json)
     if not quiet:
         for watch in made.watch:
             say(f"to watch: {folder / watch.side_by_side}")
         say(f"the page: {folder / 'report.html'}")
+    if export_vbench is not None:
+        commands = lay_out(made, folder, export_vbench)
+        if not quiet:
+            say("\n".join(["VBench's own program scores the videos so, where it is installed:", *commands,
+                           "then --vbench-json FILE with each results_TIME_eval_results.json adds its numbers here"]))  # fmt: skip
     failed = [cell for cell in made.cells if cell.status == "failed"]
     if failed:
         raise BatchError(f"{len(failed)} of {len(made.cells)} videos failed: {failed[0].name}: {failed[0].error}",

@@ -13,6 +13,7 @@ from longgen.cli.asked import (
     make_setup,
     parse_size,
     plan_of_record,
+    preset_asked,
     read_prompts,
     read_schedule,
     warn_of_grammar,
@@ -116,7 +117,7 @@ def generate(
             if dry_run:
                 raise UsageError("--probe run runs the model, and --dry-run loads nothing", accepted="one of them",
                                  do="longgen probe first; --dry-run then takes what is kept")  # fmt: skip
-            probe = probe_first(preset, set_, backbone, flags, duration, loading, quiet)
+            probe = probe_first(*preset_asked(preset, set_, backbone, flags, duration), loading, quiet)
         plan = make_plan(preset, set_, backbone, flags, duration, quiet, shots, layers, probe, tuple(lora or ()))
         if resume and seed is None:
             seed = kept_seed(output)

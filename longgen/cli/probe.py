@@ -15,6 +15,7 @@ from longgen.errors import UsageError
 if TYPE_CHECKING:
     from longgen.backbones import Setup
     from longgen.backbones.spec import BackboneSpec
+    from longgen.preset import Preset
     from longgen.probe.record import Probe, Settings
 
 
@@ -79,28 +80,14 @@ def probe(
         say(f"report: {next(path for path in written if path.suffix == '.html')}; kept for presets: {place}")
 
 
-def probe_first(
-    preset: str,
-    overrides: list[str] | None,
-    backbone: str | None,
-    flags: dict[str, Any],
-    duration: str | None,
-    loading: dict[str, Any],
-    quiet: bool,
-) -> str:
-    """`--probe run`: a quick probe at the length of the video that is to come; its file."""
-    from longgen import preset as presets
-    from longgen import run
+def probe_first(preset: Preset, spec: BackboneSpec, loading: dict[str, Any], quiet: bool) -> str:
+    """`--probe run`: a quick probe of `spec` at the length of `preset`'s video; its file, or `run` where `preset` needs none."""
     from longgen.probe import choose, measure
 
-    spec = backbone_asked(backbone, quiet=True)
-    sample = presets.Sample(**flags)
-    chosen = run.load_preset(choose.split(preset)[0], overrides or (), sample, duration, spec)
-    if not choose.asks(chosen):
+    if not choose.asks(preset):
         return "run"  # which `chosen` refuses
-    setup = make_setup(spec, loading)
-    frames = chosen.sample.frames or spec.native_px
-    settings = measure.settings_for(spec, "quick", frames, None, None, (0, 1), sample.size, setup.dtype, setup.lora)
+    setup, frames = make_setup(spec, loading), preset.sample.frames or spec.native_px
+    settings = measure.settings_for(spec, "quick", frames, None, None, (0, 1), preset.sample.size, setup.dtype, setup.lora)
     return str(run_probe(spec, setup, settings, None, None, None, again=False, quiet=quiet)[1])
 
 

@@ -25,9 +25,10 @@ def cautions(cells: Sequence[Cell], table: Sequence[Row], baseline: str | None) 
             said.append(
                 f"{row.preset}: its means are over {row.cells - row.failed} of {row.cells} videos; those that lack may differ"
             )
+    flattered = [name for name in FLATTERED if any(name in row.metrics for row in table)]
     for preset, motion in still(table).items():
-        said.append(f"{preset} hardly moves (motion {motion:.2g} %/s): {', '.join(FLATTERED)} look good in a still, so that it is "
-                    "called best in none of them")  # fmt: skip
+        said.append(f"{preset} hardly moves (motion {motion:.2g} %/s)" + bool(flattered) * (
+                    f": {', '.join(flattered)} look good in a still, so that it is called best in none of them"))  # fmt: skip
     said += _differences(done)
     said += _few_pairs(done, table, baseline)
     resumed = sum("resumed" in cell.details for cell in done)

@@ -21,7 +21,7 @@ from longgen import checkpoint, preset
 from longgen.compare import statistics
 from longgen.compare.record import Cell, Comparison, Row, Value
 from longgen.errors import LonggenError
-from longgen.metrics import METRICS
+from longgen.metrics import KNOWN, Metric, describe, in_order
 from longgen.plan import human_bytes
 
 EMBED_BYTES = 64_000_000  # of all videos together: a page of up to 85 MB holds them, beside a larger lot it lies
@@ -40,15 +40,6 @@ CURVES = {  # unit and meaning of the curves that are no metric, or another numb
 }
 
 
-class Column(NamedTuple):
-    """A column of the table. better: higher, lower or neither."""
-
-    name: str
-    unit: str
-    better: str
-    about: str
-
-
 class Entry(NamedTuple):
     """A number in the table. order: what it is sorted by; difference: to the baseline with its interval; marks: its CSS classes."""
 
@@ -60,9 +51,9 @@ class Entry(NamedTuple):
 
 
 COSTS = (
-    Column("cost", "×", "lower", "Arithmetic of the transformer, against direct sampling of the same length."),
-    Column("time", "s", "lower", "Seconds of sampling and decoding a video; the median of several."),
-    Column("memory", "", "lower", "Peak memory of the GPU where there is one, else of the process."),
+    Metric("cost", "×", "lower", "Arithmetic of the transformer, against direct sampling of the same length."),
+    Metric("time", "s", "lower", "Seconds of sampling and decoding a video; the median of several."),
+    Metric("memory", "", "lower", "Peak memory of the GPU where there is one, else of the process."),
 )
 
 
@@ -199,31 +190,29 @@ def _link(file: str) -> str:
 
 
 def _curve_names(cells: Iterable[Cell]) -> list[str]:
-    """The curves that any cell has, in the order of METRICS and then of CURVES."""
+    """The curves that any cell has, in the order of tables and then of CURVES."""
     found = dict.fromkeys(name for cell in cells for name in cell.curves)
-    return sorted(found, key=[*METRICS, *CURVES, *found].index)
+    return sorted(found, key=[*KNOWN, *CURVES, *found].index)
 
 
 def _curve(name: str) -> tuple[str, str]:
     """The unit of the curve `name`, and what it means."""
-    return CURVES.get(name) or ((METRICS[name].unit, METRICS[name].about) if name in METRICS else ("", ""))
+    return CURVES.get(name) or (describe(name).unit, describe(name).about)
 
 
-def _columns(comparison: Comparison) -> list[Column]:
+def _columns(comparison: Comparison) -> list[Metric]:
     """The columns: motion first, for nothing about consistency is shown without it; then the other metrics, and the costs."""
-    found = {name for row in comparison.table for name in row.metrics}
-    known = [Column(metric.name, metric.unit, metric.better, metric.about) for metric in METRICS.values() if metric.name in found]
-    known.sort(key=lambda column: column.name != "motion")
-    others = [Column(name, "", "neither", "") for name in sorted(found - METRICS.keys())]
+    metrics = [describe(name) for name in in_order(name for row in comparison.table for name in row.metrics)]
+    metrics.sort(key=lambda metric: metric.name != "motion")
     has = (
         any(row.cost_ratio is not None for row in comparison.table),
         any(row.seconds is not None for row in comparison.table),
         any(row.peak_memory_bytes for row in comparison.table),
     )
-    return [*known, *others, *(column for column, there in zip(COSTS, has, strict=True) if there)]
+    return [*metrics, *(column for column, there in zip(COSTS, has, strict=True) if there)]
 
 
-def _entries(row: Row, columns: Sequence[Column], comparison: Comparison) -> list[Entry]:
+def _entries(row: Row, columns: Sequence[Metric], comparison: Comparison) -> list[Entry]:
     """What stands in the row of a preset."""
     costs = {
         "cost": Entry("") if row.cost_ratio is None else Entry(f"{row.cost_ratio:.2f}", row.cost_ratio),

@@ -49,8 +49,8 @@ class Cell(_Closed):
 
 class Value(_Closed):
     """A metric of a preset over its cells. difference: mean of the paired differences to the baseline, with the ends of its 95%
-    bootstrap interval; distinguishable: whether that leaves 0 out. None for the baseline itself, without one, and for fewer than
-    two pairs.
+    bootstrap interval; distinguishable: whether that leaves 0 out, and False for fewer than six pairs. None for the baseline
+    itself, without one, and for fewer than two pairs.
     """
 
     mean: Number

@@ -1,7 +1,7 @@
 """A whole comparison: videos to make or videos that are there, their scores, what to watch, the table, the page.
 
 DIR/videos/NAME.mp4, NAME.run/     the grid; videos that were there before stay where they are
-DIR/scores/NAME.json               what was measured, so that it is measured once
+DIR/scores/NAME.json               what was measured, so that it is measured once; NAME.vbench.json: by VBench's networks
 DIR/side-by-side/PROMPT.mp4        all tiles of a prompt
 DIR/sheets/PROMPT.png              moments of them
 DIR/compare.json, report.html      everything
@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from longgen import __version__, checkpoint, run
-from longgen.backbones import Setup
+from longgen.backbones import Setup, default_device
 from longgen.compare import existing, grid, statistics, watch
 from longgen.compare.cautions import cautions
 from longgen.compare.record import Cell, Comparison, Watch
 from longgen.compare.scores import chosen, file_hash, scored
 from longgen.compare.seams import seams
+from longgen.compare.vbench import Numbers
 from longgen.errors import LonggenError, UsageError
 from longgen.plan import Plan
 from longgen.run import Progress
@@ -40,26 +41,30 @@ def compare_presets(
     metrics: str | None = None,
     report: Callable[[Progress], None] = run.ignore,
     tell: Callable[[str], None] = run.ignore,
+    vbench_weights: Path | None = None,
+    vbench_json: Sequence[Path] = (),
 ) -> Comparison:
     """Makes the videos of the grid that are not in `folder`, and compares them all. Plans are those of `grid.plans`.
 
-    A video that cannot be made is a failed cell. metrics: names with commas between; all unless given. Raises LonggenError.
+    A video that cannot be made is a failed cell. metrics: names with commas between; all of longgen's own unless given.
+    vbench_*: see `vbench.Numbers`. Raises LonggenError.
     """
-    labels, names = [plan.preset.name for plan in plans], chosen(metrics)
+    labels = [plan.preset.name for plan in plans]
     against = _baseline(baseline, labels)
     _check(folder)
+    numbers = Numbers(chosen(metrics), vbench_weights, vbench_json, setup.device)
     prompts = list(dict.fromkeys(prompts))
     places = grid.places(plans, prompts, seeds, setup, folder / "videos")
     cells: list[Cell] = []
     watched: list[Watch] = []
     files = _files(prompts)
     for place, error in grid.make(places, setup, report, tell):
-        cells.append(_measured(_cell(place, error), place.output, folder, names))
+        cells.append(_measured(_cell(place, error), place.output, folder, numbers.names))
         group = [cell for cell in cells if cell.prompt == place.prompt]
         if len(group) == len(plans) * len(seeds):  # the prompt's last
             watched += _watch(group, len(plans), place.prompt, files[place.prompt], folder, report)
     return _concluded(
-        cells, watched, names, folder, backbone=plans[0].spec.name, presets=labels, prompts=prompts, seeds=[*seeds],
+        cells, watched, numbers, folder, report, backbone=plans[0].spec.name, presets=labels, prompts=prompts, seeds=[*seeds],
         baseline=against, device=run.device_name(setup.device),
     )  # fmt: skip
 
@@ -70,21 +75,24 @@ def compare_videos(
     baseline: str | None = None,
     metrics: str | None = None,
     report: Callable[[Progress], None] = run.ignore,
+    vbench_weights: Path | None = None,
+    vbench_json: Sequence[Path] = (),
 ) -> Comparison:
     """Compares the videos of `paths`: MP4 files, run folders, folders of an earlier comparison. Raises LonggenError.
 
     Videos of one prompt are shown together; all of them are where one does not tell its prompt, or no two have the same.
+    metrics, vbench_*: as in `compare_presets`.
     """
-    names = chosen(metrics)
     videos = existing.found(paths)
     labels = [*dict.fromkeys(video.label for video in videos)]
     against = _baseline(baseline, labels)
     _check(folder)
+    numbers = Numbers(chosen(metrics), vbench_weights, vbench_json, default_device())
     taken: dict[str, int] = {}
     cells = []
     began = time.monotonic()
     for number, video in enumerate(videos, start=1):
-        cells.append(_measured(_cell_of(video, taken), video.video, folder, names))
+        cells.append(_measured(_cell_of(video, taken), video.video, folder, numbers.names))
         spent_s = time.monotonic() - began
         report(Progress("score", number, len(videos), spent_s, spent_s / number * (len(videos) - number), run.memory_bytes("cpu")))
     for cell in cells:
@@ -104,8 +112,8 @@ def compare_videos(
         watched += _watch(ordered, len(rows) if whole else len(group), prompt, files[prompt], folder, report)
     backbones = {cell.settings.get("backbone") for cell in cells}
     return _concluded(
-        cells, watched, names, folder, backbone=backbones.pop() if len(backbones) == 1 else None, presets=labels, prompts=prompts,
-        seeds=seeds, baseline=against, device=run.device_name("cpu"),
+        cells, watched, numbers, folder, report, backbone=backbones.pop() if len(backbones) == 1 else None, presets=labels,
+        prompts=prompts, seeds=seeds, baseline=against, device=run.device_name("cpu"),
     )  # fmt: skip
 
 
@@ -140,8 +148,8 @@ def _cell_of(video: existing.Found, taken: dict[str, int]) -> Cell:
     taken[name] = taken.get(name, 0) + 1
     name, plan = f"{name}-{file_hash(video.video)[:8]}" + f"-{taken[name]}" * (taken[name] > 1), video.plan
     return Cell(
-        name=name, preset=video.label, prompt=video.prompt, seed=video.seed, status="done", fps=video.head.fps,
-        size=video.head.size, cost_ratio=None if plan is None else round(plan.cost, 4),
+        name=name, preset=video.label, prompt=video.prompt, seed=video.seed, status="done", fps=video.fps,
+        size=video.size, cost_ratio=None if plan is None else round(plan.cost, 4),
         notes=[] if plan is None else [*plan.notes], seams=video.seams,
         **_of_record(grid.record_of(video.video), video.settings),
     )  # fmt: skip
@@ -214,13 +222,18 @@ def _watch(
     return [Watch(prompt=prompt, side_by_side=f"side-by-side/{name}.mp4", sheet=f"sheets/{name}.png")]
 
 
-def _concluded(cells: list[Cell], watched: list[Watch], names: Sequence[str], folder: Path, **described: Any) -> Comparison:
-    """The comparison of `cells`, written to compare.json and report.html in `folder`."""
+def _concluded(
+    cells: list[Cell], watched: list[Watch], numbers: Numbers, folder: Path, report: Callable[[Progress], None], **described: Any
+) -> Comparison:
+    """The comparison of `cells`, with VBench's numbers, written to compare.json and report.html in `folder`."""
     from longgen.compare.page import write_page
 
-    table = statistics.rows(described["presets"], cells, described["baseline"], names)
+    cells, warnings = numbers.joined(cells, folder, report)
+    numbers.write(cells, folder)
+    table = statistics.rows(described["presets"], cells, described["baseline"], numbers.names)
     made = Comparison(
-        longgen=__version__, cells=cells, table=table, watch=watched, warnings=cautions(cells, table, described["baseline"]),
+        longgen=__version__, cells=cells, table=table, watch=watched,
+        warnings=[*cautions(cells, table, described["baseline"]), *warnings],
         libraries={name: importlib.metadata.version(name) for name in LIBRARIES}, **described,
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)

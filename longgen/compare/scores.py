@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import numpy as np
 from longgen import checkpoint, metrics
 from longgen.backbones import tiny
 from longgen.errors import UsageError, unknown_name
-from longgen.metrics import METRICS
+from longgen.metrics import METRICS, in_order
 from longgen.metrics.score import score_video
+from longgen.metrics.vbench import DIMENSIONS, musiq
 
 ALWAYS = "motion"  # no other metric is shown without it: most look good where nothing moves
 DIGITS = 5  # of the numbers of a curve, so that 24 videos of a minute fit into a page
@@ -24,35 +26,48 @@ DIGITS = 5  # of the numbers of a curve, so that 24 videos of a minute fit into 
 def chosen(names: str | None) -> list[str]:
     """The metrics of `names`, with commas between, in the order of tables; all of longgen's own where it is None.
 
-    `motion` is always among them. Raises UsageError for a name that is none.
+    `own` stands for these, `vbench` for all of VBench's that can be installed. `motion` is always among them. Raises UsageError
+    for a name that is none.
     """
     if names is None:
         return [*METRICS]
-    asked = [name.strip() for name in names.split(",")]
-    for name in asked:
+    free = [row.key for name, row in DIMENSIONS.items() if name != "imaging_quality" or musiq.installed()]
+    known = {key: [key] for key in (*METRICS, *(row.key for row in DIMENSIONS.values()))} | {"own": [*METRICS], "vbench": free}
+    asked = [ALWAYS]
+    for name in map(str.strip, names.split(",")):
         if not name:
-            raise UsageError(f"--metrics {names!r} are no metrics", accepted=", ".join(METRICS), do="put commas between names")
-        if name not in METRICS:
-            raise unknown_name("metric", name, METRICS, "leave --metrics out for all")
-    return [name for name in METRICS if name in asked or name == ALWAYS]
+            raise UsageError(f"--metrics {names!r} are no metrics", accepted=", ".join(known), do="put commas between names")
+        if name not in known:
+            raise unknown_name("metric", name, known, "leave --metrics out for all of longgen's own")
+        asked += known[name]
+    return in_order(asked)
 
 
 def scored(video: Path, seams: list[int], prompt: str | None, kept: Path) -> dict[str, Any]:
     """`frames`, `metrics`, `curves` and `details` of a Cell for `video`, from the file `kept` or for it. Raises LonggenError."""
     key = {"video": file_hash(video), "code": code_hash(), "seams": seams, "prompt": prompt}
+
+    def make() -> dict[str, Any]:
+        score = score_video(video, seams, prompt)
+        return {
+            "frames": score.frames,
+            "metrics": score.values,
+            "curves": rounded(score.curves),
+            "details": {name: number if number is None or np.isfinite(number) else None for name, number in score.details.items()},
+        }
+
+    return once(kept, key, make)
+
+
+def once(kept: Path, key: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` gives: from the file `kept` where that was written for an equal `key`, else made, and written there."""
     try:
         before = json.loads(kept.read_text(encoding="utf-8"))
         if before["key"] == key:
             return before["scores"]
     except (OSError, ValueError, KeyError, TypeError):
         pass  # there are none, or not such as this longgen writes
-    score = score_video(video, seams, prompt)
-    found = {
-        "frames": score.frames,
-        "metrics": score.values,
-        "curves": {name: [_rounded(number) for number in curve.tolist()] for name, curve in score.curves.items()},
-        "details": score.details,
-    }
+    found = make()
     kept.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save_json(kept, {"key": key, "scores": found})
     return found
@@ -72,11 +87,18 @@ def code_hash() -> str:
     """A hash of the code that makes the scores, and of the versions of what it stands on."""
     folders = [Path(str(package.__file__)).parent for package in (metrics, tiny)]
     files = [*sorted(folders[0].glob("*.py")), folders[1] / "measure.py", folders[1] / "grammar.py"]
-    digest = hashlib.sha256(f"{cv2.__version__} {np.__version__}".encode())
+    return hash_of(files, [cv2.__version__, np.__version__])
+
+
+def hash_of(files: Iterable[Path], versions: Sequence[str]) -> str:
+    """SHA-256 of the contents of `files` and of `versions`, in hexadecimal digits."""
+    digest = hashlib.sha256(" ".join(versions).encode())
     for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
-def _rounded(number: float) -> float | None:
-    return float(f"{number:.{DIGITS}g}") if np.isfinite(number) else None
+def rounded(curves: Mapping[str, np.ndarray]) -> dict[str, list[float | None]]:
+    """Curves as a Cell has them."""
+    return {name: [float(f"{number:.{DIGITS}g}") if np.isfinite(number) else None for number in curve.tolist()]
+            for name, curve in curves.items()}  # fmt: skip

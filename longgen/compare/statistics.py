@@ -15,13 +15,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from longgen.compare.record import Cell, Row, Value
-from longgen.metrics import METRICS
+from longgen.metrics import describe, in_order
 
 RESAMPLES = 9_999
 LEAST_PAIRS = 6  # 2 / 2 ** 6 = 0.03 of chances for one sign, 0.06 with five
 STILL = 1.0  # %/s of motion below which a video counts as still
 STILL_SHARE = 0.25  # of the motion of the preset that moves most: as still, beside it
-FLATTERED = ("seam", "drift", "flicker", "smoothness")  # what a still scores well in, whatever it shows
+FLATTERED = (  # what a still scores well in, whatever it shows
+    "seam", "drift", "flicker", "smoothness", "motion_smoothness_raft", "vbench.subject_consistency",
+    "vbench.background_consistency", "vbench.motion_smoothness", "vbench.temporal_flickering",
+)  # fmt: skip
 
 
 def rows(presets: Sequence[str], cells: Sequence[Cell], baseline: str | None, names: Sequence[str]) -> list[Row]:
@@ -96,12 +99,13 @@ def best(table: Sequence[Row]) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     unmoved = still(table)
-    for name, metric in METRICS.items():
+    for name in in_order(name for row in table for name in row.metrics):
+        better = describe(name).better
         values = {row.preset: row.metrics[name].mean for row in table if name in row.metrics}
-        if metric.better == "neither" or len(set(values.values())) < 2:
+        if better == "neither" or len(set(values.values())) < 2:
             continue
         running = {preset: mean for preset, mean in values.items() if name not in FLATTERED or preset not in unmoved}
         if running:
-            top = (max if metric.better == "higher" else min)(running.values())
+            top = (max if better == "higher" else min)(running.values())
             found[name] = [preset for preset, mean in running.items() if mean == top]
     return found

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from longgen.compare.record import Comparison, Row, Value
 from longgen.compare.statistics import best, pairs
-from longgen.metrics import METRICS
+from longgen.metrics import describe, in_order
+from longgen.metrics.vbench import PREFIX
 from longgen.plan import human_bytes
 from longgen.progress import clock_text
 
@@ -15,7 +16,7 @@ WIDTH = 100  # columns of the terminal
 ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 BEST, SAME = "*", "~"
 SIGNS = len(BEST + SAME)  # places behind each number
-SUBJECT = "subject_"
+PARTS = ("subject_", PREFIX)  # what the names of metrics that belong together begin with
 NAME = 24  # characters of a preset's name
 MISSING = "–"
 
@@ -23,7 +24,7 @@ MISSING = "–"
 def text(comparison: Comparison, width: int = WIDTH) -> str:
     """The whole: the table of means, the table of differences to the baseline, warnings, and what the signs mean."""
     top, rows = best(comparison.table), comparison.table
-    names = [name for name in METRICS if any(name in row.metrics for row in rows)]
+    names = in_order(name for row in rows for name in row.metrics)
     firsts = ["", "preset", "", *(_cut(row.preset) for row in rows)]
     means = [_column(name, [_mean(row.metrics.get(name), row.preset in top.get(name, ())) for row in rows]) for name in names]
     lines = [_title(comparison), "", *_tables(firsts, [*means, *_costs(rows)], width)]
@@ -70,10 +71,10 @@ def _tables(firsts: Sequence[str], columns: Sequence[Sequence[str]], width: int)
 
 def _column(name: str, cells: list[str], arrow: bool = True) -> list[str]:
     """A metric: what it is a part of, its name, its unit with the direction that is better, and `cells`."""
-    metric = METRICS[name]
+    metric = describe(name)
     sign = ARROWS[metric.better] if arrow else ""
-    own = name.removeprefix(SUBJECT)
-    heads = (SUBJECT.strip("_") if own != name else "", own, f"{metric.unit} {sign}".rstrip())
+    part = next((part for part in PARTS if name.startswith(part)), "")
+    heads = (part.rstrip("_."), name.removeprefix(part), f"{metric.unit} {sign}".rstrip())
     return [*(head + " " * SIGNS for head in heads), *cells]
 
 
@@ -109,7 +110,7 @@ def _number(number: float, sign: str = "") -> str:
         return "0"
     if abs(number) >= 100:
         return f"{number:{sign},.0f}"
-    return f"{number:{sign}.{1 if abs(number) >= 10 else 2 if abs(number) >= 0.1 else 3}f}"
+    return f"{number:{sign}.{1 if abs(number) >= 10 else 2 if abs(number) >= 1 else 3}f}"
 
 
 def _words(row: Row, comparison: Comparison, width: int) -> list[str]:

@@ -67,6 +67,12 @@ def chosen(
     return _with(preset, verdicts), (f"layers: {said}; {origin}",)
 
 
+def lacks(preset: Preset, spec: BackboneSpec, lora: tuple[str, ...] = ()) -> bool:
+    """Whether `preset` needs a probe of `spec` that is not kept, at its length, and nobody has published a list."""
+    frames_px = frames.round_up(preset.sample.frames or spec.native_px, spec.stride_t)
+    return asks(preset) and not spec.verdicts and all(found.settings.frames != frames_px for found, _ in probes_of(spec, lora))
+
+
 def asks(preset: Preset) -> bool:
     """Whether `preset` leaves layers to a probe."""
     return any(technique.layers in VERDICTS for technique in preset.techniques)

@@ -26,14 +26,19 @@ class Musiq:
         return torch.cat([self._network(frame[None]).flatten() for frame in pictures.for_musiq(frames)]) / 100
 
 
-def load(path: Path, device: str) -> Musiq:
-    """From musiq_spaq_ckpt-358bb6af.pth. Raises MissingError without pyiqa."""
+def library() -> Any:
+    """pyiqa's class MUSIQ. Raises MissingError where pyiqa is not there."""
     if not installed():
         raise MissingError("imaging_quality needs pyiqa, which is not installed", accepted="pyiqa (not for commercial use)",
                            do="pip install pyiqa, or leave imaging_quality out")  # fmt: skip
     from pyiqa.archs.musiq_arch import MUSIQ
 
-    network = MUSIQ(pretrained=False)
+    return MUSIQ
+
+
+def load(path: Path, device: str) -> Musiq:
+    """From musiq_spaq_ckpt-358bb6af.pth. Raises MissingError without pyiqa."""
+    network = library()(pretrained=False)
     try:
         network.load_state_dict(weights.read(path))
     except RuntimeError as error:

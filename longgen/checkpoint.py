@@ -31,7 +31,7 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     except (OSError, SafetensorError) as error:  # safetensors has a type of its own for what the system refused
         partial.unlink(missing_ok=True)
         raise LonggenError(f"{path} could not be written: {error}", accepted="a folder with room that may be written to",
-                           do="free some space, then the same command again, with --resume where it has one, goes on from there") from None  # fmt: skip
+                           do="free some space, then the same command again, with --resume if it has that") from None  # fmt: skip
 
 
 def save_json(path: Path, content: dict[str, Any]) -> None:

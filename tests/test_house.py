@@ -24,6 +24,7 @@ SCRIPTS = {f"longgen.backbones.tiny.{name}" for name in ("train", "check", "effe
 # Who may import whom at run time: a row may name rows above it only. A row stands for a module, or for a package and all
 # in it that has no row of its own; inside one row imports are free. `longgen` is longgen/__init__.py.
 FLOOR = "longgen errors frames frameplan backbones.spec backbones.checkpoints backbones.find"
+PROBES = "probe.record probe.fingerprint probe.kept"
 PLANNING = f"{FLOOR} technique catalog preset schedule plan"
 ALLOWED = {
     "longgen": "",
@@ -54,16 +55,16 @@ ALLOWED = {
     "probe.record": "errors",
     "probe.fingerprint": "errors backbones.spec",
     "probe.kept": "errors backbones.spec probe.record probe.fingerprint",
-    "probe.choose": f"{PLANNING} probe.record probe.fingerprint probe.kept",
+    "probe.choose": f"{PLANNING} {PROBES}",
     "doctor": "errors",
     "show": f"{PLANNING} attention backbones",
     "backbones.tiny.effect": f"{PLANNING} backbones sampling probe.choose",
     "run": f"{PLANNING} backbones sampling checkpoint video probe.choose",
     "progress": "plan run",
-    "probe": f"{PLANNING} context fusion attention backbones sampling checkpoint metrics run probe.record probe.fingerprint probe.kept",
+    "probe": f"{PLANNING} {PROBES} context fusion attention backbones sampling checkpoint metrics run",
     "compare.record": "errors",
     "compare": f"{PLANNING} backbones sampling checkpoint video metrics run progress probe.choose compare.record",
-    "cli": f"{PLANNING} backbones sampling checkpoint video doctor show run progress metrics probe probe.record probe.choose compare",
+    "cli": f"{PLANNING} {PROBES} probe.choose backbones sampling checkpoint video doctor show run progress metrics probe compare",
 }
 ONLY_UNDER = {  # library -> the rows whose modules may import it
     "diffusers": ("longgen.backbones", "longgen.sampling"),

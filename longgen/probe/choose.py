@@ -102,7 +102,7 @@ def _verdicts(
         fitting = [(found, path) for found, path in kept if found.settings.frames == frames_px]
         if fitting:
             found, path = fitting[0]
-            return _of(found), f"by the {found.settings.mode} probe in {path}"
+            return _of(found), f"by the {found.settings.mode} probe in {_at_home(path)}"
         if kept and not spec.verdicts:
             lengths = ", ".join(str(length) for length in sorted({found.settings.frames for found, _ in kept}))
             raise UsageError(f"{spec.name} was probed for {lengths} frames, and this video has {frames_px}",
@@ -113,6 +113,11 @@ def _verdicts(
                          accepted="a backbone with a published list (wan2.1-1.3b)",
                          do="--probe run, or longgen probe first")  # fmt: skip
     return (spec.verdicts or None), "by the published list"
+
+
+def _at_home(path: Path) -> str:
+    """`path` with ~ for the home of who runs this."""
+    return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
 
 
 def _of(probe: Probe) -> dict[str, tuple[int, ...]]:

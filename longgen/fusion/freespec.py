@@ -119,7 +119,7 @@ def reconstruct(global_: Tensor, local: Tensor, alpha: float, beta: float, basis
     to_global = alpha * torch.exp(-beta * rank / count)
     global_singular, local_singular = (other_singular, base_singular) if basis == "local" else (base_singular, other_singular)
     wanted = to_global * global_singular + (1 - to_global) * local_singular
-    floor = base_singular[:, -1:] * torch.finfo(base.dtype).eps * math.sqrt(base.shape[2])
+    floor = torch.finfo(base.dtype).eps * base_values.clamp_min(0).mean(dim=1, keepdim=True).sqrt()  # rounding spreads evenly
     ratio = torch.where(base_singular > floor, wanted / base_singular.clamp_min(1e-300), 1.0)
     change = (base_vectors * (ratio - 1).unsqueeze(1)) @ base_vectors.mT  # M - 1: rounding then falls on the change alone
     return base + base @ change.to(base.dtype)

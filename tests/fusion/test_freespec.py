@@ -86,6 +86,14 @@ def test_half_precision_rounds_the_change_only() -> None:
     assert error < 2**-8
 
 
+def test_half_precision_changes_the_singular_values_down_to_its_rounding() -> None:
+    """Of many channels in bf16, what is lost is the rounding of the result and nothing of the fusion."""
+    global_, local = (features(1000, 512, seed=seed, batch=1).bfloat16() for seed in (1, 2))
+    exact = by_svd(global_, local, 1.0, 2.0, "local")
+    error = (reconstruct(global_, local, 1.0, 2.0, "local") - exact).norm()
+    assert error < 1.02 * (exact.bfloat16() - exact).norm()
+
+
 def test_weights_follow_the_formulas() -> None:
     technique = FreeSpec(kappa=2.5, beta=1.5, alpha=0.9, lambda_start=0.3, lambda_end=0.1)
     global_, local = features(300, 24, seed=1), features(300, 24, seed=2)

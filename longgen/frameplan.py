@@ -12,7 +12,8 @@ by `weight[i]`. The neutral plan is one pass with `rel = i - j` and everything v
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
@@ -41,7 +42,33 @@ class Pass:
     def density(self) -> float:
         """Share of all token pairs that attention is computed for, in the limit of many tokens a frame."""
         share = np.ones_like(self.rel) if self.stripe is None else np.minimum(self.stripe, 1)
-        return float((share * (2 - share) * self.visible)[self.weight > 0].sum() / self.visible.size)
+        return self._mean(share * (2 - share))
+
+    def density_at(self, tokens: int) -> float:
+        """`density` of what is computed at `tokens` a frame: of stripes more than is needed, which a mask cuts off."""
+        if self.stripe is None:
+            return self.density
+        share = np.ones_like(self.rel)
+        for width in np.unique(self.stripe[self.stripe < 1]):
+            pairs = sum((last - first) * (stop - start) for (first, last), (start, stop) in spans(float(width), tokens))
+            share[self.stripe == width] = pairs / tokens**2
+        return self._mean(share)
+
+    def _mean(self, share: np.ndarray) -> float:
+        """Of all pairs of frames; `share` [Q, T] of those that are seen."""
+        return float((share * self.visible)[self.weight > 0].sum() / self.visible.size)
+
+
+SMALLEST_CHUNK = 16  # query tokens of a stripe: below, calls cost more than the keys they save
+
+
+def spans(share: float, tokens: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Of a stripe in a frame: chunks of query tokens, half-open, and the key tokens of which any in the chunk sees some."""
+    width = math.ceil(share * tokens)
+    chunk = min(tokens, max(SMALLEST_CHUNK, width // 2))
+    for first in range(0, tokens, chunk):
+        last = min(first + chunk, tokens)
+        yield (first, last), (max(0, first - width + 1), min(tokens, last + width - 1))
 
 
 class KeyFrames(Protocol):
@@ -83,12 +110,36 @@ class FramePlan:
 
     @property
     def density(self) -> float:
-        """Share of all token pairs that attention is computed for, summed over passes: its cost against direct.
+        """Attention's cost against direct: token pairs that it is computed for, where passes that agree on `rel` share them.
 
-        Key frames chosen at run time count as spread evenly.
+        Key frames chosen at run time count as spread evenly. With stripes, or an attention backend that does not say how much
+        it summed, passes share nothing, and the cost is the sum of theirs. Stripes are those of many tokens a frame.
         """
-        extra = self.key_frames.count(self.frames_lat) / self.frames_lat if self.key_frames else 0.0
-        return float(sum(p.density + extra * ((p.weight > 0).mean() - p.density) for p in self.passes))
+        if self._striped:
+            return self._summed([one.density for one in self.passes])
+        extra = self._extra
+        computed = np.stack([np.broadcast_to((p.weight > 0)[:, None], p.rel.shape) for p in self.passes])
+        seen = np.stack([p.visible for p in self.passes]) & computed
+        rel = np.stack([p.rel for p in self.passes]).round(7)
+        return float((1 - extra) * _different(rel, seen) + extra * _different(rel, computed))
+
+    def density_at(self, tokens: int) -> float:
+        """`density` of what is computed at `tokens` a frame."""
+        return self._summed([one.density_at(tokens) for one in self.passes]) if self._striped else self.density
+
+    @property
+    def _striped(self) -> bool:
+        return any(one.stripe is not None for one in self.passes)
+
+    @property
+    def _extra(self) -> float:
+        """The share of frames that are key frames chosen at run time."""
+        return self.key_frames.count(self.frames_lat) / self.frames_lat if self.key_frames else 0.0
+
+    def _summed(self, densities: list[float]) -> float:
+        """Of passes that share nothing."""
+        computed = [float((one.weight > 0).mean()) for one in self.passes]
+        return sum(own + self._extra * (most - own) for own, most in zip(densities, computed, strict=True))
 
     @property
     def reach(self) -> float:
@@ -130,6 +181,13 @@ class FramePlan:
     def at(self, rel: np.ndarray) -> FramePlan:
         """This plan with relative times `rel` [Q, T] in every pass."""
         return self.each(lambda p: replace(p, rel=rel))
+
+
+def _different(rel: np.ndarray, seen: np.ndarray) -> float:
+    """How many times `rel` [P, Q, T] has where `seen` [P, Q, T], on the mean over pairs."""
+    times = np.sort(np.where(seen, rel, np.inf), axis=0)
+    new = np.concatenate([np.ones_like(seen[:1]), np.diff(np.nan_to_num(times, posinf=1e9), axis=0) > 0])
+    return float((new & np.isfinite(times)).sum() / seen[0].size)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -135,6 +135,21 @@ class FrequencyTechnique(Technique):
         return replace(plan, scale=factors if plan.scale is None else factors * plan.scale, gain=plan.gain * gain)
 
 
+class Attend(Protocol):
+    """Computes branches of a fusion when they are asked for."""
+
+    def __call__(self, branch: str) -> Tensor:
+        """The output of `branch`, [B, N, C]."""
+        ...
+
+    def apart(self, branch: str, groups: int) -> Iterator[tuple[int, Tensor]]:
+        """The number and the output of each of `groups` equal groups of the branch's passes, in the order in which they are done.
+
+        [B, F n, C]: of the F frames that have a weight in the group. What groups have in common is computed once.
+        """
+        ...
+
+
 class Fusion(Technique):
     """A technique that runs attention in several branches and makes one output of them."""
 
@@ -150,8 +165,8 @@ class Fusion(Technique):
         """The branches that step `step` of `steps` needs, made from the stack's `plan`. A single one is not fused."""
 
     @abstractmethod
-    def fuse(self, attend: Callable[[str], Tensor], step: Step, grid: Grid) -> Tensor:
-        """One output [B, N, C]; `attend(name)` computes the branch `name`, [B, N, C], each time it is called."""
+    def fuse(self, attend: Attend, step: Step, grid: Grid) -> Tensor:
+        """One output [B, N, C] of the branches, each computed as often as it is asked for."""
 
     @abstractmethod
     def operations(self, grid: Grid, channels: int) -> int:

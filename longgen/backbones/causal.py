@@ -20,6 +20,7 @@ from torch import Tensor
 
 from longgen.attention.kvcache import Cache
 from longgen.backbones import Clock
+from longgen.backbones.rotary import Tables
 from longgen.backbones.wan import Wan
 from longgen.plan import Plan
 
@@ -37,11 +38,16 @@ class CachedAttention:
             q, k, v = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
             q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-        q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_q(q), attn.norm_k(k), v))
+        q = attn.norm_q(q).unflatten(2, (attn.heads, -1))  # one after the other, so that few are alive
+        k = attn.norm_k(k).unflatten(2, (attn.heads, -1))
+        v = v.unflatten(2, (attn.heads, -1))
         cos, sin = rotary  # [1, c n, 1, D], every value twice
-        stock = (cos[0, :, 0, 0::2], sin[0, :, 0, 1::2])
-        output = self.cache.attend(self.layer, self.clock.index, self.attend, stock, q, k, v, self.clock.observer).flatten(2)
+        output = self.run((cos[0, :, 0, 0::2], sin[0, :, 0, 1::2]), q, k, v)
         return attn.to_out[1](attn.to_out[0](output.type_as(q)))
+
+    @torch.compiler.disable  # every layer and chunk would be a graph
+    def run(self, stock: Tables, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.cache.attend(self.layer, self.clock.index, self.attend, stock, q, k, v, self.clock.observer).flatten(2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return dispatch_attention_fn(q, k, v, backend=self._attention_backend, parallel_config=self._parallel_config)
@@ -57,12 +63,17 @@ class CachedText:
 
     def __call__(self, attn: WanAttention, hidden_states: Tensor, text: Tensor, mask: None, rotary: None) -> Tensor:
         q = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+        k, v = self.keys_and_values(attn, text)
+        output = dispatch_attention_fn(q, k, v, backend=self._attention_backend).flatten(2).type_as(q)
+        return attn.to_out[1](attn.to_out[0](output))
+
+    @torch.compiler.disable  # every layer would be a graph
+    def keys_and_values(self, attn: WanAttention, text: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, L, H, D] each."""
         if self.layer not in self.cache.texts:
             k, v = attn.to_kv(text).chunk(2, dim=-1) if attn.fused_projections else (attn.to_k(text), attn.to_v(text))
             self.cache.texts[self.layer] = (attn.norm_k(k).unflatten(2, (attn.heads, -1)), v.unflatten(2, (attn.heads, -1)))
-        k, v = self.cache.texts[self.layer]
-        output = dispatch_attention_fn(q, k, v, backend=self._attention_backend).flatten(2).type_as(q)
-        return attn.to_out[1](attn.to_out[0](output))
+        return self.cache.texts[self.layer]
 
 
 class CausalWan(Wan):

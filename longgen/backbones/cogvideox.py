@@ -18,7 +18,6 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXD
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from longgen.attention import executor
 from longgen.backbones.pipeline import PipelineBackbone, PlannedAttention, on_device, to_frames, whole
 from longgen.backbones.rotary import Rotary
 from longgen.plan import Plan
@@ -33,8 +32,7 @@ class CogVideoXAttentionPlan(PlannedAttention):
         attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        program = self.program
-        if program is None:
+        if self.idle():
             return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         text_tokens = encoder_hidden_states.shape[1]
         joint = torch.cat([encoder_hidden_states, hidden_states], dim=1)
@@ -43,14 +41,13 @@ class CogVideoXAttentionPlan(PlannedAttention):
         else:
             q, k, v = attn.to_q(joint), attn.to_k(joint), attn.to_v(joint)
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, v))
-        q, k = attn.norm_q(q), attn.norm_k(k)
+        q = attn.norm_q(q)
+        k = attn.norm_k(k)
         (text_q, q), (text_k, k), (text_v, v) = ((x[:, :text_tokens], x[:, text_tokens:]) for x in (q, k, v))
         tables = None
         if image_rotary_emb is not None:
             tables = image_rotary_emb[0][:, 0::2], image_rotary_emb[1][:, 0::2]  # [N, D], every value twice
-        call = self.call(attn, hidden_states, tables, (text_k, text_v))
-        video = executor.run(program, call, q, k, v, self.clock.step)
-        text = executor.run_text(program, call, text_q, k, v)
+        video, text = self.run_joint(attn, hidden_states, tables, q, k, v, (text_q, text_k, text_v))
         text, video = (attn.to_out[1](attn.to_out[0](x.type_as(q))) for x in (text, video))
         return video, text
 

@@ -17,9 +17,8 @@ from diffusers import AutoencoderKLHunyuanVideo, DiffusionPipeline, HunyuanVideo
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from longgen.attention import executor
 from longgen.backbones.pipeline import PipelineBackbone, PlannedAttention, to_frames, whole
-from longgen.backbones.rotary import Rotary
+from longgen.backbones.rotary import Rotary, Tables
 from longgen.plan import Plan
 
 
@@ -32,8 +31,7 @@ class HunyuanAttentionPlan(PlannedAttention):
         attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        program = self.program
-        if program is None:
+        if self.idle():
             return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         assert encoder_hidden_states is not None
         assert image_rotary_emb is not None
@@ -41,29 +39,39 @@ class HunyuanAttentionPlan(PlannedAttention):
         if attn.add_q_proj is None:
             joint = torch.cat([hidden_states, encoder_hidden_states], dim=1)
             q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (attn.to_q(joint), attn.to_k(joint), attn.to_v(joint)))
-            q, k = attn.norm_q(q), attn.norm_k(k)
+            q = attn.norm_q(q)
+            k = attn.norm_k(k)
             (q, text_q), (k, text_k), (v, text_v) = ((x[:, :-text_tokens], x[:, -text_tokens:]) for x in (q, k, v))
         else:
             projected = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
             q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in projected)
-            q, k = attn.norm_q(q), attn.norm_k(k)
+            q = attn.norm_q(q)
+            k = attn.norm_k(k)
             added = (project(encoder_hidden_states) for project in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj))
             text_q, text_k, text_v = (x.unflatten(2, (attn.heads, -1)) for x in added)
             text_q, text_k = attn.norm_added_q(text_q), attn.norm_added_k(text_k)
         tables = image_rotary_emb[0][:, 0::2], image_rotary_emb[1][:, 0::2]  # [N, D], every value twice
-        videos, texts = [], []
-        for index in range(len(hidden_states)):  # samples have prompts, and so keys, of different length
-            one = slice(index, index + 1)
-            seen = slice(None) if attention_mask is None else attention_mask[index, 0, 0, -text_tokens:]
-            call = self.call(attn, hidden_states[one], tables, (text_k[one, seen], text_v[one, seen]), index)
-            videos.append(executor.run(program, call, q[one], k[one], v[one], self.clock.step))
-            texts.append(executor.run_text(program, call, text_q[one], k[one], v[one]))
-        video, text = torch.cat(videos).type_as(q), torch.cat(texts).type_as(q)
+        video, text = self.run_samples(attn, hidden_states, tables, (q, k, v), (text_q, text_k, text_v), attention_mask)
         if getattr(attn, "to_out", None) is not None:
             video = attn.to_out[1](attn.to_out[0](video))
         if getattr(attn, "to_add_out", None) is not None:
             text = attn.to_add_out(text)
         return video, text
+
+    @torch.compiler.disable
+    def run_samples(
+        self, layer: Any, features: Tensor, tables: Tables, video: tuple[Tensor, ...], text: tuple[Tensor, ...], mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """`run_joint`, sample by sample: they have prompts, and so keys, of different length. video, text: q, k and v."""
+        videos, texts = [], []
+        for index in range(len(features)):
+            one = slice(index, index + 1)
+            seen = slice(None) if mask is None else mask[index, 0, 0, -text[0].shape[1] :]
+            own = text[0][one], text[1][one, seen], text[2][one, seen]
+            outputs = self.run_joint(layer, features[one], tables, video[0][one], video[1][one], video[2][one], own, index)
+            videos.append(outputs[0])
+            texts.append(outputs[1])
+        return torch.cat(videos).type_as(video[0]), torch.cat(texts).type_as(video[0])
 
 
 class Hunyuan(PipelineBackbone):

@@ -20,7 +20,6 @@ from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 from einops import rearrange
 from torch import Tensor
 
-from longgen.attention import executor
 from longgen.backbones.pipeline import PipelineBackbone, PlannedAttention, to_frames, whole
 from longgen.backbones.rotary import Rotary
 from longgen.plan import Plan
@@ -35,15 +34,13 @@ class LtxAttentionPlan(PlannedAttention):
         attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        program = self.program
-        if program is None:
+        if self.idle():
             return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
         assert image_rotary_emb is not None
         q, k, v = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states)), attn.to_v(hidden_states)
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, v))
         cos, sin = image_rotary_emb  # [B, N, C], every value twice, samples alike
-        call = self.call(attn, hidden_states, (cos[0, :, 0::2], sin[0, :, 0::2]))
-        output = executor.run(program, call, q, k, v, self.clock.step)
+        output = self.run(attn, hidden_states, (cos[0, :, 0::2], sin[0, :, 0::2]), q, k, v)
         return attn.to_out[1](attn.to_out[0](output.type_as(q)))
 
 

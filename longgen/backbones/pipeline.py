@@ -17,11 +17,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
-from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, dispatch_attention_fn
 from torch import Tensor
 
+from longgen.attention import executor
 from longgen.attention.glimpse import Glimpse, Observer
 from longgen.attention.kvcache import Cache
+from longgen.attention.sums import Summing, summing
 from longgen.backbones import Clock, Company, Setup
 from longgen.backbones.rotary import Rotary, Tables
 from longgen.backbones.spec import BackboneSpec
@@ -74,8 +76,14 @@ class Call:
 
     def rotate_time(self, x: Tensor, still: Tensor, frames: np.ndarray, times: np.ndarray, scale: np.ndarray | None) -> None:
         if self.rotary is not None:
-            by_frame = (self.grid[0], -1)
+            by_frame = (-1, self.grid[1] * self.grid[2])
             self.rotary.turn_time(x.unflatten(1, by_frame), still.unflatten(1, by_frame), frames, times, scale)
+
+    def summing(self, q: Tensor, masked: bool = False) -> Summing | None:
+        if self.joint or self.parallel is not None:
+            return None
+        backend = self.backend or _AttentionBackendRegistry.get_active_backend()[0]
+        return summing(q.device, q.dtype, q.shape[3], masked) if backend == AttentionBackendName.NATIVE else None
 
     def observe(self, q: Tensor, k: Tensor, v: Tensor) -> None:
         if self.observer is not None:
@@ -104,7 +112,10 @@ class Call:
 
 
 class PlannedAttention:
-    """Self-attention processor: runs the program of the step. One object serves all layers with the same programs."""
+    """Self-attention processor: runs the program of the step. One object serves all layers with the same programs.
+
+    `torch.compile` is kept out of what depends on step, layer or program: it would make a graph for each, and soon give up.
+    """
 
     def __init__(
         self, programs: tuple[Program | None, ...], grid: Grid, clock: Clock, rotary: Rotary | None, stock: Any, backend: Any
@@ -113,10 +124,42 @@ class PlannedAttention:
         self._attention_backend = getattr(stock, "_attention_backend", None) or backend  # diffusers sets these two by name
         self._parallel_config = getattr(stock, "_parallel_config", None)
 
+    @torch.compiler.disable
+    def idle(self) -> bool:
+        """Whether the layer does the backbone's own attention in this step."""
+        return self.programs[self.clock.index] is None
+
+    @torch.compiler.disable
+    def run(self, layer: Any, features: Tensor, tables: Tables | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The output [B, N, H * D] of the module `layer` for q, k, v [B, N, H, D]. tables: the stock cos and sin [N, P] or None."""
+        return executor.run(self._program, self.call(layer, features, tables), q, k, v, self.clock.step)
+
+    @torch.compiler.disable
+    def run_joint(
+        self,
+        layer: Any,
+        features: Tensor,
+        tables: Tables | None,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        text: tuple[Tensor, Tensor, Tensor],
+        first: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        """`run` where `text`, q, k and v [B, L, H, D], shares the attention; its output [B, L, H * D] comes second.
+
+        first: the number of the first sample among those of the model's call.
+        """
+        text_q, text_k, text_v = text
+        call = self.call(layer, features, tables, (text_k, text_v), first)
+        video = executor.run(self._program, call, q, k, v, self.clock.step)
+        return video, executor.run_text(self._program, call, text_q, k, v)
+
     @property
-    def program(self) -> Program | None:
-        """What the layer does in this step; None is the backbone's own attention."""
-        return self.programs[self.clock.index]
+    def _program(self) -> Program:
+        program = self.programs[self.clock.index]
+        assert program is not None
+        return program
 
     def call(
         self, layer: Any, features: Tensor, tables: Tables | None, text: tuple[Tensor, Tensor] | None = None, first: int = 0
@@ -134,6 +177,7 @@ class ShotText:
         self._attention_backend = getattr(stock, "_attention_backend", None)  # diffusers sets these two by name
         self._parallel_config = getattr(stock, "_parallel_config", None)
 
+    @torch.compiler.disable  # which frames read which text changes with the clip
     def __call__(
         self,
         attn: Any,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 Tables = tuple[Tensor, Tensor]  # cos and sin, [N, P] each
+BLOCK = 2**22  # values that are in single precision at a time
 
 
 @dataclass
@@ -71,6 +72,11 @@ class Rotary:
         places = slice(int(frames[0]), int(frames[-1]) + 1) if run else torch.from_numpy(frames).to(x.device)
         if count <= x.shape[-1] // 2 and (self.pairs == np.arange(count)).all():  # the first channels of every head
             x, still = x[..., : 2 * count], still[..., : 2 * count]
+            if x.dtype == torch.float32 and run:
+                factors = torch.complex(cos, sin)[:, None, None]
+                pairs, turned = (torch.view_as_complex(part[:, places].unflatten(-1, (-1, 2))) for part in (still, x))
+                torch.mul(pairs, factors, out=turned)
+                return
             x[:, places] = _turn_pairs(still[:, places], cos[:, None, None], sin[:, None, None])
         else:  # pairs here and there among all heads' channels
             x, still = (part.flatten(3).unflatten(3, (-1, 2)) for part in (x, still))
@@ -79,9 +85,13 @@ class Rotary:
 
 
 def _turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [..., D] by cos, sin [..., D / 2], as diffusers does it: in float32, rounded once."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    """x [B, N, .., D] by cos, sin [N, .., D / 2], as diffusers does it: in float32, rounded once; BLOCK values at a time."""
     out = torch.empty_like(x)
-    out[..., 0::2] = even * cos - odd * sin
-    out[..., 1::2] = even * sin + odd * cos
+    count = max(1, BLOCK * x.shape[1] // max(1, x.numel()))
+    for first in range(0, x.shape[1], count):
+        rows = slice(first, first + count)
+        even, odd = x[:, rows].unflatten(-1, (-1, 2)).unbind(-1)
+        turned, by_cos, by_sin = out[:, rows], cos[rows], sin[rows]
+        turned[..., 0::2] = even * by_cos - odd * by_sin
+        turned[..., 1::2] = even * by_sin + odd * by_cos
     return out

@@ -16,7 +16,6 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor
 
-from longgen.attention import executor
 from longgen.backbones.pipeline import PipelineBackbone, PlannedAttention, on_device, to_frames, whole
 from longgen.backbones.rotary import Rotary
 from longgen.plan import Plan
@@ -31,18 +30,18 @@ class WanAttentionPlan(PlannedAttention):
         attention_mask: Tensor | None = None,
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        program = self.program
-        if program is None:
+        if self.idle():
             return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         assert rotary_emb is not None
         if attn.fused_projections:
             q, k, v = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
             q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-        q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_q(q), attn.norm_k(k), v))
+        q = attn.norm_q(q).unflatten(2, (attn.heads, -1))  # one after the other, so that few are alive
+        k = attn.norm_k(k).unflatten(2, (attn.heads, -1))
+        v = v.unflatten(2, (attn.heads, -1))
         cos, sin = rotary_emb  # [1, N, 1, D], every value twice
-        call = self.call(attn, hidden_states, (cos[0, :, 0, 0::2], sin[0, :, 0, 1::2]))
-        output = executor.run(program, call, q, k, v, self.clock.step)
+        output = self.run(attn, hidden_states, (cos[0, :, 0, 0::2], sin[0, :, 0, 1::2]), q, k, v)
         return attn.to_out[1](attn.to_out[0](output.type_as(q)))
 
 

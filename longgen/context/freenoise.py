@@ -15,7 +15,8 @@ Noise: for i = W, W + S, .. frames [i, i + S) are a random permutation of frames
 and steps; at native length and below it is left as it is.
 
 As a frame plan: windows that do not overlap share a pass, block by block, and the weights of a frame over the passes sum
-to one. About W / S passes; each frame pair is computed once for every window that holds it.
+to one. About W / S passes; a frame pair is computed once for all windows that hold it, or once for each with attention
+backends that do not say how much they summed.
 
 Differs from the reference: where (T - W) is no multiple of S, one more window [T - W, T) ends the clip; the code leaves
 the last frames in no window, and their attention output is 0. Its prompts that change over time are not here.

@@ -25,7 +25,8 @@ those frames 0) · each sample of the batch chooses its own components (the code
 apart there too) · the constant vector, an eigenvector of 0, is never a component; components without energy come last ·
 a last, shorter block of noise is cut from one of W frames, so that it stays N(0, 1) [derived].
 
-As frame plans: windows that do not overlap share a branch, so there are about W / S local branches.
+As frame plans: the branch "local" has a pass (or those of the stack's plan) for each window. A pair of frames is computed once for
+all windows that hold it, where the attention backend tells what it takes; else once for each.
 
 Caveats: the first S frames are never fused, and window 1 on take their mean from the global branch, so the clip's head is
 treated otherwise than its tail. The entropy factor counts frames; counting tokens it would be near 1.06 at 4 times.
@@ -36,7 +37,6 @@ Neutral: clips of at most W frames.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -45,12 +45,12 @@ from pydantic import Field
 
 from longgen.errors import UsageError
 from longgen.frameplan import Clip, FramePlan, Pass
-from longgen.technique import Fusion, Grid, NoiseTechnique, Step
+from longgen.technique import Attend, Fusion, Grid, NoiseTechnique, Step
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-COLUMNS = 2**18  # values of a frame that are in double precision at a time
+COLUMNS = 2**17  # values of a frame that are in double precision at a time
 
 
 class FreePca(Fusion, NoiseTechnique):
@@ -78,63 +78,51 @@ class FreePca(Fusion, NoiseTechnique):
                              do=f"--set freepca.components={window - 1} or fewer")  # fmt: skip
         return self.model_copy(update={"window": window, "stride": stride})
 
-    def groups(self, frames_lat: int) -> list[dict[int, int]]:
-        """Per local branch the windows in it, which do not overlap: first frame -> w. Needs `window` and `stride`."""
+    def starts(self, frames_lat: int) -> list[int]:
+        """The first frames of the windows. Needs `window` and `stride`."""
         assert self.window is not None
         assert self.stride is not None
-        groups: list[dict[int, int]] = []
-        starts = sorted({*range(0, frames_lat - self.window, self.stride), frames_lat - self.window})
-        for index, start in enumerate(starts):
-            free = next((group for group in groups if max(group) + self.window <= start), None)
-            if free is None:
-                groups.append(free := {})
-            free[start] = index
-        return groups
+        return sorted({*range(0, frames_lat - self.window, self.stride), frames_lat - self.window})
 
     def branches(self, plan: FramePlan, clip: Clip, step: int, steps: int) -> dict[str, FramePlan]:
-        """ "global" and "local-0", "local-1", ..; after the split one, "local"."""
+        """ "global" and "local", whose passes are the windows; after the split "local" alone, their mean."""
         settled, frames_lat = self.settled(clip), clip.frames_lat
         window = settled.window
         assert window is not None
         if frames_lat <= window:
             return {"global": plan}
-        block = np.full((len(settled.groups(frames_lat)), frames_lat), -1)  # by group, the window that a frame is in
-        for row, group in zip(block, settled.groups(frames_lat), strict=True):
-            for start in group:
-                row[start : start + window] = start
-        if step >= round(self.split * steps):
-            share = 1 / (block >= 0).sum(axis=0)
-            return {"local": replace(plan, passes=tuple(_in_blocks(p, row, share) for row in block for p in plan.passes))}
+        frame = np.arange(frames_lat)
+        inside = [(frame >= start) & (frame < start + window) for start in settled.starts(frames_lat)]
+        fused = step < round(self.split * steps)
+        share = np.ones(frames_lat) if fused else 1 / np.sum(inside, axis=0)
+        local = replace(plan, passes=tuple(_within(p, own, share) for own in inside for p in plan.passes))
+        if not fused:
+            return {"local": local}
         scale = math.sqrt(math.log(frames_lat) / math.log(clip.native_lat)) if self.entropy and clip.ratio > 1 else 1.0
-        branches = {"global": replace(plan, gain=plan.gain * scale)}
-        for index, row in enumerate(block):
-            branches[f"local-{index}"] = replace(plan, passes=tuple(_in_blocks(p, row, np.ones(frames_lat)) for p in plan.passes))
-        return branches
+        return {"global": replace(plan, gain=plan.gain * scale), "local": local}
 
-    def fuse(self, attend: Callable[[str], Tensor], step: Step, grid: Grid) -> Tensor:
-        """The mean over windows of the fused windows, [B, N, C]; one local branch after the other."""
+    def fuse(self, attend: Attend, step: Step, grid: Grid) -> Tensor:
+        """The mean over windows of the fused windows, [B, N, C]; one window after the other."""
         frames_lat, tokens, window = grid[0], grid[1] * grid[2], self.window
         assert window is not None
-        global_ = attend("global")
+        global_, starts = attend("global"), self.starts(frames_lat)
         fused, count = global_.new_zeros(global_.shape), np.zeros(frames_lat)
-        for index, group in enumerate(self.groups(frames_lat)):
-            local = attend(f"local-{index}")
-            for start, position in group.items():
-                rows = slice(start * tokens, (start + window) * tokens)
-                count[start : start + window] += 1
-                fused[:, rows] += local[:, rows]
-                for sample in range(len(fused)) if position else ():
-                    one, other = (x[sample, rows].reshape(window, -1) for x in (local, global_))
-                    change = mixing(covariance(one, other), min(position, self.components)).to(one) @ (other - one)
-                    fused[sample, rows] += change.view(-1, fused.shape[2])
+        for position, local in attend.apart("local", len(starts)):
+            start = starts[position]
+            rows = slice(start * tokens, (start + window) * tokens)
+            count[start : start + window] += 1
+            fused[:, rows] += local
+            for sample in range(len(fused)) if position else ():
+                one, other = (x.reshape(window, -1) for x in (local[sample], global_[sample, rows]))
+                change = mixing(covariance(one, other), min(position, self.components)).to(one) @ (other - one)
+                fused[sample, rows] += change.view(-1, fused.shape[2])
         windows_of = fused.new_tensor(count).repeat_interleave(tokens)
         return fused.div_(windows_of[:, None])
 
     def operations(self, grid: Grid, channels: int) -> int:
         """A covariance of two windows and a mixing for each window but the first, in floating-point operations."""
         assert self.window is not None
-        windows = sum(len(group) for group in self.groups(grid[0]))
-        return (windows - 1) * 10 * self.window**2 * grid[1] * grid[2] * channels
+        return (len(self.starts(grid[0])) - 1) * 10 * self.window**2 * grid[1] * grid[2] * channels
 
     def mix(self, noise: Tensor, clip: Clip, generator: Generator) -> Tensor:
         import torch  # here, so that plans and lists of presets need no torch
@@ -152,10 +140,9 @@ class FreePca(Fusion, NoiseTechnique):
         return torch.cat([noise[:, :, :window], mixed[:, :, window:frames_lat]], dim=2)
 
 
-def _in_blocks(one: Pass, block: np.ndarray, share: np.ndarray) -> Pass:
-    """`one` within the blocks of frames that `block` [T] numbers, with `share` [T] of its weight; frames of -1 are left out."""
-    inside = (block[:, None] == block[None, :]) & (block >= 0)[:, None]
-    return replace(one, visible=one.visible & inside, weight=one.weight * share * (block >= 0))
+def _within(one: Pass, inside: np.ndarray, share: np.ndarray) -> Pass:
+    """`one` among the frames `inside` [T] bool, with `share` [T] of its weight; the others are left out."""
+    return replace(one, visible=one.visible & inside[:, None] & inside, weight=one.weight * share * inside)
 
 
 def covariance(local: Tensor, global_: Tensor) -> Tensor:
@@ -167,9 +154,13 @@ def covariance(local: Tensor, global_: Tensor) -> Tensor:
 
     double = torch.float32 if local.device.type == "mps" else torch.float64
     total = local.new_zeros(2 * len(local), 2 * len(local), dtype=double)
+    held = local.new_empty(2, *local[:, :COLUMNS].shape, dtype=double)  # one for all: to ask for memory takes longer than to fill it
     for columns in zip(local.split(COLUMNS, dim=1), global_.split(COLUMNS, dim=1), strict=True):
-        centred = torch.cat([x.to(double) - x.to(double).mean(dim=0) for x in columns])
-        total.addmm_(centred, centred.T)
+        both = held[..., : columns[0].shape[1]]
+        for x, own in zip(columns, both, strict=True):
+            own.copy_(x)
+        both -= both.mean(dim=1, keepdim=True)
+        total.addmm_(both.flatten(0, 1), both.flatten(0, 1).T)
     return total.cpu().double()  # small: on a GPU its eigenproblem takes longer than the way here
 
 

@@ -14,7 +14,7 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor
 
-from longgen.attention import executor, structure
+from longgen.attention import executor, passes, structure
 from longgen.backbones.pipeline import Call
 from longgen.backbones.rotary import Rotary
 from longgen.frameplan import FramePlan, Pass, neutral, visible_from_ranges
@@ -196,7 +196,7 @@ def test_a_fusion_s_branches_are_computed_when_they_are_asked_for(family: Call, 
 
 def test_windows_are_views(family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     x = qkv[0][0]
-    windows = executor._windows(x, N_FRAME, 3 * N_FRAME, 4, N_FRAME)
+    windows = passes.windows_of(x, N_FRAME, 3 * N_FRAME, 4, N_FRAME)
     assert windows.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
     for index, window in enumerate(windows):
         assert torch.equal(window, x[(1 + index) * N_FRAME : (4 + index) * N_FRAME])

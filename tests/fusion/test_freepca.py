@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -52,36 +53,48 @@ def explicit_pca(local: Tensor, global_: Tensor, components: int) -> Tensor:
     return (mixed @ vectors.T + other.mean(1, keepdim=True)).T
 
 
-def by_windows(branches: dict[str, Tensor], locals_: dict[int, str], window: int, components: int, frames_lat: int) -> Tensor:
+@dataclass
+class Outputs:
+    """What the executor gives a fusion: the global branch [B, N, C], and each window [B, W n, C] (`longgen.technique.Attend`)."""
+
+    global_: Tensor
+    windows: list[Tensor]
+
+    def __call__(self, branch: str) -> Tensor:
+        assert branch == "global"
+        return self.global_.clone()
+
+    def apart(self, branch: str, groups: int) -> Iterator[tuple[int, Tensor]]:
+        assert (branch, groups) == ("local", len(self.windows))
+        return ((index, window.clone()) for index, window in reversed([*enumerate(self.windows)]))
+
+    def of(self, change: Callable[[Tensor], Tensor]) -> Outputs:
+        return Outputs(change(self.global_), [change(window) for window in self.windows])
+
+
+def by_windows(outputs: Outputs, first: list[int], window: int, components: int, frames_lat: int) -> Tensor:
     """The definition on [B, N, C]: every window fused on its own, accumulated, divided by how many windows a frame is in."""
-    batch, tokens, channels = branches["global"].shape
-    view = {name: z.double().view(batch, frames_lat, -1) for name, z in branches.items()}
-    total, count = torch.zeros_like(view["global"]), torch.zeros(frames_lat, 1, dtype=torch.float64)
-    for w, (start, name) in enumerate(locals_.items()):
+    batch, tokens, channels = outputs.global_.shape
+    whole = outputs.global_.double().view(batch, frames_lat, -1)
+    total, count = torch.zeros_like(whole), torch.zeros(frames_lat, 1, dtype=torch.float64)
+    for w, (start, local) in enumerate(zip(first, outputs.windows, strict=True)):
         inside = slice(start, start + window)
         for sample in range(batch):
-            one, other = view[name][sample, inside], view["global"][sample, inside]
+            one, other = local.double().view(batch, window, -1)[sample], whole[sample, inside]
             total[sample, inside] += explicit_pca(one, other, min(w, components)) if w else one
         count[inside] += 1
     return (total / count).view(batch, tokens, channels)
 
 
-def case(technique: FreePca, clip: Clip, per_frame: int, channels: int, seed: int = 0) -> tuple[dict[str, Tensor], dict[int, str]]:
-    """Outputs for every branch, zero outside its windows as the executor leaves them; and the windows' branches."""
+def case(technique: FreePca, clip: Clip, per_frame: int, channels: int, seed: int = 0) -> Outputs:
+    """Outputs of the global branch and of every window, each of its own."""
     settled = technique.settled(clip)
     assert settled.window is not None
     assert settled.stride is not None
-    plans = technique.branches(neutral(clip.frames_lat), clip, 0, 10)
-    branches, where = {}, {}
-    for index, (name, one) in enumerate(plans.items()):
-        z = moving(2, clip.frames_lat, per_frame * channels, seed + index) * torch.from_numpy(one.passes[0].weight)[:, None]
-        branches[name] = z.view(2, -1, channels)
-        if name != "global":
-            for start in starts(clip.frames_lat, settled.window, settled.stride):
-                inside = one.passes[0].visible[start]
-                if inside.sum() == settled.window and inside[start : start + settled.window].all():
-                    where.setdefault(start, name)
-    return branches, dict(sorted(where.items()))
+    first = starts(clip.frames_lat, settled.window, settled.stride)
+    whole, *others = (moving(2, clip.frames_lat, per_frame * channels, seed + index) for index in range(1 + len(first)))
+    windows = [z[:, start : start + settled.window].reshape(2, -1, channels) for start, z in zip(first, others, strict=True)]
+    return Outputs(whole.view(2, -1, channels), windows)
 
 
 @pytest.mark.parametrize(
@@ -102,22 +115,19 @@ def test_equals_explicit_pca(frames_lat: int, sets: dict[str, int]) -> None:
     settled = technique.settled(clip)
     assert settled.window is not None
     assert settled.stride is not None
-    branches, where = case(technique, clip, 6, 5)
-    assert list(where) == starts(frames_lat, settled.window, settled.stride)
-    before = {name: z.clone() for name, z in branches.items()}
-    fused = settled.fuse(branches.__getitem__, STEP, (frames_lat, 2, 3))
-    error = (fused - by_windows(branches, where, settled.window, technique.components, frames_lat)).abs().max()
+    outputs = case(technique, clip, 6, 5)
+    first = starts(frames_lat, settled.window, settled.stride)
+    fused = settled.fuse(outputs, STEP, (frames_lat, 2, 3))
+    error = (fused - by_windows(outputs, first, settled.window, technique.components, frames_lat)).abs().max()
     print(f"{frames_lat} frames {sets}: {error:.1e}")
     assert error < 1e-11
-    assert all(torch.equal(z, before[name]) for name, z in branches.items())
 
 
 def test_single_precision_chooses_and_mixes_alike() -> None:
     technique = FreePca()
-    branches, where = case(technique, CLIP, 6, 5)
-    singles = {name: z.float() for name, z in branches.items()}
-    fused = technique.settled(CLIP).fuse(singles.__getitem__, STEP, (81, 2, 3))
-    exact = by_windows(singles, where, 21, 3, 81)
+    singles = case(technique, CLIP, 6, 5).of(Tensor.float)
+    fused = technique.settled(CLIP).fuse(singles, STEP, (81, 2, 3))
+    exact = by_windows(singles, starts(81, 21, 5), 21, 3, 81)
     print(f"float32: {(fused - exact).abs().max():.1e} on values up to {exact.abs().max():.0f}")
     assert fused.dtype == torch.float32
     assert (fused - exact).abs().max() < 1e-5 * exact.abs().max()
@@ -125,10 +135,10 @@ def test_single_precision_chooses_and_mixes_alike() -> None:
 
 def test_each_sample_chooses_its_own_components() -> None:
     technique, grid = FreePca(), (81, 2, 3)
-    branches, _ = case(technique, CLIP, 6, 5)
-    together = technique.settled(CLIP).fuse(branches.__getitem__, STEP, grid)
+    outputs = case(technique, CLIP, 6, 5)
+    together = technique.settled(CLIP).fuse(outputs, STEP, grid)
     for sample in (0, 1):
-        alone = technique.settled(CLIP).fuse(lambda name, at=sample: branches[name][at : at + 1], STEP, grid)  # type: ignore[misc]
+        alone = technique.settled(CLIP).fuse(outputs.of(lambda z, at=sample: z[at : at + 1]), STEP, grid)  # type: ignore[misc]
         assert torch.allclose(together[sample], alone[0], rtol=0, atol=1e-12)
 
 
@@ -173,28 +183,24 @@ def test_covariance_in_pieces_equals_covariance_at_once(monkeypatch: pytest.Monk
 
 def test_equal_branches_are_themselves_to_rounding() -> None:
     x = moving(2, 81, 30, 1).view(2, -1, 5)
-    fused = FreePca().settled(CLIP).fuse(lambda name: x.clone(), STEP, (81, 2, 3))
-    # every window of a branch reads the same frames, so the mean over windows is the mean of equal values
+    windows = [x[:, 6 * start : 6 * (start + 21)] for start in starts(81, 21, 5)]
+    fused = FreePca().settled(CLIP).fuse(Outputs(x, windows), STEP, (81, 2, 3))
+    # every window reads the same frames, so the mean over windows is the mean of equal values
     assert (fused - x).abs().max() < 1e-13 * x.abs().max()
 
 
 @pytest.mark.parametrize(("frames_lat", "window", "stride"), [(81, None, None), (40, 9, 9), (31, 9, 4), (22, 21, 1)])
-def test_local_branches_cover_every_window_once(frames_lat: int, window: int | None, stride: int | None) -> None:
+def test_the_local_branch_has_a_pass_for_every_window(frames_lat: int, window: int | None, stride: int | None) -> None:
     clip = Clip(frames_lat, 21, (1.0,))
     technique = FreePca(window=window, stride=stride)
     branches = technique.branches(neutral(frames_lat), clip, 0, 10)
-    found = []
+    assert list(branches) == ["global", "local"]
     length = window or 21
-    for name in list(branches)[1:]:
-        (one,) = branches[name].passes
-        assert set(one.weight) <= {0.0, 1.0}
-        assert (one.visible.any(axis=1) == (one.weight > 0)).all()
-        for start in range(frames_lat - length + 1):
-            block = np.zeros(frames_lat, dtype=bool)
-            block[start : start + length] = True
-            if (one.visible[block] == block).all():
-                found.append(start)
-    assert sorted(found) == starts(frames_lat, length, stride or 5)
+    for one, start in zip(branches["local"].passes, starts(frames_lat, length, stride or 5), strict=True):
+        block = np.zeros(frames_lat, dtype=bool)
+        block[start : start + length] = True
+        assert (one.visible == block[:, None] & block).all()
+        assert (one.weight == block).all()
 
 
 def test_after_the_split_the_mean_over_windows_of_local_attention() -> None:
@@ -202,7 +208,7 @@ def test_after_the_split_the_mean_over_windows_of_local_attention() -> None:
                             Pass(distances(30) + 1, np.ones((30, 30), dtype=bool), np.full(30, 0.75))))  # fmt: skip
     technique = FreePca(window=8, stride=3)
     names = [list(technique.branches(frame_plan, Clip(30, 8, (1.0,)), step, 50)) for step in range(50)]
-    assert names == [["global", "local-0", "local-1", "local-2", "local-3"]] * 38 + [["local"]] * 12
+    assert names == [["global", "local"]] * 38 + [["local"]] * 12
     local = technique.branches(frame_plan, Clip(30, 8, (1.0,)), 49, 50)["local"]
     assert local.gain == 1
     total = np.zeros((30, 30))  # weight that frame i gives to the windows in which it sees frame j
@@ -227,7 +233,7 @@ def test_entropy_scales_the_global_branch_alone() -> None:
     sixteen = FreePca().branches(neutral(64), Clip(64, 16, (1.0,)), 0, 10)
     assert sixteen["global"].gain == pytest.approx(1.2247, abs=1e-4)
     assert FreePca().branches(neutral(81), CLIP, 0, 10)["global"].gain == pytest.approx(1.201, abs=1e-3)
-    assert sixteen["local-0"].gain == 1
+    assert sixteen["local"].gain == 1
     assert FreePca(entropy=False).branches(neutral(64), Clip(64, 16, (1.0,)), 0, 10)["global"].is_neutral
 
 

@@ -1,0 +1,254 @@
+"""Merged passes against one dense softmax, and against the executor's other way; and what `arrange` computes.
+
+Legend: B batch, T frames, n tokens per frame, H heads, D head dim, P passes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from longgen.attention import bands, executor, merge, parts, structure, sums
+from longgen.attention.sums import summing
+from longgen.backbones.pipeline import Call
+from longgen.context.freenoise import FreeNoise
+from longgen.context.keyframes import Keyframes
+from longgen.context.sink import Sink
+from longgen.context.tsa import Tsa
+from longgen.frameplan import Clip, FramePlan, neutral
+from longgen.fusion.freepca import FreePca
+from longgen.plan import Program
+from longgen.positions.longdiff import LongDiff
+from longgen.positions.vrpr import Vrpr
+from tests.attention import test_executor
+from tests.attention.dense import dense
+from tests.attention.test_executor import N_FRAME, PLANS, T, family, plan_of, qkv
+
+__all__ = ["family", "qkv"]
+
+CLIP = Clip(T, 4, (1.0,))
+SCALE = np.array([1.0, 0.5, 1.3, 1.0])
+FREEPCA = FreePca(window=4, stride=3)
+MERGED = {
+    **{name: plan for name, plan in PLANS.items() if all(one.stripe is None for one in plan.passes)},
+    "windows": FreeNoise(window=4, stride=1).reshape(neutral(T), CLIP),
+    "windows, a stride that does not fit": FreeNoise(window=4, stride=3).reshape(neutral(T), CLIP),
+    "windows, uniform": FreeNoise(window=5, stride=2, weights="uniform").reshape(neutral(T), CLIP),
+    "windows, gain and scale": replace(FreeNoise(window=4, stride=3).reshape(neutral(T), CLIP), gain=1.7, scale=SCALE),
+    "windows with a sink": Sink(frames=1).reshape(FreeNoise(window=4, stride=2).reshape(neutral(T), CLIP), CLIP),
+    "windows at random times": FreeNoise(window=4, stride=3).reshape(PLANS["random rel"], CLIP),
+    "tiers": Vrpr().reshape(neutral(T), Clip(T, 5, (1.0,))),
+    "tiers, floors": Vrpr(variant="code").reshape(neutral(T), Clip(T, 5, (1.0,))),
+    "tiers, other floors": Vrpr(variant="paper").reshape(neutral(T), Clip(T, 5, (1.0,))),
+    "tiers in windows": FreeNoise(window=6, stride=2).reshape(Vrpr().reshape(neutral(T), Clip(T, 5, (1.0,))), CLIP),
+    "shifted groups": LongDiff().reshape(neutral(T), CLIP),
+    "shifted groups, clipped": LongDiff(mode="clip").reshape(neutral(T), CLIP),
+    "a sink at its own times": Tsa(dense=2, stripe=2).reshape(neutral(T), CLIP),
+    "windows of a fusion": FREEPCA.branches(neutral(T), CLIP, 0, 2)["local"],
+    "windows of a fusion, groups": FREEPCA.branches(LongDiff().reshape(neutral(T), CLIP), CLIP, 0, 2)["local"],
+}
+STRIPED = {
+    **{name: plan for name, plan in PLANS.items() if any(one.stripe is not None for one in plan.passes)},
+    "stripes of nine tokens": Tsa(dense=1, stripe=4, stripe_share=0.3).reshape(neutral(T), CLIP),
+    "stripes, with a tail": Tsa(dense=0, stripe=3, stripe_share=0.5, tail=True).reshape(neutral(T), CLIP),
+    "stripes, gain and scale": replace(Tsa(dense=1, stripe=4).reshape(neutral(T), CLIP), gain=1.7, scale=SCALE),
+    "stripes in tiers": Tsa(dense=1, stripe=4, reencode="vrpr").reshape(
+        Vrpr().reshape(neutral(T), Clip(T, 5, (1.0,))), Clip(T, 5, (1.0,))
+    ),
+}
+
+
+def merged(plan: FramePlan, family: Call, qkv: tuple[Tensor, Tensor, Tensor], seen: np.ndarray | None = None) -> Tensor:
+    """`plan` merged, whether or not that is the cheaper way."""
+    operator = family.summing(qkv[0])
+    assert operator is not None
+    return merge.mean(parts.arrange(plan.passes, N_FRAME, seen is not None), operator, plan, family, *qkv, seen)
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_equals_dense_softmax(name: str, family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    exact = dense(MERGED[name], *qkv, family.rotary, family.stock)  # type: ignore[arg-type]
+    before = [x.clone() for x in qkv]
+    difference = (merged(MERGED[name], family, qkv).double() - exact).abs().max().item()
+    print(f"{name}: max difference {difference:.1e}")
+    assert difference < 5e-6
+    assert all(torch.equal(x, y) for x, y in zip(qkv, before, strict=True))
+
+
+@pytest.mark.parametrize("name", [*MERGED, *STRIPED])
+def test_a_backend_that_does_not_say_what_it_summed_gives_the_same(
+    name: str, family: Call, qkv: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Call, "summing", lambda self, q, masked=False: None)
+    plan = (MERGED | STRIPED)[name]
+    exact = dense(plan, *qkv, family.rotary, family.stock)  # type: ignore[arg-type]
+    assert (executor.run_plan(plan, family, *qkv).double() - exact).abs().max() < 5e-6
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 16])
+@pytest.mark.parametrize("name", STRIPED)
+def test_stripes_apart_equal_dense_softmax(
+    name: str, chunk: int, family: Call, qkv: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("longgen.frameplan.SMALLEST_CHUNK", chunk)
+    exact = dense(STRIPED[name], *qkv, family.rotary, family.stock)  # type: ignore[arg-type]
+    assert (executor.run_plan(STRIPED[name], family, *qkv).double() - exact).abs().max() < 5e-6
+    apart = executor._striped(STRIPED[name], family, *qkv) is not None
+    assert apart == (name not in ("stripes, random rel, scaled", "stripes in tiers"))
+
+
+@pytest.mark.parametrize("name", ["windows", "windows, gain and scale", "tiers", "shifted groups"])
+def test_half_precision_is_rounded_once(name: str, family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    half = tuple(x.bfloat16() for x in qkv)
+    exact = dense(MERGED[name], *half, family.rotary, family.stock)  # type: ignore[arg-type]
+    output = merged(MERGED[name], family, half)  # type: ignore[arg-type]
+    difference = (output.double() - exact).abs().max().item()
+    direct = replace(neutral(T), gain=MERGED[name].gain, scale=MERGED[name].scale)
+    plain = dense(direct, *half, family.rotary, family.stock)  # type: ignore[arg-type]
+    stock = (executor.run_plan(direct, family, *half).double() - plain).abs().max().item()  # type: ignore[arg-type]
+    print(f"{name}: max difference {difference:.1e}, of the stock call {stock:.1e}")
+    assert output.dtype == torch.bfloat16
+    assert difference < 3 * stock
+
+
+def test_stripes_in_half_precision(family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    half = tuple(x.bfloat16() for x in qkv)
+    plan = STRIPED["stripes of nine tokens"]
+    output = executor._striped(plan, family, *half)  # type: ignore[arg-type]
+    assert output is not None
+    assert output.dtype == torch.bfloat16
+    assert (output.double() - dense(plan, *half, family.rotary, family.stock)).abs().max() < 0.03  # type: ignore[arg-type]
+
+
+def test_large_logits_neither_overflow_nor_vanish(family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Windows whose sums differ by more than a float can hold."""
+    q, k, v = qkv
+    k = k * torch.linspace(0.1, 60, T).repeat_interleave(N_FRAME)[:, None, None]
+    exact = dense(MERGED["windows"], q, k, v, family.rotary, family.stock)  # type: ignore[arg-type]
+    assert (merged(MERGED["windows"], family, (q, k, v)).double() - exact).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["shifted groups", "tiers"])
+def test_key_frames_that_are_chosen_at_run_time(name: str, family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    plan = Keyframes(window=1, segments=3).reshape(MERGED[name], CLIP)
+    seen = np.isin(np.arange(T), [0, 4, 8])
+    exact = dense(
+        replace(plan, key_frames=None).see_also(np.broadcast_to(seen, (T, T))), *qkv, family.rotary, family.stock  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert (merged(plan, family, qkv, seen).double() - exact).abs().max() < 5e-6
+
+
+@pytest.mark.parametrize("way", ["merged", "one after the other"])
+@pytest.mark.parametrize("name", ["windows of a fusion", "windows of a fusion, groups"])
+def test_windows_come_apart(
+    name: str, way: str, family: Call, qkv: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way != "merged":
+        monkeypatch.setattr(Call, "summing", lambda self, q, masked=False: None)
+    plan = MERGED[name]
+    starts = FREEPCA.starts(T)
+    branches = executor.Branches(Program({"local": plan}), family, *qkv)
+    windows = dict(branches.apart("local", len(starts)))
+    assert sorted(windows) == list(range(len(starts)))
+    size = len(plan.passes) // len(starts)
+    for index, start in enumerate(starts):
+        one = replace(plan, passes=plan.passes[index * size : (index + 1) * size])
+        exact = dense(one, *qkv, family.rotary, family.stock)[:, start * N_FRAME : (start + 4) * N_FRAME].flatten(2)  # type: ignore[arg-type]
+        assert (windows[index].double() - exact).abs().max() < 5e-6
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_every_pair_is_computed_once_for_each_relative_time(name: str) -> None:
+    passes = MERGED[name].passes
+    made = parts.arrange(passes, N_FRAME)
+    shown = [set() for _ in passes]  # type: list[set[tuple[int, int]]]
+    computed: Counter[tuple[int, int, float]] = Counter()
+    for block in made.blocks:
+        for part in block.parts:
+            rows = made.order[slice(*part.queries)]
+            times = block.times[part.turn][part.queries[0] - block.queries[0] : part.queries[1] - block.queries[0]]
+            for row, time, held in zip(rows, times, part.held.T, strict=True):
+                for key in part.keys:
+                    rel = time - made.tables[part.table][key]
+                    computed[int(row), int(made.order[key]), round(rel, 5)] += 1
+                    for index in np.flatnonzero(held):
+                        assert passes[index].rel[row, made.order[key]] == pytest.approx(rel, abs=1e-6)
+                        shown[index].add((int(row), int(made.order[key])))
+    for one, own in zip(passes, shown, strict=True):
+        assert own == {(int(i), int(j)) for i, j in np.argwhere(one.visible & (one.weight > 0)[:, None])}
+    assert set(computed.values()) == {1}
+    assert len(computed) == pytest.approx(MERGED[name].density * T**2)
+
+
+def test_tiers_and_shifted_groups_are_recognised() -> None:
+    long = Clip(81, 21, (1.0,))
+    tiers = parts.arrange(Vrpr().reshape(neutral(81), long).passes, 1560)
+    assert {tuple(np.unique(np.diff(table).round(6))) for table in tiers.tables} >= {(0.125,), (0.5,), (1.0,)}
+    groups = LongDiff().reshape(neutral(81), long)
+    made = parts.arrange(groups.passes, 1560)
+    assert (made.order[1], len(made.tables)) == (4, 1)
+    pairs = sum(len(part.keys) * part.held.shape[1] for block in made.blocks for part in block.parts)
+    assert pairs / 81**2 == pytest.approx(groups.density) == pytest.approx(1.75, abs=0.02)
+    assert parts.arrange(FreeNoise().reshape(neutral(81), long).passes, 1560).positions is not None
+
+
+def test_merging_is_taken_where_it_is_cheaper(family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    long = replace(family, grid=(81, 4, 4))
+    q = torch.zeros(1, 81 * 64, 2, 24)
+    clip = Clip(81, 21, (1.0,))
+    assert executor._merging(FreeNoise().reshape(neutral(81), clip), long, q) is not None
+    assert executor._merging(LongDiff().reshape(neutral(81), clip), long, q) is not None
+    assert executor._merging(neutral(81), long, q) is None
+    assert executor._merging(plan_of(test_executor.REL), family, qkv[0]) is None
+
+
+def test_only_the_native_backend_without_text_says_what_it_summed(family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    text = (qkv[1][:, :5], qkv[2][:, :5])
+    assert family.summing(qkv[0]) is not None
+    assert replace(family, backend="native").summing(qkv[0]) is not None
+    assert replace(family, backend="flash").summing(qkv[0]) is None
+    assert replace(family, text=text).summing(qkv[0]) is None
+    assert replace(family, parallel=object()).summing(qkv[0]) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_the_operator_gives_the_sum(dtype: torch.dtype) -> None:
+    operator = summing(torch.device("cpu"), dtype, 24)
+    assert operator is not None
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, tokens, 3, 24, generator=generator).to(dtype) for tokens in (7, 70, 70))
+    output, log_sum = operator(q, k, v)
+    logits = torch.einsum("bqhd,bkhd->bhqk", q.double(), k.double()) / 24**0.5
+    assert (output.shape, log_sum.shape) == (q.shape, (2, 3, 7))
+    assert (log_sum - logits.logsumexp(-1)).abs().max() < (1e-5 if dtype.itemsize > 2 else 1e-3)
+
+
+def test_an_operator_that_refuses_or_lies_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert summing(torch.device("meta"), torch.float32, 24) is None
+
+    def wrong(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        output, log_sum = operator(q, k, v)
+        return output, log_sum / np.log(2)
+
+    def refusing(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        raise RuntimeError("no kernel for it")
+
+    operator = summing(torch.device("cpu"), torch.float32, 24)
+    assert operator is not None
+    assert sums._works(operator, torch.device("cpu"), torch.float32, 24)
+    assert not sums._works(wrong, torch.device("cpu"), torch.float32, 24)
+    assert not sums._works(refusing, torch.device("cpu"), torch.float32, 24)
+
+
+def test_costs_agree_with_what_is_computed() -> None:
+    plan = FreeNoise().reshape(neutral(81), Clip(81, 21, (1.0,)))
+    schedules = [structure.analyse(one) for one in plan.passes]
+    made = parts.arrange(plan.passes, 1560)
+    per_pair = 81**2 * 1560**2
+    assert made.cost(1560) / per_pair == pytest.approx(plan.density, rel=0.05)
+    assert parts.cost(schedules, 1560) / per_pair == pytest.approx(sum(one.density for one in plan.passes), rel=0.05)

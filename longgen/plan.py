@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from longgen import frames
+from longgen import frames, price
 from longgen.backbones.spec import CAPABILITIES, SPECS, BackboneSpec
 from longgen.catalog import TECHNIQUES
 from longgen.catalog import technique as technique_class
@@ -31,8 +31,6 @@ from longgen.frameplan import Clip, FramePlan, neutral
 from longgen.preset import Preset, Sample, name_of
 from longgen.schedule import Schedule, by_chunk, check, weights
 from longgen.technique import FrameTechnique, FrequencyTechnique, Fusion, Grid, NoiseTechnique, Refine, Sampling, Technique
-
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +44,10 @@ class Program:
     def density(self) -> float:
         """Attention computed, as a share of direct attention; above 1 with several branches."""
         return sum(plan.density for plan in self.branches.values())
+
+    def density_at(self, tokens: int) -> float:
+        """`density` at `tokens` a frame."""
+        return sum(plan.density_at(tokens) for plan in self.branches.values())
 
 
 @dataclass(frozen=True)
@@ -139,24 +141,6 @@ class Plan:
         programs, table, _ = _programs(self.acting, clip, own, self.spec.layers, self.steps)
         return programs, table
 
-    @cached_property
-    def _rolled_cost(self) -> tuple[float, float]:
-        """Arithmetic and attention of one layer over a rollout, clean passes included, against direct sampling of all frames."""
-        chunk = self.seen.frames_lat
-        at = np.unique(np.linspace(1, self.rounds, min(self.rounds, COSTED_CHUNKS)).round().astype(int))
-        arithmetic, attention = [], []
-        for frames_lat in (at * chunk).tolist():
-            programs, table = self.rolled(frames_lat, chunk)
-            grid, keys = self.seen_grid, frames_lat * math.prod(self.seen_grid[1:])
-            each = np.array([(self.operations(p, grid, keys), p.density if p else 1.0) for p in programs])[table]
-            passes = each.mean(axis=0).sum(axis=0) + each.mean(axis=0)[-1] * (frames_lat < chunk * self.rounds)
-            arithmetic.append(passes[0])
-            attention.append(passes[1] * chunk * frames_lat)
-        chunks, asked = np.arange(1, self.rounds + 1), self.preset.sample.steps or self.spec.steps
-        whole = self.operations(None, self.grid) * asked, self.frames_lat**2 * asked
-        sums = (float(np.interp(chunks, at, each).sum()) for each in (arithmetic, attention))
-        return tuple(part / all_ for part, all_ in zip(sums, whole, strict=True))  # type: ignore[return-value]
-
     @property
     def rounds_lat(self) -> int:
         """Latent frames of all chunks of a rollout, the last one whole."""
@@ -195,66 +179,32 @@ class Plan:
 
         keys: in a rollout, the tokens that attention is over, its own included.
         """
-        grid = grid or self.seen_grid
-        tokens, width, spec = math.prod(grid), self.spec.width, self.spec
-        if spec.joint_text:
-            around = (tokens + spec.text_tokens) * (8 * width**2 + 4 * width * spec.ffn_dim)
-            around += 4 * (2 * tokens + spec.text_tokens) * spec.text_tokens * width
-        else:
-            around = tokens * (12 * width**2 + 4 * width * spec.ffn_dim)
-            around += 0 if keys else spec.text_tokens * 4 * width**2  # a rollout makes the text's keys and values once
-            around += 4 * tokens * spec.text_tokens * width
-        attention = 4 * tokens * (keys or tokens) * width
-        if program is None:
-            return around + attention
-        fused = program.fusion.operations(grid, width) if program.fusion else 0
-        return around + round(attention * program.density) + fused
+        return price.operations(self, program, grid or self.seen_grid, keys)
+
+    @cached_property
+    def _cost(self) -> tuple[float, float]:
+        return price.cost(self)
 
     @property
     def cost(self) -> float:
-        """Arithmetic of the transformer over the whole schedule, against direct sampling of the same length in its own steps."""
-        if self.chunk_lat is not None:
-            return self._rolled_cost[0]
-        per_program = np.array([self.operations(program) for program in self.programs], dtype=np.float64)
-        return float(self._calls_ratio * per_program[self.table].mean() / self.operations(None, self.grid))
+        """Arithmetic of the transformer over the whole schedule, against direct sampling of the same length in its own steps.
 
-    @property
-    def _calls_ratio(self) -> float:
-        """Model calls against those of direct sampling, which takes the steps that are asked or the backbone's own."""
-        return self.calls * self.steps / (self.preset.sample.steps or self.spec.steps)
+        The floor of what a run can take: `longgen bench` sets the time beside it.
+        """
+        return self._cost[0]
 
     @property
     def attention_cost(self) -> float:
         """Frame pairs attended over the whole schedule, against direct sampling."""
-        if self.chunk_lat is not None:
-            return self._rolled_cost[1]
-        density = np.array([1.0 if program is None else program.density for program in self.programs])
-        return float(self._calls_ratio * density[self.table].mean() * (self.seen.frames_lat / self.frames_lat) ** 2)
+        return self._cost[1]
 
     def cache_bytes(self, dtype: str) -> int:
         """A rollout's cache: keys as they are and as they are turned, and values; those of the text; with guidance all twice."""
-        if self.chunk_lat is None:
-            return 0
-        batch = 2 if (self.sample.guidance_scale or 0) > 1 else 1
-        tokens = 3 * self.slots_lat * math.prod(self.grid[1:]) + 2 * self.spec.text_tokens
-        return BYTES[dtype] * batch * tokens * self.spec.width * self.spec.layers
+        return price.cache_bytes(self, dtype)
 
     def memory_bytes(self, dtype: str, offload: str = "none") -> dict[str, int]:
         """Estimated peak on the device, by part. Formula: README, "Memory"."""
-        size, tokens, width = BYTES[dtype], math.prod(self.seen_grid), self.spec.width
-        branches = min(3, max((len(p.branches) for p in self.programs if p), default=1))  # a fusion holds no more at a time
-        attention = tokens * width * (7 + branches)
-        feed_forward = tokens * (2 * width + 2 * self.spec.ffn_dim)
-        activations = size * max(attention, feed_forward) + 2 * tokens * self.spec.head_dim * 4
-        weights = size * self.spec.parameters
-        companions = size * self.spec.companions
-        activations += self.cache_bytes(dtype)
-        peak = weights + activations + companions
-        if offload == "model":
-            peak = max(companions, weights + activations)
-        elif offload in ("group", "sequential"):
-            peak = max(weights, companions) // 10 + activations
-        return {"weights": weights, "companions": companions, "activations": activations, "peak": peak}
+        return price.memory_bytes(self, dtype, offload)
 
     def branches(self) -> dict[str, tuple[FramePlan, list[int], list[int]]]:
         """Every distinct branch by name, with the layers and the steps that run it; `main` where there is no fusion."""
@@ -406,9 +356,9 @@ def _completed(preset: Preset, spec: BackboneSpec) -> tuple[Technique, ...]:
     return techniques
 
 
+FLOOR = "arithmetic against direct sampling"  # what `Plan.cost` is, in the words of plan, bench and presets
 LONG = 4  # times the native length: where costs are compared
 VERDICTS = ("position-sensitive", "context-sensitive")  # what a probe says of layers
-COSTED_CHUNKS = 33  # of a rollout; between them cost changes evenly
 
 
 def on_every_backbone(preset: Preset) -> dict[str, Plan | UsageError]:

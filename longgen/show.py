@@ -12,7 +12,7 @@ from longgen.backbones.spec import SPECS, BackboneSpec
 from longgen.backbones.tiny import grammar
 from longgen.errors import UsageError
 from longgen.frameplan import FramePlan, neutral
-from longgen.plan import LONG, Plan, count_label, human_bytes, on_every_backbone
+from longgen.plan import FLOOR, LONG, Plan, count_label, human_bytes, on_every_backbone
 from longgen.preset import Preset, name_of
 from longgen.technique import NoiseTechnique
 
@@ -60,7 +60,7 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True) -> str:
     memory = plan.memory_bytes(dtype, offload)
     lines += [
         "",
-        f"cost against direct sampling: {plan.cost:.2f} of all arithmetic, {plan.attention_cost:.2f} of attention",
+        f"floor: {plan.cost:.2f} ({FLOOR}; of attention alone {plan.attention_cost:.2f})",
         f"memory estimate ({dtype}, offload {offload}): {human_bytes(memory['peak'])}"
         f" = transformer {human_bytes(memory['weights'])}, activations {human_bytes(memory['activations'])},"
         f" text encoder and VAE {human_bytes(memory['companions'])}",
@@ -182,7 +182,7 @@ def presets_text(presets: list[Preset]) -> str:
         rows.append((preset.name, cost, techniques, _able(row["backbones"], list(row["refused"])), preset.source.split(";")[0]))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, (*widths, 0), strict=True)).rstrip() for row in rows]
-    lines.append(f"cost: arithmetic against direct sampling at {LONG} times the native length, on {' or else '.join(COSTED)}")
+    lines.append(f"cost: {FLOOR} at {LONG} times the native length, on {' or else '.join(COSTED)}")
     return "\n".join(lines)
 
 

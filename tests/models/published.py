@@ -9,15 +9,16 @@ from typing import Any
 import diffusers
 import torch
 
+from longgen.backbones import random
 from longgen.backbones.spec import BackboneSpec
 
 PIPELINES = {"wan": "Wan", "ltx": "LTX", "cogvideox": "CogVideoX", "hunyuan": "HunyuanVideo"}
-CLASSES = {  # by family: transformer and VAE
-    "wan": (diffusers.WanTransformer3DModel, diffusers.AutoencoderKLWan),
-    "causal-wan": (diffusers.WanTransformer3DModel, diffusers.AutoencoderKLWan),
-    "ltx": (diffusers.LTXVideoTransformer3DModel, diffusers.AutoencoderKLLTXVideo),
-    "cogvideox": (diffusers.CogVideoXTransformer3DModel, diffusers.AutoencoderKLCogVideoX),
-    "hunyuan": (diffusers.HunyuanVideoTransformer3DModel, diffusers.AutoencoderKLHunyuanVideo),
+VAES = {
+    "wan": diffusers.AutoencoderKLWan,
+    "causal-wan": diffusers.AutoencoderKLWan,
+    "ltx": diffusers.AutoencoderKLLTXVideo,
+    "cogvideox": diffusers.AutoencoderKLCogVideoX,
+    "hunyuan": diffusers.AutoencoderKLHunyuanVideo,
 }
 WAN_VAE_22 = dict(
     base_dim=160, decoder_base_dim=256, z_dim=48, is_residual=True, in_channels=12, out_channels=12, patch_size=2,
@@ -25,29 +26,15 @@ WAN_VAE_22 = dict(
 )  # fmt: skip
 
 
-def settings(spec: BackboneSpec) -> dict[str, Any]:
-    """What the published configs set; the classes' defaults are the rest."""
-    size = dict(num_attention_heads=spec.heads, attention_head_dim=spec.head_dim)
-    if spec.family == "cogvideox":
-        return size | dict(num_layers=spec.layers, use_rotary_positional_embeddings=spec.rotary_dims > 0)
-    if spec.family in ("wan", "causal-wan"):
-        text = dict(text_dim=64, freq_dim=64) if spec.name in ("tiny", "tiny-causal") else {}
-        return size | text | dict(
-            patch_size=spec.patch, ffn_dim=spec.ffn_dim, in_channels=spec.latent_channels, out_channels=spec.latent_channels,
-            num_layers=spec.layers,
-        )  # fmt: skip
-    return size
-
-
 def transformer(spec: BackboneSpec) -> Any:
     with torch.device("meta"):
-        return CLASSES[spec.family][0](**settings(spec))
+        return random.TRANSFORMERS[spec.family](**random.settings(spec))
 
 
 def write_configs(spec: BackboneSpec, folder: Path) -> None:
     """A folder as a published model's, without its weights."""
     with torch.device("meta"):
-        vae = CLASSES[spec.family][1](**(WAN_VAE_22 if spec.latent_channels == 48 else {}))
+        vae = VAES[spec.family](**(WAN_VAE_22 if spec.latent_channels == 48 else {}))
     vae.save_config(folder / "vae")
     model = transformer(spec)
     model.save_config(folder / "transformer")

@@ -1,0 +1,109 @@
+"""Memory estimates of plans against the tensors alive in the transformers at their published sizes, on shapes without memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from longgen import plan, preset
+from longgen.backbones import Setup, pipeline, random
+from longgen.backbones.spec import SPECS
+from longgen.backbones.wan import Wan
+from longgen.bench.memory import Account
+from longgen.plan import Plan
+from longgen.technique import Step
+
+LAYERS = 2  # a block's tensors are gone when the next one begins
+
+
+def arguments(made: Plan) -> dict[str, Any]:
+    """A call of the model as its pipeline makes it, in bfloat16."""
+    spec, tokens = made.spec, made.tokens
+    frames, height, width = made.frames_lat, *(side // spec.stride_hw for side in reversed(made.size))
+    batch, kind = (2 if spec.family in ("ltx", "cogvideox") else 1), torch.bfloat16
+    video = {"ltx": (tokens, spec.latent_channels), "cogvideox": (frames, spec.latent_channels, height, width)}
+    shape = video.get(spec.family, (spec.latent_channels, frames, height, width))
+    call: dict[str, Any] = dict(
+        hidden_states=torch.zeros(batch, *shape, dtype=kind), timestep=torch.full((batch,), 900),
+        encoder_hidden_states=torch.zeros(batch, spec.text_tokens, 4096, dtype=kind), return_dict=False,
+    )  # fmt: skip
+    mask = torch.ones(batch, spec.text_tokens, dtype=torch.bool)
+    if spec.family == "ltx":
+        call |= dict(
+            encoder_attention_mask=mask, num_frames=frames, height=height, width=width, rope_interpolation_scale=(1.0, 32, 32)
+        )
+    if spec.family == "cogvideox" and spec.rotary_dims:
+        call |= dict(image_rotary_emb=(torch.zeros(tokens, spec.head_dim), torch.zeros(tokens, spec.head_dim)))
+    if spec.family == "hunyuan":
+        call |= dict(
+            encoder_attention_mask=mask, pooled_projections=torch.zeros(1, 768, dtype=kind), guidance=torch.tensor([6000.0])
+        )
+    return call
+
+
+def alive(made: Plan) -> int:
+    """Bytes of the tensors at the peak of one call in the first step, weights apart."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        model = random.TRANSFORMERS[made.spec.family](**random.settings(made.spec)).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    following = nullcontext()
+    if made.table.any():
+        backbone = Wan(made.spec, SimpleNamespace(transformer=model, scheduler=None), Setup("cpu", "bf16"))
+        backbone.clock = Clock(Step(0, tuple(range(1000, 0, -20))))
+        following = backbone.installed(made)
+    call = arguments(made)
+    with following, Account() as account:
+        model(**call)
+    return account.peak
+
+
+@dataclass
+class Clock:
+    step: Step
+    index: int = 0
+    company: None = None
+    observer: None = None
+
+
+@pytest.fixture(autouse=True)
+def only_shapes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No tensor has memory; the operator that tells its sums then cannot be tried before it is used."""
+    operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+    def summing(q: Any, k: Any, v: Any) -> Any:
+        output, sums = operator(*(x.transpose(1, 2) for x in (q, k, v)))
+        return output.transpose(1, 2), sums
+
+    monkeypatch.setattr(pipeline, "summing", lambda *_: summing)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        yield
+
+
+def made_for(name: str, backbone: str, frames: int | None = None) -> Plan:
+    spec = replace(SPECS[backbone], layers=LAYERS)
+    return plan.build(preset.load(name, (), preset.Sample(frames=frames or spec.native_px)), spec)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, spec in SPECS.items() if not spec.built_in and not spec.causal and spec.experts == 1]
+)
+def test_estimates_of_direct_sampling_are_what_is_alive(name: str) -> None:
+    made = made_for("direct", name)
+    assert made.memory_bytes("bf16")["activations"] == pytest.approx(alive(made), rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["sliding-window", "freenoise", "freespec", "vrpr", "ntk"])
+def test_presets_take_what_direct_sampling_takes(name: str) -> None:
+    """At 321 frames of 480x832 of Wan 2.1 1.3B the feed-forward decides, whatever attention does."""
+    direct, made = (made_for(one, "wan2.1-1.3b", 321) for one in ("direct", name))
+    assert alive(made) == pytest.approx(alive(direct), rel=0.03)
+    assert made.memory_bytes("bf16")["activations"] == pytest.approx(alive(made), rel=0.05)

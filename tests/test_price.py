@@ -1,0 +1,134 @@
+"""What plans say they cost, against what torch counts in real transformers as they run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode, bmm_flop, sdpa_flop_count
+
+from longgen import plan, preset
+from longgen.backbones import Setup
+from longgen.backbones.spec import COGVIDEOX_2B, COGVIDEOX_5B, HUNYUANVIDEO, LTX_2B, SELF_FORCING, WAN_1_3B, BackboneSpec
+from longgen.errors import UsageError
+from longgen.plan import Plan
+from longgen.sampling import start
+
+WITHIN = 0.02
+SMALL = dict(layers=2, heads=2, head_dim=64, ffn_dim=256, text_tokens=32, size=(128, 128), parameters=0)
+WAN = replace(WAN_1_3B, native_px=33, rotary_dims=24, intrinsic_component=3, **SMALL,
+              verdicts={"position-sensitive": (0,), "context-sensitive": (1,)})  # fmt: skip
+CAUSAL = replace(SELF_FORCING, native_px=33, rotary_dims=24, intrinsic_component=3, **SMALL)
+OTHERS = {
+    "ltx": replace(LTX_2B, **SMALL | dict(size=(256, 256), ffn_dim=512), native_px=65),
+    "cogvideox": replace(COGVIDEOX_5B, **SMALL | dict(ffn_dim=512), native_px=33),
+    "cogvideox-2b": replace(COGVIDEOX_2B, **SMALL | dict(ffn_dim=512), native_px=33),
+    "hunyuan": replace(HUNYUANVIDEO, **SMALL | dict(layers=3), native_px=33),
+}
+
+
+@contextmanager
+def counting() -> Iterator[FlopCounterMode]:
+    """Counts operations, those included that torch's own counter does not know."""
+
+    def attention(q: Any, k: Any, v: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return sdpa_flop_count(q, k, v)
+
+    def product(_: Any, a: Any, b: Any, *__: Any, out_shape: Any = None, **___: Any) -> int:
+        return bmm_flop(a, b)
+
+    def eigen(a: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return 10 * a[0] * a[-1] ** 3  # no exact number: as FreeSpec prices it
+
+    aten = torch.ops.aten
+    known = {aten._scaled_dot_product_flash_attention_for_cpu: attention, aten.baddbmm_: product, aten._linalg_eigh: eigen}
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=known) as counter:
+        yield counter
+
+
+def built(spec: BackboneSpec) -> Any:
+    from longgen.backbones import random
+
+    return random.build(spec, Setup("cpu", "fp32"))
+
+
+def counted(model: Any, counter: FlopCounterMode) -> list[int]:
+    """Operations of each block, in their order."""
+    counts, transformer = counter.get_flop_counts(), model.pipe.transformer
+    names = {id(module): f"{type(transformer).__name__}.{name}" for name, module in transformer.named_modules()}
+    lists = ("blocks", "transformer_blocks", "single_transformer_blocks")
+    return [sum(counts[names[id(block)]].values()) for name in lists for block in getattr(transformer, name, ())]
+
+
+def made(name: str, spec: BackboneSpec, frames: int) -> Plan | None:
+    try:
+        return plan.build(preset.load(name, (), preset.Sample(frames=frames)), spec)
+    except UsageError:
+        return None
+
+
+@pytest.fixture(scope="module")
+def wan() -> Any:
+    return built(WAN)
+
+
+@pytest.fixture(scope="module")
+def causal() -> Any:
+    return built(CAUSAL)
+
+
+TAKEN = [name for name in preset.names() if made(name, WAN, 129) is not None]
+ROLLED = [name for name in preset.names() if name not in TAKEN]
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_a_plan_s_operations_are_those_that_torch_counts(name: str, wan: Any) -> None:
+    """Of every kind of step and every layer, for one call of the model on what it sees at a time."""
+    long = made(name, WAN, 129)
+    assert long is not None
+    noise = start(wan, long, torch.Generator().manual_seed(0))[:, :, : long.seen.frames_lat]
+    for step in np.unique(long.table, axis=1, return_index=True)[1].tolist():
+        wan.pipe.scheduler.set_timesteps(long.steps)
+        wan.clock.index = step
+        with wan.installed(long), counting() as counter:
+            wan.pipe.transformer(hidden_states=noise, timestep=torch.tensor([500]), **wan.text(""), return_dict=False)
+        for layer, operations in enumerate(counted(wan, counter)):
+            program = long.programs[long.table[layer, step]]
+            assert long.operations(program) == pytest.approx(operations, rel=WITHIN), (step, layer)
+
+
+@pytest.mark.parametrize("name", ROLLED)
+def test_a_rollout_s_cost_is_what_torch_counts_over_all_chunks(name: str, causal: Any) -> None:
+    long = made(name, CAUSAL, 93)
+    assert long is not None
+    generator = torch.Generator().manual_seed(0)
+    with counting() as counter:
+        long.sampling.sample(causal, long, "", start(causal, long, generator), lambda state: None, None, generator)
+    whole = long.operations(None, long.grid) * (long.preset.sample.steps or CAUSAL.steps) * CAUSAL.layers
+    assert long.cost * whole == pytest.approx(sum(counted(causal, counter)), rel=WITHIN)
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_the_other_families_direct_sampling_is_what_torch_counts(family: str) -> None:
+    spec, model = OTHERS[family], built(OTHERS[family])
+    direct = made("direct", spec, spec.native_px)
+    assert direct is not None
+
+    class Enough(Exception): ...
+
+    def stop(*_: Any) -> None:
+        raise Enough
+
+    hook = model.pipe.transformer.register_forward_hook(stop)
+    with counting() as counter, pytest.raises(Enough):
+        model.pipe(**model.call_arguments(direct, "a"), latents=model.packed(start(model, direct, torch.Generator())),
+                   output_type="latent")  # fmt: skip
+    hook.remove()
+    batch = 2 if family in ("ltx", "cogvideox", "cogvideox-2b") else 1  # both branches of guidance in one call
+    for operations in counted(model, counter):
+        assert batch * direct.operations(None) == pytest.approx(operations, rel=WITHIN)

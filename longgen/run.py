@@ -23,7 +23,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -45,13 +45,16 @@ SCHEMA = 1
 LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "imageio-ffmpeg")
 LONGEST_NAME = 240  # bytes; file systems take 255, and temporary names are longer by a few
 IDENTITY = (
-    "prompt", "backbone", "preset", "sample", "seed", "dtype", "lora", "quantize", "attention", "cache", "clip_batch",
-    "schedule",
+    "prompt", "backbone", "preset", "sample", "seed", "dtype", "lora", "quantize", "attention", "cache", "compile",
+    "clip_batch", "schedule",
 )  # fmt: skip  # settings that decide the latents
 
 
 class Progress(NamedTuple):
-    """One report: `phase` is load, sample or decode; `done` of `total`; seconds since the phase began and still to come."""
+    """One report: `phase` is load, calibrate (what a step cache may skip), sample or decode; `done` of `total`.
+
+    Seconds are since the phase began and still to come.
+    """
 
     phase: str
     done: int
@@ -200,7 +203,7 @@ def generate_one(
     import torch
 
     from longgen import checkpoint
-    from longgen.sampling import direct, start
+    from longgen.sampling import direct, magcache, start
 
     folder, device = run_folder(output), str(backbone.device)
     settings = settings_of(plan, prompt, seed, backbone.setup)
@@ -241,7 +244,12 @@ def generate_one(
         scheduler = checkpoint.unpack(tensors, kept["scheduler"])
         state = direct.State(kept["done"], tensors["latents"], scheduler, tensors["generator"])
     write_record("running")
-    with _naming_lack_of_memory("sampling", device, "then add --resume"):
+
+    def calibrating() -> Callable[[int], None]:
+        return _Phase("calibrate", plan.steps, device, report).at
+
+    skipping = nullcontext() if latents is not None else magcache.skipping(backbone, plan, calibrating)
+    with _naming_lack_of_memory("sampling", device, "then add --resume"), skipping:
         if latents is None:
             phase = _Phase("sample", plan.rounds, device, report, done=state.done if state else 0)
 
@@ -318,6 +326,8 @@ def generate_jobs(
             load_s = 0.0
             if loaded is None:
                 loaded, load_s = load(plan.spec, setup, report)
+                if setup.compile:
+                    tell("compiling: the first step takes seconds to minutes more")
             tell(f"seed {job.seed}")
             if plan.sampling is not None and plan.sampling.streams and setup.offload == "none":
                 from longgen.video import partial_of

@@ -92,6 +92,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --quantize $LONGGEN_QUANTIZE
         --attention $LONGGEN_ATTENTION
         --cache $LONGGEN_CACHE
+        --compile $LONGGEN_COMPILE
         --vae-tiling $LONGGEN_VAE_TILING
         --clip-batch $LONGGEN_CLIP_BATCH
         --output -o
@@ -126,6 +127,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --quantize $LONGGEN_QUANTIZE
         --attention $LONGGEN_ATTENTION
         --cache $LONGGEN_CACHE
+        --compile $LONGGEN_COMPILE
         --vae-tiling $LONGGEN_VAE_TILING
         --clip-batch $LONGGEN_CLIP_BATCH
         --baseline
@@ -155,6 +157,29 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --device $LONGGEN_DEVICE
         --offload $LONGGEN_OFFLOAD
         --lora
+        --json
+        --quiet -q
+    """,
+    "bench": """
+        --presets
+        --backbone -m $LONGGEN_BACKBONE
+        --shape
+        --random-weights
+        --accelerate
+        --prompt -p
+        --frames -f --num-frames $LONGGEN_FRAMES
+        --size $LONGGEN_SIZE
+        --steps
+        --set
+        --probe
+        --dtype $LONGGEN_DTYPE
+        --device $LONGGEN_DEVICE
+        --offload $LONGGEN_OFFLOAD
+        --attention $LONGGEN_ATTENTION
+        --cache $LONGGEN_CACHE
+        --compile $LONGGEN_COMPILE
+        --clip-batch $LONGGEN_CLIP_BATCH
+        --output -o
         --json
         --quiet -q
     """,
@@ -216,6 +241,9 @@ def test_every_command_has_help(path: str) -> None:
         (["--quantize", "fp8"], {}, {"quantize": "fp8"}),
         (["--attention", "native"], {}, {"attention": "native"}),
         (["--cache", "first-block:0.1"], {}, {"cache": "first-block:0.1"}),
+        (["--cache", "mag"], {}, {"cache": "mag"}),
+        (["--compile"], {}, {"compile": True}),
+        ([], {"COMPILE": "1"}, {"compile": True}),
         (["--vae-tiling"], {}, {"vae_tiling": True}),
         (["--clip-batch", "4"], {}, {"clip_batch": 4}),
         (["--dtype", "bf16"], {}, {"dtype": "bf16"}),
@@ -244,12 +272,37 @@ def test_loading_flags_reach_the_backbone(
     assert seen == [Setup(**{"device": "cpu", "dtype": "fp32"} | expected)]
 
 
+def test_a_run_goes_on_with_the_flags_that_it_began_with(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from longgen import plan, preset
+    from longgen.backbones import Setup
+    from longgen.backbones.spec import TINY
+
+    setup = Setup(
+        "cpu", "bf16", lora=("a.safetensors:0.5",), quantize="fp8", attention="native", cache="mag", compile=True, clip_batch=2
+    )
+    made = plan.build(preset.load("direct", (), preset.Sample(frames=17)), TINY)
+    seen: list[Setup] = []
+
+    def keep(plan: Any, jobs: Any, setup: Setup, *rest: Any) -> list[run.Failure]:
+        seen.append(setup)
+        return [run.Failure("x", "x.mp4", "x", 0, "not made")]
+
+    monkeypatch.setattr(run, "generate_jobs", keep)
+    (place / "ball.run").mkdir()
+    checkpoint.save_json(
+        place / "ball.run" / "run.json", {"status": "running", "settings": run.settings_of(made, PROMPT, 1, setup)}
+    )
+    longgen("generate", "-o", "ball.mp4", "--resume", "--device", "cpu")
+    assert seen == [setup]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["--cache", "first-block:2"], "--cache first-block:2: '2' is no threshold"),
         (["--cache", "pyramid_attention_broadcast"], "on tiny it gives the unconditioned branch the attention of the conditioned"),
         (["--cache", "fastercache"], "on tiny it assumes that both guidance branches are one batch"),
+        (["--cache", "mag:much"], "--cache mag:much: 'much' is no threshold"),
         (["--cache", "wonder"], "longgen has not tried it"),
         (["--lora", "style.safetensors:much"], "'much' is no scale"),
         (["--quantize", "int3"], "'int3' is not one of 'fp8', 'int8'"),

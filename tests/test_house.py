@@ -25,7 +25,7 @@ SCRIPTS = {f"longgen.backbones.tiny.{name}" for name in ("train", "check", "effe
 # in it that has no row of its own; inside one row imports are free. `longgen` is longgen/__init__.py.
 FLOOR = "longgen errors frames frameplan backbones.spec backbones.checkpoints backbones.find"
 PROBES = "probe.record probe.fingerprint probe.kept"
-PLANNING = f"{FLOOR} technique catalog preset schedule plan"
+PLANNING = f"{FLOOR} technique catalog preset schedule price plan"
 ALLOWED = {
     "longgen": "",
     "errors": "",
@@ -44,7 +44,8 @@ ALLOWED = {
     "catalog": "errors technique positions context fusion",
     "preset": "errors technique catalog",
     "schedule": "errors frames",
-    "plan": "errors frames frameplan backbones.spec technique catalog preset schedule",
+    "price": "",
+    "plan": "errors frames frameplan backbones.spec technique catalog preset schedule price",
     "attention": "errors frames frameplan technique plan backbones.rotary",
     "backbones": f"{PLANNING} backbones.rotary attention",
     "sampling": f"{PLANNING} attention backbones",
@@ -59,12 +60,15 @@ ALLOWED = {
     "doctor": "errors",
     "show": f"{PLANNING} attention backbones",
     "backbones.tiny.effect": f"{PLANNING} backbones sampling probe.choose",
-    "run": f"{PLANNING} backbones sampling checkpoint video probe.choose",
+    "sampling.magcache": f"{PLANNING} backbones sampling checkpoint probe.fingerprint",
+    "run": f"{PLANNING} backbones sampling checkpoint video probe.choose sampling.magcache",
     "progress": "plan run",
     "probe": f"{PLANNING} {PROBES} context fusion attention backbones sampling checkpoint metrics run",
     "compare.record": "errors",
     "compare": f"{PLANNING} backbones sampling checkpoint video metrics run progress probe.choose compare.record",
-    "cli": f"{PLANNING} {PROBES} probe.choose backbones sampling checkpoint video doctor show run progress metrics probe compare",
+    "bench": f"{PLANNING} backbones sampling run progress probe.choose sampling.magcache",
+    "cli": f"{PLANNING} {PROBES} probe.choose backbones sampling checkpoint video doctor show run progress metrics probe compare "
+    "bench",
 }
 ONLY_UNDER = {  # library -> the rows whose modules may import it
     "diffusers": ("longgen.backbones", "longgen.sampling"),

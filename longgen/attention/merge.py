@@ -56,7 +56,9 @@ class Given:
             whole = sums.logsumexp(dim=0)
             shares[rows] += (sums - whole.masked_fill(whole.isneginf(), 0)).exp_() * self._of(weight)
         total = self.sums.new_zeros(batch, frames * tokens, heads, self.outputs[0].shape[3])
-        for part, output, share in zip(self.parts, self.outputs, shares, strict=True):
+        used = (held & (weights[:, None, first:last] > 0)).any(axis=(0, 2))
+        for index in np.flatnonzero(used).tolist():
+            part, output, share = self.parts[index], self.outputs[index], shares[index]
             here, own = (slice(*((frame - first) * per for frame in part.queries)) for per in (tokens, 1))
             total[:, here].addcmul_(output, share[:, :, own].flatten(2).transpose(1, 2)[..., None])
         return total
@@ -86,7 +88,9 @@ def mean(
     weights = np.stack([one.weight for one in plan.passes])[:, made.order]
     total = torch.zeros_like(v, memory_format=torch.contiguous_format).unflatten(1, (plan.frames_lat, -1))
     for block in given(made, summing, plan, family, q, k, v, seen, band):
-        total[:, _places(made.order, block.rows)] = block.mean(weights).to(v).unflatten(1, (block.rows[1] - block.rows[0], -1))
+        total[:, _places(made.order[slice(*block.rows)])] = (
+            block.mean(weights).to(v).unflatten(1, (block.rows[1] - block.rows[0], -1))
+        )
     return total.flatten(1, 2)
 
 
@@ -113,7 +117,7 @@ def apart(
             mine = slice(group * weights.shape[1], (group + 1) * weights.shape[1])
             taken[mine] = weights[group][:, made.order]
             output = block.mean(taken).to(v).unflatten(1, (len(order), -1))
-            held[group][:, np.searchsorted(own, order[rows])] = output[:, rows]
+            held[group][:, _places(np.searchsorted(own, order[rows]))] = output[:, _places(rows)]
             missing[group] -= len(rows)
             if not missing[group]:
                 yield group, held.pop(group).flatten(1, 2)
@@ -175,7 +179,7 @@ def given(
             outputs.append(output)
             sums[index, :, :, first:last] = log_sum.unflatten(-1, (last - first, tokens))
         if band is not None:
-            output, log_sum = (x[:, _places(order, block.queries)] for x in band)
+            output, log_sum = (x[:, _places(order[slice(*block.queries)])] for x in band)
             held = np.ones((len(plan.passes), stop - start), dtype=bool)
             shown.append(Part(block.queries, frames, 0, 0, held, False))
             outputs.append(output.flatten(1, 2))
@@ -184,7 +188,6 @@ def given(
             yield Given(block.queries, shown, outputs, sums)
 
 
-def _places(order: np.ndarray, rows: Range) -> slice | Tensor:
-    """The frames of `rows`, as a slice where they are neighbours."""
-    frames = order[slice(*rows)]
+def _places(frames: np.ndarray) -> slice | Tensor:
+    """`frames` as a slice where they are neighbours."""
     return slice(int(frames[0]), int(frames[-1]) + 1) if (np.diff(frames) == 1).all() else torch.from_numpy(frames)

@@ -29,8 +29,8 @@ class Setup:
 
     device: as torch names it. dtype: of the transformer, fp32, bf16 or fp16. offload: none, model, group or sequential.
     lora: files or hub ids, each with an optional `:scale`. quantize: fp8 or int8 weights. attention: a backend of
-    diffusers. cache: a step cache, as `first-block:0.05`. vae_tiling: the VAE decodes in tiles. clip_batch: clips that are
-    denoised in one call, where sampling goes by clips.
+    diffusers. cache: a step cache, as `first-block:0.05`. compile: the transformer's blocks go through torch.compile.
+    vae_tiling: the VAE decodes in tiles. clip_batch: clips that are denoised in one call, where sampling goes by clips.
     """
 
     device: str
@@ -40,13 +40,14 @@ class Setup:
     quantize: str | None = None
     attention: str | None = None
     cache: str | None = None
+    compile: bool = False
     vae_tiling: bool = False
     clip_batch: int = 1
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide the latents, where they are not the plain ones."""
         plain = Setup(self.device, self.dtype)
-        names = ("lora", "quantize", "attention", "cache", "clip_batch")
+        names = ("lora", "quantize", "attention", "cache", "compile", "clip_batch")
         given = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(plain, name)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
@@ -238,28 +239,28 @@ BROKEN_CACHES = {  # name -> families and reason; measured on diffusers 0.42.1
     "fastercache": (("wan", "ltx", "hunyuan"), "it assumes that both guidance branches are one batch of unpacked latents"),
     "taylorseer": (("wan", "ltx", "cogvideox"), "its patterns match none of the model's attention layers, so that it does nothing"),
     "seacache": (("ltx", "cogvideox", "hunyuan"), "it needs the step and sigma, which only WanPipeline tells it"),
-    "magcache": (
-        ("wan", "ltx", "cogvideox", "hunyuan"),
-        "it needs ratios calibrated for each model and length, and there are none",
-    ),
 }
+CACHES = {"first-block": 0.05, "mag": 0.06}  # name -> diffusers' own threshold
 
 
-def parse_cache(text: str, spec: BackboneSpec) -> float:
-    """`first-block[:threshold]` as its threshold. Raises UsageError, with the reason where a cache is known to be broken."""
+def parse_cache(text: str, spec: BackboneSpec) -> tuple[str, float]:
+    """`first-block[:threshold]` or `mag[:threshold]` as its name and threshold.
+
+    Raises UsageError, with the reason where a cache is known to be broken.
+    """
     name, _, threshold = text.lower().replace("_", "-").partition(":")
     families, reason = BROKEN_CACHES.get(name, ((), ""))
-    if name != "first-block":
+    if name not in CACHES:
         why = f": on {spec.name} {reason}" if spec.family in families else ": longgen has not tried it"
-        raise UsageError(f"--cache {text} is refused{why}", accepted="first-block or first-block:THRESHOLD, as first-block:0.05",
+        raise UsageError(f"--cache {text} is refused{why}", accepted="first-block or mag, or NAME:THRESHOLD, as first-block:0.05",
                          do="take that, or leave --cache out")  # fmt: skip
     try:
-        value = float(threshold or 0.05)
+        value = float(threshold or CACHES[name])
     except ValueError:
         value = -1.0
     if not 0 < value < 1:
         raise UsageError(f"--cache {text}: {threshold!r} is no threshold", accepted="a number between 0 and 1", do="write 0.05")
-    return value
+    return name, value
 
 
 def load(spec: BackboneSpec, setup: Setup) -> Backbone:

@@ -1,4 +1,4 @@
-"""Loads a pipeline with diffusers and hands it the flags: offload, LoRA, quantization, attention backend, step cache, tiling."""
+"""Loads a pipeline with diffusers and hands it the flags: offload, LoRA, quantization, attention, step cache, compiling, tiling."""
 
 from __future__ import annotations
 
@@ -48,10 +48,7 @@ def load(spec: BackboneSpec, setup: Setup) -> PipelineBackbone:
     diffusers_logging.set_verbosity_error()  # what they warn of on loading, the error below says
     diffusers_logging.disable_progress_bar()  # the command line shows its own
     transformers_logging.disable_progress_bar()
-    for text in setup.lora:
-        _check_lora(parse_lora(text)[0])
-    if setup.attention is not None:
-        _check_attention(setup.attention)
+    check(setup)
     kinds = {"default": DTYPES[setup.dtype], "vae": _vae_dtype(spec, setup)}
     quantization = _quantization(spec) if setup.quantize == "int8" else None
     try:
@@ -76,14 +73,33 @@ def load(spec: BackboneSpec, setup: Setup) -> PipelineBackbone:
     if setup.lora:
         pipe.set_adapters([f"lora-{index}" for index in range(len(setup.lora))], [parse_lora(text)[1] for text in setup.lora])
     backbone = family(spec, pipe, setup)
+    set_up(backbone)
+    return backbone
+
+
+def check(setup: Setup) -> None:
+    """Before gigabytes are loaded: whether what the flags name is there. Raises MissingError or UsageError."""
+    for text in setup.lora:
+        _check_lora(parse_lora(text)[0])
+    if setup.attention is not None:
+        _check_attention(setup.attention)
+    if setup.compile:
+        _check_compiler(setup.device)
+
+
+def set_up(backbone: PipelineBackbone) -> None:
+    """Hands the pipeline the flags that act on a loaded model, and brings it to its device. Raises UsageError."""
+    pipe, setup, spec = backbone.pipe, backbone.setup, backbone.spec
     for transformer in backbone.transformers:
+        if setup.compile:
+            _compile(transformer, backbone.layers(transformer))
         if setup.quantize == "fp8":
             transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=DTYPES[setup.dtype])
         if setup.attention is not None:
             _set_attention(transformer, setup.attention)
-        if setup.cache is not None:
-            transformer.enable_cache(FirstBlockCacheConfig(threshold=parse_cache(setup.cache, spec)))
-    if setup.vae_tiling:
+        if setup.cache is not None and (cache := parse_cache(setup.cache, spec))[0] == "first-block":  # the other needs the plan
+            transformer.enable_cache(FirstBlockCacheConfig(threshold=cache[1]))
+    if setup.vae_tiling and pipe.vae is not None:
         _tile(pipe.vae)
     if setup.offload == "model":
         pipe.enable_model_cpu_offload(device=setup.device)
@@ -93,7 +109,6 @@ def load(spec: BackboneSpec, setup: Setup) -> PipelineBackbone:
         pipe.enable_group_offload(onload_device=torch.device(setup.device), offload_type="leaf_level", use_stream=True)
     else:
         pipe.to(setup.device)
-    return backbone
 
 
 def decoder(spec: BackboneSpec, setup: Setup) -> Callable[[Tensor], Iterator[np.ndarray]]:
@@ -120,7 +135,7 @@ def _tile(vae: Any) -> None:
 
 
 def _check_lora(path: str) -> None:
-    """Before gigabytes are loaded: a path is there, or it can be a hub id."""
+    """A path is there, or it can be a hub id."""
     if not os.path.exists(path) and (os.path.isabs(path) or path.startswith(".") or path.count("/") != 1):
         raise MissingError(f"--lora {path}: no such file", accepted="a LoRA in safetensors, its folder, or a hub id (owner/name)",
                            do="check the path")  # fmt: skip
@@ -175,6 +190,28 @@ def _set_attention(transformer: Any, name: str) -> None:
     except (ImportError, RuntimeError, ValueError) as error:
         raise UsageError(f"--attention {name} cannot run here: {' '.join(str(error).split())[:300]}",
                          accepted="one whose library is installed; native always is", do="choose another") from error  # fmt: skip
+
+
+def _compile(transformer: Any, layers: list[Any]) -> None:
+    """Each block's forward, before hooks come onto it.
+
+    diffusers' `compile_repeated_blocks` compiles the block with its hooks: those of MagCache switch compilation off for all that
+    they enclose, and those of FirstBlockCache are graphs of their own. It also knows no blocks of CogVideoX.
+    """
+    own = {id(layer) for layer in layers}
+    for block in transformer.modules():
+        if any(id(child) in own for child in block.children()):
+            block.forward = torch.compile(block.forward)
+
+
+def _check_compiler(device: str) -> None:
+    """Compiles a line, so that what is missing is said early, and in words."""
+    try:
+        torch.compile(torch.nn.functional.silu)(torch.zeros(8, device=device))
+    except Exception as error:  # of many kinds, by what is missing
+        reason = " ".join(str(error).partition("Set TORCH")[0].split())[:300]  # from there on, how to debug torch
+        raise UsageError(f"--compile cannot run here: {reason}", do="install it, or leave --compile out",
+                         accepted="a C++ compiler, as g++, for a CPU; a C compiler and triton for a GPU") from error  # fmt: skip
 
 
 def _explain_load(spec: BackboneSpec, error: Exception) -> LonggenError:

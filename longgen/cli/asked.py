@@ -148,7 +148,9 @@ def plan_of_record(context: typer.Context, output: Path) -> tuple[Plan, list[Job
     plan = run.plan_of(kept, run.run_folder(output) / "run.json")
     job = run.Job(kept["prompt"], kept["seed"], output)
     loading = {name: kept.get(name) for name in ("dtype", "quantize", "attention", "cache")}
-    return plan, [job], loading | {"lora": tuple(kept.get("lora", ())), "clip_batch": kept.get("clip_batch", 1)}
+    return plan, [job], loading | {
+        "lora": tuple(kept.get("lora", ())), "compile": kept.get("compile", False), "clip_batch": kept.get("clip_batch", 1),
+    }  # fmt: skip
 
 
 def kept_seed(output: str | None) -> int:

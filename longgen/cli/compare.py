@@ -14,6 +14,7 @@ from longgen.cli.options import (
     Backbone,
     Cache,
     ClipBatch,
+    Compile,
     Device,
     Dtype,
     Duration,
@@ -94,6 +95,7 @@ def compare(
     quantize: Quantize = None,
     attention: Attention = None,
     cache: Cache = None,
+    compile_: Compile = False,
     vae_tiling: Tiling = False,
     clip_batch: ClipBatch = 1,
     baseline: Annotated[
@@ -147,7 +149,7 @@ def compare(
     texts, numbers, spec = read_prompts(prompt, prompts), read_seeds(seeds), backbone_asked(backbone, quiet)
     names = [name.strip() for name in presets.split(",") if name.strip()]
     loading = dict(device=device, dtype=dtype, offload=offload, lora=loras, quantize=quantize, attention=attention,
-                   cache=cache, vae_tiling=vae_tiling, clip_batch=clip_batch)  # fmt: skip
+                   cache=cache, compile=compile_, vae_tiling=vae_tiling, clip_batch=clip_batch)  # fmt: skip
     flags: dict[str, Any] = dict(frames=frames, size=None if size is None else parse_size(size), steps=steps,
                                  guidance_scale=guidance_scale, negative_prompt=negative_prompt, fps=fps)  # fmt: skip
     folder = output or Path(f"compare-{run.slug(texts[0])}")

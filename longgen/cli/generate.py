@@ -23,6 +23,7 @@ from longgen.cli.options import (
     Backbone,
     Cache,
     ClipBatch,
+    Compile,
     Device,
     Dtype,
     Duration,
@@ -81,6 +82,7 @@ def generate(
     quantize: Quantize = None,
     attention: Attention = None,
     cache: Cache = None,
+    compile_: Compile = False,
     vae_tiling: Tiling = False,
     clip_batch: ClipBatch = 1,
     output: Annotated[
@@ -100,7 +102,7 @@ def generate(
     if resume and overwrite:
         raise UsageError("--resume and --overwrite are both given", accepted="one of them", do="leave one out")
     loading = dict(device=device, dtype=dtype, offload=offload, lora=tuple(lora or ()), quantize=quantize, attention=attention,
-                   cache=cache, vae_tiling=vae_tiling, clip_batch=clip_batch)  # fmt: skip
+                   cache=cache, compile=compile_, vae_tiling=vae_tiling, clip_batch=clip_batch)  # fmt: skip
     if prompt is None and prompts is None and schedule is None and resume and output:
         plan, jobs, kept = plan_of_record(context, Path(output))
         loading |= kept

@@ -65,7 +65,11 @@ Attention = Annotated[
 ]
 Cache = Annotated[
     str | None,
-    typer.Option("--cache", envvar="LONGGEN_CACHE", metavar="NAME[:X]", help="Step cache of diffusers, as first-block:0.05."),
+    typer.Option("--cache", envvar="LONGGEN_CACHE", metavar="NAME[:X]",
+                 help="Step cache of diffusers: first-block or mag, as first-block:0.05."),
+]  # fmt: skip
+Compile = Annotated[
+    bool, typer.Option("--compile", envvar="LONGGEN_COMPILE", help="Compile the model's blocks; the first step waits for it.")
 ]
 ClipBatch = Annotated[
     int,

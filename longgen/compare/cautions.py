@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from longgen.compare.record import Cell, Row
 from longgen.compare.statistics import FLATTERED, LEAST_PAIRS, pairs, still
 
-MUST_AGREE = ("backbone", "dtype", "lora", "quantize", "attention", "cache", "clip_batch", "schedule")
+MUST_AGREE = ("backbone", "dtype", "lora", "quantize", "attention", "cache", "compile", "clip_batch", "schedule")
 SO = {
     "frame rate": "; tiles are matched by time",
     "length": "; a tile stops at its last frame",

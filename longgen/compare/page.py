@@ -320,9 +320,9 @@ def again(cell: Cell) -> str:
         lines.append(f"longgen inspect --toml {shlex.quote(cell.video)} > again.toml")
         words += ["again.toml"]
     words += ["--seed", cell.seed, "--dtype", made["dtype"]]
-    for key in ("lora", "quantize", "attention", "cache", "clip_batch"):
+    for key in ("lora", "quantize", "attention", "cache", "compile", "clip_batch"):
         for value in made[key] if isinstance(made.get(key), list) else [made[key]] if key in made else []:
-            words += [f"--{key.replace('_', '-')}", value]
+            words += [f"--{key.replace('_', '-')}", *([] if value is True else [value])]
     return "\n".join([*lines, shlex.join(map(str, words))])
 
 

@@ -154,7 +154,9 @@ def covariance(local: Tensor, global_: Tensor) -> Tensor:
 
     double = torch.float32 if local.device.type == "mps" else torch.float64
     total = local.new_zeros(2 * len(local), 2 * len(local), dtype=double)
-    held = local.new_empty(2, *local[:, :COLUMNS].shape, dtype=double)  # one for all: to ask for memory takes longer than to fill it
+    held = local.new_empty(
+        2, *local[:, :COLUMNS].shape, dtype=double
+    )  # one for all: to ask for memory takes longer than to fill it
     for columns in zip(local.split(COLUMNS, dim=1), global_.split(COLUMNS, dim=1), strict=True):
         both = held[..., : columns[0].shape[1]]
         for x, own in zip(columns, both, strict=True):

@@ -378,11 +378,12 @@ def test_a_cache_that_nobody_tried_is_refused() -> None:
             parse_cache(text, SPECS["cogvideox-5b"])
 
 
-@pytest.mark.parametrize("text", ["first-block:0", "first-block:1", "first-block:-1", "first-block:much", "first-block:nan"])
+@pytest.mark.parametrize("text", ["first-block:0", "first-block:1", "first-block:-1", "mag:much", "mag:nan"])
 def test_a_threshold_that_cannot_be_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is no threshold"):
         parse_cache(text, TINY)
-    assert parse_cache("first_block", TINY) == parse_cache("First-Block:0.05", TINY) == 0.05
+    assert parse_cache("first_block", TINY) == parse_cache("First-Block:0.05", TINY) == ("first-block", 0.05)
+    assert parse_cache("mag", TINY) == parse_cache("Mag:0.06", TINY) == ("mag", 0.06)
 
 
 # VAE, offload, device

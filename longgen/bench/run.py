@@ -1,0 +1,161 @@
+"""Runs a benchmark: a step of every kind of every preset, then all of them again, so that a drift of the machine hits all alike."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from longgen import preset, run
+from longgen.backbones import Backbone, Setup
+from longgen.backbones.spec import BackboneSpec
+from longgen.bench import steps
+from longgen.bench.kinds import Kind, kinds
+from longgen.bench.memory import weight_bytes
+from longgen.bench.record import DIRECT, Bench, Row, Timed
+from longgen.errors import LonggenError, UsageError
+from longgen.plan import Plan
+from longgen.probe import choose
+from longgen.run import Progress
+
+LIBRARIES = ("torch", "diffusers", "transformers")
+Plans = dict[str, Plan | LonggenError]
+
+
+class HasError(Protocol):
+    """What can fail while the others go on."""
+
+    error: str | None
+
+
+@dataclass
+class Target:
+    """What is run in one go: of `row`, the kinds `timed`. work: its arithmetic, for the time to go."""
+
+    row: Row
+    timed: dict[str, Timed]
+    visit: steps.Visit
+    work: float
+
+
+def plans(names: Sequence[str], spec: BackboneSpec, overrides: Sequence[str], sample: preset.Sample, probe: str | None) -> Plans:
+    """By preset its plan, or why there is none; direct sampling comes first, asked or not.
+
+    An override goes to the presets that have its technique; `probe` to those that ask for one. Raises UsageError for an override
+    that none takes.
+    """
+    made: Plans = {}
+    taken: set[str] = set()
+    for name in dict.fromkeys((DIRECT, *names)):
+        try:
+            bare = preset.load(choose.split(name)[0])
+            techniques = {preset.name_of(technique) for technique in bare.techniques}
+            own = [override for override in overrides if override.partition(".")[0].strip() in techniques]
+            taken.update(own)
+            made[name] = run.planned(name, spec, own, sample, probe=probe if choose.asks(bare) else None)
+        except LonggenError as error:
+            made[name] = error
+    unused = [override for override in overrides if override not in taken]
+    if unused:
+        raise UsageError(f"--set {unused[0]}: none of the presets takes it", do="correct it, or leave it out",
+                         accepted="technique.key=value, of a technique that one of the presets has")  # fmt: skip
+    return made
+
+
+def bench(
+    made: Plans,
+    load: Callable[[], Backbone],
+    setup: Setup,
+    rounds: int,
+    shape: bool = False,
+    report: Callable[[Progress], None] = run.ignore,
+) -> Bench:
+    """Measures every kind of step of the presets in `made`, `rounds` times, and the stock pipeline's. Ctrl-C keeps what is done.
+
+    made: see `plans`. load: the model, called once all plans are known. Raises what stands against direct sampling.
+    """
+    yardstick = made[DIRECT]
+    if not isinstance(yardstick, Plan):
+        raise yardstick
+    rows, targets = _targets(made, yardstick, setup.cache is not None)
+    settings = settings_of(yardstick, setup) | {"rounds": rounds}
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    result = Bench(yardstick.spec.name, shape, run.device_name(setup.device), versions, settings, rows)
+    model = load()
+    result.weights_bytes = weight_bytes(model.transformers)
+    began, spent, total = time.monotonic(), 0.0, rounds * sum(target.work for target in targets)
+    try:
+        for number in range(rounds * len(targets)):
+            report_work(report, number, rounds * len(targets), began, spent, total, setup.device)
+            target = targets[number % len(targets)]
+            if target.row.error is None:
+                with refusing(target.row):
+                    for name, found in target.visit(model, number // len(targets), number < len(targets)).items():
+                        timed = target.timed[name]
+                        timed.seconds.append(found.seconds)
+                        if found.peak_bytes is not None:
+                            timed.peak_bytes = max(timed.peak_bytes or 0, found.peak_bytes)
+            spent += target.work
+        report_work(report, rounds * len(targets), rounds * len(targets), began, spent, total, setup.device)
+    except KeyboardInterrupt as stop:
+        result.stopped = stop
+    return result
+
+
+def _targets(made: Plans, yardstick: Plan, cached: bool) -> tuple[list[Row], list[Target]]:
+    """A row for the stock pipeline, where it has one to compare with, and for each preset; what is to be run for them, in order."""
+    rows, targets = [], []
+
+    def add(row: Row, own: Sequence[Kind], visit: steps.Visit, work: float) -> None:
+        timed = {kind.name: Timed(kind.name, kind.count) for kind in own}
+        row.kinds.extend(timed.values())
+        targets.append(Target(row, timed, visit, work))
+
+    if yardstick.chunk_lat is None:
+        rows.append(Row(steps.STOCK))
+        stock = Kind(steps.STOCK, yardstick.steps, yardstick, tuple(range(yardstick.steps)))
+        add(rows[0], [stock], functools.partial(steps.of_stock, stock, cached), yardstick.cost)
+    for name, plan in made.items():
+        rows.append(Row(plan.preset.name if isinstance(plan, Plan) else name))
+        if not isinstance(plan, Plan):
+            rows[-1].error = plan.given
+            continue
+        rows[-1].floor = plan.cost / yardstick.cost
+        for own, visit in steps.visits(plan, kinds(plan), cached):
+            add(rows[-1], own, visit, own[0].plan.cost)
+    return rows, targets
+
+
+@contextmanager
+def refusing(row: HasError) -> Iterator[None]:
+    """What longgen refuses, or there is no memory for, is said of the row; the others go on."""
+    try:
+        yield
+    except LonggenError as error:
+        row.error = error.given
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        row.error = f"out of memory: {' '.join(str(error).split())[:100]}"
+
+
+def settings_of(yardstick: Plan, setup: Setup) -> dict[str, Any]:
+    """What is run, by the plan of direct sampling."""
+    return {
+        "frames": yardstick.frames_px, "latent_frames": yardstick.frames_lat, "size": [*yardstick.size],
+        "tokens": yardstick.tokens, "steps": yardstick.steps, "guidance_scale": yardstick.sample.guidance_scale,
+        "dtype": setup.dtype, "offload": setup.offload, **setup.deciding(),
+    }  # fmt: skip
+
+
+def report_work(
+    report: Callable[[Progress], None], done: int, of: int, began: float, spent: float, total: float, device: str,
+    phase: str = "bench",
+) -> None:  # fmt: skip
+    """`done` of `of`, since `began`; the time to go is by the work `spent`, of `total`."""
+    elapsed = time.monotonic() - began
+    report(Progress(phase, done, of, elapsed, elapsed / spent * (total - spent) if spent else None, run.memory_bytes(device)))

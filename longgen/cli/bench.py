@@ -1,0 +1,175 @@
+"""longgen bench: what presets cost in time and memory, against direct sampling and against their arithmetic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from longgen.cli.asked import backbone_asked, make_setup, parse_size, warn_of_grammar
+from longgen.cli.options import (
+    Attention,
+    Backbone,
+    Cache,
+    ClipBatch,
+    Compile,
+    Device,
+    Dtype,
+    Frames,
+    Json,
+    Offload,
+    Probe,
+    Quiet,
+    Set,
+    Size,
+)
+from longgen.cli.root import answer, app, reports_errors, say
+from longgen.errors import BatchError, Terminated, UsageError
+
+if TYPE_CHECKING:
+    from longgen.backbones import Backbone as Loaded
+    from longgen.backbones import Setup
+    from longgen.backbones.spec import BackboneSpec
+
+PRESETS = "direct,sliding-window,freenoise,freeloc,freelong,freepca,freespec,longdiff"
+
+
+@app.command()
+@reports_errors
+def bench(
+    context: typer.Context,
+    presets: Annotated[str, typer.Option("--presets", metavar="NAME,NAME", help="Presets or TOML files.")] = PRESETS,
+    backbone: Backbone = None,
+    shape: Annotated[
+        str | None,
+        typer.Option("--shape", metavar="NAME", help="A transformer made for measuring, in place of a model: cpu-attention."),
+    ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Build the model by what is known of it; nothing is downloaded.")
+    ] = False,
+    accelerate: Annotated[
+        str | None,
+        typer.Option(
+            "--accelerate",
+            metavar="NAME,NAME",
+            help="Measure instead what these do to the presets' videos: first-block, mag, NAME:THRESHOLD, compile.",
+        ),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Of --accelerate, in place of longgen's own.")] = None,
+    frames: Frames = None,
+    size: Size = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, metavar="K", help="How often each kind of step is measured.")] = 3,
+    set_: Set = None,
+    probe: Probe = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    offload: Offload = "none",
+    attention: Attention = None,
+    cache: Cache = None,
+    compile_: Compile = False,
+    clip_batch: ClipBatch = 1,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.json", help="Write the JSON there too.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure what presets cost in time and memory: real steps of every kind, against direct sampling and the arithmetic.
+
+    With --accelerate, whole runs: what step caches and compiling do to each preset's video, and to its time.
+    """
+    from longgen import checkpoint, preset, run
+    from longgen.bench import composition, composition_table, table
+    from longgen.bench import run as running
+    from longgen.bench.shape import FRAMES, SHAPES
+    from longgen.progress import progress
+
+    def given(name: str) -> bool:
+        return str(context.get_parameter_source(name)).endswith("COMMANDLINE")  # a variable may stand where nobody looks
+
+    if accelerate is not None and (shape is not None or random_weights):
+        raise UsageError("--accelerate compares videos, and of --shape and --random-weights there are none worth it",
+                         accepted="a model with its own weights: --backbone", do="leave them out")  # fmt: skip
+    if accelerate is not None and (cache is not None or compile_):
+        raise UsageError("--accelerate is given beside --cache or --compile (or LONGGEN_CACHE, LONGGEN_COMPILE)",
+                         accepted="--accelerate alone, as --accelerate first-block:0.05,compile",
+                         do="name there what is to be measured")  # fmt: skip
+    if accelerate is not None and given("steps"):
+        raise UsageError("--steps says how often a step is measured, and --accelerate measures whole runs", accepted="one of them",
+                         do="leave --steps out")  # fmt: skip
+    if accelerate is None and prompt is not None:
+        raise UsageError("--prompt is given, and what a step costs does not depend on it", accepted="--prompt beside --accelerate",
+                         do="leave it out, or add --accelerate")  # fmt: skip
+    if shape is not None and (given("backbone") or random_weights):
+        raise UsageError("--shape is given beside --backbone or --random-weights, and stands for both", accepted="one of them",
+                         do="leave the others out")  # fmt: skip
+    if shape is not None and shape not in SHAPES:
+        raise UsageError(f"--shape {shape} is none that there is", accepted=", ".join(SHAPES), do="take one of them")
+    if probe == "run":
+        raise UsageError("--probe run makes videos, and bench measures", accepted="a probe's file, or published",
+                         do="longgen probe first, or a preset @all")  # fmt: skip
+    if cache is not None and cache.partition(":")[0].startswith("mag"):
+        raise UsageError(f"--cache {cache} first makes a whole video to learn from, and bench runs single steps",
+                         accepted="--cache first-block:THRESHOLD",
+                         do="take that, or --accelerate mag, which makes whole videos")  # fmt: skip
+    if output is not None:
+        run.check_writable(output)
+    spec = backbone_asked(backbone, quiet) if shape is None else SHAPES[shape]
+    setup = make_setup(spec, dict(device=device, dtype=dtype, offload=offload, attention=attention, cache=cache, compile=compile_,
+                                  clip_batch=clip_batch))  # fmt: skip
+    accelerators = _accelerators(accelerate, spec) if accelerate is not None else ()
+    sample = preset.Sample(frames=frames or FRAMES, size=None if size is None else parse_size(size))
+    names = [name.strip() for name in presets.split(",") if name.strip()]
+    made = running.plans(names, spec, set_ or (), sample, "published" if shape is not None and probe is None else probe)
+
+    def load(setup: Setup) -> Loaded:
+        if shape is None and not random_weights:
+            return run.load(spec, setup)[0]
+        from longgen.backbones import random
+
+        return random.build(spec, setup)
+
+    found: composition.Composition | running.Bench
+    with progress(quiet, say) as report:
+        if accelerators:
+            found = composition.compose(made, accelerators, load, setup, _prompt(prompt, spec, quiet), report)
+            shown = composition_table.text(found)
+        else:
+            found = running.bench(made, lambda: load(setup), setup, steps, shape is not None, report)
+            shown = table.text(found)
+    if output is not None:
+        checkpoint.save_json(output, found.as_dict())
+    answer(shown, found.as_dict(), as_json)
+    if found.stopped is not None:
+        terminated = isinstance(found.stopped, Terminated)
+        say(f"longgen: stopped by {'SIGTERM' if terminated else 'Ctrl-C'}; what was measured by then is above")
+        raise SystemExit(Terminated.exit_code if terminated else 130)
+    failed = [row for row in found.rows if row.error is not None]
+    if failed:
+        raise BatchError(f"{len(failed)} of {len(found.rows)} could not be measured: {failed[0].preset}: {failed[0].error}",
+                         do="leave them out, or correct them")  # fmt: skip
+
+
+def _accelerators(given: str, spec: BackboneSpec) -> tuple[str, ...]:
+    """`first-block,mag:0.1,compile` one by one, each known."""
+    from longgen.backbones import parse_cache
+    from longgen.bench.composition import COMPILE
+
+    names = tuple(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
+    if not names:
+        raise UsageError("--accelerate names nothing", accepted="first-block, mag and compile, as first-block:0.05,compile",
+                         do="name one")  # fmt: skip
+    for name in names:
+        if name != COMPILE:
+            parse_cache(name, spec)
+    return names
+
+
+def _prompt(given: str | None, spec: BackboneSpec, quiet: bool) -> str:
+    """The prompt given, or one that the model knows."""
+    from longgen.backbones.tiny import grammar
+    from longgen.bench.steps import PROMPT
+
+    if given is None:
+        return grammar.HELD_OUT[0].prompt if spec.built_in else PROMPT
+    warn_of_grammar(spec, [given], quiet)
+    return given

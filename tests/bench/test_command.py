@@ -1,0 +1,146 @@
+"""`longgen bench` through the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from longgen.backbones.tiny import grammar
+from longgen.bench import run, shape
+from longgen.cli import app
+from longgen.errors import Terminated
+from tests.bench.small import SHAPE
+
+SMALL = ["bench", "--shape", "small", "--frames", "81", "--steps", "1"]
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to stand in, and a shape small enough."""
+    monkeypatch.setitem(shape.SHAPES, "small", SHAPE)
+    monkeypatch.delenv("LONGGEN_BACKBONE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def longgen(*args: str) -> Result:
+    return CliRunner().invoke(app, list(args))
+
+
+def test_json_is_one_object_of_the_schema(place: Path) -> None:
+    done = longgen(*SMALL, "--presets", "sliding-window,freelong", "--json", "-o", "out.json", "--quiet")
+    assert done.exit_code == 0, done.stderr
+    data = json.loads(done.stdout)
+    assert data == json.loads((place / "out.json").read_text())
+    assert done.stderr == ""
+    assert [*data] == ["schema", "shape", "device", "versions", "settings", "weights_bytes", "stopped", "presets"]
+    assert (data["schema"], data["shape"], data["stopped"]) == (1, "small", False)
+    assert set(data["versions"]) == {"torch", "diffusers", "transformers"}
+    assert {"frames": 81, "latent_frames": 21, "size": [32, 32], "tokens": 84, "rounds": 1, "dtype": "fp32"}.items() <= data[
+        "settings"
+    ].items()
+    assert [row["preset"] for row in data["presets"]] == ["stock", "direct", "sliding-window", "freelong"]
+    for row in data["presets"]:
+        assert set(row) == {"preset", "ratio_to_direct", "floor", "ratio_to_floor", "run_seconds", "seconds_per_step", "steps",
+                            "peak_memory_bytes", "memory_ratio_to_direct"}  # fmt: skip
+        assert all(seconds > 0 for seconds in row["seconds_per_step"].values())
+        for kind in row["steps"].values():
+            assert kind["least"] <= kind["median"] <= kind["most"]
+    freelong = data["presets"][3]
+    assert set(freelong["seconds_per_step"]) == {"fused", "local"}
+    assert sum(kind["in_a_run"] for kind in freelong["steps"].values()) == data["settings"]["steps"]
+
+
+def test_a_preset_that_cannot_be_ends_in_exit_5_with_the_rest_measured() -> None:
+    done = longgen(*SMALL, "--presets", "fifo,sliding-window,flex", "--steps", "1")
+    assert done.exit_code == 5
+    assert "1 of 5 could not be measured: flex: rollout needs kv-cache" in done.stderr
+    assert "sliding-window" in done.stdout
+    assert "bench 0/4" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--shape", "round"], "accepted: cpu-attention"),
+        (["--shape", "small", "--backbone", "tiny"], "--shape is given beside"),
+        (["--shape", "small", "--random-weights"], "--shape is given beside"),
+        (["--shape", "small", "--probe", "run"], "--probe run makes videos"),
+        (["--shape", "small", "--size", "40x40"], "does not fit small"),
+        (["--shape", "small", "--cache", "mag"], "--cache mag"),
+        (["--accelerate", "mag", "--shape", "small"], "--accelerate compares videos"),
+        (["--accelerate", "mag", "--random-weights"], "--accelerate compares videos"),
+        (["--accelerate", "mag", "--compile"], "--accelerate is given beside"),
+        (["--accelerate", "mag", "--cache", "first-block"], "--accelerate is given beside"),
+        (["--accelerate", "mag", "--steps", "3"], "--accelerate measures whole runs"),
+        (["--accelerate", "wonder", "--backbone", "tiny"], "--cache wonder is refused"),
+        (["--accelerate", ",", "--backbone", "tiny"], "--accelerate names nothing"),
+        (["--prompt", "a cat"], "does not depend on it"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_runs(args: list[str], said: str) -> None:
+    done = longgen("bench", *args)
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(("kind", "code"), [(KeyboardInterrupt, 130), (Terminated, 75)])
+def test_ctrl_c_prints_what_is_measured(kind: type[BaseException], code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run.bench
+
+    def stopped(*args: object) -> object:
+        found = whole(*args)  # type: ignore[arg-type]
+        found.stopped = kind()  # type: ignore[assignment]
+        return found
+
+    monkeypatch.setattr(run, "bench", stopped)
+    done = longgen(*SMALL, "--presets", "direct")
+    assert done.exit_code == code
+    assert "stock" in done.stdout
+    assert "what was measured by then is above" in done.stderr
+
+
+def test_accelerators_are_measured_on_whole_runs(place: Path) -> None:
+    done = longgen("bench", "--accelerate", "first-block:0.9, first-block:0.000001", "--backbone", "tiny", "--presets", "direct",
+                   "--frames", "17", "--json", "-o", "out.json", "--quiet")  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    data = json.loads(done.stdout)
+    assert data == json.loads((place / "out.json").read_text())
+    assert done.stderr == ""
+    (direct,) = data["presets"]
+    assert [one["verdict"] for one in direct["accelerators"]] == ["approximate", "equal"]
+    assert set(direct["accelerators"][0]) == {"accelerator", "verdict", "relative_difference", "psnr_db", "computed", "seconds",
+                                              "time_ratio"}  # fmt: skip
+    assert grammar.parse(data["settings"]["prompt"]) is not None
+
+
+def test_random_weights_of_a_named_backbone() -> None:
+    done = longgen("bench", "--backbone", "tiny", "--random-weights", "--presets", "direct", "--frames", "5", "--steps", "1",
+                   "--size", "32x32", "--json", "--quiet")  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["backbone"] == "tiny"
+
+
+def test_the_shipped_shape_is_what_its_name_promises() -> None:
+    made = shape.CPU_ATTENTION
+    assert (made.heads, made.head_dim, made.layers, made.ffn_dim) == (4, 64, 6, 1024)
+    assert made.frame_grid(made.size) == (8, 8)
+    assert made.native_lat == 21
+    from longgen import plan, preset
+
+    direct = plan.build(preset.load("direct", (), preset.Sample(frames=shape.FRAMES)), made)
+    assert direct.frames_lat == 81
+    attention = 4 * direct.tokens**2 * made.width
+    assert 0.7 < attention / direct.operations(None) < 0.9
+
+
+def test_plan_quotes_the_floor_that_bench_divides_by() -> None:
+    args = ("--backbone", "tiny", "--frames", "161")
+    done = longgen("bench", *args, "--random-weights", "--presets", "sliding-window", "--steps", "1", "--size", "32x32", "--json")
+    floor = json.loads(done.stdout)["presets"][-1]["floor"]
+    shown = longgen("plan", "--preset", "sliding-window", *args, "--size", "32x32").stdout
+    assert f"floor: {floor:.2f} (arithmetic against direct sampling" in shown

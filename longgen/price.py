@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 COSTED_CHUNKS = 33  # of a rollout; between them cost changes evenly
-# What is alive at the peak of a block, in N d numbers: in attention, and beside the 2 f / d of the feed-forward, f its width. Counted
-# in the transformers at their published sizes, on shapes without memory (tests/test_memory.py).
+# What is alive at the peak of a block, in N d numbers: in attention, and beside the 2 f / d of the feed-forward, f its width.
+# Counted in the transformers at their published sizes, on shapes without memory (tests/test_memory.py).
 ALIVE = {"wan": (11.2, 4.0), "causal-wan": (11.2, 4.0), "ltx": (11.2, 8.0), "cogvideox": (11.2, 4.6), "hunyuan": (11.2, 10.2)}
 PLANNED = 2.0  # more, at most, in attention that follows a plan
 TOGETHER = ("ltx", "cogvideox")  # both calls of guidance are one batch

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -85,11 +85,28 @@ def run(program: Program, family: Family, q: Tensor, k: Tensor, v: Tensor, step:
     if anchor:
         k, v = family.anchored(k, v, anchor)
 
-    branches = Branches(program, family, q, k, v)
     if program.fusion is None:
         (branch,) = program.branches
-        return branches(branch)
-    return program.fusion.fuse(branches, step, family.grid)
+        return Branches(program, family, q, k, v)(branch)
+    return program.fusion.fuse(Branches(program, TurnedOnce(family, q, k), q, k, v), step, family.grid)
+
+
+class TurnedOnce:
+    """`family` for several branches: q and k are rotated to the backbone's own times once for all of them."""
+
+    def __init__(self, family: Family, q: Tensor, k: Tensor) -> None:
+        self.family, self.own, self.turned = family, (q, k), dict[int, Tensor]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.family, name)
+
+    def rotate(self, x: Tensor, positions: np.ndarray | None, scale: np.ndarray | None) -> Tensor:
+        which = next((index for index, own in enumerate(self.own) if x is own), None)
+        if which is None or positions is not None or scale is not None:
+            return self.family.rotate(x, positions, scale)
+        if which not in self.turned:
+            self.turned[which] = self.family.rotate(x, None, None)
+        return self.turned[which]
 
 
 @dataclass

@@ -102,15 +102,13 @@ def apart(
     They come as they are done, so that few are held at a time.
     """
     weights = np.stack([one.weight for one in plan.passes]).reshape(groups, -1, plan.frames_lat)
-    frames = [np.flatnonzero((group > 0).any(axis=0)) for group in weights]
-    missing = [len(own) for own in frames]
+    shown = np.any(weights > 0, axis=1)  # [groups, T]
+    missing = shown.sum(axis=1)
     held: dict[int, Tensor] = {}
     for block in given(made, summing, plan, family, q, k, v):
         order = made.order[slice(*block.rows)]
-        for group, own in enumerate(frames):
-            rows = np.flatnonzero(np.isin(order, own))
-            if not len(rows):
-                continue
+        for group in np.flatnonzero(shown[:, order].any(axis=1)).tolist():
+            own, rows = np.flatnonzero(shown[group]), np.flatnonzero(shown[group, order])
             if group not in held:
                 held[group] = v.new_empty(len(v), len(own), v.shape[1] // plan.frames_lat, *v.shape[2:])
             taken = np.zeros((len(plan.passes), plan.frames_lat))

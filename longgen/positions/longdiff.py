@@ -15,8 +15,8 @@ The paper averages the softmax attention; V is the same for all m, so that is th
 Differs from the paper: shown there on U-Nets with temporal attention over one token's frames; here on the frames of a
 joint attention over space and time. Its informative frame selection is the technique `keyframes`.
 
-Caveat: S passes, which share the logits of the pairs on whose phi they agree: 1.75 times the attention at 321 frames of Wan, 4 times
-with an attention backend that does not say how much it summed.
+Caveat: S passes, which share the logits of the pairs on whose phi they agree: 1.75 times the attention at 321 frames of Wan, and
+4 times with an attention backend that does not say how much it summed.
 
 Neutral: N <= G, where S = 1 and phi = D, in every mode.
 """

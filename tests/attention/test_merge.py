@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longgen.attention import bands, executor, merge, parts, structure, sums
+from longgen.attention import executor, merge, parts, structure, sums
 from longgen.attention.sums import summing
 from longgen.backbones.pipeline import Call
 from longgen.context.freenoise import FreeNoise

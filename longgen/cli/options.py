@@ -25,7 +25,8 @@ ScheduleFile = Annotated[
 Frames = Annotated[
     int | None,
     typer.Option("--frames", "-f", "--num-frames", min=1, envvar="LONGGEN_FRAMES",
-                 help="Pixel frames, rounded up to what the model makes (default: its native length; probe: four times it, bench: 321)."),
+                 help="Pixel frames, rounded up to what the model makes (default: its native length; "
+                      "of probe 4 times it, of bench 321)."),
 ]  # fmt: skip
 Duration = Annotated[str | None, typer.Option("--duration", help="Length as 20s or 1m30s, in place of --frames.")]
 Size = Annotated[str | None, typer.Option("--size", envvar="LONGGEN_SIZE", metavar="WxH", help="Picture size, as 832x480.")]

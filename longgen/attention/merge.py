@@ -48,16 +48,15 @@ class Given:
         for index, part in enumerate(self.parts):
             held[:, index, part.queries[0] - first : part.queries[1] - first] = part.held
         shares = torch.zeros_like(self.sums)
-        for own, weight in zip(held, weights[:, first:last], strict=True):
-            if not (own & (weight > 0)).any():
-                continue
+        needed = np.any(held & (weights[:, None, first:last] > 0), axis=2)  # [P, A]
+        for index in np.flatnonzero(np.any(needed, axis=1)).tolist():
+            own, weight = held[index], weights[index, first:last]
             rows = np.flatnonzero(own.any(axis=1))  # parts of this pass
             sums = self.sums[rows].masked_fill(self._of(~own[rows]), -torch.inf)
             whole = sums.logsumexp(dim=0)
             shares[rows] += (sums - whole.masked_fill(whole.isneginf(), 0)).exp_() * self._of(weight)
         total = self.sums.new_zeros(batch, frames * tokens, heads, self.outputs[0].shape[3])
-        used = (held & (weights[:, None, first:last] > 0)).any(axis=(0, 2))
-        for index in np.flatnonzero(used).tolist():
+        for index in np.flatnonzero(np.any(needed, axis=0)).tolist():
             part, output, share = self.parts[index], self.outputs[index], shares[index]
             here, own = (slice(*((frame - first) * per for frame in part.queries)) for per in (tokens, 1))
             total[:, here].addcmul_(output, share[:, :, own].flatten(2).transpose(1, 2)[..., None])

@@ -6,7 +6,6 @@ Every preset makes one video as it is, and one with each accelerator, from the s
 from __future__ import annotations
 
 import gc
-import importlib.metadata
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,11 +18,11 @@ from torch import Tensor
 from longgen import run
 from longgen.backbones import Backbone, Setup
 from longgen.bench.record import DIRECT
-from longgen.bench.run import LIBRARIES, Plans, refusing, report_work, settings_of
+from longgen.bench.run import Plans, refusing, report_work, settings_of, versions
 from longgen.errors import LonggenError
 from longgen.plan import Plan
 from longgen.run import Progress
-from longgen.sampling import direct, magcache, start
+from longgen.sampling import magcache, sampler, start
 
 SCHEMA = 1
 COMPILE = "compile"  # the other accelerators are step caches
@@ -156,9 +155,8 @@ def compose(
             planned.append((rows[-1], plan))
         else:
             rows[-1].error = plan.given
-    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     settings = settings_of(yardstick, setup) | {"prompt": prompt, "seed": SEED}
-    result = Composition(yardstick.spec.name, run.device_name(setup.device), versions, settings, rows)
+    result = Composition(yardstick.spec.name, run.device_name(setup.device), versions(), settings, rows)
     runs = 1 + sum(map(_runs, accelerators))
     meter = _Meter(
         report, setup.device, runs * sum(plan.rounds for _, plan in planned), runs * sum(plan.cost for _, plan in planned)
@@ -229,7 +227,7 @@ def _sampled(backbone: Backbone, plan: Plan, prompt: str, meter: _Meter, before:
     with magcache.skipping(backbone, plan, calibrating):
         generator = torch.Generator().manual_seed(SEED)
         noise = start(backbone, plan, generator)
-        sample = direct.sample if plan.sampling is None else plan.sampling.sample
+        sample = sampler(plan)
         hooks = [
             backbone.layers(transformer)[-1].register_forward_hook(count)
             for transformer in backbone.transformers if not backbone.setup.compile

@@ -24,7 +24,6 @@ from longgen.plan import Plan
 from longgen.probe import choose
 from longgen.run import Progress
 
-LIBRARIES = ("torch", "diffusers", "transformers")
 Plans = dict[str, Plan | LonggenError]
 
 
@@ -85,8 +84,7 @@ def bench(
         raise yardstick
     rows, targets = _targets(made, yardstick, setup.cache is not None)
     settings = settings_of(yardstick, setup) | {"rounds": rounds}
-    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    result = Bench(yardstick.spec.name, shape, run.device_name(setup.device), versions, settings, rows)
+    result = Bench(yardstick.spec.name, shape, run.device_name(setup.device), versions(), settings, rows)
     model = load()
     result.weights_bytes = weight_bytes(model.transformers)
     began, spent, total = time.monotonic(), 0.0, rounds * sum(target.work for target in targets)
@@ -141,6 +139,11 @@ def refusing(row: HasError) -> Iterator[None]:
         row.error = error.given
     except (MemoryError, torch.OutOfMemoryError) as error:
         row.error = f"out of memory: {' '.join(str(error).split())[:100]}"
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that decide how fast a step is."""
+    return {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")}
 
 
 def settings_of(yardstick: Plan, setup: Setup) -> dict[str, Any]:

@@ -24,11 +24,10 @@ from longgen.backbones import Backbone
 from longgen.bench.kinds import CLEAN, FIRST, LAST, ROUND, Kind
 from longgen.bench.memory import Account, weight_bytes
 from longgen.plan import Plan
-from longgen.sampling import direct, start
+from longgen.sampling import PROMPTS, direct, sampler, start
 from longgen.sampling.fifo import Fifo
 from longgen.sampling.rollout import Rollout
 
-PROMPT = "A cat walks through tall grass, realistic style."
 STOCK = "stock"
 
 
@@ -137,7 +136,7 @@ def of_kind(kind: Kind, backbone: Backbone, seed: int, counting: bool) -> dict[s
     watch, generator = _of_step(kind, backbone, counting), torch.Generator().manual_seed(seed)
     latents = start(backbone, kind.plan, generator)
     with watch.watching():
-        _sampler(kind.plan)(backbone, kind.plan, PROMPT, latents, watch.step_ended, None, generator)
+        sampler(kind.plan)(backbone, kind.plan, PROMPTS[0], latents, watch.step_ended, None, generator)
     return {kind.name: watch.measured()}
 
 
@@ -152,7 +151,7 @@ def of_schedule(plan: Plan, kinds: Sequence[Kind], backbone: Backbone, seed: int
     watch, generator = Stopwatch(backbone, plan.steps, counting, brief=False), torch.Generator().manual_seed(seed)
     with watch.watching():
         latents = start(backbone, plan, generator)
-        _sampler(plan)(backbone, plan, PROMPT, latents, watch.step_ended, None, generator)
+        sampler(plan)(backbone, plan, PROMPTS[0], latents, watch.step_ended, None, generator)
     took = [end - before for before, end in itertools.pairwise((watch.began, *watch.ends))]
     means = {kind.name: sum(took[step] for step in kind.steps) / len(kind.steps) for kind in kinds}
     return {name: Measured(seconds, watch.peak_bytes) for name, seconds in means.items()}
@@ -170,7 +169,7 @@ def of_stock(kind: Kind, cached: bool, backbone: Backbone, seed: int, counting: 
 
     with watch.watching():
         backbone.pipe(
-            **backbone.call_arguments(plan, PROMPT), latents=latents, generator=generator, output_type="latent",
+            **backbone.call_arguments(plan, PROMPTS[0]), latents=latents, generator=generator, output_type="latent",
             callback_on_step_end=after_step,
         )  # fmt: skip
     if cached:
@@ -188,7 +187,7 @@ def of_queue(kind: Kind, backbone: Backbone, seed: int, counting: bool) -> dict[
     line = torch.randn(*latents.shape[:2], places, *latents.shape[3:], generator=generator)
     resume = direct.State(plan.steps + early, line, {}, generator.get_state())
     with watch.watching():
-        for _ in plan.sampling.stream(backbone, plan, PROMPT, latents, _ignore, resume, generator):
+        for _ in plan.sampling.stream(backbone, plan, PROMPTS[0], latents, _ignore, resume, generator):
             watch.step_ended()
     return {kind.name: watch.measured()}
 
@@ -200,7 +199,7 @@ def of_rollout(plan: Plan, backbone: Backbone, seed: int, counting: bool) -> dic
     generator = torch.Generator().manual_seed(seed)
     latents, watch = start(backbone, plan, generator), Stopwatch(backbone, 1, False, brief=False)
     with watch.watching():
-        _sampler(plan)(backbone, plan, PROMPT, latents, watch.step_ended, None, generator)
+        sampler(plan)(backbone, plan, PROMPTS[0], latents, watch.step_ended, None, generator)
     found = {FIRST: watch.measured()}
     if plan.rounds == 1:
         return found
@@ -212,7 +211,8 @@ def of_rollout(plan: Plan, backbone: Backbone, seed: int, counting: bool) -> dic
         watch = Stopwatch(backbone, 1, counted, brief=False)
         passes, last = 0.0, 0.0
         with watch.watching():
-            for frame, _ in enumerate(plan.sampling.stream(backbone, plan, PROMPT, latents, watch.step_ended, resume, generator)):
+            made = plan.sampling.stream(backbone, plan, PROMPTS[0], latents, watch.step_ended, resume, generator)
+            for frame, _ in enumerate(made):
                 if frame % plan.chunk_lat == 0:
                     passes += watch.now() - (last or watch.began)
                 last = watch.now()
@@ -221,10 +221,6 @@ def of_rollout(plan: Plan, backbone: Backbone, seed: int, counting: bool) -> dic
     found[LAST] = Measured(watch.ends[0] - last, peak)
     found[CLEAN] = Measured(passes / len(before), None)
     return found
-
-
-def _sampler(plan: Plan) -> Callable[..., Any]:
-    return direct.sample if plan.sampling is None else plan.sampling.sample
 
 
 def _ignore(state: direct.State) -> None:

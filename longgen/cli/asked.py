@@ -95,6 +95,11 @@ def read_prompts(prompt: str | None, prompts: Path | None) -> list[str]:
     return texts
 
 
+def read_names(text: str) -> list[str]:
+    """`direct, freespec` as names."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def read_seeds(seeds: str) -> tuple[int, ...]:
     """`0,1,5` as numbers."""
     parts = [part.strip() for part in seeds.split(",")]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longgen.cli.asked import backbone_asked, make_setup, parse_size, warn_of_grammar
+from longgen.cli.asked import backbone_asked, make_setup, parse_size, read_names, warn_of_grammar
 from longgen.cli.options import (
     Attention,
     Backbone,
@@ -118,7 +118,7 @@ def bench(
                                   clip_batch=clip_batch))  # fmt: skip
     accelerators = _accelerators(accelerate, spec) if accelerate is not None else ()
     sample = preset.Sample(frames=frames or FRAMES, size=None if size is None else parse_size(size))
-    names = [name.strip() for name in presets.split(",") if name.strip()]
+    names = read_names(presets)
     made = running.plans(names, spec, set_ or (), sample, "published" if shape is not None and probe is None else probe)
 
     def load(setup: Setup) -> Loaded:
@@ -154,7 +154,7 @@ def _accelerators(given: str, spec: BackboneSpec) -> tuple[str, ...]:
     from longgen.backbones import parse_cache
     from longgen.bench.composition import COMPILE
 
-    names = tuple(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
+    names = tuple(dict.fromkeys(read_names(given)))
     if not names:
         raise UsageError("--accelerate names nothing", accepted="first-block, mag and compile, as first-block:0.05,compile",
                          do="name one")  # fmt: skip
@@ -167,9 +167,9 @@ def _accelerators(given: str, spec: BackboneSpec) -> tuple[str, ...]:
 def _prompt(given: str | None, spec: BackboneSpec, quiet: bool) -> str:
     """The prompt given, or one that the model knows."""
     from longgen.backbones.tiny import grammar
-    from longgen.bench.steps import PROMPT
+    from longgen.sampling import PROMPTS
 
     if given is None:
-        return grammar.HELD_OUT[0].prompt if spec.built_in else PROMPT
+        return grammar.HELD_OUT[0].prompt if spec.built_in else PROMPTS[0]
     warn_of_grammar(spec, [given], quiet)
     return given

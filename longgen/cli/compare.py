@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longgen.cli.asked import backbone_asked, make_setup, parse_size, preset_asked, read_prompts, read_seeds, warn_of_grammar
+from longgen.cli.asked import (
+    backbone_asked,
+    make_setup,
+    parse_size,
+    preset_asked,
+    read_names,
+    read_prompts,
+    read_seeds,
+    warn_of_grammar,
+)
 from longgen.cli.options import (
     Attention,
     Backbone,
@@ -147,7 +156,7 @@ def compare(
 
     loras = tuple(lora or ())
     texts, numbers, spec = read_prompts(prompt, prompts), read_seeds(seeds), backbone_asked(backbone, quiet)
-    names = [name.strip() for name in presets.split(",") if name.strip()]
+    names = read_names(presets)
     loading = dict(device=device, dtype=dtype, offload=offload, lora=loras, quantize=quantize, attention=attention,
                    cache=cache, compile=compile_, vae_tiling=vae_tiling, clip_batch=clip_batch)  # fmt: skip
     flags: dict[str, Any] = dict(frames=frames, size=None if size is None else parse_size(size), steps=steps,

@@ -37,7 +37,7 @@ from longgen.plan import LONG, Plan
 from longgen.probe.record import Run, ScoreName, Settings
 from longgen.probe.watch import Watch, changed, shifted, shown, watching, windowed
 from longgen.run import Progress, memory_bytes
-from longgen.sampling import direct, start
+from longgen.sampling import PROMPTS, direct, sampler, start
 
 STEPS = 4  # in which attention is watched
 MOST_STEPS = 10  # of a probing run, unless --steps says otherwise
@@ -46,7 +46,6 @@ ALL = 1_000_000  # latent frames: a window that hides nothing
 RERUN: tuple[ScoreName, ...] = ("latent", "video")
 Scores = dict[ScoreName, list[float]]
 Values = Mapping[str, float | None]
-PROMPTS = ("A cat walks through tall grass, realistic style.", "Waves break on a rocky shore at sunset, aerial view.")
 
 
 def settings_for(
@@ -194,7 +193,7 @@ class Probing:
             self.at(cost * state.done / made.rounds)
 
         generator = torch.Generator().manual_seed(seed)
-        sample = direct.sample if made.sampling is None else made.sampling.sample
+        sample = sampler(made)
         latents = sample(model, made, prompt, start(model, made, generator), on_step, None, generator)
         self.computed += cost
         return latents

@@ -1,7 +1,8 @@
-"""In which order frames are denoised. A module a method; here is what each of them starts from."""
+"""In which order frames are denoised. A module a method; here is which one a plan has, and what each of them starts from."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,6 +10,17 @@ if TYPE_CHECKING:
 
     from longgen.backbones import Backbone
     from longgen.plan import Plan
+
+
+# What is sampled to measure a model, where nobody said what; `tiny` has sentences of its own.
+PROMPTS = ("A cat walks through tall grass, realistic style.", "Waves break on a rocky shore at sunset, aerial view.")
+
+
+def sampler(plan: Plan) -> Callable[..., Tensor]:
+    """What denoises by `plan`: the loop of its technique, or `direct.sample`, whose arguments both take."""
+    from longgen.sampling import direct  # here: diffusers comes with it
+
+    return direct.sample if plan.sampling is None else plan.sampling.sample
 
 
 def start(backbone: Backbone, plan: Plan, generator: Generator) -> Tensor:

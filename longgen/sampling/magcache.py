@@ -35,9 +35,8 @@ from longgen.backbones.tiny import grammar
 from longgen.errors import LonggenError, UsageError
 from longgen.plan import Plan, build
 from longgen.probe.fingerprint import fingerprint
-from longgen.sampling import direct, start
+from longgen.sampling import PROMPTS, direct, sampler, start
 
-PROMPT = "A cat walks through tall grass, realistic style."
 _HOOK = "mag_cache_block_hook"
 Ratio = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -141,8 +140,8 @@ def measure(backbone: Backbone, plan: Plan, report: Report) -> list[dict[str, li
             )
 
     generator = torch.Generator().manual_seed(0)
-    prompt = grammar.HELD_OUT[-1].prompt if backbone.spec.built_in else PROMPT
-    sample = direct.sample if plan.sampling is None else plan.sampling.sample
+    prompt = grammar.HELD_OUT[-1].prompt if backbone.spec.built_in else PROMPTS[0]
+    sample = sampler(plan)
     # one step more than there are, or diffusers would print the ratios and forget them
     config = MagCacheConfig(calibrate=True, num_inference_steps=plan.steps + 1)
     with _enabled(backbone, [config] * len(backbone.transformers)):

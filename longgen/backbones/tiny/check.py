@@ -32,7 +32,7 @@ from einops import rearrange
 from longgen import backbones, plan, preset
 from longgen.backbones.spec import SPECS
 from longgen.backbones.tiny import clips, grammar, measure
-from longgen.sampling import direct, start
+from longgen.sampling import sampler, start
 
 AIMS = {"colour": 0.95, "background": 0.98, "one_object": 0.90, "motion": 0.80, "psnr_db": 27.0}
 
@@ -70,7 +70,7 @@ def check(
     began = time.monotonic()
     for number, words in enumerate(grammar.HELD_OUT[:count]):
         generator = torch.Generator().manual_seed(seed + number)
-        sample = made.sampling.sample if made.sampling else direct.sample
+        sample = sampler(made)
         noise = start(backbone, made, generator)
         latents = sample(backbone, made, words.prompt, noise, lambda state: None, None, generator)
         frames = np.concatenate(list(backbone.decode(latents)))

@@ -38,7 +38,7 @@ from longgen.backbones.spec import SPECS
 from longgen.backbones.tiny import grammar, measure
 from longgen.errors import UsageError
 from longgen.probe import choose
-from longgen.sampling import direct, start
+from longgen.sampling import sampler, start
 
 NATIVE = "81 frames"  # the row of the model's own clips, which speed is measured against
 NATIVE_PX = 81
@@ -51,7 +51,7 @@ def clip(backbone: backbones.Backbone, made: plan.Plan, words: grammar.Words, se
 
     generator = torch.Generator().manual_seed(seed)
     noise, began = start(backbone, made, generator), time.monotonic()
-    sample = made.sampling.sample if made.sampling else direct.sample
+    sample = sampler(made)
     latents = sample(backbone, made, words.prompt, noise, lambda state: None, None, generator)
     seconds = time.monotonic() - began
     frames = np.concatenate(list(backbone.decode(latents)))

@@ -95,8 +95,9 @@ class Failure:
 
 
 class Job(NamedTuple):
-    """One video to make."""
+    """One video to make: each has its own plan, since prompts may come with lengths and negative prompts of their own."""
 
+    plan: Plan
     prompt: str
     seed: int
     output: Path
@@ -301,20 +302,20 @@ def _kept(frames: Iterator[Tensor], keep: list[Tensor]) -> Iterator[Tensor]:
 
 
 def generate_jobs(
-    plan: Plan,
     jobs: list[Job],
     setup: Setup,
     resume: bool = False,
     report: Callable[[Progress], None] = ignore,
     tell: Callable[[str], None] = ignore,
 ) -> list[Result | Failure]:
-    """Makes every job's video on one loaded model. With `resume`, finished ones are skipped.
+    """Makes every job's video on one loaded model, which is that of the first one's plan. With `resume`, finished ones are skipped.
 
     Of several jobs, one that fails becomes a Failure and the rest goes on; a single one raises its error.
     """
     results: list[Result | Failure] = []
     loaded = None
     for number, job in enumerate(jobs, start=1):
+        plan = job.plan
         if len(jobs) > 1:
             tell(f"[{number}/{len(jobs)}] {job.prompt}")
         try:
@@ -470,10 +471,10 @@ def generate(
     plan = planned(preset_name, spec, overrides, sample or preset.Sample(), duration, schedule, layers, probe, lora)
     prompt = schedule.shots[0].prompt if schedule else prompt
     seed = draw_seed() if seed is None else seed
-    job = Job(prompt, seed, output_path(str(output), prompt, seed))
+    job = Job(plan, prompt, seed, output_path(str(output), prompt, seed))
     device = device or backbones.default_device()
     setup = backbones.Setup(device, dtype or backbones.default_dtype(spec, device), **model)
-    (result,) = generate_jobs(plan, [job], setup, resume, report)
+    (result,) = generate_jobs([job], setup, resume, report)
     assert isinstance(result, Result)  # a single job raises instead
     return result
 

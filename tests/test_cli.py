@@ -259,7 +259,7 @@ def test_loading_flags_reach_the_backbone(
 
     seen: list[Setup] = []
 
-    def keep(plan: Any, jobs: Any, setup: Setup, *rest: Any) -> list[run.Failure]:
+    def keep(jobs: Any, setup: Setup, *rest: Any) -> list[run.Failure]:
         seen.append(setup)
         return [run.Failure("x", "x.mp4", "x", 0, "not made")]
 
@@ -283,7 +283,7 @@ def test_a_run_goes_on_with_the_flags_that_it_began_with(place: Path, monkeypatc
     made = plan.build(preset.load("direct", (), preset.Sample(frames=17)), TINY)
     seen: list[Setup] = []
 
-    def keep(plan: Any, jobs: Any, setup: Setup, *rest: Any) -> list[run.Failure]:
+    def keep(jobs: Any, setup: Setup, *rest: Any) -> list[run.Failure]:
         seen.append(setup)
         return [run.Failure("x", "x.mp4", "x", 0, "not made")]
 

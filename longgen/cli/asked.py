@@ -151,7 +151,7 @@ def plan_of_record(context: typer.Context, output: Path) -> tuple[Plan, list[Job
                          do=f"leave {names} out, or give the whole command again")  # fmt: skip
     kept = run.stored_record(output)["settings"]
     plan = run.plan_of(kept, run.run_folder(output) / "run.json")
-    job = run.Job(kept["prompt"], kept["seed"], output)
+    job = run.Job(plan, kept["prompt"], kept["seed"], output)
     loading = {name: kept.get(name) for name in ("dtype", "quantize", "attention", "cache")}
     return plan, [job], loading | {
         "lora": tuple(kept.get("lora", ())), "compile": kept.get("compile", False), "clip_batch": kept.get("clip_batch", 1),

@@ -126,7 +126,7 @@ def generate(
         jobs = []
         for text in texts:
             own_seed = run.draw_seed() if seed is None else seed
-            jobs.append(run.Job(text, own_seed, run.output_path(output, text, own_seed, [job.output for job in jobs])))
+            jobs.append(run.Job(plan, text, own_seed, run.output_path(output, text, own_seed, [job.output for job in jobs])))
         warn_of_grammar(plan.spec, [shot.prompt for shot in shots.shots] if shots else texts, quiet)
     for job in jobs:
         left = run.unfinished(job.output)
@@ -147,7 +147,7 @@ def generate(
 
     tell = (lambda text: None) if quiet else say
     with progress(quiet, say) as report:
-        results = run.generate_jobs(plan, jobs, setup, resume, report, tell)
+        results = run.generate_jobs(jobs, setup, resume, report, tell)
     report_results(results, as_json, single=prompts is None)
 
 

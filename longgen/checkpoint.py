@@ -1,4 +1,4 @@
-"""Files that are whole or not there: checkpoints, latents and run.json, each written beside its name and moved onto it.
+"""Tensors on disk: checkpoints and latents, each file whole or not there, with a checksum of all that it holds.
 
 The latents of a stream are a folder of such files, one for each chunk: `Chunks`.
 """
@@ -6,64 +6,97 @@ The latents of a stream are a folder of such files, one for each chunk: `Chunks`
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from longgen.disk import make_folder, replace_file, save_json  # noqa: F401 - known by this name elsewhere
 from longgen.errors import LonggenError, MissingError
 
-
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Has `write` make a file beside `path`, forces it to the disk and moves it onto `path`."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write(partial)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:  # safetensors has a type of its own for what the system refused
-        partial.unlink(missing_ok=True)
-        raise LonggenError(f"{path} could not be written: {error}", accepted="a folder with room that may be written to",
-                           do="free some space, then the same command again, with --resume if it has that") from None  # fmt: skip
-
-
-def save_json(path: Path, content: dict[str, Any]) -> None:
-    replace_file(path, lambda partial: _write_text(partial, json.dumps(content, indent=2) + "\n"))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+UNCHECKED_SCHEMA = 1  # of settings in files of longgen 0.5.0 and before, which have no checksum
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:
-    """Writes tensors and plain `settings` into one safetensors file."""
+    """Writes tensors and plain `settings` into one safetensors file, with a checksum of both."""
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}  # no shared memory
-    metadata = {"longgen": json.dumps(settings)}
-    replace_file(path, lambda partial: save_file(tensors, partial, metadata))
+    plain = json.loads(json.dumps(settings))
+    metadata = {"longgen": json.dumps({"settings": plain, "checksum": _checksum(tensors, plain)})}
+
+    def write(partial: Path) -> None:
+        try:
+            save_file(tensors, partial, metadata)
+        except SafetensorError as error:  # a type of its own for what the system refused
+            raise OSError(str(error)) from None
+
+    replace_file(path, write)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and settings of a file that `save_tensors` wrote. Raises MissingError or LonggenError."""
+    """Tensors and settings of a file that `save_tensors` wrote. Raises MissingError or LonggenError.
+
+    A file of 0.5.0 or before, which has no checksum, is read as it is.
+    """
     if not path.is_file():
         raise MissingError(f"{path} is not there", accepted="a safetensors file that longgen wrote", do="check the path")
     try:
         with safe_open(path, "pt") as file:
-            settings = json.loads((file.metadata() or {}).get("longgen", "null"))
+            stored = json.loads((file.metadata() or {}).get("longgen", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the handle is no dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise LonggenError(f"{path} is damaged: {error}", accepted="a safetensors file that longgen wrote",
-                           do="remove it, or start again with --overwrite") from None  # fmt: skip
-    if not isinstance(settings, dict):
+    except (SafetensorError, OSError, ValueError, RecursionError, RuntimeError) as error:
+        raise damaged(path, str(error)) from None
+    if not isinstance(stored, dict):
         raise LonggenError(f"{path} was not written by longgen", accepted="checkpoint.safetensors or latents.safetensors of a run",
                            do="check the path")  # fmt: skip
+    if "settings" not in stored and "checksum" not in stored and stored.get("schema") == UNCHECKED_SCHEMA:
+        return tensors, stored
+    settings = stored.get("settings")
+    if set(stored) != {"settings", "checksum"} or not isinstance(settings, dict):
+        raise damaged(path, "its description is not whole")
+    if stored["checksum"] != _checksum(tensors, settings):
+        raise damaged(path, "its content does not fit its checksum")
     return tensors, settings
+
+
+def damaged(path: Path, reason: str) -> LonggenError:
+    return LonggenError(f"{path} is damaged: {reason}", accepted="a safetensors file that longgen wrote, changed by nobody",
+                        do="remove it, or start again with --overwrite")  # fmt: skip
+
+
+def check_latents(path: Path, latents: Tensor | None, shape: tuple[int | None, ...]) -> Tensor:
+    """`latents` of the file `path`, where they are finite numbers of `shape`, in which None is any. Raises LonggenError."""
+    if latents is None:
+        raise damaged(path, "it holds no latents")
+    if latents.ndim != len(shape) or any(want not in (None, is_) for want, is_ in zip(shape, latents.shape, strict=True)):
+        wanted = "x".join("?" if want is None else str(want) for want in shape)
+        raise damaged(path, f"its latents are {'x'.join(map(str, latents.shape))}, and those of this run {wanted}")
+    check_finite(path, {"latents": latents})
+    return latents
+
+
+def check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Raises LonggenError where a number in `tensors` is infinite or none."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise damaged(path, f"not all of its {name} are finite numbers")
+
+
+def _checksum(tensors: dict[str, Tensor], settings: dict[str, Any]) -> str:
+    """BLAKE2 over the settings and over each tensor's name, type, shape and bytes."""
+    digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=32)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), [*tensor.shape]]).encode())
+        if tensor.numel():
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def pack(state: dict[str, Any], prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -86,7 +119,7 @@ def unpack(tensors: dict[str, Tensor], described: dict[str, Any]) -> dict[str, A
 
     def restore(value: Any) -> Any:
         if isinstance(value, dict):
-            return tensors[value["tensor"]]
+            return tensors[value["tensor"]]  # KeyError for one that is not there
         return [restore(item) for item in value] if isinstance(value, list) else value
 
     return {name: restore(value) for name, value in described.items()}
@@ -95,18 +128,21 @@ def unpack(tensors: dict[str, Tensor], described: dict[str, Any]) -> dict[str, A
 class Chunks:
     """The latents of a stream in `folder`, a file for each chunk: written once, read when asked for, never held.
 
-    Its length is the count of consecutive whole files from the first on: a gap ends it, and so does a damaged last one.
+    Its length is the count of consecutive whole files from the first on: a gap ends it, and so does a damaged last one, whose
+    reason is then `damage`. Every file says which chunk it is, and the settings of its run, which are those of the first.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder, self.settings = folder, settings
+        self.damage: str | None = None
         names = set(os.listdir(folder)) if folder.is_dir() else set()
         self._count = next(index for index in itertools.count() if self._path(index).name not in names)
         while self._count:
             try:
                 self.state()
                 break
-            except (LonggenError, KeyError):
+            except LonggenError as error:
+                self.damage = self.damage or error.given
                 self._count -= 1
 
     def _path(self, index: int) -> Path:
@@ -117,7 +153,7 @@ class Chunks:
 
     def __getitem__(self, index: int) -> Tensor:
         """The latents [1, C, c, h, w] of chunk `index`."""
-        return load_tensors(self._path(range(self._count)[index]))[0]["latents"]
+        return self._read(range(self._count)[index])[0]["latents"]
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[index] for index in range(self._count))
@@ -128,22 +164,41 @@ class Chunks:
 
     def append(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Writes the next chunk: its "latents" [1, C, c, h, w] among `tensors`, and what `pack` described as `state`."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        save_tensors(self._path(self._count), tensors, self.settings | {"state": state})
+        make_folder(self.folder)
+        save_tensors(self._path(self._count), tensors, self.settings | {"state": state, "chunk": self._count})
         self._count += 1
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors and the state that the last chunk was appended with."""
-        tensors, kept = load_tensors(self._path(self._count - 1))
+        tensors, kept = self._read(self._count - 1)
         return tensors, kept["state"]
 
     def kept(self) -> dict[str, Any]:
         """The settings that the first chunk was appended with."""
-        return {key: value for key, value in load_tensors(self._path(0))[1].items() if key != "state"}
+        return {key: value for key, value in self._read(0)[1].items() if key not in ("state", "chunk")}
+
+    def check(self, shape: tuple[int | None, ...]) -> None:
+        """Raises LonggenError where a chunk's latents are not of `shape`, or the settings are not those of the first."""
+        first = self.kept() if self._count else {}
+        for index in range(self._count):
+            tensors, kept = self._read(index)
+            check_latents(self._path(index), tensors["latents"], shape)
+            check_finite(self._path(index), tensors)
+            if any(kept.get(key) != value for key, value in first.items() if key not in ("longgen", "libraries")):
+                raise damaged(self._path(index), "it is another run's")
+
+    def _read(self, index: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        path = self._path(index)
+        tensors, kept = load_tensors(path)
+        if "latents" not in tensors or not isinstance(kept.get("state"), dict):
+            raise damaged(path, "it is no chunk of a stream")
+        if kept.get("chunk", index) != index:
+            raise damaged(path, f"it is chunk {kept['chunk']}")
+        return tensors, kept
 
     def clear(self) -> None:
-        """Removes every chunk, and the folder if nothing else is in it."""
-        for path in [*self.folder.glob("*.safetensors"), *self.folder.glob(".*.partial")]:
+        """Removes every chunk, the last first, and the folder if nothing else is in it."""
+        for path in [*sorted(self.folder.glob("*.safetensors"), reverse=True), *self.folder.glob(".*.partial")]:
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.folder.rmdir()

@@ -1,13 +1,7 @@
 """One generation from plan to files.
 
-`ball.mp4` is there when it is complete, and grows as `ball.partial.mp4` until then. Beside it stands the folder `ball.run/`:
-
-    run.json                  settings, versions, what acted where, seconds per phase, peak memory
-    checkpoint.safetensors    after every step, until sampling is done
-    latents.safetensors       from the end of sampling on, before decoding begins
-    latents/000000.safetensors, 000001 ...   in place of the two, where frames are made in chunks: each as soon as it is done
-
-`resume` continues from whichever of them is there; the latents come out equal, byte for byte.
+`ball.mp4` is there when it is complete, and grows as `ball.partial.mp4` until then. Beside it stands the folder `ball.run/`, see
+`longgen.rundir`; `resume` continues from what is there, and the latents come out equal, byte for byte.
 """
 
 from __future__ import annotations
@@ -15,10 +9,8 @@ from __future__ import annotations
 import dataclasses
 import gc
 import importlib.metadata
-import json
 import os
 import platform
-import re
 import secrets
 import sys
 import time
@@ -28,10 +20,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from longgen import __version__, backbones, frames, preset
-from longgen.errors import LonggenError, MissingError, OutOfMemoryError, UsageError
+from longgen import __version__, backbones, disk, frames, preset, rundir
+from longgen.disk import check_writable
+from longgen.errors import LonggenError, OutOfMemoryError, UsageError
+from longgen.naming import output_path, slug
 from longgen.plan import Plan, build
 from longgen.probe import choose
+from longgen.rundir import IDENTITY, SCHEMA, run_folder, stored_record, unfinished
 from longgen.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -41,13 +36,8 @@ if TYPE_CHECKING:
     from longgen.backbones import Backbone, Setup
     from longgen.backbones.spec import BackboneSpec
 
-SCHEMA = 1
 LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "imageio-ffmpeg")
-LONGEST_NAME = 240  # bytes; file systems take 255, and temporary names are longer by a few
-IDENTITY = (
-    "prompt", "backbone", "preset", "sample", "seed", "dtype", "lora", "quantize", "attention", "cache", "compile",
-    "clip_batch", "schedule",
-)  # fmt: skip  # settings that decide the latents
+__all__ = ["IDENTITY", "check_writable", "output_path", "run_folder", "slug", "stored_record", "unfinished"]  # by these names too
 
 
 class Progress(NamedTuple):
@@ -107,36 +97,24 @@ def ignore(message: object) -> None:
     """For callers that want no reports."""
 
 
-def slug(prompt: str) -> str:
-    """A file name made of `prompt`: lower-case letters, digits and hyphens only, at most 60 of them."""
-    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")
-    return words[:60].strip("-") or "video"
+class Asked(NamedTuple):
+    """A job whose place is not decided. output: a file, a folder, or None for the folder one is in."""
+
+    plan: Plan
+    prompt: str
+    seed: int
+    output: str | None
 
 
-def output_path(output: str | None, prompt: str, seed: int, taken: Iterable[Path] = ()) -> Path:
-    """Where the video goes: `output` if it is a file name in .mp4, else `<slug>-<seed>.mp4` in the folder `output`."""
-    if output is not None and not output.endswith("/") and not os.path.isdir(output):
-        suffix = ".mp4" if Path(output).name == ".mp4" else Path(output).suffix
-        if output.endswith(".partial.mp4"):
-            raise UsageError(f"--output {output}: so a video is called that is not complete yet", accepted="another name in .mp4",
-                             do=f"take {output.removesuffix('.partial.mp4')}.mp4")  # fmt: skip
-        if suffix.lower() == ".mp4" and 4 < len(os.fsencode(Path(output).name)) <= LONGEST_NAME:
-            return Path(output)
-        if suffix.lower() == ".mp4":
-            raise UsageError(f"--output {output}: an empty or too long name", accepted=f"a name of at most {LONGEST_NAME} bytes",
-                             do="give another name")  # fmt: skip
-        if suffix:
-            raise UsageError(f"--output {output}: longgen writes MP4 only", accepted="a name in .mp4, or a folder",
-                             do=f"take {Path(output).with_suffix('.mp4')}")  # fmt: skip
-    stem = Path(output or ".") / f"{slug(prompt)}-{seed}"
-    path, number = stem.with_name(stem.name + ".mp4"), 2
-    while path in taken:
-        path, number = stem.with_name(f"{stem.name}-{number}.mp4"), number + 1
-    return path
+def jobs_of(asked: Iterable[Asked], setup: Setup, resume: bool = False, overwrite: bool = False) -> list[Job]:
+    """What is asked for with the files that it goes to; see `longgen.rundir.assigned`.
 
-
-def run_folder(output: Path) -> Path:
-    return output.with_suffix(".run")
+    Raises UsageError where something stands in the way, before anything is loaded.
+    """
+    asked = [*asked]
+    wanted = [rundir.Wanted(settings_of(one.plan, one.prompt, one.seed, setup), one.plan.frames_px, one.output) for one in asked]
+    places = rundir.assigned(wanted, [one.prompt for one in asked], resume, overwrite)
+    return [Job(one.plan, one.prompt, one.seed, place) for one, place in zip(asked, places, strict=True)]
 
 
 def settings_of(plan: Plan, prompt: str, seed: int, setup: Setup) -> dict[str, Any]:
@@ -199,51 +177,60 @@ def generate_one(
     resume: bool = False,
     report: Callable[[Progress], None] = ignore,
     load_s: float = 0.0,
+    tell: Callable[[str], None] = ignore,
 ) -> Result:
-    """Samples, saves and decodes one video to `output`. With `resume`, goes on from what the run folder holds."""
+    """Samples, saves and decodes one video to `output`. With `resume`, goes on from what the run folder holds, else begins anew.
+
+    What may be replaced is the affair of `longgen.rundir.ready`; a finished video stays whole until the new one is.
+    """
+    with rundir.held(output):
+        return _generate_one(backbone, plan, prompt, seed, output, resume, report, load_s, tell)
+
+
+def _generate_one(
+    backbone: Backbone,
+    plan: Plan,
+    prompt: str,
+    seed: int,
+    output: Path,
+    resume: bool,
+    report: Callable[[Progress], None],
+    load_s: float,
+    tell: Callable[[str], None],
+) -> Result:
     import torch
 
-    from longgen import checkpoint
+    from longgen import checkpoint, left
     from longgen.sampling import direct, magcache, start
 
     folder, device = run_folder(output), str(backbone.device)
     settings = settings_of(plan, prompt, seed, backbone.setup)
     seconds = {"load": round(load_s, 3), "sample": 0.0, "decode": 0.0}
-    check_writable(output)
-    folder.mkdir(parents=True, exist_ok=True)
+    rundir.check_place(output)
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
-    saved_latents, saved_step = folder / "latents.safetensors", folder / "checkpoint.safetensors"
-    chunks = checkpoint.Chunks(folder / "latents", settings)
+    saved_latents, saved_step = folder / rundir.LATENTS, folder / rundir.STEP
+    chunks = checkpoint.Chunks(folder / rundir.CHUNKS, settings)
     in_chunks = plan.chunk_lat is not None
     record = _record(plan, settings, device)
 
-    def write_record(status: str) -> None:
-        record.update(status=status, seconds=seconds, peak_memory_bytes=memory_bytes(device))
-        checkpoint.save_json(folder / "run.json", record)
+    def write_record(status: str, **more: Any) -> None:
+        record.update(status=status, seconds=seconds, peak_memory_bytes=memory_bytes(device), **more)
+        disk.save_record(folder / rundir.RECORD, record)
 
     latents, state, decoded = None, None, False
-    if not resume:
-        for old in (saved_latents, saved_step):
-            old.unlink(missing_ok=True)
-        chunks.clear()
-    elif len(chunks):
-        _same_run(chunks.kept(), settings, chunks.folder)
-        tensors, described = chunks.state()
-        state = direct.State(len(chunks), chunks, checkpoint.unpack(tensors, described), tensors["generator"])
-    elif saved_latents.is_file():
-        tensors, kept = checkpoint.load_tensors(saved_latents)
-        _same_run(kept, settings, saved_latents)
-        latents = tensors["latents"]
-    elif saved_step.is_file() and backbone.setup.cache is not None:
-        raise UsageError(f"--resume in the middle of sampling with --cache {backbone.setup.cache}: what the cache held is lost, so "
-                         "the latents would differ", accepted="a run without a cache, or one that has been sampled",
-                         do="start again with --overwrite")  # fmt: skip
-    elif saved_step.is_file():
-        tensors, kept = checkpoint.load_tensors(saved_step)
-        _same_run(kept, settings, saved_step)
-        scheduler = checkpoint.unpack(tensors, kept["scheduler"])
-        state = direct.State(kept["done"], tensors["latents"], scheduler, tensors["generator"])
+    if resume:
+        if rundir.may_replace(output):
+            record[rundir.REPLACES] = True
+        latents, state, kept = left.read(backbone, plan, settings, chunks)
+        warning = kept and rundir.other_versions(kept, settings)
+        if warning:
+            tell(f"note: {warning}")
+            record["notes"] = [*record["notes"], warning]
+    else:
+        rundir.start_anew(output)
+        chunks = checkpoint.Chunks(chunks.folder, settings)
+        record[rundir.REPLACES] = os.path.lexists(output)
     write_record("running")
 
     def calibrating() -> Callable[[int], None]:
@@ -290,7 +277,9 @@ def generate_one(
         with _naming_lack_of_memory("decoding", device, f"the latents are kept: longgen decode {folder}"):
             frames_of = chunks.frames(plan.frames_lat) if latents is None else latents
             seconds["decode"], _ = decode_to(output, backbone.decode, frames_of, plan, device, settings, report)
-    write_record("done")
+    record.pop(rundir.REPLACES, None)
+    write_record("done", video=disk.file_hash(output))
+    rundir.settle(output)
     return _result(output, settings, plan, seconds, memory_bytes(device))
 
 
@@ -307,10 +296,12 @@ def generate_jobs(
     resume: bool = False,
     report: Callable[[Progress], None] = ignore,
     tell: Callable[[str], None] = ignore,
+    overwrite: bool = False,
 ) -> list[Result | Failure]:
-    """Makes every job's video on one loaded model, which is that of the first one's plan. With `resume`, finished ones are skipped.
+    """Makes every job's video on one loaded model, which is that of the first one's plan. Finished ones are skipped.
 
-    Of several jobs, one that fails becomes a Failure and the rest goes on; a single one raises its error.
+    With `resume` it goes on from what is left; only `overwrite` replaces what is there. Of several jobs, one that fails becomes a
+    Failure and the rest goes on; a single one raises its error, and so does the first where nothing is loaded yet.
     """
     results: list[Result | Failure] = []
     loaded = None
@@ -319,22 +310,24 @@ def generate_jobs(
         if len(jobs) > 1:
             tell(f"[{number}/{len(jobs)}] {job.prompt}")
         try:
-            if resume and job.output.is_file() and unfinished(job.output) is None:
+            with rundir.held(job.output):
                 settings = settings_of(plan, job.prompt, job.seed, setup)
-                results.append(finished_result(job.output, settings, plan))
-                tell(f"{job.output} is finished: nothing to resume")
-                continue
-            load_s = 0.0
-            if loaded is None:
-                loaded, load_s = load(plan.spec, setup, report)
-                if setup.compile:
-                    tell("compiling: the first step takes seconds to minutes more")
-            tell(f"seed {job.seed}")
-            if plan.sampling is not None and plan.sampling.streams and setup.offload == "none":
-                from longgen.video import partial_of
+                if rundir.ready(job.output, settings, plan.frames_px, resume, overwrite):
+                    nothing = {"load": 0.0, "sample": 0.0, "decode": 0.0}
+                    results.append(dataclasses.replace(_result(job.output, settings, plan, nothing, 0), skipped=True))
+                    tell(f"{job.output} is finished, with these settings: there is nothing to do (--overwrite makes it again)")
+                    continue
+                load_s = 0.0
+                if loaded is None:
+                    loaded, load_s = load(plan.spec, setup, report)
+                    if setup.compile:
+                        tell("compiling: the first step takes seconds to minutes more")
+                tell(f"seed {job.seed}")
+                if plan.sampling is not None and plan.sampling.streams and setup.offload == "none":
+                    from longgen.video import partial_of
 
-                tell(f"growing, and playable meanwhile: {partial_of(job.output)}")
-            results.append(generate_one(loaded, plan, job.prompt, job.seed, job.output, resume, report, load_s))
+                    tell(f"growing, and playable meanwhile: {partial_of(job.output)}")
+                results.append(generate_one(loaded, plan, job.prompt, job.seed, job.output, resume, report, load_s, tell))
         except LonggenError as error:
             if len(jobs) == 1 or loaded is None:
                 raise
@@ -373,48 +366,6 @@ def decode_to(
     return round(phase.seconds, 3), done
 
 
-def unfinished(output: Path) -> str | None:
-    """What an earlier run left unfinished for `output`, in words, or None."""
-    folder = run_folder(output)
-    if (folder / "checkpoint.safetensors").is_file():
-        return "a run that was stopped while sampling"
-    left = "latents that were not decoded" if (folder / "latents.safetensors").is_file() else None
-    if (folder / "latents").is_dir():
-        from longgen.checkpoint import Chunks
-
-        done = len(Chunks(folder / "latents", {}))
-        left = f"a stream that was stopped after chunk {done}" if done else left
-    try:
-        return None if left and stored_record(output)["status"] == "done" else left
-    except LonggenError:
-        return left
-
-
-def check_writable(output: Path) -> None:
-    """Raises LonggenError where `output` or the run folder beside it could not be written; creates nothing."""
-    folder = output.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise LonggenError(f"{output} cannot be written: {folder} is {'not to be written to' if folder.is_dir() else 'no folder'}",
-                           accepted="a place in a folder that may be written to", do="give another --output")  # fmt: skip
-
-
-def stored_record(output: Path) -> dict[str, Any]:
-    """The run.json of an earlier run of `output`. Raises MissingError where there is none."""
-    path = run_folder(output) / "run.json"
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return {"status": record["status"], "settings": dict(record["settings"])} | record
-    except FileNotFoundError:
-        raise MissingError(f"--resume: {path} is not there", accepted="the --output of a run that was interrupted",
-                           do="leave --resume out to start") from None  # fmt: skip
-    except (ValueError, KeyError, TypeError):
-        raise LonggenError(
-            f"{path} is damaged", accepted="run.json as longgen writes it", do="start again with --overwrite"
-        ) from None
-
-
 def plan_of(settings: dict[str, Any], origin: Path) -> Plan:
     """The plan that stored `settings` describe. Raises LonggenError where they are not what longgen stores."""
     from longgen.backbones.find import find
@@ -427,12 +378,6 @@ def plan_of(settings: dict[str, Any], origin: Path) -> Plan:
         raise LonggenError(f"the settings in {origin} are damaged: {error}", accepted="settings as longgen stores them",
                            do="start again with --overwrite") from None  # fmt: skip
     return build(preset.from_tables(tables, str(origin)), spec, schedule)
-
-
-def finished_result(output: Path, settings: dict[str, Any], plan: Plan) -> Result:
-    """The result of a run that is already complete. Raises UsageError where it was another run."""
-    _same_run(stored_record(output)["settings"], settings, output)
-    return dataclasses.replace(_result(output, settings, plan, {"load": 0.0, "sample": 0.0, "decode": 0.0}, 0), skipped=True)
 
 
 def draw_seed() -> int:
@@ -456,13 +401,16 @@ def generate(
     dtype: str | None = None,
     model: Mapping[str, Any] = MappingProxyType({}),
     resume: bool = False,
+    overwrite: bool = False,
     report: Callable[[Progress], None] = ignore,
 ) -> Result:
     """Makes one video. The Python face of `longgen generate`.
 
     sample: `longgen.Sample(frames=321, steps=20, ...)`. schedule: of `longgen.schedule.load`, whose prompts then take the place of
     `prompt`. layers, probe: see `longgen.probe.choose`. model: how it is loaded, `{"offload": "model", "lora":
-    ("style.safetensors:0.8",), ...}`, the other fields of `longgen.backbones.Setup`. Raises LonggenError and its kinds.
+    ("style.safetensors:0.8",), ...}`, the other fields of `longgen.backbones.Setup`. A video that is there with these settings is
+    not made again, one with others is not replaced, and an unfinished run needs `resume`; `overwrite` starts anew in each case.
+    Raises LonggenError and its kinds.
     """
     from longgen.backbones.find import find
 
@@ -471,10 +419,12 @@ def generate(
     plan = planned(preset_name, spec, overrides, sample or preset.Sample(), duration, schedule, layers, probe, lora)
     prompt = schedule.shots[0].prompt if schedule else prompt
     seed = draw_seed() if seed is None else seed
-    job = Job(plan, prompt, seed, output_path(str(output), prompt, seed))
+    if resume and overwrite:
+        raise UsageError("resume and overwrite are both given", accepted="one of them", do="leave one out")
     device = device or backbones.default_device()
     setup = backbones.Setup(device, dtype or backbones.default_dtype(spec, device), **model)
-    (result,) = generate_jobs([job], setup, resume, report)
+    jobs = jobs_of([Asked(plan, prompt, seed, os.fspath(output))], setup, resume, overwrite)
+    (result,) = generate_jobs(jobs, setup, resume, report, overwrite=overwrite)
     assert isinstance(result, Result)  # a single job raises instead
     return result
 
@@ -513,14 +463,6 @@ def load_preset(
         return chosen
     counted = preset.Sample(frames=frames.duration_frames(duration, chosen.sample.fps or spec.fps))
     return chosen.model_copy(update={"sample": counted.over(chosen.sample)})
-
-
-def _same_run(kept: dict[str, Any], settings: dict[str, Any], path: Path) -> None:
-    different = [key for key in IDENTITY if kept.get(key) != settings.get(key)]
-    if different:
-        raise UsageError(f"--resume: {path} was made with another {', '.join(different)}",
-                         accepted="the settings the run began with (longgen generate -o ... --resume alone takes them)",
-                         do="give the same settings, or --overwrite to start again")  # fmt: skip
 
 
 def _record(plan: Plan, settings: dict[str, Any], device: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import subprocess
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from imageio_ffmpeg import get_ffmpeg_exe
 
+from longgen import disk
 from longgen.errors import LonggenError, MissingError
 
 # what a file that was cut off holds is read: frames that are not whole are left out, and an index is not looked for
@@ -97,7 +97,7 @@ class Writer:
 
     def _complete(self) -> None:
         """Copies the fragments into an ordinary MP4, with its index in front, and moves it onto its name."""
-        copy = self.path.with_name(f".{self.path.name}.partial")
+        copy = disk.partial_of(self.path)
         command = [
             get_ffmpeg_exe(), "-y", "-v", "error", "-i", str(self.partial), "-c", "copy", "-fflags", "+bitexact",
             "-movflags", "+faststart", "-f", "mp4", str(copy),
@@ -107,9 +107,7 @@ class Writer:
                                   start_new_session=True)  # fmt: skip
             if done.returncode:
                 raise self._failure()
-            with copy.open("rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(copy, self.path)
+            disk.replace(copy, self.path)
             self.partial.unlink(missing_ok=True)
         except OSError as refused:
             raise self._failure(refused.strerror) from None

@@ -26,6 +26,7 @@ SCRIPTS = {f"longgen.backbones.tiny.{name}" for name in ("train", "check", "effe
 FLOOR = "longgen errors frames frameplan backbones.spec backbones.checkpoints backbones.find"
 PROBES = "probe.record probe.fingerprint probe.kept"
 PLANNING = f"{FLOOR} technique catalog preset schedule price plan"
+FILES_OF_RUNS = "disk naming checkpoint video rundir"
 ALLOWED = {
     "longgen": "",
     "errors": "",
@@ -50,8 +51,12 @@ ALLOWED = {
     "backbones": f"{PLANNING} backbones.rotary attention",
     "sampling": f"{PLANNING} attention backbones",
     "backbones.tiny.check": f"{PLANNING} backbones sampling",
-    "checkpoint": "errors",
-    "video": "errors",
+    "disk": "errors",
+    "naming": "errors",
+    "checkpoint": "errors disk",
+    "video": "errors disk",
+    "rundir": "errors disk naming checkpoint video",
+    "left": f"{PLANNING} backbones sampling checkpoint rundir",
     "metrics": "errors backbones video",
     "probe.record": "errors",
     "probe.fingerprint": "errors backbones.spec",
@@ -60,14 +65,14 @@ ALLOWED = {
     "doctor": "errors",
     "show": f"{PLANNING} attention backbones",
     "backbones.tiny.effect": f"{PLANNING} backbones sampling probe.choose",
-    "sampling.magcache": f"{PLANNING} backbones sampling checkpoint probe.fingerprint",
-    "run": f"{PLANNING} backbones sampling checkpoint video probe.choose sampling.magcache",
+    "sampling.magcache": f"{PLANNING} backbones sampling disk checkpoint probe.fingerprint",
+    "run": f"{PLANNING} backbones sampling {FILES_OF_RUNS} left probe.choose sampling.magcache",
     "progress": "plan run",
-    "probe": f"{PLANNING} {PROBES} context fusion attention backbones sampling checkpoint metrics run",
+    "probe": f"{PLANNING} {PROBES} context fusion attention backbones sampling disk naming checkpoint metrics run",
     "compare.record": "errors",
-    "compare": f"{PLANNING} backbones sampling checkpoint video metrics run progress probe.choose compare.record",
+    "compare": f"{PLANNING} backbones sampling {FILES_OF_RUNS} metrics run progress probe.choose compare.record",
     "bench": f"{PLANNING} backbones sampling run progress probe.choose sampling.magcache",
-    "cli": f"{PLANNING} {PROBES} probe.choose backbones sampling checkpoint video doctor show run progress metrics probe compare "
+    "cli": f"{PLANNING} {PROBES} probe.choose backbones sampling {FILES_OF_RUNS} doctor show run progress metrics probe compare "
     "bench",
 }
 ONLY_UNDER = {  # library -> the rows whose modules may import it

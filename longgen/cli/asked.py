@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from longgen.backbones import Setup
     from longgen.backbones.spec import BackboneSpec
     from longgen.plan import Plan
-    from longgen.run import Job
+    from longgen.run import Asked
     from longgen.schedule import Schedule
 
 
@@ -136,7 +136,7 @@ def warn_of_grammar(spec: BackboneSpec, texts: list[str], quiet: bool) -> None:
             f"It knows:\n{grammar.describe()}")  # fmt: skip
 
 
-def plan_of_record(context: typer.Context, output: Path) -> tuple[Plan, list[Job], dict[str, Any]]:
+def plan_of_record(context: typer.Context, output: Path) -> tuple[Plan, list[Asked], dict[str, Any]]:
     """`longgen generate -o ball.mp4 --resume`: plan, job and what decides the latents come from the run's own record."""
     from longgen import run
 
@@ -151,7 +151,7 @@ def plan_of_record(context: typer.Context, output: Path) -> tuple[Plan, list[Job
                          do=f"leave {names} out, or give the whole command again")  # fmt: skip
     kept = run.stored_record(output)["settings"]
     plan = run.plan_of(kept, run.run_folder(output) / "run.json")
-    job = run.Job(plan, kept["prompt"], kept["seed"], output)
+    job = run.Asked(plan, kept["prompt"], kept["seed"], str(output))
     loading = {name: kept.get(name) for name in ("dtype", "quantize", "attention", "cache")}
     return plan, [job], loading | {
         "lora": tuple(kept.get("lora", ())), "compile": kept.get("compile", False), "clip_batch": kept.get("clip_batch", 1),

@@ -86,10 +86,13 @@ def generate(
     vae_tiling: Tiling = False,
     clip_batch: ClipBatch = 1,
     output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="FILE.mp4|DIR", help="(default: PROMPT-SEED.mp4 here)")
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE.mp4|DIR", help="(default: PROMPT-SEED.mp4 here, numbered where that is another run's)"
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from where this output's run was stopped.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again over an unfinished run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again, and replace what is there.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print what would run, load nothing.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -104,7 +107,7 @@ def generate(
     loading = dict(device=device, dtype=dtype, offload=offload, lora=tuple(lora or ()), quantize=quantize, attention=attention,
                    cache=cache, compile=compile_, vae_tiling=vae_tiling, clip_batch=clip_batch)  # fmt: skip
     if prompt is None and prompts is None and schedule is None and resume and output:
-        plan, jobs, kept = plan_of_record(context, Path(output))
+        plan, asked, kept = plan_of_record(context, Path(output))
         loading |= kept
     else:
         shots = read_schedule(schedule, prompt, prompts)
@@ -123,18 +126,10 @@ def generate(
         plan = make_plan(preset, set_, backbone, flags, duration, quiet, shots, layers, probe, tuple(lora or ()))
         if resume and seed is None:
             seed = kept_seed(output)
-        jobs = []
-        for text in texts:
-            own_seed = run.draw_seed() if seed is None else seed
-            jobs.append(run.Job(plan, text, own_seed, run.output_path(output, text, own_seed, [job.output for job in jobs])))
+        asked = [run.Asked(plan, text, run.draw_seed() if seed is None else seed, output) for text in texts]
         warn_of_grammar(plan.spec, [shot.prompt for shot in shots.shots] if shots else texts, quiet)
-    for job in jobs:
-        left = run.unfinished(job.output)
-        if left and not resume and not overwrite:
-            raise UsageError(f"{run.run_folder(job.output)} holds {left}", accepted="--resume or --overwrite",
-                             do="--resume to go on from there, --overwrite to start again")  # fmt: skip
-        run.check_writable(job.output)
     setup = make_setup(plan.spec, loading)
+    jobs = run.jobs_of(asked, setup, resume, overwrite)
     if dry_run:
         from longgen.backbones import check_setup
         from longgen.show import plan_text
@@ -147,7 +142,7 @@ def generate(
 
     tell = (lambda text: None) if quiet else say
     with progress(quiet, say) as report:
-        results = run.generate_jobs(jobs, setup, resume, report, tell)
+        results = run.generate_jobs(jobs, setup, resume, report, tell, overwrite)
     report_results(results, as_json, single=prompts is None)
 
 

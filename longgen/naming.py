@@ -1,0 +1,80 @@
+"""What files are called: names made of prompts, and the names that are asked for.
+
+A default name is `PROMPT-SEED.mp4`. Where that is another run's, it gets a number: `PROMPT-SEED-2.mp4`.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Collection
+from pathlib import Path
+
+from longgen.errors import UsageError
+
+LONGEST_NAME = 230  # bytes; file systems take 255, and a name that is being written is longer by up to 17
+LONGEST_SLUG = 60, 120  # characters and bytes: names of two slugs, a seed and a hash still fit
+RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in "0123456789")}  # on Windows
+
+
+def slug(text: str, longest: tuple[int, int] = LONGEST_SLUG) -> str:
+    """A file name made of `text`: letters, marks and digits of every script, in lower case, with hyphens for all else.
+
+    longest: characters and bytes; it is cut between letters. `video` where there is nothing to name.
+    """
+    lower = unicodedata.normalize("NFC", text.lower())
+    words = "".join(letter if unicodedata.category(letter)[0] in "LMN" else " " for letter in lower)
+    name = "-".join(words.split())
+    characters, count = longest
+    end = min(len(name), characters)
+    while len(name[:end].encode()) > count or (0 < end < len(name) and unicodedata.category(name[end])[0] == "M"):
+        end -= 1
+    name = name[:end].strip("-")
+    while name and unicodedata.category(name[0])[0] == "M":  # a mark stands on a letter, and here on the folder before it
+        name = name[1:].lstrip("-")
+    return f"{name}-video" if name in RESERVED else name or "video"
+
+
+def key_of(path: Path) -> str:
+    """Equal for names that some file system takes for one: of another case, or with letters composed otherwise."""
+    return unicodedata.normalize("NFC", os.path.abspath(path)).casefold()
+
+
+def is_file_name(output: str) -> bool:
+    """Whether `output` asks for a file; else it is a folder for files with names of longgen's own."""
+    return not output.endswith(("/", os.sep)) and (Path(output).suffix != "" or Path(output).name == ".mp4") and (
+        Path(output).suffix.lower() == ".mp4" or Path(output).name == ".mp4" or not os.path.isdir(output)
+    )  # fmt: skip
+
+
+def output_path(output: str | None, prompt: str, seed: int, taken: Collection[Path] = ()) -> Path:
+    """Where the video goes: `output` if it is a file name in .mp4, else `<slug>-<seed>.mp4` in the folder `output`."""
+    if "\0" in (output or ""):
+        raise UsageError(f"--output {output!r}: a name with a zero byte", accepted="a name in .mp4, or a folder", do="take it out")
+    if output is not None and is_file_name(output):
+        suffix = ".mp4" if Path(output).name == ".mp4" else Path(output).suffix
+        shown = output if len(output) <= 200 else f"{output[:100]}…{output[-60:]}"
+        if output.endswith(".partial.mp4"):
+            raise UsageError(f"--output {shown}: so a video is called that is not complete yet", accepted="another name in .mp4",
+                             do=f"take {output.removesuffix('.partial.mp4')}.mp4")  # fmt: skip
+        if suffix.lower() == ".mp4" and 4 < len(os.fsencode(Path(output).name)) <= LONGEST_NAME:
+            return Path(output)
+        if suffix.lower() == ".mp4":
+            raise UsageError(f"--output {shown}: an empty or too long name", accepted=f"a name of at most {LONGEST_NAME} bytes",
+                             do="give another name")  # fmt: skip
+        raise UsageError(f"--output {shown}: longgen writes MP4 only", accepted="a name in .mp4, or a folder",
+                         do=f"take {Path(output).with_suffix('.mp4')}")  # fmt: skip
+    return free(Path(output or ".") / f"{slug(prompt)}-{seed}.mp4", [key_of(path) for path in taken])
+
+
+def free(path: Path, taken: Collection[str]) -> Path:
+    """`path`, or with the first number from 2 on whose key is not in `taken`."""
+    made, number = path, 2
+    while key_of(made) in taken:
+        made, number = numbered(path, number), number + 1
+    return made
+
+
+def numbered(path: Path, number: int) -> Path:
+    """`path` with `number` behind its stem; the first has none."""
+    return path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")

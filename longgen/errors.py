@@ -17,6 +17,15 @@ import difflib
 from collections.abc import Iterable
 
 
+def shown(value: object, most: int = 100) -> str:
+    """`value` as a message quotes it: of at most `most` characters, and whatever it is."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, lists within lists
+        text = f"a {type(value).__name__} too long to print"
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 class LonggenError(Exception):
     """`given` says what is wrong with what; `accepted` what would be right; `do` the next thing to try."""
 
@@ -53,6 +62,7 @@ class Terminated(KeyboardInterrupt):
 def unknown_name(kind: str, name: str, known: Iterable[str], do: str) -> UsageError:
     """The error for a name that is not in a table, with the nearest names that are."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name[:100], names, n=3, cutoff=0.5)
+    quoted = shown(name) if len(name) > 98 or not name.isprintable() else f"'{name}'"
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-    return UsageError(f"no {kind} is called '{name}'{hint}", accepted=", ".join(names), do=do)
+    return UsageError(f"no {kind} is called {quoted}{hint}", accepted=", ".join(names), do=do)

@@ -147,7 +147,7 @@ def _find(name: str) -> Path:
 
 def parse_file(path: Path) -> dict[str, Any]:
     """The tables of a TOML file. Raises as `textfile.read` does, and UsageError where it is not TOML."""
-    return textfile.toml(textfile.read(path, "preset file"), f"preset file {path}")
+    return textfile.toml(textfile.read(path, "preset file", "is not TOML"), f"preset file {path}")
 
 
 def from_tables(tables: Mapping[str, Any], origin: str) -> Preset:

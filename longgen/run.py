@@ -465,11 +465,12 @@ def generate(
     ("style.safetensors:0.8",), ...}`, the other fields of `longgen.backbones.Setup`. Raises LonggenError and its kinds.
     """
     from longgen.backbones.find import find
+    from longgen.prompts import checked
 
     spec = find(backbone or backbones.default_backbone())
     lora = tuple(model.get("lora", ()))
     plan = planned(preset_name, spec, overrides, sample or preset.Sample(), duration, schedule, layers, probe, lora)
-    prompt = schedule.shots[0].prompt if schedule else prompt
+    prompt = checked(schedule.shots[0].prompt if schedule else prompt, "prompt")
     seed = draw_seed() if seed is None else seed
     job = Job(plan, prompt, seed, output_path(str(output), prompt, seed))
     device = device or backbones.default_device()

@@ -31,8 +31,8 @@ MARKS = (  # the longer ones first: UTF-32's little-endian mark begins with UTF-
 )  # fmt: skip
 
 
-def read(path: str | Path, what: str) -> str:
-    """The text in the file `path`, or on stdin where it is `-`; messages call it `what`.
+def read(path: str | Path, what: str, unread: str = "cannot be read") -> str:
+    """The text in the file `path`, or on stdin where it is `-`; messages call it `what`, and say `unread` where it is no text.
 
     Raises MissingError where it is not there, UsageError where it is no text, LonggenError where it may not be read.
     """
@@ -60,26 +60,26 @@ def read(path: str | Path, what: str) -> str:
     try:
         text = body.decode(encoding)
     except UnicodeDecodeError as error:
-        raise _undecodable(name, body, encoding, error.start, len(mark)) from None
+        raise _undecodable(f"{name} {unread}", body, encoding, error.start, len(mark)) from None
     if "\0" in text:
         place = text.index("\0")
         wide = "; it may be UTF-16 without a byte order mark" if body[:200].count(0) > len(body[:200]) // 4 else ""
-        raise UsageError(f"{name} cannot be read as text: line {text.count(chr(10), 0, place) + 1} holds a NUL byte{wide}",
+        raise UsageError(f"{name} {unread}: line {text.count(chr(10), 0, place) + 1} holds a NUL byte{wide}",
                          accepted="a text file in UTF-8, or in UTF-16 with its mark",
                          do="save it as UTF-8, or check that it is a text file")  # fmt: skip
     return re.sub("\r\n?", "\n", text)
 
 
-def _undecodable(name: str, body: bytes, encoding: str, at: int, before: int) -> UsageError:
+def _undecodable(unread: str, body: bytes, encoding: str, at: int, before: int) -> UsageError:
     """What is wrong with `body` from byte `at` on, which `encoding` does not allow."""
     if encoding != "utf-8":
-        return UsageError(f"{name} cannot be read: by its mark it is {encoding.upper()[:6]}, and byte {at + before} is not",
+        return UsageError(f"{unread}: by its mark it is {encoding.upper()[:6]}, and byte {at + before} is not",
                           accepted="a text file in UTF-8, or in UTF-16 with its mark", do="save it as UTF-8")  # fmt: skip
     line = body.count(b"\n", 0, at) + 1
     controls = sum(byte < 32 and byte not in b"\t\n\r\f\v" for byte in body[:1000])
     old = "" if controls else "; it may be Windows-1252 or Latin-1, or another old encoding of its country"
     do = "check that it is a text file" if controls else "save it as UTF-8, as with iconv -f WINDOWS-1252 -t UTF-8"
-    return UsageError(f"{name} cannot be read: line {line} is not UTF-8 (byte {at + before} is 0x{body[at]:02x}){old}",
+    return UsageError(f"{unread}: line {line} is not UTF-8 (byte {at + before} is 0x{body[at]:02x}){old}",
                       accepted="a text file in UTF-8, or in UTF-16 with its mark", do=do)  # fmt: skip
 
 

@@ -112,7 +112,7 @@ def test_all_errors_of_a_file_come_in_one_message(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["name", "name = ", "name = 'a'\nname = 'b'", "[sample]\n[sample]", "name = 'a", "x = [1,,2]", "a = 1\na = 2", f"x = {'[' * 500}{']' * 500}", f"x = {'9' * 5000}", ".".join("abc" * 500) + " = 1"]
+    "text", ["name", "name = ", "name = 'a'\nname = 'b'", "[sample]\n[sample]", "name = 'a", "x = [1,,2]", "\x00", "a = 1\na = 2", f"x = {'[' * 500}{']' * 500}", f"x = {'9' * 5000}", ".".join("abc" * 500) + " = 1"]
 )
 def test_what_is_no_toml_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not TOML"):
@@ -122,7 +122,7 @@ def test_what_is_no_toml_is_refused(text: str, tmp_path: Path) -> None:
 def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
     path.write_bytes(b"name = '\xff'")
-    with pytest.raises(UsageError, match="line 1 is not UTF-8 .byte 8 is 0xff."):
+    with pytest.raises(UsageError, match=r"is not TOML: line 1 is not UTF-8 \(byte 8 is 0xff\)"):
         preset.load(str(path))
 
 

@@ -7,6 +7,7 @@
     └── BatchError               5    a batch finished, some of its videos did not
     KeyboardInterrupt          130    Ctrl-C; a checkpoint is on disk
     └── Terminated              75    SIGTERM; a checkpoint is on disk, a scheduler may start the job again
+        └── HungUp             129    SIGHUP: the terminal has gone; a checkpoint is on disk
 
 Each message carries three facts: what was given, what is accepted, what to do.
 """
@@ -57,6 +58,12 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, raised as KeyboardInterrupt is so that no `except Exception` in a library swallows it."""
 
     exit_code = 75
+
+
+class HungUp(Terminated):
+    """SIGHUP: the terminal was closed, or the connection to it lost."""
+
+    exit_code = 129
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], do: str) -> UsageError:

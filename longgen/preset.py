@@ -90,8 +90,11 @@ class Preset(BaseModel):
 
 
 def _toml(value: Any) -> str:
-    """A number, truth value, string or list of these in TOML: JSON, but for what TOML wants escaped or written out."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    """A number, truth value, string or list of these in TOML: JSON, but for what TOML and terminals want escaped."""
+    return "".join(
+        f"\\u{ord(character):04x}" if textfile.visible(character) != character else character
+        for character in json.dumps(value, ensure_ascii=False)
+    )
 
 
 def name_of(technique: Technique) -> str:

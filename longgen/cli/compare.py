@@ -209,7 +209,7 @@ def show(made: Comparison, folder: Path, export_vbench: Path | None, as_json: bo
     from longgen.compare.table import text
     from longgen.compare.vbench import lay_out
 
-    answer(text(made), made.as_dict(), as_json)
+    answer(text(made), made.as_dict(), as_json, made=True)
     if not quiet:
         for watch in made.watch:
             say(f"to watch: {folder / watch.side_by_side}")

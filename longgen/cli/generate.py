@@ -162,7 +162,7 @@ def report_results(results: list[Result | Failure], as_json: bool, single: bool)
 
     data = [dataclasses.asdict(result) for result in results]
     made, asked = [entry["output"] for entry in data if "error" not in entry], len(results)
-    answer("\n".join(made), data[0] if single else data, as_json)
+    answer("\n".join(made), data[0] if single else data, as_json, made=bool(made))
     if len(made) < asked:
         raise BatchError(
             f"{asked - len(made)} of {asked} videos failed", do="the same command with --resume --seed N makes the rest"

@@ -75,7 +75,7 @@ def probe(
     run.check_writable(folder / "report.html")
     found, place = run_probe(spec, setup, settings, metric, threshold, top, again, quiet)
     written = report.write(found, folder)
-    answer(report.text(found), found.as_dict(), as_json)
+    answer(report.text(found), found.as_dict(), as_json, made=True)
     if not quiet:
         say(f"report: {next(path for path in written if path.suffix == '.html')}; kept for presets: {place}")
 

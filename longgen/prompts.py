@@ -10,10 +10,12 @@ a row does not give comes from the flags. A table has no comments.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
 import io
 import json
+import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -82,6 +84,9 @@ def parse_size(size: str, what: str = "--size") -> tuple[int, int]:
 
 def checked(prompt: str, what: str) -> str:
     """`prompt`, which `what` gave. Raises UsageError where there is nothing in it, or what is no text."""
+    if not prompt.isascii():
+        with contextlib.suppress(UnicodeError):  # in a locale that is not UTF-8 Python hands over the bytes, one by one
+            prompt = os.fsencode(prompt).decode()
     wrong = textfile.flaw(prompt)
     if wrong is not None:
         raise UsageError(f"{what} {wrong}", accepted="a text that says what the video shows", do="write one")

@@ -96,7 +96,7 @@ def read_prompts(prompt: str | None, prompts: Path | None, quiet: bool, instead:
     texts = [row.prompt for row in read_rows(prompt, prompts, quiet, ("prompt",), f"which is one for all prompts here: {instead}")]
     again = next((text for text in texts if texts.count(text) > 1), None)
     if again is not None:
-        say_notes([f"{on_one_line(again, 60)!r} is there {texts.count(again)} times, and counts once"], quiet)
+        say_notes([f"'{on_one_line(again, 60)}' is there {texts.count(again)} times, and counts once"], quiet)
     return [*dict.fromkeys(texts)]
 
 
@@ -223,7 +223,7 @@ def warn_of_grammar(spec: BackboneSpec, texts: list[str], quiet: bool) -> None:
 
     strange = [text for text in texts if spec.built_in and grammar.parse(text) is None]
     if strange:
-        say_notes([f"{spec.name} knows one kind of sentence, and {on_one_line(strange[0], 200)!r} is none; expect nonsense. "
+        say_notes([f"{spec.name} knows one kind of sentence, and '{on_one_line(strange[0], 200)}' is none; expect nonsense. "
                    f"It knows:\n{grammar.describe()}"], quiet)  # fmt: skip
 
 

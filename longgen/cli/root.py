@@ -7,6 +7,7 @@ import contextlib
 import errno
 import functools
 import json
+import locale
 import os
 import signal
 import sys
@@ -53,6 +54,7 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
+            _stand_somewhere()
             command(*args, **kwargs)
         except typer.Exit:
             raise
@@ -62,6 +64,15 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(_told(error)) from None
 
     return wrapped
+
+
+def _stand_somewhere() -> None:
+    """Raises LonggenError where the current folder was removed, which libraries answer with much worse."""
+    try:
+        os.getcwd()
+    except OSError:
+        raise LonggenError("the current folder is not there any more", accepted="a folder that exists",
+                           do="cd into another one") from None  # fmt: skip
 
 
 def _told(error: BaseException) -> int:
@@ -86,6 +97,9 @@ def _explained(error: BaseException) -> LonggenError | None:
     if isinstance(error, MemoryError):
         return OutOfMemoryError(f"out of memory: {error or 'the host has no more'}", accepted="what longgen plan estimates",
                                 do="take fewer --frames or a smaller --size")  # fmt: skip
+    if isinstance(error, UnicodeEncodeError) and not locale.getpreferredencoding(False).lower().startswith("utf"):
+        return LonggenError(f"{error.object[:100]!r} cannot be the name of a file where the locale is {locale.getpreferredencoding(False)}",
+                            accepted="a locale of UTF-8", do="set LC_ALL=C.UTF-8, or take plain names")  # fmt: skip
     chain: list[BaseException] = []
     while error is not None and error not in chain:
         chain.append(error)
@@ -96,10 +110,6 @@ def _explained(error: BaseException) -> LonggenError | None:
     refused = next((one for one in chain if isinstance(one, OSError)), None) if isinstance(chain[0], OSError | ImportError) else None
     if refused is None:
         return None
-    try:
-        os.getcwd()
-    except OSError:
-        return LonggenError("the current folder is not there any more", accepted="a folder that exists", do="cd into another one")
     what = refused.filename if isinstance(refused.filename, str) else "a file"
     return LonggenError(f"{what}: {refused.strerror or refused}", accepted="files and folders that may be read and written",
                         do="check the path, its permissions, and the room on the disk")  # fmt: skip
@@ -124,7 +134,7 @@ def answer(text: str, data: Any, as_json: bool, made: bool = False) -> None:
     except BrokenPipeError:
         _let_go()
         if made or sys.stdout is None:
-            say(text)
+            say(text if made else result)
             return
         raise typer.Exit(1) from None  # the reader has gone; say nothing more
     except (OSError, ValueError) as error:
@@ -195,7 +205,12 @@ def main() -> None:
     except BaseException as error:  # outside of commands: while help is printed, or an option is parsed
         if os.environ.get("LONGGEN_DEBUG") == "1":
             raise
-        code = _told(error)
+        if isinstance(error, OSError) and error.filename is None and _stopped is None:
+            _let_go()
+            say(f"longgen: stdout could not be written to: {error.strerror}")
+            code = 1
+        else:
+            code = _told(error)
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -7,6 +7,7 @@
     └── BatchError               5    a batch finished, some of its videos did not
     KeyboardInterrupt          130    Ctrl-C; a checkpoint is on disk
     └── Terminated              75    SIGTERM; a checkpoint is on disk, a scheduler may start the job again
+        └── HungUp             129    SIGHUP: the terminal has gone; a checkpoint is on disk
 
 Each message carries three facts: what was given, what is accepted, what to do.
 """
@@ -15,6 +16,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+
+
+def shown(value: object, most: int = 100) -> str:
+    """`value` as a message quotes it: of at most `most` characters, and whatever it is."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, lists within lists
+        text = f"a {type(value).__name__} too long to print"
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 class LonggenError(Exception):
@@ -50,9 +60,16 @@ class Terminated(KeyboardInterrupt):
     exit_code = 75
 
 
+class HungUp(Terminated):
+    """SIGHUP: the terminal was closed, or the connection to it lost."""
+
+    exit_code = 129
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], do: str) -> UsageError:
     """The error for a name that is not in a table, with the nearest names that are."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name[:100], names, n=3, cutoff=0.5)
+    quoted = shown(name) if len(name) > 98 or not name.isprintable() else f"'{name}'"
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-    return UsageError(f"no {kind} is called '{name}'{hint}", accepted=", ".join(names), do=do)
+    return UsageError(f"no {kind} is called {quoted}{hint}", accepted=", ".join(names), do=do)

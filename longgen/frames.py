@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from longgen.errors import UsageError
+from longgen.errors import UsageError, shown
 
-_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
+_DURATION = re.compile(r"(?:([0-9]{1,9}(?:\.[0-9]{1,9})?)m)?(?:([0-9]{1,9}(?:\.[0-9]{1,9})?)s?)?")
 
 
 def latent_frames(frames_px: int, stride: int) -> int:
@@ -33,7 +33,7 @@ def seconds(text: str, what: str) -> Fraction:
     match = _DURATION.fullmatch(text.strip().lower())
     if not match or not any(match.groups()):
         raise UsageError(
-            f"{what} {text!r} is not a time", accepted="20s, 1m30s, 2m or 7.5 (seconds)", do="write it as one of these"
+            f"{what} {shown(text)} is not a time", accepted="20s, 1m30s, 2m or 7.5 (seconds)", do="write it as one of these"
         )
     minutes, rest = (Fraction(group or 0) for group in match.groups())
     return 60 * minutes + rest
@@ -42,9 +42,13 @@ def seconds(text: str, what: str) -> Fraction:
 def duration_frames(duration: str, fps: int) -> int:
     """Pixel frames of a duration such as `20s`, `1m30s`, `2m` or `7.5`, at `fps` frames a second; at least 1.
 
-    Raises UsageError on anything else.
+    Raises UsageError on anything else, and on no time at all.
     """
-    return max(1, round(seconds(duration, "--duration") * fps))
+    asked = seconds(duration, "--duration")
+    if asked == 0:
+        raise UsageError(f"--duration {duration} is no time for a video", accepted="20s, 1m30s, 2m or 7.5 (seconds)",
+                         do="make it longer, or leave it out for the model's own length")  # fmt: skip
+    return max(1, round(asked * fps))
 
 
 def local_windows(frames_lat: int, window: int, edge: str) -> list[tuple[int, int]]:

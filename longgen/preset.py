@@ -21,21 +21,16 @@ from __future__ import annotations
 import importlib.resources
 import json
 import os
-import sys
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from longgen import catalog
-from longgen.errors import LonggenError, MissingError, UsageError, unknown_name
+from longgen import catalog, textfile
+from longgen.errors import MissingError, UsageError, shown, unknown_name
 from longgen.technique import Technique
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 SCHEMA = 1
 Positive = Annotated[int, Field(ge=1)]
@@ -95,8 +90,11 @@ class Preset(BaseModel):
 
 
 def _toml(value: Any) -> str:
-    """A number, truth value, string or list of these in TOML: JSON, but for what TOML wants escaped or written out."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    """A number, truth value, string or list of these in TOML: JSON, but for what TOML and terminals want escaped."""
+    return "".join(
+        f"\\u{ord(character):04x}" if textfile.visible(character) != character else character
+        for character in json.dumps(value, ensure_ascii=False)
+    )
 
 
 def name_of(technique: Technique) -> str:
@@ -122,10 +120,21 @@ def load(name: str, overrides: Iterable[str] = (), sample: Sample | None = None)
     Raises UsageError for an unknown name, key or value, MissingError for a file that is not there.
     """
     tables = parse_file(_find(name))
+    overrides = [*overrides]
+    paths = [override.partition("=")[0].strip() for override in overrides]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise UsageError(f"--set {shown(path)} is given twice", accepted="one value for a parameter", do="leave one out")
     for override in overrides:
         _apply_override(tables, override)
     preset = from_tables(tables, origin=name)
     return preset if sample is None else preset.model_copy(update={"sample": sample.over(preset.sample)})
+
+
+def fitting(name: str, overrides: Iterable[str]) -> list[str]:
+    """Those of `overrides` that are of a technique which the preset `name` has."""
+    techniques = {name_of(technique) for technique in load(name).techniques}
+    return [override for override in overrides if override.partition(".")[0].strip() in techniques]
 
 
 def _find(name: str) -> Path:
@@ -140,15 +149,8 @@ def _find(name: str) -> Path:
 
 
 def parse_file(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file. Raises UsageError where it is not TOML."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not TOML: {error}", accepted="TOML 1.0 in UTF-8", do="mend the line named") from None
-    except OSError as error:
-        raise LonggenError(
-            f"{path} cannot be read: {error.strerror}", accepted="a file that may be read", do="check its permissions"
-        ) from None
+    """The tables of a TOML file. Raises as `textfile.read` does, and UsageError where it is not TOML."""
+    return textfile.toml(textfile.read(path, "preset file", "is not TOML"), f"preset file {path}")
 
 
 def from_tables(tables: Mapping[str, Any], origin: str) -> Preset:
@@ -157,7 +159,7 @@ def from_tables(tables: Mapping[str, Any], origin: str) -> Preset:
     rest = dict(tables)
     schema = rest.pop("schema", SCHEMA)
     if schema is True or schema != SCHEMA:
-        errors.append(f"schema: {schema!r}, but this longgen reads schema {SCHEMA}")
+        errors.append(f"schema: {shown(schema)}, but this longgen reads schema {SCHEMA}")
     techniques = []
     stack = rest.pop("technique", [])
     if not isinstance(stack, list) or not all(isinstance(table, dict) for table in stack):
@@ -200,7 +202,7 @@ def explain(name: str, detail: Any, model: type[BaseModel]) -> str:
     if detail["type"] == "extra_forbidden":
         return f"{path}: unknown key; known keys: {', '.join(known)}"
     message = detail["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(detail["input"], dict) else f" = {detail['input']!r}"
+    given = "" if isinstance(detail["input"], dict) else f" = {shown(detail['input'])}"
     return f"{path}{given}: {message[0].lower()}{message[1:]}"
 
 
@@ -208,24 +210,26 @@ def _apply_override(tables: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
     name, dot, key = path.strip().partition(".")
     if not (separator and dot and name and key):
-        raise UsageError(f"--set {override!r} is not technique.key=value", accepted="for example window.frames=21",
+        raise UsageError(f"--set {shown(override)} is not technique.key=value", accepted="for example window.frames=21",
                          do="write it so")  # fmt: skip
     try:
-        parsed = tomllib.loads(f"value = {text}")
+        parsed = textfile.toml(f"value = {text}", f"--set {shown(override)}")
         value = parsed["value"] if len(parsed) == 1 else text
-    except tomllib.TOMLDecodeError:
+    except UsageError as error:
+        if "[[[[" in text or "{" in text or re.search("[0-9]{1000}", text):  # that was meant to be TOML
+            raise error from None
         value = text.strip()  # a bare word, as a shell user types it
     stack = tables.get("technique", [])
     if not isinstance(stack, list) or not all(isinstance(table, dict) for table in stack):
         return  # from_tables says what is wrong with it
     targets = [table for table in stack if table.get("name") == name]
     if key == "name":
-        raise UsageError(f"--set {override}: a technique's name is no parameter", accepted="technique.key=value",
+        raise UsageError(f"--set {shown(override)}: a technique's name is no parameter", accepted="technique.key=value",
                          do="choose another preset")  # fmt: skip
     if not targets:
         catalog.technique(name)
         stacked = ", ".join(str(table.get("name")) for table in stack) or "none"
-        raise UsageError(f"--set {override}: the preset has no technique '{name}'", accepted=f"its techniques: {stacked}",
+        raise UsageError(f"--set {shown(override)}: the preset has no technique '{name}'", accepted=f"its techniques: {stacked}",
                          do="choose a preset that has it, or write one")  # fmt: skip
     for table in targets:
         table[key] = value

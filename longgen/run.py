@@ -413,11 +413,12 @@ def generate(
     Raises LonggenError and its kinds.
     """
     from longgen.backbones.find import find
+    from longgen.prompts import checked
 
     spec = find(backbone or backbones.default_backbone())
     lora = tuple(model.get("lora", ()))
     plan = planned(preset_name, spec, overrides, sample or preset.Sample(), duration, schedule, layers, probe, lora)
-    prompt = schedule.shots[0].prompt if schedule else prompt
+    prompt = checked(schedule.shots[0].prompt if schedule else prompt, "prompt")
     seed = draw_seed() if seed is None else seed
     if resume and overwrite:
         raise UsageError("resume and overwrite are both given", accepted="one of them", do="leave one out")

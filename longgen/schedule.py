@@ -32,8 +32,8 @@ from typing import Any
 
 import numpy as np
 
-from longgen import frames
-from longgen.errors import MissingError, UsageError
+from longgen import frames, textfile
+from longgen.errors import UsageError, shown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,6 +42,7 @@ else:
 
 KEYS = ("common", "blend", "shot")
 SHOT_KEYS = ("at", "prompt")
+MOST_LINES = 500  # of one statement, which is parsed anew with each of its lines to find where it ends
 
 
 @dataclass(frozen=True)
@@ -72,32 +73,21 @@ class Schedule:
 def load(path: Path) -> Schedule:
     """The schedule in the TOML file `path`.
 
-    Raises MissingError where there is no file, UsageError with every error of the file, each with its line and key.
+    Raises as `textfile.read` does, and UsageError with every error of the file, each with its line and key.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig") + "\n"  # some editors put a byte order mark first, which TOML 1.0 does not know
-    except FileNotFoundError:
-        raise MissingError(f"schedule {path} is not there", accepted="a TOML file of [[shot]] tables",
-                           do="check the path") from None  # fmt: skip
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"schedule {path} cannot be read: {error}", accepted="a text file in UTF-8", do="check it") from None
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        reason = str(error).replace(
-            "end of document", f"the end, line {text.rstrip().count(chr(10)) + 1}"
-        )  # of what is never closed
-        raise UsageError(f"schedule {path} is not TOML: {reason}", accepted="TOML 1.0", do="mend the line named") from None
-    lines = _lines(text)
+    text = textfile.read(path, "schedule") + "\n"
+    tables = textfile.toml(text, f"schedule {path}")
+    lines: dict[tuple[int, str], int] = {}
     errors: list[tuple[int, str]] = []
 
     def refuse(shot: int, key: str, wrong: str) -> None:
+        lines.update(lines or _lines(text))  # they take time, and a file without errors needs none
         line = next((lines[place] for place in ((shot, key), (shot, ""), (0, "shot")) if place in lines), 1)
         errors.append((line, f"line {line}: {f'shot {shot}: ' * (shot > 0)}{key}{wrong}"))
 
     def read_text(shot: int, key: str, value: Any) -> str:
-        if not isinstance(value, str) or not value.strip():
-            refuse(shot, key, f" = {value!r} is no text" if not isinstance(value, str) else " is empty")
+        if not isinstance(value, str) or textfile.flaw(value):
+            refuse(shot, key, f" {textfile.flaw(value)}" if isinstance(value, str) else f" = {shown(value)} is no text")
             return ""
         return value.strip()
 
@@ -105,11 +95,11 @@ def load(path: Path) -> Schedule:
         try:
             return frames.seconds(value if isinstance(value, str) else "", "")
         except UsageError as error:
-            refuse(shot, key, f" = {value!r} is not a time; accepted, in quotes: {error.accepted}")
+            refuse(shot, key, f" = {shown(value)} is not a time; accepted, in quotes: {error.accepted}")
             return None
 
-    for key in tables.keys() - set(KEYS):
-        refuse(0, key, f": unknown key; known keys: {', '.join(KEYS)}")
+    for key in sorted(tables.keys() - set(KEYS)):
+        refuse(0, key[:100], f": unknown key; known keys: {', '.join(KEYS)}")
     common = read_text(0, "common", tables["common"]) if "common" in tables else ""
     blend = read_time(0, "blend", tables.get("blend", "0s"))
     stack = tables.get("shot", [])
@@ -119,8 +109,8 @@ def load(path: Path) -> Schedule:
     times: list[Fraction | None] = []
     shots = []
     for number, table in enumerate(stack, 1):
-        for key in table.keys() - set(SHOT_KEYS):
-            refuse(number, key, f": unknown key; known keys: {', '.join(SHOT_KEYS)}")
+        for key in sorted(table.keys() - set(SHOT_KEYS)):
+            refuse(number, key[:100], f": unknown key; known keys: {', '.join(SHOT_KEYS)}")
         prompt, at = "", None
         if "prompt" in table:
             prompt = read_text(number, "prompt", table["prompt"])
@@ -131,15 +121,15 @@ def load(path: Path) -> Schedule:
         else:
             refuse(number, "at", " is missing; only the first shot's may be left out")
         if number == 1 and at:
-            refuse(number, "at", f" = {table['at']!r}, but the first shot begins at 0")
+            refuse(number, "at", f" = {shown(table['at'])}, but the first shot begins at 0")
         before = next((time for time in reversed(times) if time is not None), None)
         if before is not None and at is not None and at <= before:
-            refuse(number, "at", f" = {table['at']!r} is not after {_say(before)}, where a shot above it begins")
+            refuse(number, "at", f" = {shown(table['at'])} is not after {_say(before)}, where a shot above it begins")
         times.append(at)
         shots.append(Shot(at or Fraction(0), f"{prompt}, {common}" if common else prompt))
     for number, (start, end) in enumerate(pairwise(times), 1):
         if blend is not None and start is not None and end is not None and 0 < end - start < blend:
-            refuse(0, "blend", f" = {tables['blend']!r} is longer than shot {number}, {_say(end - start)}: fades would overlap")
+            refuse(0, "blend", f" = {shown(tables['blend'])} is longer than shot {number}, {_say(end - start)}: fades would overlap")
     if errors:
         raise UsageError(f"schedule {path}:\n" + "\n".join(f"    {wrong}" for _, wrong in sorted(errors)),
                          accepted="what each line names", do="correct these lines")  # fmt: skip
@@ -160,6 +150,8 @@ def _lines(text: str) -> dict[tuple[int, str], int]:
         try:
             parsed = tomllib.loads(statement)
         except tomllib.TOMLDecodeError:
+            if number - start > MOST_LINES:
+                return lines
             continue  # it goes on in the next line
         header = statement.lstrip().startswith("[")
         for key, value in parsed.items():  # one, or none in a line of blanks and comments

@@ -15,18 +15,19 @@ from longgen.frameplan import FramePlan, neutral
 from longgen.plan import FLOOR, LONG, Plan, count_label, human_bytes, on_every_backbone
 from longgen.preset import Preset, name_of
 from longgen.technique import NoiseTechnique
+from longgen.textfile import on_one_line
 
 SHADES = " ░▒▓█"
 MAP_SIDE = 40  # characters across a picture of a table
 PICTURED = 1  # passes of a branch whose table is drawn; the others are like it, moved
 
 
-def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True) -> str:
+def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: bool = True) -> str:
     """What would run: techniques, tables, cost and memory."""
     spec, sample = plan.spec, plan.sample
     width, height = plan.size
     lines = [
-        f"{plan.preset.name} on {spec.name}",
+        on_one_line(f"{plan.preset.name} on {spec.name}"),
         f"  {plan.frames_px} frames, {plan.duration_s:.1f} s at {sample.fps} fps, {width}x{height}",
         f"  {plan.frames_lat} latent frames ({spec.native_lat} native), {plan.tokens:,} tokens,"
         f" {plan.steps} steps, guidance {sample.guidance_scale:g}",
@@ -43,7 +44,7 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True) -> str:
     if not plan.acting:
         lines.append("no technique: the backbone's own attention")
     for number, shot in enumerate(plan.schedule.shots if plan.schedule else (), start=1):
-        lines.append(f"shot {number} from {float(shot.at):g} s: {shot.prompt}")
+        lines.append(f"shot {number} from {float(shot.at):g} s: {on_one_line(shot.prompt)}")
     if plan.chunk_lat is not None:
         lines += [
             "",
@@ -64,7 +65,7 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True) -> str:
         f"memory estimate ({dtype}, offload {offload}): {human_bytes(memory['peak'])}"
         f" = transformer {human_bytes(memory['weights'])}, activations {human_bytes(memory['activations'])},"
         f" text encoder and VAE {human_bytes(memory['companions'])}",
-        *(f"note: {note}" for note in plan.notes),
+        *(f"note: {note}" for note in (plan.notes if notes else ())),
     ]
     return "\n".join(lines)
 

@@ -23,13 +23,14 @@ SCRIPTS = {f"longgen.backbones.tiny.{name}" for name in ("train", "check", "effe
 
 # Who may import whom at run time: a row may name rows above it only. A row stands for a module, or for a package and all
 # in it that has no row of its own; inside one row imports are free. `longgen` is longgen/__init__.py.
-FLOOR = "longgen errors frames frameplan backbones.spec backbones.checkpoints backbones.find"
+FLOOR = "longgen errors textfile frames frameplan backbones.spec backbones.checkpoints backbones.find"
 PROBES = "probe.record probe.fingerprint probe.kept"
-PLANNING = f"{FLOOR} technique catalog preset schedule price plan"
+PLANNING = f"{FLOOR} technique catalog preset prompts schedule price plan"
 FILES_OF_RUNS = "disk naming checkpoint video rundir"
 ALLOWED = {
     "longgen": "",
     "errors": "",
+    "textfile": "errors",
     "frames": "errors",
     "frameplan": "errors",
     "backbones.spec": "errors",
@@ -43,8 +44,9 @@ ALLOWED = {
     "context": "errors frames frameplan technique noise",
     "fusion": "errors frames frameplan technique noise",
     "catalog": "errors technique positions context fusion",
-    "preset": "errors technique catalog",
-    "schedule": "errors frames",
+    "preset": "errors textfile technique catalog",
+    "prompts": "errors textfile preset",
+    "schedule": "errors textfile frames",
     "price": "",
     "plan": "errors frames frameplan backbones.spec technique catalog preset schedule price",
     "attention": "errors frames frameplan technique plan backbones.rotary",

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from longgen.cli.root import say
-from longgen.errors import MissingError, UsageError
+from longgen.errors import LonggenError, UsageError, shown
+from longgen.textfile import on_one_line
 
 if TYPE_CHECKING:
     from longgen import preset as presets
     from longgen.backbones import Setup
     from longgen.backbones.spec import BackboneSpec
     from longgen.plan import Plan
+    from longgen.prompts import Row
     from longgen.run import Asked
     from longgen.schedule import Schedule
 
@@ -37,9 +40,7 @@ def make_plan(
 
     spec = backbone_asked(backbone, quiet)
     made = run.planned(name, spec, overrides or (), preset.Sample(**flags), duration, schedule, layers, probe, lora)
-    if not quiet:
-        for note in made.notes:
-            say(f"note: {note}")
+    say_notes(made.notes, quiet)
     return made
 
 
@@ -68,31 +69,41 @@ def preset_asked(
 
 
 def parse_size(size: str) -> tuple[int, int]:
-    """`832x480`, `832*480` or `832X480` as (width, height)."""
-    match = re.fullmatch(r"([1-9][0-9]{0,4})[x*]([1-9][0-9]{0,4})", size.strip().lower())
-    if match is None:
-        raise UsageError(f"--size {size!r} is no picture size", accepted="WIDTHxHEIGHT in pixels, as 832x480", do="write it so")
-    return int(match[1]), int(match[2])
+    from longgen import prompts
+
+    return prompts.parse_size(size)
 
 
-def read_prompts(prompt: str | None, prompts: Path | None) -> list[str]:
-    """The prompts asked for: one, or the lines of a file that are neither empty nor begin with #."""
+def read_rows(
+    prompt: str | None, prompts: Path | None, quiet: bool, columns: Collection[str] | None = None, why: str = ""
+) -> list[Row]:
+    """The videos asked for: one of a prompt, or those of a file. columns, why: see `longgen.prompts.read`."""
+    from longgen import prompts as files
+
     if (prompt is None) == (prompts is None):
         raise UsageError("give --prompt or --prompts, not both" if prompt is not None else "nothing to show: no prompt is given",
                          accepted="--prompt TEXT, or --prompts FILE", do='for example --prompt "a red circle"')  # fmt: skip
     if prompt is not None:
-        return [prompt]
+        return [files.Row(prompt=files.checked(prompt, "--prompt"))]
     assert prompts is not None
-    try:
-        lines = [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines()]
-    except FileNotFoundError:
-        raise MissingError(f"--prompts {prompts} is not there", accepted="a text file", do="check the path") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--prompts {prompts} cannot be read: {error}", accepted="a text file in UTF-8", do="check it") from None
-    texts = [line for line in lines if line and not line.startswith("#")]
-    if not texts:
-        raise UsageError(f"--prompts {prompts} holds no prompt", accepted="one prompt a line", do="write some")
-    return texts
+    rows, notes = files.read(prompts, files.COLUMNS if columns is None else columns, why)
+    say_notes(notes, quiet)
+    return rows
+
+
+def read_prompts(prompt: str | None, prompts: Path | None, quiet: bool, instead: str) -> list[str]:
+    """The prompts asked for, where a file may give nothing else; `instead` names what gives the rest."""
+    texts = [row.prompt for row in read_rows(prompt, prompts, quiet, ("prompt",), f"which is one for all prompts here: {instead}")]
+    again = next((text for text in texts if texts.count(text) > 1), None)
+    if again is not None:
+        say_notes([f"'{on_one_line(again, 60)}' is there {texts.count(again)} times, and counts once"], quiet)
+    return [*dict.fromkeys(texts)]
+
+
+def say_notes(notes: Iterable[str], quiet: bool) -> None:
+    """Each note once, on stderr."""
+    for note in () if quiet else dict.fromkeys(notes):
+        say(f"note: {note}")
 
 
 def read_names(text: str) -> list[str]:
@@ -103,9 +114,14 @@ def read_names(text: str) -> list[str]:
 def read_seeds(seeds: str) -> tuple[int, ...]:
     """`0,1,5` as numbers."""
     parts = [part.strip() for part in seeds.split(",")]
-    if not all(re.fullmatch(r"[0-9]{1,19}", part) and int(part) < 2**63 for part in parts) or len(set(parts)) < len(parts):
-        raise UsageError(f"--seeds {seeds!r} are no seeds", accepted="different numbers from 0 on, as 0,1,2", do="write them so")
-    return tuple(int(part) for part in parts)
+    if not all(re.fullmatch(r"[0-9]{1,19}", part) and int(part) < 2**63 for part in parts):
+        raise UsageError(f"--seeds {shown(seeds)} are no seeds", accepted="different numbers from 0 on, as 0,1,2", do="write them so")
+    numbers = [int(part) for part in parts]
+    again = next((number for number in numbers if numbers.count(number) > 1), None)
+    if again is not None:
+        raise UsageError(f"--seeds {shown(seeds)} has {again} twice, and one seed makes one video",
+                         accepted="different numbers from 0 on, as 0,1,2", do="leave one out")  # fmt: skip
+    return tuple(numbers)
 
 
 def read_schedule(path: Path | None, prompt: str | None, prompts: Path | None) -> Schedule | None:
@@ -117,6 +133,79 @@ def read_schedule(path: Path | None, prompt: str | None, prompts: Path | None) -
     if prompt is not None or prompts is not None:
         raise UsageError("--schedule is given beside --prompt or --prompts", accepted="one of the three", do="leave the others out")
     return schedule.load(path)
+
+
+def rows_of(schedule: Schedule) -> list[Row]:
+    """The one video of a schedule, which is named by its first shot."""
+    from longgen.prompts import Row
+
+    return [Row(prompt=schedule.shots[0].prompt)]
+
+
+def plans_of_rows(
+    rows: Sequence[Row],
+    name: str,
+    overrides: list[str] | None,
+    backbone: str | None,
+    flags: dict[str, Any],
+    duration: str | None,
+    quiet: bool,
+    schedule: Schedule | None,
+    layers: str | None,
+    probe: str | None,
+    lora: tuple[str, ...],
+) -> list[Plan]:
+    """For each row the plan of what it gives, over the flags; says what a person should know. Rows that are alike share one."""
+    from longgen import preset, run
+    from longgen.probe import choose
+
+    spec, taken = backbone_asked(backbone, quiet), set[str]()
+    made: dict[Any, Plan] = {}
+    plans: list[Plan] = []
+    for row in rows:
+        asked = preset.Sample(**flags)
+        length = duration if row.frames is None else None
+        if row.duration is not None:
+            asked, length = asked.model_copy(update={"frames": None}), row.duration
+        sample, own = row.sample.over(asked), [*(overrides or ())]
+        how = (layers, probe)
+        if row.preset is not None:  # as in a comparison, each preset takes what is meant for it
+            own = preset.fitting(choose.split(row.preset)[0], own)
+            how = how if choose.asks(preset.load(choose.split(row.preset)[0])) else (None, None)
+        taken.update(own)
+        key = (row.preset or name, sample.model_dump_json(), length, how)
+        if key not in made:
+            try:
+                made[key] = run.planned(row.preset or name, spec, own, sample, length, schedule, *how, lora)
+            except LonggenError as error:
+                if not row.line:
+                    raise
+                raise type(error)(f"line {row.line} of --prompts: {error.given}", error.accepted, error.do) from None
+        plans.append(made[key])
+    idle = next((override for override in overrides or () if override not in taken), None)
+    if idle is not None:
+        raise UsageError(f"--set {shown(idle)}: none of the rows' presets takes it", do="correct it, or leave it out",
+                         accepted="technique.key=value, of a technique that one of them has")  # fmt: skip
+    say_notes((note for plan in plans for note in plan.notes), quiet)
+    return plans
+
+
+def asked_of(rows: Sequence[Row], plans: Sequence[Plan], seed: int | None, output: str | None, quiet: bool) -> list[Asked]:
+    """The videos that `rows` ask for; says which would be the same, byte for byte."""
+    from longgen import run
+
+    asked = []
+    for row, plan in zip(rows, plans, strict=True):
+        number = next((one for one in (row.seed, seed) if one is not None), None)
+        place = output if row.output is None else str(Path(output or ".") / row.output)
+        asked.append(run.Asked(plan, row.prompt, run.draw_seed() if number is None else number, place))
+    first: dict[Any, int] = {}
+    for row, one in zip(rows, asked, strict=True):
+        line = first.setdefault((id(one.plan), one.prompt, one.seed), row.line)
+        if line != row.line:
+            say_notes([f"lines {line} and {row.line} of --prompts have one prompt, one seed and the same settings: they make the "
+                       "same video twice"], quiet)  # fmt: skip
+    return asked
 
 
 def make_setup(spec: BackboneSpec, given: dict[str, Any]) -> Setup:
@@ -131,9 +220,9 @@ def warn_of_grammar(spec: BackboneSpec, texts: list[str], quiet: bool) -> None:
     from longgen.backbones.tiny import grammar
 
     strange = [text for text in texts if spec.built_in and grammar.parse(text) is None]
-    if strange and not quiet:
-        say(f"note: {spec.name} knows one kind of sentence, and {strange[0]!r} is none; expect nonsense. "
-            f"It knows:\n{grammar.describe()}")  # fmt: skip
+    if strange:
+        say_notes([f"{spec.name} knows one kind of sentence, and '{on_one_line(strange[0], 200)}' is none; expect nonsense. "
+                   f"It knows:\n{grammar.describe()}"], quiet)  # fmt: skip
 
 
 def plan_of_record(context: typer.Context, output: Path) -> tuple[Plan, list[Asked], dict[str, Any]]:

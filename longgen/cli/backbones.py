@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from longgen.cli.options import Json
-from longgen.cli.root import answer, app, reports_errors
+from longgen.cli.root import App, answer, app, reports_errors
 
 if TYPE_CHECKING:
     from longgen.backbones.spec import BackboneSpec
 
-backbones_app = typer.Typer(no_args_is_help=True, help="List and show backbones.")
+backbones_app = App(no_args_is_help=True, help="List and show backbones.")
 app.add_typer(backbones_app, name="backbones")
 
 

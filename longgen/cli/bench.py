@@ -138,7 +138,7 @@ def bench(
             shown = table.text(found)
     if output is not None:
         checkpoint.save_json(output, found.as_dict())
-    answer(shown, found.as_dict(), as_json)
+    answer(shown, found.as_dict(), as_json, made=output is not None)
     if found.stopped is not None:
         terminated = isinstance(found.stopped, Terminated)
         say(f"longgen: stopped by {'SIGTERM' if terminated else 'Ctrl-C'}; what was measured by then is above")

@@ -50,6 +50,7 @@ from longgen.errors import BatchError, UsageError
 if TYPE_CHECKING:
     from longgen.compare.record import Comparison
 
+COMPARED = "the flags give it, and --seeds the seeds"
 OF_VIDEOS = {  # what concerns videos that are there
     "videos", "baseline", "metrics", "vbench_weights", "vbench_json", "export_vbench", "output", "as_json", "quiet",
 }  # fmt: skip
@@ -82,7 +83,7 @@ def compare(
         typer.Argument(metavar="[VIDEO|RUN_DIR]...", help="Videos that are there, in place of --presets and a prompt."),
     ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What the videos show.")] = None,
-    prompts: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="A text file, one prompt a line.")] = None,
+    prompts: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="One prompt a line in .txt; also .csv and .jsonl.")] = None,
     presets: Annotated[
         str | None, typer.Option("--presets", metavar="NAME,NAME", help="Presets or TOML files, as direct,sliding-window,freespec.")
     ] = None,
@@ -155,7 +156,7 @@ def compare(
             say(message)
 
     loras = tuple(lora or ())
-    texts, numbers, spec = read_prompts(prompt, prompts), read_seeds(seeds), backbone_asked(backbone, quiet)
+    texts, numbers, spec = read_prompts(prompt, prompts, quiet, COMPARED), read_seeds(seeds), backbone_asked(backbone, quiet)
     names = read_names(presets)
     loading = dict(device=device, dtype=dtype, offload=offload, lora=loras, quantize=quantize, attention=attention,
                    cache=cache, compile=compile_, vae_tiling=vae_tiling, clip_batch=clip_batch)  # fmt: skip
@@ -208,7 +209,7 @@ def show(made: Comparison, folder: Path, export_vbench: Path | None, as_json: bo
     from longgen.compare.table import text
     from longgen.compare.vbench import lay_out
 
-    answer(text(made), made.as_dict(), as_json)
+    answer(text(made), made.as_dict(), as_json, made=True)
     if not quiet:
         for watch in made.watch:
             say(f"to watch: {folder / watch.side_by_side}")

@@ -60,4 +60,4 @@ def decode(
     if frames_px < made.frames_px and not quiet:
         say(f"note: the stream was stopped before its end; these are {frames_px} frames of {made.frames_px}")
     result = {"name": target.stem, "output": str(target), "frames": frames_px, "seconds": {"decode": seconds}}
-    answer(str(target), result, as_json)
+    answer(str(target), result, as_json, made=True)

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from longgen.cli.asked import (
+    asked_of,
     kept_seed,
-    make_plan,
     make_setup,
     parse_size,
     plan_of_record,
+    plans_of_rows,
     preset_asked,
-    read_prompts,
+    read_rows,
     read_schedule,
+    rows_of,
     warn_of_grammar,
 )
 from longgen.cli.options import (
@@ -58,7 +60,7 @@ if TYPE_CHECKING:
 def generate(
     context: typer.Context,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What the video shows.")] = None,
-    prompts: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="A text file, one prompt a line.")] = None,
+    prompts: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="One prompt a line in .txt; a table in .csv; .jsonl.")] = None,
     schedule: ScheduleFile = None,
     negative_prompt: Negative = None,
     frames: Frames = None,
@@ -111,10 +113,10 @@ def generate(
         loading |= kept
     else:
         shots = read_schedule(schedule, prompt, prompts)
-        texts = [shots.shots[0].prompt] if shots else read_prompts(prompt, prompts)
-        if prompts is not None and resume and seed is None:
+        rows = rows_of(shots) if shots else read_rows(prompt, prompts, quiet)
+        if prompts is not None and resume and seed is None and any(row.seed is None for row in rows):
             raise UsageError("--prompts with --resume and no --seed: a drawn seed cannot be found again",
-                             accepted="--seed N, as printed by the first run", do="add it")  # fmt: skip
+                             accepted="--seed N, as printed by the first run, or a column seed", do="add it")  # fmt: skip
         if prompts is not None and output is not None and Path(output).suffix.lower() == ".mp4":
             raise UsageError(f"--prompts makes several videos, and --output {output} names one file", accepted="a folder",
                              do="give --output a folder")  # fmt: skip
@@ -123,11 +125,12 @@ def generate(
                 raise UsageError("--probe run runs the model, and --dry-run loads nothing", accepted="one of them",
                                  do="longgen probe first; --dry-run then takes what is kept")  # fmt: skip
             probe = probe_first(*preset_asked(preset, set_, backbone, flags, duration), loading, quiet)
-        plan = make_plan(preset, set_, backbone, flags, duration, quiet, shots, layers, probe, tuple(lora or ()))
-        if resume and seed is None:
+        plans = plans_of_rows(rows, preset, set_, backbone, flags, duration, quiet, shots, layers, probe, tuple(lora or ()))
+        plan = plans[0]
+        if resume and prompts is None and seed is None:
             seed = kept_seed(output)
-        asked = [run.Asked(plan, text, run.draw_seed() if seed is None else seed, output) for text in texts]
-        warn_of_grammar(plan.spec, [shot.prompt for shot in shots.shots] if shots else texts, quiet)
+        asked = asked_of(rows, plans, seed, output, quiet)
+        warn_of_grammar(plan.spec, [shot.prompt for shot in shots.shots] if shots else [row.prompt for row in rows], quiet)
     setup = make_setup(plan.spec, loading)
     jobs = run.jobs_of(asked, setup, resume, overwrite)
     if dry_run:
@@ -136,8 +139,13 @@ def generate(
 
         check_setup(plan.spec, setup)
         names = [str(job.output) for job in jobs]
-        text = plan_text(plan, setup.dtype, offload, tables=False)
-        return answer(text + "\nwould write: " + ", ".join(names), plan.as_dict() | {"outputs": names}, as_json)
+        texts = []
+        for one in dict.fromkeys(job.plan for job in jobs):
+            own = [str(job.output) for job in jobs if job.plan is one]
+            texts.append(f"{plan_text(one, setup.dtype, offload, tables=False, notes=False)}\nwould write: {', '.join(own)}")
+        described = [{"prompt": job.prompt, "seed": job.seed, "output": str(job.output), "preset": job.plan.preset.name,
+                      "frames": job.plan.frames_px, "sample": job.plan.sample.model_dump(mode="json")} for job in jobs]  # fmt: skip
+        return answer("\n\n".join(texts), plan.as_dict() | {"outputs": names, "videos": described}, as_json)
     from longgen.progress import progress
 
     tell = (lambda text: None) if quiet else say
@@ -152,7 +160,7 @@ def report_results(results: list[Result | Failure], as_json: bool, single: bool)
 
     data = [dataclasses.asdict(result) for result in results]
     made, asked = [entry["output"] for entry in data if "error" not in entry], len(results)
-    answer("\n".join(made), data[0] if single else data, as_json)
+    answer("\n".join(made), data[0] if single else data, as_json, made=bool(made))
     if len(made) < asked:
         raise BatchError(
             f"{asked - len(made)} of {asked} videos failed", do="the same command with --resume --seed N makes the rest"

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from longgen.cli.options import Backbone, Json, Set
-from longgen.cli.root import answer, app, reports_errors
+from longgen.cli.root import App, answer, app, reports_errors
 
-presets_app = typer.Typer(no_args_is_help=True, help="List, show and check presets.")
+presets_app = App(no_args_is_help=True, help="List, show and check presets.")
 app.add_typer(presets_app, name="presets")
 
 

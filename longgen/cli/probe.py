@@ -25,7 +25,7 @@ def probe(
     backbone: Backbone = None,
     frames: Frames = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="In place of two prompts of longgen's own.")] = None,
-    prompts: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="A text file, one prompt a line.")] = None,
+    prompts: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="One prompt a line in .txt; also .csv and .jsonl.")] = None,
     seeds: Seeds = "0,1",
     metric: Annotated[
         Literal["attention", "latent", "video"] | None,
@@ -61,7 +61,7 @@ def probe(
     from longgen.probe import measure, report
 
     spec = backbone_asked(backbone, quiet)
-    texts = None if prompt is None and prompts is None else read_prompts(prompt, prompts)
+    texts = None if prompt is None and prompts is None else read_prompts(prompt, prompts, quiet, "the flags give it, and --seeds the seeds")
     if texts is not None:
         warn_of_grammar(spec, texts, quiet)
     setup = make_setup(spec, dict(device=device, dtype=dtype, offload=offload, lora=tuple(lora or ())))
@@ -75,7 +75,7 @@ def probe(
     run.check_writable(folder / "report.html")
     found, place = run_probe(spec, setup, settings, metric, threshold, top, again, quiet)
     written = report.write(found, folder)
-    answer(report.text(found), found.as_dict(), as_json)
+    answer(report.text(found), found.as_dict(), as_json, made=True)
     if not quiet:
         say(f"report: {next(path for path in written if path.suffix == '.html')}; kept for presets: {place}")
 

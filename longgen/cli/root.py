@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import errno
 import functools
 import json
+import locale
 import os
 import signal
 import sys
@@ -11,14 +15,37 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from longgen import __version__
-from longgen.errors import LonggenError, Terminated
+from longgen.errors import HungUp, LonggenError, OutOfMemoryError, Terminated, UsageError
+from longgen.textfile import visible
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda token: token.replace("_", "-")}
 
-app = typer.Typer(name="longgen", no_args_is_help=True, pretty_exceptions_enable=False, context_settings=SETTINGS,
-                  help="Long videos from video diffusion models trained on short clips, without training.")  # fmt: skip
+
+class Command(typer.core.TyperCommand):
+    """A command that refuses an option which is given twice, where click would take the last one and say nothing."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        order: list[Any] = self.make_parser(ctx).parse_args(args=[*args])[2]
+        for one in order if not ctx.resilient_parsing else ():
+            if one.param_type_name == "option" and not one.multiple and not one.is_flag and order.count(one) > 1:
+                name = max(one.opts, key=len)
+                error = UsageError(f"{name} is given {order.count(one)} times, and counts once", accepted=f"one {name}",
+                                   do="leave the others out")  # fmt: skip
+                say(f"longgen: {error}")
+                raise typer.Exit(error.exit_code)
+        return super().parse_args(ctx, args)
+
+
+class App(typer.Typer):
+    def command(self, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        return super().command(*args, **{"cls": Command, **kwargs})
+
+
+app = App(name="longgen", no_args_is_help=True, pretty_exceptions_enable=False, context_settings=SETTINGS,
+          help="Long videos from video diffusion models trained on short clips, without training.")  # fmt: skip
 
 
 def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -27,37 +54,100 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
+            _stand_somewhere()
             command(*args, **kwargs)
-        except LonggenError as error:
-            if os.environ.get("LONGGEN_DEBUG") == "1":
+        except typer.Exit:
+            raise
+        except BaseException as error:
+            if os.environ.get("LONGGEN_DEBUG") == "1" or isinstance(error, SystemExit):
                 raise
-            say(f"longgen: {error}")
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt as stop:
-            terminated = isinstance(stop, Terminated)
-            say(f"longgen: stopped by {'SIGTERM' if terminated else 'Ctrl-C'}; what was computed is on disk: "
-                "the same command goes on from there, generate with --resume")  # fmt: skip
-            raise typer.Exit(Terminated.exit_code if terminated else 130) from None
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; say nothing more
-            raise typer.Exit(1) from None
-        except Exception as error:
-            if os.environ.get("LONGGEN_DEBUG") == "1":
-                raise
-            say(f"longgen: {type(error).__name__}: {error}\n  do: this is a defect of longgen; LONGGEN_DEBUG=1 shows where")
-            raise typer.Exit(1) from None
+            raise typer.Exit(_told(error)) from None
 
     return wrapped
 
 
+def _stand_somewhere() -> None:
+    """Raises LonggenError where the current folder was removed, which libraries answer with much worse."""
+    try:
+        os.getcwd()
+    except OSError:
+        raise LonggenError("the current folder is not there any more", accepted="a folder that exists",
+                           do="cd into another one") from None  # fmt: skip
+
+
+def _told(error: BaseException) -> int:
+    """Says what `error` comes to, on stderr; its exit code."""
+    stop = error if isinstance(error, KeyboardInterrupt) else _stopped  # a library may turn it into an error of its own
+    if isinstance(stop, KeyboardInterrupt):
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # it is ending: a second one could only spoil the words about it
+        by = "the terminal's end" if isinstance(stop, HungUp) else "SIGTERM" if isinstance(stop, Terminated) else "Ctrl-C"
+        say(f"longgen: stopped by {by}; what was computed is on disk: the same command goes on from there, generate with --resume")
+        return stop.exit_code if isinstance(stop, Terminated) else 130
+    known = error if isinstance(error, LonggenError) else _explained(error)
+    if known is None:
+        say(f"longgen: {type(error).__name__}: {error}\n  do: this is a defect of longgen; LONGGEN_DEBUG=1 shows where")
+        return 1
+    say(f"longgen: {known}")
+    return known.exit_code
+
+
+def _explained(error: BaseException) -> LonggenError | None:
+    """What the system refused, in words; None where `error` is a defect."""
+    if isinstance(error, MemoryError):
+        return OutOfMemoryError(f"out of memory: {error or 'the host has no more'}", accepted="what longgen plan estimates",
+                                do="take fewer --frames or a smaller --size")  # fmt: skip
+    if isinstance(error, UnicodeEncodeError) and not locale.getpreferredencoding(False).lower().startswith("utf"):
+        return LonggenError(f"{error.object[:100]!r} cannot be the name of a file where the locale is {locale.getpreferredencoding(False)}",
+                            accepted="a locale of UTF-8", do="set LC_ALL=C.UTF-8, or take plain names")  # fmt: skip
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    if any(getattr(one, "errno", None) in (errno.EMFILE, errno.ENFILE) or "Too many open files" in str(one) for one in chain):
+        return LonggenError("no more files may be opened by this process", accepted="a limit of 256 or more (ulimit -n)",
+                            do="raise it: ulimit -n 1024")  # fmt: skip
+    refused = next((one for one in chain if isinstance(one, OSError)), None) if isinstance(chain[0], OSError | ImportError) else None
+    if refused is None:
+        return None
+    what = refused.filename if isinstance(refused.filename, str) else "a file"
+    return LonggenError(f"{what}: {refused.strerror or refused}", accepted="files and folders that may be read and written",
+                        do="check the path, its permissions, and the room on the disk")  # fmt: skip
+
+
 def say(message: str) -> None:
-    """To a person, on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    """To a person, on stderr. A stderr that is closed or full stops nothing."""
+    with contextlib.suppress(OSError, ValueError):
+        print(visible(message), file=sys.stderr, flush=True)
 
 
-def answer(text: str, data: Any, as_json: bool) -> None:
-    """The result, on stdout."""
-    print(json.dumps(data, indent=2) if as_json else text)
+def answer(text: str, data: Any, as_json: bool, made: bool = False) -> None:
+    """The result, on stdout. made: files were, so that a reader who has gone is no failure; their paths then go to stderr.
+
+    Raises LonggenError where stdout takes no more.
+    """
+    result = json.dumps(data, indent=2) if as_json else text if made else visible(text)
+    try:
+        if sys.stdout is None:
+            raise BrokenPipeError
+        print(visible(result) if sys.stdout.isatty() else result, flush=True)
+    except BrokenPipeError:
+        _let_go()
+        if made or sys.stdout is None:
+            say(text if made else result)
+            return
+        raise typer.Exit(1) from None  # the reader has gone; say nothing more
+    except (OSError, ValueError) as error:
+        _let_go()
+        raise LonggenError(f"the result could not be written to stdout: {getattr(error, 'strerror', None) or error}"
+                           + (f"; what was made is there: {text}" if made else ""), accepted="a stdout with room",
+                           do="free some space, or send it elsewhere") from None  # fmt: skip
+
+
+def _let_go() -> None:
+    """Has Python write what it still holds of stdout to nowhere when it exits."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _version(asked: bool) -> None:
@@ -73,11 +163,60 @@ def root(
     pass
 
 
-def _on_sigterm(number: int, frame: object) -> None:
-    raise Terminated
+_stopped: KeyboardInterrupt | None = None  # the signal that came
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_KINDS = {"SIGINT": KeyboardInterrupt, "SIGTERM": Terminated, "SIGHUP": HungUp}
+
+
+def _on_signal(number: int, frame: object) -> None:
+    global _stopped
+    _stopped = _stopped or _KINDS[signal.Signals(number).name]()
+    raise _stopped
+
+
+def _as_written(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What the encoding of a stream lacks: bytes of names that are not text as they are, all else in the words of Python."""
+    assert isinstance(error, UnicodeEncodeError)
+    part = error.object[error.start : error.end]
+    if all("\udc80" <= character <= "\udcff" for character in part):
+        return bytes(ord(character) - 0xDC00 for character in part), error.end
+    return "".join(f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\U{ord(character):08x}" for character in part), error.end
 
 
 def main() -> None:
     """The console script."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
-    app()
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # a stream that came closed: no file that is opened later shall have its number
+    os.close(number)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - print takes stdout in its place
+    codecs.register_error("longgen", _as_written)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="longgen")
+    for one in _SIGNALS:
+        if signal.getsignal(one) is not signal.SIG_IGN:  # as nohup and shells have it for what runs behind
+            signal.signal(one, _on_signal)
+    code: Any = 1
+    try:
+        app()
+    except SystemExit as end:
+        code = end.code
+    except BaseException as error:  # outside of commands: while help is printed, or an option is parsed
+        if os.environ.get("LONGGEN_DEBUG") == "1":
+            raise
+        if isinstance(error, OSError) and error.filename is None and _stopped is None:
+            _let_go()
+            say(f"longgen: stdout could not be written to: {error.strerror}")
+            code = 1
+        else:
+            code = _told(error)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        _let_go()
+        code = 1
+        if error.errno != errno.EPIPE:
+            say(f"longgen: stdout could not be written to: {error.strerror}")
+    sys.exit(code)

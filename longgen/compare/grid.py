@@ -64,8 +64,7 @@ def plans(
     made: dict[str, Plan] = {}
     for name in names:
         bare = preset.load(choose.split(name)[0])
-        techniques = {preset.name_of(technique) for technique in bare.techniques}
-        own = [override for override in overrides if override.partition(".")[0].strip() in techniques]
+        own = preset.fitting(choose.split(name)[0], overrides)
         taken.update(own)
         plan = run.planned(name, spec, own, sample, duration, probe=probe if choose.asks(bare) else None, lora=lora)
         if plan.preset.name in made:

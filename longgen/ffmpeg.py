@@ -21,11 +21,12 @@ FORMAT_NAMES = "MP4/MOV, Matroska/WebM, AVI, MPEG, FLV, Ogg, ASF/WMV, GIF and Y4
 # what a file that was cut off holds is read: frames that are not whole are left out, and an index is not looked for
 AS_FAR_AS_IT_GOES = ("-fflags", "+discardcorrupt+ignidx")
 ESCAPED = re.compile(r"[=;#\\\n]")  # in a file of metadata
-PROTOCOLS = (
-    "async bluray cache concat concatf crypto data dtls fd ffrtmpcrypt ffrtmphttp file ftp gopher gophers hls http httpproxy https "
-    "icecast ipfs ipns md5 mmsh mmst pipe prompeg rist rtmp rtmpe rtmps rtmpt rtmpte rtmpts rtp rtsp s3 gs sftp shared smb srt srtp "
-    "subfile tcp tee tls udp udplite unix zmq"
-).split()
+PROTOCOLS = {
+    "async", "bluray", "cache", "concat", "concatf", "crypto", "data", "dtls", "fd", "ffrtmpcrypt", "ffrtmphttp", "file",
+    "ftp", "gopher", "gophers", "hls", "http", "httpproxy", "https", "icecast", "ipfs", "ipns", "md5", "mmsh", "mmst", "pipe",
+    "prompeg", "rist", "rtmp", "rtmpe", "rtmps", "rtmpt", "rtmpte", "rtmpts", "rtp", "rtsp", "s3", "gs", "sftp", "shared",
+    "smb", "srt", "srtp", "subfile", "tcp", "tee", "tls", "udp", "udplite", "unix", "zmq",
+}  # fmt: skip
 
 
 def program() -> str:
@@ -58,8 +59,8 @@ def start(arguments: list[str], **streams: Any) -> subprocess.Popen[bytes]:
     # colours, and a report, would come between what it says and us
     environment = {name: value for name, value in os.environ.items() if name not in ("AV_LOG_FORCE_COLOR", "FFREPORT")}
     try:
-        return subprocess.Popen([program(), "-hide_banner", *arguments], env=environment,
-                                **{"stdin": subprocess.DEVNULL} | streams)  # fmt: skip
+        return subprocess.Popen[bytes]([program(), "-hide_banner", *arguments], env=environment,
+                                       **{"stdin": subprocess.DEVNULL} | streams)  # fmt: skip
     except (FileNotFoundError, PermissionError) as error:
         raise _missing(f"{error.filename or program()}: {error.strerror}") from None
     except OSError as error:

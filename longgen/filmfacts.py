@@ -1,11 +1,12 @@
 """What ffmpeg says of a video before its frames are read, asked once a file; and why a file that is none cannot be read.
 
-Colours. Frames are read by the matrix that the file names. Where it names none, players guess by the size, and so do we: BT.709 from
-1280 pixels across or more than 576 down on, else BT.601. What longgen wrote before 0.6 names none and is BT.601 at any size.
+Colours. Frames are read by the matrix that the file names. Where it names none, players guess by the size, and so do we: BT.709
+from 1280 pixels across or more than 576 down on, else BT.601. What longgen wrote up to 0.5 names none and is BT.601 at any size.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -25,8 +26,10 @@ MATRICES = {  # as files name them, and as ffmpeg's filter does
     "bt709": "bt709", "fcc": "fcc", "bt470bg": "bt601", "smpte170m": "bt601", "smpte240m": "smpte240m", "gbr": None,
 }  # fmt: skip
 # curves that are shown alike: gamma of 2.2 to 2.8, and sRGB
-TRANSFERS = {"bt709", "gamma22", "gamma28", "bt470m", "bt470bg", "smpte170m", "smpte240m", "iec61966-2-1", "iec61966-2-4", "bt1361e",
-             "bt2020-10", "bt2020-12", "unknown", "reserved"}  # fmt: skip
+TRANSFERS = {
+    "bt709", "gamma22", "gamma28", "bt470m", "bt470bg", "smpte170m", "smpte240m", "iec61966-2-1", "iec61966-2-4", "bt1361e",
+    "bt2020-10", "bt2020-12", "unknown", "reserved",
+}  # fmt: skip
 HDR = {"smpte2084": "PQ", "arib-std-b67": "HLG"}
 PRIMARIES = {"bt709", "bt470bg", "smpte170m", "smpte240m", "jedec-p22", "ebu3213", "unknown", "reserved"}  # nearly the same
 P3 = {"smpte431": "DCI-P3", "smpte432": "Display P3"}
@@ -133,7 +136,7 @@ def _asked(path: Path, _: tuple[int, ...]) -> Facts:
     colour = re.search(line + r"color_range:(\S+) color_space:(\S+) color_primaries:(\S+) color_trc:(\S+)", said)
     _, space, primaries, transfer = colour.groups() if colour else ("unknown",) * 4
     layout, field = frame[1], frame[6]
-    across, down, width, height = (int(group) for group in frame.groups()[1:5])
+    across, down, width, height = map(int, (frame[2], frame[3], frame[4], frame[5]))
     notes = []
     size = width, height
     if across and down and across != down:  # the side that is too short grows: no pixel is lost
@@ -151,9 +154,9 @@ def _asked(path: Path, _: tuple[int, ...]) -> Facts:
     guessed = Fraction(int(rate[1]), int(rate[2]) or 1)
     fps, times = _rate(done.stdout.decode(errors="replace"), guessed)
     if times:
-        gaps = sorted(after - before for before, after in zip(times, times[1:], strict=False))
-        notes.append(f"its frames come at varying intervals, {1000 * gaps[0]:.3g} to {1000 * gaps[-1]:.3g} ms; motion, drift and "
-                     f"the pictures side by side go by the time of each, other numbers by the mean of {fps:.4g} a second")  # fmt: skip
+        gaps = sorted(after - before for before, after in itertools.pairwise(times))
+        notes.append(f"its frames come at varying intervals, {1000 * gaps[0]:.3g} to {1000 * gaps[-1]:.3g} ms: motion, drift and "
+                     f"the pictures side by side go by each one's time, other numbers by the mean of {fps:.4g} a second")  # fmt: skip
     cut = _cut(path, said)
     return Facts(size, fps, times, matrix, tuple(notes), cut)
 
@@ -165,8 +168,10 @@ def _matrix(
     dolby = re.search(r"(?m)^ +DOVI configuration record: .*profile: 5", said) is not None
     if transfer in HDR or primaries == "bt2020" or space.startswith(("bt2020", "ictcp", "ipt")) or dolby:
         kind = HDR.get(transfer) or ("Dolby Vision" if dolby else "a wide gamut")
-        raise unreadable(path, f"it is HDR ({kind}; transfer {transfer}, primaries {primaries}), and its colours would be read wrong",
-                         f"ffmpeg -i {shlex.quote(str(path))} -vf {TONE_MAP} -c:v libx264 sdr.mp4 makes an SDR video of it")  # fmt: skip
+        raise unreadable(
+            path, f"it is HDR ({kind}; transfer {transfer}, primaries {primaries}), and its colours would be read wrong",
+            f"ffmpeg -i {shlex.quote(str(path.absolute()))} -vf {TONE_MAP} -c:v libx264 sdr.mp4 makes an SDR video of it",
+        )  # fmt: skip
     rgb = re.match(r"(rgb|bgr|gbr|argb|abgr|0rgb|0bgr|pal8)", layout) is not None
     if transfer not in TRANSFERS or (space not in MATRICES and space not in ("unknown", "reserved") and not rgb):
         what = f"transfer curve {transfer}" if transfer not in TRANSFERS else f"matrix {space}"
@@ -198,7 +203,7 @@ def _rate(packets: str, guessed: Fraction) -> tuple[float, tuple[float, ...] | N
     base = re.search(r"#tb 0: (\d+)/(\d+)", packets)
     rows = [(int(shown), int(lasts)) for shown, lasts in re.findall(r"(?m)^0, *-?\d+, *(-?\d+), *(\d+),", packets)]
     rows = sorted(row for row in rows if row[0] >= 0)  # what comes before 0 is decoded and not shown
-    if base is None or len(rows) < 2 or any(one[0] == other[0] for one, other in zip(rows, rows[1:], strict=False)):
+    if base is None or len(rows) < 2 or any(one[0] == other[0] for one, other in itertools.pairwise(rows)):
         return float(guessed) or 1.0, None
     tick_s = Fraction(int(base[1]), int(base[2]))
     last = rows[-1][1] or rows[-1][0] - rows[-2][0]

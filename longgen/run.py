@@ -28,7 +28,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from longgen import __version__, backbones, frames, preset
+from longgen import __version__, backbones, ffmpeg, frames, preset
 from longgen.errors import LonggenError, MissingError, OutOfMemoryError, UsageError
 from longgen.plan import Plan, build
 from longgen.probe import choose
@@ -115,6 +115,8 @@ def slug(prompt: str) -> str:
 
 def output_path(output: str | None, prompt: str, seed: int, taken: Iterable[Path] = ()) -> Path:
     """Where the video goes: `output` if it is a file name in .mp4, else `<slug>-<seed>.mp4` in the folder `output`."""
+    if output is not None:
+        ffmpeg.check_output(output)
     if output is not None and not output.endswith("/") and not os.path.isdir(output):
         suffix = ".mp4" if Path(output).name == ".mp4" else Path(output).suffix
         if output.endswith(".partial.mp4"):
@@ -210,6 +212,7 @@ def generate_one(
     settings = settings_of(plan, prompt, seed, backbone.setup)
     seconds = {"load": round(load_s, 3), "sample": 0.0, "decode": 0.0}
     check_writable(output)
+    ffmpeg.program()  # or it would be missed when all is sampled
     folder.mkdir(parents=True, exist_ok=True)
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)

@@ -31,6 +31,11 @@ def partial_of(path: Path) -> Path:
     return path.with_name(f"{path.stem}.partial.mp4")
 
 
+def is_partial(path: Path) -> bool:
+    """Whether `path` is called as a video of longgen's that is not complete yet."""
+    return ".partial" in path.name and path.suffix.lower() == ".mp4"
+
+
 class Writer:
     """Streams frames into an H.264 yuv420p MP4. The file appears under its name only when it is complete.
 
@@ -50,7 +55,8 @@ class Writer:
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
         # tags are set on the frames too: ffmpeg 9 has the encoder follow those, and takes no notice of the options
-        colours = f"scale=out_color_matrix=bt709:out_range=tv:{EXACT},format=yuv420p,setparams=color_primaries=bt709:color_trc=bt709"
+        tags = "color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv"
+        colours = f"scale=out_color_matrix=bt709:out_range=tv:{EXACT},format=yuv420p,setparams={tags}"
         self._input = ["-protocol_whitelist", "pipe", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
                        "-r", f"{fps:.9g}", "-i", "pipe:0"]  # fmt: skip
         # bitexact leaves versions and dates out, one thread makes x264 repeatable: equal frames and settings, equal bytes

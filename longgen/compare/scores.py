@@ -12,7 +12,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from longgen import checkpoint, ffmpeg, filmfacts, metrics, video as films
+from longgen import checkpoint, ffmpeg, filmfacts, metrics
+from longgen import video as films
 from longgen.backbones import tiny
 from longgen.errors import UsageError, unknown_name
 from longgen.metrics import METRICS, in_order
@@ -45,7 +46,7 @@ def chosen(names: str | None) -> list[str]:
 
 
 def scored(video: Path, seams: list[int], prompt: str | None, kept: Path) -> dict[str, Any]:
-    """`frames`, `metrics`, `curves`, `details`, `times` and `told` of a Cell for `video`, from the file `kept` or for it.
+    """`frames`, `metrics`, `curves`, `details`, `times` and `caveats` of a Cell for `video`, from the file `kept` or for it.
 
     Raises LonggenError.
     """
@@ -58,7 +59,7 @@ def scored(video: Path, seams: list[int], prompt: str | None, kept: Path) -> dic
             "metrics": score.values,
             "curves": rounded(score.curves),
             "times": None if score.times is None else [*score.times],
-            "told": [*score.notes],
+            "caveats": [*score.notes],
             "details": {name: number if number is None or np.isfinite(number) else None for name, number in score.details.items()},
         }
 

@@ -12,13 +12,13 @@ import numpy as np
 
 from longgen.backbones.tiny import grammar
 from longgen.errors import UsageError
+from longgen.filmfacts import facts
 from longgen.metrics import seam
 from longgen.metrics.change import Change
 from longgen.metrics.colour import PARTS, Colour, drift
 from longgen.metrics.flow import Flow
 from longgen.metrics.picture import picture
 from longgen.metrics.repetition import Repetition
-from longgen.filmfacts import facts
 from longgen.video import read_frames
 
 if TYPE_CHECKING:

@@ -59,8 +59,9 @@ def start(arguments: list[str], **streams: Any) -> subprocess.Popen[bytes]:
     # colours, and a report, would come between what it says and us
     environment = {name: value for name, value in os.environ.items() if name not in ("AV_LOG_FORCE_COLOR", "FFREPORT")}
     try:
-        return subprocess.Popen[bytes]([program(), "-hide_banner", *arguments], env=environment,
-                                       **{"stdin": subprocess.DEVNULL} | streams)  # fmt: skip
+        process: subprocess.Popen[bytes] = subprocess.Popen([program(), "-hide_banner", *arguments], env=environment,
+                                                            **{"stdin": subprocess.DEVNULL} | streams)  # fmt: skip
+        return process
     except (FileNotFoundError, PermissionError) as error:
         raise _missing(f"{error.filename or program()}: {error.strerror}") from None
     except OSError as error:

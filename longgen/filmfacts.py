@@ -133,8 +133,8 @@ def _asked(path: Path, _: tuple[int, ...]) -> Facts:
     encrypted = _encrypted(path)
     if frame is None or rate is None or encrypted:
         raise unreadable(path, "it is encrypted" if encrypted else _reason(path, done.stderr))
-    colour = re.search(line + r"color_range:(\S+) color_space:(\S+) color_primaries:(\S+) color_trc:(\S+)", said)
-    _, space, primaries, transfer = colour.groups() if colour else ("unknown",) * 4
+    colour = re.search(line + r"color_range:\S+ color_space:(\S+) color_primaries:(\S+) color_trc:(\S+)", said)
+    space, primaries, transfer = (colour[1], colour[2], colour[3]) if colour else ("unknown",) * 3
     layout, field = frame[1], frame[6]
     across, down, width, height = map(int, (frame[2], frame[3], frame[4], frame[5]))
     notes = []
@@ -156,7 +156,7 @@ def _asked(path: Path, _: tuple[int, ...]) -> Facts:
     if times:
         gaps = sorted(after - before for before, after in itertools.pairwise(times))
         notes.append(f"its frames come at varying intervals, {1000 * gaps[0]:.3g} to {1000 * gaps[-1]:.3g} ms: motion, drift and "
-                     f"the pictures side by side go by each one's time, other numbers by the mean of {fps:.4g} a second")  # fmt: skip
+                     f"the pictures side by side go by each one's time, other numbers by {fps:.4g} a second")  # fmt: skip
     cut = _cut(path, said)
     return Facts(size, fps, times, matrix, tuple(notes), cut)
 

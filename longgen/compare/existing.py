@@ -105,7 +105,7 @@ def _inside(folder: Path, tell: Callable[[str], None]) -> list[Path]:
     if not taken:
         said = "".join(f"; {why}: {_listed(names)}" for why, names in left.items())
         raise MissingError(f"{folder} holds no video{said}", do="check the path, or name the files themselves",
-                           accepted=f"a folder with {', '.join(SUFFIXES)}, a video, NAME.run, a folder of longgen compare")  # fmt: skip
+                           accepted=f"a folder with {', '.join(SUFFIXES)}, or a video, NAME.run, DIR of compare")  # fmt: skip
     for why, names in left.items():
         tell(f"left out of {folder}, {why}: {_listed(names)}")
     return taken
@@ -176,17 +176,14 @@ def found(paths: Sequence[Path], tell: Callable[[str], None] = run.ignore) -> li
 
 
 def _names(files: Sequence[Path], taken: Collection[str]) -> list[str]:
-    """For each of `files` a name that no other has, nor `taken`, in letters of any case: stem, name, or the end of the path."""
-    whole = [file.absolute() for file in files]
-    most = max((len(file.parts) for file in whole), default=0)
-    forms = [[file.stem, *("/".join(file.parts[-parts:]) for parts in range(1, most + 1))] for file in whole]
+    """For each of `files` a name that no other has, nor `taken`: its stem, its name, or as much of the end of its path as it takes."""
+    forms = [[file.stem, *("/".join(file.parts[-parts:]) for parts in range(1, len(file.parts) + 1))] for file in files]
     names = [form[0] for form in forms]
-    for level in range(1, most + 1):
-        count = Counter(name.casefold() for name in [*names, *taken])
-        if max(count.values(), default=1) == 1:
-            break
-        names = [form[level] if count[name.casefold()] > 1 else name for name, form in zip(names, forms, strict=True)]
-    return names
+    for level in range(1, max(map(len, forms), default=0)):
+        count = Counter([*names, *taken])
+        names = [form[min(level, len(form) - 1)] if count[name] > 1 else name for name, form in zip(names, forms, strict=True)]
+    count = Counter([*names, *taken])
+    return [str(file.absolute()) if count[name] > 1 else name for name, file in zip(names, files, strict=True)]
 
 
 def _settings(video: Path) -> dict[str, Any]:

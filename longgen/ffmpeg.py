@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from longgen.errors import LonggenError, MissingError, UsageError
 
@@ -54,14 +54,19 @@ def source(path: Path) -> list[str]:
     return ["-protocol_whitelist", "file", "-format_whitelist", ",".join(FORMATS), *AS_FAR_AS_IT_GOES, "-i", url(path)]
 
 
-def start(arguments: list[str], **streams: Any) -> subprocess.Popen[bytes]:
-    """A running ffmpeg. streams: as of subprocess.Popen; its stdin is empty unless given. Raises MissingError, LonggenError."""
+def start(
+    arguments: list[str],
+    stdin: int = subprocess.DEVNULL,
+    stdout: int | IO[bytes] = subprocess.DEVNULL,
+    stderr: int | IO[bytes] = subprocess.DEVNULL,
+    own_session: bool = False,
+) -> subprocess.Popen[bytes]:
+    """A running ffmpeg. own_session: Ctrl-C in the terminal does not reach it. Raises MissingError, LonggenError."""
     # colours, and a report, would come between what it says and us
     environment = {name: value for name, value in os.environ.items() if name not in ("AV_LOG_FORCE_COLOR", "FFREPORT")}
     try:
-        process: subprocess.Popen[bytes] = subprocess.Popen([program(), "-hide_banner", *arguments], env=environment,
-                                                            **{"stdin": subprocess.DEVNULL} | streams)  # fmt: skip
-        return process
+        return subprocess.Popen([program(), "-hide_banner", *arguments], env=environment, stdin=stdin, stdout=stdout, stderr=stderr,
+                                start_new_session=own_session)  # fmt: skip
     except (FileNotFoundError, PermissionError) as error:
         raise _missing(f"{error.filename or program()}: {error.strerror}") from None
     except OSError as error:
@@ -69,9 +74,11 @@ def start(arguments: list[str], **streams: Any) -> subprocess.Popen[bytes]:
                            do="close something, then the same command again") from None  # fmt: skip
 
 
-def run(arguments: list[str], **streams: Any) -> subprocess.CompletedProcess[bytes]:
-    """ffmpeg from beginning to end; what it wrote to stdout and stderr comes back unless `streams` sends it elsewhere."""
-    with start(arguments, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams) as process:
+def run(
+    arguments: list[str], stderr: int | IO[bytes] = subprocess.PIPE, own_session: bool = False
+) -> subprocess.CompletedProcess[bytes]:
+    """ffmpeg from beginning to end, with what it wrote to stdout, and to stderr unless that goes elsewhere."""
+    with start(arguments, stdout=subprocess.PIPE, stderr=stderr, own_session=own_session) as process:
         out, said = process.communicate()
     return subprocess.CompletedProcess(process.args, process.returncode, out, said)
 

@@ -77,8 +77,7 @@ class Writer:
             with contextlib.suppress(OSError):
                 self.partial.unlink(missing_ok=True)  # an ffmpeg whose longgen was killed may still be writing to that file
             # a session of its own: Ctrl-C in the terminal is for us to handle, not for ffmpeg
-            self._process = ffmpeg.start(self._command(), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._log,
-                                         start_new_session=True)  # fmt: skip
+            self._process = ffmpeg.start(self._command(), stdin=subprocess.PIPE, stderr=self._log, own_session=True)
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(np.ascontiguousarray(frames).data)
@@ -100,9 +99,12 @@ class Writer:
 
     def _command(self) -> list[str]:
         """What ffmpeg is asked to do. The settings are handed over in a file: with prompts they outgrow a command line."""
-        with tempfile.NamedTemporaryFile(prefix="longgen-", suffix=".txt", delete=False) as file:
-            self._metadata = Path(file.name)
-            file.write(ffmpeg.metadata_file({"comment": json.dumps(self._settings, sort_keys=True)}))
+        try:
+            with tempfile.NamedTemporaryFile(prefix="longgen-", suffix=".txt", delete=False) as file:
+                self._metadata = Path(file.name)
+                file.write(ffmpeg.metadata_file({"comment": json.dumps(self._settings, sort_keys=True)}))
+        except OSError as refused:
+            raise self._failure(f"{tempfile.gettempdir()}: {refused.strerror}") from None
         told = ["-protocol_whitelist", "file", "-f", "ffmetadata", "-i", ffmpeg.url(self._metadata)]
         return ["-y", "-v", "error", *self._input, *told, *self._output]
 
@@ -121,7 +123,7 @@ class Writer:
         arguments = ["-y", "-v", "error", *ffmpeg.source(self.partial), "-c", "copy", "-fflags", "+bitexact",
                      "-movflags", "+faststart", "-f", "mp4", ffmpeg.url(copy)]  # fmt: skip
         try:
-            done = ffmpeg.run(arguments, stdout=subprocess.DEVNULL, stderr=self._log, start_new_session=True)
+            done = ffmpeg.run(arguments, stderr=self._log, own_session=True)
             if done.returncode:
                 raise self._failure()
             with copy.open("rb+") as file:

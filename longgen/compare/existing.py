@@ -176,7 +176,7 @@ def found(paths: Sequence[Path], tell: Callable[[str], None] = run.ignore) -> li
 
 
 def _names(files: Sequence[Path], taken: Collection[str]) -> list[str]:
-    """For each of `files` a name that no other has, nor `taken`: its stem, its name, or as much of the end of its path as it takes."""
+    """For each of `files` a name that no other has, nor `taken`: its stem, its name, or the end of its path."""
     forms = [[file.stem, *("/".join(file.parts[-parts:]) for parts in range(1, len(file.parts) + 1))] for file in files]
     names = [form[0] for form in forms]
     for level in range(1, max(map(len, forms), default=0)):

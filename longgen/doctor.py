@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
+
+from longgen import ffmpeg
+from longgen.errors import LonggenError
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "pydantic", "typer", "imageio-ffmpeg")
 FREE_ENOUGH = 5 * 1000**3  # bytes of disk below which a long run may not fit
@@ -41,17 +43,12 @@ def _gpu() -> Finding:
 
 
 def _ffmpeg() -> Finding:
-    from imageio_ffmpeg import get_ffmpeg_exe
-
     try:
-        listed = subprocess.run([get_ffmpeg_exe(), "-hide_banner", "-encoders"], capture_output=True, text=True, check=True)
-    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
-        return Finding("ffmpeg", False, f"does not run: {error}")
-    return Finding(
-        "ffmpeg",
-        "libx264" in listed.stdout,
-        f"{get_ffmpeg_exe()}, libx264 {'is' if 'libx264' in listed.stdout else 'is not'} in it",
-    )
+        listed = ffmpeg.run(["-encoders"])
+    except LonggenError as error:
+        return Finding("ffmpeg", False, error.given)
+    there = b"libx264" in listed.stdout
+    return Finding("ffmpeg", there, f"{ffmpeg.program()}, libx264 {'is' if there else 'is not'} in it")
 
 
 def _disk() -> Finding:

@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Collection
 from pathlib import Path
 
+from longgen import ffmpeg
 from longgen.errors import UsageError
 
 LONGEST_NAME = 230  # bytes; file systems take 255, and a name that is being written is longer by up to 17
@@ -49,6 +50,8 @@ def is_file_name(output: str) -> bool:
 
 def output_path(output: str | None, prompt: str, seed: int, taken: Collection[Path] = ()) -> Path:
     """Where the video goes: `output` if it is a file name in .mp4, else `<slug>-<seed>.mp4` in the folder `output`."""
+    if output is not None:
+        ffmpeg.check_output(output)
     if "\0" in (output or ""):
         raise UsageError(f"--output {output!r}: a name with a zero byte", accepted="a name in .mp4, or a folder", do="take it out")
     if output is not None and is_file_name(output):

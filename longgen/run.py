@@ -20,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from longgen import __version__, backbones, disk, frames, preset, rundir
+from longgen import __version__, backbones, disk, ffmpeg, frames, preset, rundir
 from longgen.disk import check_writable
 from longgen.errors import LonggenError, OutOfMemoryError, UsageError
 from longgen.naming import output_path, slug
@@ -207,6 +207,7 @@ def _generate_one(
     settings = settings_of(plan, prompt, seed, backbone.setup)
     seconds = {"load": round(load_s, 3), "sample": 0.0, "decode": 0.0}
     rundir.check_place(output)
+    ffmpeg.program()  # or it would be missed when all is sampled
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
     saved_latents, saved_step = folder / rundir.LATENTS, folder / rundir.STEP

@@ -1,36 +1,39 @@
 """Writes and reads MP4 files through ffmpeg, a few frames at a time.
 
-imageio-ffmpeg brings the ffmpeg program. Its own writer is not used: it ignores ffmpeg's exit status, so a full disk
-would leave a broken file and no error.
+What is written is BT.709 of limited range and says so, as players expect of it; see filmfacts.py for how others are read.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import re
+import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from imageio_ffmpeg import get_ffmpeg_exe
 
-from longgen import disk
-from longgen.errors import LonggenError, MissingError
+from longgen import disk, ffmpeg
+from longgen.errors import LonggenError
+from longgen.filmfacts import comment, facts, unreadable
 
-# what a file that was cut off holds is read: frames that are not whole are left out, and an index is not looked for
-AS_FAR_AS_IT_GOES = ("-fflags", "+discardcorrupt+ignidx")
 CRF = 18  # x264's constant rate factor: visually lossless
 LOOKAHEAD = 12  # frames that x264 looks ahead, where its own 40 would hold them back for seconds
 FRAGMENT = 12  # frames that appear in the file at a time: a chunk of three latent frames, with a stride of four
+EXACT = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"  # of ffmpeg's scaler: colours within 1 level
 
 
 def partial_of(path: Path) -> Path:
     """The file that grows until `path` is complete."""
     return path.with_name(f"{path.stem}.partial.mp4")
+
+
+def is_partial(path: Path) -> bool:
+    """Whether `path` is called as a video of longgen's that is not complete yet."""
+    return ".partial" in path.name and path.suffix.lower() == ".mp4"
 
 
 class Writer:
@@ -44,18 +47,25 @@ class Writer:
             writer.add(frames)  # [F, height, width, 3] uint8
     """
 
-    def __init__(self, path: Path, size: tuple[int, int], fps: int, settings: dict[str, Any]) -> None:
+    def __init__(self, path: Path, size: tuple[int, int], fps: float, settings: dict[str, Any]) -> None:
         self.path, self.partial = path, partial_of(path)
         width, height = size
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
+        self._metadata: Path | None = None
+        self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
+        # tags are set on the frames too: ffmpeg 9 has the encoder follow those, and takes no notice of the options
+        tags = "color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv"
+        colours = f"scale=out_color_matrix=bt709:out_range=tv:{EXACT},format=yuv420p,setparams={tags}"
+        self._input = ["-protocol_whitelist", "pipe", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
+                       "-r", f"{fps:.9g}", "-i", "pipe:0"]  # fmt: skip
         # bitexact leaves versions and dates out, one thread makes x264 repeatable: equal frames and settings, equal bytes
-        self._command = [
-            get_ffmpeg_exe(), "-y", "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps),
-            "-i", "-", "-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", str(CRF), "-preset", "medium", "-threads", "1",
-            "-rc-lookahead", str(LOOKAHEAD), "-fflags", "+bitexact", "-metadata", f"comment={json.dumps(settings, sort_keys=True)}",
-            "-movflags", "+delay_moov+default_base_moof", "-frag_duration", str(1_000_000 * FRAGMENT // fps), "-flush_packets", "1",
-            str(self.partial),
+        self._output = [
+            "-map", "0:v", "-map_metadata", "1", "-vf", colours, "-c:v", "libx264", "-pix_fmt", "yuv420p",
+            "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv",
+            "-crf", str(CRF), "-preset", "medium", "-threads", "1", "-rc-lookahead", str(LOOKAHEAD), "-fflags", "+bitexact",
+            "-movflags", "+delay_moov+default_base_moof", "-frag_duration", str(round(1_000_000 * FRAGMENT / fps)),
+            "-flush_packets", "1", "-f", "mp4", ffmpeg.url(self.partial),
         ]  # fmt: skip
 
     def __enter__(self) -> Writer:
@@ -67,8 +77,7 @@ class Writer:
             with contextlib.suppress(OSError):
                 self.partial.unlink(missing_ok=True)  # an ffmpeg whose longgen was killed may still be writing to that file
             # a session of its own: Ctrl-C in the terminal is for us to handle, not for ffmpeg
-            self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._log,
-                                             start_new_session=True)  # fmt: skip
+            self._process = ffmpeg.start(self._command(), stdin=subprocess.PIPE, stderr=self._log, own_session=True)
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(np.ascontiguousarray(frames).data)
@@ -85,6 +94,19 @@ class Writer:
                 self._complete()
         finally:
             self._log.close()
+            if self._metadata is not None:
+                self._metadata.unlink(missing_ok=True)
+
+    def _command(self) -> list[str]:
+        """What ffmpeg is asked to do. The settings are handed over in a file: with prompts they outgrow a command line."""
+        try:
+            with tempfile.NamedTemporaryFile(prefix="longgen-", suffix=".txt", delete=False) as file:
+                self._metadata = Path(file.name)
+                file.write(ffmpeg.metadata_file({"comment": json.dumps(self._settings, sort_keys=True)}))
+        except OSError as refused:
+            raise self._failure(f"{tempfile.gettempdir()}: {refused.strerror}") from None
+        told = ["-protocol_whitelist", "file", "-f", "ffmetadata", "-i", ffmpeg.url(self._metadata)]
+        return ["-y", "-v", "error", *self._input, *told, *self._output]
 
     def _finished(self) -> bool:
         """Ends ffmpeg, which encodes what it still holds; whether it wrote everything."""
@@ -98,13 +120,10 @@ class Writer:
     def _complete(self) -> None:
         """Copies the fragments into an ordinary MP4, with its index in front, and moves it onto its name."""
         copy = disk.partial_of(self.path)
-        command = [
-            get_ffmpeg_exe(), "-y", "-v", "error", "-i", str(self.partial), "-c", "copy", "-fflags", "+bitexact",
-            "-movflags", "+faststart", "-f", "mp4", str(copy),
-        ]  # fmt: skip
+        arguments = ["-y", "-v", "error", *ffmpeg.source(self.partial), "-c", "copy", "-fflags", "+bitexact",
+                     "-movflags", "+faststart", "-f", "mp4", ffmpeg.url(copy)]  # fmt: skip
         try:
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._log,
-                                  start_new_session=True)  # fmt: skip
+            done = ffmpeg.run(arguments, stderr=self._log, own_session=True)
             if done.returncode:
                 raise self._failure()
             disk.replace(copy, self.path)
@@ -125,17 +144,8 @@ class Writer:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings stored in a video that longgen wrote. Raises MissingError or LonggenError where there are none."""
-    if not path.is_file():
-        raise MissingError(f"{path} is not there", accepted="an MP4 that longgen wrote", do="check the path")
-    command = [get_ffmpeg_exe(), "-v", "error", *AS_FAR_AS_IT_GOES, "-i", str(path), "-f", "ffmetadata", "-"]
-    done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        reason = done.stderr.decode(errors="replace").strip().splitlines() or ["unreadable"]
-        raise LonggenError(
-            f"{path} is no video, or damaged: {reason[-1]}", accepted="an MP4 that longgen wrote", do="check the file"
-        )
     try:
-        settings = json.loads(_comment(done.stdout.decode(errors="replace")))
+        settings = json.loads(comment(path))
     except ValueError:
         settings = None
     if not isinstance(settings, dict) or "longgen" not in settings:
@@ -144,45 +154,36 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _comment(metadata: str) -> str:
-    """The value of `comment` in ffmpeg's metadata text, in which `= ; # \\` and newlines are escaped by a backslash."""
-    value, characters = [], iter(metadata.partition("\ncomment=")[2])
-    for character in characters:
-        if character == "\n":
-            break
-        value.append(next(characters, "") if character == "\\" else character)
-    return "".join(value)
-
-
 def size_and_fps(path: Path) -> tuple[tuple[int, int], float]:
     """Width and height in pixels of the frames that `read_frames` reads from `path`, and the frames a second it is shown at.
 
     Raises MissingError, or LonggenError where it is no video.
     """
-    if not path.is_file():
-        raise MissingError(f"{path} is not there", accepted="a video", do="check the path")
-    # ffmpeg says the size and the rate of the frames that it would give out, so a picture that is stored turned is seen upright
-    command = [get_ffmpeg_exe(), "-hide_banner", *AS_FAR_AS_IT_GOES, "-i", str(path), "-frames:v", "1", "-f", "null", "-"]
-    said = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL).stderr.decode(errors="replace")
-    streams = re.findall(r" Video: .*? (\d+)x(\d+)[, ].*? ([\d.]+) fps", said)
-    if not streams:
-        raise LonggenError(f"{path} could not be read as a video", accepted="an MP4", do="check the file")
-    width, height, fps = streams[-1]
-    return (int(width), int(height)), float(fps)
+    found = facts(path)
+    return found.size, found.fps
 
 
-def read_frames(path: Path, size: tuple[int, int]) -> Iterator[np.ndarray]:
+def read_frames(path: Path, size: tuple[int, int], tell: Callable[[str], None] | None = None) -> Iterator[np.ndarray]:
     """Frames [height, width, 3] uint8 of a video of `size` (width, height), one at a time; of a file cut off those it holds.
 
-    Where such a file lacks one of its last few frames, the frame before stands in its place.
+    Each frame that is stored comes once, whenever it is shown. Their colours are read by the matrix that the file names, see
+    filmfacts.py. tell: is given a sentence at the end where some of it could not be decoded. Raises as `facts` does.
     """
     width, height = size
-    command = [get_ffmpeg_exe(), "-v", "error", *AS_FAR_AS_IT_GOES, "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    matrix = facts(path).matrix
+    colours = f"scale={width}:{height}:{f'in_color_matrix={matrix}:' if matrix else ''}{EXACT},format=rgb24"
+    arguments = ["-v", "error", *ffmpeg.source(path), "-map", "0:V:0", "-vf", colours, "-fps_mode", "passthrough", "-f", "rawvideo",
+                 "pipe:1"]  # fmt: skip
     found = False
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        assert process.stdout is not None
-        while len(data := process.stdout.read(width * height * 3)) == width * height * 3:
-            found = True
-            yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
+    with tempfile.TemporaryFile() as log:
+        with ffmpeg.start(arguments, stdout=subprocess.PIPE, stderr=log) as process:
+            assert process.stdout is not None
+            while len(data := process.stdout.read(width * height * 3)) == width * height * 3:
+                found = True
+                yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
+        log.seek(0)
+        said = ffmpeg.last_words(log.read())
     if not found:
-        raise LonggenError(f"{path} could not be read as a video", accepted="an MP4", do="check the file")
+        raise unreadable(path, f"none of its frames could be decoded ({said or 'ffmpeg gives no reason'})")
+    if said and tell is not None:
+        tell(f"not all of it could be decoded, so that pictures may be missing or wrong ({said})")

@@ -26,7 +26,7 @@ SCRIPTS = {f"longgen.backbones.tiny.{name}" for name in ("train", "check", "effe
 FLOOR = "longgen errors textfile frames frameplan backbones.spec backbones.checkpoints backbones.find"
 PROBES = "probe.record probe.fingerprint probe.kept"
 PLANNING = f"{FLOOR} technique catalog preset prompts schedule price plan"
-FILES_OF_RUNS = "disk naming checkpoint video rundir"
+FILES_OF_RUNS = "disk ffmpeg naming checkpoint filmfacts video rundir"
 ALLOWED = {
     "longgen": "",
     "errors": "",
@@ -54,17 +54,19 @@ ALLOWED = {
     "sampling": f"{PLANNING} attention backbones",
     "backbones.tiny.check": f"{PLANNING} backbones sampling",
     "disk": "errors",
-    "naming": "errors",
+    "ffmpeg": "errors",
+    "naming": "errors ffmpeg",
     "checkpoint": "errors disk",
-    "video": "errors disk",
+    "filmfacts": "errors ffmpeg",
+    "video": "errors disk ffmpeg filmfacts",
     "rundir": "errors disk naming checkpoint video",
     "left": f"{PLANNING} backbones sampling checkpoint rundir",
-    "metrics": "errors backbones video",
+    "metrics": "errors backbones ffmpeg filmfacts video",
     "probe.record": "errors",
     "probe.fingerprint": "errors backbones.spec",
     "probe.kept": "errors backbones.spec probe.record probe.fingerprint",
     "probe.choose": f"{PLANNING} {PROBES}",
-    "doctor": "errors",
+    "doctor": "errors ffmpeg",
     "show": f"{PLANNING} attention backbones",
     "backbones.tiny.effect": f"{PLANNING} backbones sampling probe.choose",
     "sampling.magcache": f"{PLANNING} backbones sampling disk checkpoint probe.fingerprint",

@@ -20,6 +20,7 @@ def cautions(cells: Sequence[Cell], table: Sequence[Row], baseline: str | None) 
     """The warnings of a comparison."""
     done = [cell for cell in cells if cell.status == "done"]
     said = [f"{cell.name} could not be made: {cell.error}" for cell in cells if cell.status == "failed"]
+    said += [f"{cell.preset if cell.seed is None else cell.name}: {caveat}" for cell in done for caveat in cell.caveats]
     for row in table:
         if 0 < row.failed < row.cells:
             said.append(

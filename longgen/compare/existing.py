@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,21 @@ from longgen import run
 from longgen.compare.record import read
 from longgen.compare.seams import seams
 from longgen.errors import LonggenError, MissingError, UsageError
+from longgen.filmfacts import facts, unreadable
 from longgen.plan import Plan
-from longgen.video import read_settings, size_and_fps
+from longgen.video import is_partial, read_settings
 
+SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")  # taken from a folder, in letters of any case
+NAMED = 8  # files of a folder that are left out, written out
 TREATMENT = tuple(key for key in run.IDENTITY if key not in ("prompt", "seed"))  # videos that are equal in these share a row
 
 
 @dataclass(frozen=True)
 class Found:
-    """A video, and what it says of how it was made: nothing where longgen did not write it. label: of its row in tables."""
+    """A video, and what it says of how it was made: nothing where longgen did not write it. label: of its row in tables.
+
+    caveats: what is to be noted of the file, as words that follow its name.
+    """
 
     video: Path
     label: str
@@ -30,6 +37,7 @@ class Found:
     settings: dict[str, Any]
     plan: Plan | None
     seams: list[int]
+    caveats: list[str] = field(default_factory=list)
 
     @property
     def prompt(self) -> str | None:
@@ -40,8 +48,11 @@ class Found:
         return self.settings.get("seed")
 
 
-def videos(paths: Sequence[Path]) -> list[Path]:
-    """The videos that `paths` mean, each once: a video, a run's folder, or a folder of an earlier compare. Raises LonggenError."""
+def videos(paths: Sequence[Path], tell: Callable[[str], None] = run.ignore) -> list[Path]:
+    """The videos that `paths` mean, each once: a video, a run's folder, a folder of an earlier compare, or a folder of videos.
+
+    tell: is given a sentence for what is left out. Raises LonggenError.
+    """
     named: list[Path] = []
     for path in paths:
         if path.is_dir() and (path / "run.json").is_file():
@@ -54,51 +65,125 @@ def videos(paths: Sequence[Path]) -> list[Path]:
             cells = read(path / "compare.json").cells
             named += [path / cell.video for cell in cells if cell.video is not None]
         elif path.is_dir():
-            folder = path / "videos" if (path / "videos").is_dir() else path
-            inside = [video for video in sorted(folder.glob("*.mp4")) if not video.name.endswith(".partial.mp4")]
-            if not inside:
-                raise MissingError(f"{path} holds no video", accepted="a video, a folder NAME.run, or a folder of longgen compare",
-                                   do="check the path")  # fmt: skip
-            named += inside
+            named += _inside(path, tell)
         else:
             named.append(path)
-    unique: dict[str, Path] = {}
+    unique: dict[object, Path] = {}
     for video in named:
-        unique.setdefault(os.path.realpath(video), video)
+        first = unique.setdefault(_identity(video), video)
+        if first is not video:
+            tell(f"{video} {f'and {first} are one file' if first != video else 'is named more than once'}: it is taken once")
     return [*unique.values()]
 
 
-def found(paths: Sequence[Path]) -> list[Found]:
-    """The videos of `paths`. Raises LonggenError for one that is none, and UsageError where there is none.
+def _identity(video: Path) -> object:
+    """Equal for names of one file, links of both kinds among them."""
+    try:
+        here = video.stat()
+    except (OSError, ValueError):
+        return str(video)
+    return (here.st_dev, here.st_ino) if here.st_ino else os.path.realpath(video)
 
-    Rows are called as the presets are; where two are called alike and differ otherwise, the second has `#2` behind its name.
+
+def _inside(folder: Path, tell: Callable[[str], None]) -> list[Path]:
+    """The videos of `folder`, and what was left out of it told to `tell`."""
+    inner = folder / "videos"
+    if inner.is_dir():  # of a comparison that did not come to its end
+        beside = [path.name for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+        if beside:
+            tell(f"left out of {folder}, whose folder {inner.name} is compared: {_listed(beside)}")
+        folder = inner
+    taken, left = [], dict[str, list[str]]()
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and path.suffix == ".run" and path.with_suffix(".mp4").is_file():
+            continue
+        why = _left_out(path)
+        if why is None:
+            taken.append(path)
+        else:
+            left.setdefault(why, []).append(path.name)
+    if not taken:
+        said = "".join(f"; {why}: {_listed(names)}" for why, names in left.items())
+        raise MissingError(f"{folder} holds no video{said}", do="check the path, or name the files themselves",
+                           accepted=f"a folder with {', '.join(SUFFIXES)}, or a video, NAME.run, DIR of compare")  # fmt: skip
+    for why, names in left.items():
+        tell(f"left out of {folder}, {why}: {_listed(names)}")
+    return taken
+
+
+def _left_out(path: Path) -> str | None:
+    """Why what is in a folder is not taken for one of its videos, or None."""
+    if path.name.startswith("."):
+        return "hidden"
+    if is_partial(path):
+        return "not complete yet"
+    if path.suffix.lower() in SUFFIXES:
+        return None
+    if path.is_dir():
+        return "a run without its video" if path.suffix == ".run" else "a folder in it"
+    return f"not called {', '.join(SUFFIXES)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def found(paths: Sequence[Path], tell: Callable[[str], None] = run.ignore) -> list[Found]:
+    """The videos of `paths`. Raises LonggenError for one that is none or not whole, and UsageError where there is none.
+
+    Rows are called as the presets are; where two are called alike and differ otherwise, the second has `#2` behind its name. Other
+    videos are called as their files, by as much of the path as tells them apart. tell: is given what is left out, and why.
     """
     labels: dict[str, str] = {}  # of settings
     taken: set[tuple[str, object, object]] = set()
     named: dict[str, int] = {}
-    made = []
-    for video in videos(paths):
-        (size, fps), settings = size_and_fps(video), _settings(video)
-        table = settings.get("preset")
-        name = str(table.get("name")) if isinstance(table, dict) else video.stem
+    made: list[Found] = []
+    others: list[int] = []  # their places in it, of those that longgen did not write
+    for video in videos(paths, tell):
+        film, settings = facts(video), _settings(video)
+        caveats = [*film.notes]
+        if film.cut is not None and not is_partial(video):
+            raise unreadable(video, film.cut, "copy or download it again; ffmpeg -i FILE -c copy WHOLE.mp4 keeps what there is")
+        if is_partial(video):
+            caveats.append("it is not complete yet; what it holds so far is compared")
+        if not settings:
+            others.append(len(made))
+            made.append(Found(video, "", film.size, film.fps, {}, None, [], caveats))
+            continue
+        name = str(settings["preset"].get("name"))
         treatment = json.dumps([name, *(settings.get(key) for key in TREATMENT)], sort_keys=True)
         where = settings.get("prompt"), settings.get("seed")
         if treatment not in labels or (labels[treatment], *where) in taken:
             named[name] = named.get(name, 0) + 1
             labels[treatment] = name if named[name] == 1 else f"{name} #{named[name]}"
+            if named[name] > 1:
+                tell(f"{labels[treatment]} begins with {video}")
         label = labels[treatment]
         taken.add((label, *where))
         plan, edges = None, []
-        if settings:
-            try:
-                plan = run.plan_of(settings, video)
-                edges = seams(plan)
-            except LonggenError:
-                pass  # of a backbone that is not here, or of another longgen
-        made.append(Found(video, label, size, fps, settings, plan, edges))
+        try:
+            plan = run.plan_of(settings, video)
+            edges = seams(plan)
+        except LonggenError:
+            pass  # of a backbone that is not here, or of another longgen
+        made.append(Found(video, label, film.size, film.fps, settings, plan, edges, caveats))
     if not made:
         raise UsageError("there is no video to compare", accepted="videos, or folders with some", do="name one")
+    for index, label in zip(others, _names([made[index].video for index in others], {one[0] for one in taken}), strict=True):
+        made[index] = replace(made[index], label=label)
     return made
+
+
+def _names(files: Sequence[Path], taken: Collection[str]) -> list[str]:
+    """For each of `files` a name that no other has, nor `taken`: its stem, its name, or the end of its path."""
+    forms = [[file.stem, *("/".join(file.parts[-parts:]) for parts in range(1, len(file.parts) + 1))] for file in files]
+    names = [form[0] for form in forms]
+    for level in range(1, max(map(len, forms), default=0)):
+        count = Counter([*names, *taken])
+        names = [form[min(level, len(form) - 1)] if count[name] > 1 else name for name, form in zip(names, forms, strict=True)]
+    count = Counter([*names, *taken])
+    return [str(file.absolute()) if count[name] > 1 else name for name, file in zip(names, files, strict=True)]
 
 
 def _settings(video: Path) -> dict[str, Any]:
@@ -107,4 +192,5 @@ def _settings(video: Path) -> dict[str, Any]:
         settings = read_settings(video)
     except LonggenError:
         return {}
-    return settings if {"prompt", "seed", "preset", "sample", "backbone", "dtype"} <= settings.keys() else {}
+    whole = {"prompt", "seed", "preset", "sample", "backbone", "dtype"} <= settings.keys() and isinstance(settings["preset"], dict)
+    return settings if whole else {}

@@ -9,6 +9,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const by = (id) => document.getElementById(id);
 const GAP = 12, CAPTION = 58; // pixels between tiles, and of the words under one
 const MANY = 24; // tiles shown at first; above, one seed only
+const FASTEST = 60; // frames a second
 const LAG = 0.15; // seconds that a tile may be behind the clock
 
 function make(tag, attributes = {}, ...children) {
@@ -83,16 +84,39 @@ class Tile {
   }
 
   end() {
-    return this.cell.frames / this.cell.fps;
+    return this.cell.times ? this.cell.times[this.cell.frames] : this.cell.frames / this.cell.fps;
+  }
+
+  rate() { // of frames a second, at which none is missed; up to FASTEST where they come at varying intervals
+    const times = this.cell.times;
+    if (!times) return this.cell.fps;
+    return Math.max(this.cell.fps, Math.min(FASTEST, 1 / Math.min(...times.slice(1).map((time, frame) => time - times[frame]))));
+  }
+
+  number(seconds) { // of the frame that is on at that time, on beyond the last one
+    const times = this.cell.times;
+    if (!times) return Math.floor(seconds * this.cell.fps + 1e-6);
+    let low = 0, high = times.length; // the first time that is later
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (times[middle] <= seconds + 1e-6) low = middle + 1;
+      else high = middle;
+    }
+    return low - 1;
   }
 
   frameAt(seconds) {
-    return limited(Math.floor(seconds * this.cell.fps + 1e-6), 0, this.cell.frames - 1);
+    return limited(this.number(seconds), 0, this.cell.frames - 1);
+  }
+
+  middle(frame) { // of the time for which it is on
+    const times = this.cell.times;
+    return times ? (times[frame] + times[frame + 1]) / 2 : (frame + 0.5) / this.cell.fps;
   }
 
   settle() { // at rest, the middle of the frame to be shown; a seek under way is waited for
     if (this.broken || clock.playing || this.video.readyState < 1 || this.video.seeking) return;
-    const wanted = (this.frameAt(seconds(clock.frame)) + 0.5) / this.cell.fps;
+    const wanted = this.middle(this.frameAt(seconds(clock.frame)));
     if (Math.abs(this.video.currentTime - wanted) > 1e-4) this.video.currentTime = wanted;
   }
 
@@ -116,7 +140,7 @@ function show() { // the tiles of the chosen prompt and seed, in place of those 
   large = near = null;
   tiles = shown.map((cell) => new Tile(cell));
   const playable = tiles.filter((tile) => !tile.broken);
-  clock.rate = Math.max(1, ...playable.map((tile) => tile.cell.fps));
+  clock.rate = Math.max(1, ...playable.map((tile) => tile.rate()));
   clock.frames = Math.max(1, ...playable.map((tile) => Math.ceil(tile.end() * clock.rate - 1e-6)));
   by("seek").max = clock.frames - 1;
   by("text").replaceChildren(...about(data.prompts[prompt]));
@@ -318,7 +342,7 @@ function curves() {
   for (const tile of drawn) {
     let path = "", gap = true;
     tile.cell.curves[name].forEach((value, frame) => {
-      if (value !== null) path += `${gap ? "M" : "L"}${x((frame + 0.5) / tile.cell.fps).toFixed(1)} ${y(value).toFixed(1)}`;
+      if (value !== null) path += `${gap ? "M" : "L"}${x(tile.middle(frame)).toFixed(1)} ${y(value).toFixed(1)}`;
       gap = value === null;
     });
     tile.line = draw("path", { class: `line ${tile.mark}`, d: path });
@@ -356,7 +380,7 @@ function point() { // the cursor and the values at it
   plot.cursor.setAttribute("x2", at);
   for (const tile of tiles) {
     if (!tile.value) continue;
-    const own = Math.floor(seconds(clock.frame) * tile.cell.fps + 1e-6), value = tile.cell.curves[plot.name][own] ?? null;
+    const own = tile.number(seconds(clock.frame)), value = tile.cell.curves[plot.name][own] ?? null;
     tile.value.textContent = value === null ? "–" : written(value, plot.step);
   }
 }

@@ -170,6 +170,7 @@ def _tile(cell: Cell, comparison: Comparison, there: bool, embedded: bool) -> di
         "link": None if embedded or error or cell.video is None else _link(cell.video),
         "frames": cell.frames,
         "fps": cell.fps,
+        "times": cell.times,
         "size": cell.size,
         "seams": cell.seams,
         "curves": {name: [None if value is None else float(f"{value:.{CURVE_DIGITS}g}") for value in curve]
@@ -280,7 +281,7 @@ def _told(cell: Cell) -> dict[str, Any]:
         ("time", phases),
         ("memory", human_bytes(cell.peak_memory_bytes) if cell.peak_memory_bytes else None),
         ("cost", None if cell.cost_ratio is None else f"{cell.cost_ratio:.3g} times direct sampling"),
-        ("notes", "; ".join(cell.notes)),
+        ("notes", "; ".join([*cell.notes, *cell.caveats])),
         ("metrics", _listed(cell.metrics)),
         ("details", _listed(cell.details)),
         ("seams", ", ".join(map(str, cell.seams)) and f"before frames {', '.join(map(str, cell.seams))}, counted from 0"),

@@ -23,7 +23,8 @@ class Cell(_Closed):
     name: unlike that of any other cell, of letters, digits and hyphens. video: relative to the folder of compare.json where it
     lies under it. seconds: by phase, as run.json has them; of a cell that was there before, those of its own run. metrics: by
     name, None where one cannot be said. curves: by name, one number a frame, None where it is not defined. seams: first frames
-    after an edge of the technique's own.
+    after an edge of the technique's own. times: seconds at which each frame is shown, and after them the end, where frames do not
+    come evenly; fps is then their mean. caveats: what the file leaves to be noted, as words that follow its name.
     """
 
     name: str
@@ -45,6 +46,8 @@ class Cell(_Closed):
     curves: dict[str, list[Number | None]] = Field(default_factory=dict)
     details: dict[str, Any] = Field(default_factory=dict)
     seams: list[int] = Field(default_factory=list)
+    times: list[Number] | None = None
+    caveats: list[str] = Field(default_factory=list)
 
 
 class Value(_Closed):

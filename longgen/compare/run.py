@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from longgen import __version__, checkpoint, run
+from longgen import __version__, checkpoint, ffmpeg, run
 from longgen.backbones import Setup, default_device
 from longgen.compare import existing, grid, statistics, watch
 from longgen.compare.cautions import cautions
@@ -64,7 +64,7 @@ def compare_presets(
         if len(group) == len(plans) * len(seeds):  # the prompt's last
             watched += _watch(group, len(plans), place.prompt, files[place.prompt], folder, report)
     return _concluded(
-        cells, watched, numbers, folder, report, backbone=plans[0].spec.name, presets=labels, prompts=prompts, seeds=[*seeds],
+        cells, watched, numbers, folder, report, [], backbone=plans[0].spec.name, presets=labels, prompts=prompts, seeds=[*seeds],
         baseline=against, device=run.device_name(setup.device),
     )  # fmt: skip
 
@@ -83,7 +83,8 @@ def compare_videos(
     Videos of one prompt are shown together; all of them are where one does not tell its prompt, or no two have the same.
     metrics, vbench_*: as in `compare_presets`.
     """
-    videos = existing.found(paths)
+    told: list[str] = []
+    videos = existing.found(paths, told.append)
     labels = [*dict.fromkeys(video.label for video in videos)]
     against = _baseline(baseline, labels)
     _check(folder)
@@ -111,8 +112,9 @@ def compare_videos(
         whole = len(group) == len(rows) * len(columns)
         watched += _watch(ordered, len(rows) if whole else len(group), prompt, files[prompt], folder, report)
     backbones = {cell.settings.get("backbone") for cell in cells}
+    told += _twins(videos)
     return _concluded(
-        cells, watched, numbers, folder, report, backbone=backbones.pop() if len(backbones) == 1 else None, presets=labels,
+        cells, watched, numbers, folder, report, told, backbone=backbones.pop() if len(backbones) == 1 else None, presets=labels,
         prompts=prompts, seeds=seeds, baseline=against, device=run.device_name("cpu"),
     )  # fmt: skip
 
@@ -125,6 +127,7 @@ def _baseline(asked: str | None, labels: Sequence[str]) -> str | None:
 
 def _check(folder: Path) -> None:
     """Raises LonggenError where the comparison could not be written to `folder`."""
+    ffmpeg.check_output(str(folder))
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output {folder} is a file, and a comparison is many", accepted="a folder", do="give another name")
     run.check_writable(folder / "compare.json")
@@ -150,7 +153,7 @@ def _cell_of(video: existing.Found, taken: dict[str, int]) -> Cell:
     return Cell(
         name=name, preset=video.label, prompt=video.prompt, seed=video.seed, status="done", fps=video.fps,
         size=video.size, cost_ratio=None if plan is None else round(plan.cost, 4),
-        notes=[] if plan is None else [*plan.notes], seams=video.seams,
+        notes=[] if plan is None else [*plan.notes], seams=video.seams, caveats=video.caveats,
         **_of_record(grid.record_of(video.video), video.settings),
     )  # fmt: skip
 
@@ -177,7 +180,20 @@ def _measured(cell: Cell, video: Path, folder: Path, names: Sequence[str]) -> Ce
         return cell.model_copy(update={"status": "failed", "error": error.given, "video": place})
     metrics = {name: found["metrics"][name] for name in names if name in found["metrics"]}
     details = cell.details | found["details"]
-    return Cell.model_validate(cell.model_dump() | found | {"video": place, "metrics": metrics, "details": details})
+    caveats = [*cell.caveats, *found["caveats"]]
+    own = {"video": place, "metrics": metrics, "details": details, "caveats": caveats}
+    return Cell.model_validate(cell.model_dump() | found | own)
+
+
+def _twins(videos: Sequence[existing.Found]) -> list[str]:
+    """A sentence for each video that equals another byte for byte."""
+    first: dict[str, Path] = {}
+    said = []
+    for one in videos:
+        other = first.setdefault(file_hash(one.video), one.video)
+        if other != one.video:
+            said.append(f"{one.video} equals {other}, byte for byte")
+    return said
 
 
 def _files(prompts: Iterable[str | None]) -> dict[str | None, str]:
@@ -209,7 +225,7 @@ def _watch(
             tiles.append(watch.Tile(label))
         else:
             video = folder / cell.video
-            tiles.append(watch.Tile(label, video, cell.size, cell.fps, cell.frames, file_hash(video)))
+            tiles.append(watch.Tile(label, video, cell.size, cell.fps, cell.frames, file_hash(video), tuple(cell.times or ())))
     began = time.monotonic()
 
     def at(frames: int, total: int) -> None:
@@ -223,9 +239,18 @@ def _watch(
 
 
 def _concluded(
-    cells: list[Cell], watched: list[Watch], numbers: Numbers, folder: Path, report: Callable[[Progress], None], **described: Any
+    cells: list[Cell],
+    watched: list[Watch],
+    numbers: Numbers,
+    folder: Path,
+    report: Callable[[Progress], None],
+    told: Sequence[str],
+    **described: Any,
 ) -> Comparison:
-    """The comparison of `cells`, with VBench's numbers, written to compare.json and report.html in `folder`."""
+    """The comparison of `cells`, with VBench's numbers, written to compare.json and report.html in `folder`.
+
+    told: what is to be warned of beside the cells.
+    """
     from longgen.compare.page import write_page
 
     cells, warnings = numbers.joined(cells, folder, report)
@@ -233,7 +258,7 @@ def _concluded(
     table = statistics.rows(described["presets"], cells, described["baseline"], numbers.names)
     made = Comparison(
         longgen=__version__, cells=cells, table=table, watch=watched,
-        warnings=[*cautions(cells, table, described["baseline"]), *warnings],
+        warnings=[*told, *cautions(cells, table, described["baseline"]), *warnings],
         libraries={name: importlib.metadata.version(name) for name in LIBRARIES}, **described,
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)

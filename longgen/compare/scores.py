@@ -12,7 +12,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from longgen import checkpoint, metrics
+from longgen import checkpoint, ffmpeg, filmfacts, metrics
+from longgen import video as films
 from longgen.backbones import tiny
 from longgen.errors import UsageError, unknown_name
 from longgen.metrics import METRICS, in_order
@@ -20,6 +21,7 @@ from longgen.metrics.score import score_video
 from longgen.metrics.vbench import DIMENSIONS, musiq
 
 ALWAYS = "motion"  # no other metric is shown without it: most look good where nothing moves
+READING = [Path(str(module.__file__)) for module in (ffmpeg, filmfacts, films)]  # the code that decides what frames look like
 DIGITS = 5  # of the numbers of a curve, so that 24 videos of a minute fit into a page
 
 
@@ -44,7 +46,10 @@ def chosen(names: str | None) -> list[str]:
 
 
 def scored(video: Path, seams: list[int], prompt: str | None, kept: Path) -> dict[str, Any]:
-    """`frames`, `metrics`, `curves` and `details` of a Cell for `video`, from the file `kept` or for it. Raises LonggenError."""
+    """`frames`, `metrics`, `curves`, `details`, `times` and `caveats` of a Cell for `video`, from the file `kept` or for it.
+
+    Raises LonggenError.
+    """
     key = {"video": file_hash(video), "code": code_hash(), "seams": seams, "prompt": prompt}
 
     def make() -> dict[str, Any]:
@@ -53,6 +58,8 @@ def scored(video: Path, seams: list[int], prompt: str | None, kept: Path) -> dic
             "frames": score.frames,
             "metrics": score.values,
             "curves": rounded(score.curves),
+            "times": None if score.times is None else [*score.times],
+            "caveats": [*score.notes],
             "details": {name: number if number is None or np.isfinite(number) else None for name, number in score.details.items()},
         }
 
@@ -86,7 +93,7 @@ def file_hash(path: Path) -> str:
 def code_hash() -> str:
     """A hash of the code that makes the scores, and of the versions of what it stands on."""
     folders = [Path(str(package.__file__)).parent for package in (metrics, tiny)]
-    files = [*sorted(folders[0].glob("*.py")), folders[1] / "measure.py", folders[1] / "grammar.py"]
+    files = [*sorted(folders[0].glob("*.py")), folders[1] / "measure.py", folders[1] / "grammar.py", *READING]
     return hash_of(files, [cv2.__version__, np.__version__])
 
 

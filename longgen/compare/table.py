@@ -25,12 +25,12 @@ def text(comparison: Comparison, width: int = WIDTH) -> str:
     """The whole: the table of means, the table of differences to the baseline, warnings, and what the signs mean."""
     top, rows = best(comparison.table), comparison.table
     names = in_order(name for row in rows for name in row.metrics)
-    firsts = ["", "preset", "", *(_cut(row.preset) for row in rows)]
+    firsts = ["", "preset", "", *_cut([row.preset for row in rows])]
     means = [_column(name, [_mean(row.metrics.get(name), row.preset in top.get(name, ())) for row in rows]) for name in names]
     lines = [_title(comparison), "", *_tables(firsts, [*means, *_costs(rows)], width)]
     measured = [row for row in rows if any(value.difference is not None for value in row.metrics.values())]
     if measured:
-        firsts = ["", "preset", "", *(_cut(row.preset) for row in measured)]
+        firsts = ["", "preset", "", *_cut([row.preset for row in measured])]
         against = [_column(name, [_difference(row.metrics.get(name)) for row in measured], arrow=False) for name in names]
         lines += [f"Difference to {comparison.baseline}, and its 95% interval:", "", *_tables(firsts, against, width)]
     lines += _signs(comparison, bool(top), width)
@@ -142,6 +142,9 @@ def plain(words: str) -> str:
     return "".join(character if character.isprintable() else " " for character in words)
 
 
-def _cut(name: str) -> str:
-    name = plain(name)
-    return name if len(name) <= NAME else name[: NAME - 1] + "…"
+def _cut(names: Sequence[str]) -> list[str]:
+    """`names` cut in their middle to NAME characters; those that would then be alike are left whole."""
+    whole = [plain(name) for name in names]
+    short = [name if len(name) <= NAME else f"{name[: NAME // 2]}…{name[len(name) - (NAME - NAME // 2 - 1) :]}" for name in whole]
+    return [one if short.count(one) == 1 or short.count(one) == whole.count(name) else name
+            for one, name in zip(short, whole, strict=True)]  # fmt: skip

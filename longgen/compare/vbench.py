@@ -19,7 +19,7 @@ import torch
 
 from longgen import checkpoint, run
 from longgen.compare.record import Cell, Comparison
-from longgen.compare.scores import file_hash, hash_of, once, rounded
+from longgen.compare.scores import READING, file_hash, hash_of, once, rounded
 from longgen.errors import OutOfMemoryError, UsageError
 from longgen.metrics import in_order, vbench
 from longgen.metrics.vbench import DIMENSIONS, PREFIX, VBench, export_videos, musiq, raft, read_results, write_results
@@ -94,7 +94,7 @@ class Numbers:
         own = Path(str(vbench.__file__)).parent.glob("*.py")
         key = {
             "video": file_hash(video),
-            "code": hash_of(sorted(own), [importlib.metadata.version(name) for name in LIBRARIES if find_spec(name)]),
+            "code": hash_of([*sorted(own), *READING], [importlib.metadata.version(name) for name in LIBRARIES if find_spec(name)]),
             "dimensions": self._dimensions,
             "weights": {name: [file, stat.st_size, stat.st_mtime_ns] for name, (file, stat) in stats.items()},
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -20,7 +21,8 @@ from longgen.progress import clock_text
 from longgen.video import Writer, read_frames, read_settings
 
 MOMENTS = 8  # columns of the sheet
-VERSION = 1  # of how the two files look: another one makes them anew
+VERSION = 2  # of how the two files look: another one makes them anew
+FASTEST = 60.0  # frames a second, for frames that come at varying intervals
 SMALL, PLAIN = 13, 15  # pixels of letters
 PAPER, FAINT, INK, BRIGHT = 24, 110, 220, 250  # greys
 NAMES = 240  # pixels of the names of rows of the sheet: a preset and its seed
@@ -29,7 +31,10 @@ SHEET = 8_000  # pixels of its height, beyond which rows are made lower
 
 @dataclass(frozen=True)
 class Tile:
-    """A video with its label. hash: of its content. video: None for one that could not be made; its other fields mean nothing."""
+    """A video with its label. hash: of its content. video: None for one that could not be made; its other fields mean nothing.
+
+    times: as in `record.Cell`; empty where frames come evenly.
+    """
 
     label: str
     video: Path | None = None
@@ -37,6 +42,19 @@ class Tile:
     fps: float = 1.0
     frames: int = 0
     hash: str = ""
+    times: tuple[float, ...] = ()
+
+    def index(self, seconds: float) -> int:
+        """The frame that is on at that time; behind the last one where it is over."""
+        if not self.times:
+            return int(seconds * self.fps + 1e-6)
+        return bisect.bisect_right(self.times, seconds + 1e-6) - 1
+
+    @property
+    def fastest(self) -> float:
+        """Frames a second at which none of its frames is missed, up to FASTEST."""
+        gaps = [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
+        return max(self.fps, min(1 / min(gaps), FASTEST)) if gaps else self.fps
 
 
 class _Film:
@@ -70,18 +88,19 @@ def write(
 ) -> None:
     """Writes the MP4 `video` and the PNG `sheet` of `tiles`, of which `row` belong beside each other. Nothing where both are there.
 
-    Frame by frame; where frame rates differ, by time, at the highest of them. report: frames done, and of how many.
+    Frame by frame; where frame rates differ or vary, by time, at the highest of them. report: frames done, and of how many.
     """
-    tables = [asdict(tile) | {"video": tile.video is not None, "size": [*tile.size]} for tile in tiles]
+    left_out = {"video", "times"}  # the hash says what is in the video
+    tables = [{key: value for key, value in asdict(tile).items() if key not in left_out} | {"video": tile.video is not None,
+              "size": [*tile.size]} for tile in tiles]  # fmt: skip
     made_of = {"version": VERSION, "row": row, "title": title, "tiles": tables}
     if sheet.is_file() and _made_of(video) == made_of:
         return
     there = [tile for tile in tiles if tile.video is not None]
     place = layout([tile.size for tile in there] + [there[0].size] * (len(tiles) - len(there)), row)
-    rates = {tile.fps for tile in there}
-    fps = max(1, round(max(rates)))
-    picks = [1.0 if len(rates) == 1 else tile.fps / fps for tile in tiles]  # frames of the tile for one of the picture
-    total = max(math.ceil(tile.frames / pick - 1e-6) for tile, pick in zip(tiles, picks, strict=True) if tile.video is not None)
+    rates = {tile.fastest for tile in there}
+    fps = max(rates) if len(rates) == 1 else max(1, round(max(rates)))
+    total = max(math.ceil(tile.frames / tile.fps * fps - 1e-6) for tile in there)
     moments = sorted({round(moment) for moment in np.linspace(0, total - 1, MOMENTS)})
     thumbs: list[list[np.ndarray | None]] = [[] for _ in tiles]
     canvas = _stage(tiles, place, title)
@@ -93,8 +112,8 @@ def write(
         films = [stack.enter_context(contextlib.closing(_Film(tile))) for tile in tiles]
         writer = stack.enter_context(Writer(video, place.size, fps, {"longgen": __version__, "shows": made_of}))
         for now in range(total):
-            for number, (tile, film, pick) in enumerate(zip(tiles, films, picks, strict=True)):
-                index = int(now * pick + 1e-6)
+            for number, (tile, film) in enumerate(zip(tiles, films, strict=True)):
+                index = tile.index(now / fps)
                 over, (left, top) = index >= tile.frames, place.corner(number)
                 if film.go_to(index) and film.frame is not None:
                     canvas[top + LABEL : top + LABEL + place.box[1], left : left + place.box[0]] = shown(film.frame, place.box)
@@ -136,7 +155,7 @@ def _label(text: str, width: int, ink: int) -> np.ndarray:
     return strip(text, (width, LABEL), PLAIN if width >= 160 else SMALL, ink, PAPER)
 
 
-def _bar(now: int, total: int, fps: int, width: int) -> np.ndarray:
+def _bar(now: int, total: int, fps: float, width: int) -> np.ndarray:
     """The bar of time [BAR, width, 3] at frame `now` of `total`."""
     time = strip(f"{clock_text(now / fps)} of {clock_text(total / fps)}", (150, BAR), SMALL, INK, PAPER, right=True)
     bar = np.full((BAR, width, 3), PAPER, np.uint8)

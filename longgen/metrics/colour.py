@@ -33,12 +33,15 @@ class Colour:
         """[F] for each of PARTS."""
         return dict(zip(PARTS, np.array(self._rows).reshape(-1, len(PARTS)).T, strict=True))
 
-    def slopes(self) -> dict[str, float] | None:
-        """The least-squares slope per second of each of PARTS, or None where the video is shorter than LEAST_S."""
+    def slopes(self, times_s: np.ndarray | None = None) -> dict[str, float] | None:
+        """The least-squares slope per second of each of PARTS, or None where the video is shorter than LEAST_S.
+
+        times_s [F]: of the frames, where they do not come evenly.
+        """
         if len(self._rows) < max(LEAST_S * self._fps, 2):
             return None
-        times_s = np.arange(len(self._rows)) / self._fps
-        times_s -= times_s.mean()
+        times_s = np.arange(len(self._rows)) / self._fps if times_s is None else times_s
+        times_s = times_s - times_s.mean()
         return {name: float(times_s @ curve / (times_s @ times_s)) for name, curve in self.curves().items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,14 @@ import numpy as np
 
 from longgen.backbones.tiny import grammar
 from longgen.errors import UsageError
+from longgen.filmfacts import facts
 from longgen.metrics import seam
 from longgen.metrics.change import Change
 from longgen.metrics.colour import PARTS, Colour, drift
 from longgen.metrics.flow import Flow
 from longgen.metrics.picture import picture
 from longgen.metrics.repetition import Repetition
-from longgen.video import read_frames, size_and_fps
+from longgen.video import read_frames
 
 if TYPE_CHECKING:
     from longgen.metrics.subject import Subject
@@ -34,6 +36,7 @@ class Score:
     curves: [F] float64 each, nan where there is nothing to compare with: motion, difference, freeze, smoothness, flicker and what
     `colour.Colour` defines (brightness, green_red, blue_yellow, contrast, saturation, sharpness).
     details: repetition_lag_s; seam_worst and seam_at, its frame; drift_brightness and so on, the six slopes per second.
+    notes: what did not go as it should. times: as in `Facts`, where frames do not come evenly.
     """
 
     frames: int
@@ -41,6 +44,8 @@ class Score:
     values: dict[str, float | None]
     curves: dict[str, np.ndarray]
     details: dict[str, float | int | None]
+    notes: tuple[str, ...] = ()
+    times: tuple[float, ...] | None = None
 
 
 class Scorer:
@@ -84,15 +89,17 @@ class Scorer:
             if self._subject:
                 self._subject.add(frame)
 
-    def result(self) -> Score:
-        """The score of the frames so far."""
+    def result(self, times: Sequence[float] | None = None) -> Score:
+        """The score of the frames so far. times: when each is shown and when the last one ends, where they do not come evenly."""
         lists = {"motion": self._flow.motion, "difference": self._change.difference, "freeze": self._change.freeze,
                  "smoothness": self._flow.smoothness, "flicker": self._flow.flicker}  # fmt: skip
         curves = {name: np.array(values, dtype=float) for name, values in lists.items()} | self._colour.curves()
+        if times is not None:  # the flow took every step for a mean one
+            curves["motion"][1:] /= np.diff(times)[:-1] * self._fps
         seams = seam.ratios(curves["difference"], self._seams, self._fps)
         seam_at = max(seams, key=lambda frame: seams[frame]) if seams else None
         strength, lag_s = self._repetition.result() or (None, None)
-        slopes = self._colour.slopes()
+        slopes = self._colour.slopes(None if times is None else np.array(times[:-1]))
         values: dict[str, float | None] = {
             "motion": _mean(curves["motion"]),
             "freeze": _mean(100 * curves["freeze"]),
@@ -115,11 +122,18 @@ class Scorer:
 
 def score_video(path: Path, seams: Sequence[int] = (), prompt: str | None = None) -> Score:
     """Scores the video at `path`, one frame at a time. Raises MissingError, or LonggenError where it is no video."""
-    size, fps = size_and_fps(path)
-    scorer = Scorer(fps, seams, prompt)
-    for frame in read_frames(path, size):
+    film, notes = facts(path), list[str]()
+    scorer = Scorer(film.fps, seams, prompt)
+    count = 0
+    for frame in read_frames(path, film.size, notes.append):
         scorer.add(frame[None])
-    return scorer.result()
+        count += 1
+    times = film.times
+    if times is not None and len(times) != count + 1:
+        notes.append(f"it holds the times of {len(times) - 1} frames and {count} could be decoded, so that all numbers go by the "
+                     f"mean of {film.fps:.4g} frames a second")  # fmt: skip
+        times = None
+    return dataclasses.replace(scorer.result(times), notes=tuple(notes), times=times)
 
 
 def _mean(curve: np.ndarray) -> float | None:

@@ -71,7 +71,7 @@ def test_other_videos_are_known_by_name_and_may_differ(made: Callable[..., Path]
         film(Path("x", "Some Other.mp4")),
     ]
     result = compared(*paths)
-    assert result.presets == ["direct", "Some Other", "Some Other #2"]
+    assert result.presets == ["direct", "Some Other.mp4", "x/Some Other.mp4"]
     assert [(cell.prompt, cell.seed) for cell in result.cells] == [(PROMPTS[0], 0), (None, None), (None, None)]
     assert [(cell.frames, cell.fps, cell.size) for cell in result.cells] == [
         (9, 16, (64, 64)),

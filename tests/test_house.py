@@ -42,7 +42,7 @@ ALLOWED = {
     "context": "errors frames frameplan technique noise",
     "fusion": "errors frames frameplan technique noise",
     "catalog": "errors technique positions context fusion",
-    "preset": "errors technique catalog",
+    "preset": "errors backbones.spec technique catalog",
     "schedule": "errors frames",
     "price": "",
     "plan": "errors frames frameplan backbones.spec technique catalog preset schedule price",

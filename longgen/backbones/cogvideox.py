@@ -101,7 +101,7 @@ class CogVideoX(PipelineBackbone):
     def unpacked(self, latents: Tensor, plan: Plan) -> Tensor:
         return latents.transpose(1, 2)
 
-    def first_order(self) -> CogVideoXDDIMScheduler:
+    def first_order(self, plan: Plan) -> CogVideoXDDIMScheduler:
         return CogVideoXDDIMScheduler.from_config(self.pipe.scheduler.config)
 
     def levels(self, index: int) -> tuple[tuple[float, float], tuple[float, float], float]:

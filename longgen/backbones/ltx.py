@@ -82,7 +82,7 @@ class Ltx(PipelineBackbone):
 
     def frame_schedule(self, plan: Plan) -> Any:
         """As LTXPipeline shifts it: by the number of tokens, here those that the model sees at a time."""
-        scheduler = self.first_order()
+        scheduler = self.first_order(plan)
         names = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
         mu = calculate_shift(math.prod(plan.seen_grid), *(scheduler.config.get(name, value) for name, value in names.items()))
         sigmas = np.linspace(1.0, 1 / plan.steps, plan.steps)

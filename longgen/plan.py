@@ -375,7 +375,9 @@ def on_every_backbone(preset: Preset) -> dict[str, Plan | UsageError]:
     for name, spec in SPECS.items():
         frames_px = frames.pixel_frames(LONG * spec.native_lat - LONG + 1, spec.stride_t)
         try:
-            plans[name] = build(preset.model_copy(update={"sample": Sample(frames=frames_px), "backbone_samples": {}}), as_if_probed(spec))
+            plans[name] = build(
+                preset.model_copy(update={"sample": Sample(frames=frames_px), "backbone_samples": {}}), as_if_probed(spec)
+            )
         except UsageError as error:
             plans[name] = error
     return plans

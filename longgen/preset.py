@@ -242,7 +242,8 @@ def from_tables(tables: Mapping[str, Any], origin: str) -> Preset:
 def _no_backbone(name: str) -> str:
     near = difflib.get_close_matches(name, SPECS, n=2, cutoff=0.5)
     hint = f", did you mean {' or '.join(near)}?" if near else ""
-    return f'no key, and no backbone is called so{hint} A table is for one of {", ".join(SPECS)}, its name in quotes: [sample."wan2.1-1.3b"]'
+    form = f'A table is for one of {", ".join(SPECS)}, its name in quotes: [sample."wan2.1-1.3b"]'
+    return f"no key, and no backbone is called so{hint or '.'} {form}"
 
 
 def explain(name: str, detail: Any, model: type[BaseModel]) -> str:

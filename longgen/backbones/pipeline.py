@@ -24,7 +24,7 @@ from longgen.attention import executor
 from longgen.attention.glimpse import Glimpse, Observer
 from longgen.attention.kvcache import Cache
 from longgen.attention.sums import Summing, summing
-from longgen.backbones import Clock, Company, Setup
+from longgen.backbones import Clock, Company, Setup, finite, foreign
 from longgen.backbones.rotary import Rotary, Tables
 from longgen.backbones.spec import BackboneSpec
 from longgen.errors import UsageError
@@ -215,6 +215,7 @@ class PipelineBackbone:
     kind: ClassVar[type[DiffusionPipeline]]
     vae_kind: ClassVar[Any]
     processor: ClassVar[type[PlannedAttention]]
+    stock: ClassVar[tuple[type, ...]]  # diffusers' processors, which `processor` stands in for
 
     def __post_init__(self) -> None:
         self.clock = Clock(self.pipe)
@@ -239,9 +240,15 @@ class PipelineBackbone:
         """The cross-attention modules of `transformer`, which read the text; none where self-attention does."""
         return []
 
-    @abstractmethod
     def text(self, prompt: str) -> dict[str, Tensor]:
-        """The transformer's text arguments for `prompt`, [1, ...] each, as the pipeline makes them."""
+        """The transformer's text arguments for `prompt`, [1, ...] each, as the pipeline makes them. Raises LonggenError."""
+        text = self.encoded(prompt)
+        finite.check_text(text, self.setup, repr(prompt))
+        return text
+
+    @abstractmethod
+    def encoded(self, prompt: str) -> dict[str, Tensor]:
+        """`text`, unchecked."""
 
     @abstractmethod
     def rotary(self) -> Rotary | None:
@@ -361,11 +368,14 @@ class PipelineBackbone:
 
         With a technique that edits the latent, the pipeline then steps by a scheduler of first order. Raises UsageError.
         """
+        foreign.check_model(self.pipe, self.transformers, self.setup)
         scheduler = self.pipe.scheduler
         chosen = self.first_order(plan) if plan.refinements else self.shifted(plan)
         rotary = self.rotary()
         before = [(layer, layer.processor) for transformer in self.transformers for layer in self.layers(transformer)]
         texts = [(layer, layer.processor) for transformer in self.transformers for layer in self.text_layers(transformer)]
+        replaced = [stock for index, (_, stock) in enumerate(before) if plan.table[index % self.spec.layers].any()]
+        foreign.check_processors((*replaced, *(stock for _, stock in texts if plan.shares is not None)), self.stock)
         shared: dict[tuple[bytes, type], PlannedAttention] = {}
         try:
             self.pipe.scheduler = chosen
@@ -399,7 +409,8 @@ def whole(latents: Tensor | Iterator[Tensor]) -> Tensor:
 
 
 def to_frames(video: Tensor) -> np.ndarray:
-    """A VAE's output [1, 3, F, H, W] in -1..1 as frames [F, H, W, 3] uint8, as diffusers makes them."""
+    """A VAE's output [1, 3, F, H, W] in -1..1 as frames [F, H, W, 3] uint8, as diffusers makes them. Raises LonggenError."""
+    finite.check_picture(video)
     video = (video[0].clamp(-1, 1) * 0.5 + 0.5).clamp(0, 1)
     return (video.permute(1, 2, 3, 0).float().cpu().numpy() * 255).round().astype(np.uint8)
 

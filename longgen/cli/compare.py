@@ -162,7 +162,8 @@ def compare(
     loading = dict(device=device, dtype=dtype, offload=offload, lora=loras, quantize=quantize, attention=attention,
                    cache=cache, compile=compile_, vae_tiling=vae_tiling, clip_batch=clip_batch)  # fmt: skip
     flags: dict[str, Any] = dict(frames=frames, size=None if size is None else parse_size(size), steps=steps,
-                                 guidance_scale=guidance_scale, negative_prompt=negative_prompt, flow_shift=flow_shift, fps=fps)  # fmt: skip
+                                 guidance_scale=guidance_scale, negative_prompt=negative_prompt, flow_shift=flow_shift,
+                                 fps=fps)  # fmt: skip
     folder = output or Path(f"compare-{run.slug(texts[0])}")
     if probe is None or probe == "run":
         bare = [preset_asked(name, None, backbone, flags, duration)[0] for name in names if not name.endswith(("@all", "@none"))]

@@ -278,7 +278,8 @@ def build(preset: Preset, spec: BackboneSpec, schedule: Schedule | None = None, 
     Raises UsageError for what the backbone cannot do or the stack contradicts.
     """
     notes = [*said]
-    sample = preset.sample.over(
+    own = preset.sample_on(spec)
+    sample = own.over(
         Sample(frames=spec.native_px, size=spec.size, steps=spec.steps, guidance_scale=spec.guidance_scale,
                negative_prompt=spec.negative_prompt, fps=spec.fps)
     )  # fmt: skip
@@ -291,13 +292,17 @@ def build(preset: Preset, spec: BackboneSpec, schedule: Schedule | None = None, 
     techniques = _completed(preset, spec)
     sampling = next((technique for technique in techniques if isinstance(technique, Sampling)), None)
     seen_lat = sampling.seen(frames_lat, spec.native_lat) if sampling else frames_lat
-    asked = preset.sample.steps
+    asked = own.steps
     steps = (sampling.schedule_steps(frames_lat, spec.native_lat, asked) if sampling else asked) or spec.steps
     sample = sample.model_copy(update={"steps": steps})
     _check_geometry(spec, size, asked_px, seen_lat)
     if steps < spec.least_steps:
         raise UsageError(f"{steps} step is too few for {spec.name}: its scheduler divides by zero",
                          accepted=f"{spec.least_steps} or more", do="take more --steps")  # fmt: skip
+    if sample.flow_shift is not None and spec.fixed_shift is not None:
+        able = ", ".join(known.name for known in SPECS.values() if known.fixed_shift is None)
+        raise UsageError(f"a flow shift of {sample.flow_shift:g} is asked, and {spec.name} takes none: {spec.fixed_shift}",
+                         accepted=f"no --flow-shift, and none in the preset; or one of {able}", do="leave it out")  # fmt: skip
     if spec.embedded_guidance and sample.negative_prompt:
         raise UsageError(f"{spec.name} reads no negative prompt: its guidance is an input of the model",
                          accepted="no --negative-prompt", do="leave it out")  # fmt: skip
@@ -340,6 +345,9 @@ def build(preset: Preset, spec: BackboneSpec, schedule: Schedule | None = None, 
     if seen_lat > spec.native_lat and not table.any():
         notes.append(f"{frames_px} frames is {frames_px / spec.native_px:.1f} times what {spec.name} was trained on, and no "
                      "technique acts: expect slow or frozen motion; longgen presets list shows what there is")  # fmt: skip
+    if sample.flow_shift is None and spec.script_shift is not None and spec.name in SPECS:
+        notes.append(f"the flow shift is the checkpoint's own; the authors' script takes {spec.script_shift:g}: --flow-shift "
+                     f"{spec.script_shift:g}")  # fmt: skip
     if size != spec.size:
         width, height = spec.size
         notes.append(f"{size[0]}x{size[1]} is not the size {spec.name} was trained at ({width}x{height})")
@@ -367,7 +375,9 @@ def on_every_backbone(preset: Preset) -> dict[str, Plan | UsageError]:
     for name, spec in SPECS.items():
         frames_px = frames.pixel_frames(LONG * spec.native_lat - LONG + 1, spec.stride_t)
         try:
-            plans[name] = build(preset.model_copy(update={"sample": Sample(frames=frames_px)}), as_if_probed(spec))
+            plans[name] = build(
+                preset.model_copy(update={"sample": Sample(frames=frames_px), "backbone_samples": {}}), as_if_probed(spec)
+            )
         except UsageError as error:
             plans[name] = error
     return plans

@@ -8,16 +8,22 @@
     [sample]                 # defaults for a generation; each may be left out
     steps = 50
 
+    [sample."wan2.1-1.3b"]   # the same for one backbone alone, as a paper had them; its name in quotes
+    flow_shift = 8.0
+    guidance_scale = 6.0
+
     [[technique]]            # stacked in any order
     name = "freespec"
     kappa = 3.0
 
-Precedence: flag, then LONGGEN_* variable, then preset, then the backbone's own default. Every error of a file is in
-one message. Nothing in a preset is ever executed.
+Precedence: flag, then LONGGEN_* variable, then the preset's table for the backbone, then its [sample], then the backbone's own
+default. A table counts for the backbone of its name, for that with weights from elsewhere (`self-forcing:FILE`), and for folders
+and hub ids of a model of that shape. Every error of a file is in one message. Nothing in a preset is ever executed.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib.resources
 import json
 import os
@@ -26,9 +32,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from longgen import catalog, textfile
+from longgen.backbones.spec import SPECS, BackboneSpec, known_as
 from longgen.errors import MissingError, UsageError, shown, unknown_name
 from longgen.technique import Technique
 
@@ -39,7 +46,8 @@ Positive = Annotated[int, Field(ge=1)]
 class Sample(BaseModel):
     """What a generation needs besides its prompt; None stands for the next source in the order of precedence.
 
-    frames: pixel frames. size: (width, height) in pixels. fps: of the file only, it never changes the motion.
+    frames: pixel frames. size: (width, height) in pixels. fps: of the file only, it never changes the motion. flow_shift: s of the
+    noise levels sigma' = s sigma / (1 + (s - 1) sigma); None is the checkpoint's own. Raises UsageError for what cannot be.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -50,6 +58,15 @@ class Sample(BaseModel):
     guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
     negative_prompt: str | None = None
     fps: Annotated[int, Field(ge=1, le=240)] | None = None
+    flow_shift: Annotated[float, Field(gt=0, le=1000)] | None = None
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            lines = [explain("", detail, Sample) for detail in error.errors()]
+            raise UsageError("\n    ".join(["sampling cannot be so:", *lines]), accepted="what each line names",
+                             do="correct it") from None  # fmt: skip
 
     def over(self, other: Sample) -> Sample:
         """These values where they are given, those of `other` elsewhere."""
@@ -58,7 +75,7 @@ class Sample(BaseModel):
 
 
 class Preset(BaseModel):
-    """A named stack of techniques with defaults for sampling."""
+    """A named stack of techniques with defaults for sampling. backbone_samples: those of one backbone alone, by its name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
@@ -66,12 +83,31 @@ class Preset(BaseModel):
     description: str = ""
     source: str = ""
     sample: Sample = Sample()
+    backbone_samples: dict[str, Sample] = Field(default_factory=dict)
     techniques: tuple[Technique, ...] = ()
+
+    @field_validator("backbone_samples")
+    @classmethod
+    def _of_known_backbones(cls, samples: dict[str, Sample]) -> dict[str, Sample]:
+        for name in samples:
+            if name not in SPECS:
+                raise ValueError(_no_backbone(name))
+        return samples
+
+    def sample_on(self, spec: BackboneSpec) -> Sample:
+        """The preset's defaults on `spec`: those of its own table, where there is one, over the others."""
+        return self.backbone_samples.get(known_as(spec), Sample()).over(self.sample)
+
+    def under(self, sample: Sample) -> Preset:
+        """The preset with `sample` over its defaults, on every backbone."""
+        tables = {name: sample.over(own) for name, own in self.backbone_samples.items()}
+        return self.model_copy(update={"sample": sample.over(self.sample), "backbone_samples": tables})
 
     def as_dict(self) -> dict[str, Any]:
         """The preset as its TOML file would have it, every parameter written out."""
         tables = [{"name": name_of(t), **t.model_dump(mode="json", exclude_none=True)} for t in self.techniques]
         sample = self.sample.model_dump(mode="json", exclude_none=True)
+        sample |= {name: own.model_dump(mode="json", exclude_none=True) for name, own in self.backbone_samples.items()}
         head = {"schema": SCHEMA, "name": self.name, "description": self.description, "source": self.source}
         return head | ({"sample": sample} if sample else {}) | ({"technique": tables} if tables else {})
 
@@ -81,7 +117,9 @@ class Preset(BaseModel):
         techniques = tables.pop("technique", [])
         for table, technique in zip(techniques, self.techniques, strict=True):
             table |= {f"# {key}": "the backbone's own" for key, value in technique if value is None}
-        sections = [("", tables), ("[sample]", tables.pop("sample", {})), *(("[[technique]]", table) for table in techniques)]
+        sample = tables.pop("sample", {})
+        own = [(f"[sample.{_toml(name)}]", sample.pop(name)) for name in self.backbone_samples]
+        sections = [("", tables), ("[sample]", sample), *own, *(("[[technique]]", table) for table in techniques)]
         return "\n".join(
             "\n".join([*([head] if head else []), *(f"{key} = {_toml(value)}" for key, value in table.items())]) + "\n"
             for head, table in sections
@@ -128,7 +166,7 @@ def load(name: str, overrides: Iterable[str] = (), sample: Sample | None = None)
     for override in overrides:
         _apply_override(tables, override)
     preset = from_tables(tables, origin=name)
-    return preset if sample is None else preset.model_copy(update={"sample": sample.over(preset.sample)})
+    return preset if sample is None else preset.under(sample)
 
 
 def fitting(name: str, overrides: Iterable[str]) -> list[str]:
@@ -177,28 +215,44 @@ def from_tables(tables: Mapping[str, Any], origin: str) -> Preset:
             errors.append(f"technique[{position}]: {error.given}")
         except ValidationError as error:
             errors += [explain(name, detail, catalog.technique(name)) for detail in error.errors()]
-    for key in ("techniques", "layers", "steps"):
+    for key in ("techniques", "layers", "steps", "backbone_samples"):
         if key in rest:
             errors.append(f"{key}: unknown key at the top; techniques are [[technique]] tables")
             del rest[key]
-    preset = None
+    preset, samples = None, {}  # the latter by their heads
+    if isinstance(given := rest.get("sample", {}), dict):
+        own = {name: table for name, table in given.items() if isinstance(table, dict) and name not in Sample.model_fields}
+        tables = {"sample": {key: value for key, value in given.items() if key not in own}}
+        errors += [f"sample.{name}: {_no_backbone(name)}" for name in own if name not in SPECS]
+        for head, table in (tables | {name: table for name, table in own.items() if name in SPECS}).items():
+            try:
+                samples[head] = Sample(**table)
+            except UsageError as error:
+                place = "sample" if head == "sample" else f'sample."{head}"'
+                errors += [f"{place}.{line.strip()}" for line in error.given.splitlines()[1:]]
+        rest["sample"] = samples.pop("sample", Sample())
     try:
-        preset = Preset(**{"name": origin, **rest, "techniques": tuple(techniques)})
+        preset = Preset(**{"name": origin, **rest, "backbone_samples": samples, "techniques": tuple(techniques)})
     except ValidationError as error:
-        for detail in error.errors():
-            inside = Sample if detail["loc"][0] == "sample" and len(detail["loc"]) > 1 else Preset
-            errors.append(explain("", detail, inside))
+        errors += [explain("", detail, Preset) for detail in error.errors()]
     if errors or preset is None:
         raise UsageError(f"preset {origin}:\n" + "\n".join(f"    {line}" for line in errors),
                          accepted="what each line names", do="correct it; longgen presets show NAME prints every key")  # fmt: skip
     return preset
 
 
+def _no_backbone(name: str) -> str:
+    near = difflib.get_close_matches(name, SPECS, n=2, cutoff=0.5)
+    hint = f", did you mean {' or '.join(near)}?" if near else ""
+    form = f'A table is for one of {", ".join(SPECS)}, its name in quotes: [sample."wan2.1-1.3b"]'
+    return f"no key, and no backbone is called so{hint or '.'} {form}"
+
+
 def explain(name: str, detail: Any, model: type[BaseModel]) -> str:
     """One line for one pydantic error: key, given value, what is accepted."""
     path = ".".join(str(part) for part in (name, *detail["loc"]) if part != "" and not str(part).startswith(("literal", "tuple")))
     known = ["schema", "technique"] if model is Preset else []
-    known += [key for key in model.model_fields if key != "techniques"]
+    known += [key for key in model.model_fields if key not in ("techniques", "backbone_samples")]
     if detail["type"] == "extra_forbidden":
         return f"{path}: unknown key; known keys: {', '.join(known)}"
     message = detail["msg"].removeprefix("Value error, ")

@@ -98,7 +98,7 @@ def _rolled_cost(plan: Plan) -> tuple[float, float]:
 
 def _direct_steps(plan: Plan) -> int:
     """The steps of direct sampling: those that are asked, or the backbone's own."""
-    return plan.preset.sample.steps or plan.spec.steps
+    return plan.preset.sample_on(plan.spec).steps or plan.spec.steps
 
 
 def cache_bytes(plan: Plan, dtype: str) -> int:

@@ -127,7 +127,7 @@ def settings_of(plan: Plan, prompt: str, seed: int, setup: Setup) -> dict[str, A
         **schedule,
         "backbone": plan.spec.name,
         "preset": {key: value for key, value in plan.preset.as_dict().items() if key != "sample"},
-        "sample": plan.sample.model_dump(mode="json"),
+        "sample": plan.sample.model_dump(mode="json", exclude_none=True),  # so that runs of before flow_shift go on
         "seed": seed,
         "dtype": setup.dtype,
         **setup.deciding(),
@@ -463,8 +463,7 @@ def load_preset(
     chosen = preset.load(name, overrides, sample)
     if duration is None:
         return chosen
-    counted = preset.Sample(frames=frames.duration_frames(duration, chosen.sample.fps or spec.fps))
-    return chosen.model_copy(update={"sample": counted.over(chosen.sample)})
+    return chosen.under(preset.Sample(frames=frames.duration_frames(duration, chosen.sample_on(spec).fps or spec.fps)))
 
 
 def _record(plan: Plan, settings: dict[str, Any], device: str) -> dict[str, Any]:

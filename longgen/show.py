@@ -30,7 +30,7 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
         on_one_line(f"{plan.preset.name} on {spec.name}"),
         f"  {plan.frames_px} frames, {plan.duration_s:.1f} s at {sample.fps} fps, {width}x{height}",
         f"  {plan.frames_lat} latent frames ({spec.native_lat} native), {plan.tokens:,} tokens,"
-        f" {plan.steps} steps, guidance {sample.guidance_scale:g}",
+        f" {plan.steps} steps, guidance {sample.guidance_scale:g}{_shift(plan)}",
         "",
     ]
     for act in plan.acting:
@@ -68,6 +68,11 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
         *(f"note: {note}" for note in (plan.notes if notes else ())),
     ]
     return "\n".join(lines)
+
+
+def _shift(plan: Plan) -> str:
+    shift = plan.sample.flow_shift or plan.spec.flow_shift
+    return "" if plan.spec.fixed_shift else f", flow shift {shift:g}" if shift else ", the checkpoint's own flow shift"
 
 
 def _shown(value: Any) -> str:

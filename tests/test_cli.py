@@ -68,6 +68,7 @@ SHARED = """
     --size $LONGGEN_SIZE
     --steps --num-inference-steps $LONGGEN_STEPS
     --guidance-scale --cfg $LONGGEN_GUIDANCE_SCALE
+    --flow-shift $LONGGEN_FLOW_SHIFT
     --fps $LONGGEN_FPS
     --dtype $LONGGEN_DTYPE
     --offload $LONGGEN_OFFLOAD
@@ -116,6 +117,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --size $LONGGEN_SIZE
         --steps --num-inference-steps $LONGGEN_STEPS
         --guidance-scale --cfg $LONGGEN_GUIDANCE_SCALE
+        --flow-shift $LONGGEN_FLOW_SHIFT
         --fps $LONGGEN_FPS
         --set
         --probe
@@ -169,6 +171,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --prompt -p
         --frames -f --num-frames $LONGGEN_FRAMES
         --size $LONGGEN_SIZE
+        --flow-shift $LONGGEN_FLOW_SHIFT
         --steps
         --set
         --probe
@@ -712,7 +715,7 @@ def test_a_sentence_that_tiny_does_not_know_is_said_to_be_one(prompt: str, known
 
 
 def test_other_backbones_have_no_grammar() -> None:
-    done = longgen("generate", "--backbone", "wan2.1-1.3b", "--dry-run", "--prompt", "a corgi in space")
+    done = longgen("generate", "--backbone", "hunyuanvideo", "--dry-run", "--prompt", "a corgi in space")
     assert (done.exit_code, done.stderr) == (0, "")
 
 

@@ -44,7 +44,7 @@ ALLOWED = {
     "context": "errors frames frameplan technique noise",
     "fusion": "errors frames frameplan technique noise",
     "catalog": "errors technique positions context fusion",
-    "preset": "errors textfile technique catalog",
+    "preset": "errors textfile backbones.spec technique catalog",
     "prompts": "errors textfile preset",
     "schedule": "errors textfile frames",
     "price": "",

@@ -19,7 +19,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor
 
 from longgen.attention.kvcache import Cache
-from longgen.backbones import Clock
+from longgen.backbones import Clock, foreign
 from longgen.backbones.rotary import Tables
 from longgen.backbones.wan import Wan
 from longgen.plan import Plan
@@ -33,7 +33,10 @@ class CachedAttention:
         self._attention_backend = getattr(stock, "_attention_backend", None) or backend  # diffusers sets these two by name
         self._parallel_config = getattr(stock, "_parallel_config", None)
 
-    def __call__(self, attn: WanAttention, hidden_states: Tensor, text: None, mask: None, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    def __call__(
+        self, attn: WanAttention, hidden_states: Tensor, text: None, mask: Tensor | None, rotary: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        foreign.check_mask(mask)
         if attn.fused_projections:
             q, k, v = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
@@ -79,7 +82,8 @@ class CachedText:
 class CausalWan(Wan):
     def frame_schedule(self, plan: Plan) -> Any:
         """A flow-matching Euler scheduler with the few levels of a rollout: 1, (S - 1) / S, .. 1 / S, shifted."""
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=self.spec.flow_shift, stochastic_sampling=True)
+        shift = plan.sample.flow_shift or self.spec.flow_shift
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, stochastic_sampling=True)
         scheduler.set_timesteps(sigmas=np.linspace(1, 0, plan.steps + 1)[:-1], device=self.pipe._execution_device)
         return scheduler
 
@@ -105,6 +109,8 @@ class CausalWan(Wan):
         transformer, cache = self.pipe.transformer, Cache(self.rotary(), plan.slots_lat)
         own, texts = self.layers(transformer), self.text_layers(transformer)
         before = [(layer, layer.processor) for layer in (*own, *texts)]
+        foreign.check_model(self.pipe, self.transformers, self.setup)
+        foreign.check_processors([processor for _, processor in before], self.stock)
         try:
             for index, layer in enumerate(own):
                 layer.set_processor(CachedAttention(cache, index, self.clock, layer.processor, self.setup.attention))

@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXDPMScheduler, CogVideoXPipeline, DiffusionPipeline
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, CogVideoXAttnProcessor2_0, FusedCogVideoXAttnProcessor2_0
 from torch import Tensor
 
+from longgen.backbones import foreign
 from longgen.backbones.pipeline import PipelineBackbone, PlannedAttention, on_device, to_frames, whole
 from longgen.backbones.rotary import Rotary
 from longgen.plan import Plan
@@ -34,6 +35,7 @@ class CogVideoXAttentionPlan(PlannedAttention):
     ) -> tuple[Tensor, Tensor]:
         if self.idle():
             return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        foreign.check_mask(attention_mask)
         text_tokens = encoder_hidden_states.shape[1]
         joint = torch.cat([encoder_hidden_states, hidden_states], dim=1)
         if attn.fused_projections:
@@ -71,6 +73,7 @@ class CogVideoX(PipelineBackbone):
     kind: ClassVar[type[DiffusionPipeline]] = CogVideoXPipeline
     vae_kind: ClassVar[Any] = AutoencoderKLCogVideoX
     processor: ClassVar[type[PlannedAttention]] = CogVideoXAttentionPlan
+    stock: ClassVar[tuple[type, ...]] = (CogVideoXAttnProcessor2_0, FusedCogVideoXAttnProcessor2_0)
 
     def __post_init__(self) -> None:
         if isinstance(self.pipe.scheduler, CogVideoXDPMScheduler):
@@ -81,7 +84,7 @@ class CogVideoX(PipelineBackbone):
     def layers(transformer: Any) -> list[Attention]:
         return [block.attn1 for block in transformer.transformer_blocks]
 
-    def text(self, prompt: str) -> dict[str, Tensor]:
+    def encoded(self, prompt: str) -> dict[str, Tensor]:
         embeds, _ = self.pipe.encode_prompt(
             prompt, do_classifier_free_guidance=False, max_sequence_length=self.spec.text_tokens, device=self.pipe._execution_device
         )
@@ -101,7 +104,7 @@ class CogVideoX(PipelineBackbone):
     def unpacked(self, latents: Tensor, plan: Plan) -> Tensor:
         return latents.transpose(1, 2)
 
-    def first_order(self) -> CogVideoXDDIMScheduler:
+    def first_order(self, plan: Plan) -> CogVideoXDDIMScheduler:
         return CogVideoXDDIMScheduler.from_config(self.pipe.scheduler.config)
 
     def levels(self, index: int) -> tuple[tuple[float, float], tuple[float, float], float]:

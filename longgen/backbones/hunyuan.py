@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLHunyuanVideo, DiffusionPipeline, HunyuanVideoPipeline
 from diffusers.models.attention_processor import Attention
+from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
 from torch import Tensor
 
 from longgen.backbones.pipeline import PipelineBackbone, PlannedAttention, to_frames, whole
@@ -78,12 +79,13 @@ class Hunyuan(PipelineBackbone):
     kind: ClassVar[type[DiffusionPipeline]] = HunyuanVideoPipeline
     vae_kind: ClassVar[Any] = AutoencoderKLHunyuanVideo
     processor: ClassVar[type[PlannedAttention]] = HunyuanAttentionPlan
+    stock: ClassVar[tuple[type, ...]] = (HunyuanVideoAttnProcessor2_0,)
 
     @staticmethod
     def layers(transformer: Any) -> list[Attention]:
         return [block.attn for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks)]
 
-    def text(self, prompt: str) -> dict[str, Tensor]:
+    def encoded(self, prompt: str) -> dict[str, Tensor]:
         embeds, pooled, mask = self.pipe.encode_prompt(
             prompt, max_sequence_length=self.spec.text_tokens, device=self.pipe._execution_device
         )

@@ -17,7 +17,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from longgen.backbones import Setup, checkpoints, parse_cache, parse_lora
+from longgen.backbones import Setup, checkpoints, integrity, parse_cache, parse_lora
 from longgen.backbones.pipeline import PipelineBackbone
 from longgen.backbones.spec import SPECS, BackboneSpec
 from longgen.errors import LonggenError, MissingError, UsageError
@@ -47,6 +47,7 @@ def load(spec: BackboneSpec, setup: Setup) -> PipelineBackbone:
     family = family_of(spec)
     diffusers_logging.set_verbosity_error()  # what they warn of on loading, the error below says
     diffusers_logging.disable_progress_bar()  # the command line shows its own
+    transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     check(setup)
     kinds = {"default": DTYPES[setup.dtype], "vae": _vae_dtype(spec, setup)}
@@ -56,15 +57,18 @@ def load(spec: BackboneSpec, setup: Setup) -> PipelineBackbone:
     except MissingError as error:
         raise _missing(spec, error.given) from None
     without = {} if own is None else {"transformer": None}  # neither downloaded nor read: another takes its place
+    quantized = {} if quantization is None else quantization.quant_mapping
     try:
-        pipe = family.kind.from_pretrained(spec.source, dtype=kinds, quantization_config=quantization, **without)
+        parts = integrity.components(family.kind, spec.source, kinds, quantized, {*without})
+        pipe = family.kind.from_pretrained(spec.source, dtype=kinds, **parts, **without)
+    except LonggenError:
+        raise
     except (MemoryError, torch.OutOfMemoryError):
         raise  # the caller says so; the files are not at fault
     except Exception as error:
         raise _explain_load(spec, error) from error
     if own is not None:
-        mapping = quantization.quant_mapping if quantization is not None else {}
-        pipe.register_modules(transformer=checkpoints.load(own, DTYPES[setup.dtype], mapping.get("transformer")))
+        pipe.register_modules(transformer=checkpoints.load(own, DTYPES[setup.dtype], quantized.get("transformer")))
     pipe.set_progress_bar_config(disable=True)
     for index, text in enumerate(setup.lora):
         path, _, experts = parse_lora(text)
@@ -115,7 +119,9 @@ def decoder(spec: BackboneSpec, setup: Setup) -> Callable[[Tensor], Iterator[np.
     """`PipelineBackbone.decode` with the VAE alone loaded, for latents that were saved."""
     family = family_of(spec)
     try:
-        vae = family.vae_kind.from_pretrained(spec.source, subfolder="vae", dtype=_vae_dtype(spec, setup)).to(setup.device)
+        vae = integrity.component(family.vae_kind, spec.source, "vae", _vae_dtype(spec, setup)).to(setup.device)
+    except LonggenError:
+        raise
     except Exception as error:
         raise _explain_load(spec, error) from error
     if setup.vae_tiling:

@@ -15,11 +15,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from diffusers import AutoencoderKLLTXVideo, DiffusionPipeline, LTXPipeline
-from diffusers.models.transformers.transformer_ltx import LTXAttention
+from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideoAttnProcessor
 from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 from einops import rearrange
 from torch import Tensor
 
+from longgen.backbones import foreign
 from longgen.backbones.pipeline import PipelineBackbone, PlannedAttention, to_frames, whole
 from longgen.backbones.rotary import Rotary
 from longgen.plan import Plan
@@ -36,6 +37,7 @@ class LtxAttentionPlan(PlannedAttention):
     ) -> Tensor:
         if self.idle():
             return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        foreign.check_mask(attention_mask)
         assert image_rotary_emb is not None
         q, k, v = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states)), attn.to_v(hidden_states)
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, v))
@@ -48,6 +50,7 @@ class Ltx(PipelineBackbone):
     kind: ClassVar[type[DiffusionPipeline]] = LTXPipeline
     vae_kind: ClassVar[Any] = AutoencoderKLLTXVideo
     processor: ClassVar[type[PlannedAttention]] = LtxAttentionPlan
+    stock: ClassVar[tuple[type, ...]] = (LTXVideoAttnProcessor,)
 
     @staticmethod
     def layers(transformer: Any) -> list[LTXAttention]:
@@ -57,7 +60,7 @@ class Ltx(PipelineBackbone):
     def text_layers(transformer: Any) -> list[LTXAttention]:
         return [block.attn2 for block in transformer.transformer_blocks]
 
-    def text(self, prompt: str) -> dict[str, Tensor]:
+    def encoded(self, prompt: str) -> dict[str, Tensor]:
         embeds, mask, _, _ = self.pipe.encode_prompt(
             prompt, do_classifier_free_guidance=False, max_sequence_length=self.spec.text_tokens, device=self.pipe._execution_device
         )
@@ -82,7 +85,7 @@ class Ltx(PipelineBackbone):
 
     def frame_schedule(self, plan: Plan) -> Any:
         """As LTXPipeline shifts it: by the number of tokens, here those that the model sees at a time."""
-        scheduler = self.first_order()
+        scheduler = self.first_order(plan)
         names = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
         mu = calculate_shift(math.prod(plan.seen_grid), *(scheduler.config.get(name, value) for name, value in names.items()))
         sigmas = np.linspace(1.0, 1 / plan.steps, plan.steps)

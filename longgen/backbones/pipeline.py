@@ -24,9 +24,10 @@ from longgen.attention import executor
 from longgen.attention.glimpse import Glimpse, Observer
 from longgen.attention.kvcache import Cache
 from longgen.attention.sums import Summing, summing
-from longgen.backbones import Clock, Company, Setup
+from longgen.backbones import Clock, Company, Setup, finite, foreign
 from longgen.backbones.rotary import Rotary, Tables
 from longgen.backbones.spec import BackboneSpec
+from longgen.errors import UsageError
 from longgen.plan import Plan, Program
 from longgen.technique import Grid
 
@@ -214,6 +215,7 @@ class PipelineBackbone:
     kind: ClassVar[type[DiffusionPipeline]]
     vae_kind: ClassVar[Any]
     processor: ClassVar[type[PlannedAttention]]
+    stock: ClassVar[tuple[type, ...]]  # diffusers' processors, which `processor` stands in for
 
     def __post_init__(self) -> None:
         self.clock = Clock(self.pipe)
@@ -238,9 +240,15 @@ class PipelineBackbone:
         """The cross-attention modules of `transformer`, which read the text; none where self-attention does."""
         return []
 
-    @abstractmethod
     def text(self, prompt: str) -> dict[str, Tensor]:
-        """The transformer's text arguments for `prompt`, [1, ...] each, as the pipeline makes them."""
+        """The transformer's text arguments for `prompt`, [1, ...] each, as the pipeline makes them. Raises LonggenError."""
+        text = self.encoded(prompt)
+        finite.check_text(text, self.setup, repr(prompt))
+        return text
+
+    @abstractmethod
+    def encoded(self, prompt: str) -> dict[str, Tensor]:
+        """`text`, unchecked."""
 
     @abstractmethod
     def rotary(self) -> Rotary | None:
@@ -263,16 +271,30 @@ class PipelineBackbone:
         """The pipeline's latents as [1, C, T, h, w]."""
         return latents
 
-    def first_order(self) -> Any:
+    def shifted(self, plan: Plan) -> Any:
+        """The pipeline's scheduler; where `plan` has a flow shift, one like it with that shift. Raises UsageError."""
+        scheduler, shift = self.pipe.scheduler, plan.sample.flow_shift
+        if shift is None:
+            return scheduler
+        config, kind = scheduler.config, type(scheduler).__name__
+        if config.get("use_dynamic_shifting"):
+            raise _no_shift(plan, f"its {kind} shifts the noise levels by the number of tokens")
+        if config.get("use_flow_sigmas") and "flow_shift" in config:
+            return type(scheduler).from_config(config, flow_shift=shift)
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            return type(scheduler).from_config(config, shift=shift)
+        raise _no_shift(plan, f"its {kind} has no flow shift")
+
+    def first_order(self, plan: Plan) -> Any:
         """A scheduler of first order, which leaves edits of the latent as they are; the pipeline's own where that is one."""
-        scheduler = self.pipe.scheduler
+        scheduler = self.shifted(plan)
         if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
             return scheduler
         return FlowMatchEulerDiscreteScheduler(shift=scheduler.config.get("flow_shift") or 1.0)
 
     def frame_schedule(self, plan: Plan) -> Any:
         """A scheduler of first order with `plan`'s timesteps set, for the frames that the model sees at a time."""
-        scheduler = self.first_order()
+        scheduler = self.first_order(plan)
         scheduler.set_timesteps(plan.steps, device=self.pipe._execution_device)
         return scheduler
 
@@ -344,16 +366,19 @@ class PipelineBackbone:
     def installed(self, plan: Plan) -> Iterator[None]:
         """Within the context, the transformers' self-attention follows `plan`; afterwards it is as it was.
 
-        With a technique that edits the latent, the pipeline then steps by a scheduler of first order.
+        With a technique that edits the latent, the pipeline then steps by a scheduler of first order. Raises UsageError.
         """
+        foreign.check_model(self.pipe, self.transformers, self.setup)
         scheduler = self.pipe.scheduler
-        if plan.refinements:
-            self.pipe.scheduler = self.first_order()
+        chosen = self.first_order(plan) if plan.refinements else self.shifted(plan)
         rotary = self.rotary()
         before = [(layer, layer.processor) for transformer in self.transformers for layer in self.layers(transformer)]
         texts = [(layer, layer.processor) for transformer in self.transformers for layer in self.text_layers(transformer)]
+        replaced = [stock for index, (_, stock) in enumerate(before) if plan.table[index % self.spec.layers].any()]
+        foreign.check_processors((*replaced, *(stock for _, stock in texts if plan.shares is not None)), self.stock)
         shared: dict[tuple[bytes, type], PlannedAttention] = {}
         try:
+            self.pipe.scheduler = chosen
             for index, (layer, stock) in enumerate(before):
                 row = plan.table[index % self.spec.layers]
                 if not row.any():
@@ -373,13 +398,19 @@ class PipelineBackbone:
                 layer.set_processor(processor)
 
 
+def _no_shift(plan: Plan, reason: str) -> UsageError:
+    return UsageError(f"a flow shift of {plan.sample.flow_shift:g} is asked, and {plan.spec.name} takes none: {reason}",
+                      accepted="no --flow-shift, and none in the preset", do="leave it out")  # fmt: skip
+
+
 def whole(latents: Tensor | Iterator[Tensor]) -> Tensor:
     """Latents [1, C, T, h, w], for VAEs that need them all at once."""
     return latents if isinstance(latents, Tensor) else torch.cat([*latents], dim=2)
 
 
 def to_frames(video: Tensor) -> np.ndarray:
-    """A VAE's output [1, 3, F, H, W] in -1..1 as frames [F, H, W, 3] uint8, as diffusers makes them."""
+    """A VAE's output [1, 3, F, H, W] in -1..1 as frames [F, H, W, 3] uint8, as diffusers makes them. Raises LonggenError."""
+    finite.check_picture(video)
     video = (video[0].clamp(-1, 1) * 0.5 + 0.5).clamp(0, 1)
     return (video.permute(1, 2, 3, 0).float().cpu().numpy() * 255).round().astype(np.uint8)
 

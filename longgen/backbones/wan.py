@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline, WanPipeline
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
-from diffusers.models.transformers.transformer_wan import WanAttention
+from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import Tensor
 
+from longgen.backbones import foreign
 from longgen.backbones.pipeline import PipelineBackbone, PlannedAttention, on_device, to_frames, whole
 from longgen.backbones.rotary import Rotary
 from longgen.plan import Plan
@@ -32,6 +33,7 @@ class WanAttentionPlan(PlannedAttention):
     ) -> Tensor:
         if self.idle():
             return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+        foreign.check_mask(attention_mask)
         assert rotary_emb is not None
         if attn.fused_projections:
             q, k, v = attn.to_qkv(hidden_states).chunk(3, dim=-1)
@@ -49,6 +51,7 @@ class Wan(PipelineBackbone):
     kind: ClassVar[type[DiffusionPipeline]] = WanPipeline
     vae_kind: ClassVar[Any] = AutoencoderKLWan
     processor: ClassVar[type[PlannedAttention]] = WanAttentionPlan
+    stock: ClassVar[tuple[type, ...]] = (WanAttnProcessor,)
 
     @staticmethod
     def layers(transformer: Any) -> list[WanAttention]:
@@ -58,7 +61,7 @@ class Wan(PipelineBackbone):
     def text_layers(transformer: Any) -> list[WanAttention]:
         return [block.attn2 for block in transformer.blocks]
 
-    def text(self, prompt: str) -> dict[str, Tensor]:
+    def encoded(self, prompt: str) -> dict[str, Tensor]:
         embeds, _ = self.pipe.encode_prompt(
             prompt, do_classifier_free_guidance=False, max_sequence_length=self.spec.text_tokens, device=self.pipe._execution_device
         )

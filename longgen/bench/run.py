@@ -148,9 +148,10 @@ def versions() -> dict[str, str]:
 
 def settings_of(yardstick: Plan, setup: Setup) -> dict[str, Any]:
     """What is run, by the plan of direct sampling."""
+    shift = {} if yardstick.sample.flow_shift is None else {"flow_shift": yardstick.sample.flow_shift}
     return {
         "frames": yardstick.frames_px, "latent_frames": yardstick.frames_lat, "size": [*yardstick.size],
-        "tokens": yardstick.tokens, "steps": yardstick.steps, "guidance_scale": yardstick.sample.guidance_scale,
+        "tokens": yardstick.tokens, "steps": yardstick.steps, "guidance_scale": yardstick.sample.guidance_scale, **shift,
         "dtype": setup.dtype, "offload": setup.offload, **setup.deciding(),
     }  # fmt: skip
 

@@ -16,6 +16,7 @@ from longgen.cli.options import (
     Compile,
     Device,
     Dtype,
+    FlowShift,
     Frames,
     Json,
     Offload,
@@ -59,6 +60,7 @@ def bench(
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Of --accelerate, in place of longgen's own.")] = None,
     frames: Frames = None,
     size: Size = None,
+    flow_shift: FlowShift = None,
     steps: Annotated[int, typer.Option("--steps", min=1, metavar="K", help="How often each kind of step is measured.")] = 3,
     set_: Set = None,
     probe: Probe = None,
@@ -117,7 +119,7 @@ def bench(
     setup = make_setup(spec, dict(device=device, dtype=dtype, offload=offload, attention=attention, cache=cache, compile=compile_,
                                   clip_batch=clip_batch))  # fmt: skip
     accelerators = _accelerators(accelerate, spec) if accelerate is not None else ()
-    sample = preset.Sample(frames=frames or FRAMES, size=None if size is None else parse_size(size))
+    sample = preset.Sample(frames=frames or FRAMES, size=None if size is None else parse_size(size), flow_shift=flow_shift)
     names = read_names(presets)
     made = running.plans(names, spec, set_ or (), sample, "published" if shape is not None and probe is None else probe)
 

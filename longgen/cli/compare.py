@@ -27,6 +27,7 @@ from longgen.cli.options import (
     Device,
     Dtype,
     Duration,
+    FlowShift,
     Fps,
     Frames,
     Guidance,
@@ -94,6 +95,7 @@ def compare(
     size: Size = None,
     steps: Steps = None,
     guidance_scale: Guidance = None,
+    flow_shift: FlowShift = None,
     fps: Fps = None,
     set_: Set = None,
     probe: Probe = None,
@@ -161,7 +163,8 @@ def compare(
     loading = dict(device=device, dtype=dtype, offload=offload, lora=loras, quantize=quantize, attention=attention,
                    cache=cache, compile=compile_, vae_tiling=vae_tiling, clip_batch=clip_batch)  # fmt: skip
     flags: dict[str, Any] = dict(frames=frames, size=None if size is None else parse_size(size), steps=steps,
-                                 guidance_scale=guidance_scale, negative_prompt=negative_prompt, fps=fps)  # fmt: skip
+                                 guidance_scale=guidance_scale, negative_prompt=negative_prompt, flow_shift=flow_shift,
+                                 fps=fps)  # fmt: skip
     folder = output or Path(f"compare-{run.slug(texts[0])}")
     if probe is None or probe == "run":
         bare = [preset_asked(name, None, backbone, flags, duration)[0] for name in names if not name.endswith(("@all", "@none"))]

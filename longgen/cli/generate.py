@@ -29,6 +29,7 @@ from longgen.cli.options import (
     Device,
     Dtype,
     Duration,
+    FlowShift,
     Fps,
     Frames,
     Guidance,
@@ -68,6 +69,7 @@ def generate(
     size: Size = None,
     steps: Steps = None,
     guidance_scale: Guidance = None,
+    flow_shift: FlowShift = None,
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, max=2**63 - 1, envvar="LONGGEN_SEED", help="(default: drawn and printed)")
     ] = None,
@@ -103,7 +105,7 @@ def generate(
     from longgen import run
 
     flags = dict(frames=frames, size=None if size is None else parse_size(size), steps=steps, guidance_scale=guidance_scale,
-                 negative_prompt=negative_prompt, fps=fps)  # fmt: skip
+                 negative_prompt=negative_prompt, flow_shift=flow_shift, fps=fps)  # fmt: skip
     if resume and overwrite:
         raise UsageError("--resume and --overwrite are both given", accepted="one of them", do="leave one out")
     loading = dict(device=device, dtype=dtype, offload=offload, lora=tuple(lora or ()), quantize=quantize, attention=attention,

@@ -37,6 +37,11 @@ Guidance = Annotated[
     float | None,
     typer.Option("--guidance-scale", "--cfg", min=0, max=100, envvar="LONGGEN_GUIDANCE_SCALE", help="Strength of the prompt."),
 ]  # fmt: skip
+FlowShift = Annotated[
+    float | None,
+    typer.Option("--flow-shift", min=0, max=1000, envvar="LONGGEN_FLOW_SHIFT",
+                 help="Shift of the noise levels, as the authors' scripts name it (default: the model's own)."),
+]  # fmt: skip
 Negative = Annotated[str | None, typer.Option("--negative-prompt", envvar="LONGGEN_NEGATIVE_PROMPT", help="What to keep out.")]
 Fps = Annotated[
     int | None, typer.Option("--fps", min=1, max=240, envvar="LONGGEN_FPS", help="Of the file only; the motion stays as it is.")

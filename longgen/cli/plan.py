@@ -12,6 +12,7 @@ from longgen.cli.options import (
     Backbone,
     Dtype,
     Duration,
+    FlowShift,
     Fps,
     Frames,
     Guidance,
@@ -43,6 +44,7 @@ def plan(
     size: Size = None,
     steps: Steps = None,
     guidance_scale: Guidance = None,
+    flow_shift: FlowShift = None,
     fps: Fps = None,
     schedule: ScheduleFile = None,
     dtype: Dtype = None,
@@ -55,8 +57,9 @@ def plan(
     from longgen.show import plan_text
 
     flags = dict(
-        frames=frames, size=None if size is None else parse_size(size), steps=steps, guidance_scale=guidance_scale, fps=fps
-    )
+        frames=frames, size=None if size is None else parse_size(size), steps=steps, guidance_scale=guidance_scale,
+        flow_shift=flow_shift, fps=fps,
+    )  # fmt: skip
     if probe == "run":
         raise UsageError("--probe run runs the model, and plan loads no weights", accepted="a probe's file, or published",
                          do="longgen probe first; plan then takes what is kept")  # fmt: skip

@@ -86,8 +86,8 @@ def probe_first(preset: Preset, spec: BackboneSpec, loading: dict[str, Any], qui
 
     if not choose.asks(preset):
         return "run"  # which `chosen` refuses
-    setup, frames = make_setup(spec, loading), preset.sample.frames or spec.native_px
-    settings = measure.settings_for(spec, "quick", frames, None, None, (0, 1), preset.sample.size, setup.dtype, setup.lora)
+    setup, frames = make_setup(spec, loading), preset.sample_on(spec).frames or spec.native_px
+    settings = measure.settings_for(spec, "quick", frames, None, None, (0, 1), preset.sample_on(spec).size, setup.dtype, setup.lora)
     return str(run_probe(spec, setup, settings, None, None, None, again=False, quiet=quiet)[1])
 
 

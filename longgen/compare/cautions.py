@@ -44,6 +44,7 @@ def _facts(cell: Cell) -> dict[str, str]:
     sample = settings.get("sample", {})
     facts = {key: settings.get(key, "none") for key in MUST_AGREE} if settings else {}
     facts |= {key: sample[key] for key in ("steps", "guidance_scale", "negative_prompt") if sample.get(key) is not None}
+    facts |= {"flow_shift": sample.get("flow_shift") or "the checkpoint's own"} if sample else {}
     facts |= {"size": "{}x{}".format(*cell.size), "frame rate": f"{cell.fps:g}", "length": f"{cell.frames} frames"}
     facts |= {"longgen": settings["longgen"]} if "longgen" in settings else {}
     facts |= settings.get("libraries", {})

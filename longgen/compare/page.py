@@ -313,8 +313,8 @@ def again(cell: Cell) -> str:
     if _shipped(made["preset"]):
         sample = made["sample"]
         words += [made["preset"]["name"], "--size", "x".join(map(str, sample["size"]))]
-        for key in ("frames", "steps", "guidance_scale", "negative_prompt", "fps"):
-            words += [] if sample[key] is None else [f"--{key.replace('_', '-')}", sample[key]]
+        for key in ("frames", "steps", "guidance_scale", "flow_shift", "negative_prompt", "fps"):
+            words += [] if sample.get(key) is None else [f"--{key.replace('_', '-')}", sample[key]]
     elif cell.video is None:
         return ""
     else:

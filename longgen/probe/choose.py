@@ -69,7 +69,7 @@ def chosen(
 
 def lacks(preset: Preset, spec: BackboneSpec, lora: tuple[str, ...] = ()) -> bool:
     """Whether `preset` needs a probe of `spec` that is not kept, at its length, and nobody has published a list."""
-    frames_px = frames.round_up(preset.sample.frames or spec.native_px, spec.stride_t)
+    frames_px = frames.round_up(preset.sample_on(spec).frames or spec.native_px, spec.stride_t)
     return asks(preset) and not spec.verdicts and all(found.settings.frames != frames_px for found, _ in probes_of(spec, lora))
 
 
@@ -90,7 +90,7 @@ def _verdicts(
     preset: Preset, spec: BackboneSpec, probe: str | None, lora: tuple[str, ...]
 ) -> tuple[Mapping[str, tuple[int, ...]] | None, str]:
     """Layers by verdict, and where they come from, in words; None where nobody has probed."""
-    frames_px = frames.round_up(preset.sample.frames or spec.native_px, spec.stride_t)
+    frames_px = frames.round_up(preset.sample_on(spec).frames or spec.native_px, spec.stride_t)
     if probe not in (None, PUBLISHED):
         assert probe is not None
         path = Path(probe)

@@ -14,11 +14,12 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor
 
-from longgen.backbones import Backbone, Clock
+from longgen.backbones import Backbone, Clock, finite
 from longgen.plan import Plan
 from longgen.sampling import shots
 
 _AROUND = "longgen_around"
+_SEEN = ("latents", "prompt_embeds", "negative_prompt_embeds")  # what the callback gets, where the pipeline has it
 
 
 class State(NamedTuple):
@@ -61,8 +62,9 @@ def sample(
 ) -> Tensor:
     """Denoises `latents` [1, C, T, h, w] by `plan`; returns the final latents [1, C, T, h, w], before the VAE.
 
-    on_step: called after each step with the run's state; the state is only valid during the call.
-    generator: for schedulers that draw noise at every step. through: takes the model's calls, see `_Around`.
+    on_step: called after each step with the run's state, whose latents are finite; the state is only valid during the call.
+    generator: for schedulers that draw noise at every step. through: takes the model's calls, see `_Around`. Raises LonggenError
+    after a step whose latents are not finite.
     """
     if resume is not None and resume.done == plan.steps:
         return backbone.unpacked(resume.latents, plan)
@@ -82,6 +84,8 @@ def sample(
                     clean, slope = backbone.predicted(before, tensors["latents"], index, plan)
                     change = technique.change(clean, slope, clock.step)
                     tensors["latents"] = tensors["latents"] + backbone.packed(change).to(tensors["latents"])
+            texts = {name: text for name, text in tensors.items() if name != "latents" and text is not None}
+            finite.check_latents(tensors["latents"], backbone.setup, f"step {index + 1} of {plan.steps}", texts)
             on_step(State(index + 1, tensors["latents"], scheduler_state(pipe.scheduler), generator.get_state()))
         elif index + 1 == resume.done:
             tensors["latents"] = resume.latents.to(tensors["latents"])
@@ -102,6 +106,7 @@ def sample(
             final = backbone.pipe(
                 **backbone.call_arguments(plan, prompt), latents=start, generator=generator,
                 output_type="latent", callback_on_step_end=after_step,
+                callback_on_step_end_tensor_inputs=[name for name in _SEEN if name in backbone.pipe._callback_tensor_inputs],
             ).frames  # fmt: skip
         return backbone.unpacked(final, plan)
     finally:

@@ -180,6 +180,7 @@ class Fifo(Sampling):
         """The frames of `sample` as they go out; those that an interrupted run had finished come first."""
         import torch
 
+        from longgen.backbones import finite
         from longgen.sampling import direct, shots
 
         length, steps = plan.seen.frames_lat, plan.steps
@@ -219,6 +220,7 @@ class Fifo(Sampling):
             for step in range(done, steps):
                 clip = clip + (sigmas[step + 1] - sigmas[step]) * predict(clip, timesteps[step].expand(1, length), step)
                 done = step + 1
+                finite.check_latents(clip, backbone.setup, f"step {done} of {steps}, of the first clip")
                 save(clip)
             frames = [clip[:, :, :0] if done == steps else clip[:, :, :-line_lat]]
             yield from (frame.unsqueeze(2) for frame in frames[0].unbind(dim=2))  # split would make one of none
@@ -227,6 +229,8 @@ class Fifo(Sampling):
             batch = backbone.setup.clip_batch if alike else 1  # windows stand at different steps, where attention may differ
             for frame, line in self.emitted(start, noise[:, :, done:], length, sigmas, timesteps, predict, batch):
                 kept = done - steps >= early
+                for part in (frame, line):
+                    finite.check_latents(part, backbone.setup, f"round {done + 1} of {plan.rounds}")
                 if kept:
                     frames.append(frame)
                 done += 1

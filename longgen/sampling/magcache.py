@@ -54,6 +54,7 @@ class Settings(_Closed):
     steps: int
     guidance_scale: float | None
     negative_prompt: str | None
+    flow_shift: float | None
     dtype: str
     quantize: str | None
     lora: Annotated[tuple[str, ...], Field(strict=False)]
@@ -100,8 +101,8 @@ def ratios_of(backbone: Backbone, plan: Plan, calibrating: Callable[[], Report])
     weights = fingerprint(backbone.spec, setup.lora)
     settings = Settings(
         techniques=plan.preset.as_dict().get("technique", []), frames=plan.frames_px, size=plan.size, steps=plan.steps,
-        guidance_scale=sample.guidance_scale, negative_prompt=sample.negative_prompt, dtype=setup.dtype, quantize=setup.quantize,
-        lora=setup.lora,
+        guidance_scale=sample.guidance_scale, negative_prompt=sample.negative_prompt, flow_shift=sample.flow_shift,
+        dtype=setup.dtype, quantize=setup.quantize, lora=setup.lora,
     )  # fmt: skip
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()

@@ -101,6 +101,7 @@ class Rollout(Sampling):
         """The frames as their chunks are done; those that an interrupted run had finished come first. latents: of no frame."""
         import torch
 
+        from longgen.backbones import finite
         from longgen.sampling import direct, shots
 
         done = 0 if resume is None else resume.done
@@ -136,6 +137,8 @@ class Rollout(Sampling):
             for step, timestep in enumerate(timesteps):
                 clock.index = step
                 clean = x - sigmas[step] * predict(x, timestep, share)
+                where = f"chunk {index + 1} of {plan.rounds}, step {step + 1} of {plan.steps}"
+                finite.check_latents(clean, backbone.setup, where)
                 if step + 1 < plan.steps:
                     x = (1 - sigmas[step + 1]) * clean + sigmas[step + 1] * noise(step + 1)
             return clean

@@ -427,7 +427,7 @@ def test_the_command_makes_the_same_plan_again(preset_name: str) -> None:
     from longgen.cli import app
 
     prompt = 'it\'s a "red" circle; $HOME\n<b>'
-    made = plan.build(preset.load(preset_name, (), preset.Sample(frames=97, steps=7, negative_prompt="")), TINY)
+    made = plan.build(preset.load(preset_name, (), preset.Sample(frames=97, steps=7, negative_prompt="", flow_shift=2.5)), TINY)
     settings = run.settings_of(made, prompt, 3, Setup("cpu", "fp32", compile=True, clip_batch=2))
     cell = comparison().cells[0].model_copy(update={"settings": settings, "prompt": prompt, "seed": 3})
     words = shlex.split(page.again(cell))

@@ -277,7 +277,7 @@ def test_with_one_timestep_for_all_frames_velocities_are_the_pipelines(small: An
     small.noise(made, generator)
     noise = torch.randn(*small.latent_shape(made)[:2], 4, *small.latent_shape(made)[3:], generator=generator)
     plain = made_for(small, (), "direct", frames_lat=4)
-    before, small.pipe.scheduler = small.pipe.scheduler, small.first_order()
+    before, small.pipe.scheduler = small.pipe.scheduler, small.first_order(made)
     try:
         stock = direct.sample(small, plain, family.PROMPT, noise, lambda _: None)
     finally:

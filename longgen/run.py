@@ -327,6 +327,7 @@ def generate_jobs(
             load_s = 0.0
             if loaded is None:
                 loaded, load_s = load(plan.spec, setup, report)
+                tell("\n".join(loaded.notes)) if loaded.notes else None
                 if setup.compile:
                     tell("compiling: the first step takes seconds to minutes more")
             tell(f"seed {job.seed}")

@@ -321,6 +321,8 @@ def generate_jobs(
                 load_s = 0.0
                 if loaded is None:
                     loaded, load_s = load(plan.spec, setup, report)
+                    for note in loaded.notes:
+                        tell(note)
                     if setup.compile:
                         tell("compiling: the first step takes seconds to minutes more")
                 tell(f"seed {job.seed}")

@@ -23,7 +23,9 @@ SCRIPTS = {f"longgen.backbones.tiny.{name}" for name in ("train", "check", "effe
 
 # Who may import whom at run time: a row may name rows above it only. A row stands for a module, or for a package and all
 # in it that has no row of its own; inside one row imports are free. `longgen` is longgen/__init__.py.
-FLOOR = "longgen errors textfile frames frameplan backbones.spec backbones.checkpoints backbones.find"
+FLOOR = (
+    "longgen errors textfile frames frameplan backbones.spec backbones.failures backbones.formats backbones.checkpoints backbones.find"
+)
 PROBES = "probe.record probe.fingerprint probe.kept"
 PLANNING = f"{FLOOR} technique catalog preset prompts schedule price plan"
 FILES_OF_RUNS = "disk ffmpeg naming checkpoint filmfacts video rundir"
@@ -34,8 +36,10 @@ ALLOWED = {
     "frames": "errors",
     "frameplan": "errors",
     "backbones.spec": "errors",
-    "backbones.checkpoints": "errors backbones.spec",
-    "backbones.find": "errors backbones.spec backbones.checkpoints",
+    "backbones.failures": "errors",
+    "backbones.formats": "errors backbones.failures",
+    "backbones.checkpoints": "errors backbones.spec backbones.failures backbones.formats",
+    "backbones.find": "errors backbones.spec backbones.failures backbones.formats backbones.checkpoints",
     "backbones.rotary": "",
     "technique": "errors frames frameplan",
     "noise": "errors frameplan technique",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -83,12 +84,16 @@ class Clock:
 
 
 class Backbone(Protocol):
-    """A loaded diffusers pipeline `pipe`, and what longgen adds to it. Every family implements this."""
+    """A loaded diffusers pipeline `pipe`, and what longgen adds to it. Every family implements this.
+
+    notes: what a person should know of how it was loaded.
+    """
 
     spec: BackboneSpec
     pipe: Any
     setup: Setup
     clock: Clock
+    notes: tuple[str, ...]
 
     @property
     def device(self) -> torch.device: ...
@@ -192,8 +197,11 @@ def default_dtype(spec: BackboneSpec, device: str) -> str:
     return "fp32" if device == "cpu" else spec.dtype
 
 
-def check_setup(spec: BackboneSpec, setup: Setup) -> None:
-    """Raises UsageError where the device is not there, or `spec` on it cannot do what is asked. Loads no weights."""
+def check_setup(spec: BackboneSpec, setup: Setup) -> list[str]:
+    """Raises UsageError where the device is not there, or `spec` on it cannot do what is asked. Loads no weights of the model.
+
+    Returns notes. Raises MissingError where a LoRA or a library is not there, LonggenError where a file is damaged.
+    """
     import torch
 
     try:
@@ -217,21 +225,35 @@ def check_setup(spec: BackboneSpec, setup: Setup) -> None:
                          accepted="no --cache", do="leave it out")  # fmt: skip
     if setup.cache is not None:
         parse_cache(setup.cache, spec)
+    if not (setup.lora or setup.attention or setup.compile):
+        return []
+    from longgen.backbones import loading
+
+    return loading.check(spec, setup)
 
 
 def parse_lora(text: str) -> tuple[str, float, tuple[int, ...]]:
-    """`[1=|2=]PATH[:scale]` as the path, the scale, and the experts that it is for: 1 and 2 unless it says one."""
+    """`[1=|2=]PATH[:scale]` as the path, the scale, and the experts that it is for: 1 and 2 unless it says one.
+
+    A path may hold colons, as `C:\\loras\\style.safetensors` does. Raises UsageError where there is no path, or no scale.
+    """
     experts: tuple[int, ...] = (1, 2)
+    given = text
     if text[:2] in ("1=", "2=") and not os.path.exists(text):
         experts, text = (int(text[0]),), text[2:]
     path, colon, scale = text.rpartition(":")
-    if not colon or os.path.exists(text):
-        return text, 1.0, experts
+    drive = len(path) == 1 and path.isalpha() and scale[:1] in ("\\", "/")
+    if not colon or drive or os.path.exists(os.path.expanduser(text)):
+        path, scale = text, "1"
     try:
-        return path, float(scale), experts
+        value = float(scale)
     except ValueError:
-        raise UsageError(f"--lora {text}: {scale!r} is no scale", accepted="PATH or PATH:scale, as style.safetensors:0.8",
-                         do="write it so") from None  # fmt: skip
+        value = math.nan
+    reason = "there is no path" if not path.strip() else "the scale after the colon is missing" if not scale.strip() else ""
+    if reason or not math.isfinite(value):
+        raise UsageError(f"--lora {given}: {reason or f'{scale!r} is no scale'}",
+                         accepted="PATH or PATH:scale, a finite number, as style.safetensors:0.8", do="write it so")  # fmt: skip
+    return path, value, experts
 
 
 BROKEN_CACHES = {  # name -> families and reason; measured on diffusers 0.42.1
@@ -268,11 +290,13 @@ def load(spec: BackboneSpec, setup: Setup) -> Backbone:
 
     Raises UsageError, MissingError where the weights cannot be had, LonggenError where a file is damaged.
     """
-    check_setup(spec, setup)
+    notes = check_setup(spec, setup)
     _set_threads(spec, setup.device)
     from longgen.backbones import loading
 
-    return loading.load(spec, setup)
+    backbone = loading.load(spec, setup)
+    backbone.notes = tuple(notes)
+    return backbone
 
 
 def decoder(spec: BackboneSpec, device: str, vae_tiling: bool = False) -> Callable[[Tensor], Iterator[np.ndarray]]:

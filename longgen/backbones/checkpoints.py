@@ -14,34 +14,37 @@ import os
 import re
 import tempfile
 import warnings
-import zipfile
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from longgen.backbones.spec import BackboneSpec
-from longgen.errors import LonggenError, MissingError, UsageError
+from longgen.backbones import formats
+from longgen.backbones.failures import system_failure
+from longgen.backbones.spec import SPECS, BackboneSpec
+from longgen.errors import LonggenError, MissingError, OutOfMemoryError, UsageError
 
 VERSION = 1  # of the conversion: a change of what it writes makes another cache folder
 CLASSES = ("WanTransformer3DModel", "CausalWanTransformer3DModel")  # the second is FastVideo's, of the same weights
 _ACCEPTED = "a .pt or .safetensors file with the transformer of a causal Wan text-to-video model, or its diffusers folder"
 _DO = "choose another file, or download it again"
+_LORA = "a LoRA, which changes a transformer and is none: give it with --lora"
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+           "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+           "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}  # safetensors' names  # fmt: skip
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _CONTAINERS = ("generator_ema", "generator", "model", "state_dict")  # the mean of training is what the authors sample with
-_WRAPPERS = {"model", "module", "diffusion_model", "transformer", "base_model", "default",
-             "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"}  # fmt: skip
-_OTHERS = {  # a part of a name -> what has it
-    ".lora_": "a LoRA, which changes a transformer and is none",
-    "shared.weight": "a text encoder",
-    "token_embedding.weight": "a text encoder",
-    "decoder.": "a VAE",
-    "img_emb.": "an image-to-video transformer",
-    ".k_img.": "an image-to-video transformer",
-    "image_embedder.": "an image-to-video transformer",
-    "vace_": "a VACE transformer",
-}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A Wan transformer in a file or a folder. tensors: under diffusers' names. causal: whether something there says that it is."""
+
+    tensors: dict[str, Tensor]
+    causal: bool
 
 
 def fetch(place: str) -> Path:
@@ -101,10 +104,9 @@ def load(folder: Path, dtype: torch.dtype, quantization: Any = None) -> Any:
         transformer, found = WanTransformer3DModel.from_pretrained(
             folder, dtype=dtype, quantization_config=quantization, output_loading_info=True
         )
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:
-        raise _damaged(folder, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise system_failure(error, str(folder)) or _damaged(folder, reason) from error
     lacking = sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])])
     if lacking:  # diffusers leaves these at random, and goes on
         raise _damaged(folder, f"{len(lacking)} weights are missing or of another shape, as {lacking[0]}")
@@ -126,10 +128,15 @@ def convert(spec: BackboneSpec) -> Path:
     folder = cache / _key(spec, [path, *([lora] if lora else [])])
     if folder.is_dir():
         return folder
-    tensors = read(path)
-    if lora is not None:
-        tensors = _merged(tensors, lora)
-    model = _model(config(path, tensors, spec), path, tensors)
+    try:
+        tensors = read(path)
+        if lora is not None:
+            tensors = _merged(tensors, lora)
+        model = _model(config(path, tensors, spec), path, tensors)
+    except (MemoryError, RuntimeError) as error:  # torch raises the second where memory is lacking
+        if failure := system_failure(error, f"{path}, which is converted once"):
+            raise failure from error
+        raise
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix="unfinished-") as unfinished:
@@ -138,6 +145,8 @@ def convert(spec: BackboneSpec) -> Path:
     except Exception as error:  # safetensors has types of its own for a full disk
         if folder.is_dir():  # another process was faster
             return folder
+        if isinstance(failure := system_failure(error, f"{path}, which is converted once"), OutOfMemoryError):
+            raise failure from error
         size = sum(tensor.nbytes for tensor in tensors.values()) / 2**30
         reason = " ".join(str(error).split())[:300]
         raise LonggenError(f"the weights of {spec.name} cannot be written to {cache}: {reason}",
@@ -178,6 +187,8 @@ def config(path: Path, tensors: Mapping[str, Tensor], spec: BackboneSpec) -> dic
     """
     try:
         width, channels, *patch = tensors["patch_embedding.weight"].shape
+        if len(patch) != 3 or not min(patch):
+            raise _damaged(path, f"patch_embedding.weight has the shape {list(tensors['patch_embedding.weight'].shape)}")
         out_channels = tensors["proj_out.weight"].shape[0] // torch.Size(patch).numel()
         settings = dict(
             patch_size=tuple(patch), num_attention_heads=width // spec.head_dim, attention_head_dim=spec.head_dim,
@@ -194,8 +205,10 @@ def config(path: Path, tensors: Mapping[str, Tensor], spec: BackboneSpec) -> dic
         raise UsageError(f"{path} is an image-to-video transformer: {channels} channels go in and {out_channels} come out",
                          accepted=_ACCEPTED, do=_DO)  # fmt: skip
     if (width, channels, tuple(patch)) != (spec.width, spec.latent_channels, spec.patch):
-        raise UsageError(f"{path} is of width {width} with {channels} latent channels; {spec.name} is of width {spec.width} with "
-                         f"{spec.latent_channels}", accepted="weights of that size",
+        known = [one.name for one in SPECS.values() if (one.family, one.width, one.latent_channels) == ("wan", width, channels)]
+        like = f", as {' and '.join(known)}" if known else ""
+        raise UsageError(f"{path} is of width {width} with {channels} latent channels{like}; {spec.name} is of width {spec.width} "
+                         f"with {spec.latent_channels}", accepted="weights of that size",
                          do="give a folder that holds both the weights and the diffusers pipeline they were made from")  # fmt: skip
     if settings["num_layers"] != spec.layers:
         raise _damaged(path, f"it has {settings['num_layers']} of the {spec.layers} layers of {spec.name}")
@@ -207,20 +220,56 @@ def read(path: Path) -> dict[str, Tensor]:
 
     Raises UsageError where it is something else, LonggenError where a file is damaged.
     """
+    return examine(path, weights=True).tensors
+
+
+def examine(path: Path, weights: bool = False) -> Contents:
+    """As `read`, with what tells causal from bidirectional. Without `weights`, tensors of safetensors have no data.
+
+    Causal is what names itself so in its metadata, its config or its names, and what a training of causal models wraps: their
+    authors save a `generator` and its mean. Names and shapes of the weights are those of the bidirectional model.
+    """
+    said = [path.joinpath("config.json") if path.is_dir() else path.with_name("config.json")]
+    texts = [one.read_text(encoding="utf-8", errors="replace") for one in said if one.is_file() and one.stat().st_size < 10**6]
     if path.is_dir():
         kind = _class_of(path)
         if kind not in CLASSES:
             raise UsageError(f"{path} holds a {kind}", accepted=" or ".join(CLASSES), do="choose another folder")
-        content = {name: weight for file in sorted(path.glob("*.safetensors")) for name, weight in _read_file(file).items()}
-        return _renamed(content, path)
-    content = _read_file(path)
-    while inner := next((content[key] for key in _CONTAINERS if isinstance(content.get(key), Mapping) and content[key]), None):
-        content = inner
+        check_shards(path)
+        files = [_read_file(file, weights) for file in sorted(path.glob("*.safetensors"))]
+        content = {name: weight for file, _ in files for name, weight in file.items()}
+        return Contents(_renamed(content, path), formats.says_causal(texts))
+    content, metadata = _read_file(path, weights)
+    texts += [f"{key} {value}" for key, value in metadata.items() if len(value) < 10**5]
+    trained = False
+    while True:
+        if inner := next((key for key in _CONTAINERS if isinstance(content.get(key), Mapping) and content[key]), None):
+            texts += [str(key) for key in content]
+            content = {str(key): value for key, value in content[inner].items()}
+        elif inner := next((key for key in _CONTAINERS[:2] if any(name.startswith(f"{key}.") for name in content)), None):
+            content = {name.removeprefix(f"{inner}."): each for name, each in content.items() if name.startswith(f"{inner}.")}
+        else:
+            break
+        trained = trained or inner in _CONTAINERS[:2]
     if "generator_lora" in content:
-        raise _other(path, _OTHERS[".lora_"], content)
+        raise _other(path, _LORA, content)
     if isinstance(content.get("critic"), Mapping):
         raise _other(path, "only the critic of a training, without the transformer that makes videos", content)
-    return _renamed(content, path)
+    return Contents(_renamed(content, path), trained or formats.says_causal([*texts, *content]))
+
+
+def check_shards(folder: Path) -> None:
+    """Raises MissingError where the index of `folder` names files of weights that are not there, though others are."""
+    for index in sorted(folder.glob("*.index.json")):
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            missing = [name for name in names if not (folder / name).is_file()]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise system_failure(error, str(index)) or _damaged(index, "it is no index as diffusers writes it") from None
+        if missing and len(missing) < len(names):
+            raise MissingError(f"{folder} lacks {len(missing)} of its {len(names)} files of weights: {', '.join(missing[:4])}",
+                               accepted=f"every file that {index.name} names",
+                               do="download them too; the rest stays as it is")  # fmt: skip
 
 
 def _class_of(folder: Path) -> str:
@@ -230,24 +279,26 @@ def _class_of(folder: Path) -> str:
         raise _damaged(folder, f"config.json cannot be read: {error}") from None
 
 
-def _read_file(path: Path) -> dict[str, Any]:
-    """What a torch or safetensors file holds; which it is, its first bytes say. Nothing in it is run."""
+def _read_file(path: Path, weights: bool = True) -> tuple[dict[str, Any], Mapping[str, str]]:
+    """What a torch or safetensors file holds, and its metadata; which it is, its first bytes say. Nothing in it is run."""
     from safetensors.torch import load_file
 
+    form = formats.form(path, _ACCEPTED)
     try:
-        with open(path, "rb") as file:
-            head = file.read(9)
-    except OSError as error:
-        raise MissingError(f"{path} cannot be read: {error.strerror}", accepted=_ACCEPTED, do="check the path") from None
-    try:
-        if head[8:] == b"{":  # after the length of a safetensors file's header
-            return load_file(path)
+        if form == "safetensors":
+            header = formats.header(path, _ACCEPTED)
+            if not weights or formats.quantized(header.tensors, (dtype for dtype, _ in header.tensors.values())):
+                return {name: torch.empty(shape, dtype=_DTYPES.get(dtype, torch.uint8), device="meta")
+                        for name, (dtype, shape) in header.tensors.items()}, header.metadata  # fmt: skip
+            return load_file(path), header.metadata
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of pickle protocols: what cannot be read is an error below
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except MemoryError:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=form == "zip")
+    except LonggenError:
         raise
     except Exception as error:  # what is no torch file may fail in any way
+        if failure := system_failure(error, str(path)):
+            raise failure from error
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code:
             raise UsageError(f"{path} holds code ({code[1]}), which longgen does not run", accepted=_ACCEPTED,
@@ -256,23 +307,27 @@ def _read_file(path: Path) -> dict[str, Any]:
                          do=_DO) from None  # fmt: skip
     if not isinstance(content, Mapping):
         raise UsageError(f"{path} holds a {type(content).__name__}, and no weights by name", accepted=_ACCEPTED, do=_DO)
-    return {str(key): value for key, value in content.items()}
+    return {str(key): value for key, value in content.items()}, {}
 
 
 def _renamed(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """The tensors of a Wan transformer under diffusers' names, whatever wrapped it in training."""
-    tensors = {_unwrapped(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    for part, kind in _OTHERS.items():
-        if any(part in name for name in tensors):
-            raise _other(path, kind, content)
+    given = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    model = formats.model_of(given)
+    how = formats.quantized(given, (_NAMES.get(value.dtype, "") for value in given.values() if value.ndim > 1))
+    if how is not None:
+        of = model or ("a Wan transformer" if formats.wan(map(formats.unwrapped, given)) else "a model")
+        raise UsageError(f"{path} holds {how}, of {of}: longgen does not read them", accepted=_ACCEPTED, do=formats.PLAIN)
+    if formats.is_lora(given):
+        raise _other(path, _LORA, content)
+    if model is not None:
+        raise _other(path, model, content)
+    tensors = {formats.unwrapped(name): value for name, value in given.items()}
     if "patch_embedding.weight" not in tensors:
         raise _other(path, "no Wan transformer", content)
+    if len(tensors) < len(given):
+        raise _other(path, "several transformers in one file", content)
     return _diffusers_names(tensors)
-
-
-def _unwrapped(name: str) -> str:
-    """`model._fsdp_wrapped_module.blocks.0._checkpoint_wrapped_module.norm3.bias` -> `blocks.0.norm3.bias`."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def _diffusers_names(tensors: dict[str, Any]) -> dict[str, Any]:
@@ -285,12 +340,12 @@ def _diffusers_names(tensors: dict[str, Any]) -> dict[str, Any]:
 
 def _merged(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """`tensors` with the LoRA in `path` added, W + (alpha / rank) B A in float32; alpha is the rank where the file has none."""
-    content = _read_file(path)
+    content, _ = _read_file(path)
     if isinstance(content.get("generator_lora"), Mapping):
         content = content["generator_lora"]
     parts: dict[str, dict[str, Tensor]] = {}  # by weight: A, B, alpha
     for name, value in content.items():
-        match = re.fullmatch(r"(.+)\.(?:lora_([AB])\.weight|(alpha))", _unwrapped(name))
+        match = re.fullmatch(r"(.+)\.(?:lora_([AB])\.weight|(alpha))", formats.unwrapped(name))
         if match is None:
             raise _other(path, "no LoRA in peft's names", content)
         weight, *which = match.groups()
@@ -313,7 +368,7 @@ def _unfit(path: Path, reason: str) -> UsageError:
 
 def _other(path: Path, kind: str, content: Iterable[str]) -> UsageError:
     names = ", ".join(list(content)[:3]) or "nothing"
-    return UsageError(f"{path} is {kind}; it holds {names}", accepted=_ACCEPTED, do=_DO)
+    return UsageError(f"{path} is {kind}; it holds {names}", accepted=_ACCEPTED, do="choose the file that holds the transformer")
 
 
 def _damaged(path: Path, reason: str) -> LonggenError:

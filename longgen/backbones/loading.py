@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from longgen.backbones import Setup, checkpoints, integrity, parse_cache, parse_lora
+from longgen.backbones import Setup, checkpoints, integrity, lora, parse_cache, parse_lora
+from longgen.backbones.failures import system_failure
 from longgen.backbones.pipeline import PipelineBackbone
 from longgen.backbones.spec import SPECS, BackboneSpec
 from longgen.errors import LonggenError, MissingError, UsageError
@@ -49,7 +49,8 @@ def load(spec: BackboneSpec, setup: Setup) -> PipelineBackbone:
     diffusers_logging.disable_progress_bar()  # the command line shows its own
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    check(setup)
+    for text in setup.lora:  # before gigabytes are read
+        lora.fetched(parse_lora(text)[0])
     kinds = {"default": DTYPES[setup.dtype], "vae": _vae_dtype(spec, setup)}
     quantization = _quantization(spec) if setup.quantize == "int8" else None
     try:
@@ -63,32 +64,28 @@ def load(spec: BackboneSpec, setup: Setup) -> PipelineBackbone:
         pipe = family.kind.from_pretrained(spec.source, dtype=kinds, **parts, **without)
     except LonggenError:
         raise
-    except (MemoryError, torch.OutOfMemoryError):
-        raise  # the caller says so; the files are not at fault
     except Exception as error:
         raise _explain_load(spec, error) from error
     if own is not None:
         pipe.register_modules(transformer=checkpoints.load(own, DTYPES[setup.dtype], quantized.get("transformer")))
     pipe.set_progress_bar_config(disable=True)
-    for index, text in enumerate(setup.lora):
-        path, _, experts = parse_lora(text)
-        for expert in experts[: spec.experts]:
-            _load_lora(pipe, index, path, expert)
-    if setup.lora:
-        pipe.set_adapters([f"lora-{index}" for index in range(len(setup.lora))], [parse_lora(text)[1] for text in setup.lora])
+    lora.load(pipe, spec, setup.lora)
     backbone = family(spec, pipe, setup)
     set_up(backbone)
     return backbone
 
 
-def check(setup: Setup) -> None:
-    """Before gigabytes are loaded: whether what the flags name is there. Raises MissingError or UsageError."""
-    for text in setup.lora:
-        _check_lora(parse_lora(text)[0])
+def check(spec: BackboneSpec, setup: Setup) -> list[str]:
+    """Before gigabytes are loaded: whether what the flags name is there, and fits `spec`. Returns notes for the user.
+
+    Raises MissingError, UsageError, or LonggenError where a file is damaged.
+    """
+    notes = lora.check(spec, setup.lora) if setup.lora else []
     if setup.attention is not None:
         _check_attention(setup.attention)
     if setup.compile:
         _check_compiler(setup.device)
+    return notes
 
 
 def set_up(backbone: PipelineBackbone) -> None:
@@ -138,36 +135,6 @@ def _tile(vae: Any) -> None:
     vae.enable_tiling()
     if hasattr(vae, "use_framewise_decoding"):
         vae.use_framewise_decoding = True  # in time too, where the VAE can
-
-
-def _check_lora(path: str) -> None:
-    """A path is there, or it can be a hub id."""
-    if not os.path.exists(path) and (os.path.isabs(path) or path.startswith(".") or path.count("/") != 1):
-        raise MissingError(f"--lora {path}: no such file", accepted="a LoRA in safetensors, its folder, or a hub id (owner/name)",
-                           do="check the path")  # fmt: skip
-
-
-def _load_lora(pipe: Any, index: int, path: str, expert: int) -> None:
-    name, into = f"lora-{index}", {"load_into_transformer_2": True} if expert == 2 else {}
-    try:
-        with warnings.catch_warnings():  # several are what is asked for
-            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
-            pipe.load_lora_weights(path, adapter_name=name, **into)
-    except (ImportError, ValueError) as error:
-        if "PEFT" in str(error).upper():
-            raise MissingError("--lora needs the library peft, which is not installed", accepted="pip install 'longgen[lora]'",
-                               do="install it, or leave --lora out") from error  # fmt: skip
-        raise _explain_lora(path, str(error)) from error
-    except Exception as error:
-        raise _explain_lora(path, str(error)) from error
-    if not any(name in names for names in pipe.get_list_adapters().values()):
-        raise _explain_lora(path, "it has weights for none of this model's layers")
-
-
-def _explain_lora(path: str, reason: str) -> LonggenError:
-    reason = " ".join(reason.split())[:300]
-    return LonggenError(f"--lora {path} cannot be loaded: {reason}", accepted="a LoRA in safetensors made for this model",
-                        do="check the path, and the model it was trained on")  # fmt: skip
 
 
 def _quantization(spec: BackboneSpec) -> Any:
@@ -221,7 +188,9 @@ def _check_compiler(device: str) -> None:
 
 
 def _explain_load(spec: BackboneSpec, error: Exception) -> LonggenError:
-    """Files there but unreadable, or not to be had: two messages for what diffusers raises in many types."""
+    """Files there but unreadable, or not to be had: few messages for what diffusers raises in many types."""
+    if failure := system_failure(error, f"the weights of {spec.name}"):
+        return failure
     reason = " ".join(str(error).split())[:300]
     if Path(spec.source).is_dir():
         return LonggenError(f"{spec.name}: a file in {spec.source} is missing or damaged: {type(error).__name__}: {reason}",

@@ -211,6 +211,7 @@ class PipelineBackbone:
     pipe: Any
     setup: Setup
     clock: Clock = field(init=False)
+    notes: tuple[str, ...] = field(init=False, default=())
 
     kind: ClassVar[type[DiffusionPipeline]]
     vae_kind: ClassVar[Any]

@@ -32,7 +32,6 @@ TRANSFORMERS = {
 def build(spec: BackboneSpec, setup: Setup) -> PipelineBackbone:
     """The backbone of `spec` with random weights, the same at every call. Raises UsageError as loading one does."""
     check_setup(spec, setup)
-    loading.check(setup)
     dtype = loading.DTYPES[setup.dtype]
     device = torch.device("cpu" if setup.offload != "none" else setup.device)
     experts = [transformer(spec, device, dtype, SEED + number) for number in range(spec.experts)]

@@ -1,0 +1,232 @@
+"""What a file of weights is, told from its first bytes and its table of names: no weight is read, and no code in it is run.
+
+Names of formats and of their keys are those of the projects that write them: safetensors, GGUF (llama.cpp), ComfyUI's scaled fp8,
+bitsandbytes, GPTQ and AWQ, nunchaku (SVDQuant), torchao and optimum-quanto.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from longgen.backbones.failures import system_failure
+from longgen.errors import LonggenError, MissingError, UsageError
+
+SUFFIXES = (".safetensors", ".sft", ".pt", ".pth", ".ckpt", ".bin", ".gguf")  # of what may be meant as a file of weights
+MOST_HEADER = 100_000_000  # bytes: safetensors' own limit
+ANEW = "download it again, and compare its size with the one on its page"
+PLAIN = "take the file in bf16 or fp16 that it was made from; --quantize fp8 or int8 makes the weights small when they are loaded"
+_UNPACK = "unpack it, and give the file that is in it"
+_MAGICS = [  # first bytes -> what has them, what to do
+    (b"GGUF", "a GGUF file, of weights quantized for llama.cpp or ComfyUI-GGUF", PLAIN),
+    (b"version https://git-lfs", "a Git LFS pointer: the lines that stand for a file which was not downloaded",
+     "git lfs pull in its repository, or hf download"),
+    (b"\x1f\x8b", "a gzip archive", _UNPACK), (b"7z\xbc\xaf", "a 7-Zip archive", _UNPACK), (b"Rar!", "a RAR archive", _UNPACK),
+    (b"BZh", "a bzip2 archive", _UNPACK), (b"\xfd7zXZ", "an xz archive", _UNPACK), (b"(\xb5/\xfd", "a zstd archive", _UNPACK),
+    (b"\x89HDF", "an HDF5 file, as Keras writes it", "choose another file"),
+    (b"\x93NUMPY", "a NumPy array", "choose another file"), (b"\x89PNG", "a PNG picture", "choose another file"),
+    (b"\xff\xd8\xff", "a JPEG picture", "choose another file"), (b"RIFF", "a media file", "choose another file"),
+    (b"%PDF", "a PDF document", "choose another file"),
+]  # fmt: skip
+_PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<body")
+_QUANTIZED = [  # a name of a tensor -> what it tells of the weights
+    (r"\.(absmax|quant_map|nested_absmax|nested_quant_map)$|\.quant_state\.",
+     "weights that bitsandbytes quantized to 4 bits (nf4 or fp4)"),
+    (r"\.(SCB|weight_format)$", "weights that bitsandbytes quantized to 8 bits"),
+    (r"\.(wscales|wcscales|wtscale|smooth_factor|smooth_factor_orig)$", "weights that nunchaku (SVDQuant) quantized to 4 bits"),
+    (r"\.(qweight|qzeros|g_idx|weight_packed)$", "weights that GPTQ, AWQ or their like quantized"),
+    (r"\.weight_scale_2$", "weights quantized to 4-bit floats with scales (nvfp4)"),
+    (r"(^|\.)scaled_fp8$|\.(scale_weight|weight_scale|scale_input|input_scale|weight_scale_inv|comfy_quant)$",
+     "8-bit weights with scales of their own (ComfyUI's scaled fp8)"),
+    (r"\.weight\._(data|scale|qtype|shift)$", "weights that optimum-quanto quantized"),
+    (r"\.weight[._](qdata|tensor_impl|int_data|_layout)", "weights that torchao quantized"),
+]  # fmt: skip
+_LORA = re.compile(r"(^|[._])(lora_|lora\.(up|down)\.|lokr_|hada_w\d|oft_|dora_scale)|_lora\.(up|down)\.")
+_BESIDES = ("first_stage_model.", "vae.", "cond_stage_model.", "conditioner.", "text_encoders.", "text_encoder.")
+_MODELS = [  # a name of a tensor, without wrappers -> what has it; the first that fits
+    (r"(^|\.)vace_", "a VACE transformer"),
+    (r"^(img_emb|image_embedder)\.|\.(k_img|v_img|add_k_proj_img)\.|^condition_embedder\.image_embedder\.",
+     "an image-to-video transformer"),
+    (r"casual_audio_encoder|audio_injector|audio_proj\.", "an audio-driven Wan transformer (S2V or InfiniteTalk)"),
+    (r"face_adapter|pose_patch_embedding|motion_encoder", "a Wan Animate transformer"),
+    (r"control_adapter\.|^ref_conv\.", "a Wan Fun Control transformer"),
+    (r"individual_token_refiner|context_embedder\.token_refiner", "a HunyuanVideo transformer"),
+    (r"^(transformer_blocks\.\d+\.img_mod|img_in\.weight.*qwen)", "a Qwen-Image transformer"),
+    (r"^double_blocks\.|^single_transformer_blocks\.", "a FLUX transformer"),
+    (r"^patchify_proj\.|^time_embed\.emb\.|^audio_patchify_proj\.", "an LTX-Video transformer"),
+    (r"^patch_embed\.text_proj\.|^mixins\.|^transformer\.layers\.\d+\.attention", "a CogVideoX transformer"),
+    (r"^joint_blocks\.", "a Stable Diffusion 3 transformer"),
+    (r"\.attn\.qkv_[xy]\.", "a Mochi transformer"),
+    (r"^(input_blocks|output_blocks|middle_block)\.|^(down|up)_blocks\.\d+\.(attentions|resnets)|^mid_block\.|^unet\.",
+     "a Stable Diffusion UNet"),
+    (r"^(control_model|controlnet\w*)\.", "a ControlNet"),
+    (r"^shared\.weight$|^token_embedding\.weight$|^encoder\.block\.\d+\.layer\.", "a text encoder, of the T5 kind"),
+    (r"^(text_model|text_projection|positional_embedding|resblocks)\b", "a text encoder, of the CLIP kind"),
+    (r"^(vision_model|visual)\.", "an image encoder, of the CLIP kind"),
+    (r"embed_tokens\.weight$|layers\.\d+\.self_attn\.q_proj\.", "a text encoder: a language model"),
+    (r"^(decoder|encoder)\.(conv|mid|up|down|middle|head|block|norm)|^(post_)?quant_conv\.|^first_stage_model\.|^per_channel_statistics\.",
+     "a VAE"),
+]  # fmt: skip
+WRAPPERS = {"model", "module", "diffusion_model", "transformer", "base_model", "default", "generator", "generator_ema",
+            "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"}  # fmt: skip
+_CAUSAL = re.compile(r"causal|causvid|self[-_ ]?forcing|long[-_ ]?live|frames?_per_block|rolling[-_ ]?forcing", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Header:
+    """The table of a safetensors file. tensors: name -> its dtype, as safetensors writes it, and its shape."""
+
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]]
+    metadata: Mapping[str, str]
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(shape) for _, shape in self.tensors.values())
+
+
+def form(path: Path, accepted: str) -> str:
+    """`safetensors`, `zip` or `pickle` (torch's two forms), from the first bytes of the file at `path`.
+
+    Raises UsageError that names any other format, MissingError or LonggenError where it cannot be read.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except OSError as error:
+        raise system_failure(error, str(path)) or MissingError(
+            f"{path} cannot be read: {error.strerror}", accepted=accepted, do="check the path") from None  # fmt: skip
+
+    def refuse(what: str, do: str) -> NoReturn:
+        raise UsageError(f"{path} is {what}", accepted=accepted, do=do)
+
+    if not head:
+        refuse("an empty file", ANEW)
+    if not any(head):
+        refuse("filled with zeros where its format would stand: a download that was not finished", ANEW)
+    for magic, what, do in _MAGICS:
+        if head.startswith(magic):
+            refuse(what, do)
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith(_PAGES):
+        refuse("a web page and no weights: a download that failed, or that needs a login", ANEW)
+    if head[4:8] == b"ftyp":
+        refuse("a video", "choose another file")
+    if head[8:9] == b"{" or (len(head) > 8 and int.from_bytes(head[:8], "little") <= size and head[8:9] in b" \t\r\n{"):
+        return "safetensors"
+    if head.startswith(b"PK"):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except (zipfile.BadZipFile, OSError, ValueError) as error:
+            raise system_failure(error, str(path)) or UsageError(
+                f"{path} is the beginning of a torch file or a ZIP archive: its end is missing", accepted=accepted, do=ANEW
+            ) from None
+        if any(name.endswith("constants.pkl") for name in names):
+            refuse("a TorchScript program", "choose another file")
+        if any(name.endswith("data.pkl") for name in names):
+            return "zip"
+        if names and all(name.endswith(".npy") for name in names):
+            refuse("a NumPy archive", "choose another file")
+        refuse(f"a ZIP archive with {_some(names)}", _UNPACK)
+    if head[:1] == b"\x80" and head[1] <= 5:
+        return "pickle"
+    if start[:1] in (b"{", b"["):
+        index = b"weight_map" in head
+        refuse("the index of weights in several files" if index else "JSON text and no weights",
+               "give the folder that holds the files" if index else "give the weights that it belongs to")  # fmt: skip
+    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
+        first = " ".join(head.decode("ascii").split())[:60]
+        refuse(f"text and no weights: {first!r}", ANEW)
+    refuse("neither a torch nor a safetensors file, or only a part of one", "choose another file, or download it again")
+
+
+def header(path: Path, accepted: str) -> Header:
+    """The table of the safetensors file at `path`.
+
+    Raises LonggenError where it is cut off or damaged, UsageError where it is something else.
+    """
+    if form(path, accepted) != "safetensors":
+        raise UsageError(f"{path} is a torch file in spite of its name", accepted=accepted, do="give it the ending .pt")
+
+    def damaged(reason: str) -> LonggenError:
+        return LonggenError(f"{path} is incomplete or damaged: {reason}", accepted=accepted, do=ANEW)
+
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(MOST_HEADER, size - 8):
+                raise damaged(f"its table would be {length} bytes long, and the file is of {size}")
+            content = json.loads(file.read(length))
+        metadata = content.pop("__metadata__", None) or {}
+        tensors = {name: (entry["dtype"], tuple(map(int, entry["shape"]))) for name, entry in content.items()}
+        end = max((entry["data_offsets"][1] for entry in content.values()), default=0)
+    except OSError as error:
+        raise system_failure(error, str(path)) or damaged(str(error)) from None
+    except MemoryError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise damaged(f"its table cannot be read ({type(error).__name__})") from None
+    if not all(isinstance(dtype, str) and min(shape, default=0) >= 0 for dtype, shape in tensors.values()):
+        raise damaged("its table has shapes that cannot be")
+    if 8 + length + end > size:
+        raise damaged(f"{size} of its {8 + length + end} bytes are there")
+    return Header(tensors, {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {})
+
+
+def quantized(names: Iterable[str], dtypes: Iterable[str]) -> str | None:
+    """In words, how the weights of these names and dtypes (as safetensors writes them) were quantized; None for plain ones."""
+    names = list(names)
+    for pattern, what in _QUANTIZED:
+        if any(re.search(pattern, name) for name in names):
+            return what
+    kinds = set(dtypes)
+    if eight := sorted(kind for kind in kinds if kind.startswith(("F8", "F4", "F6"))):
+        return f"8-bit float weights without scales (plain fp8, {eight[0]})" if eight[0].startswith("F8") else "4-bit float weights"
+    if kinds & {"I8", "U8"} and not kinds & {"F32", "F16", "BF16", "F64"}:
+        return "8-bit integer weights"
+    return None
+
+
+def is_lora(names: Iterable[str]) -> bool:
+    return any(_LORA.search(name) for name in names)
+
+
+def model_of(names: Iterable[str]) -> str | None:
+    """What has tensors of these names, where longgen knows it and it is not a plain Wan text-to-video transformer."""
+    names = list(names)
+    whole = any(name.startswith("model.diffusion_model.") for name in names) and any(name.startswith(_BESIDES) for name in names)
+    bare = [unwrapped(name) for name in names]
+    inner = [unwrapped(name) for name in names if name.startswith("model.diffusion_model.")] if whole else bare
+    what = next((what for pattern, what in _MODELS if any(re.search(pattern, name) for name in inner)), None)
+    if whole:
+        what = what or ("a Wan transformer" if wan(inner) else "a transformer")
+        return f"a whole pipeline in one file (a checkpoint of ComfyUI or Stable Diffusion: {what}, VAE and text encoder together)"
+    return None if what in ("a FLUX transformer", "a VAE") and wan(bare) else what
+
+
+def wan(names: Iterable[str]) -> bool:
+    """Whether these names, without wrappers, are those of a Wan transformer, in Wan's own or in diffusers' form."""
+    names = set(names)
+    return "patch_embedding.weight" in names and any(name.startswith("blocks.0.") for name in names)
+
+
+def unwrapped(name: str) -> str:
+    """`model._fsdp_wrapped_module.blocks.0._checkpoint_wrapped_module.norm3.bias` -> `blocks.0.norm3.bias`."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def says_causal(texts: Iterable[str]) -> bool:
+    """Whether names or metadata say that a model sees its past only."""
+    return any(_CAUSAL.search(text) for text in texts)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "nothing in it"

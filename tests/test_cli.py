@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
     + """
         --schedule
         --export
+        --overwrite
     """,
     "compare": """
         --prompt -p
@@ -136,6 +138,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --vbench-json
         --export-vbench
         --output -o
+        --overwrite
         --json
         --quiet -q
     """,
@@ -153,6 +156,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --quick
         --again
         --output -o
+        --overwrite
         --dtype $LONGGEN_DTYPE
         --device $LONGGEN_DEVICE
         --offload $LONGGEN_OFFLOAD
@@ -180,11 +184,13 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --compile $LONGGEN_COMPILE
         --clip-batch $LONGGEN_CLIP_BATCH
         --output -o
+        --overwrite
         --json
         --quiet -q
     """,
     "decode": """
         --output -o
+        --overwrite
         --device $LONGGEN_DEVICE
         --vae-tiling $LONGGEN_VAE_TILING
         --json
@@ -723,7 +729,9 @@ def test_a_prompt_cannot_lead_out_of_the_folder(prompt: str) -> None:
     for output, folder in ((None, Path(".")), ("out", Path("out")), ("/tmp/out/", Path("/tmp/out"))):
         path = run.output_path(output, prompt, 7)
         assert path.parent == folder
-        assert re.fullmatch(r"[a-z0-9][a-z0-9-]{0,70}-7\.mp4", path.name)
+        assert re.fullmatch(r"[^\W_][^/\\.:\x00-\x20]*-7\.mp4", path.name)
+        assert len(path.name.encode()) <= 126
+        assert path.name == unicodedata.normalize("NFC", path.name)
         assert run.output_path(output, prompt, 7, [path]) != path
 
 

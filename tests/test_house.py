@@ -57,7 +57,7 @@ ALLOWED = {
     "video": "errors disk",
     "rundir": "errors disk naming checkpoint video",
     "left": f"{PLANNING} backbones sampling checkpoint rundir",
-    "metrics": "errors backbones video",
+    "metrics": "errors backbones disk video",
     "probe.record": "errors",
     "probe.fingerprint": "errors backbones.spec",
     "probe.kept": "errors backbones.spec probe.record probe.fingerprint",

@@ -148,7 +148,7 @@ def what_stands_at(path: Path) -> str | None:
     """What is under the name `path`, in words; None where there is nothing. Raises UsageError for a name that cannot be."""
     try:
         mode = path.lstat().st_mode
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -161,17 +161,17 @@ def what_stands_at(path: Path) -> str | None:
     return "a file" if stat.S_ISREG(mode) else "no ordinary file"
 
 
-def check_new(path: Path, overwrite: bool, option: str = "--output", own: Callable[[Path], bool] = lambda path: False) -> None:
+def check_new(path: Path, overwrite: bool, option: str = "--output", own: bool = False) -> None:
     """Refuses a `path` under which something stands that is not to be replaced.
 
-    own: tells a file that longgen wrote for the very same purpose. Folders and special files are refused in any case.
+    own: it is a file that longgen wrote for the very same purpose. Folders and special files are refused in any case.
     Raises UsageError, and what `check_writable` does.
     """
     there = what_stands_at(path)
     if there in ("a folder", "no ordinary file"):
         raise UsageError(f"{option} {path} is {there}, which is never replaced", accepted="the name of a file",
                          do="give another name")  # fmt: skip
-    if there is not None and not overwrite and not (there == "a file" and own(path)):
+    if there is not None and not overwrite and not (there == "a file" and own):
         raise UsageError(f"{option} {path} is there already: {there}", accepted="a name that is free, or --overwrite",
                          do="give another name; --overwrite replaces what is there")  # fmt: skip
     check_writable(path, option)

@@ -25,9 +25,7 @@ def read(
     """
     folder, whole = chunks.folder.parent, backbone.latent_shape(plan)
     saved_latents, saved_step = folder / rundir.LATENTS, folder / rundir.STEP
-    if plan.chunk_lat is not None:
-        if not len(chunks):
-            return None, None, None
+    if len(chunks):
         kept = chunks.kept()
         rundir.same_run(kept, settings, chunks.folder)
         chunks.check((*whole[:2], plan.chunk_lat, *whole[3:]))
@@ -42,12 +40,12 @@ def read(
         return checkpoint.check_latents(saved_latents, tensors.get("latents"), whole), None, kept
     if not saved_step.is_file():
         return None, None, None
-    tensors, kept = checkpoint.load_tensors(saved_step)
-    rundir.same_run(kept, settings, saved_step)
     if backbone.setup.cache is not None:
         raise UsageError(f"--resume in the middle of sampling with --cache {backbone.setup.cache}: what the cache held is lost, so "
                          "the latents would differ", accepted="a run without a cache, or one that has been sampled",
                          do="start again with --overwrite")  # fmt: skip
+    tensors, kept = checkpoint.load_tensors(saved_step)
+    rundir.same_run(kept, settings, saved_step)
     if plan.sampling is not None and plan.sampling.streams and plan.seen.frames_lat < plan.frames_lat:
         shape: tuple[int | None, ...] = (*whole[:2], None, *whole[3:])  # the frames so far, and the queue
     else:

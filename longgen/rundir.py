@@ -6,9 +6,9 @@
     latents/000000.safetensors, 000001 ...   in place of the two, where frames are made in chunks: each as soon as it is done
     earlier/                  of a finished run that --overwrite replaces: its record and latents, until the new video is complete
 
-A video is finished where its run.json says so, the settings in the MP4 are the run's, and the file is as the run left it; where there
-is no folder, where the settings in the MP4 are the ones asked for and all frames can be read. Nothing that is finished, and nothing
-that longgen did not make, is replaced but with --overwrite. One process at a time works on a video: see `held`.
+A video is finished where its run.json says so, the settings in the MP4 are the run's, and the file is as the run left it. Where
+there is no run.json: where the settings in the MP4 are the ones asked for, and all frames can be read. Nothing that is finished
+and nothing that longgen did not make is replaced but with --overwrite. One process at a time works on a video: see `held`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from longgen import disk, naming
 from longgen.errors import LonggenError, MissingError, UsageError
+
+if TYPE_CHECKING:
+    from longgen.plan import Plan
 
 SCHEMA = 2  # of run.json and of the settings in every file; 2 has checksums
 IDENTITY = (
@@ -224,6 +227,12 @@ def _described(output: Path, settings: dict[str, Any]) -> str | None:
     return f"a video with another {', '.join(others)}" if others else "a video of these settings, which is not whole or was changed"
 
 
+def latent_shape(plan: Plan) -> tuple[int, int, int, int, int]:
+    """[1, C, T, h, w] of the latents of a run by `plan`."""
+    (width, height), stride = plan.size, plan.spec.stride_hw
+    return 1, plan.spec.latent_channels, plan.frames_lat, height // stride, width // stride
+
+
 # ---- names for what is asked ---------------------------------------------------------------------------------------------------
 
 
@@ -327,6 +336,13 @@ def start_anew(output: Path) -> None:
     Chunks(folder / CHUNKS, {}).clear()
     for name in (RECORD, STEP, LATENTS):
         disk.clear_partials(folder / name)
+
+
+def decoded(output: Path) -> None:
+    """`longgen decode` made the whole video of the run beside it: the run is finished, and this is its video."""
+    record = _record(output)
+    if record is not None:
+        disk.save_record(run_folder(output) / RECORD, record | {"status": "done", "video": disk.file_hash(output)})
 
 
 def settle(output: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
     + """
         --schedule
         --export
+        --overwrite
     """,
     "compare": """
         --prompt -p
@@ -138,6 +140,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --vbench-json
         --export-vbench
         --output -o
+        --overwrite
         --json
         --quiet -q
     """,
@@ -155,6 +158,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --quick
         --again
         --output -o
+        --overwrite
         --dtype $LONGGEN_DTYPE
         --device $LONGGEN_DEVICE
         --offload $LONGGEN_OFFLOAD
@@ -183,11 +187,13 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --compile $LONGGEN_COMPILE
         --clip-batch $LONGGEN_CLIP_BATCH
         --output -o
+        --overwrite
         --json
         --quiet -q
     """,
     "decode": """
         --output -o
+        --overwrite
         --device $LONGGEN_DEVICE
         --vae-tiling $LONGGEN_VAE_TILING
         --json
@@ -739,7 +745,9 @@ def test_a_prompt_cannot_lead_out_of_the_folder(prompt: str) -> None:
     for output, folder in ((None, Path(".")), ("out", Path("out")), ("/tmp/out/", Path("/tmp/out"))):
         path = run.output_path(output, prompt, 7)
         assert path.parent == folder
-        assert re.fullmatch(r"[a-z0-9][a-z0-9-]{0,70}-7\.mp4", path.name)
+        assert re.fullmatch(r"[^\W_][^/\\.:\x00-\x20]*-7\.mp4", path.name)
+        assert len(path.name.encode()) <= 126
+        assert path.name == unicodedata.normalize("NFC", path.name)
         assert run.output_path(output, prompt, 7, [path]) != path
 
 

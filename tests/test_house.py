@@ -65,7 +65,7 @@ ALLOWED = {
     "video": "errors disk ffmpeg filmfacts",
     "rundir": "errors disk naming checkpoint video",
     "left": f"{PLANNING} backbones sampling checkpoint rundir",
-    "metrics": "errors backbones ffmpeg filmfacts video",
+    "metrics": "errors backbones disk ffmpeg filmfacts video",
     "probe.record": "errors",
     "probe.fingerprint": "errors backbones.spec",
     "probe.kept": "errors backbones.spec probe.record probe.fingerprint",

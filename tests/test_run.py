@@ -80,7 +80,7 @@ def test_files_and_record(whole: Path) -> None:
     record = json.loads((whole / "ball.run" / "run.json").read_text())
     assert (result["name"], result["output"], result["seed"], result["frames"]) == ("ball", "ball.mp4", 7, 121)
     assert record["status"] == "done"
-    assert record["schema"] == 1
+    assert record["schema"] == 2
     assert record["settings"] == read_settings(whole / "ball.mp4")
     assert record["techniques"][0]["layers"] == [0, 1, 2, 3, 4, 5]
     assert record["techniques"][0]["steps"] == [0, 1, 2, 3, 4, 5]
@@ -196,19 +196,26 @@ def test_a_batch_loads_once_reports_failures_and_resumes(tmp_path: Path) -> None
     prompts.write_text(f"# two of a kind\n{PROMPT}\n\n{PROMPT}\na small blue square pulsing on a grey background\n")
     batch = ["generate", "--prompts", "prompts.txt", "--backbone", "tiny", "--frames", "17", "--steps", "2", "--seed", "1",
              "-o", "out", "--json"]  # fmt: skip
-    blocked = tmp_path / "out" / f"{run.slug(PROMPT)}-1.mp4"
-    blocked.mkdir(parents=True)  # the first video cannot be moved onto a folder
     code, out, err = longgen(tmp_path, *batch)
+    assert code == 0, err
+    stem = f"out/{run.slug(PROMPT)}-1"
+    assert [one["output"] for one in json.loads(out)][:2] == [f"{stem}.mp4", f"{stem}-2.mp4"]
+    assert err.count("load 1/1") == 1
+    (tmp_path / f"{stem}.mp4").unlink()
+    latents_file = tmp_path / f"{stem}.run" / "latents.safetensors"
+    whole = latents_file.read_bytes()
+    latents_file.write_bytes(whole[:-9])
+    prompts.write_text(f"a large red circle pulsing on a grey background\n{prompts.read_text()}")  # moves every line down
+    code, out, err = longgen(tmp_path, *batch, "--resume")
     assert code == 5, err
     results = json.loads(out)
-    assert [("error" in one) for one in results] == [True, False, False]
-    assert err.count("load 1/1") == 1
-    assert results[1]["output"].endswith("-1-2.mp4")
-    blocked.rmdir()
+    assert [one.get("skipped") for one in results] == [False, None, True, True]
+    assert "latents.safetensors is damaged" in results[1]["error"]
+    latents_file.write_bytes(whole)
     code, out, err = longgen(tmp_path, *batch, "--resume")
     assert code == 0, err
-    assert [one["skipped"] for one in json.loads(out)] == [False, True, True]
-    assert len(list((tmp_path / "out").glob("*.mp4"))) == 3
+    assert [one["skipped"] for one in json.loads(out)] == [True, False, True, True]
+    assert len(list((tmp_path / "out").glob("*.mp4"))) == 4
 
 
 def test_the_video_shows_the_decoded_frames(tiny: Any, whole: Path) -> None:
@@ -388,10 +395,13 @@ def test_a_stream_that_was_stopped_is_decoded_as_far_as_it_goes(stream: tuple[Pa
 def test_what_is_left_of_a_stream_is_named(stream: tuple[Path, Chunks, Any]) -> None:
     folder, chunks, _ = stream
     output = folder.with_suffix(".mp4")
-    assert run.unfinished(output) == "a stream that was stopped after chunk 2"
-    for status, left in (("sampled", "a stream that was stopped after chunk 2"), ("done", None)):
+    stopped, gone = "a stream that was stopped after chunk 2", "the latents of a video that is not there any more"
+    assert run.unfinished(output) == stopped
+    for status, left in (("sampled", stopped), ("done", gone)):
         (folder / "run.json").write_text(json.dumps({"status": status, "settings": {}}))
         assert run.unfinished(output) == left
+    output.touch()
+    assert run.unfinished(output) is None
     chunks.clear()
     assert run.unfinished(output) is None
 

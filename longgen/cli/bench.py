@@ -20,6 +20,7 @@ from longgen.cli.options import (
     Frames,
     Json,
     Offload,
+    Overwrite,
     Probe,
     Quiet,
     Set,
@@ -72,6 +73,7 @@ def bench(
     compile_: Compile = False,
     clip_batch: ClipBatch = 1,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.json", help="Write the JSON there too.")] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -79,7 +81,7 @@ def bench(
 
     With --accelerate, whole runs: what step caches and compiling do to each preset's video, and to its time.
     """
-    from longgen import checkpoint, preset, run
+    from longgen import disk, preset, run
     from longgen.bench import composition, composition_table, table
     from longgen.bench import run as running
     from longgen.bench.shape import FRAMES, SHAPES
@@ -114,7 +116,7 @@ def bench(
                          accepted="--cache first-block:THRESHOLD",
                          do="take that, or --accelerate mag, which makes whole videos")  # fmt: skip
     if output is not None:
-        run.check_writable(output)
+        disk.check_new(output, overwrite)
     spec = backbone_asked(backbone, quiet) if shape is None else SHAPES[shape]
     setup = make_setup(spec, dict(device=device, dtype=dtype, offload=offload, attention=attention, cache=cache, compile=compile_,
                                   clip_batch=clip_batch))  # fmt: skip
@@ -138,9 +140,14 @@ def bench(
         else:
             found = running.bench(made, lambda: load(setup), setup, steps, shape is not None, report)
             shown = table.text(found)
-    if output is not None:
-        checkpoint.save_json(output, found.as_dict())
-    answer(shown, found.as_dict(), as_json, made=output is not None)
+    try:
+        if output is not None:
+            disk.make_folder(output.parent)
+            with disk.held(output.with_name(f".{output.name}.lock"), str(output)):
+                disk.check_new(output, overwrite)  # again: measuring takes long, and another may have written it
+                disk.save_json(output, found.as_dict())
+    finally:  # what was measured is shown, even where it could not be written
+        answer(shown, found.as_dict(), as_json, made=output is not None)
     if found.stopped is not None:
         terminated = isinstance(found.stopped, Terminated)
         say(f"longgen: stopped by {'SIGTERM' if terminated else 'Ctrl-C'}; what was measured by then is above")

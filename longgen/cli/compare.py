@@ -35,6 +35,7 @@ from longgen.cli.options import (
     Lora,
     Negative,
     Offload,
+    Overwrite,
     Probe,
     Quantize,
     Quiet,
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 
 COMPARED = "the flags give it, and --seeds the seeds"
 OF_VIDEOS = {  # what concerns videos that are there
-    "videos", "baseline", "metrics", "vbench_weights", "vbench_json", "export_vbench", "output", "as_json", "quiet",
+    "videos", "baseline", "metrics", "vbench_weights", "vbench_json", "export_vbench", "output", "overwrite", "as_json", "quiet",
 }  # fmt: skip
 Metrics = Annotated[
     str | None,
@@ -121,6 +122,7 @@ def compare(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where everything goes (default: compare-PROMPT here).")
     ] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -129,9 +131,9 @@ def compare(
     Makes a video for each preset, prompt and seed; those that are there are kept, so that the same command goes on after a stop.
     """
     if export_vbench is not None:
-        from longgen import run
+        from longgen.metrics.vbench.export import check
 
-        run.check_writable(export_vbench / "README.md")
+        check(export_vbench, overwrite)
     if videos:
         given = [
             name for name in context.params
@@ -141,15 +143,16 @@ def compare(
             options = ", ".join("--" + name.strip("_").replace("_", "-") for name in given)
             raise UsageError(f"videos that are there are given, and {options}, for making some",
                              accepted="with videos: --baseline, --metrics, --vbench-weights, --vbench-json, --export-vbench, "
-                                      "--output, --json and --quiet",
+                                      "--output, --overwrite, --json and --quiet",
                              do=f"leave out the videos, or {options}")  # fmt: skip
-        return compare_existing(videos, output, baseline, metrics, vbench_weights, vbench_json or (), export_vbench, as_json, quiet)
+        rest = vbench_weights, vbench_json or (), export_vbench, overwrite, as_json, quiet
+        return compare_existing(videos, output, baseline, metrics, *rest)
     if presets is None:
         raise UsageError("there is nothing to compare", accepted="--presets NAME,NAME with --prompt or --prompts; or videos",
                          do='for example --presets direct,sliding-window --prompt "a red circle"')  # fmt: skip
-    from longgen import preset, run
+    from longgen import naming, preset
     from longgen.compare import grid
-    from longgen.compare.run import compare_presets
+    from longgen.compare.run import compare_presets, free
     from longgen.probe import choose
     from longgen.progress import progress
 
@@ -165,7 +168,6 @@ def compare(
     flags: dict[str, Any] = dict(frames=frames, size=None if size is None else parse_size(size), steps=steps,
                                  guidance_scale=guidance_scale, negative_prompt=negative_prompt, flow_shift=flow_shift,
                                  fps=fps)  # fmt: skip
-    folder = output or Path(f"compare-{run.slug(texts[0])}")
     if probe is None or probe == "run":
         bare = [preset_asked(name, None, backbone, flags, duration)[0] for name in names if not name.endswith(("@all", "@none"))]
         asking = [one for one in bare if (choose.asks(one) if probe == "run" else choose.lacks(one, spec, loras) and not set_)]
@@ -177,11 +179,14 @@ def compare(
         tell(f"note: {note}")
     warn_of_grammar(spec, texts, quiet)
     setup = make_setup(spec, loading)
+    default = Path(f"compare-{naming.slug(texts[0])}")
+    places = grid.places(plans, dict.fromkeys(texts), numbers, setup, default)
+    folder = output or free(default, lambda made: [f"videos/{place.name}.mp4" for place in places])
     with progress(quiet, say) as report:
         made = compare_presets(
-            plans, texts, numbers, setup, folder, baseline, metrics, report, tell, vbench_weights, vbench_json or ()
+            plans, texts, numbers, setup, folder, baseline, metrics, report, tell, vbench_weights, vbench_json or (), overwrite
         )
-    show(made, folder, export_vbench, as_json, quiet)
+    show(made, folder, export_vbench, overwrite, as_json, quiet)
 
 
 def compare_existing(
@@ -192,22 +197,26 @@ def compare_existing(
     vbench_weights: Path | None,
     vbench_json: Sequence[Path],
     export_vbench: Path | None,
+    overwrite: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
     """`longgen compare VIDEO VIDEO`. A folder of an earlier comparison alone is compared anew in its place."""
-    from longgen import run
-    from longgen.compare.run import compare_videos
+    from longgen import naming
+    from longgen.compare import existing
+    from longgen.compare.run import compare_videos, free
     from longgen.progress import progress
 
     own = len(videos) == 1 and (videos[0] / "compare.json").is_file()
-    folder = output or (videos[0] if own else Path(f"compare-{run.slug(videos[0].stem)}"))
+    folder = output or (videos[0] if own else Path(f"compare-{naming.slug(videos[0].stem)}"))
+    if output is None and not own:
+        folder = free(folder, lambda made: [str(video.absolute()) for video in existing.videos(videos)])
     with progress(quiet, say) as report:
-        made = compare_videos(videos, folder, baseline, metrics, report, vbench_weights, vbench_json)
-    show(made, folder, export_vbench, as_json, quiet)
+        made = compare_videos(videos, folder, baseline, metrics, report, vbench_weights, vbench_json, overwrite or own)
+    show(made, folder, export_vbench, overwrite, as_json, quiet)
 
 
-def show(made: Comparison, folder: Path, export_vbench: Path | None, as_json: bool, quiet: bool) -> None:
+def show(made: Comparison, folder: Path, export_vbench: Path | None, overwrite: bool, as_json: bool, quiet: bool) -> None:
     """The comparison on stdout, its videos laid out for VBench; a BatchError where a video failed."""
     from longgen.compare.table import text
     from longgen.compare.vbench import lay_out
@@ -218,7 +227,7 @@ def show(made: Comparison, folder: Path, export_vbench: Path | None, as_json: bo
             say(f"to watch: {folder / watch.side_by_side}")
         say(f"the page: {folder / 'report.html'}")
     if export_vbench is not None:
-        commands = lay_out(made, folder, export_vbench)
+        commands = lay_out(made, folder, export_vbench, overwrite)
         if not quiet:
             say("\n".join(["VBench's own program scores the videos so, where it is installed:", *commands,
                            "then --vbench-json FILE with each results_TIME_eval_results.json adds its numbers here"]))  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from longgen.cli.options import Device, Json, Quiet, Tiling
+from longgen.cli.options import Device, Json, Overwrite, Quiet, Tiling
 from longgen.cli.root import answer, app, reports_errors, say
 from longgen.errors import LonggenError, UsageError
 
@@ -20,11 +20,12 @@ def decode(
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.mp4", help="(default: beside the run)")] = None,
     device: Device = None,
     vae_tiling: Tiling = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Turn saved latents into a video, without sampling again."""
-    from longgen import checkpoint, run
+    from longgen import checkpoint, disk, run, rundir
 
     if latents.suffix == ".run":
         latents = latents / ("latents" if (latents / "latents").is_dir() else "latents.safetensors")
@@ -36,19 +37,27 @@ def decode(
     if "done" in kept and not quiet:
         say(f"note: {latents} is a checkpoint after step {kept['done']}; the video will be noisy")
     made = run.plan_of(kept, latents)
+    whole = rundir.latent_shape(made)
+    if len(chunks):
+        chunks.check((*whole[:2], None, *whole[3:]))
+    else:
+        checkpoint.check_latents(latents, tensors["latents"], whole)
     folder = latents.absolute().parent
     if output is None and 0 < len(chunks) < made.rounds:
-        raise UsageError(f"{latents} holds {len(chunks)} of {made.rounds} chunks, and the name beside it is the whole video's",
-                         accepted="--output FILE.mp4 for what there is", do=f"add -o {folder.stem}-so-far.mp4")  # fmt: skip
+        reason = f" ({chunks.damage})" if chunks.damage else ""
+        raise UsageError(f"{latents} holds {len(chunks)} of {made.rounds} chunks{reason}, and the name beside it is the "
+                         "whole video's", accepted="--output FILE.mp4 for what there is",
+                         do=f"add -o {folder.stem}-so-far.mp4")  # fmt: skip
     target = output or (folder.with_suffix(".mp4") if folder.suffix == ".run" else latents.with_suffix(".mp4"))
     target = run.output_path(str(target), kept["prompt"], kept["seed"])
-    run.check_writable(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    disk.check_new(target, overwrite)
+    rundir.check_place(target)
     settings = {key: value for key, value in kept.items() if key not in ("done", "scheduler")}
     from longgen.progress import progress
 
     start = time.monotonic()
-    with progress(quiet, say) as report:
+    with rundir.held(target), progress(quiet, say) as report:
+        disk.check_new(target, overwrite)  # again: another process may have made it
         report(run.Progress("load", 0, 1, 0.0, None, run.memory_bytes("cpu")))
         from longgen.backbones import decoder, default_device
 
@@ -57,7 +66,10 @@ def decode(
         report(run.Progress("load", 1, 1, time.monotonic() - start, 0.0, run.memory_bytes("cpu")))
         frames_lat = chunks.frames(made.frames_lat) if len(chunks) else tensors["latents"]
         seconds, frames_px = run.decode_to(target, frames_of, frames_lat, made, where, settings, report)
+        if frames_px == made.frames_px and target.with_suffix(".run").absolute() == folder:
+            rundir.decoded(target)
     if frames_px < made.frames_px and not quiet:
-        say(f"note: the stream was stopped before its end; these are {frames_px} frames of {made.frames_px}")
+        reason = chunks.damage or "the stream was stopped before its end"
+        say(f"note: {reason}; these are {frames_px} frames of {made.frames_px}")
     result = {"name": target.stem, "output": str(target), "frames": frames_px, "seconds": {"decode": seconds}}
     answer(str(target), result, as_json, made=True)

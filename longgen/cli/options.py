@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; errors only.")]
 Preset = Annotated[str, typer.Option("--preset", envvar="LONGGEN_PRESET", help="A preset's name, or a TOML file.")]

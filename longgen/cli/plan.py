@@ -19,6 +19,7 @@ from longgen.cli.options import (
     Json,
     Layers,
     Offload,
+    Overwrite,
     Preset,
     Probe,
     Quiet,
@@ -50,10 +51,12 @@ def plan(
     dtype: Dtype = None,
     offload: Offload = "none",
     export: Annotated[Path | None, typer.Option("--export", metavar="FILE.npz", help="Write the frame-plan tables.")] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Show what would run, with its tables, its cost against direct sampling and its memory; loads no weights."""
+    from longgen import disk
     from longgen.show import plan_text
 
     flags = dict(
@@ -70,11 +73,16 @@ def plan(
         if export.suffix != ".npz":
             raise UsageError(f"--export {export}: tables are written as NumPy archives", accepted="a name in .npz",
                              do=f"take {export.with_suffix('.npz')}")  # fmt: skip
-        try:
-            np.savez_compressed(export, allow_pickle=False, **made.arrays())
-        except OSError as error:
-            raise LonggenError(f"{export} cannot be written: {error.strerror}", accepted="a folder that may be written to",
-                               do="give another --export") from None  # fmt: skip
+        disk.check_new(export, overwrite, "--export")
+        if not export.parent.is_dir():
+            raise LonggenError(f"{export} cannot be written: {export.parent} is not there", accepted="a folder that is there",
+                               do="make it, or give another --export")  # fmt: skip
+
+        def write(partial: Path) -> None:
+            with partial.open("wb") as file:
+                np.savez_compressed(file, allow_pickle=False, **made.arrays())
+
+        disk.replace_file(export, write)
         if not quiet:
             say(f"tables written to {export}")
     kind = dtype or made.spec.dtype

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from longgen.cli.asked import backbone_asked, make_setup, parse_size, read_prompts, read_seeds, warn_of_grammar
-from longgen.cli.options import Backbone, Device, Dtype, Frames, Json, Lora, Offload, Quiet, Seeds, Size
+from longgen.cli.options import Backbone, Device, Dtype, Frames, Json, Lora, Offload, Overwrite, Quiet, Seeds, Size
 from longgen.cli.root import answer, app, reports_errors, say
 from longgen.errors import UsageError
 
@@ -46,6 +46,7 @@ def probe(
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Where the report goes (default: probe-BACKBONE-FRAMES here)."),
     ] = None,
+    overwrite: Overwrite = False,
     dtype: Dtype = None,
     device: Device = None,
     offload: Offload = "none",
@@ -57,7 +58,7 @@ def probe(
 
     Takes many short generations; with --quick two long ones.
     """
-    from longgen import run
+    from longgen import disk, naming
     from longgen.probe import measure, report
 
     spec = backbone_asked(backbone, quiet)
@@ -69,12 +70,15 @@ def probe(
         spec, "quick" if quick else "full", frames, steps, texts, read_seeds(seeds), None if size is None else parse_size(size),
         setup.dtype, setup.lora,
     )  # fmt: skip
-    folder = output or Path(f"probe-{run.slug(spec.name)}-{settings.frames}")
+    default = Path(f"probe-{naming.slug(spec.name)}-{settings.frames}")
+    folder = output or report.free(default, spec.name, settings, overwrite)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output {folder} is a file, and a report is several", accepted="a folder", do="give another name")
-    run.check_writable(folder / "report.html")
+    report.check(folder, spec.name, settings, overwrite)
     found, place = run_probe(spec, setup, settings, metric, threshold, top, again, quiet)
-    written = report.write(found, folder)
+    with disk.held(folder / disk.LOCK, str(folder)):
+        report.check(folder, spec.name, settings, overwrite)
+        written = report.write(found, folder)
     answer(report.text(found), found.as_dict(), as_json, made=True)
     if not quiet:
         say(f"report: {next(path for path in written if path.suffix == '.html')}; kept for presets: {place}")

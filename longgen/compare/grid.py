@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longgen import backbones, catalog, checkpoint, preset, run
+from longgen import backbones, catalog, disk, naming, preset, run, rundir
 from longgen.backbones import Setup
 from longgen.backbones.spec import BackboneSpec
 from longgen.errors import LonggenError, UsageError, unknown_name
@@ -41,7 +41,8 @@ class Place:
 
     @property
     def finished(self) -> bool:
-        return self.output.is_file() and run.unfinished(self.output) is None
+        """Raises LonggenError where its record is damaged."""
+        return rundir.finished(self.output, self.settings, self.plan.frames_px)
 
 
 def plans(
@@ -86,7 +87,8 @@ def places(plans: Sequence[Plan], prompts: Iterable[str], seeds: Iterable[int], 
     found = []
     for prompt, seed, plan in ((prompt, seed, plan) for prompt in prompts for seed in seeds for plan in plans):
         settings = run.settings_of(plan, prompt, seed, setup)
-        name = f"{run.slug(plan.preset.name)}-{run.slug(prompt)}-{seed}-{content_hash(settings, setup)}"
+        words = f"{naming.slug(plan.preset.name, (40, 60))}-{naming.slug(prompt, (60, 100))}"
+        name = f"{words}-{seed}-{content_hash(settings, setup)}"
         found.append(Place(name, plan, prompt, seed, folder / f"{name}.mp4", settings))
     return found
 
@@ -104,7 +106,7 @@ def make(
     tell: Callable[[str], None] = run.ignore,
 ) -> Iterator[tuple[Place, str | None]]:
     """Makes what is not there, on one loaded model. Each place comes as soon as it is settled, with an error where it failed."""
-    missing = [place for place in places if not place.finished]
+    missing = [place for place in places if not _finished(place)]
     if len(missing) < len(places):
         tell(f"{len(places) - len(missing)} of {len(places)} videos are there already")
     to_do, done, began = sum(place.plan.cost for place in missing), 0.0, 0.0
@@ -117,7 +119,7 @@ def make(
                 backbone, _ = run.load(place.plan.spec, setup, report)
                 began = time.monotonic()
             try:
-                _make(place, backbone, report)
+                _make(place, backbone, report, tell)
             except LonggenError as failure:
                 error = failure.given
             except Exception as failure:  # a defect, of longgen or of a library: the other videos shall not wait for its mending
@@ -132,15 +134,28 @@ def make(
         yield place, error
 
 
-def _make(place: Place, backbone: backbones.Backbone, report: Callable[[Progress], None]) -> None:
+def _finished(place: Place) -> bool:
+    try:
+        return place.finished
+    except LonggenError:  # a damaged record, which making it says
+        return False
+
+
+def _make(
+    place: Place, backbone: backbones.Backbone, report: Callable[[Progress], None], tell: Callable[[str], None] = run.ignore
+) -> None:
     """Makes the video of `place`, from what an earlier run left of it where it can."""
-    folder, left = run.run_folder(place.output), run.unfinished(place.output)
-    if left and backbone.setup.cache and not (folder / "latents.safetensors").is_file():
-        left = None  # what a step cache held is lost
-    _forget_peak()
-    run.generate_one(backbone, place.plan, place.prompt, place.seed, place.output, resume=left is not None, report=report)
-    if left:
-        checkpoint.save_json(folder / "run.json", run.stored_record(place.output) | {"resumed": True})
+    folder = run.run_folder(place.output)
+    with rundir.held(place.output):
+        left = run.unfinished(place.output)
+        if left and backbone.setup.cache and not (folder / rundir.LATENTS).is_file():
+            left = None  # what a step cache held is lost
+        if rundir.ready(place.output, place.settings, place.plan.frames_px, resume=True, overwrite=False):
+            return  # another process was faster
+        _forget_peak()
+        run.generate_one(backbone, place.plan, place.prompt, place.seed, place.output, left is not None, report, tell=tell)
+        if left:
+            disk.save_record(folder / rundir.RECORD, run.stored_record(place.output) | {"resumed": True})
 
 
 def _forget_peak() -> None:

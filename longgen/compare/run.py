@@ -10,16 +10,17 @@ DIR/compare.json, report.html      everything
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from longgen import __version__, checkpoint, ffmpeg, run
+from longgen import __version__, disk, ffmpeg, naming, run, rundir
 from longgen.backbones import Setup, default_device
 from longgen.compare import existing, grid, statistics, watch
 from longgen.compare.cautions import cautions
-from longgen.compare.record import Cell, Comparison, Watch
+from longgen.compare.record import Cell, Comparison, Watch, read
 from longgen.compare.scores import chosen, file_hash, scored
 from longgen.compare.seams import seams
 from longgen.compare.vbench import Numbers
@@ -43,6 +44,7 @@ def compare_presets(
     tell: Callable[[str], None] = run.ignore,
     vbench_weights: Path | None = None,
     vbench_json: Sequence[Path] = (),
+    overwrite: bool = False,
 ) -> Comparison:
     """Makes the videos of the grid that are not in `folder`, and compares them all. Plans are those of `grid.plans`.
 
@@ -51,10 +53,26 @@ def compare_presets(
     """
     labels = [plan.preset.name for plan in plans]
     against = _baseline(baseline, labels)
-    _check(folder)
-    numbers = Numbers(chosen(metrics), vbench_weights, vbench_json, setup.device)
     prompts = list(dict.fromkeys(prompts))
     places = grid.places(plans, prompts, seeds, setup, folder / "videos")
+    check(folder, [_place(place.output, folder) for place in places], _files(prompts).values(), overwrite)
+    numbers = Numbers(chosen(metrics), vbench_weights, vbench_json, setup.device)
+    with disk.held(folder / disk.LOCK, str(folder)):
+        return _compare_presets(plans, prompts, seeds, setup, folder, against, places, numbers, report, tell)
+
+
+def _compare_presets(
+    plans: Sequence[Plan],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    setup: Setup,
+    folder: Path,
+    against: str | None,
+    places: Sequence[grid.Place],
+    numbers: Numbers,
+    report: Callable[[Progress], None],
+    tell: Callable[[str], None],
+) -> Comparison:
     cells: list[Cell] = []
     watched: list[Watch] = []
     files = _files(prompts)
@@ -64,7 +82,7 @@ def compare_presets(
         if len(group) == len(plans) * len(seeds):  # the prompt's last
             watched += _watch(group, len(plans), place.prompt, files[place.prompt], folder, report)
     return _concluded(
-        cells, watched, numbers, folder, report, [], backbone=plans[0].spec.name, presets=labels, prompts=prompts, seeds=[*seeds],
+        cells, watched, numbers, folder, report, [], backbone=plans[0].spec.name, presets=labels, prompts=[*prompts], seeds=[*seeds],
         baseline=against, device=run.device_name(setup.device),
     )  # fmt: skip
 
@@ -77,6 +95,7 @@ def compare_videos(
     report: Callable[[Progress], None] = run.ignore,
     vbench_weights: Path | None = None,
     vbench_json: Sequence[Path] = (),
+    overwrite: bool = False,
 ) -> Comparison:
     """Compares the videos of `paths`: MP4 files, run folders, folders of an earlier comparison. Raises LonggenError.
 
@@ -87,8 +106,21 @@ def compare_videos(
     videos = existing.found(paths, told.append)
     labels = [*dict.fromkeys(video.label for video in videos)]
     against = _baseline(baseline, labels)
-    _check(folder)
+    prompts_of = _grouped([video.prompt for video in videos])
+    check(folder, [_place(video.video, folder) for video in videos], _files(prompts_of).values(), overwrite)
     numbers = Numbers(chosen(metrics), vbench_weights, vbench_json, default_device())
+    with disk.held(folder / disk.LOCK, str(folder)):
+        return _compare_videos(videos, labels, folder, against, numbers, report)
+
+
+def _compare_videos(
+    videos: Sequence[existing.Found],
+    labels: Sequence[str],
+    folder: Path,
+    against: str | None,
+    numbers: Numbers,
+    report: Callable[[Progress], None],
+) -> Comparison:
     taken: dict[str, int] = {}
     cells = []
     began = time.monotonic()
@@ -101,9 +133,8 @@ def compare_videos(
             raise LonggenError(f"{cell.video}: {cell.error}", accepted="a video that can be scored", do="leave it out")
     prompts = [*dict.fromkeys(cell.prompt for cell in cells)]
     seeds = [*dict.fromkeys(cell.seed for cell in cells)]
-    groups = {prompt: [cell for cell in cells if cell.prompt == prompt] for prompt in prompts}
-    if None in groups or max(map(len, groups.values())) == 1:
-        groups = {prompts[0] if len(prompts) == 1 else None: cells}
+    shown = _grouped([cell.prompt for cell in cells])
+    groups = {prompt: [cell for cell in cells if len(shown) == 1 or cell.prompt == prompt] for prompt in shown}
     watched, files = [], _files([*groups])
     for prompt, group in groups.items():
         rows = [*dict.fromkeys(cell.preset for cell in group)]
@@ -114,7 +145,7 @@ def compare_videos(
     backbones = {cell.settings.get("backbone") for cell in cells}
     told += _twins(videos)
     return _concluded(
-        cells, watched, numbers, folder, report, told, backbone=backbones.pop() if len(backbones) == 1 else None, presets=labels,
+        cells, watched, numbers, folder, report, told, backbone=backbones.pop() if len(backbones) == 1 else None, presets=[*labels],
         prompts=prompts, seeds=seeds, baseline=against, device=run.device_name("cpu"),
     )  # fmt: skip
 
@@ -125,12 +156,55 @@ def _baseline(asked: str | None, labels: Sequence[str]) -> str | None:
     return asked or (BASELINE if BASELINE in labels else None)
 
 
-def _check(folder: Path) -> None:
-    """Raises LonggenError where the comparison could not be written to `folder`."""
+def _grouped(prompts: Sequence[str | None]) -> list[str | None]:
+    """What videos of these prompts are shown under: each prompt, or nothing where that says little."""
+    known = [*dict.fromkeys(prompts)]
+    return [known[0] if len(known) == 1 else None] if None in known or len(known) == len(prompts) else known
+
+
+def _place(video: Path, folder: Path) -> str:
+    """`video` as a comparison in `folder` has it."""
+    return video.relative_to(folder).as_posix() if video.is_relative_to(folder) else str(video.absolute())
+
+
+def check(folder: Path, videos: Iterable[str], names: Iterable[str], overwrite: bool) -> None:
+    """Refuses a `folder` in which the comparison of `videos`, shown in files with these `names`, would replace something.
+
+    An earlier comparison there, of the same videos or of some of them, is its own. Raises LonggenError.
+    """
     ffmpeg.check_output(str(folder))
-    if folder.exists() and not folder.is_dir():
+    if os.path.lexists(folder) and not folder.is_dir():
         raise UsageError(f"--output {folder} is a file, and a comparison is many", accepted="a folder", do="give another name")
-    run.check_writable(folder / "compare.json")
+    own = _is_of(folder, videos)
+    if own is False and not overwrite:
+        raise UsageError(f"--output {folder} holds a comparison of other videos", accepted="another folder, or --overwrite",
+                         do="give another name; --overwrite replaces its table and its page, and keeps its videos")  # fmt: skip
+    for name in ("compare.json", "report.html"):
+        disk.check_new(folder / name, overwrite, own=own is True)
+    for name in names:
+        video = folder / "side-by-side" / f"{name}.mp4"
+        shown = "shows" in (rundir.settings_inside(video) or {})
+        disk.check_new(video, overwrite, own=shown)
+        disk.check_new(folder / "sheets" / f"{name}.png", overwrite, own=shown)
+
+
+def free(folder: Path, videos: Callable[[Path], Iterable[str]]) -> Path:
+    """`folder`, or the first with a number behind it, that has no comparison of other videos than `videos` gives for it."""
+    made, number = folder, 2
+    while os.path.lexists(made) and (not made.is_dir() or _is_of(made, videos(made)) is False):
+        made, number = Path(f"{folder}-{number}"), number + 1
+    return made
+
+
+def _is_of(folder: Path, videos: Iterable[str]) -> bool | None:
+    """Whether what was compared in `folder` are some of `videos`; None where there is no comparison."""
+    if not (folder / "compare.json").is_file():
+        return None
+    try:
+        kept = read(folder / "compare.json")
+    except LonggenError:
+        return False
+    return {cell.video for cell in kept.cells if cell.status == "done"} <= {*videos}
 
 
 def _cell(place: grid.Place, error: str | None) -> Cell:
@@ -147,7 +221,7 @@ def _cell(place: grid.Place, error: str | None) -> Cell:
 def _cell_of(video: existing.Found, taken: dict[str, int]) -> Cell:
     """The cell of a video that was there, without its scores. taken: the names that are in use, to which its own is added."""
     parts = [video.label, *([] if video.prompt is None else [video.prompt]), *([] if video.seed is None else [str(video.seed)])]
-    name = "-".join(run.slug(part) for part in parts)
+    name = "-".join(naming.slug(part, (60, 60)) for part in parts)
     taken[name] = taken.get(name, 0) + 1
     name, plan = f"{name}-{file_hash(video.video)[:8]}" + f"-{taken[name]}" * (taken[name] > 1), video.plan
     return Cell(
@@ -173,7 +247,7 @@ def _measured(cell: Cell, video: Path, folder: Path, names: Sequence[str]) -> Ce
     """`cell` with its scores; failed where `video` cannot be scored."""
     if cell.status == "failed":
         return cell
-    place = video.relative_to(folder).as_posix() if video.is_relative_to(folder) else str(video.absolute())
+    place = _place(video, folder)
     try:
         found = scored(video, cell.seams, cell.prompt, folder / "scores" / f"{cell.name}.json")
     except LonggenError as error:
@@ -200,7 +274,7 @@ def _files(prompts: Iterable[str | None]) -> dict[str | None, str]:
     """For each prompt a file name of its own, without its end."""
     names: dict[str | None, str] = {}
     for prompt in prompts:
-        stem = name = "videos" if prompt is None else run.slug(prompt)
+        stem = name = "videos" if prompt is None else naming.slug(prompt)
         number = 1
         while name in names.values():
             number += 1
@@ -261,7 +335,7 @@ def _concluded(
         warnings=[*told, *cautions(cells, table, described["baseline"]), *warnings],
         libraries={name: importlib.metadata.version(name) for name in LIBRARIES}, **described,
     )  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.save_json(folder / "compare.json", made.as_dict())
+    disk.make_folder(folder)
+    disk.save_json(folder / "compare.json", made.as_dict())
     write_page(made, folder)
     return made

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from longgen import checkpoint, ffmpeg, filmfacts, metrics
+from longgen import disk, ffmpeg, filmfacts, metrics
 from longgen import video as films
 from longgen.backbones import tiny
-from longgen.errors import UsageError, unknown_name
+from longgen.errors import LonggenError, UsageError, unknown_name
 from longgen.metrics import METRICS, in_order
 from longgen.metrics.score import score_video
 from longgen.metrics.vbench import DIMENSIONS, musiq
@@ -69,14 +68,14 @@ def scored(video: Path, seams: list[int], prompt: str | None, kept: Path) -> dic
 def once(kept: Path, key: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `make` gives: from the file `kept` where that was written for an equal `key`, else made, and written there."""
     try:
-        before = json.loads(kept.read_text(encoding="utf-8"))
+        before = disk.load_record(kept)
         if before["key"] == key:
             return before["scores"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (LonggenError, KeyError):
         pass  # there are none, or not such as this longgen writes
     found = make()
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save_json(kept, {"key": key, "scores": found})
+    disk.make_folder(kept.parent)
+    disk.save_record(kept, {"key": key, "scores": found})
     return found
 
 

@@ -141,13 +141,14 @@ class Numbers:
         return found, warnings
 
 
-def lay_out(comparison: Comparison, folder: Path, export: Path) -> list[str]:
+def lay_out(comparison: Comparison, folder: Path, export: Path, overwrite: bool = False) -> list[str]:
     """Copies the videos of `comparison`, which lies in `folder`, to `export` for VBench's own program; returns what to run there.
 
-    A video without a prompt has the name of its row for one. Raises MissingError.
+    A video without a prompt has the name of its row for one. Raises MissingError, and UsageError
+    where another video is in the place of one.
     """
     done = [cell for cell in comparison.cells if cell.status == "done" and cell.video]
-    placed = export_videos([(cell.preset, folder / str(cell.video), _prompt(cell)) for cell in done], export)
+    placed = export_videos([(cell.preset, folder / str(cell.video), _prompt(cell)) for cell in done], export, overwrite)
     places = {place.relative_to(export).as_posix(): cell.name for place, cell in zip(placed, done, strict=True)}
     checkpoint.save_json(folder / PLACES, places)
     return [

@@ -14,7 +14,6 @@ Every run is kept as it is done, so that a probe that was stopped goes on.
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,12 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longgen import checkpoint, frames, plan, preset
+from longgen import checkpoint, disk, frames, plan, preset
 from longgen.backbones import Backbone
 from longgen.backbones.spec import RELATIVE_POSITIONS, BackboneSpec
 from longgen.backbones.tiny import grammar
 from longgen.context.window import Window
-from longgen.errors import UsageError
+from longgen.errors import LonggenError, UsageError
 from longgen.metrics.score import Scorer
 from longgen.plan import LONG, Plan
 from longgen.probe.record import Run, ScoreName, Settings
@@ -90,19 +89,19 @@ class Parts:
     def get(self, name: str) -> dict[str, Any] | None:
         try:
             return self.made(name)
-        except (FileNotFoundError, ValueError):  # the latter from a disk that lost it
+        except LonggenError:  # not there, or damaged
             return None
 
     def made(self, name: str) -> dict[str, Any]:
         """What `put` wrote."""
-        return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+        return disk.load_record(self.folder / f"{name}.json")
 
     def put(self, name: str, values: dict[str, Any]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.save_json(self.folder / f"{name}.json", values)
+        disk.make_folder(self.folder)
+        disk.save_record(self.folder / f"{name}.json", values)
 
     def put_latents(self, name: str, latents: Tensor) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(self.folder)
         checkpoint.save_tensors(self.folder / f"{name}.safetensors", {"latents": latents}, {})
 
     def latents(self, name: str) -> Tensor:

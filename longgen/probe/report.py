@@ -6,6 +6,7 @@ The page asks the network for nothing and runs no script. What users gave (promp
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import textwrap
 import unicodedata
@@ -15,10 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from longgen import disk
 from longgen.errors import LonggenError
 from longgen.plan import count_label, human_bytes
 from longgen.probe.plots import columns, number, rank_figure, ranks, save, scores_figure, top
-from longgen.probe.record import KINDS, Kind, Probe
+from longgen.probe.record import KINDS, Kind, Probe, Settings, read
 
 LABEL = 12  # characters before what a line of the text says
 BAR = (4, 24)  # characters: the least and the most
@@ -143,25 +145,49 @@ def _settings(probe: Probe) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
+FILES = ("probe.json", "scores.png", "effective_rank.png", "report.html")
+
+
+def check(folder: Path, backbone: str, settings: Settings, overwrite: bool) -> None:
+    """Refuses to replace what is in `folder`, but where it is the report of a probe of `backbone` with the same settings."""
+    own = _is_of(folder, backbone, settings)
+    for name in FILES:
+        disk.check_new(folder / name, overwrite, own=own)
+
+
+def free(folder: Path, backbone: str, settings: Settings, overwrite: bool) -> Path:
+    """`folder`, or the first with a number behind it that has no other report."""
+    made, number = folder, 2
+    while (
+        not overwrite
+        and not _is_of(made, backbone, settings)
+        and (os.path.lexists(made) and (not made.is_dir() or any(os.path.lexists(made / name) for name in FILES)))
+    ):
+        made, number = Path(f"{folder}-{number}"), number + 1
+    return made
+
+
+def _is_of(folder: Path, backbone: str, settings: Settings) -> bool:
+    try:
+        probe = read(folder / "probe.json")
+    except LonggenError:
+        return False
+    return (probe.backbone, probe.settings) == (backbone, settings)
+
+
 def write(probe: Probe, folder: Path) -> list[Path]:
     """Writes probe.json, scores.png, effective_rank.png (where ranks were measured) and report.html; gives their paths.
 
     folder: made where it is not there. Each file is whole or not there. Raises LonggenError where it cannot be written.
     """
-    from longgen.checkpoint import replace_file, save_json
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LonggenError(f"the folder {folder} cannot be made: {error.strerror}", accepted="a folder that may be written to",
-                           do="give another") from None  # fmt: skip
-    save_json(folder / "probe.json", probe.as_dict())
+    disk.make_folder(folder)
+    disk.save_json(folder / "probe.json", probe.as_dict())
     figures = {"scores.png": scores_figure(probe)}
     if ranks(probe):
         figures["effective_rank.png"] = rank_figure(probe)
     for name, figure in figures.items():
-        replace_file(folder / name, partial(save, figure))
-    replace_file(folder / "report.html", partial(_save_page, page(probe, folder / "probe.json")))
+        disk.replace_file(folder / name, partial(save, figure))
+    disk.replace_file(folder / "report.html", partial(_save_page, page(probe, folder / "probe.json")))
     return [folder / name for name in ("probe.json", *figures, "report.html")]
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from longgen import __version__, backbones, checkpoint
+from longgen import __version__, backbones, disk
 from longgen.backbones import Backbone, Setup
 from longgen.backbones.spec import RELATIVE_POSITIONS, BackboneSpec
 from longgen.errors import MissingError, UsageError
@@ -55,6 +55,25 @@ def probe(
 
     weights = _weights(spec, setup, load)
     folder = kept.folder_of(weights, settings)
+    with disk.held(folder / disk.LOCK, f"the probe in {folder}"):
+        return _probe(spec, setup, settings, weights, load, folder, metric, threshold, top, again, report, tell)
+
+
+def _probe(
+    spec: BackboneSpec,
+    setup: Setup,
+    settings: Settings,
+    weights: str,
+    load: Callable[[], Backbone],
+    folder: Path,
+    metric: ScoreName,
+    threshold: float | None,
+    top: int | None,
+    again: bool,
+    report: Callable[[Progress], None],
+    tell: Callable[[str], None],
+) -> tuple[Probe, Path]:
+    """`probe`, of the weights with that fingerprint, kept in `folder`."""
     path, parts = folder / "probe.json", Parts(folder / "parts")
     before = read(path) if path.is_file() and not again else None
     if again:
@@ -80,8 +99,8 @@ def probe(
         )  # fmt: skip
     made = Probe(longgen=__version__, backbone=spec.name, weights=weights, settings=settings, runs=runs, seconds=round(took, 1),
                  peak_memory_bytes=peak, device=device, **fields)  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.save_json(path, made.as_dict())
+    disk.make_folder(folder)
+    disk.save_json(path, made.as_dict())
     os.utime(path)
     parts.clear()
     return made, path

@@ -29,7 +29,7 @@ import torch
 from diffusers import MagCacheConfig
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from longgen import __version__, checkpoint
+from longgen import __version__, disk
 from longgen.backbones import Backbone, parse_cache
 from longgen.backbones.tiny import grammar
 from longgen.errors import LonggenError, UsageError
@@ -113,8 +113,8 @@ def ratios_of(backbone: Backbone, plan: Plan, calibrating: Callable[[], Report])
             return kept
     measured = measure(backbone, build(plan.preset, plan.spec), calibrating())
     made = Ratios(schema=1, longgen=__version__, backbone=backbone.spec.name, weights=weights, settings=settings, ratios=measured)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save_json(path, made.model_dump(mode="json", by_alias=True))
+    disk.make_folder(path.parent)
+    disk.save_json(path, made.model_dump(mode="json", by_alias=True))
     return made
 
 

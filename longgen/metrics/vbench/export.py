@@ -10,14 +10,17 @@ No name has an underscore: VBench-Long takes what stands before the first for th
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
-from longgen.errors import MissingError
+from longgen import disk
+from longgen.errors import MissingError, UsageError
 
 MOST_BYTES = 200  # of a name; file systems take 255, and VBench-Long adds to it
 CUSTOM = "subject_consistency background_consistency motion_smoothness dynamic_degree aesthetic_quality imaging_quality"
@@ -33,10 +36,20 @@ Its scores are in `results/results_TIME_eval_results.json`. Of each prompt, its 
 """
 
 
-def export_videos(videos: Iterable[tuple[str, Path, str]], folder: Path) -> list[Path]:
+def check(folder: Path, overwrite: bool) -> None:
+    """Refuses a `folder` that is not empty and no earlier export. Raises UsageError, LonggenError."""
+    readme = folder / "README.md"
+    disk.check_new(readme, overwrite, "--export-vbench", readme.is_file() and readme.read_bytes() == README.encode())
+    if folder.is_dir() and any(folder.iterdir()) and not readme.exists() and not overwrite:
+        raise UsageError(f"--export-vbench {folder} holds other files", accepted="a new folder, or one of an earlier export",
+                         do="give another name")  # fmt: skip
+
+
+def export_videos(videos: Iterable[tuple[str, Path, str]], folder: Path, overwrite: bool = False) -> list[Path]:
     """Copies `videos`, each a preset's name, a file and its prompt, into `folder`; returns where each went, in their order.
 
-    The videos of one preset and prompt are numbered in their order. Raises MissingError before anything is copied.
+    The videos of one preset and prompt are numbered in their order. Raises MissingError, and UsageError where another
+    video is in the place of one, before anything is copied.
     """
     videos = [*videos]
     gone = [path for _, path, _ in videos if not path.is_file()]
@@ -52,14 +65,29 @@ def export_videos(videos: Iterable[tuple[str, Path, str]], folder: Path) -> list
             name = f"{_hashed(prompt)}-{number}.mp4"
         mapped[name] = prompt
         placed.append(folder / _name(preset) / "videos" / name)
-    for (_, path, _), target in zip(videos, placed, strict=True):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+    pairs = [(path, target) for (_, path, _), target in zip(videos, placed, strict=True)]
+    for path, target in pairs:
+        same = target.is_file() and filecmp.cmp(path, target, shallow=False)
+        disk.check_new(target, overwrite, "--export-vbench", same)
+    disk.make_folder(folder)
+    disk.replace_file(folder / "README.md", _writing(README))
+    for path, target in pairs:
+        disk.make_folder(target.parent)
+        disk.replace_file(target, partial(_copied, path))
     for preset, mapped in prompts.items():
-        (folder / preset / "prompts.json").write_text(json.dumps(mapped, indent=4), encoding="utf-8")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "README.md").write_text(README, encoding="utf-8")
+        disk.replace_file(folder / preset / "prompts.json", _writing(json.dumps(mapped, indent=4)))
     return placed
+
+
+def _copied(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+
+
+def _writing(text: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.write_text(text, encoding="utf-8")
+
+    return write
 
 
 def _name(text: str) -> str:

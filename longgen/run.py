@@ -33,6 +33,7 @@ from longgen.errors import LonggenError, MissingError, OutOfMemoryError, UsageEr
 from longgen.plan import Plan, build
 from longgen.probe import choose
 from longgen.schedule import Schedule
+from longgen.textfile import on_one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -312,12 +313,14 @@ def generate_jobs(
 
     Of several jobs, one that fails becomes a Failure and the rest goes on; a single one raises its error.
     """
+    from longgen.backbones.tokens import cut_notes, tokenizer_of
+
     results: list[Result | Failure] = []
     loaded = None
     for number, job in enumerate(jobs, start=1):
         plan = job.plan
         if len(jobs) > 1:
-            tell(f"[{number}/{len(jobs)}] {job.prompt}")
+            tell(f"[{number}/{len(jobs)}] {on_one_line(job.prompt, 200)}")
         try:
             if resume and job.output.is_file() and unfinished(job.output) is None:
                 settings = settings_of(plan, job.prompt, job.seed, setup)
@@ -329,6 +332,10 @@ def generate_jobs(
                 loaded, load_s = load(plan.spec, setup, report)
                 if setup.compile:
                     tell("compiling: the first step takes seconds to minutes more")
+            cut = cut_notes(plan, [job.prompt], tokenizer_of(loaded))
+            for note in cut:
+                tell(f"note: {note}")
+            plan = dataclasses.replace(plan, notes=plan.notes + cut)
             tell(f"seed {job.seed}")
             if plan.sampling is not None and plan.sampling.streams and setup.offload == "none":
                 from longgen.video import partial_of

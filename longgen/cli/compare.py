@@ -16,6 +16,7 @@ from longgen.cli.asked import (
     read_names,
     read_prompts,
     read_seeds,
+    say_notes,
     warn_of_grammar,
 )
 from longgen.cli.options import (
@@ -146,6 +147,7 @@ def compare(
         raise UsageError("there is nothing to compare", accepted="--presets NAME,NAME with --prompt or --prompts; or videos",
                          do='for example --presets direct,sliding-window --prompt "a red circle"')  # fmt: skip
     from longgen import preset, run
+    from longgen.backbones import idle
     from longgen.compare import grid
     from longgen.compare.run import compare_presets
     from longgen.probe import choose
@@ -174,6 +176,9 @@ def compare(
         tell(f"note: {note}")
     warn_of_grammar(spec, texts, quiet)
     setup = make_setup(spec, loading)
+    idle_in = [idle(plan, setup) for plan in plans]
+    if all(idle_in):  # where one preset goes by clips, it is meant for that one
+        say_notes((note for notes in idle_in for note in notes), quiet)
     with progress(quiet, say) as report:
         made = compare_presets(
             plans, texts, numbers, setup, folder, baseline, metrics, report, tell, vbench_weights, vbench_json or ()

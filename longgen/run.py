@@ -154,6 +154,7 @@ def settings_of(plan: Plan, prompt: str, seed: int, setup: Setup) -> dict[str, A
         "seed": seed,
         "dtype": setup.dtype,
         **setup.deciding(),
+        **({"vae_tiling": True} if setup.vae_tiling else {}),
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
 

@@ -44,7 +44,8 @@ def decode(
     target = run.output_path(str(target), kept["prompt"], kept["seed"])
     run.check_writable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    settings = {key: value for key, value in kept.items() if key not in ("done", "scheduler")}
+    settings = {key: value for key, value in kept.items() if key not in ("done", "scheduler", "vae_tiling")}
+    settings |= {"vae_tiling": True} if vae_tiling else {}
     from longgen.progress import progress
 
     start = time.monotonic()

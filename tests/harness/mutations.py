@@ -130,8 +130,8 @@ def call(*args: str) -> Result:
         signal.signal(signal.SIGALRM, before)
 
 
-def refusal(done: Result) -> str | None:
-    """What is wrong with how a command that was not done ended; None where it said so as it should."""
+def refusal(done: Result) -> str:
+    """What is wrong with how a command that was not done ended; empty where it said so as it should."""
     if isinstance(done.exception, Slow):
         return "slow"
     if not isinstance(done.exception, SystemExit) or "Traceback" in done.stderr or "defect" in done.stderr:
@@ -142,7 +142,7 @@ def refusal(done: Result) -> str | None:
         return "a result besides an error"
     if "accepted: " not in done.stderr and "Usage:" not in done.stderr or len(done.stderr) > 10_000:
         return f"no message of three facts: {done.stderr[:300]}"
-    return None
+    return ""
 
 
 def decoded(data: bytes) -> str:
@@ -158,6 +158,8 @@ def same(read: Any, written: Any) -> bool:
     """Whether a value that was read is the one that stands there; numbers by value, lists by their items."""
     if isinstance(written, list):
         return isinstance(read, list) and len(read) == len(written) and all(map(same, read, written))
+    if isinstance(read, float) and isinstance(written, int) and not isinstance(written, bool):
+        return read == float(written)
     if isinstance(written, bool) or isinstance(read, bool):
         return read is written
     return bool(read == written)
@@ -270,7 +272,8 @@ def run(trials: int, seed: int, folder: Path) -> dict[str, int]:
                 wrong = f"{type(error).__name__}: {error}"
             counts["trials"] += 1
             counts["slowest_ms"] = max(counts["slowest_ms"], round(1000 * (time.monotonic() - began)))
-            if wrong is not None:
+            counts["taken"] += wrong is None  # a trial says nothing of what is right, and an empty text of what is refused
+            if wrong:
                 counts["wrong"] += 1
                 counts[f"{kind} wrong"] += 1
                 (folder / f"{kind}-{number}.wrong").write_text(wrong, encoding="utf-8", errors="backslashreplace")

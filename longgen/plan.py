@@ -118,6 +118,16 @@ class Plan:
         return weights(self.schedule, self.frames_px, self.spec.stride_t, self.sample.fps or self.spec.fps)
 
     @property
+    def guided(self) -> bool:
+        """Whether the model is run with the negative prompt too, as diffusers' pipelines decide it."""
+        return not self.spec.embedded_guidance and (self.sample.guidance_scale or 0.0) > 1
+
+    @property
+    def in_clips(self) -> bool:
+        """Whether the model sees a clip of the video at a time, several of which can be denoised in one call."""
+        return self.sampling is not None and not self.sampling.in_chunks and self.seen.frames_lat < self.frames_lat
+
+    @property
     def rounds(self) -> int:
         """The rounds of sampling, which progress and checkpoints count: the steps, unless a technique has its own loop."""
         return self.sampling.rounds(self.frames_lat, self.clip.native_lat, self.steps) if self.sampling else self.steps
@@ -348,6 +358,9 @@ def build(preset: Preset, spec: BackboneSpec, schedule: Schedule | None = None, 
     if sample.flow_shift is None and spec.script_shift is not None and spec.name in SPECS:
         notes.append(f"the flow shift is the checkpoint's own; the authors' script takes {spec.script_shift:g}: --flow-shift "
                      f"{spec.script_shift:g}")  # fmt: skip
+    if preset.sample.negative_prompt and not spec.embedded_guidance and (sample.guidance_scale or 0.0) <= 1:
+        notes.append(f"the negative prompt is not read: guidance is off at a guidance scale of {sample.guidance_scale:g}; "
+                      "it takes more than 1")  # fmt: skip
     if size != spec.size:
         width, height = spec.size
         notes.append(f"{size[0]}x{size[1]} is not the size {spec.name} was trained at ({width}x{height})")

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -121,18 +120,10 @@ class Preset(BaseModel):
         own = [(f"[sample.{_toml(name)}]", sample.pop(name)) for name in self.backbone_samples]
         sections = [("", tables), ("[sample]", sample), *own, *(("[[technique]]", table) for table in techniques)]
         return "\n".join(
-            "\n".join([*([head] if head else []), *(f"{key} = {_toml(value)}" for key, value in table.items())]) + "\n"
+            "\n".join([*([head] if head else []), *(f"{key} = {textfile.toml_value(value)}" for key, value in table.items())]) + "\n"
             for head, table in sections
             if table
         )
-
-
-def _toml(value: Any) -> str:
-    """A number, truth value, string or list of these in TOML: JSON, but for what TOML and terminals want escaped."""
-    return "".join(
-        f"\\u{ord(character):04x}" if textfile.visible(character) != character else character
-        for character in json.dumps(value, ensure_ascii=False)
-    )
 
 
 def name_of(technique: Technique) -> str:

@@ -115,7 +115,7 @@ def read(path: Path, columns: Collection[str] = COLUMNS, why: str = "") -> tuple
         for key in values:
             if key in COLUMNS and key not in columns:
                 unfit.setdefault(key, line)
-        row = _row(line, values, errors)
+        row = _row(line, values, suffix in JSON_LINES, errors)
         rows += [row] if row else []
     if unfit:
         key, line = next(iter(unfit.items()))
@@ -253,8 +253,8 @@ def _no_constant(word: str) -> Any:
     raise ValueError(f"{word} is no number")
 
 
-def _row(line: int, values: dict[str, Any], errors: list[str]) -> Row | None:
-    """The row of `values`, or None after its errors went to `errors`."""
+def _row(line: int, values: dict[str, Any], typed: bool, errors: list[str]) -> Row | None:
+    """The row of `values`, or None after its errors went to `errors`. typed: numbers are no texts."""
     prompt = values.get("prompt", "")
     if isinstance(prompt, str) and (wrong := textfile.flaw(prompt)):
         errors.append(f"line {line}: prompt {wrong}" if "prompt" in values else f"line {line}: there is no prompt")
@@ -263,9 +263,8 @@ def _row(line: int, values: dict[str, Any], errors: list[str]) -> Row | None:
         if isinstance(value, str) and key != "prompt" and value.strip() and (wrong := textfile.flaw(value)):
             errors.append(f"line {line}: {key} {wrong}")
             return None
-    texts = all(isinstance(value, str) for value in values.values())
     try:
-        row = Row.model_validate_strings(values | {"line": str(line)}) if texts else Row.model_validate(values | {"line": line})
+        row = Row.model_validate(values | {"line": line}) if typed else Row.model_validate_strings(values | {"line": str(line)})
     except UsageError as error:
         errors.append(f"line {line}: {error.given}; accepted: {error.accepted}")
         return None

@@ -28,6 +28,7 @@ from longgen.plan import Plan, build
 from longgen.probe import choose
 from longgen.rundir import IDENTITY, SCHEMA, run_folder, stored_record, unfinished
 from longgen.schedule import Schedule
+from longgen.textfile import on_one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -131,6 +132,7 @@ def settings_of(plan: Plan, prompt: str, seed: int, setup: Setup) -> dict[str, A
         "seed": seed,
         "dtype": setup.dtype,
         **setup.deciding(),
+        **({"vae_tiling": True} if setup.vae_tiling else {}),
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
 
@@ -304,12 +306,14 @@ def generate_jobs(
     With `resume` it goes on from what is left; only `overwrite` replaces what is there. Of several jobs, one that fails becomes a
     Failure and the rest goes on; a single one raises its error, and so does the first where nothing is loaded yet.
     """
+    from longgen.backbones.tokens import cut_notes, tokenizer_of
+
     results: list[Result | Failure] = []
     loaded = None
     for number, job in enumerate(jobs, start=1):
         plan = job.plan
         if len(jobs) > 1:
-            tell(f"[{number}/{len(jobs)}] {job.prompt}")
+            tell(f"[{number}/{len(jobs)}] {on_one_line(job.prompt, 200)}")
         try:
             with rundir.held(job.output):
                 settings = settings_of(plan, job.prompt, job.seed, setup)
@@ -325,6 +329,10 @@ def generate_jobs(
                         tell(note)
                     if setup.compile:
                         tell("compiling: the first step takes seconds to minutes more")
+                cut = cut_notes(plan, [job.prompt], tokenizer_of(loaded))
+                for note in cut:
+                    tell(f"note: {note}")
+                plan = dataclasses.replace(plan, notes=plan.notes + cut)
                 tell(f"seed {job.seed}")
                 if plan.sampling is not None and plan.sampling.streams and setup.offload == "none":
                     from longgen.video import partial_of

@@ -64,6 +64,11 @@ class Schedule:
         """Plain data, equal for equal schedules; times as exact fractions of a second, `15/2`."""
         return {"blend": str(self.blend), "shots": [{"at": str(shot.at), "prompt": shot.prompt} for shot in self.shots]}
 
+    def as_toml(self) -> str:
+        """The schedule as a TOML file that `load` reads back equal."""
+        shots = "".join(f"[[shot]]\nat = {_exactly(shot.at)}\nprompt = {textfile.toml_value(shot.prompt)}\n" for shot in self.shots)
+        return f"blend = {_exactly(self.blend)}\n{shots}"
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Schedule:
         """The schedule that `as_dict` wrote."""
@@ -216,6 +221,13 @@ def _refuse_unseen(schedule: Schedule, table: np.ndarray, where: str, least_s: F
         raise UsageError(f"the schedule's {', '.join(unseen)} is too short to be in any {where}",
                          accepted=f"shots of {_say(least_s)} or longer, before the video ends",
                          do="make it longer, or leave it out")  # fmt: skip
+
+
+def _exactly(seconds: Fraction) -> str:
+    """A time that a file gave, which has nine decimals at most, in quotes."""
+    whole, rest = divmod(seconds * 10**9, 10**9)
+    text = f"{whole}.{int(rest):09}".rstrip("0").rstrip(".")
+    return f'"{text}s"'
 
 
 def _say(seconds: Fraction) -> str:

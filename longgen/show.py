@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +18,9 @@ from longgen.frameplan import FramePlan, neutral
 from longgen.plan import FLOOR, LONG, Plan, count_label, human_bytes, on_every_backbone
 from longgen.preset import Preset, name_of
 from longgen.technique import NoiseTechnique
-from longgen.textfile import on_one_line
+from longgen.textfile import on_one_line, visible
 
+SETUP = ("dtype", "lora", "quantize", "attention", "cache", "compile", "vae_tiling", "clip_batch")  # of what a video keeps
 SHADES = " ░▒▓█"
 MAP_SIDE = 40  # characters across a picture of a table
 PICTURED = 1  # passes of a branch whose table is drawn; the others are like it, moved
@@ -202,3 +206,44 @@ def _able(able: list[str], refused: list[str]) -> str:
         return ", ".join(able)
     left_out = [*(["causal"] if set(causal) <= set(refused) else sorted(set(causal) & set(refused))), *others]
     return "all but " + ", ".join(left_out) if left_out else "all"
+
+
+def command_again(kept: Mapping[str, Any], video: Path) -> str:
+    """A line for a shell that makes `video` again, of the settings it keeps and a preset in THIS.toml.
+
+    Every setting is a flag, so that no LONGGEN_* variable stands before it.
+    """
+    words = ["longgen generate", "--preset THIS.toml", _flag("seed", kept["seed"]), _flag("backbone", kept["backbone"])]
+    words += [_flag(name, value) for name, value in kept["sample"].items() if value is not None]
+    for name in SETUP:
+        for value in kept[name] if name == "lora" and name in kept else [kept.get(name)]:
+            words += [] if value is None or value is False else [_flag(name, value)]
+    if kept.get("schedule") is None:
+        return " ".join([words[0], _flag("prompt", kept["prompt"]), *words[1:]])
+    shots = f"longgen inspect {_quoted(str(video.absolute()))} --schedule"
+    return " ".join([f"{shots} | {words[0]} --schedule -", *words[1:]])
+
+
+def _flag(name: str, value: Any) -> str:
+    """`--name VALUE` for a shell."""
+    text = "x".join(map(str, value)) if name == "size" else str(value)
+    option = f"--{name.replace('_', '-')}"
+    return option if value is True else f"{option}{'=' if text.startswith('-') else ' '}{_quoted(text)}"
+
+
+def _quoted(text: str) -> str:
+    """`text` as one word of a POSIX shell's line, on one line and with nothing that moves a terminal's cursor."""
+    if visible(text) == text and "\n" not in text and "\t" not in text:
+        return shlex.quote(text)
+    if text.endswith("\n"):  # which a command's output would lose
+        return "$'" + "".join(_escaped(character, "'\\", "\\x{:02x}") for character in text) + "'"
+    escaped = "".join(_escaped(character, "\\", "\\0{:03o}") for character in text)
+    return f'"$(printf %b {shlex.quote(escaped)})"'
+
+
+def _escaped(character: str, special: str, byte: str) -> str:
+    if character in special:
+        return "\\" + character
+    if character in "\n\t" or visible(character) != character:
+        return "".join(byte.format(one) for one in character.encode())
+    return character

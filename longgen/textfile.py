@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -97,6 +98,14 @@ def toml(text: str, name: str) -> dict[str, Any]:
         if depth > DEEPEST:
             raise refused("it is nested too deeply")
     return tables
+
+
+def toml_value(value: Any) -> str:
+    """A number, truth value, string or list of these in TOML: JSON, but for what TOML and terminals want escaped."""
+    return "".join(
+        f"\\u{ord(character):04x}" if visible(character) != character else character
+        for character in json.dumps(value, ensure_ascii=False)
+    )
 
 
 def parsed(parse: Callable[[], Any], text: str, refused: Callable[[str], LonggenError]) -> Any:

@@ -202,7 +202,7 @@ def test_sampling_has_flags_and_no_set() -> None:
 
 
 def test_a_parameter_is_set_once() -> None:
-    with pytest.raises(UsageError, match="'freespec.kappa' is given twice"):
+    with pytest.raises(UsageError, match=r"'freespec\.kappa' is given twice"):
         preset.load("freespec", ["freespec.kappa=1", "freespec.alpha=0", "freespec.kappa=2"])
 
 

@@ -206,10 +206,13 @@ def check_setup(spec: BackboneSpec, setup: Setup) -> list[str]:
 
     try:
         place = torch.device(setup.device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=place).cpu()  # meta makes tensors, and gives none back
+        if place.type == "cpu" and setup.device != "cpu":
+            raise RuntimeError("a CPU has no number")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0][:160]
         cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-        raise UsageError(f"--device {setup.device} is not there: {str(error).splitlines()[0]}", accepted=", ".join(["cpu", *cuda]),
+        raise UsageError(f"--device {setup.device} is not there: {reason}", accepted=", ".join(["cpu", *cuda]),
                          do="leave --device out for the best one") from None  # fmt: skip
     if setup.offload != "none" and place.type == "cpu":
         raise UsageError(f"--offload {setup.offload} moves weights between a GPU and the host, and the device is cpu",
@@ -230,6 +233,23 @@ def check_setup(spec: BackboneSpec, setup: Setup) -> list[str]:
     from longgen.backbones import loading
 
     return loading.check(spec, setup)
+
+
+def check(spec: BackboneSpec, setup: Setup) -> None:
+    """`check_setup`, and where libraries or files are named whether they are there and can do it. Loads no weights."""
+    check_setup(spec, setup)
+    if setup.lora or setup.attention is not None or setup.compile or setup.quantize is not None:
+        from longgen.backbones import loading  # takes seconds
+
+        loading.check(setup)
+        loading.check_libraries(spec, setup)
+
+
+def idle(plan: Plan, setup: Setup) -> tuple[str, ...]:
+    """Notes on what of `setup` does nothing for `plan`."""
+    if setup.clip_batch > 1 and not plan.in_clips:
+        return (f"--clip-batch {setup.clip_batch} does nothing: {plan.preset.name} shows {plan.spec.name} no clips at this length",)
+    return ()
 
 
 def parse_lora(text: str) -> tuple[str, float, tuple[int, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import FirstBlockCacheConfig
-from diffusers.models.attention_dispatch import AttentionBackendName
+from diffusers.models.attention_dispatch import AttentionBackendName, _check_attention_backend_requirements
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
@@ -88,6 +89,19 @@ def check(spec: BackboneSpec, setup: Setup) -> list[str]:
     return notes
 
 
+def check_libraries(spec: BackboneSpec, setup: Setup) -> None:
+    """Whether the libraries that the flags need are installed. Raises MissingError or UsageError."""
+    if setup.quantize == "int8":
+        _quantization(spec)
+    if setup.lora and importlib.util.find_spec("peft") is None:
+        raise _no_peft()
+    if setup.attention is not None:
+        try:
+            _check_attention_backend_requirements(AttentionBackendName(setup.attention))
+        except (ImportError, RuntimeError, ValueError) as error:
+            raise _no_attention(setup.attention, error) from error
+
+
 def set_up(backbone: PipelineBackbone) -> None:
     """Hands the pipeline the flags that act on a loaded model, and brings it to its device. Raises UsageError."""
     pipe, setup, spec = backbone.pipe, backbone.setup, backbone.spec
@@ -161,8 +175,17 @@ def _set_attention(transformer: Any, name: str) -> None:
     try:
         transformer.set_attention_backend(name)
     except (ImportError, RuntimeError, ValueError) as error:
-        raise UsageError(f"--attention {name} cannot run here: {' '.join(str(error).split())[:300]}",
-                         accepted="one whose library is installed; native always is", do="choose another") from error  # fmt: skip
+        raise _no_attention(name, error) from error
+
+
+def _no_attention(name: str, error: Exception) -> UsageError:
+    return UsageError(f"--attention {name} cannot run here: {' '.join(str(error).split())[:300]}",
+                      accepted="one whose library is installed; native always is", do="choose another")  # fmt: skip
+
+
+def _no_peft() -> MissingError:
+    return MissingError("--lora needs the library peft, which is not installed", accepted="pip install 'longgen[lora]'",
+                        do="install it, or leave --lora out")  # fmt: skip
 
 
 def _compile(transformer: Any, layers: list[Any]) -> None:

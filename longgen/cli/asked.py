@@ -212,7 +212,7 @@ def make_setup(spec: BackboneSpec, given: dict[str, Any]) -> Setup:
     """How to load `spec`, from the flags that are given and defaults for device and dtype."""
     from longgen.backbones import Setup, default_device, default_dtype
 
-    device = given["device"] or default_device()
+    device = default_device() if given["device"] is None else given["device"]
     return Setup(**given | {"device": device, "dtype": given["dtype"] or default_dtype(spec, device)})
 
 

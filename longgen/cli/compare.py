@@ -16,6 +16,7 @@ from longgen.cli.asked import (
     read_names,
     read_prompts,
     read_seeds,
+    say_notes,
     warn_of_grammar,
 )
 from longgen.cli.options import (
@@ -151,6 +152,7 @@ def compare(
         raise UsageError("there is nothing to compare", accepted="--presets NAME,NAME with --prompt or --prompts; or videos",
                          do='for example --presets direct,sliding-window --prompt "a red circle"')  # fmt: skip
     from longgen import naming, preset
+    from longgen.backbones import idle
     from longgen.compare import grid
     from longgen.compare.run import compare_presets, free
     from longgen.probe import choose
@@ -182,6 +184,9 @@ def compare(
     default = Path(f"compare-{naming.slug(texts[0])}")
     places = grid.places(plans, dict.fromkeys(texts), numbers, setup, default)
     folder = output or free(default, lambda made: [f"videos/{place.name}.mp4" for place in places])
+    idle_in = [idle(plan, setup) for plan in plans]
+    if all(idle_in):  # where one preset goes by clips, it is meant for that one
+        say_notes((note for notes in idle_in for note in notes), quiet)
     with progress(quiet, say) as report:
         made = compare_presets(
             plans, texts, numbers, setup, folder, baseline, metrics, report, tell, vbench_weights, vbench_json or (), overwrite

@@ -52,7 +52,8 @@ def decode(
     target = run.output_path(str(target), kept["prompt"], kept["seed"])
     disk.check_new(target, overwrite)
     rundir.check_place(target)
-    settings = {key: value for key, value in kept.items() if key not in ("done", "scheduler")}
+    settings = {key: value for key, value in kept.items() if key not in ("done", "scheduler", "vae_tiling")}
+    settings |= {"vae_tiling": True} if vae_tiling else {}
     from longgen.progress import progress
 
     start = time.monotonic()

@@ -18,6 +18,7 @@ from longgen.cli.asked import (
     read_rows,
     read_schedule,
     rows_of,
+    say_notes,
     warn_of_grammar,
 )
 from longgen.cli.options import (
@@ -103,6 +104,7 @@ def generate(
 ) -> None:
     """Make a video, or one for each line of a file of prompts."""
     from longgen import run
+    from longgen.backbones import check, idle
 
     flags = dict(frames=frames, size=None if size is None else parse_size(size), steps=steps, guidance_scale=guidance_scale,
                  negative_prompt=negative_prompt, flow_shift=flow_shift, fps=fps)  # fmt: skip
@@ -135,14 +137,18 @@ def generate(
         warn_of_grammar(plan.spec, [shot.prompt for shot in shots.shots] if shots else [row.prompt for row in rows], quiet)
     setup = make_setup(plan.spec, loading)
     jobs = run.jobs_of(asked, setup, resume, overwrite)
+    plans = [*dict.fromkeys(job.plan for job in jobs)]
+    say_notes((note for one in plans for note in idle(one, setup)), quiet)
     if dry_run:
-        from longgen.backbones import check_setup
+        from longgen.backbones.tokens import cut_notes, tokenizer_on_disk
         from longgen.show import plan_text
 
-        check_setup(plan.spec, setup)
+        check(plan.spec, setup)
+        tokenizer = tokenizer_on_disk(plan.spec)
+        say_notes((note for job in jobs for note in cut_notes(job.plan, [job.prompt], tokenizer)), quiet)
         names = [str(job.output) for job in jobs]
         texts = []
-        for one in dict.fromkeys(job.plan for job in jobs):
+        for one in plans:
             own = [str(job.output) for job in jobs if job.plan is one]
             texts.append(f"{plan_text(one, setup.dtype, offload, tables=False, notes=False)}\nwould write: {', '.join(own)}")
         described = [{"prompt": job.prompt, "seed": job.seed, "output": str(job.output), "preset": job.plan.preset.name,

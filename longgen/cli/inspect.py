@@ -10,23 +10,35 @@ import typer
 
 from longgen.cli.options import Json
 from longgen.cli.root import answer, app, reports_errors
+from longgen.errors import UsageError
 
 
 @app.command()
 @reports_errors
 def inspect(
     video: Annotated[Path, typer.Argument(help="An MP4 that longgen wrote.")],
-    toml: Annotated[bool, typer.Option("--toml", help="Print a preset that makes it again.")] = False,
+    toml: Annotated[bool, typer.Option("--toml", help="Print a preset that makes it again, with the command to use it.")] = False,
+    schedule: Annotated[bool, typer.Option("--schedule", help="Print its schedule, as --schedule of generate reads it.")] = False,
     as_json: Json = False,
 ) -> None:
     """Print the settings stored in a video."""
-    from longgen import run
+    from longgen import run, show
     from longgen.video import read_settings
 
     kept = read_settings(video)
+    if toml and schedule:
+        raise UsageError("--toml and --schedule are both given, and each is a file", accepted="one of them", do="leave one out")
+    if schedule:
+        shots = run.plan_of(kept, video).schedule
+        if shots is None:
+            raise UsageError(f"{video} was made with one prompt, and no schedule", accepted="a video of --schedule",
+                             do="leave --schedule out")  # fmt: skip
+        return answer(shots.as_toml().rstrip(), shots.as_dict() | {"name": video.stem}, as_json)
     if toml:
         made = run.plan_of(kept, video).preset
-        call = f"longgen generate --prompt {json.dumps(kept['prompt'])} --backbone {kept['backbone']} --seed {kept['seed']}"
-        return answer(f"# {call} --dtype {kept['dtype']} --preset THIS.toml\n{made.as_toml()}", made.as_dict(), as_json)
-    rows = [f"{key:<12}{value if isinstance(value, str | int) else json.dumps(value)}" for key, value in kept.items()]
+        return answer(f"# {show.command_again(kept, video)}\n{made.as_toml().rstrip()}", made.as_dict(), as_json)
+    rows = []
+    for key, value in kept.items():
+        plain = isinstance(value, int) or (isinstance(value, str) and value.isprintable())
+        rows.append(f"{key:<12}{value if plain else json.dumps(value)}")
     answer("\n".join(rows), {"name": video.stem} | kept, as_json)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import difflib
 import errno
 import functools
 import json
@@ -37,6 +38,23 @@ class Command(typer.core.TyperCommand):
                 say(f"longgen: {error}")
                 raise typer.Exit(error.exit_code)
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        if not ctx.params.get("quiet"):
+            known = _variables(ctx.find_root().command)
+            for name in sorted(name for name in os.environ if name.startswith("LONGGEN_")):
+                if name not in known:
+                    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+                    say(f"note: the variable {name} is none that longgen reads{f' (is {near[0]} meant?)' if near else ''}")
+                elif not os.environ[name]:
+                    say(f"note: the variable {name} is empty, which counts as not set")
+        return super().invoke(ctx)
+
+
+def _variables(command: Any) -> set[str]:
+    """The environment variables that the options of `command` and those below it read."""
+    names = {str(one.envvar) for one in command.params if one.envvar} | {"LONGGEN_DEBUG"}
+    return names.union(*(_variables(below) for below in getattr(command, "commands", {}).values()))
 
 
 class App(typer.Typer):
@@ -77,6 +95,8 @@ def _stand_somewhere() -> None:
 
 def _told(error: BaseException) -> int:
     """Says what `error` comes to, on stderr; its exit code."""
+    global _said
+    _said = True
     stop = error if isinstance(error, KeyboardInterrupt) else _stopped  # a library may turn it into an error of its own
     if isinstance(stop, KeyboardInterrupt):
         for number in _SIGNALS:
@@ -164,6 +184,7 @@ def root(
 
 
 _stopped: KeyboardInterrupt | None = None  # the signal that came
+_said = False  # whether the command has said what ended it
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _KINDS = {"SIGINT": KeyboardInterrupt, "SIGTERM": Terminated, "SIGHUP": HungUp}
 
@@ -201,7 +222,7 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
-        code = end.code
+        code = end.code if _stopped is None or _said else _told(_stopped)  # which came before the command began
     except BaseException as error:  # outside of commands: while help is printed, or an option is parsed
         if os.environ.get("LONGGEN_DEBUG") == "1":
             raise

@@ -20,6 +20,7 @@ from typing import Any
 from longgen import backbones, catalog, disk, naming, preset, run, rundir
 from longgen.backbones import Setup
 from longgen.backbones.spec import BackboneSpec
+from longgen.backbones.tokens import cut_notes, tokenizer_of
 from longgen.errors import LonggenError, UsageError, unknown_name
 from longgen.plan import Plan
 from longgen.probe import choose
@@ -118,6 +119,8 @@ def make(
             if backbone is None:
                 backbone, _ = run.load(place.plan.spec, setup, report)
                 began = time.monotonic()
+                for note in dict.fromkeys(cut for one in places for cut in cut_notes(one.plan, [one.prompt], tokenizer_of(backbone))):
+                    tell(f"note: {note}")
             try:
                 _make(place, backbone, report, tell)
             except LonggenError as failure:

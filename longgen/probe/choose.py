@@ -53,7 +53,8 @@ def chosen(
         preset = preset.model_copy(update={"name": f"{preset.name}@{how}"})
     if how in ("all", "none"):
         wanted = tuple(range(spec.layers)) if how == "all" else ()
-        return _with(preset, dict.fromkeys(VERDICTS, wanted)), (f"{how} of the layers, whatever a probe says",)
+        unread = () if probe is None else (f"--probe {probe} is not read: the layers are {how}",)
+        return _with(preset, dict.fromkeys(VERDICTS, wanted)), (f"{how} of the layers, whatever a probe says", *unread)
     verdicts, origin = _verdicts(preset, spec, probe, lora)
     if verdicts is None:
         return preset, ()  # the plan refuses it, and says what there is

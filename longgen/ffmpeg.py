@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import IO
@@ -34,9 +35,12 @@ def program() -> str:
     from imageio_ffmpeg import get_ffmpeg_exe
 
     try:
-        return get_ffmpeg_exe()
+        found = get_ffmpeg_exe()
     except RuntimeError as error:
         raise _missing(str(error).splitlines()[0]) from None
+    if shutil.which(found) is None:
+        raise _missing(f"{found} is no program")
+    return found
 
 
 def _missing(reason: str) -> MissingError:
@@ -108,11 +112,14 @@ def address(name: str) -> str | None:
 
     `12:30.mp4`, `scene 4: the end.mp4` and `C:/x.mp4` are names; so is what stands in a folder that is called like a protocol.
     """
-    scheme, colon, rest = name.partition(":")
-    if not colon or len(scheme) < 2 or os.path.exists(f"{scheme}:"):
+    scheme, colon, rest = name.strip().partition(":")
+    if not colon or len(scheme) < 2:
         return None
+    if re.fullmatch(r"[a-zA-Z][\w+.-]*", scheme) and rest.startswith("//"):
+        return scheme
     known = scheme.split(",")[0].lower() in PROTOCOLS and not rest.startswith(" ")
-    return scheme if known or (re.fullmatch(r"[a-zA-Z][\w+.-]*", scheme) and rest.startswith("/")) else None
+    path = re.fullmatch(r"[a-zA-Z][\w+.-]*", scheme) and rest.startswith("/")  # pathlib makes one slash of two
+    return scheme if (known or path) and not os.path.exists(f"{scheme}:") else None
 
 
 def check_output(name: str, option: str = "--output") -> None:

@@ -147,7 +147,7 @@ def _asked(path: Path, _: tuple[int, ...]) -> Facts:
     if field in "TB":
         notes.append("it is interlaced; the combs of its fields count as detail and as motion")
     if re.match(r"(yuva|rgba|bgra|argb|abgr|gbrap|ya|pal8)", layout) or re.search(r"(?m)^\s+alpha_mode\s*: 1", said):
-        notes.append("it has transparency, which is left out")
+        notes.append("its transparency, where it has any, is left out")
     streams = len(re.findall(r"(?m)^  Stream #0:\d+.*?: Video: (?!.*\(attached pic\))", said.partition("\nStream mapping:")[0]))
     if streams > 1:
         notes.append(f"it holds {streams} video streams, of which the first is read")
@@ -278,6 +278,9 @@ def _reason(path: Path, said: bytes) -> str:
         return "it is cut off, or still being written: the index that comes last in such a file is missing"
     if _text(head):
         return "it holds text"
+    cut = _cut(path, words)
+    if cut is not None:
+        return cut
     if "matches no streams" in words:
         return "it holds sound only" if ": Audio:" in words else "it holds no pictures"
     codec = re.search(r"Video: none \((\S+)", words) or re.search(r"[Nn]o decoder found for: (\S+)", words)

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import IO
 
@@ -87,6 +88,15 @@ def run(
     return subprocess.CompletedProcess(process.args, process.returncode, out, said)
 
 
+def scratch() -> IO[bytes]:
+    """A file for what ffmpeg says, gone when it is closed. Raises LonggenError."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError as error:
+        raise LonggenError(f"no temporary file could be made: {error.strerror}", accepted="a folder for them that may be written to",
+                           do="set TMPDIR, or close something") from None  # fmt: skip
+
+
 def metadata_file(values: dict[str, str]) -> bytes:
     """The content of a file from which ffmpeg takes metadata, of any length: a command line holds 128 kB at most."""
     lines = [f"{name}={ESCAPED.sub(_escaped, value)}" for name, value in values.items()]
@@ -131,10 +141,10 @@ def check_output(name: str, option: str = "--output") -> None:
                          f"'{kind}:', or ./{name.replace('/', '-')} for a file that is called so")  # fmt: skip
 
 
-def last_words(said: bytes) -> str:
-    """What ffmpeg said last that says anything, on one line, without its addresses in memory."""
-    words = ""
-    for line in said.decode(errors="replace").splitlines():
+def last_words(said: bytes, status: int = 0) -> str:
+    """What ffmpeg said last that says anything, on one line, without its addresses in memory; or how it ended, if not well."""
+    words = f"ffmpeg crashed with signal {-status}" if status < 0 else f"ffmpeg ended with status {status}" if status else ""
+    for line in said.decode(errors="replace").splitlines() if status >= 0 else ():
         line = re.sub(r"^(\[[^\]]* @ 0x[0-9a-f]+\] ?)+", "", line).strip()
         if line and not re.match(r"Error opening (in|out)put file|Conversion failed|frame=|Press \[q\]", line):
             words = line

@@ -114,7 +114,7 @@ def _checked(path: Path) -> os.stat_result:
 def _commented(path: Path, _: tuple[int, ...]) -> str:
     done = ffmpeg.run(["-v", "error", *ffmpeg.source(path), "-f", "ffmetadata", "pipe:1"])
     if done.returncode:
-        raise unreadable(path, _reason(path, done.stderr))
+        raise unreadable(path, _reason(path, done.stderr, done.returncode))
     return ffmpeg.metadata(done.stdout.decode(errors="replace"), "comment")
 
 
@@ -132,7 +132,7 @@ def _asked(path: Path, _: tuple[int, ...]) -> Facts:
     rate = re.search(line + r"config in time_base: \S+ frame_rate: (\d+)/(\d+)", said)
     encrypted = _encrypted(path)
     if frame is None or rate is None or encrypted:
-        raise unreadable(path, "it is encrypted" if encrypted else _reason(path, done.stderr))
+        raise unreadable(path, "it is encrypted" if encrypted else _reason(path, done.stderr, done.returncode))
     colour = re.search(line + r"color_range:\S+ color_space:(\S+) color_primaries:(\S+) color_trc:(\S+)", said)
     space, primaries, transfer = (colour[1], colour[2], colour[3]) if colour else ("unknown",) * 3
     layout, field = frame[1], frame[6]
@@ -262,7 +262,7 @@ def _encrypted(path: Path) -> bool:
     return False
 
 
-def _reason(path: Path, said: bytes) -> str:
+def _reason(path: Path, said: bytes, status: int) -> str:
     """Why ffmpeg reads no frame of the file at `path`, in our words where we know them."""
     with path.open("rb") as file:
         head = file.read(1024)
@@ -288,7 +288,7 @@ def _reason(path: Path, said: bytes) -> str:
         return f"its codec ({codec[1]}) is one that ffmpeg does not know"
     if "not on whitelist" in words or "moov atom not found" in words or "Invalid data found" in words:
         return "it is in no format that longgen reads, or its beginning is damaged"
-    return f"none of its frames could be decoded ({ffmpeg.last_words(said) or 'ffmpeg gives no reason'})"
+    return f"none of its frames could be decoded ({ffmpeg.last_words(said, status) or 'ffmpeg gives no reason'})"
 
 
 def _text(head: bytes) -> bool:

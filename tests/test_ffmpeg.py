@@ -21,8 +21,20 @@ from longgen.video import Writer, read_frames, read_settings
 
 SIZE = (64, 48)
 SETTINGS = {"longgen": "0", "prompt": "a"}
-NAMES = ["12:30:05.mp4", "-dash.mp4", "x%03d.mp4", "a|b.mp4", "new\nline.mp4", "it's \"so\" $HOME `id`.mp4", "scene 4: the end.mp4",
-         "猫.mp4", " .mp4", "a,b;c=d#e\\.mp4", "*?[x].mp4", os.fsdecode(b"\xff\xfe.mp4")]  # fmt: skip
+NAMES = [
+    "12:30:05.mp4",
+    "-dash.mp4",
+    "x%03d.mp4",
+    "a|b.mp4",
+    "new\nline.mp4",
+    'it\'s "so" $HOME `id`.mp4',
+    "scene 4: the end.mp4",
+    "猫.mp4",
+    " .mp4",
+    "a,b;c=d#e\\.mp4",
+    "*?[x].mp4",
+    os.fsdecode(b"\xff\xfe.mp4"),
+]
 CALLED_LIKE = [
     "file:x.mp4",
     "concat:x.mp4",
@@ -53,8 +65,21 @@ def test_any_name_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nam
         assert run.output_path(name, "p", 0) == path
 
 
-@pytest.mark.parametrize("name", [*CALLED_LIKE, "http://127.0.0.1/x.mp4", "HTTPS://h/x.mp4", "s3://bucket/x.mp4", "rtmp://h/x", "pipe:1",
-                                  "file:///tmp/x.mp4", "made-up://x.mp4", " http://h/x.mp4", "gs:/bucket/x.mp4"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        *CALLED_LIKE,
+        "http://127.0.0.1/x.mp4",
+        "HTTPS://h/x.mp4",
+        "s3://bucket/x.mp4",
+        "rtmp://h/x",
+        "pipe:1",
+        "file:///tmp/x.mp4",
+        "made-up://x.mp4",
+        " http://h/x.mp4",
+        "gs:/bucket/x.mp4",
+    ],
+)
 def test_an_output_that_is_an_address_is_refused_before_anything_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -100,20 +125,22 @@ def test_no_file_and_no_name_sends_ffmpeg_elsewhere(tmp_path: Path, monkeypatch:
         elsewhere = (f"{address}/clip.mp4", str(real))
         for number, target in enumerate(elsewhere):
             hls = f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:1,\n{target}\n#EXT-X-ENDLIST\n"
-            dash = (f'<?xml version="1.0"?>\n<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT1S">'
-                    f'<Period><AdaptationSet><Representation id="0" mimeType="video/mp4" codecs="avc1" bandwidth="1"><BaseURL>{target}'
-                    "</BaseURL></Representation></AdaptationSet></Period></MPD>")  # fmt: skip
-            for name, text, kind in ((f"hls{number}.mp4", hls, "an HLS playlist"), (f"l{number}.m3u8", hls, "an HLS playlist"),
-                                     (f"cat{number}.mp4", f"ffconcat version 1.0\nfile '{target}'\n", "a list of files"),
-                                     (f"dash{number}.mkv", dash, "a DASH manifest"), (f"d{number}.mpd", dash, "a DASH manifest")):  # fmt: skip
+            dash = (
+                f'<?xml version="1.0"?>\n<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT1S">'
+                f'<Period><AdaptationSet><Representation id="0" mimeType="video/mp4" codecs="avc1" bandwidth="1"><BaseURL>{target}'
+                "</BaseURL></Representation></AdaptationSet></Period></MPD>"
+            )
+            for name, text, kind in (
+                (f"hls{number}.mp4", hls, "an HLS playlist"),
+                (f"l{number}.m3u8", hls, "an HLS playlist"),
+                (f"cat{number}.mp4", f"ffconcat version 1.0\nfile '{target}'\n", "a list of files"),
+                (f"dash{number}.mkv", dash, "a DASH manifest"),
+                (f"d{number}.mpd", dash, "a DASH manifest"),
+            ):
                 Path(name).write_text(text)
-                for read in (
-                    lambda: facts(Path(name)),
-                    lambda: read_settings(Path(name)),
-                    lambda: [*read_frames(Path(name), SIZE)],
-                ):  # noqa: B023
+                for read in (facts, read_settings, lambda path: [*read_frames(path, SIZE)]):
                     with pytest.raises(LonggenError, match=f"{name} .*{kind}.*, which names other files"):
-                        read()
+                        read(Path(name))
         sdp = Path("live.mp4")
         sdp.write_text("v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n")
         with pytest.raises(LonggenError, match="a description of a stream"):

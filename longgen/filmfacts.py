@@ -114,7 +114,7 @@ def _checked(path: Path) -> os.stat_result:
 def _commented(path: Path, _: tuple[int, ...]) -> str:
     done = ffmpeg.run(["-v", "error", *ffmpeg.source(path), "-f", "ffmetadata", "pipe:1"])
     if done.returncode:
-        raise unreadable(path, _reason(path, done.stderr))
+        raise unreadable(path, _reason(path, done.stderr, done.returncode))
     return ffmpeg.metadata(done.stdout.decode(errors="replace"), "comment")
 
 
@@ -132,7 +132,7 @@ def _asked(path: Path, _: tuple[int, ...]) -> Facts:
     rate = re.search(line + r"config in time_base: \S+ frame_rate: (\d+)/(\d+)", said)
     encrypted = _encrypted(path)
     if frame is None or rate is None or encrypted:
-        raise unreadable(path, "it is encrypted" if encrypted else _reason(path, done.stderr))
+        raise unreadable(path, "it is encrypted" if encrypted else _reason(path, done.stderr, done.returncode))
     colour = re.search(line + r"color_range:\S+ color_space:(\S+) color_primaries:(\S+) color_trc:(\S+)", said)
     space, primaries, transfer = (colour[1], colour[2], colour[3]) if colour else ("unknown",) * 3
     layout, field = frame[1], frame[6]
@@ -147,7 +147,7 @@ def _asked(path: Path, _: tuple[int, ...]) -> Facts:
     if field in "TB":
         notes.append("it is interlaced; the combs of its fields count as detail and as motion")
     if re.match(r"(yuva|rgba|bgra|argb|abgr|gbrap|ya|pal8)", layout) or re.search(r"(?m)^\s+alpha_mode\s*: 1", said):
-        notes.append("it has transparency, which is left out")
+        notes.append("its transparency, where it has any, is left out")
     streams = len(re.findall(r"(?m)^  Stream #0:\d+.*?: Video: (?!.*\(attached pic\))", said.partition("\nStream mapping:")[0]))
     if streams > 1:
         notes.append(f"it holds {streams} video streams, of which the first is read")
@@ -262,7 +262,7 @@ def _encrypted(path: Path) -> bool:
     return False
 
 
-def _reason(path: Path, said: bytes) -> str:
+def _reason(path: Path, said: bytes, status: int) -> str:
     """Why ffmpeg reads no frame of the file at `path`, in our words where we know them."""
     with path.open("rb") as file:
         head = file.read(1024)
@@ -278,6 +278,9 @@ def _reason(path: Path, said: bytes) -> str:
         return "it is cut off, or still being written: the index that comes last in such a file is missing"
     if _text(head):
         return "it holds text"
+    cut = _cut(path, words)
+    if cut is not None:
+        return cut
     if "matches no streams" in words:
         return "it holds sound only" if ": Audio:" in words else "it holds no pictures"
     codec = re.search(r"Video: none \((\S+)", words) or re.search(r"[Nn]o decoder found for: (\S+)", words)
@@ -285,7 +288,7 @@ def _reason(path: Path, said: bytes) -> str:
         return f"its codec ({codec[1]}) is one that ffmpeg does not know"
     if "not on whitelist" in words or "moov atom not found" in words or "Invalid data found" in words:
         return "it is in no format that longgen reads, or its beginning is damaged"
-    return f"none of its frames could be decoded ({ffmpeg.last_words(said) or 'ffmpeg gives no reason'})"
+    return f"none of its frames could be decoded ({ffmpeg.last_words(said, status) or 'ffmpeg gives no reason'})"
 
 
 def _text(head: bytes) -> bool:

@@ -49,7 +49,7 @@ class Writer:
     def __init__(self, path: Path, size: tuple[int, int], fps: float, settings: dict[str, Any]) -> None:
         self.path, self.partial = path, partial_of(path)
         width, height = size
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
+        self._log = ffmpeg.scratch()
         self._metadata: Path | None = None
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
@@ -174,14 +174,14 @@ def read_frames(path: Path, size: tuple[int, int], tell: Callable[[str], None] |
     arguments = ["-v", "error", *ffmpeg.source(path), "-map", "0:V:0", "-vf", colours, "-fps_mode", "passthrough", "-f", "rawvideo",
                  "pipe:1"]  # fmt: skip
     found = False
-    with tempfile.TemporaryFile() as log:
+    with ffmpeg.scratch() as log:
         with ffmpeg.start(arguments, stdout=subprocess.PIPE, stderr=log) as process:
             assert process.stdout is not None
             while len(data := process.stdout.read(width * height * 3)) == width * height * 3:
                 found = True
                 yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
         log.seek(0)
-        said = ffmpeg.last_words(log.read())
+        said = ffmpeg.last_words(log.read(), process.returncode)
     if not found:
         raise unreadable(path, f"none of its frames could be decoded ({said or 'ffmpeg gives no reason'})")
     if said and tell is not None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 import resource
+import struct
 import subprocess
 import sys
+import tempfile
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -77,6 +80,80 @@ def test_size_and_rate_are_those_of_the_frames_that_are_read(tmp_path: Path, rat
         assert size_and_fps(path) == (size, pytest.approx(float(Fraction(rate)), abs=0.005))
         read = np.stack([*read_frames(path, size)])
         assert np.abs(read.astype(int) - frames).mean() < 6
+
+
+COLOURS = (
+    (200, 40, 40),
+    (255, 0, 0),
+    (0, 255, 0),
+    (0, 0, 255),
+    (255, 255, 0),
+    (0, 255, 255),
+    (255, 0, 255),
+    (255, 255, 255),
+    (0, 0, 0),
+)
+
+
+def by_the_standard(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """Frames [F, 3] of plain colours, from the numbers in the file by the formulas of BT.709 in limited range."""
+    width, height = size
+    raw = subprocess.run([get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-f", "rawvideo", "-pix_fmt", "yuv420p", "-"],
+                         capture_output=True, check=True).stdout  # fmt: skip
+    planes = np.frombuffer(raw, np.uint8).reshape(-1, width * height * 3 // 2).astype(float)
+    edges = (0, width * height, width * height * 5 // 4, width * height * 3 // 2)
+    y, blue, red = (planes[:, start:stop].mean(axis=1) for start, stop in itertools.pairwise(edges))
+    y, blue, red = (y - 16) / 219, (blue - 128) / 224, (red - 128) / 224
+    return 255 * np.stack([y + 1.5748 * red, y - 0.1873 * blue - 0.4681 * red, y + 1.8556 * blue], axis=1)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (1280, 720)])
+def test_colours_are_those_that_the_tags_say(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = tmp_path / "clip.mp4"
+    with Writer(path, size, 16, SETTINGS) as writer:
+        for colour in COLOURS:
+            writer.add(np.full((2, size[1], size[0], 3), colour, np.uint8))
+    report = subprocess.run([get_ffmpeg_exe(), "-i", str(path)], capture_output=True).stderr
+    assert b"yuv420p(tv, bt709, progressive)" in report  # matrix, primaries and curve: three words where they differ
+    assert path.read_bytes().count(b"colrnclx" + struct.pack(">HHHB", 1, 1, 1, 0)) == 1
+    stream = tmp_path / "clip.h264"  # what the codec itself says
+    subprocess.run([get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-c", "copy", str(stream)], check=True)
+    assert b"yuv420p(tv, bt709, progressive)" in subprocess.run([get_ffmpeg_exe(), "-i", str(stream)], capture_output=True).stderr
+    expected = np.repeat(COLOURS, 2, axis=0)
+    assert np.abs(by_the_standard(path, size) - expected).max() <= 3
+    for frame, colour in zip(read_frames(path, size), expected, strict=True):
+        assert np.abs(frame.astype(int) - colour).max() <= 3
+
+
+def test_the_growing_file_has_the_tags_too(tmp_path: Path) -> None:
+    def stop() -> None:
+        with Writer(tmp_path / "clip.mp4", SIZE, 16, SETTINGS) as writer:
+            writer.add(clip())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop()
+    report = subprocess.run([get_ffmpeg_exe(), "-i", str(tmp_path / "clip.partial.mp4")], capture_output=True).stderr
+    assert b"yuv420p(tv, bt709, progressive)" in report
+
+
+def test_settings_may_be_longer_than_a_command_line(tmp_path: Path) -> None:
+    hostile = "".join(map(chr, range(1, 300))) + "\\;#=\n\u2028\ud800"
+    settings = SETTINGS | {"schedule": [hostile * 100 for _ in range(20)]}
+    with Writer(tmp_path / "clip.mp4", SIZE, 16, settings) as writer:
+        writer.add(clip())
+    assert read_settings(tmp_path / "clip.mp4") == settings
+
+
+def test_nothing_is_left_of_the_settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    write(tmp_path / "clip.mp4")
+    with pytest.raises(LonggenError, match="could not be written"):
+        write(tmp_path / "no folder" / "clip.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(LonggenError, match="no temporary file could be made"):
+        write(tmp_path / "b.mp4")
 
 
 def test_equal_frames_and_settings_give_equal_bytes(tmp_path: Path) -> None:
@@ -239,9 +316,10 @@ except LonggenError as error:
 def test_a_file_that_is_no_video_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.mp4"
     path.write_bytes(content)
-    with pytest.raises(LonggenError, match="no video, or damaged"):
+    reason = "it is empty" if not content else "it holds text" if content[0] else "it is in no format that longgen reads"
+    with pytest.raises(LonggenError, match=f"is no video, or damaged: {reason}"):
         read_settings(path)
-    with pytest.raises(LonggenError, match="could not be read as a video"):
+    with pytest.raises(LonggenError, match=f"could not be read as a video: {reason}"):
         size_and_fps(path)
 
 

@@ -91,7 +91,7 @@ def _inside(folder: Path, tell: Callable[[str], None]) -> list[Path]:
     if inner.is_dir():  # of a comparison that did not come to its end
         beside = [path.name for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
         if beside:
-            tell(f"left out of {folder}, whose folder {inner.name} is compared: {_listed(beside)}")
+            tell(f"left out of {folder}, whose folder {inner.name} is compared: {listed(beside)}")
         folder = inner
     taken, left = [], dict[str, list[str]]()
     for path in sorted(folder.iterdir()):
@@ -103,11 +103,11 @@ def _inside(folder: Path, tell: Callable[[str], None]) -> list[Path]:
         else:
             left.setdefault(why, []).append(path.name)
     if not taken:
-        said = "".join(f"; {why}: {_listed(names)}" for why, names in left.items())
+        said = "".join(f"; {why}: {listed(names)}" for why, names in left.items())
         raise MissingError(f"{folder} holds no video{said}", do="check the path, or name the files themselves",
                            accepted=f"a folder with {', '.join(SUFFIXES)}, or a video, NAME.run, DIR of compare")  # fmt: skip
     for why, names in left.items():
-        tell(f"left out of {folder}, {why}: {_listed(names)}")
+        tell(f"left out of {folder}, {why}: {listed(names)}")
     return taken
 
 
@@ -124,7 +124,8 @@ def _left_out(path: Path) -> str | None:
     return f"not called {', '.join(SUFFIXES)}"
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """`names` with commas between, or the first of them and how many more there are."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
 
@@ -158,7 +159,7 @@ def found(paths: Sequence[Path], tell: Callable[[str], None] = run.ignore) -> li
             named[name] = named.get(name, 0) + 1
             labels[treatment] = name if named[name] == 1 else f"{name} #{named[name]}"
             if named[name] > 1:
-                tell(f"{labels[treatment]} begins with {video}")
+                tell(f"{labels[treatment]} is {video}, and what was made alike")
         label = labels[treatment]
         taken.add((label, *where))
         plan, edges = None, []

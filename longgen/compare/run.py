@@ -260,14 +260,11 @@ def _measured(cell: Cell, video: Path, folder: Path, names: Sequence[str]) -> Ce
 
 
 def _twins(videos: Sequence[existing.Found]) -> list[str]:
-    """A sentence for each video that equals another byte for byte."""
-    first: dict[str, Path] = {}
-    said = []
+    """A sentence for each group of videos that are equal byte for byte."""
+    groups: dict[str, list[str]] = {}
     for one in videos:
-        other = first.setdefault(file_hash(one.video), one.video)
-        if other != one.video:
-            said.append(f"{one.video} equals {other}, byte for byte")
-    return said
+        groups.setdefault(file_hash(one.video), []).append(str(one.video))
+    return [f"equal byte for byte: {existing.listed(names)}" for names in groups.values() if len(names) > 1]
 
 
 def _files(prompts: Iterable[str | None]) -> dict[str | None, str]:

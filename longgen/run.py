@@ -28,7 +28,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from longgen import __version__, backbones, frames, preset
+from longgen import __version__, arguments, backbones, frames, preset
 from longgen.errors import LonggenError, MissingError, OutOfMemoryError, UsageError
 from longgen.plan import Plan, build
 from longgen.probe import choose
@@ -464,16 +464,18 @@ def generate(
     `prompt`. layers, probe: see `longgen.probe.choose`. model: how it is loaded, `{"offload": "model", "lora":
     ("style.safetensors:0.8",), ...}`, the other fields of `longgen.backbones.Setup`. Raises LonggenError and its kinds.
     """
+    given = locals()  # the parameters
     from longgen.backbones.find import find
 
+    arguments.of_generate(given, preset.Sample, Schedule)
+    seed = draw_seed() if seed is None else arguments.seed(seed)
     spec = find(backbone or backbones.default_backbone())
-    lora = tuple(model.get("lora", ()))
-    plan = planned(preset_name, spec, overrides, sample or preset.Sample(), duration, schedule, layers, probe, lora)
+    device = device or model.get("device", backbones.default_device())
+    own = {"dtype": backbones.default_dtype(spec, device), **model, "device": device}
+    setup = backbones.Setup(**own | ({} if dtype is None else {"dtype": dtype}))
+    plan = planned(preset_name, spec, overrides, sample or preset.Sample(), duration, schedule, layers, probe, setup.lora)
     prompt = schedule.shots[0].prompt if schedule else prompt
-    seed = draw_seed() if seed is None else seed
-    job = Job(plan, prompt, seed, output_path(str(output), prompt, seed))
-    device = device or backbones.default_device()
-    setup = backbones.Setup(device, dtype or backbones.default_dtype(spec, device), **model)
+    job = Job(plan, prompt, seed, output_path(os.fspath(output), prompt, seed))
     (result,) = generate_jobs([job], setup, resume, report)
     assert isinstance(result, Result)  # a single job raises instead
     return result

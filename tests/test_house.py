@@ -23,12 +23,13 @@ SCRIPTS = {f"longgen.backbones.tiny.{name}" for name in ("train", "check", "effe
 
 # Who may import whom at run time: a row may name rows above it only. A row stands for a module, or for a package and all
 # in it that has no row of its own; inside one row imports are free. `longgen` is longgen/__init__.py.
-FLOOR = "longgen errors frames frameplan backbones.spec backbones.checkpoints backbones.find"
+FLOOR = "longgen errors arguments frames frameplan backbones.spec backbones.checkpoints backbones.find"
 PROBES = "probe.record probe.fingerprint probe.kept"
 PLANNING = f"{FLOOR} technique catalog preset schedule price plan"
 ALLOWED = {
     "longgen": "",
     "errors": "",
+    "arguments": "errors",
     "frames": "errors",
     "frameplan": "errors",
     "backbones.spec": "errors",

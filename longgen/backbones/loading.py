@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import FirstBlockCacheConfig
-from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
@@ -85,8 +84,6 @@ def check(setup: Setup) -> None:
     """Before gigabytes are loaded: whether what the flags name is there. Raises MissingError or UsageError."""
     for text in setup.lora:
         _check_lora(parse_lora(text)[0])
-    if setup.attention is not None:
-        _check_attention(setup.attention)
     if setup.compile:
         _check_compiler(setup.device)
 
@@ -182,12 +179,6 @@ def _quantization(spec: BackboneSpec) -> Any:
     config = TorchAoConfig(Int8WeightOnlyConfig())
     parts = ("transformer", "transformer_2") if spec.experts == 2 else ("transformer",)
     return PipelineQuantizationConfig(quant_mapping=dict.fromkeys(parts, config))
-
-
-def _check_attention(name: str) -> None:
-    names = [backend.value for backend in AttentionBackendName]
-    if name not in names:
-        raise UsageError(f"--attention {name} is no backend of diffusers", accepted=", ".join(names), do="choose one of them")
 
 
 def _set_attention(transformer: Any, name: str) -> None:

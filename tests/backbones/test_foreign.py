@@ -47,10 +47,6 @@ def skip(pipe: Any) -> None:
     apply_layer_skip(pipe.transformer, LayerSkipConfig(indices=[0], fqn="blocks"))
 
 
-def cache(pipe: Any) -> None:
-    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
-
-
 @pytest.mark.parametrize(
     ("put", "said"),
     [
@@ -60,7 +56,6 @@ def cache(pipe: Any) -> None:
         (parallel_hook, r"in parallel \(cp_input---blocks.0\)"),
         (broadcast, "hook pyramid_attention_broadcast"),
         (skip, "hook layer_skip_hook"),
-        (cache, "hook fbc_leader_block_hook of diffusers, and longgen was not told of it"),
     ],
 )
 def test_what_hooks_into_a_model_is_refused_by_name(
@@ -74,6 +69,16 @@ def test_what_hooks_into_a_model_is_refused_by_name(
         with pytest.raises(UsageError, match=said):
             family.sampled(backbone, family.made(backbone, name, 97, 2))
     assert calls == []
+
+
+def test_a_step_cache_enabled_by_hand_is_refused_where_it_would_be_wrong(model_folder: Callable[[str], Path]) -> None:
+    backbone = family.loaded(model_folder("wan"))
+    plan = family.made(backbone, "direct", 97, 3)
+    state = family.stopped_after(backbone, plan, 1)
+    backbone.pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    assert family.sampled(backbone, plan).isfinite().all()
+    with pytest.raises(UsageError, match="a step cache .* lost when a run goes on"):
+        family.sampled(backbone, plan, resume=state)
 
 
 def test_a_parallel_causal_model_is_refused(causal: Any) -> None:

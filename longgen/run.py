@@ -20,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from longgen import __version__, backbones, disk, ffmpeg, frames, preset, rundir
+from longgen import __version__, arguments, backbones, disk, ffmpeg, frames, preset, rundir
 from longgen.disk import check_writable
 from longgen.errors import LonggenError, OutOfMemoryError, UsageError
 from longgen.naming import output_path, slug
@@ -423,18 +423,20 @@ def generate(
     not made again, one with others is not replaced, and an unfinished run needs `resume`; `overwrite` starts anew in each case.
     Raises LonggenError and its kinds.
     """
+    given = locals()  # the parameters
     from longgen.backbones.find import find
     from longgen.prompts import checked
 
+    arguments.of_generate(given, preset.Sample, Schedule)
+    seed = draw_seed() if seed is None else arguments.seed(seed)
     spec = find(backbone or backbones.default_backbone())
-    lora = tuple(model.get("lora", ()))
-    plan = planned(preset_name, spec, overrides, sample or preset.Sample(), duration, schedule, layers, probe, lora)
+    device = device or model.get("device", backbones.default_device())
+    own = {"dtype": backbones.default_dtype(spec, device), **model, "device": device}
+    setup = backbones.Setup(**own | ({} if dtype is None else {"dtype": dtype}))
+    plan = planned(preset_name, spec, overrides, sample or preset.Sample(), duration, schedule, layers, probe, setup.lora)
     prompt = checked(schedule.shots[0].prompt if schedule else prompt, "prompt")
-    seed = draw_seed() if seed is None else seed
     if resume and overwrite:
         raise UsageError("resume and overwrite are both given", accepted="one of them", do="leave one out")
-    device = device or backbones.default_device()
-    setup = backbones.Setup(device, dtype or backbones.default_dtype(spec, device), **model)
     jobs = jobs_of([Asked(plan, prompt, seed, os.fspath(output))], setup, resume, overwrite)
     (result,) = generate_jobs(jobs, setup, resume, report, overwrite=overwrite)
     assert isinstance(result, Result)  # a single job raises instead

@@ -24,7 +24,8 @@ SCRIPTS = {f"longgen.backbones.tiny.{name}" for name in ("train", "check", "effe
 # Who may import whom at run time: a row may name rows above it only. A row stands for a module, or for a package and all
 # in it that has no row of its own; inside one row imports are free. `longgen` is longgen/__init__.py.
 FLOOR = (
-    "longgen errors textfile frames frameplan backbones.spec backbones.failures backbones.formats backbones.checkpoints backbones.find"
+    "longgen errors arguments textfile frames frameplan backbones.spec backbones.failures backbones.formats backbones.checkpoints "
+    "backbones.find"
 )
 PROBES = "probe.record probe.fingerprint probe.kept"
 PLANNING = f"{FLOOR} technique catalog preset prompts schedule price plan"
@@ -33,6 +34,7 @@ ALLOWED = {
     "longgen": "",
     "errors": "",
     "textfile": "errors",
+    "arguments": "errors",
     "frames": "errors",
     "frameplan": "errors",
     "backbones.spec": "errors",

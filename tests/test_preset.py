@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from longgen import catalog, preset, textfile
+from longgen import catalog, plan, preset, run, textfile
+from longgen.backbones.spec import SPECS
+from longgen.cli import app
 from longgen.errors import LonggenError, MissingError, UsageError
 
 FREESPEC = '[[technique]]\nname = "freespec"\n'
@@ -250,3 +255,80 @@ def test_given_sample_values_go_over_the_preset(tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_text("[sample]\nsteps = 7\nfps = 8\n")
     made = preset.load(str(tmp_path / "own.toml"), sample=preset.Sample(steps=11))
     assert (made.sample.steps, made.sample.fps, made.sample.frames) == (11, 8, None)
+
+
+OWN = """
+name = "mine"
+[sample]
+steps = 30
+fps = 8
+[sample."wan2.1-1.3b"]
+steps = 40
+flow_shift = 8.0
+[[technique]]
+name = "window"
+"""
+
+
+def test_a_table_for_one_backbone_is_over_the_preset_s_sample_and_under_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(OWN)
+    wan, tiny = SPECS["wan2.1-1.3b"], SPECS["tiny"]
+    for spec, asked, expected in (
+        (wan, {}, (40, 8, 8.0)),
+        (tiny, {}, (30, 8, None)),
+        (SPECS["wan2.1-14b"], {}, (30, 8, None)),
+        (wan, {"steps": 5, "flow_shift": 3.0}, (5, 8, 3.0)),
+        (replace(wan, name="/models/wan", source="/models/wan"), {}, (40, 8, 8.0)),  # a folder of that shape
+    ):
+        made = plan.build(preset.load(str(file), (), preset.Sample(**asked)), spec)
+        assert (made.sample.steps, made.sample.fps, made.sample.flow_shift) == expected
+        assert made.steps == expected[0]
+    assert run.planned(str(file), wan, duration="10s").frames_px == 81  # at the preset's 8 fps
+    monkeypatch.setenv("LONGGEN_FLOW_SHIFT", "6")
+    done = CliRunner().invoke(app, ["plan", "--preset", str(file), "-m", "wan2.1-1.3b", "--json"])
+    assert json.loads(done.stdout)["sample"]["flow_shift"] == 6.0
+
+
+def test_freeloc_has_its_paper_s_settings_on_wan_alone() -> None:
+    shipped = preset.load("freeloc")
+    on_wan = plan.build(shipped, SPECS["wan2.1-1.3b"])
+    assert (on_wan.sample.flow_shift, on_wan.sample.guidance_scale) == (8.0, 6.0)
+    on_others = [made for name, made in plan.on_every_backbone(shipped).items() if name != "wan2.1-1.3b"]
+    assert any(isinstance(made, plan.Plan) for made in on_others)
+    for name, made in plan.on_every_backbone(shipped).items():
+        if isinstance(made, plan.Plan) and name != "wan2.1-1.3b":
+            assert made.sample.flow_shift is None
+            assert made.sample.guidance_scale == SPECS[name].guidance_scale
+    assert plan.build(shipped, plan.as_if_probed(SPECS["ltx-2b"])).sample.flow_shift is None
+
+
+def test_tables_for_backbones_go_round_trip(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(OWN)
+    first = preset.load(str(file))
+    (tmp_path / "again.toml").write_text(first.as_toml())
+    assert '[sample."wan2.1-1.3b"]\nsteps = 40\nflow_shift = 8.0' in first.as_toml()
+    assert preset.load(str(tmp_path / "again.toml")) == first
+    assert first.as_dict()["sample"] == {"steps": 30, "fps": 8, "wan2.1-1.3b": {"steps": 40, "flow_shift": 8.0}}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[sample."wan2.1-1.3"]\nsteps = 4', "sample.wan2.1-1.3: no key, and no backbone is called so, did you mean wan2.1-1.3b"),
+        ("[sample.wan2.1-1.3b]\nsteps = 4", 'its name in quotes: [sample."wan2.1-1.3b"]'),
+        ("[sample.tiny]\nsteps = 0\nflow = 3\n[sample]\nfps = 0", 'sample."tiny".steps = 0: input should be greater'),
+        ("[sample.tiny]\nflow = 3", 'sample."tiny".flow: unknown key; known keys: frames, size, steps'),
+        ("[sample.tiny]\nflow_shift = nan", 'sample."tiny".flow_shift = nan: input should be a finite number'),
+        ("backbone_samples = {}", "backbone_samples: unknown key"),
+    ],
+)
+def test_tables_for_backbones_are_closed(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('name = "mine"\n' + text)
+    with pytest.raises(UsageError) as caught:
+        preset.load(str(tmp_path / "mine.toml"))
+    assert said in str(caught.value)
+    assert ("sample.fps = 0" in str(caught.value)) == ("fps" in text)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
+from longgen import arguments
 from longgen.backbones.spec import BackboneSpec
-from longgen.errors import UsageError
+from longgen.errors import UsageError, unknown_name
 from longgen.technique import Step
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import Tensor
+    from typing_extensions import Self
 
     from longgen.attention.glimpse import Observer
     from longgen.attention.kvcache import Cache
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Setup:
-    """How a backbone is loaded; every part is diffusers' own.
+    """How a backbone is loaded; every part is diffusers' own. Raises UsageError for a name or a value that there is not.
 
     device: as torch names it. dtype: of the transformer, fp32, bf16 or fp16. offload: none, model, group or sequential.
     lora: files or hub ids, each with an optional `:scale`. quantize: fp8 or int8 weights. attention: a backend of
@@ -45,12 +48,63 @@ class Setup:
     vae_tiling: bool = False
     clip_batch: int = 1
 
+    def __new__(cls, *values: Any, **given: Any) -> Self:
+        """Before the fields are set: `Setup(quantise="int8")` is a usage error, and names the nearest."""
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise unknown_name("model setting", name, known, "correct the name, or leave it out")
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.lora, list):
+            object.__setattr__(self, "lora", tuple(self.lora))
+        if not isinstance(self.device, str) or not re.fullmatch(r"[a-z]+(:\d+)?", self.device):
+            raise _no_setting("device", self.device, "cpu, cuda or cuda:1")
+        for name, accepted in CHOICES.items():
+            value = getattr(self, name)
+            if type(value) not in (str, bool, type(None)) or value not in accepted:
+                raise _no_setting(name, value, ", ".join(str(one) for one in accepted))
+        arguments.whole_number("clip_batch", self.clip_batch, 1)
+        if not isinstance(self.lora, tuple) or not all(isinstance(text, str) and text.strip() for text in self.lora):
+            raise _no_setting("lora", self.lora, 'texts in a list, as ["style.safetensors:0.8"]')
+        for text in self.lora:
+            parse_lora(text)
+        if self.attention is not None:
+            _check_attention(self.attention)
+        if self.cache is not None:
+            parse_cache(self.cache)
+
     def deciding(self) -> dict[str, Any]:
         """The settings that decide the latents, where they are not the plain ones."""
         plain = Setup(self.device, self.dtype)
         names = ("lora", "quantize", "attention", "cache", "compile", "clip_batch")
         given = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(plain, name)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+
+
+CHOICES: dict[str, tuple[str | bool | None, ...]] = {
+    "dtype": ("fp32", "bf16", "fp16"),
+    "offload": ("none", "model", "group", "sequential"),
+    "quantize": (None, "fp8", "int8"),
+    "compile": (False, True),
+    "vae_tiling": (False, True),
+}
+
+
+def _no_setting(name: str, value: Any, accepted: str) -> UsageError:
+    return UsageError(f"model setting {name} = {arguments.shown(value)} is not to be had", accepted=accepted,
+                      do=f"take one of them, or leave {name} out")  # fmt: skip
+
+
+def _check_attention(name: Any) -> None:
+    if not isinstance(name, str):
+        raise _no_setting("attention", name, "a backend of diffusers, as native")
+    from diffusers.models.attention_dispatch import AttentionBackendName  # here: it costs seconds, and loading needs it anyway
+
+    names = [backend.value for backend in AttentionBackendName]
+    if name not in names:
+        raise UsageError(f"--attention {name} is no backend of diffusers", accepted=", ".join(names), do="choose one of them")
 
 
 @dataclass
@@ -285,15 +339,19 @@ BROKEN_CACHES = {  # name -> families and reason; measured on diffusers 0.42.1
 CACHES = {"first-block": 0.05, "mag": 0.06}  # name -> diffusers' own threshold
 
 
-def parse_cache(text: str, spec: BackboneSpec) -> tuple[str, float]:
+def parse_cache(text: str, spec: BackboneSpec | None = None) -> tuple[str, float]:
     """`first-block[:threshold]` or `mag[:threshold]` as its name and threshold.
 
-    Raises UsageError, with the reason where a cache is known to be broken.
+    Raises UsageError, with the reason where a cache is known to be broken on `spec`, or on any backbone.
     """
+    if not isinstance(text, str):
+        raise _no_setting("cache", text, "first-block or mag, or NAME:THRESHOLD, as first-block:0.05")
     name, _, threshold = text.lower().replace("_", "-").partition(":")
     families, reason = BROKEN_CACHES.get(name, ((), ""))
     if name not in CACHES:
-        why = f": on {spec.name} {reason}" if spec.family in families else ": longgen has not tried it"
+        where = spec.name if spec is not None else " and ".join(families)
+        broken = bool(families) if spec is None else spec.family in families
+        why = f": on {where} {reason}" if broken else ": longgen has not tried it"
         raise UsageError(f"--cache {text} is refused{why}", accepted="first-block or mag, or NAME:THRESHOLD, as first-block:0.05",
                          do="take that, or leave --cache out")  # fmt: skip
     try:

@@ -109,7 +109,7 @@ class CausalWan(Wan):
         transformer, cache = self.pipe.transformer, Cache(self.rotary(), plan.slots_lat)
         own, texts = self.layers(transformer), self.text_layers(transformer)
         before = [(layer, layer.processor) for layer in (*own, *texts)]
-        foreign.check_model(self.pipe, self.transformers, self.setup)
+        foreign.check_model(self.pipe, self.transformers)
         foreign.check_processors([processor for _, processor in before], self.stock)
         try:
             for index, layer in enumerate(own):

@@ -1,7 +1,7 @@
 """What others have put on a model that longgen's processors and loops would pass over in silence: a run refuses it, by its name.
 
-Known, and kept working: offload, 8-bit weights, fused projections, LoRA, attention backends, compiling, and the step caches of
-`Setup`. Anything else that hooks into the model is refused, since nobody knows what it does to clips, queues and caches of keys; so
+Known, and kept working: offload, 8-bit weights, fused projections, LoRA, attention backends, compiling, and two step
+caches. Anything else that hooks into the model is refused, since nobody knows what it does to clips, queues and caches of keys; so
 are processors other than diffusers' own where a plan puts its own in their place.
 """
 
@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from longgen.backbones import Setup
 from longgen.errors import UsageError
 
 HOOKS = {"group_offloading", "lazy_prefetch_group_offloading", "layer_execution_tracker", "lazy_leafs", "layerwise_casting",
@@ -21,7 +20,7 @@ CACHES = {"fbc_leader_block_hook", "fbc_block_hook", "mag_cache_leader_block_hoo
 PARALLEL = ("cp_", "tp_", "tensor_parallel", "context_parallel")  # what diffusers calls the hooks of its parallel modes
 
 
-def check_model(pipe: Any, transformers: Iterable[Any], setup: Setup) -> None:
+def check_model(pipe: Any, transformers: Iterable[Any]) -> None:
     """Raises UsageError where a model of `pipe` is under something that longgen does not know."""
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module) and (found := next(_parallel(part), None)) is not None:
@@ -30,12 +29,18 @@ def check_model(pipe: Any, transformers: Iterable[Any], setup: Setup) -> None:
                              do="load it without enable_parallelism, tensor parallelism and sharding")  # fmt: skip
     for transformer in transformers:
         for hook in _hooks(transformer):
-            if hook in HOOKS or (hook in CACHES and setup.cache is not None):
-                continue
-            why = "longgen was not told of it" if hook in CACHES else "longgen does not know it"
-            raise UsageError(f"the transformer has the hook {hook} of diffusers, and {why}",
-                             accepted="a model without it; step caches by cache=, as first-block:0.05",
-                             do="disable it (transformer.disable_cache() for caches), or load the model again")  # fmt: skip
+            if hook not in HOOKS | CACHES:
+                raise UsageError(f"the transformer has the hook {hook} of diffusers, which longgen does not know",
+                                 accepted="a model without it; step caches by cache=, as first-block:0.05",
+                                 do="disable it (transformer.disable_cache() for caches), or load the model again")  # fmt: skip
+
+
+def check_uncached(transformers: Iterable[Any], doing: str) -> None:
+    """Raises UsageError where a step cache is on that somebody enabled by hand. doing: what it cannot stand, in words."""
+    for transformer in transformers:
+        for hook in CACHES & {*_hooks(transformer)}:
+            raise UsageError(f"the transformer has a step cache ({hook}), and {doing}", accepted="a model without it",
+                             do="transformer.disable_cache(), or load the model again")  # fmt: skip
 
 
 def check_processors(processors: Iterable[Any], own: tuple[type, ...]) -> None:

@@ -33,7 +33,7 @@ def components(
     made = {}
     for name, entry in pipeline.load_config(source).items():
         library, kind = entry if isinstance(entry, (list, tuple)) and len(entry) == 2 else (None, None)
-        model = getattr(LIBRARIES.get(library), kind, None) if isinstance(kind, str) else None
+        model = getattr(LIBRARIES.get(str(library)), kind, None) if isinstance(kind, str) else None
         if name not in without and isinstance(model, type) and issubclass(model, torch.nn.Module):
             options = {"quantization_config": quantized[name]} if name in quantized else {}
             made[name] = component(model, source, name, dtypes.get(name, dtypes["default"]), **options)
@@ -50,7 +50,12 @@ def component(kind: Any, source: str, name: str, dtype: torch.dtype, **options: 
     missing = sorted(told["missing_keys"])
     unread = sorted(key for key in told["unexpected_keys"] if not HARMLESS.search(key))
     empty = sorted(key for key, weight in (*model.named_parameters(), *model.named_buffers()) if weight.is_meta)
-    for keys, what in ((unfit, "has sizes that its config.json does not:"), (missing or empty, "has no"), (unread, f"holds weights that {kind.__name__} does not read:")):
+    wrong = {
+        "has sizes that its config.json does not:": unfit,
+        "has no": missing or empty,
+        f"holds weights that {kind.__name__} does not read:": unread,
+    }
+    for what, keys in wrong.items():
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             raise LonggenError(f"{name}: {place} {what} {', '.join(keys[:3])}{more}",
@@ -61,7 +66,7 @@ def component(kind: Any, source: str, name: str, dtype: torch.dtype, **options: 
     if one is not None and other is not None and one is not other and not torch.equal(one, other):
         raise LonggenError(f"{name}: {' and '.join(EMBEDDINGS)} of {place} differ, and are one embedding",
                            accepted="files in which they are equal, read by transformers 5.3 or newer",
-                           do=f"pip install -U transformers (here {transformers.__version__}); or download the file again")  # fmt: skip
+                           do=f"update transformers (here {transformers.__version__}), or download the file again")  # fmt: skip
     return model
 
 

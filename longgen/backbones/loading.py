@@ -82,8 +82,6 @@ def check(spec: BackboneSpec, setup: Setup) -> list[str]:
     Raises MissingError, UsageError, or LonggenError where a file is damaged.
     """
     notes = lora.check(spec, setup.lora) if setup.lora else []
-    if setup.attention is not None:
-        _check_attention(setup.attention)
     if setup.compile:
         _check_compiler(setup.device)
     return notes
@@ -163,12 +161,6 @@ def _quantization(spec: BackboneSpec) -> Any:
     config = TorchAoConfig(Int8WeightOnlyConfig())
     parts = ("transformer", "transformer_2") if spec.experts == 2 else ("transformer",)
     return PipelineQuantizationConfig(quant_mapping=dict.fromkeys(parts, config))
-
-
-def _check_attention(name: str) -> None:
-    names = [backend.value for backend in AttentionBackendName]
-    if name not in names:
-        raise UsageError(f"--attention {name} is no backend of diffusers", accepted=", ".join(names), do="choose one of them")
 
 
 def _set_attention(transformer: Any, name: str) -> None:

@@ -369,7 +369,7 @@ class PipelineBackbone:
 
         With a technique that edits the latent, the pipeline then steps by a scheduler of first order. Raises UsageError.
         """
-        foreign.check_model(self.pipe, self.transformers, self.setup)
+        foreign.check_model(self.pipe, self.transformers)
         scheduler = self.pipe.scheduler
         chosen = self.first_order(plan) if plan.refinements else self.shifted(plan)
         rotary = self.rotary()

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from longgen import preset, run
+from longgen import arguments, preset, run
 from longgen.backbones import Backbone, Setup
 from longgen.backbones.spec import BackboneSpec
 from longgen.bench import steps
@@ -79,6 +79,7 @@ def bench(
 
     made: see `plans`. load: the model, called once all plans are known. Raises what stands against direct sampling.
     """
+    rounds = arguments.whole_number("rounds", rounds, 1)
     yardstick = made[DIRECT]
     if not isinstance(yardstick, Plan):
         raise yardstick

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from longgen import __version__, disk, ffmpeg, naming, run, rundir
+from longgen import __version__, arguments, disk, ffmpeg, naming, run, rundir
 from longgen.backbones import Setup, default_device
 from longgen.compare import existing, grid, statistics, watch
 from longgen.compare.cautions import cautions
@@ -51,6 +51,7 @@ def compare_presets(
     A video that cannot be made is a failed cell. metrics: names with commas between; all of longgen's own unless given.
     vbench_*: see `vbench.Numbers`. Raises LonggenError.
     """
+    prompts, seeds = arguments.texts("prompts", prompts), arguments.seeds(seeds)
     labels = [plan.preset.name for plan in plans]
     against = _baseline(baseline, labels)
     prompts = list(dict.fromkeys(prompts))

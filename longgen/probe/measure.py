@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longgen import checkpoint, disk, frames, plan, preset
+from longgen import arguments, checkpoint, disk, frames, plan, preset
 from longgen.backbones import Backbone
 from longgen.backbones.spec import RELATIVE_POSITIONS, BackboneSpec
 from longgen.backbones.tiny import grammar
@@ -59,6 +59,7 @@ def settings_for(
     lora: tuple[str, ...],
 ) -> Settings:
     """What a probe of `spec` runs, with what is not given filled in. Raises UsageError."""
+    prompts, seeds = None if prompts is None else arguments.texts("prompts", prompts), arguments.seeds(seeds)
     asked = frames_px or frames.pixel_frames(LONG * spec.native_lat - LONG + 1, spec.stride_t)
     sample = preset.Sample(frames=asked, size=size, steps=steps or min(spec.steps, MOST_STEPS))
     long = plan.build(_base(spec, sample), spec)

@@ -14,7 +14,7 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor
 
-from longgen.backbones import Backbone, Clock, finite
+from longgen.backbones import Backbone, Clock, finite, foreign
 from longgen.plan import Plan
 from longgen.sampling import shots
 
@@ -68,6 +68,8 @@ def sample(
     """
     if resume is not None and resume.done == plan.steps:
         return backbone.unpacked(resume.latents, plan)
+    if resume is not None:
+        foreign.check_uncached(backbone.transformers, "what it held is lost when a run goes on")
     if plan.schedule is not None and through is None:
         through = shots.in_every_frame(backbone, plan)
     clock = backbone.clock

@@ -180,7 +180,7 @@ class Fifo(Sampling):
         """The frames of `sample` as they go out; those that an interrupted run had finished come first."""
         import torch
 
-        from longgen.backbones import finite
+        from longgen.backbones import finite, foreign
         from longgen.sampling import direct, shots
 
         length, steps = plan.seen.frames_lat, plan.steps
@@ -190,6 +190,7 @@ class Fifo(Sampling):
         if backbone.setup.cache is not None:
             raise UsageError(f"--cache {backbone.setup.cache} compares a frame with what stood at its place a round before, and "
                              "fifo moves frames on", accepted="no --cache", do="leave it out")  # fmt: skip
+        foreign.check_uncached(backbone.transformers, "fifo moves frames on from round to round")
         early = steps - length  # frames that go out before the first that is kept
         counts = (length, early, steps)  # drawn before the first step, so that a run that goes on draws the same
         clip, before, after = (torch.randn(*latents.shape[:2], n, *latents.shape[3:], generator=generator) for n in counts)

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import FirstBlockCacheConfig
 from torch import Tensor
 
-from longgen.backbones import Setup, load
-from longgen.backbones.find import find
 from longgen.plan import Plan
 from tests.backbones import family
 
@@ -174,7 +173,9 @@ def test_an_interrupted_run_leaves_no_cache_behind(model_folder: Callable[[str],
     """With a step cache, a run after one that was stopped is equal to a run on a fresh model."""
     backbones = []
     for _ in range(2):
-        backbones.append(load(find(str(model_folder("wan"))), Setup("cpu", "fp32", cache="first-block:0.9")))
+        backbone = family.loaded(model_folder("wan"))
+        backbone.pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.9))
+        backbones.append(backbone)
     family.stopped_after(backbones[0], plain(backbones[0]), 2)
     one, other = (family.sampled(backbone, plain(backbone)) for backbone in backbones)
     assert torch.equal(one, other)

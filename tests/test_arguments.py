@@ -1,0 +1,111 @@
+"""What Python callers give: wrong kinds and values are refused where they come in, before anything is loaded or written."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import longgen
+from longgen import arguments, run
+from longgen.backbones import Setup
+from longgen.backbones.spec import TINY
+from longgen.compare.run import compare_presets
+from longgen.errors import UsageError
+from longgen.probe.measure import settings_for
+
+WRONG_SETTINGS: list[tuple[dict[str, Any], str]] = [
+    ({"quantize": "int4"}, "None, fp8, int8"),
+    ({"quantise": "int8"}, "did you mean quantize"),
+    ({"offload": "disk"}, "none, model, group, sequential"),
+    ({"dtype": "float16"}, "fp32, bf16, fp16"),
+    ({"dtype": 16}, "fp32, bf16, fp16"),
+    ({"device": "gpu 0"}, "cpu, cuda or cuda:1"),
+    ({"device": 0}, "cpu, cuda or cuda:1"),
+    ({"lora": "style.safetensors"}, "texts in a list"),
+    ({"lora": [3]}, "texts in a list"),
+    ({"lora": ["style:nan"]}, "'nan' is no scale"),
+    ({"lora": [":0.5"]}, "is no scale"),
+    ({"attention": "wonder"}, "no backend of diffusers"),
+    ({"attention": 3}, "a backend of diffusers"),
+    ({"cache": "mag:2"}, "a number between 0 and 1"),
+    ({"cache": "taylorseer"}, "on wan and ltx and cogvideox its patterns match none"),
+    ({"cache": 0.05}, "first-block or mag"),
+    ({"compile": "no"}, "False, True"),
+    ({"vae_tiling": 1}, "False, True"),
+    ({"clip_batch": 0}, "1 or more"),
+    ({"clip_batch": 2.0}, "1 or more"),
+    ({"clip_batch": True}, "1 or more"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "said"), WRONG_SETTINGS)
+def test_a_model_setting_is_checked_where_it_is_made(wrong: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        Setup(**{"device": "cpu", "dtype": "fp32"} | wrong)
+    assert said in str(caught.value)
+    with pytest.raises(UsageError) as again:
+        longgen.generate("a", tmp_path / "a.mp4", backbone="tiny", model=wrong)
+    assert str(again.value) == str(caught.value)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_model_setting_that_fits_is_taken_as_it_is() -> None:
+    made = Setup("cpu", "fp32", lora=["a:0.5"], cache="mag")  # type: ignore[arg-type]
+    assert made.lora == ("a:0.5",)
+    assert dataclasses.replace(made, clip_batch=3).deciding() == {"lora": ["a:0.5"], "cache": "mag", "clip_batch": 3}
+    with pytest.raises(UsageError, match="clip_batch = 0"):
+        dataclasses.replace(made, clip_batch=0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"seed": -1}, "seed = -1"),
+        ({"seed": 1.5}, "seed = 1.5"),
+        ({"seed": True}, "seed = True"),
+        ({"seed": 2**63}, "seed = 9223372036854775808"),
+        ({"seed": "1"}, "seed = '1'"),
+        ({"prompt": 3}, "prompt = 3 is of type int"),
+        ({"prompt": None}, "prompt = None"),
+        ({"output": None}, "output = None"),
+        ({"sample": {"frames": 33}}, "sample = {'frames': 33}"),
+        ({"schedule": "shots.toml"}, "schedule = 'shots.toml'"),
+        ({"duration": 20}, "duration = 20"),
+        ({"overrides": "window.frames=3"}, "overrides = 'window.frames=3' is no list"),
+        ({"model": [("dtype", "fp32")]}, "is of type list"),
+        ({"resume": 1}, "resume = 1"),
+        ({"device": 0}, "device = 0"),
+    ],
+)
+def test_generate_refuses_wrong_kinds(wrong: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        longgen.generate(**{"prompt": "a", "output": tmp_path / "a.mp4", "backbone": "tiny"} | wrong)
+    assert said in str(caught.value)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "values", [{"flow_shift": 0.0}, {"flow_shift": float("nan")}, {"steps": True}, {"frames": -1}, {"shift": 1}]
+)
+def test_a_sample_says_what_cannot_be(values: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(values))):
+        longgen.Sample(**values)
+
+
+def test_numbers_of_numpy_are_whole_numbers() -> None:
+    assert arguments.seeds(np.arange(3)) == (0, 1, 2)
+    assert all(type(seed) is int for seed in arguments.seeds(np.arange(3)))
+
+
+def test_lists_of_prompts_and_seeds_are_no_single_ones(tmp_path: Path) -> None:
+    plans, setup = [run.planned("direct", TINY)], Setup("cpu", "fp32")
+    for prompts, seeds, said in (("a red circle", (0,), "prompts"), (["a"], (0, 0), "two are equal"), (["a"], 3, "seeds = 3")):
+        with pytest.raises(UsageError, match=said):
+            compare_presets(plans, prompts, seeds, setup, tmp_path / "out")  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match=said):
+            settings_for(TINY, "quick", None, None, prompts, seeds, None, "fp32", ())  # type: ignore[arg-type]
+    assert not any(tmp_path.iterdir())

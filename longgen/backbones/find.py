@@ -117,7 +117,7 @@ def _check_weights(folder: Path, spec: BackboneSpec) -> None:
         shapes |= {name: shape for name, (_, shape) in table.items()}
         dtypes |= {dtype for dtype, shape in table.values() if len(shape) > 1}
     how = formats.quantized(shapes, dtypes)
-    if how is not None and "quantization_config" not in _read_json(folder / "config.json"):
+    if how is not None and not _read_json(folder / "config.json").get("quantization_config"):
         raise UsageError(f"{files[0]} holds {how}: longgen does not read them",
                          accepted="weights in fp32, bf16 or fp16", do=formats.PLAIN)  # fmt: skip
     for name, shape in shapes.items():

@@ -43,11 +43,11 @@ def find(name: str) -> BackboneSpec:
     if colon and known in SPECS:
         return _from_weights(SPECS[known], place)
     path = Path(os.path.expanduser(name))
-    if os.path.isdir(path):  # not Path.is_dir, which raises where a name is too long
+    if name and os.path.isdir(path):  # "" would be the current folder; Path.is_dir raises where a name is too long
         return _from_folder(path)
     if colon and re.fullmatch(r"[\w.-]{2,}", known) and not os.path.exists(path):
         raise unknown_name("backbone", known, _CAUSAL, "NAME:PATH takes one of these")
-    if os.path.isfile(path) or path.suffix.lower() in formats.SUFFIXES:
+    if (name and os.path.exists(path)) or path.suffix.lower() in formats.SUFFIXES:
         return _from_weights(SELF_FORCING, name, stated=False)
     if path.is_absolute() or name.startswith((".", "~")):
         raise MissingError(f"--backbone {name}: no such folder", accepted="a folder with model_index.json, or a backbone's name",

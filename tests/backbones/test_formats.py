@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import struct
 import zipfile
@@ -181,6 +182,23 @@ def test_a_file_of_another_format_is_named_whatever_its_name(tmp_path: Path, cas
         find(str(path))
     assert caught.value.accepted
     assert caught.value.do
+
+
+@pytest.mark.parametrize("form", ["{}", "self-forcing:{}"])
+def test_a_pipe_or_a_device_is_not_read(tmp_path: Path, form: str) -> None:
+    """Reading a pipe would wait for ever."""
+    os.mkfifo(tmp_path / "weights.safetensors")
+    for place in (tmp_path / "weights.safetensors", "/dev/zero"):
+        with pytest.raises(UsageError, match=f"{place} is a pipe or a device, and no file"):
+            find(form.format(place))
+
+
+def test_an_empty_name_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published.write_configs(WAN_1_3B, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert find(".").layers == WAN_1_3B.layers
+    with pytest.raises(UsageError, match="no backbone is called ''"):
+        find("")
 
 
 def test_a_large_file_is_told_by_its_header(tmp_path: Path) -> None:

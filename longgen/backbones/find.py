@@ -43,11 +43,11 @@ def find(name: str) -> BackboneSpec:
     if colon and known in SPECS:
         return _from_weights(SPECS[known], place)
     path = Path(os.path.expanduser(name))
-    if os.path.isdir(path):  # not Path.is_dir, which raises where a name is too long
+    if name and os.path.isdir(path):  # "" would be the current folder; Path.is_dir raises where a name is too long
         return _from_folder(path)
     if colon and re.fullmatch(r"[\w.-]{2,}", known) and not os.path.exists(path):
         raise unknown_name("backbone", known, _CAUSAL, "NAME:PATH takes one of these")
-    if os.path.isfile(path) or path.suffix.lower() in formats.SUFFIXES:
+    if (name and os.path.exists(path)) or path.suffix.lower() in formats.SUFFIXES:
         return _from_weights(SELF_FORCING, name, stated=False)
     if path.is_absolute() or name.startswith((".", "~")):
         raise MissingError(f"--backbone {name}: no such folder", accepted="a folder with model_index.json, or a backbone's name",
@@ -117,7 +117,7 @@ def _check_weights(folder: Path, spec: BackboneSpec) -> None:
         shapes |= {name: shape for name, (_, shape) in table.items()}
         dtypes |= {dtype for dtype, shape in table.values() if len(shape) > 1}
     how = formats.quantized(shapes, dtypes)
-    if how is not None and "quantization_config" not in _read_json(folder / "config.json"):
+    if how is not None and not _read_json(folder / "config.json").get("quantization_config"):
         raise UsageError(f"{files[0]} holds {how}: longgen does not read them",
                          accepted="weights in fp32, bf16 or fp16", do=formats.PLAIN)  # fmt: skip
     for name, shape in shapes.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import stat
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -95,16 +96,21 @@ def form(path: Path, accepted: str) -> str:
 
     Raises UsageError that names any other format, MissingError or LonggenError where it cannot be read.
     """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(4096)
-    except OSError as error:
-        raise system_failure(error, str(path)) or MissingError(
-            f"{path} cannot be read: {error.strerror}", accepted=accepted, do="check the path") from None  # fmt: skip
 
     def refuse(what: str, do: str) -> NoReturn:
         raise UsageError(f"{path} is {what}", accepted=accepted, do=do)
+
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+            refuse("a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device, and no file", "give a file")
+        size = status.st_size
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except (OSError, ValueError) as error:  # the second for a name that no file can have
+        raise system_failure(error, str(path)) or MissingError(
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}", accepted=accepted, do="check the path"
+        ) from None
 
     if not head:
         refuse("an empty file", ANEW)

@@ -387,7 +387,8 @@ def _unfit(file: File, spec: BackboneSpec, lacking: list[str], count: int) -> Us
     wide = f", of width {width}{_known(width)} where {spec.name} has {spec.width}" if width != spec.width else ""
     if len(lacking) < count and wide:
         return _made_for(file, spec, width)
-    if len(lacking) == count:
+    same = model == "a Wan model" and spec.family in ("wan", "causal-wan")
+    if len(lacking) == count and not same:
         of = f"for {model}" if model else f"for a model that longgen does not know (in names of {file.trainer})"
         return _refused(file.place, f"it is {of}{wide}: {spec.name} has no layer {lacking[0]}, nor any other of its {count}")
     more = f", and so {len(lacking) - 1} more of its {count} layers" if len(lacking) > 1 else f", one of its {count} layers"

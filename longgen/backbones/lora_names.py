@@ -54,7 +54,8 @@ _WAN = [  # diffusers -> Wan's authors
     ("condition_embedder.text_embedder.linear_2", "text_embedding.2"),
 ]  # fmt: skip
 _LTX = [("proj_in", "patchify_proj"), ("time_embed.", "adaln_single."), (".norm_q", ".q_norm"), (".norm_k", ".k_norm")]
-_HUNYUAN: list[tuple[str, str, list[tuple[tuple[str, ...], tuple[str, ...]]]]] = [  # the layers of a block in diffusers, which its authors fuse -> the authors' names, also as ComfyUI has them
+# The layers of a block in diffusers, which its authors fuse -> the authors' names, also as ComfyUI has them
+_HUNYUAN: list[tuple[str, str, list[tuple[tuple[str, ...], tuple[str, ...]]]]] = [
     ("transformer_blocks.{}.", "double_blocks.{}.", [
         (("attn.to_q", "attn.to_k", "attn.to_v"), ("img_attn_qkv", "img_attn.qkv")),
         (("attn.to_out.0",), ("img_attn_proj", "img_attn.proj")),

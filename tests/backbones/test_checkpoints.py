@@ -242,7 +242,7 @@ OTHERS: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {  # case ->
     "critic": (lambda w: {"step": 3, "critic": w}, "is only the critic of a training"),
     "nothing": (lambda w: {}, "is no Wan transformer; it holds nothing"),
     "no weights": (lambda w: {"step": 3, "seed": 4}, "is no Wan transformer; it holds step, seed"),
-    "another model": (lambda w: {"unet.conv_in.weight": torch.zeros(2)}, r"is no Wan transformer; it holds unet\.conv_in\.weight"),
+    "another model": (lambda w: {"mixer.weight": torch.zeros(2)}, r"is no Wan transformer; it holds mixer\.weight"),
     "a tensor": (lambda w: torch.zeros(2), "holds a Tensor, and no weights by name"),
     "fewer layers": (lambda w: {n: x for n, x in w.items() if "blocks.1" not in n}, "it has 1 of the 2 layers"),
     "no layers": (lambda w: {n: x for n, x in w.items() if "blocks" not in n}, "blocks.0.ffn.net.0.proj.weight is missing"),
@@ -276,7 +276,7 @@ def test_what_is_something_else_is_named(
 def test_a_vae_and_a_text_encoder_are_named(
     saved: Callable[..., BackboneSpec], model_folder: Callable[[str], Path], part: str
 ) -> None:
-    kind, name = {"vae": (AutoencoderKLWan, "a VAE"), "text_encoder": (UMT5EncoderModel, "a text encoder")}[part]
+    kind, name = {"vae": (AutoencoderKLWan, "a VAE"), "text_encoder": (UMT5EncoderModel, "a text encoder, of the T5 kind")}[part]
     with pytest.raises(UsageError, match=f"is {name}; it holds "):
         checkpoints.convert(saved(dict(kind.from_pretrained(model_folder("wan") / part).state_dict())))
 
@@ -288,10 +288,17 @@ def test_a_file_without_weights_is_named(saved: Callable[..., BackboneSpec], wei
     torch_file, safetensors_file = ((tmp_path / f"whole.{kind}").read_bytes() for kind in ("pt", "safetensors"))
     with zipfile.ZipFile(tmp_path / "archive", "w") as archive:
         archive.writestr("notes.txt", "words")
-    for content in (b"", b"<html>404</html>", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", b"\x00" * 99,
-                    (tmp_path / "archive").read_bytes(), torch_file[:5000], safetensors_file[:5000]):  # fmt: skip
+    for content, message in (
+        (b"", "an empty file"), (b"<html>404</html>", "a web page and no weights"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "a Git LFS pointer"),
+        (b"\x00" * 99, "filled with zeros"), ((tmp_path / "archive").read_bytes(), r"a ZIP archive with notes\.txt"),
+        (torch_file[:5000], "the beginning of a torch file"),
+        (b"\x80\x02junk", "neither a torch nor a safetensors file, or only a part"),
+        (safetensors_file[:5000], "incomplete or damaged: its table would be"),
+        (safetensors_file[:-5], "incomplete or damaged: [0-9]+ of its [0-9]+ bytes are there"),
+    ):  # fmt: skip
         path.write_bytes(content)
-        with pytest.raises(UsageError, match=r"file\.pt is neither a torch nor a safetensors file, or only a part of one"):
+        with pytest.raises(LonggenError, match=rf"file\.pt is {message}"):
             checkpoints.convert(saved(path))
 
 

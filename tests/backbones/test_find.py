@@ -113,7 +113,7 @@ CHANGES: dict[str, tuple[str, str, Any, str]] = {  # case -> model, file, its ne
     "another pipeline": ("wan", "model_index.json", {"_class_name": "MochiPipeline"}, "is a MochiPipeline"),
     "no class": ("wan", "model_index.json", "_class_name", "model_index.json has no _class_name"),
     "no layers": ("wan", "transformer/config.json", "num_layers", "transformer/config.json has no num_layers"),
-    "no patch": ("wan", "transformer/config.json", {"patch_size": None}, "are not as diffusers writes them"),
+    "no patch": ("wan", "transformer/config.json", {"patch_size": None}, "config.json says patch_size = null"),
     "no heads": ("hunyuan", "transformer/config.json", "num_attention_heads", "has no num_attention_heads"),
     "no stride": ("hunyuan", "vae/config.json", "temporal_compression_ratio", "vae/config.json has no temporal_compression_ratio"),
     "no patch in time": ("ltx", "vae/config.json", "patch_size_t", "vae/config.json has no patch_size_t"),
@@ -268,11 +268,11 @@ def test_weights_that_cannot_serve_are_refused(pipeline: Path, wan: Any, tmp_pat
         (f"wan2.1-1.3b:{tmp_path}", UsageError, "wan2.1-1.3b takes no weights from elsewhere"),
         ("self-forcing:", MissingError, "--backbone self-forcing:: no such file or folder"),
         ("self-forcing:none.pt", MissingError, "--backbone self-forcing:none.pt: no such file or folder"),
-        ("weights/none.pt", MissingError, "--backbone self-forcing:weights/none.pt: no such file or folder"),
+        ("weights/none.pt", MissingError, "--backbone weights/none.pt: no such file or folder"),
         ("self-forcin:weights/x.pt", UsageError, r"no backbone is called 'self-forcin' \(did you mean self-forcing"),
         (f"longlive:{tmp_path / 'empty'}", MissingError, "has no weights in it"),
-        (f"self-forcing:{pipeline}", UsageError, "is of width 1536 with 16 latent channels; .* is of width 48"),
-        (str(tmp_path / "text.pt"), UsageError, "is neither a torch nor a safetensors file"),
+        (f"self-forcing:{pipeline}", UsageError, "is of width 1536 with 16 latent channels, as wan2.1-1.3b; .* is of width 48"),
+        (str(tmp_path / "text.pt"), UsageError, "is text and no weights: 'no weights'"),
     ):
         with pytest.raises(kind, match=message) as caught:
             find(name)

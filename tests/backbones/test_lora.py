@@ -15,12 +15,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from typer.testing import CliRunner
 
+from longgen import preset, run
 from longgen.backbones import Setup, check_setup, load, lora, parse_lora
 from longgen.backbones.find import find
 from longgen.backbones.loading import family_of
 from longgen.backbones.lora_names import aliases
-from longgen.backbones.spec import HUNYUANVIDEO, SPECS, TINY_CAUSAL, WAN_1_3B, WAN_14B
+from longgen.backbones.spec import HUNYUANVIDEO, SPECS, TINY, TINY_CAUSAL, WAN_1_3B, WAN_14B
+from longgen.cli import app
 from longgen.errors import LonggenError, MissingError, UsageError
 from tests.models import published
 from tests.models.checkpoint import wans_name
@@ -414,6 +417,24 @@ def test_what_changes_nothing_is_a_note(folder: Path, weights: dict[str, Tensor]
     assert f"--lora {zero} changes nothing: all that it would add is zero" in notes
     assert f"--lora {path}:0 has scale 0" in notes
     assert len(backbone.notes) == len(set(backbone.notes))
+
+
+def test_a_note_reaches_the_user_once_and_an_error_comes_before_the_work(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path / "style.safetensors", halves({"blocks.0.attn1.to_q": (256, 256)}), "PEFT")
+    plan = run.planned("direct", TINY, sample=preset.Sample(frames=33, steps=1, size=(32, 32)))
+    told: list[str] = []
+    jobs = [run.Job(plan, "a small red circle", seed, tmp_path / f"{seed}.mp4") for seed in (1, 2)]
+    results = run.generate_jobs(jobs, Setup("cpu", "fp32", lora=(f"{path}:0",)), tell=told.append)
+    assert [Path(result.output).is_file() for result in results] == [True, True]
+    assert told.count(f"--lora {path}:0 has scale 0: it changes nothing") == 1
+    assert capfd.readouterr().err == ""
+    wide = written(tmp_path / "wide.safetensors", halves({"blocks.0.attn1.to_q": (5120, 5120)}), "PEFT")
+    base = ["generate", "--backbone", "tiny", "-p", "a small red circle on a black background", "-q", "--lora", str(wide)]
+    for more in (["--dry-run"], ["-o", str(tmp_path / "none.mp4")]):
+        with pytest.raises(UsageError, match="made for width 5120"):
+            CliRunner().invoke(app, [*base, *more], standalone_mode=False, catch_exceptions=False)
+    assert not (tmp_path / "none.mp4").exists()
+    assert not (tmp_path / "none.run").exists()
 
 
 def test_one_file_for_each_expert_is_not_twice(model_folder: Callable[[str], Path], layers: Layers, tmp_path: Path) -> None:

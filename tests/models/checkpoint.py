@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 NAMES = [  # diffusers -> Wan's authors; a block's table before the one of the head
@@ -26,3 +31,19 @@ def wans_name(name: str) -> str:
 
 def weights(transformer: Any) -> dict[str, Tensor]:
     return {wans_name(name): weight.detach().clone() for name, weight in transformer.state_dict().items()}
+
+
+def sparse(path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str] | None = None) -> Path:
+    """A safetensors file of that table; its weights are a hole of zeros, so that it takes no room."""
+    sizes = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1, "I32": 4, "F8_E4M3": 1}
+    table: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        size = sizes[dtype] * int(torch.Size(shape).numel())
+        table[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(table).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    return path

@@ -43,11 +43,14 @@ class Program:
     @property
     def density(self) -> float:
         """Attention computed, as a share of direct attention; above 1 with several branches."""
-        return sum(plan.density for plan in self.branches.values())
+        return sum(self._share(name) * plan.density for name, plan in self.branches.items())
 
     def density_at(self, tokens: int) -> float:
         """`density` at `tokens` a frame."""
-        return sum(plan.density_at(tokens) for plan in self.branches.values())
+        return sum(self._share(name) * plan.density_at(tokens) for name, plan in self.branches.items())
+
+    def _share(self, branch: str) -> float:
+        return self.fusion.share(branch) if self.fusion else 1.0
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,10 @@ class Fusion(Technique):
     def fuse(self, attend: Attend, step: Step, grid: Grid) -> Tensor:
         """One output [B, N, C] of the branches, each computed as often as it is asked for."""
 
+    def share(self, branch: str) -> float:
+        """In which share of its steps, at least, `fuse` asks for `branch`: what is priced where timesteps decide it."""
+        return 1.0
+
     @abstractmethod
     def operations(self, grid: Grid, channels: int) -> int:
         """Floating-point operations of `fuse` for one sample, attention apart."""

@@ -319,6 +319,9 @@ def build(preset: Preset, spec: BackboneSpec, schedule: Schedule | None = None, 
     seen = replace(clip, frames_lat=seen_lat, in_clips=seen_lat < frames_lat)
     acting = tuple(sorted((_acting(technique, spec, steps) for technique in techniques), key=_turn))
     _refuse_contradictions(acting)
+    for act in acting:
+        if isinstance(act.technique, NoiseTechnique) and act.technique.noise:
+            act.technique.check_noise(clip)
     if sampling and sampling.in_chunks:
         rolled_lat = seen_lat * sampling.rounds(frames_lat, spec.native_lat, steps)
         seen = replace(seen, in_clips=False)

@@ -38,7 +38,7 @@ from pydantic import Field, model_validator
 
 from longgen.errors import UsageError
 from longgen.frameplan import Clip, FramePlan, Pass, distances
-from longgen.technique import FrameTechnique
+from longgen.technique import LONGEST, FrameTechnique
 
 GRAIN = 8  # frames that share one time of the sink; more only where the clip is too long for it
 TAIL = 3  # frames
@@ -50,9 +50,9 @@ class Tsa(FrameTechnique):
     claims: ClassVar[tuple[str, ...]] = ("the context window", "the attention sink")
     needs: ClassVar[tuple[str, ...]] = ("relative-positions", "whole-clip")
 
-    dense: int = Field(8, ge=0)
-    stripe: int = Field(24, ge=0)
-    stripe_share: float = Field(0.125, gt=0, le=1)
+    dense: int = Field(8, ge=0, le=LONGEST)
+    stripe: int = Field(24, ge=0, le=LONGEST)
+    stripe_share: float = Field(0.125, ge=1e-6, le=1)
     sink: bool = True
     tail: bool = False
     reencode: Literal["sink", "vrpr"] = "sink"

@@ -42,7 +42,7 @@ from pydantic import Field
 
 from longgen.frameplan import Clip, FramePlan, visible_from_ranges
 from longgen.frames import local_windows
-from longgen.technique import Fusion, Grid, Step
+from longgen.technique import LONGEST, Fusion, Grid, Step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,10 +56,10 @@ class FreeLong(Fusion):
     claims: ClassVar[tuple[str, ...]] = ("the fusion of branches", "the context window")
 
     split: float = Field(0.5, ge=0, le=1)
-    cutoff_time: float = Field(0.25, gt=0, le=1)
-    cutoff_space: float = Field(0.25, gt=0, le=1)
+    cutoff_time: float = Field(0.25, ge=0.001, le=1)
+    cutoff_space: float = Field(0.25, ge=0.001, le=1)
     boundary: Boundary = "reflect"
-    window: int | None = Field(None, ge=1)
+    window: int | None = Field(None, ge=1, le=LONGEST)
     edge: Literal["shift", "clip"] = "shift"
 
     def branches(self, plan: FramePlan, clip: Clip, step: int, steps: int) -> dict[str, FramePlan]:

@@ -17,9 +17,9 @@ Noise: in blocks of W frames, block <- block - mean_t(block) + mean_t(first bloc
 Constants: components 3 [code] · until 250 [code] · W = T0 [code: 16] · S = round(W / 4) [derived: the code's 4 of 16].
 `entropy = false` leaves the logits alone. `noise = false` leaves the noise.
 
-The timestep is the one that the model is told. On the code's schedule, 981, 961 .. 1, t > 250 are 37 of 50 steps; on a schedule
-that a flow shift moves to high noise they are more: 46 of 50 at shift 3, 49 at shift 8. `split` in its place is a share of the steps,
-whatever their timesteps: 0.75 are 37 of 50, as in the authors' own runs [derived].
+The timestep is the one that the model is told. On the code's schedule, 981, 961 .. 1, t > 250 are 37 of 50 steps; on one that a
+flow shift moves to high noise they are more: 46 of 50 at shift 3, 49 at shift 8. `split` in its place is a share of the steps,
+rounded down, whatever their timesteps: 0.75 are 37 of 50, as in the authors' own runs [derived].
 
 Computed exactly without an [M, W] projection: F = L + A (G - L) with A = E_top E_top^T + 11^T / W, a [W, W] matrix, and E
 and s come from Gc^T Gc, Lc^T Lc and Lc^T Gc, in double precision.
@@ -33,8 +33,9 @@ As frame plans: the branch "local" has a pass (or those of the stack's plan) for
 all windows that hold it, where the attention backend tells what it takes; else once for each.
 
 Caveats: which steps are fused is known with the model's schedule alone, so that a plan has both branches in all of them; its cost
-counts the global one in 1 - until / 1000 of them, as without a shift. The first S frames are never fused, and window 1 on take their mean from the global branch, so the clip's head is
-treated otherwise than its tail. The entropy factor counts frames; counting tokens it would be near 1.06 at 4 times.
+counts the global one in 1 - until / 1000 of them, as without a shift. The first S frames are never fused, and window 1 on take
+their mean from the global branch, so the clip's head is treated otherwise than its tail. The entropy factor counts frames;
+counting tokens it would be near 1.06 at 4 times.
 
 Neutral: clips of at most W frames.
 """
@@ -50,7 +51,7 @@ from pydantic import Field, model_validator
 
 from longgen.errors import UsageError
 from longgen.frameplan import Clip, FramePlan, Pass
-from longgen.technique import Attend, Fusion, Grid, NoiseTechnique, Step
+from longgen.technique import LONGEST, Attend, Fusion, Grid, NoiseTechnique, Step
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -66,10 +67,10 @@ class FreePca(Fusion, NoiseTechnique):
 
     until: float = Field(UNTIL, ge=0, le=1000)
     split: float | None = Field(None, ge=0, le=1)
-    components: int = Field(3, ge=0)
+    components: int = Field(3, ge=0, le=LONGEST)
     entropy: bool = True
-    window: int | None = Field(None, ge=2)
-    stride: int | None = Field(None, ge=1)
+    window: int | None = Field(None, ge=2, le=LONGEST)
+    stride: int | None = Field(None, ge=1, le=LONGEST)
 
     @model_validator(mode="after")
     def _one_end(self) -> FreePca:
@@ -143,6 +144,9 @@ class FreePca(Fusion, NoiseTechnique):
         """A covariance of two windows and a mixing for each window but the first, in floating-point operations."""
         assert self.window is not None
         return (len(self.starts(grid[0])) - 1) * 10 * self.window**2 * grid[1] * grid[2] * channels
+
+    def check_noise(self, clip: Clip) -> None:
+        self.settled(clip)
 
     def mix(self, noise: Tensor, clip: Clip, generator: Generator) -> Tensor:
         import torch  # here, so that plans and lists of presets need no torch

@@ -33,7 +33,7 @@ from pydantic import Field
 
 from longgen.errors import UsageError
 from longgen.frameplan import Clip
-from longgen.technique import NoiseTechnique
+from longgen.technique import LONGEST, NoiseTechnique
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -43,9 +43,9 @@ class GlcNoise(NoiseTechnique):
     paper: ClassVar[str] = "GLC-Diffusion, arXiv 2501.05484"
     needs: ClassVar[tuple[str, ...]] = ("whole-clip",)
 
-    window: int | None = Field(None, ge=1)
-    region: int | None = Field(None, ge=1)
-    cutoff: float = Field(0.25, gt=0, le=1)
+    window: int | None = Field(None, ge=1, le=LONGEST)
+    region: int | None = Field(None, ge=1, le=LONGEST)
+    cutoff: float = Field(0.25, ge=0.001, le=1)
     high: Literal["sqrt", "plain"] = "sqrt"
 
     def sizes(self, clip: Clip) -> tuple[int, int]:
@@ -56,6 +56,9 @@ class GlcNoise(NoiseTechnique):
             raise UsageError(f"glc-noise.region = {region} is more than the unit of {window} latent frames that is shuffled",
                              accepted=f"1 to {window}", do=f"--set glc-noise.region={window}, or leave it out")  # fmt: skip
         return window, region
+
+    def check_noise(self, clip: Clip) -> None:
+        self.sizes(clip)
 
     def mix(self, noise: Tensor, clip: Clip, generator: Generator) -> Tensor:
         import torch  # here, so that plans and lists of presets need no torch

@@ -30,7 +30,7 @@ import numpy as np
 from pydantic import Field
 
 from longgen.frameplan import Clip, FramePlan, Pass
-from longgen.technique import FrameTechnique
+from longgen.technique import LONGEST, FrameTechnique
 
 
 class Rebase(FrameTechnique):
@@ -40,7 +40,7 @@ class Rebase(FrameTechnique):
     needs: ClassVar[tuple[str, ...]] = ("relative-positions",)
     after_context: ClassVar[bool] = True
 
-    gap: int = Field(1, ge=0)
+    gap: int = Field(1, ge=0, le=LONGEST)
 
     def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:
         def closed(one: Pass) -> Pass:

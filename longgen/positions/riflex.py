@@ -33,15 +33,15 @@ from pydantic import Field
 
 from longgen.errors import UsageError
 from longgen.frameplan import Clip
-from longgen.technique import FrequencyTechnique
+from longgen.technique import LONGEST, FrequencyTechnique
 
 
 class Riflex(FrequencyTechnique):
     paper: ClassVar[str] = "RIFLEx, arXiv 2502.15894"
 
     variant: Literal["code", "paper"] = "code"
-    component: int | None = Field(None, ge=1)
-    share_of_period: float = Field(0.9, gt=0, le=1)
+    component: int | None = Field(None, ge=1, le=LONGEST)
+    share_of_period: float = Field(0.9, ge=0.001, le=1)
     gate: bool = True
 
     def factors(self, reach: float, clip: Clip) -> np.ndarray:

@@ -15,8 +15,8 @@ Legend: T latent frames, T0 in training, theta temporal rotary frequency, r cycl
     low = floor(c(beta_fast)), high = ceil(c(beta_slow)), c(r) where a component completes r cycles        [code, both]
 On Wan components 0 to 2 are kept, 3 and 4 are between, 5 to 21 interpolated. A given parameter replaces the variant's.
 
-Differs from the reference: time alone is scaled, never the spatial axes. In "paper" the ramp is linear in r, as the paper has it; the
-code's is linear in the component's index, as in "freeloc". FreeLOC's scales clips shorter than T0 too, with s < 1.
+Differs from the reference: time alone is scaled, never the spatial axes. In "paper" the ramp is linear in r, as the paper has it;
+the code's is linear in the component's index, as in "freeloc". FreeLOC's scales clips shorter than T0 too, with s < 1.
 
 Caveat: over 21 latent frames the fastest component of Wan completes 3.3 cycles, so with the paper's beta_fast all are
 interpolated almost whole; beta_fast near 2 keeps the fast ones. The temperature is the paper's fit on language models.
@@ -42,9 +42,9 @@ class Yarn(FrequencyTechnique):
     paper: ClassVar[str] = "YaRN, arXiv 2309.00071"
 
     variant: Literal["paper", "freeloc"] = "paper"
-    beta_slow: float | None = Field(None, gt=0)
-    beta_fast: float | None = Field(None, gt=0)
-    factor: float | None = Field(None, ge=1)
+    beta_slow: float | None = Field(None, ge=1e-6, le=1e6)
+    beta_fast: float | None = Field(None, ge=1e-6, le=1e6)
+    factor: float | None = Field(None, ge=1, le=1000)
     temperature: bool | None = None
 
     @model_validator(mode="after")

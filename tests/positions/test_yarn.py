@@ -103,7 +103,8 @@ def test_temperature() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", [{}, {"variant": "freeloc"}, {"factor": 4.0}, {"beta_slow": 0.01, "beta_fast": 3.0}, {"beta_slow": 2.0, "beta_fast": 2.0}]
+    "setting",
+    [{}, {"variant": "freeloc"}, {"factor": 4.0}, {"beta_slow": 0.01, "beta_fast": 3.0}, {"beta_slow": 2.0, "beta_fast": 2.0}],
 )
 @pytest.mark.parametrize("frames_lat", [1, 5, 21])
 def test_identity_at_native_length(frames_lat: int, setting: dict[str, float]) -> None:

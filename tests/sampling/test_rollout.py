@@ -356,8 +356,8 @@ def test_the_modes_of_a_switch_differ(causal: Any) -> None:
 
 @pytest.mark.parametrize(("window", "sink"), [(6, 3), (4, 1), (3, 6), (9, 0)])
 def test_a_switch_within_the_first_window_caches_the_sink_again(causal: Any, window: int, sink: int) -> None:
-    """LongLive's code runs the last sink + window frames again, or all there are. It protects the sink where that run does not begin
-    with the video, so that there the others alone count.
+    """LongLive's code runs the last sink + window frames again, or all there are. It protects the sink where that run does not
+    begin with the video, so that there the others alone count.
     """
     stack = [WINDOW | {"frames": window}, *([SINK | {"frames": sink}] if sink else []), {"name": "rollout", "switch": "recache"}]
     with torch.no_grad():

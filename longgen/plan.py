@@ -43,11 +43,14 @@ class Program:
     @property
     def density(self) -> float:
         """Attention computed, as a share of direct attention; above 1 with several branches."""
-        return sum(plan.density for plan in self.branches.values())
+        return sum(self._share(name) * plan.density for name, plan in self.branches.items())
 
     def density_at(self, tokens: int) -> float:
         """`density` at `tokens` a frame."""
-        return sum(plan.density_at(tokens) for plan in self.branches.values())
+        return sum(self._share(name) * plan.density_at(tokens) for name, plan in self.branches.items())
+
+    def _share(self, branch: str) -> float:
+        return self.fusion.share(branch) if self.fusion else 1.0
 
 
 @dataclass(frozen=True)
@@ -331,6 +334,9 @@ def build(preset: Preset, spec: BackboneSpec, schedule: Schedule | None = None, 
     seen = replace(clip, frames_lat=seen_lat, in_clips=seen_lat < frames_lat)
     acting = tuple(sorted((_acting(technique, spec, steps) for technique in techniques), key=_turn))
     _refuse_contradictions(acting)
+    for act in acting:
+        if isinstance(act.technique, NoiseTechnique) and act.technique.noise:
+            act.technique.check_noise(clip)
     if sampling and sampling.in_chunks:
         rolled_lat = seen_lat * sampling.rounds(frames_lat, spec.native_lat, steps)
         seen = replace(seen, in_clips=False)

@@ -205,12 +205,13 @@ def weights(schedule: Schedule, frames_px: int, stride: int, fps: int) -> np.nda
 def by_chunk(schedule: Schedule, shares: np.ndarray, chunk: int, frame_s: Fraction = Fraction(0)) -> np.ndarray:
     """[chunks, S]: the shares [S, T] of `weights` in each `chunk` latent frames, of `frame_s` seconds each.
 
-    With a blend they are the frames' means; without, a chunk has the shot of most of its frames wholly, of two the earlier.
-    Raises UsageError where no chunk has a shot.
+    With a blend they are the frames' means; without, a chunk has the shot of its first frame: a shot begins with the first chunk
+    that starts in it. Raises UsageError where no chunk has a shot.
     """
-    table = np.stack([shares[:, first : first + chunk].mean(axis=1) for first in range(0, shares.shape[1], chunk)])
-    if not schedule.blend:
-        table = np.eye(len(shares))[table.argmax(axis=1)]
+    if schedule.blend:
+        table = np.stack([shares[:, first : first + chunk].mean(axis=1) for first in range(0, shares.shape[1], chunk)])
+    else:
+        table = shares[:, ::chunk].T
     _refuse_unseen(schedule, table.T, f"chunk of {chunk} latent frames", chunk * frame_s)
     return table
 

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from longgen.sampling.direct import State
 
 
+LONGEST = 10**6  # latent frames: more than any video has, so that a larger number is a slip of the pen
+TIMESTEPS = 1000  # that a model was trained with
+
 Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
 Layers = Literal["all", "position-sensitive", "context-sensitive"] | Indices
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -85,6 +88,9 @@ class NoiseTechnique(Technique):
     slot: ClassVar[str] = "noise"
 
     noise: bool = True
+
+    def check_noise(self, clip: Clip) -> None:
+        """Raises UsageError where `mix` could not serve `clip`."""
 
     @abstractmethod
     def mix(self, noise: Tensor, clip: Clip, generator: Generator) -> Tensor:
@@ -167,6 +173,10 @@ class Fusion(Technique):
     @abstractmethod
     def fuse(self, attend: Attend, step: Step, grid: Grid) -> Tensor:
         """One output [B, N, C] of the branches, each computed as often as it is asked for."""
+
+    def share(self, branch: str) -> float:
+        """In which share of its steps, at least, `fuse` asks for `branch`: what is priced where timesteps decide it."""
+        return 1.0
 
     @abstractmethod
     def operations(self, grid: Grid, channels: int) -> int:

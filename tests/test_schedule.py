@@ -302,3 +302,10 @@ def test_exact_where_floating_point_is_not() -> None:
     for first in (7, 57):
         table = schedule.weights(cut_at(Fraction(first, 100)), 100, 1, 100)
         assert table[1].tolist() == [0] * first + [1] * (100 - first)
+
+
+@pytest.mark.parametrize(("asked", "first"), [(40, 42), (80, 81), (120, 120), (160, 162), (200, 201)])
+def test_a_shot_begins_with_the_chunk_that_longlive_begins_it_with(asked: int, first: int) -> None:
+    """Its configuration for six prompts, in latent frames; the first chunk of three that starts at or after the one asked for."""
+    chunks = schedule.by_chunk(cut_at(1), np.eye(2)[(np.arange(240) >= asked).astype(int)].T, 3)
+    assert np.array_equal(chunks, np.eye(2)[(3 * np.arange(80) >= first).astype(int)])

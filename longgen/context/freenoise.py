@@ -37,7 +37,7 @@ from pydantic import Field
 
 from longgen.errors import UsageError
 from longgen.frameplan import Clip, FramePlan
-from longgen.technique import FrameTechnique, NoiseTechnique
+from longgen.technique import LONGEST, FrameTechnique, NoiseTechnique
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -49,8 +49,8 @@ class FreeNoise(FrameTechnique, NoiseTechnique):
     claims: ClassVar[tuple[str, ...]] = ("the context window",)
     needs: ClassVar[tuple[str, ...]] = ("whole-clip",)
 
-    window: int | None = Field(None, ge=1)
-    stride: int | None = Field(None, ge=1)
+    window: int | None = Field(None, ge=1, le=LONGEST)
+    stride: int | None = Field(None, ge=1, le=LONGEST)
     weights: Literal["pyramid", "uniform"] = "pyramid"
 
     def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:
@@ -87,6 +87,9 @@ class FreeNoise(FrameTechnique, NoiseTechnique):
                              "two windows would be in none", accepted=f"1 to {window}",
                              do=f"--set freenoise.stride={window} for windows side by side, or leave it out")  # fmt: skip
         return window, stride
+
+    def check_noise(self, clip: Clip) -> None:
+        self.sizes(clip)
 
     def mix(self, noise: Tensor, clip: Clip, generator: Generator) -> Tensor:
         from longgen.noise.shuffle import window_shuffle  # here, so that plans and lists of presets need no torch

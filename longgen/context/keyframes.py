@@ -34,7 +34,7 @@ from pydantic import Field
 
 from longgen.errors import UsageError
 from longgen.frameplan import Clip, FramePlan, distances
-from longgen.technique import FrameTechnique
+from longgen.technique import LONGEST, FrameTechnique
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,8 +48,8 @@ class Keyframes(FrameTechnique):
     claims: ClassVar[tuple[str, ...]] = ("the context window",)
     needs: ClassVar[tuple[str, ...]] = ("whole-clip",)
 
-    window: int | None = Field(None, ge=0)
-    segments: int | None = Field(None, ge=1)
+    window: int | None = Field(None, ge=0, le=LONGEST)
+    segments: int | None = Field(None, ge=1, le=LONGEST)
 
     def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:
         frames_lat, native = clip.frames_lat, clip.native_lat

@@ -26,7 +26,7 @@ import numpy as np
 from pydantic import Field
 
 from longgen.frameplan import Clip, FramePlan
-from longgen.technique import FrameTechnique
+from longgen.technique import LONGEST, FrameTechnique
 
 
 class Sink(FrameTechnique):
@@ -34,7 +34,7 @@ class Sink(FrameTechnique):
     paper: ClassVar[str] = "FLEX, arXiv 2602.14027"
     claims: ClassVar[tuple[str, ...]] = ("the attention sink",)
 
-    frames: int = Field(3, ge=1)
+    frames: int = Field(3, ge=1, le=LONGEST)
 
     def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:
         first = np.arange(clip.frames_lat) < self.frames

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from longgen.frameplan import Clip, FramePlan, visible_from_ranges
 from longgen.frames import local_windows
-from longgen.technique import FrameTechnique
+from longgen.technique import LONGEST, FrameTechnique
 
 
 class Window(FrameTechnique):
@@ -25,7 +25,7 @@ class Window(FrameTechnique):
     paper: ClassVar[str] = "baseline of FreeNoise, FreeLong and FreeSpec"
     claims: ClassVar[tuple[str, ...]] = ("the context window",)
 
-    frames: int | None = Field(None, ge=1)
+    frames: int | None = Field(None, ge=1, le=LONGEST)
     edge: Literal["shift", "clip"] = "shift"
 
     def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:

@@ -41,10 +41,12 @@ from longgen.errors import UsageError
 from longgen.frameplan import Clip, FramePlan, visible_from_ranges
 from longgen.frames import local_windows
 from longgen.fusion.freelong import Boundary, add_low_pass, blend_operations
-from longgen.technique import Fusion, Grid, NoiseTechnique, Step
+from longgen.technique import LONGEST, Fusion, Grid, NoiseTechnique, Step
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
+
+Scale = Annotated[float, Field(gt=0, le=1000)]
 
 
 class FreeLongPlusPlus(Fusion, NoiseTechnique):
@@ -53,8 +55,8 @@ class FreeLongPlusPlus(Fusion, NoiseTechnique):
     claims: ClassVar[tuple[str, ...]] = ("the fusion of branches", "the context window")
 
     split: float = Field(1.0, ge=0, le=1)
-    scales: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)] | None = None
-    window: int | None = Field(None, ge=1)
+    scales: Annotated[tuple[Scale, ...], Field(strict=False, min_length=1, max_length=16)] | None = None
+    window: int | None = Field(None, ge=1, le=LONGEST)
     sparse: bool = False
     cutoff_space: Annotated[float, Field(gt=0, le=1)] | Literal["all"] = 0.25
     boundary: Boundary = "reflect"

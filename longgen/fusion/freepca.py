@@ -11,11 +11,15 @@ M = tokens of a frame x channels, k components.
         Lc = L - mean_t L,  Gc = G - mean_t G;  E = eigenvectors of Gc^T Gc [W, W]
         s_i = cosine of column i of Lc E and of Gc E;  top = the k = min(w, components) largest s_i
         F = (Gc E_top, Lc E_rest) E^T + mean_t G          the mean is always G's, even with components = 0
-    in the first `split` of the steps; after it the mean over windows of L_w alone.
+    in the steps whose timestep t, of 0 .. 1000, is above `until`; after them the mean over windows of L_w alone.  [code]
 Noise: in blocks of W frames, block <- block - mean_t(block) + mean_t(first block): one mean, frames of their own.   [code]
 
-Constants: components 3 [code] · split 0.75 [derived: the code's t > 250 of 1000, 37 of its 50 steps] · W = T0 [code: 16] ·
-S = round(W / 4) [derived: the code's 4 of 16]. `entropy = false` leaves the logits alone. `noise = false` leaves the noise.
+Constants: components 3 [code] · until 250 [code] · W = T0 [code: 16] · S = round(W / 4) [derived: the code's 4 of 16].
+`entropy = false` leaves the logits alone. `noise = false` leaves the noise.
+
+The timestep is the one that the model is told. On the code's schedule, 981, 961 .. 1, t > 250 are 37 of 50 steps; on one that a
+flow shift moves to high noise they are more: 46 of 50 at shift 3, 49 at shift 8. `split` in its place is a share of the steps,
+rounded down, whatever their timesteps: 0.75 are 37 of 50, as in the authors' own runs [derived].
 
 Computed exactly without an [M, W] projection: F = L + A (G - L) with A = E_top E_top^T + 11^T / W, a [W, W] matrix, and E
 and s come from Gc^T Gc, Lc^T Lc and Lc^T Gc, in double precision.
@@ -28,8 +32,10 @@ a last, shorter block of noise is cut from one of W frames, so that it stays N(0
 As frame plans: the branch "local" has a pass (or those of the stack's plan) for each window. A pair of frames is computed once for
 all windows that hold it, where the attention backend tells what it takes; else once for each.
 
-Caveats: the first S frames are never fused, and window 1 on take their mean from the global branch, so the clip's head is
-treated otherwise than its tail. The entropy factor counts frames; counting tokens it would be near 1.06 at 4 times.
+Caveats: which steps are fused is known with the model's schedule alone, so that a plan has both branches in all of them; its cost
+counts the global one in 1 - until / 1000 of them, as without a shift. The first S frames are never fused, and window 1 on take
+their mean from the global branch, so the clip's head is treated otherwise than its tail. The entropy factor counts frames;
+counting tokens it would be near 1.06 at 4 times.
 
 Neutral: clips of at most W frames.
 """
@@ -41,15 +47,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from longgen.errors import UsageError
 from longgen.frameplan import Clip, FramePlan, Pass
-from longgen.technique import Attend, Fusion, Grid, NoiseTechnique, Step
+from longgen.technique import LONGEST, Attend, Fusion, Grid, NoiseTechnique, Step
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+UNTIL = 250.0
 COLUMNS = 2**17  # values of a frame that are in double precision at a time
 
 
@@ -58,11 +65,19 @@ class FreePca(Fusion, NoiseTechnique):
     paper: ClassVar[str] = "FreePCA, arXiv 2505.01172"
     claims: ClassVar[tuple[str, ...]] = ("the fusion of branches", "the context window")
 
-    split: float = Field(0.75, ge=0, le=1)
-    components: int = Field(3, ge=0)
+    until: float = Field(UNTIL, ge=0, le=1000)
+    split: float | None = Field(None, ge=0, le=1)
+    components: int = Field(3, ge=0, le=LONGEST)
     entropy: bool = True
-    window: int | None = Field(None, ge=2)
-    stride: int | None = Field(None, ge=1)
+    window: int | None = Field(None, ge=2, le=LONGEST)
+    stride: int | None = Field(None, ge=1, le=LONGEST)
+
+    @model_validator(mode="after")
+    def _one_end(self) -> FreePca:
+        if self.split is not None and self.until != UNTIL:
+            raise UsageError(f"freepca.until = {self.until:g} and freepca.split = {self.split:g} both say when fusing ends",
+                             accepted="one of them", do="leave one out")  # fmt: skip
+        return self
 
     def settled(self, clip: Clip) -> FreePca:
         """This technique with `window` and `stride` filled in, which `fuse` needs. Raises UsageError where they do not fit."""
@@ -85,7 +100,7 @@ class FreePca(Fusion, NoiseTechnique):
         return sorted({*range(0, frames_lat - self.window, self.stride), frames_lat - self.window})
 
     def branches(self, plan: FramePlan, clip: Clip, step: int, steps: int) -> dict[str, FramePlan]:
-        """ "global" and "local", whose passes are the windows; after the split "local" alone, their mean."""
+        """ "global" and "local", whose passes are the windows; after `split` "local" alone, their mean."""
         settled, frames_lat = self.settled(clip), clip.frames_lat
         window = settled.window
         assert window is not None
@@ -93,7 +108,7 @@ class FreePca(Fusion, NoiseTechnique):
             return {"global": plan}
         frame = np.arange(frames_lat)
         inside = [(frame >= start) & (frame < start + window) for start in settled.starts(frames_lat)]
-        fused = step < round(self.split * steps)
+        fused = self.split is None or step < math.floor(self.split * steps + 1e-9)  # 0.29 of 100 is 29
         share = np.ones(frames_lat) if fused else 1 / np.sum(inside, axis=0)
         local = replace(plan, passes=tuple(_within(p, own, share) for own in inside for p in plan.passes))
         if not fused:
@@ -102,27 +117,36 @@ class FreePca(Fusion, NoiseTechnique):
         return {"global": replace(plan, gain=plan.gain * scale), "local": local}
 
     def fuse(self, attend: Attend, step: Step, grid: Grid) -> Tensor:
-        """The mean over windows of the fused windows, [B, N, C]; one window after the other."""
+        """The mean over windows of the fused windows, [B, N, C]; one window after the other. From `until` on of their own."""
         frames_lat, tokens, window = grid[0], grid[1] * grid[2], self.window
         assert window is not None
-        global_, starts = attend("global"), self.starts(frames_lat)
-        fused, count = global_.new_zeros(global_.shape), np.zeros(frames_lat)
+        global_ = attend("global") if self.split is not None or step.timesteps[step.index] > self.until else None
+        starts, count, fused = self.starts(frames_lat), np.zeros(frames_lat), None
         for position, local in attend.apart("local", len(starts)):
             start = starts[position]
             rows = slice(start * tokens, (start + window) * tokens)
+            if fused is None:
+                fused = local.new_zeros(len(local), frames_lat * tokens, local.shape[2])
             count[start : start + window] += 1
             fused[:, rows] += local
-            for sample in range(len(fused)) if position else ():
+            for sample in range(len(fused)) if position and global_ is not None else ():
                 one, other = (x.reshape(window, -1) for x in (local[sample], global_[sample, rows]))
                 change = mixing(covariance(one, other), min(position, self.components)).to(one) @ (other - one)
                 fused[sample, rows] += change.view(-1, fused.shape[2])
+        assert fused is not None
         windows_of = fused.new_tensor(count).repeat_interleave(tokens)
         return fused.div_(windows_of[:, None])
+
+    def share(self, branch: str) -> float:
+        return 1 - self.until / 1000 if branch == "global" and self.split is None else 1.0
 
     def operations(self, grid: Grid, channels: int) -> int:
         """A covariance of two windows and a mixing for each window but the first, in floating-point operations."""
         assert self.window is not None
         return (len(self.starts(grid[0])) - 1) * 10 * self.window**2 * grid[1] * grid[2] * channels
+
+    def check_noise(self, clip: Clip) -> None:
+        self.settled(clip)
 
     def mix(self, noise: Tensor, clip: Clip, generator: Generator) -> Tensor:
         import torch  # here, so that plans and lists of presets need no torch

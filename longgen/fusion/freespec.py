@@ -38,7 +38,7 @@ from pydantic import Field
 
 from longgen.frameplan import Clip, FramePlan, visible_from_ranges
 from longgen.frames import local_windows
-from longgen.technique import Fusion, Grid, Step
+from longgen.technique import LONGEST, Fusion, Grid, Step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,7 @@ class FreeSpec(Fusion):
     lambda_start: float = Field(0.2, ge=0, le=1)
     lambda_end: float = Field(0.05, ge=0, le=1)
     basis: Literal["local", "global"] = "local"
-    window: int | None = Field(None, ge=1)
+    window: int | None = Field(None, ge=1, le=LONGEST)
     edge: Literal["shift", "clip"] = "shift"
 
     def branches(self, plan: FramePlan, clip: Clip, step: int, steps: int) -> dict[str, FramePlan]:

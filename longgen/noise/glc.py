@@ -33,7 +33,7 @@ from pydantic import Field
 
 from longgen.errors import UsageError
 from longgen.frameplan import Clip
-from longgen.technique import NoiseTechnique
+from longgen.technique import LONGEST, NoiseTechnique
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -43,8 +43,8 @@ class GlcNoise(NoiseTechnique):
     paper: ClassVar[str] = "GLC-Diffusion, arXiv 2501.05484"
     needs: ClassVar[tuple[str, ...]] = ("whole-clip",)
 
-    window: int | None = Field(None, ge=1)
-    region: int | None = Field(None, ge=1)
+    window: int | None = Field(None, ge=1, le=LONGEST)
+    region: int | None = Field(None, ge=1, le=LONGEST)
     cutoff: float = Field(0.25, gt=0, le=1)
     high: Literal["sqrt", "plain"] = "sqrt"
 
@@ -56,6 +56,9 @@ class GlcNoise(NoiseTechnique):
             raise UsageError(f"glc-noise.region = {region} is more than the unit of {window} latent frames that is shuffled",
                              accepted=f"1 to {window}", do=f"--set glc-noise.region={window}, or leave it out")  # fmt: skip
         return window, region
+
+    def check_noise(self, clip: Clip) -> None:
+        self.sizes(clip)
 
     def mix(self, noise: Tensor, clip: Clip, generator: Generator) -> Tensor:
         import torch  # here, so that plans and lists of presets need no torch
@@ -77,8 +80,10 @@ class GlcNoise(NoiseTechnique):
         import torch
 
         frames_lat, rows, columns = shape
-        time, down = (2 * torch.fft.fftfreq(length, dtype=torch.float64) for length in (frames_lat, rows))
-        across = 2 * torch.fft.rfftfreq(columns, dtype=torch.float64)  # the other half of the bins is the mirror of these
+        time, down = (2 * torch.fft.fftfreq(length, dtype=torch.float64) / self.cutoff for length in (frames_lat, rows))
+        across = (
+            2 * torch.fft.rfftfreq(columns, dtype=torch.float64) / self.cutoff
+        )  # the other half of the bins is the mirror of these
         squares = time.view(-1, 1, 1) ** 2 + down.view(-1, 1) ** 2 + across**2
-        low = torch.exp(-0.5 * squares / self.cutoff**2)
+        low = torch.exp(-0.5 * squares)
         return low, (1 - low**2).sqrt() if self.high == "sqrt" else 1 - low

@@ -32,15 +32,15 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from longgen.frameplan import Clip
-from longgen.technique import FrequencyTechnique
+from longgen.technique import LONGEST, FrequencyTechnique
 
 
 class Flex(FrequencyTechnique):
     paper: ClassVar[str] = "FLEX, arXiv 2602.14027"
 
-    a: float = Field(1.0, gt=0)
-    b: float = Field(1.0, gt=0)
-    horizon: int | None = Field(None, ge=2)
+    a: float = Field(1.0, gt=0, le=1e6)
+    b: float = Field(1.0, gt=0, le=1e6)
+    horizon: int | None = Field(None, ge=2, le=LONGEST)
 
     @model_validator(mode="after")
     def _in_order(self) -> Flex:

@@ -30,7 +30,7 @@ import numpy as np
 from pydantic import Field
 
 from longgen.frameplan import Clip, FramePlan, distances
-from longgen.technique import FrameTechnique
+from longgen.technique import LONGEST, FrameTechnique
 
 
 class LongDiff(FrameTechnique):
@@ -39,7 +39,7 @@ class LongDiff(FrameTechnique):
     claims: ClassVar[tuple[str, ...]] = ("the relative times",)
     needs: ClassVar[tuple[str, ...]] = ("relative-positions", "whole-clip")
 
-    group: int | None = Field(None, ge=2)
+    group: int | None = Field(None, ge=2, le=LONGEST)
     mode: Literal["group-shift", "group", "interpolate", "clip"] = "group-shift"
 
     def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:

@@ -30,7 +30,7 @@ from longgen.technique import FrequencyTechnique
 class Ntk(FrequencyTechnique):
     paper: ClassVar[str] = "NTK-aware scaling, as in YaRN, arXiv 2309.00071"
 
-    factor: float | None = Field(None, ge=1)
+    factor: float | None = Field(None, ge=1, le=1000)
 
     def factors(self, reach: float, clip: Clip) -> np.ndarray:
         stretch = 1.0 if clip.ratio == 1 else self.factor or clip.ratio

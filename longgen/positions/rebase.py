@@ -1,16 +1,19 @@
 """Re-based positions: the frames that are seen stand side by side in time, however far apart they are in the video.
 
 Papers: infinity-RoPE, arXiv 2511.20649 (block-relativistic RoPE: the cached window stands at 0 .. W-1, the query at its end), code
-63d7b84; Deep Forcing, arXiv 2512.05081 (a deep sink, re-aligned to the window's tail), no code is released.
+63d7b84; Deep Forcing, arXiv 2512.05081 (a deep sink, re-aligned to the window's tail), code: GitHub Nizben/Spectral_C, ea9961a.
 
 Legend: i query frame, j key frame; of the frames that i sees, a hole is a place where some are left out.
 
     rel(i, j) <- the steps from j to i along the frames that i sees: as they were between neighbours, `gap` across a hole
-`gap` = 1: the sink's last frame stands right before the window's first [code, infinity-RoPE]; 0: on it, which is what turning the
-sink by s_tail - s_sink says [paper, Deep Forcing].
+`gap` = 1: the sink's last frame stands right before the window's first                                 [code, infinity-RoPE]
+`gap` = 4: it stands a chunk and a frame before it, for chunks of 3. Its shift is counted to the chunk's first frame and the
+           window to the chunk's last; so it stays as far off as it was when the cache first overflowed   [code, Deep Forcing]
+`gap` = 0: on it, which is what turning the sink by s_tail - s_sink says                                  [paper, Deep Forcing]
+Deep Forcing's numbers come from its code, and its preset has 4; --set rebase.gap=0 is the equation.
 
-So the largest distance is the number of frames seen less one, and a window of at most T0 frames with its sink stays in the
-trained range. It reads off what the stack's context shows, and so applies after it.
+So with `gap` = 1 the largest distance is the number of frames seen less one, and a window of at most T0 frames with its sink
+stays in the trained range; with 4 it leaves it by 3. It reads off what the stack's context shows, and so applies after it.
 
 Caveat: with it `flex` has nothing to slow down; the plan says so. Time across a hole is lost: the model cannot tell how long
 ago its sink was.
@@ -27,7 +30,7 @@ import numpy as np
 from pydantic import Field
 
 from longgen.frameplan import Clip, FramePlan, Pass
-from longgen.technique import FrameTechnique
+from longgen.technique import LONGEST, FrameTechnique
 
 
 class Rebase(FrameTechnique):
@@ -37,7 +40,7 @@ class Rebase(FrameTechnique):
     needs: ClassVar[tuple[str, ...]] = ("relative-positions",)
     after_context: ClassVar[bool] = True
 
-    gap: int = Field(1, ge=0)
+    gap: int = Field(1, ge=0, le=LONGEST)
 
     def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:
         def closed(one: Pass) -> Pass:

@@ -1,11 +1,21 @@
 """RIFLEx: one temporal rotary frequency is lowered so that the clip stays inside one period of it.
 
-Paper: RIFLEx, arXiv 2502.15894 (ICML 2025).
+Paper: RIFLEx, arXiv 2502.15894 (ICML 2025); code: GitHub thu-ml/RIFLEx.
+
+Legend: T latent frames, d_t rotary channels of time, theta_j temporal rotary frequency, N_j its period.
+
     theta_j = base^(-2 (j - 1) / d_t), period N_j = 2 pi / theta_j
     theta_k <- 0.9 * 2 pi / T,  only if T > N_k                               [paper; 0.9 from the authors' code]
+`variant = "code"`: N_k rounded to whole frames, as in their scripts and in the paper's tables: 20, 50 and 51 frames for the three
+backbones below                                                                                           [code]
+`variant = "paper"`: N_k as it is, 19.87, 50.27 and 50.97. The two differ at T = 20 on CogVideoX and T = 51 on Wan alone.
+
 k is the component whose period is closest to the latent frame at which the backbone is first seen to repeat itself:
 6 on Wan 2.1 [the authors, in an issue], 2 on CogVideoX-5B, 4 on HunyuanVideo. All other frequencies, and the spatial
 axes, stay. At or below N_k it is the identity, bit for bit.
+
+FreeLOC's code has a RIFLEx row on Wan of its own: k = 5, 2 pi / 80 at any T, no 0.9, no gate; at 81 frames --set
+riflex.component=5 --set riflex.share_of_period=1 comes within 1/81 of it.
 
 `gate = false` applies the rule at any length, as some ports do: on Wan it then RAISES the frequency below 46 latent
 frames (1.39 x at 33), and users report poor results.
@@ -16,20 +26,21 @@ Caveat: it moves one frequency; it does nothing about attention diluted over mor
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from longgen.errors import UsageError
 from longgen.frameplan import Clip
-from longgen.technique import FrequencyTechnique
+from longgen.technique import LONGEST, FrequencyTechnique
 
 
 class Riflex(FrequencyTechnique):
     paper: ClassVar[str] = "RIFLEx, arXiv 2502.15894"
 
-    component: int | None = Field(None, ge=1)
+    variant: Literal["code", "paper"] = "code"
+    component: int | None = Field(None, ge=1, le=LONGEST)
     share_of_period: float = Field(0.9, gt=0, le=1)
     gate: bool = True
 
@@ -42,7 +53,7 @@ class Riflex(FrequencyTechnique):
             raise UsageError(f"riflex.component = {component}, but this backbone has {count} temporal components",
                              accepted=f"1 to {count}", do="leave it out for the backbone's own")  # fmt: skip
         theta = clip.frequencies[component - 1]
-        factors = np.ones(count)
-        if not self.gate or clip.frames_lat > 2 * math.pi / theta:
+        factors, period = np.ones(count), 2 * math.pi / theta
+        if not self.gate or clip.frames_lat > (round(period) if self.variant == "code" else period):
             factors[component - 1] = self.share_of_period * 2 * math.pi / clip.frames_lat / theta
         return factors

@@ -37,7 +37,7 @@ from pydantic import Field
 
 from longgen.errors import UsageError
 from longgen.frameplan import Clip, FramePlan
-from longgen.technique import FrameTechnique
+from longgen.technique import LONGEST, FrameTechnique
 
 PUBLISHED = {(21, 41): (12, 20, 2, 8), (21, 81): (10, 14, 2, 8)}  # (T0, T): W1, W2, G1, G2
 
@@ -49,10 +49,10 @@ class Vrpr(FrameTechnique):
     needs: ClassVar[tuple[str, ...]] = ("relative-positions", "whole-clip")
 
     variant: Literal["continuous", "code", "paper"] = "continuous"
-    w1: int | None = Field(None, ge=1)
-    w2: int | None = Field(None, ge=1)
-    g1: int | None = Field(None, ge=1)
-    g2: int | None = Field(None, ge=1)
+    w1: int | None = Field(None, ge=1, le=LONGEST)
+    w2: int | None = Field(None, ge=1, le=LONGEST)
+    g1: int | None = Field(None, ge=1, le=LONGEST)
+    g2: int | None = Field(None, ge=1, le=LONGEST)
 
     def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:
         if clip.ratio == 1 and (self.w1, self.w2, self.g1, self.g2) == (None, None, None, None):

@@ -8,11 +8,15 @@ Legend: T latent frames, T0 in training, theta temporal rotary frequency, r cycl
     g = clip((r - beta_slow) / (beta_fast - beta_slow), 0, 1)                                              [paper]
     theta' = theta (g + (1 - g) / s),  s = T / T0 or `factor`                                              [paper]
     q and k times 0.1 ln s + 1, so logits times (0.1 ln s + 1)^2; `temperature = false` leaves them        [paper]
+`variant = "paper"`: beta_slow = 1, beta_fast = 32 [paper, language models: fitted to LLaMA's context of 2048 tokens].
+`variant = "freeloc"`: as FreeLOC's code (GitHub Westlake-AGI-Lab/FreeLOC) runs it on Wan, its baseline
+    beta_slow = 0.6, beta_fast = 1, no temperature                                       [code, FreeLOC]
+    g = 1 - clip((c - low) / (high - low), 0, 1), c the component, counted from 0                          [code, both]
+    low = floor(c(beta_fast)), high = ceil(c(beta_slow)), c(r) where a component completes r cycles        [code, both]
+On Wan components 0 to 2 are kept, 3 and 4 are between, 5 to 21 interpolated. A given parameter replaces the variant's.
 
-Constants: beta_slow = 1, beta_fast = 32 [paper, language models: fitted to LLaMA's context of 2048 tokens].
-
-Differs from the reference: time alone is scaled, never the spatial axes. The ramp is linear in r, as the paper has it; the
-code's is linear in the component's index between the two bounds.
+Differs from the reference: time alone is scaled, never the spatial axes. In "paper" the ramp is linear in r, as the paper has it;
+the code's is linear in the component's index, as in "freeloc". FreeLOC's scales clips shorter than T0 too, with s < 1.
 
 Caveat: over 21 latent frames the fastest component of Wan completes 3.3 cycles, so with the paper's beta_fast all are
 interpolated almost whole; beta_fast near 2 keeps the fast ones. The temperature is the paper's fit on language models.
@@ -23,7 +27,8 @@ Neutral: native length and below, whatever `factor` is, and `factor = 1`.
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -36,24 +41,48 @@ from longgen.technique import FrequencyTechnique
 class Yarn(FrequencyTechnique):
     paper: ClassVar[str] = "YaRN, arXiv 2309.00071"
 
-    beta_slow: float = Field(1.0, gt=0)
-    beta_fast: float = Field(32.0, gt=0)
-    factor: float | None = Field(None, ge=1)
-    temperature: bool = True
+    variant: Literal["paper", "freeloc"] = "paper"
+    beta_slow: float | None = Field(None, gt=0, le=1e6)
+    beta_fast: float | None = Field(None, gt=0, le=1e6)
+    factor: float | None = Field(None, ge=1, le=1000)
+    temperature: bool | None = None
 
     @model_validator(mode="after")
     def _in_order(self) -> Yarn:
-        if self.beta_slow > self.beta_fast:
-            raise ValueError(f"yarn.beta_slow = {self.beta_slow} is above yarn.beta_fast = {self.beta_fast}; "
+        slow, fast = self.betas
+        if slow > fast:
+            raise ValueError(f"yarn.beta_slow = {slow} is above yarn.beta_fast = {fast}; "
                              "accepted: beta_slow <= beta_fast; lower the one or raise the other")  # fmt: skip
         return self
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """beta_slow and beta_fast."""
+        slow, fast = (1.0, 32.0) if self.variant == "paper" else (0.6, 1.0)
+        return self.beta_slow or slow, self.beta_fast or fast
 
     def stretch(self, clip: Clip) -> float:
         """s; 1 at native length and below."""
         return 1.0 if clip.ratio == 1 else self.factor or clip.ratio
 
     def factors(self, reach: float, clip: Clip) -> np.ndarray:
-        return by_parts(clip.frequencies, clip.native_lat, self.stretch(clip), self.beta_slow, self.beta_fast)
+        if self.variant == "paper":
+            return by_parts(clip.frequencies, clip.native_lat, self.stretch(clip), *self.betas)
+        return by_index(clip.frequencies, clip.native_lat, self.stretch(clip), *self.betas)
 
     def gain(self, clip: Clip) -> float:
-        return (0.1 * math.log(self.stretch(clip)) + 1) ** 2 if self.temperature else 1.0
+        sharper = self.variant == "paper" if self.temperature is None else self.temperature
+        return (0.1 * math.log(self.stretch(clip)) + 1) ** 2 if sharper else 1.0
+
+
+def by_index(frequencies: Sequence[float], horizon: int, stretch: float, slow: float, fast: float) -> np.ndarray:
+    """Factors on `frequencies`, a geometric series: 1 / `stretch` for those of at most `slow` cycles in `horizon` frames, 1 from
+    `fast` cycles on, and between the two, widened to whole components, linear in the component's index.
+    """
+    falling = sorted(frequencies, reverse=True)  # LTX-Video's rise
+    ratio = math.log(falling[0] / falling[1])
+    low, high = ((math.log(horizon * falling[0] / (2 * math.pi)) - math.log(cycles)) / ratio for cycles in (fast, slow))
+    low, high = max(0, math.floor(low)), max(0, math.ceil(high))
+    ramp = np.clip((np.arange(len(falling)) - low) / max(high - low, 1e-3), 0, 1)
+    factors = 1 - ramp * (1 - 1 / stretch)
+    return factors if frequencies[0] == falling[0] else factors[::-1]

@@ -44,10 +44,10 @@ ROUNDING = 16  # units in the last place of a frame's norm, below which a motion
 class Vmcr(Refine):
     paper: ClassVar[str] = "GLC-Diffusion, arXiv 2501.05484"
 
-    omega: float = Field(2e-5, ge=0)
-    lambda_mse: float = Field(0.001, ge=0)
-    lambda_f: float = Field(0.2, ge=0)
-    lambda_phase: float = Field(1.0, ge=0)
+    omega: float = Field(2e-5, ge=0, le=1)
+    lambda_mse: float = Field(0.001, ge=0, le=1000)
+    lambda_f: float = Field(0.2, ge=0, le=1000)
+    lambda_phase: float = Field(1.0, ge=0, le=1000)
 
     def change(self, clean: Tensor, slope: float, step: Step) -> Tensor:
         """-omega slope d loss / d clean, [B, C, T, h, w], in single precision or that of `clean`."""

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from longgen.errors import UsageError
 from longgen.sampling.clips import Clips
-from longgen.technique import Sampling
+from longgen.technique import LONGEST, Sampling
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ class CoDenoised(Sampling):
 
     needs: ClassVar[tuple[str, ...]] = ("whole-clip",)
 
-    frames: int | None = Field(None, ge=1)
+    frames: int | None = Field(None, ge=1, le=LONGEST)
 
     @abstractmethod
     def clips(self, frames_lat: int, length: int, timestep: float, shift: int) -> Clips:

@@ -11,19 +11,21 @@ of the queue, h places of lookahead, K windows, sigma_0 = 1 > sigma_1 > .. > sig
     the first S - f frames that go out are dropped                                                                     [code]
     windows without lookahead: [r f, (r + 1) f), r = 0 .. n - 1, all of it kept                                       [paper]
     with lookahead: h = f // 2 frames that went out last stand before the queue; 2 n windows end at places e_r = ceil((r + 1) f / 2)
-               of the queue, and keep their places from e_(r-1) on, the noisier half                                  [paper]
+               of the queue, and keep their places from e_(r-1) on, the noisier half        [paper; odd f: code, Open-Sora's]
 
 Positions in a window are 0 .. f - 1, as in training, whatever T is.
 
+For odd f, as on Open-Sora Plan (17) and Wan (21), the kept halves take turns of (f + 1) / 2 and (f - 1) / 2 places, the larger
+first, so that each place is kept once, as in the authors' script for Open-Sora [code].
+
 Constants: f = T0, n = 4, lookahead [code]. The schedule has n f steps [paper], and nothing else.
 
-Differs from the reference: a flow-matching Euler step in place of DDIM with eta 1 [derived] · for odd f the kept halves take
-turns of (f + 1) / 2 and (f - 1) / 2 places, so that each place is kept once [derived]; for even f the windows are the reference's
-· places of lookahead are labelled with timestep 0, which they are at; the reference labels them with the lowest noise level
-and noises them at first [derived] · windows read the queue as it was at the start of the round, as the reference's descending order
-does · the T frames that are kept begin at the run's own noise, so that techniques of noise act on it [derived] · a frame plan
-with parts of the schedule takes a window's step at its middle place [derived] · Wan 2.2's experts each predict the frames of
-their own timesteps, and see the others' [derived] · a checkpoint every 8 rounds [derived].
+Differs from the reference: a flow-matching Euler step in place of DDIM with eta 1 [derived] · places of lookahead are labelled
+with timestep 0, which they are at; the reference labels them with the lowest noise level and noises them at first [derived] ·
+windows read the queue as it was at the start of the round, as the reference's descending order does · the T frames that are kept
+begin at the run's own noise, so that techniques of noise act on it [derived] · a frame plan with parts of the schedule takes a
+window's step at its middle place [derived] · Wan 2.2's experts each predict the frames of their own timesteps, and see the
+others' [derived] · a checkpoint every 8 rounds [derived].
 
 With a schedule of prompts all of the queue has the prompt of the frame that goes out, as in the code.
 
@@ -43,7 +45,7 @@ import numpy as np
 from pydantic import Field
 
 from longgen.errors import UsageError
-from longgen.technique import Sampling
+from longgen.technique import LONGEST, TIMESTEPS, Sampling
 
 if TYPE_CHECKING:
     import torch
@@ -67,8 +69,8 @@ class Fifo(Sampling):
     frame_levels: ClassVar[bool] = True
     streams: ClassVar[bool] = True
 
-    frames: int | None = Field(None, ge=2)
-    partitions: int = Field(4, ge=1)
+    frames: int | None = Field(None, ge=2, le=LONGEST)
+    partitions: int = Field(4, ge=1, le=TIMESTEPS)
     lookahead: bool = True
 
     def seen(self, frames_lat: int, native_lat: int) -> int:
@@ -78,7 +80,12 @@ class Fifo(Sampling):
         length = self.seen(frames_lat, native_lat)
         if length == frames_lat:
             return asked
-        places = self.partitions * length
+        places, most = self.partitions * length, TIMESTEPS // length
+        if places > TIMESTEPS:
+            raise UsageError(f"fifo.partitions = {self.partitions} of {length} latent frames are {places} places, each at a noise "
+                             f"level of its own, and models know {TIMESTEPS}",
+                             accepted=f"1 to {most}" if most else "fewer fifo.frames",
+                             do=f"--set fifo.partitions={min(4, most)}" if most else "leave fifo.frames out")  # fmt: skip
         if asked not in (None, places):
             raise UsageError(f"fifo denoises a queue with one place for each step, {self.partitions} partitions of {length} latent "
                              f"frames, and {asked} steps are asked", accepted=f"--steps {places}",

@@ -28,12 +28,13 @@ from pydantic import Field
 from longgen.errors import UsageError
 from longgen.sampling.clips import Clips, mean_of, overlapping, pyramid
 from longgen.sampling.codenoise import CoDenoised
+from longgen.technique import LONGEST
 
 
 class GenLVideo(CoDenoised):
     paper: ClassVar[str] = "Gen-L-Video, arXiv 2305.18264"
 
-    stride: int | None = Field(None, ge=1)
+    stride: int | None = Field(None, ge=1, le=LONGEST)
     weights: Literal["uniform", "pyramid"] = "uniform"
 
     def seen(self, frames_lat: int, native_lat: int) -> int:

@@ -14,10 +14,12 @@ Legend: c latent frames of a chunk, S steps, sigma_j the noise level of step j, 
 Constants: c = 3, S = 4 and s = 5, so that t = 1000, 937.5, 833.3, 625; context_noise = 0 [code]. What a chunk sees of the past, and
 at which times, is the frame plan's affair: the techniques window, sink, rebase, flex.
 
-Where the prompt changes, at the edge of the chunk most of whose frames have the new one [derived], `switch` says what becomes of
-the cache:
-    recache   its frames but the sink's run again with the new prompt, clean and all at once; the sink keeps the old one
-              [code, LongLive]; where windows differ by layer or step, only the frames in all of them [derived]
+A prompt changes with the first chunk that starts at or after the change: the chunk in which it falls is made with the one before,
+so that latent frames 40, 80, 120, 160 and 200 become 42, 81, 120, 162 and 201 [code, LongLive]. `switch` says what becomes of the
+cache there:
+    recache   its frames run again with the new prompt, clean and all at once. While the window holds all of the video so far the
+              sink is among them; later it keeps the prompt that it had, and the rest see it so [code, LongLive]. Where windows
+              differ by layer or step, only the frames in all of them [derived]
     flush     only the sink and the last `kept` frames stay: 2 in infinity-RoPE's code, 1 in its paper
     keep      it stays: only the text changes
 In a schedule with a blend a chunk has the mean of its frames' texts [derived].
@@ -37,8 +39,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from longgen.errors import UsageError
 from longgen.schedule import by_chunk
-from longgen.technique import Sampling
+from longgen.technique import LONGEST, Sampling
 
 if TYPE_CHECKING:
     import torch
@@ -58,12 +61,15 @@ class Rollout(Sampling):
     streams: ClassVar[bool] = True
     in_chunks: ClassVar[bool] = True
 
-    chunk: int = Field(3, ge=1)
+    chunk: int = Field(3, ge=1, le=LONGEST)
     context_noise: float = Field(0.0, ge=0, le=1000)
     switch: Literal["recache", "flush", "keep"] = "recache"
-    kept: int = Field(2, ge=1)
+    kept: int = Field(2, ge=1, le=LONGEST)
 
     def seen(self, frames_lat: int, native_lat: int) -> int:
+        if self.chunk > native_lat:
+            raise UsageError(f"rollout.chunk = {self.chunk} latent frames, but the model was trained on {native_lat} in all",
+                             accepted=f"1 to {native_lat}", do="leave it out for the 3 of published models")  # fmt: skip
         return self.chunk
 
     def calls(self, frames_lat: int, native_lat: int) -> float:
@@ -161,7 +167,8 @@ class Rollout(Sampling):
                 start, share = index * chunk, shares[index]
                 if index and not np.array_equal(share, shares[index - 1]):
                     cache.forget_text()
-                    again = [frame for frame in cache.shared if frame >= sink]
+                    whole = len(cache.shared) == start  # nothing has left the window yet
+                    again = [frame for frame in cache.shared if whole or frame >= sink]
                     if self.switch == "flush":
                         cache.keep([frame for frame in cache.frames if frame < sink or frame >= start - self.kept])
                     elif self.switch == "recache" and again:

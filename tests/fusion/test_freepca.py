@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from diffusers import CogVideoXDDIMScheduler, DDIMScheduler, UniPCMultistepScheduler
 from pydantic import ValidationError
 from torch import Tensor
 
 from longgen import plan, preset
+from longgen.backbones.spec import WAN_1_3B
 from longgen.errors import UsageError
 from longgen.frameplan import Clip, FramePlan, Pass, distances, neutral
 from longgen.fusion import freepca
@@ -76,12 +78,12 @@ def by_windows(outputs: Outputs, first: list[int], window: int, components: int,
     """The definition on [B, N, C]: every window fused on its own, accumulated, divided by how many windows a frame is in."""
     batch, tokens, channels = outputs.global_.shape
     whole = outputs.global_.double().view(batch, frames_lat, -1)
-    total, count = torch.zeros_like(whole), torch.zeros(frames_lat, 1, dtype=torch.float64)
+    total, count = torch.zeros_like(whole), torch.zeros(frames_lat, 1, dtype=torch.float64)  # components < 0: nothing is fused
     for w, (start, local) in enumerate(zip(first, outputs.windows, strict=True)):
         inside = slice(start, start + window)
         for sample in range(batch):
             one, other = local.double().view(batch, window, -1)[sample], whole[sample, inside]
-            total[sample, inside] += explicit_pca(one, other, min(w, components)) if w else one
+            total[sample, inside] += explicit_pca(one, other, min(w, components)) if w and components >= 0 else one
         count[inside] += 1
     return (total / count).view(batch, tokens, channels)
 
@@ -206,9 +208,9 @@ def test_the_local_branch_has_a_pass_for_every_window(frames_lat: int, window: i
 def test_after_the_split_the_mean_over_windows_of_local_attention() -> None:
     frame_plan = FramePlan((Pass(distances(30), np.ones((30, 30), dtype=bool), np.full(30, 0.25)),
                             Pass(distances(30) + 1, np.ones((30, 30), dtype=bool), np.full(30, 0.75))))  # fmt: skip
-    technique = FreePca(window=8, stride=3)
+    technique = FreePca(window=8, stride=3, split=0.75)
     names = [list(technique.branches(frame_plan, Clip(30, 8, (1.0,)), step, 50)) for step in range(50)]
-    assert names == [["global", "local"]] * 38 + [["local"]] * 12
+    assert names == [["global", "local"]] * 37 + [["local"]] * 13
     local = technique.branches(frame_plan, Clip(30, 8, (1.0,)), 49, 50)["local"]
     assert local.gain == 1
     total = np.zeros((30, 30))  # weight that frame i gives to the windows in which it sees frame j
@@ -223,7 +225,54 @@ def test_after_the_split_the_mean_over_windows_of_local_attention() -> None:
     assert {float(one.rel[0, 0]) for one in local.passes} == {0.0, 1.0}
 
 
-@pytest.mark.parametrize(("split", "fused"), [(0.0, 0), (0.5, 5), (1.0, 10)])
+SCHEDULES = {  # timesteps of 50 steps
+    "the authors'": DDIMScheduler(steps_offset=1),
+    "CogVideoX": CogVideoXDDIMScheduler(timestep_spacing="trailing"),
+    "no shift": UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0),
+    "Wan 2.1": UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+    "shift 8": UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "until", "fused"),
+    [("the authors'", 250.0, 37), ("CogVideoX", 250.0, 38), ("no shift", 250.0, 38), ("Wan 2.1", 250.0, 46), ("shift 8", 250.0, 49),
+     ("the authors'", 500.0, 25), ("Wan 2.1", 1000.0, 0), ("Wan 2.1", 0.0, 50)],
+)  # fmt: skip
+def test_fusing_ends_by_the_timestep_that_the_model_is_told(name: str, until: float, fused: int) -> None:
+    """A step above `until` is the definition; a later one is the mean over windows, and its global branch is not computed."""
+    SCHEDULES[name].set_timesteps(50)
+    timesteps = tuple(SCHEDULES[name].timesteps.tolist())
+    clip, grid = Clip(12, 4, (1.0,)), (12, 1, 2)
+    technique = FreePca(until=until)
+    assert set(map(tuple, (technique.branches(neutral(12), clip, step, 50) for step in range(50)))) == {("global", "local")}
+    outputs = case(technique, clip, 2, 3)
+    first = starts(12, 4, 1)
+    both, alone = by_windows(outputs, first, 4, 3, 12), by_windows(outputs, first, 4, -1, 12)
+    assert (both - alone).abs().max() > 0.1
+    local = Outputs(torch.full_like(outputs.global_, torch.nan), outputs.windows)
+    for step in range(50):
+        found = technique.settled(clip).fuse(outputs if step < fused else local, Step(step, timesteps), grid)
+        assert (found - (both if step < fused else alone)).abs().max() < 1e-11, step
+
+
+def test_a_cost_counts_the_global_branch_where_it_is_fused_without_a_shift() -> None:
+    def attended(*sets: str) -> float:
+        return plan.build(preset.load("freepca", sets, preset.Sample(frames=321)), WAN_1_3B).attention_cost
+
+    local, everywhere = attended("freepca.split=0"), attended("freepca.split=1")
+    assert everywhere == pytest.approx(local + 1)
+    assert attended() == pytest.approx(local + 0.75)
+    assert attended("freepca.until=500") == pytest.approx(local + 0.5)
+    assert attended("freepca.split=0.75") == pytest.approx(local + 37 / 50)
+
+
+def test_two_ends_of_fusing_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"freepca.until = 300 and freepca.split = 0.5 both say when fusing ends"):
+        preset.load("freepca", ["freepca.until=300", "freepca.split=0.5"])
+
+
+@pytest.mark.parametrize(("split", "fused"), [(0.0, 0), (0.5, 5), (0.75, 7), (0.7, 7), (1.0, 10)])
 def test_split(split: float, fused: int) -> None:
     steps = [len(FreePca(split=split).branches(neutral(81), CLIP, step, 10)) > 1 for step in range(10)]
     assert steps == [True] * fused + [False] * (10 - fused)

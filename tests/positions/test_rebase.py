@@ -35,7 +35,40 @@ def test_infinity_rope_s_window_stands_at_0_to_5_and_the_query_at_its_end() -> N
     assert np.array_equal(rel_of(Rebase().reshape(seen, clip)), np.array([[3], [4], [5]]) - np.arange(6))
 
 
-def test_deep_forcing_s_sink_ends_where_the_window_begins() -> None:
+def by_deep_forcing_s_code(chunk_index: int, sink: int, window: int) -> np.ndarray:
+    """Where its cache of sink + window frames has the keys of the sink: chunk by chunk they are turned in place, from their own
+    times, by how far the start moved that they ought to have; it is counted from the chunk's first frame. Before that they stay.
+    """
+    times, base = np.arange(float(sink)), None
+    for start in range(0, 3 * (chunk_index + 1), 3):
+        if start + 3 > sink + window:  # the cache overflows
+            wanted = (start - window) - sink
+            base = wanted if base is None else base
+            times, base = times + (wanted - base), wanted
+    return times
+
+
+@pytest.mark.parametrize(("sink", "window"), [(14, 7), (10, 11), (3, 6)])
+@pytest.mark.parametrize("chunks", [2, 7, 8, 9, 27, 40])
+def test_with_gap_4_deep_forcing_s_sink_stands_where_its_code_turns_it(chunks: int, sink: int, window: int) -> None:
+    seen, clip = chunk(window, sink, frames_lat=3 * chunks)
+    rel = rel_of(Rebase(gap=4).reshape(seen, clip))
+    keys = np.concatenate([by_deep_forcing_s_code(chunks - 1, sink, window), np.arange(max(sink, 3 * chunks - window), 3 * chunks)])
+    assert np.array_equal(rel, np.arange(3 * chunks - 3, 3 * chunks)[:, None] - keys[: rel.shape[1]])
+
+
+def test_the_preset_of_deep_forcing_is_its_code_s() -> None:
+    """21 frames of which 14 are the sink, as the script without compression has them; the paper's reading by --set."""
+    made = plan.build(preset.load("deep-forcing", (), preset.Sample(frames=321)), SELF_FORCING)
+    (branch,) = (frame_plan for frame_plan, _, _ in made.branches().values())
+    assert np.array_equal(rel_of(branch), np.arange(78, 81)[:, None] - np.array([*range(57, 71), *range(74, 81)]))
+    paper = ["rebase.gap=0", "sink.frames=10", "window.frames=11"]
+    (branch,) = (one for one, _, _ in plan.build(preset.load("deep-forcing", paper, preset.Sample(frames=321)), SELF_FORCING)
+                 .branches().values())  # fmt: skip
+    assert np.array_equal(rel_of(branch), np.arange(78, 81)[:, None] - np.array([*range(61, 71), *range(70, 81)]))
+
+
+def test_by_its_paper_deep_forcing_s_sink_ends_where_the_window_begins() -> None:
     """Keys of the sink turn by s_tail - s_sink, first frame of the window less last of the sink; others stay [paper]."""
     seen, clip = chunk(window=11, sink=10)
     keys = np.concatenate([np.arange(10) + (70 - 9), np.arange(70, 81)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -48,15 +49,20 @@ def test_the_shipped_frequency_and_no_other(given: Clip, before: float, after: f
 
 
 @pytest.mark.parametrize(
-    ("given", "last_within"),
-    [(Clip(1, 13, spectrum(10000, 16), 2), 19), (Clip(1, 33, spectrum(256, 16), 4), 50), (Clip(1, 21, spectrum(10000, 44), 6), 50)],
+    ("given", "rounded", "exact"),
+    [(Clip(1, 13, spectrum(10000, 16), 2), 20, 19), (Clip(1, 33, spectrum(256, 16), 4), 50, 50),
+     (Clip(1, 21, spectrum(10000, 44), 6), 51, 50)],
     ids=["CogVideoX-5B", "HunyuanVideo", "Wan"],
-)
-def test_the_gate_of_each_backbone(given: Clip, last_within: int) -> None:
+)  # fmt: skip
+@pytest.mark.parametrize("variant", ["code", "paper"])
+def test_the_gate_of_each_backbone(given: Clip, rounded: int, exact: int, variant: Literal["code", "paper"]) -> None:
+    """The last length at which it is off: the scripts' N_k of 20 and 50, and their rounding on Wan; the paper's periods."""
+    last_within, technique = (exact, Riflex(variant=variant)) if variant == "paper" else (rounded, Riflex())
+
     def acts(frames_lat: int) -> bool:
         longer = Clip(frames_lat, given.native_lat, given.frequencies, given.intrinsic_component)
         plain = neutral(frames_lat)
-        return Riflex().rescale(plain, longer) is not plain
+        return technique.rescale(plain, longer) is not plain
 
     assert [acts(n) for n in (1, given.native_lat, last_within, last_within + 1)] == [False, False, False, True]
 

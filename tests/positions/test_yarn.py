@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from longgen import plan, preset
-from longgen.backbones.spec import WAN_1_3B
+from longgen.backbones.spec import COGVIDEOX_5B, LTX_2B, TINY, WAN_1_3B, WAN_2_2_5B, BackboneSpec
 from longgen.errors import UsageError
 from longgen.frameplan import Clip, neutral
 from longgen.positions.yarn import Yarn
@@ -40,6 +40,45 @@ def test_equals_a_loop_over_the_equation(beta_slow: float, beta_fast: float, fac
         assert error < 1e-15
 
 
+def freeloc_s(dims: int, base: float, native: int, frames_lat: int) -> np.ndarray:
+    """FreeLOC's baseline on Wan, component by component: its bounds of 1 and 0.6 rotations, and a ramp over indices."""
+    bounds = [dims * math.log(native / (rotations * 2 * math.pi)) / (2 * math.log(base)) for rotations in (1, 0.6)]
+    low, high = max(math.floor(bounds[0]), 0), min(math.ceil(bounds[1]), dims - 1)
+    factors = []
+    for c in range(dims // 2):
+        extrapolated = base ** (-2 * c / dims)
+        interpolated = extrapolated / (frames_lat / native)
+        kept = 1 - min(1.0, max(0.0, (c - low) / (high - low)))
+        factors.append((interpolated * (1 - kept) + extrapolated * kept) / extrapolated)
+    return np.array(factors)
+
+
+@pytest.mark.parametrize(("spec", "frames_lat"), [(WAN_1_3B, 81), (WAN_1_3B, 41), (WAN_2_2_5B, 61), (TINY, 81), (COGVIDEOX_5B, 49)])
+def test_freeloc_s_variant_is_its_baseline_on_wan(spec: BackboneSpec, frames_lat: int) -> None:
+    given = Clip(frames_lat, spec.native_lat, spec.frequencies)
+    technique = Yarn(variant="freeloc")
+    found = technique.factors(1.0, given)
+    assert found == pytest.approx(freeloc_s(spec.rotary_dims, spec.rotary_base, spec.native_lat, frames_lat), rel=1e-12)
+    assert technique.gain(given) == 1
+    if (spec, frames_lat) == (WAN_1_3B, 81):
+        assert found[:3].tolist() == [1, 1, 1]
+        assert found[3:5] == pytest.approx([1 - 60 / 81 / 3, 1 - 2 * 60 / 81 / 3])
+        assert found[5:] == pytest.approx([21 / 81] * 17)
+
+
+def test_freeloc_s_variant_where_frequencies_rise_and_where_parameters_are_given() -> None:
+    given = Clip(61, 16, LTX_2B.frequencies)
+    found, falling = (Yarn(variant="freeloc").factors(1.0, one) for one in (given, Clip(61, 16, LTX_2B.frequencies[::-1])))
+    assert (np.diff(found) >= 0).all()
+    assert np.array_equal(found, falling[::-1])
+    assert (found[0], found[-1]) == (pytest.approx(16 / 61), 1)
+    for sets in ({"beta_fast": 2.0}, {"beta_slow": 0.2}, {"temperature": True}, {"factor": 2.0}):
+        technique = Yarn(variant="freeloc", **sets)  # type: ignore[arg-type]
+        assert technique.rescale(neutral(81), clip(81)).key != Yarn(variant="freeloc").rescale(neutral(81), clip(81)).key
+    equal = Yarn(variant="freeloc", beta_slow=1.0, beta_fast=1.0).factors(1.0, clip(81))
+    assert equal == pytest.approx(np.where(np.arange(22) < 3, 1, 21 / 81))
+
+
 def test_on_a_language_model_the_ends_are_kept_and_interpolated() -> None:
     factors = Yarn().factors(1.0, Clip(8192, 2048, LANGUAGE_MODEL))
     assert (factors[:17] == 1).all()  # 32 cycles of 2048 tokens: components 0 to 16
@@ -64,7 +103,8 @@ def test_temperature() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", [{}, {"factor": 4.0}, {"beta_slow": 0.01, "beta_fast": 3.0}, {"beta_slow": 2.0, "beta_fast": 2.0}]
+    "setting",
+    [{}, {"variant": "freeloc"}, {"factor": 4.0}, {"beta_slow": 0.01, "beta_fast": 3.0}, {"beta_slow": 2.0, "beta_fast": 2.0}],
 )
 @pytest.mark.parametrize("frames_lat", [1, 5, 21])
 def test_identity_at_native_length(frames_lat: int, setting: dict[str, float]) -> None:

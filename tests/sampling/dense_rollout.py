@@ -221,7 +221,8 @@ def rollout(
             if switch == "flush":
                 rows = {frame: row for frame, row in rows.items() if frame < sink or frame >= start - kept}
             elif switch == "recache":
-                again = sorted(frame for frame in dense.shown_everywhere(dense.groups[-1]) if frame >= sink)
+                shown = dense.shown_everywhere(dense.groups[-1])
+                again = sorted(shown if shown == set(range(start)) else {frame for frame in shown if frame >= sink})
                 if again:
                     latents = torch.cat(done, dim=2)[:, :, again]
                     past = {frame: row for frame, row in rows.items() if frame < again[0]}

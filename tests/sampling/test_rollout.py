@@ -354,6 +354,34 @@ def test_the_modes_of_a_switch_differ(causal: Any) -> None:
         assert differs(one, other) > 1e-3
 
 
+@pytest.mark.parametrize(("window", "sink"), [(6, 3), (4, 1), (3, 6), (9, 0)])
+def test_a_switch_within_the_first_window_caches_the_sink_again(causal: Any, window: int, sink: int) -> None:
+    """LongLive's code runs the last sink + window frames again, or all there are. It protects the sink where that run does not
+    begin with the video, so that there the others alone count.
+    """
+    stack = [WINDOW | {"frames": window}, *([SINK | {"frames": sink}] if sink else []), {"name": "rollout", "switch": "recache"}]
+    with torch.no_grad():
+        green = causal.text(GREEN)["encoder_hidden_states"]
+    for switch in (3, 6, 9, 12):
+        calls: list[tuple[bool, int, Tensor]] = []  # whether it is the new prompt's, its frames, and frame 0's keys before it
+
+        def see(module: Any, arguments: Any, named: dict[str, Any], calls: list[tuple[bool, int, Tensor]] = calls) -> None:
+            layers = causal.layers(module)[1].processor.cache.layers  # what the second layer keeps depends on the prompt
+            kept = layers[1].keys[:, : layers[1].keys.shape[1] // (window + sink)].clone() if layers else torch.zeros(1)
+            calls.append((torch.equal(named["encoder_hidden_states"], green), named["hidden_states"].shape[2], kept))
+
+        handle = causal.pipe.transformer.register_forward_pre_hook(see, with_kwargs=True)
+        try:
+            rolled(causal, built(causal, stack, 15, cut(switch / 4), steps=1))
+        finally:
+            handle.remove()
+        assert len(calls) == 5 + 4 + 1  # a step of each chunk, the clean passes, and what runs again
+        first = [new for new, _, _ in calls].index(True)
+        whole = switch <= window + sink
+        assert calls[first][1] == (switch if whole else window), switch
+        assert torch.equal(calls[first][2], calls[first + 1][2]) == (not whole and sink > 0), switch
+
+
 def test_with_guidance_a_switch_equals_the_definition(causal: Any) -> None:
     stack = [WINDOW, SINK]
     latents = rolled(causal, built(causal, stack, 15, cut(2.25), guidance_scale=2.0))
@@ -376,13 +404,11 @@ def test_a_flush_leaves_the_sink_and_the_last_frames(causal: Any, kept: int, sin
 
 @pytest.mark.parametrize(
     ("at_s", "chunk", "first"),
-    [(3.0, 3, 4), (3.25, 3, 4), (3.5, 3, 5), (3.75, 3, 5), (2.9375, 3, 4), (3.0625, 3, 4), (3.25, 4, 3), (3.5, 4, 4)],
+    [(3.0, 3, 4), (3.25, 3, 5), (3.5, 3, 5), (3.75, 3, 5), (2.9375, 3, 4), (3.0625, 3, 5), (3.0, 4, 3), (3.25, 4, 4)],
 )
-def test_the_switch_is_at_the_chunk_most_of_whose_frames_have_the_new_shot(
-    causal: Any, at_s: float, chunk: int, first: int
-) -> None:
+def test_the_switch_is_at_the_first_chunk_that_starts_in_the_new_shot(causal: Any, at_s: float, chunk: int, first: int) -> None:
     """Of three frames chunk 4 holds the latent frames 12, 13, 14, of four chunk 3 holds 12 to 15; a shot at 3.25 s begins with
-    pixel frame 52, the last of latent frame 13. Two of four are not most.
+    pixel frame 52, the last of latent frame 13, and is not in chunk 4.
     """
     with torch.no_grad():
         red, green = (causal.text(prompt)["encoder_hidden_states"] for prompt in (RED, GREEN))
@@ -427,7 +453,9 @@ def test_a_shot_that_no_chunk_shows_is_refused(causal: Any) -> None:
     assert caught.value.do
     with pytest.raises(UsageError, match=r"shot 3 at 4\.75s is too short to be in any chunk"):
         built(causal, [], 20, cut(3.25, 4.75))  # the last latent frame of two that the last chunk shows
-    built(causal, [], 21, cut(3.25, 3.75))
+    with pytest.raises(UsageError, match=r"shot 2 at 3\.25s is too short to be in any chunk"):
+        built(causal, [], 21, cut(3.25, 3.75))  # two of chunk 4, of which it has not the first
+    built(causal, [], 21, cut(3.25, 4))
     built(causal, [], 21, cut(3.25, 3.5, blend=0.25))  # a mean of all of them
     built(causal, [{"name": "rollout", "chunk": 1}], 21, cut(3.25, 3.5))
     for at_s, chunk in itertools.product(np.arange(1, 3, 0.25), (1, 3, 4)):  # as long as a chunk, it is in one

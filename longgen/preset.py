@@ -117,7 +117,7 @@ class Preset(BaseModel):
         for table, technique in zip(techniques, self.techniques, strict=True):
             table |= {f"# {key}": "the backbone's own" for key, value in technique if value is None}
         sample = tables.pop("sample", {})
-        own = [(f"[sample.{_toml(name)}]", sample.pop(name)) for name in self.backbone_samples]
+        own = [(f"[sample.{textfile.toml_value(name)}]", sample.pop(name)) for name in self.backbone_samples]
         sections = [("", tables), ("[sample]", sample), *own, *(("[[technique]]", table) for table in techniques)]
         return "\n".join(
             "\n".join([*([head] if head else []), *(f"{key} = {textfile.toml_value(value)}" for key, value in table.items())]) + "\n"

@@ -326,7 +326,7 @@ def generate_jobs(
                 if loaded is None:
                     loaded, load_s = load(plan.spec, setup, report)
                     for note in loaded.notes:
-                        tell(note)
+                        tell(f"note: {note}")
                     if setup.compile:
                         tell("compiling: the first step takes seconds to minutes more")
                 cut = cut_notes(plan, [job.prompt], tokenizer_of(loaded))

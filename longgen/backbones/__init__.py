@@ -282,21 +282,11 @@ def check_setup(spec: BackboneSpec, setup: Setup) -> list[str]:
                          accepted="no --cache", do="leave it out")  # fmt: skip
     if setup.cache is not None:
         parse_cache(setup.cache, spec)
-    if not (setup.lora or setup.attention or setup.compile):
+    if not (setup.lora or setup.attention or setup.compile or setup.quantize):
         return []
-    from longgen.backbones import loading
+    from longgen.backbones import loading  # takes seconds
 
     return loading.check(spec, setup)
-
-
-def check(spec: BackboneSpec, setup: Setup) -> None:
-    """`check_setup`, and where libraries or files are named whether they are there and can do it. Loads no weights."""
-    check_setup(spec, setup)
-    if setup.lora or setup.attention is not None or setup.compile or setup.quantize is not None:
-        from longgen.backbones import loading  # takes seconds
-
-        loading.check(setup)
-        loading.check_libraries(spec, setup)
 
 
 def idle(plan: Plan, setup: Setup) -> tuple[str, ...]:

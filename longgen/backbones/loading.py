@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -82,22 +81,16 @@ def check(spec: BackboneSpec, setup: Setup) -> list[str]:
     Raises MissingError, UsageError, or LonggenError where a file is damaged.
     """
     notes = lora.check(spec, setup.lora) if setup.lora else []
-    if setup.compile:
-        _check_compiler(setup.device)
-    return notes
-
-
-def check_libraries(spec: BackboneSpec, setup: Setup) -> None:
-    """Whether the libraries that the flags need are installed. Raises MissingError or UsageError."""
     if setup.quantize == "int8":
         _quantization(spec)
-    if setup.lora and importlib.util.find_spec("peft") is None:
-        raise _no_peft()
     if setup.attention is not None:
         try:
             _check_attention_backend_requirements(AttentionBackendName(setup.attention))
         except (ImportError, RuntimeError, ValueError) as error:
             raise _no_attention(setup.attention, error) from error
+    if setup.compile:
+        _check_compiler(setup.device)
+    return notes
 
 
 def set_up(backbone: PipelineBackbone) -> None:
@@ -173,11 +166,6 @@ def _set_attention(transformer: Any, name: str) -> None:
 def _no_attention(name: str, error: Exception) -> UsageError:
     return UsageError(f"--attention {name} cannot run here: {' '.join(str(error).split())[:300]}",
                       accepted="one whose library is installed; native always is", do="choose another")  # fmt: skip
-
-
-def _no_peft() -> MissingError:
-    return MissingError("--lora needs the library peft, which is not installed", accepted="pip install 'longgen[lora]'",
-                        do="install it, or leave --lora out")  # fmt: skip
 
 
 def _compile(transformer: Any, layers: list[Any]) -> None:

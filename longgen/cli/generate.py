@@ -104,7 +104,7 @@ def generate(
 ) -> None:
     """Make a video, or one for each line of a file of prompts."""
     from longgen import run
-    from longgen.backbones import check, idle
+    from longgen.backbones import check_setup, idle
 
     flags = dict(frames=frames, size=None if size is None else parse_size(size), steps=steps, guidance_scale=guidance_scale,
                  negative_prompt=negative_prompt, flow_shift=flow_shift, fps=fps)  # fmt: skip
@@ -143,7 +143,7 @@ def generate(
         from longgen.backbones.tokens import cut_notes, tokenizer_on_disk
         from longgen.show import plan_text
 
-        check(plan.spec, setup)
+        say_notes(check_setup(plan.spec, setup), quiet)
         tokenizer = tokenizer_on_disk(plan.spec)
         say_notes((note for job in jobs for note in cut_notes(job.plan, [job.prompt], tokenizer)), quiet)
         names = [str(job.output) for job in jobs]

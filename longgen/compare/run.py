@@ -59,11 +59,12 @@ def compare_presets(
     check(folder, [_place(place.output, folder) for place in places], _files(prompts).values(), overwrite)
     numbers = Numbers(chosen(metrics), vbench_weights, vbench_json, setup.device)
     with disk.held(folder / disk.LOCK, str(folder)):
-        return _compare_presets(plans, prompts, seeds, setup, folder, against, places, numbers, report, tell)
+        return _compare_presets(plans, labels, prompts, seeds, setup, folder, against, places, numbers, report, tell)
 
 
 def _compare_presets(
     plans: Sequence[Plan],
+    labels: Sequence[str],
     prompts: Sequence[str],
     seeds: Sequence[int],
     setup: Setup,
@@ -83,8 +84,8 @@ def _compare_presets(
         if len(group) == len(plans) * len(seeds):  # the prompt's last
             watched += _watch(group, len(plans), place.prompt, files[place.prompt], folder, report)
     return _concluded(
-        cells, watched, numbers, folder, report, [], backbone=plans[0].spec.name, presets=labels, prompts=[*prompts], seeds=[*seeds],
-        baseline=against, device=run.device_name(setup.device),
+        cells, watched, numbers, folder, report, [], backbone=plans[0].spec.name, presets=[*labels], prompts=[*prompts],
+        seeds=[*seeds], baseline=against, device=run.device_name(setup.device),
     )  # fmt: skip
 
 
@@ -111,12 +112,13 @@ def compare_videos(
     check(folder, [_place(video.video, folder) for video in videos], _files(prompts_of).values(), overwrite)
     numbers = Numbers(chosen(metrics), vbench_weights, vbench_json, default_device())
     with disk.held(folder / disk.LOCK, str(folder)):
-        return _compare_videos(videos, labels, folder, against, numbers, report)
+        return _compare_videos(videos, labels, told + _twins(videos), folder, against, numbers, report)
 
 
 def _compare_videos(
     videos: Sequence[existing.Found],
     labels: Sequence[str],
+    told: Sequence[str],
     folder: Path,
     against: str | None,
     numbers: Numbers,
@@ -144,7 +146,6 @@ def _compare_videos(
         whole = len(group) == len(rows) * len(columns)
         watched += _watch(ordered, len(rows) if whole else len(group), prompt, files[prompt], folder, report)
     backbones = {cell.settings.get("backbone") for cell in cells}
-    told += _twins(videos)
     return _concluded(
         cells, watched, numbers, folder, report, told, backbone=backbones.pop() if len(backbones) == 1 else None, presets=[*labels],
         prompts=prompts, seeds=seeds, baseline=against, device=run.device_name("cpu"),

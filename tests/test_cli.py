@@ -455,7 +455,7 @@ ERRORS: list[tuple[list[str], int, list[str]]] = [
     # backbones
     (["plan", "--backbone", "tinny"], 2, ["'tinny'", "did you mean tiny", "wan2.1-1.3b"]),
     (["plan", "--backbone", "./nowhere"], 3, ["./nowhere: no such folder", "longgen backbones list"]),
-    (["plan", "--backbone", "../files/text.txt"], 3, ["../files/text.txt", "folder"]),
+    (["plan", "--backbone", "../files/text.txt"], 2, ["files/text.txt is text and no weights", "folder"]),
     (["plan", "--backbone", "../files/empty"], 3, ["model_index.json is not there"]),
     (["plan", "--backbone", "../files/damaged"], 2, ["model_index.json is damaged"]),
     (["plan", "--backbone", "../files/other-pipeline"], 2, ["FluxPipeline", "WanPipeline"]),

@@ -147,9 +147,9 @@ def form(path: Path, accepted: str) -> str:
         index = b"weight_map" in head
         refuse("the index of weights in several files" if index else "JSON text and no weights",
                "give the folder that holds the files" if index else "give the weights that it belongs to")  # fmt: skip
-    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
-        first = " ".join(head.decode("ascii").split())[:60]
-        refuse(f"text and no weights: {first!r}", ANEW)
+    text = head.decode("utf-8", errors="ignore")  # the last letter may be cut
+    if len(text.encode()) >= len(head) - 3 and all(letter.isprintable() or letter.isspace() for letter in text):
+        refuse(f"text and no weights: {' '.join(text.split())[:60]!r}", ANEW)
     refuse("neither a torch nor a safetensors file, or only a part of one", "choose another file, or download it again")
 
 

@@ -146,6 +146,7 @@ BYTES: dict[str, tuple[bytes, str]] = {  # case -> content of a file, how it is 
     "error": (b'{"error": "Repository not found"}', "JSON text and no weights"),
     "index": (b'{"metadata": {}, "weight_map": {"x": "y"}}', "the index of weights in several files"),
     "message": (b"Entry not found\n", "text and no weights: 'Entry not found'"),
+    "letters": ("# Über 猫\n".encode() * 999, "text and no weights: '# Über 猫"),
     "empty": (b"", "an empty file"),
     "zeros": (bytes(10_000), "filled with zeros where its format would stand: a download that was not finished"),
     "zip": (zipped(**{"model/weights.safetensors": "x"}), r"a ZIP archive with model/weights\.safetensors"),

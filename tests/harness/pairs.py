@@ -31,7 +31,7 @@ def run(trials: int, seed: int, folder: Path) -> dict[str, int]:
             (place / "a.mp4").unlink()
             first, second = [*first, "--resume"], ["decode", "a.run", "--device", "cpu"]
         elif mode == "default":
-            first, second = one.arguments, [*one.arguments, "--guidance-scale" if kind == "tiny" else "--fps", "3"]
+            first, second = one.arguments, [*one.arguments, "--fps", "3"]
         elif mode == "case":
             second = [*one.arguments, "-o", "./a.mp4"]
         began = start(place, first)

@@ -73,7 +73,10 @@ def run(trials: int, seed: int, folder: Path) -> dict[str, int]:
             reason = f"resumed with exit code {done.code}: {done.said}"
         counts["trials"] += 1
         counts["wrong"] += bool(reason)
-        counts["litter"] += not reason and content(place).keys() != new.files.keys()
+        left = not reason and content(place).keys() ^ new.files.keys()
+        counts["litter"] += bool(left)
+        if left:
+            print(f"stops: {kind} at {at} left {left}", flush=True)
         if reason:
             print(f"stops: {kind}, {'with' if earlier else 'without'} an earlier video, at {at}: {reason}", flush=True)
         else:

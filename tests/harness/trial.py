@@ -58,6 +58,9 @@ def warm() -> None:
     for name in ("tiny", "tiny-causal"):
         once(SPECS[name], backbones.Setup("cpu", "fp32"))
     backbones.load = once  # the same model, loaded before
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    get_ffmpeg_exe()  # remembers where ffmpeg is
     import longgen.cli  # noqa: F401
     import longgen.run  # noqa: F401
     from longgen.sampling import fifo, rollout  # noqa: F401

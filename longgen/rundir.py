@@ -218,7 +218,7 @@ def _check_video(output: Path, settings: dict[str, Any], record: dict[str, Any] 
         return
     inside = settings_inside(output) if there == "a file" else None
     own = inside is not None and not different(inside, settings)
-    if not own or (record is not None and record["status"] == "done"):
+    if not own or record is None or record["status"] == "done":
         reason = "it is not as its run left it" if own else _described(output, settings)
         raise UsageError(f"--resume: {output} is there: {reason}", accepted="a name that is free, or the run's own video",
                          do="move it away, then the same command; --overwrite makes it again")  # fmt: skip

@@ -193,8 +193,8 @@ def test_what_is_there_stays_unless_it_may_be_replaced(
 
 @pytest.mark.parametrize(
     "output",
-    ["x" * 300 + ".mp4", "x" * 300 + "/a.mp4", "猫" * 80 + ".mp4", "/proc/a.mp4", "/dev/null/a.mp4", "a\0b.mp4", "y/" * 3000 + "a.mp4",
-     "z" * 300 + "/"],
+    ["x" * 300 + ".mp4", "x" * 300 + "/a.mp4", "猫" * 80 + ".mp4", "/proc/a.mp4", "/dev/null/a.mp4", "a\0b.mp4",
+     "y/" * 3000 + "a.mp4", "z" * 300 + "/"],
 )  # fmt: skip
 def test_a_name_that_cannot_be_is_refused_by_name(make: Generate, tmp_path: Path, output: str) -> None:
     with pytest.raises(LonggenError) as caught:
@@ -360,8 +360,8 @@ def test_a_second_process_is_refused_before_it_loads_anything(make: Generate, tm
     with rundir.held(Path("a.mp4")):
         pass
     assert list(tmp_path.iterdir()) == []  # no lock is left behind
-    hold = "import time; from longgen import rundir; from pathlib import Path\nwith rundir.held(Path('a.mp4')): print(1, flush=True); "
-    hold += "time.sleep(60)"
+    hold = "from pathlib import Path; import time; from longgen import rundir\n"
+    hold += "with rundir.held(Path('a.mp4')): print(1, flush=True); time.sleep(60)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, env=environment) as other:
         assert other.stdout is not None

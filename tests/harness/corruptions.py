@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from longgen import checkpoint
 from longgen.errors import LonggenError
 from tests.harness.stops import die_at
-from tests.harness.trial import KINDS, Reference, content, fresh, longgen
+from tests.harness.trial import KINDS, Reference, content, fresh, longgen, reference
 
 Damage = Callable[[Path, random.Random, Path], None]
 
@@ -94,30 +95,28 @@ DAMAGE: dict[str, Damage] = {
 }  # fmt: skip
 
 
-def states(folder: Path) -> dict[str, tuple[Reference, dict[str, bytes]]]:
-    """Runs that were left at different points, with the files that they left."""
-    found = {}
-    for kind in KINDS:
-        whole = Reference(kind, 1, folder)
-        found[f"{kind}, finished"] = whole, whole.files
-        for number, at in enumerate((34, 45, 60, 75)):
-            place = fresh(folder, 95_000 + number + 10 * len(found))
-            longgen(place, [*whole.arguments, "-o", "a.mp4"], lambda place=place, at=at: die_at(place, at))  # type: ignore[misc]
-            files = {name: data for name, data in content(place).items() if "partial" not in name and ".lock" not in name}
-            if any(name.endswith(".safetensors") for name in files):
-                found[f"{kind}, stopped at operation {at}"] = whole, files
-        sampled = {name: data for name, data in whole.files.items() if name != "a.mp4"}
-        found[f"{kind}, not decoded"] = whole, sampled
-    return found
+STATES = [(kind, at) for kind in KINDS for at in ("finished", "not decoded", 34, 45, 60, 75)]
+
+
+@cache
+def left(kind: str, at: str | int, folder: Path) -> dict[str, bytes]:
+    """The files of a run that was left at a point, an operation where it is a number."""
+    whole = reference(kind, 1, folder.parent)
+    if at == "finished":
+        return whole.files
+    if isinstance(at, str):
+        return {name: data for name, data in whole.files.items() if name != "a.mp4"}
+    place = fresh(folder, 95_000 + 100 * [*KINDS].index(kind) + at)
+    longgen(place, [*whole.arguments, "-o", "a.mp4"], lambda: die_at(place, at))
+    return {name: data for name, data in content(place).items() if "partial" not in name and ".lock" not in name}
 
 
 def run(trials: int, seed: int, folder: Path) -> dict[str, int]:
     chance = random.Random(seed)
-    left = states(folder)
     counts = {"trials": 0, "wrong": 0, "refused": 0, "harmless": 0}
     for number in range(trials):
-        place, state, kind = fresh(folder, number), chance.choice([*left]), chance.choice([*DAMAGE])
-        whole, files = left[state]
+        place, state, kind = fresh(folder, number), chance.choice(STATES), chance.choice([*DAMAGE])
+        whole, files = reference(state[0], 1, folder.parent), left(*state, folder)
         for name, data in files.items():
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             (place / name).write_bytes(data)

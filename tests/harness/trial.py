@@ -61,7 +61,7 @@ def warm() -> None:
     from imageio_ffmpeg import get_ffmpeg_exe
 
     get_ffmpeg_exe()  # remembers where ffmpeg is
-    import longgen.cli  # noqa: F401
+    import longgen.cli
     import longgen.run  # noqa: F401
     from longgen.sampling import fifo, rollout  # noqa: F401
 
@@ -165,6 +165,12 @@ class Reference:
         """Whether the video and the latents in `folder` are these."""
         video = folder / "a.mp4"
         return video.is_file() and video.read_bytes() == self.video and latents(folder / "a.run") == self.latents
+
+
+@cache
+def reference(kind: str, seed: int, folder: Path) -> Reference:
+    """Made once, for all parts that work in `folder`."""
+    return Reference(kind, seed, folder)
 
 
 def fresh(folder: Path, number: int) -> Path:

@@ -211,6 +211,7 @@ def held(lock: Path, what: str) -> Iterator[None]:
     kind: type[FileLock] | type[SoftFileLock] = FileLock
     for _ in range(100):
         make_folder(lock.parent)
+        there = os.path.lexists(lock)
         taken = kind(str(lock), timeout=0, is_singleton=True)
         try:
             with warnings.catch_warnings():
@@ -226,6 +227,9 @@ def held(lock: Path, what: str) -> Iterator[None]:
                 raise LonggenError(f"{lock} cannot be written: {error}", accepted="a folder with room that may be written to",
                                    do="give another --output") from None  # fmt: skip
             kind = SoftFileLock
+            with contextlib.suppress(OSError):
+                if not there and lock.stat().st_size == 0:  # what the first kind left, which the second would take for a lock
+                    lock.unlink()
             continue
         if not lock.exists():  # removed by the one who held it, between our opening and our locking
             taken.release(force=True)
@@ -235,6 +239,11 @@ def held(lock: Path, what: str) -> Iterator[None]:
         raise LonggenError(f"{lock} cannot be locked", accepted="a folder that nobody else removes", do="try again")
     try:
         yield
+    except BrokenPipeError:  # the reader of our own words has gone
+        raise
+    except OSError as error:
+        raise LonggenError(f"the system refused what {what} needs: {error}", accepted="room, permission and free file descriptors",
+                           do="see to it, then the same command again, with --resume if it has that") from error  # fmt: skip
     finally:
         last = getattr(taken, "lock_counter", 1) <= 1
         with contextlib.suppress(OSError):

@@ -318,6 +318,7 @@ def generate_jobs(
             with rundir.held(job.output):
                 settings = settings_of(plan, job.prompt, job.seed, setup)
                 if rundir.ready(job.output, settings, plan.frames_px, resume, overwrite):
+                    rundir.settle(job.output)
                     nothing = {"load": 0.0, "sample": 0.0, "decode": 0.0}
                     results.append(dataclasses.replace(_result(job.output, settings, plan, nothing, 0), skipped=True))
                     tell(f"{job.output} is finished, with these settings: there is nothing to do (--overwrite makes it again)")

@@ -152,9 +152,24 @@ def _holds(video: Path, frames: int) -> bool:
     from longgen.video import read_frames, size_and_fps
 
     try:
-        return sum(1 for _ in read_frames(video, size_and_fps(video)[0])) == frames
+        return _boxes_end_with(video) and sum(1 for _ in read_frames(video, size_and_fps(video)[0])) == frames
     except LonggenError:
         return False
+
+
+def _boxes_end_with(video: Path) -> bool:
+    """Whether the boxes that the MP4 is made of end where the file does: of one that was cut off they do not."""
+    with video.open("rb") as file:
+        at, end = 0, file.seek(0, os.SEEK_END)
+        while at < end:
+            file.seek(at)
+            head = file.read(16)
+            length = int.from_bytes(head[:4], "big")
+            length = int.from_bytes(head[8:16], "big") if length == 1 else length
+            if length < 8:
+                return False
+            at += length
+    return at == end
 
 
 def check_place(output: Path) -> None:
@@ -203,7 +218,7 @@ def _check_video(output: Path, settings: dict[str, Any], record: dict[str, Any] 
         return
     inside = settings_inside(output) if there == "a file" else None
     own = inside is not None and not different(inside, settings)
-    if not own or (record is not None and record["status"] == "done"):
+    if not own or record is None or record["status"] == "done":
         reason = "it is not as its run left it" if own else _described(output, settings)
         raise UsageError(f"--resume: {output} is there: {reason}", accepted="a name that is free, or the run's own video",
                          do="move it away, then the same command; --overwrite makes it again")  # fmt: skip
@@ -258,6 +273,7 @@ def assigned(wanted: Sequence[Wanted], prompts: Sequence[str], resume: bool, ove
         if not named:
             path = _named(path, one.settings, taken, listings, resume)
             taken.add(naming.key_of(run_folder(path)))
+        check_place(path)
         with held(path) if run_folder(path).is_dir() else nullcontext():  # not of a run under way, whose state says little
             ready(path, one.settings, one.frames, resume, overwrite)
         found.append(path)
@@ -351,3 +367,5 @@ def settle(output: Path) -> None:
     shutil.rmtree(folder / EARLIER, ignore_errors=True)
     for path in (output, folder / RECORD, folder / STEP, folder / LATENTS):
         disk.clear_partials(path)
+    for path in (folder / CHUNKS).glob(".*.partial"):
+        path.unlink(missing_ok=True)

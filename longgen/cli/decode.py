@@ -34,10 +34,15 @@ def decode(
     if "preset" not in kept or not (len(chunks) or "latents" in tensors):
         raise LonggenError(f"{latents} holds no latents of a run", accepted="a run's folder, or latents.safetensors in it",
                            do="check the path")  # fmt: skip
+    done = kept.get("done", 0)
+    if not isinstance(done, int) or done < 0:
+        raise checkpoint.damaged(latents, f"it says that {done} steps are done")
     if "done" in kept and not quiet:
         say(f"note: {latents} is a checkpoint after step {kept['done']}; the video will be noisy")
     made = run.plan_of(kept, latents)
     whole = rundir.latent_shape(made)
+    if done > made.rounds:
+        raise checkpoint.damaged(latents, f"it says that {done} of {made.rounds} rounds are done")
     if len(chunks):
         chunks.check((*whole[:2], None, *whole[3:]))
     else:

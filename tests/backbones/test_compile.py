@@ -16,7 +16,7 @@ import torch._dynamo
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from longgen import plan, preset, run
+from longgen import plan, preset, run, rundir
 from longgen.backbones import Setup, load, loading
 from longgen.backbones.find import find
 from longgen.backbones.spec import SPECS, TINY
@@ -183,4 +183,4 @@ def test_it_is_among_the_settings_that_decide(tiny_plan: Callable[..., Plan], tm
     settings = [run.settings_of(made, "x", 0, Setup("cpu", "fp32", compile=flag)) for flag in (False, True)]
     assert ["compile" in one for one in settings] == [False, True]
     with pytest.raises(UsageError, match="was made with another compile"):
-        run._same_run(settings[0], settings[1], tmp_path)
+        rundir.same_run(settings[0], settings[1], tmp_path)

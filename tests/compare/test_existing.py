@@ -91,7 +91,7 @@ def test_videos_of_several_prompts_are_watched_prompt_by_prompt(made: Callable[.
         for preset in ("direct", "riflex")
     ]
     assert [watch.prompt for watch in compared(*paths).watch] == [*PROMPTS]
-    assert [watch.prompt for watch in compared(paths[0], paths[3]).watch] == [None]  # no two of one prompt
+    assert [watch.prompt for watch in compared(paths[0], paths[3], "--overwrite").watch] == [None]  # no two of one prompt
 
 
 def test_presets_of_one_name_that_differ_are_two_rows(made: Callable[..., Path]) -> None:

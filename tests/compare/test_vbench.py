@@ -253,7 +253,7 @@ def test_numbers_of_other_videos_are_left_out_and_said(films: list[Path]) -> Non
     made = compared(*films, "--vbench-json", "alone.json")
     assert [one.metrics[SUBJECT] for one in made.cells] == [None] * 4
     assert "alone.json: 2 of its 2 videos are none of these, or cannot be told from others" in made.warnings
-    made = compared(*films[:2], "--vbench-json", "alone.json")  # of one preset alone they can be told
+    made = compared(*films[:2], "--vbench-json", "alone.json", "--overwrite")  # of one preset alone they can be told
     assert [one.metrics[SUBJECT] for one in made.cells] == [0.1, 0.2]
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from tests.harness import operations
 from tests.harness.stops import standing
-from tests.harness.trial import KINDS, Reference, fresh, longgen
+from tests.harness.trial import KINDS, fresh, longgen, reference
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 def run(trials: int, seed: int, folder: Path) -> dict[str, int]:
     chance = random.Random(seed)
-    whole = {kind: (Reference(kind, 1, folder), Reference(kind, 2, folder)) for kind in KINDS}
+    whole = {kind: (reference(kind, 1, folder.parent), reference(kind, 2, folder.parent)) for kind in KINDS}
     counts = {"trials": 0, "wrong": 0, "finished": 0, "refused": 0}
     for number in range(trials):
         place, kind, earlier = fresh(folder, number), chance.choice([*KINDS]), chance.random() < 0.5

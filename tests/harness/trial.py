@@ -58,7 +58,10 @@ def warm() -> None:
     for name in ("tiny", "tiny-causal"):
         once(SPECS[name], backbones.Setup("cpu", "fp32"))
     backbones.load = once  # the same model, loaded before
-    import longgen.cli  # noqa: F401
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    get_ffmpeg_exe()  # remembers where ffmpeg is
+    import longgen.cli
     import longgen.run  # noqa: F401
     from longgen.sampling import fifo, rollout  # noqa: F401
 
@@ -162,6 +165,12 @@ class Reference:
         """Whether the video and the latents in `folder` are these."""
         video = folder / "a.mp4"
         return video.is_file() and video.read_bytes() == self.video and latents(folder / "a.run") == self.latents
+
+
+@cache
+def reference(kind: str, seed: int, folder: Path) -> Reference:
+    """Made once, for all parts that work in `folder`."""
+    return Reference(kind, seed, folder)
 
 
 def fresh(folder: Path, number: int) -> Path:

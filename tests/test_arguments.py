@@ -32,7 +32,7 @@ WRONG_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"attention": "wonder"}, "no backend of diffusers"),
     ({"attention": 3}, "a backend of diffusers"),
     ({"cache": "mag:2"}, "a number between 0 and 1"),
-    ({"cache": "taylorseer"}, "on wan and ltx and cogvideox its patterns match none"),
+    ({"cache": "teacache"}, "longgen has not tried it"),
     ({"cache": 0.05}, "first-block or mag"),
     ({"compile": "no"}, "False, True"),
     ({"vae_tiling": 1}, "False, True"),

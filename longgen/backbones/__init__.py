@@ -72,7 +72,9 @@ class Setup:
             parse_lora(text)
         if self.attention is not None:
             _check_attention(self.attention)
-        if self.cache is not None:
+        if not isinstance(self.cache, str | None):
+            raise _no_setting("cache", self.cache, "first-block or mag, or NAME:THRESHOLD, as first-block:0.05")
+        if self.cache is not None and _cache_name(self.cache) not in BROKEN_CACHES:  # why those are refused depends on the backbone
             parse_cache(self.cache)
 
     def deciding(self) -> dict[str, Any]:
@@ -332,16 +334,12 @@ CACHES = {"first-block": 0.05, "mag": 0.06}  # name -> diffusers' own threshold
 def parse_cache(text: str, spec: BackboneSpec | None = None) -> tuple[str, float]:
     """`first-block[:threshold]` or `mag[:threshold]` as its name and threshold.
 
-    Raises UsageError, with the reason where a cache is known to be broken on `spec`, or on any backbone.
+    Raises UsageError, with the reason where a cache is known to be broken on `spec`.
     """
-    if not isinstance(text, str):
-        raise _no_setting("cache", text, "first-block or mag, or NAME:THRESHOLD, as first-block:0.05")
-    name, _, threshold = text.lower().replace("_", "-").partition(":")
+    name, threshold = _cache_name(text), text.partition(":")[2]
     families, reason = BROKEN_CACHES.get(name, ((), ""))
     if name not in CACHES:
-        where = spec.name if spec is not None else " and ".join(families)
-        broken = bool(families) if spec is None else spec.family in families
-        why = f": on {where} {reason}" if broken else ": longgen has not tried it"
+        why = f": on {spec.name} {reason}" if spec is not None and spec.family in families else ": longgen has not tried it"
         raise UsageError(f"--cache {text} is refused{why}", accepted="first-block or mag, or NAME:THRESHOLD, as first-block:0.05",
                          do="take that, or leave --cache out")  # fmt: skip
     try:
@@ -351,6 +349,10 @@ def parse_cache(text: str, spec: BackboneSpec | None = None) -> tuple[str, float
     if not 0 < value < 1:
         raise UsageError(f"--cache {text}: {threshold!r} is no threshold", accepted="a number between 0 and 1", do="write 0.05")
     return name, value
+
+
+def _cache_name(text: str) -> str:
+    return text.lower().replace("_", "-").partition(":")[0]
 
 
 def load(spec: BackboneSpec, setup: Setup) -> Backbone:

@@ -77,7 +77,7 @@ def test_a_step_cache_enabled_by_hand_is_refused_where_it_would_be_wrong(model_f
     state = family.stopped_after(backbone, plan, 1)
     backbone.pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
     assert family.sampled(backbone, plan).isfinite().all()
-    with pytest.raises(UsageError, match="a step cache .* lost when a run goes on"):
+    with pytest.raises(UsageError, match=r"a step cache .* lost when a run goes on"):
         family.sampled(backbone, plan, resume=state)
 
 

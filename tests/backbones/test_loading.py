@@ -438,6 +438,7 @@ def test_group_offload_changes_nothing(loaded: Callable[..., Any], name: str) ->
         (Setup("gpu", "fp32"), "--device gpu is not there"),
         (Setup("cpu", "fp32", offload="model"), "--offload model moves weights between a GPU and the host"),
         (Setup("cpu", "fp16"), "--dtype fp16 cannot run on a CPU"),
+        (Setup("cpu", "fp32", cache="fastercache"), "--cache fastercache is refused"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_loaded(setup: Setup, message: str, monkeypatch: pytest.MonkeyPatch) -> None:

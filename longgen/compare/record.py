@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from longgen.errors import LonggenError, MissingError
 
@@ -109,10 +110,10 @@ class Comparison(_Closed):
 def read(path: Path) -> Comparison:
     """The comparison in the file `path`. Raises MissingError where it is not there, LonggenError where it is none."""
     try:
-        return Comparison.model_validate_json(path.read_bytes())
+        return Comparison.model_validate(json.loads(path.read_bytes()))  # pydantic's own reader takes no name that is not UTF-8
     except FileNotFoundError:
         raise MissingError(f"{path} is not there", accepted="a compare.json", do="check the path, or run longgen compare") from None
-    except (ValidationError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:  # pydantic's ValidationError is a ValueError
         reason = str(error).splitlines()[0]
         raise LonggenError(f"{path} is no comparison: {reason}", accepted="compare.json as longgen compare writes it",
                            do="run longgen compare again") from None  # fmt: skip

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from imageio_ffmpeg import get_ffmpeg_exe
 from typer.testing import CliRunner, Result
 
 from longgen import plan, run
@@ -16,6 +18,7 @@ from longgen.backbones import Setup
 from longgen.cli import app
 from longgen.compare.existing import found
 from longgen.compare.record import Comparison, read
+from longgen.metrics.score import score_video
 from longgen.video import Writer, read_settings
 
 PROMPTS = ("a red ball", "a blue ball")
@@ -139,13 +142,19 @@ def test_settings_that_longgen_cannot_read_leave_a_video_without_edges(made: Cal
 
 @pytest.mark.parametrize(
     ("name", "code", "said"),
-    [("text.mp4", 1, "text.mp4 could not be read as a video"), ("none.mp4", 3, "none.mp4 is not there"),
+    [("text.mp4", 1, "text.mp4 could not be read as a video: it holds text"), ("cut.mp4", 1, "it is cut off: 99 bytes or more"),
+     ("dir.mp4", 3, "dir.mp4 holds no video"),
+     ("mixed", 1, "mixed/b.MOV could not be read as a video: it holds text"), ("none.mp4", 3, "none.mp4 is not there"),
      ("empty", 3, "empty holds no video"), ("lost.run", 3, "lost.mp4 is not there"), ("bad", 1, "is no comparison")],
 )  # fmt: skip
 def test_what_is_no_video_is_named_and_nothing_is_written(made: Callable[..., Path], name: str, code: int, said: str) -> None:
     good = film(Path("good.mp4"))
     Path("text.mp4").write_text("not a video\n" * 100)
-    Path("empty").mkdir()
+    Path("cut.mp4").write_bytes(good.read_bytes()[:-99])
+    for folder in ("empty", "dir.mp4", "mixed"):
+        Path(folder).mkdir()
+    shutil.copy(good, "mixed/a.mp4")
+    shutil.copy("text.mp4", "mixed/b.MOV")
     Path("lost.run").mkdir()
     Path("lost.run/run.json").write_text("{}")
     Path("bad").mkdir()
@@ -162,3 +171,97 @@ def test_the_baseline_is_one_of_the_rows(made: Callable[..., Path]) -> None:
     assert (done.exit_code, "accepted: a, b" in done.stderr) == (2, True)
     assert compared("a.mp4", "b.mp4", "--baseline", "b").baseline == "b"
     assert compared("a.mp4", "b.mp4").baseline is None
+
+
+def remuxed(source: Path, target: Path, *arguments: str) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run([get_ffmpeg_exe(), "-v", "error", "-i", source, *arguments, "-map_metadata", "-1", target], check=True)
+    return target
+
+
+def test_a_folder_gives_every_video_in_it_and_says_what_is_left_out(made: Callable[..., Path]) -> None:
+    source = film(Path("source.mp4"), 5)
+    for name in ("a.mp4", "A.MP4", "b.Mov", "c.mkv", "d.m4v"):
+        remuxed(source, Path("clips", name), "-c", "copy")
+    remuxed(source, Path("clips/e.webm"), "-c:v", "libvpx", "-deadline", "realtime")
+    remuxed(source, Path("clips/f.AVI"), "-c:v", "mpeg4")
+    Path("clips/made.run").mkdir()
+    Path("clips/inner").mkdir()
+    for name in (".g.mp4", "h.partial.mp4", "notes.txt", "song.wav", "noext"):
+        shutil.copy(source, Path("clips", name))
+    shutil.copy(source, os.fsdecode(b"clips/i\xff.mp4"))
+    told: list[str] = []
+    labels = [one.label for one in found([Path("clips")], told.append)]
+    assert labels == ["A", "a", "b", "c", "d", "e", "f", os.fsdecode(b"i\xff")]
+    assert told == [
+        "left out of clips, hidden: .g.mp4", "left out of clips, not complete yet: h.partial.mp4",
+        "left out of clips, a folder in it: inner", "left out of clips, a run without its video: made.run",
+        "left out of clips, not called .mp4, .m4v, .mov, .mkv, .webm, .avi: noext, notes.txt, song.wav",
+    ]  # fmt: skip
+    result = compared("clips")
+    assert result.warnings[:5] == told
+    assert [cell.frames for cell in result.cells] == [5] * 8
+    assert len({cell.name for cell in result.cells}) == 8
+    again = longgen("out")
+    assert again.exit_code == 0, again.stderr
+    for name in (".g.mp4", "noext", "h.partial.mp4"):  # what is named is taken
+        assert [one.video.name for one in found([Path("clips", name)])] == [name]
+    assert "not complete yet" in found([Path("clips/h.partial.mp4")])[0].caveats[0]
+    for name in ("song.wav", "noext"):
+        Path("clips", name).rename(Path("clips/inner", name))
+    done = longgen("clips/inner")
+    assert (done.exit_code, "holds no video; not called .mp4" in done.stderr) == (3, True), done.stderr
+
+
+def test_files_of_one_name_are_told_apart(made: Callable[..., Path]) -> None:
+    names = ("a/x.mp4", "b/x.mp4", "a/y.mp4", "a/y.MOV", "z.mp4", "c/a/x.mp4", "direct.mp4")
+    for name in names:
+        film(Path(name), 3)
+    run_of = made("d/made.mp4", "direct", PROMPTS[0], 0)
+    assert [one.label for one in found([*map(Path, names), run_of])] == [
+        "a/x.mp4",
+        "b/x.mp4",
+        "y.mp4",
+        "y.MOV",
+        "z",
+        "c/a/x.mp4",
+        "direct.mp4",
+        "direct",
+    ]
+    long = [film(Path(f"{'cat-walking-slowly-' * 3}{end}.mp4"), 3) for end in ("one", "two")]
+    done = longgen(*names[:2], *long, "-o", "out")
+    assert done.exit_code == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()[4:8]] == ["a/x.mp4", "b/x.mp4", "cat-walking-…-slowly-one",
+                                                                           "cat-walking-…-slowly-two"]  # fmt: skip
+
+
+def test_one_file_named_twice_and_copies_are_noted(made: Callable[..., Path]) -> None:
+    path, other = film(Path("a.mp4"), 5), film(Path("bb.mp4"), 5)
+    shutil.copy(path, "copy.mp4")
+    os.link(path, "hard.mp4")
+    result = compared(path, path, "hard.mp4", other, "copy.mp4")
+    assert [cell.preset for cell in result.cells] == ["a", "bb", "copy"]
+    assert result.warnings[:3] == ["a.mp4 is named more than once: it is taken once",
+                                   "hard.mp4 and a.mp4 are one file: it is taken once",
+                                   "equal byte for byte: a.mp4, copy.mp4"]  # fmt: skip
+
+
+def test_times_of_a_video_are_its_own_and_caveats_are_told(made: Callable[..., Path]) -> None:
+    """The same 20 pictures, evenly and with the last ten at half the rate, show the same motion where that is for each second."""
+    even = film(Path("even.mp4"), 20, 16)
+    varying = remuxed(
+        even, Path("varying.mp4"), "-vf", "setpts='(N+gt(N,9)*(N-10))/16/TB'", "-fps_mode", "passthrough", "-crf", "10"
+    )
+    wide = remuxed(even, Path("wide.mp4"), "-vf", "setsar=2/1")
+    result = compared(even, varying, wide)
+    cells = {cell.preset: cell for cell in result.cells}
+    assert cells["even"].times is None
+    times = [number / 16 for number in range(10)] + [(10 + 2 * number) / 16 for number in range(11)]
+    assert cells["varying"].times == pytest.approx(times, abs=1e-3)
+    assert (cells["varying"].frames, cells["varying"].fps) == (20, pytest.approx(20 / times[-1]))
+    motion = np.array(score_video(even).curves["motion"][1:]), np.array(score_video(varying).curves["motion"][1:])
+    assert motion[1][:9] == pytest.approx(motion[0][:9], rel=0.1)
+    assert motion[1][10:] == pytest.approx(motion[0][10:] / 2, rel=0.1)
+    assert cells["wide"].size == (128, 64)
+    assert any(warning.startswith("varying: its frames come at varying intervals, 62.5 to 125 ms") for warning in result.warnings)
+    assert any(warning.startswith("wide: its pixels are not square (2:1)") for warning in result.warnings)

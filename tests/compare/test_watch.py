@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -12,13 +13,13 @@ from PIL import Image
 from longgen.compare.lettering import drawable, strip
 from longgen.compare.tiles import BAR, GAP, HEIGHT, LABEL, TITLE, WIDTH, fitted, layout, shown
 from longgen.compare.watch import NAMES, Tile, write
-from longgen.video import Writer, read_frames
+from longgen.video import Writer, read_frames, size_and_fps
 
 SIZE = (64, 48)
 HOSTILE = ["", " ", "🎈🎉", "日本語", "ع", "a\nb\tc", "\x00\x07\x1b[31m", "<b>&amp;", "x" * 5000, "\ud800", "e\u0301", "👩‍👩‍👧"]
 
 
-def film(path: Path, colours: list[tuple[int, int, int]], fps: int = 8, size: tuple[int, int] = SIZE, held: int = 4) -> Tile:
+def film(path: Path, colours: list[tuple[int, int, int]], fps: float = 8, size: tuple[int, int] = SIZE, held: int = 4) -> Tile:
     """A video of plain colours, each for `held` frames, as a tile."""
     with Writer(path, size, fps, {}) as writer:
         for colour in colours:
@@ -99,6 +100,30 @@ def test_videos_of_other_rates_and_sizes_are_matched_by_time(tmp_path: Path) -> 
         left, top = place.corner(number)
         at = frames[:, top + LABEL + place.box[1] // 2, left + place.box[0] // 2].astype(int)
         assert np.abs(at - np.repeat(colours, 4, axis=0)).max() < 16
+
+
+def test_frames_of_varying_intervals_are_shown_for_their_own_time(tmp_path: Path) -> None:
+    even = film(tmp_path / "even.mp4", [RED, GREEN, BLUE, GREY], held=1)  # at 8 a second
+    varying = dataclasses.replace(
+        film(tmp_path / "varying.mp4", [RED, GREEN, BLUE], fps=8, held=1), fps=6, times=(0, 0.125, 0.375, 0.5)
+    )
+    write([even, varying], 2, "t", tmp_path / "x.mp4", tmp_path / "x.png")
+    fps, frames = frames_of(tmp_path / "x.mp4")
+    place = layout([SIZE, SIZE], 2)
+    assert (fps, len(frames)) == (8, 4)
+    for number, colours in enumerate(([RED, GREEN, BLUE, GREY], [RED, GREEN, GREEN, BLUE])):
+        left, top = place.corner(number)
+        at = frames[:, top + LABEL + place.box[1] // 2, left + place.box[0] // 2].astype(int)
+        assert np.abs(at - colours).max() < 16
+    before = (tmp_path / "x.mp4").stat().st_mtime_ns
+    write([even, varying], 2, "t", tmp_path / "x.mp4", tmp_path / "x.png")
+    assert (tmp_path / "x.mp4").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("rate", [2.5, 30000 / 1001])
+def test_one_rate_is_kept_whatever_it_is(tmp_path: Path, rate: float) -> None:
+    write([film(tmp_path / "a.mp4", [RED, BLUE], fps=rate)], 1, "t", tmp_path / "x.mp4", tmp_path / "x.png")
+    assert size_and_fps(tmp_path / "x.mp4")[1] == pytest.approx(rate, abs=0.001)
 
 
 def test_nothing_is_written_again_until_something_changes(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from longgen import frames, price
 from longgen.backbones.spec import CAPABILITIES, SPECS, BackboneSpec
 from longgen.catalog import TECHNIQUES
 from longgen.catalog import technique as technique_class
-from longgen.errors import UsageError
+from longgen.errors import UsageError, shown
 from longgen.frameplan import Clip, FramePlan, neutral
 from longgen.preset import Preset, Sample, name_of
 from longgen.schedule import Schedule, by_chunk, check, weights
@@ -306,6 +306,9 @@ def build(preset: Preset, spec: BackboneSpec, schedule: Schedule | None = None, 
     sampling = next((technique for technique in techniques if isinstance(technique, Sampling)), None)
     seen_lat = sampling.seen(frames_lat, spec.native_lat) if sampling else frames_lat
     asked = own.steps
+    if (asked or 0) > MOST_STEPS:
+        raise UsageError(f"{shown(asked)} steps are more than the noise levels that models are trained on",
+                         accepted=f"1 to {MOST_STEPS} steps", do="take fewer --steps")  # fmt: skip
     steps = (sampling.schedule_steps(frames_lat, spec.native_lat, asked) if sampling else asked) or spec.steps
     sample = sample.model_copy(update={"steps": steps})
     _check_geometry(spec, size, asked_px, seen_lat)
@@ -383,6 +386,7 @@ def _completed(preset: Preset, spec: BackboneSpec) -> tuple[Technique, ...]:
     return techniques
 
 
+MOST_STEPS = 1000  # every scheduler here has so many noise levels to choose from
 FLOOR = "arithmetic against direct sampling"  # what `Plan.cost` is, in the words of plan, bench and presets
 LONG = 4  # times the native length: where costs are compared
 VERDICTS = ("position-sensitive", "context-sensitive")  # what a probe says of layers

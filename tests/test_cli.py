@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -201,6 +202,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
     """,
     "inspect": """
         --toml
+        --schedule
         --json
     """,
     "doctor": "--json",
@@ -749,6 +751,133 @@ def test_a_prompt_cannot_lead_out_of_the_folder(prompt: str) -> None:
         assert len(path.name.encode()) <= 126
         assert path.name == unicodedata.normalize("NFC", path.name)
         assert run.output_path(output, prompt, 7, [path]) != path
+
+
+def videos(*args: str) -> list[dict[str, Any]]:
+    """What a dry run of a batch would make."""
+    done = longgen(*BATCH, *args, "--dry-run", "--json", "-q")
+    assert done.exit_code == 0, done.stderr
+    return json.loads(done.stdout)["videos"]
+
+
+def test_rows_have_settings_of_their_own_over_the_flags() -> None:
+    Path("p.csv").write_text("prompt,seed,output,frames,duration,steps,preset,negative_prompt,size,guidance_scale\n"
+                             f"{PROMPT},5,a.mp4,17,,3,riflex,dark,96x64,2\n{PROMPT},,,,2s,,,,,\n{PROMPT},,,,,,,,,\n")  # fmt: skip
+    first, second, third = videos("p.csv", "--seed", "1", "--frames", "33", "--steps", "9", "--cfg", "4", "-o", "out",
+                                  "--fps", "8")  # fmt: skip
+    assert first["output"] == "out/a.mp4"
+    assert (first["seed"], first["frames"], first["preset"]) == (5, 17, "riflex")
+    wanted = {"steps": 3, "negative_prompt": "dark", "size": [96, 64], "guidance_scale": 2.0, "fps": 8}
+    assert {name: first["sample"][name] for name in wanted} == wanted
+    assert (second["seed"], second["frames"], second["preset"], second["sample"]["steps"]) == (1, 17, "direct", 9)
+    assert (third["frames"], third["sample"]["guidance_scale"], third["sample"]["size"]) == (33, 4.0, [64, 64])
+    assert len({one["output"] for one in (first, second, third)}) == 3
+
+
+def test_rows_that_cannot_be_are_refused_by_their_line() -> None:
+    Path("p.csv").write_text(f"prompt,preset,size\n{PROMPT},,\n{PROMPT},riflexx,\n")
+    done = longgen(*BATCH, "p.csv", "--dry-run")
+    check_error(done.stderr, done.stdout, ["line 3 of --prompts: no preset is called 'riflexx' (did you mean riflex"])
+    Path("p.csv").write_text(f"prompt,size\n{PROMPT},65x64\n")
+    done = longgen(*BATCH, "p.csv", "--dry-run")
+    check_error(done.stderr, done.stdout, ["line 2 of --prompts: width 65", "multiples of 16"])
+    for command in (["compare", "--presets", "direct"], ["probe"]):
+        Path("p.csv").write_text(f"prompt,seed\n{PROMPT},3\n")
+        done = longgen(*command, "--backbone", "tiny", "--prompts", "p.csv")
+        check_error(done.stderr, done.stdout, ["line 2 gives seed", "--seeds"])
+        assert done.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "note"),
+    [
+        (["-p", PROMPT, "--negative-prompt", "dark", "--cfg", "1"], "the negative prompt is not read: guidance is off"),
+        (["-p", PROMPT, "--clip-batch", "2"], "--clip-batch 2 does nothing"),
+        (["-p", f"{PROMPT} " + " ".join(f"w{n}" for n in range(30))], "has 40 tokens, and tiny reads 24; not read: 'w14 w15"),
+        (["-p", PROMPT, "--negative-prompt", "no " * 30, "--cfg", "2"], "the negative prompt has 31 tokens, and tiny reads 24"),
+        (["--schedule", "shots.toml"], "shot 2 has 32 tokens, and tiny reads 24; not read: 'x22"),
+        (["-p", PROMPT, "--preset", "freeloc@all", "--probe", "published"], "--probe published is not read: the layers are all"),
+        (["--prompts", "twins.txt", "--seed", "3"], "lines 1 and 2 of --prompts have one prompt, one seed"),
+    ],
+    ids=one_line,
+)
+def test_what_does_nothing_is_said_once(args: list[str], note: str) -> None:
+    Path("twins.txt").write_text(f"{PROMPT}\n{PROMPT}\n")
+    Path("shots.toml").write_text(f'[[shot]]\nprompt = "{PROMPT}"\n[[shot]]\nat = "1s"\nprompt = "{" ".join(f"x{n - 1}" for n in range(31))}"\n')
+    done = longgen("generate", "--backbone", "tiny", *args, "--dry-run")
+    assert done.exit_code == 0, done.stderr
+    assert (done.stderr + done.stdout).count(note) == 1
+    assert note in done.stderr
+    quiet = longgen("generate", "--backbone", "tiny", *args, "--dry-run", "-q")
+    assert (quiet.exit_code, quiet.stderr) == (0, "")
+
+
+def test_what_does_something_is_not_said_to_do_nothing() -> None:
+    done = longgen(*DRY, "--negative-prompt", "dark", "--cfg", "2", "--clip-batch", "2", "--preset", "gen-l-video", "--frames", "161")
+    assert (done.exit_code, done.stderr) == (0, "")
+
+
+def test_variables_that_nobody_reads_are_said_to_be_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGGEN_STEP", "9")
+    monkeypatch.setenv("LONGGEN_FRAMES", "")
+    said = longgen(*PLAN).stderr
+    assert "the variable LONGGEN_STEP is none that longgen reads (is LONGGEN_STEPS meant?)" in said
+    assert "the variable LONGGEN_FRAMES is empty, which counts as not set" in said
+    assert longgen(*PLAN, "-q").stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("args", "fragments"),
+    [
+        (["--attention", "flash"], ["--attention flash cannot run here", "native"]),
+        (["--attention", "flush"], ["--attention flush is no backend"]),
+        (["--lora", "./nothing.safetensors"], ["--lora ./nothing.safetensors: no such file"]),
+        (["--quantize", "int8"], ["torchao"]),
+        (["--device", "cud"], ["--device cud"]),
+        (["--device", "meta"], ["--device meta"]),
+        (["--device", "cpu:1"], ["--device cpu:1", "accepted: cpu"]),
+        (["--device", ""], ["--device "]),
+        (["--steps", "1001"], ["1001 steps", "1 to 1000"]),
+    ],
+)
+def test_a_dry_run_checks_what_it_says(args: list[str], fragments: list[str]) -> None:
+    if args[1] == "int8" and importlib.util.find_spec("torchao") or args[1] == "flash" and importlib.util.find_spec("flash_attn"):
+        pytest.skip("it is installed here")
+    done = longgen("generate", "--backbone", "tiny", "-p", PROMPT, "--dry-run", *args)
+    check_error(done.stderr, done.stdout, ["accepted: ", "do: ", *fragments])
+
+
+MAKE = '-m longgen.cli generate --backbone tiny --frames 5 --steps 1 --seed 1 -q -p "a corgi"'
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "out", "err"),
+    [
+        (f"{MAKE} -o a.mp4 >&-", 0, "", "a.mp4\n"),
+        (f"{MAKE} -o a.mp4 >/dev/full", 1, "", "could not be written to stdout: No space left on device; what was made is there: a.mp4"),
+        ("-m longgen.cli plan -m tiny <&- >&- 2>&-", 0, "", ""),
+        ("-m longgen.cli plan 2>/dev/full", 0, "direct on", ""),
+        ("-m longgen.cli presets list >/dev/full", 1, "", "could not be written to stdout: No space left on device"),
+        ("-m longgen.cli --help >/dev/full", 1, "", "stdout could not be written to: No space left on device"),
+        ("-m longgen.cli backbones show tiny 2>&-", 0, "prompts it knows", ""),
+        ("-m longgen.cli plan -m nothing 2>&-", 2, "", ""),
+        (f"{MAKE} --dry-run -o $'\\u732b.mp4' | tail -n 1", 0, "would write: \\u732b.mp4", ""),
+        ("-m longgen.cli generate -m tiny --dry-run -p $'\\e[31m\\u732b' 2>&1 | head -n 1", 0, "'\\x1b[31m\\u732b' is none", ""),
+        (f"mkdir gone; cd gone; rmdir ../gone; {MAKE}", 1, "", "the current folder is not there any more"),
+    ],
+)  # fmt: skip
+def test_streams_that_are_closed_full_or_of_few_letters(line: str, code: int, out: str, err: str, place: Path) -> None:
+    before, _, command = line.rpartition("; ")
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
+    script = f"{before + '; ' if before else ''}{sys.executable} {command}"
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert out in done.stdout
+    assert err in done.stderr
+    assert out or not done.stdout
+    assert "Traceback" not in done.stderr
+    assert "defect" not in done.stderr
+    assert (place / "a.mp4").is_file() == ("a.mp4" in line)
 
 
 def test_an_export_holds_the_tables(place: Path) -> None:

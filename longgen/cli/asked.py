@@ -167,20 +167,19 @@ def plans_of_rows(
         length = duration if row.frames is None else None
         if row.duration is not None:
             asked, length = asked.model_copy(update={"frames": None}), row.duration
-        sample, own = row.sample.over(asked), [*(overrides or ())]
-        how = (layers, probe)
-        if row.preset is not None:  # as in a comparison, each preset takes what is meant for it
-            own = preset.fitting(choose.split(row.preset)[0], own)
-            how = how if choose.asks(preset.load(choose.split(row.preset)[0])) else (None, None)
-        taken.update(own)
-        key = (row.preset or name, sample.model_dump_json(), length, how)
-        if key not in made:
-            try:
+        sample, own, how = row.sample.over(asked), [*(overrides or ())], (layers, probe)
+        try:
+            if row.preset is not None:  # as in a comparison, each preset takes what is meant for it
+                own = preset.fitting(choose.split(row.preset)[0], own)
+                how = how if choose.asks(preset.load(choose.split(row.preset)[0])) else (None, None)
+            key = (row.preset or name, sample.model_dump_json(), length, how)
+            if key not in made:
                 made[key] = run.planned(row.preset or name, spec, own, sample, length, schedule, *how, lora)
-            except LonggenError as error:
-                if not row.line:
-                    raise
-                raise type(error)(f"line {row.line} of --prompts: {error.given}", error.accepted, error.do) from None
+        except LonggenError as error:
+            if not row.line:
+                raise
+            raise type(error)(f"line {row.line} of --prompts: {error.given}", error.accepted, error.do) from None
+        taken.update(own)
         plans.append(made[key])
     idle = next((override for override in overrides or () if override not in taken), None)
     if idle is not None:

@@ -303,8 +303,11 @@ def build(preset: Preset, spec: BackboneSpec, schedule: Schedule | None = None, 
     seen_lat = sampling.seen(frames_lat, spec.native_lat) if sampling else frames_lat
     asked = preset.sample.steps
     if (asked or 0) > MOST_STEPS:
-        raise UsageError(f"{shown(asked)} steps are more than the noise levels that models are trained on", accepted=f"1 to {MOST_STEPS} steps",
-                         do="take fewer --steps")  # fmt: skip
+        raise UsageError(
+            f"{shown(asked)} steps are more than the noise levels that models are trained on",
+            accepted=f"1 to {MOST_STEPS} steps",
+            do="take fewer --steps",
+        )
     steps = (sampling.schedule_steps(frames_lat, spec.native_lat, asked) if sampling else asked) or spec.steps
     sample = sample.model_copy(update={"steps": steps})
     _check_geometry(spec, size, asked_px, seen_lat)

@@ -82,7 +82,8 @@ class Preset(BaseModel):
             table |= {f"# {key}": "the backbone's own" for key, value in technique if value is None}
         sections = [("", tables), ("[sample]", tables.pop("sample", {})), *(("[[technique]]", table) for table in techniques)]
         return "\n".join(
-            "\n".join([*([head] if head else []), *(f"{key} = {textfile.toml_value(value)}" for key, value in table.items())]) + "\n"
+            "\n".join([*([head] if head else []), *(f"{key} = {textfile.toml_value(value)}" for key, value in table.items())])
+            + "\n"
             for head, table in sections
             if table
         )

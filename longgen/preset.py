@@ -120,7 +120,8 @@ class Preset(BaseModel):
         own = [(f"[sample.{textfile.toml_value(name)}]", sample.pop(name)) for name in self.backbone_samples]
         sections = [("", tables), ("[sample]", sample), *own, *(("[[technique]]", table) for table in techniques)]
         return "\n".join(
-            "\n".join([*([head] if head else []), *(f"{key} = {textfile.toml_value(value)}" for key, value in table.items())]) + "\n"
+            "\n".join([*([head] if head else []), *(f"{key} = {textfile.toml_value(value)}" for key, value in table.items())])
+            + "\n"
             for head, table in sections
             if table
         )

@@ -4,8 +4,8 @@
     .csv, .tsv                   a table, whose first line names the columns
     .jsonl, .ndjson              JSON Lines: an object for each video
 
-The columns, and the keys, are `prompt` and those that `Row` has. The set is closed; an empty cell, like null, is not given, and what
-a row does not give comes from the flags. A table has no comments.
+The columns, and the keys, are `prompt` and those that `Row` has. The set is closed; an empty cell, like null, is not given, and
+what a row does not give comes from the flags. A table has no comments.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def _objects(text: str, errors: list[str]) -> list[tuple[int, dict[str, Any]]]:
             errors.append(f"line {number}: {reason}")
         else:
             if not isinstance(values, dict):
-                errors.append(f"line {number}: {shown(values)} is no object; write {{\"prompt\": ...}}")
+                errors.append(f'line {number}: {shown(values)} is no object; write {{"prompt": ...}}')
                 continue
             unknown = [key for key in values if key not in COLUMNS]
             errors += [f"line {number}: {unknown_column(key)}" for key in unknown]

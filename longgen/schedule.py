@@ -134,7 +134,9 @@ def load(path: Path) -> Schedule:
         shots.append(Shot(at or Fraction(0), f"{prompt}, {common}" if common else prompt))
     for number, (start, end) in enumerate(pairwise(times), 1):
         if blend is not None and start is not None and end is not None and 0 < end - start < blend:
-            refuse(0, "blend", f" = {shown(tables['blend'])} is longer than shot {number}, {_say(end - start)}: fades would overlap")
+            refuse(
+                0, "blend", f" = {shown(tables['blend'])} is longer than shot {number}, {_say(end - start)}: fades would overlap"
+            )
     if errors:
         raise UsageError(f"schedule {path}:\n" + "\n".join(f"    {wrong}" for _, wrong in sorted(errors)),
                          accepted="what each line names", do="correct these lines")  # fmt: skip

@@ -52,8 +52,11 @@ def read(path: str | Path, what: str, unread: str = "cannot be read") -> str:
         if getattr(error, "errno", None) == errno.ENAMETOOLONG:
             raise MissingError(f"{name} is not there: no file has so long a name", accepted="a text file",
                                do="check the path") from None  # fmt: skip
-        raise LonggenError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}", accepted="a file that may be read",
-                           do="check its permissions") from None  # fmt: skip
+        raise LonggenError(
+            f"{name} cannot be read: {getattr(error, 'strerror', None) or error}",
+            accepted="a file that may be read",
+            do="check its permissions",
+        ) from None
     if len(data) > MOST_BYTES:
         raise UsageError(f"{name} is larger than {MOST_BYTES // 1_000_000} MB", accepted="a text file", do="check that it is one")
     mark, encoding = next(((mark, encoding) for mark, encoding in MARKS if data.startswith(mark)), (b"", "utf-8"))
@@ -93,7 +96,9 @@ def toml(text: str, name: str) -> dict[str, Any]:
     tables = parsed(lambda: tomllib.loads(text if text.endswith("\n") else text + "\n"), text, refused)
     level, depth = [tables], 0
     while level:  # a.b.c = 1 nests without brackets, and what walks the tables afterwards does so by recursion
-        level = [value for one in level for value in (one.values() if isinstance(one, dict) else one) if isinstance(value, dict | list)]
+        level = [
+            value for one in level for value in (one.values() if isinstance(one, dict) else one) if isinstance(value, dict | list)
+        ]
         depth += 1
         if depth > DEEPEST:
             raise refused("it is nested too deeply")
@@ -153,8 +158,6 @@ def _moves(character: str) -> bool:
     return code < 32 or 127 <= code < 160 or 0xD800 <= code < 0xE000 or code in BIDIRECTIONAL
 
 
-
 def _written(character: str) -> str:
     code = ord(character)
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
-

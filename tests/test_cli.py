@@ -803,7 +803,9 @@ def test_rows_that_cannot_be_are_refused_by_their_line() -> None:
 )
 def test_what_does_nothing_is_said_once(args: list[str], note: str) -> None:
     Path("twins.txt").write_text(f"{PROMPT}\n{PROMPT}\n")
-    Path("shots.toml").write_text(f'[[shot]]\nprompt = "{PROMPT}"\n[[shot]]\nat = "1s"\nprompt = "{" ".join(f"x{n - 1}" for n in range(31))}"\n')
+    Path("shots.toml").write_text(
+        f'[[shot]]\nprompt = "{PROMPT}"\n[[shot]]\nat = "1s"\nprompt = "{" ".join(f"x{n - 1}" for n in range(31))}"\n'
+    )
     done = longgen("generate", "--backbone", "tiny", *args, "--dry-run")
     assert done.exit_code == 0, done.stderr
     assert (done.stderr + done.stdout).count(note) == 1
@@ -813,7 +815,9 @@ def test_what_does_nothing_is_said_once(args: list[str], note: str) -> None:
 
 
 def test_what_does_something_is_not_said_to_do_nothing() -> None:
-    done = longgen(*DRY, "--negative-prompt", "dark", "--cfg", "2", "--clip-batch", "2", "--preset", "gen-l-video", "--frames", "161")
+    done = longgen(
+        *DRY, "--negative-prompt", "dark", "--cfg", "2", "--clip-batch", "2", "--preset", "gen-l-video", "--frames", "161"
+    )
     assert (done.exit_code, done.stderr) == (0, "")
 
 
@@ -841,7 +845,9 @@ def test_variables_that_nobody_reads_are_said_to_be_such(monkeypatch: pytest.Mon
     ],
 )
 def test_a_dry_run_checks_what_it_says(args: list[str], fragments: list[str]) -> None:
-    if args[1] == "int8" and importlib.util.find_spec("torchao") or args[1] == "flash" and importlib.util.find_spec("flash_attn"):
+    if (args[1] == "int8" and importlib.util.find_spec("torchao")) or (
+        args[1] == "flash" and importlib.util.find_spec("flash_attn")
+    ):
         pytest.skip("it is installed here")
     done = longgen("generate", "--backbone", "tiny", "-p", PROMPT, "--dry-run", *args)
     check_error(done.stderr, done.stdout, ["accepted: ", "do: ", *fragments])
@@ -854,7 +860,12 @@ MAKE = '-m longgen.cli generate --backbone tiny --frames 5 --steps 1 --seed 1 -q
     ("line", "code", "out", "err"),
     [
         (f"{MAKE} -o a.mp4 >&-", 0, "", "a.mp4\n"),
-        (f"{MAKE} -o a.mp4 >/dev/full", 1, "", "could not be written to stdout: No space left on device; what was made is there: a.mp4"),
+        (
+            f"{MAKE} -o a.mp4 >/dev/full",
+            1,
+            "",
+            "could not be written to stdout: No space left on device; what was made is there: a.mp4",
+        ),
         ("-m longgen.cli plan -m tiny <&- >&- 2>&-", 0, "", ""),
         ("-m longgen.cli plan 2>/dev/full", 0, "direct on", ""),
         ("-m longgen.cli presets list >/dev/full", 1, "", "could not be written to stdout: No space left on device"),
@@ -865,7 +876,7 @@ MAKE = '-m longgen.cli generate --backbone tiny --frames 5 --steps 1 --seed 1 -q
         ("-m longgen.cli generate -m tiny --dry-run -p $'\\e[31m\\u732b' 2>&1 | head -n 1", 0, "'\\x1b[31m\\u732b' is none", ""),
         (f"mkdir gone; cd gone; rmdir ../gone; {MAKE}", 1, "", "the current folder is not there any more"),
     ],
-)  # fmt: skip
+)
 def test_streams_that_are_closed_full_or_of_few_letters(line: str, code: int, out: str, err: str, place: Path) -> None:
     before, _, command = line.rpartition("; ")
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}

@@ -64,7 +64,8 @@ def test_durations(duration: str, fps: int, frames_px: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "duration", ["", " ", "s", "m", "soon", "1h", "-5s", "+5s", "1e3", "nan", "20 s", "1:30", ".5", "5.", "30s1m", "1m-3s", "5ss", "٣s"]
+    "duration",
+    ["", " ", "s", "m", "soon", "1h", "-5s", "+5s", "1e3", "nan", "20 s", "1:30", ".5", "5.", "30s1m", "1m-3s", "5ss", "٣s"],
 )
 def test_what_is_no_duration_is_refused(duration: str) -> None:
     with pytest.raises(UsageError) as refusal:
@@ -73,7 +74,9 @@ def test_what_is_no_duration_is_refused(duration: str) -> None:
     assert "1m30s" in refusal.value.accepted
 
 
-@pytest.mark.parametrize(("duration", "said"), [("0s", "is no time"), ("0", "is no time"), ("0m0.0s", "is no time"), ("9" * 5000, "not a time")])
+@pytest.mark.parametrize(
+    ("duration", "said"), [("0s", "is no time"), ("0", "is no time"), ("0m0.0s", "is no time"), ("9" * 5000, "not a time")]
+)
 def test_no_time_and_a_time_of_thousands_of_digits_are_refused(duration: str, said: str) -> None:
     with pytest.raises(UsageError, match=said) as refusal:
         frames.duration_frames(duration, 16)

@@ -17,7 +17,7 @@ from longgen.preset import load
 from longgen.video import read_settings
 
 PLAIN = ["generate", "--backbone", "tiny", "--device", "cpu", "--frames", "9", "--steps", "2", "--seed", "5"]
-HOSTILE = "a $HOME `touch pwned` \"red\" it's [red]x[/red] \\n\n[sample]\nsteps = 9\n\x1b[31m; touch pwned 猫"
+HOSTILE = 'a $HOME `touch pwned` "red" it\'s [red]x[/red] \\n\n[sample]\nsteps = 9\n\x1b[31m; touch pwned 猫'
 SHOTS = 'blend = "0.125s"\ncommon = "$(touch pwned)"\n[[shot]]\nprompt = "a\\nb"\n[[shot]]\nat = "0.3s"\nprompt = "c"\n'
 # stands in for longgen on the PATH: inspect is the real one, generate writes down what it was given
 STAND_IN = """#!{python}
@@ -73,8 +73,10 @@ def kept(**settings: Any) -> dict[str, Any]:
 
 
 def test_every_setting_of_loading_is_in_the_command() -> None:
-    line = show.command_again(kept(lora=["a b.safetensors:0.5", "-c"], quantize="int8", attention="flash", cache="mag:0.1", compile=True,
-                                   clip_batch=3), Path("a.mp4"))  # fmt: skip
+    line = show.command_again(
+        kept(lora=["a b.safetensors:0.5", "-c"], quantize="int8", attention="flash", cache="mag:0.1", compile=True, clip_batch=3),
+        Path("a.mp4"),
+    )
     assert line == ("longgen generate --prompt x --preset THIS.toml --seed 1 --backbone tiny --frames 9 --dtype bf16 "
                     "--lora 'a b.safetensors:0.5' --lora=-c --quantize int8 --attention flash --cache mag:0.1 --compile "
                     "--clip-batch 3")  # fmt: skip

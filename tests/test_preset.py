@@ -117,7 +117,20 @@ def test_all_errors_of_a_file_come_in_one_message(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["name", "name = ", "name = 'a'\nname = 'b'", "[sample]\n[sample]", "name = 'a", "x = [1,,2]", "\x00", "a = 1\na = 2", f"x = {'[' * 500}{']' * 500}", f"x = {'9' * 5000}", ".".join("abc" * 500) + " = 1"]
+    "text",
+    [
+        "name",
+        "name = ",
+        "name = 'a'\nname = 'b'",
+        "[sample]\n[sample]",
+        "name = 'a",
+        "x = [1,,2]",
+        "\x00",
+        "a = 1\na = 2",
+        f"x = {'[' * 500}{']' * 500}",
+        f"x = {'9' * 5000}",
+        ".".join("abc" * 500) + " = 1",
+    ],
 )
 def test_what_is_no_toml_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not TOML"):

@@ -115,7 +115,10 @@ def test_the_settings_in_the_file_make_it_again(whole: Path, tmp_path: Path) -> 
     assert latents(tmp_path, "x") == latents(whole)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75), (signal.SIGINT, 130)])
+STOPS = [(signal.SIGKILL, -9), (signal.SIGTERM, 75), (signal.SIGHUP, 129), (signal.SIGINT, 130)]
+
+
+@pytest.mark.parametrize(("number", "code"), STOPS)
 def test_resume_after_a_real_kill_gives_the_same_bytes(whole: Path, tmp_path: Path, number: int, code: int) -> None:
     process = start(tmp_path, *BASE, "-o", "ball.mp4")
     checkpoint = tmp_path / "ball.run" / "checkpoint.safetensors"

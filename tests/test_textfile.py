@@ -32,7 +32,10 @@ def test_every_encoding_and_line_end_reads_the_same(data: bytes, tmp_path: Path)
     (tmp_path / "a.txt").write_bytes(data)
     assert textfile.read(tmp_path / "a.txt", "x") == TEXT
     rows, _ = prompts.read(tmp_path / "a.txt")
-    assert [(row.line, row.prompt) for row in rows] == [(1, "é 猫"), (2, "a\u2029b\x85c\x0bd\x0ce")]  # strip takes U+2028 at the end
+    assert [(row.line, row.prompt) for row in rows] == [
+        (1, "é 猫"),
+        (2, "a\u2029b\x85c\x0bd\x0ce"),
+    ]  # strip takes U+2028 at the end
 
 
 @pytest.mark.parametrize(
@@ -103,23 +106,45 @@ def test_json_lines_have_theirs(tmp_path: Path) -> None:
         ("a.csv", "a red circle\na blue one\n", ["line 1: no column is called prompt"]),
         ("a.csv", "promt\na\n", ["is 'promt' meant?"]),
         ("a.csv", "prompt,prompt\na,b\n", ["two columns are called prompt"]),
-        ("a.csv", "prompt,seed\na,3.5\nb,-1\n,5\nc,d,7\n", ["line 2: seed = '3.5'", "line 3: seed = '-1'", "line 4: there is no prompt",
-                                                          "line 5: 3 cells", "double quotes"]),
+        (
+            "a.csv",
+            "prompt,seed\na,3.5\nb,-1\n,5\nc,d,7\n",
+            ["line 2: seed = '3.5'", "line 3: seed = '-1'", "line 4: there is no prompt", "line 5: 3 cells", "double quotes"],
+        ),
         ("a.csv", "prompt,frames\na,many\n", ["line 2: frames = 'many'"]),
         ("a.csv", "prompt,size\na,big\n", ["line 2: size 'big' is no picture size", "832x480"]),
         ("a.csv", 'prompt\n"a\n', ["line 2: a quote that is not closed"]),
         ("a.csv", "prompt,frames,duration\na,81,5s\n", ["line 2: frames and duration"]),
         ("a.csv", "prompt,output\na,x.mp4\nb,X.MP4\n", ["line 3: output = 'X.MP4' is that of line 2 too"]),
-        *(("a.csv", f"prompt,output\na,{out}\n", ["line 2: output = ", "stay in the folder of --output"])
-          for out in ("../x.mp4", "/x.mp4", "a/x.mp4", "http://h/x.mp4", "C:x.mp4", "..", ".x.mp4", "file:x.mp4/y.mp4")),
+        *(
+            ("a.csv", f"prompt,output\na,{out}\n", ["line 2: output = ", "stay in the folder of --output"])
+            for out in ("../x.mp4", "/x.mp4", "a/x.mp4", "http://h/x.mp4", "C:x.mp4", "..", ".x.mp4", "file:x.mp4/y.mp4")
+        ),
         ("a.csv", "prompt,output\na,x.avi\n", ["is no name in .mp4"]),
         ("a.csv", "prompt\n", ["holds no prompt"]),
-        ("a.jsonl", '{"promt": "a"}\n{"prompt": 5}\n{"prompt": "\\ud800"}\n[1]\n{"prompt": "a", "prompt": "b"}\n{"prompt": "a", "seed": "3"}\n'
-                    '{"prompt": " "}\n{"prompt": "a", "guidance_scale": NaN}\n{"prompt": "a"\n' + "[" * 9999 + '\n{"prompt":"a","seed":'
-                    + "9" * 5000 + "}\n",
-         ["line 1: 'promt': unknown column (did you mean prompt?)", "line 2: prompt = 5", "line 3: prompt holds half a character",
-          "line 4: [1] is no object", "line 5: 'prompt' is given twice", "line 6: seed = '3'", "line 7: prompt is empty",
-          "line 8: NaN is no number", "line 9: is not JSON", "line 10: it is nested too deeply", "line 11: a number of too many digits"]),
+        (
+            "a.jsonl",
+            '{"promt": "a"}\n{"prompt": 5}\n{"prompt": "\\ud800"}\n[1]\n{"prompt": "a", "prompt": "b"}\n'
+            '{"prompt": "a", "seed": "3"}\n'
+            '{"prompt": " "}\n{"prompt": "a", "guidance_scale": NaN}\n{"prompt": "a"\n'
+            + "[" * 9999
+            + '\n{"prompt":"a","seed":'
+            + "9" * 5000
+            + "}\n",
+            [
+                "line 1: 'promt': unknown column (did you mean prompt?)",
+                "line 2: prompt = 5",
+                "line 3: prompt holds half a character",
+                "line 4: [1] is no object",
+                "line 5: 'prompt' is given twice",
+                "line 6: seed = '3'",
+                "line 7: prompt is empty",
+                "line 8: NaN is no number",
+                "line 9: is not JSON",
+                "line 10: it is nested too deeply",
+                "line 11: a number of too many digits",
+            ],
+        ),
         ("a.txt", "# x\n\nprompt,seed\na,3\n", ["line 3 names columns", ".csv"]),
         ("a.txt", "Prompt\na\n", ["line 1 names columns"]),
         ("a", '{"prompt": "a"}\n', ["line 1 is JSON", ".jsonl"]),
@@ -127,7 +152,7 @@ def test_json_lines_have_theirs(tmp_path: Path) -> None:
         ("a.json", "[]", ["not read from a file in .json", ".jsonl"]),
         ("a.xlsx", "PK", ["save the sheet as .csv"]),
     ],
-)  # fmt: skip
+)
 def test_wrong_files_of_prompts(name: str, text: str, fragments: list[str], tmp_path: Path) -> None:
     with pytest.raises(UsageError) as refusal:
         read(tmp_path, name, text)

@@ -115,7 +115,9 @@ def read_seeds(seeds: str) -> tuple[int, ...]:
     """`0,1,5` as numbers."""
     parts = [part.strip() for part in seeds.split(",")]
     if not all(re.fullmatch(r"[0-9]{1,19}", part) and int(part) < 2**63 for part in parts):
-        raise UsageError(f"--seeds {shown(seeds)} are no seeds", accepted="different numbers from 0 on, as 0,1,2", do="write them so")
+        raise UsageError(
+            f"--seeds {shown(seeds)} are no seeds", accepted="different numbers from 0 on, as 0,1,2", do="write them so"
+        )
     numbers = [int(part) for part in parts]
     again = next((number for number in numbers if numbers.count(number) > 1), None)
     if again is not None:

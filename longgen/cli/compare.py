@@ -86,7 +86,9 @@ def compare(
         typer.Argument(metavar="[VIDEO|RUN_DIR]...", help="Videos that are there, in place of --presets and a prompt."),
     ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What the videos show.")] = None,
-    prompts: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="One prompt a line in .txt; also .csv and .jsonl.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", metavar="FILE", help="One prompt a line in .txt; also .csv and .jsonl.")
+    ] = None,
     presets: Annotated[
         str | None, typer.Option("--presets", metavar="NAME,NAME", help="Presets or TOML files, as direct,sliding-window,freespec.")
     ] = None,

@@ -62,7 +62,9 @@ if TYPE_CHECKING:
 def generate(
     context: typer.Context,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What the video shows.")] = None,
-    prompts: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="One prompt a line in .txt; a table in .csv; .jsonl.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", metavar="FILE", help="One prompt a line in .txt; a table in .csv; .jsonl.")
+    ] = None,
     schedule: ScheduleFile = None,
     negative_prompt: Negative = None,
     frames: Frames = None,

@@ -25,7 +25,9 @@ def probe(
     backbone: Backbone = None,
     frames: Frames = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="In place of two prompts of longgen's own.")] = None,
-    prompts: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="One prompt a line in .txt; also .csv and .jsonl.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", metavar="FILE", help="One prompt a line in .txt; also .csv and .jsonl.")
+    ] = None,
     seeds: Seeds = "0,1",
     metric: Annotated[
         Literal["attention", "latent", "video"] | None,
@@ -62,7 +64,11 @@ def probe(
     from longgen.probe import measure, report
 
     spec = backbone_asked(backbone, quiet)
-    texts = None if prompt is None and prompts is None else read_prompts(prompt, prompts, quiet, "the flags give it, and --seeds the seeds")
+    texts = (
+        None
+        if prompt is None and prompts is None
+        else read_prompts(prompt, prompts, quiet, "the flags give it, and --seeds the seeds")
+    )
     if texts is not None:
         warn_of_grammar(spec, texts, quiet)
     setup = make_setup(spec, dict(device=device, dtype=dtype, offload=offload, lora=tuple(lora or ())))

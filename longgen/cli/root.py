@@ -118,8 +118,11 @@ def _explained(error: BaseException) -> LonggenError | None:
         return OutOfMemoryError(f"out of memory: {error or 'the host has no more'}", accepted="what longgen plan estimates",
                                 do="take fewer --frames or a smaller --size")  # fmt: skip
     if isinstance(error, UnicodeEncodeError) and not locale.getpreferredencoding(False).lower().startswith("utf"):
-        return LonggenError(f"{error.object[:100]!r} cannot be the name of a file where the locale is {locale.getpreferredencoding(False)}",
-                            accepted="a locale of UTF-8", do="set LC_ALL=C.UTF-8, or take plain names")  # fmt: skip
+        return LonggenError(
+            f"{error.object[:100]!r} cannot be the name of a file where the locale is {locale.getpreferredencoding(False)}",
+            accepted="a locale of UTF-8",
+            do="set LC_ALL=C.UTF-8, or take plain names",
+        )
     chain: list[BaseException] = []
     while error is not None and error not in chain:
         chain.append(error)
@@ -127,7 +130,9 @@ def _explained(error: BaseException) -> LonggenError | None:
     if any(getattr(one, "errno", None) in (errno.EMFILE, errno.ENFILE) or "Too many open files" in str(one) for one in chain):
         return LonggenError("no more files may be opened by this process", accepted="a limit of 256 or more (ulimit -n)",
                             do="raise it: ulimit -n 1024")  # fmt: skip
-    refused = next((one for one in chain if isinstance(one, OSError)), None) if isinstance(chain[0], OSError | ImportError) else None
+    refused = (
+        next((one for one in chain if isinstance(one, OSError)), None) if isinstance(chain[0], OSError | ImportError) else None
+    )
     if refused is None:
         return None
     what = refused.filename if isinstance(refused.filename, str) else "a file"
@@ -201,7 +206,9 @@ def _as_written(error: UnicodeError) -> tuple[str | bytes, int]:
     part = error.object[error.start : error.end]
     if all("\udc80" <= character <= "\udcff" for character in part):
         return bytes(ord(character) - 0xDC00 for character in part), error.end
-    return "".join(f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\U{ord(character):08x}" for character in part), error.end
+    return "".join(
+        f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\U{ord(character):08x}" for character in part
+    ), error.end
 
 
 def main() -> None:

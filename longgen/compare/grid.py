@@ -119,7 +119,9 @@ def make(
             if backbone is None:
                 backbone, _ = run.load(place.plan.spec, setup, report)
                 began = time.monotonic()
-                for note in dict.fromkeys(cut for one in places for cut in cut_notes(one.plan, [one.prompt], tokenizer_of(backbone))):
+                for note in dict.fromkeys(
+                    cut for one in places for cut in cut_notes(one.plan, [one.prompt], tokenizer_of(backbone))
+                ):
                     tell(f"note: {note}")
             try:
                 _make(place, backbone, report, tell)

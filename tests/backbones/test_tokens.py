@@ -21,9 +21,7 @@ def embedded(backbone: Any, prompt: str) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", ["tiny", "ltx", "cogvideox", "hunyuan"])
-def test_the_words_that_are_named_are_those_that_change_nothing(
-    name: str, tiny: Any, model_folder: Callable[[str], Path]
-) -> None:
+def test_the_words_that_are_named_are_those_that_change_nothing(name: str, tiny: Any, model_folder: Callable[[str], Path]) -> None:
     backbone = tiny if name == "tiny" else load(find(str(model_folder(name))), Setup("cpu", "fp32"))
     limit = backbone.spec.text_tokens
     words = [("small", "cyan", "triangle", "orbiting", "sand")[index % 5] for index in range(limit + 5)]

@@ -31,7 +31,7 @@ else:
 
 SLOW_S = 5.0
 PRESETS = [preset.folder() / f"{name}.toml" for name in ("freespec", "freeloc", "longlive", "gen-l-video", "fifo", "keyframes")]
-SAMPLE = b"\n[sample]\nframes = 161\nsteps = 4\nguidance_scale = 2.5\nnegative_prompt = \"dark\"\nfps = 8\nsize = [64, 64]\n"
+SAMPLE = b'\n[sample]\nframes = 161\nsteps = 4\nguidance_scale = 2.5\nnegative_prompt = "dark"\nfps = 8\nsize = [64, 64]\n'
 SCHEDULES = [
     b'common = "35mm film"\nblend = "1s"\n\n[[shot]]\nprompt = "a circle"\n\n[[shot]]\nat = "4s"\nprompt = "a square"\n',
     b'[[shot]]\nprompt = """\na large red circle\nbouncing"""\n[[shot]]\nat = "2.5"\nprompt = \'a "green" one\'\n'
@@ -43,16 +43,97 @@ PROMPTS = {
              b"prompt;steps;size\na red circle;3;64x64\na blue one;;\n"],
     ".jsonl": [b'{"prompt": "a red circle", "seed": 3, "size": [64, 64]}\n\n{"prompt": "caf\\u00e9", "guidance_scale": 2.5}\n'],
 }  # fmt: skip
-SETS = [b"freespec.kappa=1.5", b"freespec.layers=[0, 1, 2]", b"freespec.steps=[0.0, 0.5]", b"freespec.alpha=0", b"freespec.alpha = 1"]
+SETS = [
+    b"freespec.kappa=1.5",
+    b"freespec.layers=[0, 1, 2]",
+    b"freespec.steps=[0.0, 0.5]",
+    b"freespec.alpha=0",
+    b"freespec.alpha = 1",
+]
 TOKENS = [
-    b"\0", b"\xff", b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"\xc2\x85", b"\x0b", b"\x0c", b"\r", b"\r\n", b"\n", b"\t", b"\x1b[31m", b'"', b"'",
-    b'"""', b"[", b"]", b"[[", b"]]", b"{", b"}", b"[" * 500, b"{" * 500, b"a." * 500, b"=", b"==", b",", b";", b"#", b"..", b"/",
-    b"9" * 400, b"9" * 5000, b"0x" + b"f" * 5000, b"1e400", b"-1", b"-0", b"nan", b"inf", b"-inf", b"true", b"null", b"NaN", b"1979-05-27",
-    b"07:32:00", b"\xed\xa0\x80", b"\\ud800", b"\\u0000", b"\\", "猫".encode(), b"\xe2\x80\xae", b"name", b"layers = [99]", b"prompt",
-    b'"name"', b"__class__", b"%s{0}$HOME`id`", b"a" * 3000, b"[sample]\n", b"[[technique]]\n", b"[[shot]]\n", b"schema = 2\n",
-]  # fmt: skip
-VALUES = [b"0", b"-1", b"1.5", b"true", b'"text"', b"[]", b"[1, [2]]", b"{a = 1}", b"1979-05-27", b"nan", b"inf", b"1" + b"0" * 30, b'""',
-          b'"1s"', b"99999999999999999999", b"[0, 0]", b"1e-320", b"[" * 600 + b"]" * 600]  # fmt: skip
+    b"\0",
+    b"\xff",
+    b"\xef\xbb\xbf",
+    b"\xe2\x80\xa8",
+    b"\xc2\x85",
+    b"\x0b",
+    b"\x0c",
+    b"\r",
+    b"\r\n",
+    b"\n",
+    b"\t",
+    b"\x1b[31m",
+    b'"',
+    b"'",
+    b'"""',
+    b"[",
+    b"]",
+    b"[[",
+    b"]]",
+    b"{",
+    b"}",
+    b"[" * 500,
+    b"{" * 500,
+    b"a." * 500,
+    b"=",
+    b"==",
+    b",",
+    b";",
+    b"#",
+    b"..",
+    b"/",
+    b"9" * 400,
+    b"9" * 5000,
+    b"0x" + b"f" * 5000,
+    b"1e400",
+    b"-1",
+    b"-0",
+    b"nan",
+    b"inf",
+    b"-inf",
+    b"true",
+    b"null",
+    b"NaN",
+    b"1979-05-27",
+    b"07:32:00",
+    b"\xed\xa0\x80",
+    b"\\ud800",
+    b"\\u0000",
+    b"\\",
+    "猫".encode(),
+    b"\xe2\x80\xae",
+    b"name",
+    b"layers = [99]",
+    b"prompt",
+    b'"name"',
+    b"__class__",
+    b"%s{0}$HOME`id`",
+    b"a" * 3000,
+    b"[sample]\n",
+    b"[[technique]]\n",
+    b"[[shot]]\n",
+    b"schema = 2\n",
+]
+VALUES = [
+    b"0",
+    b"-1",
+    b"1.5",
+    b"true",
+    b'"text"',
+    b"[]",
+    b"[1, [2]]",
+    b"{a = 1}",
+    b"1979-05-27",
+    b"nan",
+    b"inf",
+    b"1" + b"0" * 30,
+    b'""',
+    b'"1s"',
+    b"99999999999999999999",
+    b"[0, 0]",
+    b"1e-320",
+    b"[" * 600 + b"]" * 600,
+]
 
 
 def mutated(text: bytes, chance: random.Random) -> bytes:
@@ -95,10 +176,18 @@ def _other_value(text: bytes, chance: random.Random) -> bytes:
 
 def _encoded(text: bytes, chance: random.Random) -> bytes:
     as_text = text.decode("utf-8", "replace")
-    return chance.choice([
-        codecs.BOM_UTF8 + text, as_text.encode("utf-16"), codecs.BOM_UTF16_BE + as_text.encode("utf-16-be"), as_text.encode("utf-16-le"),
-        as_text.encode("utf-32"), as_text.encode("latin-1", "replace"), text.replace(b"\n", b"\r\n"), text.replace(b"\n", b"\r"),
-    ])  # fmt: skip
+    return chance.choice(
+        [
+            codecs.BOM_UTF8 + text,
+            as_text.encode("utf-16"),
+            codecs.BOM_UTF16_BE + as_text.encode("utf-16-be"),
+            as_text.encode("utf-16-le"),
+            as_text.encode("utf-32"),
+            as_text.encode("latin-1", "replace"),
+            text.replace(b"\n", b"\r\n"),
+            text.replace(b"\n", b"\r"),
+        ]
+    )
 
 
 def _swap(text: bytes, chance: random.Random) -> bytes:
@@ -140,7 +229,7 @@ def refusal(done: Result) -> str:
         return f"exit code {done.exit_code}"
     if done.stdout:
         return "a result besides an error"
-    if "accepted: " not in done.stderr and "Usage:" not in done.stderr or len(done.stderr) > 10_000:
+    if ("accepted: " not in done.stderr and "Usage:" not in done.stderr) or len(done.stderr) > 10_000:
         return f"no message of three facts: {done.stderr[:300]}"
     return ""
 
@@ -168,7 +257,9 @@ def same(read: Any, written: Any) -> bool:
 def preset_trial(path: Path, chance: random.Random) -> str | None:
     path = path.with_suffix(".toml")
     path.write_bytes(mutated(chance.choice(PRESETS).read_bytes() + chance.choice((b"", SAMPLE)), chance))
-    done = call(*chance.choice([("presets", "show", str(path), "--json"), ("plan", "-m", "tiny", "--preset", str(path), "--json", "-q")]))
+    done = call(
+        *chance.choice([("presets", "show", str(path), "--json"), ("plan", "-m", "tiny", "--preset", str(path), "--json", "-q")])
+    )
     if done.exit_code:
         return refusal(done)
     written, read = tomllib.loads(decoded(path.read_bytes())), preset.load(str(path))
@@ -181,7 +272,9 @@ def preset_trial(path: Path, chance: random.Random) -> str | None:
     for key, value in written.get("sample", {}).items():
         if not isinstance(value, dict) and not same(shown["sample"].get(key), value):
             return f"read {shown['sample']} of {written['sample']}"
-    return None if all(shown[key] == written[key] for key in ("name", "description", "source") if key in written) else "another head"
+    return (
+        None if all(shown[key] == written[key] for key in ("name", "description", "source") if key in written) else "another head"
+    )
 
 
 def schedule_trial(path: Path, chance: random.Random) -> str | None:
@@ -212,8 +305,24 @@ def prompts_trial(path: Path, chance: random.Random) -> str | None:
     suffix = chance.choice([*PROMPTS])
     path = path.with_suffix(suffix)
     path.write_bytes(mutated(chance.choice(PROMPTS[suffix]), chance))
-    done = call("generate", "-m", "tiny", "--frames", "5", "--steps", "2", "--seed", "1", "--prompts", str(path), "--dry-run", "--json",
-                "-q", "-o", str(path.parent / "videos"))  # fmt: skip
+    done = call(
+        "generate",
+        "-m",
+        "tiny",
+        "--frames",
+        "5",
+        "--steps",
+        "2",
+        "--seed",
+        "1",
+        "--prompts",
+        str(path),
+        "--dry-run",
+        "--json",
+        "-q",
+        "-o",
+        str(path.parent / "videos"),
+    )
     if done.exit_code:
         return refusal(done)
     read = [(one["prompt"], one["seed"]) for one in json.loads(done.stdout)["videos"]]
@@ -229,9 +338,17 @@ def _prompts_in(text: str, suffix: str) -> list[tuple[str, int]]:
         objects = [json.loads(line) for line in text.split("\n") if line.strip()]
         return [(one["prompt"], 1 if one.get("seed") is None else one["seed"]) for one in objects]
     parted_by = ";" if text.lstrip().split("\n")[0].count(";") else ","
-    titles, *rows = [row for row in csv.reader(text.lstrip("\n").splitlines(keepends=True) if "\x0b" not in text and "\x0c" not in text
-                     and "\u2028" not in text and "\x85" not in text else [line + "\n" for line in text.split("\n")],
-                     delimiter=parted_by, skipinitialspace=True) if any(cell.strip() for cell in row)]  # fmt: skip
+    titles, *rows = [
+        row
+        for row in csv.reader(
+            text.lstrip("\n").splitlines(keepends=True)
+            if "\x0b" not in text and "\x0c" not in text and "\u2028" not in text and "\x85" not in text
+            else [line + "\n" for line in text.split("\n")],
+            delimiter=parted_by,
+            skipinitialspace=True,
+        )
+        if any(cell.strip() for cell in row)
+    ]
     found = []
     for row in rows:
         cells = {title.strip().lower(): cell.strip() for title, cell in zip(titles, row, strict=False)}

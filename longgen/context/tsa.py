@@ -52,7 +52,7 @@ class Tsa(FrameTechnique):
 
     dense: int = Field(8, ge=0, le=LONGEST)
     stripe: int = Field(24, ge=0, le=LONGEST)
-    stripe_share: float = Field(0.125, ge=1e-6, le=1)
+    stripe_share: float = Field(0.125, gt=0, le=1)
     sink: bool = True
     tail: bool = False
     reencode: Literal["sink", "vrpr"] = "sink"

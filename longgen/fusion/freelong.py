@@ -56,8 +56,8 @@ class FreeLong(Fusion):
     claims: ClassVar[tuple[str, ...]] = ("the fusion of branches", "the context window")
 
     split: float = Field(0.5, ge=0, le=1)
-    cutoff_time: float = Field(0.25, ge=0.001, le=1)
-    cutoff_space: float = Field(0.25, ge=0.001, le=1)
+    cutoff_time: float = Field(0.25, gt=0, le=1)
+    cutoff_space: float = Field(0.25, gt=0, le=1)
     boundary: Boundary = "reflect"
     window: int | None = Field(None, ge=1, le=LONGEST)
     edge: Literal["shift", "clip"] = "shift"
@@ -116,11 +116,13 @@ def low_pass(difference: Tensor, grid: Grid, cutoff_time: float, cutoff_space: f
 def kernel(length: int, cutoff: float, boundary: Boundary) -> np.ndarray:
     """The filter exp(-(f / cutoff)^2 / 2) on `length` samples as a matrix [length, length]; its rows sum to one."""
     index = np.arange(length)
+    frequency = 2 * np.fft.fftfreq(length) if boundary == "circular" else index / length
+    with np.errstate(over="ignore"):  # a cutoff near 0 keeps the mean alone
+        response = np.exp(-0.5 * (frequency / cutoff) ** 2)
     if boundary == "circular":
-        response = np.exp(-0.5 * (2 * np.fft.fftfreq(length) / cutoff) ** 2)
         taps = np.fft.ifft(response).real
         return taps[(index[:, None] - index[None, :]) % length]
-    response = np.exp(-0.5 * (index / length / cutoff) ** 2)  # of the even extension, whose transform is the cosine transform
+    # of the even extension, whose transform is the cosine transform
     cosine = np.cos(np.pi * index[:, None] * (index[None, :] + 0.5) / length) * math.sqrt(2 / length)
     cosine[0] /= math.sqrt(2)
     return cosine.T @ (response[:, None] * cosine)

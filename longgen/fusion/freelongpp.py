@@ -46,7 +46,7 @@ from longgen.technique import LONGEST, Fusion, Grid, NoiseTechnique, Step
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-Scale = Annotated[float, Field(ge=0.001, le=1000)]
+Scale = Annotated[float, Field(gt=0, le=1000)]
 
 
 class FreeLongPlusPlus(Fusion, NoiseTechnique):
@@ -58,7 +58,7 @@ class FreeLongPlusPlus(Fusion, NoiseTechnique):
     scales: Annotated[tuple[Scale, ...], Field(strict=False, min_length=1, max_length=16)] | None = None
     window: int | None = Field(None, ge=1, le=LONGEST)
     sparse: bool = False
-    cutoff_space: Annotated[float, Field(ge=0.001, le=1)] | Literal["all"] = 0.25
+    cutoff_space: Annotated[float, Field(gt=0, le=1)] | Literal["all"] = 0.25
     boundary: Boundary = "reflect"
 
     @model_validator(mode="after")

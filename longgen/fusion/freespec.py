@@ -51,8 +51,8 @@ class FreeSpec(Fusion):
     claims: ClassVar[tuple[str, ...]] = ("the fusion of branches", "the context window")
 
     split: float = Field(0.5, ge=0, le=1)
-    kappa: float = Field(3.0, ge=0, le=1000)
-    beta: float = Field(2.0, ge=0, le=1000)
+    kappa: float = Field(3.0, ge=0)
+    beta: float = Field(2.0, ge=0)
     alpha: float = Field(1.0, ge=0, le=1)
     lambda_start: float = Field(0.2, ge=0, le=1)
     lambda_end: float = Field(0.05, ge=0, le=1)

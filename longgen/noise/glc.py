@@ -45,7 +45,7 @@ class GlcNoise(NoiseTechnique):
 
     window: int | None = Field(None, ge=1, le=LONGEST)
     region: int | None = Field(None, ge=1, le=LONGEST)
-    cutoff: float = Field(0.25, ge=0.001, le=1)
+    cutoff: float = Field(0.25, gt=0, le=1)
     high: Literal["sqrt", "plain"] = "sqrt"
 
     def sizes(self, clip: Clip) -> tuple[int, int]:
@@ -80,8 +80,10 @@ class GlcNoise(NoiseTechnique):
         import torch
 
         frames_lat, rows, columns = shape
-        time, down = (2 * torch.fft.fftfreq(length, dtype=torch.float64) for length in (frames_lat, rows))
-        across = 2 * torch.fft.rfftfreq(columns, dtype=torch.float64)  # the other half of the bins is the mirror of these
+        time, down = (2 * torch.fft.fftfreq(length, dtype=torch.float64) / self.cutoff for length in (frames_lat, rows))
+        across = (
+            2 * torch.fft.rfftfreq(columns, dtype=torch.float64) / self.cutoff
+        )  # the other half of the bins is the mirror of these
         squares = time.view(-1, 1, 1) ** 2 + down.view(-1, 1) ** 2 + across**2
-        low = torch.exp(-0.5 * squares / self.cutoff**2)
+        low = torch.exp(-0.5 * squares)
         return low, (1 - low**2).sqrt() if self.high == "sqrt" else 1 - low

@@ -38,8 +38,8 @@ from longgen.technique import LONGEST, FrequencyTechnique
 class Flex(FrequencyTechnique):
     paper: ClassVar[str] = "FLEX, arXiv 2602.14027"
 
-    a: float = Field(1.0, ge=1e-6, le=1e6)
-    b: float = Field(1.0, ge=1e-6, le=1e6)
+    a: float = Field(1.0, gt=0, le=1e6)
+    b: float = Field(1.0, gt=0, le=1e6)
     horizon: int | None = Field(None, ge=2, le=LONGEST)
 
     @model_validator(mode="after")

@@ -41,7 +41,7 @@ class Riflex(FrequencyTechnique):
 
     variant: Literal["code", "paper"] = "code"
     component: int | None = Field(None, ge=1, le=LONGEST)
-    share_of_period: float = Field(0.9, ge=0.001, le=1)
+    share_of_period: float = Field(0.9, gt=0, le=1)
     gate: bool = True
 
     def factors(self, reach: float, clip: Clip) -> np.ndarray:

@@ -42,8 +42,8 @@ class Yarn(FrequencyTechnique):
     paper: ClassVar[str] = "YaRN, arXiv 2309.00071"
 
     variant: Literal["paper", "freeloc"] = "paper"
-    beta_slow: float | None = Field(None, ge=1e-6, le=1e6)
-    beta_fast: float | None = Field(None, ge=1e-6, le=1e6)
+    beta_slow: float | None = Field(None, gt=0, le=1e6)
+    beta_fast: float | None = Field(None, gt=0, le=1e6)
     factor: float | None = Field(None, ge=1, le=1000)
     temperature: bool | None = None
 
@@ -81,7 +81,7 @@ def by_index(frequencies: Sequence[float], horizon: int, stretch: float, slow: f
     """
     falling = sorted(frequencies, reverse=True)  # LTX-Video's rise
     ratio = math.log(falling[0] / falling[1])
-    low, high = (math.log(horizon * falling[0] / (2 * math.pi * cycles)) / ratio for cycles in (fast, slow))
+    low, high = ((math.log(horizon * falling[0] / (2 * math.pi)) - math.log(cycles)) / ratio for cycles in (fast, slow))
     low, high = max(0, math.floor(low)), max(0, math.ceil(high))
     ramp = np.clip((np.arange(len(falling)) - low) / max(high - low, 1e-3), 0, 1)
     factors = 1 - ramp * (1 - 1 / stretch)

@@ -252,3 +252,18 @@ def test_costs_agree_with_what_is_computed() -> None:
     per_pair = 81**2 * 1560**2
     assert made.cost(1560) / per_pair == pytest.approx(plan.density, rel=0.05)
     assert parts.cost(schedules, 1560) / per_pair == pytest.approx(sum(one.density for one in plan.passes), rel=0.05)
+
+
+def test_a_block_holds_outputs_of_at_most_one_and_a_half_times_all_frames() -> None:
+    """What is held beside q, k and v is memory that a plan's estimate counts on; more query frames to a block are fewer calls.
+
+    Halved again and again, blocks are the first that hold no more: 61 frames in strides of 3 just fit, at 1.41 times, and 41 frames do
+    not, at 1.54.
+    """
+    largest = {}
+    for frames_lat, window, stride in ((81, 21, 1), (61, 21, 3), (61, 21, 2), (41, 21, 3), (41, 9, 1), (81, 17, 1)):
+        plan = FreeNoise(window=window, stride=stride).reshape(neutral(frames_lat), Clip(frames_lat, 21, (1.0,)))
+        blocks = parts.arrange(plan.passes, 1560).blocks
+        assert max(block.held for block in blocks if block.queries[1] - block.queries[0] > 1) <= 1.5 * frames_lat
+        largest[frames_lat, window, stride] = max(block.queries[1] - block.queries[0] for block in blocks)
+    assert largest == {(81, 21, 1): 2, (61, 21, 3): 6, (61, 21, 2): 4, (41, 21, 3): 4, (41, 9, 1): 2, (81, 17, 1): 2}

@@ -43,14 +43,16 @@ class Program:
     @property
     def density(self) -> float:
         """Attention computed, as a share of direct attention; above 1 with several branches."""
-        return sum(self._share(name) * plan.density for name, plan in self.branches.items())
+        return sum(plan.density for plan in self.branches.values())
 
     def density_at(self, tokens: int) -> float:
         """`density` at `tokens` a frame."""
-        return sum(self._share(name) * plan.density_at(tokens) for name, plan in self.branches.items())
+        return sum(plan.density_at(tokens) for plan in self.branches.values())
 
-    def _share(self, branch: str) -> float:
-        return self.fusion.share(branch) if self.fusion else 1.0
+    @property
+    def spared(self) -> float:
+        """Of `density`, what the fusion leaves out on the mean over its steps, as their timesteps decide."""
+        return sum((1 - self.fusion.share(name)) * plan.density for name, plan in self.branches.items()) if self.fusion else 0.0
 
 
 @dataclass(frozen=True)

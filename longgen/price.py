@@ -51,7 +51,9 @@ def cost(plan: Plan) -> tuple[float, float]:
     if plan.chunk_lat is not None:
         return _rolled_cost(plan)
     arithmetic = np.array([operations(plan, program, plan.seen_grid) for program in plan.programs], dtype=np.float64)
-    attention = np.array([1.0 if program is None else program.density for program in plan.programs])
+    spared = np.array([0.0 if program is None else program.spared for program in plan.programs])
+    arithmetic -= spared * 4 * math.prod(plan.seen_grid) ** 2 * plan.spec.width
+    attention = np.array([1.0 if program is None else program.density for program in plan.programs]) - spared
     calls = plan.calls * plan.steps / _direct_steps(plan)
     return (
         float(calls * arithmetic[plan.table].mean() / operations(plan, None, plan.grid)),

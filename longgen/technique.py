@@ -175,7 +175,7 @@ class Fusion(Technique):
         """One output [B, N, C] of the branches, each computed as often as it is asked for."""
 
     def share(self, branch: str) -> float:
-        """In which share of its steps, at least, `fuse` asks for `branch`: what is priced where timesteps decide it."""
+        """In which share of its steps, at least, `fuse` asks for `branch`: what a cost counts where timesteps decide it."""
         return 1.0
 
     @abstractmethod

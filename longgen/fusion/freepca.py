@@ -129,7 +129,9 @@ class FreePca(Fusion, NoiseTechnique):
                 fused = local.new_zeros(len(local), frames_lat * tokens, local.shape[2])
             count[start : start + window] += 1
             fused[:, rows] += local
-            for sample in range(len(fused)) if position and global_ is not None else ():
+            if not position or global_ is None:
+                continue
+            for sample in range(len(fused)):
                 one, other = (x.reshape(window, -1) for x in (local[sample], global_[sample, rows]))
                 change = mixing(covariance(one, other), min(position, self.components)).to(one) @ (other - one)
                 fused[sample, rows] += change.view(-1, fused.shape[2])

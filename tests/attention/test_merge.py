@@ -255,10 +255,10 @@ def test_costs_agree_with_what_is_computed() -> None:
 
 
 def test_a_block_holds_outputs_of_at_most_one_and_a_half_times_all_frames() -> None:
-    """What is held beside q, k and v is memory that a plan's estimate counts on; more query frames to a block are fewer calls.
+    """What is held beside q, k and v is memory that a plan's estimate counts on; more query frames are fewer calls.
 
-    Halved again and again, blocks are the first that hold no more: 61 frames in strides of 3 just fit, at 1.41 times, and 41 frames do
-    not, at 1.54.
+    Halved again and again, blocks are the first that hold no more: 61 frames in strides of 3 just fit, at 1.41 times, and 41
+    frames do not, at 1.54.
     """
     largest = {}
     for frames_lat, window, stride in ((81, 21, 1), (61, 21, 3), (61, 21, 2), (41, 21, 3), (41, 9, 1), (81, 17, 1)):

@@ -121,7 +121,7 @@ def read_seeds(seeds: str) -> tuple[int, ...]:
     numbers = [int(part) for part in parts]
     again = next((number for number in numbers if numbers.count(number) > 1), None)
     if again is not None:
-        raise UsageError(f"--seeds {shown(seeds)} has {again} twice, and one seed makes one video",
+        raise UsageError(f"--seeds {shown(seeds)} are no seeds: {again} is there twice, and a seed makes one video",
                          accepted="different numbers from 0 on, as 0,1,2", do="leave one out")  # fmt: skip
     return tuple(numbers)
 

@@ -22,6 +22,7 @@ from tests.probe.test_choose import probe_of
 PROMPT = "a small red circle orbiting on a black background"
 SMALL = ["--frames", "85", "--steps", "2", "--size", "32x32", "-p", PROMPT]
 QUICK = ["probe", "--backbone", "tiny", "--quick", "--seeds", "0", *SMALL]
+THRICE = [*QUICK[:4], "--seeds", "0,1,2", *SMALL]
 GENERATE = ["generate", "--backbone", "tiny", "--seed", "1", *SMALL]
 
 
@@ -76,7 +77,7 @@ def test_probe_run_probes_first(place: Path) -> None:
 
 
 def test_a_probe_that_was_killed_goes_on(place: Path) -> None:
-    command = [sys.executable, "-m", "longgen.cli", *QUICK, "--seeds", "0,1,2"]
+    command = [sys.executable, "-m", "longgen.cli", *THRICE]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     running = subprocess.Popen(command, cwd=place, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     cache = place.parent / "cache"
@@ -88,7 +89,7 @@ def test_a_probe_that_was_killed_goes_on(place: Path) -> None:
     done = {path: path.stat().st_mtime_ns for path in cache.rglob("parts/*.json")}
     assert 0 < len(done) < 6
     assert not list(cache.rglob("probe.json"))
-    again = longgen(*QUICK, "--seeds", "0,1,2", "--json", "--quiet")
+    again = longgen(*THRICE, "--json", "--quiet")
     assert again.exit_code == 0, again.stderr
     assert again.stderr == ""
     assert [run["seed"] for run in json.loads(again.stdout)["runs"]] == [0, 1, 2]

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from longgen import ffmpeg
 from longgen.errors import LonggenError, MissingError, UsageError
 
 LOCK = ".lock"
@@ -167,6 +168,7 @@ def check_new(path: Path, overwrite: bool, option: str = "--output", own: bool =
     own: it is a file that longgen wrote for the very same purpose. Folders and special files are refused in any case.
     Raises UsageError, and what `check_writable` does.
     """
+    ffmpeg.check_output(str(path), option)
     there = what_stands_at(path)
     if there in ("a folder", "no ordinary file"):
         raise UsageError(f"{option} {path} is {there}, which is never replaced", accepted="the name of a file",

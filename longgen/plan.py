@@ -369,7 +369,7 @@ def build(preset: Preset, spec: BackboneSpec, schedule: Schedule | None = None, 
     if sample.flow_shift is None and spec.script_shift is not None and spec.name in SPECS:
         notes.append(f"the flow shift is the checkpoint's own; the authors' script takes {spec.script_shift:g}: --flow-shift "
                      f"{spec.script_shift:g}")  # fmt: skip
-    if preset.sample.negative_prompt and not spec.embedded_guidance and (sample.guidance_scale or 0.0) <= 1:
+    if own.negative_prompt and not spec.embedded_guidance and (sample.guidance_scale or 0.0) <= 1:
         notes.append(f"the negative prompt is not read: guidance is off at a guidance scale of {sample.guidance_scale:g}; "
                       "it takes more than 1")  # fmt: skip
     if size != spec.size:

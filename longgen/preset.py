@@ -42,12 +42,8 @@ SCHEMA = 1
 Positive = Annotated[int, Field(ge=1)]
 
 
-class Sample(BaseModel):
-    """What a generation needs besides its prompt; None stands for the next source in the order of precedence.
-
-    frames: pixel frames. size: (width, height) in pixels. fps: of the file only, it never changes the motion. flow_shift: s of the
-    noise levels sigma' = s sigma / (1 + (s - 1) sigma); None is the checkpoint's own. Raises UsageError for what cannot be.
-    """
+class SampleFields(BaseModel):
+    """The fields of `Sample`, which rows of a file of prompts have too."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -58,6 +54,14 @@ class Sample(BaseModel):
     negative_prompt: str | None = None
     fps: Annotated[int, Field(ge=1, le=240)] | None = None
     flow_shift: Annotated[float, Field(gt=0, le=1000)] | None = None
+
+
+class Sample(SampleFields):
+    """What a generation needs besides its prompt; None stands for the next source in the order of precedence.
+
+    frames: pixel frames. size: (width, height) in pixels. fps: of the file only, it never changes the motion. flow_shift: s of the
+    noise levels sigma' = s sigma / (1 + (s - 1) sigma); None is the checkpoint's own. Raises UsageError for what cannot be.
+    """
 
     def __init__(self, **values: Any) -> None:
         try:

@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from longgen import textfile
 from longgen.errors import UsageError, shown
-from longgen.preset import Sample
+from longgen.preset import Sample, SampleFields
 
 TABLES = {".csv": ",", ".tsv": "\t"}  # how each parts its cells; a .csv may also do it by semicolons or tabs
 JSON_LINES = (".jsonl", ".ndjson")
@@ -41,7 +41,7 @@ ACCEPTED = "one prompt a line in .txt; a table in .csv or .tsv; JSON Lines in .j
 SIZE = re.compile(r"([1-9][0-9]{0,4})[x*]([1-9][0-9]{0,4})")
 
 
-class Row(Sample):
+class Row(SampleFields):
     """One video of a file of prompts: its prompt, and what it has otherwise than the flags say.
 
     line: of the file, from 1. output: a file name in the folder of the outputs. duration: in place of frames.

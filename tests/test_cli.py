@@ -840,7 +840,7 @@ def test_variables_that_nobody_reads_are_said_to_be_such(monkeypatch: pytest.Mon
         (["--device", "cud"], ["--device cud"]),
         (["--device", "meta"], ["--device meta"]),
         (["--device", "cpu:1"], ["--device cpu:1", "accepted: cpu"]),
-        (["--device", ""], ["--device "]),
+        (["--device", ""], ["device = ''"]),
         (["--steps", "1001"], ["1001 steps", "1 to 1000"]),
     ],
 )

@@ -95,7 +95,7 @@ CHOICES: dict[str, tuple[str | bool | None, ...]] = {
 
 
 def _no_setting(name: str, value: Any, accepted: str) -> UsageError:
-    return UsageError(f"model setting {name} = {arguments.shown(value)} is not to be had", accepted=accepted,
+    return UsageError(f"model setting {name} = {arguments.shown(value)} is none that there is", accepted=accepted,
                       do=f"take one of them, or leave {name} out")  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -183,7 +184,9 @@ def _compile(transformer: Any, layers: list[Any]) -> None:
 def _check_compiler(device: str) -> None:
     """Compiles a line, so that what is missing is said early, and in words."""
     try:
-        torch.compile(torch.nn.functional.silu)(torch.zeros(8, device=device))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's own parts, on their first import
+            torch.compile(torch.nn.functional.silu)(torch.zeros(8, device=device))
     except Exception as error:  # of many kinds, by what is missing
         reason = " ".join(str(error).partition("Set TORCH")[0].split())[:300]  # from there on, how to debug torch
         raise UsageError(f"--compile cannot run here: {reason}", do="install it, or leave --compile out",

@@ -426,7 +426,7 @@ def test_a_note_reaches_the_user_once_and_an_error_comes_before_the_work(tmp_pat
     jobs = [run.Job(plan, "a small red circle", seed, tmp_path / f"{seed}.mp4") for seed in (1, 2)]
     results = run.generate_jobs(jobs, Setup("cpu", "fp32", lora=(f"{path}:0",)), tell=told.append)
     assert [Path(result.output).is_file() for result in results] == [True, True]
-    assert told.count(f"--lora {path}:0 has scale 0: it changes nothing") == 1
+    assert told.count(f"note: --lora {path}:0 has scale 0: it changes nothing") == 1
     assert capfd.readouterr().err == ""
     wide = written(tmp_path / "wide.safetensors", halves({"blocks.0.attn1.to_q": (5120, 5120)}), "PEFT")
     base = ["generate", "--backbone", "tiny", "-p", "a small red circle on a black background", "-q", "--lora", str(wide)]

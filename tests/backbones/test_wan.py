@@ -227,7 +227,7 @@ def test_a_damaged_weight_file_is_named(tmp_path: Path) -> None:
     shutil.copytree(TINY.source, folder)
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1_000_000])
-    with pytest.raises(LonggenError, match=r"diffusion_pytorch_model.safetensors is damaged"):
+    with pytest.raises(LonggenError, match=r"diffusion_pytorch_model.safetensors is incomplete or damaged"):
         find(str(folder))
     weights.unlink()
     with pytest.raises(LonggenError, match="missing or damaged"):

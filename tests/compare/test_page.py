@@ -437,7 +437,7 @@ def test_the_command_makes_the_same_plan_again(preset_name: str) -> None:
     answer = CliRunner().invoke(app, [*words[1:], "--dry-run", "--json", "--quiet"])
     assert answer.exit_code == 0, answer.output
     told = json.loads(answer.stdout)
-    del told["outputs"]
+    assert [one["output"] for one in told.pop("videos")] == told.pop("outputs")
     assert told == json.loads(json.dumps(made.as_dict()))
 
 

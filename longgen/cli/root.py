@@ -32,7 +32,7 @@ class Command(typer.core.TyperCommand):
         order: list[Any] = self.make_parser(ctx).parse_args(args=[*args])[2]
         for one in order if not ctx.resilient_parsing else ():
             if one.param_type_name == "option" and not one.multiple and not one.is_flag and order.count(one) > 1:
-                name = max(one.opts, key=len)
+                name = next(opt for opt in one.opts if opt.startswith("--"))
                 error = UsageError(f"{name} is given {order.count(one)} times, and counts once", accepted=f"one {name}",
                                    do="leave the others out")  # fmt: skip
                 say(f"longgen: {error}")

@@ -28,7 +28,8 @@ def of_generate(given: Mapping[str, Any], sample: type, schedule: type) -> None:
     expect("sample", given["sample"], sample, "longgen.Sample(frames=321, ...)", optional=True)
     expect("schedule", given["schedule"], schedule, "what longgen.schedule.load gives", optional=True)
     expect("model", given["model"], Mapping, '{"offload": "model", ...}')
-    expect("resume", given["resume"], bool, "True or False")
+    for name in ("resume", "overwrite"):
+        expect(name, given[name], bool, "True or False")
     if given["overrides"] != ():
         texts("overrides", given["overrides"], empty=True)
 

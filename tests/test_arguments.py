@@ -78,6 +78,7 @@ def test_a_model_setting_that_fits_is_taken_as_it_is() -> None:
         ({"overrides": "window.frames=3"}, "overrides = 'window.frames=3' is no list"),
         ({"model": [("dtype", "fp32")]}, "is of type list"),
         ({"resume": 1}, "resume = 1"),
+        ({"overwrite": "no"}, "overwrite = 'no'"),
         ({"device": 0}, "device = 0"),
     ],
 )

@@ -119,9 +119,8 @@ def make(
             if backbone is None:
                 backbone, _ = run.load(place.plan.spec, setup, report)
                 began = time.monotonic()
-                for note in dict.fromkeys(
-                    cut for one in places for cut in cut_notes(one.plan, [one.prompt], tokenizer_of(backbone))
-                ):
+                cut = (note for one in places for note in cut_notes(one.plan, [one.prompt], tokenizer_of(backbone)))
+                for note in dict.fromkeys([*backbone.notes, *cut]):
                     tell(f"note: {note}")
             try:
                 _make(place, backbone, report, tell)

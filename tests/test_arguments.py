@@ -28,7 +28,7 @@ WRONG_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"lora": "style.safetensors"}, "texts in a list"),
     ({"lora": [3]}, "texts in a list"),
     ({"lora": ["style:nan"]}, "'nan' is no scale"),
-    ({"lora": [":0.5"]}, "is no scale"),
+    ({"lora": [":0.5"]}, "there is no path"),
     ({"attention": "wonder"}, "no backend of diffusers"),
     ({"attention": 3}, "a backend of diffusers"),
     ({"cache": "mag:2"}, "a number between 0 and 1"),

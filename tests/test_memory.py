@@ -57,7 +57,9 @@ def alive(made: Plan) -> int:
         torch.set_default_dtype(torch.float32)
     following = nullcontext()
     if made.table.any():
-        backbone = Wan(made.spec, SimpleNamespace(transformer=model, scheduler=None, components={"transformer": model}), Setup("cpu", "bf16"))
+        backbone = Wan(
+            made.spec, SimpleNamespace(transformer=model, scheduler=None, components={"transformer": model}), Setup("cpu", "bf16")
+        )
         backbone.clock = Clock(Step(0, tuple(range(1000, 0, -20))))
         following = backbone.installed(made)
     call = arguments(made)

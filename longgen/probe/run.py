@@ -11,13 +11,14 @@ from pathlib import Path
 from longgen import __version__, backbones, disk
 from longgen.backbones import Backbone, Setup
 from longgen.backbones.spec import RELATIVE_POSITIONS, BackboneSpec
+from longgen.backbones.tokens import cut_notes, tokenizer_of
 from longgen.errors import MissingError, UsageError
 from longgen.probe import kept
 from longgen.probe.fingerprint import fingerprint
 from longgen.probe.measure import Parts, measure
 from longgen.probe.record import Probe, ScoreName, Settings, read
 from longgen.probe.verdict import judge
-from longgen.run import Progress, device_name, memory_bytes
+from longgen.run import Progress, device_name, memory_bytes, planned
 
 
 def probe(
@@ -51,6 +52,9 @@ def probe(
     def load() -> Backbone:
         if not loaded:
             loaded.append(backbones.load(spec, setup))
+            cut = cut_notes(planned("direct", spec), settings.prompts, tokenizer_of(loaded[0]))
+            for note in [*loaded[0].notes, *cut]:
+                tell(f"note: {note}")
         return loaded[0]
 
     weights = _weights(spec, setup, load)

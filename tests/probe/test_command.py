@@ -40,8 +40,13 @@ def longgen(*args: str) -> Result:
 
 
 def test_a_probe_is_shown_written_and_used(place: Path) -> None:
+    long = longgen(*QUICK[:-1], " ".join([PROMPT] * 4), "-o", "long")
+    assert long.exit_code == 0, long.stderr
+    assert "note: the prompt has" in long.stderr
+    assert "tiny reads 24; not read: '" in long.stderr
     shown = longgen(*QUICK)
     assert shown.exit_code == 0, shown.stderr
+    assert "not read" not in shown.stderr
     assert "quick probe of tiny" in shown.stdout
     folder = place / "probe-tiny-85"
     assert sorted(path.name for path in folder.iterdir()) == ["effective_rank.png", "probe.json", "report.html", "scores.png"]

@@ -496,8 +496,8 @@ ERRORS: list[tuple[list[str], int, list[str]]] = [
     # options that are given twice, under whichever of their names
     ([*GENERATE, "-p", "a blue circle"], 2, ["--prompt is given 2 times", "accepted: one --prompt"]),
     ([*GENERATE, "--seed", "1", "--seed=2"], 2, ["--seed is given 3 times"]),
-    ([*PLAN, "--num-frames", "81", "-f", "81"], 2, ["--num-frames is given 2 times"]),
-    ([*PLAN, "--num_frames", "81", "-f", "81"], 2, ["--num-frames is given 2 times"]),
+    ([*PLAN, "--num-frames", "81", "-f", "81"], 2, ["--frames is given 2 times"]),
+    ([*PLAN, "--num_frames", "81", "-f", "81"], 2, ["--frames is given 2 times"]),
     (["presets", "check", "direct", "-m", "tiny", "-m", "tiny"], 2, ["--backbone is given 2 times"]),
     # outputs
     ([*BATCH, "../files/text.txt", "-o", "x.mp4"], 2, ["x.mp4 names one file", "a folder"]),

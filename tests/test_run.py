@@ -39,8 +39,11 @@ BASE = [
     "--seed",
     "7",
 ]
-# a shell starts background jobs with SIGINT ignored, and this suite may be one: the command gets Python's own handler
-MAIN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from longgen.cli import main; main()"
+# a shell starts background jobs with SIGINT ignored, nohup with SIGHUP, and this suite may be one: the defaults are put back
+MAIN = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+    "from longgen.cli import main; main()"
+)
 # starts the command in a process that may not write files beyond a size, as on a full disk
 SMALL_DISK = "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); from longgen.cli import main; main()"
 

@@ -168,13 +168,13 @@ def test_inductor_makes_code_that_agrees(loaded: Callable[..., Any]) -> None:
 
 @pytest.mark.filterwarnings(INDUCTOR)
 def test_without_a_compiler_it_is_refused_before_weights_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    monkeypatch.setattr("diffusers.WanPipeline.from_pretrained", None)
-    with pytest.raises(UsageError, match=r"--compile cannot run here: .*No working C[+][+] compiler found") as caught:
-        load(TINY, Setup("cpu", "fp32", compile=True))
-    assert "no-such-compiler" in caught.value.given
-    assert "g++" in caught.value.accepted
-    assert "leave --compile out" in caught.value.do
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):  # which puts it back, as monkeypatch does not
+        monkeypatch.setattr("diffusers.WanPipeline.from_pretrained", None)
+        with pytest.raises(UsageError, match=r"--compile cannot run here: .*No working C[+][+] compiler found") as caught:
+            load(TINY, Setup("cpu", "fp32", compile=True))
+        assert "no-such-compiler" in caught.value.given
+        assert "g++" in caught.value.accepted
+        assert "leave --compile out" in caught.value.do
 
 
 def test_it_is_among_the_settings_that_decide(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from longgen.errors import UsageError
+from longgen.errors import UsageError, shown
 
 
 def expect(name: str, value: Any, kinds: Any, accepted: str, optional: bool = False) -> None:
@@ -72,9 +72,3 @@ def texts(name: str, values: Any, empty: bool = False) -> list[str]:
     if not found and not empty:
         raise UsageError(f"{name} is empty", accepted="one text or more", do="give some")
     return found
-
-
-def shown(value: Any) -> str:
-    """`value` as Python writes it, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from longgen import arguments
 from longgen.backbones.spec import BackboneSpec
-from longgen.errors import UsageError, unknown_name
+from longgen.errors import UsageError, shown, unknown_name
 from longgen.technique import Step
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ CHOICES: dict[str, tuple[str | bool | None, ...]] = {
 
 
 def _no_setting(name: str, value: Any, accepted: str) -> UsageError:
-    return UsageError(f"model setting {name} = {arguments.shown(value)} is none that there is", accepted=accepted,
+    return UsageError(f"model setting {name} = {shown(value)} is none that there is", accepted=accepted,
                       do=f"take one of them, or leave {name} out")  # fmt: skip
 
 

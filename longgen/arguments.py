@@ -10,12 +10,12 @@ from typing import Any
 from longgen.errors import UsageError, shown
 
 
-def expect(name: str, value: Any, kinds: Any, accepted: str, optional: bool = False) -> None:
+def expect(name: str, value: Any, kinds: Any, expected: str, optional: bool = False) -> None:
     """Raises UsageError where `value` is none of `kinds`; a truth value is no number."""
     if optional and value is None:
         return
     if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
-        raise UsageError(f"{name} = {shown(value)} is of type {type(value).__name__}", accepted=accepted, do="give it so")
+        raise UsageError(f"{name} = {shown(value)} is of type {type(value).__name__}", expected=expected, hint="give it so")
 
 
 def of_generate(given: Mapping[str, Any], sample: type, schedule: type) -> None:
@@ -43,7 +43,7 @@ def whole_number(name: str, value: Any, least: int, most: int = 2**63 - 1) -> in
         number, fits = 0, False
     if not fits:
         limits = f"{least} or more" if most == 2**63 - 1 else f"{least} to {most}"
-        raise UsageError(f"{name} = {shown(value)} is no whole number that it takes", accepted=limits, do="give one")
+        raise UsageError(f"{name} = {shown(value)} is no whole number that it takes", expected=limits, hint="give one")
     return number
 
 
@@ -58,17 +58,17 @@ def seeds(values: Any) -> tuple[int, ...]:
     found = tuple(seed(value) for value in values)
     if not found or len(set(found)) < len(found):
         raise UsageError(f"seeds = {shown(values)}: {'two are equal' if found else 'there is none'}",
-                         accepted="different whole numbers from 0 on, as (0, 1)", do="give them so")  # fmt: skip
+                         expected="different whole numbers from 0 on, as (0, 1)", hint="give them so")  # fmt: skip
     return found
 
 
 def texts(name: str, values: Any, empty: bool = False) -> list[str]:
     """A list of texts, at least one unless it may be empty; one text alone would be read letter by letter. Raises UsageError."""
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise UsageError(f"{name} = {shown(values)} is no list", accepted='texts in a list, as ["a red circle"]', do="give it so")
+        raise UsageError(f"{name} = {shown(values)} is no list", expected='texts in a list, as ["a red circle"]', hint="give it so")
     found = [*values]
     for value in found:
         expect(name, value, str, "texts")
     if not found and not empty:
-        raise UsageError(f"{name} is empty", accepted="one text or more", do="give some")
+        raise UsageError(f"{name} is empty", expected="one text or more", hint="give some")
     return found

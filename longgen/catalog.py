@@ -35,7 +35,7 @@ FUSION = {
     "freespec": "longgen.fusion.freespec:FreeSpec",
 }
 SAMPLING = {
-    "gen-l-video": "longgen.sampling.genlvideo:GenLVideo",
+    "gen-l-video": "longgen.sampling.gen_l_video:GenLVideo",
     "glcd": "longgen.sampling.glcd:Glcd",
     "fifo": "longgen.sampling.fifo:Fifo",
     "rollout": "longgen.sampling.rollout:Rollout",

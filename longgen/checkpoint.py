@@ -46,7 +46,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     A file of 0.5.0 or before, which has no checksum, is read as it is.
     """
     if not path.is_file():
-        raise MissingError(f"{path} is not there", accepted="a safetensors file that longgen wrote", do="check the path")
+        raise MissingError(f"{path} is not there", expected="a safetensors file that longgen wrote", hint="check the path")
     try:
         with safe_open(path, "pt") as file:
             stored = json.loads((file.metadata() or {}).get("longgen", "null"))
@@ -54,8 +54,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, OSError, ValueError, RecursionError, RuntimeError) as error:
         raise damaged(path, str(error)) from None
     if not isinstance(stored, dict):
-        raise LonggenError(f"{path} was not written by longgen", accepted="checkpoint.safetensors or latents.safetensors of a run",
-                           do="check the path")  # fmt: skip
+        raise LonggenError(f"{path} was not written by longgen", expected="checkpoint.safetensors or latents.safetensors of a run",
+                           hint="check the path")  # fmt: skip
     if "settings" not in stored and "checksum" not in stored and stored.get("schema") == UNCHECKED_SCHEMA:
         return tensors, stored
     settings = stored.get("settings")
@@ -67,8 +67,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def damaged(path: Path, reason: str) -> LonggenError:
-    return LonggenError(f"{path} is damaged: {reason}", accepted="a safetensors file that longgen wrote, changed by nobody",
-                        do="remove it, or start again with --overwrite")  # fmt: skip
+    return LonggenError(f"{path} is damaged: {reason}", expected="a safetensors file that longgen wrote, changed by nobody",
+                        hint="remove it, or start again with --overwrite")  # fmt: skip
 
 
 def check_latents(path: Path, latents: Tensor | None, shape: tuple[int | None, ...]) -> Tensor:

@@ -68,8 +68,8 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
         write(partial)
         replace(partial, path)
     except OSError as error:
-        raise LonggenError(f"{path} could not be written: {error}", accepted="a folder with room that may be written to",
-                           do="free some space, then the same command again, with --resume if it has that") from None  # fmt: skip
+        raise LonggenError(f"{path} could not be written: {error}", expected="a folder with room that may be written to",
+                           hint="free some space, then the same command again, with --resume if it has that") from None  # fmt: skip
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -83,8 +83,8 @@ def make_folder(folder: Path) -> None:
         for one in reversed(missing):
             sync_folder(one.parent)
     except OSError as error:
-        raise LonggenError(f"the folder {folder} cannot be made: {error.strerror}", accepted="a place that may be written to",
-                           do="give another --output") from None  # fmt: skip
+        raise LonggenError(f"the folder {folder} cannot be made: {error.strerror}", expected="a place that may be written to",
+                           hint="give another --output") from None  # fmt: skip
 
 
 # ---- records: JSON with a checksum -----------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def load_record(path: Path, unchecked: Callable[[dict[str, Any]], bool] = lambda
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise MissingError(f"{path} is not there", accepted="a file that longgen wrote", do="check the path") from None
+        raise MissingError(f"{path} is not there", expected="a file that longgen wrote", hint="check the path") from None
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from None
     if not isinstance(record, dict):
@@ -129,8 +129,8 @@ def _checksum(content: dict[str, Any]) -> str:
 
 
 def _damaged(path: Path, reason: str) -> LonggenError:
-    return LonggenError(f"{path} is damaged: {reason}", accepted="the file as longgen wrote it, changed by nobody",
-                        do="remove it, or start again with --overwrite")  # fmt: skip
+    return LonggenError(f"{path} is damaged: {reason}", expected="the file as longgen wrote it, changed by nobody",
+                        hint="remove it, or start again with --overwrite")  # fmt: skip
 
 
 def file_hash(path: Path) -> str:
@@ -153,8 +153,8 @@ def what_stands_at(path: Path) -> str | None:
         return None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(f"{_short(path)} cannot be written: {reason}", accepted="a name that the file system takes",
-                         do="give another --output") from None  # fmt: skip
+        raise UsageError(f"{_short(path)} cannot be written: {reason}", expected="a name that the file system takes",
+                         hint="give another --output") from None  # fmt: skip
     if stat.S_ISLNK(mode):
         return "a symbolic link"
     if stat.S_ISDIR(mode):
@@ -171,11 +171,11 @@ def check_new(path: Path, overwrite: bool, option: str = "--output", own: bool =
     ffmpeg.check_output(str(path), option)
     there = what_stands_at(path)
     if there in ("a folder", "no ordinary file"):
-        raise UsageError(f"{option} {path} is {there}, which is never replaced", accepted="the name of a file",
-                         do="give another name")  # fmt: skip
+        raise UsageError(f"{option} {path} is {there}, which is never replaced", expected="the name of a file",
+                         hint="give another name")  # fmt: skip
     if there is not None and not overwrite and not (there == "a file" and own):
-        raise UsageError(f"{option} {path} is there already: {there}", accepted="a name that is free, or --overwrite",
-                         do="give another name; --overwrite replaces what is there")  # fmt: skip
+        raise UsageError(f"{option} {path} is there already: {there}", expected="a name that is free, or --overwrite",
+                         hint="give another name; --overwrite replaces what is there")  # fmt: skip
     check_writable(path, option)
 
 
@@ -188,11 +188,11 @@ def check_writable(path: Path, option: str = "--output") -> None:
         whole = folder.is_dir()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(f"{_short(path)} cannot be written: {reason}", accepted="a name that the file system takes",
-                         do=f"give another {option}") from None  # fmt: skip
+        raise UsageError(f"{_short(path)} cannot be written: {reason}", expected="a name that the file system takes",
+                         hint=f"give another {option}") from None  # fmt: skip
     if not whole or not os.access(folder, os.W_OK | os.X_OK):
         raise LonggenError(f"{path} cannot be written: {folder} is {'not to be written to' if whole else 'no folder'}",
-                           accepted="a place in a folder that may be written to", do=f"give another {option}")  # fmt: skip
+                           expected="a place in a folder that may be written to", hint=f"give another {option}")  # fmt: skip
 
 
 def _short(path: Path) -> str:
@@ -220,14 +220,14 @@ def held(lock: Path, what: str) -> Iterator[None]:
                 warnings.simplefilter("ignore")  # where filelock goes over to the file's being there, as said above
                 taken.acquire()
         except Timeout:
-            raise LonggenError(f"{what} is being written by another process{_holder(lock)}", accepted="one process at a time",
-                               do="wait until it is done, or give another --output") from None  # fmt: skip
+            raise LonggenError(f"{what} is being written by another process{_holder(lock)}", expected="one process at a time",
+                               hint="wait until it is done, or give another --output") from None  # fmt: skip
         except FileNotFoundError:
             continue  # another process has just released it, and removed the folder
         except (OSError, NotImplementedError) as error:
             if kind is SoftFileLock or (isinstance(error, OSError) and error.errno not in NO_LOCKS):
-                raise LonggenError(f"{lock} cannot be written: {error}", accepted="a folder with room that may be written to",
-                                   do="give another --output") from None  # fmt: skip
+                raise LonggenError(f"{lock} cannot be written: {error}", expected="a folder with room that may be written to",
+                                   hint="give another --output") from None  # fmt: skip
             kind = SoftFileLock
             with contextlib.suppress(OSError):
                 if not there and lock.stat().st_size == 0:  # what the first kind left, which the second would take for a lock
@@ -238,14 +238,14 @@ def held(lock: Path, what: str) -> Iterator[None]:
             continue
         break
     else:
-        raise LonggenError(f"{lock} cannot be locked", accepted="a folder that nobody else removes", do="try again")
+        raise LonggenError(f"{lock} cannot be locked", expected="a folder that nobody else removes", hint="try again")
     try:
         yield
     except BrokenPipeError:  # the reader of our own words has gone
         raise
     except OSError as error:
-        raise LonggenError(f"the system refused what {what} needs: {error}", accepted="room, permission and free file descriptors",
-                           do="see to it, then the same command again, with --resume if it has that") from error  # fmt: skip
+        raise LonggenError(f"the system refused what {what} needs: {error}", expected="room, permission and free file descriptors",
+                           hint="see to it, then the same command again, with --resume if it has that") from error  # fmt: skip
     finally:
         last = getattr(taken, "lock_counter", 1) <= 1
         with contextlib.suppress(OSError):

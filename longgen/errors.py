@@ -32,9 +32,9 @@ class LonggenError(Exception):
 
     exit_code = 1
 
-    def __init__(self, given: str, accepted: str = "", do: str = "") -> None:
-        self.given, self.accepted, self.do = given, accepted, do
-        lines = [given, *(f"  accepted: {accepted}" for _ in [0] if accepted), *(f"  do: {do}" for _ in [0] if do)]
+    def __init__(self, given: str, expected: str = "", hint: str = "") -> None:
+        self.given, self.expected, self.hint = given, expected, hint
+        lines = [given, *(f"  expected: {expected}" for _ in [0] if expected), *(f"  hint: {hint}" for _ in [0] if hint)]
         super().__init__("\n".join(lines))
 
 
@@ -66,10 +66,10 @@ class HungUp(Terminated):
     exit_code = 129
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str], do: str) -> UsageError:
+def unknown_name(kind: str, name: str, known: Iterable[str], hint: str) -> UsageError:
     """The error for a name that is not in a table, with the nearest names that are."""
     names = sorted(known)
     near = difflib.get_close_matches(name[:100], names, n=3, cutoff=0.5)
     quoted = shown(name) if len(name) > 98 or not name.isprintable() else f"'{name}'"
-    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-    return UsageError(f"no {kind} is called {quoted}{hint}", accepted=", ".join(names), do=do)
+    suggestion = f" (did you mean {' or '.join(near)}?)" if near else ""
+    return UsageError(f"no {kind} is called {quoted}{suggestion}", expected=", ".join(names), hint=hint)

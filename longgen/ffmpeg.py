@@ -45,8 +45,8 @@ def program() -> str:
 
 
 def _missing(reason: str) -> MissingError:
-    return MissingError(f"ffmpeg is not there: {reason}", accepted="the program that imageio-ffmpeg brings, or IMAGEIO_FFMPEG_EXE",
-                        do="pip install --force-reinstall imageio-ffmpeg; longgen doctor looks again")  # fmt: skip
+    return MissingError(f"ffmpeg is not there: {reason}", expected="the program that imageio-ffmpeg brings, or IMAGEIO_FFMPEG_EXE",
+                        hint="pip install --force-reinstall imageio-ffmpeg; longgen doctor looks again")  # fmt: skip
 
 
 def url(path: Path) -> str:
@@ -75,8 +75,8 @@ def start(
     except (FileNotFoundError, PermissionError) as error:
         raise _missing(f"{error.filename or program()}: {error.strerror}") from None
     except OSError as error:
-        raise LonggenError(f"ffmpeg could not be started: {error.strerror}", accepted="room for one more process",
-                           do="close something, then the same command again") from None  # fmt: skip
+        raise LonggenError(f"ffmpeg could not be started: {error.strerror}", expected="room for one more process",
+                           hint="close something, then the same command again") from None  # fmt: skip
 
 
 def run(
@@ -93,8 +93,8 @@ def scratch() -> IO[bytes]:
     try:
         return tempfile.TemporaryFile()
     except OSError as error:
-        raise LonggenError(f"no temporary file could be made: {error.strerror}", accepted="a folder for them with room",
-                           do="set TMPDIR, or close something") from None  # fmt: skip
+        raise LonggenError(f"no temporary file could be made: {error.strerror}", expected="a folder for them with room",
+                           hint="set TMPDIR, or close something") from None  # fmt: skip
 
 
 def metadata_file(values: dict[str, str]) -> bytes:
@@ -137,7 +137,7 @@ def check_output(name: str, option: str = "--output") -> None:
     kind = address(name)
     if kind is not None:
         raise UsageError(f"{option} {name}: that is a URL ({kind}:), and longgen writes files",
-                         accepted="the name of a file or a folder", do="give a name without "
+                         expected="the name of a file or a folder", hint="give a name without "
                          f"'{kind}:', or ./{name.replace('/', '-')} for a file that is called so")  # fmt: skip
 
 

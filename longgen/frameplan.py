@@ -87,14 +87,14 @@ class KeyFrames(Protocol):
 class FramePlan:
     """Passes, and what holds for all of them.
 
-    scale: [C] float64, the factor on each temporal rotary frequency, or None for all ones. gain: the factor on the
+    frequency_scale: [C] float64, the factor on each temporal rotary frequency, or None for all ones. logit_scale: the factor on the
     attention logits. key_frames: frames that every query frame sees besides, chosen at run time. anchor: the share of the
     first clip's keys and values in those of the others, where the model sees the video in clips.
     """
 
     passes: tuple[Pass, ...]
-    scale: np.ndarray | None = None
-    gain: float = 1.0
+    frequency_scale: np.ndarray | None = None
+    logit_scale: float = 1.0
     key_frames: KeyFrames | None = None
     anchor: float = 0.0
 
@@ -150,16 +150,16 @@ class FramePlan:
     @cached_property
     def key(self) -> str:
         """A digest of the tables: equal plans have equal keys."""
-        digest = hashlib.sha256(repr((self.gain, self.key_frames, self.anchor)).encode())
+        digest = hashlib.sha256(repr((self.logit_scale, self.key_frames, self.anchor)).encode())
         for table in (t for p in self.passes for t in (p.rel, p.visible, p.weight, p.stripe)):
             digest.update(b"-" if table is None else np.ascontiguousarray(table).tobytes())
-        digest.update(b"" if self.scale is None else self.scale.tobytes())
+        digest.update(b"" if self.frequency_scale is None else self.frequency_scale.tobytes())
         return digest.hexdigest()[:16]
 
     @cached_property
-    def is_neutral(self) -> bool:
+    def is_stock(self) -> bool:
         """Whether this is the backbone's own attention, so that the stock call serves, bit for bit."""
-        return self.key == neutral(*reversed(self.shape)).key
+        return self.key == full_attention(*reversed(self.shape)).key
 
     def each(self, change: Callable[[Pass], Pass]) -> FramePlan:
         """This plan with `change` applied to every pass."""
@@ -191,7 +191,7 @@ def _different(rel: np.ndarray, seen: np.ndarray) -> float:
 
 
 @dataclass(frozen=True)
-class Clip:
+class Geometry:
     """The geometry a technique may ask for: lengths in latent frames, and the backbone's temporal rotary frequencies.
 
     `intrinsic_component`: the 1-based rotary component whose period is closest to the latent frame at which the
@@ -218,7 +218,7 @@ def distances(frames_lat: int) -> np.ndarray:
     return frame[:, None] - frame[None, :]
 
 
-def neutral(frames_lat: int, queries: int | None = None) -> FramePlan:
+def full_attention(frames_lat: int, queries: int | None = None) -> FramePlan:
     """The backbone's own attention over `frames_lat` frames, of the last `queries` of them or of all."""
     own = np.arange(frames_lat - (queries or frames_lat), frames_lat, dtype=np.float64)
     rel = own[:, None] - np.arange(frames_lat, dtype=np.float64)[None, :]

@@ -5,13 +5,6 @@ A causal video VAE with temporal stride s turns `s * (n - 1) + 1` pixel frames i
 
 from __future__ import annotations
 
-import re
-from fractions import Fraction
-
-from longgen.errors import UsageError, shown
-
-_DURATION = re.compile(r"(?:([0-9]{1,9}(?:\.[0-9]{1,9})?)m)?(?:([0-9]{1,9}(?:\.[0-9]{1,9})?)s?)?")
-
 
 def latent_frames(frames_px: int, stride: int) -> int:
     """Latent frames that hold at least `frames_px` pixel frames."""
@@ -26,29 +19,6 @@ def pixel_frames(frames_lat: int, stride: int) -> int:
 def round_up(frames_px: int, stride: int) -> int:
     """The smallest count of the form `stride * n + 1` that is not below `frames_px`."""
     return pixel_frames(latent_frames(frames_px, stride), stride)
-
-
-def seconds(text: str, what: str) -> Fraction:
-    """Seconds of a time such as `20s`, `1m30s`, `2m` or `7.5`. Raises UsageError on anything else, calling it `what`."""
-    match = _DURATION.fullmatch(text.strip().lower())
-    if not match or not any(match.groups()):
-        raise UsageError(
-            f"{what} {shown(text)} is not a time", accepted="20s, 1m30s, 2m or 7.5 (seconds)", do="write it as one of these"
-        )
-    minutes, rest = (Fraction(group or 0) for group in match.groups())
-    return 60 * minutes + rest
-
-
-def duration_frames(duration: str, fps: int) -> int:
-    """Pixel frames of a duration such as `20s`, `1m30s`, `2m` or `7.5`, at `fps` frames a second; at least 1.
-
-    Raises UsageError on anything else, and on no time at all.
-    """
-    asked = seconds(duration, "--duration")
-    if asked == 0:
-        raise UsageError(f"--duration {duration} is no time for a video", accepted="20s, 1m30s, 2m or 7.5 (seconds)",
-                         do="make it longer, or leave it out for the model's own length")  # fmt: skip
-    return max(1, round(asked * fps))
 
 
 def local_windows(frames_lat: int, window: int, edge: str) -> list[tuple[int, int]]:

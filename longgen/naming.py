@@ -53,20 +53,22 @@ def output_path(output: str | None, prompt: str, seed: int, taken: Collection[Pa
     if output is not None:
         ffmpeg.check_output(output)
     if "\0" in (output or ""):
-        raise UsageError(f"--output {output!r}: a name with a zero byte", accepted="a name in .mp4, or a folder", do="take it out")
+        raise UsageError(
+            f"--output {output!r}: a name with a zero byte", expected="a name in .mp4, or a folder", hint="take it out"
+        )
     if output is not None and is_file_name(output):
         suffix = ".mp4" if Path(output).name == ".mp4" else Path(output).suffix
         shown = output if len(output) <= 200 else f"{output[:100]}…{output[-60:]}"
         if output.endswith(".partial.mp4"):
-            raise UsageError(f"--output {shown}: so a video is called that is not complete yet", accepted="another name in .mp4",
-                             do=f"take {output.removesuffix('.partial.mp4')}.mp4")  # fmt: skip
+            raise UsageError(f"--output {shown}: so a video is called that is not complete yet", expected="another name in .mp4",
+                             hint=f"take {output.removesuffix('.partial.mp4')}.mp4")  # fmt: skip
         if suffix.lower() == ".mp4" and 4 < len(os.fsencode(Path(output).name)) <= LONGEST_NAME:
             return Path(output)
         if suffix.lower() == ".mp4":
-            raise UsageError(f"--output {shown}: an empty or too long name", accepted=f"a name of at most {LONGEST_NAME} bytes",
-                             do="give another name")  # fmt: skip
-        raise UsageError(f"--output {shown}: longgen writes MP4 only", accepted="a name in .mp4, or a folder",
-                         do=f"take {Path(output).with_suffix('.mp4')}")  # fmt: skip
+            raise UsageError(f"--output {shown}: an empty or too long name", expected=f"a name of at most {LONGEST_NAME} bytes",
+                             hint="give another name")  # fmt: skip
+        raise UsageError(f"--output {shown}: longgen writes MP4 only", expected="a name in .mp4, or a folder",
+                         hint=f"take {Path(output).with_suffix('.mp4')}")  # fmt: skip
     return free(Path(output or ".") / f"{slug(prompt)}-{seed}.mp4", [key_of(path) for path in taken])
 
 

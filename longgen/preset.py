@@ -68,8 +68,8 @@ class Sample(SampleFields):
             super().__init__(**values)
         except ValidationError as error:
             lines = [explain("", detail, Sample) for detail in error.errors()]
-            raise UsageError("\n    ".join(["sampling cannot be so:", *lines]), accepted="what each line names",
-                             do="correct it") from None  # fmt: skip
+            raise UsageError("\n    ".join(["sampling cannot be so:", *lines]), expected="what each line names",
+                             hint="correct it") from None  # fmt: skip
 
     def over(self, other: Sample) -> Sample:
         """These values where they are given, those of `other` elsewhere."""
@@ -158,7 +158,7 @@ def load(name: str, overrides: Iterable[str] = (), sample: Sample | None = None)
     paths = [override.partition("=")[0].strip() for override in overrides]
     for path in paths:
         if paths.count(path) > 1:
-            raise UsageError(f"--set {shown(path)} is given twice", accepted="one value for a parameter", do="leave one out")
+            raise UsageError(f"--set {shown(path)} is given twice", expected="one value for a parameter", hint="leave one out")
     for override in overrides:
         _apply_override(tables, override)
     preset = from_tables(tables, origin=name)
@@ -177,8 +177,8 @@ def _find(name: str) -> Path:
             raise unknown_name("preset", name, names(), "longgen presets list, or give a path that ends in .toml")
         return folder() / f"{name}.toml"
     if not os.path.isfile(name):  # not Path.is_file, which raises where a name is too long
-        raise MissingError(f"preset file {name} is not there", accepted="a TOML file, or one of " + ", ".join(names()),
-                           do="check the path")  # fmt: skip
+        raise MissingError(f"preset file {name} is not there", expected="a TOML file, or one of " + ", ".join(names()),
+                           hint="check the path")  # fmt: skip
     return Path(name)
 
 
@@ -233,7 +233,7 @@ def from_tables(tables: Mapping[str, Any], origin: str) -> Preset:
         errors += [explain("", detail, Preset) for detail in error.errors()]
     if errors or preset is None:
         raise UsageError(f"preset {origin}:\n" + "\n".join(f"    {line}" for line in errors),
-                         accepted="what each line names", do="correct it; longgen presets show NAME prints every key")  # fmt: skip
+                         expected="what each line names", hint="correct it; longgen presets show NAME prints every key")  # fmt: skip
     return preset
 
 
@@ -260,8 +260,8 @@ def _apply_override(tables: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
     name, dot, key = path.strip().partition(".")
     if not (separator and dot and name and key):
-        raise UsageError(f"--set {shown(override)} is not technique.key=value", accepted="for example window.frames=21",
-                         do="write it so")  # fmt: skip
+        raise UsageError(f"--set {shown(override)} is not technique.key=value", expected="for example window.frames=21",
+                         hint="write it so")  # fmt: skip
     try:
         parsed = textfile.toml(f"value = {text}", f"--set {shown(override)}")
         value = parsed["value"] if len(parsed) == 1 else text
@@ -274,12 +274,12 @@ def _apply_override(tables: dict[str, Any], override: str) -> None:
         return  # from_tables says what is wrong with it
     targets = [table for table in stack if table.get("name") == name]
     if key == "name":
-        raise UsageError(f"--set {shown(override)}: a technique's name is no parameter", accepted="technique.key=value",
-                         do="choose another preset")  # fmt: skip
+        raise UsageError(f"--set {shown(override)}: a technique's name is no parameter", expected="technique.key=value",
+                         hint="choose another preset")  # fmt: skip
     if not targets:
         catalog.technique(name)
         stacked = ", ".join(str(table.get("name")) for table in stack) or "none"
-        raise UsageError(f"--set {shown(override)}: the preset has no technique '{name}'", accepted=f"its techniques: {stacked}",
-                         do="choose a preset that has it, or write one")  # fmt: skip
+        raise UsageError(f"--set {shown(override)}: the preset has no technique '{name}'", expected=f"its techniques: {stacked}",
+                         hint="choose a preset that has it, or write one")  # fmt: skip
     for table in targets:
         table[key] = value

@@ -6,16 +6,66 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
-from longgen.plan import human_bytes
-from longgen.run import Progress
+from longgen.units import human_bytes
 
 PLAIN_EVERY_S = 5.0  # seconds between progress lines where stderr is not a terminal
 
 
+class Progress(NamedTuple):
+    """One report: `phase` is load, calibrate (what a step cache may skip), sample or decode; `done` of `total`.
+
+    Seconds are since the phase began and still to come.
+    """
+
+    phase: str
+    done: int
+    total: int
+    elapsed_s: float
+    eta_s: float | None
+    memory_bytes: int
+
+
+def no_report(message: object) -> None:
+    """For callers that want no reports."""
+
+
+def memory_bytes(device: str) -> int:
+    """Peak so far: of the GPU where there is one, else of the process."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class Phase:
+    """Times one phase and reports its progress."""
+
+    def __init__(self, name: str, total: int, device: str, report: Callable[[Progress], None], done: int = 0) -> None:
+        self.name, self.total, self.device, self.report, self.first = name, total, device, report, done
+        self.start = time.monotonic()
+        self.at(done)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+    def at(self, done: int) -> None:
+        computed = done - self.first
+        eta = self.seconds / computed * (self.total - done) if computed else None
+        self.report(Progress(self.name, done, self.total, self.seconds, eta, memory_bytes(self.device)))
+
+
 @contextmanager
-def progress(quiet: bool, say: Callable[[str], None]) -> Iterator[Callable[[Progress], None]]:
+def reporter(quiet: bool, say: Callable[[str], None]) -> Iterator[Callable[[Progress], None]]:
     """A reporter of progress on stderr: a live bar in a terminal, a plain line by `say` now and then elsewhere."""
     if quiet:
         yield lambda now: None

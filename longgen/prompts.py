@@ -77,7 +77,7 @@ def parse_size(size: str, what: str = "--size") -> tuple[int, int]:
     match = SIZE.fullmatch(size.strip().lower())
     if match is None:
         raise UsageError(
-            f"{what} {shown(size)} is no picture size", accepted="WIDTHxHEIGHT in pixels, as 832x480", do="write it so"
+            f"{what} {shown(size)} is no picture size", expected="WIDTHxHEIGHT in pixels, as 832x480", hint="write it so"
         )
     return int(match[1]), int(match[2])
 
@@ -89,7 +89,7 @@ def checked(prompt: str, what: str) -> str:
             prompt = os.fsencode(prompt).decode()
     wrong = textfile.flaw(prompt)
     if wrong is not None:
-        raise UsageError(f"{what} {wrong}", accepted="a text that says what the video shows", do="write one")
+        raise UsageError(f"{what} {wrong}", expected="a text that says what the video shows", hint="write one")
     return prompt
 
 
@@ -100,7 +100,7 @@ def read(path: Path, columns: Collection[str] = COLUMNS, why: str = "") -> tuple
     """
     name, suffix = f"--prompts {path}", path.suffix.lower()
     if suffix in OTHERS:
-        raise UsageError(f"{name}: prompts are not read from a file in {suffix}", accepted=ACCEPTED, do=OTHERS[suffix])
+        raise UsageError(f"{name}: prompts are not read from a file in {suffix}", expected=ACCEPTED, hint=OTHERS[suffix])
     text = textfile.read(path, "--prompts")
     errors: list[str] = []
     if suffix in TABLES:
@@ -119,17 +119,17 @@ def read(path: Path, columns: Collection[str] = COLUMNS, why: str = "") -> tuple
         rows += [row] if row else []
     if unfit:
         key, line = next(iter(unfit.items()))
-        raise UsageError(f"{name}: line {line} gives {key}, {why}", accepted=", ".join(columns),
-                         do=f"leave the column {key} out")  # fmt: skip
+        raise UsageError(f"{name}: line {line} gives {key}, {why}", expected=", ".join(columns),
+                         hint=f"leave the column {key} out")  # fmt: skip
     errors += _clashes(rows)
     if errors:
         errors.sort(key=lambda wrong: int(re.match(r"line (\d+)", wrong)[1]))  # type: ignore[index]
         rest = [f"and {len(errors) - MOST_ERRORS} more"] if len(errors) > MOST_ERRORS else []
         raise UsageError(f"{name}:\n" + "\n".join(f"    {wrong}" for wrong in [*errors[:MOST_ERRORS], *rest]),
-                         accepted=f"columns: {', '.join(columns)}" if suffix in (*TABLES, *JSON_LINES) else "one prompt a line",
-                         do="correct these lines")  # fmt: skip
+                         expected=f"columns: {', '.join(columns)}" if suffix in (*TABLES, *JSON_LINES) else "one prompt a line",
+                         hint="correct these lines")  # fmt: skip
     if not rows:
-        raise UsageError(f"{name} holds no prompt", accepted=ACCEPTED, do="write some")
+        raise UsageError(f"{name} holds no prompt", expected=ACCEPTED, hint="write some")
     return rows, _notes(path, rows)
 
 
@@ -148,11 +148,11 @@ def _refuse_other_format(name: str, cells: list[tuple[int, dict[str, Any]]]) -> 
     line, first = cells[0][0], cells[0][1]["prompt"]
     named = [_column(cell.strip('"')) for cell in re.split("[,;\t]", first)]
     if "prompt" in named and all(column in COLUMNS for column in named):
-        raise UsageError(f"{name}: line {line} names columns, as {shown(first)}, and would be made a video of", accepted=ACCEPTED,
-                         do="give the file a name in .csv, or take that line out")  # fmt: skip
+        raise UsageError(f"{name}: line {line} names columns, as {shown(first)}, and would be made a video of", expected=ACCEPTED,
+                         hint="give the file a name in .csv, or take that line out")  # fmt: skip
     if first.startswith(("{", "[")) and re.search(r'"\s*prompt\s*"\s*:|^\[\s*("|\{|$)|^\{\s*("|$)', first):
-        raise UsageError(f"{name}: line {line} is JSON, as {shown(first)}, and would be made a video of", accepted=ACCEPTED,
-                         do="give the file a name in .jsonl, with one object a line")  # fmt: skip
+        raise UsageError(f"{name}: line {line} is JSON, as {shown(first)}, and would be made a video of", expected=ACCEPTED,
+                         hint="give the file a name in .jsonl, with one object a line")  # fmt: skip
 
 
 def _column(title: str) -> str:
@@ -266,7 +266,7 @@ def _row(line: int, values: dict[str, Any], typed: bool, errors: list[str]) -> R
     try:
         row = Row.model_validate(values | {"line": line}) if typed else Row.model_validate_strings(values | {"line": str(line)})
     except UsageError as error:
-        errors.append(f"line {line}: {error.given}; accepted: {error.accepted}")
+        errors.append(f"line {line}: {error.given}; expected: {error.expected}")
         return None
     except ValidationError as error:
         for detail in error.errors():
@@ -274,7 +274,7 @@ def _row(line: int, values: dict[str, Any], typed: bool, errors: list[str]) -> R
             errors.append(f"line {line}: {detail['loc'][0]} = {shown(detail['input'])}: {message[0].lower()}{message[1:]}")
         return None
     if row.frames is not None and row.duration is not None:
-        errors.append(f"line {line}: frames and duration are both given; accepted: one of them")
+        errors.append(f"line {line}: frames and duration are both given; expected: one of them")
     if row.output is not None and (wrong := _wrong_output(row.output)):
         errors.append(f"line {line}: output = {shown(row.output)} {wrong}")
     return row

@@ -12,47 +12,34 @@ import importlib.metadata
 import os
 import platform
 import secrets
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from longgen import __version__, arguments, backbones, disk, ffmpeg, frames, preset, rundir
+from longgen import __version__, arguments, disk, ffmpeg, preset, rundir
+from longgen.backbones import defaults
+from longgen.backbones.settings import ModelSettings
 from longgen.disk import check_writable
 from longgen.errors import LonggenError, OutOfMemoryError, UsageError
 from longgen.naming import output_path, slug
-from longgen.plan import Plan, build
-from longgen.probe import choose
+from longgen.plan import Plan
+from longgen.progress import Phase, Progress, memory_bytes, no_report
+from longgen.resolve import planned
 from longgen.rundir import IDENTITY, SCHEMA, run_folder, stored_record, unfinished
-from longgen.schedule import Schedule
+from longgen.schedule import PromptSchedule
 from longgen.textfile import on_one_line
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from longgen.backbones import Backbone, Setup
     from longgen.backbones.spec import BackboneSpec
+    from longgen.pipelines.base import PipelineBackbone
 
 LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "imageio-ffmpeg")
 __all__ = ["IDENTITY", "check_writable", "output_path", "run_folder", "slug", "stored_record", "unfinished"]  # by these names too
-
-
-class Progress(NamedTuple):
-    """One report: `phase` is load, calibrate (what a step cache may skip), sample or decode; `done` of `total`.
-
-    Seconds are since the phase began and still to come.
-    """
-
-    phase: str
-    done: int
-    total: int
-    elapsed_s: float
-    eta_s: float | None
-    memory_bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +81,6 @@ class Job(NamedTuple):
     output: Path
 
 
-def ignore(message: object) -> None:
-    """For callers that want no reports."""
-
-
 class Asked(NamedTuple):
     """A job whose place is not decided. output: a file, a folder, or None for the folder one is in."""
 
@@ -107,18 +90,20 @@ class Asked(NamedTuple):
     output: str | None
 
 
-def jobs_of(asked: Iterable[Asked], setup: Setup, resume: bool = False, overwrite: bool = False) -> list[Job]:
+def jobs_of(asked: Iterable[Asked], model_settings: ModelSettings, resume: bool = False, overwrite: bool = False) -> list[Job]:
     """What is asked for with the files that it goes to; see `longgen.rundir.assigned`.
 
     Raises UsageError where something stands in the way, before anything is loaded.
     """
     asked = [*asked]
-    wanted = [rundir.Wanted(settings_of(one.plan, one.prompt, one.seed, setup), one.plan.frames_px, one.output) for one in asked]
+    wanted = [
+        rundir.Wanted(settings_of(one.plan, one.prompt, one.seed, model_settings), one.plan.frames_px, one.output) for one in asked
+    ]
     places = rundir.assigned(wanted, [one.prompt for one in asked], resume, overwrite)
     return [Job(one.plan, one.prompt, one.seed, place) for one, place in zip(asked, places, strict=True)]
 
 
-def settings_of(plan: Plan, prompt: str, seed: int, setup: Setup) -> dict[str, Any]:
+def settings_of(plan: Plan, prompt: str, seed: int, model_settings: ModelSettings) -> dict[str, Any]:
     """Everything needed to make the same file again; it is stored in the file itself."""
     schedule = {} if plan.schedule is None else {"schedule": plan.schedule.as_dict()}
     return {
@@ -130,67 +115,34 @@ def settings_of(plan: Plan, prompt: str, seed: int, setup: Setup) -> dict[str, A
         "preset": {key: value for key, value in plan.preset.as_dict().items() if key != "sample"},
         "sample": plan.sample.model_dump(mode="json", exclude_none=True),  # so that runs of before flow_shift go on
         "seed": seed,
-        "dtype": setup.dtype,
-        **setup.deciding(),
-        **({"vae_tiling": True} if setup.vae_tiling else {}),
+        "dtype": model_settings.dtype,
+        **model_settings.deciding(),
+        **({"vae_tiling": True} if model_settings.vae_tiling else {}),
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
 
 
-def memory_bytes(device: str) -> int:
-    """Peak so far: of the GPU where there is one, else of the process."""
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-class _Phase:
-    """Times one phase and reports its progress."""
-
-    def __init__(self, name: str, total: int, device: str, report: Callable[[Progress], None], done: int = 0) -> None:
-        self.name, self.total, self.device, self.report, self.first = name, total, device, report, done
-        self.start = time.monotonic()
-        self.at(done)
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.start
-
-    def at(self, done: int) -> None:
-        computed = done - self.first
-        eta = self.seconds / computed * (self.total - done) if computed else None
-        self.report(Progress(self.name, done, self.total, self.seconds, eta, memory_bytes(self.device)))
-
-
 def generate_one(
-    backbone: Backbone,
+    backbone: PipelineBackbone,
     plan: Plan,
     prompt: str,
     seed: int,
     output: Path,
     resume: bool = False,
-    report: Callable[[Progress], None] = ignore,
+    report: Callable[[Progress], None] = no_report,
     load_s: float = 0.0,
-    tell: Callable[[str], None] = ignore,
+    log: Callable[[str], None] = no_report,
 ) -> Result:
     """Samples, saves and decodes one video to `output`. With `resume`, goes on from what the run folder holds, else begins anew.
 
     What may be replaced is the affair of `longgen.rundir.ready`; a finished video stays whole until the new one is.
     """
     with rundir.held(output):
-        return _generate_one(backbone, plan, prompt, seed, output, resume, report, load_s, tell)
+        return _generate_one(backbone, plan, prompt, seed, output, resume, report, load_s, log)
 
 
 def _generate_one(
-    backbone: Backbone,
+    backbone: PipelineBackbone,
     plan: Plan,
     prompt: str,
     seed: int,
@@ -198,15 +150,15 @@ def _generate_one(
     resume: bool,
     report: Callable[[Progress], None],
     load_s: float,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Result:
     import torch
 
-    from longgen import checkpoint, left
-    from longgen.sampling import direct, magcache, start
+    from longgen import checkpoint, interrupted
+    from longgen.loops import direct, magcache, start
 
     folder, device = run_folder(output), str(backbone.device)
-    settings = settings_of(plan, prompt, seed, backbone.setup)
+    settings = settings_of(plan, prompt, seed, backbone.model_settings)
     seconds = {"load": round(load_s, 3), "sample": 0.0, "decode": 0.0}
     rundir.check_place(output)
     ffmpeg.program()  # or it would be missed when all is sampled
@@ -225,10 +177,10 @@ def _generate_one(
     if resume:
         if rundir.may_replace(output):
             record[rundir.REPLACES] = True
-        latents, state, kept = left.read(backbone, plan, settings, chunks)
+        latents, state, kept = interrupted.read(backbone, plan, settings, chunks)
         warning = kept and rundir.other_versions(kept, settings)
         if warning:
-            tell(f"note: {warning}")
+            log(f"note: {warning}")
             record["notes"] = [*record["notes"], warning]
     else:
         rundir.start_anew(output)
@@ -237,12 +189,12 @@ def _generate_one(
     write_record("running")
 
     def calibrating() -> Callable[[int], None]:
-        return _Phase("calibrate", plan.steps, device, report).at
+        return Phase("calibrate", plan.steps, device, report).at
 
     skipping = nullcontext() if latents is not None else magcache.skipping(backbone, plan, calibrating)
-    with _naming_lack_of_memory("sampling", device, "then add --resume"), skipping:
+    with translate_oom("sampling", device, "then add --resume"), skipping:
         if latents is None:
-            phase = _Phase("sample", plan.rounds, device, report, done=state.done if state else 0)
+            phase = Phase("sample", plan.rounds, device, report, done=state.done if state else 0)
 
             def on_step(now: direct.State) -> None:
                 tensors, described = checkpoint.pack(now.scheduler, "scheduler")
@@ -256,7 +208,7 @@ def _generate_one(
             generator = torch.Generator().manual_seed(seed)
             noise = start(backbone, plan, generator)
             arguments = (backbone, plan, prompt, noise, on_step, state, generator)
-            at_once = backbone.setup.offload == "none"  # else weights would move to and fro for each frame
+            at_once = backbone.model_settings.offload == "none"  # else weights would move to and fro for each frame
             if plan.sampling is None:
                 latents = direct.sample(*arguments)
             elif plan.sampling.streams and at_once:
@@ -277,7 +229,7 @@ def _generate_one(
     saved_step.unlink(missing_ok=True)
     write_record("sampled")
     if not decoded:
-        with _naming_lack_of_memory("decoding", device, f"the latents are kept: longgen decode {folder}"):
+        with translate_oom("decoding", device, f"the latents are kept: longgen decode {folder}"):
             frames_of = chunks.frames(plan.frames_lat) if latents is None else latents
             seconds["decode"], _ = decode_to(output, backbone.decode, frames_of, plan, device, settings, report)
     record.pop(rundir.REPLACES, None)
@@ -295,10 +247,10 @@ def _kept(frames: Iterator[Tensor], keep: list[Tensor]) -> Iterator[Tensor]:
 
 def generate_jobs(
     jobs: list[Job],
-    setup: Setup,
+    model_settings: ModelSettings,
     resume: bool = False,
-    report: Callable[[Progress], None] = ignore,
-    tell: Callable[[str], None] = ignore,
+    report: Callable[[Progress], None] = no_report,
+    log: Callable[[str], None] = no_report,
     overwrite: bool = False,
 ) -> list[Result | Failure]:
     """Makes every job's video on one loaded model, which is that of the first one's plan. Finished ones are skipped.
@@ -306,53 +258,57 @@ def generate_jobs(
     With `resume` it goes on from what is left; only `overwrite` replaces what is there. Of several jobs, one that fails becomes a
     Failure and the rest goes on; a single one raises its error, and so does the first where nothing is loaded yet.
     """
-    from longgen.backbones.tokens import cut_notes, tokenizer_of
+    from longgen.pipelines.token_limit import cut_notes, tokenizer_of
 
     results: list[Result | Failure] = []
     loaded = None
     for number, job in enumerate(jobs, start=1):
         plan = job.plan
         if len(jobs) > 1:
-            tell(f"[{number}/{len(jobs)}] {on_one_line(job.prompt, 200)}")
+            log(f"[{number}/{len(jobs)}] {on_one_line(job.prompt, 200)}")
         try:
             with rundir.held(job.output):
-                settings = settings_of(plan, job.prompt, job.seed, setup)
+                settings = settings_of(plan, job.prompt, job.seed, model_settings)
                 if rundir.ready(job.output, settings, plan.frames_px, resume, overwrite):
                     rundir.settle(job.output)
                     nothing = {"load": 0.0, "sample": 0.0, "decode": 0.0}
                     results.append(dataclasses.replace(_result(job.output, settings, plan, nothing, 0), skipped=True))
-                    tell(f"{job.output} is finished, with these settings: there is nothing to do (--overwrite makes it again)")
+                    log(f"{job.output} is finished, with these settings: there is nothing to do (--overwrite makes it again)")
                     continue
                 load_s = 0.0
                 if loaded is None:
-                    loaded, load_s = load(plan.spec, setup, report)
+                    loaded, load_s = load(plan.spec, model_settings, report)
                     for note in loaded.notes:
-                        tell(f"note: {note}")
-                    if setup.compile:
-                        tell("compiling: the first step takes seconds to minutes more")
+                        log(f"note: {note}")
+                    if model_settings.compile:
+                        log("compiling: the first step takes seconds to minutes more")
                 cut = cut_notes(plan, [job.prompt], tokenizer_of(loaded))
                 for note in cut:
-                    tell(f"note: {note}")
+                    log(f"note: {note}")
                 plan = dataclasses.replace(plan, notes=plan.notes + cut)
-                tell(f"seed {job.seed}")
-                if plan.sampling is not None and plan.sampling.streams and setup.offload == "none":
+                log(f"seed {job.seed}")
+                if plan.sampling is not None and plan.sampling.streams and model_settings.offload == "none":
                     from longgen.video import partial_of
 
-                    tell(f"growing, and playable meanwhile: {partial_of(job.output)}")
-                results.append(generate_one(loaded, plan, job.prompt, job.seed, job.output, resume, report, load_s, tell))
+                    log(f"growing, and playable meanwhile: {partial_of(job.output)}")
+                results.append(generate_one(loaded, plan, job.prompt, job.seed, job.output, resume, report, load_s, log))
         except LonggenError as error:
             if len(jobs) == 1 or loaded is None:
                 raise
-            tell(str(error))
+            log(str(error))
             results.append(Failure(job.output.stem, str(job.output), job.prompt, job.seed, error.given))
     return results
 
 
-def load(spec: BackboneSpec, setup: Setup, report: Callable[[Progress], None] = ignore) -> tuple[Backbone, float]:
+def load(
+    spec: BackboneSpec, model_settings: ModelSettings, report: Callable[[Progress], None] = no_report
+) -> tuple[PipelineBackbone, float]:
     """The model of `spec`, and the seconds it took. Raises OutOfMemoryError, and what `longgen.backbones.load` does."""
-    phase = _Phase("load", 1, "cpu", report)
-    with _naming_lack_of_memory("loading the model", setup.device, "or a smaller --backbone"):
-        loaded = backbones.load(spec, setup)
+    from longgen.pipelines import loading
+
+    phase = Phase("load", 1, "cpu", report)
+    with translate_oom("loading the model", model_settings.device, "or a smaller --backbone"):
+        loaded = loading.load(spec, model_settings)
     phase.at(1)
     return loaded, phase.seconds
 
@@ -364,32 +320,18 @@ def decode_to(
     plan: Plan,
     device: str,
     settings: dict[str, Any],
-    report: Callable[[Progress], None] = ignore,
+    report: Callable[[Progress], None] = no_report,
 ) -> tuple[float, int]:
     """Decodes latents [1, C, T, h, w], or their frames as they come, into the MP4 `output`; returns its seconds and its frames."""
     from longgen.video import Writer
 
-    phase, done = _Phase("decode", plan.frames_px, device, report), 0
+    phase, done = Phase("decode", plan.frames_px, device, report), 0
     with Writer(output, plan.size, plan.sample.fps or plan.spec.fps, settings) as writer:
         for frames_px in decode(latents):
             writer.add(frames_px)
             done += len(frames_px)
             phase.at(done)
     return round(phase.seconds, 3), done
-
-
-def plan_of(settings: dict[str, Any], origin: Path) -> Plan:
-    """The plan that stored `settings` describe. Raises LonggenError where they are not what longgen stores."""
-    from longgen.backbones.find import find
-
-    try:
-        tables = {**settings["preset"], "sample": settings["sample"]}
-        spec, _, _, _ = find(settings["backbone"]), settings["prompt"], settings["seed"], settings["dtype"]
-        schedule = Schedule.from_dict(settings["schedule"]) if "schedule" in settings else None
-    except (KeyError, TypeError, AttributeError) as error:
-        raise LonggenError(f"the settings in {origin} are damaged: {error}", accepted="settings as longgen stores them",
-                           do="start again with --overwrite") from None  # fmt: skip
-    return build(preset.from_tables(tables, str(origin)), spec, schedule)
 
 
 def draw_seed() -> int:
@@ -405,7 +347,7 @@ def generate(
     backbone: str | None = None,
     sample: preset.Sample | None = None,
     duration: str | None = None,
-    schedule: Schedule | None = None,
+    schedule: PromptSchedule | None = None,
     layers: str | None = None,
     probe: str | None = None,
     seed: int | None = None,
@@ -414,12 +356,12 @@ def generate(
     model: Mapping[str, Any] = MappingProxyType({}),
     resume: bool = False,
     overwrite: bool = False,
-    report: Callable[[Progress], None] = ignore,
+    report: Callable[[Progress], None] = no_report,
 ) -> Result:
     """Makes one video. The Python face of `longgen generate`.
 
     sample: `longgen.Sample(frames=321, steps=20, ...)`. schedule: of `longgen.schedule.load`, whose prompts then take the place of
-    `prompt`. layers, probe: see `longgen.probe.choose`. model: how it is loaded, `{"offload": "model", "lora":
+    `prompt`. layers, probe: see `longgen.layers.selection`. model: how it is loaded, `{"offload": "model", "lora":
     ("style.safetensors:0.8",), ...}`, the other fields of `longgen.backbones.Setup`. A video that is there with these settings is
     not made again, one with others is not replaced, and an unfinished run needs `resume`; `overwrite` starts anew in each case.
     Raises LonggenError and its kinds.
@@ -428,55 +370,20 @@ def generate(
     from longgen.backbones.find import find
     from longgen.prompts import checked
 
-    arguments.of_generate(given, preset.Sample, Schedule)
+    arguments.of_generate(given, preset.Sample, PromptSchedule)
     seed = draw_seed() if seed is None else arguments.seed(seed)
-    spec = find(backbone or backbones.default_backbone())
-    device = device or model.get("device", backbones.default_device())
-    own = {"dtype": backbones.default_dtype(spec, device), **model, "device": device}
-    setup = backbones.Setup(**own | ({} if dtype is None else {"dtype": dtype}))
-    plan = planned(preset_name, spec, overrides, sample or preset.Sample(), duration, schedule, layers, probe, setup.lora)
+    spec = find(backbone or defaults.default_backbone())
+    device = device or model.get("device", defaults.default_device())
+    own = {"dtype": defaults.default_dtype(spec, device), **model, "device": device}
+    model_settings = ModelSettings(**own | ({} if dtype is None else {"dtype": dtype}))
+    plan = planned(preset_name, spec, overrides, sample or preset.Sample(), duration, schedule, layers, probe, model_settings.lora)
     prompt = checked(schedule.shots[0].prompt if schedule else prompt, "prompt")
     if resume and overwrite:
-        raise UsageError("resume and overwrite are both given", accepted="one of them", do="leave one out")
-    jobs = jobs_of([Asked(plan, prompt, seed, os.fspath(output))], setup, resume, overwrite)
-    (result,) = generate_jobs(jobs, setup, resume, report, overwrite=overwrite)
+        raise UsageError("resume and overwrite are both given", expected="one of them", hint="leave one out")
+    jobs = jobs_of([Asked(plan, prompt, seed, os.fspath(output))], model_settings, resume, overwrite)
+    (result,) = generate_jobs(jobs, model_settings, resume, report, overwrite=overwrite)
     assert isinstance(result, Result)  # a single job raises instead
     return result
-
-
-def planned(
-    name: str,
-    spec: BackboneSpec,
-    overrides: Iterable[str] = (),
-    sample: preset.Sample | None = None,
-    duration: str | None = None,
-    schedule: Schedule | None = None,
-    layers: str | None = None,
-    probe: str | None = None,
-    lora: tuple[str, ...] = (),
-) -> Plan:
-    """The plan of the preset `name`, which may end in `@all` or the like, with the layers that a probe says.
-
-    layers, probe: see `longgen.probe.choose`. Raises UsageError.
-    """
-    base, how = choose.split(name)
-    if how is not None and layers is not None:
-        raise UsageError(f"--preset {name} and --layers {layers} both choose layers", accepted="one of them", do="leave one out")
-    loaded = load_preset(base, overrides, sample or preset.Sample(), duration, spec)
-    chosen, said = choose.chosen(loaded, spec, how or layers, probe, lora)
-    return build(chosen, spec, schedule, said)
-
-
-def load_preset(
-    name: str, overrides: Iterable[str], sample: preset.Sample, duration: str | None, spec: BackboneSpec
-) -> preset.Preset:
-    """The preset `name` under `overrides` and `sample`; a `duration` becomes frames at the fps that then holds."""
-    if duration is not None and sample.frames is not None:
-        raise UsageError("--frames and --duration are both given", accepted="one of them", do="leave one out")
-    chosen = preset.load(name, overrides, sample)
-    if duration is None:
-        return chosen
-    return chosen.under(preset.Sample(frames=frames.duration_frames(duration, chosen.sample_on(spec).fps or spec.fps)))
 
 
 def _record(plan: Plan, settings: dict[str, Any], device: str) -> dict[str, Any]:
@@ -516,7 +423,7 @@ def _result(output: Path, settings: dict[str, Any], plan: Plan, seconds: dict[st
 
 
 @contextmanager
-def _naming_lack_of_memory(stage: str, device: str, kept: str) -> Iterator[None]:
+def translate_oom(stage: str, device: str, kept: str) -> Iterator[None]:
     """Turns the many errors of lacking memory into an OutOfMemoryError with the stage and the cheapest fix."""
     try:
         yield
@@ -526,5 +433,5 @@ def _naming_lack_of_memory(stage: str, device: str, kept: str) -> Iterator[None]
         gc.collect()
         offload = "add --offload model (or sequential), or " if device.startswith("cuda") else ""
         reason = " ".join(str(error).split())[:200] or "the host has no more"
-        raise OutOfMemoryError(f"out of memory while {stage}: {reason}", accepted="what longgen plan estimates fits the device",
-                               do=f"{offload}take fewer --frames or a smaller --size; {kept}") from error  # fmt: skip
+        raise OutOfMemoryError(f"out of memory while {stage}: {reason}", expected="what longgen plan estimates fits the device",
+                               hint=f"{offload}take fewer --frames or a smaller --size; {kept}") from error  # fmt: skip

@@ -64,8 +64,8 @@ def same_run(kept: dict[str, Any], settings: dict[str, Any], path: Path) -> None
     others = different(kept, settings)
     if others:
         raise UsageError(f"--resume: {path} was made with another {', '.join(others)}",
-                         accepted="the settings the run began with (longgen generate -o ... --resume alone takes them)",
-                         do="give the same settings, or --overwrite to start again")  # fmt: skip
+                         expected="the settings the run began with (longgen generate -o ... --resume alone takes them)",
+                         hint="give the same settings, or --overwrite to start again")  # fmt: skip
 
 
 def other_versions(kept: dict[str, Any], settings: dict[str, Any]) -> str | None:
@@ -88,11 +88,11 @@ def stored_record(output: Path) -> dict[str, Any]:
             raise TypeError
         return record
     except MissingError:
-        raise MissingError(f"--resume: {path} is not there", accepted="the --output of a run that was interrupted",
-                           do="leave --resume out to start") from None  # fmt: skip
+        raise MissingError(f"--resume: {path} is not there", expected="the --output of a run that was interrupted",
+                           hint="leave --resume out to start") from None  # fmt: skip
     except (KeyError, TypeError):
         raise LonggenError(
-            f"{path} is damaged", accepted="run.json as longgen writes it", do="start again with --overwrite"
+            f"{path} is damaged", expected="run.json as longgen writes it", hint="start again with --overwrite"
         ) from None
 
 
@@ -178,8 +178,8 @@ def check_place(output: Path) -> None:
         disk.check_new(output, overwrite=True)
     folder = run_folder(output)
     if disk.what_stands_at(folder) is not None and not folder.is_dir():
-        raise UsageError(f"{folder} is no folder, and what is kept of a run goes there", accepted="another name, or that one free",
-                         do=f"give another --output, or move {folder} away")  # fmt: skip
+        raise UsageError(f"{folder} is no folder, and what is kept of a run goes there", expected="another name, or that one free",
+                         hint=f"give another --output, or move {folder} away")  # fmt: skip
     disk.check_writable(output)
     disk.check_writable(folder / RECORD)
 
@@ -201,13 +201,13 @@ def ready(output: Path, settings: dict[str, Any], frames: int, resume: bool, ove
             same_run(record["settings"], settings, folder / RECORD if left is None or not output.exists() else output)
         _check_video(output, settings, record)
     elif left:
-        raise UsageError(f"{folder} holds {left}", accepted="--resume or --overwrite",
-                         do="--resume to go on from there, --overwrite to start again")  # fmt: skip
+        raise UsageError(f"{folder} holds {left}", expected="--resume or --overwrite",
+                         hint="--resume to go on from there, --overwrite to start again")  # fmt: skip
     else:
         there = _described(output, settings)
         if there:
-            raise UsageError(f"{output} is there already: {there}", accepted="a name that is free, or --overwrite",
-                             do="give another --output; --overwrite replaces what is there")  # fmt: skip
+            raise UsageError(f"{output} is there already: {there}", expected="a name that is free, or --overwrite",
+                             hint="give another --output; --overwrite replaces what is there")  # fmt: skip
     return False
 
 
@@ -220,8 +220,8 @@ def _check_video(output: Path, settings: dict[str, Any], record: dict[str, Any] 
     own = inside is not None and not different(inside, settings)
     if not own or record is None or record["status"] == "done":
         reason = "it is not as its run left it" if own else _described(output, settings)
-        raise UsageError(f"--resume: {output} is there: {reason}", accepted="a name that is free, or the run's own video",
-                         do="move it away, then the same command; --overwrite makes it again")  # fmt: skip
+        raise UsageError(f"--resume: {output} is there: {reason}", expected="a name that is free, or the run's own video",
+                         hint="move it away, then the same command; --overwrite makes it again")  # fmt: skip
 
 
 def may_replace(output: Path) -> bool:
@@ -264,8 +264,8 @@ def assigned(wanted: Sequence[Wanted], prompts: Sequence[str], resume: bool, ove
             path = naming.output_path(one.output, prompt, one.settings["seed"])
             key = naming.key_of(run_folder(path))
             if key in given:
-                raise UsageError(f"two videos go to {path}" + f" and {given[key]}" * (path != given[key]), do="rename one",
-                                 accepted="a name for each, which differ in more than case")  # fmt: skip
+                raise UsageError(f"two videos go to {path}" + f" and {given[key]}" * (path != given[key]), hint="rename one",
+                                 expected="a name for each, which differ in more than case")  # fmt: skip
             given[key] = path
     taken, listings, found = set(given), dict[Path, list[str]](), []
     for one, prompt, named in zip(wanted, prompts, explicit, strict=True):

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from longgen import frames, textfile
+from longgen import frames, textfile, units
 from longgen.errors import UsageError, shown
 
 if sys.version_info >= (3, 11):
@@ -54,7 +54,7 @@ class Shot:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class PromptSchedule:
     """Shots in the order of their times, the first at 0, and the seconds that one fades into the next."""
 
     shots: tuple[Shot, ...]
@@ -70,12 +70,12 @@ class Schedule:
         return f"blend = {_exactly(self.blend)}\n{shots}"
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Schedule:
+    def from_dict(cls, data: Mapping[str, Any]) -> PromptSchedule:
         """The schedule that `as_dict` wrote."""
         return cls(tuple(Shot(Fraction(shot["at"]), shot["prompt"]) for shot in data["shots"]), Fraction(data["blend"]))
 
 
-def load(path: Path) -> Schedule:
+def load(path: Path) -> PromptSchedule:
     """The schedule in the TOML file `path`.
 
     Raises as `textfile.read` does, and UsageError with every error of the file, each with its line and key.
@@ -98,9 +98,9 @@ def load(path: Path) -> Schedule:
 
     def read_time(shot: int, key: str, value: Any) -> Fraction | None:
         try:
-            return frames.seconds(value if isinstance(value, str) else "", "")
+            return units.seconds(value if isinstance(value, str) else "", "")
         except UsageError as error:
-            refuse(shot, key, f" = {shown(value)} is not a time; accepted, in quotes: {error.accepted}")
+            refuse(shot, key, f" = {shown(value)} is not a time; expected, in quotes: {error.expected}")
             return None
 
     for key in sorted(tables.keys() - set(KEYS)):
@@ -139,8 +139,8 @@ def load(path: Path) -> Schedule:
             )
     if errors:
         raise UsageError(f"schedule {path}:\n" + "\n".join(f"    {wrong}" for _, wrong in sorted(errors)),
-                         accepted="what each line names", do="correct these lines")  # fmt: skip
-    return Schedule(tuple(shots), blend or Fraction(0))
+                         expected="what each line names", hint="correct these lines")  # fmt: skip
+    return PromptSchedule(tuple(shots), blend or Fraction(0))
 
 
 def _lines(text: str) -> dict[tuple[int, str], int]:
@@ -174,17 +174,17 @@ def _lines(text: str) -> dict[tuple[int, str], int]:
     return lines
 
 
-def check(schedule: Schedule, frames_px: int, fps: int) -> None:
+def check(schedule: PromptSchedule, frames_px: int, fps: int) -> None:
     """Raises UsageError where a shot begins when a video of `frames_px` frames is over."""
     duration = Fraction(frames_px, fps)
     late = [f"shot {number} at {_say(shot.at)}" for number, shot in enumerate(schedule.shots, 1) if shot.at >= duration]
     if late:
         raise UsageError(f"the schedule has {', '.join(late)}, but the video is over at {_say(duration)}",
-                         accepted=f"shots that begin before {_say(duration)}",
-                         do="make the video longer (--duration, --frames), or let the shots begin earlier")  # fmt: skip
+                         expected=f"shots that begin before {_say(duration)}",
+                         hint="make the video longer (--duration, --frames), or let the shots begin earlier")  # fmt: skip
 
 
-def weights(schedule: Schedule, frames_px: int, stride: int, fps: int) -> np.ndarray:
+def weights(schedule: PromptSchedule, frames_px: int, stride: int, fps: int) -> np.ndarray:
     """[S shots, T latent frames] float64: the share of each shot's text in each latent frame; columns sum to one.
 
     Raises UsageError where a shot is too short to have any.
@@ -204,7 +204,7 @@ def weights(schedule: Schedule, frames_px: int, stride: int, fps: int) -> np.nda
     return table
 
 
-def by_chunk(schedule: Schedule, shares: np.ndarray, chunk: int, frame_s: Fraction = Fraction(0)) -> np.ndarray:
+def by_chunk(schedule: PromptSchedule, shares: np.ndarray, chunk: int, frame_s: Fraction = Fraction(0)) -> np.ndarray:
     """[chunks, S]: the shares [S, T] of `weights` in each `chunk` latent frames, of `frame_s` seconds each.
 
     With a blend they are the frames' means; without, a chunk has the shot of its first frame: a shot begins with the first chunk
@@ -218,12 +218,12 @@ def by_chunk(schedule: Schedule, shares: np.ndarray, chunk: int, frame_s: Fracti
     return table
 
 
-def _refuse_unseen(schedule: Schedule, table: np.ndarray, where: str, least_s: Fraction) -> None:
+def _refuse_unseen(schedule: PromptSchedule, table: np.ndarray, where: str, least_s: Fraction) -> None:
     unseen = [f"shot {number} at {_say(schedule.shots[number - 1].at)}" for number in 1 + np.flatnonzero(~table.any(axis=1))]
     if unseen:
         raise UsageError(f"the schedule's {', '.join(unseen)} is too short to be in any {where}",
-                         accepted=f"shots of {_say(least_s)} or longer, before the video ends",
-                         do="make it longer, or leave it out")  # fmt: skip
+                         expected=f"shots of {_say(least_s)} or longer, before the video ends",
+                         hint="make it longer, or leave it out")  # fmt: skip
 
 
 def _exactly(seconds: Fraction) -> str:

@@ -24,18 +24,19 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from longgen.frameplan import Clip, FramePlan
+from longgen.frameplan import FramePlan, Geometry
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from longgen.backbones import Backbone
+    from longgen.loops.direct import State
+    from longgen.pipelines.base import PipelineBackbone
     from longgen.plan import Plan
-    from longgen.sampling.direct import State
 
 
 LONGEST = 10**6  # latent frames: more than any video has, so that a larger number is a slip of the pen
 TIMESTEPS = 1000  # that a model was trained with
+VERDICTS = ("position-sensitive", "context-sensitive")  # what a probe says of layers
 
 Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
 Layers = Literal["all", "position-sensitive", "context-sensitive"] | Indices
@@ -68,8 +69,8 @@ class Technique(BaseModel):
 
     slot: ClassVar[str]
     paper: ClassVar[str]
-    claims: ClassVar[tuple[str, ...]] = ()  # what only one technique at a time may decide
-    needs: ClassVar[tuple[str, ...]] = ()  # capabilities the backbone must have
+    exclusive: ClassVar[tuple[str, ...]] = ()  # what only one technique at a time may decide
+    requires: ClassVar[tuple[str, ...]] = ()  # capabilities the backbone must have
 
     @model_validator(mode="after")
     def _steps_in_order(self) -> Technique:
@@ -89,11 +90,11 @@ class NoiseTechnique(Technique):
 
     noise: bool = True
 
-    def check_noise(self, clip: Clip) -> None:
+    def check_noise(self, geometry: Geometry) -> None:
         """Raises UsageError where `mix` could not serve `clip`."""
 
     @abstractmethod
-    def mix(self, noise: Tensor, clip: Clip, generator: Generator) -> Tensor:
+    def mix(self, noise: Tensor, geometry: Geometry, generator: Generator) -> Tensor:
         """The noise to start from, [B, C, T, h, w], of independent N(0, 1) `noise` of that shape; `generator` draws more.
 
         Every element of the result is N(0, 1) too. At native length or below it is `noise` itself.
@@ -114,7 +115,7 @@ class FrameTechnique(Technique):
     after_context: ClassVar[bool] = False
 
     @abstractmethod
-    def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:
+    def apply(self, plan: FramePlan, geometry: Geometry) -> FramePlan:
         """`plan` with this technique applied; `plan` itself where it changes nothing."""
 
 
@@ -122,23 +123,27 @@ class FrequencyTechnique(Technique):
     """A technique that scales the temporal rotary frequencies, the same for q and k."""
 
     slot: ClassVar[str] = "positions"
-    claims: ClassVar[tuple[str, ...]] = ("the temporal rotary frequencies",)
-    needs: ClassVar[tuple[str, ...]] = ("relative-positions",)
+    exclusive: ClassVar[tuple[str, ...]] = ("the temporal rotary frequencies",)
+    requires: ClassVar[tuple[str, ...]] = ("relative-positions",)
 
     @abstractmethod
-    def factors(self, reach: float, clip: Clip) -> np.ndarray:
+    def factors(self, reach: float, geometry: Geometry) -> np.ndarray:
         """Factors [C] on the frequencies of a plan that sees frames at relative times up to `reach`."""
 
-    def gain(self, clip: Clip) -> float:
+    def logit_scale(self, geometry: Geometry) -> float:
         """Factor on the attention logits."""
         return 1.0
 
-    def rescale(self, plan: FramePlan, clip: Clip) -> FramePlan:
+    def apply(self, plan: FramePlan, geometry: Geometry) -> FramePlan:
         """`plan` with this technique applied; `plan` itself where it changes nothing."""
-        factors, gain = self.factors(plan.reach, clip), self.gain(clip)
-        if (factors == 1).all() and gain == 1:
+        factors, logit_scale = self.factors(plan.reach, geometry), self.logit_scale(geometry)
+        if (factors == 1).all() and logit_scale == 1:
             return plan
-        return replace(plan, scale=factors if plan.scale is None else factors * plan.scale, gain=plan.gain * gain)
+        return replace(
+            plan,
+            frequency_scale=factors if plan.frequency_scale is None else factors * plan.frequency_scale,
+            logit_scale=plan.logit_scale * logit_scale,
+        )
 
 
 class Attend(Protocol):
@@ -160,14 +165,14 @@ class Fusion(Technique):
     """A technique that runs attention in several branches and makes one output of them."""
 
     slot: ClassVar[str] = "fusion"
-    needs: ClassVar[tuple[str, ...]] = ("whole-clip",)
+    requires: ClassVar[tuple[str, ...]] = ("whole-clip",)
 
-    def settled(self, clip: Clip) -> Fusion:
+    def settled(self, geometry: Geometry) -> Fusion:
         """This technique with what it leaves to the clip filled in: `fuse` and `operations` run on this one."""
         return self
 
     @abstractmethod
-    def branches(self, plan: FramePlan, clip: Clip, step: int, steps: int) -> dict[str, FramePlan]:
+    def branches(self, plan: FramePlan, geometry: Geometry, step: int, steps: int) -> dict[str, FramePlan]:
         """The branches that step `step` of `steps` needs, made from the stack's `plan`. A single one is not fused."""
 
     @abstractmethod
@@ -179,7 +184,7 @@ class Fusion(Technique):
         return 1.0
 
     @abstractmethod
-    def operations(self, grid: Grid, channels: int) -> int:
+    def flops(self, grid: Grid, channels: int) -> int:
         """Floating-point operations of `fuse` for one sample, attention apart."""
 
 
@@ -192,13 +197,13 @@ class Sampling(Technique):
     """
 
     slot: ClassVar[str] = "sampling"
-    claims: ClassVar[tuple[str, ...]] = ("the order of sampling",)
+    exclusive: ClassVar[tuple[str, ...]] = ("the order of sampling",)
     streams: ClassVar[bool] = False  # frames are done one after the other, long before the last
     frame_levels: ClassVar[bool] = False
     in_chunks: ClassVar[bool] = False
 
     @abstractmethod
-    def seen(self, frames_lat: int, native_lat: int) -> int:
+    def frames_per_call(self, frames_lat: int, native_lat: int) -> int:
         """How many latent frames the model sees at a time; frame plans are made for these."""
 
     @abstractmethod
@@ -216,7 +221,7 @@ class Sampling(Technique):
     @abstractmethod
     def sample(
         self,
-        backbone: Backbone,
+        backbone: PipelineBackbone,
         plan: Plan,
         prompt: str,
         latents: Tensor,
@@ -224,11 +229,11 @@ class Sampling(Technique):
         resume: State | None,
         generator: Generator,
     ) -> Tensor:
-        """Denoises `latents` [1, C, T, h, w], as `longgen.sampling.direct.sample` does."""
+        """Denoises `latents` [1, C, T, h, w], as `longgen.loops.direct.sample` does."""
 
     def stream(
         self,
-        backbone: Backbone,
+        backbone: PipelineBackbone,
         plan: Plan,
         prompt: str,
         latents: Tensor,
@@ -244,7 +249,7 @@ class Refine(Technique):
     """A technique that changes the latent after a step of the scheduler. `layers` do not concern it."""
 
     slot: ClassVar[str] = "refine"
-    needs: ClassVar[tuple[str, ...]] = ("whole-clip",)
+    requires: ClassVar[tuple[str, ...]] = ("whole-clip",)
 
     @abstractmethod
     def change(self, clean: Tensor, slope: float, step: Step) -> Tensor:

@@ -45,20 +45,20 @@ def read(path: str | Path, what: str, unread: str = "cannot be read") -> str:
             with open(path, "rb") as file:
                 data = file.read(MOST_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
-        raise MissingError(f"{name} is not there", accepted="a text file, or - for stdin", do="check the path") from None
+        raise MissingError(f"{name} is not there", expected="a text file, or - for stdin", hint="check the path") from None
     except IsADirectoryError:
-        raise UsageError(f"{name} cannot be read: it is a folder", accepted="a text file", do="name a file in it") from None
+        raise UsageError(f"{name} cannot be read: it is a folder", expected="a text file", hint="name a file in it") from None
     except (OSError, ValueError, AttributeError) as error:  # a NUL in the name; a stdin that is closed
         if getattr(error, "errno", None) == errno.ENAMETOOLONG:
-            raise MissingError(f"{name} is not there: no file has so long a name", accepted="a text file",
-                               do="check the path") from None  # fmt: skip
+            raise MissingError(f"{name} is not there: no file has so long a name", expected="a text file",
+                               hint="check the path") from None  # fmt: skip
         raise LonggenError(
             f"{name} cannot be read: {getattr(error, 'strerror', None) or error}",
-            accepted="a file that may be read",
-            do="check its permissions",
+            expected="a file that may be read",
+            hint="check its permissions",
         ) from None
     if len(data) > MOST_BYTES:
-        raise UsageError(f"{name} is larger than {MOST_BYTES // 1_000_000} MB", accepted="a text file", do="check that it is one")
+        raise UsageError(f"{name} is larger than {MOST_BYTES // 1_000_000} MB", expected="a text file", hint="check that it is one")
     mark, encoding = next(((mark, encoding) for mark, encoding in MARKS if data.startswith(mark)), (b"", "utf-8"))
     body = data[len(mark) :]
     try:
@@ -69,8 +69,8 @@ def read(path: str | Path, what: str, unread: str = "cannot be read") -> str:
         place = text.index("\0")
         wide = "; it may be UTF-16 without a byte order mark" if body[:200].count(0) > len(body[:200]) // 4 else ""
         raise UsageError(f"{name} {unread}: line {text.count(chr(10), 0, place) + 1} holds a NUL byte{wide}",
-                         accepted="a text file in UTF-8, or in UTF-16 with its mark",
-                         do="save it as UTF-8, or check that it is a text file")  # fmt: skip
+                         expected="a text file in UTF-8, or in UTF-16 with its mark",
+                         hint="save it as UTF-8, or check that it is a text file")  # fmt: skip
     return re.sub("\r\n?", "\n", text)
 
 
@@ -78,20 +78,20 @@ def _undecodable(unread: str, body: bytes, encoding: str, at: int, before: int) 
     """What is wrong with `body` from byte `at` on, which `encoding` does not allow."""
     if encoding != "utf-8":
         return UsageError(f"{unread}: by its mark it is {encoding.upper()[:6]}, and byte {at + before} is not",
-                          accepted="a text file in UTF-8, or in UTF-16 with its mark", do="save it as UTF-8")  # fmt: skip
+                          expected="a text file in UTF-8, or in UTF-16 with its mark", hint="save it as UTF-8")  # fmt: skip
     line = body.count(b"\n", 0, at) + 1
     controls = sum(byte < 32 and byte not in b"\t\n\r\f\v" for byte in body[:1000])
     old = "" if controls else "; it may be Windows-1252 or Latin-1, or another old encoding of its country"
-    do = "check that it is a text file" if controls else "save it as UTF-8, as with iconv -f WINDOWS-1252 -t UTF-8"
+    hint = "check that it is a text file" if controls else "save it as UTF-8, as with iconv -f WINDOWS-1252 -t UTF-8"
     return UsageError(f"{unread}: line {line} is not UTF-8 (byte {at + before} is 0x{body[at]:02x}){old}",
-                      accepted="a text file in UTF-8, or in UTF-16 with its mark", do=do)  # fmt: skip
+                      expected="a text file in UTF-8, or in UTF-16 with its mark", hint=hint)  # fmt: skip
 
 
 def toml(text: str, name: str) -> dict[str, Any]:
     """The tables of a TOML file that `read` has read. Raises UsageError that calls it `name` where it is not TOML."""
 
     def refused(reason: str) -> UsageError:
-        return UsageError(f"{name} is not TOML: {reason}", accepted="TOML 1.0 in UTF-8", do="mend the line named")
+        return UsageError(f"{name} is not TOML: {reason}", expected="TOML 1.0 in UTF-8", hint="mend the line named")
 
     tables = parsed(lambda: tomllib.loads(text if text.endswith("\n") else text + "\n"), text, refused)
     level, depth = [tables], 0

@@ -17,7 +17,7 @@ import numpy as np
 
 from longgen import disk, ffmpeg
 from longgen.errors import LonggenError
-from longgen.filmfacts import comment, facts, unreadable
+from longgen.video_info import comment, facts, unreadable
 
 CRF = 18  # x264's constant rate factor: visually lossless
 LOOKAHEAD = 12  # frames that x264 looks ahead, where its own 40 would hold them back for seconds
@@ -137,8 +137,8 @@ class Writer:
         self._finished()
         self._log.seek(0)
         said = [reason] if reason else self._log.read().decode(errors="replace").strip().splitlines() or ["no reason given"]
-        return LonggenError(f"{self.path} could not be written: {said[0]}", accepted="a folder with room that may be written to",
-                            do="longgen decode on the run's folder writes it again, to -o ELSEWHERE.mp4")  # fmt: skip
+        return LonggenError(f"{self.path} could not be written: {said[0]}", expected="a folder with room that may be written to",
+                            hint="longgen decode on the run's folder writes it again, to -o ELSEWHERE.mp4")  # fmt: skip
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -148,8 +148,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     except ValueError:
         settings = None
     if not isinstance(settings, dict) or "longgen" not in settings:
-        raise LonggenError(f"{path} holds no longgen settings", accepted="an MP4 that longgen wrote and nobody re-encoded",
-                           do="look for run.json in the folder NAME.run beside it")  # fmt: skip
+        raise LonggenError(f"{path} holds no longgen settings", expected="an MP4 that longgen wrote and nobody re-encoded",
+                           hint="look for run.json in the folder NAME.run beside it")  # fmt: skip
     return settings
 
 
@@ -162,11 +162,11 @@ def size_and_fps(path: Path) -> tuple[tuple[int, int], float]:
     return found.size, found.fps
 
 
-def read_frames(path: Path, size: tuple[int, int], tell: Callable[[str], None] | None = None) -> Iterator[np.ndarray]:
+def read_frames(path: Path, size: tuple[int, int], log: Callable[[str], None] | None = None) -> Iterator[np.ndarray]:
     """Frames [height, width, 3] uint8 of a video of `size` (width, height), one at a time; of a file cut off those it holds.
 
     Each frame that is stored comes once, whenever it is shown. Their colours are read by the matrix that the file names, see
-    filmfacts.py. tell: is given a sentence at the end where some of it could not be decoded. Raises as `facts` does.
+    `longgen.video_info`. log: is given a sentence at the end where some of it could not be decoded. Raises as `facts` does.
     """
     width, height = size
     matrix = facts(path).matrix
@@ -174,15 +174,15 @@ def read_frames(path: Path, size: tuple[int, int], tell: Callable[[str], None] |
     arguments = ["-v", "error", *ffmpeg.source(path), "-map", "0:V:0", "-vf", colours, "-fps_mode", "passthrough", "-f", "rawvideo",
                  "pipe:1"]  # fmt: skip
     found = False
-    with ffmpeg.scratch() as log:
-        with ffmpeg.start(arguments, stdout=subprocess.PIPE, stderr=log) as process:
+    with ffmpeg.scratch() as errors:
+        with ffmpeg.start(arguments, stdout=subprocess.PIPE, stderr=errors) as process:
             assert process.stdout is not None
             while len(data := process.stdout.read(width * height * 3)) == width * height * 3:
                 found = True
                 yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
-        log.seek(0)
-        said = ffmpeg.last_words(log.read(), process.returncode)
+        errors.seek(0)
+        said = ffmpeg.last_words(errors.read(), process.returncode)
     if not found:
         raise unreadable(path, f"none of its frames could be decoded ({said or 'ffmpeg gives no reason'})")
-    if said and tell is not None:
-        tell(f"not all of it could be decoded, so that pictures may be missing or wrong ({said})")
+    if said and log is not None:
+        log(f"not all of it could be decoded, so that pictures may be missing or wrong ({said})")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from longgen import plan, preset
+from longgen import plan, planner, preset
 from longgen.backbones.spec import TINY
 
 torch.set_num_threads(1)
@@ -24,9 +24,10 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def tiny() -> Any:
     """The `tiny` backbone on the CPU in float32."""
-    from longgen.backbones import Setup, load
+    from longgen.backbones.settings import ModelSettings
+    from longgen.pipelines.loading import load
 
-    return load(TINY, Setup("cpu", "fp32"))
+    return load(TINY, ModelSettings("cpu", "fp32"))
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +58,6 @@ def tiny_plan() -> Callable[..., plan.Plan]:
     """A plan for `tiny`: tiny_plan("freespec", frames=161, steps=2, sets=["freespec.alpha=0"])."""
 
     def make(name: str, sets: tuple[str, ...] = (), **sample: Any) -> plan.Plan:
-        return plan.build(preset.load(name, sets, preset.Sample(**sample)), TINY)
+        return planner.build(preset.load(name, sets, preset.Sample(**sample)), TINY)
 
     return make

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import longgen
-from longgen import arguments, run
-from longgen.backbones import Setup
+from longgen import arguments, resolve
+from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import TINY
 from longgen.compare.run import compare_presets
 from longgen.errors import UsageError
@@ -45,7 +45,7 @@ WRONG_SETTINGS: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("wrong", "said"), WRONG_SETTINGS)
 def test_a_model_setting_is_checked_where_it_is_made(wrong: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
-        Setup(**{"device": "cpu", "dtype": "fp32"} | wrong)
+        ModelSettings(**{"device": "cpu", "dtype": "fp32"} | wrong)
     assert said in str(caught.value)
     with pytest.raises(UsageError) as again:
         longgen.generate("a", tmp_path / "a.mp4", backbone="tiny", model=wrong)
@@ -54,7 +54,7 @@ def test_a_model_setting_is_checked_where_it_is_made(wrong: dict[str, Any], said
 
 
 def test_a_model_setting_that_fits_is_taken_as_it_is() -> None:
-    made = Setup("cpu", "fp32", lora=["a:0.5"], cache="mag")  # type: ignore[arg-type]
+    made = ModelSettings("cpu", "fp32", lora=["a:0.5"], cache="mag")  # type: ignore[arg-type]
     assert made.lora == ("a:0.5",)
     assert dataclasses.replace(made, clip_batch=3).deciding() == {"lora": ["a:0.5"], "cache": "mag", "clip_batch": 3}
     with pytest.raises(UsageError, match="clip_batch = 0"):
@@ -103,10 +103,10 @@ def test_numbers_of_numpy_are_whole_numbers() -> None:
 
 
 def test_lists_of_prompts_and_seeds_are_no_single_ones(tmp_path: Path) -> None:
-    plans, setup = [run.planned("direct", TINY)], Setup("cpu", "fp32")
+    plans, model_settings = [resolve.planned("direct", TINY)], ModelSettings("cpu", "fp32")
     for prompts, seeds, said in (("a red circle", (0,), "prompts"), (["a"], (0, 0), "two are equal"), (["a"], 3, "seeds = 3")):
         with pytest.raises(UsageError, match=said):
-            compare_presets(plans, prompts, seeds, setup, tmp_path / "out")  # type: ignore[arg-type]
+            compare_presets(plans, prompts, seeds, model_settings, tmp_path / "out")  # type: ignore[arg-type]
         with pytest.raises(UsageError, match=said):
             settings_for(TINY, "quick", None, None, prompts, seeds, None, "fp32", ())  # type: ignore[arg-type]
     assert not any(tmp_path.iterdir())

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
-from longgen import __version__, backbones, checkpoint, run
+from longgen import __version__, checkpoint, planner, run
+from longgen.backbones import defaults
 from longgen.backbones.spec import TINY_FOLDER
 from longgen.cli import app
 from longgen.errors import UsageError
@@ -266,12 +267,12 @@ def test_loading_flags_reach_the_backbone(
     args: list[str], environment: dict[str, str], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from longgen import run
-    from longgen.backbones import Setup
+    from longgen.backbones.settings import ModelSettings
 
-    seen: list[Setup] = []
+    seen: list[ModelSettings] = []
 
-    def keep(jobs: Any, setup: Setup, *rest: Any) -> list[run.Failure]:
-        seen.append(setup)
+    def keep(jobs: Any, model_settings: ModelSettings, *rest: Any) -> list[run.Failure]:
+        seen.append(model_settings)
         return [run.Failure("x", "x.mp4", "x", 0, "not made")]
 
     monkeypatch.setattr(run, "generate_jobs", keep)
@@ -280,31 +281,31 @@ def test_loading_flags_reach_the_backbone(
     longgen(
         "generate", "--prompt", "a small red circle bouncing on a navy background", "--backbone", "tiny", "--device", "cpu", *args
     )
-    assert seen == [Setup(**{"device": "cpu", "dtype": "fp32"} | expected)]
+    assert seen == [ModelSettings(**{"device": "cpu", "dtype": "fp32"} | expected)]
 
 
 def test_a_run_goes_on_with_the_flags_that_it_began_with(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from longgen import plan, preset
-    from longgen.backbones import Setup
+    from longgen import preset
+    from longgen.backbones.settings import ModelSettings
     from longgen.backbones.spec import TINY
 
-    setup = Setup(
+    model_settings = ModelSettings(
         "cpu", "bf16", lora=("a.safetensors:0.5",), quantize="fp8", attention="native", cache="mag", compile=True, clip_batch=2
     )
-    made = plan.build(preset.load("direct", (), preset.Sample(frames=17)), TINY)
-    seen: list[Setup] = []
+    made = planner.build(preset.load("direct", (), preset.Sample(frames=17)), TINY)
+    seen: list[ModelSettings] = []
 
-    def keep(jobs: Any, setup: Setup, *rest: Any) -> list[run.Failure]:
-        seen.append(setup)
+    def keep(jobs: Any, model_settings: ModelSettings, *rest: Any) -> list[run.Failure]:
+        seen.append(model_settings)
         return [run.Failure("x", "x.mp4", "x", 0, "not made")]
 
     monkeypatch.setattr(run, "generate_jobs", keep)
     (place / "ball.run").mkdir()
     checkpoint.save_json(
-        place / "ball.run" / "run.json", {"status": "running", "settings": run.settings_of(made, PROMPT, 1, setup)}
+        place / "ball.run" / "run.json", {"status": "running", "settings": run.settings_of(made, PROMPT, 1, model_settings)}
     )
     longgen("generate", "-o", "ball.mp4", "--resume", "--device", "cpu")
-    assert seen == [setup]
+    assert seen == [model_settings]
 
 
 @pytest.mark.parametrize(
@@ -494,7 +495,7 @@ ERRORS: list[tuple[list[str], int, list[str]]] = [
     ([*BATCH, "../files/bytes.bin"], 2, ["bytes.bin cannot be read", "UTF-8"]),
     ([*BATCH, "../files"], 2, ["../files cannot be read"]),
     # options that are given twice, under whichever of their names
-    ([*GENERATE, "-p", "a blue circle"], 2, ["--prompt is given 2 times", "accepted: one --prompt"]),
+    ([*GENERATE, "-p", "a blue circle"], 2, ["--prompt is given 2 times", "expected: one --prompt"]),
     ([*GENERATE, "--seed", "1", "--seed=2"], 2, ["--seed is given 3 times"]),
     ([*PLAN, "--num-frames", "81", "-f", "81"], 2, ["--frames is given 2 times"]),
     ([*PLAN, "--num_frames", "81", "-f", "81"], 2, ["--frames is given 2 times"]),
@@ -562,7 +563,7 @@ def test_errors_say_what_was_given_what_is_accepted_and_what_to_do(
 ) -> None:
     (place.parent / "files").symlink_to(files)
     done = longgen(*args)
-    check_error(done.stderr, done.stdout, ["longgen: ", "accepted: ", "do: ", *fragments])
+    check_error(done.stderr, done.stdout, ["longgen: ", "expected: ", "hint: ", *fragments])
     assert done.exit_code == code
     assert list(place.glob("*.mp4")) == []
 
@@ -575,10 +576,10 @@ def test_the_option_parser_names_the_option(args: list[str], fragments: list[str
     assert done.exit_code == 2
 
 
-@pytest.mark.skipif(backbones.has_gpu(), reason="there is a GPU here")
+@pytest.mark.skipif(defaults.has_gpu(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there() -> None:
     done = longgen(*GENERATE, "--device", "cuda")
-    check_error(done.stderr, done.stdout, ["--device cuda", "accepted: cpu", "do: "])
+    check_error(done.stderr, done.stdout, ["--device cuda", "expected: cpu", "hint: "])
     assert done.exit_code == 2
 
 
@@ -595,7 +596,7 @@ def test_weights_that_are_not_here_and_cannot_be_fetched(args: list[str], fragme
     environment.pop("HF_HUB_CACHE", None)
     command = [sys.executable, "-m", "longgen.cli", *args]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    check_error(done.stderr, done.stdout, ["accepted: ", "do: ", *fragments])
+    check_error(done.stderr, done.stdout, ["expected: ", "hint: ", *fragments])
     assert done.returncode == 3
 
 
@@ -614,7 +615,7 @@ def test_an_unfinished_run_is_neither_taken_up_nor_overwritten_unasked(left: dic
     for name, content in left.items():
         (place / "ball.run" / name).write_text(content)
     done = longgen(*GENERATE, "-o", "ball.mp4")
-    check_error(done.stderr, done.stdout, ["ball.run", "accepted: ", "do: ", "--overwrite"])
+    check_error(done.stderr, done.stdout, ["ball.run", "expected: ", "hint: ", "--overwrite"])
     assert done.exit_code in (1, 2)
     assert {path.name: path.read_text() for path in (place / "ball.run").iterdir()} == left
     allowed = longgen(*GENERATE, "-o", "ball.mp4", "--overwrite", "--device", "abacus")  # gets as far as the device
@@ -839,7 +840,7 @@ def test_variables_that_nobody_reads_are_said_to_be_such(monkeypatch: pytest.Mon
         (["--quantize", "int8"], ["torchao"]),
         (["--device", "cud"], ["--device cud"]),
         (["--device", "meta"], ["--device meta"]),
-        (["--device", "cpu:1"], ["--device cpu:1", "accepted: cpu"]),
+        (["--device", "cpu:1"], ["--device cpu:1", "expected: cpu"]),
         (["--device", ""], ["device = ''"]),
         (["--steps", "1001"], ["1001 steps", "1 to 1000"]),
     ],
@@ -850,7 +851,7 @@ def test_a_dry_run_checks_what_it_says(args: list[str], fragments: list[str]) ->
     ):
         pytest.skip("it is installed here")
     done = longgen("generate", "--backbone", "tiny", "-p", PROMPT, "--dry-run", *args)
-    check_error(done.stderr, done.stdout, ["accepted: ", "do: ", *fragments])
+    check_error(done.stderr, done.stdout, ["expected: ", "hint: ", *fragments])
 
 
 MAKE = '-m longgen.cli generate --backbone tiny --frames 5 --steps 1 --seed 1 -q -p "a corgi"'

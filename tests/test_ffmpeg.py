@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from longgen import ffmpeg, run
 from longgen.cli import app
 from longgen.errors import LonggenError, MissingError, UsageError
-from longgen.filmfacts import facts
 from longgen.video import Writer, read_frames, read_settings
+from longgen.video_info import facts
 
 SIZE = (64, 48)
 SETTINGS = {"longgen": "0", "prompt": "a"}

@@ -12,8 +12,8 @@ import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
 
 from longgen.errors import LonggenError, MissingError
-from longgen.filmfacts import facts
 from longgen.video import Writer, read_frames
+from longgen.video_info import facts
 
 SIZE = (64, 48)
 RED = (200, 40, 40)
@@ -129,8 +129,8 @@ def test_colours_that_would_be_wrong_are_refused_by_name(tmp_path: Path, params:
         facts(path)
     assert said in refused.value.given
     if "HDR" in said:
-        assert "tonemap" in refused.value.do
-        assert f"'{tmp_path}/it'\"'\"'s.mp4'" in refused.value.do
+        assert "tonemap" in refused.value.hint
+        assert f"'{tmp_path}/it'\"'\"'s.mp4'" in refused.value.hint
         with pytest.raises(LonggenError, match="HDR"):
             next(read_frames(path, SIZE))
 

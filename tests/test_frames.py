@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longgen import frames
+from longgen import frames, units
 from longgen.errors import UsageError
 
 COUNTS = st.integers(1, 10_000)
@@ -60,7 +60,7 @@ def test_counts_of_known_models(frames_px: int, stride: int, frames_lat: int, ro
     ],
 )
 def test_durations(duration: str, fps: int, frames_px: int) -> None:
-    assert frames.duration_frames(duration, fps) == frames_px
+    assert units.duration_frames(duration, fps) == frames_px
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,9 @@ def test_durations(duration: str, fps: int, frames_px: int) -> None:
 )
 def test_what_is_no_duration_is_refused(duration: str) -> None:
     with pytest.raises(UsageError) as refusal:
-        frames.duration_frames(duration, 16)
+        units.duration_frames(duration, 16)
     assert repr(duration) in str(refusal.value)
-    assert "1m30s" in refusal.value.accepted
+    assert "1m30s" in refusal.value.expected
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_what_is_no_duration_is_refused(duration: str) -> None:
 )
 def test_no_time_and_a_time_of_thousands_of_digits_are_refused(duration: str, said: str) -> None:
     with pytest.raises(UsageError, match=said) as refusal:
-        frames.duration_frames(duration, 16)
+        units.duration_frames(duration, 16)
     assert len(str(refusal.value)) < 400
 
 

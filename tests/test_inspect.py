@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from longgen import show
+from longgen import describe
 from longgen.cli import app
 from longgen.preset import load
 from longgen.video import read_settings
@@ -73,7 +73,7 @@ def kept(**settings: Any) -> dict[str, Any]:
 
 
 def test_every_setting_of_loading_is_in_the_command() -> None:
-    line = show.command_again(
+    line = describe.command_again(
         kept(lora=["a b.safetensors:0.5", "-c"], quantize="int8", attention="flash", cache="mag:0.1", compile=True, clip_batch=3),
         Path("a.mp4"),
     )
@@ -84,7 +84,7 @@ def test_every_setting_of_loading_is_in_the_command() -> None:
 
 def test_a_prompt_ends_neither_its_line_nor_its_quotes() -> None:
     for text in (HOSTILE, "a\n", "-n", "\\", "\\n\n", "%s\n", "\x85\u2028é\n'", "\r\nx\\0101", "!x"):
-        line = show.command_again(kept(prompt=text), Path("a.mp4"))
+        line = describe.command_again(kept(prompt=text), Path("a.mp4"))
         assert not set(line) & {"\n", "\x1b", "\x85", "\u2028"}
         words = subprocess.run(["bash", "-c", f"longgen() {{ printf '%s\\0' \"$@\"; }}; {line}"], capture_output=True, check=True)
         wanted = f"--prompt={text}" if text.startswith("-") else text

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from longgen import plan, preset
-from longgen.backbones import Setup, pipeline, random
+from longgen import planner, preset
+from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import SPECS
-from longgen.backbones.wan import Wan
 from longgen.bench.memory import Account
+from longgen.pipelines import base, random_weights
+from longgen.pipelines.wan import Wan
 from longgen.plan import Plan
 from longgen.technique import Step
 
@@ -52,15 +53,17 @@ def alive(made: Plan) -> int:
     """Bytes of the tensors at the peak of one call in the first step, weights apart."""
     torch.set_default_dtype(torch.bfloat16)
     try:
-        model = random.TRANSFORMERS[made.spec.family](**random.settings(made.spec)).eval()
+        model = random_weights.TRANSFORMERS[made.spec.family](**random_weights.settings(made.spec)).eval()
     finally:
         torch.set_default_dtype(torch.float32)
     following = nullcontext()
     if made.table.any():
         backbone = Wan(
-            made.spec, SimpleNamespace(transformer=model, scheduler=None, components={"transformer": model}), Setup("cpu", "bf16")
+            made.spec,
+            SimpleNamespace(transformer=model, scheduler=None, components={"transformer": model}),
+            ModelSettings("cpu", "bf16"),
         )
-        backbone.clock = Clock(Step(0, tuple(range(1000, 0, -20))))
+        backbone.step_state = Clock(Step(0, tuple(range(1000, 0, -20))))
         following = backbone.installed(made)
     call = arguments(made)
     with following, Account() as account:
@@ -72,7 +75,7 @@ def alive(made: Plan) -> int:
 class Clock:
     step: Step
     index: int = 0
-    company: None = None
+    clips: None = None
     observer: None = None
 
 
@@ -85,14 +88,14 @@ def only_shapes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         output, sums = operator(*(x.transpose(1, 2) for x in (q, k, v)))
         return output.transpose(1, 2), sums
 
-    monkeypatch.setattr(pipeline, "summing", lambda *_: summing)
+    monkeypatch.setattr(base, "attention_with_lse", lambda *_: summing)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         yield
 
 
 def made_for(name: str, backbone: str, frames: int | None = None, size: tuple[int, int] | None = None) -> Plan:
     spec = replace(SPECS[backbone], layers=LAYERS)
-    return plan.build(preset.load(name, (), preset.Sample(frames=frames or spec.native_px, size=size)), spec)
+    return planner.build(preset.load(name, (), preset.Sample(frames=frames or spec.native_px, size=size)), spec)
 
 
 @pytest.mark.parametrize(

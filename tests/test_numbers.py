@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from longgen import catalog, plan, preset
+from longgen import catalog, plan, planner, preset
 from longgen.backbones.spec import TINY, TINY_CAUSAL
 from longgen.errors import UsageError
-from longgen.frameplan import Clip
+from longgen.frameplan import Geometry
 from longgen.technique import LONGEST, Technique
 
 HUGE = (10**3, 10**6, 10**20, 1e20, 1e308, 5e-324, math.nan, math.inf, -1, -1.0, -(10**20), 0, 0.0)
@@ -36,7 +36,7 @@ CASES = [(name, key) for name in catalog.TECHNIQUES for key in numeric(catalog.t
 
 def built(tables: list[dict[str, Any]], frames: int, causal: bool) -> plan.Plan:
     made = preset.from_tables({"name": "one", "sample": {"frames": frames}, "technique": tables}, "one")
-    return plan.build(made, TINY_CAUSAL if causal else TINY)
+    return planner.build(made, TINY_CAUSAL if causal else TINY)
 
 
 def test_the_parameters_are_found() -> None:
@@ -48,7 +48,7 @@ def test_the_parameters_are_found() -> None:
 @pytest.mark.parametrize(("name", "key"), CASES, ids=[f"{name}.{key}" for name, key in CASES])
 def test_a_number_that_nobody_means_is_planned_or_refused(name: str, key: str) -> None:
     """Nothing else is raised, no number of a plan is nan, and no longer a table is made than the clip is."""
-    causal = "whole-clip" not in catalog.technique(name).needs
+    causal = "whole-clip" not in catalog.technique(name).requires
     beside: list[dict[str, Any]] = []
     if name in ("rebase", "sink", "rollout") and causal:  # what they act on
         beside = [{"name": one} for one in ("window", "sink") if one != name]
@@ -61,8 +61,8 @@ def test_a_number_that_nobody_means_is_planned_or_refused(name: str, key: str) -
         if made is None:
             assert refused is not None
             assert name in refused.given, (value, refused)
-            assert refused.accepted
-            assert refused.do
+            assert refused.expected
+            assert refused.hint
             continue
         assert math.isfinite(made.cost), value
         assert made.steps <= 1000, value
@@ -73,7 +73,7 @@ def test_a_number_that_nobody_means_is_planned_or_refused(name: str, key: str) -
 
 
 @pytest.mark.parametrize(
-    ("backbone", "tables", "frames", "message", "accepted"),
+    ("backbone", "tables", "frames", "message", "expected"),
     [
         (TINY, {"name": "fifo", "partitions": 1000}, 321, "fifo.partitions = 1000 of 21 latent frames are 21000 places", "1 to 47"),
         (TINY, {"name": "fifo", "partitions": 10**20}, 33, "fifo.partitions = 1" + 20 * "0" + ": .*less than or equal to 1000", ""),
@@ -93,11 +93,11 @@ def test_a_number_that_nobody_means_is_planned_or_refused(name: str, key: str) -
     ],
     ids=lambda value: value["name"] if isinstance(value, dict) else "",
 )
-def test_what_is_refused_says_what_is_accepted(backbone: Any, tables: Any, frames: int, message: str, accepted: str) -> None:
+def test_what_is_refused_says_what_is_accepted(backbone: Any, tables: Any, frames: int, message: str, expected: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         built([tables], frames, backbone is TINY_CAUSAL)
-    assert caught.value.accepted == (accepted or "what each line names")
-    assert caught.value.do
+    assert caught.value.expected == (expected or "what each line names")
+    assert caught.value.hint
 
 
 def test_what_is_large_and_meant_is_planned() -> None:
@@ -121,7 +121,7 @@ def test_a_cutoff_near_zero_keeps_the_mean_alone(cutoff: float) -> None:
     assert low.sum() == low[0, 0, 0] == 1
     assert torch.equal(high, (1 - low**2).sqrt())
     noise = torch.randn(1, 2, 30, 4, 6, generator=torch.Generator().manual_seed(0))
-    mixed = GlcNoise(cutoff=cutoff).mix(noise, Clip(30, 8, (1.0,)), torch.Generator().manual_seed(1))
+    mixed = GlcNoise(cutoff=cutoff).mix(noise, Geometry(30, 8, (1.0,)), torch.Generator().manual_seed(1))
     assert mixed.std() == pytest.approx(1, abs=0.1)
     for boundary in ("circular", "reflect"):
         assert kernel(6, cutoff, boundary) == pytest.approx(np.full((6, 6), 1 / 6))  # type: ignore[arg-type]

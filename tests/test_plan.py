@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from longgen import catalog, plan, preset
-from longgen.attention.kvcache import sight_of
+from longgen import catalog, plan, planner, preset
+from longgen.attention.kvcache import chunk_view
 from longgen.backbones.spec import SELF_FORCING, SPECS, TINY, TINY_CAUSAL, BackboneSpec
 from longgen.errors import UsageError
-from longgen.frameplan import neutral
+from longgen.frameplan import full_attention
 from longgen.plan import Plan
 
 WAN = SPECS["wan2.1-1.3b"]
@@ -24,7 +24,7 @@ WINDOW = {"name": "window"}
 
 def stacked(*tables: dict[str, object], spec: BackboneSpec = TINY, **sample: object) -> Plan:
     made = preset.from_tables({"name": "stack", "sample": sample, "technique": list(tables)}, "stack")
-    return plan.build(made, spec)
+    return planner.build(made, spec)
 
 
 def test_frames_are_rounded_up_and_it_is_said() -> None:
@@ -60,13 +60,13 @@ def test_freespec_costs_both_branches_before_the_split() -> None:
 
 
 def test_operations_of_wan_at_321_frames_by_hand() -> None:
-    made = plan.build(preset.load("direct", sample=preset.Sample(frames=321)), WAN)
+    made = planner.build(preset.load("direct", sample=preset.Sample(frames=321)), WAN)
     tokens, width = 81 * 1560, 1536
     assert made.tokens == tokens == 126_360
     attention = 4 * tokens**2 * width
     linear = tokens * (12 * width**2 + 4 * width * 8960) + 512 * 4 * width**2 + 4 * tokens * 512 * width
-    assert made.operations(None) == attention + linear
-    window = plan.build(preset.load("sliding-window", sample=preset.Sample(frames=321)), WAN)
+    assert made.flops(None) == attention + linear
+    window = planner.build(preset.load("sliding-window", sample=preset.Sample(frames=321)), WAN)
     assert window.cost == pytest.approx((attention * 21 / 81 + linear) / (attention + linear))
     assert window.cost == pytest.approx(0.33, abs=0.01)  # what counting operations gives in the seeds' setting
 
@@ -89,7 +89,7 @@ def test_two_techniques_that_claim_the_same_are_refused_by_name() -> None:
 @pytest.mark.parametrize(("one", "other"), [({"layers": [0, 1]}, {"layers": [2, 3]}), ({"steps": [0, 0.5]}, {"steps": [0.5, 1]})])
 def test_they_may_share_a_slot_in_different_layers_or_steps(one: dict[str, object], other: dict[str, object]) -> None:
     made = stacked(WINDOW | one, {"name": "freespec"} | other, frames=321)
-    assert len({act.name for act in made.acting}) == 2
+    assert len({act.name for act in made.techniques}) == 2
 
 
 def test_riflex_stacks_with_window_and_with_freespec() -> None:
@@ -98,7 +98,7 @@ def test_riflex_stacks_with_window_and_with_freespec() -> None:
         for program in made.programs[1:]:
             assert program is not None
             for branch in program.branches.values():
-                assert branch.scale is not None
+                assert branch.frequency_scale is not None
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_refusals(tables: list[dict[str, object]], sample: dict[str, object], me
 def refusal(name: str, spec: BackboneSpec) -> str | None:
     """What of a preset `spec` cannot take, as the message should say it."""
     techniques = preset.load(name).techniques
-    absent = [need for one in techniques for need in one.needs if need not in spec.capabilities]
+    absent = [need for one in techniques for need in one.requires if need not in spec.capabilities]
     if absent:
         return rf"needs {absent[0]} \(.*\), which {spec.name} does not have"
     if any(isinstance(one.layers, str) and one.layers not in ("all", *spec.verdicts) for one in techniques):
@@ -136,9 +136,9 @@ def test_every_preset_plans_on_every_backbone_or_says_why_not(name: str, backbon
     chosen, reason = preset.load(name, sample=preset.Sample(frames=4 * spec.native_px)), refusal(name, spec)
     if reason:
         with pytest.raises(UsageError, match=reason):
-            plan.build(chosen, spec)
+            planner.build(chosen, spec)
         return
-    made = plan.build(chosen, spec)
+    made = planner.build(chosen, spec)
     assert made.table.shape == (SPECS[backbone].layers, made.steps)
     assert made.memory_bytes("bf16")["peak"] > 0
     for one in (p for branch, _, _ in made.branches().values() for p in branch.passes):
@@ -148,28 +148,28 @@ def test_every_preset_plans_on_every_backbone_or_says_why_not(name: str, backbon
 
 def test_a_negative_prompt_is_refused_where_guidance_is_an_input_of_the_model() -> None:
     with pytest.raises(UsageError, match="hunyuanvideo reads no negative prompt"):
-        plan.build(preset.load("direct", sample=preset.Sample(negative_prompt="blurred")), SPECS["hunyuanvideo"])
-    plan.build(preset.load("direct", sample=preset.Sample(negative_prompt="blurred")), SPECS["cogvideox-5b"])
+        planner.build(preset.load("direct", sample=preset.Sample(negative_prompt="blurred")), SPECS["hunyuanvideo"])
+    planner.build(preset.load("direct", sample=preset.Sample(negative_prompt="blurred")), SPECS["cogvideox-5b"])
 
 
 def test_ltx_takes_no_single_step() -> None:
     """Its scheduler, as published, divides by zero at one step."""
     with pytest.raises(UsageError, match="1 step is too few for ltx-2b"):
-        plan.build(preset.load("direct", sample=preset.Sample(steps=1)), SPECS["ltx-2b"])
-    assert plan.build(preset.load("direct", sample=preset.Sample(steps=2)), SPECS["ltx-2b"]).steps == 2
+        planner.build(preset.load("direct", sample=preset.Sample(steps=1)), SPECS["ltx-2b"])
+    assert planner.build(preset.load("direct", sample=preset.Sample(steps=2)), SPECS["ltx-2b"]).steps == 2
 
 
 def test_layers_follow_a_verdict_where_there_is_one() -> None:
-    made = plan.build(preset.load("freeloc", sample=preset.Sample(frames=321)), WAN)
-    by_name = {act.name: act.layers for act in made.acting}
+    made = planner.build(preset.load("freeloc", sample=preset.Sample(frames=321)), WAN)
+    by_name = {act.name: act.layers for act in made.techniques}
     assert by_name["vrpr"] == (2, 3, 5, 8, 12, 17, 19, 20, 21, 26, 27, 28, 29)
     assert sorted(by_name["vrpr"] + by_name["tsa"]) == list(range(30))
     with pytest.raises(UsageError, match="nobody has probed which layers of wan2") as e:
-        plan.build(preset.load("freeloc"), SPECS["wan2.1-14b"])
+        planner.build(preset.load("freeloc"), SPECS["wan2.1-14b"])
     assert e.value.given.startswith("vrpr.layers = 'position-sensitive'")
-    assert "a probe of it" in e.value.accepted
-    assert "longgen probe --backbone wan2.1-14b" in e.value.do
-    assert "--layers all" in e.value.do
+    assert "a probe of it" in e.value.expected
+    assert "longgen probe --backbone wan2.1-14b" in e.value.hint
+    assert "--layers all" in e.value.hint
 
 
 def test_two_makers_of_noise_are_refused_and_one_can_be_silenced() -> None:
@@ -181,7 +181,7 @@ def test_two_makers_of_noise_are_refused_and_one_can_be_silenced() -> None:
 
 def test_a_stack_that_leaves_a_frame_nothing_to_see_is_refused() -> None:
     with pytest.raises(UsageError, match="some techniques leave frame 1 nothing to see"):
-        plan._check_sight("some techniques", neutral(3).see_only(np.diag([True, False, True])))
+        plan._check_sight("some techniques", full_attention(3).see_only(np.diag([True, False, True])))
 
 
 @pytest.mark.parametrize("name", ["glc-noise", "vmcr", "gen-l-video", "fifo"])
@@ -193,7 +193,7 @@ def test_layers_are_refused_where_a_technique_knows_none(name: str) -> None:
 def test_the_order_in_a_preset_does_not_matter() -> None:
     tables = [{"name": "sink"}, {"name": "flex"}, {"name": "vrpr"}, {"name": "window"}]
     one, other = stacked(*tables, frames=321), stacked(*reversed(tables), frames=321)
-    assert [act.name for act in one.acting] == ["vrpr", "window", "sink", "flex"]
+    assert [act.name for act in one.techniques] == ["vrpr", "window", "sink", "flex"]
     keys = [{plan.key for plan, _, _ in made.branches().values()} for made in (one, other)]
     assert keys[0] == keys[1]
 
@@ -204,8 +204,8 @@ def test_flex_acts_by_the_distances_that_are_left() -> None:
     assert any("flex changes nothing" in note for note in behind.notes)
     with_sink = stacked({"name": "flex"}, WINDOW, {"name": "sink"}, frames=321)
     (branch,) = (made for made, _, _ in with_sink.branches().values())
-    assert branch.scale is not None
-    assert branch.scale.min() == pytest.approx(20 / 80)
+    assert branch.frequency_scale is not None
+    assert branch.frequency_scale.min() == pytest.approx(20 / 80)
 
 
 TAKEN = [name for name in preset.names() if name != "fifo"  # whose steps are its own: tests/sampling/test_fifo.py
@@ -216,7 +216,7 @@ TAKEN = [name for name in preset.names() if name != "fifo"  # whose steps are it
 def test_every_preset_runs_two_steps_on_tiny(tiny: object, tiny_plan: Callable[..., Plan], name: str) -> None:
     import torch
 
-    from longgen.sampling import direct
+    from longgen.loops import direct
 
     layers = tuple(f"{one}.layers=all" for one in ("vrpr", "tsa")) if name == "freeloc" else ()
     made = tiny_plan(name, layers, frames=141, steps=2)
@@ -249,16 +249,16 @@ IN_ROLLOUTS = {"ans", "window", "sink", "rebase", "flex", "riflex", "ntk", "yarn
 @pytest.mark.parametrize("name", catalog.TECHNIQUES)
 def test_a_technique_works_in_a_rollout_or_is_refused_in_the_user_s_words(name: str) -> None:
     if name in IN_ROLLOUTS:
-        assert name in [act.name for act in stacked({"name": name}, spec=SELF_FORCING, frames=321).acting]
+        assert name in [act.name for act in stacked({"name": name}, spec=SELF_FORCING, frames=321).techniques]
         return
     with pytest.raises(UsageError) as caught:
         stacked({"name": name}, spec=SELF_FORCING, frames=321)
-    needs = {need for need in catalog.technique(name).needs if need not in SELF_FORCING.capabilities}
-    assert "whole-clip" in needs
-    assert any(caught.value.given.startswith(f"{name} needs {need} (") for need in needs)
+    requires = {need for need in catalog.technique(name).requires if need not in SELF_FORCING.capabilities}
+    assert "whole-clip" in requires
+    assert any(caught.value.given.startswith(f"{name} needs {need} (") for need in requires)
     assert "which self-forcing does not have" in caught.value.given
-    assert "wan2.1-1.3b" in caught.value.accepted
-    assert caught.value.do == "choose one of them, or a preset without it"
+    assert "wan2.1-1.3b" in caught.value.expected
+    assert caught.value.hint == "choose one of them, or a preset without it"
 
 
 @pytest.mark.parametrize("backbone", [name for name, spec in SPECS.items() if not spec.causal])
@@ -266,21 +266,21 @@ def test_a_rollout_is_refused_where_frames_see_each_other_both_ways(backbone: st
     assert set(ROLLED) == {"self-forcing", "flex", "longlive", "flex-longlive", "deep-forcing", "infinity-rope"}
     for name in ROLLED:
         with pytest.raises(UsageError, match=f"rollout needs kv-cache .*, which {backbone} does not have") as caught:
-            plan.build(preset.load(name), SPECS[backbone])
-        assert caught.value.accepted == "backbones that have it: " + ", ".join(spec.name for spec in CAUSAL)
+            planner.build(preset.load(name), SPECS[backbone])
+        assert caught.value.expected == "backbones that have it: " + ", ".join(spec.name for spec in CAUSAL)
 
 
 @pytest.mark.parametrize("spec", CAUSAL, ids=lambda spec: spec.name)
 def test_a_rollout_and_a_native_window_are_implied_without_a_word(spec: BackboneSpec) -> None:
     for frames in (spec.native_px, 321):
         made = stacked(spec=spec, frames=frames)
-        assert [act.name for act in made.acting] == ["window", "rollout"]
+        assert [act.name for act in made.techniques] == ["window", "rollout"]
         assert made.preset.techniques == ()
         assert made.notes == ()
         assert made.chunk_lat == 3
     assert made.slots_lat == 21
     shorter = stacked({"name": "window", "frames": 6}, spec=spec, frames=321)
-    assert [act.name for act in shorter.acting] == ["window", "rollout"]
+    assert [act.name for act in shorter.techniques] == ["window", "rollout"]
     assert shorter.slots_lat == 6
 
 
@@ -299,8 +299,8 @@ def test_flex_behind_rebase_is_noted_as_inert() -> None:
     wide = stacked({"name": "window", "frames": 30}, *tables[1:], {"name": "rebase"}, spec=SELF_FORCING, frames=321)
     assert wide.notes == ()
     (branch,) = (made for made, _, _ in wide.branches().values())
-    assert branch.scale is not None
-    assert branch.scale[21] == pytest.approx(20 / 32)
+    assert branch.frequency_scale is not None
+    assert branch.frequency_scale[21] == pytest.approx(20 / 32)
 
 
 def test_the_notes_of_a_rollout_stand_in_its_run_json(causal: Any, tmp_path: Path) -> None:
@@ -320,8 +320,8 @@ def test_a_window_shorter_than_a_chunk_is_refused(chunk: int, window: int, other
     tables = [{"name": "window", "frames": window}, {"name": "rollout", "chunk": chunk}, *others]
     with pytest.raises(UsageError, match=f"window.* show a chunk of {chunk} latent frames less than itself") as caught:
         stacked(*tables, spec=SELF_FORCING, frames=321)
-    assert caught.value.accepted == f"a window of {chunk} or more"
-    assert caught.value.do == f"--set window.frames={chunk} or more"
+    assert caught.value.expected == f"a window of {chunk} or more"
+    assert caught.value.hint == f"--set window.frames={chunk} or more"
     stacked({"name": "window", "frames": chunk}, {"name": "rollout", "chunk": chunk}, *others, spec=SELF_FORCING, frames=321)
 
 
@@ -329,23 +329,25 @@ def test_a_window_shorter_than_a_chunk_is_refused(chunk: int, window: int, other
 def test_every_pair_in_a_rollout_is_of_the_form_that_a_cache_serves(pair: tuple[str, str]) -> None:
     """Or it is refused when it is planned; never in the middle of a video."""
     both = [catalog.technique(name) for name in pair]
-    if set(both[0].claims) & set(both[1].claims):
+    if set(both[0].exclusive) & set(both[1].exclusive):
         with pytest.raises(UsageError, match=f"{pair[0]} and {pair[1]} both decide|{pair[1]} and {pair[0]} both decide"):
             stacked(*({"name": name} for name in pair), spec=TINY_CAUSAL, frames=321)
         return
     made = stacked(*({"name": name} for name in pair), spec=TINY_CAUSAL, frames=321)
     for frames_lat, queries in ((3, 3), (24, 3), (27, 3), (81, 3), (21, 21), (81, 18)):  # chunks, and what a switch runs again
-        programs, table = made.rolled(frames_lat, queries)
+        programs, table = made.programs_for_chunk(frames_lat, queries)
         for index in np.unique(table).tolist():
             program = programs[index]
             assert program is None or program.fusion is None
             if program is not None:
-                sight_of(program.branches["main"], list(range(frames_lat)))
+                chunk_view(program.branches["main"], list(range(frames_lat)))
 
 
 def test_what_is_held_is_all_that_is_seen() -> None:
     made = stacked({"name": "window", "frames": 6}, {"name": "sink"}, {"name": "rebase"}, spec=TINY_CAUSAL, frames=321)
-    (whole,), (held,) = (programs[1:] for programs, _ in (made.rolled(30, 3), made.rolled(30, 3, [0, 1, 2, 26])))
+    (whole,), (held,) = (
+        programs[1:] for programs, _ in (made.programs_for_chunk(30, 3), made.programs_for_chunk(30, 3, [0, 1, 2, 26]))
+    )
     assert whole is not None
     assert held is not None
     for program, past in ((whole, [0, 1, 2, 24, 25, 26]), (held, [0, 1, 2, 26])):
@@ -388,16 +390,16 @@ def test_the_cost_of_a_rollout_by_hand(
 def test_memory_of_a_rollout_does_not_grow_with_its_length() -> None:
     by_hand = (3 * 21 * 1560 + 2 * 512) * 1536 * 30 * 2  # keys twice and values, of 21 frames, and the text's; in bfloat16
     for frames in (321, 16797):
-        made = plan.build(preset.load("flex", sample=preset.Sample(frames=frames)), SELF_FORCING)
+        made = planner.build(preset.load("flex", sample=preset.Sample(frames=frames)), SELF_FORCING)
         assert made.cache_bytes("bf16") == by_hand
         assert made.cache_bytes("fp32") == 2 * by_hand
-        guided = plan.build(preset.load("flex", sample=preset.Sample(frames=frames, guidance_scale=3.0)), SELF_FORCING)
+        guided = planner.build(preset.load("flex", sample=preset.Sample(frames=frames, guidance_scale=3.0)), SELF_FORCING)
         assert guided.cache_bytes("bf16") == 2 * by_hand  # of both texts
         memory = made.memory_bytes("bf16")
         assert memory["peak"] == sum(memory[part] for part in ("weights", "companions", "activations"))
-        plain = plan.build(preset.load("direct", sample=preset.Sample(frames=9)), WAN)  # a chunk's activations, and no cache
+        plain = planner.build(preset.load("direct", sample=preset.Sample(frames=9)), WAN)  # a chunk's activations, and no cache
         assert memory["activations"] == plain.memory_bytes("bf16")["activations"] + by_hand
-    assert plan.build(preset.load("direct"), WAN).cache_bytes("bf16") == 0
+    assert planner.build(preset.load("direct"), WAN).cache_bytes("bf16") == 0
 
 
 @pytest.mark.parametrize("name", ROLLED)
@@ -421,7 +423,7 @@ FRAMES_SEEN = {  # M in all, as the papers and their code say it, and the larges
 
 @pytest.mark.parametrize("name", ROLLED)
 def test_the_presets_see_as_many_frames_as_their_papers_say(name: str) -> None:
-    made = plan.build(preset.load(name, sample=preset.Sample(frames=501)), SELF_FORCING)
+    made = planner.build(preset.load(name, sample=preset.Sample(frames=501)), SELF_FORCING)
     (branch,) = (one for one, _, _ in made.branches().values())
     assert (made.slots_lat, branch.reach) == FRAMES_SEEN[name]
     assert made.notes == ()
@@ -431,9 +433,9 @@ def test_the_presets_see_as_many_frames_as_their_papers_say(name: str) -> None:
 def test_every_preset_runs_on_a_causal_backbone(causal: Any, name: str) -> None:
     import torch
 
-    from longgen.sampling import start
+    from longgen.loops import start
 
-    made = plan.build(preset.load(name, sample=preset.Sample(frames=93, steps=2)), causal.spec)
+    made = planner.build(preset.load(name, sample=preset.Sample(frames=93, steps=2)), causal.spec)
     generator = torch.Generator().manual_seed(0)
     assert made.sampling is not None
     final = made.sampling.sample(

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from longgen import catalog, plan, preset, run, textfile
+from longgen import catalog, plan, planner, preset, resolve, textfile
 from longgen.backbones.spec import SPECS
 from longgen.cli import app
 from longgen.errors import LonggenError, MissingError, UsageError
@@ -160,8 +160,8 @@ def test_a_name_that_is_no_preset(name: str, kind: type[LonggenError], fragment:
     with pytest.raises(kind) as refusal:
         preset.load(name)
     assert fragment in str(refusal.value)
-    assert refusal.value.accepted
-    assert refusal.value.do
+    assert refusal.value.expected
+    assert refusal.value.hint
 
 
 def test_a_file_without_a_name_is_called_by_its_path(tmp_path: Path) -> None:
@@ -296,10 +296,10 @@ def test_a_table_for_one_backbone_is_over_the_preset_s_sample_and_under_flags(
         (wan, {"steps": 5, "flow_shift": 3.0}, (5, 8, 3.0)),
         (replace(wan, name="/models/wan", source="/models/wan"), {}, (40, 8, 8.0)),  # a folder of that shape
     ):
-        made = plan.build(preset.load(str(file), (), preset.Sample(**asked)), spec)
+        made = planner.build(preset.load(str(file), (), preset.Sample(**asked)), spec)
         assert (made.sample.steps, made.sample.fps, made.sample.flow_shift) == expected
         assert made.steps == expected[0]
-    assert run.planned(str(file), wan, duration="10s").frames_px == 81  # at the preset's 8 fps
+    assert resolve.planned(str(file), wan, duration="10s").frames_px == 81  # at the preset's 8 fps
     monkeypatch.setenv("LONGGEN_FLOW_SHIFT", "6")
     done = CliRunner().invoke(app, ["plan", "--preset", str(file), "-m", "wan2.1-1.3b", "--json"])
     assert json.loads(done.stdout)["sample"]["flow_shift"] == 6.0
@@ -307,15 +307,15 @@ def test_a_table_for_one_backbone_is_over_the_preset_s_sample_and_under_flags(
 
 def test_freeloc_has_its_paper_s_settings_on_wan_alone() -> None:
     shipped = preset.load("freeloc")
-    on_wan = plan.build(shipped, SPECS["wan2.1-1.3b"])
+    on_wan = planner.build(shipped, SPECS["wan2.1-1.3b"])
     assert (on_wan.sample.flow_shift, on_wan.sample.guidance_scale) == (8.0, 6.0)
-    on_others = [made for name, made in plan.on_every_backbone(shipped).items() if name != "wan2.1-1.3b"]
+    on_others = [made for name, made in planner.on_every_backbone(shipped).items() if name != "wan2.1-1.3b"]
     assert any(isinstance(made, plan.Plan) for made in on_others)
-    for name, made in plan.on_every_backbone(shipped).items():
+    for name, made in planner.on_every_backbone(shipped).items():
         if isinstance(made, plan.Plan) and name != "wan2.1-1.3b":
             assert made.sample.flow_shift is None
             assert made.sample.guidance_scale == SPECS[name].guidance_scale
-    assert plan.build(shipped, plan.as_if_probed(SPECS["ltx-2b"])).sample.flow_shift is None
+    assert planner.build(shipped, planner.as_if_probed(SPECS["ltx-2b"])).sample.flow_shift is None
 
 
 def test_tables_for_backbones_go_round_trip(tmp_path: Path) -> None:

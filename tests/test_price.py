@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop, sdpa_flop_count
 
-from longgen import plan, preset
-from longgen.backbones import Setup
+from longgen import planner, preset
+from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import COGVIDEOX_2B, COGVIDEOX_5B, HUNYUANVIDEO, LTX_2B, SELF_FORCING, WAN_1_3B, BackboneSpec
 from longgen.errors import UsageError
+from longgen.loops import start
 from longgen.plan import Plan
-from longgen.sampling import start
 
 WITHIN = 0.02
 SMALL = dict(layers=2, heads=2, head_dim=64, ffn_dim=256, text_tokens=32, size=(128, 128), parameters=0)
@@ -52,9 +52,9 @@ def counting() -> Iterator[FlopCounterMode]:
 
 
 def built(spec: BackboneSpec) -> Any:
-    from longgen.backbones import random
+    from longgen.pipelines import random_weights
 
-    return random.build(spec, Setup("cpu", "fp32"))
+    return random_weights.build(spec, ModelSettings("cpu", "fp32"))
 
 
 def counted(model: Any, counter: FlopCounterMode) -> list[int]:
@@ -67,7 +67,7 @@ def counted(model: Any, counter: FlopCounterMode) -> list[int]:
 
 def made(name: str, spec: BackboneSpec, frames: int) -> Plan | None:
     try:
-        return plan.build(preset.load(name, (), preset.Sample(frames=frames)), spec)
+        return planner.build(preset.load(name, (), preset.Sample(frames=frames)), spec)
     except UsageError:
         return None
 
@@ -91,15 +91,15 @@ def test_a_plan_s_operations_are_those_that_torch_counts(name: str, wan: Any) ->
     """Of every kind of step and every layer, for one call of the model on what it sees at a time."""
     long = made(name, WAN, 129)
     assert long is not None
-    noise = start(wan, long, torch.Generator().manual_seed(0))[:, :, : long.seen.frames_lat]
+    noise = start(wan, long, torch.Generator().manual_seed(0))[:, :, : long.call_geometry.frames_lat]
     for step in np.unique(long.table, axis=1, return_index=True)[1].tolist():
         wan.pipe.scheduler.set_timesteps(long.steps)
-        wan.clock.index = step
+        wan.step_state.index = step
         with wan.installed(long), counting() as counter:
             wan.pipe.transformer(hidden_states=noise, timestep=torch.tensor([500]), **wan.text(""), return_dict=False)
         for layer, operations in enumerate(counted(wan, counter)):
             program = long.programs[long.table[layer, step]]
-            assert long.operations(program) == pytest.approx(operations, rel=WITHIN), (step, layer)
+            assert long.flops(program) == pytest.approx(operations, rel=WITHIN), (step, layer)
 
 
 @pytest.mark.parametrize("name", ROLLED)
@@ -109,7 +109,7 @@ def test_a_rollout_s_cost_is_what_torch_counts_over_all_chunks(name: str, causal
     generator = torch.Generator().manual_seed(0)
     with counting() as counter:
         long.sampling.sample(causal, long, "", start(causal, long, generator), lambda state: None, None, generator)
-    whole = long.operations(None, long.grid) * (long.preset.sample.steps or CAUSAL.steps) * CAUSAL.layers
+    whole = long.flops(None, long.grid) * (long.preset.sample.steps or CAUSAL.steps) * CAUSAL.layers
     assert long.cost * whole == pytest.approx(sum(counted(causal, counter)), rel=WITHIN)
 
 
@@ -131,4 +131,4 @@ def test_the_other_families_direct_sampling_is_what_torch_counts(family: str) ->
     hook.remove()
     batch = 2 if family in ("ltx", "cogvideox", "cogvideox-2b") else 1  # both branches of guidance in one call
     for operations in counted(model, counter):
-        assert batch * direct.operations(None) == pytest.approx(operations, rel=WITHIN)
+        assert batch * direct.flops(None) == pytest.approx(operations, rel=WITHIN)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from longgen import catalog, plan, preset
+from longgen import catalog, planner, preset
 from longgen.backbones.spec import SELF_FORCING, WAN_1_3B
 from longgen.cli import app
 
@@ -32,7 +32,7 @@ def test_output_in_readme_is_the_output(command: str, shown: str) -> None:
 def attention_cost(*names: str) -> float:
     stack = [{"name": name} for name in names]
     made = preset.from_tables({"name": "one", "sample": {"frames": 321}, "technique": stack}, "one")
-    return plan.build(made, SELF_FORCING if "rollout" in names else WAN_1_3B).attention_cost
+    return planner.build(made, SELF_FORCING if "rollout" in names else WAN_1_3B).attention_cost
 
 
 @pytest.mark.parametrize("name", catalog.TECHNIQUES)

@@ -19,8 +19,10 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from longgen import cli, preset, run
+from longgen.backbones import settings
 from longgen.checkpoint import Chunks
 from longgen.errors import OutOfMemoryError, UsageError
+from longgen.pipelines import loading
 from longgen.video import read_frames, read_settings
 
 PROMPT = "a large red circle bouncing on a navy background"
@@ -282,10 +284,10 @@ def test_lack_of_memory_has_its_own_exit_code_and_names_the_stage(tmp_path: Path
 
 def test_an_error_without_words_is_named_too() -> None:
     with pytest.raises(OutOfMemoryError, match="out of memory while decoding: the host has no more"):  # noqa: SIM117
-        with run._naming_lack_of_memory("decoding", "cpu", "the latents are kept"):
+        with run.translate_oom("decoding", "cpu", "the latents are kept"):
             raise MemoryError
     with pytest.raises(RuntimeError, match="another matter"):  # noqa: SIM117
-        with run._naming_lack_of_memory("decoding", "cpu", ""):
+        with run.translate_oom("decoding", "cpu", ""):
             raise RuntimeError("another matter")
 
 
@@ -298,7 +300,7 @@ def test_a_run_with_a_cache_does_not_go_on_in_the_middle(tiny: Any, tiny_plan: A
     run.run_folder(output).mkdir()
     (run.run_folder(output) / "checkpoint.safetensors").touch()
     cached = copy.copy(tiny)
-    cached.setup = dataclasses.replace(tiny.setup, cache="first-block:0.1")
+    cached.model_settings = dataclasses.replace(tiny.model_settings, cache="first-block:0.1")
     with pytest.raises(UsageError, match="what the cache held is lost"):
         run.generate_one(cached, tiny_plan("direct", frames=17, steps=2), PROMPT, 0, output, resume=True)
 
@@ -357,7 +359,7 @@ def test_a_schedule_s_errors_name_line_and_key(tmp_path: Path) -> None:
 def stream(tiny: Any, tiny_plan: Any, tmp_path: Path) -> tuple[Path, Chunks, Any]:
     """The folder of a stream of two chunks of three latent frames, which are 17 frames and 4 too many, and its plan."""
     plan = tiny_plan("direct", frames=17, steps=2)
-    chunks = Chunks(tmp_path / "ball.run" / "latents", run.settings_of(plan, PROMPT, 0, tiny.setup))
+    chunks = Chunks(tmp_path / "ball.run" / "latents", run.settings_of(plan, PROMPT, 0, tiny.model_settings))
     for seed in range(2):
         chunk = tiny.noise(plan, torch.Generator().manual_seed(seed))[:, :, :3]
         chunks.append({"latents": chunk, "generator": torch.zeros(1, dtype=torch.uint8)}, {})
@@ -427,7 +429,7 @@ def test_a_stream_of_other_settings_does_not_go_on_and_a_fresh_run_removes_it(
 def test_the_name_of_a_growing_video_is_not_for_a_whole_one() -> None:
     with pytest.raises(UsageError, match="not complete yet") as caught:
         run.output_path("films/ball.partial.mp4", PROMPT, 0)
-    assert caught.value.do == "take films/ball.mp4"
+    assert caught.value.hint == "take films/ball.mp4"
 
 
 # ---- streams: a causal model ---------------------------------------------------------------------------------------------
@@ -478,7 +480,6 @@ def test_a_rollout_is_playable_after_a_kill_and_goes_on_to_the_same_bytes(tmp_pa
 
 def test_the_streamed_video_is_the_whole_decode(tmp_path: Path) -> None:
     """The VAE, frame by frame as chunks come, against one decode of all latents by diffusers: every pixel."""
-    from longgen import backbones
     from longgen.backbones.spec import SPECS
 
     made = run.generate(PROMPT, tmp_path / "ball.mp4", backbone="tiny-causal", preset_name="self-forcing",
@@ -486,7 +487,7 @@ def test_the_streamed_video_is_the_whole_decode(tmp_path: Path) -> None:
     chunks = Chunks(tmp_path / "ball.run" / "latents", {})
     latents = torch.cat([*chunks], dim=2)
     assert latents.shape[2] == 27  # 25, and two of the last chunk that the video leaves out
-    backbone = backbones.load(SPECS["tiny-causal"], backbones.Setup("cpu", "fp32"))
+    backbone = loading.load(SPECS["tiny-causal"], settings.ModelSettings("cpu", "fp32"))
     vae = backbone.pipe.vae
     mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
     with torch.no_grad():

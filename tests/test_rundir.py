@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from longgen import backbones, checkpoint, disk, naming, preset, run, rundir
-from longgen.backbones import Setup
+from longgen import backbones, checkpoint, disk, naming, preset, progress, resolve, run, rundir
+from longgen.backbones.settings import ModelSettings
 from longgen.errors import LonggenError, MissingError, UsageError
 from longgen.video import partial_of, read_settings
 
@@ -29,7 +29,7 @@ Generate = Callable[..., run.Result]
 def make(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generate:
     """`longgen.generate` of one step and five frames in an empty folder, with a model that is loaded already."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(backbones, "load", lambda spec, setup: tiny)
+    monkeypatch.setattr(backbones, "load", lambda spec, model_settings: tiny)
 
     def generate(
         output: str = "a.mp4", prompt: str = PROMPT, seed: int = 1, frames: int = 5, steps: int = 1, **more: Any
@@ -44,8 +44,8 @@ class Stop(Exception):
     """Stands for kill -9 while sampling."""
 
 
-def stop(at: int = 1) -> Callable[[run.Progress], None]:
-    def report(now: run.Progress) -> None:
+def stop(at: int = 1) -> Callable[[progress.Progress], None]:
+    def report(now: progress.Progress) -> None:
         if now.phase == "sample" and now.done == at:
             raise Stop
 
@@ -115,12 +115,12 @@ def test_a_default_name_never_replaces_even_with_overwrite_what_is_another_s(mak
 
 
 def test_twins_of_case_and_of_composed_letters_are_told_apart() -> None:
-    setup = Setup("cpu", "fp32")
-    plan = run.planned("direct", backbones.spec.TINY, sample=preset.Sample(frames=5, steps=1))
+    model_settings = ModelSettings("cpu", "fp32")
+    plan = resolve.planned("direct", backbones.spec.TINY, sample=preset.Sample(frames=5, steps=1))
     for one, two in (("A.mp4", "a.mp4"), ("caf\u00e9.mp4", "cafe\u0301.mp4"), ("a.mp4", "./a.mp4"), ("a.mp4", "a.MP4")):
         with pytest.raises(UsageError, match="two videos go to"):
-            run.jobs_of([run.Asked(plan, PROMPT, 1, one), run.Asked(plan, PROMPT, 2, two)], setup)
-    jobs = run.jobs_of([run.Asked(plan, "É", 1, None), run.Asked(plan, unicodedata.normalize("NFD", "é"), 1, None)], setup)
+            run.jobs_of([run.Asked(plan, PROMPT, 1, one), run.Asked(plan, PROMPT, 2, two)], model_settings)
+    jobs = run.jobs_of([run.Asked(plan, "É", 1, None), run.Asked(plan, unicodedata.normalize("NFD", "é"), 1, None)], model_settings)
     assert [str(job.output) for job in jobs] == ["\u00e9-1.mp4", "\u00e9-1-2.mp4"]
 
 
@@ -172,7 +172,7 @@ def test_what_is_there_stays_unless_it_may_be_replaced(
     put(tmp_path / "a.mp4")
     names = sorted(path.name for path in tmp_path.rglob("*"))
     with monkeypatch.context() as patch:
-        patch.setattr(backbones, "load", lambda spec, setup: pytest.fail("refused too late"))
+        patch.setattr(backbones, "load", lambda spec, model_settings: pytest.fail("refused too late"))
         for flags in ({}, {"resume": True}):
             if flags and put is latents_of_another:
                 continue
@@ -274,7 +274,7 @@ def test_a_checkpoint_of_other_versions_goes_on_with_a_warning(make: Generate, t
     checkpoint.save_tensors(path, tensors, settings)
     said: list[str] = []
     plan = tiny_plan("direct", frames=5, steps=2)
-    run.generate_one(tiny, plan, PROMPT, 1, tmp_path / "a.mp4", resume=True, tell=said.append)
+    run.generate_one(tiny, plan, PROMPT, 1, tmp_path / "a.mp4", resume=True, log=said.append)
     assert f"torch 2.0 (now {torch.__version__})" in said[0]
     assert said[0].removeprefix("note: ") in run.stored_record(tmp_path / "a.mp4")["notes"]
 
@@ -290,7 +290,7 @@ def test_files_of_0_5_0_go_on_with_a_warning(make: Generate, tiny: Any, tiny_pla
     record = json.loads((tmp_path / "a.run" / "run.json").read_text())
     (tmp_path / "a.run" / "run.json").write_text(json.dumps({key: record[key] for key in ("status", "settings")} | {"schema": 1}))
     said: list[str] = []
-    run.generate_one(tiny, tiny_plan("direct", frames=5, steps=2), PROMPT, 1, tmp_path / "a.mp4", resume=True, tell=said.append)
+    run.generate_one(tiny, tiny_plan("direct", frames=5, steps=2), PROMPT, 1, tmp_path / "a.mp4", resume=True, log=said.append)
     assert "no checksum" in said[0]
 
 
@@ -457,8 +457,8 @@ SAMPLE: dict[str, Any] = {
 
 
 def test_every_field_of_the_model_s_settings_decides_or_does_not(tiny_plan: Any) -> None:
-    assert set(SETUP) <= {field.name for field in dataclasses.fields(Setup)}
-    plan, plain = tiny_plan("direct", frames=5, steps=2), Setup("cpu", "fp32")
+    assert set(SETUP) <= {field.name for field in dataclasses.fields(ModelSettings)}
+    plan, plain = tiny_plan("direct", frames=5, steps=2), ModelSettings("cpu", "fp32")
     before = run.settings_of(plan, PROMPT, 1, plain)
     for name, (value, decides) in SETUP.items():
         after = run.settings_of(plan, PROMPT, 1, dataclasses.replace(plain, **{name: value}))
@@ -470,7 +470,7 @@ def test_every_field_of_the_model_s_settings_decides_or_does_not(tiny_plan: Any)
 
 def test_every_field_of_a_sample_decides(tiny_plan: Any) -> None:
     assert set(SAMPLE) <= set(preset.Sample.model_fields)
-    plain = Setup("cpu", "fp32")
+    plain = ModelSettings("cpu", "fp32")
     before = run.settings_of(tiny_plan("direct", frames=5, steps=2), PROMPT, 1, plain)
     for name, value in SAMPLE.items():
         after = run.settings_of(tiny_plan("direct", **{"frames": 5, "steps": 2, name: value}), PROMPT, 1, plain)

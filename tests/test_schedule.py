@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from longgen import frames, schedule
 from longgen.errors import MissingError, UsageError
-from longgen.schedule import Schedule, Shot
+from longgen.schedule import PromptSchedule, Shot
 
 UNHURRIED = settings(deadline=None)  # a busy machine is no failure
 FPS = st.sampled_from([1, 7, 8, 12, 15, 16, 24, 25, 30, 60])
@@ -43,16 +43,16 @@ def errors_of(folder: Path, text: str) -> list[str]:
         schedule.load(written(folder, text))
     heading, *errors = refusal.value.given.split("\n")
     assert heading == f"schedule {folder / 'shots.toml'}:"
-    assert refusal.value.accepted
-    assert refusal.value.do
+    assert refusal.value.expected
+    assert refusal.value.hint
     return [error.strip() for error in errors]
 
 
-def cut_at(*times: Fraction | int, blend: Fraction | int = 0) -> Schedule:
-    return Schedule(tuple(Shot(Fraction(time), f"shot {time}") for time in (0, *times)), Fraction(blend))
+def cut_at(*times: Fraction | int, blend: Fraction | int = 0) -> PromptSchedule:
+    return PromptSchedule(tuple(Shot(Fraction(time), f"shot {time}") for time in (0, *times)), Fraction(blend))
 
 
-def slow_share(chosen: Schedule, number: int, p: int, fps: int) -> Fraction:
+def slow_share(chosen: PromptSchedule, number: int, p: int, fps: int) -> Fraction:
     """The share of a shot in pixel frame p, from the definition, exactly."""
 
     def come(cut: int) -> Fraction:
@@ -67,7 +67,7 @@ def slow_share(chosen: Schedule, number: int, p: int, fps: int) -> Fraction:
 
 
 @st.composite
-def schedules(draw: st.DrawFn, blended: bool) -> Schedule:
+def schedules(draw: st.DrawFn, blended: bool) -> PromptSchedule:
     """Shots of lengths in hundredths of a second, none shorter than the blend."""
     lengths = draw(st.lists(st.integers(5, 400), min_size=1, max_size=4))
     blend = draw(st.integers(1, min(lengths))) if blended else 0
@@ -78,7 +78,7 @@ def schedules(draw: st.DrawFn, blended: bool) -> Schedule:
 
 
 def test_a_file_is_read_whole(tmp_path: Path) -> None:
-    assert schedule.load(written(tmp_path, TWO)) == Schedule(
+    assert schedule.load(written(tmp_path, TWO)) == PromptSchedule(
         (Shot(Fraction(0), "a circle, cinematic, 4k"), Shot(Fraction(4), "a square, cinematic, 4k")), Fraction(1)
     )
 
@@ -87,7 +87,7 @@ def test_common_and_blend_may_be_left_out(tmp_path: Path) -> None:
     read = schedule.load(
         written(tmp_path, '[[shot]]\nat = "0s"\nprompt = """\na circle\n"""\n[[shot]]\nat="1m0.5"\nprompt = \'b\'')
     )
-    assert read == Schedule((Shot(Fraction(0), "a circle"), Shot(Fraction(121, 2), "b")), Fraction(0))
+    assert read == PromptSchedule((Shot(Fraction(0), "a circle"), Shot(Fraction(121, 2), "b")), Fraction(0))
 
 
 @pytest.mark.parametrize("change", [lambda text: text.replace("\n", "\r\n"), lambda text: "\ufeff" + text])
@@ -174,7 +174,7 @@ def test_what_is_no_time_is_refused(tmp_path: Path, value: str) -> None:
     (blend,) = errors_of(tmp_path, f"blend = {value}\n[[shot]]\nprompt='a'{NEXT}")
     assert at.startswith("line 4: shot 2: at = ")
     assert blend.startswith("line 1: blend = ")
-    assert all("is not a time; accepted, in quotes: 20s, 1m30s" in error for error in (at, blend))
+    assert all("is not a time; expected, in quotes: 20s, 1m30s" in error for error in (at, blend))
 
 
 def test_a_blend_as_long_as_a_shot_is_accepted_and_a_longer_one_refused(tmp_path: Path) -> None:
@@ -221,11 +221,11 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 @UNHURRIED
 @given(schedules(blended=True), schedules(blended=False))
-def test_dicts_are_json_and_equal_only_for_equal_schedules(one: Schedule, other: Schedule) -> None:
+def test_dicts_are_json_and_equal_only_for_equal_schedules(one: PromptSchedule, other: PromptSchedule) -> None:
     for chosen in (one, other, cut_at(Fraction(1, 3))):
-        assert Schedule.from_dict(json.loads(json.dumps(chosen.as_dict()))) == chosen
+        assert PromptSchedule.from_dict(json.loads(json.dumps(chosen.as_dict()))) == chosen
     assert (one.as_dict() == other.as_dict()) == (one == other)
-    assert one.as_dict() != Schedule(one.shots, one.blend * 2).as_dict()
+    assert one.as_dict() != PromptSchedule(one.shots, one.blend * 2).as_dict()
 
 
 # --- videos
@@ -237,7 +237,7 @@ def test_a_shot_that_begins_when_the_video_is_over_is_refused() -> None:
         schedule.check(cut_at(2, 5), 80, 16)
     with pytest.raises(UsageError, match=r"has shot 2 at 2.5s, shot 3 at 5s, but the video is over at 2s") as refusal:
         schedule.check(cut_at(Fraction(5, 2), 5), 32, 16)
-    assert refusal.value.accepted == "shots that begin before 2s"
+    assert refusal.value.expected == "shots that begin before 2s"
 
 
 def test_known_tables() -> None:
@@ -251,7 +251,7 @@ def test_known_tables() -> None:
 
 @UNHURRIED
 @given(schedules(blended=False), FPS, STRIDES, st.integers(1, 40))
-def test_cuts_are_exact_to_the_frame(chosen: Schedule, fps: int, stride: int, frames_lat: int) -> None:
+def test_cuts_are_exact_to_the_frame(chosen: PromptSchedule, fps: int, stride: int, frames_lat: int) -> None:
     """The latent frame that holds a shot's first pixel frame is the first that has it, and no frame is mixed."""
     firsts = [
         frames.latent_frames(ceil(shot.at * fps) + 1, stride) - 1 for shot in chosen.shots
@@ -267,7 +267,7 @@ def test_cuts_are_exact_to_the_frame(chosen: Schedule, fps: int, stride: int, fr
 
 @UNHURRIED
 @given(schedules(blended=True), FPS, STRIDES, st.integers(1, 40))
-def test_fades_are_the_mean_over_pixel_frames(chosen: Schedule, fps: int, stride: int, frames_lat: int) -> None:
+def test_fades_are_the_mean_over_pixel_frames(chosen: PromptSchedule, fps: int, stride: int, frames_lat: int) -> None:
     holds = [range(1), *(range(stride * (j - 1) + 1, stride * j + 1) for j in range(1, frames_lat))]
     slow = [
         [sum(slow_share(chosen, number, p, fps) for p in held) / len(held) for held in holds] for number in range(len(chosen.shots))
@@ -292,7 +292,7 @@ def test_a_count_between_two_of_the_model_is_rounded_up() -> None:
 def test_a_shot_that_no_latent_frame_has_is_refused() -> None:
     with pytest.raises(UsageError, match=r"schedule's shot 2 at 1.0625s is too short to be in any frame") as refusal:
         schedule.weights(cut_at(Fraction(17, 16), Fraction(18, 16)), 33, 4, 16)
-    assert refusal.value.accepted == "shots of 0.25s or longer, before the video ends"
+    assert refusal.value.expected == "shots of 0.25s or longer, before the video ends"
     with pytest.raises(UsageError, match=r"shot 2 at 2\.05s is too short"):  # after the last frame, at 2 s, before the end
         schedule.weights(cut_at(Fraction(41, 20)), 33, 4, 16)
 

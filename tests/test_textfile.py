@@ -157,8 +157,8 @@ def test_wrong_files_of_prompts(name: str, text: str, fragments: list[str], tmp_
     with pytest.raises(UsageError) as refusal:
         read(tmp_path, name, text)
     assert [fragment for fragment in fragments if fragment not in str(refusal.value)] == []
-    assert refusal.value.accepted
-    assert refusal.value.do
+    assert refusal.value.expected
+    assert refusal.value.hint
     assert len(str(refusal.value)) < 3000
 
 

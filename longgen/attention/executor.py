@@ -22,17 +22,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longgen.attention import bands, merge
-from longgen.attention.parts import Arrangement, arrange, cost
-from longgen.attention.passes import Kept, run_passes, schedule_of, unless_native
-from longgen.attention.structure import analyse
-from longgen.attention.sums import Summing
+from longgen.attention import banded, lse_merge
+from longgen.attention.lowering import lower
+from longgen.attention.lse_kernels import AttentionWithLSE
+from longgen.attention.partition import Partition, cost, partition
+from longgen.attention.sequential import Kept, run_passes, schedule_of, unless_native
 from longgen.frameplan import FramePlan
-from longgen.plan import Program
+from longgen.program import Program
 from longgen.technique import Grid, Step
 
 
-class Family(Protocol):
+class AttentionContext(Protocol):
     """What a backbone family lends the executor for one call of one layer."""
 
     grid: Grid  # latent frames, rows and columns of tokens
@@ -58,7 +58,7 @@ class Family(Protocol):
         """In place, the `frames` of x [B, f n, H, D] become those of `still`, rotated in time to `times`."""
         ...
 
-    def summing(self, q: Tensor, masked: bool = False) -> Summing | None:
+    def attention_with_lse(self, q: Tensor, masked: bool = False) -> AttentionWithLSE | None:
         """Attention like `attend`, of tensors like q, that says how much it summed; None where the backend does not tell.
 
         masked: one that takes a mask.
@@ -73,12 +73,12 @@ class Family(Protocol):
         """k and v with `weight` of those of each sample's anchor clip, which was here before; k and v where there is none."""
         ...
 
-    def sample(self, index: int) -> Family:
+    def sample(self, index: int) -> AttentionContext:
         """The same for one sample of the batch."""
         ...
 
 
-def run(program: Program, family: Family, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
+def run(program: Program, family: AttentionContext, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
     """The attention output [B, N, H * D] of one layer in one step."""
     family.observe(q, k, v)
     anchor = next(iter(program.branches.values())).anchor
@@ -94,7 +94,7 @@ def run(program: Program, family: Family, q: Tensor, k: Tensor, v: Tensor, step:
 class TurnedOnce:
     """`family` for several branches: q and k are rotated to the backbone's own times once for all of them."""
 
-    def __init__(self, family: Family, q: Tensor, k: Tensor) -> None:
+    def __init__(self, family: AttentionContext, q: Tensor, k: Tensor) -> None:
         self.family, self.own, self.turned = family, (q, k), dict[int, Tensor]()
 
     def __getattr__(self, name: str) -> Any:
@@ -114,7 +114,7 @@ class Branches:
     """The attention outputs of a program's branches, computed when they are asked for (`longgen.technique.Attend`)."""
 
     program: Program
-    family: Family
+    family: AttentionContext
     q: Tensor
     k: Tensor
     v: Tensor
@@ -126,7 +126,7 @@ class Branches:
         plan, qkv = self.program.branches[branch], (self.q, self.k, self.v)
         merging = _merging(plan, self.family, self.q) if plan.key_frames is None else None
         if merging is not None:
-            yield from ((group, output.flatten(2)) for group, output in merge.apart(*merging, plan, groups, self.family, *qkv))
+            yield from ((group, output.flatten(2)) for group, output in lse_merge.apart(*merging, plan, groups, self.family, *qkv))
             return
         size, tokens, kept = len(plan.passes) // groups, self.q.shape[1] // plan.frames_lat, Kept()
         for group in range(groups):
@@ -139,21 +139,21 @@ class Branches:
             yield group, output.unflatten(1, (-1, tokens))[:, frames].flatten(1, 2).flatten(2)
 
 
-def run_text(program: Program, family: Family, text_q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def run_text(program: Program, family: AttentionContext, text_q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The text's own attention output [B, L, H * D]: over the text and every frame, at the first branch's positions."""
     plan = next(iter(program.branches.values()))
     positions = plan.passes[0].rel[:, 0] - plan.passes[0].rel[0, 0]
-    k = family.rotate(k, unless_native(positions), plan.scale)
+    k = family.rotate(k, unless_native(positions), plan.frequency_scale)
     return family.attend(text_q, k, v).flatten(2)
 
 
-def run_plan(plan: FramePlan, family: Family, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def run_plan(plan: FramePlan, family: AttentionContext, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The weighted mean [B, N, H, D] of the plan's passes; zero for frames that no pass computes."""
     if plan.key_frames is not None:
         return _with_key_frames(plan, family, q, k, v)
     merging = _merging(plan, family, q)
     if merging is not None:
-        return merge.mean(*merging, plan, family, q, k, v)
+        return lse_merge.mean(*merging, plan, family, q, k, v)
     striped = _striped(plan, family, q, k, v)
     if striped is not None:
         return striped
@@ -161,35 +161,35 @@ def run_plan(plan: FramePlan, family: Family, q: Tensor, k: Tensor, v: Tensor) -
     return run_passes(plan, schedules, family, q, k, v)
 
 
-def _merging(plan: FramePlan, family: Family, q: Tensor) -> tuple[Arrangement, Summing] | None:
+def _merging(plan: FramePlan, family: AttentionContext, q: Tensor) -> tuple[Partition, AttentionWithLSE] | None:
     """What merges the plan's passes, where that is cheaper than one after the other."""
-    summing = family.summing(q)
+    summing = family.attention_with_lse(q)
     if summing is None or any(one.stripe is not None for one in plan.passes):
         return None
     schedules = [schedule_of(one, False) for one in plan.passes]
     if len(schedules) == 1 and not schedules[0].keyed:
         return None
     tokens = q.shape[1] // plan.frames_lat
-    made = arrange(plan.passes, tokens, plan.key_frames is not None)
+    made = partition(plan.passes, tokens, plan.key_frames is not None)
     return (made, summing) if made.cost(tokens) < cost(schedules, tokens) else None
 
 
-def _striped(plan: FramePlan, family: Family, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
+def _striped(plan: FramePlan, family: AttentionContext, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
     """`run_plan` of one pass with stripes, which are done apart from what is seen whole; None where that cannot be."""
     if len(plan.passes) > 1 or plan.passes[0].stripe is None:
         return None
-    summing, masked = family.summing(q), family.summing(q, masked=True)
+    summing, masked = family.attention_with_lse(q), family.attention_with_lse(q, masked=True)
     if summing is None or masked is None:
         return None
-    parts = bands.split(plan.passes[0])
+    parts = banded.split(plan.passes[0])
     if parts is None:
         return None
     plan = replace(plan, passes=parts[:1])
-    made = arrange(plan.passes, q.shape[1] // plan.frames_lat)
-    return merge.mean(made, summing, plan, family, q, k, v, band=bands.banded(parts[1], plan, family, masked, q, k, v))
+    made = partition(plan.passes, q.shape[1] // plan.frames_lat)
+    return lse_merge.mean(made, summing, plan, family, q, k, v, band=banded.banded(parts[1], plan, family, masked, q, k, v))
 
 
-def _with_key_frames(plan: FramePlan, family: Family, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _with_key_frames(plan: FramePlan, family: AttentionContext, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """`run_plan` for each sample with the key frames that its own features choose."""
     assert plan.key_frames is not None
     outputs, merging = [], _merging(plan, family, q)
@@ -198,9 +198,9 @@ def _with_key_frames(plan: FramePlan, family: Family, q: Tensor, k: Tensor, v: T
         seen[plan.key_frames.choose(family.features[index].unflatten(0, (plan.frames_lat, -1)))] = True
         if merging is not None:
             one = slice(index, index + 1)
-            outputs.append(merge.mean(*merging, plan, family.sample(index), q[one], k[one], v[one], seen))
+            outputs.append(lse_merge.mean(*merging, plan, family.sample(index), q[one], k[one], v[one], seen))
             continue
         chosen = replace(plan, key_frames=None).see_also(np.broadcast_to(seen, (len(seen), len(seen))))
-        schedules = [analyse(one, family.joint) for one in chosen.passes]
+        schedules = [lower(one, family.joint) for one in chosen.passes]
         outputs.append(run_passes(chosen, schedules, family.sample(index), *(x[index : index + 1] for x in (q, k, v))))
     return torch.cat(outputs)

@@ -21,19 +21,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longgen.attention.glimpse import Glimpse, Observer
-from longgen.attention.structure import SAME, Range, ranges_of
-from longgen.frameplan import FramePlan, neutral
-from longgen.plan import Program
+from longgen.attention.lowering import SAME, Range, ranges_of
+from longgen.attention.observer import AttentionInputs, Observer
+from longgen.frameplan import FramePlan, full_attention
+from longgen.program import Program
 
 if TYPE_CHECKING:
-    from longgen.backbones.rotary import Rotary, Tables
+    from longgen.pipelines.rotary import Rotary, Tables
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q [B, c n, H, D], k and v [B, *, H, D] -> [B, c n, H, D]
 
 
 @dataclass(eq=False)
-class Sight:
+class ChunkView:
     """What the newest frames see. ranges: of slots. positions [F]: their times, as queries; as keys they stand `lag` behind.
 
     tables, own_tables: [F n, P] of the keys and [c n, P] of the queries, once they are asked for.
@@ -42,13 +42,13 @@ class Sight:
     ranges: tuple[Range, ...]
     positions: np.ndarray
     scale: np.ndarray | None
-    gain: float
+    logit_scale: float
     lag: float = 0.0
     tables: Tables | None = None
     own_tables: Tables | None = None
 
 
-def sight_of(plan: FramePlan, slots: list[int]) -> Sight:
+def chunk_view(plan: FramePlan, slots: list[int]) -> ChunkView:
     """`plan` [Q, T] over the frames in `slots`, the last Q of which are its query frames.
 
     All rows must see the same frames, at times p[i] - p[j] + lag: whatever a causal backbone's techniques make is of this form.
@@ -67,7 +67,7 @@ def sight_of(plan: FramePlan, slots: list[int]) -> Sight:
         or plan.key_frames
     ):
         raise ValueError("the frames of a chunk see different frames, or at times that are no differences of positions")
-    return Sight(ranges_of(visible[0]), positions, plan.scale, plan.gain, lag)
+    return ChunkView(ranges_of(visible[0]), positions, plan.frequency_scale, plan.logit_scale, lag)
 
 
 @dataclass
@@ -77,11 +77,11 @@ class LayerCache:
     keys: Tensor
     turned: Tensor
     values: Tensor
-    turned_for: Sight | None = None
+    turned_for: ChunkView | None = None
 
 
 @dataclass
-class Cache:
+class KVCache:
     """rotary: the model's. capacity: slots. frames: those held, in their order; then come the newest, `own` of them.
 
     shared: those of them, and of the newest, that every program shows. texts: keys and values of the prompt, by layer, until
@@ -98,7 +98,7 @@ class Cache:
     texts: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _programs: tuple[Program | None, ...] = ()
     _table: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
-    _sights: dict[int, Sight] = field(default_factory=dict)
+    _sights: dict[int, ChunkView] = field(default_factory=dict)
 
     def open(self, start: int, own: int, programs: tuple[Program | None, ...], table: np.ndarray) -> None:
         """Begins the frames [start, start + own), by `Plan.rolled`'s programs; what is held of them or later is forgotten."""
@@ -110,11 +110,11 @@ class Cache:
         if len(slots) > self.capacity:
             raise ValueError(f"{len(slots)} frames for {self.capacity} slots")
         self.shared = [frame for frame in slots if seen[:, frame].all()]
-        self._sights = {index: sight_of(plan, slots) for index, plan in plans.items()}
+        self._sights = {index: chunk_view(plan, slots) for index, plan in plans.items()}
 
     def _plan(self, index: int, frames_lat: int) -> FramePlan:
         program = self._programs[index]
-        return neutral(frames_lat, self.own) if program is None else program.branches["main"]
+        return full_attention(frames_lat, self.own) if program is None else program.branches["main"]
 
     def keep(self, frames: list[int]) -> None:
         """Drops all held frames but these."""
@@ -170,12 +170,12 @@ class Cache:
         if observer is not None and not self.writing:
             observer(self._glimpse(layer, attend, stock, q, k, v))
         q = self.rotary.turn(q, sight.own_tables or newest)
-        if sight.gain != 1:
-            q = q * sight.gain
+        if sight.logit_scale != 1:
+            q = q * sight.logit_scale
         keys, values = (_slots(x, sight.ranges, tokens) for x in (kept.turned, kept.values))
         return attend(q, keys, values)
 
-    def _glimpse(self, layer: int, attend: Attend, stock: Tables, q: Tensor, k: Tensor, v: Tensor) -> Glimpse:
+    def _glimpse(self, layer: int, attend: Attend, stock: Tables, q: Tensor, k: Tensor, v: Tensor) -> AttentionInputs:
         tokens = q.shape[1] // self.own
         kept, held, frame = self.layers[layer], len(self.frames) * tokens, (stock[0][:tokens], stock[1][:tokens])
 
@@ -184,7 +184,7 @@ class Cache:
 
         keys, values = torch.cat([kept.keys[:, :held], k], dim=1), torch.cat([kept.values[:, :held], v], dim=1)
         shape = (self.own, len(self.frames) + self.own)
-        return Glimpse(layer, shape, q, keys, values, turn, attend)
+        return AttentionInputs(layer, shape, q, keys, values, turn, attend)
 
 
 def _slots(x: Tensor, ranges: tuple[Range, ...], tokens: int) -> Tensor:

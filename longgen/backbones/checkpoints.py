@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from longgen.backbones import formats
-from longgen.backbones.failures import system_failure
 from longgen.backbones.spec import SPECS, BackboneSpec
+from longgen.backbones.system_errors import system_failure
 from longgen.errors import LonggenError, MissingError, OutOfMemoryError, UsageError
 
 VERSION = 1  # of the conversion: a change of what it writes makes another cache folder
@@ -58,7 +58,7 @@ def fetch(place: str) -> Path:
     owner, name, *rest = f"{place}//".split("/")
     inner = "/".join(rest).strip("/")
     if path.is_absolute() or place.startswith(".") or not inner:
-        raise MissingError(f"{place}: no such file", accepted=_ACCEPTED, do="check the path")
+        raise MissingError(f"{place}: no such file", expected=_ACCEPTED, hint="check the path")
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -81,8 +81,8 @@ def fetch(place: str) -> Path:
     except Exception as error:  # the hub client lets its HTTP library's errors through, of many types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MissingError(f"{place} is neither in the local cache nor to be had from the hub: {reason}",
-                           accepted="the file in the Hugging Face cache, or a path to it",
-                           do=f"on a machine with network: {download(place)}; then copy it here and give "
+                           expected="the file in the Hugging Face cache, or a path to it",
+                           hint=f"on a machine with network: {download(place)}; then copy it here and give "
                               "--backbone NAME:PATH, as self-forcing:weights/self_forcing_dmd.pt") from None  # fmt: skip
 
 
@@ -150,8 +150,8 @@ def convert(spec: BackboneSpec) -> Path:
         size = sum(tensor.nbytes for tensor in tensors.values()) / 2**30
         reason = " ".join(str(error).split())[:300]
         raise LonggenError(f"the weights of {spec.name} cannot be written to {cache}: {reason}",
-                           accepted=f"a folder with {size:.1f} GiB of room",
-                           do="make room, or set XDG_CACHE_HOME") from error  # fmt: skip
+                           expected=f"a folder with {size:.1f} GiB of room",
+                           hint="make room, or set XDG_CACHE_HOME") from error  # fmt: skip
     return folder
 
 
@@ -203,13 +203,13 @@ def config(path: Path, tensors: Mapping[str, Tensor], spec: BackboneSpec) -> dic
         raise _damaged(path, f"{error.args[0]} is missing") from None
     if channels > out_channels:
         raise UsageError(f"{path} is an image-to-video transformer: {channels} channels go in and {out_channels} come out",
-                         accepted=_ACCEPTED, do=_DO)  # fmt: skip
+                         expected=_ACCEPTED, hint=_DO)  # fmt: skip
     if (width, channels, tuple(patch)) != (spec.width, spec.latent_channels, spec.patch):
         known = [one.name for one in SPECS.values() if (one.family, one.width, one.latent_channels) == ("wan", width, channels)]
         like = f", as {' and '.join(known)}" if known else ""
         raise UsageError(f"{path} is of width {width} with {channels} latent channels{like}; {spec.name} is of width {spec.width} "
-                         f"with {spec.latent_channels}", accepted="weights of that size",
-                         do="give a folder that holds both the weights and the diffusers pipeline they were made from")  # fmt: skip
+                         f"with {spec.latent_channels}", expected="weights of that size",
+                         hint="give a folder that holds both the weights and the diffusers pipeline they were made from")  # fmt: skip
     if settings["num_layers"] != spec.layers:
         raise _damaged(path, f"it has {settings['num_layers']} of the {spec.layers} layers of {spec.name}")
     return settings
@@ -234,7 +234,7 @@ def examine(path: Path, weights: bool = False) -> Contents:
     if path.is_dir():
         kind = _class_of(path)
         if kind not in CLASSES:
-            raise UsageError(f"{path} holds a {kind}", accepted=" or ".join(CLASSES), do="choose another folder")
+            raise UsageError(f"{path} holds a {kind}", expected=" or ".join(CLASSES), hint="choose another folder")
         check_shards(path)
         files = [_read_file(file, weights) for file in sorted(path.glob("*.safetensors"))]
         content = {name: weight for file, _ in files for name, weight in file.items()}
@@ -268,8 +268,8 @@ def check_shards(folder: Path) -> None:
             raise system_failure(error, str(index)) or _damaged(index, "it is no index as diffusers writes it") from None
         if missing and len(missing) < len(names):
             raise MissingError(f"{folder} lacks {len(missing)} of its {len(names)} files of weights: {', '.join(missing[:4])}",
-                               accepted=f"every file that {index.name} names",
-                               do="download them too; the rest stays as it is")  # fmt: skip
+                               expected=f"every file that {index.name} names",
+                               hint="download them too; the rest stays as it is")  # fmt: skip
 
 
 def _class_of(folder: Path) -> str:
@@ -301,12 +301,12 @@ def _read_file(path: Path, weights: bool = True) -> tuple[dict[str, Any], Mappin
             raise failure from error
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code:
-            raise UsageError(f"{path} holds code ({code[1]}), which longgen does not run", accepted=_ACCEPTED,
-                             do="choose another file, or have its author save the weights alone") from None  # fmt: skip
-        raise UsageError(f"{path} is neither a torch nor a safetensors file, or only a part of one", accepted=_ACCEPTED,
-                         do=_DO) from None  # fmt: skip
+            raise UsageError(f"{path} holds code ({code[1]}), which longgen does not run", expected=_ACCEPTED,
+                             hint="choose another file, or have its author save the weights alone") from None  # fmt: skip
+        raise UsageError(f"{path} is neither a torch nor a safetensors file, or only a part of one", expected=_ACCEPTED,
+                         hint=_DO) from None  # fmt: skip
     if not isinstance(content, Mapping):
-        raise UsageError(f"{path} holds a {type(content).__name__}, and no weights by name", accepted=_ACCEPTED, do=_DO)
+        raise UsageError(f"{path} holds a {type(content).__name__}, and no weights by name", expected=_ACCEPTED, hint=_DO)
     return {str(key): value for key, value in content.items()}, {}
 
 
@@ -317,7 +317,7 @@ def _renamed(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     how = formats.quantized(given, (_NAMES.get(value.dtype, "") for value in given.values() if value.ndim > 1))
     if how is not None:
         of = model or ("a Wan transformer" if formats.wan(map(formats.unwrapped, given)) else "a model")
-        raise UsageError(f"{path} holds {how}, of {of}: longgen does not read them", accepted=_ACCEPTED, do=formats.PLAIN)
+        raise UsageError(f"{path} holds {how}, of {of}: longgen does not read them", expected=_ACCEPTED, hint=formats.PLAIN)
     if formats.is_lora(given):
         raise _other(path, _LORA, content)
     if model is not None:
@@ -363,13 +363,13 @@ def _merged(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 
 def _unfit(path: Path, reason: str) -> UsageError:
-    return UsageError(f"the LoRA {path} does not fit its transformer: {reason}", accepted="a LoRA made for it", do=_DO)
+    return UsageError(f"the LoRA {path} does not fit its transformer: {reason}", expected="a LoRA made for it", hint=_DO)
 
 
 def _other(path: Path, kind: str, content: Iterable[str]) -> UsageError:
     names = ", ".join(list(content)[:3]) or "nothing"
-    return UsageError(f"{path} is {kind}; it holds {names}", accepted=_ACCEPTED, do="choose the file that holds the transformer")
+    return UsageError(f"{path} is {kind}; it holds {names}", expected=_ACCEPTED, hint="choose the file that holds the transformer")
 
 
 def _damaged(path: Path, reason: str) -> LonggenError:
-    return LonggenError(f"{path} is incomplete or damaged: {reason}", accepted=_ACCEPTED, do="copy or download it again")
+    return LonggenError(f"{path} is incomplete or damaged: {reason}", expected=_ACCEPTED, hint="copy or download it again")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from longgen.backbones import formats
-from longgen.backbones.failures import system_failure
 from longgen.backbones.spec import (
     COGVIDEOX_5B,
     HUNYUANVIDEO,
@@ -26,6 +25,7 @@ from longgen.backbones.spec import (
     WHOLE_CLIP,
     BackboneSpec,
 )
+from longgen.backbones.system_errors import system_failure
 from longgen.errors import LonggenError, MissingError, UsageError, unknown_name
 
 
@@ -50,8 +50,8 @@ def find(name: str) -> BackboneSpec:
     if (name and os.path.exists(path)) or path.suffix.lower() in formats.SUFFIXES:
         return _from_weights(SELF_FORCING, name, stated=False)
     if path.is_absolute() or name.startswith((".", "~")):
-        raise MissingError(f"--backbone {name}: no such folder", accepted="a folder with model_index.json, or a backbone's name",
-                           do="longgen backbones list")  # fmt: skip
+        raise MissingError(f"--backbone {name}: no such folder", expected="a folder with model_index.json, or a backbone's name",
+                           hint="longgen backbones list")  # fmt: skip
     if name.count("/") == 1:
         return _from_hub(name)
     raise unknown_name("backbone", name, SPECS, "choose one of these, a hub id (owner/name) or a diffusers folder")
@@ -70,33 +70,33 @@ def _from_folder(folder: Path) -> BackboneSpec:
 
 def _no_pipeline(folder: Path) -> LonggenError:
     """What a folder without model_index.json is, as far as its names tell."""
-    given, accepted = f"--backbone {folder}: model_index.json is not there", "a diffusers folder, with " + ", ".join(_CONFIGS)
+    given, expected = f"--backbone {folder}: model_index.json is not there", "a diffusers folder, with " + ", ".join(_CONFIGS)
     try:
         names = sorted(path.name for path in folder.iterdir())
     except OSError as error:
-        raise system_failure(error, str(folder)) or MissingError(given, accepted=accepted, do="check the folder") from None
+        raise system_failure(error, str(folder)) or MissingError(given, expected=expected, hint="check the folder") from None
     if "config.json" in names:
         kind = str(_read_json(folder / "config.json").get("_class_name", "no class of diffusers"))
         parent = folder.resolve().parent
         if kind == "WanModel":
-            return UsageError(f"{given}: the folder holds Wan's original release ({kind})", accepted=accepted,
-                              do="take the release whose name ends in -Diffusers")  # fmt: skip
+            return UsageError(f"{given}: the folder holds Wan's original release ({kind})", expected=expected,
+                              hint="take the release whose name ends in -Diffusers")  # fmt: skip
         causal = f", or --backbone {SELF_FORCING.name}:{folder} if its weights are causal" if kind.startswith("Wan") else ""
         whole = parent if (parent / "model_index.json").is_file() else "the folder that holds it and model_index.json"
-        return UsageError(f"{given}: the folder is one part of a model alone ({kind})", accepted=accepted,
-                          do=f"give {whole}{causal}")  # fmt: skip
+        return UsageError(f"{given}: the folder is one part of a model alone ({kind})", expected=expected,
+                          hint=f"give {whole}{causal}")  # fmt: skip
     inner = [path for path in sorted(folder.glob("snapshots/*")) if (path / "model_index.json").is_file()]
     if inner:
-        return UsageError(f"{given}: the folder is the hub's cache of a model", accepted=accepted, do=f"give {inner[-1]}")
+        return UsageError(f"{given}: the folder is the hub's cache of a model", expected=expected, hint=f"give {inner[-1]}")
     if names and any(name.startswith(("adapter_", "pytorch_lora_weights")) for name in names):
-        return UsageError(f"{given}: the folder holds a LoRA", accepted=accepted, do=f"give it with --lora {folder}")
+        return UsageError(f"{given}: the folder holds a LoRA", expected=expected, hint=f"give it with --lora {folder}")
     files = [name for name in names if Path(name).suffix.lower() in formats.SUFFIXES]
     if files:
         others = " and others" if len(files) > 4 else ""
-        return UsageError(f"{given}: the folder holds {', '.join(files[:4])}{others}", accepted=accepted,
-                          do=f"for causal weights, --backbone {SELF_FORCING.name}:{folder / files[0]}")  # fmt: skip
+        return UsageError(f"{given}: the folder holds {', '.join(files[:4])}{others}", expected=expected,
+                          hint=f"for causal weights, --backbone {SELF_FORCING.name}:{folder / files[0]}")  # fmt: skip
     holds = f"it holds {', '.join(names[:4])}" if names else "it is empty"
-    return MissingError(f"{given}: {holds}", accepted=accepted, do="give the folder that holds model_index.json")
+    return MissingError(f"{given}: {holds}", expected=expected, hint="give the folder that holds model_index.json")
 
 
 def _check_weights(folder: Path, spec: BackboneSpec) -> None:
@@ -119,16 +119,16 @@ def _check_weights(folder: Path, spec: BackboneSpec) -> None:
     how = formats.quantized(shapes, dtypes)
     if how is not None and not _read_json(folder / "config.json").get("quantization_config"):
         raise UsageError(f"{files[0]} holds {how}: longgen does not read them",
-                         accepted="weights in fp32, bf16 or fp16", do=formats.PLAIN)  # fmt: skip
+                         expected="weights in fp32, bf16 or fp16", hint=formats.PLAIN)  # fmt: skip
     for name, shape in shapes.items():
         if re.fullmatch(r"(single_)?(transformer_)?blocks\.0\.attn1?\.to_q\.weight", name) and shape[0] != spec.width:
             raise UsageError(f"{folder / 'config.json'} says {spec.heads} heads of {spec.head_dim} channels, which is a width of "
-                             f"{spec.width}; its weights are of width {shape[0]}", do="copy or download both again",
-                             accepted="the config that the weights were saved with")  # fmt: skip
+                             f"{spec.width}; its weights are of width {shape[0]}", hint="copy or download both again",
+                             expected="the config that the weights were saved with")  # fmt: skip
     blocks = {match[0] for name in shapes if (match := re.match(r"(single_)?(transformer_)?blocks\.\d+\.", name))}
     if blocks and len(blocks) != spec.layers:
         raise UsageError(f"{folder / 'config.json'} says {spec.layers} layers; its weights have {len(blocks)}",
-                         accepted="the config that the weights were saved with", do="copy or download both again")  # fmt: skip
+                         expected="the config that the weights were saved with", hint="copy or download both again")  # fmt: skip
 
 
 def _from_weights(spec: BackboneSpec, place: str, stated: bool = True) -> BackboneSpec:
@@ -138,12 +138,12 @@ def _from_weights(spec: BackboneSpec, place: str, stated: bool = True) -> Backbo
     """
     if not spec.causal:
         raise UsageError(f"--backbone {spec.name}:{place}: {spec.name} takes no weights from elsewhere",
-                         accepted=f"NAME:PATH with {', '.join(_CAUSAL)}, or a diffusers folder",
-                         do="give the folder without a name before it")  # fmt: skip
+                         expected=f"NAME:PATH with {', '.join(_CAUSAL)}, or a diffusers folder",
+                         hint="give the folder without a name before it")  # fmt: skip
     path = Path(os.path.abspath(os.path.expanduser(place)))
     if not place or not os.path.exists(path):
         given = f"{spec.name}:{place}" if stated else place
-        raise MissingError(f"--backbone {given}: no such file or folder", accepted=_WEIGHTS, do="check the path")
+        raise MissingError(f"--backbone {given}: no such file or folder", expected=_WEIGHTS, hint="check the path")
     from longgen.backbones import checkpoints  # here: it imports torch
 
     weights, lora = _weights(spec, path)
@@ -156,9 +156,9 @@ def _from_weights(spec: BackboneSpec, place: str, stated: bool = True) -> Backbo
     if not stated and not contents.causal:
         whole = next((str(each) for each in path.parents[:2] if (each / "model_index.json").is_file()), "FOLDER")
         raise UsageError(f"{path} is a Wan transformer of width {width}, as {base.name}, and nothing in it says whether it is "
-                         "causal (sees the past only) or bidirectional", accepted=f"{', '.join(f'{one}:FILE' for one in _CAUSAL)} "
+                         "causal (sees the past only) or bidirectional", expected=f"{', '.join(f'{one}:FILE' for one in _CAUSAL)} "
                          "for causal weights; the whole diffusers folder for bidirectional ones",
-                         do=f"causal: --backbone {SELF_FORCING.name}:{place}; bidirectional: --backbone {whole}")  # fmt: skip
+                         hint=f"causal: --backbone {SELF_FORCING.name}:{place}; bidirectional: --backbone {whole}")  # fmt: skip
     return replace(
         _on(spec, base), name=f"{spec.name}:{path}", about=f"{spec.name} with the weights in {weights.name}",
         license="see its model card", checkpoint=str(weights), lora=None if lora is None else str(lora),
@@ -187,18 +187,18 @@ def _weights(spec: BackboneSpec, path: Path) -> tuple[Path, Path | None]:
         places = [path / inner, path / file, *files[:1], path, path / "transformer"]
         known = [each for each in places if each.is_file() or (each / "config.json").is_file()]
         if not known:
-            raise MissingError(f"--backbone {spec.name}:{path} has no weights in it", accepted=_WEIGHTS, do="check the folder")
+            raise MissingError(f"--backbone {spec.name}:{path} has no weights in it", expected=_WEIGHTS, hint="check the folder")
         found = known[0]
         if found in files and found.name != file and len(files) > 1:
             raise UsageError(f"--backbone {spec.name}:{path} holds several files of weights: {', '.join(f.name for f in files)}",
-                             accepted="one", do=f"give one of them, as {spec.name}:{found}")  # fmt: skip
+                             expected="one", hint=f"give one of them, as {spec.name}:{found}")  # fmt: skip
     if not style or found.is_dir() or found.name == style:
         return found, None
     if found.with_name(style).is_file():
         return found, found.with_name(style)
     if found.name == file:  # of another name, it may be merged
         raise MissingError(f"--backbone {spec.name}:{path}: its LoRA {style} is not beside {found}",
-                           accepted=f"{file} and {style} in one folder", do=f"copy {style} there")  # fmt: skip
+                           expected=f"{file} and {style} in one folder", hint=f"copy {style} there")  # fmt: skip
     return found, None
 
 
@@ -223,8 +223,8 @@ def _from_hub(hub_id: str) -> BackboneSpec:
     except Exception as error:  # the hub client lets its HTTP library's errors through, of many types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MissingError(f"--backbone {hub_id} is neither in the local cache nor to be had from the hub: {reason}",
-                           accepted=f"a downloaded hub id, a diffusers folder, or one of {', '.join(SPECS)}",
-                           do="check the name and the network, or download it elsewhere and give its folder") from None  # fmt: skip
+                           expected=f"a downloaded hub id, a diffusers folder, or one of {', '.join(SPECS)}",
+                           hint="check the name and the network, or download it elsewhere and give its folder") from None  # fmt: skip
     return _from_configs(hub_id, *map(_read_json, paths))
 
 
@@ -238,14 +238,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise MissingError(f"{path} is not there", accepted="a diffusers folder, with " + ", ".join(_CONFIGS),
-                           do="give the folder that holds model_index.json") from None  # fmt: skip
+        raise MissingError(f"{path} is not there", expected="a diffusers folder, with " + ", ".join(_CONFIGS),
+                           hint="give the folder that holds model_index.json") from None  # fmt: skip
     except OSError as error:
         raise system_failure(error, str(path)) or MissingError(
-            f"{path} cannot be read: {error.strerror}", accepted="a diffusers folder", do="check the file") from None  # fmt: skip
+            f"{path} cannot be read: {error.strerror}", expected="a diffusers folder", hint="check the file") from None  # fmt: skip
     except (ValueError, RecursionError) as error:
         reason = "it nests too deeply" if isinstance(error, RecursionError) else error
-        raise UsageError(f"{path} is damaged: {reason}", accepted="JSON as diffusers writes it", do="download it again") from None
+        raise UsageError(f"{path} is damaged: {reason}", expected="JSON as diffusers writes it", hint="download it again") from None
 
 
 class _Config(dict[str, Any]):
@@ -301,15 +301,17 @@ def _from_configs(source: str, *contents: Any) -> BackboneSpec:
         causal = isinstance(part, list) and part[-1:] == ["CausalWanTransformer3DModel"]  # whose pipeline has many names
         kind = "WanPipeline" if causal else index["_class_name"]
         if not isinstance(kind, str) or kind not in _READERS:
-            raise UsageError(f"--backbone {source} is a {kind}", accepted=", ".join(_READERS), do="choose another model")
+            raise UsageError(f"--backbone {source} is a {kind}", expected=", ".join(_READERS), hint="choose another model")
         spec = _READERS[kind](index, transformer, vae)
         _check_sizes(spec, transformer, vae)
     except (KeyError, TypeError, AttributeError) as error:
         reason = error.args[0] if isinstance(error, KeyError) else f"its configs are not as diffusers writes them: {error}"
-        raise UsageError(f"--backbone {source}: {reason}", accepted=f"a model that diffusers wrote: {', '.join(_READERS)}",
-                         do="copy or download it again") from None  # fmt: skip
+        raise UsageError(f"--backbone {source}: {reason}", expected=f"a model that diffusers wrote: {', '.join(_READERS)}",
+                         hint="copy or download it again") from None  # fmt: skip
     except _ValueError as error:
-        raise UsageError(f"--backbone {source}: {error.args[0]}", accepted=error.args[1], do="copy or download it again") from None
+        raise UsageError(
+            f"--backbone {source}: {error.args[0]}", expected=error.args[1], hint="copy or download it again"
+        ) from None
     verdicts = WAN_1_3B.verdicts if _same_shape(spec, WAN_1_3B) else {}
     if causal:
         spec, verdicts = replace(_on(SELF_FORCING, spec), checkpoint=f"{source}/transformer", lora=None), {}
@@ -391,7 +393,7 @@ def _cogvideox(index: Any, transformer: Any, vae: Any) -> BackboneSpec:
     layers = transformer.whole("num_layers", _MOST_LAYERS)
     if transformer.get("patch_size_t") is not None:
         raise UsageError("CogVideoX 1.5 joins two latent frames into one token, which longgen cannot drive yet",
-                         accepted="CogVideoX 2B or 5B of the first version", do="choose another model")  # fmt: skip
+                         expected="CogVideoX 2B or 5B of the first version", hint="choose another model")  # fmt: skip
     rotary, patch = transformer["use_rotary_positional_embeddings"], transformer.whole("patch_size", 16)
     if type(rotary) is not bool:
         transformer.refuse("use_rotary_positional_embeddings", "true or false")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from longgen.backbones.failures import system_failure
+from longgen.backbones.system_errors import system_failure
 from longgen.errors import LonggenError, MissingError, UsageError
 
 SUFFIXES = (".safetensors", ".sft", ".pt", ".pth", ".ckpt", ".bin", ".gguf")  # of what may be meant as a file of weights
@@ -91,14 +91,14 @@ class Header:
         return sum(math.prod(shape) for _, shape in self.tensors.values())
 
 
-def form(path: Path, accepted: str) -> str:
+def form(path: Path, expected: str) -> str:
     """`safetensors`, `zip` or `pickle` (torch's two forms), from the first bytes of the file at `path`.
 
     Raises UsageError that names any other format, MissingError or LonggenError where it cannot be read.
     """
 
-    def refuse(what: str, do: str) -> NoReturn:
-        raise UsageError(f"{path} is {what}", accepted=accepted, do=do)
+    def refuse(what: str, hint: str) -> NoReturn:
+        raise UsageError(f"{path} is {what}", expected=expected, hint=hint)
 
     try:
         status = path.stat()
@@ -109,16 +109,16 @@ def form(path: Path, accepted: str) -> str:
             head = file.read(4096)
     except (OSError, ValueError) as error:  # the second for a name that no file can have
         raise system_failure(error, str(path)) or MissingError(
-            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}", accepted=accepted, do="check the path"
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}", expected=expected, hint="check the path"
         ) from None
 
     if not head:
         refuse("an empty file", ANEW)
     if not any(head):
         refuse("filled with zeros where its format would stand: a download that was not finished", ANEW)
-    for magic, what, do in _MAGICS:
+    for magic, what, hint in _MAGICS:
         if head.startswith(magic):
-            refuse(what, do)
+            refuse(what, hint)
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith(_PAGES):
         refuse("a web page and no weights: a download that failed, or that needs a login", ANEW)
@@ -132,7 +132,7 @@ def form(path: Path, accepted: str) -> str:
                 names = archive.namelist()
         except (zipfile.BadZipFile, OSError, ValueError) as error:
             raise system_failure(error, str(path)) or UsageError(
-                f"{path} is the beginning of a torch file or a ZIP archive: its end is missing", accepted=accepted, do=ANEW
+                f"{path} is the beginning of a torch file or a ZIP archive: its end is missing", expected=expected, hint=ANEW
             ) from None
         if any(name.endswith("constants.pkl") for name in names):
             refuse("a TorchScript program", "choose another file")
@@ -153,16 +153,16 @@ def form(path: Path, accepted: str) -> str:
     refuse("neither a torch nor a safetensors file, or only a part of one", "choose another file, or download it again")
 
 
-def header(path: Path, accepted: str) -> Header:
+def header(path: Path, expected: str) -> Header:
     """The table of the safetensors file at `path`.
 
     Raises LonggenError where it is cut off or damaged, UsageError where it is something else.
     """
-    if form(path, accepted) != "safetensors":
-        raise UsageError(f"{path} is a torch file in spite of its name", accepted=accepted, do="give it the ending .pt")
+    if form(path, expected) != "safetensors":
+        raise UsageError(f"{path} is a torch file in spite of its name", expected=expected, hint="give it the ending .pt")
 
     def damaged(reason: str) -> LonggenError:
-        return LonggenError(f"{path} is incomplete or damaged: {reason}", accepted=accepted, do=ANEW)
+        return LonggenError(f"{path} is incomplete or damaged: {reason}", expected=expected, hint=ANEW)
 
     try:
         size = path.stat().st_size

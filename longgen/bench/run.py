@@ -12,17 +12,18 @@ from typing import Any, Protocol
 
 import torch
 
-from longgen import arguments, preset, run
-from longgen.backbones import Backbone, Setup
+from longgen import arguments, preset, progress, resolve, run
+from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import BackboneSpec
 from longgen.bench import steps
-from longgen.bench.kinds import Kind, kinds
 from longgen.bench.memory import weight_bytes
 from longgen.bench.record import DIRECT, Bench, Row, Timed
+from longgen.bench.step_types import Kind, kinds
 from longgen.errors import LonggenError, UsageError
+from longgen.layers import selection
+from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan
-from longgen.probe import choose
-from longgen.run import Progress
+from longgen.progress import Progress
 
 Plans = dict[str, Plan | LonggenError]
 
@@ -53,27 +54,27 @@ def plans(names: Sequence[str], spec: BackboneSpec, overrides: Sequence[str], sa
     taken: set[str] = set()
     for name in dict.fromkeys((DIRECT, *names)):
         try:
-            bare = preset.load(choose.split(name)[0])
+            bare = preset.load(selection.split(name)[0])
             techniques = {preset.name_of(technique) for technique in bare.techniques}
             own = [override for override in overrides if override.partition(".")[0].strip() in techniques]
             taken.update(own)
-            made[name] = run.planned(name, spec, own, sample, probe=probe if choose.asks(bare) else None)
+            made[name] = resolve.planned(name, spec, own, sample, probe=probe if selection.asks(bare) else None)
         except LonggenError as error:
             made[name] = error
     unused = [override for override in overrides if override not in taken]
     if unused:
-        raise UsageError(f"--set {unused[0]}: none of the presets takes it", do="correct it, or leave it out",
-                         accepted="technique.key=value, of a technique that one of the presets has")  # fmt: skip
+        raise UsageError(f"--set {unused[0]}: none of the presets takes it", hint="correct it, or leave it out",
+                         expected="technique.key=value, of a technique that one of the presets has")  # fmt: skip
     return made
 
 
 def bench(
     made: Plans,
-    load: Callable[[], Backbone],
-    setup: Setup,
+    load: Callable[[], PipelineBackbone],
+    model_settings: ModelSettings,
     rounds: int,
     shape: bool = False,
-    report: Callable[[Progress], None] = run.ignore,
+    report: Callable[[Progress], None] = progress.no_report,
 ) -> Bench:
     """Measures every kind of step of the presets in `made`, `rounds` times, and the stock pipeline's. Ctrl-C keeps what is done.
 
@@ -83,15 +84,15 @@ def bench(
     yardstick = made[DIRECT]
     if not isinstance(yardstick, Plan):
         raise yardstick
-    rows, targets = _targets(made, yardstick, setup.cache is not None)
-    settings = settings_of(yardstick, setup) | {"rounds": rounds}
-    result = Bench(yardstick.spec.name, shape, run.device_name(setup.device), versions(), settings, rows)
+    rows, targets = _targets(made, yardstick, model_settings.cache is not None)
+    settings = settings_of(yardstick, model_settings) | {"rounds": rounds}
+    result = Bench(yardstick.spec.name, shape, run.device_name(model_settings.device), versions(), settings, rows)
     model = load()
     result.weights_bytes = weight_bytes(model.transformers)
     began, spent, total = time.monotonic(), 0.0, rounds * sum(target.work for target in targets)
     try:
         for number in range(rounds * len(targets)):
-            report_work(report, number, rounds * len(targets), began, spent, total, setup.device)
+            report_work(report, number, rounds * len(targets), began, spent, total, model_settings.device)
             target = targets[number % len(targets)]
             if target.row.error is None:
                 with refusing(target.row):
@@ -101,7 +102,7 @@ def bench(
                         if found.peak_bytes is not None:
                             timed.peak_bytes = max(timed.peak_bytes or 0, found.peak_bytes)
             spent += target.work
-        report_work(report, rounds * len(targets), rounds * len(targets), began, spent, total, setup.device)
+        report_work(report, rounds * len(targets), rounds * len(targets), began, spent, total, model_settings.device)
     except KeyboardInterrupt as stop:
         result.stopped = stop
     return result
@@ -147,13 +148,13 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")}
 
 
-def settings_of(yardstick: Plan, setup: Setup) -> dict[str, Any]:
+def settings_of(yardstick: Plan, model_settings: ModelSettings) -> dict[str, Any]:
     """What is run, by the plan of direct sampling."""
     shift = {} if yardstick.sample.flow_shift is None else {"flow_shift": yardstick.sample.flow_shift}
     return {
         "frames": yardstick.frames_px, "latent_frames": yardstick.frames_lat, "size": [*yardstick.size],
         "tokens": yardstick.tokens, "steps": yardstick.steps, "guidance_scale": yardstick.sample.guidance_scale, **shift,
-        "dtype": setup.dtype, "offload": setup.offload, **setup.deciding(),
+        "dtype": model_settings.dtype, "offload": model_settings.offload, **model_settings.deciding(),
     }  # fmt: skip
 
 
@@ -163,4 +164,4 @@ def report_work(
 ) -> None:  # fmt: skip
     """`done` of `of`, since `began`; the time to go is by the work `spent`, of `total`."""
     elapsed = time.monotonic() - began
-    report(Progress(phase, done, of, elapsed, elapsed / spent * (total - spent) if spent else None, run.memory_bytes(device)))
+    report(Progress(phase, done, of, elapsed, elapsed / spent * (total - spent) if spent else None, progress.memory_bytes(device)))

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from longgen.backbones import Backbone
-from longgen.bench.kinds import CLEAN, FIRST, LAST, ROUND, Kind
 from longgen.bench.memory import Account, weight_bytes
+from longgen.bench.step_types import CLEAN, FIRST, LAST, ROUND, Kind
+from longgen.loops import PROMPTS, direct, sampler, start
+from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan
-from longgen.sampling import PROMPTS, direct, sampler, start
 from longgen.sampling.fifo import Fifo
 from longgen.sampling.rollout import Rollout
 
@@ -38,7 +38,7 @@ class Measured(NamedTuple):
     peak_bytes: int | None
 
 
-Visit = Callable[[Backbone, int, bool], dict[str, Measured]]
+Visit = Callable[[PipelineBackbone, int, bool], dict[str, Measured]]
 """Measures kinds by name: (backbone, seed, whether to count memory on a CPU)."""
 
 
@@ -53,9 +53,9 @@ class Stopwatch:
     tensors in the first step that is computed, on a CPU. brief: whether that step computes one call only.
     """
 
-    def __init__(self, backbone: Backbone, wanted: int, counting: bool, brief: bool = True, skipped: int = 0) -> None:
+    def __init__(self, backbone: PipelineBackbone, wanted: int, counting: bool, brief: bool = True, skipped: int = 0) -> None:
         self.backbone, self.wanted, self.skipped, self.device = backbone, wanted, skipped, backbone.device
-        seen = self.device.type == "cpu" and not backbone.setup.compile  # nothing is seen of what compiled blocks allocate
+        seen = self.device.type == "cpu" and not backbone.model_settings.compile  # nothing is seen of what compiled blocks allocate
         self.account = Account() if counting and seen else None
         self.brief = brief and self.account is None
         self.began, self.ends = 0.0, list[float]()
@@ -131,7 +131,7 @@ def visits(plan: Plan, kinds: Sequence[Kind], cached: bool) -> list[tuple[list[K
     return [([kind], functools.partial(of_kind, kind)) for kind in kinds]
 
 
-def of_kind(kind: Kind, backbone: Backbone, seed: int, counting: bool) -> dict[str, Measured]:
+def of_kind(kind: Kind, backbone: PipelineBackbone, seed: int, counting: bool) -> dict[str, Measured]:
     """A step of `kind`, where the pipeline's own loop samples: of the whole video, or in clips."""
     watch, generator = _of_step(kind, backbone, counting), torch.Generator().manual_seed(seed)
     latents = start(backbone, kind.plan, generator)
@@ -140,13 +140,13 @@ def of_kind(kind: Kind, backbone: Backbone, seed: int, counting: bool) -> dict[s
     return {kind.name: watch.measured()}
 
 
-def _of_step(kind: Kind, backbone: Backbone, counting: bool) -> Stopwatch:
+def _of_step(kind: Kind, backbone: PipelineBackbone, counting: bool) -> Stopwatch:
     """Of a step of `kind` and one before it, where there is one."""
     step = max(kind.step, min(1, kind.plan.steps - 1))
     return Stopwatch(backbone, step + 1, counting, brief=step > 0, skipped=max(0, step - 1))
 
 
-def of_schedule(plan: Plan, kinds: Sequence[Kind], backbone: Backbone, seed: int, counting: bool) -> dict[str, Measured]:
+def of_schedule(plan: Plan, kinds: Sequence[Kind], backbone: PipelineBackbone, seed: int, counting: bool) -> dict[str, Measured]:
     """All steps of a run by `plan`, in which a step cache skips what it will."""
     watch, generator = Stopwatch(backbone, plan.steps, counting, brief=False), torch.Generator().manual_seed(seed)
     with watch.watching():
@@ -157,7 +157,7 @@ def of_schedule(plan: Plan, kinds: Sequence[Kind], backbone: Backbone, seed: int
     return {name: Measured(seconds, watch.peak_bytes) for name, seconds in means.items()}
 
 
-def of_stock(kind: Kind, cached: bool, backbone: Backbone, seed: int, counting: bool) -> dict[str, Measured]:
+def of_stock(kind: Kind, cached: bool, backbone: PipelineBackbone, seed: int, counting: bool) -> dict[str, Measured]:
     """A step of the pipeline as diffusers has it, with nothing of longgen installed. kind: of direct sampling."""
     plan, generator = kind.plan, torch.Generator().manual_seed(seed)
     watch = Stopwatch(backbone, plan.steps, counting, brief=False) if cached else _of_step(kind, backbone, counting)
@@ -177,12 +177,12 @@ def of_stock(kind: Kind, cached: bool, backbone: Backbone, seed: int, counting: 
     return {STOCK: watch.measured()}
 
 
-def of_queue(kind: Kind, backbone: Backbone, seed: int, counting: bool) -> dict[str, Measured]:
+def of_queue(kind: Kind, backbone: PipelineBackbone, seed: int, counting: bool) -> dict[str, Measured]:
     """A round of a queue that is full: the frames of one come out as those of a run that goes on there."""
     plan, generator = kind.plan, torch.Generator().manual_seed(seed)
     assert isinstance(plan.sampling, Fifo)
     latents, watch = start(backbone, plan, generator), Stopwatch(backbone, 2, counting)
-    length = plan.seen.frames_lat
+    length = plan.call_geometry.frames_lat
     early, places = plan.steps - length, plan.steps + plan.sampling.ahead(length)  # those that go out unseen; the line's
     line = torch.randn(*latents.shape[:2], places, *latents.shape[3:], generator=generator)
     resume = direct.State(plan.steps + early, line, {}, generator.get_state())
@@ -192,7 +192,7 @@ def of_queue(kind: Kind, backbone: Backbone, seed: int, counting: bool) -> dict[
     return {kind.name: watch.measured()}
 
 
-def of_rollout(plan: Plan, backbone: Backbone, seed: int, counting: bool) -> dict[str, Measured]:
+def of_rollout(plan: Plan, backbone: PipelineBackbone, seed: int, counting: bool) -> dict[str, Measured]:
     """The first chunk, and after the clean passes of chunks of noise the last one. Of memory, what the last chunk takes."""
     assert isinstance(plan.sampling, Rollout)
     assert plan.chunk_lat is not None

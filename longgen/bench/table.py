@@ -6,8 +6,9 @@ import textwrap
 from typing import Any
 
 from longgen.bench.record import Bench, Row
-from longgen.plan import FLOOR, human_bytes
+from longgen.cost import FLOOR
 from longgen.progress import clock_text
+from longgen.units import human_bytes
 
 WIDTH = 100  # columns of the terminal
 MISSING = "–"

@@ -6,6 +6,6 @@ in the import below, whose order is that of --help.
 """
 
 from longgen.cli import generate, plan, probe, compare, bench, decode, inspect, doctor, presets, backbones  # noqa: F401  # isort: skip
-from longgen.cli.root import app, main
+from longgen.cli.app import app, main
 
 __all__ = ["app", "main"]

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from longgen.cli.app import App, answer, app, reports_errors
 from longgen.cli.options import Json
-from longgen.cli.root import App, answer, app, reports_errors
 
 if TYPE_CHECKING:
     from longgen.backbones.spec import BackboneSpec
@@ -31,7 +31,7 @@ def backbones_list(as_json: Json = False) -> None:
 def backbones_show(name: Annotated[str, typer.Argument(help="A name, a hub id or a folder.")], as_json: Json = False) -> None:
     """What is known of a backbone; for tiny also the prompts that it knows."""
     from longgen.backbones.find import find
-    from longgen.show import backbone_text
+    from longgen.describe import backbone_text
 
     spec = find(name)
     answer(backbone_text(spec), spec_dict(spec), as_json)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longgen.cli.asked import backbone_asked, make_setup, parse_size, read_names, warn_of_grammar
+from longgen.cli.app import answer, app, reports_errors, say
+from longgen.cli.inputs import backbone_asked, make_setup, parse_size, read_names, warn_of_grammar
 from longgen.cli.options import (
     Attention,
     Backbone,
@@ -26,13 +27,12 @@ from longgen.cli.options import (
     Set,
     Size,
 )
-from longgen.cli.root import answer, app, reports_errors, say
 from longgen.errors import BatchError, Terminated, UsageError
 
 if TYPE_CHECKING:
-    from longgen.backbones import Backbone as Loaded
-    from longgen.backbones import Setup
+    from longgen.backbones.settings import ModelSettings
     from longgen.backbones.spec import BackboneSpec
+    from longgen.pipelines.base import PipelineBackbone as Loaded
 
 PRESETS = "direct,sliding-window,freenoise,freeloc,freelong,freepca,freespec,longdiff"
 
@@ -82,63 +82,63 @@ def bench(
     With --accelerate, whole runs: what step caches and compiling do to each preset's video, and to its time.
     """
     from longgen import disk, preset, run
-    from longgen.bench import composition, composition_table, table
+    from longgen.bench import accelerators, accelerators_table, table
     from longgen.bench import run as running
-    from longgen.bench.shape import FRAMES, SHAPES
-    from longgen.progress import progress
+    from longgen.bench.synthetic import FRAMES, SHAPES
+    from longgen.progress import reporter
 
     def given(name: str) -> bool:
         return str(context.get_parameter_source(name)).endswith("COMMANDLINE")  # a variable may stand where nobody looks
 
     if accelerate is not None and (shape is not None or random_weights):
         raise UsageError("--accelerate compares videos, and of --shape and --random-weights there are none worth it",
-                         accepted="a model with its own weights: --backbone", do="leave them out")  # fmt: skip
+                         expected="a model with its own weights: --backbone", hint="leave them out")  # fmt: skip
     if accelerate is not None and (cache is not None or compile_):
         raise UsageError("--accelerate is given beside --cache or --compile (or LONGGEN_CACHE, LONGGEN_COMPILE)",
-                         accepted="--accelerate alone, as --accelerate first-block:0.05,compile",
-                         do="name there what is to be measured")  # fmt: skip
+                         expected="--accelerate alone, as --accelerate first-block:0.05,compile",
+                         hint="name there what is to be measured")  # fmt: skip
     if accelerate is not None and given("steps"):
-        raise UsageError("--steps says how often a step is measured, and --accelerate measures whole runs", accepted="one of them",
-                         do="leave --steps out")  # fmt: skip
+        raise UsageError("--steps says how often a step is measured, and --accelerate measures whole runs", expected="one of them",
+                         hint="leave --steps out")  # fmt: skip
     if accelerate is None and prompt is not None:
-        raise UsageError("--prompt is given, and what a step costs does not depend on it", accepted="--prompt beside --accelerate",
-                         do="leave it out, or add --accelerate")  # fmt: skip
+        raise UsageError("--prompt is given, and what a step costs does not depend on it", expected="--prompt beside --accelerate",
+                         hint="leave it out, or add --accelerate")  # fmt: skip
     if shape is not None and (given("backbone") or random_weights):
-        raise UsageError("--shape is given beside --backbone or --random-weights, and stands for both", accepted="one of them",
-                         do="leave the others out")  # fmt: skip
+        raise UsageError("--shape is given beside --backbone or --random-weights, and stands for both", expected="one of them",
+                         hint="leave the others out")  # fmt: skip
     if shape is not None and shape not in SHAPES:
-        raise UsageError(f"--shape {shape} is none that there is", accepted=", ".join(SHAPES), do="take one of them")
+        raise UsageError(f"--shape {shape} is none that there is", expected=", ".join(SHAPES), hint="take one of them")
     if probe == "run":
-        raise UsageError("--probe run makes videos, and bench measures", accepted="a probe's file, or published",
-                         do="longgen probe first, or a preset @all")  # fmt: skip
+        raise UsageError("--probe run makes videos, and bench measures", expected="a probe's file, or published",
+                         hint="longgen probe first, or a preset @all")  # fmt: skip
     if cache is not None and cache.partition(":")[0].startswith("mag"):
         raise UsageError(f"--cache {cache} first makes a whole video to learn from, and bench runs single steps",
-                         accepted="--cache first-block:THRESHOLD",
-                         do="take that, or --accelerate mag, which makes whole videos")  # fmt: skip
+                         expected="--cache first-block:THRESHOLD",
+                         hint="take that, or --accelerate mag, which makes whole videos")  # fmt: skip
     if output is not None:
         disk.check_new(output, overwrite)
     spec = backbone_asked(backbone, quiet) if shape is None else SHAPES[shape]
-    setup = make_setup(spec, dict(device=device, dtype=dtype, offload=offload, attention=attention, cache=cache, compile=compile_,
-                                  clip_batch=clip_batch))  # fmt: skip
-    accelerators = _accelerators(accelerate, spec) if accelerate is not None else ()
+    model_settings = make_setup(spec, dict(device=device, dtype=dtype, offload=offload, attention=attention, cache=cache,
+                                               compile=compile_, clip_batch=clip_batch))  # fmt: skip
+    accelerate_by = _accelerators(accelerate, spec) if accelerate is not None else ()
     sample = preset.Sample(frames=frames or FRAMES, size=None if size is None else parse_size(size), flow_shift=flow_shift)
     names = read_names(presets)
     made = running.plans(names, spec, set_ or (), sample, "published" if shape is not None and probe is None else probe)
 
-    def load(setup: Setup) -> Loaded:
+    def load(model_settings: ModelSettings) -> Loaded:
         if shape is None and not random_weights:
-            return run.load(spec, setup)[0]
-        from longgen.backbones import random
+            return run.load(spec, model_settings)[0]
+        from longgen.pipelines.random_weights import build
 
-        return random.build(spec, setup)
+        return build(spec, model_settings)
 
-    found: composition.Composition | running.Bench
-    with progress(quiet, say) as report:
-        if accelerators:
-            found = composition.compose(made, accelerators, load, setup, _prompt(prompt, spec, quiet), report)
-            shown = composition_table.text(found)
+    found: accelerators.Composition | running.Bench
+    with reporter(quiet, say) as report:
+        if accelerate_by:
+            found = accelerators.compose(made, accelerate_by, load, model_settings, _prompt(prompt, spec, quiet), report)
+            shown = accelerators_table.text(found)
         else:
-            found = running.bench(made, lambda: load(setup), setup, steps, shape is not None, report)
+            found = running.bench(made, lambda: load(model_settings), model_settings, steps, shape is not None, report)
             shown = table.text(found)
     try:
         if output is not None:
@@ -155,18 +155,18 @@ def bench(
     failed = [row for row in found.rows if row.error is not None]
     if failed:
         raise BatchError(f"{len(failed)} of {len(found.rows)} could not be measured: {failed[0].preset}: {failed[0].error}",
-                         do="leave them out, or correct them")  # fmt: skip
+                         hint="leave them out, or correct them")  # fmt: skip
 
 
 def _accelerators(given: str, spec: BackboneSpec) -> tuple[str, ...]:
     """`first-block,mag:0.1,compile` one by one, each known."""
-    from longgen.backbones import parse_cache
-    from longgen.bench.composition import COMPILE
+    from longgen.backbones.settings import parse_cache
+    from longgen.bench.accelerators import COMPILE
 
     names = tuple(dict.fromkeys(read_names(given)))
     if not names:
-        raise UsageError("--accelerate names nothing", accepted="first-block, mag and compile, as first-block:0.05,compile",
-                         do="name one")  # fmt: skip
+        raise UsageError("--accelerate names nothing", expected="first-block, mag and compile, as first-block:0.05,compile",
+                         hint="name one")  # fmt: skip
     for name in names:
         if name != COMPILE:
             parse_cache(name, spec)
@@ -176,7 +176,7 @@ def _accelerators(given: str, spec: BackboneSpec) -> tuple[str, ...]:
 def _prompt(given: str | None, spec: BackboneSpec, quiet: bool) -> str:
     """The prompt given, or one that the model knows."""
     from longgen.backbones.tiny import grammar
-    from longgen.sampling import PROMPTS
+    from longgen.loops import PROMPTS
 
     if given is None:
         return grammar.HELD_OUT[0].prompt if spec.built_in else PROMPTS[0]

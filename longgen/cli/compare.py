@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longgen.cli.asked import (
+from longgen.cli.app import answer, app, reports_errors, say
+from longgen.cli.inputs import (
     backbone_asked,
     make_setup,
     parse_size,
@@ -47,7 +48,6 @@ from longgen.cli.options import (
     Tiling,
 )
 from longgen.cli.probe import probe_first
-from longgen.cli.root import answer, app, reports_errors, say
 from longgen.errors import BatchError, UsageError
 
 if TYPE_CHECKING:
@@ -145,22 +145,22 @@ def compare(
         if given:
             options = ", ".join("--" + name.strip("_").replace("_", "-") for name in given)
             raise UsageError(f"videos that are there are given, and {options}, for making some",
-                             accepted="with videos: --baseline, --metrics, --vbench-weights, --vbench-json, --export-vbench, "
+                             expected="with videos: --baseline, --metrics, --vbench-weights, --vbench-json, --export-vbench, "
                                       "--output, --overwrite, --json and --quiet",
-                             do=f"leave out the videos, or {options}")  # fmt: skip
+                             hint=f"leave out the videos, or {options}")  # fmt: skip
         rest = vbench_weights, vbench_json or (), export_vbench, overwrite, as_json, quiet
         return compare_existing(videos, output, baseline, metrics, *rest)
     if presets is None:
-        raise UsageError("there is nothing to compare", accepted="--presets NAME,NAME with --prompt or --prompts; or videos",
-                         do='for example --presets direct,sliding-window --prompt "a red circle"')  # fmt: skip
+        raise UsageError("there is nothing to compare", expected="--presets NAME,NAME with --prompt or --prompts; or videos",
+                         hint='for example --presets direct,sliding-window --prompt "a red circle"')  # fmt: skip
     from longgen import naming, preset
-    from longgen.backbones import idle
     from longgen.compare import grid
     from longgen.compare.run import compare_presets, free
-    from longgen.probe import choose
-    from longgen.progress import progress
+    from longgen.layers import selection
+    from longgen.pipelines.checks import unused_settings
+    from longgen.progress import reporter
 
-    def tell(message: str) -> None:
+    def log(message: str) -> None:
         if not quiet:
             say(message)
 
@@ -174,24 +174,37 @@ def compare(
                                  fps=fps)  # fmt: skip
     if probe is None or probe == "run":
         bare = [preset_asked(name, None, backbone, flags, duration)[0] for name in names if not name.endswith(("@all", "@none"))]
-        asking = [one for one in bare if (choose.asks(one) if probe == "run" else choose.lacks(one, spec, loras) and not set_)]
+        asking = [
+            one for one in bare if (selection.asks(one) if probe == "run" else selection.lacks(one, spec, loras) and not set_)
+        ]
         if asking:
-            tell(f"{asking[0].name} leaves its layers to a probe of {spec.name}: a quick one comes first")
+            log(f"{asking[0].name} leaves its layers to a probe of {spec.name}: a quick one comes first")
         probe = probe_first(asking[0], spec, loading, quiet) if asking else None
     plans = grid.plans(names, spec, set_ or (), preset.Sample(**flags), duration, probe, loras)
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
-        tell(f"note: {note}")
+        log(f"note: {note}")
     warn_of_grammar(spec, texts, quiet)
-    setup = make_setup(spec, loading)
+    model_settings = make_setup(spec, loading)
     default = Path(f"compare-{naming.slug(texts[0])}")
-    places = grid.places(plans, dict.fromkeys(texts), numbers, setup, default)
+    places = grid.places(plans, dict.fromkeys(texts), numbers, model_settings, default)
     folder = output or free(default, lambda made: [f"videos/{place.name}.mp4" for place in places])
-    idle_in = [idle(plan, setup) for plan in plans]
+    idle_in = [unused_settings(plan, model_settings) for plan in plans]
     if all(idle_in):  # where one preset goes by clips, it is meant for that one
         say_notes((note for notes in idle_in for note in notes), quiet)
-    with progress(quiet, say) as report:
+    with reporter(quiet, say) as report:
         made = compare_presets(
-            plans, texts, numbers, setup, folder, baseline, metrics, report, tell, vbench_weights, vbench_json or (), overwrite
+            plans,
+            texts,
+            numbers,
+            model_settings,
+            folder,
+            baseline,
+            metrics,
+            report,
+            log,
+            vbench_weights,
+            vbench_json or (),
+            overwrite,
         )
     show(made, folder, export_vbench, overwrite, as_json, quiet)
 
@@ -210,15 +223,15 @@ def compare_existing(
 ) -> None:
     """`longgen compare VIDEO VIDEO`. A folder of an earlier comparison alone is compared anew in its place."""
     from longgen import naming
-    from longgen.compare import existing
+    from longgen.compare import inputs
     from longgen.compare.run import compare_videos, free
-    from longgen.progress import progress
+    from longgen.progress import reporter
 
     own = len(videos) == 1 and (videos[0] / "compare.json").is_file()
     folder = output or (videos[0] if own else Path(f"compare-{naming.slug(videos[0].stem)}"))
     if output is None and not own:
-        folder = free(folder, lambda made: [str(video.absolute()) for video in existing.videos(videos)])
-    with progress(quiet, say) as report:
+        folder = free(folder, lambda made: [str(video.absolute()) for video in inputs.videos(videos)])
+    with reporter(quiet, say) as report:
         made = compare_videos(videos, folder, baseline, metrics, report, vbench_weights, vbench_json, overwrite or own)
     show(made, folder, export_vbench, overwrite, as_json, quiet)
 
@@ -241,4 +254,4 @@ def show(made: Comparison, folder: Path, export_vbench: Path | None, overwrite: 
     failed = [cell for cell in made.cells if cell.status == "failed"]
     if failed:
         raise BatchError(f"{len(failed)} of {len(made.cells)} videos failed: {failed[0].name}: {failed[0].error}",
-                         do="the same command makes the rest, and keeps what is there")  # fmt: skip
+                         hint="the same command makes the rest, and keeps what is there")  # fmt: skip

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from longgen.cli.app import answer, app, reports_errors, say
 from longgen.cli.options import Device, Json, Overwrite, Quiet, Tiling
-from longgen.cli.root import answer, app, reports_errors, say
 from longgen.errors import LonggenError, UsageError
 
 
@@ -25,21 +25,21 @@ def decode(
     quiet: Quiet = False,
 ) -> None:
     """Turn saved latents into a video, without sampling again."""
-    from longgen import checkpoint, disk, run, rundir
+    from longgen import checkpoint, disk, progress, resolve, run, rundir
 
     if latents.suffix == ".run":
         latents = latents / ("latents" if (latents / "latents").is_dir() else "latents.safetensors")
     chunks = checkpoint.Chunks(latents, {})
     tensors, kept = ({}, chunks.kept()) if len(chunks) else checkpoint.load_tensors(latents)
     if "preset" not in kept or not (len(chunks) or "latents" in tensors):
-        raise LonggenError(f"{latents} holds no latents of a run", accepted="a run's folder, or latents.safetensors in it",
-                           do="check the path")  # fmt: skip
+        raise LonggenError(f"{latents} holds no latents of a run", expected="a run's folder, or latents.safetensors in it",
+                           hint="check the path")  # fmt: skip
     done = kept.get("done", 0)
     if not isinstance(done, int) or done < 0:
         raise checkpoint.damaged(latents, f"it says that {done} steps are done")
     if "done" in kept and not quiet:
         say(f"note: {latents} is a checkpoint after step {kept['done']}; the video will be noisy")
-    made = run.plan_of(kept, latents)
+    made = resolve.plan_of(kept, latents)
     whole = rundir.latent_shape(made)
     if done > made.rounds:
         raise checkpoint.damaged(latents, f"it says that {done} of {made.rounds} rounds are done")
@@ -51,25 +51,25 @@ def decode(
     if output is None and 0 < len(chunks) < made.rounds:
         reason = f" ({chunks.damage})" if chunks.damage else ""
         raise UsageError(f"{latents} holds {len(chunks)} of {made.rounds} chunks{reason}, and the name beside it is the "
-                         "whole video's", accepted="--output FILE.mp4 for what there is",
-                         do=f"add -o {folder.stem}-so-far.mp4")  # fmt: skip
+                         "whole video's", expected="--output FILE.mp4 for what there is",
+                         hint=f"add -o {folder.stem}-so-far.mp4")  # fmt: skip
     target = output or (folder.with_suffix(".mp4") if folder.suffix == ".run" else latents.with_suffix(".mp4"))
     target = run.output_path(str(target), kept["prompt"], kept["seed"])
     disk.check_new(target, overwrite)
     rundir.check_place(target)
     settings = {key: value for key, value in kept.items() if key not in ("done", "scheduler", "vae_tiling")}
     settings |= {"vae_tiling": True} if vae_tiling else {}
-    from longgen.progress import progress
 
     start = time.monotonic()
-    with rundir.held(target), progress(quiet, say) as report:
+    with rundir.held(target), progress.reporter(quiet, say) as report:
         disk.check_new(target, overwrite)  # again: another process may have made it
-        report(run.Progress("load", 0, 1, 0.0, None, run.memory_bytes("cpu")))
-        from longgen.backbones import decoder, default_device
+        report(progress.Progress("load", 0, 1, 0.0, None, progress.memory_bytes("cpu")))
+        from longgen.backbones.defaults import default_device
+        from longgen.pipelines.loading import decoder
 
         where = device or default_device()
         frames_of = decoder(made.spec, where, vae_tiling)
-        report(run.Progress("load", 1, 1, time.monotonic() - start, 0.0, run.memory_bytes("cpu")))
+        report(progress.Progress("load", 1, 1, time.monotonic() - start, 0.0, progress.memory_bytes("cpu")))
         frames_lat = chunks.frames(made.frames_lat) if len(chunks) else tensors["latents"]
         seconds, frames_px = run.decode_to(target, frames_of, frames_lat, made, where, settings, report)
         if frames_px == made.frames_px and target.with_suffix(".run").absolute() == folder:

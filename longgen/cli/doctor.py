@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from longgen.cli.app import answer, app, reports_errors
 from longgen.cli.options import Json
-from longgen.cli.root import answer, app, reports_errors
 
 
 @app.command()

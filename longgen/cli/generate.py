@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longgen.cli.asked import (
+from longgen.cli.app import answer, app, reports_errors, say
+from longgen.cli.inputs import (
     asked_of,
     kept_seed,
     make_setup,
@@ -50,7 +51,6 @@ from longgen.cli.options import (
     Tiling,
 )
 from longgen.cli.probe import probe_first
-from longgen.cli.root import answer, app, reports_errors, say
 from longgen.errors import BatchError, UsageError
 
 if TYPE_CHECKING:
@@ -106,12 +106,12 @@ def generate(
 ) -> None:
     """Make a video, or one for each line of a file of prompts."""
     from longgen import run
-    from longgen.backbones import check_setup, idle
+    from longgen.pipelines.checks import check_settings, unused_settings
 
     flags = dict(frames=frames, size=None if size is None else parse_size(size), steps=steps, guidance_scale=guidance_scale,
                  negative_prompt=negative_prompt, flow_shift=flow_shift, fps=fps)  # fmt: skip
     if resume and overwrite:
-        raise UsageError("--resume and --overwrite are both given", accepted="one of them", do="leave one out")
+        raise UsageError("--resume and --overwrite are both given", expected="one of them", hint="leave one out")
     loading = dict(device=device, dtype=dtype, offload=offload, lora=tuple(lora or ()), quantize=quantize, attention=attention,
                    cache=cache, compile=compile_, vae_tiling=vae_tiling, clip_batch=clip_batch)  # fmt: skip
     if prompt is None and prompts is None and schedule is None and resume and output:
@@ -122,14 +122,14 @@ def generate(
         rows = rows_of(shots) if shots else read_rows(prompt, prompts, quiet)
         if prompts is not None and resume and seed is None and any(row.seed is None for row in rows):
             raise UsageError("--prompts with --resume and no --seed: a drawn seed cannot be found again",
-                             accepted="--seed N, as printed by the first run, or a column seed", do="add it")  # fmt: skip
+                             expected="--seed N, as printed by the first run, or a column seed", hint="add it")  # fmt: skip
         if prompts is not None and output is not None and Path(output).suffix.lower() == ".mp4":
-            raise UsageError(f"--prompts makes several videos, and --output {output} names one file", accepted="a folder",
-                             do="give --output a folder")  # fmt: skip
+            raise UsageError(f"--prompts makes several videos, and --output {output} names one file", expected="a folder",
+                             hint="give --output a folder")  # fmt: skip
         if probe == "run":
             if dry_run:
-                raise UsageError("--probe run runs the model, and --dry-run loads nothing", accepted="one of them",
-                                 do="longgen probe first; --dry-run then takes what is kept")  # fmt: skip
+                raise UsageError("--probe run runs the model, and --dry-run loads nothing", expected="one of them",
+                                 hint="longgen probe first; --dry-run then takes what is kept")  # fmt: skip
             probe = probe_first(*preset_asked(preset, set_, backbone, flags, duration), loading, quiet)
         plans = plans_of_rows(rows, preset, set_, backbone, flags, duration, quiet, shots, layers, probe, tuple(lora or ()))
         plan = plans[0]
@@ -137,30 +137,32 @@ def generate(
             seed = kept_seed(output)
         asked = asked_of(rows, plans, seed, output, quiet)
         warn_of_grammar(plan.spec, [shot.prompt for shot in shots.shots] if shots else [row.prompt for row in rows], quiet)
-    setup = make_setup(plan.spec, loading)
-    jobs = run.jobs_of(asked, setup, resume, overwrite)
+    model_settings = make_setup(plan.spec, loading)
+    jobs = run.jobs_of(asked, model_settings, resume, overwrite)
     plans = [*dict.fromkeys(job.plan for job in jobs)]
-    say_notes((note for one in plans for note in idle(one, setup)), quiet)
+    say_notes((note for one in plans for note in unused_settings(one, model_settings)), quiet)
     if dry_run:
-        from longgen.backbones.tokens import cut_notes, tokenizer_on_disk
-        from longgen.show import plan_text
+        from longgen.describe import plan_text
+        from longgen.pipelines.token_limit import cut_notes, tokenizer_on_disk
 
-        say_notes(check_setup(plan.spec, setup), quiet)
+        say_notes(check_settings(plan.spec, model_settings), quiet)
         tokenizer = tokenizer_on_disk(plan.spec)
         say_notes((note for job in jobs for note in cut_notes(job.plan, [job.prompt], tokenizer)), quiet)
         names = [str(job.output) for job in jobs]
         texts = []
         for one in plans:
             own = [str(job.output) for job in jobs if job.plan is one]
-            texts.append(f"{plan_text(one, setup.dtype, offload, tables=False, notes=False)}\nwould write: {', '.join(own)}")
+            texts.append(
+                f"{plan_text(one, model_settings.dtype, offload, tables=False, notes=False)}\nwould write: {', '.join(own)}"
+            )
         described = [{"prompt": job.prompt, "seed": job.seed, "output": str(job.output), "preset": job.plan.preset.name,
                       "frames": job.plan.frames_px, "sample": job.plan.sample.model_dump(mode="json")} for job in jobs]  # fmt: skip
         return answer("\n\n".join(texts), plan.as_dict() | {"outputs": names, "videos": described}, as_json)
-    from longgen.progress import progress
+    from longgen.progress import reporter
 
-    tell = (lambda text: None) if quiet else say
-    with progress(quiet, say) as report:
-        results = run.generate_jobs(jobs, setup, resume, report, tell, overwrite)
+    log = (lambda text: None) if quiet else say
+    with reporter(quiet, say) as report:
+        results = run.generate_jobs(jobs, model_settings, resume, report, log, overwrite)
     report_results(results, as_json, single=prompts is None)
 
 
@@ -173,5 +175,5 @@ def report_results(results: list[Result | Failure], as_json: bool, single: bool)
     answer("\n".join(made), data[0] if single else data, as_json, made=bool(made))
     if len(made) < asked:
         raise BatchError(
-            f"{asked - len(made)} of {asked} videos failed", do="the same command with --resume --seed N makes the rest"
+            f"{asked - len(made)} of {asked} videos failed", hint="the same command with --resume --seed N makes the rest"
         )

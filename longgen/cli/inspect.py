@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from longgen.cli.app import answer, app, reports_errors
 from longgen.cli.options import Json
-from longgen.cli.root import answer, app, reports_errors
 from longgen.errors import UsageError
 
 
@@ -22,21 +22,21 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Print the settings stored in a video."""
-    from longgen import run, show
+    from longgen import describe, resolve
     from longgen.video import read_settings
 
     kept = read_settings(video)
     if toml and schedule:
-        raise UsageError("--toml and --schedule are both given, and each is a file", accepted="one of them", do="leave one out")
+        raise UsageError("--toml and --schedule are both given, and each is a file", expected="one of them", hint="leave one out")
     if schedule:
-        shots = run.plan_of(kept, video).schedule
+        shots = resolve.plan_of(kept, video).schedule
         if shots is None:
-            raise UsageError(f"{video} was made with one prompt, and no schedule", accepted="a video of --schedule",
-                             do="leave --schedule out")  # fmt: skip
+            raise UsageError(f"{video} was made with one prompt, and no schedule", expected="a video of --schedule",
+                             hint="leave --schedule out")  # fmt: skip
         return answer(shots.as_toml().rstrip(), shots.as_dict() | {"name": video.stem}, as_json)
     if toml:
-        made = run.plan_of(kept, video).preset
-        return answer(f"# {show.command_again(kept, video)}\n{made.as_toml().rstrip()}", made.as_dict(), as_json)
+        made = resolve.plan_of(kept, video).preset
+        return answer(f"# {describe.command_again(kept, video)}\n{made.as_toml().rstrip()}", made.as_dict(), as_json)
     rows = []
     for key, value in kept.items():
         plain = isinstance(value, int) or (isinstance(value, str) and value.isprintable())

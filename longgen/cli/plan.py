@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from longgen.cli.asked import make_plan, parse_size, read_schedule
+from longgen.cli.app import answer, app, reports_errors, say
+from longgen.cli.inputs import make_plan, parse_size, read_schedule
 from longgen.cli.options import (
     Backbone,
     Dtype,
@@ -28,7 +29,6 @@ from longgen.cli.options import (
     Size,
     Steps,
 )
-from longgen.cli.root import answer, app, reports_errors, say
 from longgen.errors import LonggenError, UsageError
 
 
@@ -57,26 +57,26 @@ def plan(
 ) -> None:
     """Show what would run, with its tables, its cost against direct sampling and its memory; loads no weights."""
     from longgen import disk
-    from longgen.show import plan_text
+    from longgen.describe import plan_text
 
     flags = dict(
         frames=frames, size=None if size is None else parse_size(size), steps=steps, guidance_scale=guidance_scale,
         flow_shift=flow_shift, fps=fps,
     )  # fmt: skip
     if probe == "run":
-        raise UsageError("--probe run runs the model, and plan loads no weights", accepted="a probe's file, or published",
-                         do="longgen probe first; plan then takes what is kept")  # fmt: skip
+        raise UsageError("--probe run runs the model, and plan loads no weights", expected="a probe's file, or published",
+                         hint="longgen probe first; plan then takes what is kept")  # fmt: skip
     made = make_plan(preset, set_, backbone, flags, duration, True, read_schedule(schedule, None, None), layers, probe)
     if export is not None:
         import numpy as np
 
         if export.suffix != ".npz":
-            raise UsageError(f"--export {export}: tables are written as NumPy archives", accepted="a name in .npz",
-                             do=f"take {export.with_suffix('.npz')}")  # fmt: skip
+            raise UsageError(f"--export {export}: tables are written as NumPy archives", expected="a name in .npz",
+                             hint=f"take {export.with_suffix('.npz')}")  # fmt: skip
         disk.check_new(export, overwrite, "--export")
         if not export.parent.is_dir():
-            raise LonggenError(f"{export} cannot be written: {export.parent} is not there", accepted="a folder that is there",
-                               do="make it, or give another --export")  # fmt: skip
+            raise LonggenError(f"{export} cannot be written: {export.parent} is not there", expected="a folder that is there",
+                               hint="make it, or give another --export")  # fmt: skip
 
         def write(partial: Path) -> None:
             with partial.open("wb") as file:

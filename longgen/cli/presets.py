@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from longgen.cli.app import App, answer, app, reports_errors
 from longgen.cli.options import Backbone, Json, Set
-from longgen.cli.root import App, answer, app, reports_errors
 
 presets_app = App(no_args_is_help=True, help="List, show and check presets.")
 app.add_typer(presets_app, name="presets")
@@ -18,7 +18,7 @@ app.add_typer(presets_app, name="presets")
 def presets_list(as_json: Json = False) -> None:
     """Every preset that longgen ships: cost, techniques, backbones, paper."""
     from longgen import preset
-    from longgen.show import preset_row, presets_text
+    from longgen.describe import preset_row, presets_text
 
     shipped = [preset.load(name) for name in preset.names()]
     answer(
@@ -46,7 +46,7 @@ def presets_check(
     """Check presets; with --backbone also whether that backbone can run them."""
     from longgen import preset
     from longgen.backbones.find import find
-    from longgen.plan import as_if_probed, build
+    from longgen.planner import as_if_probed, build
 
     checked = [preset.load(name) for name in files]
     if backbone is not None:

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from longgen.cli.asked import backbone_asked, make_setup, parse_size, read_prompts, read_seeds, warn_of_grammar
+from longgen.cli.app import answer, app, reports_errors, say
+from longgen.cli.inputs import backbone_asked, make_setup, parse_size, read_prompts, read_seeds, warn_of_grammar
 from longgen.cli.options import Backbone, Device, Dtype, Frames, Json, Lora, Offload, Overwrite, Quiet, Seeds, Size
-from longgen.cli.root import answer, app, reports_errors, say
 from longgen.errors import UsageError
 
 if TYPE_CHECKING:
-    from longgen.backbones import Setup
+    from longgen.backbones.settings import ModelSettings
     from longgen.backbones.spec import BackboneSpec
+    from longgen.layers.probe_file import Probe, Settings
     from longgen.preset import Preset
-    from longgen.probe.record import Probe, Settings
 
 
 @app.command()
@@ -71,17 +71,17 @@ def probe(
     )
     if texts is not None:
         warn_of_grammar(spec, texts, quiet)
-    setup = make_setup(spec, dict(device=device, dtype=dtype, offload=offload, lora=tuple(lora or ())))
+    model_settings = make_setup(spec, dict(device=device, dtype=dtype, offload=offload, lora=tuple(lora or ())))
     settings = measure.settings_for(
         spec, "quick" if quick else "full", frames, steps, texts, read_seeds(seeds), None if size is None else parse_size(size),
-        setup.dtype, setup.lora,
+        model_settings.dtype, model_settings.lora,
     )  # fmt: skip
     default = Path(f"probe-{naming.slug(spec.name)}-{settings.frames}")
     folder = output or report.free(default, spec.name, settings, overwrite)
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--output {folder} is a file, and a report is several", accepted="a folder", do="give another name")
+        raise UsageError(f"--output {folder} is a file, and a report is several", expected="a folder", hint="give another name")
     report.check(folder, spec.name, settings, overwrite)
-    found, place = run_probe(spec, setup, settings, metric, threshold, top, again, quiet)
+    found, place = run_probe(spec, model_settings, settings, metric, threshold, top, again, quiet)
     with disk.held(folder / disk.LOCK, str(folder)):
         report.check(folder, spec.name, settings, overwrite)
         written = report.write(found, folder)
@@ -92,18 +92,21 @@ def probe(
 
 def probe_first(preset: Preset, spec: BackboneSpec, loading: dict[str, Any], quiet: bool) -> str:
     """`--probe run`: a quick probe of `spec` at the length of `preset`'s video; its file, or `run` where `preset` needs none."""
-    from longgen.probe import choose, measure
+    from longgen.layers import selection
+    from longgen.probe import measure
 
-    if not choose.asks(preset):
+    if not selection.asks(preset):
         return "run"  # which `chosen` refuses
-    setup, frames = make_setup(spec, loading), preset.sample_on(spec).frames or spec.native_px
-    settings = measure.settings_for(spec, "quick", frames, None, None, (0, 1), preset.sample_on(spec).size, setup.dtype, setup.lora)
-    return str(run_probe(spec, setup, settings, None, None, None, again=False, quiet=quiet)[1])
+    model_settings, frames = make_setup(spec, loading), preset.sample_on(spec).frames or spec.native_px
+    settings = measure.settings_for(
+        spec, "quick", frames, None, None, (0, 1), preset.sample_on(spec).size, model_settings.dtype, model_settings.lora
+    )
+    return str(run_probe(spec, model_settings, settings, None, None, None, again=False, quiet=quiet)[1])
 
 
 def run_probe(
     spec: BackboneSpec,
-    setup: Setup,
+    model_settings: ModelSettings,
     settings: Settings,
     metric: Literal["attention", "latent", "video"] | None,
     threshold: float | None,
@@ -113,11 +116,11 @@ def run_probe(
 ) -> tuple[Probe, Path]:
     """`longgen.probe.run.probe` with its progress on stderr."""
     from longgen.probe.run import probe as run_it
-    from longgen.progress import progress
+    from longgen.progress import reporter
 
-    def tell(message: str) -> None:
+    def log(message: str) -> None:
         if not quiet:
             say(message)
 
-    with progress(quiet, say) as report:
-        return run_it(spec, setup, settings, metric, threshold, top, again, report, tell)
+    with reporter(quiet, say) as report:
+        return run_it(spec, model_settings, settings, metric, threshold, top, again, report, log)

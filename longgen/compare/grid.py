@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longgen import backbones, catalog, disk, naming, preset, run, rundir
-from longgen.backbones import Setup
+from longgen import catalog, disk, naming, preset, progress, resolve, run, rundir
+from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import BackboneSpec
-from longgen.backbones.tokens import cut_notes, tokenizer_of
 from longgen.errors import LonggenError, UsageError, unknown_name
+from longgen.layers import selection
+from longgen.pipelines import base
+from longgen.pipelines.token_limit import cut_notes, tokenizer_of
 from longgen.plan import Plan
-from longgen.probe import choose
-from longgen.run import Progress
+from longgen.progress import Progress
 
 SHOWN = 50  # characters of a prompt in a line of progress
 
@@ -60,70 +61,72 @@ def plans(
     Raises UsageError: no presets, two of one name, an override that none of them takes, and what a plan refuses.
     """
     if not names:
-        raise UsageError("there are no presets to compare", accepted="names or TOML files with commas between, as direct,freespec",
-                         do="longgen presets list shows them")  # fmt: skip
+        raise UsageError("there are no presets to compare", expected="names or TOML files with commas between, as direct,freespec",
+                         hint="longgen presets list shows them")  # fmt: skip
     taken: set[str] = set()
     made: dict[str, Plan] = {}
     for name in names:
-        bare = preset.load(choose.split(name)[0])
-        own = preset.fitting(choose.split(name)[0], overrides)
+        bare = preset.load(selection.split(name)[0])
+        own = preset.fitting(selection.split(name)[0], overrides)
         taken.update(own)
-        plan = run.planned(name, spec, own, sample, duration, probe=probe if choose.asks(bare) else None, lora=lora)
+        plan = resolve.planned(name, spec, own, sample, duration, probe=probe if selection.asks(bare) else None, lora=lora)
         if plan.preset.name in made:
-            raise UsageError(f"two of the presets are called {plan.preset.name}", accepted="presets of different names",
-                             do="leave one out, or change the name in its TOML file")  # fmt: skip
+            raise UsageError(f"two of the presets are called {plan.preset.name}", expected="presets of different names",
+                             hint="leave one out, or change the name in its TOML file")  # fmt: skip
         made[plan.preset.name] = plan
     for override in overrides:
         if override not in taken:
             technique, dot, _ = override.partition("=")[0].partition(".")
             if dot and technique.strip() not in catalog.TECHNIQUES:
                 raise unknown_name("technique", technique.strip(), catalog.TECHNIQUES, "longgen presets show NAME shows a preset's")
-            raise UsageError(f"--set {override}: none of the presets takes it", do="correct it, or leave it out",
-                             accepted="technique.key=value, of a technique that one of the presets has")  # fmt: skip
+            raise UsageError(f"--set {override}: none of the presets takes it", hint="correct it, or leave it out",
+                             expected="technique.key=value, of a technique that one of the presets has")  # fmt: skip
     return [*made.values()]
 
 
-def places(plans: Sequence[Plan], prompts: Iterable[str], seeds: Iterable[int], setup: Setup, folder: Path) -> list[Place]:
+def places(
+    plans: Sequence[Plan], prompts: Iterable[str], seeds: Iterable[int], model_settings: ModelSettings, folder: Path
+) -> list[Place]:
     """The places of the grid, prompt by prompt, so that there is something to watch early. Their videos lie in `folder`."""
     found = []
     for prompt, seed, plan in ((prompt, seed, plan) for prompt in prompts for seed in seeds for plan in plans):
-        settings = run.settings_of(plan, prompt, seed, setup)
+        settings = run.settings_of(plan, prompt, seed, model_settings)
         words = f"{naming.slug(plan.preset.name, (40, 60))}-{naming.slug(prompt, (60, 100))}"
-        name = f"{words}-{seed}-{content_hash(settings, setup)}"
+        name = f"{words}-{seed}-{content_hash(settings, model_settings)}"
         found.append(Place(name, plan, prompt, seed, folder / f"{name}.mp4", settings))
     return found
 
 
-def content_hash(settings: dict[str, Any], setup: Setup) -> str:
+def content_hash(settings: dict[str, Any], model_settings: ModelSettings) -> str:
     """Eight hexadecimal digits of what decides the picture: not the versions of libraries, nor where it ran."""
-    deciding = {key: settings.get(key) for key in run.IDENTITY} | {"vae_tiling": setup.vae_tiling}
+    deciding = {key: settings.get(key) for key in run.IDENTITY} | {"vae_tiling": model_settings.vae_tiling}
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def make(
     places: Sequence[Place],
-    setup: Setup,
-    report: Callable[[Progress], None] = run.ignore,
-    tell: Callable[[str], None] = run.ignore,
+    model_settings: ModelSettings,
+    report: Callable[[Progress], None] = progress.no_report,
+    log: Callable[[str], None] = progress.no_report,
 ) -> Iterator[tuple[Place, str | None]]:
     """Makes what is not there, on one loaded model. Each place comes as soon as it is settled, with an error where it failed."""
     missing = [place for place in places if not _finished(place)]
     if len(missing) < len(places):
-        tell(f"{len(places) - len(missing)} of {len(places)} videos are there already")
+        log(f"{len(places) - len(missing)} of {len(places)} videos are there already")
     to_do, done, began = sum(place.plan.cost for place in missing), 0.0, 0.0
     backbone = None
     for number, place in enumerate(places, start=1):
         error = None
         if place in missing:
-            tell(f"[{number}/{len(places)}] {place.plan.preset.name}, seed {place.seed}, {shortened(place.prompt, SHOWN)}")
+            log(f"[{number}/{len(places)}] {place.plan.preset.name}, seed {place.seed}, {shortened(place.prompt, SHOWN)}")
             if backbone is None:
-                backbone, _ = run.load(place.plan.spec, setup, report)
+                backbone, _ = run.load(place.plan.spec, model_settings, report)
                 began = time.monotonic()
                 cut = (note for one in places for note in cut_notes(one.plan, [one.prompt], tokenizer_of(backbone)))
                 for note in dict.fromkeys([*backbone.notes, *cut]):
-                    tell(f"note: {note}")
+                    log(f"note: {note}")
             try:
-                _make(place, backbone, report, tell)
+                _make(place, backbone, report, log)
             except LonggenError as failure:
                 error = failure.given
             except Exception as failure:  # a defect, of longgen or of a library: the other videos shall not wait for its mending
@@ -131,10 +134,10 @@ def make(
                     raise
                 error = f"{type(failure).__name__}: {failure}"
             if error:
-                tell(f"failed: {error}")
+                log(f"failed: {error}")
             spent_s, done = time.monotonic() - began, done + place.plan.cost
             eta_s = spent_s / done * (to_do - done) if number < len(places) else None
-            report(Progress("videos", number, len(places), spent_s, eta_s, run.memory_bytes(setup.device)))
+            report(Progress("videos", number, len(places), spent_s, eta_s, progress.memory_bytes(model_settings.device)))
         yield place, error
 
 
@@ -146,18 +149,21 @@ def _finished(place: Place) -> bool:
 
 
 def _make(
-    place: Place, backbone: backbones.Backbone, report: Callable[[Progress], None], tell: Callable[[str], None] = run.ignore
+    place: Place,
+    backbone: base.PipelineBackbone,
+    report: Callable[[Progress], None],
+    log: Callable[[str], None] = progress.no_report,
 ) -> None:
     """Makes the video of `place`, from what an earlier run left of it where it can."""
     folder = run.run_folder(place.output)
     with rundir.held(place.output):
         left = run.unfinished(place.output)
-        if left and backbone.setup.cache and not (folder / rundir.LATENTS).is_file():
+        if left and backbone.model_settings.cache and not (folder / rundir.LATENTS).is_file():
             left = None  # what a step cache held is lost
         if rundir.ready(place.output, place.settings, place.plan.frames_px, resume=True, overwrite=False):
             return  # another process was faster
         _forget_peak()
-        run.generate_one(backbone, place.plan, place.prompt, place.seed, place.output, left is not None, report, tell=tell)
+        run.generate_one(backbone, place.plan, place.prompt, place.seed, place.output, left is not None, report, log=log)
         if left:
             disk.save_record(folder / rundir.RECORD, run.stored_record(place.output) | {"resumed": True})
 

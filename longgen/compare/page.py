@@ -22,7 +22,7 @@ from longgen.compare import statistics
 from longgen.compare.record import Cell, Comparison, Row, Value
 from longgen.errors import LonggenError
 from longgen.metrics import KNOWN, Metric, describe, in_order
-from longgen.plan import human_bytes
+from longgen.units import human_bytes
 
 EMBED_BYTES = 64_000_000  # of all videos together: a page of up to 85 MB holds them, beside a larger lot it lies
 COLOURS = 8  # after Okabe and Ito; from the ninth preset on they come again with other dashes

@@ -112,8 +112,10 @@ def read(path: Path) -> Comparison:
     try:
         return Comparison.model_validate(json.loads(path.read_bytes()))  # pydantic's own reader takes no name that is not UTF-8
     except FileNotFoundError:
-        raise MissingError(f"{path} is not there", accepted="a compare.json", do="check the path, or run longgen compare") from None
+        raise MissingError(
+            f"{path} is not there", expected="a compare.json", hint="check the path, or run longgen compare"
+        ) from None
     except (ValueError, RecursionError, OSError) as error:  # pydantic's ValidationError is a ValueError
         reason = str(error).splitlines()[0]
-        raise LonggenError(f"{path} is no comparison: {reason}", accepted="compare.json as longgen compare writes it",
-                           do="run longgen compare again") from None  # fmt: skip
+        raise LonggenError(f"{path} is no comparison: {reason}", expected="compare.json as longgen compare writes it",
+                           hint="run longgen compare again") from None  # fmt: skip

@@ -16,17 +16,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from longgen import __version__, arguments, disk, ffmpeg, naming, run, rundir
-from longgen.backbones import Setup, default_device
-from longgen.compare import existing, grid, statistics, watch
-from longgen.compare.cautions import cautions
+from longgen import __version__, arguments, disk, ffmpeg, naming, progress, run, rundir
+from longgen.backbones.defaults import default_device
+from longgen.backbones.settings import ModelSettings
+from longgen.compare import grid, inputs, side_by_side, statistics
 from longgen.compare.record import Cell, Comparison, Watch, read
 from longgen.compare.scores import chosen, file_hash, scored
 from longgen.compare.seams import seams
 from longgen.compare.vbench import Numbers
+from longgen.compare.warnings import cautions
 from longgen.errors import LonggenError, UsageError
 from longgen.plan import Plan
-from longgen.run import Progress
+from longgen.progress import Progress
 
 BASELINE = "direct"  # where it is among the presets and no other is named
 LIBRARIES = (*run.LIBRARIES, "scipy")
@@ -36,12 +37,12 @@ def compare_presets(
     plans: Sequence[Plan],
     prompts: Sequence[str],
     seeds: Sequence[int],
-    setup: Setup,
+    model_settings: ModelSettings,
     folder: Path,
     baseline: str | None = None,
     metrics: str | None = None,
-    report: Callable[[Progress], None] = run.ignore,
-    tell: Callable[[str], None] = run.ignore,
+    report: Callable[[Progress], None] = progress.no_report,
+    log: Callable[[str], None] = progress.no_report,
     vbench_weights: Path | None = None,
     vbench_json: Sequence[Path] = (),
     overwrite: bool = False,
@@ -55,11 +56,11 @@ def compare_presets(
     labels = [plan.preset.name for plan in plans]
     against = _baseline(baseline, labels)
     prompts = list(dict.fromkeys(prompts))
-    places = grid.places(plans, prompts, seeds, setup, folder / "videos")
+    places = grid.places(plans, prompts, seeds, model_settings, folder / "videos")
     check(folder, [_place(place.output, folder) for place in places], _files(prompts).values(), overwrite)
-    numbers = Numbers(chosen(metrics), vbench_weights, vbench_json, setup.device)
+    numbers = Numbers(chosen(metrics), vbench_weights, vbench_json, model_settings.device)
     with disk.held(folder / disk.LOCK, str(folder)):
-        return _compare_presets(plans, labels, prompts, seeds, setup, folder, against, places, numbers, report, tell)
+        return _compare_presets(plans, labels, prompts, seeds, model_settings, folder, against, places, numbers, report, log)
 
 
 def _compare_presets(
@@ -67,25 +68,25 @@ def _compare_presets(
     labels: Sequence[str],
     prompts: Sequence[str],
     seeds: Sequence[int],
-    setup: Setup,
+    model_settings: ModelSettings,
     folder: Path,
     against: str | None,
     places: Sequence[grid.Place],
     numbers: Numbers,
     report: Callable[[Progress], None],
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Comparison:
     cells: list[Cell] = []
     watched: list[Watch] = []
     files = _files(prompts)
-    for place, error in grid.make(places, setup, report, tell):
+    for place, error in grid.make(places, model_settings, report, log):
         cells.append(_measured(_cell(place, error), place.output, folder, numbers.names))
         group = [cell for cell in cells if cell.prompt == place.prompt]
         if len(group) == len(plans) * len(seeds):  # the prompt's last
             watched += _watch(group, len(plans), place.prompt, files[place.prompt], folder, report)
     return _concluded(
         cells, watched, numbers, folder, report, [], backbone=plans[0].spec.name, presets=[*labels], prompts=[*prompts],
-        seeds=[*seeds], baseline=against, device=run.device_name(setup.device),
+        seeds=[*seeds], baseline=against, device=run.device_name(model_settings.device),
     )  # fmt: skip
 
 
@@ -94,7 +95,7 @@ def compare_videos(
     folder: Path,
     baseline: str | None = None,
     metrics: str | None = None,
-    report: Callable[[Progress], None] = run.ignore,
+    report: Callable[[Progress], None] = progress.no_report,
     vbench_weights: Path | None = None,
     vbench_json: Sequence[Path] = (),
     overwrite: bool = False,
@@ -105,7 +106,7 @@ def compare_videos(
     metrics, vbench_*: as in `compare_presets`.
     """
     told: list[str] = []
-    videos = existing.found(paths, told.append)
+    videos = inputs.found(paths, told.append)
     labels = [*dict.fromkeys(video.label for video in videos)]
     against = _baseline(baseline, labels)
     prompts_of = _grouped([video.prompt for video in videos])
@@ -116,7 +117,7 @@ def compare_videos(
 
 
 def _compare_videos(
-    videos: Sequence[existing.Found],
+    videos: Sequence[inputs.Found],
     labels: Sequence[str],
     told: Sequence[str],
     folder: Path,
@@ -130,10 +131,12 @@ def _compare_videos(
     for number, video in enumerate(videos, start=1):
         cells.append(_measured(_cell_of(video, taken), video.video, folder, numbers.names))
         spent_s = time.monotonic() - began
-        report(Progress("score", number, len(videos), spent_s, spent_s / number * (len(videos) - number), run.memory_bytes("cpu")))
+        report(
+            Progress("score", number, len(videos), spent_s, spent_s / number * (len(videos) - number), progress.memory_bytes("cpu"))
+        )
     for cell in cells:
         if cell.error is not None:
-            raise LonggenError(f"{cell.video}: {cell.error}", accepted="a video that can be scored", do="leave it out")
+            raise LonggenError(f"{cell.video}: {cell.error}", expected="a video that can be scored", hint="leave it out")
     prompts = [*dict.fromkeys(cell.prompt for cell in cells)]
     seeds = [*dict.fromkeys(cell.seed for cell in cells)]
     shown = _grouped([cell.prompt for cell in cells])
@@ -154,7 +157,7 @@ def _compare_videos(
 
 def _baseline(asked: str | None, labels: Sequence[str]) -> str | None:
     if asked is not None and asked not in labels:
-        raise UsageError(f"--baseline {asked} is not among what is compared", accepted=", ".join(labels), do="name one of them")
+        raise UsageError(f"--baseline {asked} is not among what is compared", expected=", ".join(labels), hint="name one of them")
     return asked or (BASELINE if BASELINE in labels else None)
 
 
@@ -176,11 +179,11 @@ def check(folder: Path, videos: Iterable[str], names: Iterable[str], overwrite: 
     """
     ffmpeg.check_output(str(folder))
     if os.path.lexists(folder) and not folder.is_dir():
-        raise UsageError(f"--output {folder} is a file, and a comparison is many", accepted="a folder", do="give another name")
+        raise UsageError(f"--output {folder} is a file, and a comparison is many", expected="a folder", hint="give another name")
     own = _is_of(folder, videos)
     if own is False and not overwrite:
-        raise UsageError(f"--output {folder} holds a comparison of other videos", accepted="another folder, or --overwrite",
-                         do="give another name; --overwrite replaces its table and its page, and keeps its videos")  # fmt: skip
+        raise UsageError(f"--output {folder} holds a comparison of other videos", expected="another folder, or --overwrite",
+                         hint="give another name; --overwrite replaces its table and its page, and keeps its videos")  # fmt: skip
     for name in ("compare.json", "report.html"):
         disk.check_new(folder / name, overwrite, own=own is True)
     for name in names:
@@ -220,7 +223,7 @@ def _cell(place: grid.Place, error: str | None) -> Cell:
     return Cell(status="failed" if error else "done", error=error, **described)
 
 
-def _cell_of(video: existing.Found, taken: dict[str, int]) -> Cell:
+def _cell_of(video: inputs.Found, taken: dict[str, int]) -> Cell:
     """The cell of a video that was there, without its scores. taken: the names that are in use, to which its own is added."""
     parts = [video.label, *([] if video.prompt is None else [video.prompt]), *([] if video.seed is None else [str(video.seed)])]
     name = "-".join(naming.slug(part, (60, 60)) for part in parts)
@@ -261,12 +264,12 @@ def _measured(cell: Cell, video: Path, folder: Path, names: Sequence[str]) -> Ce
     return Cell.model_validate(cell.model_dump() | found | own)
 
 
-def _twins(videos: Sequence[existing.Found]) -> list[str]:
+def _twins(videos: Sequence[inputs.Found]) -> list[str]:
     """A sentence for each group of videos that are equal byte for byte."""
     groups: dict[str, list[str]] = {}
     for one in videos:
         groups.setdefault(file_hash(one.video), []).append(str(one.video))
-    return [f"equal byte for byte: {existing.listed(names)}" for names in groups.values() if len(names) > 1]
+    return [f"equal byte for byte: {inputs.listed(names)}" for names in groups.values() if len(names) > 1]
 
 
 def _files(prompts: Iterable[str | None]) -> dict[str | None, str]:
@@ -295,19 +298,21 @@ def _watch(
         label = ", ".join([cell.preset, *([f"seed {cell.seed}"] if len(seeds) > 1 and cell.seed is not None else []),
                            *([cell.prompt] if len(prompts) > 1 and cell.prompt is not None else [])])  # fmt: skip
         if cell.status == "failed" or cell.video is None:
-            tiles.append(watch.Tile(label))
+            tiles.append(side_by_side.Tile(label))
         else:
             video = folder / cell.video
-            tiles.append(watch.Tile(label, video, cell.size, cell.fps, cell.frames, file_hash(video), tuple(cell.times or ())))
+            tiles.append(
+                side_by_side.Tile(label, video, cell.size, cell.fps, cell.frames, file_hash(video), tuple(cell.times or ()))
+            )
     began = time.monotonic()
 
     def at(frames: int, total: int) -> None:
         spent_s = time.monotonic() - began
         eta_s = spent_s / frames * (total - frames) if frames else None
-        report(Progress("side by side", frames, total, spent_s, eta_s, run.memory_bytes("cpu")))
+        report(Progress("side by side", frames, total, spent_s, eta_s, progress.memory_bytes("cpu")))
 
     video, sheet = folder / "side-by-side" / f"{name}.mp4", folder / "sheets" / f"{name}.png"
-    watch.write(tiles, row, prompt or f"{len(cells)} videos", video, sheet, at)
+    side_by_side.write(tiles, row, prompt or f"{len(cells)} videos", video, sheet, at)
     return [Watch(prompt=prompt, side_by_side=f"side-by-side/{name}.mp4", sheet=f"sheets/{name}.png")]
 
 

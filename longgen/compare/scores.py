@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from longgen import disk, ffmpeg, filmfacts, metrics
+from longgen import disk, ffmpeg, metrics, video_info
 from longgen import video as films
 from longgen.backbones import tiny
 from longgen.errors import LonggenError, UsageError, unknown_name
@@ -20,7 +20,7 @@ from longgen.metrics.score import score_video
 from longgen.metrics.vbench import DIMENSIONS, musiq
 
 ALWAYS = "motion"  # no other metric is shown without it: most look good where nothing moves
-READING = [Path(str(module.__file__)) for module in (ffmpeg, filmfacts, films)]  # the code that decides what frames look like
+READING = [Path(str(module.__file__)) for module in (ffmpeg, video_info, films)]  # the code that decides what frames look like
 DIGITS = 5  # of the numbers of a curve, so that 24 videos of a minute fit into a page
 
 
@@ -37,7 +37,7 @@ def chosen(names: str | None) -> list[str]:
     asked = [ALWAYS]
     for name in map(str.strip, names.split(",")):
         if not name:
-            raise UsageError(f"--metrics {names!r} are no metrics", accepted=", ".join(known), do="put commas between names")
+            raise UsageError(f"--metrics {names!r} are no metrics", expected=", ".join(known), hint="put commas between names")
         if name not in known:
             raise unknown_name("metric", name, known, "leave --metrics out for all of longgen's own")
         asked += known[name]

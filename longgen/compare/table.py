@@ -9,8 +9,8 @@ from longgen.compare.record import Comparison, Row, Value
 from longgen.compare.statistics import best, pairs
 from longgen.metrics import describe, in_order
 from longgen.metrics.vbench import PREFIX
-from longgen.plan import human_bytes
 from longgen.progress import clock_text
+from longgen.units import human_bytes
 
 WIDTH = 100  # columns of the terminal
 ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from longgen import checkpoint, run
+from longgen import checkpoint, progress, run
 from longgen.compare.record import Cell, Comparison
 from longgen.compare.scores import READING, file_hash, hash_of, once, rounded
 from longgen.errors import OutOfMemoryError, UsageError
@@ -25,7 +25,7 @@ from longgen.metrics import in_order, vbench
 from longgen.metrics.vbench import DIMENSIONS, PREFIX, VBench, export_videos, musiq, raft, read_results, write_results
 from longgen.metrics.vbench.export import CUSTOM
 from longgen.metrics.vbench.weights import find
-from longgen.run import Progress
+from longgen.progress import Progress
 
 PLACES = "vbench-export.json"
 LIBRARIES = ("torch", "transformers", "torchvision", "pyiqa")  # what the numbers stand on
@@ -47,8 +47,8 @@ class Numbers:
         self.names = in_order([*names, *self._keys])
         if self._folders and not any(name.startswith(PREFIX) for name in self.names):
             raise UsageError(f"--vbench-json {self._folders[0]} is for numbers of VBench, and none is asked for",
-                             accepted="a folder to write them to, beside --metrics vbench; or a file NAME.json to read",
-                             do="add --metrics vbench, or correct the path")  # fmt: skip
+                             expected="a folder to write them to, beside --metrics vbench; or a file NAME.json to read",
+                             hint="add --metrics vbench, or correct the path")  # fmt: skip
         for path in self._folders:
             run.check_writable(path / "results.json")
         self._dimensions = [name for name, row in DIMENSIONS.items() if row.key in names and row.key not in self._keys]
@@ -73,7 +73,7 @@ class Numbers:
                 table["curves"] |= found["curves"]
                 spent_s = time.monotonic() - began
                 eta_s = spent_s / number * (len(done) - number)
-                report(Progress("vbench", number, len(done), spent_s, eta_s, run.memory_bytes(self._device)))
+                report(Progress("vbench", number, len(done), spent_s, eta_s, progress.memory_bytes(self._device)))
             table["metrics"] |= {key: given.get(cell.name, {}).get(key) for key in self._keys}
             made[cell.name] = Cell.model_validate(table)
         self._bench = None
@@ -106,8 +106,8 @@ class Numbers:
             except torch.OutOfMemoryError as error:
                 reason = " ".join(str(error).split())[:200]
                 raise OutOfMemoryError(f"out of memory while VBench scored {video.name}: {reason}",
-                                       accepted="room for its networks beside a picture of this size",
-                                       do="leave out what needs RAFT (dynamic_degree and motion_smoothness_raft); the videos "
+                                       expected="room for its networks beside a picture of this size",
+                                       hint="leave out what needs RAFT (dynamic_degree and motion_smoothness_raft); the videos "
                                           "are kept") from error  # fmt: skip
             curves = {row.key: scored.curves[row.key] for name in self._dimensions
                       if "raft" not in (row := DIMENSIONS[name]).weights}  # fmt: skip

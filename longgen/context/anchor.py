@@ -23,17 +23,17 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from longgen.frameplan import Clip, FramePlan
+from longgen.frameplan import FramePlan, Geometry
 from longgen.technique import FrameTechnique
 
 
 class Anchor(FrameTechnique):
     slot: ClassVar[str] = "context"
     paper: ClassVar[str] = "GLC-Diffusion, arXiv 2501.05484"
-    claims: ClassVar[tuple[str, ...]] = ("the anchor of clips",)
-    needs: ClassVar[tuple[str, ...]] = ("whole-clip",)
+    exclusive: ClassVar[tuple[str, ...]] = ("the anchor of clips",)
+    requires: ClassVar[tuple[str, ...]] = ("whole-clip",)
 
     weight: float = Field(0.1, ge=0, le=1)
 
-    def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:
-        return replace(plan, anchor=self.weight) if clip.in_clips and self.weight else plan
+    def apply(self, plan: FramePlan, geometry: Geometry) -> FramePlan:
+        return replace(plan, anchor=self.weight) if geometry.in_clips and self.weight else plan

@@ -36,7 +36,7 @@ import numpy as np
 from pydantic import Field
 
 from longgen.errors import UsageError
-from longgen.frameplan import Clip, FramePlan
+from longgen.frameplan import FramePlan, Geometry
 from longgen.technique import LONGEST, FrameTechnique, NoiseTechnique
 
 if TYPE_CHECKING:
@@ -46,16 +46,16 @@ if TYPE_CHECKING:
 class FreeNoise(FrameTechnique, NoiseTechnique):
     slot: ClassVar[str] = "context"
     paper: ClassVar[str] = "FreeNoise, arXiv 2310.15169"
-    claims: ClassVar[tuple[str, ...]] = ("the context window",)
-    needs: ClassVar[tuple[str, ...]] = ("whole-clip",)
+    exclusive: ClassVar[tuple[str, ...]] = ("the context window",)
+    requires: ClassVar[tuple[str, ...]] = ("whole-clip",)
 
     window: int | None = Field(None, ge=1, le=LONGEST)
     stride: int | None = Field(None, ge=1, le=LONGEST)
     weights: Literal["pyramid", "uniform"] = "pyramid"
 
-    def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:
-        window, stride = self.sizes(clip)
-        frames_lat = clip.frames_lat
+    def apply(self, plan: FramePlan, geometry: Geometry) -> FramePlan:
+        window, stride = self.sizes(geometry)
+        frames_lat = geometry.frames_lat
         if frames_lat <= window:
             return plan
         height = np.minimum(np.arange(window) + 1, window - np.arange(window)) if self.weights == "pyramid" else np.ones(window)
@@ -78,21 +78,23 @@ class FreeNoise(FrameTechnique, NoiseTechnique):
         passes = (replace(p, visible=p.visible & v, weight=p.weight * w) for p in plan.passes for v, w in shares)
         return replace(plan, passes=tuple(passes))
 
-    def sizes(self, clip: Clip) -> tuple[int, int]:
+    def sizes(self, geometry: Geometry) -> tuple[int, int]:
         """W and S for `clip`. Raises UsageError where the windows would leave gaps."""
-        window = self.window or clip.native_lat
+        window = self.window or geometry.native_lat
         stride = self.stride or max(1, round(window / 4))
         if stride > window:
             raise UsageError(f"freenoise.stride = {stride} is more than the window of {window} latent frames: frames between "
-                             "two windows would be in none", accepted=f"1 to {window}",
-                             do=f"--set freenoise.stride={window} for windows side by side, or leave it out")  # fmt: skip
+                             "two windows would be in none", expected=f"1 to {window}",
+                             hint=f"--set freenoise.stride={window} for windows side by side, or leave it out")  # fmt: skip
         return window, stride
 
-    def check_noise(self, clip: Clip) -> None:
-        self.sizes(clip)
+    def check_noise(self, geometry: Geometry) -> None:
+        self.sizes(geometry)
 
-    def mix(self, noise: Tensor, clip: Clip, generator: Generator) -> Tensor:
+    def mix(self, noise: Tensor, geometry: Geometry, generator: Generator) -> Tensor:
         from longgen.noise.shuffle import window_shuffle  # here, so that plans and lists of presets need no torch
 
-        window, stride = self.sizes(clip)
-        return noise if clip.frames_lat <= max(window, clip.native_lat) else window_shuffle(noise, window, stride, generator)
+        window, stride = self.sizes(geometry)
+        return (
+            noise if geometry.frames_lat <= max(window, geometry.native_lat) else window_shuffle(noise, window, stride, generator)
+        )

@@ -33,7 +33,7 @@ import numpy as np
 from pydantic import Field
 
 from longgen.errors import UsageError
-from longgen.frameplan import Clip, FramePlan, distances
+from longgen.frameplan import FramePlan, Geometry, distances
 from longgen.technique import LONGEST, FrameTechnique
 
 if TYPE_CHECKING:
@@ -45,20 +45,20 @@ BINS = 256
 class Keyframes(FrameTechnique):
     slot: ClassVar[str] = "context"
     paper: ClassVar[str] = "LongDiff, arXiv 2503.18150"
-    claims: ClassVar[tuple[str, ...]] = ("the context window",)
-    needs: ClassVar[tuple[str, ...]] = ("whole-clip",)
+    exclusive: ClassVar[tuple[str, ...]] = ("the context window",)
+    requires: ClassVar[tuple[str, ...]] = ("whole-clip",)
 
     window: int | None = Field(None, ge=0, le=LONGEST)
     segments: int | None = Field(None, ge=1, le=LONGEST)
 
-    def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:
-        frames_lat, native = clip.frames_lat, clip.native_lat
+    def apply(self, plan: FramePlan, geometry: Geometry) -> FramePlan:
+        frames_lat, native = geometry.frames_lat, geometry.native_lat
         if self.segments is not None and self.segments > frames_lat:
             raise UsageError(f"keyframes.segments = {self.segments}, but the clip has {frames_lat} latent frames",
-                             accepted=f"1 to {frames_lat}", do="--set keyframes.segments to fewer, or leave it out")  # fmt: skip
+                             expected=f"1 to {frames_lat}", hint="--set keyframes.segments to fewer, or leave it out")  # fmt: skip
         window = self.window
         if window is None:
-            window = native // 2 if clip.ratio > 1 else frames_lat - 1
+            window = native // 2 if geometry.ratio > 1 else frames_lat - 1
         if window >= frames_lat - 1:
             return plan
         segments = self.segments or min(frames_lat, 2 * -(-frames_lat // native))

@@ -25,17 +25,17 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from longgen.frameplan import Clip, FramePlan
+from longgen.frameplan import FramePlan, Geometry
 from longgen.technique import LONGEST, FrameTechnique
 
 
 class Sink(FrameTechnique):
     slot: ClassVar[str] = "context"
     paper: ClassVar[str] = "FLEX, arXiv 2602.14027"
-    claims: ClassVar[tuple[str, ...]] = ("the attention sink",)
+    exclusive: ClassVar[tuple[str, ...]] = ("the attention sink",)
 
     frames: int = Field(3, ge=1, le=LONGEST)
 
-    def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:
-        first = np.arange(clip.frames_lat) < self.frames
+    def apply(self, plan: FramePlan, geometry: Geometry) -> FramePlan:
+        first = np.arange(geometry.frames_lat) < self.frames
         return plan.see_also(np.broadcast_to(first, plan.shape))

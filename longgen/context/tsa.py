@@ -37,7 +37,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from longgen.errors import UsageError
-from longgen.frameplan import Clip, FramePlan, Pass, distances
+from longgen.frameplan import FramePlan, Geometry, Pass, distances
 from longgen.technique import LONGEST, FrameTechnique
 
 GRAIN = 8  # frames that share one time of the sink; more only where the clip is too long for it
@@ -47,8 +47,8 @@ TAIL = 3  # frames
 class Tsa(FrameTechnique):
     slot: ClassVar[str] = "context"
     paper: ClassVar[str] = "TSA of FreeLOC, arXiv 2603.25209"
-    claims: ClassVar[tuple[str, ...]] = ("the context window", "the attention sink")
-    needs: ClassVar[tuple[str, ...]] = ("relative-positions", "whole-clip")
+    exclusive: ClassVar[tuple[str, ...]] = ("the context window", "the attention sink")
+    requires: ClassVar[tuple[str, ...]] = ("relative-positions", "whole-clip")
 
     dense: int = Field(8, ge=0, le=LONGEST)
     stripe: int = Field(24, ge=0, le=LONGEST)
@@ -61,17 +61,17 @@ class Tsa(FrameTechnique):
     def _tiers_in_order(self) -> Tsa:
         if self.stripe < self.dense:
             raise UsageError(f"tsa.stripe = {self.stripe} is below tsa.dense = {self.dense}: stripes begin where whole frames end",
-                             accepted=f"{self.dense} or more; {self.dense} for no stripes",
-                             do=f"--set tsa.stripe={self.dense}, or a smaller tsa.dense")  # fmt: skip
+                             expected=f"{self.dense} or more; {self.dense} for no stripes",
+                             hint=f"--set tsa.stripe={self.dense}, or a smaller tsa.dense")  # fmt: skip
         return self
 
-    def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:
-        frames_lat, native = clip.frames_lat, clip.native_lat
+    def apply(self, plan: FramePlan, geometry: Geometry) -> FramePlan:
+        frames_lat, native = geometry.frames_lat, geometry.native_lat
         distance = distances(frames_lat)
-        if self.reencode == "vrpr" and clip.ratio > 1 and all(np.array_equal(p.rel, distance) for p in plan.passes):
+        if self.reencode == "vrpr" and geometry.ratio > 1 and all(np.array_equal(p.rel, distance) for p in plan.passes):
             raise UsageError("tsa.reencode = vrpr, but nothing changes the relative times in the layers and steps of tsa",
-                             accepted="vrpr stacked in the same layers and steps, or tsa.reencode = sink",
-                             do="--set tsa.reencode=sink, or give vrpr the layers and steps of tsa")  # fmt: skip
+                             expected="vrpr stacked in the same layers and steps, or tsa.reencode = sink",
+                             hint="--set tsa.reencode=sink, or give vrpr the layers and steps of tsa")  # fmt: skip
         frame = np.arange(frames_lat)
         striped = (np.abs(distance) > self.dense) & (np.abs(distance) <= self.stripe) & ((frame > 0) | (not self.sink))
         sink = (distance > self.stripe) & (frame == 0) & self.sink

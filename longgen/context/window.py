@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from longgen.frameplan import Clip, FramePlan, visible_from_ranges
+from longgen.frameplan import FramePlan, Geometry, visible_from_ranges
 from longgen.frames import local_windows
 from longgen.technique import LONGEST, FrameTechnique
 
@@ -23,13 +23,13 @@ from longgen.technique import LONGEST, FrameTechnique
 class Window(FrameTechnique):
     slot: ClassVar[str] = "context"
     paper: ClassVar[str] = "baseline of FreeNoise, FreeLong and FreeSpec"
-    claims: ClassVar[tuple[str, ...]] = ("the context window",)
+    exclusive: ClassVar[tuple[str, ...]] = ("the context window",)
 
     frames: int | None = Field(None, ge=1, le=LONGEST)
     edge: Literal["shift", "clip"] = "shift"
 
-    def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:
-        window = self.frames or clip.native_lat
-        if clip.in_chunks:
-            return plan.see_only(np.broadcast_to(np.arange(clip.frames_lat) >= clip.frames_lat - window, plan.shape))
-        return plan.see_only(visible_from_ranges(local_windows(clip.frames_lat, window, self.edge)))
+    def apply(self, plan: FramePlan, geometry: Geometry) -> FramePlan:
+        window = self.frames or geometry.native_lat
+        if geometry.in_chunks:
+            return plan.see_only(np.broadcast_to(np.arange(geometry.frames_lat) >= geometry.frames_lat - window, plan.shape))
+        return plan.see_only(visible_from_ranges(local_windows(geometry.frames_lat, window, self.edge)))

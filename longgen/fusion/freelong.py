@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from longgen.frameplan import Clip, FramePlan, visible_from_ranges
+from longgen.frameplan import FramePlan, Geometry, visible_from_ranges
 from longgen.frames import local_windows
 from longgen.technique import LONGEST, Fusion, Grid, Step
 
@@ -53,7 +53,7 @@ CHANNELS = 256  # channels that are filtered at a time
 
 class FreeLong(Fusion):
     paper: ClassVar[str] = "FreeLong, arXiv 2407.19918"
-    claims: ClassVar[tuple[str, ...]] = ("the fusion of branches", "the context window")
+    exclusive: ClassVar[tuple[str, ...]] = ("the fusion of branches", "the context window")
 
     split: float = Field(0.5, ge=0, le=1)
     cutoff_time: float = Field(0.25, gt=0, le=1)
@@ -62,8 +62,8 @@ class FreeLong(Fusion):
     window: int | None = Field(None, ge=1, le=LONGEST)
     edge: Literal["shift", "clip"] = "shift"
 
-    def branches(self, plan: FramePlan, clip: Clip, step: int, steps: int) -> dict[str, FramePlan]:
-        ranges = local_windows(clip.frames_lat, self.window or clip.native_lat, self.edge)
+    def branches(self, plan: FramePlan, geometry: Geometry, step: int, steps: int) -> dict[str, FramePlan]:
+        ranges = local_windows(geometry.frames_lat, self.window or geometry.native_lat, self.edge)
         local = plan.see_only(visible_from_ranges(ranges))
         return {"local": local} if step >= round(self.split * steps) else {"global": plan, "local": local}
 
@@ -74,12 +74,12 @@ class FreeLong(Fusion):
         add_low_pass(fused, attend("global"), local, grid, self.cutoff_time, self.cutoff_space, self.boundary)
         return fused
 
-    def operations(self, grid: Grid, channels: int) -> int:
+    def flops(self, grid: Grid, channels: int) -> int:
         """A difference, three matrix products and a sum, in floating-point operations."""
-        return blend_operations(grid, channels, in_space=True)
+        return blend_flops(grid, channels, in_space=True)
 
 
-def blend_operations(grid: Grid, channels: int, in_space: bool) -> int:
+def blend_flops(grid: Grid, channels: int, in_space: bool) -> int:
     """Floating-point operations of `add_low_pass` for one sample."""
     return math.prod(grid) * channels * (2 + 2 * (sum(grid) if in_space else grid[0]))
 

@@ -38,9 +38,9 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from longgen.errors import UsageError
-from longgen.frameplan import Clip, FramePlan, visible_from_ranges
+from longgen.frameplan import FramePlan, Geometry, visible_from_ranges
 from longgen.frames import local_windows
-from longgen.fusion.freelong import Boundary, add_low_pass, blend_operations
+from longgen.fusion.freelong import Boundary, add_low_pass, blend_flops
 from longgen.technique import LONGEST, Fusion, Grid, NoiseTechnique, Step
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ Scale = Annotated[float, Field(gt=0, le=1000)]
 class FreeLongPlusPlus(Fusion, NoiseTechnique):
     slot: ClassVar[str] = "fusion"
     paper: ClassVar[str] = "FreeLong++, arXiv 2507.00162"
-    claims: ClassVar[tuple[str, ...]] = ("the fusion of branches", "the context window")
+    exclusive: ClassVar[tuple[str, ...]] = ("the fusion of branches", "the context window")
 
     split: float = Field(1.0, ge=0, le=1)
     scales: Annotated[tuple[Scale, ...], Field(strict=False, min_length=1, max_length=16)] | None = None
@@ -67,9 +67,9 @@ class FreeLongPlusPlus(Fusion, NoiseTechnique):
             raise ValueError(f"scales {list(self.scales)} must rise, as 1, 2, 4")
         return self
 
-    def settled(self, clip: Clip) -> FreeLongPlusPlus:
+    def settled(self, geometry: Geometry) -> FreeLongPlusPlus:
         """This technique with `window` filled in, which `fuse` needs."""
-        return self.model_copy(update={"window": self.window or clip.native_lat})
+        return self.model_copy(update={"window": self.window or geometry.native_lat})
 
     def windows(self, frames_lat: int) -> dict[str, tuple[float, int]]:
         """By branch its scale and the length of its window; the first that holds the clip is the last. Needs `window`."""
@@ -81,9 +81,9 @@ class FreeLongPlusPlus(Fusion, NoiseTechnique):
                 break
         return windows
 
-    def branches(self, plan: FramePlan, clip: Clip, step: int, steps: int) -> dict[str, FramePlan]:
+    def branches(self, plan: FramePlan, geometry: Geometry, step: int, steps: int) -> dict[str, FramePlan]:
         """The branches `1x`, `2x`, ..; the first alone after the split."""
-        frames_lat, settled = clip.frames_lat, self.settled(clip)
+        frames_lat, settled = geometry.frames_lat, self.settled(geometry)
         windows = settled.windows(frames_lat)
         made = {}
         for name, (_, window) in windows.items():
@@ -92,8 +92,8 @@ class FreeLongPlusPlus(Fusion, NoiseTechnique):
         name, (scale, widest) = list(windows.items())[-1]
         if self.sparse and widest < frames_lat:
             raise UsageError(f"freelongpp.sparse = true, but no branch sees all {frames_lat} latent frames: scale {scale:g} is "
-                             f"the widest, with {widest}", accepted="scales whose last window holds the clip",
-                             do="--set freelongpp.sparse=false, or leave scales out")  # fmt: skip
+                             f"the widest, with {widest}", expected="scales whose last window holds the clip",
+                             hint="--set freelongpp.sparse=false, or leave scales out")  # fmt: skip
         if self.sparse and settled.window is not None and frames_lat > settled.window:
             made[name] = plan.see_only(np.broadcast_to(np.arange(frames_lat) % 2 == 0, (frames_lat, frames_lat)))
         return dict(list(made.items())[:1]) if step >= round(self.split * steps) else made
@@ -110,17 +110,17 @@ class FreeLongPlusPlus(Fusion, NoiseTechnique):
             finer = coarser
         return fused
 
-    def operations(self, grid: Grid, channels: int) -> int:
+    def flops(self, grid: Grid, channels: int) -> int:
         """For every branch but one, a difference, the matrix products and a sum, in floating-point operations."""
-        return (len(self.windows(grid[0])) - 1) * blend_operations(grid, channels, self.cutoff_space != "all")
+        return (len(self.windows(grid[0])) - 1) * blend_flops(grid, channels, self.cutoff_space != "all")
 
-    def mix(self, noise: Tensor, clip: Clip, generator: Generator) -> Tensor:
+    def mix(self, noise: Tensor, geometry: Geometry, generator: Generator) -> Tensor:
         import torch  # here, so that plans and lists of presets need no torch
 
         from longgen.noise.shuffle import window_shuffle
 
-        frames_lat, window = clip.frames_lat, self.window or clip.native_lat
-        if frames_lat <= max(window, clip.native_lat):
+        frames_lat, window = geometry.frames_lat, self.window or geometry.native_lat
+        if frames_lat <= max(window, geometry.native_lat):
             return noise
         base = window_shuffle(noise, window, max(1, round(window / 4)), generator)
         fresh = torch.randn(noise.shape, generator=generator, device=generator.device, dtype=noise.dtype).to(noise.device)

@@ -50,7 +50,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from longgen.errors import UsageError
-from longgen.frameplan import Clip, FramePlan, Pass
+from longgen.frameplan import FramePlan, Geometry, Pass
 from longgen.technique import LONGEST, Attend, Fusion, Grid, NoiseTechnique, Step
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ COLUMNS = 2**17  # values of a frame that are in double precision at a time
 class FreePca(Fusion, NoiseTechnique):
     slot: ClassVar[str] = "fusion"
     paper: ClassVar[str] = "FreePCA, arXiv 2505.01172"
-    claims: ClassVar[tuple[str, ...]] = ("the fusion of branches", "the context window")
+    exclusive: ClassVar[tuple[str, ...]] = ("the fusion of branches", "the context window")
 
     until: float = Field(UNTIL, ge=0, le=1000)
     split: float | None = Field(None, ge=0, le=1)
@@ -76,21 +76,21 @@ class FreePca(Fusion, NoiseTechnique):
     def _one_end(self) -> FreePca:
         if self.split is not None and self.until != UNTIL:
             raise UsageError(f"freepca.until = {self.until:g} and freepca.split = {self.split:g} both say when fusing ends",
-                             accepted="one of them", do="leave one out")  # fmt: skip
+                             expected="one of them", hint="leave one out")  # fmt: skip
         return self
 
-    def settled(self, clip: Clip) -> FreePca:
+    def settled(self, geometry: Geometry) -> FreePca:
         """This technique with `window` and `stride` filled in, which `fuse` needs. Raises UsageError where they do not fit."""
-        window = self.window or clip.native_lat
+        window = self.window or geometry.native_lat
         stride = self.stride or max(1, round(window / 4))
         if stride > window:
             raise UsageError(f"freepca.stride = {stride} is more than the window of {window} latent frames: frames between two "
-                             "windows would be in none", accepted=f"1 to {window}",
-                             do=f"--set freepca.stride={window} for windows side by side, or leave it out")  # fmt: skip
+                             "windows would be in none", expected=f"1 to {window}",
+                             hint=f"--set freepca.stride={window} for windows side by side, or leave it out")  # fmt: skip
         if self.components > window - 1:
             raise UsageError(f"freepca.components = {self.components}, but {window} latent frames have {window - 1} components "
-                             "besides their mean", accepted=f"0 to {window - 1}",
-                             do=f"--set freepca.components={window - 1} or fewer")  # fmt: skip
+                             "besides their mean", expected=f"0 to {window - 1}",
+                             hint=f"--set freepca.components={window - 1} or fewer")  # fmt: skip
         return self.model_copy(update={"window": window, "stride": stride})
 
     def starts(self, frames_lat: int) -> list[int]:
@@ -99,9 +99,9 @@ class FreePca(Fusion, NoiseTechnique):
         assert self.stride is not None
         return sorted({*range(0, frames_lat - self.window, self.stride), frames_lat - self.window})
 
-    def branches(self, plan: FramePlan, clip: Clip, step: int, steps: int) -> dict[str, FramePlan]:
+    def branches(self, plan: FramePlan, geometry: Geometry, step: int, steps: int) -> dict[str, FramePlan]:
         """ "global" and "local", whose passes are the windows; after `split` "local" alone, their mean."""
-        settled, frames_lat = self.settled(clip), clip.frames_lat
+        settled, frames_lat = self.settled(geometry), geometry.frames_lat
         window = settled.window
         assert window is not None
         if frames_lat <= window:
@@ -113,8 +113,8 @@ class FreePca(Fusion, NoiseTechnique):
         local = replace(plan, passes=tuple(_within(p, own, share) for own in inside for p in plan.passes))
         if not fused:
             return {"local": local}
-        scale = math.sqrt(math.log(frames_lat) / math.log(clip.native_lat)) if self.entropy and clip.ratio > 1 else 1.0
-        return {"global": replace(plan, gain=plan.gain * scale), "local": local}
+        scale = math.sqrt(math.log(frames_lat) / math.log(geometry.native_lat)) if self.entropy and geometry.ratio > 1 else 1.0
+        return {"global": replace(plan, logit_scale=plan.logit_scale * scale), "local": local}
 
     def fuse(self, attend: Attend, step: Step, grid: Grid) -> Tensor:
         """The mean over windows of the fused windows, [B, N, C]; one window after the other. From `until` on of their own."""
@@ -142,21 +142,21 @@ class FreePca(Fusion, NoiseTechnique):
     def share(self, branch: str) -> float:
         return 1 - self.until / 1000 if branch == "global" and self.split is None else 1.0
 
-    def operations(self, grid: Grid, channels: int) -> int:
+    def flops(self, grid: Grid, channels: int) -> int:
         """A covariance of two windows and a mixing for each window but the first, in floating-point operations."""
         assert self.window is not None
         return (len(self.starts(grid[0])) - 1) * 10 * self.window**2 * grid[1] * grid[2] * channels
 
-    def check_noise(self, clip: Clip) -> None:
-        self.settled(clip)
+    def check_noise(self, geometry: Geometry) -> None:
+        self.settled(geometry)
 
-    def mix(self, noise: Tensor, clip: Clip, generator: Generator) -> Tensor:
+    def mix(self, noise: Tensor, geometry: Geometry, generator: Generator) -> Tensor:
         import torch  # here, so that plans and lists of presets need no torch
 
-        window = self.settled(clip).window
+        window = self.settled(geometry).window
         assert window is not None
         batch, channels, frames_lat, *cells = noise.shape
-        if frames_lat <= max(window, clip.native_lat):
+        if frames_lat <= max(window, geometry.native_lat):
             return noise
         shape = (batch, channels, -frames_lat % window, *cells)
         rest = torch.randn(shape, generator=generator, device=generator.device, dtype=noise.dtype).to(noise.device)

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from longgen.frameplan import Clip, FramePlan, visible_from_ranges
+from longgen.frameplan import FramePlan, Geometry, visible_from_ranges
 from longgen.frames import local_windows
 from longgen.technique import LONGEST, Fusion, Grid, Step
 
@@ -48,7 +48,7 @@ ROWS = 8192  # rows of F that are in double precision at a time
 
 class FreeSpec(Fusion):
     paper: ClassVar[str] = "FreeSpec, arXiv 2605.06509"
-    claims: ClassVar[tuple[str, ...]] = ("the fusion of branches", "the context window")
+    exclusive: ClassVar[tuple[str, ...]] = ("the fusion of branches", "the context window")
 
     split: float = Field(0.5, ge=0, le=1)
     kappa: float = Field(3.0, ge=0)
@@ -60,9 +60,9 @@ class FreeSpec(Fusion):
     window: int | None = Field(None, ge=1, le=LONGEST)
     edge: Literal["shift", "clip"] = "shift"
 
-    def branches(self, plan: FramePlan, clip: Clip, step: int, steps: int) -> dict[str, FramePlan]:
+    def branches(self, plan: FramePlan, geometry: Geometry, step: int, steps: int) -> dict[str, FramePlan]:
         """The branches that step `step` of `steps` needs: both before the split, the local one alone after it."""
-        ranges = local_windows(clip.frames_lat, self.window or clip.native_lat, self.edge)
+        ranges = local_windows(geometry.frames_lat, self.window or geometry.native_lat, self.edge)
         local = plan.see_only(visible_from_ranges(ranges))
         inert = self.alpha == self.lambda_start == self.lambda_end == 0 and self.basis == "local"
         if step >= self.split_step(steps) or inert:
@@ -72,7 +72,7 @@ class FreeSpec(Fusion):
     def split_step(self, steps: int) -> int:
         return round(self.split * steps)
 
-    def operations(self, grid: Grid, channels: int) -> int:
+    def flops(self, grid: Grid, channels: int) -> int:
         """Two Gram matrices, two eigenproblems (about 10 C^3 each) and one product, in floating-point operations."""
         return 6 * math.prod(grid) * channels**2 + 20 * channels**3
 

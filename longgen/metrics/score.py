@@ -12,7 +12,6 @@ import numpy as np
 
 from longgen.backbones.tiny import grammar
 from longgen.errors import UsageError
-from longgen.filmfacts import facts
 from longgen.metrics import seam
 from longgen.metrics.change import Change
 from longgen.metrics.colour import PARTS, Colour, drift
@@ -20,6 +19,7 @@ from longgen.metrics.flow import Flow
 from longgen.metrics.picture import picture
 from longgen.metrics.repetition import Repetition
 from longgen.video import read_frames
+from longgen.video_info import facts
 
 if TYPE_CHECKING:
     from longgen.metrics.subject import Subject
@@ -57,10 +57,10 @@ class Scorer:
 
     def __init__(self, fps: float, seams: Sequence[int] = (), prompt: str | None = None) -> None:
         if not 0 < fps < float("inf"):
-            raise UsageError(f"a video at {fps} frames a second", accepted="more than 0", do="give the rate it is shown at")
+            raise UsageError(f"a video at {fps} frames a second", expected="more than 0", hint="give the rate it is shown at")
         if min(seams, default=1) < 1:
-            raise UsageError(f"a seam at frame {min(seams)}", accepted="1 or more: the first frame after an edge",
-                             do="leave out the edge before the first frame")  # fmt: skip
+            raise UsageError(f"a seam at frame {min(seams)}", expected="1 or more: the first frame after an edge",
+                             hint="leave out the edge before the first frame")  # fmt: skip
         self._fps, self._seams = fps, frozenset(seams)
         self._words = grammar.parse(prompt) if prompt else None
         self._shape: tuple[int, ...] | None = None
@@ -71,8 +71,8 @@ class Scorer:
     def add(self, frames: np.ndarray) -> None:
         """`frames` [F, H, W, 3] uint8. Raises UsageError for another type, or for another size than that of the frames before."""
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or min(frames.shape[1:3]) < LEAST_PX:
-            raise UsageError(f"frames that are {frames.dtype} {list(frames.shape)}", do="convert them first",
-                             accepted=f"uint8 [F, H, W, 3] of {LEAST_PX} pixels a side or more")  # fmt: skip
+            raise UsageError(f"frames that are {frames.dtype} {list(frames.shape)}", hint="convert them first",
+                             expected=f"uint8 [F, H, W, 3] of {LEAST_PX} pixels a side or more")  # fmt: skip
         if self._shape is None:
             self._shape = frames.shape[1:]
             if self._words and self._shape == GRAMMAR_SHAPE:
@@ -81,7 +81,7 @@ class Scorer:
                 self._subject = Subject(self._words)
         if frames.shape[1:] != self._shape:
             raise UsageError(f"frames that are {list(frames.shape[1:])} after frames that are {list(self._shape)}",
-                             accepted="frames of one size", do="score each video with a Scorer of its own")  # fmt: skip
+                             expected="frames of one size", hint="score each video with a Scorer of its own")  # fmt: skip
         for frame in frames:
             now = picture(frame)
             for gauge in (self._change, self._flow, self._colour, self._repetition):

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from longgen.frameplan import Clip
+from longgen.frameplan import Geometry
 from longgen.technique import NoiseTechnique
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ class Ans(NoiseTechnique):
     rho: float = Field(-0.5, gt=-1, lt=1)
     renoise: bool = False
 
-    def mix(self, noise: Tensor, clip: Clip, generator: Generator) -> Tensor:
-        return noise if clip.ratio == 1 else self.mix_chunk(noise, None)
+    def mix(self, noise: Tensor, geometry: Geometry, generator: Generator) -> Tensor:
+        return noise if geometry.ratio == 1 else self.mix_chunk(noise, None)
 
     def mixes(self, step: int) -> bool:
         return step == 0 or self.renoise

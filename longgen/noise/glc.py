@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from longgen.errors import UsageError
-from longgen.frameplan import Clip
+from longgen.frameplan import Geometry
 from longgen.technique import LONGEST, NoiseTechnique
 
 if TYPE_CHECKING:
@@ -41,32 +41,32 @@ if TYPE_CHECKING:
 
 class GlcNoise(NoiseTechnique):
     paper: ClassVar[str] = "GLC-Diffusion, arXiv 2501.05484"
-    needs: ClassVar[tuple[str, ...]] = ("whole-clip",)
+    requires: ClassVar[tuple[str, ...]] = ("whole-clip",)
 
     window: int | None = Field(None, ge=1, le=LONGEST)
     region: int | None = Field(None, ge=1, le=LONGEST)
     cutoff: float = Field(0.25, gt=0, le=1)
     high: Literal["sqrt", "plain"] = "sqrt"
 
-    def sizes(self, clip: Clip) -> tuple[int, int]:
+    def sizes(self, geometry: Geometry) -> tuple[int, int]:
         """L and the length of a region for `clip`. Raises UsageError where a region is longer than the unit."""
-        window = self.window or clip.native_lat
+        window = self.window or geometry.native_lat
         region = self.region or max(1, round(window / 4))
         if region > window:
             raise UsageError(f"glc-noise.region = {region} is more than the unit of {window} latent frames that is shuffled",
-                             accepted=f"1 to {window}", do=f"--set glc-noise.region={window}, or leave it out")  # fmt: skip
+                             expected=f"1 to {window}", hint=f"--set glc-noise.region={window}, or leave it out")  # fmt: skip
         return window, region
 
-    def check_noise(self, clip: Clip) -> None:
-        self.sizes(clip)
+    def check_noise(self, geometry: Geometry) -> None:
+        self.sizes(geometry)
 
-    def mix(self, noise: Tensor, clip: Clip, generator: Generator) -> Tensor:
+    def mix(self, noise: Tensor, geometry: Geometry, generator: Generator) -> Tensor:
         import torch  # here, so that plans and lists of presets need no torch
 
         from longgen.noise.shuffle import window_shuffle
 
-        window, region = self.sizes(clip)
-        if clip.frames_lat <= max(window, clip.native_lat):
+        window, region = self.sizes(geometry)
+        if geometry.frames_lat <= max(window, geometry.native_lat):
             return noise
         unit = window_shuffle(noise, window, region, generator)
         fresh = torch.randn(noise.shape, generator=generator, device=generator.device, dtype=noise.dtype).to(noise.device)

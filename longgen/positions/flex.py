@@ -31,7 +31,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field, model_validator
 
-from longgen.frameplan import Clip
+from longgen.frameplan import Geometry
 from longgen.technique import LONGEST, FrequencyTechnique
 
 
@@ -45,12 +45,12 @@ class Flex(FrequencyTechnique):
     @model_validator(mode="after")
     def _in_order(self) -> Flex:
         if self.a > self.b:
-            raise ValueError(f"flex.a = {self.a} is above flex.b = {self.b}; accepted: a <= b; lower flex.a or raise flex.b")
+            raise ValueError(f"flex.a = {self.a} is above flex.b = {self.b}; expected: a <= b; lower flex.a or raise flex.b")
         return self
 
-    def factors(self, reach: float, clip: Clip) -> np.ndarray:
-        horizon = self.horizon or clip.native_lat
-        return by_parts(clip.frequencies, horizon, max(1.0, reach / (horizon - 1)), self.a, self.b)
+    def factors(self, reach: float, geometry: Geometry) -> np.ndarray:
+        horizon = self.horizon or geometry.native_lat
+        return by_parts(geometry.frequencies, horizon, max(1.0, reach / (horizon - 1)), self.a, self.b)
 
 
 def by_parts(frequencies: Sequence[float], horizon: int, stretch: float, a: float, b: float) -> np.ndarray:

@@ -29,29 +29,29 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from longgen.frameplan import Clip, FramePlan, distances
+from longgen.frameplan import FramePlan, Geometry, distances
 from longgen.technique import LONGEST, FrameTechnique
 
 
 class LongDiff(FrameTechnique):
     slot: ClassVar[str] = "positions"
     paper: ClassVar[str] = "LongDiff, arXiv 2503.18150"
-    claims: ClassVar[tuple[str, ...]] = ("the relative times",)
-    needs: ClassVar[tuple[str, ...]] = ("relative-positions", "whole-clip")
+    exclusive: ClassVar[tuple[str, ...]] = ("the relative times",)
+    requires: ClassVar[tuple[str, ...]] = ("relative-positions", "whole-clip")
 
     group: int | None = Field(None, ge=2, le=LONGEST)
     mode: Literal["group-shift", "group", "interpolate", "clip"] = "group-shift"
 
-    def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:
-        group = self.group or clip.native_lat
-        if clip.frames_lat <= group:
+    def apply(self, plan: FramePlan, geometry: Geometry) -> FramePlan:
+        group = self.group or geometry.native_lat
+        if geometry.frames_lat <= group:
             return plan
-        distance = distances(clip.frames_lat)
+        distance = distances(geometry.frames_lat)
         if self.mode == "interpolate":
-            return plan.at(distance * (group - 1) / (clip.frames_lat - 1))
+            return plan.at(distance * (group - 1) / (geometry.frames_lat - 1))
         if self.mode == "clip":
             return plan.at(np.clip(distance, 1 - group, group - 1))
-        size = -(-(clip.frames_lat - 1) // (group - 1))
+        size = -(-(geometry.frames_lat - 1) // (group - 1))
         if self.mode == "group":
             return plan.at(grouped(distance, size, 0))
         times = [grouped(distance, size, shift) for shift in range(size)]

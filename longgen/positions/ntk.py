@@ -23,7 +23,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from longgen.frameplan import Clip
+from longgen.frameplan import Geometry
 from longgen.technique import FrequencyTechnique
 
 
@@ -32,6 +32,6 @@ class Ntk(FrequencyTechnique):
 
     factor: float | None = Field(None, ge=1, le=1000)
 
-    def factors(self, reach: float, clip: Clip) -> np.ndarray:
-        stretch = 1.0 if clip.ratio == 1 else self.factor or clip.ratio
-        return stretch ** -np.linspace(0, 1, len(clip.frequencies))
+    def factors(self, reach: float, geometry: Geometry) -> np.ndarray:
+        stretch = 1.0 if geometry.ratio == 1 else self.factor or geometry.ratio
+        return stretch ** -np.linspace(0, 1, len(geometry.frequencies))

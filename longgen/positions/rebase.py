@@ -29,20 +29,20 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from longgen.frameplan import Clip, FramePlan, Pass
+from longgen.frameplan import FramePlan, Geometry, Pass
 from longgen.technique import LONGEST, FrameTechnique
 
 
 class Rebase(FrameTechnique):
     slot: ClassVar[str] = "positions"
     paper: ClassVar[str] = "infinity-RoPE, arXiv 2511.20649"
-    claims: ClassVar[tuple[str, ...]] = ("the relative times",)
-    needs: ClassVar[tuple[str, ...]] = ("relative-positions",)
+    exclusive: ClassVar[tuple[str, ...]] = ("the relative times",)
+    requires: ClassVar[tuple[str, ...]] = ("relative-positions",)
     after_context: ClassVar[bool] = True
 
     gap: int = Field(1, ge=0, le=LONGEST)
 
-    def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:
+    def apply(self, plan: FramePlan, geometry: Geometry) -> FramePlan:
         def closed(one: Pass) -> Pass:
             rel, own = one.rel.copy(), plan.frames_lat - len(one.rel)  # rows are the last frames
             for row, seen in enumerate(one.visible):

@@ -17,7 +17,7 @@ axes, stay. At or below N_k it is the identity, bit for bit.
 FreeLOC's code has a RIFLEx row on Wan of its own: k = 5, 2 pi / 80 at any T, no 0.9, no gate; at 81 frames --set
 riflex.component=5 --set riflex.share_of_period=1 comes within 1/81 of it.
 
-`gate = false` applies the rule at any length, as some ports do: on Wan it then RAISES the frequency below 46 latent
+`gate = false` applies the rule at any length, as some ports hint: on Wan it then RAISES the frequency below 46 latent
 frames (1.39 x at 33), and users report poor results.
 
 Caveat: it moves one frequency; it does nothing about attention diluted over more frames than the model was trained on.
@@ -32,7 +32,7 @@ import numpy as np
 from pydantic import Field
 
 from longgen.errors import UsageError
-from longgen.frameplan import Clip
+from longgen.frameplan import Geometry
 from longgen.technique import LONGEST, FrequencyTechnique
 
 
@@ -44,16 +44,16 @@ class Riflex(FrequencyTechnique):
     share_of_period: float = Field(0.9, gt=0, le=1)
     gate: bool = True
 
-    def factors(self, reach: float, clip: Clip) -> np.ndarray:
-        count, component = len(clip.frequencies), self.component or clip.intrinsic_component
+    def factors(self, reach: float, geometry: Geometry) -> np.ndarray:
+        count, component = len(geometry.frequencies), self.component or geometry.intrinsic_component
         if component is None:
             raise UsageError("riflex.component is not known for this backbone: nobody has said where it repeats itself",
-                             accepted=f"1 to {count}", do="--set riflex.component=K, or choose another technique")  # fmt: skip
+                             expected=f"1 to {count}", hint="--set riflex.component=K, or choose another technique")  # fmt: skip
         if component > count:
             raise UsageError(f"riflex.component = {component}, but this backbone has {count} temporal components",
-                             accepted=f"1 to {count}", do="leave it out for the backbone's own")  # fmt: skip
-        theta = clip.frequencies[component - 1]
+                             expected=f"1 to {count}", hint="leave it out for the backbone's own")  # fmt: skip
+        theta = geometry.frequencies[component - 1]
         factors, period = np.ones(count), 2 * math.pi / theta
-        if not self.gate or clip.frames_lat > (round(period) if self.variant == "code" else period):
-            factors[component - 1] = self.share_of_period * 2 * math.pi / clip.frames_lat / theta
+        if not self.gate or geometry.frames_lat > (round(period) if self.variant == "code" else period):
+            factors[component - 1] = self.share_of_period * 2 * math.pi / geometry.frames_lat / theta
         return factors

@@ -36,7 +36,7 @@ import numpy as np
 from pydantic import Field
 
 from longgen.errors import UsageError
-from longgen.frameplan import Clip, FramePlan
+from longgen.frameplan import FramePlan, Geometry
 from longgen.technique import LONGEST, FrameTechnique
 
 PUBLISHED = {(21, 41): (12, 20, 2, 8), (21, 81): (10, 14, 2, 8)}  # (T0, T): W1, W2, G1, G2
@@ -45,8 +45,8 @@ PUBLISHED = {(21, 41): (12, 20, 2, 8), (21, 81): (10, 14, 2, 8)}  # (T0, T): W1,
 class Vrpr(FrameTechnique):
     slot: ClassVar[str] = "positions"
     paper: ClassVar[str] = "VRPR of FreeLOC, arXiv 2603.25209"
-    claims: ClassVar[tuple[str, ...]] = ("the relative times",)
-    needs: ClassVar[tuple[str, ...]] = ("relative-positions", "whole-clip")
+    exclusive: ClassVar[tuple[str, ...]] = ("the relative times",)
+    requires: ClassVar[tuple[str, ...]] = ("relative-positions", "whole-clip")
 
     variant: Literal["continuous", "code", "paper"] = "continuous"
     w1: int | None = Field(None, ge=1, le=LONGEST)
@@ -54,20 +54,20 @@ class Vrpr(FrameTechnique):
     g1: int | None = Field(None, ge=1, le=LONGEST)
     g2: int | None = Field(None, ge=1, le=LONGEST)
 
-    def reshape(self, plan: FramePlan, clip: Clip) -> FramePlan:
-        if clip.ratio == 1 and (self.w1, self.w2, self.g1, self.g2) == (None, None, None, None):
+    def apply(self, plan: FramePlan, geometry: Geometry) -> FramePlan:
+        if geometry.ratio == 1 and (self.w1, self.w2, self.g1, self.g2) == (None, None, None, None):
             return plan
-        return plan.at(self.times(clip))
+        return plan.at(self.times(geometry))
 
-    def constants(self, clip: Clip) -> tuple[int, int, int, int]:
+    def constants(self, geometry: Geometry) -> tuple[int, int, int, int]:
         """W1, W2, G1 and G2 for `clip`. Raises UsageError where they are out of order or leave the trained range."""
-        native, last = clip.native_lat, clip.frames_lat - 1
+        native, last = geometry.native_lat, geometry.frames_lat - 1
         derived = (max(1, native // 2), round(2 * native / 3), 2, None)
-        default = PUBLISHED.get((native, clip.frames_lat), derived)
+        default = PUBLISHED.get((native, geometry.frames_lat), derived)
         w1, w2, g1 = self.w1 or default[0], self.w2 or default[1], self.g1 or default[2]
         if w1 > w2:
-            raise UsageError(f"vrpr.w1 = {w1} is above vrpr.w2 = {w2}: the tiers would overlap", accepted="1 <= w1 <= w2",
-                             do=f"--set vrpr.w1={w2}, or a larger vrpr.w2")  # fmt: skip
+            raise UsageError(f"vrpr.w1 = {w1} is above vrpr.w2 = {w2}: the tiers would overlap", expected="1 <= w1 <= w2",
+                             hint=f"--set vrpr.w1={w2}, or a larger vrpr.w2")  # fmt: skip
         room = g1 * (native - 1 - w1) - (w2 - w1)  # what near and middle tier leave to the far one, times G1
         g2 = self.g2 or default[3] or max(1, -(-(last - w2) * g1 // room) if room > 0 else 1)
         near, middle, far = min(last, w1), max(0, min(last, w2) - w1), max(0, last - w2)
@@ -75,19 +75,19 @@ class Vrpr(FrameTechnique):
             largest = near + middle / g1 + far / g2
             if room + g1 > 0:
                 fits = far * g1 // (room + g1) + 1
-                accepted, do = f"g2 of {fits} or more", f"--set vrpr.g2={fits}, or leave the constants out"
+                expected, hint = f"g2 of {fits} or more", f"--set vrpr.g2={fits}, or leave the constants out"
             else:
-                accepted = f"w1 + (w2 - w1) / g1 below {native}; no g2 helps"
-                do = "lower vrpr.w1 or vrpr.w2, raise vrpr.g1, or leave them out"
+                expected = f"w1 + (w2 - w1) / g1 below {native}; no g2 helps"
+                hint = "lower vrpr.w1 or vrpr.w2, raise vrpr.g1, or leave them out"
             raise UsageError(f"vrpr.g2 = {g2} (w1 = {w1}, w2 = {w2}, g1 = {g1}) takes the frame distance {last} to {largest:.4g}, "
-                             f"but the backbone was trained up to {native - 1}", accepted=accepted, do=do)  # fmt: skip
+                             f"but the backbone was trained up to {native - 1}", expected=expected, hint=hint)  # fmt: skip
         return w1, w2, g1, g2
 
-    def times(self, clip: Clip) -> np.ndarray:
+    def times(self, geometry: Geometry) -> np.ndarray:
         """phi [T, T]: row i holds what query frame i is told of the frames."""
-        w1, w2, g1, g2 = self.constants(clip)
-        most = clip.native_lat - 1
-        i, j = np.indices((clip.frames_lat, clip.frames_lat))
+        w1, w2, g1, g2 = self.constants(geometry)
+        most = geometry.native_lat - 1
+        i, j = np.indices((geometry.frames_lat, geometry.frames_lat))
         distance = np.maximum(i - j, 0)
         if self.variant == "continuous":
             middle = distance / g1 + w1 * (1 - 1 / g1)
@@ -104,6 +104,6 @@ class Vrpr(FrameTechnique):
         times = half - half.T
         if np.abs(times).max() > most or (np.diff(times, axis=1) > 0).any():
             raise UsageError(f"vrpr.variant = {self.variant} rounds frames out of the trained range or out of order with "
-                             f"w1 = {w1}, w2 = {w2}, g1 = {g1}, g2 = {g2}", accepted="constants whose floors keep both",
-                             do="--set vrpr.variant=continuous, or a smaller vrpr.g1")  # fmt: skip
+                             f"w1 = {w1}, w2 = {w2}, g1 = {g1}, g2 = {g2}", expected="constants whose floors keep both",
+                             hint="--set vrpr.variant=continuous, or a smaller vrpr.g1")  # fmt: skip
         return times

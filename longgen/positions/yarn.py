@@ -33,7 +33,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from longgen.frameplan import Clip
+from longgen.frameplan import Geometry
 from longgen.positions.flex import by_parts
 from longgen.technique import FrequencyTechnique
 
@@ -52,7 +52,7 @@ class Yarn(FrequencyTechnique):
         slow, fast = self.betas
         if slow > fast:
             raise ValueError(f"yarn.beta_slow = {slow} is above yarn.beta_fast = {fast}; "
-                             "accepted: beta_slow <= beta_fast; lower the one or raise the other")  # fmt: skip
+                             "expected: beta_slow <= beta_fast; lower the one or raise the other")  # fmt: skip
         return self
 
     @property
@@ -61,18 +61,18 @@ class Yarn(FrequencyTechnique):
         slow, fast = (1.0, 32.0) if self.variant == "paper" else (0.6, 1.0)
         return self.beta_slow or slow, self.beta_fast or fast
 
-    def stretch(self, clip: Clip) -> float:
+    def stretch(self, geometry: Geometry) -> float:
         """s; 1 at native length and below."""
-        return 1.0 if clip.ratio == 1 else self.factor or clip.ratio
+        return 1.0 if geometry.ratio == 1 else self.factor or geometry.ratio
 
-    def factors(self, reach: float, clip: Clip) -> np.ndarray:
+    def factors(self, reach: float, geometry: Geometry) -> np.ndarray:
         if self.variant == "paper":
-            return by_parts(clip.frequencies, clip.native_lat, self.stretch(clip), *self.betas)
-        return by_index(clip.frequencies, clip.native_lat, self.stretch(clip), *self.betas)
+            return by_parts(geometry.frequencies, geometry.native_lat, self.stretch(geometry), *self.betas)
+        return by_index(geometry.frequencies, geometry.native_lat, self.stretch(geometry), *self.betas)
 
-    def gain(self, clip: Clip) -> float:
+    def logit_scale(self, geometry: Geometry) -> float:
         sharper = self.variant == "paper" if self.temperature is None else self.temperature
-        return (0.1 * math.log(self.stretch(clip)) + 1) ** 2 if sharper else 1.0
+        return (0.1 * math.log(self.stretch(geometry)) + 1) ** 2 if sharper else 1.0
 
 
 def by_index(frequencies: Sequence[float], horizon: int, stretch: float, slow: float, fast: float) -> np.ndarray:

@@ -25,18 +25,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longgen import arguments, checkpoint, disk, frames, plan, preset
-from longgen.backbones import Backbone
+from longgen import arguments, checkpoint, disk, frames, planner, preset
 from longgen.backbones.spec import RELATIVE_POSITIONS, BackboneSpec
 from longgen.backbones.tiny import grammar
 from longgen.context.window import Window
 from longgen.errors import LonggenError, UsageError
+from longgen.layers.probe_file import Run, ScoreName, Settings
+from longgen.loops import PROMPTS, direct, sampler, start
 from longgen.metrics.score import Scorer
-from longgen.plan import LONG, Plan
-from longgen.probe.record import Run, ScoreName, Settings
-from longgen.probe.watch import Watch, changed, shifted, shown, watching, windowed
-from longgen.run import Progress, memory_bytes
-from longgen.sampling import PROMPTS, direct, sampler, start
+from longgen.pipelines.base import PipelineBackbone
+from longgen.plan import Plan
+from longgen.planner import LONG
+from longgen.probe.instrument import Watch, changed, shifted, shown, watching, windowed
+from longgen.progress import Progress, memory_bytes
 
 STEPS = 4  # in which attention is watched
 MOST_STEPS = 10  # of a probing run, unless --steps says otherwise
@@ -62,10 +63,10 @@ def settings_for(
     prompts, seeds = None if prompts is None else arguments.texts("prompts", prompts), arguments.seeds(seeds)
     asked = frames_px or frames.pixel_frames(LONG * spec.native_lat - LONG + 1, spec.stride_t)
     sample = preset.Sample(frames=asked, size=size, steps=steps or min(spec.steps, MOST_STEPS))
-    long = plan.build(_base(spec, sample), spec)
+    long = planner.build(_base(spec, sample), spec)
     if long.frames_lat <= spec.native_lat:
         raise UsageError(f"--frames {long.frames_px} is not longer than what {spec.name} was trained on: no context to cut",
-                         accepted=f"more than {spec.native_px} frames", do="leave --frames out")  # fmt: skip
+                         expected=f"more than {spec.native_px} frames", hint="leave --frames out")  # fmt: skip
     own = [words.prompt for words in grammar.HELD_OUT[-2:]] if spec.built_in else list(PROMPTS)
     moves = (-2, -1, 1, 2) if RELATIVE_POSITIONS in spec.capabilities else ()
     return Settings(
@@ -123,7 +124,7 @@ class Probing:
     Videos are measured in a thread of their own, while the model makes the next.
     """
 
-    load: Callable[[], Backbone]
+    load: Callable[[], PipelineBackbone]
     settings: Settings
     parts: Parts
     total: int
@@ -169,7 +170,7 @@ class Probing:
             self._measure(model, made, latents, put)
         self._passed(made)
 
-    def _measure(self, model: Backbone, made: Plan, latents: Tensor, put: Callable[[Values], None]) -> None:
+    def _measure(self, model: PipelineBackbone, made: Plan, latents: Tensor, put: Callable[[Values], None]) -> None:
         """Has the metrics of a video `put`, once those of the one before are."""
         frames_px, scorer = [*model.decode(latents)], Scorer(made.sample.fps or made.spec.fps)
 
@@ -186,7 +187,7 @@ class Probing:
         if self.measuring is not None:
             self.measuring.result()
 
-    def _sampled(self, model: Backbone, made: Plan, prompt: str, seed: int) -> Tensor:
+    def _sampled(self, model: PipelineBackbone, made: Plan, prompt: str, seed: int) -> Tensor:
         cost = self.cost[made.frames_px]
 
         def on_step(state: direct.State) -> None:
@@ -210,7 +211,7 @@ class Probing:
 
 
 def measure(
-    load: Callable[[], Backbone],
+    load: Callable[[], PipelineBackbone],
     spec: BackboneSpec,
     settings: Settings,
     parts: Parts,
@@ -219,11 +220,11 @@ def measure(
 ) -> tuple[list[Run], dict[str, list[float]]]:
     """The scores of every prompt and seed, and the mean effective ranks, by window one for each layer."""
     native, long = (
-        plan.build(_base(spec, preset.Sample(frames=count, size=settings.size, steps=settings.steps)), spec)
+        planner.build(_base(spec, preset.Sample(frames=count, size=settings.size, steps=settings.steps)), spec)
         for count in (settings.native_frames, settings.frames)
     )
     full, layers, shifts = settings.mode == "full", range(spec.layers), settings.shifts
-    cost = {made.frames_px: made.cost * made.operations(None, made.grid) * made.steps for made in (native, long)}
+    cost = {made.frames_px: made.cost * made.flops(None, made.grid) * made.steps for made in (native, long)}
     each = {native.frames_px: 1 + full * len(layers) * len(shifts), long.frames_px: 1 + full * len(layers)}
     times = len(settings.prompts) * len(settings.seeds)
     left = times * sum(cost[frames_px] * count for frames_px, count in each.items())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from longgen.probe.record import KINDS, METRICS, Kind, Probe, ScoreName
+from longgen.layers.probe_file import KINDS, METRICS, Kind, Probe, ScoreName
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

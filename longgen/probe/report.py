@@ -18,9 +18,9 @@ from typing import Any
 
 from longgen import disk
 from longgen.errors import LonggenError
-from longgen.plan import count_label, human_bytes
+from longgen.layers.probe_file import KINDS, Kind, Probe, Settings, read
 from longgen.probe.plots import columns, number, rank_figure, ranks, save, scores_figure, top
-from longgen.probe.record import KINDS, Kind, Probe, Settings, read
+from longgen.units import count_label, human_bytes
 
 LABEL = 12  # characters before what a line of the text says
 BAR = (4, 24)  # characters: the least and the most

@@ -8,29 +8,33 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from longgen import __version__, backbones, disk
-from longgen.backbones import Backbone, Setup
+from longgen import __version__, disk
+from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import RELATIVE_POSITIONS, BackboneSpec
-from longgen.backbones.tokens import cut_notes, tokenizer_of
 from longgen.errors import MissingError, UsageError
-from longgen.probe import kept
-from longgen.probe.fingerprint import fingerprint
+from longgen.layers import store
+from longgen.layers.fingerprint import fingerprint
+from longgen.layers.probe_file import Probe, ScoreName, Settings, read
+from longgen.pipelines import loading
+from longgen.pipelines.base import PipelineBackbone
+from longgen.pipelines.token_limit import cut_notes, tokenizer_of
+from longgen.probe.classify import judge
 from longgen.probe.measure import Parts, measure
-from longgen.probe.record import Probe, ScoreName, Settings, read
-from longgen.probe.verdict import judge
-from longgen.run import Progress, device_name, memory_bytes, planned
+from longgen.progress import Progress, memory_bytes
+from longgen.resolve import planned
+from longgen.run import device_name
 
 
 def probe(
     spec: BackboneSpec,
-    setup: Setup,
+    model_settings: ModelSettings,
     settings: Settings,
     metric: ScoreName | None = None,
     threshold: float | None = None,
     top: int | None = None,
     again: bool = False,
     report: Callable[[Progress], None] = lambda now: None,
-    tell: Callable[[str], None] = lambda message: None,
+    log: Callable[[str], None] = lambda message: None,
 ) -> tuple[Probe, Path]:
     """The probe of `spec` with `settings`, and where it is kept; measured where it is not kept, or `again`.
 
@@ -39,43 +43,43 @@ def probe(
     """
     metric = metric or ("latent" if settings.mode == "full" else "attention")
     if settings.mode == "quick" and metric != "attention":
-        raise UsageError(f"--quick with --metric {metric}: a quick probe measures attention alone", accepted="--metric attention",
-                         do="leave --quick out")  # fmt: skip
+        raise UsageError(f"--quick with --metric {metric}: a quick probe measures attention alone", expected="--metric attention",
+                         hint="leave --quick out")  # fmt: skip
     if threshold is not None and not math.isfinite(threshold):
-        raise UsageError(f"--threshold {threshold} is no score", accepted="a number from 0 on", do="leave it out")
+        raise UsageError(f"--threshold {threshold} is no score", expected="a number from 0 on", hint="leave it out")
     if top is not None and threshold is not None:
-        raise UsageError("--top and --threshold are both given", accepted="one of them", do="leave one out")
+        raise UsageError("--top and --threshold are both given", expected="one of them", hint="leave one out")
     if top is not None and top > spec.layers:
-        raise UsageError(f"--top {top}: {spec.name} has {spec.layers} layers", accepted=f"0 to {spec.layers}", do="take fewer")
-    loaded: list[Backbone] = []
+        raise UsageError(f"--top {top}: {spec.name} has {spec.layers} layers", expected=f"0 to {spec.layers}", hint="take fewer")
+    loaded: list[PipelineBackbone] = []
 
-    def load() -> Backbone:
+    def load() -> PipelineBackbone:
         if not loaded:
-            loaded.append(backbones.load(spec, setup))
+            loaded.append(loading.load(spec, model_settings))
             cut = cut_notes(planned("direct", spec), settings.prompts, tokenizer_of(loaded[0]))
             for note in [*loaded[0].notes, *cut]:
-                tell(f"note: {note}")
+                log(f"note: {note}")
         return loaded[0]
 
-    weights = _weights(spec, setup, load)
-    folder = kept.folder_of(weights, settings)
+    weights = _weights(spec, model_settings, load)
+    folder = store.folder_of(weights, settings)
     with disk.held(folder / disk.LOCK, f"the probe in {folder}"):
-        return _probe(spec, setup, settings, weights, load, folder, metric, threshold, top, again, report, tell)
+        return _probe(spec, model_settings, settings, weights, load, folder, metric, threshold, top, again, report, log)
 
 
 def _probe(
     spec: BackboneSpec,
-    setup: Setup,
+    model_settings: ModelSettings,
     settings: Settings,
     weights: str,
-    load: Callable[[], Backbone],
+    load: Callable[[], PipelineBackbone],
     folder: Path,
     metric: ScoreName,
     threshold: float | None,
     top: int | None,
     again: bool,
     report: Callable[[Progress], None],
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> tuple[Probe, Path]:
     """`probe`, of the weights with that fingerprint, kept in `folder`."""
     path, parts = folder / "probe.json", Parts(folder / "parts")
@@ -84,10 +88,10 @@ def _probe(
         parts.clear()
     began = time.monotonic()
     if before is None:
-        runs, ranks = measure(load, spec, settings, parts, setup.device, report)
-        took, peak, device = time.monotonic() - began, memory_bytes(setup.device), device_name(setup.device)
+        runs, ranks = measure(load, spec, settings, parts, model_settings.device, report)
+        took, peak, device = time.monotonic() - began, memory_bytes(model_settings.device), device_name(model_settings.device)
     else:
-        tell(f"measured before: {path}")
+        log(f"measured before: {path}")
         runs, took, peak, device = before.runs, before.seconds, before.peak_memory_bytes, before.device
         ranks = {name: [layer.effective_rank[name] for layer in before.layers] for name in before.layers[0].effective_rank}
     fields = judge(runs, ranks, metric, threshold, top)
@@ -97,7 +101,7 @@ def _probe(
         )
     if settings.mode == "quick":
         fields["agreement"] = next(
-            (other.agreement for other, _ in kept.probes_of(spec, setup.lora)
+            (other.agreement for other, _ in store.probes_of(spec, model_settings.lora)
              if other.settings.mode == "full" and other.settings.frames == settings.frames),
             fields["agreement"],
         )  # fmt: skip
@@ -110,10 +114,10 @@ def _probe(
     return made, path
 
 
-def _weights(spec: BackboneSpec, setup: Setup, load: Callable[[], Backbone]) -> str:
+def _weights(spec: BackboneSpec, model_settings: ModelSettings, load: Callable[[], PipelineBackbone]) -> str:
     """The fingerprint of the weights; they are loaded, and so downloaded, where they are not here yet."""
     try:
-        return fingerprint(spec, setup.lora)
+        return fingerprint(spec, model_settings.lora)
     except MissingError:
         load()
-        return fingerprint(spec, setup.lora)
+        return fingerprint(spec, model_settings.lora)

@@ -51,9 +51,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from longgen.backbones import Backbone
+    from longgen.loops.direct import State
+    from longgen.pipelines.base import PipelineBackbone
     from longgen.plan import Plan
-    from longgen.sampling.direct import State
 
 CHECKPOINT_ROUNDS = 8  # a checkpoint holds all frames so far; one a round would write them T times
 
@@ -64,8 +64,8 @@ class Fifo(Sampling):
     """frames: f, the native length T0 by default. partitions: n. lookahead: a window keeps its noisier half only."""
 
     paper: ClassVar[str] = "FIFO-Diffusion, arXiv 2405.11473"
-    claims: ClassVar[tuple[str, ...]] = ("the order of sampling", "the anchor of clips")  # windows have no first among them
-    needs: ClassVar[tuple[str, ...]] = ("frame-timesteps", "whole-clip")
+    exclusive: ClassVar[tuple[str, ...]] = ("the order of sampling", "the anchor of clips")  # windows have no first among them
+    requires: ClassVar[tuple[str, ...]] = ("frame-timesteps", "whole-clip")
     frame_levels: ClassVar[bool] = True
     streams: ClassVar[bool] = True
 
@@ -73,27 +73,27 @@ class Fifo(Sampling):
     partitions: int = Field(4, ge=1, le=TIMESTEPS)
     lookahead: bool = True
 
-    def seen(self, frames_lat: int, native_lat: int) -> int:
+    def frames_per_call(self, frames_lat: int, native_lat: int) -> int:
         return min(frames_lat, self.frames or native_lat)
 
     def schedule_steps(self, frames_lat: int, native_lat: int, asked: int | None) -> int | None:
-        length = self.seen(frames_lat, native_lat)
+        length = self.frames_per_call(frames_lat, native_lat)
         if length == frames_lat:
             return asked
         places, most = self.partitions * length, TIMESTEPS // length
         if places > TIMESTEPS:
             raise UsageError(f"fifo.partitions = {self.partitions} of {length} latent frames are {places} places, each at a noise "
                              f"level of its own, and models know {TIMESTEPS}",
-                             accepted=f"1 to {most}" if most else "fewer fifo.frames",
-                             do=f"--set fifo.partitions={min(4, most)}" if most else "leave fifo.frames out")  # fmt: skip
+                             expected=f"1 to {most}" if most else "fewer fifo.frames",
+                             hint=f"--set fifo.partitions={min(4, most)}" if most else "leave fifo.frames out")  # fmt: skip
         if asked not in (None, places):
             raise UsageError(f"fifo denoises a queue with one place for each step, {self.partitions} partitions of {length} latent "
-                             f"frames, and {asked} steps are asked", accepted=f"--steps {places}",
-                             do=f"--steps {places} or leave it out; fifo.partitions and fifo.frames change it")  # fmt: skip
+                             f"frames, and {asked} steps are asked", expected=f"--steps {places}",
+                             hint=f"--steps {places} or leave it out; fifo.partitions and fifo.frames change it")  # fmt: skip
         return places
 
     def calls(self, frames_lat: int, native_lat: int) -> float:
-        length = self.seen(frames_lat, native_lat)
+        length = self.frames_per_call(frames_lat, native_lat)
         if length == frames_lat:
             return 1.0
         places = self.partitions * length
@@ -101,7 +101,7 @@ class Fifo(Sampling):
 
     def rounds(self, frames_lat: int, native_lat: int, steps: int) -> int:
         """The steps of the first clip, and then one for each frame that goes out."""
-        length = self.seen(frames_lat, native_lat)
+        length = self.frames_per_call(frames_lat, native_lat)
         return steps if length == frames_lat else steps + frames_lat + steps - length
 
     def ahead(self, length: int) -> int:
@@ -161,7 +161,7 @@ class Fifo(Sampling):
 
     def sample(
         self,
-        backbone: Backbone,
+        backbone: PipelineBackbone,
         plan: Plan,
         prompt: str,
         latents: Tensor,
@@ -176,7 +176,7 @@ class Fifo(Sampling):
 
     def stream(
         self,
-        backbone: Backbone,
+        backbone: PipelineBackbone,
         plan: Plan,
         prompt: str,
         latents: Tensor,
@@ -187,17 +187,17 @@ class Fifo(Sampling):
         """The frames of `sample` as they go out; those that an interrupted run had finished come first."""
         import torch
 
-        from longgen.backbones import finite, foreign
-        from longgen.sampling import direct, shots
+        from longgen.loops import direct, prompt_schedule
+        from longgen.pipelines import finite, foreign_hooks
 
-        length, steps = plan.seen.frames_lat, plan.steps
+        length, steps = plan.call_geometry.frames_lat, plan.steps
         if length == plan.frames_lat:
             yield from direct.sample(backbone, plan, prompt, latents, on_step, resume, generator).split(1, dim=2)
             return
-        if backbone.setup.cache is not None:
-            raise UsageError(f"--cache {backbone.setup.cache} compares a frame with what stood at its place a round before, and "
-                             "fifo moves frames on", accepted="no --cache", do="leave it out")  # fmt: skip
-        foreign.check_uncached(backbone.transformers, "fifo moves frames on from round to round")
+        if backbone.model_settings.cache is not None:
+            raise UsageError(f"--cache {backbone.model_settings.cache} compares a frame with what stood at its place a round before, and "
+                             "fifo moves frames on", expected="no --cache", hint="leave it out")  # fmt: skip
+        foreign_hooks.check_uncached(backbone.transformers, "fifo moves frames on from round to round")
         early = steps - length  # frames that go out before the first that is kept
         counts = (length, early, steps)  # drawn before the first step, so that a run that goes on draws the same
         clip, before, after = (torch.randn(*latents.shape[:2], n, *latents.shape[3:], generator=generator) for n in counts)
@@ -211,9 +211,9 @@ class Fifo(Sampling):
         shares = np.ones((1, plan.frames_lat)) if plan.shares is None else plan.shares
 
         def predict(clips: Tensor, times: Tensor, step: int) -> Tensor:
-            backbone.clock.index = step
-            text = shots.mean_of(texts, shares[:, max(0, done - steps - early)])
-            return backbone.velocity(clips, times, text, away, plan)
+            backbone.step_state.index = step
+            text = prompt_schedule.mean_of(texts, shares[:, max(0, done - steps - early)])
+            return backbone.velocity(clips, times, text, uncond, plan)
 
         def save(*parts: Tensor) -> None:
             if done % CHECKPOINT_ROUNDS == 0 or done == plan.rounds:
@@ -223,22 +223,24 @@ class Fifo(Sampling):
             scheduler = backbone.pipe.scheduler = backbone.frame_schedule(plan)
             clip = clip.to(backbone.device, torch.float32)
             sigmas, timesteps = scheduler.sigmas.to(clip), scheduler.timesteps.to(clip)
-            texts = [backbone.text(prompt)] if plan.shares is None else shots.texts_of(backbone, plan)
-            away = backbone.text(plan.sample.negative_prompt or "") if (plan.sample.guidance_scale or 0) > 1 else None
+            texts = [backbone.text(prompt)] if plan.shares is None else prompt_schedule.texts_of(backbone, plan)
+            uncond = backbone.text(plan.sample.negative_prompt or "") if (plan.sample.guidance_scale or 0) > 1 else None
             for step in range(done, steps):
                 clip = clip + (sigmas[step + 1] - sigmas[step]) * predict(clip, timesteps[step].expand(1, length), step)
                 done = step + 1
-                finite.check_latents(clip, backbone.setup, f"step {done} of {steps}, of the first clip")
+                finite.check_latents(clip, backbone.model_settings, f"step {done} of {steps}, of the first clip")
                 save(clip)
             frames = [clip[:, :, :0] if done == steps else clip[:, :, :-line_lat]]
             yield from (frame.unsqueeze(2) for frame in frames[0].unbind(dim=2))  # split would make one of none
             start = self.filled(clip, noise[:, :, :steps].to(clip), sigmas) if done == steps else clip[:, :, -line_lat:]
             alike = (plan.table == plan.table[:, :1]).all() and all(p is None or p.fusion is None for p in plan.programs)
-            batch = backbone.setup.clip_batch if alike else 1  # windows stand at different steps, where attention may differ
+            batch = (
+                backbone.model_settings.clip_batch if alike else 1
+            )  # windows stand at different steps, where attention may differ
             for frame, line in self.emitted(start, noise[:, :, done:], length, sigmas, timesteps, predict, batch):
                 kept = done - steps >= early
                 for part in (frame, line):
-                    finite.check_latents(part, backbone.setup, f"round {done + 1} of {plan.rounds}")
+                    finite.check_latents(part, backbone.model_settings, f"round {done + 1} of {plan.rounds}")
                 if kept:
                     frames.append(frame)
                 done += 1

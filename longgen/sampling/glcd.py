@@ -32,7 +32,7 @@ import numpy as np
 from pydantic import Field
 
 from longgen.sampling.clips import Clips, mean_of, overlapping
-from longgen.sampling.codenoise import CoDenoised
+from longgen.sampling.multidiffusion import CoDenoised
 
 
 class Glcd(CoDenoised):

@@ -47,17 +47,17 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from longgen.attention.kvcache import Cache
-    from longgen.backbones import Backbone
+    from longgen.attention.kvcache import KVCache
+    from longgen.loops.direct import State
+    from longgen.pipelines.base import PipelineBackbone
     from longgen.plan import Plan
-    from longgen.sampling.direct import State
 
 
 class Rollout(Sampling):
     """chunk: c. context_noise: the timestep of the clean pass. switch, kept: see above."""
 
     paper: ClassVar[str] = "Self-Forcing, arXiv 2506.08009"
-    needs: ClassVar[tuple[str, ...]] = ("kv-cache",)
+    requires: ClassVar[tuple[str, ...]] = ("kv-cache",)
     streams: ClassVar[bool] = True
     in_chunks: ClassVar[bool] = True
 
@@ -66,10 +66,10 @@ class Rollout(Sampling):
     switch: Literal["recache", "flush", "keep"] = "recache"
     kept: int = Field(2, ge=1, le=LONGEST)
 
-    def seen(self, frames_lat: int, native_lat: int) -> int:
+    def frames_per_call(self, frames_lat: int, native_lat: int) -> int:
         if self.chunk > native_lat:
             raise UsageError(f"rollout.chunk = {self.chunk} latent frames, but the model was trained on {native_lat} in all",
-                             accepted=f"1 to {native_lat}", do="leave it out for the 3 of published models")  # fmt: skip
+                             expected=f"1 to {native_lat}", hint="leave it out for the 3 of published models")  # fmt: skip
         return self.chunk
 
     def calls(self, frames_lat: int, native_lat: int) -> float:
@@ -81,7 +81,7 @@ class Rollout(Sampling):
 
     def sample(
         self,
-        backbone: Backbone,
+        backbone: PipelineBackbone,
         plan: Plan,
         prompt: str,
         latents: Tensor,
@@ -96,7 +96,7 @@ class Rollout(Sampling):
 
     def stream(
         self,
-        backbone: Backbone,
+        backbone: PipelineBackbone,
         plan: Plan,
         prompt: str,
         latents: Tensor,
@@ -107,8 +107,8 @@ class Rollout(Sampling):
         """The frames as their chunks are done; those that an interrupted run had finished come first. latents: of no frame."""
         import torch
 
-        from longgen.backbones import finite
-        from longgen.sampling import direct, shots
+        from longgen.loops import direct, prompt_schedule
+        from longgen.pipelines import finite
 
         done = 0 if resume is None else resume.done
         carried: list[Tensor | None] = [None] * plan.steps  # the last frame of noise of each step
@@ -117,18 +117,18 @@ class Rollout(Sampling):
             carried = [*resume.scheduler["carried"]]
         shape, chunk = (*latents.shape[:2], self.chunk, *latents.shape[3:]), self.chunk
         with torch.no_grad():
-            texts = [backbone.text(prompt)] if plan.schedule is None else shots.texts_of(backbone, plan)
-            away = backbone.text(plan.sample.negative_prompt or "") if (plan.sample.guidance_scale or 0) > 1 else None
+            texts = [backbone.text(prompt)] if plan.schedule is None else prompt_schedule.texts_of(backbone, plan)
+            uncond = backbone.text(plan.sample.negative_prompt or "") if (plan.sample.guidance_scale or 0) > 1 else None
         shares = np.ones((plan.rounds, 1))
         if plan.schedule is not None and plan.shares is not None:
             shares = by_chunk(plan.schedule, plan.shares, chunk)
-        clock, sink = backbone.clock, _sink_of(plan)
+        step_state, sink = backbone.step_state, _sink_of(plan)
         recent = torch.zeros(shape, device=backbone.device)[:, :, :0]  # clean frames, as many as the cache may hold
 
         def noise(step: int) -> Tensor:
             fresh = torch.randn(shape, generator=generator)
             maker = plan.noise
-            if maker is not None and plan.clip.ratio > 1 and maker.mixes(step):
+            if maker is not None and plan.geometry.ratio > 1 and maker.mixes(step):
                 fresh = maker.mix_chunk(fresh, carried[step])
                 carried[step] = fresh[:, :, -1:].clone()
             return fresh.to(backbone.device)
@@ -136,21 +136,21 @@ class Rollout(Sampling):
         def predict(x: Tensor, timestep: float, share: np.ndarray) -> Tensor:
             times = torch.full((1, x.shape[2]), timestep, device=x.device)
             with torch.no_grad():  # here, since a generator that yields under it leaves it on
-                return backbone.velocity(x, times, shots.mean_of(texts, share), away, plan)
+                return backbone.velocity(x, times, prompt_schedule.mean_of(texts, share), uncond, plan)
 
         def denoised(share: np.ndarray) -> Tensor:
             x = noise(0)
             for step, timestep in enumerate(timesteps):
-                clock.index = step
+                step_state.index = step
                 clean = x - sigmas[step] * predict(x, timestep, share)
                 where = f"chunk {index + 1} of {plan.rounds}, step {step + 1} of {plan.steps}"
-                finite.check_latents(clean, backbone.setup, where)
+                finite.check_latents(clean, backbone.model_settings, where)
                 if step + 1 < plan.steps:
                     x = (1 - sigmas[step + 1]) * clean + sigmas[step + 1] * noise(step + 1)
             return clean
 
-        def write(x: Tensor, start: int, cache: Cache, share: np.ndarray) -> None:
-            clock.index, cache.writing = plan.steps - 1, True
+        def write(x: Tensor, start: int, cache: KVCache, share: np.ndarray) -> None:
+            step_state.index, cache.writing = plan.steps - 1, True
             predict(x, self.context_noise, share)
             cache.writing = False
             cache.close(start)
@@ -172,9 +172,9 @@ class Rollout(Sampling):
                     if self.switch == "flush":
                         cache.keep([frame for frame in cache.frames if frame < sink or frame >= start - self.kept])
                     elif self.switch == "recache" and again:
-                        cache.open(again[0], len(again), *plan.rolled(start, len(again)))
+                        cache.open(again[0], len(again), *plan.programs_for_chunk(start, len(again)))
                         write(recent[:, :, -len(again) :], again[0], cache, share)
-                cache.open(start, chunk, *plan.rolled(start + chunk, chunk, cache.frames))
+                cache.open(start, chunk, *plan.programs_for_chunk(start + chunk, chunk, cache.frames))
                 if index < done:
                     assert resume is not None
                     clean = resume.latents[index].to(backbone.device)
@@ -190,4 +190,4 @@ class Rollout(Sampling):
 
 def _sink_of(plan: Plan) -> int:
     """Frames at the beginning that the stack keeps in the cache."""
-    return max((getattr(act.technique, "frames", 0) for act in plan.acting if act.name == "sink"), default=0)
+    return max((getattr(act.technique, "frames", 0) for act in plan.techniques if act.name == "sink"), default=0)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longgen.backbones.rotary import Rotary
 from longgen.frameplan import FramePlan
+from longgen.pipelines.rotary import Rotary
 
 
 def dense(
@@ -33,7 +33,7 @@ def dense(
     turned_q, turned_k = (torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) for x in (q, k))
     angle = torch.atan2(stock[1].double(), stock[0].double())  # [N, P]
     theta = torch.zeros(angle.shape[1], dtype=torch.float64)
-    theta[rotary.pairs] = torch.from_numpy(rotary.frequencies * (1 if plan.scale is None else plan.scale))
+    theta[rotary.pairs] = torch.from_numpy(rotary.frequencies * (1 if plan.frequency_scale is None else plan.frequency_scale))
     is_time = torch.zeros(angle.shape[1], dtype=torch.bool)
     is_time[rotary.pairs] = True
     frame, place = torch.arange(q.shape[2]) // tokens, torch.arange(q.shape[2]) % tokens
@@ -58,7 +58,7 @@ def dense(
         if one.stripe is not None:
             apart = (place[:, None] - place[None, :]).abs()
             seen = seen & (apart < torch.from_numpy(one.stripe)[frame][:, frame] * tokens)
-        logits = torch.cat([logits.masked_fill(~seen, -np.inf), texts], dim=-1) * plan.gain / (2 * half) ** 0.5
+        logits = torch.cat([logits.masked_fill(~seen, -np.inf), texts], dim=-1) * plan.logit_scale / (2 * half) ** 0.5
         values = v if text is None else torch.cat([v, text[1].double().transpose(1, 2)], dim=2)
         weights = logits.softmax(-1).nan_to_num(0)  # a row of weight 0 may see nothing
         total += torch.from_numpy(one.weight)[frame].view(1, 1, -1, 1) * (weights @ values)

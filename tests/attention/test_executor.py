@@ -14,12 +14,12 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor
 
-from longgen.attention import executor, passes, structure
-from longgen.backbones.pipeline import Call
-from longgen.backbones.rotary import Rotary
-from longgen.frameplan import FramePlan, Pass, neutral, visible_from_ranges
+from longgen.attention import executor, lowering, sequential
+from longgen.frameplan import FramePlan, Pass, full_attention, visible_from_ranges
 from longgen.frames import local_windows
-from longgen.plan import Program
+from longgen.pipelines.base import LayerCall
+from longgen.pipelines.rotary import Rotary
+from longgen.program import Program
 from longgen.technique import Step
 from tests.attention.dense import dense
 
@@ -36,16 +36,16 @@ def qkv() -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.fixture
-def family() -> Call:
+def family() -> LayerCall:
     rope = WanRotaryPosEmbed(D, (1, 1, 1), 64)
     cos, sin = rope(torch.zeros(1, 1, T, SIDE, SIDE))
     frequencies = 10000.0 ** (-np.arange(0, T_DIM, 2) / T_DIM)
     rotary = Rotary(frequencies, np.arange(len(frequencies)))
-    return Call((T, SIDE, SIDE), torch.zeros(0), rotary, (cos[0, :, 0, 0::2], sin[0, :, 0, 1::2]), None, None)
+    return LayerCall((T, SIDE, SIDE), torch.zeros(0), rotary, (cos[0, :, 0, 0::2], sin[0, :, 0, 1::2]), None, None)
 
 
 def plan_of(rel: Any = None, visible: Any = None, scale: Any = None) -> FramePlan:
-    plain = neutral(T).passes[0]
+    plain = full_attention(T).passes[0]
     one = Pass(plain.rel if rel is None else rel, plain.visible if visible is None else visible, np.ones(T))
     return FramePlan((one,), scale)
 
@@ -63,7 +63,7 @@ SINK = visible_from_ranges(local_windows(T, 3, "clip"))
 SINK[:, 0] = True
 STRIPE = np.where(RANDOM.random((T, T)) < 0.5, 1.0, RANDOM.choice([0.2, 0.4], (T, T)))
 HOLES = np.array([0, 0.5, 1, 1, 1, 0.25, 0, 1, 1])  # weights
-BLOCKS = Pass(neutral(T).passes[0].rel, visible_from_ranges(local_windows(T, 5, "shift")) & (HOLES > 0)[:, None], HOLES)
+BLOCKS = Pass(full_attention(T).passes[0].rel, visible_from_ranges(local_windows(T, 5, "shift")) & (HOLES > 0)[:, None], HOLES)
 PLANS = {
     "neutral": plan_of(),
     "scaled": plan_of(scale=np.array([1.0, 0.5, 1.3, 1.0])),
@@ -79,18 +79,18 @@ PLANS = {
     "random visible": plan_of(visible=SEEN),
     "random rel": plan_of(rel=REL),
     "random rel and visible, scaled": plan_of(REL, SEEN, np.array([1.0, 0.5, 1.3, 1.0])),
-    "gain": dataclasses.replace(plan_of(), gain=1.7),
-    "stripes": FramePlan((Pass(neutral(T).passes[0].rel, SEEN, np.ones(T), STRIPE),)),
+    "gain": dataclasses.replace(plan_of(), logit_scale=1.7),
+    "stripes": FramePlan((Pass(full_attention(T).passes[0].rel, SEEN, np.ones(T), STRIPE),)),
     "stripes, random rel, scaled": FramePlan((Pass(REL, SEEN, np.ones(T), STRIPE),), np.array([1.0, 0.5, 1.3, 1.0])),
-    "stripes beyond a window": FramePlan((Pass(neutral(T).passes[0].rel, SINK | (STRIPE < 1), np.ones(T), STRIPE),)),
+    "stripes beyond a window": FramePlan((Pass(full_attention(T).passes[0].rel, SINK | (STRIPE < 1), np.ones(T), STRIPE),)),
     "overlapping blocks of some frames each": FramePlan((BLOCKS, Pass(BLOCKS.rel, SINK & (HOLES < 1)[:, None], 1 - HOLES))),
     "a pass of some frames, with random rel": FramePlan((Pass(REL, SEEN & (HOLES > 0)[:, None], np.sign(HOLES)),)),
-    "two weighted passes": FramePlan((Pass(REL, SEEN, HALF), Pass(neutral(T).passes[0].rel, SINK, 1 - HALF))),
+    "two weighted passes": FramePlan((Pass(REL, SEEN, HALF), Pass(full_attention(T).passes[0].rel, SINK, 1 - HALF))),
 }
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_equals_dense_softmax(name: str, family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_equals_dense_softmax(name: str, family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     difference = (
         (executor.run_plan(PLANS[name], family, *qkv).double() - dense(PLANS[name], *qkv, family.rotary, family.stock))
         .abs()
@@ -101,21 +101,21 @@ def test_equals_dense_softmax(name: str, family: Call, qkv: tuple[Tensor, Tensor
     assert difference < 1e-5
 
 
-def test_neutral_is_the_stock_call(family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_neutral_is_the_stock_call(family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     q, k, v = qkv
     stock = family.attend(family.rotate(q, None, None), family.rotate(k, None, None), v)
-    assert torch.equal(executor.run_plan(neutral(T), family, q, k, v), stock)
+    assert torch.equal(executor.run_plan(full_attention(T), family, q, k, v), stock)
 
 
-def test_rotation_to_native_positions_is_the_stock_rotation(family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_rotation_to_native_positions_is_the_stock_rotation(family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     native = np.arange(T, dtype=np.float64)
     assert torch.equal(family.rotate(qkv[0], native, None), family.rotate(qkv[0], None, None))
     assert torch.equal(family.rotate(qkv[0], None, np.ones(T_DIM // 2)), family.rotate(qkv[0], None, None))
 
 
-def test_the_tables_matter(family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_the_tables_matter(family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     """Each plan differs from the neutral one, so that the comparisons above are not empty."""
-    plain = executor.run_plan(neutral(T), family, *qkv)
+    plain = executor.run_plan(full_attention(T), family, *qkv)
     for name, plan in PLANS.items():
         if name != "neutral":
             assert (executor.run_plan(plan, family, *qkv) - plain).abs().max() > 1e-2, name
@@ -134,7 +134,7 @@ def test_the_tables_matter(family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> 
     ],
 )
 def test_structure_is_recognised(name: str, calls: int, sliding: int, rotated_once: bool) -> None:
-    schedule = structure.analyse(PLANS[name].passes[0])
+    schedule = lowering.analyse(PLANS[name].passes[0])
     assert len(schedule.calls) == calls
     assert sum(call.sliding for call in schedule.calls) == sliding
     assert schedule.keyed != rotated_once
@@ -145,7 +145,7 @@ def test_calls_cover_each_query_frame_once(name: str) -> None:
     for one in PLANS[name].passes:
         rebuilt = np.zeros_like(one.visible)
         counts = np.zeros(T, dtype=int)
-        for call in structure.analyse(one).calls:
+        for call in lowering.analyse(one).calls:
             for moved, i in enumerate(range(*call.queries)):
                 assert one.weight[i] > 0
                 counts[i] += 1
@@ -165,7 +165,7 @@ class EveryThird:
         return [0, int(features.sum(dim=(1, 2)).argmax())]
 
 
-def test_key_frames_are_chosen_for_each_sample_from_its_features(family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_key_frames_are_chosen_for_each_sample_from_its_features(family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     features = torch.zeros(B, T * N_FRAME, 5)
     features[0, 4 * N_FRAME], features[1, 7 * N_FRAME + 2] = 1, 1
     window = visible_from_ranges(local_windows(T, 3, "clip"))
@@ -182,7 +182,7 @@ def test_key_frames_are_chosen_for_each_sample_from_its_features(family: Call, q
         assert difference < 1e-5
 
 
-def test_a_fusion_s_branches_are_computed_when_they_are_asked_for(family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_a_fusion_s_branches_are_computed_when_they_are_asked_for(family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     class Difference:
         def fuse(self, attend: Any, step: Step, grid: tuple[int, int, int]) -> Tensor:
             assert (step.index, grid) == (0, (T, SIDE, SIDE))
@@ -194,9 +194,9 @@ def test_a_fusion_s_branches_are_computed_when_they_are_asked_for(family: Call, 
     assert torch.equal(fused, parts[0] - parts[1])
 
 
-def test_windows_are_views(family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_windows_are_views(family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     x = qkv[0][0]
-    windows = passes.windows_of(x, N_FRAME, 3 * N_FRAME, 4, N_FRAME)
+    windows = sequential.windows_of(x, N_FRAME, 3 * N_FRAME, 4, N_FRAME)
     assert windows.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
     for index, window in enumerate(windows):
         assert torch.equal(window, x[(1 + index) * N_FRAME : (4 + index) * N_FRAME])

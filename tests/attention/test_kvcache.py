@@ -13,12 +13,13 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor
 
-from longgen import plan, preset
-from longgen.attention.kvcache import Cache, sight_of
-from longgen.backbones.rotary import Rotary, Tables
+from longgen import planner, preset
+from longgen.attention.kvcache import KVCache, chunk_view
 from longgen.backbones.spec import SELF_FORCING
-from longgen.frameplan import FramePlan, Pass, neutral
-from longgen.plan import Plan, Program
+from longgen.frameplan import FramePlan, Pass, full_attention
+from longgen.pipelines.rotary import Rotary, Tables
+from longgen.plan import Plan
+from longgen.program import Program
 from tests.attention.dense import dense
 
 B, H, ROWS, COLUMNS = 2, 2, 2, 3
@@ -49,7 +50,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
-def filled(cache: Cache, frames: list[int], k: Tensor, v: Tensor) -> None:
+def filled(cache: KVCache, frames: list[int], k: Tensor, v: Tensor) -> None:
     """Has `cache` hold `frames` in layer 0, as if the clean pass of each had left k and v."""
     for index, frame in enumerate(frames):
         one = slice(index * N, (index + 1) * N)
@@ -58,29 +59,29 @@ def filled(cache: Cache, frames: list[int], k: Tensor, v: Tensor) -> None:
         cache.close(frame)
 
 
-def newest(cache: Cache, q: Tensor, k: Tensor, v: Tensor, writing: bool = False) -> Tensor:
+def newest(cache: KVCache, q: Tensor, k: Tensor, v: Tensor, writing: bool = False) -> Tensor:
     cache.writing = writing
     return cache.attend(0, 0, attend, stock(cache.own), q, k, v)
 
 
-def expected(cache: Cache, program: Program | None, start: int, qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+def expected(cache: KVCache, program: Program | None, start: int, qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """The dense form over the slots, at the program's own times; the rows of the newest frames."""
-    frame_plan = neutral(start + cache.own, cache.own) if program is None else program.branches["main"]
+    frame_plan = full_attention(start + cache.own, cache.own) if program is None else program.branches["main"]
     slots = [*cache.frames, *range(start, start + cache.own)]
     one, held = frame_plan.passes[0], len(cache.frames)
     rel, visible = (np.zeros((len(slots), len(slots)), dtype=x.dtype) for x in (one.rel, one.visible))
     rel[held:], visible[held:], visible[:held] = one.rel[:, slots], one.visible[:, slots], True
-    square = FramePlan((Pass(rel, visible, np.ones(len(slots))),), frame_plan.scale, frame_plan.gain)
+    square = FramePlan((Pass(rel, visible, np.ones(len(slots))),), frame_plan.frequency_scale, frame_plan.logit_scale)
     return dense(square, *qkv, rotary(), stock(len(slots)))[:, held * N :]
 
 
 def made_for(frames_px: int, *stack: dict[str, Any]) -> Plan:
     sample = {"frames": frames_px}
-    return plan.build(preset.from_tables({"name": "s", "sample": sample, "technique": list(stack)}, "s"), SPEC)
+    return planner.build(preset.from_tables({"name": "s", "sample": sample, "technique": list(stack)}, "s"), SPEC)
 
 
-def rolled(made: Plan, frames_lat: int, queries: int) -> tuple[tuple[Program | None, ...], np.ndarray]:
-    programs, table = made.rolled(frames_lat, queries)
+def programs_for_chunk(made: Plan, frames_lat: int, queries: int) -> tuple[tuple[Program | None, ...], np.ndarray]:
+    programs, table = made.programs_for_chunk(frames_lat, queries)
     return programs, table[:1, :1]  # one layer, one step
 
 
@@ -96,12 +97,12 @@ STACKS: dict[str, list[dict[str, Any]]] = {
 def test_at_frame_4197_it_equals_the_dense_form(name: str) -> None:
     """4,200 latent frames, 17 minutes of Wan; its own rotary table ends at 1,024."""
     made = made_for(16797, *STACKS[name])
-    programs, table = rolled(made, 4200, 3)
+    programs, table = programs_for_chunk(made, 4200, 3)
     assert made.frames_lat == made.rounds_lat == 4200
     assert made.slots_lat == 24
     held = [0, 1, 2, *range(4179, 4197)]
     qkv = random(24)
-    cache = Cache(rotary(), made.slots_lat)
+    cache = KVCache(rotary(), made.slots_lat)
     filled(cache, held, *(x[:, : 21 * N] for x in qkv[1:]))
     cache.open(4197, 3, programs, table)
     assert cache.frames == held
@@ -113,7 +114,7 @@ def test_at_frame_4197_it_equals_the_dense_form(name: str) -> None:
     difference = (output - expected(cache, program, 4197, qkv)).abs().max().item()
     print(f"{name}: max difference {difference:.1e}")
     assert difference < 1e-5
-    scale = program.branches["main"].scale
+    scale = program.branches["main"].frequency_scale
     if name == "flex":
         assert scale is not None
         assert scale[:3].tolist() == [1, 1, 1]
@@ -123,15 +124,15 @@ def test_at_frame_4197_it_equals_the_dense_form(name: str) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_any_frames_at_any_times_equal_the_dense_form(seed: int) -> None:
     random_of = np.random.default_rng(seed)
-    positions, gain = random_of.uniform(-40, 40, 12), float(random_of.uniform(0.5, 2))
+    positions, logit_scale = random_of.uniform(-40, 40, 12), float(random_of.uniform(0.5, 2))
     seen = random_of.random(12) < 0.6
     seen[-4:] = True
     rel = positions[-4:, None] - positions
     scale = random_of.uniform(0.2, 1.5, len(SPEC.frequencies))
     rel[:, ~seen] = np.nan  # of what is not seen no time is read
-    frame_plan = FramePlan((Pass(rel, np.broadcast_to(seen, (4, 12)), np.ones(4)),), scale, gain)
+    frame_plan = FramePlan((Pass(rel, np.broadcast_to(seen, (4, 12)), np.ones(4)),), scale, logit_scale)
     program, qkv = Program({"main": frame_plan}), random(12, seed)
-    cache = Cache(rotary(), 12)
+    cache = KVCache(rotary(), 12)
     filled(cache, list(range(8)), *(x[:, : 8 * N] for x in qkv[1:]))
     cache.open(8, 4, (program,), np.zeros((1, 1), dtype=int))
     assert cache.frames == [frame for frame in range(8) if seen[frame]]
@@ -146,7 +147,7 @@ def test_passes_before_the_clean_one_leave_no_trace() -> None:
     (q, k, v), (_, noisy_k, noisy_v) = random(9), random(9, seed=1)
     results: list[list[Tensor]] = []
     for passes_before in (0, 2):
-        cache, outputs = Cache(rotary(), 9), []
+        cache, outputs = KVCache(rotary(), 9), []
         filled(cache, list(range(3)), k[:, : 3 * N], v[:, : 3 * N])
         for start in (3, 6):
             own = slice(start * N, (start + 3) * N)
@@ -161,10 +162,10 @@ def test_passes_before_the_clean_one_leave_no_trace() -> None:
 
 def test_what_no_program_shows_is_dropped_before_attention_and_nothing_else_moves() -> None:
     _, k, v = random(12)
-    cache = Cache(rotary(), 12)
+    cache = KVCache(rotary(), 12)
     filled(cache, list(range(9)), k[:, : 9 * N], v[:, : 9 * N])
     assert cache.frames == list(range(9))
-    whole, hidden = neutral(12, 3), np.ones((3, 12), dtype=bool)
+    whole, hidden = full_attention(12, 3), np.ones((3, 12), dtype=bool)
     hidden[:, 1:5] = False
     also = np.ones((3, 12), dtype=bool)
     also[:, 2:6] = False
@@ -179,7 +180,7 @@ def test_what_no_program_shows_is_dropped_before_attention_and_nothing_else_move
 
 def test_frames_that_are_begun_again_are_forgotten() -> None:
     _, k, v = random(9)
-    cache = Cache(rotary(), 9)
+    cache = KVCache(rotary(), 9)
     filled(cache, list(range(9)), k, v)
     cache.open(3, 6, (None,), np.zeros((1, 1), dtype=int))
     assert cache.frames == [0, 1, 2]
@@ -188,7 +189,7 @@ def test_frames_that_are_begun_again_are_forgotten() -> None:
 
 
 def test_more_frames_than_slots_are_an_error() -> None:
-    cache = Cache(rotary(), 4)
+    cache = KVCache(rotary(), 4)
     _, k, v = random(3)
     filled(cache, [0, 1, 2], k, v)
     with pytest.raises(ValueError, match="6 frames for 4 slots"):
@@ -197,7 +198,7 @@ def test_more_frames_than_slots_are_an_error() -> None:
 
 @pytest.mark.parametrize("wrong", ["visible", "rel", "stripe"])
 def test_a_table_that_a_cache_cannot_serve_is_an_error(wrong: str) -> None:
-    plain = neutral(6, 3).passes[0]
+    plain = full_attention(6, 3).passes[0]
     rel, visible, stripe = plain.rel.copy(), plain.visible.copy(), None
     if wrong == "visible":
         visible[1, 0] = False
@@ -205,6 +206,6 @@ def test_a_table_that_a_cache_cannot_serve_is_an_error(wrong: str) -> None:
         rel[1, 0] += 1
     else:
         stripe = np.ones((3, 6))
-    sight_of(neutral(6, 3), list(range(6)))
+    chunk_view(full_attention(6, 3), list(range(6)))
     with pytest.raises(ValueError, match="see different frames, or at times that are no differences"):
-        sight_of(FramePlan((Pass(rel, visible, np.ones(3), stripe),)), list(range(6)))
+        chunk_view(FramePlan((Pass(rel, visible, np.ones(3), stripe),)), list(range(6)))

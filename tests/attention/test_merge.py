@@ -13,65 +13,69 @@ import pytest
 import torch
 from torch import Tensor
 
-from longgen.attention import executor, merge, parts, structure, sums
-from longgen.attention.sums import summing
-from longgen.backbones.pipeline import Call
+from longgen.attention import executor, lowering, lse_kernels, lse_merge, partition
+from longgen.attention.lse_kernels import attention_with_lse
 from longgen.context.freenoise import FreeNoise
 from longgen.context.keyframes import Keyframes
 from longgen.context.sink import Sink
 from longgen.context.tsa import Tsa
-from longgen.frameplan import Clip, FramePlan, neutral
+from longgen.frameplan import FramePlan, Geometry, full_attention
 from longgen.fusion.freepca import FreePca
-from longgen.plan import Program
+from longgen.pipelines.base import LayerCall
 from longgen.positions.longdiff import LongDiff
 from longgen.positions.vrpr import Vrpr
+from longgen.program import Program
 from tests.attention import test_executor
 from tests.attention.dense import dense
 from tests.attention.test_executor import N_FRAME, PLANS, T, family, plan_of, qkv
 
 __all__ = ["family", "qkv"]
 
-CLIP = Clip(T, 4, (1.0,))
+CLIP = Geometry(T, 4, (1.0,))
 SCALE = np.array([1.0, 0.5, 1.3, 1.0])
 FREEPCA = FreePca(window=4, stride=3)
 MERGED = {
     **{name: plan for name, plan in PLANS.items() if all(one.stripe is None for one in plan.passes)},
-    "windows": FreeNoise(window=4, stride=1).reshape(neutral(T), CLIP),
-    "windows, a stride that does not fit": FreeNoise(window=4, stride=3).reshape(neutral(T), CLIP),
-    "windows, uniform": FreeNoise(window=5, stride=2, weights="uniform").reshape(neutral(T), CLIP),
-    "windows, gain and scale": replace(FreeNoise(window=4, stride=3).reshape(neutral(T), CLIP), gain=1.7, scale=SCALE),
-    "windows with a sink": Sink(frames=1).reshape(FreeNoise(window=4, stride=2).reshape(neutral(T), CLIP), CLIP),
-    "windows at random times": FreeNoise(window=4, stride=3).reshape(PLANS["random rel"], CLIP),
-    "tiers": Vrpr().reshape(neutral(T), Clip(T, 5, (1.0,))),
-    "tiers, floors": Vrpr(variant="code").reshape(neutral(T), Clip(T, 5, (1.0,))),
-    "tiers, other floors": Vrpr(variant="paper").reshape(neutral(T), Clip(T, 5, (1.0,))),
-    "tiers in windows": FreeNoise(window=6, stride=2).reshape(Vrpr().reshape(neutral(T), Clip(T, 5, (1.0,))), CLIP),
-    "shifted groups": LongDiff().reshape(neutral(T), CLIP),
-    "shifted groups, clipped": LongDiff(mode="clip").reshape(neutral(T), CLIP),
-    "a sink at its own times": Tsa(dense=2, stripe=2).reshape(neutral(T), CLIP),
-    "windows of a fusion": FREEPCA.branches(neutral(T), CLIP, 0, 2)["local"],
-    "windows of a fusion, groups": FREEPCA.branches(LongDiff().reshape(neutral(T), CLIP), CLIP, 0, 2)["local"],
+    "windows": FreeNoise(window=4, stride=1).apply(full_attention(T), CLIP),
+    "windows, a stride that does not fit": FreeNoise(window=4, stride=3).apply(full_attention(T), CLIP),
+    "windows, uniform": FreeNoise(window=5, stride=2, weights="uniform").apply(full_attention(T), CLIP),
+    "windows, gain and scale": replace(
+        FreeNoise(window=4, stride=3).apply(full_attention(T), CLIP), logit_scale=1.7, frequency_scale=SCALE
+    ),
+    "windows with a sink": Sink(frames=1).apply(FreeNoise(window=4, stride=2).apply(full_attention(T), CLIP), CLIP),
+    "windows at random times": FreeNoise(window=4, stride=3).apply(PLANS["random rel"], CLIP),
+    "tiers": Vrpr().apply(full_attention(T), Geometry(T, 5, (1.0,))),
+    "tiers, floors": Vrpr(variant="code").apply(full_attention(T), Geometry(T, 5, (1.0,))),
+    "tiers, other floors": Vrpr(variant="paper").apply(full_attention(T), Geometry(T, 5, (1.0,))),
+    "tiers in windows": FreeNoise(window=6, stride=2).apply(Vrpr().apply(full_attention(T), Geometry(T, 5, (1.0,))), CLIP),
+    "shifted groups": LongDiff().apply(full_attention(T), CLIP),
+    "shifted groups, clipped": LongDiff(mode="clip").apply(full_attention(T), CLIP),
+    "a sink at its own times": Tsa(dense=2, stripe=2).apply(full_attention(T), CLIP),
+    "windows of a fusion": FREEPCA.branches(full_attention(T), CLIP, 0, 2)["local"],
+    "windows of a fusion, groups": FREEPCA.branches(LongDiff().apply(full_attention(T), CLIP), CLIP, 0, 2)["local"],
 }
 STRIPED = {
     **{name: plan for name, plan in PLANS.items() if any(one.stripe is not None for one in plan.passes)},
-    "stripes of nine tokens": Tsa(dense=1, stripe=4, stripe_share=0.3).reshape(neutral(T), CLIP),
-    "stripes, with a tail": Tsa(dense=0, stripe=3, stripe_share=0.5, tail=True).reshape(neutral(T), CLIP),
-    "stripes, gain and scale": replace(Tsa(dense=1, stripe=4).reshape(neutral(T), CLIP), gain=1.7, scale=SCALE),
-    "stripes in tiers": Tsa(dense=1, stripe=4, reencode="vrpr").reshape(
-        Vrpr().reshape(neutral(T), Clip(T, 5, (1.0,))), Clip(T, 5, (1.0,))
+    "stripes of nine tokens": Tsa(dense=1, stripe=4, stripe_share=0.3).apply(full_attention(T), CLIP),
+    "stripes, with a tail": Tsa(dense=0, stripe=3, stripe_share=0.5, tail=True).apply(full_attention(T), CLIP),
+    "stripes, gain and scale": replace(
+        Tsa(dense=1, stripe=4).apply(full_attention(T), CLIP), logit_scale=1.7, frequency_scale=SCALE
+    ),
+    "stripes in tiers": Tsa(dense=1, stripe=4, reencode="vrpr").apply(
+        Vrpr().apply(full_attention(T), Geometry(T, 5, (1.0,))), Geometry(T, 5, (1.0,))
     ),
 }
 
 
-def merged(plan: FramePlan, family: Call, qkv: tuple[Tensor, Tensor, Tensor], seen: np.ndarray | None = None) -> Tensor:
+def merged(plan: FramePlan, family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor], seen: np.ndarray | None = None) -> Tensor:
     """`plan` merged, whether or not that is the cheaper way."""
     operator = family.summing(qkv[0])
     assert operator is not None
-    return merge.mean(parts.arrange(plan.passes, N_FRAME, seen is not None), operator, plan, family, *qkv, seen)
+    return lse_merge.mean(partition.arrange(plan.passes, N_FRAME, seen is not None), operator, plan, family, *qkv, seen)
 
 
 @pytest.mark.parametrize("name", MERGED)
-def test_equals_dense_softmax(name: str, family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_equals_dense_softmax(name: str, family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     exact = dense(MERGED[name], *qkv, family.rotary, family.stock)  # type: ignore[arg-type]
     before = [x.clone() for x in qkv]
     difference = (merged(MERGED[name], family, qkv).double() - exact).abs().max().item()
@@ -82,9 +86,9 @@ def test_equals_dense_softmax(name: str, family: Call, qkv: tuple[Tensor, Tensor
 
 @pytest.mark.parametrize("name", [*MERGED, *STRIPED])
 def test_a_backend_that_does_not_say_what_it_summed_gives_the_same(
-    name: str, family: Call, qkv: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+    name: str, family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Call, "summing", lambda self, q, masked=False: None)
+    monkeypatch.setattr(LayerCall, "summing", lambda self, q, masked=False: None)
     plan = (MERGED | STRIPED)[name]
     exact = dense(plan, *qkv, family.rotary, family.stock)  # type: ignore[arg-type]
     assert (executor.run_plan(plan, family, *qkv).double() - exact).abs().max() < 5e-6
@@ -93,7 +97,7 @@ def test_a_backend_that_does_not_say_what_it_summed_gives_the_same(
 @pytest.mark.parametrize("chunk", [1, 2, 16])
 @pytest.mark.parametrize("name", STRIPED)
 def test_stripes_apart_equal_dense_softmax(
-    name: str, chunk: int, family: Call, qkv: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+    name: str, chunk: int, family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("longgen.frameplan.SMALLEST_CHUNK", chunk)
     exact = dense(STRIPED[name], *qkv, family.rotary, family.stock)  # type: ignore[arg-type]
@@ -103,12 +107,12 @@ def test_stripes_apart_equal_dense_softmax(
 
 
 @pytest.mark.parametrize("name", ["windows", "windows, gain and scale", "tiers", "shifted groups"])
-def test_half_precision_is_rounded_once(name: str, family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_half_precision_is_rounded_once(name: str, family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     half = tuple(x.bfloat16() for x in qkv)
     exact = dense(MERGED[name], *half, family.rotary, family.stock)  # type: ignore[arg-type]
     output = merged(MERGED[name], family, half)  # type: ignore[arg-type]
     difference = (output.double() - exact).abs().max().item()
-    direct = replace(neutral(T), gain=MERGED[name].gain, scale=MERGED[name].scale)
+    direct = replace(full_attention(T), logit_scale=MERGED[name].logit_scale, frequency_scale=MERGED[name].frequency_scale)
     plain = dense(direct, *half, family.rotary, family.stock)  # type: ignore[arg-type]
     stock = (executor.run_plan(direct, family, *half).double() - plain).abs().max().item()  # type: ignore[arg-type]
     print(f"{name}: max difference {difference:.1e}, of the stock call {stock:.1e}")
@@ -116,7 +120,7 @@ def test_half_precision_is_rounded_once(name: str, family: Call, qkv: tuple[Tens
     assert difference < 3 * stock
 
 
-def test_stripes_in_half_precision(family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_stripes_in_half_precision(family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     half = tuple(x.bfloat16() for x in qkv)
     plan = STRIPED["stripes of nine tokens"]
     output = executor._striped(plan, family, *half)  # type: ignore[arg-type]
@@ -125,7 +129,7 @@ def test_stripes_in_half_precision(family: Call, qkv: tuple[Tensor, Tensor, Tens
     assert (output.double() - dense(plan, *half, family.rotary, family.stock)).abs().max() < 0.03  # type: ignore[arg-type]
 
 
-def test_large_logits_neither_overflow_nor_vanish(family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_large_logits_neither_overflow_nor_vanish(family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     """Windows whose sums differ by more than a float can hold."""
     q, k, v = qkv
     k = k * torch.linspace(0.1, 60, T).repeat_interleave(N_FRAME)[:, None, None]
@@ -134,8 +138,8 @@ def test_large_logits_neither_overflow_nor_vanish(family: Call, qkv: tuple[Tenso
 
 
 @pytest.mark.parametrize("name", ["shifted groups", "tiers"])
-def test_key_frames_that_are_chosen_at_run_time(name: str, family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
-    plan = Keyframes(window=1, segments=3).reshape(MERGED[name], CLIP)
+def test_key_frames_that_are_chosen_at_run_time(name: str, family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    plan = Keyframes(window=1, segments=3).apply(MERGED[name], CLIP)
     seen = np.isin(np.arange(T), [0, 4, 8])
     exact = dense(
         replace(plan, key_frames=None).see_also(np.broadcast_to(seen, (T, T))), *qkv, family.rotary, family.stock  # type: ignore[arg-type]
@@ -146,10 +150,10 @@ def test_key_frames_that_are_chosen_at_run_time(name: str, family: Call, qkv: tu
 @pytest.mark.parametrize("way", ["merged", "one after the other"])
 @pytest.mark.parametrize("name", ["windows of a fusion", "windows of a fusion, groups"])
 def test_windows_come_apart(
-    name: str, way: str, family: Call, qkv: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+    name: str, way: str, family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if way != "merged":
-        monkeypatch.setattr(Call, "summing", lambda self, q, masked=False: None)
+        monkeypatch.setattr(LayerCall, "summing", lambda self, q, masked=False: None)
     plan = MERGED[name]
     starts = FREEPCA.starts(T)
     branches = executor.Branches(Program({"local": plan}), family, *qkv)
@@ -165,7 +169,7 @@ def test_windows_come_apart(
 @pytest.mark.parametrize("name", MERGED)
 def test_every_pair_is_computed_once_for_each_relative_time(name: str) -> None:
     passes = MERGED[name].passes
-    made = parts.arrange(passes, N_FRAME)
+    made = partition.arrange(passes, N_FRAME)
     shown = [set() for _ in passes]  # type: list[set[tuple[int, int]]]
     computed: Counter[tuple[int, int, float]] = Counter()
     for block in made.blocks:
@@ -186,28 +190,28 @@ def test_every_pair_is_computed_once_for_each_relative_time(name: str) -> None:
 
 
 def test_tiers_and_shifted_groups_are_recognised() -> None:
-    long = Clip(81, 21, (1.0,))
-    tiers = parts.arrange(Vrpr().reshape(neutral(81), long).passes, 1560)
+    long = Geometry(81, 21, (1.0,))
+    tiers = partition.arrange(Vrpr().apply(full_attention(81), long).passes, 1560)
     assert {tuple(np.unique(np.diff(table).round(6))) for table in tiers.tables} >= {(0.125,), (0.5,), (1.0,)}
-    groups = LongDiff().reshape(neutral(81), long)
-    made = parts.arrange(groups.passes, 1560)
+    groups = LongDiff().apply(full_attention(81), long)
+    made = partition.arrange(groups.passes, 1560)
     assert (made.order[1], len(made.tables)) == (4, 1)
     pairs = sum(len(part.keys) * part.held.shape[1] for block in made.blocks for part in block.parts)
     assert pairs / 81**2 == pytest.approx(groups.density) == pytest.approx(1.75, abs=0.02)
-    assert parts.arrange(FreeNoise().reshape(neutral(81), long).passes, 1560).positions is not None
+    assert partition.arrange(FreeNoise().apply(full_attention(81), long).passes, 1560).positions is not None
 
 
-def test_merging_is_taken_where_it_is_cheaper(family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_merging_is_taken_where_it_is_cheaper(family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     long = replace(family, grid=(81, 4, 4))
     q = torch.zeros(1, 81 * 64, 2, 24)
-    clip = Clip(81, 21, (1.0,))
-    assert executor._merging(FreeNoise().reshape(neutral(81), clip), long, q) is not None
-    assert executor._merging(LongDiff().reshape(neutral(81), clip), long, q) is not None
-    assert executor._merging(neutral(81), long, q) is None
+    clip = Geometry(81, 21, (1.0,))
+    assert executor._merging(FreeNoise().apply(full_attention(81), clip), long, q) is not None
+    assert executor._merging(LongDiff().apply(full_attention(81), clip), long, q) is not None
+    assert executor._merging(full_attention(81), long, q) is None
     assert executor._merging(plan_of(test_executor.REL), family, qkv[0]) is None
 
 
-def test_only_the_native_backend_without_text_says_what_it_summed(family: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_only_the_native_backend_without_text_says_what_it_summed(family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     text = (qkv[1][:, :5], qkv[2][:, :5])
     assert family.summing(qkv[0]) is not None
     assert replace(family, backend="native").summing(qkv[0]) is not None
@@ -218,7 +222,7 @@ def test_only_the_native_backend_without_text_says_what_it_summed(family: Call, 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_the_operator_gives_the_sum(dtype: torch.dtype) -> None:
-    operator = summing(torch.device("cpu"), dtype, 24)
+    operator = attention_with_lse(torch.device("cpu"), dtype, 24)
     assert operator is not None
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, tokens, 3, 24, generator=generator).to(dtype) for tokens in (7, 70, 70))
@@ -229,7 +233,7 @@ def test_the_operator_gives_the_sum(dtype: torch.dtype) -> None:
 
 
 def test_an_operator_that_refuses_or_lies_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert summing(torch.device("meta"), torch.float32, 24) is None
+    assert attention_with_lse(torch.device("meta"), torch.float32, 24) is None
 
     def wrong(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         output, log_sum = operator(q, k, v)
@@ -238,20 +242,20 @@ def test_an_operator_that_refuses_or_lies_is_not_used(monkeypatch: pytest.Monkey
     def refusing(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         raise RuntimeError("no kernel for it")
 
-    operator = summing(torch.device("cpu"), torch.float32, 24)
+    operator = attention_with_lse(torch.device("cpu"), torch.float32, 24)
     assert operator is not None
-    assert sums._works(operator, torch.device("cpu"), torch.float32, 24)
-    assert not sums._works(wrong, torch.device("cpu"), torch.float32, 24)
-    assert not sums._works(refusing, torch.device("cpu"), torch.float32, 24)
+    assert lse_kernels._works(operator, torch.device("cpu"), torch.float32, 24)
+    assert not lse_kernels._works(wrong, torch.device("cpu"), torch.float32, 24)
+    assert not lse_kernels._works(refusing, torch.device("cpu"), torch.float32, 24)
 
 
 def test_costs_agree_with_what_is_computed() -> None:
-    plan = FreeNoise().reshape(neutral(81), Clip(81, 21, (1.0,)))
-    schedules = [structure.analyse(one) for one in plan.passes]
-    made = parts.arrange(plan.passes, 1560)
+    plan = FreeNoise().apply(full_attention(81), Geometry(81, 21, (1.0,)))
+    schedules = [lowering.analyse(one) for one in plan.passes]
+    made = partition.arrange(plan.passes, 1560)
     per_pair = 81**2 * 1560**2
     assert made.cost(1560) / per_pair == pytest.approx(plan.density, rel=0.05)
-    assert parts.cost(schedules, 1560) / per_pair == pytest.approx(sum(one.density for one in plan.passes), rel=0.05)
+    assert partition.cost(schedules, 1560) / per_pair == pytest.approx(sum(one.density for one in plan.passes), rel=0.05)
 
 
 def test_a_block_holds_outputs_of_at_most_one_and_a_half_times_all_frames() -> None:
@@ -262,8 +266,8 @@ def test_a_block_holds_outputs_of_at_most_one_and_a_half_times_all_frames() -> N
     """
     largest = {}
     for frames_lat, window, stride in ((81, 21, 1), (61, 21, 3), (61, 21, 2), (41, 21, 3), (41, 9, 1), (81, 17, 1)):
-        plan = FreeNoise(window=window, stride=stride).reshape(neutral(frames_lat), Clip(frames_lat, 21, (1.0,)))
-        blocks = parts.arrange(plan.passes, 1560).blocks
+        plan = FreeNoise(window=window, stride=stride).apply(full_attention(frames_lat), Geometry(frames_lat, 21, (1.0,)))
+        blocks = partition.arrange(plan.passes, 1560).blocks
         assert max(block.held for block in blocks if block.queries[1] - block.queries[0] > 1) <= 1.5 * frames_lat
         largest[frames_lat, window, stride] = max(block.queries[1] - block.queries[0] for block in blocks)
     assert largest == {(81, 21, 1): 2, (61, 21, 3): 6, (61, 21, 2): 4, (41, 21, 3): 4, (41, 9, 1): 2, (81, 17, 1): 2}

@@ -19,13 +19,13 @@ from diffusers.models.transformers.transformer_ltx import LTXVideoRotaryPosEmbed
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor
 
-from longgen import catalog, plan, preset
+from longgen import catalog, plan, planner, preset
 from longgen.attention import executor
-from longgen.backbones.pipeline import Call
-from longgen.backbones.rotary import Rotary
 from longgen.backbones.spec import COGVIDEOX_2B, COGVIDEOX_5B, HUNYUANVIDEO, LTX_2B, WAN_1_3B, BackboneSpec
 from longgen.errors import UsageError
 from longgen.frameplan import FramePlan
+from longgen.pipelines.base import LayerCall
+from longgen.pipelines.rotary import Rotary
 from tests.attention.dense import dense
 
 B, H, L, ROWS, COLUMNS = 2, 2, 5, 2, 4
@@ -39,7 +39,7 @@ SPECS = {
 }
 
 
-def call_of(family: str, spec: BackboneSpec, frames_lat: int, seed: int) -> tuple[Call, tuple[Tensor, Tensor, Tensor]]:
+def call_of(family: str, spec: BackboneSpec, frames_lat: int, seed: int) -> tuple[LayerCall, tuple[Tensor, Tensor, Tensor]]:
     """A layer's call with the family's own rotary tables, and random q, k, v."""
     generator = torch.Generator().manual_seed(seed)
     tokens, width = frames_lat * ROWS * COLUMNS, spec.head_dim
@@ -65,10 +65,10 @@ def call_of(family: str, spec: BackboneSpec, frames_lat: int, seed: int) -> tupl
         rotary = None
     tables = None if rotary is None else (cos[:, 0::2], sin[:, 0::2])
     grid = (frames_lat, ROWS, COLUMNS)
-    return Call(grid, features, rotary, tables, None, None, text if spec.joint_text else None), (q, k, v)
+    return LayerCall(grid, features, rotary, tables, None, None, text if spec.joint_text else None), (q, k, v)
 
 
-def expected(frame_plan: FramePlan, call: Call, qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+def expected(frame_plan: FramePlan, call: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """The dense form, with the key frames that each sample's features choose."""
     rotary = call.rotary or Rotary(np.zeros(0), np.zeros(0, dtype=int))
     stock = call.stock or (torch.ones(qkv[0].shape[1], qkv[0].shape[3] // 2), torch.zeros(qkv[0].shape[1], qkv[0].shape[3] // 2))
@@ -86,7 +86,7 @@ def expected(frame_plan: FramePlan, call: Call, qkv: tuple[Tensor, Tensor, Tenso
 
 def worst_difference(made: plan.Plan, family: str) -> float:
     """The largest difference between the executor and the dense form, over every branch of the plan."""
-    call, qkv = call_of(family, made.spec, made.seen.frames_lat, seed=0)
+    call, qkv = call_of(family, made.spec, made.call_geometry.frames_lat, seed=0)
     worst = 0.0
     for frame_plan, _, _ in made.branches().values():
         output = executor.run_plan(frame_plan, call, *qkv)
@@ -100,12 +100,12 @@ def test_every_preset_on_every_family_equals_the_dense_form(family: str, name: s
     spec = replace(SPECS[family], native_px=8 * SPECS[family].stride_t + 1)  # nine latent frames, so that four times is quick
     steps = None if name == "fifo" else 2  # its queue decides
     chosen = preset.load(name, sample=preset.Sample(frames=32 * spec.stride_t + 1, steps=steps))
-    absent = [need for technique in chosen.techniques for need in technique.needs if need not in spec.capabilities]
+    absent = [need for technique in chosen.techniques for need in technique.requires if need not in spec.capabilities]
     if absent:
         with pytest.raises(UsageError, match=f"needs {absent[0]}"):
-            plan.build(chosen, spec)
+            planner.build(chosen, spec)
         return
-    made = plan.build(chosen, spec)
+    made = planner.build(chosen, spec)
     assert name == "direct" or made.table.any() or made.sampling is not None or made.noise is not None
     difference = worst_difference(made, family)
     print(f"{name} on {family}: max difference {difference:.1e}")
@@ -118,7 +118,7 @@ def test_every_pair_of_techniques_runs_or_is_refused_with_a_reason(one: str, oth
     sample = {"frames": 97} if "fifo" in (one, other) else {"frames": 97, "steps": 2}
     tables = {"name": "pair", "sample": sample, "technique": [{"name": one}, {"name": other}]}
     try:
-        made = plan.build(preset.from_tables(tables, "pair"), spec)
+        made = planner.build(preset.from_tables(tables, "pair"), spec)
     except UsageError as caught:
         refused = caught
         print(f"{one} + {other}: refused: {refused.given}")
@@ -126,10 +126,10 @@ def test_every_pair_of_techniques_runs_or_is_refused_with_a_reason(one: str, oth
         refused = None
     if refused is not None:
         assert one in refused.given or other in refused.given
-        assert refused.accepted
-        assert refused.do
+        assert refused.expected
+        assert refused.hint
         return
-    assert len(made.acting) == 2
+    assert len(made.techniques) == 2
     difference = worst_difference(made, "wan")
     print(f"{one} + {other}: max difference {difference:.1e}")
     assert difference < 2e-5

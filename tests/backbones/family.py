@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longgen import plan, preset
-from longgen.backbones import Setup, load
+from longgen import planner, preset
 from longgen.backbones.find import find
-from longgen.frameplan import FramePlan, Pass, neutral, visible_from_ranges
+from longgen.backbones.settings import ModelSettings
+from longgen.frameplan import FramePlan, Pass, full_attention, visible_from_ranges
 from longgen.frames import local_windows
-from longgen.plan import Plan, Program
-from longgen.sampling import direct
+from longgen.loops import direct
+from longgen.pipelines.loading import load
+from longgen.plan import Plan
+from longgen.program import Program
 
 PROMPT = "a small cyan triangle orbiting on a sand background"
 SIZE = (64, 32)  # not square, so that rows and columns cannot be confused
@@ -28,11 +30,11 @@ SEED = 3
 
 
 def loaded(folder: Path, dtype: str = "fp32") -> Any:
-    return load(find(str(folder)), Setup("cpu", dtype))
+    return load(find(str(folder)), ModelSettings("cpu", dtype))
 
 
 def made(backbone: Any, name: str, frames: int, steps: int, sets: tuple[str, ...] = (), **sample: Any) -> Plan:
-    return plan.build(preset.load(name, sets, preset.Sample(frames=frames, steps=steps, size=SIZE, **sample)), backbone.spec)
+    return planner.build(preset.load(name, sets, preset.Sample(frames=frames, steps=steps, size=SIZE, **sample)), backbone.spec)
 
 
 def stock_call(pipe: Any, plan: Plan, **arguments: Any) -> Any:
@@ -96,7 +98,7 @@ def layer_inputs(backbone: Any, plan: Plan) -> list[dict[str, Any]]:
 
 def through(backbone: Any, plan: Plan, layer: int, inputs: dict[str, Any]) -> Any:
     """What `layer` answers to `inputs` with `plan` installed."""
-    backbone.clock.index = 0
+    backbone.step_state.index = 0
     with torch.no_grad(), backbone.installed(plan):
         return backbone.layers(backbone.transformers[0])[layer](**inputs)
 
@@ -104,7 +106,7 @@ def through(backbone: Any, plan: Plan, layer: int, inputs: dict[str, Any]) -> An
 def plans(frames_lat: int, components: int) -> dict[str, FramePlan]:
     """One plan of every structure that the executor knows, by name."""
     random = np.random.default_rng(0)
-    plain = neutral(frames_lat).passes[0]
+    plain = full_attention(frames_lat).passes[0]
     window = visible_from_ranges(local_windows(frames_lat, 3, "shift"))
     sink = visible_from_ranges(local_windows(frames_lat, 3, "clip"))
     sink[:, 0] = True
@@ -133,11 +135,11 @@ def plans(frames_lat: int, components: int) -> dict[str, FramePlan]:
         "any positions": of(positions[:, None] - positions),
         "random rel and visible": of(rel, seen),
         "all but the farthest native": of(near),
-        "scaled": of(scale=scale),
-        "interpolated, scaled window": of(plain.rel / 3, window, scale=scale),
-        "random rel, scaled": of(rel, scale=scale),
-        "gain": of(gain=1.7),
-        "gain, window": of(visible=window, gain=0.6),
+        "scaled": of(frequency_scale=scale),
+        "interpolated, scaled window": of(plain.rel / 3, window, frequency_scale=scale),
+        "random rel, scaled": of(rel, frequency_scale=scale),
+        "gain": of(logit_scale=1.7),
+        "gain, window": of(visible=window, logit_scale=0.6),
         "stripes": FramePlan((Pass(plain.rel, seen, ones, stripe),)),
         "stripes, random rel, scaled": FramePlan((Pass(rel, seen, ones, stripe),), scale),
         "two weighted passes": FramePlan(

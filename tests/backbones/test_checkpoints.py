@@ -267,8 +267,8 @@ def test_what_is_something_else_is_named(
     with pytest.raises(LonggenError, match=message) as caught:
         checkpoints.convert(saved(make(weights)))
     assert "weights.pt" in caught.value.given
-    assert caught.value.accepted
-    assert caught.value.do
+    assert caught.value.expected
+    assert caught.value.hint
     assert not cache.exists()
 
 
@@ -471,7 +471,7 @@ def test_a_cache_that_cannot_be_written_is_named(
     cache.touch()
     with pytest.raises(LonggenError, match=f"cannot be written to {cache}: .*File exists") as caught:
         checkpoints.convert(saved(weights))
-    assert "XDG_CACHE_HOME" in caught.value.do
+    assert "XDG_CACHE_HOME" in caught.value.hint
 
 
 # Where weights are looked for
@@ -483,11 +483,11 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
             checkpoints.fetch(place)
     with pytest.raises(MissingError, match=r"owner/name/some/file\.pt is neither in the local cache nor to be had") as caught:
         checkpoints.fetch("owner/name/some/file.pt")
-    assert "hf download owner/name some/file.pt" in caught.value.do
-    assert "--backbone NAME:PATH" in caught.value.do
+    assert "hf download owner/name some/file.pt" in caught.value.hint
+    assert "--backbone NAME:PATH" in caught.value.hint
     with pytest.raises(MissingError) as caught:
         checkpoints.fetch("owner/name/transformer")
-    assert 'hf download owner/name --include "transformer/*"' in caught.value.do
+    assert 'hf download owner/name --include "transformer/*"' in caught.value.hint
 
 
 @pytest.fixture

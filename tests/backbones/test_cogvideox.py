@@ -17,10 +17,11 @@ import torch
 from diffusers import CogVideoXDPMScheduler, CogVideoXPipeline
 from torch import Tensor
 
-from longgen.backbones import cogvideox, decoder
-from longgen.backbones.rotary import Rotary
 from longgen.errors import UsageError
-from longgen.frameplan import FramePlan, distances, neutral
+from longgen.frameplan import FramePlan, distances, full_attention
+from longgen.pipelines import cogvideox
+from longgen.pipelines.loading import decoder
+from longgen.pipelines.rotary import Rotary
 from tests.attention.dense import dense
 from tests.backbones import family
 from tests.models.cogvideox import TEXT_TOKENS
@@ -29,7 +30,7 @@ NAMES = ("cogvideox", "cogvideox-2b")
 FRAMES_PX, T = 21, 6
 PLANS = family.plans(T, 4)
 CASES = [  # frequencies can be scaled where there are any
-    (name, plan_name) for name in NAMES for plan_name, plan in PLANS.items() if name == "cogvideox" or plan.scale is None
+    (name, plan_name) for name in NAMES for plan_name, plan in PLANS.items() if name == "cogvideox" or plan.frequency_scale is None
 ]
 WINDOW = ("window.frames=3",)
 
@@ -178,7 +179,9 @@ def text_dense(plan: FramePlan, text: tuple[Tensor, ...], video: tuple[Tensor, .
     first = plan.passes[0].rel
     times = torch.from_numpy(first[:, 0] - first[0, 0]).repeat_interleave(video[0].shape[1] // T)
     angle = torch.atan2(stock[1].double(), stock[0].double())
-    for pair, theta in zip(rotary.pairs, rotary.frequencies * (1 if plan.scale is None else plan.scale), strict=True):
+    for pair, theta in zip(
+        rotary.pairs, rotary.frequencies * (1 if plan.frequency_scale is None else plan.frequency_scale), strict=True
+    ):
         angle[:, pair] = times * theta
     keys = torch.view_as_complex(video[1].double().unflatten(-1, (-1, 2)).contiguous()) * torch.exp(1j * angle)[None, :, None]
     k = torch.cat([text[1].double(), torch.view_as_real(keys).flatten(-2)], dim=1)
@@ -194,9 +197,9 @@ def expected(model: Any, attn: Any, plan: FramePlan, inputs: dict[str, Any]) -> 
         text, video = qkv_of(attn, inputs)
         total = torch.zeros(video[0].shape, dtype=torch.float64)
         for one in plan.passes:
-            native = plan.scale is None and np.array_equal(one.rel, distances(T))
+            native = plan.frequency_scale is None and np.array_equal(one.rel, distances(T))
             rotary = none if native else model.rotary() or none
-            part = FramePlan((one,), plan.scale if len(rotary.pairs) else None, plan.gain)
+            part = FramePlan((one,), plan.frequency_scale if len(rotary.pairs) else None, plan.logit_scale)
             total += dense(part, *video, rotary, tables_of(inputs), text[1:])
         words = text_dense(plan, text, video, model.rotary() or none, tables_of(inputs))
         return attn.to_out[0](total.flatten(2).float()), attn.to_out[0](words.flatten(2).float())
@@ -204,7 +207,7 @@ def expected(model: Any, attn: Any, plan: FramePlan, inputs: dict[str, Any]) -> 
 
 def moves_only_time(plan: FramePlan) -> bool:
     """Whether `plan` means nothing without rotary positions."""
-    return plan.gain == 1 and all(one.visible.all() and one.stripe is None for one in plan.passes)
+    return plan.logit_scale == 1 and all(one.visible.all() and one.stripe is None for one in plan.passes)
 
 
 @pytest.mark.parametrize(("name", "plan_name"), CASES)
@@ -226,7 +229,7 @@ def test_a_planned_layer_equals_one_dense_softmax(
               f"from stock {video_change:.1e}, text {text_change:.1e}")  # fmt: skip
         assert max(video, text) < 1e-5
         assert (video_change > 1e-3) != (name == "cogvideox-2b" and moves_only_time(frame_plan))
-        moved = not np.array_equal(frame_plan.passes[0].rel[:, 0], np.arange(T)) or frame_plan.scale is not None
+        moved = not np.array_equal(frame_plan.passes[0].rel[:, 0], np.arange(T)) or frame_plan.frequency_scale is not None
         assert (text_change > 1e-3) == (name == "cogvideox" and moved)
 
 
@@ -236,10 +239,10 @@ def test_the_neutral_program_is_the_stock_layer(
 ) -> None:
     """Within rounding: text keys come last here, so that sums have another order. A neutral plan installs nothing at all."""
     model = backbone(name)
-    plan = family.programmed(family.made(model, "direct", FRAMES_PX, 2), neutral(T))
+    plan = family.programmed(family.made(model, "direct", FRAMES_PX, 2), full_attention(T))
     for index, given in enumerate(inputs(name)):
         attn = model.layers(model.pipe.transformer)[index]
-        outputs, wanted = family.through(model, plan, index, given), expected(model, attn, neutral(T), given)
+        outputs, wanted = family.through(model, plan, index, given), expected(model, attn, full_attention(T), given)
         with torch.no_grad():
             stock = attn(**given)
         for kind, output, plain, right in zip(("video", "text"), outputs, stock, wanted, strict=True):
@@ -255,7 +258,7 @@ def test_rotation_to_native_positions_is_the_stock_rotation(
 
     model, given = backbone("cogvideox"), inputs("cogvideox")[0]
     _, (q, _, _) = qkv_of(model.layers(model.pipe.transformer)[0], given)
-    plan = family.programmed(family.made(model, "direct", FRAMES_PX, 2), neutral(T))
+    plan = family.programmed(family.made(model, "direct", FRAMES_PX, 2), full_attention(T))
     with model.installed(plan):
         layer = model.layers(model.pipe.transformer)[0]
         call = layer.processor.call(layer, given["hidden_states"], tables_of(given))
@@ -283,9 +286,9 @@ def test_fused_projections_serve_too(backbone: Callable[[str], Any]) -> None:
 def test_positions_are_refused_where_there_are_none(backbone: Callable[[str], Any], preset: str) -> None:
     with pytest.raises(UsageError, match=r"needs relative-positions \(.*\), which .* does not have") as refused:
         family.made(backbone("cogvideox-2b"), preset, 33, 2)
-    assert "cogvideox-5b" in refused.value.accepted
-    assert "cogvideox-2b" not in refused.value.accepted
-    assert refused.value.do == "choose one of them, or a preset without it"
+    assert "cogvideox-5b" in refused.value.expected
+    assert "cogvideox-2b" not in refused.value.expected
+    assert refused.value.hint == "choose one of them, or a preset without it"
 
 
 @pytest.mark.parametrize("frames_lat", [1, 2, 3, 5, 6, 13])

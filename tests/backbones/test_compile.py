@@ -16,13 +16,15 @@ import torch._dynamo
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from longgen import plan, preset, run, rundir
-from longgen.backbones import Setup, load, loading
+from longgen import planner, preset, progress, run, rundir
 from longgen.backbones.find import find
+from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import SPECS, TINY
 from longgen.errors import UsageError
+from longgen.loops import direct, magcache, start
+from longgen.pipelines import loading
+from longgen.pipelines.loading import load
 from longgen.plan import Plan
-from longgen.sampling import direct, magcache, start
 from tests.backbones import family
 
 MOST = 8  # graphs, whatever the plan: of stock layers, of planned ones before and behind attention, of two kinds of blocks
@@ -47,7 +49,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def loaded(model_folder: Callable[[str], Path]) -> Callable[..., Any]:
-    return lambda name, **flags: load(find(str(model_folder(name))), Setup("cpu", "fp32", **flags))
+    return lambda name, **flags: load(find(str(model_folder(name))), ModelSettings("cpu", "fp32", **flags))
 
 
 def graphs() -> int:
@@ -58,8 +60,8 @@ def sampled(backbone: Any, plan: Plan) -> Tensor:
     generator = torch.Generator().manual_seed(family.SEED)
     noise = start(backbone, plan, generator)
     sample = direct.sample if plan.sampling is None else plan.sampling.sample
-    with magcache.skipping(backbone, plan, lambda: run.ignore):
-        return sample(backbone, plan, family.PROMPT, noise, run.ignore, None, generator)
+    with magcache.skipping(backbone, plan, lambda: progress.no_report):
+        return sample(backbone, plan, family.PROMPT, noise, progress.no_report, None, generator)
 
 
 @pytest.mark.usefixtures("traced")
@@ -81,7 +83,7 @@ def test_every_family_is_compiled_in_a_few_graphs(loaded: Callable[..., Any], na
 
 @pytest.mark.usefixtures("traced")
 def test_graphs_do_not_grow_with_presets(tiny: Any, tiny_plan: Callable[..., Plan]) -> None:
-    backbone = load(TINY, Setup("cpu", "fp32", compile=True))
+    backbone = load(TINY, ModelSettings("cpu", "fp32", compile=True))
     counted = []
     for name in ("direct", "sliding-window", "freelongpp", "keyframes", "gen-l-video"):
         made = tiny_plan(name, frames=97, steps=2)
@@ -139,7 +141,7 @@ def test_a_rollout_is_compiled_in_a_few_graphs(causal_tiny: tuple[Any, Any]) -> 
     plain, backbone = causal_tiny
     counted = []
     for frames in (33, 57):
-        made = plan.build(preset.load("longlive", (), preset.Sample(frames=frames)), plain.spec)
+        made = planner.build(preset.load("longlive", (), preset.Sample(frames=frames)), plain.spec)
         assert (sampled(backbone, made) - sampled(plain, made)).abs().max() < 1e-4
         counted.append(graphs())
     print(counted)
@@ -149,7 +151,7 @@ def test_a_rollout_is_compiled_in_a_few_graphs(causal_tiny: tuple[Any, Any]) -> 
 @pytest.fixture
 def causal_tiny() -> tuple[Any, Any]:
     spec = SPECS["tiny-causal"]
-    return load(spec, Setup("cpu", "fp32")), load(spec, Setup("cpu", "fp32", compile=True))
+    return load(spec, ModelSettings("cpu", "fp32")), load(spec, ModelSettings("cpu", "fp32", compile=True))
 
 
 @pytest.mark.filterwarnings(INDUCTOR)
@@ -171,16 +173,16 @@ def test_without_a_compiler_it_is_refused_before_weights_are_loaded(monkeypatch:
     with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):  # which puts it back, as monkeypatch does not
         monkeypatch.setattr("diffusers.WanPipeline.from_pretrained", None)
         with pytest.raises(UsageError, match=r"--compile cannot run here: .*No working C[+][+] compiler found") as caught:
-            load(TINY, Setup("cpu", "fp32", compile=True))
+            load(TINY, ModelSettings("cpu", "fp32", compile=True))
         assert "no-such-compiler" in caught.value.given
-        assert "g++" in caught.value.accepted
-        assert "leave --compile out" in caught.value.do
+        assert "g++" in caught.value.expected
+        assert "leave --compile out" in caught.value.hint
 
 
 def test_it_is_among_the_settings_that_decide(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
     """A run that began without it does not go on with it."""
     made = tiny_plan("direct", frames=17, steps=2)
-    settings = [run.settings_of(made, "x", 0, Setup("cpu", "fp32", compile=flag)) for flag in (False, True)]
+    settings = [run.settings_of(made, "x", 0, ModelSettings("cpu", "fp32", compile=flag)) for flag in (False, True)]
     assert ["compile" in one for one in settings] == [False, True]
     with pytest.raises(UsageError, match="was made with another compile"):
         rundir.same_run(settings[0], settings[1], tmp_path)

@@ -17,10 +17,10 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from longgen import run
-from longgen.backbones import Setup
-from longgen.backbones.failures import system_failure
 from longgen.backbones.find import find
+from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import WAN_1_3B
+from longgen.backbones.system_errors import system_failure
 from longgen.errors import LonggenError, MissingError, OutOfMemoryError
 from tests.models import checkpoint, published
 
@@ -35,7 +35,7 @@ def limited(name: Path | str, limit: int, amount: int, used: int) -> tuple[str, 
     if child == 0:
         try:
             resource.setrlimit(limit, (used + amount, used + amount))
-            run.load(spec, Setup("cpu", "fp32"))
+            run.load(spec, ModelSettings("cpu", "fp32"))
             said = "nothing failed"
         except LonggenError as error:
             said = json.dumps([type(error).__name__, error.exit_code, error.given])
@@ -68,14 +68,14 @@ def large(model_folder: Callable[[str], Path], tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("mib", [60, 300])
 def test_memory_that_runs_out_while_loading_is_named(model_folder: Callable[[str], Path], large: Path, mib: int) -> None:
-    run.load(find(str(model_folder("wan"))), Setup("cpu", "fp32"))  # so that the libraries' own modules are there
+    run.load(find(str(model_folder("wan"))), ModelSettings("cpu", "fp32"))  # so that the libraries' own modules are there
     kind, code, given = limited(large, resource.RLIMIT_AS, mib * 2**20, memory())
     assert (kind, code) == ("OutOfMemoryError", 4)
     assert given.startswith("out of memory while loading ")
 
 
 def test_descriptors_that_run_out_while_loading_are_named(model_folder: Callable[[str], Path]) -> None:
-    run.load(find(str(model_folder("wan"))), Setup("cpu", "fp32"))
+    run.load(find(str(model_folder("wan"))), ModelSettings("cpu", "fp32"))
     highest = max(int(name) for name in os.listdir("/proc/self/fd"))
     kind, code, given = limited(model_folder("wan"), resource.RLIMIT_NOFILE, -highest, highest)
     assert (kind, code) == ("LonggenError", 1)
@@ -118,8 +118,8 @@ def test_the_chain_of_an_error_tells_its_reason(error: Exception, kind: type[Lon
     found = system_failure(error, "W")
     assert type(found) is kind
     assert message in found.given
-    assert found.accepted
-    assert found.do
+    assert found.expected
+    assert found.hint
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ import torch
 from diffusers import DiffusionPipeline, WanTransformer3DModel
 
 from longgen.backbones.find import find
-from longgen.backbones.loading import family_of
 from longgen.backbones.spec import LONGLIVE, SELF_FORCING, SPECS, TINY, WAN_1_3B, WAN_14B, BackboneSpec
 from longgen.errors import LonggenError, MissingError, UsageError, unknown_name
+from longgen.pipelines.loading import family_of
 from tests.models import checkpoint, published
 
 PUBLISHED = [spec for spec in SPECS.values() if spec.name != "tiny" and not spec.causal]
@@ -132,8 +132,8 @@ def test_a_model_that_cannot_be_driven_is_refused(model_folder: Callable[[str], 
     (folder / file).write_text(json.dumps(content))
     with pytest.raises(UsageError, match=message) as caught:
         find(str(folder))
-    assert caught.value.accepted
-    assert caught.value.do
+    assert caught.value.expected
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "config.json is damaged"), ("[1]", "transformer/config.json is no table")])
@@ -241,7 +241,7 @@ def test_a_transformer_that_diffusers_wrote_serves(pipeline: Path, wan: Any) -> 
     assert (found.checkpoint, found.lora) == (str(pipeline / "transformer"), None)
     with pytest.raises(UsageError, match="is of width 48 with 16 latent channels; self-forcing is of width 1536 with 16") as caught:
         find(f"self-forcing:{pipeline / 'transformer'}")
-    assert "the diffusers pipeline" in caught.value.do
+    assert "the diffusers pipeline" in caught.value.hint
 
 
 @pytest.mark.parametrize("kind", ["WanPipeline", "WanCausalDMDPipeline"])
@@ -276,8 +276,8 @@ def test_weights_that_cannot_serve_are_refused(pipeline: Path, wan: Any, tmp_pat
     ):
         with pytest.raises(kind, match=message) as caught:
             find(name)
-        assert caught.value.accepted, name
-        assert caught.value.do, name
+        assert caught.value.expected, name
+        assert caught.value.hint, name
     save(wan, pipeline / "small.pt")
     with pytest.raises(UsageError, match=r"holds several files of weights: large\.pt, small\.pt"):
         find(f"self-forcing:{pipeline}")

@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from longgen import plan, preset, run
-from longgen.backbones import Setup, finite
-from longgen.bench.composition import compose
+from longgen import planner, preset, run
+from longgen.backbones.settings import ModelSettings
+from longgen.bench.accelerators import compose
 from longgen.errors import LonggenError
+from longgen.pipelines import finite
 from longgen.plan import Plan
 
 PROMPT = "a large red circle bouncing on a navy background"
@@ -28,7 +29,7 @@ LOOPS: dict[str, tuple[tuple[str, ...], dict[str, Any], str]] = {  # preset -> s
 
 
 def made(backbone: Any, name: str, sets: tuple[str, ...] = (), **sample: Any) -> Plan:
-    return plan.build(preset.load(name, sets, preset.Sample(**sample)), backbone.spec)
+    return planner.build(preset.load(name, sets, preset.Sample(**sample)), backbone.spec)
 
 
 @contextmanager
@@ -79,8 +80,8 @@ def test_a_bad_weight_stops_every_loop_at_once(tiny: Any, name: str, bad: float,
         run.generate_one(tiny, made(tiny, name, sets, **sample), PROMPT, 0, output)
     assert caught.value.exit_code == 1
     assert caught.value.given.startswith(where)
-    assert "--dtype" in caught.value.do
-    assert "--attention" in caught.value.do
+    assert "--dtype" in caught.value.hint
+    assert "--attention" in caught.value.hint
     assert not output.exists()
     assert sorted(file.name for file in run.run_folder(output).iterdir()) == ["run.json"]
 
@@ -124,7 +125,7 @@ def test_a_picture_that_is_none_leaves_the_finished_one(tiny: Any, tmp_path: Pat
     before = output.read_bytes()
     with spoilt(tiny.pipe.vae.decoder.conv_out.bias, float("nan")), pytest.raises(LonggenError, match="VAE's picture") as caught:
         run.generate_one(tiny, planned, PROMPT, 1, output)
-    assert "weights again" in caught.value.do
+    assert "weights again" in caught.value.hint
     assert output.read_bytes() == before
     assert (run.run_folder(output) / "latents.safetensors").is_file()
 
@@ -143,12 +144,14 @@ def test_an_embedding_that_is_not_finite_is_told_from_latents(tiny: Any, name: s
 
 def test_a_bench_refuses_it_and_says_why(tiny: Any) -> None:
     with spoilt(weight_of(tiny), float("nan")):
-        rows = compose({"direct": made(tiny, "direct", frames=17, steps=2)}, [], lambda _: tiny, tiny.setup, PROMPT).rows
+        rows = compose({"direct": made(tiny, "direct", frames=17, steps=2)}, [], lambda _: tiny, tiny.model_settings, PROMPT).rows
     assert rows[0].error is not None
     assert rows[0].error.startswith("step 1 of 2: the latents are not finite")
 
 
 def test_what_is_in_use_is_what_to_try_first() -> None:
-    said = finite.remedies(Setup("cpu", "fp16", lora=("a:0.5",), quantize="fp8", cache="mag", attention="native", compile=True))
+    said = finite.remedies(
+        ModelSettings("cpu", "fp16", lora=("a:0.5",), quantize="fp8", cache="mag", attention="native", compile=True)
+    )
     order = ["--lora a:0.5", "--quantize fp8", "--cache mag", "--compile", "--dtype bf16 or fp32", "than native", "weights again"]
     assert [said.index(one) for one in order] == sorted(said.index(one) for one in order)

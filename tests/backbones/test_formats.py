@@ -126,8 +126,8 @@ def test_a_safetensors_file_is_named_for_what_it_holds(tmp_path: Path, case: str
     with pytest.raises(UsageError, match=message) as caught:
         find(form.format(path))
     assert str(path) in caught.value.given
-    assert caught.value.accepted
-    assert caught.value.do
+    assert caught.value.expected
+    assert caught.value.hint
 
 
 def zipped(**files: str) -> bytes:
@@ -181,8 +181,8 @@ def test_a_file_of_another_format_is_named_whatever_its_name(tmp_path: Path, cas
     path.write_bytes(content)
     with pytest.raises(LonggenError, match=rf"{path} is {message}") as caught:
         find(str(path))
-    assert caught.value.accepted
-    assert caught.value.do
+    assert caught.value.expected
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("form", ["{}", "self-forcing:{}"])
@@ -223,7 +223,7 @@ def test_a_bidirectional_wan_is_not_taken_for_a_causal_one(tmp_path: Path, prefi
         UsageError, match=r"is a Wan transformer of width 1536, as self-forcing, and nothing in it says whether"
     ) as caught:
         find(str(path))
-    assert f"--backbone self-forcing:{path}" in caught.value.do
+    assert f"--backbone self-forcing:{path}" in caught.value.hint
     assert find(f"self-forcing:{path}").checkpoint == str(path)
 
 
@@ -233,10 +233,10 @@ def test_a_diffusers_transformer_names_its_pipeline(model_folder: Callable[[str]
     path = checkpoint.sparse(tmp_path / "transformer" / "diffusion_pytorch_model.safetensors", shapes)
     with pytest.raises(UsageError, match="nothing in it says whether it is causal") as caught:
         find(str(path))
-    assert f"bidirectional: --backbone {tmp_path}" in caught.value.do
+    assert f"bidirectional: --backbone {tmp_path}" in caught.value.hint
     with pytest.raises(UsageError, match=r"one part of a model alone \(WanTransformer3DModel\)") as caught:
         find(str(path.parent))
-    assert f"give {tmp_path}" in caught.value.do
+    assert f"give {tmp_path}" in caught.value.hint
     assert find(str(tmp_path)).parameters == WAN_1_3B.parameters
 
 
@@ -269,7 +269,7 @@ def test_a_folder_without_a_pipeline_is_named_for_what_it_holds(tmp_path: Path) 
         return tmp_path / name
 
     hub = folder("models--owner--name", **{"snapshots/0/model_index.json": "{}", "refs/main": "0"})
-    for place, message, do in (
+    for place, message, hint in (
         (folder("release", **{"config.json": '{"_class_name": "WanModel"}'}), "holds Wan's original release", "-Diffusers"),
         (folder("vae", **{"config.json": '{"_class_name": "AutoencoderKLWan"}'}), r"of a model alone \(Autoenc", "model_index"),
         (folder("style", **{"pytorch_lora_weights.safetensors": ""}), "holds a LoRA", "--lora"),
@@ -278,7 +278,7 @@ def test_a_folder_without_a_pipeline_is_named_for_what_it_holds(tmp_path: Path) 
     ):  # fmt: skip
         with pytest.raises(UsageError, match=message) as caught:
             find(str(place))
-        assert do in caught.value.do
+        assert hint in caught.value.hint
         assert "model_index.json is not there" in caught.value.given
     (tmp_path / "empty").mkdir()
     with pytest.raises(MissingError, match=r"model_index\.json is not there: it is empty"):
@@ -396,7 +396,7 @@ def test_a_config_with_a_value_that_cannot_be_is_named(model_folder: Callable[[s
             find(str(folder))
         assert f"--backbone {folder}: " in caught.value.given, (key, value)
         assert "config.json says " in caught.value.given, (key, value)
-        assert key in caught.value.given + caught.value.accepted, (key, value)
-        assert caught.value.accepted
+        assert key in caught.value.given + caught.value.expected, (key, value)
+        assert caught.value.expected
         path.write_text(before)
     assert find(str(folder)).layers

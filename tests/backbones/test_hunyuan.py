@@ -15,9 +15,10 @@ import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
-from longgen.backbones import Clock
-from longgen.frameplan import FramePlan, neutral
-from longgen.plan import Plan, Program
+from longgen.frameplan import FramePlan, full_attention
+from longgen.pipelines.step_state import StepState
+from longgen.plan import Plan
+from longgen.program import Program
 from tests.backbones import family
 
 B, T, ROWS, COLUMNS, L = 2, 5, 2, 3, 9
@@ -95,7 +96,7 @@ def test_a_resumed_run_ends_on_the_same_latents(hunyuan: Any, done: int) -> None
 # One attention module against a dense softmax over [T n + L, T n + L]
 
 
-PLANS = {"neutral": neutral(T)} | family.plans(T, len(THETA))
+PLANS = {"neutral": full_attention(T)} | family.plans(T, len(THETA))
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def calls(hunyuan: Any) -> list[dict[str, Any]]:
 
 def planned(hunyuan: Any, plan: FramePlan, layer: Any, call: dict[str, Any]) -> tuple[Tensor, Tensor]:
     processor = hunyuan.processor(
-        (Program({"main": plan}),), (T, ROWS, COLUMNS), Clock(hunyuan.pipe), hunyuan.rotary(), layer.processor, None
+        (Program({"main": plan}),), (T, ROWS, COLUMNS), StepState(hunyuan.pipe), hunyuan.rotary(), layer.processor, None
     )
     with torch.no_grad():
         return processor(layer, **call)
@@ -153,7 +154,7 @@ def dense(plan: FramePlan, layer: Any, call: dict[str, Any]) -> tuple[Tensor, Te
     turn = torch.complex(cos[:, 0::2], sin[:, 0::2])  # the stock tables [T n, D / 2]
     turn[:, : len(THETA)] = 1  # in space; time follows for each pair of frames
     q, k = q * turn, k * turn
-    theta = THETA if plan.scale is None else THETA * torch.from_numpy(plan.scale)
+    theta = THETA if plan.frequency_scale is None else THETA * torch.from_numpy(plan.frequency_scale)
     heads, width = q.shape[1], 2 * q.shape[-1]
 
     def at(time: float) -> Tensor:
@@ -177,7 +178,7 @@ def dense(plan: FramePlan, layer: Any, call: dict[str, Any]) -> tuple[Tensor, Te
                 seen = ((token[:, None] - token).abs() < share * N_FRAME) & bool(one.visible[i, j])
                 parts.append(part.masked_fill(~seen, -torch.inf))
             parts.append(logits(q[:, :, frame[i]] * at(one.rel[i, 0] - one.rel[0, 0]), text_k).masked_fill(padding, -torch.inf))
-            weights = (plan.gain * torch.cat(parts, dim=-1)).softmax(-1)
+            weights = (plan.logit_scale * torch.cat(parts, dim=-1)).softmax(-1)
             video[:, :, frame[i]] += one.weight[i] * (weights @ torch.cat([v, text_v], dim=2))
     times = plan.passes[0].rel[:, 0] - plan.passes[0].rel[0, 0]
     moved = torch.cat([k[:, :, frame[j]] * at(times[j]) for j in range(T)], dim=2)
@@ -209,7 +210,7 @@ def test_the_tables_matter_and_text_is_not_masked_by_them(hunyuan: Any, calls: l
         moved = (changed - video).abs().max().item()
         assert (moved > 1e-3) == (name != "neutral"), f"{name}: {moved}"
         rel = plan.passes[0].rel
-        turned = plan.scale is not None or not np.array_equal(rel[:, 0] - rel[0, 0], np.arange(T))
+        turned = plan.frequency_scale is not None or not np.array_equal(rel[:, 0] - rel[0, 0], np.arange(T))
         assert ((changed_text - text).abs().max() > 1e-4) == turned, name  # text queries see every frame
 
 
@@ -221,7 +222,7 @@ def test_the_neutral_program_is_the_stock_layer(hunyuan: Any, calls: list[dict[s
         call = calls[index] | {"attention_mask": mask}
         with torch.no_grad():
             expected = layer.processor(layer, **call)
-        for one, other in zip(planned(hunyuan, neutral(T), layer, call), expected, strict=True):
+        for one, other in zip(planned(hunyuan, full_attention(T), layer, call), expected, strict=True):
             difference = (one - other).abs().max().item()
             print(f"mask {mask is not None}: max difference {difference:.2e}")
             assert difference <= bound
@@ -230,7 +231,7 @@ def test_the_neutral_program_is_the_stock_layer(hunyuan: Any, calls: list[dict[s
 def test_native_rotation_is_the_stock_rotation(hunyuan: Any, calls: list[dict[str, Any]]) -> None:
     layer, tables = hunyuan.layers(hunyuan.pipe.transformer)[0], calls[0]["image_rotary_emb"]
     (q, _, _), _ = projected(layer, calls[0])
-    processor = hunyuan.processor((None,), (T, ROWS, COLUMNS), Clock(hunyuan.pipe), hunyuan.rotary(), layer.processor, None)
+    processor = hunyuan.processor((None,), (T, ROWS, COLUMNS), StepState(hunyuan.pipe), hunyuan.rotary(), layer.processor, None)
     call = processor.call(layer, calls[0]["hidden_states"], (tables[0][:, 0::2], tables[1][:, 0::2]))
     assert torch.equal(call.rotate(q, None, None), apply_rotary_emb(q, tables, sequence_dim=1))
     assert (call.rotate(q, np.arange(T, dtype=float), None) - call.rotate(q, None, None)).abs().max() < 1e-6

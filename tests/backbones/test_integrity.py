@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from longgen.backbones import decoder
 from longgen.backbones.find import find
 from longgen.errors import LonggenError
+from longgen.pipelines.loading import decoder
 from tests.backbones import family
 
 Weights = dict[str, Tensor]

@@ -22,11 +22,11 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from longgen.backbones import BROKEN_CACHES, Setup, decoder, load, parse_cache, parse_lora
 from longgen.backbones.find import find
-from longgen.backbones.loading import family_of
+from longgen.backbones.settings import BROKEN_CACHES, ModelSettings, parse_cache, parse_lora
 from longgen.backbones.spec import LONGLIVE, SELF_FORCING, SPECS, TINY
 from longgen.errors import MissingError, UsageError
+from longgen.pipelines.loading import decoder, family_of, load
 from tests.backbones import family
 from tests.models import checkpoint
 
@@ -38,7 +38,7 @@ RANK = 4
 @pytest.fixture
 def loaded(model_folder: Callable[[str], Path]) -> Callable[..., Any]:
     """loaded("wan", cache="first-block"): a fresh one, as the flags change it."""
-    return lambda name, **flags: load(find(str(model_folder(name))), Setup("cpu", "fp32", **flags))
+    return lambda name, **flags: load(find(str(model_folder(name))), ModelSettings("cpu", "fp32", **flags))
 
 
 @pytest.fixture(autouse=True)
@@ -174,7 +174,7 @@ def test_a_causal_backbone_has_the_checkpoint_s_weights_and_the_rest_of_its_base
     folder, transformer = causal
     (folder / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
     stock = WanPipeline.from_pretrained(folder, transformer=None)
-    backbone = load(find(f"self-forcing:{folder}"), Setup("cpu", "fp32"))
+    backbone = load(find(f"self-forcing:{folder}"), ModelSettings("cpu", "fp32"))
     assert type(backbone) is family_of(backbone.spec)
     assert backbone.transformers == [backbone.pipe.transformer]
     for part, expected in ((backbone.pipe.transformer, transformer), (backbone.pipe.vae, stock.vae),
@@ -188,7 +188,9 @@ def test_a_causal_backbone_has_the_checkpoint_s_weights_and_the_rest_of_its_base
 
 def test_a_causal_backbone_s_dtypes_are_those_of_wan(causal: tuple[Path, Any], model_folder: Callable[[str], Path]) -> None:
     """Tables and the embedding of time stay in float32, as diffusers keeps them, and so does the VAE."""
-    ours, stock = (load(find(name), Setup("cpu", "bf16")) for name in (f"self-forcing:{causal[0]}", str(model_folder("wan"))))
+    ours, stock = (
+        load(find(name), ModelSettings("cpu", "bf16")) for name in (f"self-forcing:{causal[0]}", str(model_folder("wan")))
+    )
     for part in ("transformer", "vae", "text_encoder"):
         kinds = [{name: weight.dtype for name, weight in getattr(one.pipe, part).state_dict().items()} for one in (ours, stock)]
         assert kinds[0] == kinds[1], part
@@ -202,7 +204,7 @@ def test_a_pipeline_that_names_a_causal_transformer_is_loaded(causal: tuple[Path
                                                          "transformer": ["diffusers", "CausalWanTransformer3DModel"]}),
                           (folder / "transformer" / "config.json", {"_class_name": "CausalWanTransformer3DModel"})):  # fmt: skip
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    backbone = load(find(str(folder)), Setup("cpu", "fp32"))
+    backbone = load(find(str(folder)), ModelSettings("cpu", "fp32"))
     expected = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
     weights = backbone.pipe.transformer.state_dict()
     assert all(torch.equal(weights[name], weight) for name, weight in expected.items())
@@ -215,32 +217,32 @@ def test_the_flags_act_on_a_causal_backbone(causal: tuple[Path, Any], loras: Cal
         load_file(lora / "pytorch_lora_weights.safetensors")[f"transformer.blocks.0.attn1.to_q.lora_{half}.weight"] for half in "BA"
     )
     x = torch.randn(5, 48, generator=torch.Generator().manual_seed(0))
-    to_q = load(spec, Setup("cpu", "fp32", lora=(f"{lora}:0.5",))).pipe.transformer.blocks[0].attn1.to_q
+    to_q = load(spec, ModelSettings("cpu", "fp32", lora=(f"{lora}:0.5",))).pipe.transformer.blocks[0].attn1.to_q
     stock = transformer.blocks[0].attn1.to_q
     with torch.no_grad():
         assert (to_q(x) - (x @ (stock.weight + 0.5 * b @ a).T + stock.bias)).abs().max() < 1e-5
-    small = load(spec, Setup("cpu", "fp32", quantize="fp8")).pipe.transformer
+    small = load(spec, ModelSettings("cpu", "fp32", quantize="fp8")).pipe.transformer
     assert small.blocks[0].attn1.to_q.weight.dtype == torch.float8_e4m3fn
 
 
 def test_int8_acts_on_a_causal_backbone(causal: tuple[Path, Any]) -> None:
     pytest.importorskip("torchao")
-    quantized = load(find(f"self-forcing:{causal[0]}"), Setup("cpu", "fp32", quantize="int8")).pipe.transformer
+    quantized = load(find(f"self-forcing:{causal[0]}"), ModelSettings("cpu", "fp32", quantize="int8")).pipe.transformer
     assert quantized.blocks[0].attn1.to_q.weight.qdata.dtype == torch.int8
 
 
 def test_a_causal_backbone_that_is_not_there_names_its_downloads(causal: tuple[Path, Any], tmp_path: Path) -> None:
     """Its weights before its base; one that is here needs no download. The commands make a folder that --backbone takes."""
     with pytest.raises(MissingError, match=r"gdhe17/Self-Forcing/checkpoints/self_forcing_dmd\.pt is neither") as caught:
-        load(SELF_FORCING, Setup("cpu", "fp32"))
-    assert "hf download gdhe17/Self-Forcing checkpoints/self_forcing_dmd.pt --local-dir FOLDER" in caught.value.do
-    assert "hf download Wan-AI/Wan2.1-T2V-1.3B-Diffusers" in caught.value.do
+        load(SELF_FORCING, ModelSettings("cpu", "fp32"))
+    assert "hf download gdhe17/Self-Forcing checkpoints/self_forcing_dmd.pt --local-dir FOLDER" in caught.value.hint
+    assert "hf download Wan-AI/Wan2.1-T2V-1.3B-Diffusers" in caught.value.hint
     folder, _ = causal
     spec = replace(find(f"self-forcing:{folder}"), source="nobody/nothing")
     with pytest.raises(MissingError, match=r"are not on this machine: nobody/nothing could not be fetched") as caught:
-        load(spec, Setup("cpu", "fp32"))
-    assert 'hf download nobody/nothing --exclude "transformer/*.safetensors" --local-dir FOLDER; then' in caught.value.do
-    assert "--backbone self-forcing:FOLDER" in caught.value.do
+        load(spec, ModelSettings("cpu", "fp32"))
+    assert 'hf download nobody/nothing --exclude "transformer/*.safetensors" --local-dir FOLDER; then' in caught.value.hint
+    assert "--backbone self-forcing:FOLDER" in caught.value.hint
 
 
 def test_the_message_of_a_missing_base_names_every_file_of_the_hub(
@@ -249,11 +251,11 @@ def test_the_message_of_a_missing_base_names_every_file_of_the_hub(
     monkeypatch.setattr("longgen.backbones.checkpoints.fetch", lambda place: causal[0] / "weights.pt")
     monkeypatch.setattr("longgen.backbones.checkpoints.convert", lambda spec: causal[0] / "transformer")
     with pytest.raises(MissingError) as caught:
-        load(LONGLIVE, Setup("cpu", "fp32"))
+        load(LONGLIVE, ModelSettings("cpu", "fp32"))
     for file in ("longlive_base.pt", "lora.pt"):
-        assert f"hf download Efficient-Large-Model/LongLive-1.3B models/{file} --local-dir FOLDER" in caught.value.do
-    assert "hf download Wan-AI/Wan2.1-T2V-1.3B-Diffusers --exclude" in caught.value.do
-    assert "--backbone longlive:FOLDER" in caught.value.do
+        assert f"hf download Efficient-Large-Model/LongLive-1.3B models/{file} --local-dir FOLDER" in caught.value.hint
+    assert "hf download Wan-AI/Wan2.1-T2V-1.3B-Diffusers --exclude" in caught.value.hint
+    assert "--backbone longlive:FOLDER" in caught.value.hint
 
 
 # Quantization
@@ -314,11 +316,11 @@ def test_native_is_what_runs_without_the_flag(loaded: Callable[..., Any]) -> Non
 def test_a_backend_that_cannot_be_is_refused(loaded: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="--attention sage cannot run here") as caught:
         loaded("wan", attention="sage")
-    assert "native" in caught.value.accepted
+    assert "native" in caught.value.expected
     monkeypatch.setattr("diffusers.WanPipeline.from_pretrained", None)  # refused before weights are loaded
     with pytest.raises(UsageError, match="--attention wonder is no backend of diffusers") as caught:
         loaded("wan", attention="wonder")
-    assert "native" in caught.value.accepted
+    assert "native" in caught.value.expected
 
 
 # Step caches
@@ -369,7 +371,7 @@ def test_a_broken_cache_is_refused_with_its_reason(name: str, spec: Any) -> None
     for text in (name, name.replace("-", "_").upper(), f"{name}:0.1"):
         with pytest.raises(UsageError, match=f"is refused: on {spec.name} {BROKEN_CACHES[name][1]}") as caught:
             parse_cache(text, spec)
-        assert "first-block" in caught.value.accepted
+        assert "first-block" in caught.value.expected
 
 
 def test_a_cache_that_nobody_tried_is_refused() -> None:
@@ -432,20 +434,22 @@ def test_group_offload_changes_nothing(loaded: Callable[..., Any], name: str) ->
 
 
 @pytest.mark.parametrize(
-    ("setup", "message"),
+    ("model_settings", "message"),
     [
-        (Setup("cuda", "bf16"), "--device cuda is not there"),
-        (Setup("gpu", "fp32"), "--device gpu is not there"),
-        (Setup("cpu", "fp32", offload="model"), "--offload model moves weights between a GPU and the host"),
-        (Setup("cpu", "fp16"), "--dtype fp16 cannot run on a CPU"),
-        (Setup("cpu", "fp32", cache="fastercache"), "--cache fastercache is refused"),
+        (ModelSettings("cuda", "bf16"), "--device cuda is not there"),
+        (ModelSettings("gpu", "fp32"), "--device gpu is not there"),
+        (ModelSettings("cpu", "fp32", offload="model"), "--offload model moves weights between a GPU and the host"),
+        (ModelSettings("cpu", "fp16"), "--dtype fp16 cannot run on a CPU"),
+        (ModelSettings("cpu", "fp32", cache="fastercache"), "--cache fastercache is refused"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_loaded(setup: Setup, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if setup.device == "cuda" and torch.cuda.is_available():
+def test_what_cannot_be_is_refused_before_anything_is_loaded(
+    model_settings: ModelSettings, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if model_settings.device == "cuda" and torch.cuda.is_available():
         pytest.skip("there is one")
-    monkeypatch.setattr("longgen.backbones.loading.load", None)
+    monkeypatch.setattr("longgen.pipelines.loading.load", None)
     with pytest.raises(UsageError, match=message) as caught:
-        load(TINY, setup)
-    assert caught.value.accepted
-    assert caught.value.do
+        load(TINY, model_settings)
+    assert caught.value.expected
+    assert caught.value.hint

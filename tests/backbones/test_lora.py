@@ -17,14 +17,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from longgen import preset, run
-from longgen.backbones import Setup, check_setup, load, lora, parse_lora
+from longgen import preset, resolve, run
 from longgen.backbones.find import find
-from longgen.backbones.loading import family_of
-from longgen.backbones.lora_names import aliases
+from longgen.backbones.settings import ModelSettings, parse_lora
 from longgen.backbones.spec import HUNYUANVIDEO, SPECS, TINY, TINY_CAUSAL, WAN_1_3B, WAN_14B
 from longgen.cli import app
 from longgen.errors import LonggenError, MissingError, UsageError
+from longgen.pipelines import lora
+from longgen.pipelines.loading import check_settings, family_of, load
+from longgen.pipelines.lora_names import aliases
 from tests.models import published
 from tests.models.checkpoint import wans_name
 
@@ -84,7 +85,7 @@ def folder(model_folder: Callable[[str], Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(folder: Path) -> dict[str, Tensor]:
-    return dict(load(find(str(folder)), Setup("cpu", "fp32")).pipe.transformer.state_dict())
+    return dict(load(find(str(folder)), ModelSettings("cpu", "fp32")).pipe.transformer.state_dict())
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def layers(weights: dict[str, Tensor]) -> Layers:
 
 
 def use(folder: Path, *texts: str) -> Any:
-    return load(find(str(folder)), Setup("cpu", "fp32", lora=texts))
+    return load(find(str(folder)), ModelSettings("cpu", "fp32", lora=texts))
 
 
 def effective(transformer: Any) -> dict[str, Tensor]:
@@ -252,8 +253,8 @@ def test_the_parts_of_a_file_for_two_experts_go_each_to_its_own(
     assert_acts(backbone, plain[1], product(second, SCALE), 1)
     with pytest.raises(UsageError, match=r"holds 4 files of weights: both\.s.*, high_noise\.s") as caught:
         use(folder, str(tmp_path))
-    assert "--lora 1=" in caught.value.do
-    assert "--lora 2=" in caught.value.do
+    assert "--lora 1=" in caught.value.hint
+    assert "--lora 2=" in caught.value.hint
 
 
 def test_a_file_for_two_experts_is_refused_where_there_is_one(folder: Path, layers: Layers, tmp_path: Path) -> None:
@@ -357,9 +358,9 @@ def test_what_would_lose_a_weight_is_refused_before_the_model_is_loaded(
     path = tmp_path / "style.safetensors"
     save_file(make(layers), path)
     with pytest.raises(UsageError, match=f"--lora {path} cannot be used: .*{message}") as caught:
-        check_setup(find(str(folder)), Setup("cpu", "fp32", lora=(str(path),)))
-    assert caught.value.accepted
-    assert caught.value.do
+        check_settings(find(str(folder)), ModelSettings("cpu", "fp32", lora=(str(path),)))
+    assert caught.value.expected
+    assert caught.value.hint
     assert capfd.readouterr().err == ""
 
 
@@ -373,7 +374,7 @@ def test_a_file_that_is_no_lora_is_named_for_what_it_is(folder: Path, layers: La
     ):  # fmt: skip
         path.write_bytes(content)
         with pytest.raises(kind, match=f"--lora {path} {message}"):
-            check_setup(find(str(folder)), Setup("cpu", "fp32", lora=(str(path),)))
+            check_settings(find(str(folder)), ModelSettings("cpu", "fp32", lora=(str(path),)))
 
 
 def test_torch_files_are_read_without_running_them(
@@ -421,10 +422,10 @@ def test_what_changes_nothing_is_a_note(folder: Path, weights: dict[str, Tensor]
 
 def test_a_note_reaches_the_user_once_and_an_error_comes_before_the_work(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = written(tmp_path / "style.safetensors", halves({"blocks.0.attn1.to_q": (256, 256)}), "PEFT")
-    plan = run.planned("direct", TINY, sample=preset.Sample(frames=33, steps=1, size=(32, 32)))
+    plan = resolve.planned("direct", TINY, sample=preset.Sample(frames=33, steps=1, size=(32, 32)))
     told: list[str] = []
     jobs = [run.Job(plan, "a small red circle", seed, tmp_path / f"{seed}.mp4") for seed in (1, 2)]
-    results = run.generate_jobs(jobs, Setup("cpu", "fp32", lora=(f"{path}:0",)), tell=told.append)
+    results = run.generate_jobs(jobs, ModelSettings("cpu", "fp32", lora=(f"{path}:0",)), log=told.append)
     assert [Path(result.output).is_file() for result in results] == [True, True]
     assert told.count(f"note: --lora {path}:0 has scale 0: it changes nothing") == 1
     assert capfd.readouterr().err == ""
@@ -441,17 +442,17 @@ def test_a_note_reaches_the_user_once_and_an_error_comes_before_the_work(tmp_pat
 
 def test_one_file_for_each_expert_is_not_twice(model_folder: Callable[[str], Path], layers: Layers, tmp_path: Path) -> None:
     path, spec = written(tmp_path / "style.safetensors", layers), find(str(model_folder("wan-experts")))
-    assert check_setup(spec, Setup("cpu", "fp32", lora=(f"1={path}:0.5", f"2={path}"))) == []
+    assert check_settings(spec, ModelSettings("cpu", "fp32", lora=(f"1={path}:0.5", f"2={path}"))) == []
 
 
 def test_a_hub_id_that_is_not_here_names_what_is_missing(folder: Path) -> None:
-    setup = Setup("cpu", "fp32", lora=("somebody/style:0.5",))
-    assert check_setup(find(str(folder)), setup) == [
+    model_settings = ModelSettings("cpu", "fp32", lora=("somebody/style:0.5",))
+    assert check_settings(find(str(folder)), model_settings) == [
         "--lora somebody/style is not on this machine: whether it fits is known once it is downloaded"
     ]
     with pytest.raises(MissingError, match="--lora somebody/style is neither in the local cache nor to be had") as caught:
-        load(find(str(folder)), setup)
-    assert "hf download somebody/style" in caught.value.do
+        load(find(str(folder)), model_settings)
+    assert "hf download somebody/style" in caught.value.hint
 
 
 # The published models, without their weights
@@ -461,18 +462,18 @@ def test_a_hub_id_that_is_not_here_names_what_is_missing(folder: Path) -> None:
 def test_a_lora_of_a_published_model_is_checked_without_its_weights(tmp_path: Path, form: str) -> None:
     shapes = {f"blocks.{layer}.attn1.to_q": (5120, 5120) for layer in range(40)}
     path = written(tmp_path / "style.safetensors", halves(shapes, rank=1), form)
-    setup = Setup("cpu", "fp32", lora=(str(path),))
-    assert check_setup(WAN_14B, setup) == []
+    model_settings = ModelSettings("cpu", "fp32", lora=(str(path),))
+    assert check_settings(WAN_14B, model_settings) == []
     for spec in (WAN_1_3B, replace(WAN_1_3B, name="self-forcing", family="causal-wan")):
         with pytest.raises(UsageError, match=rf"made for width 5120 \(wan2\.1-14b, wan2\.2-t2v-a14b\); {spec.name} has 1536"):
-            check_setup(spec, setup)
+            check_settings(spec, model_settings)
 
 
 def test_a_lora_acts_on_tiny_causal(tmp_path: Path) -> None:
-    plain = load(TINY_CAUSAL, Setup("cpu", "fp32")).pipe.transformer.state_dict()
+    plain = load(TINY_CAUSAL, ModelSettings("cpu", "fp32")).pipe.transformer.state_dict()
     layers = halves({"blocks.5.attn1.to_q": (256, 256)})
     path = written(tmp_path / "style.safetensors", layers, "DiffSynth with pipe")
-    backbone = load(TINY_CAUSAL, Setup("cpu", "fp32", lora=(f"{path}:{SCALE}",)))
+    backbone = load(TINY_CAUSAL, ModelSettings("cpu", "fp32", lora=(f"{path}:{SCALE}",)))
     assert_acts(backbone, plain, product(layers, SCALE))
     assert isinstance(backbone, family_of(TINY_CAUSAL))
 

@@ -15,9 +15,9 @@ import torch
 from diffusers import LTXPipeline
 from torch import Tensor
 
-from longgen.backbones import ltx
-from longgen.backbones.rotary import Rotary
-from longgen.frameplan import FramePlan, distances, neutral
+from longgen.frameplan import FramePlan, distances, full_attention
+from longgen.pipelines import ltx
+from longgen.pipelines.rotary import Rotary
 from tests.attention.dense import dense
 from tests.backbones import family
 from tests.models.ltx import vae
@@ -131,9 +131,11 @@ def expected(backbone: Any, attn: Any, plan: FramePlan, inputs: dict[str, Any]) 
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, v))
         total = torch.zeros(q.shape, dtype=torch.float64)
         for one in plan.passes:
-            native = plan.scale is None and np.array_equal(one.rel, distances(T))
+            native = plan.frequency_scale is None and np.array_equal(one.rel, distances(T))
             rotary = Rotary(np.zeros(0), np.zeros(0, dtype=int)) if native else backbone.rotary()
-            total += dense(FramePlan((one,), plan.scale, plan.gain), q, k, v, rotary, (cos[0, :, 0::2], sin[0, :, 0::2]))
+            total += dense(
+                FramePlan((one,), plan.frequency_scale, plan.logit_scale), q, k, v, rotary, (cos[0, :, 0::2], sin[0, :, 0::2])
+            )
         return attn.to_out[0](total.flatten(2).float())
 
 
@@ -152,13 +154,13 @@ def test_a_planned_layer_equals_one_dense_softmax(backbone: Any, inputs: list[di
 
 
 def test_the_neutral_program_is_the_stock_layer(backbone: Any, inputs: list[dict[str, Any]]) -> None:
-    plan = family.programmed(family.made(backbone, "direct", FRAMES_PX, 2), neutral(T))
+    plan = family.programmed(family.made(backbone, "direct", FRAMES_PX, 2), full_attention(T))
     for index, given in enumerate(inputs):
         attn = backbone.layers(backbone.pipe.transformer)[index]
         output = family.through(backbone, plan, index, given)
         with torch.no_grad():
             assert torch.equal(output, attn(**given))
-        assert (output - expected(backbone, attn, neutral(T), given)).abs().max() < 1e-5
+        assert (output - expected(backbone, attn, full_attention(T), given)).abs().max() < 1e-5
 
 
 def test_temporal_pairs_are_those_of_the_stock_tables(backbone: Any, inputs: list[dict[str, Any]]) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from longgen import plan, preset
-from longgen.backbones import Setup, random
+from longgen import planner, preset
+from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import SPECS, BackboneSpec
 from longgen.errors import UsageError
-from longgen.sampling import direct, start
+from longgen.loops import direct, start
+from longgen.pipelines import random_weights
 
 WAN = dict(layers=2, heads=2, head_dim=24, ffn_dim=32, rotary_dims=8, intrinsic_component=1, text_tokens=32)
 SIZES: dict[str, dict[str, Any]] = {
@@ -32,10 +33,10 @@ def small(name: str) -> BackboneSpec:
     return replace(SPECS[name], size=(64, 64), parameters=0, verdicts={}, **SIZES[name])
 
 
-def sampled(spec: BackboneSpec, name: str = "direct", setup: Setup | None = None) -> torch.Tensor:
+def sampled(spec: BackboneSpec, name: str = "direct", model_settings: ModelSettings | None = None) -> torch.Tensor:
     """The latents of two steps, 33 frames."""
-    model = random.build(spec, setup or Setup("cpu", "fp32"))
-    made = plan.build(preset.load(name, (), preset.Sample(frames=33, steps=2)), spec)
+    model = random_weights.build(spec, model_settings or ModelSettings("cpu", "fp32"))
+    made = planner.build(preset.load(name, (), preset.Sample(frames=33, steps=2)), spec)
     generator = torch.Generator().manual_seed(0)
     sample = direct.sample if made.sampling is None else made.sampling.sample
     return sample(model, made, "a", start(model, made, generator), lambda state: None, None, generator)
@@ -53,7 +54,7 @@ def test_every_family_runs_and_activations_stay_as_they_are(name: str) -> None:
 def test_the_same_weights_come_every_time_and_no_two_experts_alike() -> None:
     spec = small("wan2.2-t2v-a14b")
     assert torch.equal(sampled(spec), sampled(spec))
-    one, other = random.build(spec, Setup("cpu", "fp32")).transformers
+    one, other = random_weights.build(spec, ModelSettings("cpu", "fp32")).transformers
     assert not torch.equal(one.blocks[0].attn1.to_q.weight, other.blocks[0].attn1.to_q.weight)
 
 
@@ -64,22 +65,22 @@ def test_techniques_act_on_it() -> None:
 
 @pytest.mark.parametrize("name", ["wan2.1-1.3b", "ltx-2b", "cogvideox-5b", "hunyuanvideo"])
 def test_weights_have_the_dtypes_that_loading_gives_them(name: str) -> None:
-    model = random.build(small(name), Setup("cpu", "bf16"))
+    model = random_weights.build(small(name), ModelSettings("cpu", "bf16"))
     dtypes = {key: weight.dtype for key, weight in model.pipe.transformer.named_parameters()}
     precise = {key for key, dtype in dtypes.items() if dtype == torch.float32}
     kept = model.pipe.transformer._keep_in_fp32_modules or ()
     assert precise == {key for key in dtypes if set(kept) & set(key.split("."))}
     assert set(dtypes.values()) == {torch.bfloat16} | ({torch.float32} if kept else set())
-    assert sampled(small(name), setup=Setup("cpu", "bf16")).isfinite().all()
+    assert sampled(small(name), model_settings=ModelSettings("cpu", "bf16")).isfinite().all()
 
 
 def test_flags_act_as_on_a_loaded_model() -> None:
     """mag waits for its plan; there is no VAE to tile."""
 
     def hooked(cache: str | None) -> bool:
-        model = random.build(small("tiny"), Setup("cpu", "fp32", cache=cache, vae_tiling=True))
+        model = random_weights.build(small("tiny"), ModelSettings("cpu", "fp32", cache=cache, vae_tiling=True))
         return any(hasattr(block, "_diffusers_hook") for block in model.transformers[0].blocks)
 
     assert [hooked(cache) for cache in (None, "mag", "first-block")] == [False, False, True]
     with pytest.raises(UsageError, match="no backend of diffusers"):
-        random.build(small("tiny"), Setup("cpu", "fp32", attention="quick"))
+        random_weights.build(small("tiny"), ModelSettings("cpu", "fp32", attention="quick"))

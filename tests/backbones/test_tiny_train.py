@@ -28,10 +28,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_stage_runs_and_exports_a_pipeline(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     import dataclasses
 
-    from longgen import plan, preset
-    from longgen.backbones import Setup, load
+    from longgen import planner, preset
+    from longgen.backbones.settings import ModelSettings
     from longgen.backbones.spec import TINY
-    from longgen.sampling import direct
+    from longgen.loops import direct
+    from longgen.pipelines.loading import load
 
     work, folder = tmp_path / "work", tmp_path / "tiny"
     arguments = ["train", "--work", str(work), "--output", str(folder), "--device", "cpu"]
@@ -39,8 +40,8 @@ def test_every_stage_runs_and_exports_a_pipeline(tmp_path: Path, small: None, mo
     train.main()
     assert sorted(p.name for p in work.glob("*.pt")) == ["decoder.pt", "images.pt", "transformer.pt", "video.pt"]
     spec = dataclasses.replace(TINY, source=str(folder))
-    made = plan.build(preset.load("freespec", sample=preset.Sample(frames=89, steps=1)), spec)
-    backbone = load(spec, Setup("cpu", "fp32"))
+    made = planner.build(preset.load("freespec", sample=preset.Sample(frames=89, steps=1)), spec)
+    backbone = load(spec, ModelSettings("cpu", "fp32"))
     noise = torch.randn(backbone.latent_shape(made), generator=torch.Generator().manual_seed(0))
     assert torch.isfinite(direct.sample(backbone, made, grammar.HELD_OUT[0].prompt, noise, lambda state: None)).all()
     assert abs(torch.tensor(backbone.pipe.vae.config.latents_std)).min() > 0
@@ -50,18 +51,19 @@ def test_every_stage_runs_and_exports_a_pipeline(tmp_path: Path, small: None, mo
 def test_the_causal_stages_start_from_the_shipped_model(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     import dataclasses
 
-    from longgen import plan, preset
-    from longgen.backbones import Setup, load
+    from longgen import planner, preset
+    from longgen.backbones.settings import ModelSettings
     from longgen.backbones.spec import SPECS
-    from longgen.sampling import start
+    from longgen.loops import start
+    from longgen.pipelines.loading import load
 
     work, folder = tmp_path / "work", tmp_path / "causal"
     stages = ["--stages", "unpack,latents,causal,export-causal"]
     monkeypatch.setattr(sys, "argv", ["train", "--work", str(work), "--output", str(folder), "--device", "cpu", *stages])
     train.main()
     spec = dataclasses.replace(SPECS["tiny-causal"], checkpoint=str(folder))
-    made = plan.build(preset.load("direct", sample=preset.Sample(frames=33)), spec)
-    backbone, generator = load(spec, Setup("cpu", "fp32")), torch.Generator().manual_seed(0)
+    made = planner.build(preset.load("direct", sample=preset.Sample(frames=33)), spec)
+    backbone, generator = load(spec, ModelSettings("cpu", "fp32")), torch.Generator().manual_seed(0)
     assert made.sampling is not None
     words = grammar.HELD_OUT[0].prompt
     final = made.sampling.sample(backbone, made, words, start(backbone, made, generator), lambda state: None, None, generator)

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from longgen import plan, preset
-from longgen.backbones import Setup, load, tokens
+from longgen import planner, preset
 from longgen.backbones.find import find
+from longgen.backbones.settings import ModelSettings
+from longgen.pipelines import token_limit
+from longgen.pipelines.loading import load
 
 
 def embedded(backbone: Any, prompt: str) -> list[torch.Tensor]:
@@ -22,13 +24,13 @@ def embedded(backbone: Any, prompt: str) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("name", ["tiny", "ltx", "cogvideox", "hunyuan"])
 def test_the_words_that_are_named_are_those_that_change_nothing(name: str, tiny: Any, model_folder: Callable[[str], Path]) -> None:
-    backbone = tiny if name == "tiny" else load(find(str(model_folder(name))), Setup("cpu", "fp32"))
+    backbone = tiny if name == "tiny" else load(find(str(model_folder(name))), ModelSettings("cpu", "fp32"))
     limit = backbone.spec.text_tokens
     words = [("small", "cyan", "triangle", "orbiting", "sand")[index % 5] for index in range(limit + 5)]
-    made = plan.build(preset.load("direct"), backbone.spec)
+    made = planner.build(preset.load("direct"), backbone.spec)
     made = replace(made, sample=made.sample.model_copy(update={"negative_prompt": None}))
-    tokenizer = tokens.tokenizer_of(backbone)
-    (note,) = tokens.cut_notes(made, [" ".join(words)], tokenizer)
+    tokenizer = token_limit.tokenizer_of(backbone)
+    (note,) = token_limit.cut_notes(made, [" ".join(words)], tokenizer)
     unread = note.partition("not read: '")[2].removesuffix("'").split()
     assert f"{backbone.spec.name} reads {limit}" in note
     assert unread == words[len(words) - len(unread) :]
@@ -38,4 +40,4 @@ def test_the_words_that_are_named_are_those_that_change_nothing(name: str, tiny:
         assert torch.equal(part, same)
     other = embedded(backbone, " ".join([*kept[:-1], "a", *unread]))
     assert any(not torch.equal(part, changed) for part, changed in zip(whole, other, strict=True))
-    assert tokens.cut_notes(made, [" ".join(kept[:-1])], tokenizer) == ()
+    assert token_limit.cut_notes(made, [" ".join(kept[:-1])], tokenizer) == ()

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from longgen import preset
-from longgen.backbones import Setup, load, wan
 from longgen.backbones.find import find
-from longgen.backbones.loading import family_of
+from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import SPECS, TINY, BackboneSpec
 from longgen.errors import LonggenError
+from longgen.loops import direct
+from longgen.pipelines import wan
+from longgen.pipelines.loading import family_of, load
 from longgen.plan import Plan
-from longgen.sampling import direct
 from tests.models import published
 
 PROMPT = "a small cyan triangle orbiting on a sand background"
@@ -59,7 +60,7 @@ def native(tiny: Any, tiny_plan: Callable[..., Plan]) -> Tensor:
 # by their definitions, TSA keeps its sparse context at any length, and VMCR acts on any latent
 @pytest.mark.parametrize("name", [
     name for name in preset.names() if name not in ("tsa", "freeloc", "glc-diffusion")
-    and all(need in TINY.capabilities for technique in preset.load(name).techniques for need in technique.needs)
+    and all(need in TINY.capabilities for technique in preset.load(name).techniques for need in technique.requires)
 ])  # fmt: skip
 def test_at_native_length_every_preset_is_the_identity(
     tiny: Any, tiny_plan: Callable[..., Plan], native: Tensor, name: str
@@ -69,7 +70,7 @@ def test_at_native_length_every_preset_is_the_identity(
     generator = torch.Generator().manual_seed(3)
     start = tiny.noise(plan, generator)
     if plan.noise is not None:
-        start = plan.noise.mix(start, plan.clip, generator)
+        start = plan.noise.mix(start, plan.geometry, generator)
     assert torch.equal(direct.sample(tiny, plan, PROMPT, start, lambda state: None), native)
 
 
@@ -147,7 +148,7 @@ def test_sampling_settings_reach_the_pipeline(tiny: Any, tiny_plan: Callable[...
 
 @pytest.mark.parametrize(("dtype", "expected"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
 def test_dtype_is_the_transformer_s_and_the_vae_stays_in_float32(dtype: str, expected: torch.dtype) -> None:
-    backbone = load(TINY, Setup("cpu", dtype))
+    backbone = load(TINY, ModelSettings("cpu", dtype))
     assert (backbone.pipe.transformer.dtype, backbone.pipe.vae.dtype) == (expected, torch.float32)
 
 
@@ -181,7 +182,7 @@ def test_group_offload_changes_nothing(tiny: Any, tiny_plan: Callable[..., Plan]
     plan = tiny_plan("freespec", frames=121, steps=2)
     latents = direct.sample(tiny, plan, PROMPT, noise(tiny, plan), lambda state: None)
     frames = np.concatenate(list(wan.Wan.decoded(tiny.pipe.vae, latents, tiny.device)))
-    offloaded = load(TINY, Setup("cpu", "fp32"))
+    offloaded = load(TINY, ModelSettings("cpu", "fp32"))
     offloaded.pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
     again = direct.sample(offloaded, plan, PROMPT, noise(tiny, plan), lambda state: None)
     assert torch.equal(again, latents)
@@ -231,4 +232,4 @@ def test_a_damaged_weight_file_is_named(tmp_path: Path) -> None:
         find(str(folder))
     weights.unlink()
     with pytest.raises(LonggenError, match="missing or damaged"):
-        load(find(str(folder)), Setup("cpu", "fp32"))
+        load(find(str(folder)), ModelSettings("cpu", "fp32"))

@@ -90,7 +90,7 @@ def test_a_plan_acts_in_both_experts(loaded: dict[str, Any]) -> None:
     for hook in hooks:
         hook.remove()
     assert calls == {0: 4, 1: 4}
-    backbone.clock.index = 0
+    backbone.step_state.index = 0
     for index, transformer in enumerate(backbone.transformers):
         with torch.no_grad():
             (free,) = transformer(**inputs[index])
@@ -150,7 +150,7 @@ def test_a_window_of_one_frame_cuts_frames_apart(loaded: dict[str, Any]) -> None
         with torch.no_grad():
             return [backbone.pipe.transformer(x, times, text, return_dict=False)[0] for x in (latents, changed)]
 
-    backbone.clock.index = 0
+    backbone.step_state.index = 0
     free = answers()
     with backbone.installed(alone):
         held = answers()

@@ -5,22 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 
 from longgen import preset
-from longgen.backbones import Setup, random
-from longgen.backbones.pipeline import PipelineBackbone
+from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import SELF_FORCING, BackboneSpec
 from longgen.bench.run import Plans, plans
-from longgen.bench.shape import CPU_ATTENTION
+from longgen.bench.synthetic import CPU_ATTENTION
+from longgen.pipelines import random_weights
+from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan
 
 SMALL = dict(layers=2, heads=2, head_dim=24, ffn_dim=32, rotary_dims=8, intrinsic_component=1, text_tokens=8, size=(32, 32),
              native_px=33, parameters=0)  # fmt: skip
 SHAPE = replace(CPU_ATTENTION, name="small", verdicts={"position-sensitive": (0,), "context-sensitive": (1,)}, **SMALL)
 CAUSAL = replace(SELF_FORCING, **SMALL)
-SETUP = Setup("cpu", "fp32")
+SETUP = ModelSettings("cpu", "fp32")
 
 
-def built(spec: BackboneSpec = SHAPE, setup: Setup = SETUP) -> PipelineBackbone:
-    return random.build(spec, setup)
+def built(spec: BackboneSpec = SHAPE, model_settings: ModelSettings = SETUP) -> PipelineBackbone:
+    return random_weights.build(spec, model_settings)
 
 
 def planned(*names: str, spec: BackboneSpec = SHAPE, frames: int = 81, steps: int | None = 4, sets: tuple[str, ...] = ()) -> Plans:

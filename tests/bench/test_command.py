@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from longgen.backbones.tiny import grammar
-from longgen.bench import run, shape
+from longgen.bench import run, synthetic
 from longgen.cli import app
 from longgen.errors import Terminated
 from tests.bench.small import SHAPE
@@ -20,7 +20,7 @@ SMALL = ["bench", "--shape", "small", "--frames", "81", "--steps", "1"]
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to stand in, and a shape small enough."""
-    monkeypatch.setitem(shape.SHAPES, "small", SHAPE)
+    monkeypatch.setitem(synthetic.SHAPES, "small", SHAPE)
     monkeypatch.delenv("LONGGEN_BACKBONE", raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -65,7 +65,7 @@ def test_a_preset_that_cannot_be_ends_in_exit_5_with_the_rest_measured() -> None
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--shape", "round"], "accepted: cpu-attention"),
+        (["--shape", "round"], "expected: cpu-attention"),
         (["--shape", "small", "--backbone", "tiny"], "--shape is given beside"),
         (["--shape", "small", "--random-weights"], "--shape is given beside"),
         (["--shape", "small", "--probe", "run"], "--probe run makes videos"),
@@ -126,16 +126,16 @@ def test_random_weights_of_a_named_backbone() -> None:
 
 
 def test_the_shipped_shape_is_what_its_name_promises() -> None:
-    made = shape.CPU_ATTENTION
+    made = synthetic.CPU_ATTENTION
     assert (made.heads, made.head_dim, made.layers, made.ffn_dim) == (4, 64, 6, 1024)
     assert made.frame_grid(made.size) == (8, 8)
     assert made.native_lat == 21
-    from longgen import plan, preset
+    from longgen import planner, preset
 
-    direct = plan.build(preset.load("direct", (), preset.Sample(frames=shape.FRAMES)), made)
+    direct = planner.build(preset.load("direct", (), preset.Sample(frames=synthetic.FRAMES)), made)
     assert direct.frames_lat == 81
     attention = 4 * direct.tokens**2 * made.width
-    assert 0.7 < attention / direct.operations(None) < 0.9
+    assert 0.7 < attention / direct.flops(None) < 0.9
 
 
 def test_plan_quotes_the_floor_that_bench_divides_by() -> None:

@@ -8,23 +8,24 @@ from typing import Any
 
 import pytest
 
-from longgen import backbones, preset
-from longgen.backbones import Setup
+from longgen import preset
+from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import SPECS, TINY, BackboneSpec
-from longgen.bench import composition_table
-from longgen.bench.composition import Composition, Pair, Row, compose
+from longgen.bench import accelerators_table
+from longgen.bench.accelerators import Composition, Pair, Row, compose
 from longgen.bench.run import plans
 from longgen.errors import UsageError
-from longgen.run import Progress
+from longgen.pipelines import loading
+from longgen.progress import Progress
 
 PROMPT = "a small cyan triangle orbiting on a sand background"
-SETUP = Setup("cpu", "fp32")
+SETUP = ModelSettings("cpu", "fp32")
 
 
 def composed(names: list[str], accelerators: list[str], frames: int, steps: int | None = None, spec: BackboneSpec = TINY,
              sets: tuple[str, ...] = (), **more: Any) -> Composition:  # fmt: skip
     made = plans(names, spec, sets, preset.Sample(frames=frames, steps=steps), None)
-    return compose(made, accelerators, lambda setup: backbones.load(spec, setup), SETUP, PROMPT, **more)
+    return compose(made, accelerators, lambda model_settings: loading.load(spec, model_settings), SETUP, PROMPT, **more)
 
 
 def test_each_pair_is_equal_or_measured_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,13 +86,17 @@ def test_ctrl_c_keeps_what_is_measured() -> None:
     assert found.rows[0].seconds > 0
     assert [pair.verdict for pair in found.rows[0].pairs] == ["not measured", "not measured"]
     assert found.as_dict()["stopped"] is True
-    assert "not measured" in composition_table.text(found)
+    assert "not measured" in accelerators_table.text(found)
 
 
 def test_without_direct_sampling_there_is_nothing_to_say() -> None:
     with pytest.raises(UsageError, match="63 does not fit tiny"):
         compose(
-            plans([], TINY, (), preset.Sample(size=(63, 64)), None), ["mag"], lambda setup: backbones.load(TINY, setup), SETUP, ""
+            plans([], TINY, (), preset.Sample(size=(63, 64)), None),
+            ["mag"],
+            lambda model_settings: loading.load(TINY, model_settings),
+            SETUP,
+            "",
         )
 
 
@@ -104,7 +109,7 @@ def test_the_table() -> None:
     ]
     settings = {"size": [64, 64], "dtype": "fp32", "frames": 33, "tokens": 100, "seed": 1, "prompt": "a cat"}
     made = Composition("tiny", "cpu", {}, settings, rows)
-    assert composition_table.text(made).splitlines()[:-4] == [
+    assert accelerators_table.text(made).splitlines()[:-4] == [
         "tiny, fp32, on cpu: 33 frames, 64x64, 100 tokens; seed 1, 'a cat'",
         "",
         "preset  accelerator  latent       differs by   PSNR  computed  a run  x plain",
@@ -120,4 +125,4 @@ def test_the_table() -> None:
         "flex: it rolls",
         "freelong: not measured",
     ]
-    assert all(len(line) <= 100 for line in composition_table.text(made).splitlines())
+    assert all(len(line) <= 100 for line in accelerators_table.text(made).splitlines())

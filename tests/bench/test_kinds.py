@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from longgen import preset
-from longgen.bench.kinds import CLEAN, FIRST, LAST, ROUND, kinds
+from longgen.bench.step_types import CLEAN, FIRST, LAST, ROUND, kinds
 from longgen.plan import Plan
 from tests.bench.small import CAUSAL, plan_of, planned
 
@@ -66,6 +66,6 @@ def test_the_whole_history_makes_cost_grow_evenly() -> None:
 def test_a_queue_has_rounds_and_its_first_clip_is_parts_of_them() -> None:
     made = plan_of("fifo", steps=None)
     (kind,) = kinds(made)
-    windows = len(made.sampling.windows(made.seen.frames_lat))  # type: ignore[union-attr]
+    windows = len(made.sampling.windows(made.call_geometry.frames_lat))  # type: ignore[union-attr]
     assert kind.name == ROUND
     assert kind.count == pytest.approx(made.rounds - made.steps + made.steps / windows)

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from longgen.backbones import Setup
+from longgen.backbones.settings import ModelSettings
 from longgen.bench import run, steps, table
 from longgen.bench.record import Bench, Row, Timed
 from longgen.bench.steps import Measured
 from longgen.errors import UsageError
 from longgen.plan import Plan
-from longgen.run import Progress
+from longgen.progress import Progress
 from tests.bench.small import CAUSAL, SETUP, SHAPE, built, planned
 
 
@@ -102,8 +102,8 @@ def test_what_cannot_be_is_a_line_and_the_rest_goes_on(model: Any) -> None:
 
 
 def test_what_is_refused_while_it_runs_is_a_line_too() -> None:
-    setup = Setup("cpu", "fp32", cache="first-block:0.05")
-    found = run.bench(planned("fifo", steps=None), lambda: built(SHAPE, setup), setup, 1, True)
+    model_settings = ModelSettings("cpu", "fp32", cache="first-block:0.05")
+    found = run.bench(planned("fifo", steps=None), lambda: built(SHAPE, model_settings), model_settings, 1, True)
     assert [row.complete for row in found.rows] == [True, True, False]
     assert "fifo" in str(found.rows[2].error)
     assert found.settings["cache"] == "first-block:0.05"

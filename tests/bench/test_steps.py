@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from longgen.backbones import Setup
+from longgen.backbones.settings import ModelSettings
 from longgen.bench import steps
-from longgen.bench.kinds import CLEAN, FIRST, LAST, ROUND, kinds
+from longgen.bench.step_types import CLEAN, FIRST, LAST, ROUND, kinds
 from longgen.plan import Plan
 from tests.backbones.test_random import small
 from tests.bench.small import CAUSAL, SHAPE, built, plan_of, planned
@@ -28,7 +28,7 @@ def calls(model: Any) -> Any:
 
     def note(*_: Any) -> None:
         processors = [layer.processor for layer in model.layers(model.pipe.transformer)]
-        seen.append((model.clock.index, [getattr(one, "programs", None) for one in processors]))
+        seen.append((model.step_state.index, [getattr(one, "programs", None) for one in processors]))
 
     hook = model.pipe.transformer.blocks[0].register_forward_hook(note)
     yield seen
@@ -88,7 +88,7 @@ def test_a_queue_is_measured_when_it_is_full(model: Any, calls: Any) -> None:
     made = plan_of("fifo", steps=None)
     (kind,) = kinds(made)
     found = steps.of_queue(kind, model, 0, True)
-    windows = len(made.sampling.windows(made.seen.frames_lat))  # type: ignore[union-attr]
+    windows = len(made.sampling.windows(made.call_geometry.frames_lat))  # type: ignore[union-attr]
     assert len(calls) == 2 * 2 * windows
     assert found[ROUND].seconds > 0
     assert found[ROUND].peak_bytes > 0
@@ -98,7 +98,7 @@ def test_a_queue_is_measured_when_it_is_full(model: Any, calls: Any) -> None:
 def test_a_rollout_is_measured_at_both_ends_and_between(counting: bool) -> None:
     model, made = built(CAUSAL), plan_of("self-forcing", spec=CAUSAL, steps=None)
     lengths = []
-    hook = model.pipe.transformer.blocks[0].register_forward_hook(lambda *_: lengths.append(model.clock.index))
+    hook = model.pipe.transformer.blocks[0].register_forward_hook(lambda *_: lengths.append(model.step_state.index))
     found = steps.of_rollout(made, model, 0, counting)
     hook.remove()
     passes = made.rounds - 1 + made.steps
@@ -109,11 +109,11 @@ def test_a_rollout_is_measured_at_both_ends_and_between(counting: bool) -> None:
 
 
 def test_with_a_step_cache_the_whole_schedule_runs(calls: Any) -> None:
-    setup = Setup("cpu", "fp32", cache="first-block:0.05")
-    cached, made = built(SHAPE, setup), plan_of("freelong", steps=6)
+    model_settings = ModelSettings("cpu", "fp32", cache="first-block:0.05")
+    cached, made = built(SHAPE, model_settings), plan_of("freelong", steps=6)
     (visit,) = steps.visits(made, kinds(made), True)
     ends: list[int] = []
-    hook = cached.pipe.transformer.register_forward_hook(lambda *_: ends.append(cached.clock.index))
+    hook = cached.pipe.transformer.register_forward_hook(lambda *_: ends.append(cached.step_state.index))
     found = visit[1](cached, 0, False)
     hook.remove()
     assert ends == [step for step in range(6) for _ in range(2)]

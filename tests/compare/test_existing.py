@@ -14,9 +14,9 @@ from imageio_ffmpeg import get_ffmpeg_exe
 from typer.testing import CliRunner, Result
 
 from longgen import plan, run
-from longgen.backbones import Setup
+from longgen.backbones.settings import ModelSettings
 from longgen.cli import app
-from longgen.compare.existing import found
+from longgen.compare.inputs import found
 from longgen.compare.record import Comparison, read
 from longgen.metrics.score import score_video
 from longgen.video import Writer, read_settings
@@ -40,7 +40,7 @@ def made(tiny_plan: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     monkeypatch.chdir(tmp_path)
 
     def write(name: str, preset: str, prompt: str, seed: int, frames: int = 9, **sample: int) -> Path:
-        settings = run.settings_of(tiny_plan(preset, frames=frames, **sample), prompt, seed, Setup("cpu", "fp32"))
+        settings = run.settings_of(tiny_plan(preset, frames=frames, **sample), prompt, seed, ModelSettings("cpu", "fp32"))
         return film(Path(name), frames, settings=settings)
 
     return write
@@ -168,7 +168,7 @@ def test_what_is_no_video_is_named_and_nothing_is_written(made: Callable[..., Pa
 
 def test_the_baseline_is_one_of_the_rows(made: Callable[..., Path]) -> None:
     done = longgen(film(Path("a.mp4")), film(Path("b.mp4")), "--baseline", "c")
-    assert (done.exit_code, "accepted: a, b" in done.stderr) == (2, True)
+    assert (done.exit_code, "expected: a, b" in done.stderr) == (2, True)
     assert compared("a.mp4", "b.mp4", "--baseline", "b").baseline == "b"
     assert compared("a.mp4", "b.mp4").baseline is None
 

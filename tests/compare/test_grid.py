@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from longgen import plan, run
-from longgen.backbones import Setup
+from longgen.backbones.settings import ModelSettings
 from longgen.cli import app
 from longgen.compare import grid
 from longgen.compare.record import read
@@ -29,7 +29,7 @@ from longgen.compare.run import compare_presets
 PROMPT = "a large red circle bouncing on a navy background"
 FLAGS = ["--backbone", "tiny", "--frames", "9", "--steps", "2"]
 GRID = ["compare", *FLAGS, "--prompt", PROMPT, "--presets", "direct,sliding-window", "--seeds", "0,1", "-o", "out"]
-CPU = Setup("cpu", "fp32")
+CPU = ModelSettings("cpu", "fp32")
 HOSTILE = ['he said "<b>&amp;</b>" \'; rm -rf $HOME', "../../../etc/passwd", "/abs/olute\\path", "two\nlines\r\n\x1b[31m\x00",
            "x" * 500, "🎈", "🎉", "日本語 ع", "-o --help", "{{ 7 * 7 }} %s", "</script><script>alert(1)</script>"]  # fmt: skip
 Make = Callable[..., plan.Plan]
@@ -130,16 +130,20 @@ def test_scores_are_made_again_for_another_video(whole: tuple[Path, Result], tmp
 
 
 def test_the_name_holds_what_decides_the_picture(tiny_plan: Make, tmp_path: Path) -> None:
-    def name(made: plan.Plan, prompt: str = "p", seed: int = 0, setup: Setup = CPU) -> str:
-        (place,) = grid.places([made], [prompt], [seed], setup, tmp_path)
+    def name(made: plan.Plan, prompt: str = "p", seed: int = 0, model_settings: ModelSettings = CPU) -> str:
+        (place,) = grid.places([made], [prompt], [seed], model_settings, tmp_path)
         return place.name
 
     own = tiny_plan("direct", frames=9, steps=2)
-    assert name(own) == name(tiny_plan("direct", frames=9, steps=2)) == name(own, setup=Setup("cuda:1", "fp32", offload="model"))
+    assert (
+        name(own)
+        == name(tiny_plan("direct", frames=9, steps=2))
+        == name(own, model_settings=ModelSettings("cuda:1", "fp32", offload="model"))
+    )
     other = [
         name(own), name(own, "P"), name(own, seed=1), name(tiny_plan("direct", frames=13, steps=2)),
-        name(tiny_plan("direct", frames=9, steps=3)), name(own, setup=Setup("cpu", "bf16")),
-        name(own, setup=Setup("cpu", "fp32", vae_tiling=True)),
+        name(tiny_plan("direct", frames=9, steps=3)), name(own, model_settings=ModelSettings("cpu", "bf16")),
+        name(own, model_settings=ModelSettings("cpu", "fp32", vae_tiling=True)),
     ]  # fmt: skip
     assert len({one.rpartition("-")[2] for one in other}) == len(other)
 

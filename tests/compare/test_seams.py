@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from longgen import plan, preset
+from longgen import plan, planner, preset
 from longgen.backbones.spec import TINY_CAUSAL
 from longgen.compare.seams import seams
 
@@ -36,7 +36,7 @@ def test_clips_that_move_or_are_dilated_leave_no_edge(tiny_plan: Make) -> None:
 
 
 def test_chunks_of_a_rollout() -> None:
-    made = plan.build(preset.load("self-forcing", (), preset.Sample(frames=45)), TINY_CAUSAL)
+    made = planner.build(preset.load("self-forcing", (), preset.Sample(frames=45)), TINY_CAUSAL)
     assert made.chunk_lat == 3
     assert made.frames_lat == 12
     assert seams(made) == [9, 21, 33]  # of latent frames 3, 6 and 9: four pixel frames each, after one of the first

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from longgen.compare.cautions import cautions
 from longgen.compare.record import Cell
 from longgen.compare.statistics import LEAST_PAIRS, best, interval, pairs, rows, still, value
+from longgen.compare.warnings import cautions
 
 
 def cell(preset: str, prompt: str, seed: int, failed: bool = False, seconds: float = 1.0, **metrics: float | None) -> Cell:

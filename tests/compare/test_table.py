@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from longgen.compare.cautions import cautions
 from longgen.compare.record import Cell, Comparison
 from longgen.compare.statistics import rows
 from longgen.compare.table import text
+from longgen.compare.warnings import cautions
 from longgen.metrics import METRICS
 
 

@@ -17,13 +17,13 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, ViTCon
 from typer.testing import CliRunner, Result
 
 from longgen import plan, run
-from longgen.backbones import Setup
+from longgen.backbones.settings import ModelSettings
 from longgen.cli import app
-from longgen.compare.cautions import cautions
 from longgen.compare.record import Comparison, read
 from longgen.compare.scores import chosen
 from longgen.compare.statistics import best, rows
 from longgen.compare.table import text
+from longgen.compare.warnings import cautions
 from longgen.errors import OutOfMemoryError
 from longgen.metrics import KNOWN, METRICS, describe, in_order
 from longgen.metrics.vbench import DIMENSIONS, VBench, clip, dino, musiq, scorer
@@ -80,7 +80,7 @@ def films(tiny_plan: Callable[..., plan.Plan]) -> list[Path]:
     made = []
     for preset in ("direct", "riflex"):
         for seed in (0, 1):
-            settings = run.settings_of(tiny_plan(preset, frames=5), PROMPT, seed, Setup("cpu", "fp32"))
+            settings = run.settings_of(tiny_plan(preset, frames=5), PROMPT, seed, ModelSettings("cpu", "fp32"))
             made.append(film(Path(f"{preset}-{seed}.mp4"), settings))
     return made
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from longgen.compare.lettering import drawable, strip
-from longgen.compare.tiles import BAR, GAP, HEIGHT, LABEL, TITLE, WIDTH, fitted, layout, shown
-from longgen.compare.watch import NAMES, Tile, write
+from longgen.compare.labels import drawable, strip
+from longgen.compare.layout import BAR, GAP, HEIGHT, LABEL, TITLE, WIDTH, fitted, layout, shown
+from longgen.compare.side_by_side import NAMES, Tile, write
 from longgen.video import Writer, read_frames, size_and_fps
 
 SIZE = (64, 48)

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from longgen import plan, preset
-from longgen.backbones import Company
-from longgen.backbones.pipeline import Call
+from longgen import plan, planner, preset
 from longgen.backbones.spec import TINY
 from longgen.context.anchor import Anchor
 from longgen.errors import UsageError
-from longgen.frameplan import Clip, neutral
+from longgen.frameplan import Geometry, full_attention
+from longgen.pipelines.base import LayerCall
+from longgen.pipelines.step_state import ClipBatch
 
-CLIP = Clip(5, 5, (1.0, 0.1), in_clips=True)
+CLIP = Geometry(5, 5, (1.0, 0.1), in_clips=True)
 
 
 def stacked(*tables: dict[str, Any], frames: int = 241, steps: int = 2) -> plan.Plan:
-    return plan.build(
+    return planner.build(
         preset.from_tables({"name": "a", "sample": {"frames": frames, "steps": steps}, "technique": list(tables)}, "a"), TINY
     )
 
@@ -30,14 +30,14 @@ def stacked(*tables: dict[str, Any], frames: int = 241, steps: int = 2) -> plan.
 def sampled(tiny: Any, made: plan.Plan, clip_batch: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     noise = tiny.noise(made, generator)
-    before, tiny.setup = tiny.setup, dataclasses.replace(tiny.setup, clip_batch=clip_batch)
+    before, tiny.model_settings = tiny.model_settings, dataclasses.replace(tiny.model_settings, clip_batch=clip_batch)
     try:
         assert made.sampling is not None
         return made.sampling.sample(
             tiny, made, "a large red circle bouncing on a navy background", noise, lambda _: None, None, generator
         )
     finally:
-        tiny.setup = before
+        tiny.model_settings = before
 
 
 @pytest.mark.parametrize("weight", [0.1, 0.9, 1.0])
@@ -48,7 +48,7 @@ def test_keys_and_values_are_mixed_with_those_of_the_anchor(weight: float) -> No
     kept: dict[tuple[int, int, int], tuple[torch.Tensor, torch.Tensor]] = {}
     for first in range(0, 6, 2):
         rows = [(clip, anchors[clip], sample) for clip in (first, first + 1) for sample in range(samples)]
-        call = Call((1, 2, 2), torch.zeros(0), None, None, None, None, layer=7, company=Company(rows, kept))
+        call = LayerCall((1, 2, 2), torch.zeros(0), None, None, None, None, layer=7, clips=ClipBatch(rows, kept))
         mixed = call.anchored(k[first : first + 2].flatten(0, 1), v[first : first + 2].flatten(0, 1), weight)
         for own, made in zip((k, v), mixed, strict=True):
             for row, (clip, anchor, sample) in enumerate(rows):
@@ -58,10 +58,10 @@ def test_keys_and_values_are_mixed_with_those_of_the_anchor(weight: float) -> No
 
 
 def test_without_clips_and_with_weight_zero_it_is_not_there() -> None:
-    flat = neutral(5)
-    assert Anchor().reshape(flat, CLIP).anchor == 0.1
-    assert Anchor(weight=0).reshape(flat, CLIP) is flat
-    assert Anchor().reshape(flat, dataclasses.replace(CLIP, in_clips=False)) is flat
+    flat = full_attention(5)
+    assert Anchor().apply(flat, CLIP).anchor == 0.1
+    assert Anchor(weight=0).apply(flat, CLIP) is flat
+    assert Anchor().apply(flat, dataclasses.replace(CLIP, in_clips=False)) is flat
     assert any("anchor changes nothing" in note for note in stacked({"name": "anchor"}).notes)
     assert not stacked({"name": "gen-l-video"}, {"name": "anchor", "weight": 0}).table.any()
 
@@ -72,7 +72,7 @@ def test_clips_with_an_anchor_differ_and_batches_of_them_do_not(tiny: Any) -> No
     assert (one - plain).abs().max() > 1e-2
     print(f"max difference of batches {(one - three).abs().max():.1e}")
     assert (one - three).abs().max() < 1e-3
-    assert tiny.clock.company is None
+    assert tiny.step_state.clips is None
 
 
 def test_the_first_clip_is_as_it_would_be_alone(tiny: Any, tiny_plan: Callable[..., plan.Plan]) -> None:
@@ -87,7 +87,7 @@ def test_a_step_cache_is_refused_beside_it(tiny: Any) -> None:
     import copy
 
     cached = copy.copy(tiny)
-    cached.setup = dataclasses.replace(tiny.setup, cache="first-block:0.1")
+    cached.model_settings = dataclasses.replace(tiny.model_settings, cache="first-block:0.1")
     made = stacked({"name": "gen-l-video"}, {"name": "anchor"})
     assert made.sampling is not None
     with pytest.raises(UsageError, match="skips layers whose keys and values the anchor lends"):

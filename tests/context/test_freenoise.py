@@ -8,13 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longgen import plan, preset
+from longgen import planner, preset
 from longgen.backbones.spec import TINY
 from longgen.context.freenoise import FreeNoise
 from longgen.errors import UsageError
-from longgen.frameplan import Clip, FramePlan, Pass, distances, neutral
+from longgen.frameplan import FramePlan, Geometry, Pass, distances, full_attention
 
-CLIP = Clip(81, 21, (1.0,))
+CLIP = Geometry(81, 21, (1.0,))
 
 
 def windows(frames_lat: int, window: int, stride: int) -> list[int]:
@@ -59,7 +59,7 @@ SIZES = st.integers(1, 12).flatmap(lambda window: st.tuples(st.just(window), st.
 def test_every_frame_is_covered_and_weights_sum_to_one(sizes: tuple[int, int], data: st.DataObject) -> None:
     window, stride = sizes
     frames_lat = data.draw(st.integers(window, window + 3 * stride))
-    passes = FreeNoise(window=window, stride=stride).reshape(neutral(frames_lat), Clip(frames_lat, window, (1.0,))).passes
+    passes = FreeNoise(window=window, stride=stride).apply(full_attention(frames_lat), Geometry(frames_lat, window, (1.0,))).passes
     assert sum(p.weight for p in passes) == pytest.approx(np.ones(frames_lat), abs=1e-12)
     for one in passes:
         assert np.array_equal(one.visible.any(axis=1), one.weight > 0)
@@ -79,12 +79,12 @@ def test_every_frame_is_covered_and_weights_sum_to_one(sizes: tuple[int, int], d
 def test_passes_equal_the_loop_over_windows(frames_lat: int, window: int, stride: int, weights: str) -> None:
     rng = np.random.default_rng(frames_lat)
     qkv = rng.standard_normal((3, frames_lat, 8))
-    plain = neutral(frames_lat)
+    plain = full_attention(frames_lat)
     one = plain.passes[0]
     band = np.abs(distances(frames_lat)) <= 5
     several = FramePlan((Pass(one.rel / 2, one.visible, one.weight * 0.25), Pass(one.rel, band, one.weight * 0.75)))
     for given_plan in (plain, several):
-        reshaped = FreeNoise(window=window, stride=stride, weights=weights).reshape(given_plan, Clip(frames_lat, 5, (1.0,)))
+        reshaped = FreeNoise(window=window, stride=stride, weights=weights).apply(given_plan, Geometry(frames_lat, 5, (1.0,)))
         found = sum(p.weight[:, None] * attention(p, *qkv) for p in reshaped.passes)
         expected = by_windows(given_plan, window, stride, pyramid(window) if weights == "pyramid" else [1] * window, qkv)
         error = np.abs(found - expected).max()
@@ -95,22 +95,25 @@ def test_passes_equal_the_loop_over_windows(frames_lat: int, window: int, stride
 def test_the_pyramid() -> None:
     assert pyramid(16) == [*range(1, 9), *range(8, 0, -1)]
     assert pyramid(21) == [*range(1, 12), *range(10, 0, -1)]
-    first, second = FreeNoise(window=4, stride=2).reshape(neutral(6), Clip(6, 4, (1.0,))).passes
+    first, second = FreeNoise(window=4, stride=2).apply(full_attention(6), Geometry(6, 4, (1.0,))).passes
     assert first.weight == pytest.approx([1, 1, 2 / 3, 1 / 3, 0, 0])
     assert second.weight == pytest.approx([0, 0, 1 / 3, 2 / 3, 1, 1])
 
 
 @pytest.mark.parametrize(("native", "stride"), [(21, 5), (16, 4), (13, 3), (33, 8), (2, 1), (1, 1)])
 def test_defaults_are_the_native_window_and_a_quarter_of_it(native: int, stride: int) -> None:
-    clip = Clip(81, native, (1.0,))
+    clip = Geometry(81, native, (1.0,))
     assert FreeNoise().sizes(clip) == (native, stride)
-    assert FreeNoise().reshape(neutral(81), clip).key == FreeNoise(window=native, stride=stride).reshape(neutral(81), clip).key
+    assert (
+        FreeNoise().apply(full_attention(81), clip).key
+        == FreeNoise(window=native, stride=stride).apply(full_attention(81), clip).key
+    )
 
 
 def test_cost_on_wan() -> None:
     """13 windows of 21 frames at stride 5 and 7 at stride 10, in units of native attention."""
     for stride, windows in ((None, 13), (10, 7)):
-        plan = FreeNoise(stride=stride).reshape(neutral(81), CLIP)
+        plan = FreeNoise(stride=stride).apply(full_attention(81), CLIP)
         assert sum(one.density for one in plan.passes) * 81**2 / 21**2 == pytest.approx(windows)
         held = sum(one.visible.astype(int) for one in plan.passes) > 0  # shared by the windows that hold a pair
         assert plan.density == pytest.approx(held.mean())
@@ -118,16 +121,16 @@ def test_cost_on_wan() -> None:
 
 @pytest.mark.parametrize("frames_lat", [1, 20, 21])
 def test_neutral_up_to_the_window(frames_lat: int) -> None:
-    plain, clip = neutral(frames_lat), Clip(frames_lat, 21, (1.0,))
+    plain, clip = full_attention(frames_lat), Geometry(frames_lat, 21, (1.0,))
     noise = torch.randn(1, 2, frames_lat, 3, 3)
-    assert FreeNoise().reshape(plain, clip) is plain
+    assert FreeNoise().apply(plain, clip) is plain
     assert FreeNoise().mix(noise, clip, torch.Generator()) is noise
     assert FreeNoise(window=frames_lat, stride=1).mix(noise, clip, torch.Generator()) is noise
 
 
 def test_windows_with_gaps_are_refused() -> None:
     with pytest.raises(UsageError, match=r"freenoise.stride = 22 is more than the window of 21(.|\n)*1 to 21(.|\n)*stride=21"):
-        FreeNoise(stride=22).reshape(neutral(81), CLIP)
+        FreeNoise(stride=22).apply(full_attention(81), CLIP)
     with pytest.raises(UsageError, match=r"freenoise.stride = 22 is"):
         FreeNoise(stride=22).mix(torch.randn(1, 1, 81, 1, 1), CLIP, torch.Generator())
 
@@ -135,7 +138,7 @@ def test_windows_with_gaps_are_refused() -> None:
 @pytest.mark.parametrize("option", [{}, {"window": 16, "stride": 4}, {"stride": 7}])
 @pytest.mark.parametrize("frames_lat", [41, 64, 81, 82])
 def test_noise_blocks_are_permutations_of_the_block_a_window_earlier(frames_lat: int, option: dict[str, int]) -> None:
-    technique, clip = FreeNoise(**option), Clip(frames_lat, 21, (1.0,))
+    technique, clip = FreeNoise(**option), Geometry(frames_lat, 21, (1.0,))
     window, stride = technique.sizes(clip)
     noise = torch.randn(2, 3, frames_lat, 4, 5, generator=torch.Generator().manual_seed(0))
     before = noise.clone()
@@ -165,7 +168,7 @@ def test_noise_is_the_generator_s() -> None:
 
 def test_windows_and_noise_can_be_had_apart() -> None:
     both, windows_alone, noise_alone = (
-        plan.build(preset.load("freenoise", sets, preset.Sample(frames=321)), TINY)
+        planner.build(preset.load("freenoise", sets, preset.Sample(frames=321)), TINY)
         for sets in ([], ["freenoise.noise=false"], ["freenoise.layers=[]"])
     )
     assert isinstance(both.noise, FreeNoise)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from longgen.context.keyframes import Keyframes, MostInformative, scores
 from longgen.errors import UsageError
-from longgen.frameplan import Clip, distances, neutral
+from longgen.frameplan import Geometry, distances, full_attention
 
 
-def clip(frames_lat: int, native_lat: int = 21) -> Clip:
-    return Clip(frames_lat, native_lat, (1.0,))
+def clip(frames_lat: int, native_lat: int = 21) -> Geometry:
+    return Geometry(frames_lat, native_lat, (1.0,))
 
 
 def features(frames_lat: int, tokens: int = 60, channels: int = 16, seed: int = 0) -> Tensor:
@@ -109,37 +109,37 @@ def test_scale_and_offset_of_the_features_do_not_matter() -> None:
     ("frames_lat", "native_lat", "window", "segments"), [(81, 21, 10, 8), (41, 21, 10, 4), (61, 16, 8, 8), (3, 2, 1, 3)]
 )
 def test_defaults(frames_lat: int, native_lat: int, window: int, segments: int) -> None:
-    plan = Keyframes().reshape(neutral(frames_lat), clip(frames_lat, native_lat))
+    plan = Keyframes().apply(full_attention(frames_lat), clip(frames_lat, native_lat))
     assert np.array_equal(plan.passes[0].visible, np.abs(distances(frames_lat)) <= window)
     assert plan.key_frames == MostInformative(segments)
     assert plan.key_frames.count(frames_lat) == segments == len(plan.key_frames.choose(features(frames_lat)))
 
 
 def test_options() -> None:
-    plan = Keyframes(window=4, segments=6).reshape(neutral(41), clip(41))
+    plan = Keyframes(window=4, segments=6).apply(full_attention(41), clip(41))
     assert np.array_equal(plan.passes[0].visible, np.abs(distances(41)) <= 4)
     assert plan.key_frames == MostInformative(6)
-    keys = {Keyframes(window=w, segments=s).reshape(neutral(41), clip(41)).key for w in (4, 5) for s in (6, 7)}
+    keys = {Keyframes(window=w, segments=s).apply(full_attention(41), clip(41)).key for w in (4, 5) for s in (6, 7)}
     assert len(keys) == 4  # the digest holds both
     assert repr(plan.key_frames) == "MostInformative(segments=6)"  # and is the same in every process
 
 
 def test_density_counts_the_key_frames() -> None:
-    plan = Keyframes().reshape(neutral(81), clip(81))
+    plan = Keyframes().apply(full_attention(81), clip(81))
     band = float((np.abs(distances(81)) <= 10).mean())
     assert plan.density == pytest.approx(band + 8 / 81 * (1 - band))
 
 
 @pytest.mark.parametrize(("option", "frames_lat"), [({}, 1), ({}, 21), ({"window": 40}, 41), ({"window": 20, "segments": 3}, 21)])
 def test_neutral_where_the_window_is_the_clip(option: dict[str, int], frames_lat: int) -> None:
-    plain = neutral(frames_lat)
-    assert Keyframes(**option).reshape(plain, clip(frames_lat)) is plain
+    plain = full_attention(frames_lat)
+    assert Keyframes(**option).apply(plain, clip(frames_lat)) is plain
 
 
 def test_a_given_window_counts_at_native_length_too() -> None:
-    assert not Keyframes(window=3).reshape(neutral(21), clip(21)).is_neutral
+    assert not Keyframes(window=3).apply(full_attention(21), clip(21)).is_stock
 
 
 def test_more_segments_than_frames_are_refused() -> None:
     with pytest.raises(UsageError, match=r"keyframes.segments = 42, but the clip has 41 latent frames(.|\n)*1 to 41"):
-        Keyframes(segments=42).reshape(neutral(41), clip(41))
+        Keyframes(segments=42).apply(full_attention(41), clip(41))

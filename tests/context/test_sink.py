@@ -11,42 +11,42 @@ import pytest
 from longgen.context.freenoise import FreeNoise
 from longgen.context.sink import Sink
 from longgen.context.window import Window
-from longgen.frameplan import Clip, distances, neutral
+from longgen.frameplan import Geometry, distances, full_attention
 
-CLIP = Clip(81, 21, (1.0,))
+CLIP = Geometry(81, 21, (1.0,))
 
 
 @pytest.mark.parametrize("frames", [1, 3, 7])
 def test_the_first_frames_are_seen_besides(frames: int) -> None:
-    windowed = Window().reshape(neutral(81), CLIP)
-    (one,) = Sink(frames=frames).reshape(windowed, CLIP).passes
+    windowed = Window().apply(full_attention(81), CLIP)
+    (one,) = Sink(frames=frames).apply(windowed, CLIP).passes
     for i, j in itertools.product(range(81), repeat=2):
         assert one.visible[i, j] == (j < frames or bool(windowed.passes[0].visible[i, j]))
     assert np.array_equal(one.rel, distances(81))
 
 
 def test_three_frames_by_default() -> None:
-    assert Sink().reshape(neutral(81), CLIP).key == Sink(frames=3).reshape(neutral(81), CLIP).key
-    (one,) = Sink().reshape(Window(edge="clip").reshape(neutral(81), CLIP), CLIP).passes
+    assert Sink().apply(full_attention(81), CLIP).key == Sink(frames=3).apply(full_attention(81), CLIP).key
+    (one,) = Sink().apply(Window(edge="clip").apply(full_attention(81), CLIP), CLIP).passes
     assert np.flatnonzero(one.visible[60]).tolist() == [0, 1, 2, *range(50, 71)]
 
 
 def test_it_is_seen_at_the_times_that_the_positions_give() -> None:
     rel = distances(81) / 4
-    (one,) = Sink().reshape(Window().reshape(neutral(81).at(rel), CLIP), CLIP).passes
+    (one,) = Sink().apply(Window().apply(full_attention(81).at(rel), CLIP), CLIP).passes
     assert np.array_equal(one.rel, rel)
 
 
 def test_it_is_seen_whole_where_stripes_are() -> None:
-    stripes = neutral(81).each(lambda p: replace(p, stripe=np.full((81, 81), 0.25)))
-    (one,) = Sink().reshape(stripes, CLIP).passes
+    stripes = full_attention(81).each(lambda p: replace(p, stripe=np.full((81, 81), 0.25)))
+    (one,) = Sink().apply(stripes, CLIP).passes
     assert one.stripe is not None
     assert (one.stripe[:, :3] == 1).all()
     assert (one.stripe[:, 3:] == 0.25).all()
 
 
 def test_frames_that_a_pass_does_not_compute_stay_blind() -> None:
-    plan = Sink().reshape(FreeNoise().reshape(neutral(81), CLIP), CLIP)
+    plan = Sink().apply(FreeNoise().apply(full_attention(81), CLIP), CLIP)
     for one in plan.passes:
         assert one.visible[one.weight > 0, :3].all()
         assert not one.visible[one.weight == 0].any()
@@ -54,17 +54,17 @@ def test_frames_that_a_pass_does_not_compute_stay_blind() -> None:
 
 @pytest.mark.parametrize("frames_lat", [1, 2, 21])
 def test_neutral_where_everything_is_seen(frames_lat: int) -> None:
-    clip = Clip(frames_lat, 21, (1.0,))
-    assert Sink().reshape(neutral(frames_lat), clip).is_neutral
-    assert Sink().reshape(Window().reshape(neutral(frames_lat), clip), clip).is_neutral
+    clip = Geometry(frames_lat, 21, (1.0,))
+    assert Sink().apply(full_attention(frames_lat), clip).is_stock
+    assert Sink().apply(Window().apply(full_attention(frames_lat), clip), clip).is_stock
 
 
 @pytest.mark.parametrize("frames", [1, 3, 10])
 @pytest.mark.parametrize("frames_lat", [3, 12, 81])
 def test_in_a_rollout_the_first_frames_stay_in_view_of_the_newest_chunk(frames: int, frames_lat: int) -> None:
-    clip = Clip(frames_lat, 21, (1.0,), in_chunks=True)
-    windowed = Window(frames=9).reshape(neutral(frames_lat, 3), clip)
-    (one,) = Sink(frames=frames).reshape(windowed, clip).passes
+    clip = Geometry(frames_lat, 21, (1.0,), in_chunks=True)
+    windowed = Window(frames=9).apply(full_attention(frames_lat, 3), clip)
+    (one,) = Sink(frames=frames).apply(windowed, clip).passes
     for row, rel in zip(one.visible, one.rel, strict=True):
         assert np.flatnonzero(row).tolist() == sorted({*range(min(frames, frames_lat)), *range(max(0, frames_lat - 9), frames_lat)})
         assert np.array_equal(np.diff(rel), np.full(frames_lat - 1, -1.0))

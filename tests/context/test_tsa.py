@@ -7,19 +7,19 @@ import itertools
 import numpy as np
 import pytest
 
-from longgen import plan, preset
+from longgen import plan, planner, preset
 from longgen.backbones.spec import SPECS, TINY
 from longgen.context.tsa import Tsa
 from longgen.errors import UsageError
-from longgen.frameplan import Clip, FramePlan, Pass, distances, neutral
+from longgen.frameplan import FramePlan, Geometry, Pass, distances, full_attention
 
 
-def clip(frames_lat: int, native_lat: int = 21) -> Clip:
-    return Clip(frames_lat, native_lat, (1.0,))
+def clip(frames_lat: int, native_lat: int = 21) -> Geometry:
+    return Geometry(frames_lat, native_lat, (1.0,))
 
 
 def only_pass(technique: Tsa, frames_lat: int, native_lat: int = 21) -> Pass:
-    (one,) = technique.reshape(neutral(frames_lat), clip(frames_lat, native_lat)).passes
+    (one,) = technique.apply(full_attention(frames_lat), clip(frames_lat, native_lat)).passes
     return one
 
 
@@ -126,10 +126,10 @@ def test_anchors_stay_in_the_trained_range_and_in_order(native_lat: int, frames_
 
 def test_vrpr_keeps_the_times_that_are_there() -> None:
     rel = distances(81) / 4
-    (one,) = Tsa(reencode="vrpr", tail=True).reshape(neutral(81).at(rel), clip(81)).passes
+    (one,) = Tsa(reencode="vrpr", tail=True).apply(full_attention(81).at(rel), clip(81)).passes
     assert np.array_equal(one.rel, rel)
     assert np.array_equal(one.visible, only_pass(Tsa(tail=True), 81).visible)
-    over = Tsa().reshape(neutral(81).at(rel), clip(81)).passes[0].rel
+    over = Tsa().apply(full_attention(81).at(rel), clip(81)).passes[0].rel
     changed = np.zeros((81, 81), dtype=bool)
     changed[25:, 0] = True
     assert np.array_equal(over[~changed], rel[~changed])
@@ -138,15 +138,15 @@ def test_vrpr_keeps_the_times_that_are_there() -> None:
 
 def test_vrpr_without_a_technique_of_positions_is_refused() -> None:
     with pytest.raises(UsageError, match=r"tsa.reencode = vrpr(.|\n)*vrpr stacked in the same layers(.|\n)*tsa.reencode=sink"):
-        Tsa(reencode="vrpr").reshape(neutral(81), clip(81))
-    assert Tsa(reencode="vrpr").reshape(neutral(9), clip(9)).is_neutral  # nothing is out of range there
+        Tsa(reencode="vrpr").apply(full_attention(81), clip(81))
+    assert Tsa(reencode="vrpr").apply(full_attention(9), clip(9)).is_stock  # nothing is out of range there
 
 
 @pytest.mark.parametrize(
     "option", [{"dense": 4}, {"stripe": 12}, {"stripe_share": 0.25}, {"stripe_share": 1.0}, {"sink": False}, {"tail": True}]
 )
 def test_every_option_changes_the_plan(option: dict[str, object]) -> None:
-    assert Tsa(**option).reshape(neutral(81), clip(81)).key != Tsa().reshape(neutral(81), clip(81)).key
+    assert Tsa(**option).apply(full_attention(81), clip(81)).key != Tsa().apply(full_attention(81), clip(81)).key
 
 
 def test_options_mean_what_they_say() -> None:
@@ -172,14 +172,14 @@ def test_one_frame_more_has_anchors() -> None:
 
 @pytest.mark.parametrize(("option", "frames_lat"), [({}, 1), ({}, 9), ({"stripe_share": 1.0}, 25), ({"dense": 20}, 21)])
 def test_neutral_where_all_is_near(option: dict[str, object], frames_lat: int) -> None:
-    plain = neutral(frames_lat)
-    assert Tsa(**option).reshape(plain, clip(frames_lat)) is plain
+    plain = full_attention(frames_lat)
+    assert Tsa(**option).apply(plain, clip(frames_lat)) is plain
 
 
 def test_every_pass_of_a_plan_is_narrowed() -> None:
-    one = neutral(81).passes[0]
+    one = full_attention(81).passes[0]
     halves = (Pass(one.rel / 2, one.visible, one.weight / 2), Pass(one.rel / 3, np.tri(81, dtype=bool), one.weight / 2))
-    first, second = Tsa().reshape(FramePlan(halves), clip(81)).passes
+    first, second = Tsa().apply(FramePlan(halves), clip(81)).passes
     rule = only_pass(Tsa(), 81)
     assert np.array_equal(first.visible, rule.visible)
     assert np.array_equal(second.visible, rule.visible & np.tri(81, dtype=bool))
@@ -202,14 +202,14 @@ def layer_pass(made: plan.Plan, layer: int) -> Pass:
 
 def test_the_freeloc_preset_gives_a_layer_one_technique_or_both() -> None:
     spec, sample = SPECS["wan2.1-1.3b"], preset.Sample(frames=321)
-    code = plan.build(preset.load("freeloc", sample=sample), spec)
+    code = planner.build(preset.load("freeloc", sample=sample), spec)
     re_encoded, sparse = layer_pass(code, 2), layer_pass(code, 0)
     assert re_encoded.visible.all()
     assert re_encoded.rel[80, 0] == 20
     assert re_encoded.rel[24, 0] < 20
     assert np.array_equal(sparse.visible, only_pass(Tsa(), 81).visible)
     assert np.array_equal(sparse.rel, only_pass(Tsa(), 81).rel)
-    paper = plan.build(preset.load("freeloc", ["vrpr.layers=all", "tsa.reencode=vrpr"], sample), spec)
+    paper = planner.build(preset.load("freeloc", ["vrpr.layers=all", "tsa.reencode=vrpr"], sample), spec)
     both = layer_pass(paper, 0)
     assert np.array_equal(both.visible, sparse.visible)
     assert np.array_equal(both.rel, re_encoded.rel)
@@ -218,8 +218,8 @@ def test_the_freeloc_preset_gives_a_layer_one_technique_or_both() -> None:
 def test_the_freeloc_preset_names_what_to_do_where_nobody_has_probed() -> None:
     sample = preset.Sample(frames=321)
     with pytest.raises(UsageError, match="nobody has probed"):
-        plan.build(preset.load("freeloc", sample=sample), TINY)
-    everywhere = plan.build(preset.load("freeloc", ["vrpr.layers=all", "tsa.layers=all"], sample), TINY)
+        planner.build(preset.load("freeloc", sample=sample), TINY)
+    everywhere = planner.build(preset.load("freeloc", ["vrpr.layers=all", "tsa.layers=all"], sample), TINY)
     assert np.array_equal(layer_pass(everywhere, 0).rel[25:, 0], np.arange(25, 81) // 8 + 10)  # the anchors have TSA's times
     with pytest.raises(UsageError, match=r"tsa.reencode = vrpr"):
-        plan.build(preset.load("tsa", ["tsa.reencode=vrpr"], sample), TINY)
+        planner.build(preset.load("tsa", ["tsa.reencode=vrpr"], sample), TINY)

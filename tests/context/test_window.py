@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from longgen.context.window import Window
-from longgen.frameplan import Clip, neutral
+from longgen.frameplan import Geometry, full_attention
 
 
 def table(technique: Window, frames_lat: int, native_lat: int = 21) -> np.ndarray:
-    return technique.reshape(neutral(frames_lat), Clip(frames_lat, native_lat, (1.0,), 1)).passes[0].visible
+    return technique.apply(full_attention(frames_lat), Geometry(frames_lat, native_lat, (1.0,), 1)).passes[0].visible
 
 
 def test_shifted_window_always_sees_native_many_frames() -> None:
@@ -28,8 +28,8 @@ def test_clipped_window_is_the_band() -> None:
 
 @pytest.mark.parametrize("frames_lat", [1, 5, 21])
 def test_neutral_up_to_native_length(frames_lat: int) -> None:
-    plan = Window().reshape(neutral(frames_lat), Clip(frames_lat, 21, (1.0,), 1))
-    assert plan.is_neutral
+    plan = Window().apply(full_attention(frames_lat), Geometry(frames_lat, 21, (1.0,), 1))
+    assert plan.is_stock
 
 
 def test_length_can_be_chosen() -> None:
@@ -37,8 +37,8 @@ def test_length_can_be_chosen() -> None:
 
 
 def chunk(technique: Window, frames_lat: int, queries: int) -> np.ndarray:
-    clip = Clip(frames_lat, 21, (1.0,), in_chunks=True)
-    return technique.reshape(neutral(frames_lat, queries), clip).passes[0].visible
+    clip = Geometry(frames_lat, 21, (1.0,), in_chunks=True)
+    return technique.apply(full_attention(frames_lat, queries), clip).passes[0].visible
 
 
 @pytest.mark.parametrize("edge", ["shift", "clip"])

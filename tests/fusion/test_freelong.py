@@ -12,14 +12,14 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from longgen import plan, preset
-from longgen.frameplan import Clip, neutral
+from longgen.frameplan import Geometry, full_attention
 from longgen.frames import local_windows
 from longgen.fusion import freelong
 from longgen.fusion.freelong import FreeLong, add_low_pass, kernel, low_pass
 from longgen.technique import Step
 
 STEP = Step(1, (1000.0, 900.0, 700.0, 400.0))
-CLIP = Clip(81, 21, (1.0,))
+CLIP = Geometry(81, 21, (1.0,))
 GRIDS = [(21, 6, 9), (8, 5, 4), (5, 1, 2), (1, 3, 7)]
 
 
@@ -123,14 +123,14 @@ def test_equal_branches_are_the_local_one_bit_for_bit() -> None:
 
 @pytest.mark.parametrize(("split", "fused"), [(0.0, 0), (0.5, 25), (1.0, 50)])
 def test_both_branches_before_the_split_and_the_local_one_after(split: float, fused: int) -> None:
-    names = [list(FreeLong(split=split).branches(neutral(81), CLIP, step, 50)) for step in range(50)]
+    names = [list(FreeLong(split=split).branches(full_attention(81), CLIP, step, 50)) for step in range(50)]
     assert names == [["global", "local"]] * fused + [["local"]] * (50 - fused)
 
 
 @pytest.mark.parametrize(("window", "edge", "seen"), [(None, "shift", (21, 21)), (9, "shift", (9, 9)), (9, "clip", (5, 9))])
 def test_the_local_branch_sees_a_window(window: int | None, edge: str, seen: tuple[int, int]) -> None:
-    branches = FreeLong(window=window, edge=edge).branches(neutral(81), CLIP, 0, 50)  # type: ignore[arg-type]
-    assert branches["global"].is_neutral
+    branches = FreeLong(window=window, edge=edge).branches(full_attention(81), CLIP, 0, 50)  # type: ignore[arg-type]
+    assert branches["global"].is_stock
     visible = branches["local"].passes[0].visible
     assert (visible.sum(axis=1)[0], visible.sum(axis=1)[40]) == seen
     for frame, (start, stop) in enumerate(local_windows(81, window or 21, edge)):
@@ -139,12 +139,12 @@ def test_the_local_branch_sees_a_window(window: int | None, edge: str, seen: tup
 
 @pytest.mark.parametrize("frames_lat", [1, 20, 21])
 def test_native_length_is_the_backbone_s_own_attention(frames_lat: int) -> None:
-    branches = FreeLong().branches(neutral(frames_lat), Clip(frames_lat, 21, (1.0,)), 0, 50)
-    assert all(one.is_neutral for one in branches.values())
+    branches = FreeLong().branches(full_attention(frames_lat), Geometry(frames_lat, 21, (1.0,)), 0, 50)
+    assert all(one.is_stock for one in branches.values())
 
 
 def test_operations() -> None:
-    assert FreeLong().operations((4, 3, 2), 5) == 24 * 5 * (1 + 2 * (4 + 3 + 2) + 1)
+    assert FreeLong().flops((4, 3, 2), 5) == 24 * 5 * (1 + 2 * (4 + 3 + 2) + 1)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_the_preset_takes_freenoise_s_noise_and_not_its_windows(tiny_plan: Calla
     assert made.noise is not None
     assert type(made.noise).__name__ == "FreeNoise"
     assert [type(one).__name__ for one in preset.load("freelong").techniques] == ["FreeLong", "FreeNoise"]
-    assert [act.name for act in made.acting if act.layers] == ["freelong"]
+    assert [act.name for act in made.techniques if act.layers] == ["freelong"]
     names = [list(program.branches) for program in made.programs if program]
     assert names == [["global", "local"], ["local"]]
     assert not tiny_plan("freelong", frames=81, steps=4).table.any()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from longgen import plan, preset
 from longgen.errors import UsageError
-from longgen.frameplan import Clip, neutral
+from longgen.frameplan import Geometry, full_attention
 from longgen.frames import local_windows
 from longgen.fusion.freelong import FreeLong, kernel
 from longgen.fusion.freelongpp import FreeLongPlusPlus
@@ -22,7 +22,7 @@ from longgen.noise.shuffle import window_shuffle
 from longgen.technique import Step
 
 STEP = Step(0, (1000.0, 500.0))
-GRID, SMALL = (16, 3, 4), Clip(16, 4, (1.0,))  # four times the native length, as 81 of 21 is
+GRID, SMALL = (16, 3, 4), Geometry(16, 4, (1.0,))  # four times the native length, as 81 of 21 is
 
 
 def features(names: list[str], seed: int = 0, grid: tuple[int, int, int] = GRID) -> dict[str, Tensor]:
@@ -117,9 +117,9 @@ def test_equal_branches_are_themselves_bit_for_bit() -> None:
     [(22, ["1x", "2x"]), (42, ["1x", "2x"]), (43, ["1x", "2x", "4x"]), (81, ["1x", "2x", "4x"]), (161, ["1x", "2x", "4x", "8x"])],
 )
 def test_scales_double_up_to_the_clip(frames_lat: int, names: list[str]) -> None:
-    branches = FreeLongPlusPlus().branches(neutral(frames_lat), Clip(frames_lat, 21, (1.0,)), 0, 10)
+    branches = FreeLongPlusPlus().branches(full_attention(frames_lat), Geometry(frames_lat, 21, (1.0,)), 0, 10)
     assert list(branches) == names
-    assert branches[names[-1]].is_neutral
+    assert branches[names[-1]].is_stock
     for level, name in enumerate(names[:-1]):
         for frame, (start, stop) in enumerate(local_windows(frames_lat, 21 * 2**level, "shift")):
             assert np.flatnonzero(branches[name].passes[0].visible[frame]).tolist() == list(range(start, stop))
@@ -128,50 +128,50 @@ def test_scales_double_up_to_the_clip(frames_lat: int, names: list[str]) -> None
 @pytest.mark.parametrize("sets", [{}, {"sparse": True}, {"scales": (0.5, 1, 2)}])
 @pytest.mark.parametrize("frames_lat", [1, 20, 21])
 def test_native_length_is_the_plan_itself(frames_lat: int, sets: dict[str, object]) -> None:
-    frame_plan = neutral(frames_lat)
-    branches = FreeLongPlusPlus(**sets).branches(frame_plan, Clip(frames_lat, 21, (1.0,)), 0, 10)  # type: ignore[arg-type]
+    frame_plan = full_attention(frames_lat)
+    branches = FreeLongPlusPlus(**sets).branches(frame_plan, Geometry(frames_lat, 21, (1.0,)), 0, 10)  # type: ignore[arg-type]
     assert list(branches.values()) == [frame_plan]
 
 
 def test_window_and_scales_set_the_windows() -> None:
-    clip = Clip(81, 21, (1.0,))
-    branches = FreeLongPlusPlus(window=9, scales=(0.5, 3)).branches(neutral(81), clip, 0, 10)
+    clip = Geometry(81, 21, (1.0,))
+    branches = FreeLongPlusPlus(window=9, scales=(0.5, 3)).branches(full_attention(81), clip, 0, 10)
     seen = {name: set(one.passes[0].visible.sum(axis=1)) for name, one in branches.items()}
     assert seen == {"0.5x": {4}, "3x": {27}}
-    assert list(FreeLongPlusPlus(scales=(1, 4, 8)).branches(neutral(81), clip, 0, 10)) == ["1x", "4x"]  # 4 holds the clip
+    assert list(FreeLongPlusPlus(scales=(1, 4, 8)).branches(full_attention(81), clip, 0, 10)) == ["1x", "4x"]  # 4 holds the clip
 
 
 def test_sparse_halves_the_keys_of_the_global_branch_alone() -> None:
-    clip = Clip(81, 21, (1.0,))
-    dense, sparse = (FreeLongPlusPlus(sparse=s).branches(neutral(81), clip, 0, 10) for s in (False, True))
+    clip = Geometry(81, 21, (1.0,))
+    dense, sparse = (FreeLongPlusPlus(sparse=s).branches(full_attention(81), clip, 0, 10) for s in (False, True))
     assert (sparse["4x"].passes[0].visible == (np.arange(81) % 2 == 0)).all()
     assert sparse["4x"].density == pytest.approx(41 / 81)
     assert all(sparse[name].key == dense[name].key for name in ("1x", "2x"))
     with pytest.raises(UsageError, match=r"freelongpp\.sparse = true, but no branch sees all 81") as caught:
-        FreeLongPlusPlus(sparse=True, scales=(1, 2)).branches(neutral(81), clip, 0, 10)
-    assert caught.value.accepted
-    assert "--set freelongpp.sparse=false" in caught.value.do
+        FreeLongPlusPlus(sparse=True, scales=(1, 2)).branches(full_attention(81), clip, 0, 10)
+    assert caught.value.expected
+    assert "--set freelongpp.sparse=false" in caught.value.hint
 
 
 @pytest.mark.parametrize(("split", "fused"), [(1.0, 10), (0.3, 3), (0.0, 0)])
 def test_the_first_branch_alone_after_the_split(split: float, fused: int) -> None:
-    clip = Clip(81, 21, (1.0,))
-    names = [list(FreeLongPlusPlus(split=split).branches(neutral(81), clip, step, 10)) for step in range(10)]
+    clip = Geometry(81, 21, (1.0,))
+    names = [list(FreeLongPlusPlus(split=split).branches(full_attention(81), clip, step, 10)) for step in range(10)]
     assert names == [["1x", "2x", "4x"]] * fused + [["1x"]] * (10 - fused)
 
 
 def test_operations_count_every_branch_but_one() -> None:
     tokens, channels = math.prod(GRID), 7
-    assert FreeLongPlusPlus().settled(SMALL).operations(GRID, channels) == 2 * tokens * channels * (2 + 2 * sum(GRID))
+    assert FreeLongPlusPlus().settled(SMALL).flops(GRID, channels) == 2 * tokens * channels * (2 + 2 * sum(GRID))
     in_time = FreeLongPlusPlus(cutoff_space="all").settled(SMALL)
-    assert in_time.operations(GRID, channels) == 2 * tokens * channels * (2 + 2 * GRID[0])
+    assert in_time.flops(GRID, channels) == 2 * tokens * channels * (2 + 2 * GRID[0])
 
 
 @pytest.mark.parametrize(("frames_lat", "window"), [(16, None), (17, None), (10, 3)])
 def test_noise_equals_the_formula(frames_lat: int, window: int | None) -> None:
     noise = torch.randn(2, 3, frames_lat, 2, 2, generator=torch.Generator().manual_seed(0))
     technique = FreeLongPlusPlus(window=window)
-    mixed = technique.mix(noise, Clip(frames_lat, 8, (1.0,)), torch.Generator().manual_seed(1))
+    mixed = technique.mix(noise, Geometry(frames_lat, 8, (1.0,)), torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(1)
     base = window_shuffle(noise, window or 8, 2 if window is None else 1, generator)
     fresh = torch.randn(noise.shape, generator=generator)
@@ -185,7 +185,7 @@ def test_noise_equals_the_formula(frames_lat: int, window: int | None) -> None:
 
 def test_noise_stays_standard_normal() -> None:
     noise = torch.randn(1, 16, 33, 60, 60, generator=torch.Generator().manual_seed(0))
-    mixed = FreeLongPlusPlus().mix(noise, Clip(33, 8, (1.0,)), torch.Generator().manual_seed(1))
+    mixed = FreeLongPlusPlus().mix(noise, Geometry(33, 8, (1.0,)), torch.Generator().manual_seed(1))
     frames = mixed[0].transpose(0, 1).flatten(1)
     print(f"worst frame: mean {frames.mean(1).abs().max():.4f}, variance off by {(frames.var(1) - 1).abs().max():.4f}")
     assert frames.mean(1).abs().max() < 0.02
@@ -195,7 +195,7 @@ def test_noise_stays_standard_normal() -> None:
 @pytest.mark.parametrize(("frames_lat", "window"), [(1, None), (8, None), (8, 3), (12, 12)])
 def test_noise_of_native_length_or_one_window_is_left_as_it_is(frames_lat: int, window: int | None) -> None:
     noise = torch.randn(1, 2, frames_lat, 2, 2)
-    assert FreeLongPlusPlus(window=window).mix(noise, Clip(frames_lat, 8, (1.0,)), torch.Generator()) is noise
+    assert FreeLongPlusPlus(window=window).mix(noise, Geometry(frames_lat, 8, (1.0,)), torch.Generator()) is noise
 
 
 @pytest.mark.parametrize(

@@ -13,16 +13,16 @@ from diffusers import CogVideoXDDIMScheduler, DDIMScheduler, UniPCMultistepSched
 from pydantic import ValidationError
 from torch import Tensor
 
-from longgen import plan, preset
+from longgen import plan, planner, preset
 from longgen.backbones.spec import WAN_1_3B
 from longgen.errors import UsageError
-from longgen.frameplan import Clip, FramePlan, Pass, distances, neutral
+from longgen.frameplan import FramePlan, Geometry, Pass, distances, full_attention
 from longgen.fusion import freepca
 from longgen.fusion.freepca import FreePca, covariance, mixing
 from longgen.technique import Step
 
 STEP = Step(0, (1000.0, 500.0))
-CLIP = Clip(81, 21, (1.0,))
+CLIP = Geometry(81, 21, (1.0,))
 
 
 def starts(frames_lat: int, window: int, stride: int) -> list[int]:
@@ -88,7 +88,7 @@ def by_windows(outputs: Outputs, first: list[int], window: int, components: int,
     return (total / count).view(batch, tokens, channels)
 
 
-def case(technique: FreePca, clip: Clip, per_frame: int, channels: int, seed: int = 0) -> Outputs:
+def case(technique: FreePca, clip: Geometry, per_frame: int, channels: int, seed: int = 0) -> Outputs:
     """Outputs of the global branch and of every window, each of its own."""
     settled = technique.settled(clip)
     assert settled.window is not None
@@ -112,7 +112,7 @@ def case(technique: FreePca, clip: Clip, per_frame: int, channels: int, seed: in
     ids=str,
 )
 def test_equals_explicit_pca(frames_lat: int, sets: dict[str, int]) -> None:
-    clip = Clip(frames_lat, 21 if frames_lat == 81 else 4, (1.0,))
+    clip = Geometry(frames_lat, 21 if frames_lat == 81 else 4, (1.0,))
     technique = FreePca(**sets)  # type: ignore[arg-type]
     settled = technique.settled(clip)
     assert settled.window is not None
@@ -193,9 +193,9 @@ def test_equal_branches_are_themselves_to_rounding() -> None:
 
 @pytest.mark.parametrize(("frames_lat", "window", "stride"), [(81, None, None), (40, 9, 9), (31, 9, 4), (22, 21, 1)])
 def test_the_local_branch_has_a_pass_for_every_window(frames_lat: int, window: int | None, stride: int | None) -> None:
-    clip = Clip(frames_lat, 21, (1.0,))
+    clip = Geometry(frames_lat, 21, (1.0,))
     technique = FreePca(window=window, stride=stride)
-    branches = technique.branches(neutral(frames_lat), clip, 0, 10)
+    branches = technique.branches(full_attention(frames_lat), clip, 0, 10)
     assert list(branches) == ["global", "local"]
     length = window or 21
     for one, start in zip(branches["local"].passes, starts(frames_lat, length, stride or 5), strict=True):
@@ -209,10 +209,10 @@ def test_after_the_split_the_mean_over_windows_of_local_attention() -> None:
     frame_plan = FramePlan((Pass(distances(30), np.ones((30, 30), dtype=bool), np.full(30, 0.25)),
                             Pass(distances(30) + 1, np.ones((30, 30), dtype=bool), np.full(30, 0.75))))  # fmt: skip
     technique = FreePca(window=8, stride=3, split=0.75)
-    names = [list(technique.branches(frame_plan, Clip(30, 8, (1.0,)), step, 50)) for step in range(50)]
+    names = [list(technique.branches(frame_plan, Geometry(30, 8, (1.0,)), step, 50)) for step in range(50)]
     assert names == [["global", "local"]] * 37 + [["local"]] * 13
-    local = technique.branches(frame_plan, Clip(30, 8, (1.0,)), 49, 50)["local"]
-    assert local.gain == 1
+    local = technique.branches(frame_plan, Geometry(30, 8, (1.0,)), 49, 50)["local"]
+    assert local.logit_scale == 1
     total = np.zeros((30, 30))  # weight that frame i gives to the windows in which it sees frame j
     for one in local.passes:
         total += one.weight[:, None] * one.visible
@@ -243,9 +243,9 @@ def test_fusing_ends_by_the_timestep_that_the_model_is_told(name: str, until: fl
     """A step above `until` is the definition; a later one is the mean over windows, and its global branch is not computed."""
     SCHEDULES[name].set_timesteps(50)
     timesteps = tuple(SCHEDULES[name].timesteps.tolist())
-    clip, grid = Clip(12, 4, (1.0,)), (12, 1, 2)
+    clip, grid = Geometry(12, 4, (1.0,)), (12, 1, 2)
     technique = FreePca(until=until)
-    assert set(map(tuple, (technique.branches(neutral(12), clip, step, 50) for step in range(50)))) == {("global", "local")}
+    assert set(map(tuple, (technique.branches(full_attention(12), clip, step, 50) for step in range(50)))) == {("global", "local")}
     outputs = case(technique, clip, 2, 3)
     first = starts(12, 4, 1)
     both, alone = by_windows(outputs, first, 4, 3, 12), by_windows(outputs, first, 4, -1, 12)
@@ -258,7 +258,7 @@ def test_fusing_ends_by_the_timestep_that_the_model_is_told(name: str, until: fl
 
 def test_a_cost_counts_the_global_branch_where_it_is_fused_without_a_shift() -> None:
     def attended(*sets: str) -> float:
-        return plan.build(preset.load("freepca", sets, preset.Sample(frames=321)), WAN_1_3B).attention_cost
+        return planner.build(preset.load("freepca", sets, preset.Sample(frames=321)), WAN_1_3B).attention_cost
 
     local, everywhere = attended("freepca.split=0"), attended("freepca.split=1")
     assert everywhere == pytest.approx(local + 1)
@@ -274,35 +274,37 @@ def test_two_ends_of_fusing_are_refused() -> None:
 
 @pytest.mark.parametrize(("split", "fused"), [(0.0, 0), (0.5, 5), (0.75, 7), (0.7, 7), (1.0, 10)])
 def test_split(split: float, fused: int) -> None:
-    steps = [len(FreePca(split=split).branches(neutral(81), CLIP, step, 10)) > 1 for step in range(10)]
+    steps = [len(FreePca(split=split).branches(full_attention(81), CLIP, step, 10)) > 1 for step in range(10)]
     assert steps == [True] * fused + [False] * (10 - fused)
 
 
 def test_entropy_scales_the_global_branch_alone() -> None:
-    sixteen = FreePca().branches(neutral(64), Clip(64, 16, (1.0,)), 0, 10)
-    assert sixteen["global"].gain == pytest.approx(1.2247, abs=1e-4)
-    assert FreePca().branches(neutral(81), CLIP, 0, 10)["global"].gain == pytest.approx(1.201, abs=1e-3)
-    assert sixteen["local"].gain == 1
-    assert FreePca(entropy=False).branches(neutral(64), Clip(64, 16, (1.0,)), 0, 10)["global"].is_neutral
+    sixteen = FreePca().branches(full_attention(64), Geometry(64, 16, (1.0,)), 0, 10)
+    assert sixteen["global"].logit_scale == pytest.approx(1.2247, abs=1e-4)
+    assert FreePca().branches(full_attention(81), CLIP, 0, 10)["global"].logit_scale == pytest.approx(1.201, abs=1e-3)
+    assert sixteen["local"].logit_scale == 1
+    assert FreePca(entropy=False).branches(full_attention(64), Geometry(64, 16, (1.0,)), 0, 10)["global"].is_stock
 
 
 @pytest.mark.parametrize(("frames_lat", "window"), [(1, None), (21, None), (40, 40)])
 def test_one_window_is_the_plan_itself(frames_lat: int, window: int | None) -> None:
-    frame_plan = neutral(frames_lat)
-    branches = FreePca(window=window).branches(frame_plan, Clip(frames_lat, 21, (1.0,)), 0, 10)
+    frame_plan = full_attention(frames_lat)
+    branches = FreePca(window=window).branches(frame_plan, Geometry(frames_lat, 21, (1.0,)), 0, 10)
     assert list(branches.values()) == [frame_plan]
 
 
 def test_operations_count_windows_but_the_first() -> None:
-    settled = FreePca(window=8, stride=3).settled(Clip(30, 8, (1.0,)))
-    assert settled.operations((30, 2, 3), 5) == 8 * 10 * 64 * 30  # nine windows: 0, 3, .. 21, 22
+    settled = FreePca(window=8, stride=3).settled(Geometry(30, 8, (1.0,)))
+    assert settled.flops((30, 2, 3), 5) == 8 * 10 * 64 * 30  # nine windows: 0, 3, .. 21, 22
 
 
 @pytest.mark.parametrize(("frames_lat", "window"), [(32, None), (29, None), (17, 5), (81, 21)])
 def test_noise_equals_the_sequential_reference(frames_lat: int, window: int | None) -> None:
     length = window or 8
     noise = torch.randn(2, 3, frames_lat, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    mixed = FreePca(window=window, stride=2).mix(noise, Clip(frames_lat, min(8, length), (1.0,)), torch.Generator().manual_seed(1))
+    mixed = FreePca(window=window, stride=2).mix(
+        noise, Geometry(frames_lat, min(8, length), (1.0,)), torch.Generator().manual_seed(1)
+    )
     rest = torch.randn(2, 3, -frames_lat % length, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     expected = torch.cat([noise, rest], dim=2)
     for start in range(length, frames_lat, length):
@@ -314,7 +316,7 @@ def test_noise_equals_the_sequential_reference(frames_lat: int, window: int | No
 
 def test_noise_stays_standard_normal_to_the_last_short_block() -> None:
     noise = torch.randn(1, 16, 35, 60, 60, generator=torch.Generator().manual_seed(0))
-    mixed = FreePca().mix(noise, Clip(35, 8, (1.0,)), torch.Generator().manual_seed(1))
+    mixed = FreePca().mix(noise, Geometry(35, 8, (1.0,)), torch.Generator().manual_seed(1))
     frames = mixed[0].transpose(0, 1).flatten(1)
     print(f"worst frame: mean {frames.mean(1).abs().max():.4f}, variance off by {(frames.var(1) - 1).abs().max():.4f}")
     assert frames.mean(1).abs().max() < 0.02
@@ -324,22 +326,22 @@ def test_noise_stays_standard_normal_to_the_last_short_block() -> None:
 @pytest.mark.parametrize(("frames_lat", "window"), [(1, None), (8, None), (8, 4), (12, 12)])
 def test_noise_of_native_length_or_one_window_is_left_as_it_is(frames_lat: int, window: int | None) -> None:
     noise = torch.randn(1, 2, frames_lat, 2, 2)
-    assert FreePca(window=window).mix(noise, Clip(frames_lat, 8, (1.0,)), torch.Generator()) is noise
+    assert FreePca(window=window).mix(noise, Geometry(frames_lat, 8, (1.0,)), torch.Generator()) is noise
 
 
 @pytest.mark.parametrize(
-    ("sets", "given", "accepted"),
+    ("sets", "given", "expected"),
     [
         ({"stride": 22}, r"freepca\.stride = 22 is more than the window of 21 latent frames", "1 to 21"),
         ({"components": 21}, r"freepca\.components = 21, but 21 latent frames have 20 components", "0 to 20"),
         ({"window": 3}, r"freepca\.components = 3, but 3 latent frames have 2 components", "0 to 2"),
     ],
 )
-def test_what_does_not_fit_the_window_is_refused(sets: dict[str, int], given: str, accepted: str) -> None:
+def test_what_does_not_fit_the_window_is_refused(sets: dict[str, int], given: str, expected: str) -> None:
     with pytest.raises(UsageError, match=given) as caught:
-        FreePca(**sets).branches(neutral(81), CLIP, 0, 10)  # type: ignore[arg-type]
-    assert caught.value.accepted == accepted
-    assert "--set freepca." in caught.value.do
+        FreePca(**sets).branches(full_attention(81), CLIP, 0, 10)  # type: ignore[arg-type]
+    assert caught.value.expected == expected
+    assert "--set freepca." in caught.value.hint
 
 
 @pytest.mark.parametrize(("key", "value"), [("components", -1), ("window", 1), ("stride", 0), ("split", 2), ("entropy", 1.2)])

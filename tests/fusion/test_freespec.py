@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from longgen.frameplan import Clip, neutral
+from longgen.frameplan import Geometry, full_attention
 from longgen.fusion.freespec import FreeSpec, gram, reconstruct
 from longgen.technique import Step
 
 STEP = Step(1, (1000.0, 900.0, 700.0, 400.0))
-CLIP = Clip(81, 21, (1.0,), 1)
+CLIP = Geometry(81, 21, (1.0,), 1)
 GRID = (5, 4, 15)  # FreeSpec sees tokens, not where they are
 
 
@@ -69,7 +69,7 @@ def test_alpha_and_lambda_zero_are_the_local_branch_exactly() -> None:
     global_, local = features(100, 12, seed=1), features(100, 12, seed=2)
     neutral_setting = FreeSpec(alpha=0, lambda_start=0, lambda_end=0)
     assert torch.equal(neutral_setting.fuse({"global": global_, "local": local}.__getitem__, STEP, GRID), local)
-    assert set(neutral_setting.branches(neutral(81), CLIP, 0, 4)) == {"local"}  # and the global one is not computed
+    assert set(neutral_setting.branches(full_attention(81), CLIP, 0, 4)) == {"local"}  # and the global one is not computed
 
 
 def test_equal_branches_fuse_to_themselves() -> None:
@@ -107,9 +107,9 @@ def test_weights_follow_the_formulas() -> None:
 
 
 def test_both_branches_before_the_split_and_the_local_one_after() -> None:
-    names = [list(FreeSpec().branches(neutral(81), CLIP, step, 20)) for step in range(20)]
+    names = [list(FreeSpec().branches(full_attention(81), CLIP, step, 20)) for step in range(20)]
     assert names == [["global", "local"]] * 10 + [["local"]] * 10
-    local = FreeSpec().branches(neutral(81), CLIP, 0, 20)["local"]
+    local = FreeSpec().branches(full_attention(81), CLIP, 0, 20)["local"]
     assert (local.passes[0].visible.sum(1) == 21).all()
 
 
@@ -137,4 +137,4 @@ def test_the_paper_s_ablations_differ_from_each_other_and_from_the_branches(abla
 
 def test_operations_are_two_gram_matrices_a_product_and_two_eigenproblems() -> None:
     tokens, channels = 300, 24
-    assert FreeSpec().operations(GRID, channels) == 3 * 2 * tokens * channels**2 + 2 * 10 * channels**3
+    assert FreeSpec().flops(GRID, channels) == 3 * 2 * tokens * channels**2 + 2 * 10 * channels**3

@@ -229,7 +229,7 @@ def refusal(done: Result) -> str:
         return f"exit code {done.exit_code}"
     if done.stdout:
         return "a result besides an error"
-    if ("accepted: " not in done.stderr and "Usage:" not in done.stderr) or len(done.stderr) > 10_000:
+    if ("expected: " not in done.stderr and "Usage:" not in done.stderr) or len(done.stderr) > 10_000:
         return f"no message of three facts: {done.stderr[:300]}"
     return ""
 

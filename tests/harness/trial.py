@@ -45,19 +45,20 @@ def warm() -> None:
     import torch
 
     torch.set_num_threads(1)
-    from longgen import backbones
+    from longgen.backbones import settings
     from longgen.backbones.spec import SPECS
+    from longgen.pipelines import loading
 
-    load, loaded = backbones.load, dict[Any, Any]()
+    load, loaded = loading.load, dict[Any, Any]()
 
-    def once(spec: Any, setup: Any) -> Any:
-        if (spec.name, setup) not in loaded:
-            loaded[spec.name, setup] = load(spec, setup)
-        return loaded[spec.name, setup]
+    def once(spec: Any, model_settings: Any) -> Any:
+        if (spec.name, model_settings) not in loaded:
+            loaded[spec.name, model_settings] = load(spec, model_settings)
+        return loaded[spec.name, model_settings]
 
     for name in ("tiny", "tiny-causal"):
-        once(SPECS[name], backbones.Setup("cpu", "fp32"))
-    backbones.load = once  # the same model, loaded before
+        once(SPECS[name], settings.ModelSettings("cpu", "fp32"))
+    loading.load = once  # the same model, loaded before
     from imageio_ffmpeg import get_ffmpeg_exe
 
     get_ffmpeg_exe()  # remembers where ffmpeg is

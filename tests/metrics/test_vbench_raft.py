@@ -143,8 +143,8 @@ def test_a_torchvision_that_does_not_import_is_named(tmp_path: Path, monkeypatch
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(MissingError, match="operator torchvision::nms does not exist") as caught:
         VBench("cpu", tmp_path, [dimension])
-    assert torch.__version__ in caught.value.accepted
-    assert 'pip install "longgen[vbench]"' in caught.value.do
+    assert torch.__version__ in caught.value.expected
+    assert 'pip install "longgen[vbench]"' in caught.value.hint
 
 
 def test_without_torchvision_only_the_dimensions_of_motion_ask_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import diffusers
 import torch
 
-from longgen.backbones import random
 from longgen.backbones.spec import BackboneSpec
+from longgen.pipelines import random_weights
 
 PIPELINES = {"wan": "Wan", "ltx": "LTX", "cogvideox": "CogVideoX", "hunyuan": "HunyuanVideo"}
 VAES = {
@@ -28,7 +28,7 @@ WAN_VAE_22 = dict(
 
 def transformer(spec: BackboneSpec) -> Any:
     with torch.device("meta"):
-        return random.TRANSFORMERS[spec.family](**random.settings(spec))
+        return random_weights.TRANSFORMERS[spec.family](**random_weights.settings(spec))
 
 
 def write_configs(spec: BackboneSpec, folder: Path) -> None:

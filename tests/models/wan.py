@@ -14,7 +14,7 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, Wa
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from longgen.backbones import Setup
+from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import TINY_CAUSAL
 from tests.models.t5 import WORDS
 
@@ -43,7 +43,7 @@ def build(name: str, folder: Path) -> None:
 
 def causal() -> Any:
     """A causal backbone whose transformer is small and random; the rest is tiny's. It was "trained" on nine latent frames."""
-    from longgen.backbones.causal import CausalWan
+    from longgen.pipelines.causal_wan import CausalWan
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -56,7 +56,7 @@ def causal() -> Any:
         TINY_CAUSAL, checkpoint=None, patch=(1, 2, 2), size=(96, 64), native_px=33, layers=3, heads=2, head_dim=36, ffn_dim=96,
         rotary_dims=12, intrinsic_component=1, parameters=sum(weight.numel() for weight in transformer.parameters()),
     )  # fmt: skip
-    return CausalWan(spec, WanPipeline.from_pretrained(spec.source, transformer=transformer), Setup("cpu", "fp32"))
+    return CausalWan(spec, WanPipeline.from_pretrained(spec.source, transformer=transformer), ModelSettings("cpu", "fp32"))
 
 
 def _transformer(channels: int) -> WanTransformer3DModel:

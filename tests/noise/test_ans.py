@@ -8,17 +8,17 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from longgen import plan, preset
+from longgen import planner, preset
 from longgen.backbones.spec import SELF_FORCING, TINY
 from longgen.errors import UsageError
-from longgen.frameplan import Clip
+from longgen.frameplan import Geometry
 from longgen.noise.ans import Ans
 
 RHOS = [-0.9, -0.5, 0.3]
 
 
-def clip(frames_lat: int, native_lat: int = 8) -> Clip:
-    return Clip(frames_lat, native_lat, (1.0,))
+def clip(frames_lat: int, native_lat: int = 8) -> Geometry:
+    return Geometry(frames_lat, native_lat, (1.0,))
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -103,11 +103,11 @@ def test_the_noise_it_is_given_stays() -> None:
 def test_it_makes_the_noise_of_clips_and_of_rollouts() -> None:
     stack = preset.load("direct").model_copy(update={"techniques": (Ans(),), "sample": preset.Sample(frames=161)})
     for spec in (TINY, SELF_FORCING):
-        made = plan.build(stack, spec)
+        made = planner.build(stack, spec)
         assert made.noise == Ans()
         assert not any("ans" in note for note in made.notes)
         silent = stack.model_copy(update={"techniques": (Ans(noise=False),)})
-        assert plan.build(silent, spec).noise is None
+        assert planner.build(silent, spec).noise is None
 
 
 @pytest.mark.parametrize("rho", [-1.0, 1.0, 1.5])

@@ -10,16 +10,16 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from longgen import plan, preset
+from longgen import planner, preset
 from longgen.backbones.spec import TINY
 from longgen.errors import UsageError
-from longgen.frameplan import Clip
+from longgen.frameplan import Geometry
 from longgen.noise.glc import GlcNoise
 from longgen.noise.shuffle import window_shuffle
 
 
-def clip(frames_lat: int, native_lat: int = 8) -> Clip:
-    return Clip(frames_lat, native_lat, (1.0,))
+def clip(frames_lat: int, native_lat: int = 8) -> Geometry:
+    return Geometry(frames_lat, native_lat, (1.0,))
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -174,10 +174,10 @@ def test_noise_of_native_length_or_one_unit_is_left_as_it_is(frames_lat: int, wi
 
 def test_noise_can_be_switched_off() -> None:
     stack = preset.load("direct").model_copy(update={"techniques": (GlcNoise(noise=False),), "sample": preset.Sample(frames=161)})
-    assert plan.build(stack, TINY).noise is None
+    assert planner.build(stack, TINY).noise is None
     stack = stack.model_copy(update={"techniques": (GlcNoise(),)})
-    assert plan.build(stack, TINY).noise == GlcNoise()
-    assert not plan.build(stack, TINY).table.any()
+    assert planner.build(stack, TINY).noise == GlcNoise()
+    assert not planner.build(stack, TINY).table.any()
 
 
 def test_a_region_longer_than_the_unit_is_refused() -> None:
@@ -185,8 +185,8 @@ def test_a_region_longer_than_the_unit_is_refused() -> None:
     for technique in (GlcNoise(region=9), GlcNoise(window=4, region=9)):
         with pytest.raises(UsageError, match=r"glc-noise\.region = 9 is more than the unit of [84] latent frames") as caught:
             mixed(technique, normal(1, 1, 20, 2, 2))
-        assert caught.value.accepted in {"1 to 8", "1 to 4"}
-        assert "--set glc-noise.region=" in caught.value.do
+        assert caught.value.expected in {"1 to 8", "1 to 4"}
+        assert "--set glc-noise.region=" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -7,19 +7,19 @@ import math
 import numpy as np
 import pytest
 
-from longgen import plan, preset
+from longgen import planner, preset
 from longgen.backbones.spec import SELF_FORCING, WAN_1_3B
 from longgen.context.window import Window
 from longgen.errors import UsageError
-from longgen.frameplan import Clip, neutral
+from longgen.frameplan import Geometry, full_attention
 from longgen.positions.flex import Flex, by_parts
 from longgen.positions.vrpr import Vrpr
 
 CYCLES = [3.342, 2.199, 1.447, 0.952, 0.626, 0.412, 0.271, 0.178, 0.117, 0.077, 0.051, 0.033]  # r_m over 21 latents
 
 
-def clip(frames_lat: int) -> Clip:
-    return Clip(frames_lat, 21, WAN_1_3B.frequencies, 6)
+def clip(frames_lat: int) -> Geometry:
+    return Geometry(frames_lat, 21, WAN_1_3B.frequencies, 6)
 
 
 def slow(frequencies: tuple[float, ...], horizon: int, stretch: float, a: float, b: float) -> np.ndarray:
@@ -52,11 +52,11 @@ TABLE = [
 
 def test_wan_s_table_in_a_rollout_of_126_latent_frames_with_a_sink() -> None:
     """31 seconds: the last frame sees the first at 125, so s = 6.25; phases there end at 125 theta' <= 20 theta, as in training."""
-    made = plan.build(preset.load("flex", (), preset.Sample(frames=501)), SELF_FORCING)
+    made = planner.build(preset.load("flex", (), preset.Sample(frames=501)), SELF_FORCING)
     (frame_plan,) = (branch for branch, _, _ in made.branches().values())
     assert frame_plan.reach == 125
-    assert frame_plan.scale is not None
-    for m, ((theta, period, cycles), factor) in enumerate(zip(TABLE, frame_plan.scale, strict=True)):
+    assert frame_plan.frequency_scale is not None
+    for m, ((theta, period, cycles), factor) in enumerate(zip(TABLE, frame_plan.frequency_scale, strict=True)):
         own = SELF_FORCING.frequencies[m]
         assert own == pytest.approx(theta, abs=6e-7)
         assert 2 * math.pi / own == pytest.approx(period, rel=4e-4)
@@ -75,15 +75,15 @@ def test_with_a_ramp_from_half_a_cycle_to_one() -> None:
 
 @pytest.mark.parametrize(("frames_lat", "stretch"), [(3, 1), (21, 1), (24, 23 / 20), (126, 6.25), (4200, 4199 / 20)])
 def test_in_a_rollout_the_stretch_grows_with_the_distance_to_the_sink(frames_lat: int, stretch: float) -> None:
-    made = plan.build(preset.load("flex", (), preset.Sample(frames=16797)), SELF_FORCING)
-    programs, table = made.rolled(frames_lat, 3)
+    made = planner.build(preset.load("flex", (), preset.Sample(frames=16797)), SELF_FORCING)
+    programs, table = made.programs_for_chunk(frames_lat, 3)
     (program,) = (programs[index] for index in np.unique(table))
-    scale = None if program is None else program.branches["main"].scale
+    scale = None if program is None else program.branches["main"].frequency_scale
     assert (1.0 if scale is None else 1 / scale[21]) == pytest.approx(stretch)
 
 
 def test_by_default_three_components_are_kept_on_wan() -> None:
-    scale = Flex().rescale(neutral(81), clip(81)).scale
+    scale = Flex().apply(full_attention(81), clip(81)).frequency_scale
     assert scale is not None
     assert (scale[:3] == 1).all()
     assert scale[3:] == pytest.approx([1 / 4] * 19, rel=1e-15)  # s = 80 / 20
@@ -106,37 +106,37 @@ def test_a_hard_split_keeps_exactly_a_cycles() -> None:
 @pytest.mark.parametrize("setting", [{}, {"a": 0.03, "b": 3.0}])
 @pytest.mark.parametrize("frames_lat", [1, 5, 21])
 def test_identity_at_native_length(frames_lat: int, setting: dict[str, float]) -> None:
-    plain = neutral(frames_lat)
-    assert Flex(**setting).rescale(plain, clip(frames_lat)) is plain
+    plain = full_attention(frames_lat)
+    assert Flex(**setting).apply(plain, clip(frames_lat)) is plain
 
 
 def test_inert_where_relative_times_stay_within_training() -> None:
-    windowed = Window().reshape(neutral(81), clip(81))  # its ends see 20 frames away
+    windowed = Window().apply(full_attention(81), clip(81))  # its ends see 20 frames away
     assert windowed.reach == 20
-    mapped = Vrpr().reshape(neutral(81), clip(81))
-    assert Flex().rescale(windowed, clip(81)) is windowed
-    assert Flex().rescale(mapped, clip(81)) is mapped
-    wider = Window(frames=31).reshape(neutral(81), clip(81))
-    scale = Flex().rescale(wider, clip(81)).scale
+    mapped = Vrpr().apply(full_attention(81), clip(81))
+    assert Flex().apply(windowed, clip(81)) is windowed
+    assert Flex().apply(mapped, clip(81)) is mapped
+    wider = Window(frames=31).apply(full_attention(81), clip(81))
+    scale = Flex().apply(wider, clip(81)).frequency_scale
     assert scale is not None
     assert scale[21] == pytest.approx(20 / 30)  # by the 30 frames that are in use, not by the clip's 81
 
 
 def test_rescale_keeps_the_passes_and_multiplies_scales() -> None:
-    plain = neutral(81)
-    once = Flex().rescale(plain, clip(81))
-    twice = Flex().rescale(once, clip(81))
+    plain = full_attention(81)
+    once = Flex().apply(plain, clip(81))
+    twice = Flex().apply(once, clip(81))
     assert once.passes is plain.passes
-    assert once.gain == 1
-    assert not once.is_neutral
-    assert once.scale is not None
-    assert twice.scale is not None
-    assert np.array_equal(twice.scale, once.scale**2)
+    assert once.logit_scale == 1
+    assert not once.is_stock
+    assert once.frequency_scale is not None
+    assert twice.frequency_scale is not None
+    assert np.array_equal(twice.frequency_scale, once.frequency_scale**2)
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [(["a=2.0"], r"flex.a = 2.0 is above flex.b = 1.0; accepted: a <= b; lower flex.a or raise flex.b"),
+    [(["a=2.0"], r"flex.a = 2.0 is above flex.b = 1.0; expected: a <= b; lower flex.a or raise flex.b"),
      (["a=0.0"], r"flex.a = 0.0: .*greater than 0"), (["b=-1.0"], r"flex.b = -1.0"), (["horizon=1"], "greater than or equal to 2"),
      (["c=1"], "unknown key")],
 )  # fmt: skip
@@ -146,14 +146,14 @@ def test_wrong_values_are_refused(overrides: list[str], message: str) -> None:
 
 
 def test_the_preset_plans_on_wan() -> None:
-    made = plan.build(preset.load("flex-positions", (), preset.Sample(frames=321)), WAN_1_3B)
-    scale = made.branches()["main"][0].scale
+    made = planner.build(preset.load("flex-positions", (), preset.Sample(frames=321)), WAN_1_3B)
+    scale = made.branches()["main"][0].frequency_scale
     assert scale is not None
     assert np.array_equal(scale, Flex().factors(80.0, clip(81)))
-    assert not plan.build(preset.load("flex-positions"), WAN_1_3B).table.any()
+    assert not planner.build(preset.load("flex-positions"), WAN_1_3B).table.any()
 
 
 def test_a_plan_behind_a_window_says_that_flex_changes_nothing() -> None:
     window = preset.load("sliding-window", (), preset.Sample(frames=321))
     stack = window.model_copy(update={"techniques": (Flex(), *window.techniques)})
-    assert any(note.startswith("flex changes nothing at 321 frames") for note in plan.build(stack, WAN_1_3B).notes)
+    assert any(note.startswith("flex changes nothing at 321 frames") for note in planner.build(stack, WAN_1_3B).notes)

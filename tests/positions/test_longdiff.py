@@ -8,15 +8,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from longgen import plan, preset
+from longgen import planner, preset
 from longgen.backbones.spec import WAN_1_3B
 from longgen.errors import UsageError
-from longgen.frameplan import Clip, FramePlan, distances, neutral, visible_from_ranges
+from longgen.frameplan import FramePlan, Geometry, distances, full_attention, visible_from_ranges
 from longgen.positions.longdiff import LongDiff
 
 
 def reshaped(technique: LongDiff, frames_lat: int, before: FramePlan | None = None) -> FramePlan:
-    return technique.reshape(before or neutral(frames_lat), Clip(frames_lat, 21, (1.0,), 1))
+    return technique.apply(before or full_attention(frames_lat), Geometry(frames_lat, 21, (1.0,), 1))
 
 
 def slow(frames_lat: int, group: int) -> list[np.ndarray]:
@@ -90,13 +90,13 @@ def test_options_change_the_tables() -> None:
 @pytest.mark.parametrize("mode", ["group-shift", "group", "interpolate", "clip"])
 @pytest.mark.parametrize(("frames_lat", "group"), [(1, None), (5, None), (21, None), (81, 81), (81, 100)])
 def test_identity_within_the_groups(frames_lat: int, group: int | None, mode: str) -> None:
-    plain = neutral(frames_lat)
+    plain = full_attention(frames_lat)
     assert reshaped(LongDiff(mode=mode, group=group), frames_lat, plain) is plain
 
 
 def test_each_pass_of_the_plan_is_split() -> None:
     seen = visible_from_ranges([(max(0, i - 9), i + 1) for i in range(81)])
-    one, other = neutral(81).passes[0], neutral(81).see_only(seen).passes[0]
+    one, other = full_attention(81).passes[0], full_attention(81).see_only(seen).passes[0]
     weights = np.linspace(0, 1, 81)
     before = FramePlan((type(one)(one.rel, one.visible, weights), type(one)(other.rel, other.visible, 1 - weights)))
     made = reshaped(LongDiff(), 81, before)
@@ -117,11 +117,11 @@ def test_wrong_values_are_refused(override: str, message: str) -> None:
 
 
 def test_the_preset_plans_on_wan() -> None:
-    made = plan.build(preset.load("longdiff", (), preset.Sample(frames=321)), WAN_1_3B)
+    made = planner.build(preset.load("longdiff", (), preset.Sample(frames=321)), WAN_1_3B)
     frame_plan = made.branches()["main"][0]
     assert (len(frame_plan.passes), frame_plan.reach) == (4, 20)
     assert frame_plan.key_frames is not None
     assert 1.6 * 0.25 < made.attention_cost < 1.75 * 0.35  # a window and eight key frames, at two times each but for D = 4 a
-    alone = plan.build(preset.load("longdiff", ("keyframes.layers=[]",), preset.Sample(frames=321)), WAN_1_3B)
+    alone = planner.build(preset.load("longdiff", ("keyframes.layers=[]",), preset.Sample(frames=321)), WAN_1_3B)
     assert alone.attention_cost == pytest.approx(1.75, abs=1e-3)  # of four passes
-    assert not plan.build(preset.load("longdiff"), WAN_1_3B).table.any()
+    assert not planner.build(preset.load("longdiff"), WAN_1_3B).table.any()

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from longgen import plan, preset
+from longgen import planner, preset
 from longgen.backbones.spec import TINY, WAN_1_3B, BackboneSpec
 from longgen.errors import UsageError
-from longgen.frameplan import Clip, neutral
+from longgen.frameplan import Geometry, full_attention
 from longgen.positions.ntk import Ntk
 
 
-def clip(frames_lat: int, spec: BackboneSpec = WAN_1_3B) -> Clip:
-    return Clip(frames_lat, spec.native_lat, spec.frequencies, spec.intrinsic_component)
+def clip(frames_lat: int, spec: BackboneSpec = WAN_1_3B) -> Geometry:
+    return Geometry(frames_lat, spec.native_lat, spec.frequencies, spec.intrinsic_component)
 
 
 @pytest.mark.parametrize("spec", [WAN_1_3B, TINY], ids=lambda spec: spec.name)
@@ -22,7 +22,7 @@ def clip(frames_lat: int, spec: BackboneSpec = WAN_1_3B) -> Clip:
 def test_equals_the_spectrum_of_the_changed_base(frames_lat: int, factor: float | None, spec: BackboneSpec) -> None:
     s, dims = factor or frames_lat / spec.native_lat, spec.rotary_dims
     base = spec.rotary_base * s ** (dims / (dims - 2))
-    scale = Ntk(factor=factor).rescale(neutral(frames_lat), clip(frames_lat, spec)).scale
+    scale = Ntk(factor=factor).apply(full_attention(frames_lat), clip(frames_lat, spec)).frequency_scale
     assert scale is not None
     expected = [base ** (-2 * c / dims) for c in range(dims // 2)]
     error = np.abs(np.array(spec.frequencies) * scale / expected - 1).max()
@@ -41,14 +41,14 @@ def test_the_highest_frequency_stays_and_the_lowest_is_divided_by_the_ratio() ->
 @pytest.mark.parametrize("factor", [None, 1.0, 4.0])
 @pytest.mark.parametrize("frames_lat", [1, 5, 21])
 def test_identity_at_native_length(frames_lat: int, factor: float | None) -> None:
-    plain = neutral(frames_lat)
-    assert Ntk(factor=factor).rescale(plain, clip(frames_lat)) is plain
+    plain = full_attention(frames_lat)
+    assert Ntk(factor=factor).apply(plain, clip(frames_lat)) is plain
 
 
 def test_factor_one_is_the_identity_and_gain_is_untouched() -> None:
-    plain = neutral(81)
-    assert Ntk(factor=1.0).rescale(plain, clip(81)) is plain
-    assert Ntk().rescale(plain, clip(81)).gain == 1
+    plain = full_attention(81)
+    assert Ntk(factor=1.0).apply(plain, clip(81)) is plain
+    assert Ntk().apply(plain, clip(81)).logit_scale == 1
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def test_wrong_values_are_refused(override: str, message: str) -> None:
 
 
 def test_the_preset_plans_on_wan() -> None:
-    made = plan.build(preset.load("ntk", (), preset.Sample(frames=321)), WAN_1_3B)
-    scale = made.branches()["main"][0].scale
+    made = planner.build(preset.load("ntk", (), preset.Sample(frames=321)), WAN_1_3B)
+    scale = made.branches()["main"][0].frequency_scale
     assert scale is not None
     assert scale[21] == pytest.approx(21 / 81)
-    assert not plan.build(preset.load("ntk"), WAN_1_3B).table.any()
+    assert not planner.build(preset.load("ntk"), WAN_1_3B).table.any()

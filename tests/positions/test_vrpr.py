@@ -9,10 +9,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from longgen import plan, preset
+from longgen import planner, preset
 from longgen.backbones.spec import WAN_1_3B
 from longgen.errors import UsageError
-from longgen.frameplan import Clip, distances, neutral, visible_from_ranges
+from longgen.frameplan import Geometry, distances, full_attention, visible_from_ranges
 from longgen.positions.vrpr import Vrpr
 
 VARIANTS = ["continuous", "code", "paper"]
@@ -22,12 +22,12 @@ WORKED = {  # T = 81, (10, 14, 2, 8): distance -> the values the code gives it
 }  # fmt: skip
 
 
-def clip(frames_lat: int, native_lat: int = 21) -> Clip:
-    return Clip(frames_lat, native_lat, (1.0,), 1)
+def clip(frames_lat: int, native_lat: int = 21) -> Geometry:
+    return Geometry(frames_lat, native_lat, (1.0,), 1)
 
 
 def table(technique: Vrpr, frames_lat: int, native_lat: int = 21) -> np.ndarray:
-    return technique.reshape(neutral(frames_lat), clip(frames_lat, native_lat)).passes[0].rel
+    return technique.apply(full_attention(frames_lat), clip(frames_lat, native_lat)).passes[0].rel
 
 
 def by_distance(rel: np.ndarray) -> dict[int, set[float]]:
@@ -172,9 +172,9 @@ def test_published_constants_and_each_given_value_replaces_its_own() -> None:
 
 @pytest.mark.parametrize("frames_lat", [1, 5, 21])
 def test_identity_at_native_length_and_up_to_w1(frames_lat: int) -> None:
-    plain = neutral(frames_lat)
-    assert Vrpr().reshape(plain, clip(frames_lat)) is plain
-    assert Vrpr(w1=frames_lat, w2=21).reshape(plain, clip(frames_lat)).is_neutral
+    plain = full_attention(frames_lat)
+    assert Vrpr().apply(plain, clip(frames_lat)) is plain
+    assert Vrpr(w1=frames_lat, w2=21).apply(plain, clip(frames_lat)).is_stock
 
 
 def test_given_constants_act_at_native_length_too() -> None:
@@ -182,9 +182,9 @@ def test_given_constants_act_at_native_length_too() -> None:
 
 
 def test_every_pass_gets_the_times_and_keeps_what_it_sees() -> None:
-    window = neutral(81).see_only(visible_from_ranges([(0, 81)] * 80 + [(70, 81)]))
-    twice = type(window)((window.passes[0], neutral(81).passes[0]))
-    reshaped = Vrpr().reshape(twice, clip(81))
+    window = full_attention(81).see_only(visible_from_ranges([(0, 81)] * 80 + [(70, 81)]))
+    twice = type(window)((window.passes[0], full_attention(81).passes[0]))
+    reshaped = Vrpr().apply(twice, clip(81))
     assert all(np.array_equal(p.rel, table(Vrpr(), 81)) for p in reshaped.passes)
     assert all(np.array_equal(p.visible, q.visible) for p, q in zip(reshaped.passes, twice.passes, strict=True))
 
@@ -205,7 +205,7 @@ def test_leaving_the_trained_range_is_refused_with_the_smallest_g2_that_fits(
     w1, w2, g1, g2 = constants
     with pytest.raises(UsageError, match=rf"vrpr.g2 = {g2} \(w1.*trained up to 20\n.*g2 of \d+ or more\n.*--set vrpr.g2=") as error:
         table(Vrpr(w1=w1, w2=w2, g1=g1, g2=g2), frames_lat)
-    fits = int(error.value.accepted.split()[2])
+    fits = int(error.value.expected.split()[2])
     table(Vrpr(w1=w1, w2=w2, g1=g1, g2=fits), frames_lat)
     with pytest.raises(UsageError):
         table(Vrpr(w1=w1, w2=w2, g1=g1, g2=fits - 1), frames_lat)
@@ -241,9 +241,9 @@ def test_wrong_values_are_refused(override: str, message: str) -> None:
 
 
 def test_the_preset_plans_on_wan() -> None:
-    made = plan.build(preset.load("vrpr", (), preset.Sample(frames=321)), WAN_1_3B)
+    made = planner.build(preset.load("vrpr", (), preset.Sample(frames=321)), WAN_1_3B)
     (frame_plan, layers, _) = made.branches()["main"]
     assert frame_plan.reach == 20
     assert layers == list(range(30))
     assert made.cost == 1
-    assert not plan.build(preset.load("vrpr"), WAN_1_3B).table.any()
+    assert not planner.build(preset.load("vrpr"), WAN_1_3B).table.any()

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from longgen import checkpoint, video
 from longgen.backbones.spec import TINY, TINY_CAUSAL
 from longgen.cli import app
-from longgen.probe.record import read
+from longgen.layers.probe_file import read
 from tests.probe.test_choose import probe_of
 
 PROMPT = "a small red circle orbiting on a black background"

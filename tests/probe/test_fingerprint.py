@@ -11,8 +11,8 @@ import pytest
 from longgen.backbones.find import find
 from longgen.backbones.spec import LTX_2B, TINY, TINY_CAUSAL, TINY_FOLDER
 from longgen.errors import MissingError
-from longgen.probe import fingerprint as module
-from longgen.probe.fingerprint import fingerprint
+from longgen.layers import fingerprint as module
+from longgen.layers.fingerprint import fingerprint
 
 
 def test_each_model_has_its_own_wherever_it_lies(tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from longgen.backbones import Setup
+from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import COGVIDEOX_2B, TINY, TINY_CAUSAL
 from longgen.errors import UsageError
-from longgen.probe import kept, run
+from longgen.layers import store
+from longgen.layers.probe_file import Probe, Settings, read
+from longgen.probe import run
 from longgen.probe.measure import Parts, measure, settings_for
-from longgen.probe.record import Probe, Settings, read
-from longgen.run import Progress
+from longgen.progress import Progress
 
 PROMPT = "a small red circle orbiting on a black background"
 
@@ -83,13 +84,13 @@ def test_quick_is_what_full_reads_off_attention(tiny: Any, tmp_path: Path) -> No
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Any) -> Settings:
     """Settings of a quick probe, with an empty cache and tiny loaded already."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("longgen.backbones.load", lambda spec, setup: tiny)
+    monkeypatch.setattr("longgen.backbones.load", lambda spec, model_settings: tiny)
     return settings("quick", seeds=(0, 1))
 
 
 def probed(small: Settings, **options: Any) -> tuple[Probe, Path, list[str]]:
     said: list[str] = []
-    made, path = run.probe(SMALL, Setup("cpu", "fp32"), small, tell=said.append, **options)
+    made, path = run.probe(SMALL, ModelSettings("cpu", "fp32"), small, log=said.append, **options)
     return made, path, said
 
 
@@ -107,9 +108,9 @@ def test_a_probe_is_kept_and_found_again_and_judged_anew_without_measuring(small
     assert again.runs == made.runs
     assert again.seconds == made.seconds
     assert len(again.sensitive("position")) == len(again.sensitive("context")) == 2
-    assert [found for found, _ in kept.probes_of(SMALL)] == [again]
-    assert kept.probes_of(SMALL, lora=("style.safetensors",)) == []
-    assert kept.probes_of(TINY_CAUSAL) == []
+    assert [found for found, _ in store.probes_of(SMALL)] == [again]
+    assert store.probes_of(SMALL, lora=("style.safetensors",)) == []
+    assert store.probes_of(TINY_CAUSAL) == []
 
 
 def test_measuring_again_gives_the_same(small: Settings) -> None:
@@ -133,7 +134,7 @@ def test_a_quick_probe_quotes_how_well_a_full_one_says_it_ranks(small: Settings,
 def test_what_cannot_be_judged_is_refused_before_anything_is_loaded(
     small: Settings, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
 ) -> None:
-    def load(spec: Any, setup: Any) -> Any:
+    def load(spec: Any, model_settings: Any) -> Any:
         raise AssertionError
 
     monkeypatch.setattr("longgen.backbones.load", load)

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from longgen.errors import LonggenError
+from longgen.layers.probe_file import Layer, Probe, Run, Settings, Stability, read
 from longgen.probe import plots, report
-from longgen.probe.record import Layer, Probe, Run, Settings, Stability, read
 from tests import browser as chromium
 
 if TYPE_CHECKING:

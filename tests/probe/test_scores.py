@@ -11,9 +11,9 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor
 
-from longgen.attention.glimpse import Glimpse
-from longgen.backbones.rotary import Rotary
-from longgen.probe import scores
+from longgen.attention.observer import AttentionInputs
+from longgen.pipelines.rotary import Rotary
+from longgen.probe import attention_stats
 
 B, K, SIDE, H, D, L = 2, 7, 3, 2, 24, 5
 N = SIDE * SIDE
@@ -24,7 +24,7 @@ COS, SIN = (
 )
 
 
-def glimpse(queries: int = K, text: bool = False) -> Glimpse:
+def glimpse(queries: int = K, text: bool = False) -> AttentionInputs:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(B, frames * N, H, D, generator=generator) for frames in (queries, K, K))
     words = (torch.randn(B, L, H, D, generator=generator), torch.randn(B, L, H, D, generator=generator)) if text else None
@@ -35,10 +35,12 @@ def glimpse(queries: int = K, text: bool = False) -> Glimpse:
             k, v = torch.cat([k, words[0]], dim=1), torch.cat([v, words[1]], dim=1)
         return torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
-    return Glimpse(0, (queries, K), q, k, v, lambda x, times: ROTARY.turn(x, ROTARY.placed(frame, times, None)), attend, words)
+    return AttentionInputs(
+        0, (queries, K), q, k, v, lambda x, times: ROTARY.turn(x, ROTARY.placed(frame, times, None)), attend, words
+    )
 
 
-def dense_logits(seen: Glimpse, shift: float = 0.0) -> Tensor:
+def dense_logits(seen: AttentionInputs, shift: float = 0.0) -> Tensor:
     """[B, H, Q n, K n (+ L)]: every pair of tokens, turned by the difference of their times and places."""
     queries = seen.shape[0]
     angle = torch.atan2(SIN.double(), COS.double())[:N]
@@ -64,13 +66,13 @@ def dense_logits(seen: Glimpse, shift: float = 0.0) -> Tensor:
 def test_the_logit_change_is_that_of_the_dense_logits(shift: float, queries: int) -> None:
     seen = glimpse(queries)
     own, moved = dense_logits(seen), dense_logits(seen, shift)
-    change, total = scores.logit_change(seen, shift)
+    change, total = attention_stats.logit_change(seen, shift)
     assert change / D == pytest.approx(float((moved - own).square().sum()), rel=1e-5)
     assert total / D == pytest.approx(float(own.square().sum()), rel=1e-5)
 
 
 def test_no_shift_changes_no_logit() -> None:
-    assert scores.logit_change(glimpse(), 0.0)[0] == 0.0
+    assert attention_stats.logit_change(glimpse(), 0.0)[0] == 0.0
 
 
 def visible(queries: int) -> np.ndarray:
@@ -82,7 +84,7 @@ def visible(queries: int) -> np.ndarray:
     return seen
 
 
-def dense_part(seen: Glimpse, shown: np.ndarray) -> Tensor:
+def dense_part(seen: AttentionInputs, shown: np.ndarray) -> Tensor:
     """The dense logits with what is not shown at minus infinity; text is shown to all."""
     logits = dense_logits(seen)
     mask = torch.from_numpy(shown).repeat_interleave(N, dim=0).repeat_interleave(N, dim=1)
@@ -99,16 +101,19 @@ def dense_entropy(logits: Tensor) -> Tensor:
 def test_the_entropy_change_is_that_of_the_dense_softmax(queries: int, text: bool) -> None:
     seen, shown = glimpse(queries, text), visible(queries)
     whole, part = dense_entropy(dense_logits(seen)), dense_entropy(dense_part(seen, shown))
-    change, total = scores.entropy_change(seen, shown)
+    change, total = attention_stats.entropy_change(seen, shown)
     assert change == pytest.approx(float((part - whole).square().sum()), rel=1e-4)
     assert total == pytest.approx(float(whole.square().sum()), rel=1e-5)
 
 
 def test_entropies_are_of_some_tokens_of_every_frame_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scores, "QUERIES", 3)
+    monkeypatch.setattr(attention_stats, "QUERIES", 3)
     seen = glimpse()
     whole = dense_entropy(dense_logits(seen)).unflatten(-1, (K, N))[..., [0, 4, 8]]
-    assert scores.entropy_change(seen, np.ones((K, K), dtype=bool)) == (0.0, pytest.approx(float(whole.square().sum()), rel=1e-5))
+    assert attention_stats.entropy_change(seen, np.ones((K, K), dtype=bool)) == (
+        0.0,
+        pytest.approx(float(whole.square().sum()), rel=1e-5),
+    )
 
 
 @pytest.mark.parametrize("text", [False, True])
@@ -120,11 +125,13 @@ def test_the_effective_rank_is_that_of_the_singular_values_of_the_dense_output(q
     singular = torch.linalg.svdvals(output)
     share = singular / singular.sum(dim=-1, keepdim=True)
     expected = (-share * share.log()).sum(dim=-1).exp()
-    torch.testing.assert_close(scores.effective_rank(scores.output_gram(seen, shown)), expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        attention_stats.effective_rank(attention_stats.output_gram(seen, shown)), expected, rtol=1e-4, atol=0
+    )
 
 
 def test_effective_ranks_of_known_features() -> None:
     equal = torch.eye(6, dtype=torch.float64)[None] * 4  # six equal singular values
     one = torch.zeros(1, 6, 6, dtype=torch.float64)
     one[0, 2, 2] = 9
-    assert scores.effective_rank(torch.cat([equal, one, 0 * one])).tolist() == pytest.approx([6, 1, 0])
+    assert attention_stats.effective_rank(torch.cat([equal, one, 0 * one])).tolist() == pytest.approx([6, 1, 0])

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from longgen import plan, preset
-from longgen.attention.structure import analyse
+from longgen import planner, preset
+from longgen.attention.lowering import lower
 from longgen.context.window import Window
-from longgen.frameplan import neutral
+from longgen.frameplan import full_attention
+from longgen.loops import direct, start
 from longgen.plan import Plan
+from longgen.probe.instrument import Watch, changed, shifted, shown, watching, windowed
 from longgen.probe.measure import ALL
-from longgen.probe.watch import Watch, changed, shifted, shown, watching, windowed
-from longgen.sampling import direct, start
 from tests.backbones import family
 from tests.sampling import dense_rollout
 
@@ -42,7 +42,7 @@ def planted(tiny: Any) -> Any:
 def direct_plan(spec: Any, frames: int, **sample: Any) -> Plan:
     techniques = (Window(frames=ALL),) if spec.causal else ()
     wanted = preset.Sample(frames=frames, steps=len(STEPS), **sample)
-    return plan.build(preset.Preset(name="direct", sample=wanted, techniques=techniques), spec)
+    return planner.build(preset.Preset(name="direct", sample=wanted, techniques=techniques), spec)
 
 
 def sampled(backbone: Any, made: Plan, watch: Watch | None = None) -> torch.Tensor:
@@ -87,7 +87,7 @@ def test_a_watched_generation_is_the_same(model_folder: Callable[[str], Path], n
         torch.testing.assert_close(seen, plain, rtol=1e-4, atol=1e-5)
     else:
         assert torch.equal(seen, plain)
-    assert backbone.clock.observer is None
+    assert backbone.step_state.observer is None
     assert {step for _, step, _ in watch.sums} == {1}
     ranks, change, position = watch.effective_rank(2), watch.change("window"), watch.change("shift 5")
     assert len(ranks) == len(change) == len(position) == backbone.spec.layers
@@ -118,7 +118,7 @@ def test_in_a_rollout_a_layer_is_changed_alone_and_for_good(causal: Any) -> None
         one = sampled(causal, changed(made, 1, change))
         assert one.shape == own.shape
         assert not torch.allclose(one, own, atol=1e-3)
-    programs, table = changed(made, 1, shifted(9)).rolled(12, 3, list(range(9)))
+    programs, table = changed(made, 1, shifted(9)).programs_for_chunk(12, 3, list(range(9)))
     assert np.flatnonzero(table.any(axis=1)).tolist() == [1]
     moved = programs[table[1, 0]]
     assert moved is not None
@@ -141,10 +141,10 @@ def test_a_shift_is_run_at_once_and_exactly(model_folder: Callable[[str], Path],
     """The executor's own way for a table that is i - j but for a constant, against its way for any table."""
     backbone = family.loaded(model_folder(name))
     plain = family.made(backbone, "direct", 17, 2)
-    tables = shifted(late)(neutral(plain.frames_lat), plain.clip)
-    assert len(analyse(tables.passes[0], backbone.spec.joint_text).calls) == 1
+    tables = shifted(late)(full_attention(plain.frames_lat), plain.clip)
+    assert len(lower(tables.passes[0], backbone.spec.joint_text).calls) == 1
     bent = tables.each(lambda one: replace(one, rel=one.rel + np.eye(plain.frames_lat) * 1e-9))  # of no such structure
-    assert len(analyse(bent.passes[0], backbone.spec.joint_text).calls) == plain.frames_lat
+    assert len(lower(bent.passes[0], backbone.spec.joint_text).calls) == plain.frames_lat
     fast, slow = (family.sampled(backbone, changed(plain, 1, lambda plan, clip, to=to: to)) for to in (tables, bent))
     assert float((fast - slow).abs().max()) < 2e-4
     assert float((fast - family.sampled(backbone, plain)).abs().max()) > 1e-3

@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from longgen import plan, preset
+from longgen import plan, planner, preset
 from longgen.backbones.spec import TINY
 from longgen.refine import vmcr
 from longgen.refine.vmcr import Vmcr
@@ -196,7 +196,7 @@ def test_where_gradients_are_switched_off() -> None:
 
 def test_steps_choose_where_it_acts(tiny_plan: Callable[..., plan.Plan]) -> None:
     stack = preset.load("direct").model_copy(update={"techniques": (Vmcr(steps=(0.5, 1.0)),), "sample": preset.Sample(steps=4)})
-    assert [(technique.slot, steps) for technique, steps in plan.build(stack, TINY).refinements] == [("refine", (2, 3))]
+    assert [(technique.slot, steps) for technique, steps in planner.build(stack, TINY).refinements] == [("refine", (2, 3))]
 
 
 @pytest.mark.parametrize("key", ["omega", "lambda_mse", "lambda_f", "lambda_phase"])

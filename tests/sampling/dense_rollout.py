@@ -36,7 +36,7 @@ class Sight:
     frames: list[int]
     places: list[float]
     factors: np.ndarray
-    gain: float
+    logit_scale: float
     late: float
 
 
@@ -75,7 +75,7 @@ class Dense:
             gap = here["rebase"].get("gap", 1)
             steps = [1 if after == before + 1 else gap for before, after in itertools.pairwise(frames)]
             places = [float(sum(steps[:index])) for index in range(len(frames))]
-        factors, gain, cycles = np.ones(len(theta)), 1.0, native * theta / (2 * math.pi)
+        factors, logit_scale, cycles = np.ones(len(theta)), 1.0, native * theta / (2 * math.pi)
         length = max(1.0, stop / native)
         if "flex" in here:
             a, b = (here["flex"].get(key, 1.0) for key in "ab")
@@ -85,12 +85,12 @@ class Dense:
             factors = length ** (-np.arange(len(theta)) / (len(theta) - 1))
         if "yarn" in here:
             kept = np.clip((cycles - 1) / (32 - 1), 0, 1)
-            factors, gain = kept + (1 - kept) / length, (0.1 * math.log(length) + 1) ** 2
+            factors, logit_scale = kept + (1 - kept) / length, (0.1 * math.log(length) + 1) ** 2
         if "riflex" in here:
             k = self.spec.intrinsic_component - 1
             if stop > 2 * math.pi / theta[k]:
                 factors[k] = 0.9 * 2 * math.pi / stop / theta[k]
-        return Sight(frames, places, factors, gain, here["shift"]["frames"] if "shift" in here else 0.0)
+        return Sight(frames, places, factors, logit_scale, here["shift"]["frames"] if "shift" in here else 0.0)
 
     def run(self, newest: Group, timestep: float, context_noise: float, step: int) -> Tensor:
         """What the model predicts [B, C, c, h, w] for `newest` in `step`; before it stand all rows, clean."""
@@ -99,7 +99,7 @@ class Dense:
         rows = newest.first + len(newest.frames)
         shape = (self.spec.layers, rows, rows)
         seen, rel = np.zeros(shape, dtype=bool), np.zeros(shape)
-        factors, gain = np.ones((*shape[:2], len(self.theta))), np.ones(shape[:2])
+        factors, logit_scale = np.ones((*shape[:2], len(self.theta))), np.ones(shape[:2])
         for layer, group in itertools.product(range(self.spec.layers), groups):
             own = slice(group.first, group.first + len(group.frames))
             sight = self.sight(list(group.past), group.frames, layer, step if group is newest else self.steps - 1)
@@ -108,13 +108,13 @@ class Dense:
             places = np.array(sight.places)
             seen[layer][own, columns] = True
             rel[layer][own, columns] = places[-len(group.frames) :, None] - (places + sight.late)
-            factors[layer, own], gain[layer, own] = sight.factors, sight.gain
+            factors[layer, own], logit_scale[layer, own] = sight.factors, sight.logit_scale
         text_of = np.array([group.text for group in groups for _ in group.frames])
         x = torch.cat([group.latents for group in groups], dim=2).expand(len(self.texts[0]), -1, -1, -1, -1)
         times = torch.full((len(x), rows), context_noise)
         times[:, newest.first :] = timestep
         tokens = math.prod(x.shape[3:]) // math.prod(self.spec.patch)
-        with torch.no_grad(), self._installed(seen, rel, factors, gain, text_of):
+        with torch.no_grad(), self._installed(seen, rel, factors, logit_scale, text_of):
             predicted = self.transformer(hidden_states=x, timestep=times.repeat_interleave(tokens, dim=1),
                                          encoder_hidden_states=torch.cat(self.texts, dim=1), return_dict=False)[0]  # fmt: skip
         return predicted[:, :, newest.first :]
@@ -132,12 +132,12 @@ class Dense:
 
     @contextmanager
     def _installed(
-        self, seen: np.ndarray, rel: np.ndarray, factors: np.ndarray, gain: np.ndarray, text_of: np.ndarray
+        self, seen: np.ndarray, rel: np.ndarray, factors: np.ndarray, logit_scale: np.ndarray, text_of: np.ndarray
     ) -> Iterator[None]:
         before = [(layer, layer.processor) for block in self.transformer.blocks for layer in (block.attn1, block.attn2)]
         try:
             for index, block in enumerate(self.transformer.blocks):
-                block.attn1.set_processor(_SelfAttention(seen[index], rel[index], self.theta * factors[index], gain[index]))
+                block.attn1.set_processor(_SelfAttention(seen[index], rel[index], self.theta * factors[index], logit_scale[index]))
                 block.attn2.set_processor(_Text(text_of, len(self.texts)))
             yield
         finally:
@@ -148,12 +148,12 @@ class Dense:
 class _SelfAttention:
     """seen, rel [R, R]; theta [R, C]; gain [R]: of the query's row."""
 
-    def __init__(self, seen: np.ndarray, rel: np.ndarray, theta: np.ndarray, gain: np.ndarray) -> None:
-        self.seen, self.gain = torch.from_numpy(seen), torch.from_numpy(gain)
+    def __init__(self, seen: np.ndarray, rel: np.ndarray, theta: np.ndarray, logit_scale: np.ndarray) -> None:
+        self.call_geometry, self.logit_scale = torch.from_numpy(seen), torch.from_numpy(logit_scale)
         self.turn = torch.from_numpy(np.exp(1j * rel[:, :, None] * theta[:, None, :]))  # [R, R, C]
 
     def __call__(self, attn: Any, x: Tensor, text: None, mask: None, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        rows, count = len(self.seen), self.turn.shape[2]
+        rows, count = len(self.call_geometry), self.turn.shape[2]
         q, k, v = attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(x)), attn.to_v(x)
         q, k, v = (part.unflatten(2, (attn.heads, -1)) for part in (q, k, v))
         cos, sin = (table[0, :, 0, 0::2].double() for table in rotary)  # of space; the pairs of time come from `turn`
@@ -163,8 +163,8 @@ class _SelfAttention:
         q, k = (part.unflatten(1, (rows, -1)) for part in (q, k))  # [B, R, n, H, P]
         logits = torch.einsum("binhp,bjmhp->bhinjm", q[..., count:], k[..., count:].conj()).real
         logits = logits + torch.einsum("binhc,bjmhc,ijc->bhinjm", q[..., :count], k[..., :count].conj(), self.turn).real
-        logits = logits * self.gain.view(-1, 1, 1, 1) / v.shape[-1] ** 0.5
-        logits = logits.masked_fill(~self.seen[:, None, :, None], -np.inf)
+        logits = logits * self.logit_scale.view(-1, 1, 1, 1) / v.shape[-1] ** 0.5
+        logits = logits.masked_fill(~self.call_geometry[:, None, :, None], -np.inf)
         weights = logits.flatten(4).softmax(-1).flatten(2, 3)  # [B, H, N, N]
         output = torch.einsum("bhqk,bkhd->bqhd", weights, v.double())
         return attn.to_out[0](output.flatten(2).to(x))
@@ -205,9 +205,9 @@ def rollout(
     shape = (1, spec.latent_channels, chunk, height // spec.stride_hw, width // spec.stride_hw)
     different = list(dict.fromkeys(prompts))
     with torch.no_grad():
-        texts, away = [backbone.text(prompt)["encoder_hidden_states"] for prompt in different], backbone.text("")
+        texts, uncond = [backbone.text(prompt)["encoder_hidden_states"] for prompt in different], backbone.text("")
     if guidance > 1:
-        texts = [torch.cat([away["encoder_hidden_states"], text]) for text in texts]
+        texts = [torch.cat([uncond["encoder_hidden_states"], text]) for text in texts]
     dense = Dense(backbone, stack, steps, texts)
     shares = 1 - np.arange(steps + 1) / steps
     sigmas = spec.flow_shift * shares / (1 + (spec.flow_shift - 1) * shares)

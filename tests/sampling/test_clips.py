@@ -18,13 +18,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from longgen import frames, plan, preset
-from longgen.backbones import Setup, load
+from longgen import frames, planner, preset
 from longgen.backbones.find import find
+from longgen.backbones.settings import ModelSettings
 from longgen.catalog import technique
 from longgen.errors import UsageError
+from longgen.loops import direct
+from longgen.pipelines.loading import load
 from longgen.plan import Plan
-from longgen.sampling import direct
 from tests.backbones import family
 
 FAMILIES = ["wan", "wan-experts", "wan-ti2v", "ltx", "cogvideox", "cogvideox-2b", "hunyuan"]
@@ -41,7 +42,7 @@ def backbone(model_folder: Callable[[str], Path]) -> Callable[[str], Any]:
 
     def get(name: str) -> Any:
         if name not in known:
-            known[name] = load(find(str(model_folder(name))), Setup("cpu", "fp32"))
+            known[name] = load(find(str(model_folder(name))), ModelSettings("cpu", "fp32"))
         return known[name]
 
     return get
@@ -50,13 +51,13 @@ def backbone(model_folder: Callable[[str], Path]) -> Callable[[str], Any]:
 def in_batches(model: Any, count: int) -> Any:
     """`model` with `count` clips in a call."""
     other = copy.copy(model)
-    other.setup = dataclasses.replace(model.setup, clip_batch=count)
+    other.model_settings = dataclasses.replace(model.model_settings, clip_batch=count)
     return other
 
 
 def made(model: Any, *stack: dict[str, Any], frames_lat: int = T, steps: int = STEPS) -> Plan:
     sample = {"frames": frames.pixel_frames(frames_lat, model.spec.stride_t), "steps": steps, "size": list(family.SIZE)}
-    return plan.build(preset.from_tables({"name": "a", "sample": sample, "technique": list(stack)}, "a"), model.spec)
+    return planner.build(preset.from_tables({"name": "a", "sample": sample, "technique": list(stack)}, "a"), model.spec)
 
 
 def sampled(model: Any, plan: Plan, on_step: Any = None, resume: direct.State | None = None, seed: int = family.SEED) -> Tensor:
@@ -64,7 +65,7 @@ def sampled(model: Any, plan: Plan, on_step: Any = None, resume: direct.State | 
     generator = torch.Generator().manual_seed(seed)
     noise = model.noise(plan, generator)
     if plan.noise is not None:
-        noise = plan.noise.mix(noise, plan.clip, generator)
+        noise = plan.noise.mix(noise, plan.geometry, generator)
     sample = plan.sampling.sample if plan.sampling else direct.sample
     return sample(model, plan, family.PROMPT, noise, on_step or (lambda state: None), resume, generator)
 
@@ -216,7 +217,7 @@ def test_a_video_of_one_clip_is_the_stock_pipeline_bit_for_bit(backbone: Callabl
     second = {"guidance_scale_2": model.spec.guidance_scale_2} if model.spec.experts == 2 else {}
     for frames_lat in (L, L - 1):  # as long as a clip, and shorter
         one = made(model, STACKS[stack], frames_lat=frames_lat)
-        assert one.seen.frames_lat == frames_lat
+        assert one.call_geometry.frames_lat == frames_lat
         assert one.calls == 1
         assert any("changes nothing" in note for note in one.notes)
         stock = family.stock_call(model.pipe, one, output_type="latent", max_sequence_length=model.spec.text_tokens, **second)
@@ -258,7 +259,7 @@ def test_an_error_leaves_nothing_behind(backbone: Callable[[str], Any], name: st
 
     with pytest.raises(family.StoppedError):
         sampled(model, made(model, STACKS[name], {"name": "anchor"}), stop)
-    assert model.clock.company is None
+    assert model.step_state.clips is None
     assert model.pipe.transformer.forward == forward
     assert torch.equal(sampled(model, made(model)), plain)
 
@@ -293,8 +294,8 @@ def test_every_batch_of_clips_has_its_own_cache(
     backbone: Callable[[str], Any], model_folder: Callable[[str], Path], name: str
 ) -> None:
     """Clips side by side do not know of each other, nor does a cache: it skips for each clip what it skips for the clip alone."""
-    cached = load(find(str(model_folder(name))), Setup("cpu", "fp32", cache="first-block:0.9"))
-    never = load(find(str(model_folder(name))), Setup("cpu", "fp32", cache="first-block:0.000001"))
+    cached = load(find(str(model_folder(name))), ModelSettings("cpu", "fp32", cache="first-block:0.9"))
+    never = load(find(str(model_folder(name))), ModelSettings("cpu", "fp32", cache="first-block:0.000001"))
     one = made(cached, GENL | {"stride": L}, frames_lat=3 * L, steps=8)
     branches = 2 if name == "wan" else 1
     plain = sampled(backbone(name), one)
@@ -309,7 +310,7 @@ def test_every_batch_of_clips_has_its_own_cache(
 
 
 def test_clips_cached_apart_are_as_each_alone(model_folder: Callable[[str], Path]) -> None:
-    cached = load(find(str(model_folder("wan"))), Setup("cpu", "fp32", cache="first-block:0.9"))
+    cached = load(find(str(model_folder("wan"))), ModelSettings("cpu", "fp32", cache="first-block:0.9"))
     one = made(cached, GENL | {"stride": L}, frames_lat=2 * L, steps=8)
     noise = torch.randn(cached.latent_shape(one), generator=torch.Generator().manual_seed(0))
     ends = (lambda state: None, None, torch.Generator())
@@ -324,8 +325,8 @@ def test_clips_cached_apart_are_as_each_alone(model_folder: Callable[[str], Path
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_clips_that_move_take_nothing_from_the_cache(model_folder: Callable[[str], Path], count: int) -> None:
     """Their number changes too, and with it the shape of the last batch."""
-    cached = load(find(str(model_folder("wan"))), Setup("cpu", "fp32", cache="first-block:0.99", clip_batch=count))
-    plain = load(find(str(model_folder("wan"))), Setup("cpu", "fp32", clip_batch=count))
+    cached = load(find(str(model_folder("wan"))), ModelSettings("cpu", "fp32", cache="first-block:0.99", clip_batch=count))
+    plain = load(find(str(model_folder("wan"))), ModelSettings("cpu", "fp32", clip_batch=count))
     generator = torch.Generator().manual_seed(family.SEED)
     moving = made(cached, GLCD, frames_lat=10, steps=6)
     cached.noise(moving, generator)
@@ -388,7 +389,7 @@ def test_freenoise_gives_the_noise_of_the_whole_video(backbone: Callable[[str], 
     generator = torch.Generator().manual_seed(family.SEED)
     independent = model.noise(stacked, generator)
     assert stacked.noise is not None
-    noise = stacked.noise.mix(independent, stacked.clip, generator)
+    noise = stacked.noise.mix(independent, stacked.geometry, generator)
     assert noise.shape == model.latent_shape(stacked)
     assert stacked.sampling is not None
     expected = stacked.sampling.sample(model, stacked, family.PROMPT, noise, lambda state: None, None, generator)
@@ -402,7 +403,7 @@ def test_layers_and_steps_do_not_concern_the_order_of_sampling(backbone: Callabl
     given = {"layers": [0], "steps": [0.0, 0.5]}[key]
     with pytest.raises(UsageError, match=rf"{name}\.{key} is given, and a technique of sampling acts on all of them") as caught:
         made(backbone("wan"), {"name": name, key: given})
-    assert caught.value.do == f"leave {name}.{key} out"
+    assert caught.value.hint == f"leave {name}.{key} out"
 
 
 def test_two_orders_of_sampling_are_refused(backbone: Callable[[str], Any]) -> None:
@@ -415,4 +416,4 @@ def test_two_orders_of_sampling_are_refused(backbone: Callable[[str], Any]) -> N
 def test_a_clip_has_whole_frames(name: str, wrong: Any) -> None:
     with pytest.raises(UsageError, match=rf"{name}.frames = {wrong!r}"):
         preset.from_tables({"name": "a", "technique": [{"name": name, "frames": wrong}]}, "a")
-    assert technique(name)(frames=1).seen(9, 21) == 1
+    assert technique(name)(frames=1).frames_per_call(9, 21) == 1

@@ -10,8 +10,8 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 from longgen import checkpoint
+from longgen.loops import direct
 from longgen.plan import Plan
-from longgen.sampling import direct
 
 PROMPT = "a large red circle bouncing on a navy background"
 STEPS = 5

@@ -17,14 +17,14 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from longgen import plan, preset
+from longgen import planner, preset
 from longgen.backbones.spec import SPECS, TINY
 from longgen.errors import UsageError
+from longgen.loops import direct
+from longgen.loops.direct import State
 from longgen.plan import Plan
-from longgen.sampling import direct
-from longgen.sampling.direct import State
 from longgen.sampling.fifo import CHECKPOINT_ROUNDS, Fifo
-from longgen.schedule import Schedule, Shot
+from longgen.schedule import PromptSchedule, Shot
 from tests.backbones import family
 
 SHORT = ("fifo.frames=4", "fifo.partitions=2")  # eight steps, eight places
@@ -47,11 +47,11 @@ def sampled(backbone: Any, made: Plan, on_step: Callable[[State], None] = lambda
 
 @contextmanager
 def batches_of(backbone: Any, count: int) -> Iterator[None]:
-    before, backbone.setup = backbone.setup, dataclasses.replace(backbone.setup, clip_batch=count)
+    before, backbone.model_settings = backbone.model_settings, dataclasses.replace(backbone.model_settings, clip_batch=count)
     try:
         yield
     finally:
-        backbone.setup = before
+        backbone.model_settings = before
 
 
 @pytest.mark.parametrize("lookahead", [True, False])
@@ -197,12 +197,12 @@ def test_the_loop_holds_one_line_whatever_comes_out() -> None:
 
 
 def published(*tables: dict[str, Any], backbone: str = "tiny", **sample: Any) -> Plan:
-    return plan.build(preset.from_tables({"name": "f", "sample": sample, "technique": list(tables)}, "f"), SPECS[backbone])
+    return planner.build(preset.from_tables({"name": "f", "sample": sample, "technique": list(tables)}, "f"), SPECS[backbone])
 
 
 def test_the_schedule_has_a_step_for_every_place() -> None:
     made = published({"name": "fifo"}, frames=321)
-    assert (made.steps, made.sample.steps, made.seen.frames_lat) == (84, 84, 21)
+    assert (made.steps, made.sample.steps, made.call_geometry.frames_lat) == (84, 84, 21)
     assert made.rounds == 84 + 81 + 63  # the first clip, 81 frames, and those that are dropped
     assert made.calls == pytest.approx((84 + (81 + 63) * 8) / 84)
     assert (
@@ -218,8 +218,8 @@ def test_the_schedule_has_a_step_for_every_place() -> None:
 @pytest.mark.parametrize(
     ("table", "backbone", "steps", "message"),
     [
-        ({}, "tiny", 20, r"4 partitions of 21 latent frames, and 20 steps are asked\n  accepted: --steps 84"),
-        ({"frames": 8}, "tiny", 84, "accepted: --steps 32"),
+        ({}, "tiny", 20, r"4 partitions of 21 latent frames, and 20 steps are asked\n  expected: --steps 84"),
+        ({"frames": 8}, "tiny", 84, "expected: --steps 32"),
         ({"frames": 1}, "tiny", None, "greater than or equal to 2"),
         ({"partitions": 0}, "tiny", None, "greater than or equal to 1"),
         ({"partitions": 2.5}, "tiny", None, "valid integer"),
@@ -338,7 +338,7 @@ def test_a_frame_goes_out_before_it_could_know_the_next_prompt(small: Any) -> No
     shots = (Shot(Fraction(0), family.PROMPT), Shot(cut, "a large red circle"))
     chosen = preset.load("fifo", SHORT, preset.Sample(frames=frames_px, size=family.SIZE))
     one, two, other = (
-        sampled(small, plan.build(chosen, small.spec, Schedule(some)))
+        sampled(small, planner.build(chosen, small.spec, PromptSchedule(some)))
         for some in (shots[:1], shots, (Shot(Fraction(0), shots[1].prompt),))
     )
     assert torch.equal(two[:, :, :4], one[:, :, :4])
@@ -389,7 +389,7 @@ def test_a_frame_plan_acts_in_the_windows(small: Any) -> None:
 def published_on(backbone: Any, *tables: dict[str, Any]) -> Plan:
     frames_px = 8 * backbone.spec.stride_t + 1
     sample = {"frames": frames_px, "size": list(family.SIZE)}
-    return plan.build(preset.from_tables({"name": "f", "sample": sample, "technique": list(tables)}, "f"), backbone.spec)
+    return planner.build(preset.from_tables({"name": "f", "sample": sample, "technique": list(tables)}, "f"), backbone.spec)
 
 
 def test_a_part_of_the_schedule_is_the_windows_with_their_middle_in_it(small: Any) -> None:
@@ -399,7 +399,7 @@ def test_a_part_of_the_schedule_is_the_windows_with_their_middle_in_it(small: An
     indices, sizes = [], []
 
     def see(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        indices.append(small.clock.index)
+        indices.append(small.step_state.index)
         sizes.append(len(kwargs["hidden_states"]))
 
     handle = small.pipe.transformer.register_forward_pre_hook(see, with_kwargs=True)
@@ -420,26 +420,26 @@ def test_two_experts_predict_the_frames_of_their_own_timesteps(model_folder: Cal
     times = torch.tensor([[0.0, 400.0, 875.0, 990.0]])
     clips = torch.randn(1, *backbone.latent_shape(made)[1:2], 4, *backbone.latent_shape(made)[3:])
     with torch.no_grad():
-        text, away = backbone.text(family.PROMPT), backbone.text("")
-        mixed = backbone.velocity(clips, times, text, away, made)
-        tokens = times.repeat_interleave(np.prod(made.seen_grid[1:]), dim=1)
+        text, uncond = backbone.text(family.PROMPT), backbone.text("")
+        mixed = backbone.velocity(clips, times, text, uncond, made)
+        tokens = times.repeat_interleave(np.prod(made.call_grid[1:]), dim=1)
         for transformer, scale, own in (
             (backbone.pipe.transformer, made.sample.guidance_scale, times >= boundary),
             (backbone.pipe.transformer_2, backbone.spec.guidance_scale_2, times < boundary),
         ):
-            guided, unguided = (transformer(clips, tokens, words["encoder_hidden_states"])[0] for words in (text, away))
+            guided, unguided = (transformer(clips, tokens, words["encoder_hidden_states"])[0] for words in (text, uncond))
             expected = unguided + scale * (guided - unguided)
             assert torch.equal(mixed[:, :, own[0]], expected[:, :, own[0]])
 
 
 def test_a_step_cache_is_refused(tiny: Any) -> None:
     made = published({"name": "fifo", "frames": 4, "partitions": 2}, frames=33)
-    before, tiny.setup = tiny.setup, dataclasses.replace(tiny.setup, cache="first-block")
+    before, tiny.model_settings = tiny.model_settings, dataclasses.replace(tiny.model_settings, cache="first-block")
     try:
         with pytest.raises(UsageError, match="--cache first-block compares a frame with what stood at its place a round before"):
             sampled(tiny, made)
     finally:
-        tiny.setup = before
+        tiny.model_settings = before
 
 
 def test_on_tiny_at_161_frames(tiny: Any) -> None:

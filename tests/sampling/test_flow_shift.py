@@ -11,13 +11,13 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
-from longgen import plan, preset, run
-from longgen.backbones import Setup
+from longgen import planner, preset, resolve, run
 from longgen.backbones.find import find
+from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import COGVIDEOX_5B, LTX_2B, SPECS, TINY
 from longgen.errors import UsageError
+from longgen.loops import sampler, start
 from longgen.plan import Plan
-from longgen.sampling import sampler, start
 
 PROMPT = "a large red circle bouncing on a navy background"
 FLOW = dict(prediction_type="flow_prediction", use_flow_sigmas=True)
@@ -71,7 +71,7 @@ def test_a_refinement_and_a_queue_step_on_shifted_levels(tiny: Any, tiny_plan: C
 
 
 def test_a_rollout_steps_on_shifted_levels(causal: Any) -> None:
-    made = plan.build(preset.load("self-forcing", (), preset.Sample(frames=33, steps=4, flow_shift=8.0)), causal.spec)
+    made = planner.build(preset.load("self-forcing", (), preset.Sample(frames=33, steps=4, flow_shift=8.0)), causal.spec)
     u = np.array([1, 0.75, 0.5, 0.25, 0])
     assert causal.frame_schedule(made).sigmas.numpy() == pytest.approx(8 * u / (1 + 7 * u), rel=1e-6)
 
@@ -79,9 +79,9 @@ def test_a_rollout_steps_on_shifted_levels(causal: Any) -> None:
 @pytest.mark.parametrize("spec", [COGVIDEOX_5B, LTX_2B], ids=lambda spec: spec.name)
 def test_a_family_without_one_refuses_it_at_plan_time(spec: Any) -> None:
     with pytest.raises(UsageError, match=f"flow shift of 3 is asked, and {spec.name} takes none") as caught:
-        plan.build(preset.load("direct", (), preset.Sample(flow_shift=3.0)), spec)
-    assert "hunyuanvideo" in caught.value.accepted
-    assert plan.build(preset.load("direct"), spec).sample.flow_shift is None
+        planner.build(preset.load("direct", (), preset.Sample(flow_shift=3.0)), spec)
+    assert "hunyuanvideo" in caught.value.expected
+    assert planner.build(preset.load("direct"), spec).sample.flow_shift is None
 
 
 @pytest.mark.parametrize(
@@ -106,21 +106,21 @@ def test_a_scheduler_that_has_none_refuses_it_before_sampling(
 def test_it_is_a_setting_that_decides_the_latents(tiny_plan: Callable[..., Plan]) -> None:
     """And a run of a version before it goes on: settings without one are those of the checkpoint's own."""
     own, shifted = tiny_plan("direct"), tiny_plan("direct", flow_shift=8.0)
-    kept, asked = (run.settings_of(one, PROMPT, 0, Setup("cpu", "fp32")) for one in (own, shifted))
+    kept, asked = (run.settings_of(one, PROMPT, 0, ModelSettings("cpu", "fp32")) for one in (own, shifted))
     assert asked["sample"]["flow_shift"] == shifted.as_dict()["sample"]["flow_shift"] == 8.0
     assert "flow_shift" not in kept["sample"]
-    assert run.plan_of(asked, Path("run.json")).sample == shifted.sample
-    assert run.plan_of(kept, Path("run.json")).sample == own.sample
+    assert resolve.plan_of(asked, Path("run.json")).sample == shifted.sample
+    assert resolve.plan_of(kept, Path("run.json")).sample == own.sample
     assert "sample" in run.IDENTITY
 
 
 def test_what_the_authors_script_takes_is_said() -> None:
     for name, shift in (("wan2.1-1.3b", 5), ("wan2.1-14b", 5), ("wan2.2-t2v-a14b", 12), ("wan2.2-ti2v-5b", 5)):
-        notes = plan.build(preset.load("direct"), SPECS[name]).notes
+        notes = planner.build(preset.load("direct"), SPECS[name]).notes
         assert any(f"the authors' script takes {shift}: --flow-shift {shift}" in note for note in notes)
-        told = plan.build(preset.load("direct", (), preset.Sample(flow_shift=3.0)), SPECS[name]).notes
+        told = planner.build(preset.load("direct", (), preset.Sample(flow_shift=3.0)), SPECS[name]).notes
         assert not any("script" in note for note in told)
-    assert not any("script" in note for note in plan.build(preset.load("direct"), TINY).notes)
+    assert not any("script" in note for note in planner.build(preset.load("direct"), TINY).notes)
     assert find("hunyuanvideo").script_shift is None  # the checkpoint's own is the script's
 
 

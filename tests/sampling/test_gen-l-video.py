@@ -10,19 +10,19 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from longgen import plan, preset
+from longgen import planner, preset
 from longgen.backbones.spec import SPECS, TINY
 from longgen.errors import UsageError
 from longgen.plan import Plan
 from longgen.preset import Sample
 from longgen.sampling.clips import Clips
-from longgen.sampling.genlvideo import GenLVideo
+from longgen.sampling.gen_l_video import GenLVideo
 
 NATIVE = TINY.native_lat
 
 
 def built(*sets: str, frames_px: int = 401, name: str = "gen-l-video") -> Plan:
-    return plan.build(preset.load(name, sets, Sample(frames=frames_px)), TINY)
+    return planner.build(preset.load(name, sets, Sample(frames=frames_px)), TINY)
 
 
 def clips(technique: GenLVideo, frames_lat: int, length: int) -> Clips:
@@ -75,8 +75,8 @@ def test_a_video_of_one_clip_is_seen_whole() -> None:
         native = built(frames_px=frames_px)
         assert native.calls == 1
         assert native.cost == 1
-        assert native.seen == native.clip
-        assert native.seen.frames_lat == native.frames_lat
+        assert native.call_geometry == native.geometry
+        assert native.call_geometry.frames_lat == native.frames_lat
         assert any("gen-l-video changes nothing" in note for note in native.notes)
     longer = built("gen-l-video.frames=101")
     assert longer.calls == 1
@@ -84,9 +84,9 @@ def test_a_video_of_one_clip_is_seen_whole() -> None:
 
 def test_every_option_is_obeyed() -> None:
     """T = 101: clips of 21 every 10, so that nine of them fit."""
-    assert built().seen.frames_lat == NATIVE
+    assert built().call_geometry.frames_lat == NATIVE
     assert built().calls == 9
-    assert built("gen-l-video.frames=11").seen.frames_lat == 11
+    assert built("gen-l-video.frames=11").call_geometry.frames_lat == 11
     assert built("gen-l-video.frames=11").calls == 19
     assert built("gen-l-video.stride=5").calls == 17
     assert built("gen-l-video.stride=21").calls == 5
@@ -100,7 +100,7 @@ def test_the_length_of_the_video_has_no_end() -> None:
     frames_px = 4 * longest + 1
     with pytest.raises(UsageError, match=r"more than .* can address"):
         built(frames_px=frames_px, name="direct")
-    assert built(frames_px=frames_px).seen.frames_lat == NATIVE
+    assert built(frames_px=frames_px).call_geometry.frames_lat == NATIVE
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,8 @@ def test_a_stride_that_leaves_frames_out_is_refused(sets: list[str], frames_px: 
         UsageError, match=rf"gen-l-video.stride = {length + 1} is more than the {length} latent frames of a clip"
     ) as caught:
         built(*sets, frames_px=frames_px)
-    assert caught.value.accepted == f"1 to {length}"
-    assert f"--set gen-l-video.stride={length}" in caught.value.do
+    assert caught.value.expected == f"1 to {length}"
+    assert f"--set gen-l-video.stride={length}" in caught.value.hint
 
 
 @pytest.mark.parametrize(

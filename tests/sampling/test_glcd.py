@@ -15,7 +15,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from longgen import plan, preset
+from longgen import planner, preset
 from longgen.backbones.spec import TINY
 from longgen.errors import UsageError
 from longgen.plan import Plan
@@ -32,7 +32,7 @@ def built(frames_px: int = 401, steps: int = 2, **parameters: Any) -> Plan:
         "sample": {"frames": frames_px, "steps": steps, "size": [32, 32]},
         "technique": [{"name": "glcd"} | parameters],
     }
-    return plan.build(preset.from_tables(tables, "a"), TINY)
+    return planner.build(preset.from_tables(tables, "a"), TINY)
 
 
 def local_starts(frames_lat: int, length: int, shift: int) -> list[int]:
@@ -106,7 +106,7 @@ def test_a_video_of_one_clip_is_seen_whole() -> None:
     for frames_px in (81, 41, 1):
         native = built(frames_px)
         assert native.calls == native.cost == 1
-        assert native.seen == native.clip
+        assert native.call_geometry == native.geometry
         assert any("glcd changes nothing" in note for note in native.notes)
 
 
@@ -117,7 +117,7 @@ def test_every_option_changes_the_plan_s_cost() -> None:
     assert built(shift=False).calls == 14
     assert built(paths="local").calls == 9.9
     assert built().calls == 14.9
-    assert built(frames=11).seen.frames_lat == 11
+    assert built(frames=11).call_geometry.frames_lat == 11
     assert built(frames=11, paths="global").calls == 10
     assert built(gamma0=0.0).calls == built(paths="local").calls
     assert built(gamma0=1.0).calls == built(paths="global").calls

@@ -17,13 +17,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from longgen import run
-from longgen.backbones import Setup, load
+from longgen import progress, run
 from longgen.backbones.find import find
+from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import TINY
 from longgen.errors import LonggenError, UsageError
+from longgen.loops import magcache
+from longgen.pipelines.loading import load
 from longgen.plan import Plan
-from longgen.sampling import magcache
 from tests.backbones import family
 
 STEPS = 8
@@ -38,7 +39,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def cached(model_folder: Callable[[str], Path]) -> Callable[..., Any]:
     """cached("wan", "mag:0.1"): a fresh small model."""
-    return lambda name, cache=None: load(find(str(model_folder(name))), Setup("cpu", "fp32", cache=cache))
+    return lambda name, cache=None: load(find(str(model_folder(name))), ModelSettings("cpu", "fp32", cache=cache))
 
 
 def windowed(backbone: Any, steps: int = STEPS) -> Plan:
@@ -93,7 +94,7 @@ def test_the_ratios_are_those_of_what_the_blocks_add(tiny: Any) -> None:
     with contextlib.ExitStack() as hooks:
         hooks.callback(blocks[0].register_forward_pre_hook(lambda _, given: inputs.append(given[0])).remove)
         hooks.callback(blocks[-1].register_forward_hook(lambda _, __, output: added.append(output - inputs[-1])).remove)
-        (found,) = magcache.measure(tiny, plan, run.ignore)
+        (found,) = magcache.measure(tiny, plan, progress.no_report)
     assert [*found] == ["cond", "uncond"]
     for place, ratios in enumerate(found.values()):
         norms = [x.norm(dim=-1) for x in added[place::2]]
@@ -104,7 +105,7 @@ def test_the_ratios_are_those_of_what_the_blocks_add(tiny: Any) -> None:
 
 def test_each_expert_has_the_ratios_of_its_own_steps(cached: Callable[..., Any]) -> None:
     backbone = cached("wan-experts")
-    first, second = magcache.measure(backbone, windowed(backbone), run.ignore)
+    first, second = magcache.measure(backbone, windowed(backbone), progress.no_report)
     lengths = {len(ratios) for ratios in first.values()}, {len(ratios) for ratios in second.values()}
     assert all(len(part) == 1 for part in lengths)
     assert sum(part.pop() for part in lengths) == STEPS
@@ -145,7 +146,7 @@ def test_nothing_is_measured_for_others(cached: Callable[..., Any], home: Path, 
 
 
 def test_clips_that_move_are_refused_and_those_that_stand_skip(tiny_plan: Callable[..., Plan]) -> None:
-    backbone = load(TINY, Setup("cpu", "fp32", cache="mag:0.9"))
+    backbone = load(TINY, ModelSettings("cpu", "fp32", cache="mag:0.9"))
     with pytest.raises(UsageError, match="the clips of glc-diffusion move from step to step"):
         sampled(backbone, tiny_plan("glc-diffusion", frames=161, steps=4))
     plan = tiny_plan("gen-l-video", frames=121, steps=5)
@@ -157,11 +158,11 @@ def test_clips_that_move_are_refused_and_those_that_stand_skip(tiny_plan: Callab
         calls += 1
 
     noise = backbone.noise(plan, torch.Generator().manual_seed(0))
-    with magcache.skipping(backbone, plan, lambda: run.ignore):
+    with magcache.skipping(backbone, plan, lambda: progress.no_report):
         hook = backbone.layers(backbone.transformers[0])[-1].register_forward_hook(count)
-        skipped = plan.sampling.sample(backbone, plan, "x", noise, run.ignore, None, torch.Generator())
+        skipped = plan.sampling.sample(backbone, plan, "x", noise, progress.no_report, None, torch.Generator())
         hook.remove()
-    computed = plan.sampling.sample(backbone, plan, "x", noise, run.ignore, None, torch.Generator())
+    computed = plan.sampling.sample(backbone, plan, "x", noise, progress.no_report, None, torch.Generator())
     pieces = round(plan.sampling.calls(plan.frames_lat, TINY.native_lat))
     print(f"{calls} of {2 * 5 * pieces} calls of the last block")
     assert 0 < calls < 2 * 5 * pieces
@@ -171,8 +172,8 @@ def test_clips_that_move_are_refused_and_those_that_stand_skip(tiny_plan: Callab
 
 def test_a_run_measures_first_and_says_so(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
     """A run of the same settings comes out the same, whether it measured or not; in the middle it cannot go on."""
-    setup, plan = Setup("cpu", "fp32", cache="mag:0.5"), tiny_plan("freespec", frames=33, steps=6)
-    backbone, seen, latents = load(TINY, setup), [], []
+    model_settings, plan = ModelSettings("cpu", "fp32", cache="mag:0.5"), tiny_plan("freespec", frames=33, steps=6)
+    backbone, seen, latents = load(TINY, model_settings), [], []
     for name in ("one", "two"):
         output = tmp_path / f"{name}.mp4"
         run.generate_one(backbone, plan, family.PROMPT, 0, output, report=lambda now: seen.append(now.phase))

@@ -20,14 +20,15 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from longgen import plan, preset
-from longgen.backbones import Setup, check_setup
+from longgen import planner, preset
+from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import SPECS
 from longgen.errors import UsageError
+from longgen.loops import prompt_schedule, start
+from longgen.loops.direct import State
+from longgen.pipelines.loading import check_settings
 from longgen.plan import Plan
-from longgen.sampling import shots, start
-from longgen.sampling.direct import State
-from longgen.schedule import Schedule, Shot
+from longgen.schedule import PromptSchedule, Shot
 from tests.sampling import dense_rollout
 from tests.sampling.dense_rollout import Stack
 
@@ -58,10 +59,10 @@ SETTINGS: dict[str, Stack] = {
 }
 
 
-def built(backbone: Any, stack: Stack, frames_lat: int = 22, schedule: Schedule | None = None, **sample: Any) -> Plan:
+def built(backbone: Any, stack: Stack, frames_lat: int = 22, schedule: PromptSchedule | None = None, **sample: Any) -> Plan:
     given = preset.Sample(**{"frames": 4 * (frames_lat - 1) + 1, "steps": 2} | sample)
     made = preset.from_tables({"name": "stack", "technique": stack}, "stack").model_copy(update={"sample": given})
-    return plan.build(made, backbone.spec, schedule)
+    return planner.build(made, backbone.spec, schedule)
 
 
 def streamed(
@@ -72,13 +73,13 @@ def streamed(
     return made.sampling.stream(backbone, made, prompt, start(backbone, made, generator), on_step, resume, generator)
 
 
-def rolled(backbone: Any, made: Plan, *arguments: Any, **named: Any) -> Tensor:
+def programs_for_chunk(backbone: Any, made: Plan, *arguments: Any, **named: Any) -> Tensor:
     return torch.cat([*streamed(backbone, made, *arguments, **named)], dim=2)
 
 
-def cut(*at_s: float, prompts: tuple[str, ...] = (RED, GREEN, BLUE), blend: float = 0) -> Schedule:
+def cut(*at_s: float, prompts: tuple[str, ...] = (RED, GREEN, BLUE), blend: float = 0) -> PromptSchedule:
     times = [Fraction(0), *map(Fraction, at_s)]
-    return Schedule(tuple(Shot(at, prompt) for at, prompt in zip(times, prompts, strict=False)), Fraction(blend))
+    return PromptSchedule(tuple(Shot(at, prompt) for at, prompt in zip(times, prompts, strict=False)), Fraction(blend))
 
 
 def differs(one: Tensor, other: Tensor) -> float:
@@ -92,7 +93,7 @@ def differs(one: Tensor, other: Tensor) -> float:
 @pytest.fixture(scope="module")
 def result(causal: Any) -> Callable[[str], Tensor]:
     """The rollout of a setting, once."""
-    return functools.cache(lambda name: rolled(causal, built(causal, SETTINGS[name])))
+    return functools.cache(lambda name: programs_for_chunk(causal, built(causal, SETTINGS[name])))
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -121,7 +122,7 @@ def test_every_setting_matters(result: Callable[[str], Tensor]) -> None:
 def test_equals_the_definition_with_other_chunks_steps_and_guidance(
     causal: Any, result: Callable[[str], Tensor], name: str, rollout: dict[str, Any], sample: dict[str, Any]
 ) -> None:
-    latents = rolled(causal, built(causal, [*SETTINGS[name], {"name": "rollout"} | rollout], **sample))
+    latents = programs_for_chunk(causal, built(causal, [*SETTINGS[name], {"name": "rollout"} | rollout], **sample))
     chunk, guidance = rollout.get("chunk", 3), sample.get("guidance_scale", 1.0)
     expected = dense_rollout.rollout(causal, SETTINGS[name], 22, [RED] * -(-22 // chunk), sample.get("steps", 2), chunk,
                                      rollout.get("context_noise", 0.0), guidance)  # fmt: skip
@@ -132,8 +133,8 @@ def test_equals_the_definition_with_other_chunks_steps_and_guidance(
 
 def test_what_is_left_unsaid_is_a_rollout_with_a_native_window(causal: Any) -> None:
     implied, said = built(causal, []), built(causal, [{"name": "window", "frames": 9}, {"name": "rollout"}])
-    assert [act.name for act in implied.acting] == [act.name for act in said.acting] == ["window", "rollout"]
-    assert torch.equal(rolled(causal, implied), rolled(causal, said))
+    assert [act.name for act in implied.techniques] == [act.name for act in said.techniques] == ["window", "rollout"]
+    assert torch.equal(programs_for_chunk(causal, implied), programs_for_chunk(causal, said))
 
 
 def test_sample_is_the_stream_joined(causal: Any) -> None:
@@ -141,7 +142,7 @@ def test_sample_is_the_stream_joined(causal: Any) -> None:
     assert made.sampling is not None
     generator = torch.Generator().manual_seed(0)
     joined = made.sampling.sample(causal, made, RED, start(causal, made, generator), lambda _: None, None, generator)
-    assert torch.equal(joined, rolled(causal, made))
+    assert torch.equal(joined, programs_for_chunk(causal, made))
 
 
 # diffusers' own
@@ -158,7 +159,7 @@ def test_one_chunk_is_diffusers_own_loop_bit_for_bit(causal: Any, steps: int) ->
         for timestep in scheduler.timesteps:
             predicted = causal.pipe.transformer(hidden_states=latents, timestep=timestep.expand(1), return_dict=False, **words)[0]
             latents = scheduler.step(predicted, timestep, latents, generator=generator, return_dict=False)[0]
-    assert torch.equal(rolled(causal, built(causal, [], 3, steps=steps)), latents)
+    assert torch.equal(programs_for_chunk(causal, built(causal, [], 3, steps=steps)), latents)
 
 
 def test_the_noise_levels_of_self_forcing(causal: Any) -> None:
@@ -204,7 +205,7 @@ def test_the_transformer_is_as_it_was_after(causal: Any, end: str) -> None:
 
 def test_a_step_cache_is_refused() -> None:
     with pytest.raises(UsageError, match="--cache first-block compares a step with the step before, and tiny-causal"):
-        check_setup(SPECS["tiny-causal"], Setup("cpu", "fp32", cache="first-block"))
+        check_settings(SPECS["tiny-causal"], ModelSettings("cpu", "fp32", cache="first-block"))
 
 
 # Length
@@ -241,11 +242,11 @@ def test_memory_is_constant_over_350_chunks_beyond_the_rotary_table(causal: Any)
 def states_of(backbone: Any, made: Plan) -> tuple[Tensor, list[State], list[Tensor]]:
     """All frames, and copies of the states in which a run that stopped after each chunk would be."""
     states: list[State] = []
-    latents = rolled(backbone, made, lambda state: states.append(copy.deepcopy(state)))
+    latents = programs_for_chunk(backbone, made, lambda state: states.append(copy.deepcopy(state)))
     return latents, states, [state.latents for state in states]
 
 
-RESUMED: dict[str, tuple[Stack, Schedule | None]] = {
+RESUMED: dict[str, tuple[Stack, PromptSchedule | None]] = {
     "plain": ([], None),
     "flex": ([WINDOW, SINK, FLEX], None),
     "window in early steps": (SETTINGS["window in early steps"], None),
@@ -266,9 +267,9 @@ def test_a_run_that_goes_on_makes_the_same_bits(causal: Any, name: str) -> None:
     assert all(chunk.shape[2] == 3 for chunk in chunks)
     for state in states:
         later: list[int] = []
-        causal.clock.index = 0  # as in a new process
+        causal.step_state.index = 0  # as in a new process
         resume = copy.deepcopy(state._replace(latents=chunks[: state.done]))
-        again = rolled(causal, made, lambda now, later=later: later.append(now.done), resume)
+        again = programs_for_chunk(causal, made, lambda now, later=later: later.append(now.done), resume)
         assert torch.equal(again, whole), state.done
         assert later == list(range(state.done + 1, 7))
 
@@ -276,7 +277,7 @@ def test_a_run_that_goes_on_makes_the_same_bits(causal: Any, name: str) -> None:
 def test_resume_with_guidance(causal: Any) -> None:
     made = built(causal, [WINDOW, SINK], 12, guidance_scale=2.0)
     whole, states, chunks = states_of(causal, made)
-    assert torch.equal(rolled(causal, made, resume=states[1]._replace(latents=chunks[:2])), whole)
+    assert torch.equal(programs_for_chunk(causal, made, resume=states[1]._replace(latents=chunks[:2])), whole)
 
 
 # Noise
@@ -292,7 +293,7 @@ def drawn(backbone: Any, made: Plan) -> list[Tensor]:
 
     handle = backbone.pipe.transformer.register_forward_pre_hook(see, with_kwargs=True)
     try:
-        rolled(backbone, made)
+        programs_for_chunk(backbone, made)
     finally:
         handle.remove()
     return given
@@ -308,14 +309,14 @@ def test_ans_goes_on_from_chunk_to_chunk(causal: Any) -> None:
     assert (mixed - expected).abs().max() < 1e-5
     renoised = torch.cat(drawn(causal, built(causal, [WINDOW, ANS | {"renoise": True}])), dim=1)
     assert torch.equal(renoised, mixed)  # the same draws; they differ between the steps
-    one, other = (rolled(causal, built(causal, [WINDOW, ANS | {"renoise": renoise}])) for renoise in (False, True))
+    one, other = (programs_for_chunk(causal, built(causal, [WINDOW, ANS | {"renoise": renoise}])) for renoise in (False, True))
     assert differs(one, other) > 1e-3
 
 
 def test_ans_is_the_identity_up_to_the_native_length(causal: Any) -> None:
     plain, mixed = (built(causal, stack, 9) for stack in ([], [ANS]))
     assert any("ans changes nothing at 33 frames" in note for note in mixed.notes)
-    assert torch.equal(rolled(causal, plain), rolled(causal, mixed))
+    assert torch.equal(programs_for_chunk(causal, plain), programs_for_chunk(causal, mixed))
 
 
 # Prompts that change
@@ -337,19 +338,21 @@ STACKS = {
 def test_a_switch_equals_the_definition(causal: Any, name: str, switch: str) -> None:
     """Shots of red to 2.25 s, green to 3 s, blue to the end of 18 latent frames, a quarter of a second each."""
     stack = [*STACKS[name], {"name": "rollout", "switch": switch}]
-    latents = rolled(causal, built(causal, stack, 18, cut(2.25, 3)))
+    latents = programs_for_chunk(causal, built(causal, stack, 18, cut(2.25, 3)))
     prompts = [RED] * 3 + [GREEN] + [BLUE] * 2
     expected = dense_rollout.rollout(causal, stack, 18, prompts, switch=switch)
     print(f"{name}, {switch}: {differs(latents, expected):.1e}")
     assert differs(latents, expected) < 1e-5
-    alone = rolled(causal, built(causal, stack, 18))
+    alone = programs_for_chunk(causal, built(causal, stack, 18))
     assert torch.equal(latents[:, :, :9], alone[:, :, :9])
     assert differs(latents[:, :, 9:], alone[:, :, 9:]) > 1e-3
 
 
 def test_the_modes_of_a_switch_differ(causal: Any) -> None:
     modes = ({"switch": "recache"}, {"switch": "flush"}, {"switch": "keep"}, {"switch": "flush", "kept": 1})
-    results = [rolled(causal, built(causal, [WINDOW, SINK, {"name": "rollout"} | mode], 22, cut(2.25, 3))) for mode in modes]
+    results = [
+        programs_for_chunk(causal, built(causal, [WINDOW, SINK, {"name": "rollout"} | mode], 22, cut(2.25, 3))) for mode in modes
+    ]
     for one, other in itertools.combinations(results, 2):
         assert differs(one, other) > 1e-3
 
@@ -372,7 +375,7 @@ def test_a_switch_within_the_first_window_caches_the_sink_again(causal: Any, win
 
         handle = causal.pipe.transformer.register_forward_pre_hook(see, with_kwargs=True)
         try:
-            rolled(causal, built(causal, stack, 15, cut(switch / 4), steps=1))
+            programs_for_chunk(causal, built(causal, stack, 15, cut(switch / 4), steps=1))
         finally:
             handle.remove()
         assert len(calls) == 5 + 4 + 1  # a step of each chunk, the clean passes, and what runs again
@@ -384,7 +387,7 @@ def test_a_switch_within_the_first_window_caches_the_sink_again(causal: Any, win
 
 def test_with_guidance_a_switch_equals_the_definition(causal: Any) -> None:
     stack = [WINDOW, SINK]
-    latents = rolled(causal, built(causal, stack, 15, cut(2.25), guidance_scale=2.0))
+    latents = programs_for_chunk(causal, built(causal, stack, 15, cut(2.25), guidance_scale=2.0))
     expected = dense_rollout.rollout(causal, stack, 15, [RED] * 3 + [GREEN] * 2, guidance=2.0)
     assert differs(latents, expected) < 1e-5
 
@@ -423,12 +426,12 @@ def test_in_a_blend_a_chunk_has_the_mean_of_its_frames_texts(causal: Any) -> Non
     made = built(causal, [WINDOW, {"name": "rollout", "switch": "keep"}], 21, cut(2.75, blend=1), steps=1)
     assert made.shares is not None
     with torch.no_grad():
-        texts = shots.texts_of(causal, made)
+        texts = prompt_schedule.texts_of(causal, made)
     mixed = 0
     for index, text in enumerate(texts_given(causal, made)):
         share = made.shares[:, index // 2 * 3 : index // 2 * 3 + 3].mean(axis=1)
         mixed += 0 < share[0] < 1
-        assert torch.equal(text, shots.mean_of(texts, share)["encoder_hidden_states"])
+        assert torch.equal(text, prompt_schedule.mean_of(texts, share)["encoder_hidden_states"])
     assert mixed > 2
 
 
@@ -439,7 +442,7 @@ def texts_given(backbone: Any, made: Plan) -> list[Tensor]:
         lambda module, arguments, named: given.append(named["encoder_hidden_states"]), with_kwargs=True
     )
     try:
-        rolled(backbone, made)
+        programs_for_chunk(backbone, made)
     finally:
         handle.remove()
     return given
@@ -449,8 +452,8 @@ def test_a_shot_that_no_chunk_shows_is_refused(causal: Any) -> None:
     """A latent frame of chunk 4 alone has the green shot; at an edge of chunks half a second would do."""
     with pytest.raises(UsageError, match=r"shot 2 at 3\.25s is too short to be in any chunk of 3 latent frames") as caught:
         built(causal, [], 21, cut(3.25, 3.5))
-    assert caught.value.accepted == "shots of 0.75s or longer, before the video ends"
-    assert caught.value.do
+    assert caught.value.expected == "shots of 0.75s or longer, before the video ends"
+    assert caught.value.hint
     with pytest.raises(UsageError, match=r"shot 3 at 4\.75s is too short to be in any chunk"):
         built(causal, [], 20, cut(3.25, 4.75))  # the last latent frame of two that the last chunk shows
     with pytest.raises(UsageError, match=r"shot 2 at 3\.25s is too short to be in any chunk"):

@@ -13,24 +13,24 @@ import torch
 from torch import Tensor
 
 import longgen
-from longgen import plan, preset
+from longgen import plan, planner, preset
 from longgen.backbones.spec import SPECS
 from longgen.backbones.tiny import measure
 from longgen.errors import UsageError
-from longgen.sampling import direct, shots
-from longgen.schedule import Schedule, Shot
+from longgen.loops import direct, prompt_schedule
+from longgen.schedule import PromptSchedule, Shot
 from tests.backbones import family
 
 RED, GREEN = (f"a large {what} bouncing on a navy background" for what in ("red circle", "green square"))
 FAMILIES = ["wan", "wan-experts", "ltx", "cogvideox", "hunyuan"]
 
 
-def schedule(*prompts: str, each_s: float = 1.0, blend: float = 0.0) -> Schedule:
-    return Schedule(tuple(Shot(Fraction(each_s) * i, prompt) for i, prompt in enumerate(prompts)), Fraction(blend))
+def schedule(*prompts: str, each_s: float = 1.0, blend: float = 0.0) -> PromptSchedule:
+    return PromptSchedule(tuple(Shot(Fraction(each_s) * i, prompt) for i, prompt in enumerate(prompts)), Fraction(blend))
 
 
-def build(backbone: Any, name: str, shots: Schedule | None, sets: tuple[str, ...] = (), **sample: Any) -> plan.Plan:
-    return plan.build(preset.load(name, sets, preset.Sample(**sample)), backbone.spec, shots)
+def build(backbone: Any, name: str, shots: PromptSchedule | None, sets: tuple[str, ...] = (), **sample: Any) -> plan.Plan:
+    return planner.build(preset.load(name, sets, preset.Sample(**sample)), backbone.spec, shots)
 
 
 def sampled(backbone: Any, made: plan.Plan, prompt: str, on_step: Any = lambda state: None, resume: Any = None) -> Tensor:
@@ -104,7 +104,7 @@ def test_a_clip_has_the_text_of_its_shot_and_a_mixture_where_two_meet(
     sample = dict(frames=5 * backbone.spec.stride_t + 1, steps=2, size=family.SIZE, fps=backbone.spec.stride_t)
     shots_of = schedule("a red ball", "two blue cats", each_s=3)
     made = build(backbone, "gen-l-video", shots_of, ("gen-l-video.frames=3", "gen-l-video.stride=1"), **sample)
-    texts = shots.texts_of(backbone, made)
+    texts = prompt_schedule.texts_of(backbone, made)
     given: list[dict[str, Tensor]] = []
     transformer = backbone.transformers[0]
     forward = transformer.forward
@@ -119,10 +119,10 @@ def test_a_clip_has_the_text_of_its_shot_and_a_mixture_where_two_meet(
     assert made.shares is not None
     assert made.shares[1].tolist() == [0, 0, 0, 1, 1, 1]
     for clip, held in enumerate(frames):
-        expected = shots.mean_of(texts, made.shares[:, held].mean(axis=1))
+        expected = prompt_schedule.mean_of(texts, made.shares[:, held].mean(axis=1))
         for key, value in expected.items():
             assert torch.equal(given[clip][key][-1:].to(value), value), (clip, key)
-    mixed = shots.mean_of(texts, np.array([1 / 3, 2 / 3]))["encoder_hidden_states"]
+    mixed = prompt_schedule.mean_of(texts, np.array([1 / 3, 2 / 3]))["encoder_hidden_states"]
     parts = [text["encoder_hidden_states"] for text in texts]
     assert torch.allclose(mixed, parts[0] / 3 + parts[1] * 2 / 3, atol=1e-6)
 
@@ -131,15 +131,15 @@ def test_a_schedule_in_one_pass_needs_cross_attention() -> None:
     both = schedule(RED, GREEN)
     for name in ("cogvideox-5b", "hunyuanvideo"):
         with pytest.raises(UsageError, match="--schedule needs clips on"):
-            plan.build(preset.load("direct", sample=preset.Sample(frames=193)), SPECS[name], both)
-        plan.build(preset.load("gen-l-video", sample=preset.Sample(frames=193)), SPECS[name], both)
+            planner.build(preset.load("direct", sample=preset.Sample(frames=193)), SPECS[name], both)
+        planner.build(preset.load("gen-l-video", sample=preset.Sample(frames=193)), SPECS[name], both)
 
 
 def test_a_plan_tells_its_shots() -> None:
     both = schedule(RED, GREEN, each_s=2)
-    made = plan.build(preset.load("direct", sample=preset.Sample(frames=81)), SPECS["wan2.1-1.3b"], both)
+    made = planner.build(preset.load("direct", sample=preset.Sample(frames=81)), SPECS["wan2.1-1.3b"], both)
     assert made.as_dict()["schedule"] == both.as_dict()
-    assert Schedule.from_dict(made.as_dict()["schedule"]) == both
+    assert PromptSchedule.from_dict(made.as_dict()["schedule"]) == both
 
 
 def test_the_python_face_takes_a_schedule(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_the_python_face_takes_a_schedule(tmp_path: Path) -> None:
 
 def test_a_shot_after_the_end_is_refused() -> None:
     with pytest.raises(UsageError, match="shot 2"):
-        plan.build(preset.load("direct", sample=preset.Sample(frames=81)), SPECS["wan2.1-1.3b"], schedule(RED, GREEN, each_s=9))
+        planner.build(preset.load("direct", sample=preset.Sample(frames=81)), SPECS["wan2.1-1.3b"], schedule(RED, GREEN, each_s=9))
 
 
 @pytest.mark.parametrize("name", ["sliding-window", "gen-l-video"])

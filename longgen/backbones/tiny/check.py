@@ -29,10 +29,12 @@ import torch
 from diffusers import AutoencoderKLWan
 from einops import rearrange
 
-from longgen import backbones, plan, preset
+from longgen import planner, preset
+from longgen.backbones import defaults, settings
 from longgen.backbones.spec import SPECS
 from longgen.backbones.tiny import clips, grammar, measure
-from longgen.sampling import sampler, start
+from longgen.loops import sampler, start
+from longgen.pipelines import loading
 
 AIMS = {"colour": 0.95, "background": 0.98, "one_object": 0.90, "motion": 0.80, "psnr_db": 27.0}
 
@@ -64,8 +66,8 @@ def check(
     if source is not None:
         own = str(source)
         spec = dataclasses.replace(spec, checkpoint=own) if spec.causal else dataclasses.replace(spec, source=own)
-    made = plan.build(preset.load(preset_name, sample=preset.Sample(frames=frames_px)), spec)
-    backbone = backbones.load(spec, backbones.Setup(backbones.default_device(), "fp32"))
+    made = planner.build(preset.load(preset_name, sample=preset.Sample(frames=frames_px)), spec)
+    backbone = loading.load(spec, settings.ModelSettings(defaults.default_device(), "fp32"))
     scores: list[dict[str, float]] = []
     began = time.monotonic()
     for number, words in enumerate(grammar.HELD_OUT[:count]):

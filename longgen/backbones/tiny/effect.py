@@ -33,19 +33,21 @@ from typing import Any
 
 import numpy as np
 
-from longgen import backbones, plan, preset
+from longgen import plan, planner, preset
+from longgen.backbones import defaults, settings
 from longgen.backbones.spec import SPECS
 from longgen.backbones.tiny import grammar, measure
 from longgen.errors import UsageError
-from longgen.probe import choose
-from longgen.sampling import sampler, start
+from longgen.layers import selection
+from longgen.loops import sampler, start
+from longgen.pipelines import base, loading
 
 NATIVE = "81 frames"  # the row of the model's own clips, which speed is measured against
 NATIVE_PX = 81
 KEY = ("backbone", "preset", "frames", "prompt", "seed")  # what tells one clip from another
 
 
-def clip(backbone: backbones.Backbone, made: plan.Plan, words: grammar.Words, seed: int) -> dict[str, Any]:
+def clip(backbone: base.PipelineBackbone, made: plan.Plan, words: grammar.Words, seed: int) -> dict[str, Any]:
     """Makes one clip and measures it."""
     import torch
 
@@ -69,14 +71,14 @@ def measured(
 ) -> dict[str, list[dict]]:
     """Every clip's measures by preset, those of `NATIVE` first; what `output` lacks is made and appended to it."""
     spec = SPECS[model]
-    plans = {NATIVE: plan.build(preset.load("direct"), spec)}
+    plans = {NATIVE: planner.build(preset.load("direct"), spec)}
     for name in names:
         base, *own = name.split(",")
-        base, how = choose.split(base)
+        base, how = selection.split(base)
         techniques = {preset.name_of(technique) for technique in preset.load(base).techniques}
         own += [override for override in sets if override.split(".")[0] in techniques]
-        chosen, said = choose.chosen(preset.load(base, own, preset.Sample(frames=frames_px)), spec, how)
-        plans[name] = plan.build(chosen, spec, said=said)
+        chosen, said = selection.chosen(preset.load(base, own, preset.Sample(frames=frames_px)), spec, how)
+        plans[name] = planner.build(chosen, spec, said=said)
     done = {}
     if output.is_file():
         for line in output.read_text(encoding="utf-8").splitlines():
@@ -89,7 +91,7 @@ def measured(
             for name, made in plans.items():
                 key = (model, name, made.frames_px, words.prompt, seed)
                 if key not in done:
-                    backbone = backbone or backbones.load(spec, backbones.Setup(backbones.default_device(), "fp32"))
+                    backbone = backbone or loading.load(spec, settings.ModelSettings(defaults.default_device(), "fp32"))
                     one = dict(zip(KEY, key, strict=True)) | clip(backbone, made, words, seed)
                     with output.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(one) + "\n")

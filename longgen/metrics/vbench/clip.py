@@ -48,6 +48,6 @@ def load_head(path: Path, device: str) -> nn.Linear:
     try:
         head.load_state_dict(weights.read(path))
     except RuntimeError as error:
-        raise LonggenError(f"{path} is not LAION's linear head: {str(error).splitlines()[-1].strip()}", do="download it again",
-                           accepted="sa_0_4_vit_l_14_linear.pth as its publisher has it") from None  # fmt: skip
+        raise LonggenError(f"{path} is not LAION's linear head: {str(error).splitlines()[-1].strip()}", hint="download it again",
+                           expected="sa_0_4_vit_l_14_linear.pth as its publisher has it") from None  # fmt: skip
     return head.to(device).eval()

@@ -10,7 +10,9 @@ SECONDS = 2  # of a clip, in its mode `long_custom_input`
 def clip_frames(fps: float, seconds: int = SECONDS) -> int:
     """Frames of a clip: the rate is cut to a whole number first. Raises UsageError below one frame a second."""
     if not (fps >= 1 and seconds >= 1):
-        raise UsageError(f"clips of {seconds} s at {fps} frames a second", accepted="1 or more of both", do="score the whole video")
+        raise UsageError(
+            f"clips of {seconds} s at {fps} frames a second", expected="1 or more of both", hint="score the whole video"
+        )
     return int(fps) * seconds
 
 

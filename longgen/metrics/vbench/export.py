@@ -41,8 +41,8 @@ def check(folder: Path, overwrite: bool) -> None:
     readme = folder / "README.md"
     disk.check_new(readme, overwrite, "--export-vbench", readme.is_file() and readme.read_bytes() == README.encode())
     if folder.is_dir() and any(folder.iterdir()) and not readme.exists() and not overwrite:
-        raise UsageError(f"--export-vbench {folder} holds other files", accepted="a new folder, or one of an earlier export",
-                         do="give another name")  # fmt: skip
+        raise UsageError(f"--export-vbench {folder} holds other files", expected="a new folder, or one of an earlier export",
+                         hint="give another name")  # fmt: skip
 
 
 def export_videos(videos: Iterable[tuple[str, Path, str]], folder: Path, overwrite: bool = False) -> list[Path]:
@@ -54,7 +54,7 @@ def export_videos(videos: Iterable[tuple[str, Path, str]], folder: Path, overwri
     videos = [*videos]
     gone = [path for _, path, _ in videos if not path.is_file()]
     if gone:
-        raise MissingError(f"{gone[0]} is not there", accepted="videos that are finished", do="run longgen compare again")
+        raise MissingError(f"{gone[0]} is not there", expected="videos that are finished", hint="run longgen compare again")
     placed: list[Path] = []
     prompts: dict[str, dict[str, str]] = {}
     for preset, _, prompt in videos:

@@ -29,8 +29,8 @@ class Musiq:
 def library() -> Any:
     """pyiqa's class MUSIQ. Raises MissingError where pyiqa is not there."""
     if not installed():
-        raise MissingError("imaging_quality needs pyiqa, which is not installed", accepted="pyiqa (not for commercial use)",
-                           do="pip install pyiqa, or leave imaging_quality out")  # fmt: skip
+        raise MissingError("imaging_quality needs pyiqa, which is not installed", expected="pyiqa (not for commercial use)",
+                           hint="pip install pyiqa, or leave imaging_quality out")  # fmt: skip
     from pyiqa.archs.musiq_arch import MUSIQ
 
     return MUSIQ
@@ -42,6 +42,6 @@ def load(path: Path, device: str) -> Musiq:
     try:
         network.load_state_dict(weights.read(path))
     except RuntimeError as error:
-        raise LonggenError(f"{path} does not hold MUSIQ's weights: {str(error).splitlines()[-1].strip()}", do="download it again",
-                           accepted="musiq_spaq_ckpt-358bb6af.pth as published") from None  # fmt: skip
+        raise LonggenError(f"{path} does not hold MUSIQ's weights: {str(error).splitlines()[-1].strip()}", hint="download it again",
+                           expected="musiq_spaq_ckpt-358bb6af.pth as published") from None  # fmt: skip
     return Musiq(network.to(device).eval())

@@ -24,6 +24,6 @@ def load(kind: Any, path: Path, config: Any, **settings: Any) -> Any:
     except Exception as error:  # a damaged file raises what its format raises
         wrong = [(str(error).strip().splitlines() or [type(error).__name__])[0]]
     if wrong:
-        raise LonggenError(f"{path} does not hold the weights of {kind.__name__}: {wrong[0]}", do="download it again",
-                           accepted="the file as its publisher has it")  # fmt: skip
+        raise LonggenError(f"{path} does not hold the weights of {kind.__name__}: {wrong[0]}", hint="download it again",
+                           expected="the file as its publisher has it")  # fmt: skip
     return model

@@ -52,8 +52,8 @@ def library() -> Any:
     except Exception as error:  # one that was built for another torch raises RuntimeError, OSError or AttributeError
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MissingError(f"torchvision, which RAFT needs, could not be imported: {said}",
-                           accepted=f"one built for torch {torch.__version__}",
-                           do='pip install "longgen[vbench]", with the --index-url that torch came from') from None  # fmt: skip
+                           expected=f"one built for torch {torch.__version__}",
+                           hint='pip install "longgen[vbench]", with the --index-url that torch came from') from None  # fmt: skip
     return optical_flow
 
 
@@ -64,8 +64,8 @@ def load(path: Path, device: str) -> Raft:
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise LonggenError(f"{path} does not hold RAFT's weights: {str(error).splitlines()[-1].strip()}", do="download it again",
-                           accepted="raft-things.pth or raft_large_C_T_V1-22a6c225.pth as published") from None  # fmt: skip
+        raise LonggenError(f"{path} does not hold RAFT's weights: {str(error).splitlines()[-1].strip()}", hint="download it again",
+                           expected="raft-things.pth or raft_large_C_T_V1-22a6c225.pth as published") from None  # fmt: skip
     return Raft(network.to(device))
 
 

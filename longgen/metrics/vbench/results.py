@@ -68,10 +68,10 @@ def read_results(path: Path) -> Results:
                 value = float(item["video_results"])
                 videos.setdefault(item["video_path"], {})[PREFIX + name] = value / 100 if name == "imaging_quality" else value
     except FileNotFoundError:
-        raise MissingError(f"{path} is not there", accepted="a results_TIME_eval_results.json", do="check the path") from None
+        raise MissingError(f"{path} is not there", expected="a results_TIME_eval_results.json", hint="check the path") from None
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-        raise LonggenError(f"{path} holds no results of VBench: {error}", do="give the right one of the two files",
-                           accepted="results_TIME_eval_results.json as VBench writes it") from None  # fmt: skip
+        raise LonggenError(f"{path} holds no results of VBench: {error}", hint="give the right one of the two files",
+                           expected="results_TIME_eval_results.json as VBench writes it") from None  # fmt: skip
     return Results(overall, videos)
 
 

@@ -58,7 +58,7 @@ class VBench:
         self, device: str = "cpu", weights: Path | None = None, dimensions: Sequence[str] | None = None, batch: int = 8
     ) -> None:
         if batch < 1:
-            raise UsageError(f"a batch of {batch} frames", accepted="1 or more", do="leave it out")
+            raise UsageError(f"a batch of {batch} frames", expected="1 or more", hint="leave it out")
         names = [*DIMENSIONS] if dimensions is None else [*dict.fromkeys(dimensions)]
         if dimensions is None and not musiq.installed():
             names.remove("imaging_quality")
@@ -85,14 +85,14 @@ class VBench:
                 for frame in batch:
                     shape = shape or frame.shape
                     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.shape != shape:
-                        raise UsageError(f"a frame that is {frame.dtype} {list(frame.shape)}", do="convert them first",
-                                         accepted="frames of one size, uint8 [H, W, 3]")  # fmt: skip
+                        raise UsageError(f"a frame that is {frame.dtype} {list(frame.shape)}", hint="convert them first",
+                                         expected="frames of one size, uint8 [H, W, 3]")  # fmt: skip
                 count += len(batch)
                 tensor = torch.from_numpy(np.stack(batch)).to(self._device).permute(0, 3, 1, 2).float()
                 for gauge in gauges.values():
                     gauge.add(tensor)
         if not count:
-            raise UsageError("a video without frames", accepted="one frame or more", do="check the video")
+            raise UsageError("a video without frames", expected="one frame or more", hint="check the video")
         values = {key: gauge.value() for key, gauge in gauges.items()}
         return Scored(count, fps, values, {key: np.array(gauge.curve, dtype=float) for key, gauge in gauges.items()})
 
@@ -150,5 +150,5 @@ def _opened(video: Path | Iterable[np.ndarray], fps: float | None) -> tuple[Iter
     else:
         frames = iter(video)
     if fps is None or not 0 < fps < float("inf"):
-        raise UsageError(f"a video at {fps} frames a second", accepted="more than 0", do="give the rate it is shown at")
+        raise UsageError(f"a video at {fps} frames a second", expected="more than 0", hint="give the rate it is shown at")
     return frames, fps

@@ -71,8 +71,8 @@ def find(names: Iterable[str], folder: Path | None) -> dict[str, Path]:
         rows = [f"{Path(row.folder, ' or '.join(row.files))}, from {row.source}" for row in map(wanted.__getitem__, missing)]
         places = [*([str(folder)] if folder else []), str(cache), "the Hugging Face cache"]
         raise MissingError("weights of VBench are not here:\n    " + "\n    ".join(rows),
-                           accepted=f"these files in {', '.join(places)}{refused}",
-                           do="put them into a folder, give it as --vbench-weights DIR, or leave their dimensions out")  # fmt: skip
+                           expected=f"these files in {', '.join(places)}{refused}",
+                           hint="put them into a folder, give it as --vbench-weights DIR, or leave their dimensions out")  # fmt: skip
     return {name: path for name, path in found.items() if path is not None}
 
 
@@ -85,7 +85,7 @@ def read(path: Path) -> dict[str, Any]:
         return {name.removeprefix("module."): tensor for name, tensor in state.items()}
     except Exception as error:  # pickle, zip and torch have types of their own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise LonggenError(f"{path} is damaged: {reason}", accepted="a file of tensors", do="download it again") from None
+        raise LonggenError(f"{path} is damaged: {reason}", expected="a file of tensors", hint="download it again") from None
 
 
 def _local(weights: Weights, folder: Path | None, cache: Path) -> Path | None:

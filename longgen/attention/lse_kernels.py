@@ -1,0 +1,72 @@
+"""Attention that also says how much it summed: torch's own operators, where they tell.
+
+Legend: B batch, Nq queries, Nk keys, H heads, D head dim.
+
+Z = sum over keys of exp(logit); the operators give log Z in single precision or better. Each is tried on a few tokens before it is
+used, against a softmax in plain steps: whatever refuses or differs is not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+AttentionWithLSE = Callable[..., tuple[Tensor, Tensor]]
+"""q [B, Nq, H, D], k and v [B, Nk, H, D], and where it is masked what is added to the logits [Nq, Nk], of q's dtype ->
+output [B, Nq, H, D] and log Z [B, H, Nq], float32 or better."""
+
+HEADS_AND_KEYS = (2, 5, 37)  # of a trial: heads, queries, keys; no multiple of what kernels work in
+TOLERANCE = 0.05  # bf16 rounds its outputs by 0.01 there
+
+
+@lru_cache(maxsize=16)
+def attention_with_lse(device: torch.device, dtype: torch.dtype, head_dim: int, masked: bool = False) -> AttentionWithLSE | None:
+    """The operator for such tensors, or None where torch has none that works."""
+    for operator in _OPERATORS.get(device.type, ()):
+
+        def call(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, operator: Any = operator) -> tuple[Tensor, Tensor]:
+            if mask is not None:
+                mask = mask.expand(len(q), q.shape[2], -1, -1)
+            output, log_sum = operator(*(x.transpose(1, 2) for x in (q, k, v)), mask)[:2]
+            return output.transpose(1, 2), log_sum[..., : q.shape[1]]  # of the efficient one, padded to a multiple of 32
+
+        if _works(call, device, dtype, head_dim, masked):
+            return call
+    return None
+
+
+def _flash_cpu(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Any:
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask)
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Any:
+    if mask is not None:
+        raise NotImplementedError
+    return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)
+
+
+def _efficient(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Any:
+    return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, mask, True)
+
+
+_OPERATORS = {"cpu": (_flash_cpu,), "cuda": (_flash, _efficient)}
+
+
+def _works(call: AttentionWithLSE, device: torch.device, dtype: torch.dtype, head_dim: int, masked: bool = False) -> bool:
+    heads, queries, keys = HEADS_AND_KEYS
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, tokens, heads, head_dim, generator=generator).to(device, dtype) for tokens in (queries, keys, keys))
+    mask = torch.zeros(queries, 48, device=device, dtype=dtype)[:, :keys]  # rows at multiples of 16
+    mask[:, ::3] = -torch.inf
+    try:
+        output, log_sum = call(q, k, v, mask) if masked else call(q, k, v)
+    except (RuntimeError, NotImplementedError):
+        return False
+    logits = torch.einsum("bqhd,bkhd->bhqk", q.double(), k.double()) / head_dim**0.5 + (mask.double() if masked else 0)
+    exact = torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), v.double())
+    near = ((output.double() - exact).abs().max(), (log_sum.double() - logits.logsumexp(-1)).abs().max())
+    return log_sum.dtype in (torch.float32, torch.float64) and all(float(difference) < TOLERANCE for difference in near)

@@ -1,0 +1,252 @@
+"""Plans, presets and backbones as text for people. Makes strings; prints nothing."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longgen.attention.lowering import lower
+from longgen.backbones.spec import SPECS, BackboneSpec
+from longgen.backbones.tiny import grammar
+from longgen.cost import FLOOR
+from longgen.errors import UsageError
+from longgen.frameplan import FramePlan, full_attention
+from longgen.plan import Plan
+from longgen.planner import LONG, on_every_backbone
+from longgen.preset import Preset, name_of
+from longgen.technique import NoiseTechnique
+from longgen.textfile import on_one_line, visible
+from longgen.units import count_label, human_bytes
+
+SETUP = ("dtype", "lora", "quantize", "attention", "cache", "compile", "vae_tiling", "clip_batch")  # of what a video keeps
+SHADES = " ░▒▓█"
+MAP_SIDE = 40  # characters across a picture of a table
+PICTURED = 1  # passes of a branch whose table is drawn; the others are like it, moved
+
+
+def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: bool = True) -> str:
+    """What would run: techniques, tables, cost and memory."""
+    spec, sample = plan.spec, plan.sample
+    width, height = plan.size
+    lines = [
+        on_one_line(f"{plan.preset.name} on {spec.name}"),
+        f"  {plan.frames_px} frames, {plan.duration_s:.1f} s at {sample.fps} fps, {width}x{height}",
+        f"  {plan.frames_lat} latent frames ({spec.native_lat} native), {plan.tokens:,} tokens,"
+        f" {plan.steps} steps, guidance {sample.guidance_scale:g}{_shift(plan)}",
+        "",
+    ]
+    for act in plan.techniques:
+        makes_noise = isinstance(act.technique, NoiseTechnique) and act.technique.noise
+        slots = f"noise and {act.technique.slot}" if makes_noise and act.technique.slot != "noise" else act.technique.slot
+        lines.append(f"technique {act.name} ({slots}; {act.technique.paper})")
+        if act.technique.slot not in ("sampling", "noise"):
+            lines.append(f"  layers {count_label(act.layers, spec.layers)}; steps {count_label(act.steps, plan.steps)}")
+        parameters = act.technique.model_dump(mode="json", exclude={"layers", "steps"})
+        lines.append("  " + ", ".join(f"{key} = {_shown(value)}" for key, value in parameters.items()))
+    if not plan.techniques:
+        lines.append("no technique: the backbone's own attention")
+    for number, shot in enumerate(plan.schedule.shots if plan.schedule else (), start=1):
+        lines.append(f"shot {number} from {float(shot.at):g} s: {on_one_line(shot.prompt)}")
+    if plan.chunk_lat is not None:
+        lines += [
+            "",
+            f"{plan.rounds} chunks of {plan.chunk_lat} latent frames, {plan.slots_lat} frames in the cache; the last chunk:",
+        ]
+    elif plan.sampling is not None:
+        lines += ["", f"the model sees {plan.call_geometry.frames_lat} latent frames at a time, {plan.calls:.3g} times a step"]
+    for name, (frame_plan, layers, steps) in plan.branches().items():
+        lines += ["", f"branch {name}: layers {count_label(tuple(layers), spec.layers)};"
+                      f" steps {count_label(tuple(steps), plan.steps)}"]  # fmt: skip
+        lines += ["  " + line for line in branch_lines(frame_plan, tables)]
+    if plan.chunk_lat is not None and tables and not (plan.table == 0).all():
+        lines += ["", "what the chunks see, in the first layer and step:", *("  " + row for row in picture(_history(plan)))]
+    memory = plan.memory_bytes(dtype, offload)
+    lines += [
+        "",
+        f"floor: {plan.cost:.2f} ({FLOOR}; of attention alone {plan.attention_cost:.2f})",
+        f"memory estimate ({dtype}, offload {offload}): {human_bytes(memory['peak'])}"
+        f" = transformer {human_bytes(memory['weights'])}, activations {human_bytes(memory['activations'])},"
+        f" text encoder and VAE {human_bytes(memory['companions'])}",
+        *(f"note: {note}" for note in (plan.notes if notes else ())),
+    ]
+    return "\n".join(lines)
+
+
+def _shift(plan: Plan) -> str:
+    shift = plan.sample.flow_shift or plan.spec.flow_shift
+    return "" if plan.spec.fixed_shift else f", flow shift {shift:g}" if shift else ", the checkpoint's own flow shift"
+
+
+def _shown(value: Any) -> str:
+    """A parameter as a preset would have it; auto where the technique decides by length and backbone."""
+    return "auto" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def branch_lines(plan: FramePlan, tables: bool) -> list[str]:
+    """One frame plan: what a few query frames see, and a picture of `visible`."""
+    rows, frames = plan.shape
+    if plan.is_stock:
+        sees = "every frame sees every frame" if rows == frames else "a chunk sees itself and all before"
+        return [f"the backbone's own attention: {sees}, relative time i - j"]
+    lines = []
+    if plan.frequency_scale is not None:
+        changed = np.flatnonzero(plan.frequency_scale != 1)
+        named = [f"component {i + 1} x {plan.frequency_scale[i]:.4g}" for i in changed]
+        few = named if len(named) <= 4 else [*named[:2], f"... {len(named) - 3} more ...", named[-1]]
+        lines.append(f"temporal rotary frequencies: {', '.join(few)}")
+    if plan.logit_scale != 1:
+        lines.append(f"attention logits x {plan.logit_scale:.4g}")
+    if plan.anchor:
+        lines.append(f"keys and values with {plan.anchor:g} of those of the first clip")
+    if plan.key_frames is not None:
+        lines.append(
+            f"and {plan.key_frames.count(plan.frames_lat)} key frames for every frame, chosen from the layer's input as it runs"
+        )
+    for one in plan.passes if rows < frames else ():
+        rel, seen = one.rel[:, one.visible[0]], tuple(np.flatnonzero(one.visible[0]).tolist())
+        times = f"at relative times {rel.max() + 0.0:.4g} to {rel.min() + 0.0:.4g}"
+        lines.append(f"frames {frames - rows} to {frames - 1} see {count_label(seen, frames)}, {times}")
+    for index, one in enumerate(plan.passes if rows == frames else ()):
+        calls = len(lower(one).calls)
+        lines.append(f"pass {index}: {one.density:.3f} of all token pairs, {calls} attention call{'s' * (calls != 1)}")
+        computed = np.flatnonzero(one.weight > 0)
+        for i in sorted({int(computed[0]), int(computed[len(computed) // 2]), int(computed[-1])}):
+            seen = tuple(np.flatnonzero(one.visible[i]).tolist())
+            rel = one.rel[i, one.visible[i]]
+            stripes = 0 if one.stripe is None else int((one.stripe[i, one.visible[i]] < 1).sum())
+            partly = f" ({stripes} of them in a stripe of {one.stripe[i, one.visible[i]].min():g})" if stripes else ""  # type: ignore[index]
+            times = f"at relative times {rel.max() + 0.0:.4g} to {rel.min() + 0.0:.4g}"
+            weighted = f", weight {one.weight[i]:.3g}" if one.weight[i] != 1 else ""
+            lines.append(f"  frame {i:>3} sees {count_label(seen, frames)}{partly}, {times}{weighted}")
+        if tables and index < PICTURED and not one.visible.all():
+            shares = one.visible * (1 if one.stripe is None else np.minimum(one.stripe, 1))
+            lines += ["  " + row for row in picture(shares)]
+    return lines
+
+
+def _history(plan: Plan) -> np.ndarray:
+    """What each of some chunks of a rollout sees, a row a chunk, evenly apart: `visible` [chunks, T]."""
+    chunk = plan.call_geometry.frames_lat
+    table = np.zeros((min(plan.rounds, MAP_SIDE), plan.rounds_lat))
+    for row, index in enumerate(np.linspace(1, plan.rounds, len(table)).round().astype(int).tolist()):
+        programs, steps = plan.programs_for_chunk(index * chunk, chunk)
+        program = programs[steps[0, 0]]
+        seen = full_attention(index * chunk, chunk) if program is None else program.branches["main"]
+        table[row, : index * chunk] = seen.passes[0].visible[0]
+    return table
+
+
+def picture(visible: np.ndarray) -> list[str]:
+    """`visible` [Q, T], 0 to 1, as rows of characters, query frames downwards; the shade is the share of a cell that is seen."""
+    across, down = (np.linspace(0, n, min(n, MAP_SIDE) + 1).round().astype(int) for n in reversed(visible.shape))
+    rows = []
+    for top, bottom in zip(down[:-1:2], [*down[2::2], len(visible)], strict=False):
+        shares = [visible[top:bottom, a:b].mean() for a, b in itertools.pairwise(across)]
+        rows.append("".join(SHADES[int(np.ceil(share * (len(SHADES) - 1)))] for share in shares).rstrip())
+    return rows
+
+
+def backbone_text(spec: BackboneSpec) -> str:
+    """What is known of a backbone; for `tiny` also the sentences that it knows."""
+    rows = {
+        "what": spec.about,
+        "weights": "in the package" if spec.built_in else ", ".join(filter(None, (spec.checkpoint, spec.lora, spec.source))),
+        "license": spec.license,
+        "native": f"{spec.native_px} frames ({spec.native_lat} latent), {spec.size[0]}x{spec.size[1]}, {spec.fps} fps",
+        "lengths": f"{spec.stride_t}n+1 frames",
+        "sizes": "width a multiple of {}, height of {}".format(*spec.size_multiple),
+        "defaults": f"{spec.steps} steps, guidance {spec.guidance_scale:g}, {spec.dtype}",
+        "transformer": f"{spec.layers} layers, {spec.heads} heads x {spec.head_dim}, {spec.parameters / 1e6:,.0f}M parameters",
+        "can": ", ".join(spec.capabilities),
+    }
+    text = "\n".join([spec.name, *(f"  {key:<12}{value}" for key, value in rows.items())])
+    if spec.built_in:
+        text += "\n\nprompts it knows:\n" + grammar.describe()
+    return text
+
+
+COSTED = ("wan2.1-1.3b", "self-forcing")  # the backbones that costs are quoted for: the first that can take the preset
+
+
+def preset_row(preset: Preset) -> dict[str, Any]:
+    """What `longgen presets list` says of a preset. cost_ratio: of all arithmetic, on COSTED at LONG times its length."""
+    plans = on_every_backbone(preset)
+    costs = [made.cost for made in (plans[name] for name in COSTED) if isinstance(made, Plan)]
+    return {
+        "techniques": [name_of(technique) for technique in preset.techniques],
+        "backbones": [name for name, made in plans.items() if isinstance(made, Plan)],
+        "refused": {name: made.given for name, made in plans.items() if isinstance(made, UsageError)},
+        "cost_ratio": round(costs[0], 3) if costs else None,
+    }
+
+
+def presets_text(presets: list[Preset]) -> str:
+    """A table of presets: cost, techniques, paper, and the backbones that can take each."""
+    rows = [("preset", "cost", "techniques", "backbones", "paper")]
+    for preset in presets:
+        row = preset_row(preset)
+        cost = "" if row["cost_ratio"] is None else f"{row['cost_ratio']:.2f}"
+        techniques = " + ".join(row["techniques"]) or "none"
+        rows.append((preset.name, cost, techniques, _able(row["backbones"], list(row["refused"])), preset.source.split(";")[0]))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, (*widths, 0), strict=True)).rstrip() for row in rows]
+    lines.append(f"cost: {FLOOR} at {LONG} times the native length, on {' or else '.join(COSTED)}")
+    return "\n".join(lines)
+
+
+def _able(able: list[str], refused: list[str]) -> str:
+    """The backbones that can take a preset, in few words."""
+    causal = [name for name, spec in SPECS.items() if spec.causal]
+    others = [name for name in refused if name not in causal]
+    if not set(able) - set(causal):
+        return "causal" if not set(causal) & set(refused) else ", ".join(able) or "none"
+    if len(able) < 3:
+        return ", ".join(able)
+    left_out = [*(["causal"] if set(causal) <= set(refused) else sorted(set(causal) & set(refused))), *others]
+    return "all but " + ", ".join(left_out) if left_out else "all"
+
+
+def command_again(kept: Mapping[str, Any], video: Path) -> str:
+    """A line for a shell that makes `video` again, of the settings it keeps and a preset in THIS.toml.
+
+    Every setting is a flag, so that no LONGGEN_* variable stands before it.
+    """
+    words = ["longgen generate", "--preset THIS.toml", _flag("seed", kept["seed"]), _flag("backbone", kept["backbone"])]
+    words += [_flag(name, value) for name, value in kept["sample"].items() if value is not None]
+    for name in SETUP:
+        for value in kept[name] if name == "lora" and name in kept else [kept.get(name)]:
+            words += [] if value is None or value is False else [_flag(name, value)]
+    if kept.get("schedule") is None:
+        return " ".join([words[0], _flag("prompt", kept["prompt"]), *words[1:]])
+    shots = f"longgen inspect {_quoted(str(video.absolute()))} --schedule"
+    return " ".join([f"{shots} | {words[0]} --schedule -", *words[1:]])
+
+
+def _flag(name: str, value: Any) -> str:
+    """`--name VALUE` for a shell."""
+    text = "x".join(map(str, value)) if name == "size" else str(value)
+    option = f"--{name.replace('_', '-')}"
+    return option if value is True else f"{option}{'=' if text.startswith('-') else ' '}{_quoted(text)}"
+
+
+def _quoted(text: str) -> str:
+    """`text` as one word of a POSIX shell's line, on one line and with nothing that moves a terminal's cursor."""
+    if visible(text) == text and "\n" not in text and "\t" not in text:
+        return shlex.quote(text)
+    if text.endswith("\n"):  # which a command's output would lose
+        return "$'" + "".join(_escaped(character, "'\\", "\\x{:02x}") for character in text) + "'"
+    escaped = "".join(_escaped(character, "\\", "\\0{:03o}") for character in text)
+    return f'"$(printf %b {shlex.quote(escaped)})"'
+
+
+def _escaped(character: str, special: str, byte: str) -> str:
+    if character in special:
+        return "\\" + character
+    if character in "\n\t" or visible(character) != character:
+        return "".join(byte.format(one) for one in character.encode())
+    return character

@@ -1,0 +1,125 @@
+"""Causal Wan: Self-Forcing, LongLive, tiny-causal. A stock WanTransformer3DModel, rolled out chunk by chunk over a cache.
+
+Legend: B batch, c latent frames of a chunk, n tokens per latent frame, H heads, D head dim, C channels.
+
+The state of a rollout lives in the attention processors, since WanTransformer3DModel passes nothing else through to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.transformers.transformer_wan import WanAttention
+from torch import Tensor
+
+from longgen.attention.kvcache import KVCache
+from longgen.pipelines import foreign_hooks
+from longgen.pipelines.rotary import Tables
+from longgen.pipelines.step_state import StepState
+from longgen.pipelines.wan import Wan
+from longgen.plan import Plan
+
+
+class CachedAttention:
+    """Self-attention processor of one layer: the newest frames over the cache."""
+
+    def __init__(self, cache: KVCache, layer: int, step_state: StepState, stock: Any, backend: Any) -> None:
+        self.cache, self.layer, self.step_state = cache, layer, step_state
+        self._attention_backend = getattr(stock, "_attention_backend", None) or backend  # diffusers sets these two by name
+        self._parallel_config = getattr(stock, "_parallel_config", None)
+
+    def __call__(
+        self, attn: WanAttention, hidden_states: Tensor, text: None, mask: Tensor | None, rotary: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        foreign_hooks.check_mask(mask)
+        if attn.fused_projections:
+            q, k, v = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        q = attn.norm_q(q).unflatten(2, (attn.heads, -1))  # one after the other, so that few are alive
+        k = attn.norm_k(k).unflatten(2, (attn.heads, -1))
+        v = v.unflatten(2, (attn.heads, -1))
+        cos, sin = rotary  # [1, c n, 1, D], every value twice
+        output = self.run((cos[0, :, 0, 0::2], sin[0, :, 0, 1::2]), q, k, v)
+        return attn.to_out[1](attn.to_out[0](output.type_as(q)))
+
+    @torch.compiler.disable  # every layer and chunk would be a graph
+    def run(self, stock: Tables, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.cache.attend(self.layer, self.step_state.index, self.attend, stock, q, k, v, self.step_state.observer).flatten(
+            2
+        )
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return dispatch_attention_fn(q, k, v, backend=self._attention_backend, parallel_config=self._parallel_config)
+
+
+class CachedText:
+    """Cross-attention processor of one layer: the prompt's keys and values are made once a prompt."""
+
+    def __init__(self, cache: KVCache, layer: int, stock: Any) -> None:
+        self.cache, self.layer = cache, layer
+        self._attention_backend = getattr(stock, "_attention_backend", None)  # diffusers sets these two by name
+        self._parallel_config = None
+
+    def __call__(self, attn: WanAttention, hidden_states: Tensor, text: Tensor, mask: None, rotary: None) -> Tensor:
+        q = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+        k, v = self.keys_and_values(attn, text)
+        output = dispatch_attention_fn(q, k, v, backend=self._attention_backend).flatten(2).type_as(q)
+        return attn.to_out[1](attn.to_out[0](output))
+
+    @torch.compiler.disable  # every layer would be a graph
+    def keys_and_values(self, attn: WanAttention, text: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, L, H, D] each."""
+        if self.layer not in self.cache.texts:
+            k, v = attn.to_kv(text).chunk(2, dim=-1) if attn.fused_projections else (attn.to_k(text), attn.to_v(text))
+            self.cache.texts[self.layer] = (attn.norm_k(k).unflatten(2, (attn.heads, -1)), v.unflatten(2, (attn.heads, -1)))
+        return self.cache.texts[self.layer]
+
+
+class CausalWan(Wan):
+    def frame_schedule(self, plan: Plan) -> Any:
+        """A flow-matching Euler scheduler with the few levels of a rollout: 1, (S - 1) / S, .. 1 / S, shifted."""
+        shift = plan.sample.flow_shift or self.spec.flow_shift
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, stochastic_sampling=True)
+        scheduler.set_timesteps(sigmas=np.linspace(1, 0, plan.steps + 1)[:-1], device=self.pipe._execution_device)
+        return scheduler
+
+    def velocity(
+        self, clips: Tensor, timesteps: Tensor, text: dict[str, Tensor], uncond: dict[str, Tensor] | None, plan: Plan
+    ) -> Tensor:
+        """What the model predicts for one chunk [1, C, c, h, w], all of it at one of `timesteps` [1, c]; of that shape.
+
+        With guidance both texts make one batch, so that the cache holds both.
+        """
+        words = text if uncond is None else {name: torch.cat([uncond[name], text[name]]) for name in text}
+        batch = len(next(iter(words.values())))
+        x, times = clips.to(self.pipe.transformer.dtype).expand(batch, -1, -1, -1, -1), timesteps[:, 0].expand(batch)
+        predicted = self.pipe.transformer(hidden_states=x, timestep=times, return_dict=False, **words)[0].to(clips)
+        if uncond is None:
+            return predicted
+        unguided, guided = predicted.chunk(2)
+        return unguided + plan.sample.guidance_scale * (guided - unguided)
+
+    @contextmanager
+    def rolling(self, plan: Plan) -> Iterator[KVCache]:
+        """Within the context, the transformer sees its frames through the cache; afterwards it is as it was."""
+        transformer, cache = self.pipe.transformer, KVCache(self.rotary(), plan.slots_lat)
+        own, texts = self.layers(transformer), self.text_layers(transformer)
+        before = [(layer, layer.processor) for layer in (*own, *texts)]
+        foreign_hooks.check_model(self.pipe, self.transformers)
+        foreign_hooks.check_processors([processor for _, processor in before], self.stock)
+        try:
+            for index, layer in enumerate(own):
+                layer.set_processor(CachedAttention(cache, index, self.step_state, layer.processor, self.model_settings.attention))
+            for index, layer in enumerate(texts):
+                layer.set_processor(CachedText(cache, index, layer.processor))
+            yield cache
+        finally:
+            for layer, processor in before:
+                layer.set_processor(processor)

@@ -1,0 +1,150 @@
+"""CogVideoX 2B and 5B on diffusers' CogVideoXPipeline.
+
+Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, L text tokens, H heads, D head dim, C channels.
+
+Text and video share self-attention, text first. The 2B model has no rotary positions: absolute ones are added to its input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import wraps
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXDPMScheduler, CogVideoXPipeline, DiffusionPipeline
+from diffusers.models.attention_processor import Attention, CogVideoXAttnProcessor2_0, FusedCogVideoXAttnProcessor2_0
+from torch import Tensor
+
+from longgen.pipelines import foreign_hooks
+from longgen.pipelines.base import PipelineBackbone, PlannedAttention, on_device, to_frames, whole
+from longgen.pipelines.rotary import Rotary
+from longgen.plan import Plan
+
+
+class CogVideoXAttentionPlan(PlannedAttention):
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        if self.idle():
+            return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        foreign_hooks.check_mask(attention_mask)
+        text_tokens = encoder_hidden_states.shape[1]
+        joint = torch.cat([encoder_hidden_states, hidden_states], dim=1)
+        if attn.fused_projections:
+            q, k, v = attn.to_qkv(joint).chunk(3, dim=-1)
+        else:
+            q, k, v = attn.to_q(joint), attn.to_k(joint), attn.to_v(joint)
+        q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, v))
+        q = attn.norm_q(q)
+        k = attn.norm_k(k)
+        (text_q, q), (text_k, k), (text_v, v) = ((x[:, :text_tokens], x[:, text_tokens:]) for x in (q, k, v))
+        tables = None
+        if image_rotary_emb is not None:
+            tables = image_rotary_emb[0][:, 0::2], image_rotary_emb[1][:, 0::2]  # [N, D], every value twice
+        video, text = self.run_joint(attn, hidden_states, tables, q, k, v, (text_q, text_k, text_v))
+        text, video = (attn.to_out[1](attn.to_out[0](x.type_as(q))) for x in (text, video))
+        return video, text
+
+
+class RememberingDPMScheduler(CogVideoXDPMScheduler):
+    """diffusers' scheduler, but it keeps what the pipeline keeps for it in a local variable, so that a run can be resumed."""
+
+    old_pred_original_sample: Tensor | None = None
+
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        self.old_pred_original_sample = None
+        super().set_timesteps(*args, **kwargs)
+
+    @wraps(CogVideoXDPMScheduler.step)  # the pipeline hands over its generator where the signature names one
+    def step(self, model_output: Tensor, old_pred_original_sample: Tensor | None, *args: Any, **kwargs: Any) -> Any:
+        latents, self.old_pred_original_sample = super().step(model_output, self.old_pred_original_sample, *args, **kwargs)
+        return latents, self.old_pred_original_sample
+
+
+class CogVideoX(PipelineBackbone):
+    kind: ClassVar[type[DiffusionPipeline]] = CogVideoXPipeline
+    vae_kind: ClassVar[Any] = AutoencoderKLCogVideoX
+    processor: ClassVar[type[PlannedAttention]] = CogVideoXAttentionPlan
+    stock: ClassVar[tuple[type, ...]] = (CogVideoXAttnProcessor2_0, FusedCogVideoXAttnProcessor2_0)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.pipe.scheduler, CogVideoXDPMScheduler):
+            self.pipe.scheduler = RememberingDPMScheduler.from_config(self.pipe.scheduler.config)
+        super().__post_init__()
+
+    @staticmethod
+    def layers(transformer: Any) -> list[Attention]:
+        return [block.attn1 for block in transformer.transformer_blocks]
+
+    def encoded(self, prompt: str) -> dict[str, Tensor]:
+        embeds, _ = self.pipe.encode_prompt(
+            prompt, do_classifier_free_guidance=False, max_sequence_length=self.spec.text_tokens, device=self.pipe._execution_device
+        )
+        return {"encoder_hidden_states": embeds}
+
+    def rotary(self) -> Rotary | None:
+        frequencies = np.array(self.spec.frequencies)
+        return Rotary(frequencies, np.arange(len(frequencies))) if len(frequencies) else None
+
+    def noise(self, plan: Plan, generator: torch.Generator) -> Tensor:
+        _, channels, time, height, width = self.latent_shape(plan)
+        return torch.randn((1, time, channels, height, width), generator=generator).transpose(1, 2)
+
+    def packed(self, latents: Tensor) -> Tensor:
+        return latents.transpose(1, 2).to(self.pipe.text_encoder.dtype)  # the pipeline casts its own noise only
+
+    def unpacked(self, latents: Tensor, plan: Plan) -> Tensor:
+        return latents.transpose(1, 2)
+
+    def first_order(self, plan: Plan) -> CogVideoXDDIMScheduler:
+        return CogVideoXDDIMScheduler.from_config(self.pipe.scheduler.config)
+
+    def levels(self, index: int) -> tuple[tuple[float, float], tuple[float, float], float]:
+        scheduler = self.pipe.scheduler
+        step = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+        timestep = int(scheduler.timesteps[index])
+        after = scheduler.alphas_cumprod[timestep - step] if timestep >= step else scheduler.final_alpha_cumprod
+        (before, sigma), (next_alpha, next_sigma) = (
+            (float(share) ** 0.5, (1 - float(share)) ** 0.5) for share in (scheduler.alphas_cumprod[timestep], after)
+        )
+        return (before, sigma), (next_alpha, next_sigma), before  # clean = alpha latent - sigma v
+
+    def by_frame(self, x: Tensor, frames_lat: int) -> Tensor:
+        return x
+
+    def from_frames(self, x: Tensor) -> Tensor:
+        return x
+
+    def clip_arguments(self, arguments: dict[str, Any], part: Tensor, count: int) -> dict[str, Any]:
+        changed = super().clip_arguments(arguments, part, count)
+        if arguments["image_rotary_emb"] is not None:
+            tokens = math.prod(part.shape[idx] for idx in (1, 3, 4)) // math.prod(self.spec.patch)
+            changed["image_rotary_emb"] = tuple(table[:tokens] for table in arguments["image_rotary_emb"])
+        return changed
+
+    @staticmethod
+    @torch.no_grad()
+    def decoded(vae: Any, latents: Tensor | Iterator[Tensor], device: torch.device) -> Iterator[np.ndarray]:
+        """Frames of two or three latent frames at a time, equal to the pipeline's decoding of the whole, bit for bit.
+
+        With tiling, which diffusers does on the whole only, all frames come at once.
+        """
+        with on_device(vae):
+            latents = 1 / vae.config.scaling_factor * whole(latents).to(device, vae.dtype)
+            if vae.use_tiling:
+                yield to_frames(vae.decode(latents).sample)
+                return
+            few, cache = vae.num_latent_frames_batch_size, None
+            first = latents.shape[2] % few + few  # the odd frame goes with the first ones
+            for part in (latents[:, :, :first], *latents[:, :, first:].split(few, dim=2)):
+                if part.shape[2]:
+                    video, cache = vae.decoder(part if vae.post_quant_conv is None else vae.post_quant_conv(part), conv_cache=cache)
+                    yield to_frames(video)

@@ -1,0 +1,107 @@
+"""HunyuanVideo on diffusers' HunyuanVideoPipeline.
+
+Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, L text tokens, H heads, D head dim, C channels.
+
+Text and video share self-attention, text last, padded text masked. Layers are counted through: the dual-stream blocks,
+whose text has projections of its own, then the single-stream ones. Guidance is an input of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLHunyuanVideo, DiffusionPipeline, HunyuanVideoPipeline
+from diffusers.models.attention_processor import Attention
+from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
+from torch import Tensor
+
+from longgen.pipelines.base import PipelineBackbone, PlannedAttention, to_frames, whole
+from longgen.pipelines.rotary import Rotary, Tables
+from longgen.plan import Plan
+
+
+class HunyuanAttentionPlan(PlannedAttention):
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        if self.idle():
+            return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        assert encoder_hidden_states is not None
+        assert image_rotary_emb is not None
+        text_tokens = encoder_hidden_states.shape[1]
+        if attn.add_q_proj is None:
+            joint = torch.cat([hidden_states, encoder_hidden_states], dim=1)
+            q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (attn.to_q(joint), attn.to_k(joint), attn.to_v(joint)))
+            q = attn.norm_q(q)
+            k = attn.norm_k(k)
+            (q, text_q), (k, text_k), (v, text_v) = ((x[:, :-text_tokens], x[:, -text_tokens:]) for x in (q, k, v))
+        else:
+            projected = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+            q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in projected)
+            q = attn.norm_q(q)
+            k = attn.norm_k(k)
+            added = (project(encoder_hidden_states) for project in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj))
+            text_q, text_k, text_v = (x.unflatten(2, (attn.heads, -1)) for x in added)
+            text_q, text_k = attn.norm_added_q(text_q), attn.norm_added_k(text_k)
+        tables = image_rotary_emb[0][:, 0::2], image_rotary_emb[1][:, 0::2]  # [N, D], every value twice
+        video, text = self.run_samples(attn, hidden_states, tables, (q, k, v), (text_q, text_k, text_v), attention_mask)
+        if getattr(attn, "to_out", None) is not None:
+            video = attn.to_out[1](attn.to_out[0](video))
+        if getattr(attn, "to_add_out", None) is not None:
+            text = attn.to_add_out(text)
+        return video, text
+
+    @torch.compiler.disable
+    def run_samples(
+        self, layer: Any, features: Tensor, tables: Tables, video: tuple[Tensor, ...], text: tuple[Tensor, ...], mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """`run_joint`, sample by sample: they have prompts, and so keys, of different length. video, text: q, k and v."""
+        videos, texts = [], []
+        for index in range(len(features)):
+            one = slice(index, index + 1)
+            seen = slice(None) if mask is None else mask[index, 0, 0, -text[0].shape[1] :]
+            own = text[0][one], text[1][one, seen], text[2][one, seen]
+            outputs = self.run_joint(layer, features[one], tables, video[0][one], video[1][one], video[2][one], own, index)
+            videos.append(outputs[0])
+            texts.append(outputs[1])
+        return torch.cat(videos).type_as(video[0]), torch.cat(texts).type_as(video[0])
+
+
+class Hunyuan(PipelineBackbone):
+    kind: ClassVar[type[DiffusionPipeline]] = HunyuanVideoPipeline
+    vae_kind: ClassVar[Any] = AutoencoderKLHunyuanVideo
+    processor: ClassVar[type[PlannedAttention]] = HunyuanAttentionPlan
+    stock: ClassVar[tuple[type, ...]] = (HunyuanVideoAttnProcessor2_0,)
+
+    @staticmethod
+    def layers(transformer: Any) -> list[Attention]:
+        return [block.attn for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks)]
+
+    def encoded(self, prompt: str) -> dict[str, Tensor]:
+        embeds, pooled, mask = self.pipe.encode_prompt(
+            prompt, max_sequence_length=self.spec.text_tokens, device=self.pipe._execution_device
+        )
+        names = ("encoder_hidden_states", "pooled_projections", "encoder_attention_mask")
+        return {name: part.to(self.pipe.transformer.dtype) for name, part in zip(names, (embeds, pooled, mask), strict=True)}
+
+    def rotary(self) -> Rotary:
+        return Rotary(np.array(self.spec.frequencies), np.arange(len(self.spec.frequencies)))
+
+    def call_arguments(self, plan: Plan, prompt: str) -> dict[str, Any]:
+        arguments = super().call_arguments(plan, prompt)
+        del arguments["negative_prompt"]  # of no effect: the model is distilled for its guidance input
+        return arguments
+
+    @staticmethod
+    @torch.no_grad()
+    def decoded(vae: Any, latents: Tensor | Iterator[Tensor], device: torch.device) -> Iterator[np.ndarray]:
+        """All frames at once, as the pipeline decodes them: diffusers blends overlapping runs of frames on the whole."""
+        yield to_frames(vae.decode(whole(latents).to(device, vae.dtype) / vae.config.scaling_factor, return_dict=False)[0])

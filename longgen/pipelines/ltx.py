@@ -1,0 +1,131 @@
+"""LTX-Video (2B, 0.9) on diffusers' LTXPipeline.
+
+Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, H heads, D head dim, C channels.
+
+Its rotary tables span all channels: after a pad, every third pair belongs to time, so that heads turn at different
+frequencies, and they are applied before the heads are told apart. Time counts in seconds: 8 / fps a latent frame, over 20.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLLTXVideo, DiffusionPipeline, LTXPipeline
+from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideoAttnProcessor
+from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
+from einops import rearrange
+from torch import Tensor
+
+from longgen.pipelines import foreign_hooks
+from longgen.pipelines.base import PipelineBackbone, PlannedAttention, to_frames, whole
+from longgen.pipelines.rotary import Rotary
+from longgen.plan import Plan
+
+
+class LtxAttentionPlan(PlannedAttention):
+    def __call__(
+        self,
+        attn: LTXAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        if self.idle():
+            return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        foreign_hooks.check_mask(attention_mask)
+        assert image_rotary_emb is not None
+        q, k, v = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states)), attn.to_v(hidden_states)
+        q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, v))
+        cos, sin = image_rotary_emb  # [B, N, C], every value twice, samples alike
+        output = self.run(attn, hidden_states, (cos[0, :, 0::2], sin[0, :, 0::2]), q, k, v)
+        return attn.to_out[1](attn.to_out[0](output.type_as(q)))
+
+
+class Ltx(PipelineBackbone):
+    kind: ClassVar[type[DiffusionPipeline]] = LTXPipeline
+    vae_kind: ClassVar[Any] = AutoencoderKLLTXVideo
+    processor: ClassVar[type[PlannedAttention]] = LtxAttentionPlan
+    stock: ClassVar[tuple[type, ...]] = (LTXVideoAttnProcessor,)
+
+    @staticmethod
+    def layers(transformer: Any) -> list[LTXAttention]:
+        return [block.attn1 for block in transformer.transformer_blocks]
+
+    @staticmethod
+    def text_layers(transformer: Any) -> list[LTXAttention]:
+        return [block.attn2 for block in transformer.transformer_blocks]
+
+    def encoded(self, prompt: str) -> dict[str, Tensor]:
+        embeds, mask, _, _ = self.pipe.encode_prompt(
+            prompt, do_classifier_free_guidance=False, max_sequence_length=self.spec.text_tokens, device=self.pipe._execution_device
+        )
+        return {"encoder_hidden_states": embeds, "encoder_attention_mask": mask}
+
+    def rotary(self) -> Rotary:
+        pad = self.spec.width % 6 // 2
+        return Rotary(np.array(self.spec.frequencies), pad + 3 * np.arange(len(self.spec.frequencies)))
+
+    def packed(self, latents: Tensor) -> Tensor:
+        return rearrange(latents, "b c t h w -> b (t h w) c")
+
+    def unpacked(self, latents: Tensor, plan: Plan) -> Tensor:
+        time, rows, columns = plan.grid
+        return rearrange(latents, "b (t h w) c -> b c t h w", t=time, h=rows, w=columns)
+
+    def by_frame(self, x: Tensor, frames_lat: int) -> Tensor:
+        return x.unflatten(1, (frames_lat, -1))
+
+    def from_frames(self, x: Tensor) -> Tensor:
+        return x.flatten(1, 2)
+
+    def frame_schedule(self, plan: Plan) -> Any:
+        """As LTXPipeline shifts it: by the number of tokens, here those that the model sees at a time."""
+        scheduler = self.first_order(plan)
+        names = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
+        mu = calculate_shift(math.prod(plan.call_grid), *(scheduler.config.get(name, value) for name, value in names.items()))
+        sigmas = np.linspace(1.0, 1 / plan.steps, plan.steps)
+        scheduler.set_timesteps(sigmas=sigmas, mu=mu, device=self.pipe._execution_device)
+        return scheduler
+
+    def velocity(
+        self, clips: Tensor, timesteps: Tensor, text: dict[str, Tensor], uncond: dict[str, Tensor] | None, plan: Plan
+    ) -> Tensor:
+        """As LTXPipeline guides: both branches in one call."""
+        time, rows, columns = plan.call_grid
+        branches = [text] if uncond is None else [uncond, text]
+        words = {
+            name: torch.cat([branch[name].expand(len(clips), *part.shape[1:]) for branch in branches])
+            for name, part in text.items()
+        }
+        (output,) = self.pipe.transformer(
+            hidden_states=torch.cat([self.packed(clips)] * len(branches)).to(words["encoder_hidden_states"].dtype),
+            timestep=torch.cat([timesteps.repeat_interleave(rows * columns, dim=1)] * len(branches)),
+            num_frames=time, height=rows, width=columns, return_dict=False,
+            rope_interpolation_scale=(self.spec.stride_t / self.spec.fps, self.spec.stride_hw, self.spec.stride_hw), **words,
+        )  # fmt: skip
+        predicted = rearrange(output.to(clips), "b (t h w) c -> b c t h w", t=time, h=rows, w=columns)
+        if uncond is None:
+            return predicted
+        unguided, guided = predicted.chunk(2)
+        return unguided + plan.sample.guidance_scale * (guided - unguided)
+
+    def clip_arguments(self, arguments: dict[str, Any], part: Tensor, count: int) -> dict[str, Any]:
+        return super().clip_arguments(arguments, part, count) | {"num_frames": part.shape[1]}
+
+    def call_arguments(self, plan: Plan, prompt: str) -> dict[str, Any]:
+        return super().call_arguments(plan, prompt) | {"frame_rate": self.spec.fps}  # positions count seconds
+
+    @staticmethod
+    @torch.no_grad()
+    def decoded(vae: Any, latents: Tensor | Iterator[Tensor], device: torch.device) -> Iterator[np.ndarray]:
+        """All frames at once: this VAE looks ahead. With tiling, diffusers decodes in pieces."""
+        latents = LTXPipeline._denormalize_latents(
+            whole(latents).to(device, torch.float32), vae.latents_mean, vae.latents_std, vae.config.scaling_factor
+        )
+        time = torch.zeros(1, device=device, dtype=vae.dtype) if vae.config.timestep_conditioning else None
+        yield to_frames(vae.decode(latents.to(vae.dtype), time, return_dict=False)[0])

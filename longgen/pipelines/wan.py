@@ -1,0 +1,140 @@
+"""Wan 2.1 and 2.2 on diffusers' WanPipeline; two experts are two transformers with the same plan.
+
+Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, H heads, D head dim, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, DiffusionPipeline, WanPipeline
+from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
+from torch import Tensor
+
+from longgen.pipelines import foreign_hooks
+from longgen.pipelines.base import PipelineBackbone, PlannedAttention, on_device, to_frames, whole
+from longgen.pipelines.rotary import Rotary
+from longgen.plan import Plan
+
+
+class WanAttentionPlan(PlannedAttention):
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        if self.idle():
+            return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+        foreign_hooks.check_mask(attention_mask)
+        assert rotary_emb is not None
+        if attn.fused_projections:
+            q, k, v = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        q = attn.norm_q(q).unflatten(2, (attn.heads, -1))  # one after the other, so that few are alive
+        k = attn.norm_k(k).unflatten(2, (attn.heads, -1))
+        v = v.unflatten(2, (attn.heads, -1))
+        cos, sin = rotary_emb  # [1, N, 1, D], every value twice
+        output = self.run(attn, hidden_states, (cos[0, :, 0, 0::2], sin[0, :, 0, 1::2]), q, k, v)
+        return attn.to_out[1](attn.to_out[0](output.type_as(q)))
+
+
+class Wan(PipelineBackbone):
+    kind: ClassVar[type[DiffusionPipeline]] = WanPipeline
+    vae_kind: ClassVar[Any] = AutoencoderKLWan
+    processor: ClassVar[type[PlannedAttention]] = WanAttentionPlan
+    stock: ClassVar[tuple[type, ...]] = (WanAttnProcessor,)
+
+    @staticmethod
+    def layers(transformer: Any) -> list[WanAttention]:
+        return [block.attn1 for block in transformer.blocks]
+
+    @staticmethod
+    def text_layers(transformer: Any) -> list[WanAttention]:
+        return [block.attn2 for block in transformer.blocks]
+
+    def encoded(self, prompt: str) -> dict[str, Tensor]:
+        embeds, _ = self.pipe.encode_prompt(
+            prompt, do_classifier_free_guidance=False, max_sequence_length=self.spec.text_tokens, device=self.pipe._execution_device
+        )
+        return {"encoder_hidden_states": embeds.to(self.pipe.transformer.dtype)}
+
+    def rotary(self) -> Rotary:
+        return Rotary(np.array(self.spec.frequencies), np.arange(len(self.spec.frequencies)))
+
+    def velocity(
+        self, clips: Tensor, timesteps: Tensor, text: dict[str, Tensor], uncond: dict[str, Tensor] | None, plan: Plan
+    ) -> Tensor:
+        """As WanPipeline guides. Each frame has the expert of its own timestep, which sees the others' frames beside it."""
+        scales = self.call_arguments(plan, "")
+        scale = scales["guidance_scale"]
+        pipe, boundary = self.pipe, (self.pipe.config.boundary_ratio or 0) * self.pipe.scheduler.config.num_train_timesteps
+        experts = ((pipe.transformer, scale), (pipe.transformer_2, scales.get("guidance_scale_2", scale)))
+        tokens = timesteps.repeat_interleave(math.prod(plan.call_grid[1:]), dim=1)
+        predicted = torch.zeros_like(clips)
+        for (transformer, strength), own in zip(experts, (timesteps >= boundary, timesteps < boundary), strict=True):
+            if not own.any():
+                continue
+
+            def call(words: dict[str, Tensor], transformer: Any = transformer) -> Tensor:
+                words = {name: part.expand(len(clips), *part.shape[1:]) for name, part in words.items()}
+                return transformer(hidden_states=clips.to(transformer.dtype), timestep=tokens, return_dict=False, **words)[0]
+
+            guided = call(text)
+            if uncond is not None:
+                unguided = call(uncond)
+                guided = unguided + strength * (guided - unguided)
+            predicted = torch.where(own[:, None, :, None, None], guided.to(clips), predicted)
+        return predicted
+
+    def clip_arguments(self, arguments: dict[str, Any], part: Tensor, count: int) -> dict[str, Any]:
+        changed = super().clip_arguments(arguments, part, count)
+        if changed["timestep"].ndim == 2:  # one for each token; alike in text-to-video
+            time, height, width = part.shape[1], part.shape[3], part.shape[4]
+            tokens = time * (height // self.spec.patch[1]) * (width // self.spec.patch[2])
+            changed["timestep"] = changed["timestep"][:, :tokens]
+        return changed
+
+    def call_arguments(self, plan: Plan, prompt: str) -> dict[str, Any]:
+        arguments = super().call_arguments(plan, prompt)
+        if self.spec.experts == 2 and plan.sample.guidance_scale == self.spec.guidance_scale:
+            arguments["guidance_scale_2"] = self.spec.guidance_scale_2  # another one asked for holds for both experts
+        return arguments
+
+    @staticmethod
+    @torch.no_grad()
+    def decoded(vae: Any, latents: Tensor | Iterator[Tensor], device: torch.device) -> Iterator[np.ndarray]:
+        """Frames [1 or 4, height, width, 3] uint8, one latent frame at a time, from latents [1, C, T, h, w] or their frames.
+
+        Equal to WanPipeline's decoding of the whole, bit for bit, in memory that does not grow with T. With tiling, which
+        diffusers does on the whole only, all frames come at once.
+        """
+        config = vae.config
+        with on_device(vae):
+            mean, std = (
+                torch.tensor(v, device=device, dtype=vae.dtype).view(1, -1, 1, 1, 1)
+                for v in (config.latents_mean, config.latents_std)
+            )
+            if vae.use_tiling:
+                latents = whole(latents).to(device, vae.dtype) / (1.0 / std) + mean
+                yield to_frames(vae.decode(latents, return_dict=False)[0])
+                return
+            vae.clear_cache()
+            parts = [latents] if isinstance(latents, Tensor) else latents
+            # divided by the inverse, as WanPipeline does; what comes whole is prepared whole, for the same rounding
+            prepared = (vae.post_quant_conv(part.to(device, vae.dtype) / (1.0 / std) + mean) for part in parts)
+            for index, latent in enumerate(frame for part in prepared for frame in part.split(1, dim=2)):
+                vae._conv_idx = [0]
+                video = vae.decoder(latent, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=index == 0)
+                if config.patch_size is not None:
+                    video = unpatchify(video, patch_size=config.patch_size)
+                yield to_frames(video)
+            vae.clear_cache()

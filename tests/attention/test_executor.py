@@ -134,7 +134,7 @@ def test_the_tables_matter(family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]
     ],
 )
 def test_structure_is_recognised(name: str, calls: int, sliding: int, rotated_once: bool) -> None:
-    schedule = lowering.analyse(PLANS[name].passes[0])
+    schedule = lowering.lower(PLANS[name].passes[0])
     assert len(schedule.calls) == calls
     assert sum(call.sliding for call in schedule.calls) == sliding
     assert schedule.keyed != rotated_once
@@ -145,7 +145,7 @@ def test_calls_cover_each_query_frame_once(name: str) -> None:
     for one in PLANS[name].passes:
         rebuilt = np.zeros_like(one.visible)
         counts = np.zeros(T, dtype=int)
-        for call in lowering.analyse(one).calls:
+        for call in lowering.lower(one).calls:
             for moved, i in enumerate(range(*call.queries)):
                 assert one.weight[i] > 0
                 counts[i] += 1

@@ -69,9 +69,9 @@ STRIPED = {
 
 def merged(plan: FramePlan, family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor], seen: np.ndarray | None = None) -> Tensor:
     """`plan` merged, whether or not that is the cheaper way."""
-    operator = family.summing(qkv[0])
+    operator = family.attention_with_lse(qkv[0])
     assert operator is not None
-    return lse_merge.mean(partition.arrange(plan.passes, N_FRAME, seen is not None), operator, plan, family, *qkv, seen)
+    return lse_merge.mean(partition.partition(plan.passes, N_FRAME, seen is not None), operator, plan, family, *qkv, seen)
 
 
 @pytest.mark.parametrize("name", MERGED)
@@ -88,7 +88,7 @@ def test_equals_dense_softmax(name: str, family: LayerCall, qkv: tuple[Tensor, T
 def test_a_backend_that_does_not_say_what_it_summed_gives_the_same(
     name: str, family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LayerCall, "summing", lambda self, q, masked=False: None)
+    monkeypatch.setattr(LayerCall, "attention_with_lse", lambda self, q, masked=False: None)
     plan = (MERGED | STRIPED)[name]
     exact = dense(plan, *qkv, family.rotary, family.stock)  # type: ignore[arg-type]
     assert (executor.run_plan(plan, family, *qkv).double() - exact).abs().max() < 5e-6
@@ -153,7 +153,7 @@ def test_windows_come_apart(
     name: str, way: str, family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if way != "merged":
-        monkeypatch.setattr(LayerCall, "summing", lambda self, q, masked=False: None)
+        monkeypatch.setattr(LayerCall, "attention_with_lse", lambda self, q, masked=False: None)
     plan = MERGED[name]
     starts = FREEPCA.starts(T)
     branches = executor.Branches(Program({"local": plan}), family, *qkv)
@@ -169,7 +169,7 @@ def test_windows_come_apart(
 @pytest.mark.parametrize("name", MERGED)
 def test_every_pair_is_computed_once_for_each_relative_time(name: str) -> None:
     passes = MERGED[name].passes
-    made = partition.arrange(passes, N_FRAME)
+    made = partition.partition(passes, N_FRAME)
     shown = [set() for _ in passes]  # type: list[set[tuple[int, int]]]
     computed: Counter[tuple[int, int, float]] = Counter()
     for block in made.blocks:
@@ -191,14 +191,14 @@ def test_every_pair_is_computed_once_for_each_relative_time(name: str) -> None:
 
 def test_tiers_and_shifted_groups_are_recognised() -> None:
     long = Geometry(81, 21, (1.0,))
-    tiers = partition.arrange(Vrpr().apply(full_attention(81), long).passes, 1560)
+    tiers = partition.partition(Vrpr().apply(full_attention(81), long).passes, 1560)
     assert {tuple(np.unique(np.diff(table).round(6))) for table in tiers.tables} >= {(0.125,), (0.5,), (1.0,)}
     groups = LongDiff().apply(full_attention(81), long)
-    made = partition.arrange(groups.passes, 1560)
+    made = partition.partition(groups.passes, 1560)
     assert (made.order[1], len(made.tables)) == (4, 1)
     pairs = sum(len(part.keys) * part.held.shape[1] for block in made.blocks for part in block.parts)
     assert pairs / 81**2 == pytest.approx(groups.density) == pytest.approx(1.75, abs=0.02)
-    assert partition.arrange(FreeNoise().apply(full_attention(81), long).passes, 1560).positions is not None
+    assert partition.partition(FreeNoise().apply(full_attention(81), long).passes, 1560).positions is not None
 
 
 def test_merging_is_taken_where_it_is_cheaper(family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -213,11 +213,11 @@ def test_merging_is_taken_where_it_is_cheaper(family: LayerCall, qkv: tuple[Tens
 
 def test_only_the_native_backend_without_text_says_what_it_summed(family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     text = (qkv[1][:, :5], qkv[2][:, :5])
-    assert family.summing(qkv[0]) is not None
-    assert replace(family, backend="native").summing(qkv[0]) is not None
-    assert replace(family, backend="flash").summing(qkv[0]) is None
-    assert replace(family, text=text).summing(qkv[0]) is None
-    assert replace(family, parallel=object()).summing(qkv[0]) is None
+    assert family.attention_with_lse(qkv[0]) is not None
+    assert replace(family, backend="native").attention_with_lse(qkv[0]) is not None
+    assert replace(family, backend="flash").attention_with_lse(qkv[0]) is None
+    assert replace(family, text=text).attention_with_lse(qkv[0]) is None
+    assert replace(family, parallel=object()).attention_with_lse(qkv[0]) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -251,8 +251,8 @@ def test_an_operator_that_refuses_or_lies_is_not_used(monkeypatch: pytest.Monkey
 
 def test_costs_agree_with_what_is_computed() -> None:
     plan = FreeNoise().apply(full_attention(81), Geometry(81, 21, (1.0,)))
-    schedules = [lowering.analyse(one) for one in plan.passes]
-    made = partition.arrange(plan.passes, 1560)
+    schedules = [lowering.lower(one) for one in plan.passes]
+    made = partition.partition(plan.passes, 1560)
     per_pair = 81**2 * 1560**2
     assert made.cost(1560) / per_pair == pytest.approx(plan.density, rel=0.05)
     assert partition.cost(schedules, 1560) / per_pair == pytest.approx(sum(one.density for one in plan.passes), rel=0.05)
@@ -267,7 +267,7 @@ def test_a_block_holds_outputs_of_at_most_one_and_a_half_times_all_frames() -> N
     largest = {}
     for frames_lat, window, stride in ((81, 21, 1), (61, 21, 3), (61, 21, 2), (41, 21, 3), (41, 9, 1), (81, 17, 1)):
         plan = FreeNoise(window=window, stride=stride).apply(full_attention(frames_lat), Geometry(frames_lat, 21, (1.0,)))
-        blocks = partition.arrange(plan.passes, 1560).blocks
+        blocks = partition.partition(plan.passes, 1560).blocks
         assert max(block.held for block in blocks if block.queries[1] - block.queries[0] > 1) <= 1.5 * frames_lat
         largest[frames_lat, window, stride] = max(block.queries[1] - block.queries[0] for block in blocks)
     assert largest == {(81, 21, 1): 2, (61, 21, 3): 6, (61, 21, 2): 4, (41, 21, 3): 4, (41, 9, 1): 2, (81, 17, 1): 2}

@@ -132,5 +132,5 @@ def test_wrong_input_gets_one_clear_message(place: Path, args: list[str], code: 
     assert result.exit_code == code, result.stderr
     assert message in result.stderr
     assert result.stderr.startswith("longgen: ")
-    assert result.stderr.count("accepted:") == 1
+    assert result.stderr.count("expected:") == 1
     assert "Traceback" not in result.stderr

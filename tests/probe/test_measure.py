@@ -84,7 +84,7 @@ def test_quick_is_what_full_reads_off_attention(tiny: Any, tmp_path: Path) -> No
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Any) -> Settings:
     """Settings of a quick probe, with an empty cache and tiny loaded already."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("longgen.backbones.load", lambda spec, model_settings: tiny)
+    monkeypatch.setattr("longgen.pipelines.loading.load", lambda spec, model_settings: tiny)
     return settings("quick", seeds=(0, 1))
 
 
@@ -137,7 +137,7 @@ def test_what_cannot_be_judged_is_refused_before_anything_is_loaded(
     def load(spec: Any, model_settings: Any) -> Any:
         raise AssertionError
 
-    monkeypatch.setattr("longgen.backbones.load", load)
+    monkeypatch.setattr("longgen.pipelines.loading.load", load)
     with pytest.raises(UsageError, match=message):
         probed(small, **options)
 

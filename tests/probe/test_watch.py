@@ -141,7 +141,7 @@ def test_a_shift_is_run_at_once_and_exactly(model_folder: Callable[[str], Path],
     """The executor's own way for a table that is i - j but for a constant, against its way for any table."""
     backbone = family.loaded(model_folder(name))
     plain = family.made(backbone, "direct", 17, 2)
-    tables = shifted(late)(full_attention(plain.frames_lat), plain.clip)
+    tables = shifted(late)(full_attention(plain.frames_lat), plain.geometry)
     assert len(lower(tables.passes[0], backbone.spec.joint_text).calls) == 1
     bent = tables.each(lambda one: replace(one, rel=one.rel + np.eye(plain.frames_lat) * 1e-9))  # of no such structure
     assert len(lower(bent.passes[0], backbone.spec.joint_text).calls) == plain.frames_lat

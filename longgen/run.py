@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from longgen import __version__, arguments, disk, ffmpeg, preset, rundir
 from longgen.backbones import defaults
 from longgen.backbones.settings import ModelSettings
+from longgen.describe import plan_dict
 from longgen.disk import check_writable
 from longgen.errors import LonggenError, OutOfMemoryError, UsageError
 from longgen.naming import output_path, slug
 from longgen.plan import Plan
 from longgen.progress import Phase, Progress, memory_bytes, no_report
-from longgen.resolve import planned
+from longgen.resolve import PlanRequest, resolve
 from longgen.rundir import IDENTITY, SCHEMA, run_folder, stored_record, unfinished
 from longgen.schedule import PromptSchedule
 from longgen.textfile import on_one_line
@@ -376,7 +377,11 @@ def generate(
     device = device or model.get("device", defaults.default_device())
     own = {"dtype": defaults.default_dtype(spec, device), **model, "device": device}
     model_settings = ModelSettings(**own | ({} if dtype is None else {"dtype": dtype}))
-    plan = planned(preset_name, spec, overrides, sample or preset.Sample(), duration, schedule, layers, probe, model_settings.lora)
+    plan = resolve(
+        PlanRequest(
+            preset_name, spec, (*overrides,), sample or preset.Sample(), duration, schedule, layers, probe, model_settings.lora
+        )
+    )
     prompt = checked(schedule.shots[0].prompt if schedule else prompt, "prompt")
     if resume and overwrite:
         raise UsageError("resume and overwrite are both given", expected="one of them", hint="leave one out")
@@ -387,7 +392,7 @@ def generate(
 
 
 def _record(plan: Plan, settings: dict[str, Any], device: str) -> dict[str, Any]:
-    described = plan.as_dict()
+    described = plan_dict(plan)
     return {
         "schema": SCHEMA,
         "status": "running",

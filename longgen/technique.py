@@ -17,7 +17,7 @@ two of these, and a stack applies them in this order, whatever order the preset 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
 
@@ -28,10 +28,6 @@ from longgen.frameplan import FramePlan, Geometry
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
-
-    from longgen.loops.direct import State
-    from longgen.pipelines.base import PipelineBackbone
-    from longgen.plan import Plan
 
 
 LONGEST = 10**6  # latent frames: more than any video has, so that a larger number is a slip of the pen
@@ -114,6 +110,11 @@ class FrameTechnique(Technique):
 
     after_context: ClassVar[bool] = False
 
+    @property
+    def sink_lat(self) -> int:
+        """Latent frames at the beginning that it keeps visible to the whole video: the attention sink."""
+        return 0
+
     @abstractmethod
     def apply(self, plan: FramePlan, geometry: Geometry) -> FramePlan:
         """`plan` with this technique applied; `plan` itself where it changes nothing."""
@@ -189,16 +190,19 @@ class Fusion(Technique):
 
 
 class Sampling(Technique):
-    """A technique that decides the order in which frames are denoised. `layers` and `steps` do not concern it.
+    """A technique that decides in which order, and with which others, frames are denoised. `layers` and `steps` do not concern it.
 
-    frame_levels: frames stand at noise levels of their own, so that no step is all frames' and the pipeline's loop cannot serve.
-    in_chunks: frames are made in chunks, each with its own noise and its own checkpoint; `stream` then gets no noise, states
-    hold the latents of the newest chunk only, and `resume.latents[i]` are those of chunk i.
+    It is the layout, known at plan time; the loop that carries it out is a function, see `longgen.loops`. loop: its name there,
+    or "package.module:function". streams: frames are done one after the other, long before the last. frame_levels: frames are at
+    noise levels of their own, so that no step is all frames' and the pipeline's loop cannot serve. in_chunks: frames are made in
+    chunks, each with its own noise and its own checkpoint; states hold the latents of the newest chunk only, and
+    `resume.latents[i]` are those of chunk i.
     """
 
     slot: ClassVar[str] = "sampling"
     exclusive: ClassVar[tuple[str, ...]] = ("the order of sampling",)
-    streams: ClassVar[bool] = False  # frames are done one after the other, long before the last
+    loop: ClassVar[str]
+    streams: ClassVar[bool] = False
     frame_levels: ClassVar[bool] = False
     in_chunks: ClassVar[bool] = False
 
@@ -210,39 +214,13 @@ class Sampling(Technique):
     def calls(self, frames_lat: int, native_lat: int) -> float:
         """How many times a step the model is called on that many frames, guidance apart (the mean over steps)."""
 
-    def schedule_steps(self, frames_lat: int, native_lat: int, asked: int | None) -> int | None:
-        """The steps of the schedule where `asked` were asked for; None leaves them to the backbone. Raises UsageError."""
-        return asked
+    def schedule_steps(self, frames_lat: int, native_lat: int, requested: int | None) -> int | None:
+        """The steps of the schedule where `requested` were given; None leaves them to the backbone. Raises UsageError."""
+        return requested
 
     def rounds(self, frames_lat: int, native_lat: int, steps: int) -> int:
         """What progress and checkpoints count; `steps` unless the loop is its own."""
         return steps
-
-    @abstractmethod
-    def sample(
-        self,
-        backbone: PipelineBackbone,
-        plan: Plan,
-        prompt: str,
-        latents: Tensor,
-        on_step: Callable[[State], None],
-        resume: State | None,
-        generator: Generator,
-    ) -> Tensor:
-        """Denoises `latents` [1, C, T, h, w], as `longgen.loops.direct.sample` does."""
-
-    def stream(
-        self,
-        backbone: PipelineBackbone,
-        plan: Plan,
-        prompt: str,
-        latents: Tensor,
-        on_step: Callable[[State], None],
-        resume: State | None,
-        generator: Generator,
-    ) -> Iterator[Tensor]:
-        """The frames of `sample`, [1, C, 1, h, w] each, in their order and as soon as they are done."""
-        yield from self.sample(backbone, plan, prompt, latents, on_step, resume, generator).split(1, dim=2)
 
 
 class Refine(Technique):
@@ -252,9 +230,9 @@ class Refine(Technique):
     requires: ClassVar[tuple[str, ...]] = ("whole-clip",)
 
     @abstractmethod
-    def change(self, clean: Tensor, slope: float, step: Step) -> Tensor:
+    def change(self, x0: Tensor, dx0_dx: float, step: Step) -> Tensor:
         """What is added to the latent after `step`, [1, C, T, h, w].
 
-        clean: the clean latent [1, C, T, h, w] that the step predicted. slope: d clean / d latent, with the model's output
+        x0: the clean latent [1, C, T, h, w] that the step predicted. dx0_dx: its derivative by the latent, with the model's output
         held constant.
         """

@@ -27,11 +27,11 @@ from pydantic import Field
 
 from longgen.errors import UsageError
 from longgen.sampling.clips import Clips, mean_of, overlapping, pyramid
-from longgen.sampling.multidiffusion import CoDenoised
+from longgen.sampling.multidiffusion import MultiDiffusion
 from longgen.technique import LONGEST
 
 
-class GenLVideo(CoDenoised):
+class GenLVideo(MultiDiffusion):
     paper: ClassVar[str] = "Gen-L-Video, arXiv 2305.18264"
 
     stride: int | None = Field(None, ge=1, le=LONGEST)

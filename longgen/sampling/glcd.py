@@ -32,10 +32,10 @@ import numpy as np
 from pydantic import Field
 
 from longgen.sampling.clips import Clips, mean_of, overlapping
-from longgen.sampling.multidiffusion import CoDenoised
+from longgen.sampling.multidiffusion import MultiDiffusion
 
 
-class Glcd(CoDenoised):
+class Glcd(MultiDiffusion):
     paper: ClassVar[str] = "GLC-Diffusion, arXiv 2501.05484"
 
     gamma0: float = Field(0.005, ge=0, le=1)

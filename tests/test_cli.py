@@ -495,7 +495,7 @@ ERRORS: list[tuple[list[str], int, list[str]]] = [
     ([*BATCH, "../files/bytes.bin"], 2, ["bytes.bin cannot be read", "UTF-8"]),
     ([*BATCH, "../files"], 2, ["../files cannot be read"]),
     # options that are given twice, under whichever of their names
-    ([*GENERATE, "-p", "a blue circle"], 2, ["--prompt is given 2 times", "expected: one --prompt"]),
+    ([*GENERATE, "-p", "a blue circle"], 2, ["--prompt is given 2 times", "expected: a single --prompt"]),
     ([*GENERATE, "--seed", "1", "--seed=2"], 2, ["--seed is given 3 times"]),
     ([*PLAN, "--num-frames", "81", "-f", "81"], 2, ["--frames is given 2 times"]),
     ([*PLAN, "--num_frames", "81", "-f", "81"], 2, ["--frames is given 2 times"]),

@@ -217,7 +217,7 @@ def test_the_freeloc_preset_gives_a_layer_one_technique_or_both() -> None:
 
 def test_the_freeloc_preset_names_what_to_do_where_nobody_has_probed() -> None:
     sample = preset.Sample(frames=321)
-    with pytest.raises(UsageError, match="nobody has probed"):
+    with pytest.raises(UsageError, match="has not been probed at this length"):
         planner.build(preset.load("freeloc", sample=sample), TINY)
     everywhere = planner.build(preset.load("freeloc", ["vrpr.layers=all", "tsa.layers=all"], sample), TINY)
     assert np.array_equal(layer_pass(everywhere, 0).rel[25:, 0], np.arange(25, 81) // 8 + 10)  # the anchors have TSA's times

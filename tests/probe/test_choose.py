@@ -104,15 +104,15 @@ def test_a_lora_makes_other_weights(tmp_path: Path) -> None:
     keep(probe_of(TINY, lora=(f"{style}:0.5",)))
     assert layers_of(resolve(PlanRequest("freeloc", TINY, sample=SAMPLE, lora=(f"{style}:0.5",))))["vrpr"] == (0, 1)
     for lora in ((), (f"{style}:0.7",)):
-        with pytest.raises(UsageError, match="nobody has probed"):
+        with pytest.raises(UsageError, match="has not been probed at this length"):
             resolve(PlanRequest("freeloc", TINY, sample=SAMPLE, lora=lora))
     style.write_bytes(b"another")
-    with pytest.raises(UsageError, match="nobody has probed"):
+    with pytest.raises(UsageError, match="has not been probed at this length"):
         resolve(PlanRequest("freeloc", TINY, sample=SAMPLE, lora=(f"{style}:0.5",)))
 
 
 def test_without_a_probe_what_to_do_is_said() -> None:
-    with pytest.raises(UsageError, match="nobody has probed") as refused:
+    with pytest.raises(UsageError, match="has not been probed at this length") as refused:
         resolve(PlanRequest("freeloc", TINY, sample=SAMPLE))
     assert "longgen probe --backbone tiny" in refused.value.hint
     with pytest.raises(UsageError, match="nobody has published"):

@@ -167,8 +167,8 @@ class Rollout(Sampling):
                 start, share = index * chunk, shares[index]
                 if index and not np.array_equal(share, shares[index - 1]):
                     cache.forget_text()
-                    whole = len(cache.shared) == start  # nothing has left the window yet
-                    again = [frame for frame in cache.shared if whole or frame >= sink]
+                    whole = len(cache.visible_to_all_layers) == start  # nothing has left the window yet
+                    again = [frame for frame in cache.visible_to_all_layers if whole or frame >= sink]
                     if self.switch == "flush":
                         cache.keep([frame for frame in cache.frames if frame < sink or frame >= start - self.kept])
                     elif self.switch == "recache" and again:

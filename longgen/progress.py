@@ -1,4 +1,4 @@
-"""Progress with time to go and memory, for people who watch."""
+"""Progress reports: counts, elapsed time, time to go and peak memory; as a live bar or as lines on stderr."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from longgen.device import memory_bytes
 from longgen.units import human_bytes
 
 PLAIN_EVERY_S = 5.0  # seconds between progress lines where stderr is not a terminal
 
 
 class Progress(NamedTuple):
-    """One report: `phase` is load, calibrate (what a step cache may skip), sample or decode; `done` of `total`.
+    """One report: `done` of `total` steps of a phase, such as load, calibrate (a step cache), sample, decode, score.
 
-    Seconds are since the phase began and still to come.
+    elapsed_s: since the phase began. eta_s: still to come, None where nothing tells. memory_bytes: the peak so far.
     """
 
     phase: str
@@ -28,29 +29,21 @@ class Progress(NamedTuple):
 
 
 def no_report(message: object) -> None:
-    """For callers that want no reports."""
-
-
-def memory_bytes(device: str) -> int:
-    """Peak so far: of the GPU where there is one, else of the process."""
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    """Discards a report, for callers that want none."""
 
 
 class Phase:
-    """Times one phase and reports its progress."""
+    """Times one phase and reports its progress, with the time to go by the share of its work that is done.
 
-    def __init__(self, name: str, total: int, device: str, report: Callable[[Progress], None], done: int = 0) -> None:
-        self.name, self.total, self.device, self.report, self.first = name, total, device, report, done
+    total: the steps that are counted. work: what they come to, in any unit, where they take unlike times; a step is 1 otherwise.
+    done: steps that an earlier run did. skipped: work that took no time here, as theirs; it says nothing of the time to go.
+    """
+
+    def __init__(
+        self, name: str, total: int, device: str, report: Callable[[Progress], None], done: int = 0, work: float | None = None
+    ) -> None:
+        self.name, self.total, self.device, self.report = name, total, device, report
+        self.skipped, self.work = 0.0 if work is not None else float(done), float(total) if work is None else work
         self.start = time.monotonic()
         self.at(done)
 
@@ -58,17 +51,19 @@ class Phase:
     def seconds(self) -> float:
         return time.monotonic() - self.start
 
-    def at(self, done: int) -> None:
-        computed = done - self.first
-        eta = self.seconds / computed * (self.total - done) if computed else None
-        self.report(Progress(self.name, done, self.total, self.seconds, eta, memory_bytes(self.device)))
+    def at(self, done: int, work_done: float | None = None) -> None:
+        """Reports that `done` steps are done; work_done: what they come to, where `work` was given."""
+        seconds, work_done = self.seconds, float(done) if work_done is None else work_done
+        computed = work_done - self.skipped
+        eta_s = seconds / computed * (self.work - work_done) if computed else None
+        self.report(Progress(self.name, done, self.total, seconds, eta_s, memory_bytes(self.device)))
 
 
 @contextmanager
 def reporter(quiet: bool, say: Callable[[str], None]) -> Iterator[Callable[[Progress], None]]:
-    """A reporter of progress on stderr: a live bar in a terminal, a plain line by `say` now and then elsewhere."""
+    """A function that shows progress on stderr: a live bar in a terminal, elsewhere a line by `say` now and then."""
     if quiet:
-        yield lambda now: None
+        yield no_report
         return
     last: dict[str, Any] = {"phase": "", "time": 0.0}
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from longgen.backbones.spec import BackboneSpec
     from longgen.plan import Plan
     from longgen.prompts import Row
-    from longgen.run import Asked
+    from longgen.rundir import JobRequest
     from longgen.schedule import PromptSchedule
 
 
@@ -193,15 +193,15 @@ def plans_of_rows(
     return plans
 
 
-def asked_of(rows: Sequence[Row], plans: Sequence[Plan], seed: int | None, output: str | None, quiet: bool) -> list[Asked]:
+def asked_of(rows: Sequence[Row], plans: Sequence[Plan], seed: int | None, output: str | None, quiet: bool) -> list[JobRequest]:
     """The videos that `rows` ask for; says which would be the same, byte for byte."""
-    from longgen import run
+    from longgen import run, rundir
 
     asked = []
     for row, plan in zip(rows, plans, strict=True):
         number = next((one for one in (row.seed, seed) if one is not None), None)
         place = output if row.output is None else str(Path(output or ".") / row.output)
-        asked.append(run.Asked(plan, row.prompt, run.draw_seed() if number is None else number, place))
+        asked.append(rundir.JobRequest(plan, row.prompt, run.draw_seed() if number is None else number, place))
     first: dict[Any, int] = {}
     for row, one in zip(rows, asked, strict=True):
         line = first.setdefault((id(one.plan), one.prompt, one.seed), row.line)
@@ -229,9 +229,10 @@ def warn_of_grammar(spec: BackboneSpec, texts: list[str], quiet: bool) -> None:
                    f"It knows:\n{grammar.describe()}"], quiet)  # fmt: skip
 
 
-def plan_of_record(context: typer.Context, output: Path) -> tuple[Plan, list[Asked], dict[str, Any]]:
+def plan_of_record(context: typer.Context, output: Path) -> tuple[Plan, list[JobRequest], dict[str, Any]]:
     """`longgen generate -o ball.mp4 --resume`: plan, job and what decides the latents come from the run's own record."""
-    from longgen import resolve, run
+    from longgen import resolve, rundir
+    from longgen.run_settings import model_settings_in
 
     free = {"output", "resume", "device", "offload", "vae_tiling", "dry_run", "as_json", "quiet"}
     given = [
@@ -242,20 +243,17 @@ def plan_of_record(context: typer.Context, output: Path) -> tuple[Plan, list[Ask
         raise UsageError(f"--resume without --prompt takes every setting from the run, and {names} is given",
                          expected="--output, --device, --offload, --vae-tiling, --dry-run, --json and --quiet",
                          hint=f"leave {names} out, or give the whole command again")  # fmt: skip
-    kept = run.stored_record(output)["settings"]
-    plan = resolve.plan_of(kept, run.run_folder(output) / "run.json")
-    job = run.Asked(plan, kept["prompt"], kept["seed"], str(output))
-    loading = {name: kept.get(name) for name in ("dtype", "quantize", "attention", "cache")}
-    return plan, [job], loading | {
-        "lora": tuple(kept.get("lora", ())), "compile": kept.get("compile", False), "clip_batch": kept.get("clip_batch", 1),
-    }  # fmt: skip
+    kept = rundir.stored_record(output)["settings"]
+    plan = resolve.plan_of(kept, rundir.run_folder(output) / "run.json")
+    job = rundir.JobRequest(plan, kept["prompt"], kept["seed"], str(output))
+    return plan, [job], model_settings_in(kept)
 
 
 def kept_seed(output: str | None) -> int:
     """The seed of the run that --resume continues, where --output names it."""
-    from longgen import run
+    from longgen import rundir
 
     if output is None or Path(output).suffix.lower() != ".mp4":
         raise UsageError("--resume without --seed needs the --output FILE.mp4 of the run", expected="--seed N or -o FILE.mp4",
                          hint="add one of them")  # fmt: skip
-    return run.stored_record(Path(output))["settings"]["seed"]
+    return rundir.stored_record(Path(output))["settings"]["seed"]

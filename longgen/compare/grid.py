@@ -7,11 +7,8 @@ the same command goes on where an earlier one was stopped.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +22,8 @@ from longgen.layers import selection
 from longgen.pipelines import base
 from longgen.pipelines.token_limit import cut_notes, tokenizer_of
 from longgen.plan import Plan
-from longgen.progress import Progress
+from longgen.progress import Phase, Progress
+from longgen.run_settings import content_hash, stored_settings
 
 SHOWN = 50  # characters of a prompt in a line of progress
 
@@ -44,7 +42,7 @@ class Place:
     @property
     def finished(self) -> bool:
         """Raises LonggenError where its record is damaged."""
-        return rundir.finished(self.output, self.settings, self.plan.frames_px)
+        return rundir.is_finished(self.output, self.settings, self.plan.frames_px)
 
 
 def plans(
@@ -90,17 +88,11 @@ def places(
     """The places of the grid, prompt by prompt, so that there is something to watch early. Their videos lie in `folder`."""
     found = []
     for prompt, seed, plan in ((prompt, seed, plan) for prompt in prompts for seed in seeds for plan in plans):
-        settings = run.settings_of(plan, prompt, seed, model_settings)
+        settings = stored_settings(plan, prompt, seed, model_settings)
         words = f"{naming.slug(plan.preset.name, (40, 60))}-{naming.slug(prompt, (60, 100))}"
-        name = f"{words}-{seed}-{content_hash(settings, model_settings)}"
+        name = f"{words}-{seed}-{content_hash(settings)}"
         found.append(Place(name, plan, prompt, seed, folder / f"{name}.mp4", settings))
     return found
-
-
-def content_hash(settings: dict[str, Any], model_settings: ModelSettings) -> str:
-    """Eight hexadecimal digits of what decides the picture: not the versions of libraries, nor where it ran."""
-    deciding = {key: settings.get(key) for key in run.IDENTITY} | {"vae_tiling": model_settings.vae_tiling}
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def make(
@@ -113,15 +105,15 @@ def make(
     missing = [place for place in places if not _finished(place)]
     if len(missing) < len(places):
         log(f"{len(places) - len(missing)} of {len(places)} videos are there already")
-    to_do, done, began = sum(place.plan.cost for place in missing), 0.0, 0.0
-    backbone = None
+    work, done = sum(place.plan.cost for place in missing), 0.0
+    backbone, phase = None, None
     for number, place in enumerate(places, start=1):
         error = None
         if place in missing:
             log(f"[{number}/{len(places)}] {place.plan.preset.name}, seed {place.seed}, {shortened(place.prompt, SHOWN)}")
-            if backbone is None:
+            if backbone is None or phase is None:
                 backbone, _ = run.load(place.plan.spec, model_settings, report)
-                began = time.monotonic()
+                phase = Phase("videos", len(places), model_settings.device, report, work=work)
                 cut = (note for one in places for note in cut_notes(one.plan, [one.prompt], tokenizer_of(backbone)))
                 for note in dict.fromkeys([*backbone.notes, *cut]):
                     log(f"note: {note}")
@@ -135,9 +127,8 @@ def make(
                 error = f"{type(failure).__name__}: {failure}"
             if error:
                 log(f"failed: {error}")
-            spent_s, done = time.monotonic() - began, done + place.plan.cost
-            eta_s = spent_s / done * (to_do - done) if number < len(places) else None
-            report(Progress("videos", number, len(places), spent_s, eta_s, progress.memory_bytes(model_settings.device)))
+            done += place.plan.cost
+            phase.at(number, done)
         yield place, error
 
 
@@ -155,17 +146,17 @@ def _make(
     log: Callable[[str], None] = progress.no_report,
 ) -> None:
     """Makes the video of `place`, from what an earlier run left of it where it can."""
-    folder = run.run_folder(place.output)
-    with rundir.held(place.output):
-        left = run.unfinished(place.output)
+    folder = rundir.run_folder(place.output)
+    with rundir.lock(place.output):
+        left = rundir.unfinished_work(place.output)
         if left and backbone.model_settings.cache and not (folder / rundir.LATENTS).is_file():
             left = None  # what a step cache held is lost
-        if rundir.ready(place.output, place.settings, place.plan.frames_px, resume=True, overwrite=False):
+        if rundir.already_finished(place.output, place.settings, place.plan.frames_px, resume=True, overwrite=False):
             return  # another process was faster
         _forget_peak()
-        run.generate_one(backbone, place.plan, place.prompt, place.seed, place.output, left is not None, report, log=log)
+        run.generate_one(backbone, run.Job(place.plan, place.prompt, place.seed, place.output), left is not None, report, log)
         if left:
-            disk.save_record(folder / rundir.RECORD, run.stored_record(place.output) | {"resumed": True})
+            disk.save_record(folder / rundir.RECORD, rundir.stored_record(place.output) | {"resumed": True})
 
 
 def _forget_peak() -> None:
@@ -178,7 +169,7 @@ def _forget_peak() -> None:
 def record_of(video: Path) -> dict[str, Any]:
     """The run.json beside `video`; nothing where there is none, or a damaged one."""
     try:
-        return run.stored_record(video)
+        return rundir.stored_record(video)
     except LonggenError:
         return {}
 

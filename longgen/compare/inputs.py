@@ -10,17 +10,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from longgen import progress, resolve, run
+from longgen import progress, resolve
 from longgen.compare.record import read
 from longgen.compare.seams import seams
 from longgen.errors import LonggenError, MissingError, UsageError
 from longgen.plan import Plan
+from longgen.run_settings import TREATMENT
 from longgen.video import is_partial, read_settings
 from longgen.video_info import facts, unreadable
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")  # taken from a folder, in letters of any case
 NAMED = 8  # files of a folder that are left out, written out
-TREATMENT = tuple(key for key in run.IDENTITY if key not in ("prompt", "seed"))  # videos that are equal in these share a row
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from longgen import __version__, arguments, disk, ffmpeg, naming, progress, run, rundir
+from longgen import __version__, arguments, disk, ffmpeg, naming, progress, run_settings, rundir
 from longgen.backbones.defaults import default_device
 from longgen.backbones.settings import ModelSettings
 from longgen.compare import grid, inputs, side_by_side, statistics
@@ -25,12 +24,13 @@ from longgen.compare.scores import chosen, file_hash, scored
 from longgen.compare.seams import seams
 from longgen.compare.vbench import Numbers
 from longgen.compare.warnings import cautions
+from longgen.device import device_name
 from longgen.errors import LonggenError, UsageError
 from longgen.plan import Plan
-from longgen.progress import Progress
+from longgen.progress import Phase, Progress
 
 BASELINE = "direct"  # where it is among the presets and no other is named
-LIBRARIES = (*run.LIBRARIES, "scipy")
+LIBRARIES = (*run_settings.LIBRARIES, "scipy")
 
 
 def compare_presets(
@@ -86,7 +86,7 @@ def _compare_presets(
             watched += _watch(group, len(plans), place.prompt, files[place.prompt], folder, report)
     return _concluded(
         cells, watched, numbers, folder, report, [], backbone=plans[0].spec.name, presets=[*labels], prompts=[*prompts],
-        seeds=[*seeds], baseline=against, device=run.device_name(model_settings.device),
+        seeds=[*seeds], baseline=against, device=device_name(model_settings.device),
     )  # fmt: skip
 
 
@@ -127,13 +127,10 @@ def _compare_videos(
 ) -> Comparison:
     taken: dict[str, int] = {}
     cells = []
-    began = time.monotonic()
+    phase = Phase("score", len(videos), "cpu", report)
     for number, video in enumerate(videos, start=1):
         cells.append(_measured(_cell_of(video, taken), video.video, folder, numbers.names))
-        spent_s = time.monotonic() - began
-        report(
-            Progress("score", number, len(videos), spent_s, spent_s / number * (len(videos) - number), progress.memory_bytes("cpu"))
-        )
+        phase.at(number)
     for cell in cells:
         if cell.error is not None:
             raise LonggenError(f"{cell.video}: {cell.error}", expected="a video that can be scored", hint="leave it out")
@@ -151,7 +148,7 @@ def _compare_videos(
     backbones = {cell.settings.get("backbone") for cell in cells}
     return _concluded(
         cells, watched, numbers, folder, report, told, backbone=backbones.pop() if len(backbones) == 1 else None, presets=[*labels],
-        prompts=prompts, seeds=seeds, baseline=against, device=run.device_name("cpu"),
+        prompts=prompts, seeds=seeds, baseline=against, device=device_name("cpu"),
     )  # fmt: skip
 
 
@@ -304,15 +301,8 @@ def _watch(
             tiles.append(
                 side_by_side.Tile(label, video, cell.size, cell.fps, cell.frames, file_hash(video), tuple(cell.times or ()))
             )
-    began = time.monotonic()
-
-    def at(frames: int, total: int) -> None:
-        spent_s = time.monotonic() - began
-        eta_s = spent_s / frames * (total - frames) if frames else None
-        report(Progress("side by side", frames, total, spent_s, eta_s, progress.memory_bytes("cpu")))
-
     video, sheet = folder / "side-by-side" / f"{name}.mp4", folder / "sheets" / f"{name}.png"
-    side_by_side.write(tiles, row, prompt or f"{len(cells)} videos", video, sheet, at)
+    side_by_side.write(tiles, row, prompt or f"{len(cells)} videos", video, sheet, report)
     return [Watch(prompt=prompt, side_by_side=f"side-by-side/{name}.mp4", sheet=f"sheets/{name}.png")]
 
 

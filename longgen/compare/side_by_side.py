@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from longgen import __version__, checkpoint
+from longgen import __version__, disk
 from longgen.compare.labels import strip
 from longgen.compare.layout import BAR, GAP, LABEL, TITLE, WIDTH, Layout, fitted, layout, shown
 from longgen.errors import LonggenError
-from longgen.progress import clock_text
+from longgen.progress import Phase, Progress, clock_text, no_report
 from longgen.video import Writer, read_frames, read_settings
 
 MOMENTS = 8  # columns of the sheet
@@ -84,11 +84,11 @@ def write(
     title: str,
     video: Path,
     sheet: Path,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    report: Callable[[Progress], None] = no_report,
 ) -> None:
     """Writes the MP4 `video` and the PNG `sheet` of `tiles`, of which `row` belong beside each other. Nothing where both are there.
 
-    Frame by frame; where frame rates differ or vary, by time, at the highest of them. report: frames done, and of how many.
+    Frame by frame; where frame rates differ or vary, by time, at the highest of them.
     """
     left_out = {"video", "times"}  # the hash says what is in the video
     tables = [{key: value for key, value in asdict(tile).items() if key not in left_out} | {"video": tile.video is not None,
@@ -111,6 +111,7 @@ def write(
     with contextlib.ExitStack() as stack:
         films = [stack.enter_context(contextlib.closing(_Film(tile))) for tile in tiles]
         writer = stack.enter_context(Writer(video, place.size, fps, {"longgen": __version__, "shows": made_of}))
+        phase = Phase("side by side", total, "cpu", report)
         for now in range(total):
             for number, (tile, film) in enumerate(zip(tiles, films, strict=True)):
                 index = tile.index(now / fps)
@@ -123,10 +124,10 @@ def write(
                     thumbs[number].append(None if over or film.frame is None else shown(film.frame, small))
             canvas[-BAR:] = _bar(now, total, fps, place.size[0])
             writer.add(canvas[None])
-            report(now + 1, total)
+            phase.at(now + 1)
     times = [clock_text(moment / fps) for moment in moments]
     picture = _sheet([tile.label for tile in tiles], times, thumbs, small, title)
-    checkpoint.replace_file(sheet, lambda partial: Image.fromarray(picture).save(partial, format="PNG"))
+    disk.replace_file(sheet, lambda partial: Image.fromarray(picture).save(partial, format="PNG"))
 
 
 def _made_of(video: Path) -> object:

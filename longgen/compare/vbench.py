@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shlex
-import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from longgen import checkpoint, progress, run
+from longgen import disk
 from longgen.compare.record import Cell, Comparison
 from longgen.compare.scores import READING, file_hash, hash_of, once, rounded
 from longgen.errors import OutOfMemoryError, UsageError
@@ -25,7 +24,7 @@ from longgen.metrics import in_order, vbench
 from longgen.metrics.vbench import DIMENSIONS, PREFIX, VBench, export_videos, musiq, raft, read_results, write_results
 from longgen.metrics.vbench.export import CUSTOM
 from longgen.metrics.vbench.weights import find
-from longgen.progress import Progress
+from longgen.progress import Phase, Progress
 
 PLACES = "vbench-export.json"
 LIBRARIES = ("torch", "transformers", "torchvision", "pyiqa")  # what the numbers stand on
@@ -50,7 +49,7 @@ class Numbers:
                              expected="a folder to write them to, beside --metrics vbench; or a file NAME.json to read",
                              hint="add --metrics vbench, or correct the path")  # fmt: skip
         for path in self._folders:
-            run.check_writable(path / "results.json")
+            disk.check_writable(path / "results.json")
         self._dimensions = [name for name, row in DIMENSIONS.items() if row.key in names and row.key not in self._keys]
         needed = [file for name in self._dimensions for file in DIMENSIONS[name].weights]
         if "raft" in needed:
@@ -64,16 +63,15 @@ class Numbers:
         """`cells` with their numbers, and what is to be warned of. folder: of the comparison."""
         given, warnings = self._found(cells, folder)
         done = [cell for cell in cells if cell.status == "done"] if self._dimensions or self._keys else []
-        began, made = time.monotonic(), dict[str, Cell]()
+        made = dict[str, Cell]()
+        phase = Phase("vbench", len(done), self._device, report) if self._dimensions else None
         for number, cell in enumerate(done, start=1):
             table = cell.model_dump()
-            if self._dimensions:
+            if phase is not None:
                 found = self._computed(folder / str(cell.video), folder / "scores" / f"{cell.name}.vbench.json")
                 table["metrics"] |= found["metrics"]
                 table["curves"] |= found["curves"]
-                spent_s = time.monotonic() - began
-                eta_s = spent_s / number * (len(done) - number)
-                report(Progress("vbench", number, len(done), spent_s, eta_s, progress.memory_bytes(self._device)))
+                phase.at(number)
             table["metrics"] |= {key: given.get(cell.name, {}).get(key) for key in self._keys}
             made[cell.name] = Cell.model_validate(table)
         self._bench = None
@@ -150,7 +148,7 @@ def lay_out(comparison: Comparison, folder: Path, export: Path, overwrite: bool 
     done = [cell for cell in comparison.cells if cell.status == "done" and cell.video]
     placed = export_videos([(cell.preset, folder / str(cell.video), _prompt(cell)) for cell in done], export, overwrite)
     places = {place.relative_to(export).as_posix(): cell.name for place, cell in zip(placed, done, strict=True)}
-    checkpoint.save_json(folder / PLACES, places)
+    disk.save_json(folder / PLACES, places)
     return [
         shlex.join(["vbench", "evaluate", "--videos_path", str(own / "videos"), "--prompt_file", str(own / "prompts.json"),
                     "--mode", "custom_input", "--output_path", str(own / "results"), "--dimension", CUSTOM])

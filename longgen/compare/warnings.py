@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from longgen.compare.record import Cell, Row
 from longgen.compare.statistics import FLATTERED, LEAST_PAIRS, pairs, still
+from longgen.run_settings import MUST_AGREE
 
-MUST_AGREE = ("backbone", "dtype", "lora", "quantize", "attention", "cache", "compile", "clip_batch", "schedule")
 SO = {
     "frame rate": "; tiles are matched by time",
     "length": "; a tile stops at its last frame",
     "device": "; seconds and memory cannot be compared",
 }
+MEASURED = ("frames", "size", "fps")  # of the fields of a sample: the file itself tells
 NAMED = 3  # values of a difference that are written out
 
 
@@ -43,7 +44,7 @@ def _facts(cell: Cell) -> dict[str, str]:
     settings = cell.settings
     sample = settings.get("sample", {})
     facts = {key: settings.get(key, "none") for key in MUST_AGREE} if settings else {}
-    facts |= {key: sample[key] for key in ("steps", "guidance_scale", "negative_prompt") if sample.get(key) is not None}
+    facts |= {key: value for key, value in sample.items() if key not in MEASURED and value is not None}
     facts |= {"flow_shift": sample.get("flow_shift") or "the checkpoint's own"} if sample else {}
     facts |= {"size": "{}x{}".format(*cell.size), "frame rate": f"{cell.fps:g}", "length": f"{cell.frames} frames"}
     facts |= {"longgen": settings["longgen"]} if "longgen" in settings else {}

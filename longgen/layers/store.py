@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 from longgen.backbones.spec import BackboneSpec
+from longgen.cache_folder import cache_folder
 from longgen.errors import LonggenError, MissingError
 from longgen.layers.fingerprint import fingerprint
 from longgen.layers.probe_file import Probe, Settings, read
@@ -22,8 +22,7 @@ def folder_of(weights: str, settings: Settings) -> Path:
 
 
 def _folder(weights: str) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "longgen" / "probes" / weights[:16]
+    return cache_folder("probes") / weights[:16]
 
 
 def probes_of(spec: BackboneSpec, lora: tuple[str, ...] = ()) -> list[tuple[Probe, Path]]:

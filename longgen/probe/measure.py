@@ -14,7 +14,6 @@ Every run is kept as it is done, so that a probe that was stopped goes on.
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -37,7 +36,7 @@ from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan
 from longgen.planner import LONG
 from longgen.probe.instrument import Watch, changed, shifted, shown, watching, windowed
-from longgen.progress import Progress, memory_bytes
+from longgen.progress import Phase, Progress
 
 STEPS = 4  # in which attention is watched
 MOST_STEPS = 10  # of a probing run, unless --steps says otherwise
@@ -120,21 +119,18 @@ class Parts:
 class Probing:
     """A probe under way. load: the backbone, called where something is left to run.
 
-    cost: arithmetic of a run by its pixel frames; left: of all that are to come, for the time to go; runs: of `total`.
+    cost: arithmetic of a run by its pixel frames. passed: that of the runs that are done; computed: of those that were run here.
     Videos are measured in a thread of their own, while the model makes the next.
     """
 
     load: Callable[[], PipelineBackbone]
     settings: Settings
     parts: Parts
-    total: int
     cost: dict[int, float]
-    left: float
-    device: str
-    report: Callable[[Progress], None]
+    phase: Phase
     runs: int = 0
+    passed: float = 0.0
     computed: float = 0.0
-    began: float = field(default_factory=time.monotonic)
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(max_workers=1))
     measuring: Future[None] | None = None
 
@@ -200,14 +196,13 @@ class Probing:
         return latents
 
     def _passed(self, made: Plan) -> None:
-        self.runs, self.left = self.runs + 1, self.left - self.cost[made.frames_px]
+        self.runs, self.passed = self.runs + 1, self.passed + self.cost[made.frames_px]
         self.at(0.0)
 
     def at(self, running: float) -> None:
         """Reports; `running`: the arithmetic done of the run under way."""
-        elapsed, computed = time.monotonic() - self.began, self.computed + running
-        eta = elapsed / computed * (self.left - running) if computed else None
-        self.report(Progress("probe", self.runs, self.total, elapsed, eta, memory_bytes(self.device)))
+        self.phase.skipped = self.passed - self.computed
+        self.phase.at(self.runs, self.passed + running)
 
 
 def measure(
@@ -227,9 +222,8 @@ def measure(
     cost = {made.frames_px: made.cost * made.flops(None, made.grid) * made.steps for made in (native, long)}
     each = {native.frames_px: 1 + full * len(layers) * len(shifts), long.frames_px: 1 + full * len(layers)}
     times = len(settings.prompts) * len(settings.seeds)
-    left = times * sum(cost[frames_px] * count for frames_px, count in each.items())
-    probing = Probing(load, settings, parts, times * sum(each.values()), cost, left, device, report)
-    probing.at(0.0)
+    work = times * sum(cost[frames_px] * count for frames_px, count in each.items())
+    probing = Probing(load, settings, parts, cost, Phase("probe", times * sum(each.values()), device, report, work=work))
     grid = list(itertools.product(enumerate(settings.prompts), settings.seeds))
     moves = {f"shift{by:+}": shifted(by) for by in shifts}
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from longgen import __version__, disk
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import RELATIVE_POSITIONS, BackboneSpec
+from longgen.device import device_name
 from longgen.errors import MissingError, UsageError
 from longgen.layers import store
 from longgen.layers.fingerprint import fingerprint
@@ -22,7 +23,6 @@ from longgen.probe.classify import judge
 from longgen.probe.measure import Parts, measure
 from longgen.progress import Progress, memory_bytes
 from longgen.resolve import planned
-from longgen.run import device_name
 
 
 def probe(

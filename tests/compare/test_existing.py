@@ -13,7 +13,7 @@ import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
 from typer.testing import CliRunner, Result
 
-from longgen import plan, run
+from longgen import plan, run_settings, rundir
 from longgen.backbones.settings import ModelSettings
 from longgen.cli import app
 from longgen.compare.inputs import found
@@ -40,7 +40,9 @@ def made(tiny_plan: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     monkeypatch.chdir(tmp_path)
 
     def write(name: str, preset: str, prompt: str, seed: int, frames: int = 9, **sample: int) -> Path:
-        settings = run.settings_of(tiny_plan(preset, frames=frames, **sample), prompt, seed, ModelSettings("cpu", "fp32"))
+        settings = run_settings.stored_settings(
+            tiny_plan(preset, frames=frames, **sample), prompt, seed, ModelSettings("cpu", "fp32")
+        )
         return film(Path(name), frames, settings=settings)
 
     return write
@@ -115,10 +117,10 @@ def test_edges_are_known_from_the_settings(made: Callable[..., Path]) -> None:
 def test_a_video_is_taken_once_whatever_it_is_called(made: Callable[..., Path]) -> None:
     path = made("videos/a.mp4", "direct", PROMPTS[0], 0)
     film(Path("videos/b.partial.mp4"))
-    run.run_folder(path).mkdir()
-    (run.run_folder(path) / "run.json").write_text("{}")
+    rundir.run_folder(path).mkdir()
+    (rundir.run_folder(path) / "run.json").write_text("{}")
     os.symlink(path.absolute(), "link.mp4")
-    assert [one.video for one in found([path, Path("link.mp4"), run.run_folder(path), Path("videos"), Path()])] == [path]
+    assert [one.video for one in found([path, Path("link.mp4"), rundir.run_folder(path), Path("videos"), Path()])] == [path]
 
 
 def test_a_folder_of_an_earlier_comparison_is_compared_anew_in_its_place(made: Callable[..., Path]) -> None:

@@ -19,7 +19,7 @@ from imageio_ffmpeg import count_frames_and_secs
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
-from longgen import plan, run
+from longgen import plan, run, rundir
 from longgen.backbones.settings import ModelSettings
 from longgen.cli import app
 from longgen.compare import grid
@@ -169,9 +169,11 @@ def test_a_killed_grid_goes_on_to_the_same_bytes(tiny: Any, tiny_plan: Make, tmp
     assert [cell["details"].get("resumed") for cell in made["cells"]] == [None, True]
     assert [row["seconds"] is None for row in made["table"]] == [False, True]  # the seconds of the first go are lost
     assert any("more than one go" in warning for warning in made["warnings"])
-    run.generate_one(tiny, tiny_plan("riflex", frames=81, steps=8), PROMPT, 0, tmp_path / "whole.mp4")
+    run.generate_one(tiny, run.Job(tiny_plan("riflex", frames=81, steps=8), PROMPT, 0, tmp_path / "whole.mp4"))
     (second,) = (tmp_path / "out" / "videos").glob("riflex-*.mp4")
-    kept, whole = (load_file(run.run_folder(path) / "latents.safetensors")["latents"] for path in (second, tmp_path / "whole.mp4"))
+    kept, whole = (
+        load_file(rundir.run_folder(path) / "latents.safetensors")["latents"] for path in (second, tmp_path / "whole.mp4")
+    )
     assert kept.numpy().tobytes() == whole.numpy().tobytes()
     assert second.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
 
@@ -182,7 +184,7 @@ def test_a_failing_cell_is_reported_and_the_rest_goes_on(tiny_plan: Make, tmp_pa
     (first, _) = grid.places(
         [tiny_plan("direct", **sample), tiny_plan("sliding-window", **sample)], [PROMPT], [3], CPU, tmp_path / "out/videos"
     )
-    damaged = run.run_folder(first.output) / "checkpoint.safetensors"
+    damaged = rundir.run_folder(first.output) / "checkpoint.safetensors"
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"no tensors")
     done = longgen(tmp_path, *command)
@@ -204,8 +206,8 @@ def test_a_failing_cell_is_reported_and_the_rest_goes_on(tiny_plan: Make, tmp_pa
 
 def test_where_all_fail_there_is_still_a_record(tiny_plan: Make, tmp_path: Path) -> None:
     (place,) = grid.places([tiny_plan("direct", frames=9, steps=2)], [PROMPT], [0], CPU, tmp_path / "out" / "videos")
-    run.run_folder(place.output).mkdir(parents=True)
-    (run.run_folder(place.output) / "checkpoint.safetensors").write_bytes(b"no tensors")
+    rundir.run_folder(place.output).mkdir(parents=True)
+    (rundir.run_folder(place.output) / "checkpoint.safetensors").write_bytes(b"no tensors")
     done = longgen(tmp_path, "compare", *FLAGS, "--prompt", PROMPT, "--presets", "direct", "-o", "out")
     assert done.exit_code == 5, done.stderr
     made = read(tmp_path / "out" / "compare.json")

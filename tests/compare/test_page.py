@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from longgen import planner, preset, run
+from longgen import planner, preset, run_settings
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import TINY
 from longgen.compare import page, statistics
@@ -428,7 +428,7 @@ def test_the_command_makes_the_same_plan_again(preset_name: str) -> None:
 
     prompt = 'it\'s a "red" circle; $HOME\n<b>'
     made = planner.build(preset.load(preset_name, (), preset.Sample(frames=97, steps=7, negative_prompt="", flow_shift=2.5)), TINY)
-    settings = run.settings_of(made, prompt, 3, ModelSettings("cpu", "fp32", compile=True, clip_batch=2))
+    settings = run_settings.stored_settings(made, prompt, 3, ModelSettings("cpu", "fp32", compile=True, clip_batch=2))
     cell = comparison().cells[0].model_copy(update={"settings": settings, "prompt": prompt, "seed": 3})
     words = shlex.split(page.again(cell))
     assert words[words.index("--prompt") + 1] == prompt
@@ -443,7 +443,11 @@ def test_the_command_makes_the_same_plan_again(preset_name: str) -> None:
 
 def test_a_changed_preset_is_taken_from_its_video() -> None:
     made = planner.build(preset.load("sliding-window", ["window.frames=9"], preset.Sample(frames=97)), TINY)
-    cell = comparison().cells[0].model_copy(update={"settings": run.settings_of(made, "a", 0, ModelSettings("cpu", "fp32"))})
+    cell = (
+        comparison()
+        .cells[0]
+        .model_copy(update={"settings": run_settings.stored_settings(made, "a", 0, ModelSettings("cpu", "fp32"))})
+    )
     first, second = page.again(cell).splitlines()
     assert first == "longgen inspect --toml 'v0 #1.mp4' > again.toml"
     assert "--preset again.toml" in second

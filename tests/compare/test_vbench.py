@@ -16,7 +16,7 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, ViTConfig, ViTModel
 from typer.testing import CliRunner, Result
 
-from longgen import plan, run
+from longgen import plan, run_settings
 from longgen.backbones.settings import ModelSettings
 from longgen.cli import app
 from longgen.compare.record import Comparison, read
@@ -80,7 +80,7 @@ def films(tiny_plan: Callable[..., plan.Plan]) -> list[Path]:
     made = []
     for preset in ("direct", "riflex"):
         for seed in (0, 1):
-            settings = run.settings_of(tiny_plan(preset, frames=5), PROMPT, seed, ModelSettings("cpu", "fp32"))
+            settings = run_settings.stored_settings(tiny_plan(preset, frames=5), PROMPT, seed, ModelSettings("cpu", "fp32"))
             made.append(film(Path(f"{preset}-{seed}.mp4"), settings))
     return made
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from longgen import checkpoint, plan, planner, preset, resolve
+from longgen import disk, plan, planner, preset, resolve
 from longgen.backbones.spec import LTX_2B, TINY, TINY_CAUSAL, WAN_1_3B, WAN_14B, BackboneSpec
 from longgen.errors import LonggenError, MissingError, UsageError
 from longgen.layers import selection, store
@@ -42,7 +42,7 @@ def probe_of(spec: BackboneSpec, frames: int = 321, weights: str | None = None, 
 def keep(probe: Probe) -> Path:
     path = store.folder_of(probe.weights, probe.settings) / "probe.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save_json(path, probe.as_dict())
+    disk.save_json(path, probe.as_dict())
     return path
 
 
@@ -87,10 +87,10 @@ def test_a_probe_of_another_length_is_refused_with_the_reason() -> None:
 
 def test_a_probe_of_other_weights_is_refused_with_the_reason(tmp_path: Path) -> None:
     path = tmp_path / "probe.json"
-    checkpoint.save_json(path, probe_of(TINY, weights="f" * 64).as_dict())
+    disk.save_json(path, probe_of(TINY, weights="f" * 64).as_dict())
     with pytest.raises(UsageError, match="other weights: tiny, fingerprint ffffffffffff"):
         resolve.planned("freeloc", TINY, sample=SAMPLE, probe=str(path))
-    checkpoint.save_json(path, probe_of(TINY_CAUSAL).as_dict())
+    disk.save_json(path, probe_of(TINY_CAUSAL).as_dict())
     with pytest.raises(UsageError, match="other weights: tiny-causal"):
         resolve.planned("freeloc", TINY, sample=SAMPLE, probe=str(tmp_path))  # the folder of a report does too
     with pytest.raises(UsageError, match="with 6 layers, ltx-2b has 28"):

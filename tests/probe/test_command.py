@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from longgen import checkpoint, video
+from longgen import disk, video
 from longgen.backbones.spec import TINY, TINY_CAUSAL
 from longgen.cli import app
 from longgen.layers.probe_file import read
@@ -64,7 +64,7 @@ def test_a_probe_is_shown_written_and_used(place: Path) -> None:
     assert layers == {"vrpr": found.sensitive("position"), "tsa": found.sensitive("context")}
     toml = longgen("inspect", "own.mp4", "--toml").stdout
     Path("again.toml").write_text(toml)
-    checkpoint.save_json(place / "probe.json", probe_of(TINY, frames=85, top=1).as_dict())
+    disk.save_json(place / "probe.json", probe_of(TINY, frames=85, top=1).as_dict())
     named = longgen(*GENERATE, "--preset", "freeloc", "--probe", "probe.json", "-o", "named.mp4", "--dry-run")
     assert "position-sensitive 0 of 6, context-sensitive 5 of 6" in named.stderr
     again = longgen(*GENERATE, "--preset", "again.toml", "-o", "again.mp4")  # the file has the layers: it needs no probe
@@ -127,7 +127,7 @@ def test_a_probe_that_was_killed_goes_on(place: Path) -> None:
 )
 def test_wrong_input_gets_one_clear_message(place: Path, args: list[str], code: int, message: str) -> None:
     (place / "empty.txt").write_text("# nothing\n")
-    checkpoint.save_json(place / "foreign.json", probe_of(TINY_CAUSAL, frames=85).as_dict())
+    disk.save_json(place / "foreign.json", probe_of(TINY_CAUSAL, frames=85).as_dict())
     result = longgen(*args, "--quiet")
     assert result.exit_code == code, result.stderr
     assert message in result.stderr

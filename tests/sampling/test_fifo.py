@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,7 +46,7 @@ def sampled(backbone: Any, made: Plan, on_step: Callable[[State], None] = lambda
 
 @contextmanager
 def batches_of(backbone: Any, count: int) -> Iterator[None]:
-    before, backbone.model_settings = backbone.model_settings, dataclasses.replace(backbone.model_settings, clip_batch=count)
+    before, backbone.model_settings = backbone.model_settings, backbone.model_settings.replace(clip_batch=count)
     try:
         yield
     finally:
@@ -434,7 +433,7 @@ def test_two_experts_predict_the_frames_of_their_own_timesteps(model_folder: Cal
 
 def test_a_step_cache_is_refused(tiny: Any) -> None:
     made = published({"name": "fifo", "frames": 4, "partitions": 2}, frames=33)
-    before, tiny.model_settings = tiny.model_settings, dataclasses.replace(tiny.model_settings, cache="first-block")
+    before, tiny.model_settings = tiny.model_settings, tiny.model_settings.replace(cache="first-block")
     try:
         with pytest.raises(UsageError, match="--cache first-block compares a frame with what stood at its place a round before"):
             sampled(tiny, made)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
-from longgen import planner, preset, resolve, run
+from longgen import planner, preset, resolve, run_settings
 from longgen.backbones.find import find
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import COGVIDEOX_5B, LTX_2B, SPECS, TINY
@@ -106,12 +106,12 @@ def test_a_scheduler_that_has_none_refuses_it_before_sampling(
 def test_it_is_a_setting_that_decides_the_latents(tiny_plan: Callable[..., Plan]) -> None:
     """And a run of a version before it goes on: settings without one are those of the checkpoint's own."""
     own, shifted = tiny_plan("direct"), tiny_plan("direct", flow_shift=8.0)
-    kept, asked = (run.settings_of(one, PROMPT, 0, ModelSettings("cpu", "fp32")) for one in (own, shifted))
+    kept, asked = (run_settings.stored_settings(one, PROMPT, 0, ModelSettings("cpu", "fp32")) for one in (own, shifted))
     assert asked["sample"]["flow_shift"] == shifted.as_dict()["sample"]["flow_shift"] == 8.0
     assert "flow_shift" not in kept["sample"]
     assert resolve.plan_of(asked, Path("run.json")).sample == shifted.sample
     assert resolve.plan_of(kept, Path("run.json")).sample == own.sample
-    assert "sample" in run.IDENTITY
+    assert "sample" in run_settings.IDENTITY
 
 
 def test_what_the_authors_script_takes_is_said() -> None:

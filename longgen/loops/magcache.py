@@ -1,19 +1,19 @@
-"""MagCache: steps whose change is foreseen from the ratios of earlier runs are not computed, but take the last change again.
+"""MagCache: a step cache that reuses the last residual in steps where calibrated magnitude ratios predict little change.
 
-Paper: MagCache, arXiv 2506.09045. The skipping is diffusers' own hook; here are the ratios that it needs.
+Paper: MagCache, arXiv 2506.09045. diffusers' own hook does the skipping; this module measures and stores the ratios it needs.
 
 Legend: R_k what a transformer's blocks add to their input in step k, r_k the mean over tokens of |R_k| / |R_(k-1)|.
 
     a step takes R of the last computed one, while over the steps since then the sum of |1 - product of r| is at most the threshold,
     3 of them at the most, and never in the first fifth                                                              [diffusers]
 
-r depends on weights, plan, steps and size, and hardly on prompt and seed: so one ordinary generation measures it, the first time
-that it is asked for, with a prompt and a seed that are always the same; it is kept, and used from then on, in
+r depends on weights, plan, steps and size, and hardly on prompt and seed. So it is calibrated once, on first use, by an ordinary
+generation with a fixed prompt and seed, and stored in
 
     ~/.cache/longgen/magcache/<fingerprint of the weights>/<settings>.json
 
-The hook takes one list of ratios for all calls of a step. Where there are several, for guidance or clips, each step has the ratio
-that is farthest from 1, so that all of them skip together and none beyond the threshold [derived]. Each of two experts has its own.
+The hook takes one list of ratios for all calls of a step. Where there are several, for guidance or clips, each step takes the ratio
+farthest from 1, so that all skip together and none beyond the threshold [derived]. Each of two experts has its own.
 """
 
 from __future__ import annotations

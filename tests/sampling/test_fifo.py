@@ -51,10 +51,10 @@ def emitted(
     fifo: Fifo, line: Tensor, noise: Tensor, length: int, sigmas: Tensor, timesteps: Tensor, predict: fifo_loop.Predict, batch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One round for each frame of `noise`, which enter in turn: the frame that went out, and then the line."""
-    times, drops = fifo_loop.line_levels(sigmas, timesteps, fifo.ahead(length))
+    times, drops = fifo_loop.line_levels(sigmas, timesteps, fifo.lookahead_places(length))
     for entering in noise.split(1, dim=2):
         line = fifo_loop.denoise_line(line, times, drops, fifo.windows(length), length, predict, batch)
-        frame, line = fifo_loop.shift_line(line, entering, fifo.ahead(length))
+        frame, line = fifo_loop.shift_line(line, entering, fifo.lookahead_places(length))
         yield frame, line
 
 
@@ -92,7 +92,7 @@ def test_every_place_of_the_queue_is_kept_once(length: int, partitions: int, loo
 def test_every_frame_goes_down_one_level_a_round(length: int, partitions: int, lookahead: bool, batch: int) -> None:
     """A model that knows the clean frame of every noise: each frame's level can then be read off exactly."""
     fifo, steps, rounds = Fifo(partitions=partitions, lookahead=lookahead), length * partitions, 7
-    ahead = fifo.ahead(length)
+    ahead = fifo.lookahead_places(length)
     sigmas, timesteps = euler(steps)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(1, 2, steps + rounds, 1, 1, generator=generator, dtype=torch.float64)
@@ -180,7 +180,7 @@ def test_equals_the_reference_loop(partitions: int, lookahead: bool) -> None:
         return torch.tanh(torch.einsum("ij,kcjhw->kcihw", mix, clips * (1 + times / 1000)[:, None, :, None, None].to(clips)))
 
     sigmas, timesteps = euler(steps)
-    line = fifo_loop.initial_line(x0, noise[:, :, :steps], sigmas, fifo.ahead(length))
+    line = fifo_loop.initial_line(x0, noise[:, :, :steps], sigmas, fifo.lookahead_places(length))
     for batch in (1, 4):
         rounds = emitted(fifo, line, noise[:, :, steps:], length, sigmas, timesteps, lambda x, t, _: model(x, t), batch)
         made = torch.cat([frame for frame, _ in rounds][steps - length :], dim=2)

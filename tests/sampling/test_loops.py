@@ -22,9 +22,7 @@ from longgen.technique import Sampling
 PROMPT = "a large red circle bouncing on a navy background"
 
 
-def backwards(
-    denoiser: Denoiser, noise: Tensor, generator: torch.Generator, on_step: Any, resume: State | None
-) -> Iterator[Tensor]:
+def backwards(denoiser: Denoiser, noise: Tensor, generator: torch.Generator, on_step: Any, resume: Any) -> Iterator[Tensor]:
     """Direct sampling of the noise in the opposite order, in two pieces."""
     for latents in direct(denoiser, noise.flip(2), generator, on_step, resume):
         yield from latents.split(3, dim=2)

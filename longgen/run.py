@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from longgen.backbones.spec import BackboneSpec
     from longgen.checkpoint import Chunks
-    from longgen.loops.direct import State
+    from longgen.loops.state import State
     from longgen.pipelines.base import PipelineBackbone
 
 
@@ -155,41 +155,34 @@ def _sample(backbone: PipelineBackbone, job: Job, chunks: Chunks, state: State |
     """
     import torch
 
-    from longgen import interrupted
-    from longgen.loops import direct, start
+    from longgen import interrupted, loops
+    from longgen.loops.denoiser import Denoiser
 
-    plan, in_chunks, decoded = job.plan, job.plan.chunk_lat is not None, False
+    plan, in_chunks = job.plan, job.plan.chunk_lat is not None
 
     def on_step(now: State) -> None:
         interrupted.save(now, chunks, in_chunks)
         phase.at(now.done)
 
     generator = torch.Generator().manual_seed(job.seed)
-    noise = start(backbone, plan, generator)
-    arguments = (backbone, plan, job.prompt, noise, on_step, state, generator)
-    at_once = backbone.model_settings.offload == "none"  # else weights would move to and fro for each frame
-    latents: Tensor | None = None
-    if plan.sampling is None:
-        latents = direct.sample(*arguments)
-    elif plan.sampling.streams and at_once:
-        frames_lat: list[Tensor] = []
-        passing = plan.sampling.stream(*arguments)
-        if not in_chunks:
-            passing = _kept(passing, frames_lat)
-        decode_to(job.output, backbone.decode, passing, plan, str(backbone.device), chunks.settings)  # sampling reports for both
-        latents, decoded = None if in_chunks else torch.cat(frames_lat, dim=2), True
-    elif in_chunks:
-        for _ in plan.sampling.stream(*arguments):
-            pass  # its frames are in the chunks
+    denoiser = Denoiser(backbone, plan, job.prompt)
+    frames = loops.stream(denoiser, denoiser.initial_noise(generator), generator, on_step, state)
+    on_host: list[Tensor] = []
+    if not in_chunks:  # else they are in the chunks
+        frames = _copied(frames, on_host)
+    decoded = loops.streams(plan, backbone.model_settings.offload)
+    if decoded:  # sampling reports the progress of both
+        decode_to(job.output, backbone.decode, frames, plan, str(backbone.device), chunks.settings)
     else:
-        latents = plan.sampling.sample(*arguments)
-    return latents, decoded
+        for _ in frames:
+            pass
+    return None if in_chunks else torch.cat(on_host, dim=2), decoded
 
 
-def _kept(frames: Iterator[Tensor], keep: list[Tensor]) -> Iterator[Tensor]:
-    """`frames`, each kept on the host as it passes."""
+def _copied(frames: Iterator[Tensor], on_host: list[Tensor]) -> Iterator[Tensor]:
+    """`frames`, each copied to `on_host` as it passes."""
     for frame in frames:
-        keep.append(frame.cpu())
+        on_host.append(frame.cpu())
         yield frame
 
 
@@ -239,6 +232,7 @@ def generate_jobs(
 
 def _announced(job: Job, backbone: PipelineBackbone, log: Callable[[str], None]) -> Job:
     """`job` with notes on words of its prompt that the text encoder cuts off; logs these, its seed and the file that grows."""
+    from longgen import loops
     from longgen.pipelines.token_limit import cut_notes, tokenizer_of
     from longgen.video import partial_of
 
@@ -247,7 +241,7 @@ def _announced(job: Job, backbone: PipelineBackbone, log: Callable[[str], None])
     for note in cut:
         log(f"note: {note}")
     log(f"seed {job.seed}")
-    if plan.sampling is not None and plan.sampling.streams and backbone.model_settings.offload == "none":
+    if loops.streams(plan, backbone.model_settings.offload):
         log(f"growing, and playable meanwhile: {partial_of(job.output)}")
     return job._replace(plan=dataclasses.replace(plan, notes=plan.notes + cut))
 

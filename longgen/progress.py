@@ -58,9 +58,11 @@ class Phase:
     def seconds(self) -> float:
         return time.monotonic() - self.start
 
-    def at(self, done: int) -> None:
-        computed = done - self.first
-        eta = self.seconds / computed * (self.total - done) if computed else None
+    def at(self, done: int, computed: float | None = None, left: float = 0.0) -> None:
+        """Reports `done` items. computed, left: work of this phase so far and to come, in any unit, where items differ in cost."""
+        if computed is None:
+            computed, left = done - self.first, self.total - done
+        eta = self.seconds / computed * left if computed else None
         self.report(Progress(self.name, done, self.total, self.seconds, eta, memory_bytes(self.device)))
 
 

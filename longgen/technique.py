@@ -19,7 +19,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -36,10 +36,11 @@ if TYPE_CHECKING:
 
 LONGEST = 10**6  # latent frames: more than any video has, so that a larger number is a slip of the pen
 TIMESTEPS = 1000  # that a model was trained with
-VERDICTS = ("position-sensitive", "context-sensitive")  # what a probe says of layers
+LayerVerdict = Literal["position-sensitive", "context-sensitive"]  # of a probe on a layer
+VERDICTS: tuple[LayerVerdict, ...] = get_args(LayerVerdict)
 
 Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
-Layers = Literal["all", "position-sensitive", "context-sensitive"] | Indices
+Layers = Literal["all", LayerVerdict] | Indices
 Share = Annotated[float, Field(ge=0, le=1)]
 Grid = tuple[int, int, int]  # latent frames, and rows and columns of tokens in each
 

@@ -54,11 +54,11 @@ def plans(names: Sequence[str], spec: BackboneSpec, overrides: Sequence[str], sa
     taken: set[str] = set()
     for name in dict.fromkeys((DIRECT, *names)):
         try:
-            bare = preset.load(selection.split(name)[0])
+            bare = preset.load(selection.split_name(name)[0])
             techniques = {preset.name_of(technique) for technique in bare.techniques}
             own = [override for override in overrides if override.partition(".")[0].strip() in techniques]
             taken.update(own)
-            made[name] = resolve.planned(name, spec, own, sample, probe=probe if selection.asks(bare) else None)
+            made[name] = resolve.planned(name, spec, own, sample, probe=probe if selection.uses_probe(bare) else None)
         except LonggenError as error:
             made[name] = error
     unused = [override for override in overrides if override not in taken]

@@ -175,7 +175,9 @@ def compare(
     if probe is None or probe == "run":
         bare = [preset_asked(name, None, backbone, flags, duration)[0] for name in names if not name.endswith(("@all", "@none"))]
         asking = [
-            one for one in bare if (selection.asks(one) if probe == "run" else selection.lacks(one, spec, loras) and not set_)
+            one
+            for one in bare
+            if (selection.uses_probe(one) if probe == "run" else selection.probe_missing(one, spec, loras) and not set_)
         ]
         if asking:
             log(f"{asking[0].name} leaves its layers to a probe of {spec.name}: a quick one comes first")

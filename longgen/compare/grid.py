@@ -66,10 +66,10 @@ def plans(
     taken: set[str] = set()
     made: dict[str, Plan] = {}
     for name in names:
-        bare = preset.load(selection.split(name)[0])
-        own = preset.fitting(selection.split(name)[0], overrides)
+        bare = preset.load(selection.split_name(name)[0])
+        own = preset.fitting(selection.split_name(name)[0], overrides)
         taken.update(own)
-        plan = resolve.planned(name, spec, own, sample, duration, probe=probe if selection.asks(bare) else None, lora=lora)
+        plan = resolve.planned(name, spec, own, sample, duration, probe=probe if selection.uses_probe(bare) else None, lora=lora)
         if plan.preset.name in made:
             raise UsageError(f"two of the presets are called {plan.preset.name}", expected="presets of different names",
                              hint="leave one out, or change the name in its TOML file")  # fmt: skip

@@ -74,11 +74,15 @@ def output_path(output: str | None, prompt: str, seed: int, taken: Collection[Pa
     return first_free(Path(output or ".") / f"{slug(prompt)}-{seed}.mp4", lambda path: key_of(path) in keys)
 
 
-def first_free(path: Path, is_taken: Callable[[Path], bool]) -> Path:
-    """`path`, or with the first number from 2 on after its stem that is not taken."""
-    return next(candidate for number in itertools.count(1) if not is_taken(candidate := numbered(path, number)))
+def first_free(path: Path, is_taken: Callable[[Path], bool], folder: bool = False) -> Path:
+    """`path`, or with the first number from 2 on after its stem (of a `folder`, after its whole name) that is not taken."""
+    candidates = (
+        path.with_name(f"{path.name}-{number}") if folder and number > 1 else numbered(path, number)
+        for number in itertools.count(1)
+    )
+    return next(candidate for candidate in candidates if not is_taken(candidate))
 
 
 def numbered(path: Path, number: int) -> Path:
-    """`path` with `number` behind its stem; the first has none."""
+    """`path` with `number` after its stem; the first has none."""
     return path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")

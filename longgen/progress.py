@@ -33,17 +33,10 @@ def no_report(message: object) -> None:
 
 
 class Phase:
-    """Times one phase and reports its progress, with the time to go by the share of its work that is done.
+    """Times one phase and reports its progress. done: steps that an earlier run did, which say nothing of the time to go."""
 
-    total: the steps that are counted. work: what they come to, in any unit, where they take unlike times; a step is 1 otherwise.
-    done: steps that an earlier run did. skipped: work that took no time here, as theirs; it says nothing of the time to go.
-    """
-
-    def __init__(
-        self, name: str, total: int, device: str, report: Callable[[Progress], None], done: int = 0, work: float | None = None
-    ) -> None:
-        self.name, self.total, self.device, self.report = name, total, device, report
-        self.skipped, self.work = 0.0 if work is not None else float(done), float(total) if work is None else work
+    def __init__(self, name: str, total: int, device: str, report: Callable[[Progress], None], done: int = 0) -> None:
+        self.name, self.total, self.device, self.report, self.first = name, total, device, report, done
         self.start = time.monotonic()
         self.at(done)
 
@@ -51,12 +44,12 @@ class Phase:
     def seconds(self) -> float:
         return time.monotonic() - self.start
 
-    def at(self, done: int, work_done: float | None = None) -> None:
-        """Reports that `done` steps are done; work_done: what they come to, where `work` was given."""
-        seconds, work_done = self.seconds, float(done) if work_done is None else work_done
-        computed = work_done - self.skipped
-        eta_s = seconds / computed * (self.work - work_done) if computed else None
-        self.report(Progress(self.name, done, self.total, seconds, eta_s, memory_bytes(self.device)))
+    def at(self, done: int, computed: float | None = None, left: float = 0.0) -> None:
+        """Reports `done` steps. computed, left: work of this phase so far and to come, in any unit, where steps differ in cost."""
+        if computed is None:
+            computed, left = done - self.first, self.total - done
+        eta_s = self.seconds / computed * left if computed else None
+        self.report(Progress(self.name, done, self.total, self.seconds, eta_s, memory_bytes(self.device)))
 
 
 @contextmanager

@@ -31,11 +31,11 @@ def planned(
 
     layers, probe: see `longgen.layers.selection`. Raises UsageError.
     """
-    base, how = selection.split(name)
+    base, how = selection.split_name(name)
     if how is not None and layers is not None:
         raise UsageError(f"--preset {name} and --layers {layers} both choose layers", expected="one of them", hint="leave one out")
     loaded = load_preset(base, overrides, sample or preset.Sample(), duration, spec)
-    chosen, said = selection.chosen(loaded, spec, how or layers, probe, lora)
+    chosen, said = selection.resolve_layers(loaded, spec, how or layers, probe, lora)
     return build(chosen, spec, schedule, said)
 
 

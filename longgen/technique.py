@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 LONGEST = 10**6  # latent frames: more than any video has, so that a larger number is a slip of the pen
 TIMESTEPS = 1000  # that a model was trained with
-Verdict = Literal["position-sensitive", "context-sensitive"]  # what a probe says of layers
-VERDICTS: tuple[str, ...] = get_args(Verdict)
+LayerVerdict = Literal["position-sensitive", "context-sensitive"]  # of a probe on a layer
+VERDICTS: tuple[LayerVerdict, ...] = get_args(LayerVerdict)
 
 Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -57,7 +57,7 @@ class Technique(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    layers: Literal["all", Verdict] | Indices = "all"
+    layers: Literal["all", LayerVerdict] | Indices = "all"
     steps: Annotated[tuple[Share, Share], Field(strict=False)] = (0.0, 1.0)
 
     slot: ClassVar[str]

@@ -118,12 +118,14 @@ class _Meter:
     """Progress by rounds of sampling, with the time to go by their arithmetic."""
 
     phase: Phase
+    work: float
     done: int = 0
     spent: float = 0.0
 
     def at(self, plan: Plan, done: int) -> None:
         """`done` rounds of `plan` are done beside what is passed."""
-        self.phase.at(self.done + done, self.spent + plan.cost * done / plan.rounds)
+        spent = self.spent + plan.cost * done / plan.rounds
+        self.phase.at(self.done + done, spent, self.work - spent)
 
     def passed(self, plan: Plan, runs: int) -> None:
         """So many runs by `plan` are done, or will not be."""
@@ -157,7 +159,7 @@ def compose(
     result = Composition(yardstick.spec.name, device_name(model_settings.device), versions(), settings, rows)
     runs = 1 + sum(map(_runs, accelerators))
     rounds, work = (runs * sum(parts) for parts in zip(*((plan.rounds, plan.cost) for _, plan in planned), strict=True))
-    meter = _Meter(Phase("bench", rounds, model_settings.device, report, work=work))
+    meter = _Meter(Phase("bench", rounds, model_settings.device, report), work)
     plain: list[_Made | None] = []
     try:
         _plainly(planned, load(model_settings), prompt, plain, meter)

@@ -54,11 +54,11 @@ def plans(names: Sequence[str], spec: BackboneSpec, overrides: Sequence[str], sa
     taken: set[str] = set()
     for name in dict.fromkeys((DIRECT, *names)):
         try:
-            bare = preset.load(selection.split(name)[0])
+            bare = preset.load(selection.split_name(name)[0])
             techniques = {preset.name_of(technique) for technique in bare.techniques}
             own = [override for override in overrides if override.partition(".")[0].strip() in techniques]
             taken.update(own)
-            made[name] = resolve.planned(name, spec, own, sample, probe=probe if selection.asks(bare) else None)
+            made[name] = resolve.planned(name, spec, own, sample, probe=probe if selection.uses_probe(bare) else None)
         except LonggenError as error:
             made[name] = error
     unused = [override for override in overrides if override not in taken]
@@ -90,10 +90,11 @@ def bench(
     model = load()
     result.weights_bytes = weight_bytes(model.transformers)
     total, spent = rounds * len(targets), 0.0
-    phase = Phase("bench", total, model_settings.device, report, work=rounds * sum(target.work for target in targets))
+    work = rounds * sum(target.work for target in targets)
+    phase = Phase("bench", total, model_settings.device, report)
     try:
         for number in range(total):
-            phase.at(number, spent)
+            phase.at(number, spent, work - spent)
             target = targets[number % len(targets)]
             if target.row.error is None:
                 with refusing(target.row):
@@ -103,7 +104,7 @@ def bench(
                         if found.peak_bytes is not None:
                             timed.peak_bytes = max(timed.peak_bytes or 0, found.peak_bytes)
             spent += target.work
-        phase.at(total, spent)
+        phase.at(total, spent, work - spent)
     except KeyboardInterrupt as stop:
         result.stopped = stop
     return result

@@ -155,7 +155,7 @@ def compare(
                          hint='for example --presets direct,sliding-window --prompt "a red circle"')  # fmt: skip
     from longgen import naming, preset
     from longgen.compare import grid
-    from longgen.compare.run import compare_presets, free
+    from longgen.compare.run import compare_presets, free_folder
     from longgen.layers import selection
     from longgen.pipelines.checks import unused_settings
     from longgen.progress import reporter
@@ -175,7 +175,9 @@ def compare(
     if probe is None or probe == "run":
         bare = [preset_asked(name, None, backbone, flags, duration)[0] for name in names if not name.endswith(("@all", "@none"))]
         asking = [
-            one for one in bare if (selection.asks(one) if probe == "run" else selection.lacks(one, spec, loras) and not set_)
+            one
+            for one in bare
+            if (selection.uses_probe(one) if probe == "run" else selection.probe_missing(one, spec, loras) and not set_)
         ]
         if asking:
             log(f"{asking[0].name} leaves its layers to a probe of {spec.name}: a quick one comes first")
@@ -186,8 +188,8 @@ def compare(
     warn_of_grammar(spec, texts, quiet)
     model_settings = make_setup(spec, loading)
     default = Path(f"compare-{naming.slug(texts[0])}")
-    places = grid.places(plans, dict.fromkeys(texts), numbers, model_settings, default)
-    folder = output or free(default, lambda made: [f"videos/{place.name}.mp4" for place in places])
+    places = grid.planned_videos(plans, dict.fromkeys(texts), numbers, model_settings, default)
+    folder = output or free_folder(default, lambda made: [f"videos/{place.name}.mp4" for place in places])
     idle_in = [unused_settings(plan, model_settings) for plan in plans]
     if all(idle_in):  # where one preset goes by clips, it is meant for that one
         say_notes((note for notes in idle_in for note in notes), quiet)
@@ -224,13 +226,13 @@ def compare_existing(
     """`longgen compare VIDEO VIDEO`. A folder of an earlier comparison alone is compared anew in its place."""
     from longgen import naming
     from longgen.compare import inputs
-    from longgen.compare.run import compare_videos, free
+    from longgen.compare.run import compare_videos, free_folder
     from longgen.progress import reporter
 
     own = len(videos) == 1 and (videos[0] / "compare.json").is_file()
     folder = output or (videos[0] if own else Path(f"compare-{naming.slug(videos[0].stem)}"))
     if output is None and not own:
-        folder = free(folder, lambda made: [str(video.absolute()) for video in inputs.videos(videos)])
+        folder = free_folder(folder, lambda made: [str(video.absolute()) for video in inputs.expand_paths(videos)])
     with reporter(quiet, say) as report:
         made = compare_videos(videos, folder, baseline, metrics, report, vbench_weights, vbench_json, overwrite or own)
     show(made, folder, export_vbench, overwrite, as_json, quiet)
@@ -239,7 +241,7 @@ def compare_existing(
 def show(made: Comparison, folder: Path, export_vbench: Path | None, overwrite: bool, as_json: bool, quiet: bool) -> None:
     """The comparison on stdout, its videos laid out for VBench; a BatchError where a video failed."""
     from longgen.compare.table import text
-    from longgen.compare.vbench import lay_out
+    from longgen.compare.vbench import export_for_vbench
 
     answer(text(made), made.as_dict(), as_json, made=True)
     if not quiet:
@@ -247,7 +249,7 @@ def show(made: Comparison, folder: Path, export_vbench: Path | None, overwrite: 
             say(f"to watch: {folder / watch.side_by_side}")
         say(f"the page: {folder / 'report.html'}")
     if export_vbench is not None:
-        commands = lay_out(made, folder, export_vbench, overwrite)
+        commands = export_for_vbench(made, folder, export_vbench, overwrite)
         if not quiet:
             say("\n".join(["VBench's own program scores the videos so, where it is installed:", *commands,
                            "then --vbench-json FILE with each results_TIME_eval_results.json adds its numbers here"]))  # fmt: skip

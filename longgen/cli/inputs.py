@@ -65,7 +65,7 @@ def preset_asked(
     from longgen.layers import selection
 
     spec = backbone_asked(backbone, quiet=True)
-    return resolve.load_preset(selection.split(name)[0], overrides or (), preset.Sample(**flags), duration, spec), spec
+    return resolve.load_preset(selection.split_name(name)[0], overrides or (), preset.Sample(**flags), duration, spec), spec
 
 
 def parse_size(size: str) -> tuple[int, int]:
@@ -174,8 +174,8 @@ def plans_of_rows(
         sample, own, how = row.sample.over(asked), [*(overrides or ())], (layers, probe)
         try:
             if row.preset is not None:  # as in a comparison, each preset takes what is meant for it
-                own = preset.fitting(selection.split(row.preset)[0], own)
-                how = how if selection.asks(preset.load(selection.split(row.preset)[0])) else (None, None)
+                own = preset.fitting(selection.split_name(row.preset)[0], own)
+                how = how if selection.uses_probe(preset.load(selection.split_name(row.preset)[0])) else (None, None)
             key = (row.preset or name, sample.model_dump_json(), length, how)
             if key not in made:
                 made[key] = resolve.planned(row.preset or name, spec, own, sample, length, schedule, *how, lora)

@@ -15,7 +15,7 @@ from longgen.errors import UsageError
 if TYPE_CHECKING:
     from longgen.backbones.settings import ModelSettings
     from longgen.backbones.spec import BackboneSpec
-    from longgen.layers.probe_file import Probe, Settings
+    from longgen.layers.probe_file import Probe, ProbeSettings
     from longgen.preset import Preset
 
 
@@ -72,18 +72,18 @@ def probe(
     if texts is not None:
         warn_of_grammar(spec, texts, quiet)
     model_settings = make_setup(spec, dict(device=device, dtype=dtype, offload=offload, lora=tuple(lora or ())))
-    settings = measure.settings_for(
+    settings = measure.make_settings(
         spec, "quick" if quick else "full", frames, steps, texts, read_seeds(seeds), None if size is None else parse_size(size),
         model_settings.dtype, model_settings.lora,
     )  # fmt: skip
     default = Path(f"probe-{naming.slug(spec.name)}-{settings.frames}")
-    folder = output or report.free(default, spec.name, settings, overwrite)
+    folder = output or report.free_folder(default, spec.name, settings, overwrite)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output {folder} is a file, and a report is several", expected="a folder", hint="give another name")
-    report.check(folder, spec.name, settings, overwrite)
+    report.check_output(folder, spec.name, settings, overwrite)
     found, place = run_probe(spec, model_settings, settings, metric, threshold, top, again, quiet)
     with disk.held(folder / disk.LOCK, str(folder)):
-        report.check(folder, spec.name, settings, overwrite)
+        report.check_output(folder, spec.name, settings, overwrite)
         written = report.write(found, folder)
     answer(report.text(found), found.as_dict(), as_json, made=True)
     if not quiet:
@@ -95,10 +95,10 @@ def probe_first(preset: Preset, spec: BackboneSpec, loading: dict[str, Any], qui
     from longgen.layers import selection
     from longgen.probe import measure
 
-    if not selection.asks(preset):
+    if not selection.uses_probe(preset):
         return "run"  # which `chosen` refuses
     model_settings, frames = make_setup(spec, loading), preset.sample_on(spec).frames or spec.native_px
-    settings = measure.settings_for(
+    settings = measure.make_settings(
         spec, "quick", frames, None, None, (0, 1), preset.sample_on(spec).size, model_settings.dtype, model_settings.lora
     )
     return str(run_probe(spec, model_settings, settings, None, None, None, again=False, quiet=quiet)[1])
@@ -107,7 +107,7 @@ def probe_first(preset: Preset, spec: BackboneSpec, loading: dict[str, Any], qui
 def run_probe(
     spec: BackboneSpec,
     model_settings: ModelSettings,
-    settings: Settings,
+    settings: ProbeSettings,
     metric: Literal["attention", "latent", "video"] | None,
     threshold: float | None,
     top: int | None,

@@ -17,7 +17,7 @@ from longgen import disk, video
 from longgen.backbones.spec import TINY, TINY_CAUSAL
 from longgen.cli import app
 from longgen.layers.probe_file import read
-from tests.probe.test_choose import probe_of
+from tests.probe.test_selection import probe_of
 
 PROMPT = "a small red circle orbiting on a black background"
 SMALL = ["--frames", "85", "--steps", "2", "--size", "32x32", "-p", PROMPT]
@@ -111,18 +111,18 @@ def test_a_probe_that_was_killed_goes_on(place: Path) -> None:
         (["probe", "--backbone", "tiny", "--prompts", "empty.txt"], 2, "holds no prompt"),
         (["probe", "--backbone", "tiny", "--prompts", "nowhere.txt"], 3, "is not there"),
         (["probe", "--backbone", "tiny", "--top", "7"], 2, "has 6 layers"),
-        (["probe", "--backbone", "tiny", "--top", "1", "--threshold", "0.1"], 2, "both given"),
-        (["probe", "--backbone", "tiny", "--threshold", "inf"], 2, "is no score"),
+        (["probe", "--backbone", "tiny", "--top", "1", "--threshold", "0.1"], 2, "cannot be combined"),
+        (["probe", "--backbone", "tiny", "--threshold", "inf"], 2, "is not a score"),
         (["probe", "--backbone", "tiny", "--quick", "--metric", "video"], 2, "attention alone"),
         (["probe", "--backbone", "tiny", "-o", "empty.txt"], 2, "is a file"),
         (["plan", "--backbone", "tiny", "--preset", "freeloc", "--probe", "run"], 2, "loads no weights"),
         ([*GENERATE, "--preset", "freeloc", "--probe", "run", "--dry-run"], 2, "loads nothing"),
-        ([*GENERATE, "--preset", "freeloc", "--probe", "nowhere.json"], 3, "is not there"),
-        ([*GENERATE, "--preset", "freeloc", "--probe", "empty.txt"], 1, "is no probe"),
+        ([*GENERATE, "--preset", "freeloc", "--probe", "nowhere.json"], 3, "does not exist"),
+        ([*GENERATE, "--preset", "freeloc", "--probe", "empty.txt"], 1, "is not a probe"),
         ([*GENERATE, "--preset", "freeloc", "--probe", "foreign.json"], 2, "other weights"),
         ([*GENERATE, "--preset", "freeloc", "--set", "vrpr.layers=[7]", "--set", "tsa.layers=all"], 2, "6 layers"),
         ([*GENERATE, "--preset", "freeloc"], 2, "nobody has probed"),
-        ([*GENERATE, "--preset", "freespec", "--layers", "all"], 2, "leaves no layers"),
+        ([*GENERATE, "--preset", "freespec", "--layers", "all"], 2, "does not select its layers"),
     ],
 )
 def test_wrong_input_gets_one_clear_message(place: Path, args: list[str], code: int, message: str) -> None:

@@ -19,11 +19,11 @@ from longgen.frameplan import PAIR_COLUMNS, FramePlan, Pass, full_attention
 from longgen.plan import Plan
 from longgen.planner import LONG, on_every_backbone
 from longgen.preset import Preset, name_of
+from longgen.run_settings import STORED_MODEL_SETTINGS
 from longgen.stack import PlacedTechnique
 from longgen.textfile import on_one_line, visible
 from longgen.units import count_label, human_bytes
 
-MODEL_SETTINGS = ("dtype", "lora", "quantize", "attention", "cache", "compile", "vae_tiling", "clip_batch")  # stored in a video
 SHADES = " ░▒▓█"
 MAP_SIDE = 40  # characters across a picture of a table
 PICTURED = 1  # passes of a branch whose table is drawn; the others look like it, shifted
@@ -269,7 +269,7 @@ def command_again(kept: Mapping[str, Any], video: Path) -> str:
     """
     words = ["longgen generate", "--preset THIS.toml", _flag("seed", kept["seed"]), _flag("backbone", kept["backbone"])]
     words += [_flag(name, value) for name, value in kept["sample"].items() if value is not None]
-    for name in MODEL_SETTINGS:
+    for name in STORED_MODEL_SETTINGS:
         for value in kept[name] if name == "lora" and name in kept else [kept.get(name)]:
             words += [] if value is None or value is False else [_flag(name, value)]
     if kept.get("schedule") is None:

@@ -23,7 +23,7 @@ from longgen.preset import Preset, Sample
 from longgen.program import Program
 from longgen.schedule import PromptSchedule, weights
 from longgen.stack import PlacedTechnique, programs_of
-from longgen.technique import Grid, NoiseTechnique, Refine, Sampling
+from longgen.technique import FrameTechnique, Grid, NoiseTechnique, Refine, Sampling
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +135,12 @@ class Plan:
             return self.rounds_lat
         passes = [pass_ for program in self.programs if program for plan in program.branches.values() for pass_ in plan.passes]
         return int(np.any([pass_.visible.any(axis=0) for pass_ in passes], axis=0).sum())
+
+    @property
+    def sink_lat(self) -> int:
+        """Latent frames at the beginning that the stack keeps visible to the whole video."""
+        frame_techniques = (placed.technique for placed in self.techniques if isinstance(placed.technique, FrameTechnique))
+        return max((technique.sink_lat for technique in frame_techniques), default=0)
 
     def programs_for_chunk(
         self, frames_lat: int, queries: int, held: Sequence[int] | None = None

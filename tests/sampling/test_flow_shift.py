@@ -11,13 +11,14 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
-from longgen import planner, preset, resolve, run
+from longgen import planner, preset, resolve, run_settings
 from longgen.backbones.find import find
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import COGVIDEOX_5B, LTX_2B, SPECS, TINY
 from longgen.describe import plan_dict
 from longgen.errors import UsageError
-from longgen.loops import sampler, start
+from longgen.loops import sample
+from longgen.loops.denoiser import Denoiser
 from longgen.plan import Plan
 
 PROMPT = "a large red circle bouncing on a navy background"
@@ -31,7 +32,8 @@ SCHEDULERS: dict[str, tuple[Any, str]] = {  # the pipeline's, and what its class
 
 def sampled(backbone: Any, made: Plan) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    return sampler(made)(backbone, made, PROMPT, start(backbone, made, generator), lambda _: None, None, generator)
+    denoiser = Denoiser(backbone, made, PROMPT)
+    return sample(denoiser, denoiser.initial_noise(generator), generator)
 
 
 def levels(count: int, shift: float) -> np.ndarray:
@@ -107,12 +109,12 @@ def test_a_scheduler_that_has_none_refuses_it_before_sampling(
 def test_it_is_a_setting_that_decides_the_latents(tiny_plan: Callable[..., Plan]) -> None:
     """And a run of a version before it goes on: settings without one are those of the checkpoint's own."""
     own, shifted = tiny_plan("direct"), tiny_plan("direct", flow_shift=8.0)
-    kept, asked = (run.settings_of(one, PROMPT, 0, ModelSettings("cpu", "fp32")) for one in (own, shifted))
+    kept, asked = (run_settings.stored_settings(one, PROMPT, 0, ModelSettings("cpu", "fp32")) for one in (own, shifted))
     assert asked["sample"]["flow_shift"] == plan_dict(shifted)["sample"]["flow_shift"] == 8.0
     assert "flow_shift" not in kept["sample"]
     assert resolve.from_settings(asked, Path("run.json")).sample == shifted.sample
     assert resolve.from_settings(kept, Path("run.json")).sample == own.sample
-    assert "sample" in run.IDENTITY
+    assert "sample" in run_settings.IDENTITY
 
 
 def test_what_the_authors_script_takes_is_said() -> None:

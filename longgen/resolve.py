@@ -41,7 +41,7 @@ class PlanRequest:
         """The preset under the overrides and the sample; a duration becomes frames at its fps. Raises UsageError."""
         if self.duration is not None and self.sample.frames is not None:
             raise UsageError("--frames cannot be combined with --duration", expected="one of them", hint="leave one out")
-        loaded = presets.load(selection.split(self.preset)[0], self.overrides, self.sample)
+        loaded = presets.load(selection.split_name(self.preset)[0], self.overrides, self.sample)
         if self.duration is None:
             return loaded
         fps = loaded.sample_on(self.spec).fps or self.spec.fps
@@ -50,22 +50,22 @@ class PlanRequest:
     def fitted(self) -> PlanRequest:
         """The request as one of several presets takes it: with the overrides of techniques that this preset has, and with layers
         and probe where it leaves its layers to a probe."""
-        loaded = presets.load(selection.split(self.preset)[0])
+        loaded = presets.load(selection.split_name(self.preset)[0])
         techniques = {presets.name_of(technique) for technique in loaded.techniques}
         overrides = tuple(text for text in self.overrides if text.partition(".")[0].strip() in techniques)
-        if selection.asks(loaded):
+        if selection.uses_probe(loaded):
             return replace(self, overrides=overrides)
         return replace(self, overrides=overrides, layers=None, probe=None)
 
 
 def resolve(request: PlanRequest) -> Plan:
     """The plan of `request`. Raises UsageError for what cannot run."""
-    how = selection.split(request.preset)[1]
+    how = selection.split_name(request.preset)[1]
     if how is not None and request.layers is not None:
         raise UsageError(f"--layers {request.layers} cannot be combined with --preset {request.preset}: both choose layers",
                          expected="one of them", hint="leave one out")  # fmt: skip
     loaded = request.load_preset()
-    chosen, notes = selection.chosen(loaded, request.spec, how or request.layers, request.probe, request.lora)
+    chosen, notes = selection.resolve_layers(loaded, request.spec, how or request.layers, request.probe, request.lora)
     return build(chosen, request.spec, request.schedule, notes)
 
 
@@ -76,9 +76,11 @@ def check_overrides(overrides: Sequence[str], requests: Iterable[PlanRequest]) -
         if override not in used:
             technique, dot, _ = override.partition("=")[0].partition(".")
             if dot and technique.strip() not in catalog.TECHNIQUES:
-                raise unknown_name("technique", technique.strip(), catalog.TECHNIQUES, "longgen presets show NAME shows a preset's")
-            raise UsageError(f"--set {shown(override)} applies to none of the presets", hint="correct it, or leave it out",
-                             expected="technique.key=value, of a technique that one of the presets has")  # fmt: skip
+                raise unknown_name(
+                    "technique", technique.strip(), catalog.TECHNIQUES, "longgen presets show NAME lists those of a preset"
+                )
+            raise UsageError(f"--set {shown(override)}: no preset has this technique", hint="correct it, or leave it out",
+                             expected="technique.key=value, for a technique of one of the presets")  # fmt: skip
 
 
 def from_settings(settings: dict[str, Any], origin: Path) -> Plan:

@@ -1,4 +1,4 @@
-"""What every technique is: closed, frozen parameters, and what it says of itself to the plan.
+"""Base classes of all techniques: validated, immutable parameters and the hooks that the planner calls.
 
 A technique is one class in one file, with one row in `longgen.catalog`. Its fields are its parameters; a preset or
 `--set name.key=value` fills them, and an unknown key or a value out of range is refused. By what it does it is one or
@@ -10,7 +10,7 @@ two of these, and a stack applies them in this order, whatever order the preset 
     FrameTechnique       context: what the frames of every branch see
     FrameTechnique       positions that follow from what is seen (`after_context`)
     FrequencyTechnique   positions: factors on the temporal rotary frequencies, by the relative times that are then in use
-    Sampling             in which order, and in which company, frames are denoised
+    Sampling             in which order, and with which others, frames are denoised
     Refine               what is done to the latent after a step
 """
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 LONGEST = 10**6  # latent frames: more than any video has, so that a larger number is a slip of the pen
 TIMESTEPS = 1000  # that a model was trained with
-VERDICTS = ("position-sensitive", "context-sensitive")  # what a probe says of layers
+LayerVerdict = Literal["position-sensitive", "context-sensitive"]  # of a probe on a layer
+VERDICTS: tuple[LayerVerdict, ...] = get_args(LayerVerdict)
 
 Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
-Layers = Literal["all", "position-sensitive", "context-sensitive"] | Indices
 Share = Annotated[float, Field(ge=0, le=1)]
 Grid = tuple[int, int, int]  # latent frames, and rows and columns of tokens in each
 
 
 @dataclass(frozen=True)
 class Step:
-    """Where the schedule stands: `index` of the step, and the `timesteps` (0..1000, falling) of all steps."""
+    """The current step of a noise schedule: its `index`, and the `timesteps` (0..1000, falling) of all steps."""
 
     index: int
     timesteps: tuple[float, ...]
@@ -57,10 +57,7 @@ class Technique(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    layers: (
-        Literal["all", "position-sensitive", "context-sensitive"]
-        | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
-    ) = "all"
+    layers: Literal["all", LayerVerdict] | Indices = "all"
     steps: Annotated[tuple[Share, Share], Field(strict=False)] = (0.0, 1.0)
 
     slot: ClassVar[str]
@@ -190,12 +187,13 @@ class Fusion(Technique):
 
 
 class Sampling(Technique):
-    """A technique that decides in which order, and with which others, frames are denoised. `layers` and `steps` do not concern it.
+    """A technique that decides in which order, and with which others, frames are denoised. It has no `layers` or `steps`.
 
-    It is the layout, known at plan time; the loop that carries it out is a function, see `longgen.loops`. loop: its name there,
-    or "package.module:function". streams: frames are done one after the other, long before the last. frame_levels: frames are at
-    noise levels of their own, so that no step is all frames' and the pipeline's loop cannot serve. in_chunks: frames are made in
-    chunks, each with its own noise and its own checkpoint; states hold the latents of the newest chunk only, and
+    A subclass is the layout, known at plan time. The loop that carries it out is a function, see `longgen.loops`.
+
+    loop: a row of `longgen.loops.LOOPS`, or "package.module:function". streams: frames are done one after the other, long before
+    the last. frame_levels: each frame has a noise level of its own, so that the pipeline's loop cannot serve. in_chunks: frames are
+    made in chunks, each with its own noise and its own checkpoint; a state holds the latents of the newest chunk only, and
     `resume.latents[i]` are those of chunk i.
     """
 
@@ -208,31 +206,31 @@ class Sampling(Technique):
 
     @abstractmethod
     def frames_per_call(self, frames_lat: int, native_lat: int) -> int:
-        """How many latent frames the model sees at a time; frame plans are made for these."""
+        """Latent frames of one model call; frame plans are made for these."""
 
     @abstractmethod
     def calls(self, frames_lat: int, native_lat: int) -> float:
-        """How many times a step the model is called on that many frames, guidance apart (the mean over steps)."""
+        """Model calls per step, each on `frames_per_call` frames: the mean over steps, guidance not counted."""
 
     def schedule_steps(self, frames_lat: int, native_lat: int, requested: int | None) -> int | None:
-        """The steps of the schedule where `requested` were given; None leaves them to the backbone. Raises UsageError."""
+        """The number of steps of the schedule when `requested` are asked for; None: the backbone's default. Raises UsageError."""
         return requested
 
     def rounds(self, frames_lat: int, native_lat: int, steps: int) -> int:
-        """What progress and checkpoints count; `steps` unless the loop is its own."""
+        """The rounds that progress and checkpoints count: the steps, unless the loop counts something else."""
         return steps
 
 
 class Refine(Technique):
-    """A technique that changes the latent after a step of the scheduler. `layers` do not concern it."""
+    """A technique that edits the latent after a scheduler step. It has no `layers`."""
 
     slot: ClassVar[str] = "refine"
     requires: ClassVar[tuple[str, ...]] = ("whole-clip",)
 
     @abstractmethod
     def change(self, x0: Tensor, dx0_dx: float, step: Step) -> Tensor:
-        """What is added to the latent after `step`, [1, C, T, h, w].
+        """The edit added to the latent after `step`, [1, C, T, h, w].
 
-        x0: the clean latent [1, C, T, h, w] that the step predicted. dx0_dx: its derivative by the latent, with the model's output
-        held constant.
+        x0: the clean latent [1, C, T, h, w] that the step predicted. dx0_dx: its derivative with respect to the latent, with the
+        model's output held constant.
         """

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
-from longgen import __version__, checkpoint, planner, run
+from longgen import __version__, checkpoint, disk, naming, planner, run, run_settings
 from longgen.backbones import defaults
 from longgen.backbones.spec import TINY_FOLDER
 from longgen.cli import app
@@ -301,8 +301,9 @@ def test_a_run_goes_on_with_the_flags_that_it_began_with(place: Path, monkeypatc
 
     monkeypatch.setattr(run, "generate_jobs", keep)
     (place / "ball.run").mkdir()
-    checkpoint.save_json(
-        place / "ball.run" / "run.json", {"status": "running", "settings": run.settings_of(made, PROMPT, 1, model_settings)}
+    disk.save_json(
+        place / "ball.run" / "run.json",
+        {"status": "running", "settings": run_settings.stored_settings(made, PROMPT, 1, model_settings)},
     )
     longgen("generate", "-o", "ball.mp4", "--resume", "--device", "cpu")
     assert seen == [model_settings]
@@ -495,7 +496,7 @@ ERRORS: list[tuple[list[str], int, list[str]]] = [
     ([*BATCH, "../files/bytes.bin"], 2, ["bytes.bin cannot be read", "UTF-8"]),
     ([*BATCH, "../files"], 2, ["../files cannot be read"]),
     # options that are given twice, under whichever of their names
-    ([*GENERATE, "-p", "a blue circle"], 2, ["--prompt is given 2 times", "expected: one --prompt"]),
+    ([*GENERATE, "-p", "a blue circle"], 2, ["--prompt is given 2 times", "expected: a single --prompt"]),
     ([*GENERATE, "--seed", "1", "--seed=2"], 2, ["--seed is given 3 times"]),
     ([*PLAN, "--num-frames", "81", "-f", "81"], 2, ["--frames is given 2 times"]),
     ([*PLAN, "--num_frames", "81", "-f", "81"], 2, ["--frames is given 2 times"]),
@@ -746,12 +747,12 @@ def test_a_batch_names_a_file_for_each_line() -> None:
 @example("a\x00b\nc\\d:e")
 def test_a_prompt_cannot_lead_out_of_the_folder(prompt: str) -> None:
     for output, folder in ((None, Path(".")), ("out", Path("out")), ("/tmp/out/", Path("/tmp/out"))):
-        path = run.output_path(output, prompt, 7)
+        path = naming.output_path(output, prompt, 7)
         assert path.parent == folder
         assert re.fullmatch(r"[^\W_][^/\\.:\x00-\x20]*-7\.mp4", path.name)
         assert len(path.name.encode()) <= 126
         assert path.name == unicodedata.normalize("NFC", path.name)
-        assert run.output_path(output, prompt, 7, [path]) != path
+        assert naming.output_path(output, prompt, 7, [path]) != path
 
 
 def videos(*args: str) -> list[dict[str, Any]]:

@@ -304,11 +304,11 @@ def test_flex_behind_rebase_is_noted_as_inert() -> None:
 
 
 def test_the_notes_of_a_rollout_stand_in_its_run_json(causal: Any, tmp_path: Path) -> None:
-    from longgen.run import generate_one
+    from longgen.run import Job, generate_one
 
     made = stacked({"name": "sink"}, {"name": "flex"}, {"name": "rebase"}, spec=causal.spec, frames=13, steps=1)
     assert any(note.startswith("flex changes nothing at 13 frames of tiny-causal") for note in made.notes)
-    generate_one(causal, made, "a small red circle", 0, tmp_path / "short.mp4")
+    generate_one(causal, Job(made, "a small red circle", 0, tmp_path / "short.mp4"))
     assert json.loads((tmp_path / "short.run" / "run.json").read_text())["notes"] == list(made.notes)
 
 

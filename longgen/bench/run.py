@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,16 +11,17 @@ from typing import Any, Protocol
 
 import torch
 
-from longgen import arguments, cost, progress, run
+from longgen import arguments, cost, progress
 from longgen.backbones.settings import ModelSettings
 from longgen.bench import steps
 from longgen.bench.memory import weight_bytes
 from longgen.bench.record import DIRECT, Bench, Row, Timed
 from longgen.bench.step_types import Kind, kinds
+from longgen.device import device_name
 from longgen.errors import LonggenError
 from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan
-from longgen.progress import Progress
+from longgen.progress import Phase, Progress
 from longgen.resolve import PlanRequest, check_overrides, resolve
 
 Plans = dict[str, Plan | LonggenError]
@@ -79,13 +79,15 @@ def bench(
         raise yardstick
     rows, targets = _targets(made, yardstick, model_settings.cache is not None)
     settings = settings_of(yardstick, model_settings) | {"rounds": rounds}
-    result = Bench(yardstick.spec.name, shape, run.device_name(model_settings.device), versions(), settings, rows)
+    result = Bench(yardstick.spec.name, shape, device_name(model_settings.device), versions(), settings, rows)
     model = load()
     result.weights_bytes = weight_bytes(model.transformers)
-    began, spent, total = time.monotonic(), 0.0, rounds * sum(target.work for target in targets)
+    total, spent = rounds * len(targets), 0.0
+    work = rounds * sum(target.work for target in targets)
+    phase = Phase("bench", total, model_settings.device, report)
     try:
-        for number in range(rounds * len(targets)):
-            report_work(report, number, rounds * len(targets), began, spent, total, model_settings.device)
+        for number in range(total):
+            phase.at(number, spent, work - spent)
             target = targets[number % len(targets)]
             if target.row.error is None:
                 with refusing(target.row):
@@ -95,7 +97,7 @@ def bench(
                         if found.peak_bytes is not None:
                             timed.peak_bytes = max(timed.peak_bytes or 0, found.peak_bytes)
             spent += target.work
-        report_work(report, rounds * len(targets), rounds * len(targets), began, spent, total, model_settings.device)
+        phase.at(total, spent, work - spent)
     except KeyboardInterrupt as stop:
         result.stopped = stop
     return result
@@ -147,14 +149,5 @@ def settings_of(yardstick: Plan, model_settings: ModelSettings) -> dict[str, Any
     return {
         "frames": yardstick.frames_px, "latent_frames": yardstick.frames_lat, "size": [*yardstick.size],
         "tokens": yardstick.tokens, "steps": yardstick.steps, "guidance_scale": yardstick.sample.guidance_scale, **shift,
-        "dtype": model_settings.dtype, "offload": model_settings.offload, **model_settings.deciding(),
+        "dtype": model_settings.dtype, "offload": model_settings.offload, **model_settings.stored(),
     }  # fmt: skip
-
-
-def report_work(
-    report: Callable[[Progress], None], done: int, of: int, began: float, spent: float, total: float, device: str,
-    phase: str = "bench",
-) -> None:  # fmt: skip
-    """`done` of `of`, since `began`; the time to go is by the work `spent`, of `total`."""
-    elapsed = time.monotonic() - began
-    report(Progress(phase, done, of, elapsed, elapsed / spent * (total - spent) if spent else None, progress.memory_bytes(device)))

@@ -187,7 +187,7 @@ def of_queue(kind: Kind, backbone: PipelineBackbone, seed: int, counting: bool) 
     denoiser, watch = Denoiser(backbone, plan, PROMPTS[0]), Stopwatch(backbone, 2, counting)
     noise = denoiser.initial_noise(generator)
     length = plan.call_geometry.frames_lat
-    early, places = plan.steps - length, plan.steps + plan.sampling.ahead(length)  # those that go out unseen; the line's
+    early, places = plan.steps - length, plan.steps + plan.sampling.lookahead_places(length)  # those that go out unseen; the line's
     line = torch.randn(*noise.shape[:2], places, *noise.shape[3:], generator=generator)
     resume = State(plan.steps + early, line, {}, generator.get_state())
     with watch.watching():

@@ -131,7 +131,7 @@ def compare(
                          hint='for example --presets direct,sliding-window --prompt "a red circle"')  # fmt: skip
     from longgen import naming
     from longgen.compare import grid
-    from longgen.compare.run import compare_presets, free
+    from longgen.compare.run import compare_presets, free_folder
     from longgen.pipelines.checks import unused_settings
     from longgen.progress import reporter
     from longgen.resolve import PlanRequest
@@ -154,8 +154,8 @@ def compare(
     warn_of_grammar(spec, texts, options.quiet)
     settings = model_settings(spec, loading)
     default = Path(f"compare-{naming.slug(texts[0])}")
-    places = grid.places(plans, dict.fromkeys(texts), seeds, settings, default)
-    folder = output or free(default, lambda record: [f"videos/{place.name}.mp4" for place in places])
+    planned = grid.planned_videos(plans, dict.fromkeys(texts), seeds, settings, default)
+    folder = output or free_folder(default, lambda record: [f"videos/{video.name}.mp4" for video in planned])
     unused = [unused_settings(plan, settings) for plan in plans]
     if all(unused):  # a setting that one of the presets uses is meant for that one
         say_notes((note for notes in unused for note in notes), options.quiet)
@@ -173,8 +173,8 @@ def _quick_probe(requests: Sequence[PlanRequest], loading: dict[str, Any], quiet
 
     probing = [request for request in requests if not request.preset.endswith(("@all", "@none"))]
     for request, preset in [(request, replace(request, overrides=()).load_preset()) for request in probing]:
-        lacks = selection.lacks(preset, request.spec, request.lora) and not request.overrides
-        if selection.asks(preset) if request.probe == "run" else lacks:
+        lacks = selection.probe_missing(preset, request.spec, request.lora) and not request.overrides
+        if selection.uses_probe(preset) if request.probe == "run" else lacks:
             if not quiet:
                 say(f"{preset.name} needs to know which layers of {request.spec.name} are sensitive: running a quick probe first")
             return probe_first(preset, request.spec, loading, quiet)
@@ -185,13 +185,13 @@ def compare_existing(videos: list[Path], output: Path | None, measures: MetricOp
     """`longgen compare VIDEO VIDEO`. The folder of an earlier comparison alone is compared again, in place."""
     from longgen import naming
     from longgen.compare import inputs
-    from longgen.compare.run import compare_videos, free
+    from longgen.compare.run import compare_videos, free_folder
     from longgen.progress import reporter
 
     in_place = len(videos) == 1 and (videos[0] / "compare.json").is_file()
     folder = output or (videos[0] if in_place else Path(f"compare-{naming.slug(videos[0].stem)}"))
     if output is None and not in_place:
-        folder = free(folder, lambda record: [str(video.absolute()) for video in inputs.videos(videos)])
+        folder = free_folder(folder, lambda record: [str(video.absolute()) for video in inputs.expand_paths(videos)])
     with reporter(options.quiet, say) as report:
         comparison = compare_videos(videos, folder, measures.baseline, measures.metrics, report, measures.vbench_weights,
                                     measures.vbench_json or (), options.overwrite or in_place)  # fmt: skip
@@ -201,7 +201,7 @@ def compare_existing(videos: list[Path], output: Path | None, measures: MetricOp
 def show(comparison: Comparison, folder: Path, export_vbench: Path | None, options: OutputOptions) -> None:
     """The comparison on stdout, its videos laid out for VBench; a BatchError where a video failed."""
     from longgen.compare.table import text
-    from longgen.compare.vbench import lay_out
+    from longgen.compare.vbench import export_for_vbench
 
     answer(text(comparison), comparison.as_dict(), options.as_json, made=True)
     if not options.quiet:
@@ -209,7 +209,7 @@ def show(comparison: Comparison, folder: Path, export_vbench: Path | None, optio
             say(f"side by side: {folder / watch.side_by_side}")
         say(f"report: {folder / 'report.html'}")
     if export_vbench is not None:
-        commands = lay_out(comparison, folder, export_vbench, options.overwrite)
+        commands = export_for_vbench(comparison, folder, export_vbench, options.overwrite)
         if not options.quiet:
             say("\n".join(["VBench's own program, where it is installed, scores the videos with:", *commands,
                            "then --vbench-json FILE with each results_TIME_eval_results.json adds its numbers here"]))  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -23,12 +22,12 @@ def decode(
     options: OutputOptions,
 ) -> None:
     """Turn saved latents into a video, without sampling again."""
-    from longgen import checkpoint, disk, progress, resolve, run, rundir
+    from longgen import checkpoint, disk, naming, progress, resolve, run, rundir
 
     if latents.suffix == ".run":
         latents = latents / ("latents" if (latents / "latents").is_dir() else "latents.safetensors")
     chunks = checkpoint.Chunks(latents, {})
-    tensors, stored = ({}, chunks.kept()) if len(chunks) else checkpoint.load_tensors(latents)
+    tensors, stored = ({}, chunks.stored_settings()) if len(chunks) else checkpoint.load_tensors(latents)
     if "preset" not in stored or not (len(chunks) or "latents" in tensors):
         raise LonggenError(f"{latents} holds no latents of a run", expected="a run's folder, or latents.safetensors in it",
                            hint="check the path")  # fmt: skip
@@ -52,26 +51,25 @@ def decode(
                          "whole video's", expected="--output FILE.mp4 for what there is",
                          hint=f"add -o {folder.stem}-so-far.mp4")  # fmt: skip
     target = output or (folder.with_suffix(".mp4") if folder.suffix == ".run" else latents.with_suffix(".mp4"))
-    target = run.output_path(str(target), stored["prompt"], stored["seed"])
+    target = naming.output_path(str(target), stored["prompt"], stored["seed"])
     disk.check_new(target, options.overwrite)
     rundir.check_place(target)
     settings = {key: value for key, value in stored.items() if key not in ("done", "scheduler", "vae_tiling")}
     settings |= {"vae_tiling": True} if vae_tiling else {}
 
-    start = time.monotonic()
-    with rundir.held(target), progress.reporter(options.quiet, say) as report:
+    with rundir.lock(target), progress.reporter(options.quiet, say) as report:
         disk.check_new(target, options.overwrite)  # again: another process may have made it
-        report(progress.Progress("load", 0, 1, 0.0, None, progress.memory_bytes("cpu")))
+        loading = progress.Phase("load", 1, "cpu", report)
         from longgen.backbones.defaults import default_device
         from longgen.pipelines.loading import decoder
 
         where = device or default_device()
         frames_of = decoder(plan.spec, where, vae_tiling)
-        report(progress.Progress("load", 1, 1, time.monotonic() - start, 0.0, progress.memory_bytes("cpu")))
+        loading.at(1)
         frames_lat = chunks.frames(plan.frames_lat) if len(chunks) else tensors["latents"]
         seconds, frames_px = run.decode_to(target, frames_of, frames_lat, plan, where, settings, report)
         if frames_px == plan.frames_px and target.with_suffix(".run").absolute() == folder:
-            rundir.decoded(target)
+            rundir.mark_decoded(target)
     if frames_px < plan.frames_px and not options.quiet:
         reason = chunks.damage or "the stream was stopped before its end"
         say(f"note: {reason}; these are {frames_px} frames of {plan.frames_px}")

@@ -39,7 +39,8 @@ from longgen.errors import BatchError, UsageError
 if TYPE_CHECKING:
     from longgen.backbones.settings import ModelSettings
     from longgen.resolve import PlanRequest
-    from longgen.run import Asked, Failure, Job, Result
+    from longgen.run import Failure, Job, Result
+    from longgen.rundir import JobRequest
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def generate(
 
 def _requested(
     text: PromptOptions, request: PlanRequest, seed: int | None, loading: dict[str, Any], options: RunOptions
-) -> list[Asked]:
+) -> list[JobRequest]:
     """The videos of a prompt, a file of prompts or a schedule; with `--probe run` after a probe."""
     from longgen.prompts import Row
 

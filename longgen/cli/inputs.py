@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from longgen.plan import Plan
     from longgen.prompts import Row
     from longgen.resolve import PlanRequest
-    from longgen.run import Asked
+    from longgen.rundir import JobRequest
     from longgen.schedule import PromptSchedule
 
 ONE_SETTING = "which is the same for all prompts here: use the flags for it, and --seeds for seeds"  # why other columns are refused
@@ -167,15 +167,15 @@ def _row_request(row: Row, request: PlanRequest) -> PlanRequest:
     return request if row.preset is None else replace(request, preset=row.preset).fitted()
 
 
-def jobs_of_rows(rows: Sequence[Row], plans: Sequence[Plan], seed: int | None, output: str | None, quiet: bool) -> list[Asked]:
+def jobs_of_rows(rows: Sequence[Row], plans: Sequence[Plan], seed: int | None, output: str | None, quiet: bool) -> list[JobRequest]:
     """The video of each row; notes rows that would make the same one, byte for byte."""
-    from longgen import run
+    from longgen import run, rundir
 
     jobs = []
     for row, plan in zip(rows, plans, strict=True):
         given = seed if row.seed is None else row.seed
         target = output if row.output is None else str(Path(output or ".") / row.output)
-        jobs.append(run.Asked(plan, row.prompt, run.draw_seed() if given is None else given, target))
+        jobs.append(rundir.JobRequest(plan, row.prompt, run.draw_seed() if given is None else given, target))
     first_lines: dict[Any, int] = {}
     for row, job in zip(rows, jobs, strict=True):
         first = first_lines.setdefault((id(job.plan), job.prompt, job.seed), row.line)
@@ -188,9 +188,10 @@ def jobs_of_rows(rows: Sequence[Row], plans: Sequence[Plan], seed: int | None, o
 # Resuming
 
 
-def stored_job(context: typer.Context, output: Path) -> tuple[Asked, dict[str, Any]]:
+def stored_job(context: typer.Context, output: Path) -> tuple[JobRequest, dict[str, Any]]:
     """`longgen generate -o ball.mp4 --resume`: the job and the settings that decide the latents, from the run's own record."""
-    from longgen import resolve, run
+    from longgen import resolve, rundir
+    from longgen.run_settings import model_settings_in
 
     allowed = {"output", "resume", "device", "offload", "vae_tiling", "dry_run", "as_json", "quiet"}
     others = ", ".join(option for name, option in given_options(context).items() if name not in allowed)
@@ -198,19 +199,16 @@ def stored_job(context: typer.Context, output: Path) -> tuple[Asked, dict[str, A
         raise UsageError(f"--resume without --prompt takes every setting from the stored run; {others} cannot be combined with it",
                          expected="--output, --device, --offload, --vae-tiling, --dry-run, --json and --quiet",
                          hint=f"leave {others} out, or give the whole command again")  # fmt: skip
-    stored = run.stored_record(output)["settings"]
-    plan = resolve.from_settings(stored, run.run_folder(output) / "run.json")
-    settings = {name: stored.get(name) for name in ("dtype", "quantize", "attention", "cache")} | {
-        "lora": tuple(stored.get("lora", ())), "compile": stored.get("compile", False), "clip_batch": stored.get("clip_batch", 1),
-    }  # fmt: skip
-    return run.Asked(plan, stored["prompt"], stored["seed"], str(output)), settings
+    stored = rundir.stored_record(output)["settings"]
+    plan = resolve.from_settings(stored, rundir.run_folder(output) / "run.json")
+    return rundir.JobRequest(plan, stored["prompt"], stored["seed"], str(output)), model_settings_in(stored)
 
 
 def stored_seed(output: str | None) -> int:
     """The seed of the run that --resume continues, where --output names it."""
-    from longgen import run
+    from longgen import rundir
 
     if output is None or Path(output).suffix.lower() != ".mp4":
         raise UsageError("--resume without --seed needs the --output FILE.mp4 of the run", expected="--seed N or -o FILE.mp4",
                          hint="add one of them")  # fmt: skip
-    return run.stored_record(Path(output))["settings"]["seed"]
+    return rundir.stored_record(Path(output))["settings"]["seed"]

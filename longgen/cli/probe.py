@@ -16,7 +16,7 @@ from longgen.errors import UsageError
 if TYPE_CHECKING:
     from longgen.backbones.settings import ModelSettings
     from longgen.backbones.spec import BackboneSpec
-    from longgen.layers.probe_file import Probe, Settings
+    from longgen.layers.probe_file import Probe, ProbeSettings
     from longgen.preset import Preset
 
 METRICS = Literal["attention", "latent", "video"]
@@ -85,19 +85,19 @@ def probe(
     if texts is not None:
         warn_of_grammar(spec, texts, quiet)
     how = model_settings(spec, device.settings() | {"lora": tuple(lora or ())})
-    settings = measure.settings_for(
+    settings = measure.make_settings(
         spec, "quick" if options.quick else "full", runs.frames, options.steps, texts, parse_seeds(runs.seeds),
         parse_size(options.size), how.dtype, how.lora,
     )  # fmt: skip
-    folder = options.output or report.free(
+    folder = options.output or report.free_folder(
         Path(f"probe-{naming.slug(spec.name)}-{settings.frames}"), spec.name, settings, options.overwrite
     )
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output {folder} is a file, but a report is a folder", expected="a folder", hint="give another name")
-    report.check(folder, spec.name, settings, options.overwrite)
+    report.check_output(folder, spec.name, settings, options.overwrite)
     result, stored = run_probe(spec, how, settings, judge, options.again, quiet)
     with disk.held(folder / disk.LOCK, str(folder)):
-        report.check(folder, spec.name, settings, options.overwrite)
+        report.check_output(folder, spec.name, settings, options.overwrite)
         written = report.write(result, folder)
     answer(report.text(result), result.as_dict(), as_json, made=True)
     if not quiet:
@@ -109,16 +109,16 @@ def probe_first(preset: Preset, spec: BackboneSpec, loading: dict[str, Any], qui
     from longgen.layers import selection
     from longgen.probe import measure
 
-    if not selection.asks(preset):
+    if not selection.uses_probe(preset):
         return "run"  # which layer selection refuses
     how, sample = model_settings(spec, loading), preset.sample_on(spec)
     frames_px = sample.frames or spec.native_px
-    settings = measure.settings_for(spec, "quick", frames_px, None, None, (0, 1), sample.size, how.dtype, how.lora)
+    settings = measure.make_settings(spec, "quick", frames_px, None, None, (0, 1), sample.size, how.dtype, how.lora)
     return str(run_probe(spec, how, settings, JudgeOptions(), again=False, quiet=quiet)[1])
 
 
 def run_probe(
-    spec: BackboneSpec, how: ModelSettings, settings: Settings, judge: JudgeOptions, again: bool, quiet: bool
+    spec: BackboneSpec, how: ModelSettings, settings: ProbeSettings, judge: JudgeOptions, again: bool, quiet: bool
 ) -> tuple[Probe, Path]:
     """`longgen.probe.run.probe` with its progress on stderr: the probe, and the file it is stored in."""
     from longgen.probe.run import probe as run

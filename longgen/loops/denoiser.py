@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longgen.loops import prompt_schedule
+from longgen.loops.prompt_schedule import blend
 from longgen.pipelines.base import PipelineBackbone, Text
 from longgen.plan import Plan
 
@@ -49,7 +49,7 @@ class Denoiser:
 
     def text(self, share: np.ndarray) -> Text:
         """`texts` blended by `share` [S]."""
-        return prompt_schedule.blend(self.texts, share)
+        return blend(self.texts, share)
 
     def initial_noise(self, generator: torch.Generator) -> Tensor:
         """The noise [1, C, T, h, w] that the plan starts from; of no frame where each chunk draws its own."""

@@ -1,6 +1,6 @@
-"""FIFO-Diffusion's loop: a queue of frames at rising noise levels; each round denoises all by one level and lets the first one out.
+"""FIFO-Diffusion's loop: a queue of frames at rising noise levels; each round denoises all by one level and the first one leaves.
 
-Equations, constants and differs: `longgen.sampling.fifo`.
+Equations, constants and differences from the reference: `longgen.sampling.fifo`.
 
 Legend: T latent frames of the video, f frames of a model call, S steps and places of the queue, h places of lookahead before it;
 a line is both, h + S places; C channels.
@@ -32,7 +32,7 @@ def fifo(denoiser: Denoiser, noise: Tensor, generator: torch.Generator, on_step:
     queue, length, steps = plan.sampling, plan.call_geometry.frames_lat, plan.steps
     assert isinstance(queue, Fifo)
     _refuse_step_caches(denoiser)
-    lookahead, early = queue.ahead(length), steps - length  # `early` frames go out before the first that is kept
+    lookahead, early = queue.lookahead_places(length), steps - length  # `early` frames go out before the first that is kept
     line_lat = lookahead + steps
     counts = (length, early, steps)  # drawn before the first step, so that a run that goes on draws the same
     latents, before, after = (torch.randn(*noise.shape[:2], n, *noise.shape[3:], generator=generator) for n in counts)

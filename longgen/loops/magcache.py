@@ -1,37 +1,38 @@
-"""MagCache: steps whose change is foreseen from the ratios of earlier runs are not computed, but take the last change again.
+"""MagCache: a step cache that reuses the last residual in steps where calibrated magnitude ratios predict little change.
 
-Paper: MagCache, arXiv 2506.09045. The skipping is diffusers' own hook; here are the ratios that it needs.
+Paper: MagCache, arXiv 2506.09045. diffusers' own hook does the skipping; this module measures and stores the ratios it needs.
 
 Legend: R_k what a transformer's blocks add to their input in step k, r_k the mean over tokens of |R_k| / |R_(k-1)|.
 
     a step takes R of the last computed one, while over the steps since then the sum of |1 - product of r| is at most the threshold,
     3 of them at the most, and never in the first fifth                                                              [diffusers]
 
-r depends on weights, plan, steps and size, and hardly on prompt and seed: so one ordinary generation measures it, the first time
-that it is asked for, with a prompt and a seed that are always the same; it is kept, and used from then on, in
+r depends on weights, plan, steps and size, and hardly on prompt and seed. So it is calibrated once, on first use, by an ordinary
+generation with a fixed prompt and seed, and stored in
 
     ~/.cache/longgen/magcache/<fingerprint of the weights>/<settings>.json
 
-The hook takes one list of ratios for all calls of a step. Where there are several, for guidance or clips, each step has the ratio
-that is farthest from 1, so that all of them skip together and none beyond the threshold [derived]. Each of two experts has its own.
+The hook takes one list of ratios for all calls of a step. Where there are several, for guidance or clips, each step takes the ratio
+farthest from 1, so that all skip together and none beyond the threshold [derived]. Each of two experts has its own.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import pydantic_core
 import torch
 from diffusers import MagCacheConfig
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from longgen import __version__, disk
-from longgen.backbones.settings import parse_cache
+from longgen.backbones.settings import STEP_RATIO_SETTINGS, ModelSettings, parse_cache
 from longgen.backbones.tiny import grammar
+from longgen.cache_folder import cache_folder
 from longgen.errors import LonggenError, UsageError
 from longgen.layers.fingerprint import fingerprint
 from longgen.loops import PROMPTS, sample
@@ -46,33 +47,18 @@ _HOOK = "mag_cache_block_hook"
 Ratio = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class _Closed(BaseModel):
+class Ratios(BaseModel):
+    """The file. settings: see `dependencies`. ratios: for each transformer, by the name of the call, one for each of its steps; the
+    first is 1.
+    """
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
-
-
-class Settings(_Closed):
-    """What the ratios depend on. techniques: as the preset has them, complete."""
-
-    techniques: list[dict[str, Any]]
-    frames: int
-    size: Annotated[tuple[int, int], Field(strict=False)]
-    steps: int
-    guidance_scale: float | None
-    negative_prompt: str | None
-    flow_shift: float | None
-    dtype: str
-    quantize: str | None
-    lora: Annotated[tuple[str, ...], Field(strict=False)]
-
-
-class Ratios(_Closed):
-    """The file. ratios: for each transformer, by the name of the call, one for each of its steps; the first is 1."""
 
     schema_: Literal[1] = Field(1, alias="schema")
     longgen: str
     backbone: str
     weights: str
-    settings: Settings
+    settings: dict[str, Any]
     ratios: list[dict[str, list[Ratio]]]
 
 
@@ -100,27 +86,28 @@ def skipping(backbone: PipelineBackbone, plan: Plan, calibrating: Callable[[], R
         yield
 
 
+def dependencies(plan: Plan, model_settings: ModelSettings) -> dict[str, Any]:
+    """What the ratios of a model's weights depend on, as JSON: techniques with all parameters, sampling, and model settings."""
+    sample = plan.sample.model_dump(mode="json", exclude={"fps"}) | {"frames": plan.frames_px, "size": [*plan.size]}
+    model = model_settings.model_dump(mode="json", include={*STEP_RATIO_SETTINGS})
+    lists_last = dict(sorted(model.items(), key=lambda item: isinstance(item[1], list)))  # files of before are named by this order
+    return {"techniques": plan.preset.as_dict().get("technique", []), **sample, **lists_last}
+
+
 def ratios_of(backbone: PipelineBackbone, plan: Plan, calibrating: Callable[[], Report]) -> Ratios:
-    """The ratios of `plan`: those that are kept, or measured now and kept."""
-    model_settings, sample = backbone.model_settings, plan.sample
-    weights = fingerprint(backbone.spec, model_settings.lora)
-    settings = Settings(
-        techniques=plan.preset.as_dict().get("technique", []), frames=plan.frames_px, size=plan.size, steps=plan.steps,
-        guidance_scale=sample.guidance_scale, negative_prompt=sample.negative_prompt, flow_shift=sample.flow_shift,
-        dtype=model_settings.dtype, quantize=model_settings.quantize, lora=model_settings.lora,
-    )  # fmt: skip
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    digest = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()
-    path = cache / "longgen" / "magcache" / weights[:16] / f"{digest[:16]}.json"
+    """The ratios of `plan`: those on disk, or measured now and stored."""
+    weights, settings = fingerprint(backbone.spec, backbone.model_settings.lora), dependencies(plan, backbone.model_settings)
+    digest = hashlib.sha256(pydantic_core.to_json(settings)).hexdigest()
+    path = cache_folder("magcache") / weights[:16] / f"{digest[:16]}.json"
     if path.is_file():
-        kept = read(path)
-        if (kept.weights, kept.settings) == (weights, settings):
-            return kept
+        stored = read(path)
+        if (stored.weights, stored.settings) == (weights, settings):
+            return stored
     measured = measure(backbone, build(plan.preset, plan.spec), calibrating())
-    made = Ratios(schema=1, longgen=__version__, backbone=backbone.spec.name, weights=weights, settings=settings, ratios=measured)
+    ratios = Ratios(schema=1, longgen=__version__, backbone=backbone.spec.name, weights=weights, settings=settings, ratios=measured)
     disk.make_folder(path.parent)
-    disk.save_json(path, made.model_dump(mode="json", by_alias=True))
-    return made
+    disk.save_json(path, ratios.model_dump(mode="json", by_alias=True))
+    return ratios
 
 
 def read(path: Path) -> Ratios:

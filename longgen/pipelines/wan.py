@@ -16,9 +16,9 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import Tensor
 
+from longgen.attention.rotary import Rotary
 from longgen.pipelines import foreign_hooks
 from longgen.pipelines.base import Expert, PipelineBackbone, PlannedAttention, Text, Velocities, on_device, to_frames, whole
-from longgen.pipelines.rotary import Rotary
 from longgen.plan import Plan
 
 
@@ -83,15 +83,12 @@ class Wan(PipelineBackbone):
     def velocity(self, transformer: Any, x: Tensor, timesteps: Tensor, text: Text, uncond: Text | None) -> Velocities:
         """A call for each text, as WanPipeline makes them."""
         tokens = timesteps.repeat_interleave(math.prod(x.shape[3:]) // math.prod(self.spec.patch[1:]), dim=1)
-        outputs: list[Tensor | None] = []
-        for branch in (text, uncond):
-            if branch is None:
-                outputs.append(None)
-                continue
+
+        def call(branch: Text) -> Tensor:
             words = {name: part.expand(len(x), *part.shape[1:]) for name, part in branch.items()}
-            outputs.append(transformer(hidden_states=x.to(transformer.dtype), timestep=tokens, return_dict=False, **words)[0])
-        cond, unconditional = outputs
-        return cond, unconditional
+            return transformer(hidden_states=x.to(transformer.dtype), timestep=tokens, return_dict=False, **words)[0]
+
+        return call(text), None if uncond is None else call(uncond)
 
     def clip_arguments(self, arguments: dict[str, Any], part: Tensor, count: int) -> dict[str, Any]:
         changed = super().clip_arguments(arguments, part, count)

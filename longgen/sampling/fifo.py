@@ -1,8 +1,8 @@
-"""FIFO-Diffusion: a queue of frames at rising noise levels; each round denoises all by one level and lets the first one out.
+"""FIFO-Diffusion: a queue of frames at rising noise levels; each round denoises all by one level and the first one leaves.
 
 Paper: FIFO-Diffusion, arXiv 2405.11473; code: GitHub jjihwan/FIFO-Diffusion_public.
 
-Legend: T latent frames of the video, T0 of them in training, f frames that the model sees, n partitions, S = n f steps and places
+Legend: T latent frames of the video, T0 of them in training, f frames of a model call, n partitions, S = n f steps and places
 of the queue, h places of lookahead, K windows, sigma_0 = 1 > sigma_1 > .. > sigma_S = 0, v the model's velocity.
 
     start:     x0 = f frames, sampled as usual in S steps; place i = 0 .. S - 1 of the queue is
@@ -29,8 +29,8 @@ others' [derived] · a checkpoint every 8 rounds [derived].
 
 With a schedule of prompts all of the queue has the prompt of the frame that goes out, as in the code.
 
-Caveats: no model but Wan 2.2 TI2V and LTX-Video met frames of different noise levels in training, and those two only clean ones
-beside noisy ones. A frame knows f neighbours at most, so that content drifts. Per-token timesteps cost memory for modulation.
+Caveats: no model but Wan 2.2 TI2V and LTX-Video has seen frames of different noise levels in training, and those two only clean
+ones beside noisy ones. A frame sees at most f neighbours, so content drifts. Per-token timesteps cost memory for modulation.
 
 Neutral: videos of at most f frames, which are sampled directly.
 """
@@ -75,7 +75,7 @@ class Fifo(Sampling):
                              hint=f"--set fifo.partitions={min(4, most)}" if most else "leave fifo.frames out")  # fmt: skip
         if requested not in (None, places):
             raise UsageError(f"fifo denoises a queue with one place for each step, {self.partitions} partitions of {length} latent "
-                             f"frames, and {requested} steps are asked", expected=f"--steps {places}",
+                             f"frames, and {requested} steps are asked for", expected=f"--steps {places}",
                              hint=f"--steps {places} or leave it out; fifo.partitions and fifo.frames change it")  # fmt: skip
         return places
 
@@ -91,13 +91,13 @@ class Fifo(Sampling):
         length = self.frames_per_call(frames_lat, native_lat)
         return steps if length == frames_lat else steps + frames_lat + steps - length
 
-    def ahead(self, length: int) -> int:
-        """Places of lookahead before the queue; the two are a line."""
+    def lookahead_places(self, length: int) -> int:
+        """Places of lookahead before the queue; both together are the line."""
         return length // 2 if self.lookahead else 0
 
     def windows(self, length: int) -> list[tuple[int, int]]:
-        """(start, kept): the model sees the `length` places of the line from `start` on, and those from `kept` on are written."""
+        """(start, kept): a model call sees the `length` places of the line from `start` on; those from `kept` on are updated."""
         if not self.lookahead:
             return [(start, start) for start in range(0, self.partitions * length, length)]
-        ends = [self.ahead(length) + (half * length + 1) // 2 for half in range(2 * self.partitions + 1)]
+        ends = [self.lookahead_places(length) + (half * length + 1) // 2 for half in range(2 * self.partitions + 1)]
         return [(end - length, kept) for kept, end in itertools.pairwise(ends)]

@@ -1,4 +1,4 @@
-"""The autoregressive rollout: a causal model makes a video chunk by chunk, of any length, over a cache of keys and values.
+"""Autoregressive rollout: a causal model generates chunk by chunk, to any length, over a key/value cache.
 
 Papers: Self-Forcing, arXiv 2506.08009, code 33593df (the loop); LongLive, arXiv 2509.22622, code v1.0 e52d9ef (re-caching where the
 prompt changes); infinity-RoPE, arXiv 2511.20649, code 63d7b84 (flushing there).
@@ -12,7 +12,7 @@ Legend: c latent frames of a chunk, S steps, sigma_j the noise level of step j, 
     then v(x0, t = `context_noise`, cache), only for the keys and values that it leaves in the cache         [code]
 
 Constants: c = 3, S = 4 and s = 5, so that t = 1000, 937.5, 833.3, 625; context_noise = 0 [code]. What a chunk sees of the past, and
-at which times, is the frame plan's affair: the techniques window, sink, rebase, flex.
+at which times, is decided by the frame plan: the techniques window, sink, rebase, flex.
 
 A prompt changes with the first chunk that starts at or after the change: the chunk in which it falls is made with the one before,
 so that latent frames 40, 80, 120, 160 and 200 become 42, 81, 120, 162 and 201 [code, LongLive]. `switch` says what becomes of the
@@ -25,10 +25,8 @@ cache there:
 In a schedule with a blend a chunk has the mean of its frames' texts [derived].
 
 Differs from the references: keys are cached before rotary positions [as infinity-RoPE]; all in float32, x0 too, where the
-reference takes float64 · frames beyond the video's end, of its last chunk, are made and left out [derived] · guidance, which none
-of them has, runs both texts in one batch [derived].
-
-A run that goes on makes the clean passes of what it had made again, 1 of S + 1, since a cache is larger than it is worth keeping.
+reference takes float64 · frames of the last chunk beyond the video's end are generated and dropped [derived] · guidance, which
+none of them has, runs both texts in one batch [derived].
 """
 
 from __future__ import annotations
@@ -65,5 +63,5 @@ class Rollout(Sampling):
         return self.rounds(frames_lat, native_lat, 1)
 
     def rounds(self, frames_lat: int, native_lat: int, steps: int) -> int:
-        """The chunks."""
+        """The number of chunks."""
         return -(-frames_lat // self.chunk)

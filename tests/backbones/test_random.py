@@ -83,5 +83,5 @@ def test_flags_act_as_on_a_loaded_model() -> None:
         return any(hasattr(block, "_diffusers_hook") for block in model.transformers[0].blocks)
 
     assert [hooked(cache) for cache in (None, "mag", "first-block")] == [False, False, True]
-    with pytest.raises(UsageError, match="no backend of diffusers"):
+    with pytest.raises(UsageError, match="no such attention backend"):
         random_weights.build(small("tiny"), ModelSettings("cpu", "fp32", attention="quick"))

@@ -32,7 +32,7 @@ def stacked(*tables: dict[str, Any], frames: int = 241, steps: int = 2) -> plan.
 def sampled(tiny: Any, made: plan.Plan, clip_batch: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     noise = tiny.noise(made, generator)
-    before, tiny.model_settings = tiny.model_settings, dataclasses.replace(tiny.model_settings, clip_batch=clip_batch)
+    before, tiny.model_settings = tiny.model_settings, tiny.model_settings.replace(clip_batch=clip_batch)
     try:
         return sample(Denoiser(tiny, made, "a large red circle bouncing on a navy background"), noise, generator)
     finally:
@@ -86,7 +86,7 @@ def test_a_step_cache_is_refused_beside_it(tiny: Any) -> None:
     import copy
 
     cached = copy.copy(tiny)
-    cached.model_settings = dataclasses.replace(tiny.model_settings, cache="first-block:0.1")
+    cached.model_settings = tiny.model_settings.replace(cache="first-block:0.1")
     made = stacked({"name": "gen-l-video"}, {"name": "anchor"})
     with pytest.raises(UsageError, match="skips layers whose keys and values the anchor lends"):
         sample(Denoiser(cached, made, "x"), tiny.noise(made, torch.Generator()), torch.Generator())

@@ -6,7 +6,6 @@ Legend: B batch, T latent frames, L frames of a clip, n tokens per latent frame.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -53,7 +52,7 @@ def backbone(model_folder: Callable[[str], Path]) -> Callable[[str], Any]:
 def in_batches(model: Any, count: int) -> Any:
     """`model` with `count` clips in a call."""
     other = copy.copy(model)
-    other.model_settings = dataclasses.replace(model.model_settings, clip_batch=count)
+    other.model_settings = model.model_settings.replace(clip_batch=count)
     return other
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,16 +50,16 @@ def emitted(
     fifo: Fifo, line: Tensor, noise: Tensor, length: int, sigmas: Tensor, timesteps: Tensor, predict: fifo_loop.Predict, batch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One round for each frame of `noise`, which enter in turn: the frame that went out, and then the line."""
-    times, drops = fifo_loop.line_levels(sigmas, timesteps, fifo.ahead(length))
+    times, drops = fifo_loop.line_levels(sigmas, timesteps, fifo.lookahead_places(length))
     for entering in noise.split(1, dim=2):
         line = fifo_loop.denoise_line(line, times, drops, fifo.windows(length), length, predict, batch)
-        frame, line = fifo_loop.shift_line(line, entering, fifo.ahead(length))
+        frame, line = fifo_loop.shift_line(line, entering, fifo.lookahead_places(length))
         yield frame, line
 
 
 @contextmanager
 def batches_of(backbone: Any, count: int) -> Iterator[None]:
-    before, backbone.model_settings = backbone.model_settings, dataclasses.replace(backbone.model_settings, clip_batch=count)
+    before, backbone.model_settings = backbone.model_settings, backbone.model_settings.replace(clip_batch=count)
     try:
         yield
     finally:
@@ -92,7 +91,7 @@ def test_every_place_of_the_queue_is_kept_once(length: int, partitions: int, loo
 def test_every_frame_goes_down_one_level_a_round(length: int, partitions: int, lookahead: bool, batch: int) -> None:
     """A model that knows the clean frame of every noise: each frame's level can then be read off exactly."""
     fifo, steps, rounds = Fifo(partitions=partitions, lookahead=lookahead), length * partitions, 7
-    ahead = fifo.ahead(length)
+    ahead = fifo.lookahead_places(length)
     sigmas, timesteps = euler(steps)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(1, 2, steps + rounds, 1, 1, generator=generator, dtype=torch.float64)
@@ -180,7 +179,7 @@ def test_equals_the_reference_loop(partitions: int, lookahead: bool) -> None:
         return torch.tanh(torch.einsum("ij,kcjhw->kcihw", mix, clips * (1 + times / 1000)[:, None, :, None, None].to(clips)))
 
     sigmas, timesteps = euler(steps)
-    line = fifo_loop.initial_line(x0, noise[:, :, :steps], sigmas, fifo.ahead(length))
+    line = fifo_loop.initial_line(x0, noise[:, :, :steps], sigmas, fifo.lookahead_places(length))
     for batch in (1, 4):
         rounds = emitted(fifo, line, noise[:, :, steps:], length, sigmas, timesteps, lambda x, t, _: model(x, t), batch)
         made = torch.cat([frame for frame, _ in rounds][steps - length :], dim=2)
@@ -226,7 +225,8 @@ def test_the_schedule_has_a_step_for_every_place() -> None:
     assert made.rounds == 84 + 81 + 63  # the first clip, 81 frames, and those that are dropped
     assert made.calls == pytest.approx((84 + (81 + 63) * 8) / 84)
     assert (
-        "fifo keeps a noise level for every frame: 84 steps where tiny has 20, by the flow-matching Euler scheduler" in made.notes
+        "fifo keeps a noise level for every frame: 84 steps instead of 20 on tiny, with the flow-matching Euler scheduler"
+        in made.notes
     )
     made = published({"name": "fifo", "frames": 10, "partitions": 3, "lookahead": False}, frames=321, steps=30)
     assert (made.steps, made.rounds) == (30, 30 + 81 + 20)
@@ -245,7 +245,7 @@ def test_the_schedule_has_a_step_for_every_place() -> None:
         ({"partitions": 2.5}, "tiny", None, "valid integer"),
         ({"lookahead": 1}, "tiny", None, "valid boolean"),
         ({"stride": 1}, "tiny", None, "stride"),
-        ({"layers": [0]}, "tiny", None, "fifo.layers is given, and a technique of sampling"),
+        ({"layers": [0]}, "tiny", None, "fifo.layers cannot be set: a technique of the slot sampling"),
         ({}, "cogvideox-5b", None, r"fifo needs frame-timesteps \(one timestep for each latent frame\), which cogvideox-5b"),
         ({}, "cogvideox-2b", None, "fifo needs frame-timesteps"),
         ({}, "hunyuanvideo", None, "fifo needs frame-timesteps"),
@@ -260,7 +260,7 @@ def test_what_cannot_be_is_refused(table: dict[str, Any], backbone: str, steps: 
 def test_stacks_that_contradict_it_are_refused() -> None:
     with pytest.raises(UsageError, match="anchor and fifo both decide the anchor of clips"):
         published({"name": "fifo"}, {"name": "anchor"}, frames=321)
-    with pytest.raises(UsageError, match="vmcr edits the latent after a step, and with fifo no step is all frames'"):
+    with pytest.raises(UsageError, match="vmcr edits the latent after a step, but with fifo frames are never at the same step"):
         published({"name": "fifo"}, {"name": "vmcr"}, frames=321)
     assert published({"name": "fifo"}, {"name": "vmcr"}, frames=81).refinements  # where it is direct sampling, there are steps
     with pytest.raises(UsageError, match="both decide the order of sampling"):
@@ -454,7 +454,7 @@ def test_two_experts_predict_the_frames_of_their_own_timesteps(model_folder: Cal
 
 def test_a_step_cache_is_refused(tiny: Any) -> None:
     made = published({"name": "fifo", "frames": 4, "partitions": 2}, frames=33)
-    before, tiny.model_settings = tiny.model_settings, dataclasses.replace(tiny.model_settings, cache="first-block")
+    before, tiny.model_settings = tiny.model_settings, tiny.model_settings.replace(cache="first-block")
     try:
         with pytest.raises(UsageError, match="--cache first-block compares a frame with what stood at its place a round before"):
             sampled(tiny, made)

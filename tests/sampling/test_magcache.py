@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longgen import progress, run
+from longgen import progress, run, rundir
 from longgen.backbones.find import find
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import TINY
@@ -177,9 +177,9 @@ def test_a_run_measures_first_and_says_so(tiny_plan: Callable[..., Plan], tmp_pa
     backbone, seen, latents = load(TINY, model_settings), [], []
     for name in ("one", "two"):
         output = tmp_path / f"{name}.mp4"
-        run.generate_one(backbone, plan, family.PROMPT, 0, output, report=lambda now: seen.append(now.phase))
-        latents.append((run.run_folder(output) / "latents.safetensors").read_bytes())
+        run.generate_one(backbone, run.Job(plan, family.PROMPT, 0, output), report=lambda now: seen.append(now.phase))
+        latents.append((rundir.run_folder(output) / "latents.safetensors").read_bytes())
     assert [*dict.fromkeys(seen)] == ["calibrate", "sample", "decode"]
     assert seen.count("calibrate") == 7
     assert latents[0] == latents[1]
-    assert run.stored_record(tmp_path / "one.mp4")["settings"]["cache"] == "mag:0.5"
+    assert rundir.stored_record(tmp_path / "one.mp4")["settings"]["cache"] == "mag:0.5"

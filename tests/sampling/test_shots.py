@@ -132,7 +132,7 @@ def test_a_clip_has_the_text_of_its_shot_and_a_mixture_where_two_meet(
 def test_a_schedule_in_one_pass_needs_cross_attention() -> None:
     both = schedule(RED, GREEN)
     for name in ("cogvideox-5b", "hunyuanvideo"):
-        with pytest.raises(UsageError, match="--schedule needs clips on"):
+        with pytest.raises(UsageError, match="--schedule requires clips on"):
             planner.build(preset.load("direct", sample=preset.Sample(frames=193)), SPECS[name], both)
         planner.build(preset.load("gen-l-video", sample=preset.Sample(frames=193)), SPECS[name], both)
 

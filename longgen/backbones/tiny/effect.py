@@ -76,10 +76,10 @@ def measured(
     plans = {NATIVE: planner.build(preset.load("direct"), spec)}
     for name in names:
         base, *own = name.split(",")
-        base, how = selection.split(base)
+        base, how = selection.split_name(base)
         techniques = {preset.name_of(technique) for technique in preset.load(base).techniques}
         own += [override for override in sets if override.split(".")[0] in techniques]
-        chosen, said = selection.chosen(preset.load(base, own, preset.Sample(frames=frames_px)), spec, how)
+        chosen, said = selection.resolve_layers(preset.load(base, own, preset.Sample(frames=frames_px)), spec, how)
         plans[name] = planner.build(chosen, spec, notes=said)
     done = {}
     if output.is_file():

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longgen.backbones import formats
-from longgen.backbones.spec import SPECS, BackboneSpec
+from longgen.backbones import formats, wan
+from longgen.backbones.spec import BackboneSpec
 from longgen.backbones.system_errors import system_failure
 from longgen.errors import LonggenError, MissingError, OutOfMemoryError, UsageError
 
@@ -80,7 +80,7 @@ def fetch(place: str) -> Path:
             return ask(local=False)
     except Exception as error:  # the hub client lets its HTTP library's errors through, of many types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MissingError(f"{place} is neither in the local cache nor to be had from the hub: {reason}",
+        raise MissingError(f"{place} is not in the local cache and cannot be fetched from the hub: {reason}",
                            expected="the file in the Hugging Face cache, or a path to it",
                            hint=f"on a machine with network: {download(place)}; then copy it here and give "
                               "--backbone NAME:PATH, as self-forcing:weights/self_forcing_dmd.pt") from None  # fmt: skip
@@ -205,11 +205,11 @@ def config(path: Path, tensors: Mapping[str, Tensor], spec: BackboneSpec) -> dic
         raise UsageError(f"{path} is an image-to-video transformer: {channels} channels go in and {out_channels} come out",
                          expected=_ACCEPTED, hint=_DO)  # fmt: skip
     if (width, channels, tuple(patch)) != (spec.width, spec.latent_channels, spec.patch):
-        known = [one.name for one in SPECS.values() if (one.family, one.width, one.latent_channels) == ("wan", width, channels)]
+        known = [model.name for model in wan.FAMILY.specs if (model.width, model.latent_channels) == (width, channels)]
         like = f", as {' and '.join(known)}" if known else ""
         raise UsageError(f"{path} is of width {width} with {channels} latent channels{like}; {spec.name} is of width {spec.width} "
                          f"with {spec.latent_channels}", expected="weights of that size",
-                         hint="give a folder that holds both the weights and the diffusers pipeline they were made from")  # fmt: skip
+                         hint="give a folder that holds the weights and the diffusers pipeline they were made from")  # fmt: skip
     if settings["num_layers"] != spec.layers:
         raise _damaged(path, f"it has {settings['num_layers']} of the {spec.layers} layers of {spec.name}")
     return settings
@@ -235,7 +235,7 @@ def examine(path: Path, weights: bool = False) -> Contents:
         kind = _class_of(path)
         if kind not in CLASSES:
             raise UsageError(f"{path} holds a {kind}", expected=" or ".join(CLASSES), hint="choose another folder")
-        check_shards(path)
+        formats.check_shards(path)
         files = [_read_file(file, weights) for file in sorted(path.glob("*.safetensors"))]
         content = {name: weight for file, _ in files for name, weight in file.items()}
         return Contents(_renamed(content, path), formats.says_causal(texts))
@@ -256,20 +256,6 @@ def examine(path: Path, weights: bool = False) -> Contents:
     if isinstance(content.get("critic"), Mapping):
         raise _other(path, "only the critic of a training, without the transformer that makes videos", content)
     return Contents(_renamed(content, path), trained or formats.says_causal([*texts, *content]))
-
-
-def check_shards(folder: Path) -> None:
-    """Raises MissingError where the index of `folder` names files of weights that are not there, though others are."""
-    for index in sorted(folder.glob("*.index.json")):
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            missing = [name for name in names if not (folder / name).is_file()]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise system_failure(error, str(index)) or _damaged(index, "it is no index as diffusers writes it") from None
-        if missing and len(missing) < len(names):
-            raise MissingError(f"{folder} lacks {len(missing)} of its {len(names)} files of weights: {', '.join(missing[:4])}",
-                               expected=f"every file that {index.name} names",
-                               hint="download them too; the rest stays as it is")  # fmt: skip
 
 
 def _class_of(folder: Path) -> str:

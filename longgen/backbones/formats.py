@@ -187,6 +187,22 @@ def header(path: Path, expected: str) -> Header:
     return Header(tensors, {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {})
 
 
+def check_shards(folder: Path) -> None:
+    """Raises MissingError where the index of `folder` names files of weights that are not there, though others are."""
+    for index in sorted(folder.glob("*.index.json")):
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            missing = [name for name in names if not (folder / name).is_file()]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise system_failure(error, str(index)) or LonggenError(
+                f"{index} is incomplete or damaged: it is not an index as diffusers writes it",
+                expected="JSON with a weight_map", hint="copy or download it again") from None  # fmt: skip
+        if missing and len(missing) < len(names):
+            raise MissingError(f"{folder} lacks {len(missing)} of its {len(names)} files of weights: {', '.join(missing[:4])}",
+                               expected=f"every file that {index.name} names",
+                               hint="download them too; the rest stays as it is")  # fmt: skip
+
+
 def quantized(names: Iterable[str], dtypes: Iterable[str]) -> str | None:
     """In words, how the weights of these names and dtypes (as safetensors writes them) were quantized; None for plain ones."""
     names = list(names)

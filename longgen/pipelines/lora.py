@@ -20,12 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from torch import Tensor
 
 from longgen.backbones import formats
+from longgen.backbones.registry import SPECS, family_of
 from longgen.backbones.settings import parse_lora
-from longgen.backbones.spec import SPECS, BackboneSpec
+from longgen.backbones.spec import BackboneSpec
 from longgen.backbones.system_errors import system_failure
 from longgen.errors import LonggenError, MissingError, UsageError
 from longgen.pipelines import lora_names
@@ -66,9 +68,7 @@ def check(spec: BackboneSpec, texts: tuple[str, ...]) -> list[str]:
 
     Raises MissingError, UsageError, or LonggenError where a file is damaged.
     """
-    from diffusers import utils
-
-    if not utils.USE_PEFT_BACKEND:
+    if not diffusers.utils.USE_PEFT_BACKEND:
         raise MissingError("--lora needs the library peft, which is not installed", expected="pip install 'longgen[lora]'",
                            hint="install it, or leave --lora out")  # fmt: skip
     notes, seen, model = [], Counter[tuple[str, int]](), None
@@ -97,17 +97,16 @@ def check(spec: BackboneSpec, texts: tuple[str, ...]) -> list[str]:
 
 def skeleton(spec: BackboneSpec) -> Any:
     """The transformer of `spec` without its weights: by its config where that is on this machine, else as published."""
-    from longgen.pipelines import random_weights
-
-    kind = random_weights.TRANSFORMERS[spec.family]
+    family = family_of(spec)
+    transformer_class = getattr(diffusers, family.transformer)
     own = spec.checkpoint if spec.checkpoint and (Path(spec.checkpoint) / "config.json").is_file() else None
     with torch.device("meta"):
         try:
             place = dict(subfolder="transformer") if own is None else {}
-            config = kind.load_config(own or spec.source, local_files_only=True, **place)
-            return kind.from_config({key: value for key, value in config.items() if key != "quantization_config"})
+            config = transformer_class.load_config(own or spec.source, local_files_only=True, **place)
+            return transformer_class.from_config({key: value for key, value in config.items() if key != "quantization_config"})
         except (OSError, ValueError):  # the hub's client has no config of it
-            return kind(**random_weights.settings(spec))
+            return transformer_class(**family.transformer_config(spec))
 
 
 def located(place: str) -> Path | None:
@@ -151,7 +150,7 @@ def fetched(place: str) -> Path:
             return Path(hf_hub_download(hub_id, file))
     except Exception as error:  # the hub client lets its HTTP library's errors through, of many types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MissingError(f"--lora {place} is neither in the local cache nor to be had from the hub: {reason}",
+        raise MissingError(f"--lora {place} is not in the local cache and cannot be fetched from the hub: {reason}",
                            expected="a file, or a hub id in the local cache",
                            hint=f"on a machine with network: hf download {hub_id} {file}".rstrip()
                               + "; then copy the file here and give its path") from None  # fmt: skip
@@ -291,7 +290,7 @@ def fit(file: File, spec: BackboneSpec, model: Any, expert: int = 1, experts: tu
     Raises UsageError where a weight of the file is for no layer of it.
     """
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
-    table, place = lora_names.aliases(shapes, spec.family), file.place
+    table, place = lora_names.layer_aliases(shapes, family_of(spec)), file.place
     numbers = {number for _, number in file.parts}
     if numbers - {0} and spec.experts == 1:
         raise _refused(place, f"it is for two experts, and {spec.name} has one transformer")
@@ -389,7 +388,7 @@ def _unfit(file: File, spec: BackboneSpec, lacking: list[str], count: int) -> Us
     wide = f", of width {width}{_known(width)} where {spec.name} has {spec.width}" if width != spec.width else ""
     if len(lacking) < count and wide:
         return _made_for(file, spec, width)
-    same = model == "a Wan model" and spec.family in ("wan", "causal-wan")
+    same = model == f"a {family_of(spec).title} model"
     if len(lacking) == count and not same:
         of = f"for {model}" if model else f"for a model that longgen does not know (in names of {file.trainer})"
         return _refused(file.place, f"it is {of}{wide}: {spec.name} has no layer {lacking[0]}, nor any other of its {count}")

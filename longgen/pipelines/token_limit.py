@@ -5,12 +5,12 @@ Legend: text, what people wrote; written, what the pipeline has tokenized of it.
 
 from __future__ import annotations
 
-import html
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longgen.backbones.registry import family_of
 from longgen.backbones.spec import BackboneSpec
 from longgen.textfile import on_one_line
 
@@ -65,7 +65,7 @@ def tokenizer_on_disk(spec: BackboneSpec) -> Tokenizer | None:
 
 def _beyond(spec: BackboneSpec, tokenizer: Tokenizer, text: str) -> tuple[int, str] | None:
     """How many tokens `text` has, special ones included, and its end that is not read; None where all of it is."""
-    written, before, taken = _written(spec, text)
+    written, before, taken = family_of(spec).tokenized(text)
     tokenizer.no_truncation()  # transformers sets both anew with each call
     tokenizer.no_padding()
     encoded = tokenizer.encode(written)
@@ -77,20 +77,6 @@ def _beyond(spec: BackboneSpec, tokenizer: Tokenizer, text: str) -> tuple[int, s
     first = encoded.offsets[taken + spec.text_tokens - closing][0]
     rest = written[first : before + len(text)] if before else written[first:]
     return (count, rest.strip()) if rest.strip() else None
-
-
-def _written(spec: BackboneSpec, text: str) -> tuple[str, int, int]:
-    """What is tokenized for `text`, and the characters and tokens of it that come before and are not counted."""
-    if spec.family in ("wan", "causal-wan"):  # as its pipeline cleans prompts
-        import ftfy
-
-        return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()), 0, 0
-    if spec.family == "hunyuan":
-        from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
-
-        before, _, after = DEFAULT_PROMPT_TEMPLATE["template"].partition("{}")
-        return f"{before}{text}{after}", len(before), DEFAULT_PROMPT_TEMPLATE["crop_start"]
-    return text, 0, 0
 
 
 def _shown(rest: str) -> str:

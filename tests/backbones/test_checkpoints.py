@@ -481,7 +481,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     for place in (str(tmp_path / "none.pt"), "none.pt", "weights/none.pt", "./a/b/none.pt"):
         with pytest.raises(MissingError, match="no such file"):
             checkpoints.fetch(place)
-    with pytest.raises(MissingError, match=r"owner/name/some/file\.pt is neither in the local cache nor to be had") as caught:
+    with pytest.raises(MissingError, match=r"owner/name/some/file\.pt is not in the local cache and cannot be fetched") as caught:
         checkpoints.fetch("owner/name/some/file.pt")
     assert "hf download owner/name some/file.pt" in caught.value.hint
     assert "--backbone NAME:PATH" in caught.value.hint

@@ -17,8 +17,10 @@ import torch
 from safetensors.torch import save
 
 from longgen.backbones import formats
+from longgen.backbones.causal_wan import SELF_FORCING
 from longgen.backbones.find import find
-from longgen.backbones.spec import SELF_FORCING, WAN_1_3B, WAN_2_2_5B, WAN_14B, BackboneSpec
+from longgen.backbones.spec import BackboneSpec
+from longgen.backbones.wan import WAN_1_3B, WAN_2_2_5B, WAN_14B
 from longgen.errors import LonggenError, MissingError, UsageError
 from tests.models import checkpoint, published
 

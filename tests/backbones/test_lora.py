@@ -18,14 +18,18 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from longgen import preset, resolve, run
+from longgen.backbones import hunyuan
+from longgen.backbones.causal_wan import TINY_CAUSAL
 from longgen.backbones.find import find
+from longgen.backbones.hunyuan import HUNYUANVIDEO
+from longgen.backbones.registry import SPECS, adapter_of, family_of
 from longgen.backbones.settings import ModelSettings, parse_lora
-from longgen.backbones.spec import HUNYUANVIDEO, SPECS, TINY, TINY_CAUSAL, WAN_1_3B, WAN_14B
+from longgen.backbones.wan import TINY, WAN_1_3B, WAN_14B
 from longgen.cli import app
 from longgen.errors import LonggenError, MissingError, UsageError
 from longgen.pipelines import lora
-from longgen.pipelines.loading import check_settings, family_of, load
-from longgen.pipelines.lora_names import aliases
+from longgen.pipelines.loading import check_settings, load
+from longgen.pipelines.lora_names import layer_aliases
 from tests.models import published
 from tests.models.checkpoint import wans_name
 
@@ -202,7 +206,7 @@ def test_differences_of_weights_and_biases_are_added(
 def test_hunyuan_s_fused_layers_are_split() -> None:
     """Of the published model: q, k, v and the MLP of a single block are one layer there, and B has the rows of all."""
     shapes = {name: tuple(value.shape) for name, value in published.transformer(HUNYUANVIDEO).named_parameters()}
-    table = aliases(shapes, "hunyuan")
+    table = layer_aliases(shapes, hunyuan.FAMILY)
     single, width = "single_transformer_blocks.3", HUNYUANVIDEO.width
     parts = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
     assert table["single_blocks_3_linear1"] == tuple(f"{single}.{part}" for part in parts)
@@ -223,7 +227,7 @@ def test_no_two_layers_have_one_name(name: str) -> None:
     parameters = [name for name, _ in published.transformer(spec).named_parameters()]
     layers = {name.removesuffix(".weight").removesuffix(".bias") for name in parameters}
     assert len({layer.replace(".", "_") for layer in layers}) == len(layers)
-    table = aliases(dict.fromkeys(layers), spec.family)
+    table = layer_aliases(dict.fromkeys(layers), family_of(spec))
     assert all(table[layer.replace(".", "_")] == (layer,) for layer in layers)
 
 
@@ -450,7 +454,7 @@ def test_a_hub_id_that_is_not_here_names_what_is_missing(folder: Path) -> None:
     assert check_settings(find(str(folder)), model_settings) == [
         "--lora somebody/style is not on this machine: whether it fits is known once it is downloaded"
     ]
-    with pytest.raises(MissingError, match="--lora somebody/style is neither in the local cache nor to be had") as caught:
+    with pytest.raises(MissingError, match="--lora somebody/style is not in the local cache and cannot be fetched") as caught:
         load(find(str(folder)), model_settings)
     assert "hf download somebody/style" in caught.value.hint
 
@@ -475,7 +479,7 @@ def test_a_lora_acts_on_tiny_causal(tmp_path: Path) -> None:
     path = written(tmp_path / "style.safetensors", layers, "DiffSynth with pipe")
     backbone = load(TINY_CAUSAL, ModelSettings("cpu", "fp32", lora=(f"{path}:{SCALE}",)))
     assert_acts(backbone, plain, product(layers, SCALE))
-    assert isinstance(backbone, family_of(TINY_CAUSAL))
+    assert isinstance(backbone, adapter_of(TINY_CAUSAL))
 
 
 # How it is written

@@ -1,7 +1,13 @@
-"""What installed packages add to longgen by entry points (importlib.metadata): listed at once, imported when used."""
+"""Techniques and backbones that installed packages register by entry points.
+
+Registrations are read when a name is none of longgen's own, and a module is imported when its object is used, so that a broken
+plug-in disturbs nobody who does not use it.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable, Collection
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -9,15 +15,20 @@ from typing import Any
 from longgen.errors import UsageError
 
 
-def registered(group: str, built_in: Collection[str]) -> list[EntryPoint]:
-    """The entry points of `group`, by name. Raises UsageError where a name is taken, by another package or by longgen itself."""
+def registered(group: str, kind: str, built_in: Collection[str]) -> dict[str, EntryPoint]:
+    """The entry points of `group` by name. kind: in words, what they register.
+
+    Raises UsageError where a name is taken, by another package or by longgen itself.
+    """
     plugins: dict[str, EntryPoint] = {}
     for plugin in sorted(entry_points(group=group), key=lambda plugin: (plugin.name, package(plugin))):
-        if plugin.name in built_in or plugin.name in plugins:
-            owner = "longgen" if plugin.name in built_in else package(plugins[plugin.name])
-            raise unusable(plugin, f"{owner} has one of that name")
+        owner = "longgen" if plugin.name in built_in else package(plugins[plugin.name]) if plugin.name in plugins else None
+        if owner is not None:
+            raise UsageError(f"{package(plugin)} registers a {kind} '{plugin.name}', a name that {owner} already uses",
+                             expected=f"a different name for each {kind}",
+                             hint=f"uninstall {package(plugin)}, or rename its entry point")  # fmt: skip
         plugins[plugin.name] = plugin
-    return [*plugins.values()]
+    return plugins
 
 
 def package(plugin: EntryPoint) -> str:
@@ -25,18 +36,19 @@ def package(plugin: EntryPoint) -> str:
     return f"{plugin.dist.name} {plugin.dist.version}" if plugin.dist else "an unnamed package"
 
 
-def load(plugin: EntryPoint, kind: str, valid: Callable[[Any], bool]) -> Any:
-    """Imports `plugin`. kind: in words, what it must be. Raises UsageError that names its package."""
+def load(place: str, origin: str, kind: str, fault: Callable[[Any], str | None]) -> Any:
+    """Imports the object at `place` = "package.module:name", which `origin` provides as a `kind`. Raises UsageError.
+
+    fault: says what is wrong with the object; None where nothing is.
+    """
+    module, _, attribute = place.partition(":")
     try:
-        value = plugin.load()
+        loaded = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
     except Exception as error:  # the code of others may raise anything
-        raise unusable(plugin, f"{type(error).__name__}: {error}") from error
-    if not valid(value):
-        raise unusable(plugin, f"{plugin.value} is not {kind}")
-    return value
-
-
-def unusable(plugin: EntryPoint, reason: str) -> UsageError:
-    return UsageError(f"the plug-in '{plugin.name}' ({plugin.group}) of {package(plugin)} cannot be used: {reason}",
-                      expected="a package that fits this version of longgen",
-                      hint=f"update, mend or uninstall {package(plugin)}")  # fmt: skip
+        reason: str | None = f"{type(error).__name__}: {error}"
+    else:
+        reason = fault(loaded)
+    if reason is not None:
+        raise UsageError(f"{kind} {place} of {origin} cannot be used: {reason}", expected=f"a {kind} at {place}",
+                         hint=f"update, mend or uninstall {origin}")  # fmt: skip
+    return loaded

@@ -39,16 +39,19 @@ SPECS = {  # longgen's own, the built-in ones first
 def plugin_families() -> dict[str, Family]:
     """The families of installed packages by name. Raises UsageError that names the package of a broken one."""
     families: dict[str, Family] = {}
-    names = {*SPECS}
-    for plugin in plugins.registered(GROUP, FAMILIES):
-        family = plugins.load(plugin, "a Family of longgen.backbones.spec", lambda value: isinstance(value, Family))
-        taken = [spec.name for spec in family.specs if spec.name in names]
-        if family.name != plugin.name or taken or any(spec.family != family.name for spec in family.specs):
-            mismatch = f"its name and the family of its specs must be '{plugin.name}'"
-            raise plugins.unusable(plugin, f"a backbone is called {taken[0]} already" if taken else mismatch)
-        names |= {spec.name for spec in family.specs}
-        families[family.name] = family
+    for name, plugin in plugins.registered(GROUP, "backbone family", FAMILIES).items():
+        names = {*SPECS, *(spec.name for family in families.values() for spec in family.specs)}
+        fault = functools.partial(_fault, name, names)
+        families[name] = plugins.load(plugin.value, plugins.package(plugin), "backbone family", fault)
     return families
+
+
+def _fault(name: str, taken: set[str], family: object) -> str | None:
+    if not isinstance(family, Family):
+        return "not a longgen.backbones.spec.Family"
+    if {family.name, *(spec.family for spec in family.specs)} != {name}:
+        return f"it is registered as '{name}', and its name or the family of a spec differs"
+    return next((f"there is another backbone '{spec.name}'" for spec in family.specs if spec.name in taken), None)
 
 
 def all_specs() -> dict[str, BackboneSpec]:

@@ -138,7 +138,9 @@ def test_a_model_that_cannot_be_driven_is_refused(model_folder: Callable[[str], 
     assert caught.value.hint
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "config.json is damaged"), ("[1]", "transformer/config.json is no table")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "config.json is damaged"), ("[1]", "transformer/config.json is not a JSON object")]
+)
 def test_a_damaged_config_is_named(model_folder: Callable[[str], Path], tmp_path: Path, text: str, message: str) -> None:
     folder = tmp_path / "model"
     shutil.copytree(model_folder("wan"), folder)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from longgen.backbones import formats, registry
 from longgen.backbones.causal_wan import SELF_FORCING
+from longgen.backbones.hub import not_fetched
 from longgen.backbones.model_config import (
     EXPECTED_FOLDER,
     FILES,
@@ -51,11 +52,10 @@ def from_hub(hub_id: str) -> BackboneSpec:
         except LocalEntryNotFoundError:
             HfApi().model_info(hub_id, timeout=10)  # fails at once without network, where downloads try for 23 s
             paths = [Path(hf_hub_download(hub_id, file)) for file in FILES]
-    except Exception as error:  # the hub client lets its HTTP library's errors through, of many types
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MissingError(f"--backbone {hub_id} is not in the local cache and cannot be fetched from the hub: {reason}",
-                           expected=f"a downloaded hub id, a diffusers folder, or one of {', '.join(registry.SPECS)}",
-                           hint="check the name and the network, or give the folder of a download") from None  # fmt: skip
+    except Exception as error:
+        raise not_fetched(f"--backbone {hub_id}", error,
+                          f"a downloaded hub id, a diffusers folder, or one of {', '.join(registry.SPECS)}",
+                          "check the name and the network, or give the folder of a download") from None  # fmt: skip
     return _from_configs(hub_id, [read_json(path) for path in paths])
 
 

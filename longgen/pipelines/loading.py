@@ -21,7 +21,7 @@ from longgen.backbones.settings import ModelSettings, parse_cache, parse_lora
 from longgen.backbones.spec import BackboneSpec
 from longgen.backbones.system_errors import system_failure
 from longgen.errors import LonggenError, MissingError
-from longgen.pipelines import integrity, lora
+from longgen.pipelines import integrity, lora, lora_files
 from longgen.pipelines.base import PipelineBackbone
 from longgen.pipelines.checks import check_settings, int8_config, no_attention_backend
 
@@ -41,7 +41,7 @@ def load(spec: BackboneSpec, model_settings: ModelSettings) -> PipelineBackbone:
         logging.set_verbosity_error()  # what they warn of on loading is an error below
         logging.disable_progress_bar()  # the command line shows its own
     for text in model_settings.lora:  # before gigabytes are read
-        lora.fetched(parse_lora(text)[0])
+        lora_files.fetch(parse_lora(text)[0])
     dtype = DTYPES[model_settings.dtype]
     dtypes = {"default": dtype, "vae": _vae_dtype(spec, model_settings)}
     quantization = int8_config(spec) if model_settings.quantize == "int8" else None

@@ -1,7 +1,7 @@
-"""What trainers call the layers of a model and the halves of a LoRA: from any trainer's key to a layer in diffusers.
+"""Maps the keys of LoRA files to layers in diffusers, whichever trainer wrote them.
 
 diffusers, PEFT, DiffSynth, kohya, musubi, ComfyUI and the models' authors each have names of their own. They are looked up in a
-table made from the model's own layers, so that nothing is guessed and nothing is left over unseen.
+table made from the model's own layers, so that nothing is guessed and no key is overlooked.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from longgen.backbones import formats
 from longgen.backbones.spec import Family
 
-_PARTS = [  # the end of a key -> which part of a layer's LoRA it is
+_PARTS = [  # the end of a key -> the part of a layer's LoRA
     (r"[._]lora_A(\.[\w-]+)?\.weight|\.lora_A(\.[\w-]+)?|[._]lora_down\.weight|[._]lora\.down\.weight"
      r"|\.lora_linear_layer\.down\.weight", "A"),
     (r"[._]lora_B(\.[\w-]+)?\.bias|[._]lora_up\.bias", "bias"),
@@ -21,14 +21,14 @@ _PARTS = [  # the end of a key -> which part of a layer's LoRA it is
      r"|\.lora_linear_layer\.up\.weight", "B"),
     (r"\.alpha", "alpha"), (r"\.diff", "diff"), (r"\.diff_b", "diff_b"),
 ]  # fmt: skip
-KINDS = [  # a part of a key -> what has it, where it is no plain LoRA
+UNSUPPORTED = [  # a part of a key -> what has it, where it is not a plain LoRA
     (r"lokr_", "a LoKr of LyCORIS"), (r"hada_", "a LoHa of LyCORIS"), (r"(^|\.)b?oft_", "an OFT"),
     (r"lora_mid", "a LoCon with lora_mid"),
     (r"dora_scale|lora_magnitude_vector", "a DoRA"), (r"lora_embedding_", "a LoRA of embeddings"), (r"ia3_", "an (IA)3"),
     (r"\.(w_norm|b_norm)$", "a LyCORIS file with norms"), (r"\.(a1|b1)\.weight$", "a GLoRA"),
     (r"\.modules_to_save\.", "a LoRA with whole layers beside it (modules_to_save)"),
 ]  # fmt: skip
-TRAINERS = [  # a part of a key -> whose names they are
+TRAINERS = [  # a part of a key -> the trainer with such keys
     (r"^lycoris_", "LyCORIS"), (r"^lora_(unet|te|transformer|dit)", "kohya or musubi"),
     (r"\.lora_[AB]\.default\.|^pipe\.", "DiffSynth"),
     (r"^base_model\.model\.", "PEFT"), (r"^diffusion_model\.", "ComfyUI"), (r"^transformer(_2)?\.", "diffusers"),
@@ -43,7 +43,8 @@ MODELS = [  # a part of a layer's name, with _ for . -> the model that has such 
     (r"(?<!transformer_)blocks_\d+_(self_attn|cross_attn|attn[12]|ffn)", "a Wan model"),
     (r"transformer_blocks_\d+_attn", "LTX-Video or CogVideoX"),
 ]  # fmt: skip
-TEXT = re.compile(r"^(lora_te\d?_|text_encoders?[\w]*\.|te\d?\.|cond_stage_model\.|conditioner\.|lora_te\.|text_model\.)")
+TEXT_ENCODER = re.compile(r"^(lora_te\d?_|text_encoders?[\w]*\.|te\d?\.|cond_stage_model\.|conditioner\.|lora_te\.|text_model\.)")
+SECOND_EXPERT = re.compile(r"(pipe\.)?(transformer_2|dit2)\.")
 _UNET = re.compile(r"^(lora_(unet|transformer|dit|wan)|lycoris(_transformer|_unet)?)[._]")
 _OUTER = {"base_model", "model", "pipe", "dit", "unet", "lora"} | formats.WRAPPERS
 
@@ -68,7 +69,7 @@ def layer_aliases(shapes: Mapping[str, Any], family: Family) -> dict[str, tuple[
 
 
 def bare(layer: str) -> str:
-    """A trainer's name of a layer without what stands before it, with `_` for `.`."""
+    """A trainer's name of a layer without its prefixes, with `_` for `.`."""
     layer = _UNET.sub("", layer).replace(".processor", "")
     parts = layer.split(".")
     while len(parts) > 1 and (parts[0] in _OUTER or parts[0] in ("transformer_2", "dit2")):

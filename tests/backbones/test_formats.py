@@ -86,7 +86,7 @@ TABLES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {  # case -> a tab
     ),
     "LoRA": (
         lambda: one("diffusion_model.blocks.0.self_attn.q.lora_down.weight"),
-        "is a LoRA, which changes a transformer and is none: give it with --lora",
+        "is a LoRA, not a transformer: give it with --lora",
     ),
     "LTX": (
         lambda: one("model.diffusion_model.patchify_proj.weight", "model.diffusion_model.transformer_blocks.0.attn1.to_q.weight"),

@@ -143,7 +143,7 @@ def test_a_lora_that_does_not_fit_is_refused(loaded: Callable[..., Any], loras: 
     other = {f"unet.to_q.lora_{part}.weight": torch.zeros(2, 2) for part in "AB"}
     save_file(other, nothing)
     save_file({"to_q.weight": torch.zeros(2, 2)}, weights)
-    for path, reason in ((loras("hunyuan", 1), "it is for HunyuanVideo"), (weights, r"it is no LoRA; it holds to_q\.weight"),
+    for path, reason in ((loras("hunyuan", 1), "it is for HunyuanVideo"), (weights, r"it is not a LoRA; it holds to_q\.weight"),
                          (nothing, "it is for a model that longgen does not know")):  # fmt: skip
         with pytest.raises(UsageError, match=f"--lora {path} cannot be used: {reason}"):
             loaded("wan", lora=(str(path),))
@@ -235,7 +235,7 @@ def test_int8_acts_on_a_causal_backbone(causal: tuple[Path, Any]) -> None:
 
 def test_a_causal_backbone_that_is_not_there_names_its_downloads(causal: tuple[Path, Any], tmp_path: Path) -> None:
     """Its weights before its base; one that is here needs no download. The commands make a folder that --backbone takes."""
-    with pytest.raises(MissingError, match=r"gdhe17/Self-Forcing/checkpoints/self_forcing_dmd\.pt is neither") as caught:
+    with pytest.raises(MissingError, match=r"gdhe17/Self-Forcing/checkpoints/self_forcing_dmd\.pt is not in the") as caught:
         load(SELF_FORCING, ModelSettings("cpu", "fp32"))
     assert "hf download gdhe17/Self-Forcing checkpoints/self_forcing_dmd.pt --local-dir FOLDER" in caught.value.hint
     assert "hf download Wan-AI/Wan2.1-T2V-1.3B-Diffusers" in caught.value.hint

@@ -27,7 +27,7 @@ from longgen.backbones.settings import ModelSettings, parse_lora
 from longgen.backbones.wan import TINY, WAN_1_3B, WAN_14B
 from longgen.cli import app
 from longgen.errors import LonggenError, MissingError, UsageError
-from longgen.pipelines import lora
+from longgen.pipelines import lora, lora_files
 from longgen.pipelines.loading import check_settings, load
 from longgen.pipelines.lora_names import layer_aliases
 from tests.models import published
@@ -213,8 +213,8 @@ def test_hunyuan_s_fused_layers_are_split() -> None:
     assert table["double_blocks_0_txt_attn_qkv"] == tuple(f"transformer_blocks.0.attn.add_{part}_proj" for part in "qkv")
     a, b = torch.randn(2, width), torch.randn(7 * width, 2)
     halves = {("diffusion_model.single_blocks.3.linear1", 0): {"A": a, "B": b, "alpha": torch.tensor(1.0)}}
-    file = lora.File("style", Path("style"), halves, "ComfyUI", 0)
-    fitted = lora.fit(file, HUNYUANVIDEO, published.transformer(HUNYUANVIDEO))
+    file = lora_files.LoraFile("style", Path("style"), halves, "ComfyUI", 0)
+    fitted = lora.fit(file, HUNYUANVIDEO, shapes)
     assert torch.equal(torch.cat([half for _, half, _ in fitted.pairs.values()]), b)
     assert [(len(half), scale) for _, half, scale in fitted.pairs.values()] == [(width, 0.5)] * 3 + [(4 * width, 0.5)]
     assert all(torch.equal(own, a) for own, _, _ in fitted.pairs.values())
@@ -337,11 +337,11 @@ REFUSED: dict[str, tuple[Callable[[Layers], dict[str, Tensor]], str]] = {  # cas
     ),
     "a whole model": (
         lambda x: {"patch_embedding.weight": torch.ones(2, 2), "blocks.0.self_attn.q.weight": torch.ones(2)},
-        "a Wan transformer, and no",
+        "it is a Wan transformer, not a LoRA",
     ),
-    "a VAE": (lambda x: {"decoder.conv1.weight": torch.ones(2, 2)}, "it is a VAE, and no LoRA"),
-    "nothing": (lambda x: {}, "it is no LoRA; it holds nothing"),
-    "text alone": (lambda x: pair("lora_te1_text_model_encoder_layers_0_mlp_fc1"), "it is for a text encoder alone"),
+    "a VAE": (lambda x: {"decoder.conv1.weight": torch.ones(2, 2)}, "it is a VAE, not a LoRA"),
+    "nothing": (lambda x: {}, "it is not a LoRA; it holds nothing"),
+    "text alone": (lambda x: pair("lora_te1_text_model_encoder_layers_0_mlp_fc1"), "it is only for a text encoder"),
     "a difference of another size": (
         lambda x: changed(x) | {f"{Q}.diff_b": torch.ones(5)},
         r"adds \[5\] to blocks\.0\.attn1\.to_q\.bias",
@@ -388,7 +388,7 @@ def test_torch_files_are_read_without_running_them(
     torch.save({"generator_lora": changed(layers, "PEFT"), "step": 3}, path)
     assert_acts(use(folder, str(path)), weights, product(layers, 1.0))
     torch.save(changed(layers) | {"extra": Path("x")}, path)
-    with pytest.raises(UsageError, match=r"it holds code \(pathlib"):
+    with pytest.raises(UsageError, match=rf"--lora {path} holds code \(pathlib"):
         use(folder, str(path))
 
 
@@ -419,7 +419,7 @@ def test_what_changes_nothing_is_a_note(folder: Path, weights: dict[str, Tensor]
     notes = "\n".join(backbone.notes)
     assert f"--lora {path}: 2 weights are for a text encoder" in notes
     assert f"--lora {path} is given more than once: its scales add up" in notes
-    assert f"--lora {zero} changes nothing: all that it would add is zero" in notes
+    assert f"--lora {zero} changes nothing: all its weights are zero" in notes
     assert f"--lora {path}:0 has scale 0" in notes
     assert len(backbone.notes) == len(set(backbone.notes))
 

@@ -210,8 +210,8 @@ def test_the_shipped_model_is_what_its_spec_says(tiny: Any) -> None:
 
 
 def test_tiny_runs_on_one_thread_unless_told_otherwise() -> None:
-    script = "import torch; from longgen.backbones import decoder; from longgen.backbones.spec import TINY; decoder(TINY, 'cpu'); "
-    script += "print(torch.get_num_threads())"
+    script = "import torch; from longgen.pipelines.loading import decoder; from longgen.backbones.wan import TINY; "
+    script += "decoder(TINY, 'cpu'); print(torch.get_num_threads())"
     for told, threads in (({}, "1"), ({"OMP_NUM_THREADS": "2"}, "2")):
         environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"} | told
         done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=100)

@@ -13,8 +13,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from longgen import cost, planner, preset
+from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import SPECS
 from longgen.bench.memory import Account
 from longgen.pipelines import base, random_weights
 from longgen.pipelines.wan import Wan

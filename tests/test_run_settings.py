@@ -12,7 +12,7 @@ import pytest
 
 from longgen import preset, rundir
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import TINY
+from longgen.backbones.wan import TINY
 from longgen.errors import UsageError
 from longgen.planner import build
 from longgen.preset import Preset, Sample
@@ -92,7 +92,7 @@ exec(compile(source.replace(anchor, field + anchor), spec.origin, "exec"), modul
 
 from pathlib import Path
 from longgen import run_settings
-from longgen.backbones.spec import TINY
+from longgen.backbones.wan import TINY
 from longgen.compare.warnings import MUST_AGREE
 from longgen.describe import command_again
 from longgen.loops.magcache import dependencies

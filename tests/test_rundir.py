@@ -17,7 +17,7 @@ import torch
 
 from longgen import checkpoint, disk, naming, preset, progress, resolve, run, rundir
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import TINY
+from longgen.backbones.wan import TINY
 from longgen.errors import LonggenError, MissingError, UsageError
 from longgen.pipelines import loading
 from longgen.video import partial_of, read_settings

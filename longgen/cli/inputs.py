@@ -123,12 +123,12 @@ def read_schedule(path: Path | None, prompt: str | None = None, prompts: Path | 
 
 def warn_of_grammar(spec: BackboneSpec, texts: list[str], quiet: bool) -> None:
     """A note where a built-in model does not know a sentence."""
-    from longgen.backbones.tiny import grammar
+    from longgen.backbones import tiny_grammar
 
-    unknown = [text for text in texts if spec.built_in and grammar.parse(text) is None]
+    unknown = [text for text in texts if spec.built_in and tiny_grammar.parse(text) is None]
     if unknown:
         say_notes([f"{spec.name} was trained on one form of sentence, which '{on_one_line(unknown[0], 200)}' does not have; expect "
-                   f"nonsense. The form:\n{grammar.describe()}"], quiet)  # fmt: skip
+                   f"nonsense. The form:\n{tiny_grammar.describe()}"], quiet)  # fmt: skip
 
 
 # Plans and jobs

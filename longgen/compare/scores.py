@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from longgen import disk, ffmpeg, metrics, video, video_info
-from longgen.backbones import tiny
+from longgen.backbones import tiny_grammar
 from longgen.errors import LonggenError, UsageError, unknown_name
 from longgen.metrics import METRICS, in_order
 from longgen.metrics.score import score_video
@@ -86,8 +86,7 @@ def file_hash(path: Path) -> str:
 @cache
 def code_hash() -> str:
     """Hash of the code that computes the scores, and of the versions of its libraries."""
-    folders = [Path(str(package.__file__)).parent for package in (metrics, tiny)]
-    files = [*sorted(folders[0].glob("*.py")), folders[1] / "measure.py", folders[1] / "grammar.py", *DECODING]
+    files = [*sorted(Path(str(metrics.__file__)).parent.glob("*.py")), Path(str(tiny_grammar.__file__)), *DECODING]
     return hash_of(files, [cv2.__version__, np.__version__])
 
 

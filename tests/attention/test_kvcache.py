@@ -16,7 +16,7 @@ from torch import Tensor
 from longgen import planner, preset
 from longgen.attention.kvcache import KVCache, chunk_view
 from longgen.attention.rotary import Rotary, Tables
-from longgen.backbones.spec import SELF_FORCING
+from longgen.backbones.causal_wan import SELF_FORCING
 from longgen.frameplan import FramePlan, Pass, full_attention
 from longgen.plan import Plan
 from longgen.program import Program

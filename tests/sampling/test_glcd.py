@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from longgen import cost, planner, preset
-from longgen.backbones.spec import TINY
+from longgen.backbones.wan import TINY
 from longgen.errors import UsageError
 from longgen.loops import sample
 from longgen.loops.denoiser import Denoiser

@@ -24,17 +24,16 @@ SCRIPTS = {f"longgen.backbones.tiny.{name}" for name in ("train", "check", "effe
 # Who may import whom, types and imports inside functions included: a row names rows above it only. A row is a module of `longgen`
 # or a whole package; `backbones.tiny` is the laboratory in which the built-in model is trained and measured.
 ORDER = [
-    "errors", "textfile", "arguments", "units", "frames", "plugins",
+    "errors", "closed", "arguments", "textfile", "units", "frames", "plugins", "terminal", "html", "device", "cache_folder",
+    "ffmpeg", "disk", "naming", "checkpoint", "video_info", "video", "progress", "doctor",
     "frameplan", "technique", "noise", "refine", "positions", "context", "fusion", "sampling", "catalog",
-    "backbones", "preset", "prompts", "schedule", "program", "plan", "cost",
-    "ffmpeg", "disk", "naming", "checkpoint", "video_info", "video",
-    "layers", "planner", "resolve",
-    "attention", "pipelines", "progress", "rundir", "describe", "loops", "interrupted", "run",
-    "metrics", "probe", "compare", "bench", "doctor", "backbones.tiny", "docs", "cli",
+    "backbones", "schedule", "preset", "prompts", "program", "stack", "plan", "cost", "layers", "planner", "resolve",
+    "attention", "pipelines", "run_settings", "rundir", "describe", "loops", "interrupted", "record", "run",
+    "metrics", "probe", "bench", "compare", "backbones.tiny", "docs", "cli",
 ]  # fmt: skip
 ONLY_UNDER = {  # library -> the rows whose modules may import it
     "diffusers": ("longgen.backbones", "longgen.pipelines", "longgen.loops"),
-    "transformers": ("longgen.pipelines", "longgen.metrics.vbench"),
+    "transformers": ("longgen.pipelines", "longgen.metrics.vbench", "longgen.backbones.tiny"),
     "typer": ("longgen.cli",),
     "rich": ("longgen.progress",),
 }

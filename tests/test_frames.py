@@ -75,7 +75,7 @@ def test_what_is_no_duration_is_refused(duration: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("duration", "said"), [("0s", "is no time"), ("0", "is no time"), ("0m0.0s", "is no time"), ("9" * 5000, "not a time")]
+    ("duration", "said"), [("0s", "is too short"), ("0", "is too short"), ("0m0.0s", "is too short"), ("9" * 5000, "not a time")]
 )
 def test_no_time_and_a_time_of_thousands_of_digits_are_refused(duration: str, said: str) -> None:
     with pytest.raises(UsageError, match=said) as refusal:

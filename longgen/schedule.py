@@ -82,67 +82,73 @@ def load(path: Path) -> PromptSchedule:
     """
     text = textfile.read(path, "schedule") + "\n"
     tables = textfile.toml(text, f"schedule {path}")
-    lines: dict[tuple[int, str], int] = {}
-    errors: list[tuple[int, str]] = []
-
-    def refuse(shot: int, key: str, wrong: str) -> None:
-        lines.update(lines or _lines(text))  # slow, and only errors need them
-        line = next((lines[place] for place in ((shot, key), (shot, ""), (0, "shot")) if place in lines), 1)
-        errors.append((line, f"line {line}: {f'shot {shot}: ' * (shot > 0)}{key}{wrong}"))
-
-    def read_text(shot: int, key: str, value: Any) -> str:
-        if not isinstance(value, str) or textfile.flaw(value):
-            refuse(shot, key, f" {textfile.flaw(value)}" if isinstance(value, str) else f" = {shown(value)} is not text")
-            return ""
-        return value.strip()
-
-    def read_time(shot: int, key: str, value: Any) -> Fraction | None:
-        try:
-            return units.seconds(value if isinstance(value, str) else "", "")
-        except UsageError as error:
-            refuse(shot, key, f" = {shown(value)} is not a time; expected, in quotes: {error.expected}")
-            return None
-
-    for key in sorted(tables.keys() - set(KEYS)):
-        refuse(0, key[:100], f": unknown key; known keys: {', '.join(KEYS)}")
-    common = read_text(0, "common", tables["common"]) if "common" in tables else ""
-    blend = read_time(0, "blend", tables.get("blend", "0s"))
+    errors = _Errors(text)
+    errors.check_keys(0, tables, KEYS)
+    common = errors.read_text(0, "common", tables["common"]) if "common" in tables else ""
+    blend = errors.read_time(0, "blend", tables.get("blend", "0s"))
     stack = tables.get("shot", [])
     if not isinstance(stack, list) or not stack or not all(isinstance(table, dict) for table in stack):
-        refuse(0, "shot", ": must be [[shot]] tables, at least one")
+        errors.add(0, "shot", ": must be [[shot]] tables, at least one")
         stack = []
     times: list[Fraction | None] = []
     shots = []
     for number, table in enumerate(stack, 1):
-        for key in sorted(table.keys() - set(SHOT_KEYS)):
-            refuse(number, key[:100], f": unknown key; known keys: {', '.join(SHOT_KEYS)}")
+        errors.check_keys(number, table, SHOT_KEYS)
         prompt, at = "", None
         if "prompt" in table:
-            prompt = read_text(number, "prompt", table["prompt"])
+            prompt = errors.read_text(number, "prompt", table["prompt"])
         else:
-            refuse(number, "prompt", " is missing")
+            errors.add(number, "prompt", " is missing")
         if "at" in table or number == 1:
-            at = read_time(number, "at", table.get("at", "0s"))
+            at = errors.read_time(number, "at", table.get("at", "0s"))
         else:
-            refuse(number, "at", " is missing; only the first shot may omit it")
+            errors.add(number, "at", " is missing; only the first shot may omit it")
         if number == 1 and at:
-            refuse(number, "at", f" = {shown(table['at'])}, but the first shot must begin at 0")
+            errors.add(number, "at", f" = {shown(table['at'])}, but the first shot must begin at 0")
         before = next((time for time in reversed(times) if time is not None), None)
         if before is not None and at is not None and at <= before:
-            refuse(number, "at", f" = {shown(table['at'])} is not after {_say(before)}, where an earlier shot begins")
+            errors.add(number, "at", f" = {shown(table['at'])} is not after {_say(before)}, where an earlier shot begins")
         times.append(at)
         shots.append(Shot(at or Fraction(0), f"{prompt}, {common}" if common else prompt))
     for number, (start, end) in enumerate(pairwise(times), 1):
         if blend is not None and start is not None and end is not None and 0 < end - start < blend:
-            refuse(
-                0,
-                "blend",
-                f" = {shown(tables['blend'])} is longer than shot {number}, {_say(end - start)}: the fades would overlap",
-            )
-    if errors:
-        raise UsageError(f"schedule {path}:\n" + "\n".join(f"    {wrong}" for _, wrong in sorted(errors)),
+            reason = f" is longer than shot {number}, {_say(end - start)}: the fades would overlap"
+            errors.add(0, "blend", f" = {shown(tables['blend'])}{reason}")
+    if errors.found:
+        raise UsageError(f"schedule {path}:\n" + "\n".join(f"    {error}" for _, error in sorted(errors.found)),
                          expected="what each line names", hint="correct these lines")  # fmt: skip
     return PromptSchedule(tuple(shots), blend or Fraction(0))
+
+
+class _Errors:
+    """Collects the errors of a schedule file, each with its line, while its values are read. Shot 0 is the top of the file."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.lines: dict[tuple[int, str], int] = {}
+        self.found: list[tuple[int, str]] = []
+
+    def add(self, shot: int, key: str, error: str) -> None:
+        self.lines.update(self.lines or _lines(self.text))  # slow, and only errors need them
+        line = next((self.lines[place] for place in ((shot, key), (shot, ""), (0, "shot")) if place in self.lines), 1)
+        self.found.append((line, f"line {line}: {f'shot {shot}: ' * (shot > 0)}{key}{error}"))
+
+    def check_keys(self, shot: int, table: Mapping[str, Any], known: tuple[str, ...]) -> None:
+        for key in sorted(table.keys() - set(known)):
+            self.add(shot, key[:100], f": unknown key; known keys: {', '.join(known)}")
+
+    def read_text(self, shot: int, key: str, value: Any) -> str:
+        if not isinstance(value, str) or textfile.flaw(value):
+            self.add(shot, key, f" {textfile.flaw(value)}" if isinstance(value, str) else f" = {shown(value)} is not text")
+            return ""
+        return value.strip()
+
+    def read_time(self, shot: int, key: str, value: Any) -> Fraction | None:
+        try:
+            return units.seconds(value if isinstance(value, str) else "", "")
+        except UsageError as error:
+            self.add(shot, key, f" = {shown(value)} is not a time; expected, in quotes: {error.expected}")
+            return None
 
 
 def _lines(text: str) -> dict[tuple[int, str], int]:

@@ -1,15 +1,15 @@
-"""Every error longgen raises on purpose, and the exit code the command line gives it.
+"""The errors that longgen raises, and their exit codes on the command line.
 
-    LonggenError                 1    something failed while it ran
-    ├── UsageError               2    a flag, a preset, a length or a stack that cannot be
-    ├── MissingError             3    weights, a file or a library that is not here
-    ├── OutOfMemoryError         4    the device or the host ran out; what was computed is on disk
-    └── BatchError               5    a batch finished, some of its videos did not
+    LonggenError                 1    a run failed
+    ├── UsageError               2    an invalid option, preset, length or stack of techniques
+    ├── MissingError             3    missing weights, file or library
+    ├── OutOfMemoryError         4    out of memory on the device or the host; what was computed is on disk
+    └── BatchError               5    a batch in which some videos failed
     KeyboardInterrupt          130    Ctrl-C; a checkpoint is on disk
-    └── Terminated              75    SIGTERM; a checkpoint is on disk, a scheduler may start the job again
-        └── HungUp             129    SIGHUP: the terminal has gone; a checkpoint is on disk
+    └── Terminated              75    SIGTERM; a checkpoint is on disk, so a job scheduler may restart the job
+        └── HungUp             129    SIGHUP: the terminal was closed; a checkpoint is on disk
 
-Each message carries three facts: what was given, what is accepted, what to do.
+Each message states three facts: what was given, what is expected, and a hint what to do.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from collections.abc import Iterable
 
 
 def shown(value: object, most: int = 100) -> str:
-    """`value` as a message quotes it: of at most `most` characters, and whatever it is."""
+    """`repr(value)` for a message, cut to `most` characters; never raises."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits, lists within lists
+    except (ValueError, RecursionError):  # huge integers, deeply nested lists
         text = f"a {type(value).__name__} too long to print"
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 class LonggenError(Exception):
-    """`given` says what is wrong with what; `accepted` what would be right; `do` the next thing to try."""
+    """given: what is wrong; expected: what would be right; hint: what to try next."""
 
     exit_code = 1
 
@@ -55,19 +55,19 @@ class BatchError(LonggenError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised as KeyboardInterrupt is so that no `except Exception` in a library swallows it."""
+    """SIGTERM; like KeyboardInterrupt, no `except Exception` in a library swallows it."""
 
     exit_code = 75
 
 
 class HungUp(Terminated):
-    """SIGHUP: the terminal was closed, or the connection to it lost."""
+    """SIGHUP: the terminal was closed, or its connection lost."""
 
     exit_code = 129
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], hint: str) -> UsageError:
-    """The error for a name that is not in a table, with the nearest names that are."""
+    """The error for an unknown name, with the closest known names."""
     names = sorted(known)
     near = difflib.get_close_matches(name[:100], names, n=3, cutoff=0.5)
     quoted = shown(name) if len(name) > 98 or not name.isprintable() else f"'{name}'"

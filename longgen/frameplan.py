@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, reduce
+from functools import cached_property, lru_cache, reduce
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -258,7 +258,7 @@ class FramePlan:
     @cached_property
     def is_stock(self) -> bool:
         """Whether this is the backbone's own attention, so that the stock call serves, bit for bit."""
-        return self.key == full_attention(*reversed(self.shape)).key
+        return self.key == _stock_key(*self.shape)
 
     def each(self, change: Callable[[Pass], Pass]) -> FramePlan:
         """This plan with `change` applied to every pass."""
@@ -325,7 +325,12 @@ def full_attention(frames_lat: int, queries: int | None = None) -> FramePlan:
     return FramePlan((Pass(rel, np.ones(rel.shape, dtype=bool), np.ones(len(rel))),))
 
 
-def visible_from_ranges(ranges: list[tuple[int, int]]) -> np.ndarray:
+@lru_cache(maxsize=256)
+def _stock_key(queries: int, frames_lat: int) -> str:
+    return full_attention(frames_lat, queries).key
+
+
+def visible_from_ranges(ranges: Sequence[tuple[int, int]]) -> np.ndarray:
     """The table [T, T] in which query frame i sees key frames `ranges[i]` (half-open)."""
     frame = np.arange(len(ranges))
     start, stop = np.array(ranges).T

@@ -1,11 +1,11 @@
-"""Files of prompts: a line, a row of a table or a JSON object for each video.
+"""Files of prompts, one video each per line, table row or JSON object.
 
-    .txt, and any other name     one prompt a line; empty lines and those that begin with # are left out
-    .csv, .tsv                   a table, whose first line names the columns
+    .txt, and any other name     one prompt a line; empty lines and those beginning with # are ignored
+    .csv, .tsv                   a table whose first line names the columns
     .jsonl, .ndjson              JSON Lines: an object for each video
 
-The columns, and the keys, are `prompt` and those that `Row` has. The set is closed; an empty cell, like null, is not given, and
-what a row does not give comes from the flags. A table has no comments.
+The columns and keys are the fields of `Row`; any other is an error. An empty cell or null leaves the field to the flags. Tables
+have no comments.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from longgen import textfile
 from longgen.errors import UsageError, shown
 from longgen.preset import Sample, SampleFields
 
-TABLES = {".csv": ",", ".tsv": "\t"}  # how each parts its cells; a .csv may also do it by semicolons or tabs
+TABLES = {".csv": ",", ".tsv": "\t"}  # the delimiter; a .csv may also use semicolons or tabs
 JSON_LINES = (".jsonl", ".ndjson")
-OTHERS = {  # what people may take for a file of prompts -> what to do
-    ".json": "write one object a line, into a file in .jsonl",
+OTHERS = {  # file types that people may pass -> hint
+    ".json": "write one object a line, to a .jsonl file",
     ".toml": "--schedule FILE.toml for prompts that change over time; else one prompt a line, in .txt",
-    ".yaml": "write one prompt a line, in .txt", ".yml": "write one prompt a line, in .txt",
+    ".yaml": "write one prompt a line, to a .txt file", ".yml": "write one prompt a line, to a .txt file",
     ".xls": "save the sheet as .csv", ".xlsx": "save the sheet as .csv", ".ods": "save the sheet as .csv",
     ".doc": "save it as plain text", ".docx": "save it as plain text", ".odt": "save it as plain text",
     ".pdf": "save it as plain text", ".rtf": "save it as plain text",
@@ -42,7 +42,7 @@ SIZE = re.compile(r"([1-9][0-9]{0,4})[x*]([1-9][0-9]{0,4})")
 
 
 class Row(SampleFields):
-    """One video of a file of prompts: its prompt, and what it has otherwise than the flags say.
+    """One video of a file of prompts: its prompt, and the fields in which it differs from the flags.
 
     line: of the file, from 1. output: a file name in the folder of the outputs. duration: in place of frames.
     """
@@ -61,11 +61,11 @@ class Row(SampleFields):
 
     @property
     def sample(self) -> Sample:
-        """What of the row is about sampling."""
+        """The fields of the row that concern sampling."""
         return Sample(**{name: getattr(self, name) for name in Sample.model_fields})
 
     def given(self) -> list[str]:
-        """The columns that it fills, besides the prompt."""
+        """The columns that are set, besides the prompt."""
         return [name for name in COLUMNS[1:] if getattr(self, name) is not None]
 
 
@@ -77,15 +77,15 @@ def parse_size(size: str, what: str = "--size") -> tuple[int, int]:
     match = SIZE.fullmatch(size.strip().lower())
     if match is None:
         raise UsageError(
-            f"{what} {shown(size)} is no picture size", expected="WIDTHxHEIGHT in pixels, as 832x480", hint="write it so"
+            f"{what} {shown(size)} is not a frame size", expected="WIDTHxHEIGHT in pixels, as 832x480", hint="correct it"
         )
     return int(match[1]), int(match[2])
 
 
 def checked(prompt: str, what: str) -> str:
-    """`prompt`, which `what` gave. Raises UsageError where there is nothing in it, or what is no text."""
+    """`prompt`, decoded where the locale is not UTF-8. Raises UsageError, naming `what`, where it is empty or not text."""
     if not prompt.isascii():
-        with contextlib.suppress(UnicodeError):  # in a locale that is not UTF-8 Python hands over the bytes, one by one
+        with contextlib.suppress(UnicodeError):  # with other locales Python passes bytes as surrogates
             prompt = os.fsencode(prompt).decode()
     wrong = textfile.flaw(prompt)
     if wrong is not None:
@@ -94,13 +94,13 @@ def checked(prompt: str, what: str) -> str:
 
 
 def read(path: Path, columns: Collection[str] = COLUMNS, why: str = "") -> tuple[list[Row], list[str]]:
-    """The rows of the file `path`, and notes on them. columns: those that can be honoured; `why` others cannot, and what to do.
+    """The rows of the file `path`, and notes on them. columns: those that are allowed; why: the reason that others are not.
 
     Raises UsageError with every error of the file, each with its line, and as `textfile.read` does.
     """
     name, suffix = f"--prompts {path}", path.suffix.lower()
     if suffix in OTHERS:
-        raise UsageError(f"{name}: prompts are not read from a file in {suffix}", expected=ACCEPTED, hint=OTHERS[suffix])
+        raise UsageError(f"{name}: prompts cannot be read from {suffix} files", expected=ACCEPTED, hint=OTHERS[suffix])
     text = textfile.read(path, "--prompts")
     errors: list[str] = []
     if suffix in TABLES:
@@ -110,15 +110,15 @@ def read(path: Path, columns: Collection[str] = COLUMNS, why: str = "") -> tuple
     else:
         cells = _lines(text)
         _refuse_other_format(name, cells)
-    rows, unfit = [], dict[str, int]()
+    rows, disallowed = [], dict[str, int]()
     for line, values in cells:
         for key in values:
             if key in COLUMNS and key not in columns:
-                unfit.setdefault(key, line)
+                disallowed.setdefault(key, line)
         row = _row(line, values, suffix in JSON_LINES, errors)
         rows += [row] if row else []
-    if unfit:
-        key, line = next(iter(unfit.items()))
+    if disallowed:
+        key, line = next(iter(disallowed.items()))
         raise UsageError(f"{name}: line {line} gives {key}, {why}", expected=", ".join(columns),
                          hint=f"leave the column {key} out")  # fmt: skip
     errors += _clashes(rows)
@@ -133,7 +133,7 @@ def read(path: Path, columns: Collection[str] = COLUMNS, why: str = "") -> tuple
     return rows, _notes(path, rows)
 
 
-MOST_ERRORS = 20  # that a message lists
+MOST_ERRORS = 20  # listed in a message
 
 
 def _lines(text: str) -> list[tuple[int, dict[str, Any]]]:
@@ -142,17 +142,17 @@ def _lines(text: str) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _refuse_other_format(name: str, cells: list[tuple[int, dict[str, Any]]]) -> None:
-    """Raises UsageError where lines that would be prompts are those of a table or of JSON."""
+    """Raises UsageError where the lines look like a table or JSON, rather than prompts."""
     if not cells:
         return
     line, first = cells[0][0], cells[0][1]["prompt"]
     named = [_column(cell.strip('"')) for cell in re.split("[,;\t]", first)]
     if "prompt" in named and all(column in COLUMNS for column in named):
-        raise UsageError(f"{name}: line {line} names columns, as {shown(first)}, and would be made a video of", expected=ACCEPTED,
-                         hint="give the file a name in .csv, or take that line out")  # fmt: skip
+        raise UsageError(f"{name}: line {line} is a table header, not a prompt: {shown(first)}", expected=ACCEPTED,
+                         hint="rename the file to .csv, or remove that line")  # fmt: skip
     if first.startswith(("{", "[")) and re.search(r'"\s*prompt\s*"\s*:|^\[\s*("|\{|$)|^\{\s*("|$)', first):
-        raise UsageError(f"{name}: line {line} is JSON, as {shown(first)}, and would be made a video of", expected=ACCEPTED,
-                         hint="give the file a name in .jsonl, with one object a line")  # fmt: skip
+        raise UsageError(f"{name}: line {line} is JSON, not a prompt: {shown(first)}", expected=ACCEPTED,
+                         hint="rename the file to .jsonl, with one object a line")  # fmt: skip
 
 
 def _column(title: str) -> str:
@@ -160,12 +160,12 @@ def _column(title: str) -> str:
     return re.sub(r"[\s-]+", "_", title.strip().lower())
 
 
-def _table(text: str, parted_by: str, errors: list[str]) -> list[tuple[int, dict[str, Any]]]:
-    """Cells by column, with the line in which each row begins."""
+def _table(text: str, delimiter: str, errors: list[str]) -> list[tuple[int, dict[str, Any]]]:
+    """Cells by column, with the line where each row begins."""
     head = next((line for line in text.split("\n") if line.strip()), "")
-    if parted_by == ",":
-        parted_by = max(",;\t", key=lambda character: re.sub('"[^"]*"', "", head).count(character))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=parted_by, strict=True, skipinitialspace=True)
+    if delimiter == ",":
+        delimiter = max(",;\t", key=lambda character: re.sub('"[^"]*"', "", head).count(character))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
     titles: list[str] | None = None
     cells = []
     while True:
@@ -175,7 +175,7 @@ def _table(text: str, parted_by: str, errors: list[str]) -> list[tuple[int, dict
         except StopIteration:
             break
         except csv.Error as error:
-            reason = "a quote that is not closed" if "unexpected end" in str(error) else str(error)
+            reason = "unclosed quote" if "unexpected end" in str(error) else str(error)
             errors.append(f"line {line}: {reason}")
             break
         if not any(row):
@@ -188,8 +188,8 @@ def _table(text: str, parted_by: str, errors: list[str]) -> list[tuple[int, dict
                 break
             continue
         if len(row) > len(titles) and any(row[len(titles) :]):
-            errors.append(f"line {line}: {len(row)} cells, and there are {len(titles)} columns; a text with "
-                          f"{'commas' if parted_by == ',' else 'tabs' if parted_by == chr(9) else 'semicolons'} in it stands in "
+            errors.append(f"line {line}: {len(row)} cells in {len(titles)} columns; put a text with "
+                          f"{'commas' if delimiter == ',' else 'tabs' if delimiter == chr(9) else 'semicolons'} in it in "
                           "double quotes")  # fmt: skip
             continue
         values = {title: cell for title, cell in zip(titles, row, strict=False) if title and cell}
@@ -203,8 +203,8 @@ def _wrong_titles(titles: Sequence[str]) -> str | None:
     unknown = [title for title in titles if title and title not in COLUMNS]
     if "prompt" not in titles:
         near = difflib.get_close_matches("prompt", [*titles], n=1, cutoff=0.6)
-        hint = f" (is {near[0]!r} meant?)" if near else ""
-        return f"no column is called prompt{hint}: the first line names the columns"
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        return f"there is no column prompt{hint}: the first line must name the columns"
     if unknown:
         return unknown_column(unknown[0])
     twice = next((title for title in titles if title and titles.count(title) > 1), None)
@@ -225,15 +225,15 @@ def _objects(text: str, errors: list[str]) -> list[tuple[int, dict[str, Any]]]:
         try:
             values = json.loads(line, object_pairs_hook=_once, parse_constant=_no_constant)
         except RecursionError:
-            errors.append(f"line {number}: it is nested too deeply")
+            errors.append(f"line {number}: nested too deeply")
         except json.JSONDecodeError as error:
-            errors.append(f"line {number}: is not JSON: {error.msg} at column {error.colno}")
+            errors.append(f"line {number}: invalid JSON: {error.msg} at column {error.colno}")
         except ValueError as error:  # of the two hooks, or an integer of thousands of digits
-            reason = "a number of too many digits" if "digits" in str(error) else str(error)
+            reason = "a number with too many digits" if "digits" in str(error) else str(error)
             errors.append(f"line {number}: {reason}")
         else:
             if not isinstance(values, dict):
-                errors.append(f'line {number}: {shown(values)} is no object; write {{"prompt": ...}}')
+                errors.append(f'line {number}: {shown(values)} is not an object; write {{"prompt": ...}}')
                 continue
             unknown = [key for key in values if key not in COLUMNS]
             errors += [f"line {number}: {unknown_column(key)}" for key in unknown]
@@ -250,14 +250,14 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(word: str) -> Any:
-    raise ValueError(f"{word} is no number")
+    raise ValueError(f"{word} is not a number")
 
 
 def _row(line: int, values: dict[str, Any], typed: bool, errors: list[str]) -> Row | None:
-    """The row of `values`, or None after its errors went to `errors`. typed: numbers are no texts."""
+    """The row of `values`, or None after adding to `errors`. typed: whether values have JSON types, rather than being text."""
     prompt = values.get("prompt", "")
     if isinstance(prompt, str) and (wrong := textfile.flaw(prompt)):
-        errors.append(f"line {line}: prompt {wrong}" if "prompt" in values else f"line {line}: there is no prompt")
+        errors.append(f"line {line}: prompt {wrong}" if "prompt" in values else f"line {line}: the prompt is missing")
         return None
     for key, value in values.items():
         if isinstance(value, str) and key != "prompt" and value.strip() and (wrong := textfile.flaw(value)):
@@ -274,35 +274,35 @@ def _row(line: int, values: dict[str, Any], typed: bool, errors: list[str]) -> R
             errors.append(f"line {line}: {detail['loc'][0]} = {shown(detail['input'])}: {message[0].lower()}{message[1:]}")
         return None
     if row.frames is not None and row.duration is not None:
-        errors.append(f"line {line}: frames and duration are both given; expected: one of them")
+        errors.append(f"line {line}: frames cannot be combined with duration")
     if row.output is not None and (wrong := _wrong_output(row.output)):
         errors.append(f"line {line}: output = {shown(row.output)} {wrong}")
     return row
 
 
 def _wrong_output(name: str) -> str | None:
-    """What is wrong with `name` as the name of a file in the folder of the outputs."""
+    """Why `name` cannot be a file name in the output folder; None where it can."""
     if re.search(r"[/\\]", name) or name.startswith(".") or re.match(r"[A-Za-z]:", name):
-        return "is not a plain file name, and videos of a file of prompts stay in the folder of --output"
+        return "is not a plain file name: videos of a file of prompts go into the folder of --output"
     if any(ord(character) < 32 or ord(character) == 127 for character in name):
-        return "holds a control character"
-    return None if name.lower().endswith(".mp4") else "is no name in .mp4"
+        return "contains a control character"
+    return None if name.lower().endswith(".mp4") else "does not end in .mp4"
 
 
 def _clashes(rows: Iterable[Row]) -> list[str]:
-    """Rows that would write one file."""
+    """Errors for rows that would write the same file."""
     seen: dict[str, int] = {}
     errors = []
     for row in rows:
         if row.output is None:
             continue
-        same = row.output.casefold()  # the file systems of macOS and Windows do not tell cases apart
+        same = row.output.casefold()  # macOS and Windows file systems ignore case
         if same in seen:
-            errors.append(f"line {row.line}: output = {shown(row.output)} is that of line {seen[same]} too")
+            errors.append(f"line {row.line}: output = {shown(row.output)} is already used in line {seen[same]}")
         seen.setdefault(same, row.line)
     return errors
 
 
 def _notes(path: Path, rows: Sequence[Row]) -> list[str]:
-    commented = [row.line for row in rows if row.prompt.startswith("#")]  # of tables alone: lines have no such prompts
-    return [f"{path}: line {commented[0]} begins with #, and is a prompt: tables have no comments"] if commented else []
+    commented = [row.line for row in rows if row.prompt.startswith("#")]  # only possible in tables
+    return [f"{path}: line {commented[0]} begins with # but is a prompt: tables have no comments"] if commented else []

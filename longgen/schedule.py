@@ -1,22 +1,22 @@
-"""Prompts that change over time: which shot's text each latent frame has. Pure; nothing here knows a model.
+"""Prompt schedules: prompts that change over time, and the weight of each in every latent frame. Independent of any model.
 
     common = "cinematic, 4k"     # optional: every shot's prompt becomes "<prompt>, <common>"
-    blend = "1s"                 # optional, 0s where it is left out: how long one shot's text fades into the next
+    blend = "1s"                 # optional, default 0s: the duration of the cross-fade between shots
     [[shot]]                     # the first shot begins at 0
     prompt = "a large red circle bouncing on a navy background"
     [[shot]]
     at = "4s"
     prompt = "a large green square bouncing on a navy background"
 
-Pixel frame p shows the time p / fps. Latent frame 0 holds pixel frame 0, latent frame j >= 1 the `stride` pixel frames from
+Pixel frame p is shown at time p / fps. Latent frame 0 holds pixel frame 0, latent frame j >= 1 the `stride` pixel frames from
 stride (j - 1) + 1 to stride j.
 
-Without blend nothing is mixed: a pixel frame has the last shot with at <= p / fps, and a latent frame has the shot of its last
-pixel frame. So the latent frame that holds the first pixel frame of a shot is the first that has this shot, and has it wholly;
-the cut comes up to stride - 1 pixel frames early, never late.
+Without blend there are hard cuts: a pixel frame has the last shot with at <= p / fps, and a latent frame has the shot of its last
+pixel frame. So the latent frame that holds the first pixel frame of a shot is the first with that shot, at full weight; the cut
+comes up to stride - 1 pixel frames early, never late.
 
-With a blend b each cut is a linear fade over [at - b/2, at + b/2], and a latent frame has the mean of its pixel frames. A file's
-shots are no shorter than b, so that no two fades overlap; where the video ends in a fade, it stays in it.
+With a blend b each cut is a linear cross-fade over [at - b/2, at + b/2], and a latent frame has the mean of its pixel frames. Shots
+must not be shorter than b, so that no two fades overlap; a video may end within a fade.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ else:
 
 KEYS = ("common", "blend", "shot")
 SHOT_KEYS = ("at", "prompt")
-MOST_LINES = 500  # of one statement, which is parsed anew with each of its lines to find where it ends
+MOST_LINES = 500  # of one statement, which is parsed again with each of its lines to find its end
 
 
 @dataclass(frozen=True)
 class Shot:
-    """`prompt` from the second `at` on, with what is common to all shots in it."""
+    """`prompt`, including the text common to all shots, from the time `at` in seconds."""
 
     at: Fraction
     prompt: str
@@ -55,7 +55,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class PromptSchedule:
-    """Shots in the order of their times, the first at 0, and the seconds that one fades into the next."""
+    """Shots in order of time, the first at 0, and the duration of cross-fades in seconds."""
 
     shots: tuple[Shot, ...]
     blend: Fraction = Fraction(0)
@@ -82,72 +82,80 @@ def load(path: Path) -> PromptSchedule:
     """
     text = textfile.read(path, "schedule") + "\n"
     tables = textfile.toml(text, f"schedule {path}")
-    lines: dict[tuple[int, str], int] = {}
-    errors: list[tuple[int, str]] = []
-
-    def refuse(shot: int, key: str, wrong: str) -> None:
-        lines.update(lines or _lines(text))  # they take time, and a file without errors needs none
-        line = next((lines[place] for place in ((shot, key), (shot, ""), (0, "shot")) if place in lines), 1)
-        errors.append((line, f"line {line}: {f'shot {shot}: ' * (shot > 0)}{key}{wrong}"))
-
-    def read_text(shot: int, key: str, value: Any) -> str:
-        if not isinstance(value, str) or textfile.flaw(value):
-            refuse(shot, key, f" {textfile.flaw(value)}" if isinstance(value, str) else f" = {shown(value)} is no text")
-            return ""
-        return value.strip()
-
-    def read_time(shot: int, key: str, value: Any) -> Fraction | None:
-        try:
-            return units.seconds(value if isinstance(value, str) else "", "")
-        except UsageError as error:
-            refuse(shot, key, f" = {shown(value)} is not a time; expected, in quotes: {error.expected}")
-            return None
-
-    for key in sorted(tables.keys() - set(KEYS)):
-        refuse(0, key[:100], f": unknown key; known keys: {', '.join(KEYS)}")
-    common = read_text(0, "common", tables["common"]) if "common" in tables else ""
-    blend = read_time(0, "blend", tables.get("blend", "0s"))
+    errors = _Errors(text)
+    errors.check_keys(0, tables, KEYS)
+    common = errors.read_text(0, "common", tables["common"]) if "common" in tables else ""
+    blend = errors.read_time(0, "blend", tables.get("blend", "0s"))
     stack = tables.get("shot", [])
     if not isinstance(stack, list) or not stack or not all(isinstance(table, dict) for table in stack):
-        refuse(0, "shot", ": must be [[shot]] tables, at least one")
+        errors.add(0, "shot", ": must be [[shot]] tables, at least one")
         stack = []
     times: list[Fraction | None] = []
     shots = []
     for number, table in enumerate(stack, 1):
-        for key in sorted(table.keys() - set(SHOT_KEYS)):
-            refuse(number, key[:100], f": unknown key; known keys: {', '.join(SHOT_KEYS)}")
+        errors.check_keys(number, table, SHOT_KEYS)
         prompt, at = "", None
         if "prompt" in table:
-            prompt = read_text(number, "prompt", table["prompt"])
+            prompt = errors.read_text(number, "prompt", table["prompt"])
         else:
-            refuse(number, "prompt", " is missing")
+            errors.add(number, "prompt", " is missing")
         if "at" in table or number == 1:
-            at = read_time(number, "at", table.get("at", "0s"))
+            at = errors.read_time(number, "at", table.get("at", "0s"))
         else:
-            refuse(number, "at", " is missing; only the first shot's may be left out")
+            errors.add(number, "at", " is missing; only the first shot may omit it")
         if number == 1 and at:
-            refuse(number, "at", f" = {shown(table['at'])}, but the first shot begins at 0")
+            errors.add(number, "at", f" = {shown(table['at'])}, but the first shot must begin at 0")
         before = next((time for time in reversed(times) if time is not None), None)
         if before is not None and at is not None and at <= before:
-            refuse(number, "at", f" = {shown(table['at'])} is not after {_say(before)}, where a shot above it begins")
+            errors.add(number, "at", f" = {shown(table['at'])} is not after {_say(before)}, where an earlier shot begins")
         times.append(at)
         shots.append(Shot(at or Fraction(0), f"{prompt}, {common}" if common else prompt))
     for number, (start, end) in enumerate(pairwise(times), 1):
         if blend is not None and start is not None and end is not None and 0 < end - start < blend:
-            refuse(
-                0, "blend", f" = {shown(tables['blend'])} is longer than shot {number}, {_say(end - start)}: fades would overlap"
-            )
-    if errors:
-        raise UsageError(f"schedule {path}:\n" + "\n".join(f"    {wrong}" for _, wrong in sorted(errors)),
+            reason = f" is longer than shot {number}, {_say(end - start)}: the fades would overlap"
+            errors.add(0, "blend", f" = {shown(tables['blend'])}{reason}")
+    if errors.found:
+        raise UsageError(f"schedule {path}:\n" + "\n".join(f"    {error}" for _, error in sorted(errors.found)),
                          expected="what each line names", hint="correct these lines")  # fmt: skip
     return PromptSchedule(tuple(shots), blend or Fraction(0))
+
+
+class _Errors:
+    """Collects the errors of a schedule file, each with its line, while its values are read. Shot 0 is the top of the file."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.lines: dict[tuple[int, str], int] = {}
+        self.found: list[tuple[int, str]] = []
+
+    def add(self, shot: int, key: str, error: str) -> None:
+        self.lines.update(self.lines or _lines(self.text))  # slow, and only errors need them
+        line = next((self.lines[place] for place in ((shot, key), (shot, ""), (0, "shot")) if place in self.lines), 1)
+        self.found.append((line, f"line {line}: {f'shot {shot}: ' * (shot > 0)}{key}{error}"))
+
+    def check_keys(self, shot: int, table: Mapping[str, Any], known: tuple[str, ...]) -> None:
+        for key in sorted(table.keys() - set(known)):
+            self.add(shot, key[:100], f": unknown key; known keys: {', '.join(known)}")
+
+    def read_text(self, shot: int, key: str, value: Any) -> str:
+        if not isinstance(value, str) or textfile.flaw(value):
+            self.add(shot, key, f" {textfile.flaw(value)}" if isinstance(value, str) else f" = {shown(value)} is not text")
+            return ""
+        return value.strip()
+
+    def read_time(self, shot: int, key: str, value: Any) -> Fraction | None:
+        try:
+            return units.seconds(value if isinstance(value, str) else "", "")
+        except UsageError as error:
+            self.add(shot, key, f" = {shown(value)} is not a time; expected, in quotes: {error.expected}")
+            return None
 
 
 def _lines(text: str) -> dict[tuple[int, str], int]:
     """The lines, from 1, of the keys (shot, key) and headers (shot, "") of a valid TOML file; shot 0 is its top.
 
-    tomllib keeps no lines. But a statement parses alone, and no part of it that ends with a line does: so the file is cut
-    into statements by parsing, and what a text or a comment holds is never taken for a header.
+    tomllib does not report lines. But a whole statement parses alone, and no shorter run of its lines does: so the file is split
+    into statements by parsing, and text in strings or comments is never mistaken for a header.
     """
     lines: dict[tuple[int, str], int] = {}
     shots = table = 0  # headers so far; the shot whose keys follow, -1 in a table that no schedule has
@@ -159,13 +167,13 @@ def _lines(text: str) -> dict[tuple[int, str], int]:
         except tomllib.TOMLDecodeError:
             if number - start > MOST_LINES:
                 return lines
-            continue  # it goes on in the next line
+            continue  # the statement continues on the next line
         header = statement.lstrip().startswith("[")
-        for key, value in parsed.items():  # one, or none in a line of blanks and comments
+        for key, value in parsed.items():  # one, or none for blank lines and comments
             if header and key == "shot" and isinstance(value, list):
                 shots = table = shots + 1
                 lines[shots, ""] = start
-            elif header:  # no schedule has it: [shot.key] is in the last shot, any other at the top
+            elif header:  # not of a schedule: [shot.key] belongs to the last shot, others to the top
                 table = -1
                 lines.setdefault((shots, next(iter(value))) if key == "shot" and shots else (0, key), start)
             else:
@@ -175,22 +183,24 @@ def _lines(text: str) -> dict[tuple[int, str], int]:
 
 
 def check(schedule: PromptSchedule, frames_px: int, fps: int) -> None:
-    """Raises UsageError where a shot begins when a video of `frames_px` frames is over."""
+    """Raises UsageError where a shot begins after a video of `frames_px` frames has ended."""
     duration = Fraction(frames_px, fps)
     late = [f"shot {number} at {_say(shot.at)}" for number, shot in enumerate(schedule.shots, 1) if shot.at >= duration]
     if late:
-        raise UsageError(f"the schedule has {', '.join(late)}, but the video is over at {_say(duration)}",
+        raise UsageError(f"the schedule has {', '.join(late)}, but the video ends at {_say(duration)}",
                          expected=f"shots that begin before {_say(duration)}",
-                         hint="make the video longer (--duration, --frames), or let the shots begin earlier")  # fmt: skip
+                         hint="make the video longer (--duration, --frames), or the shots earlier")  # fmt: skip
 
 
 def weights(schedule: PromptSchedule, frames_px: int, stride: int, fps: int) -> np.ndarray:
-    """[S shots, T latent frames] float64: the share of each shot's text in each latent frame; columns sum to one.
+    """Prompt weights [S shots, T latent frames] float64: the share of each shot's text in each latent frame; columns sum to one.
 
     Raises UsageError where a shot is too short to have any.
     """
     shots, frames_lat = schedule.shots, frames.latent_frames(frames_px, stride)
-    fades = np.zeros((len(shots) + 1, frames.pixel_frames(frames_lat, stride)))  # how far each shot has come; none follows the last
+    fades = np.zeros(
+        (len(shots) + 1, frames.pixel_frames(frames_lat, stride))
+    )  # cumulative share of each shot; the last row stays 0
     fades[0] = 1
     for fade, shot in zip(fades[1:], shots[1:], strict=False):
         start = shot.at - schedule.blend / 2
@@ -205,10 +215,10 @@ def weights(schedule: PromptSchedule, frames_px: int, stride: int, fps: int) -> 
 
 
 def by_chunk(schedule: PromptSchedule, shares: np.ndarray, chunk: int, frame_s: Fraction = Fraction(0)) -> np.ndarray:
-    """[chunks, S]: the shares [S, T] of `weights` in each `chunk` latent frames, of `frame_s` seconds each.
+    """Prompt weights by chunk [chunks, S]: the shares [S, T] of `weights` in each `chunk` latent frames of `frame_s` seconds.
 
-    With a blend they are the frames' means; without, a chunk has the shot of its first frame: a shot begins with the first chunk
-    that starts in it. Raises UsageError where no chunk has a shot.
+    With a blend they are means over frames; without, a chunk has the shot of its first frame, so that a shot begins with the first
+    chunk that starts in it. Raises UsageError for a shot that no chunk has.
     """
     if schedule.blend:
         table = np.stack([shares[:, first : first + chunk].mean(axis=1) for first in range(0, shares.shape[1], chunk)])
@@ -221,13 +231,13 @@ def by_chunk(schedule: PromptSchedule, shares: np.ndarray, chunk: int, frame_s: 
 def _refuse_unseen(schedule: PromptSchedule, table: np.ndarray, where: str, least_s: Fraction) -> None:
     unseen = [f"shot {number} at {_say(schedule.shots[number - 1].at)}" for number in 1 + np.flatnonzero(~table.any(axis=1))]
     if unseen:
-        raise UsageError(f"the schedule's {', '.join(unseen)} is too short to be in any {where}",
+        raise UsageError(f"the schedule's {', '.join(unseen)} is too short to appear in any {where}",
                          expected=f"shots of {_say(least_s)} or longer, before the video ends",
-                         hint="make it longer, or leave it out")  # fmt: skip
+                         hint="make it longer, or remove it")  # fmt: skip
 
 
 def _exactly(seconds: Fraction) -> str:
-    """A time that a file gave, which has nine decimals at most, in quotes."""
+    """A time from a file, exactly, in quotes; it has nine decimals at most."""
     whole, rest = divmod(seconds * 10**9, 10**9)
     text = f"{whole}.{int(rest):09}".rstrip("0").rstrip(".")
     return f'"{text}s"'

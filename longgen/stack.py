@@ -42,27 +42,27 @@ def programs_of(
     programs: list[Program | None] = [None]
     index_of: dict[tuple[object, ...], int] = {}
     table = np.zeros((layers, steps), dtype=np.int64)
-    by_cell: dict[tuple[tuple[int, ...], int], int] = {}  # (techniques, step) -> index: layers with the same techniques are alike
     by_case: dict[tuple[tuple[int, ...], int | None], tuple[dict[str, FramePlan], Fusion | None]] = {}
     effective: set[str] = set()
-    for layer, step in itertools.product(range(layers), range(steps)):
-        active = tuple(i for i, placed in enumerate(stack) if layer in placed.layers and step in placed.steps)
+    alike: dict[tuple[int, ...], list[int]] = {}  # layers by the techniques that act in them
+    for layer in range(layers):
+        alike.setdefault(tuple(i for i, placed in enumerate(stack) if layer in placed.layers), []).append(layer)
+    for (in_layer, members), step in itertools.product(alike.items(), range(steps)):
+        active = tuple(i for i in in_layer if step in stack[i].steps)
         if not active:
             continue
-        if (active, step) not in by_cell:
-            fuses = any(isinstance(stack[i].technique, Fusion) for i in active)
-            case = (active, step if fuses else None)  # without a fusion, all steps are alike
-            if case not in by_case:
-                by_case[case] = _branches([stack[i] for i in active], geometry, stock, step, steps, effective)
-            branches, fusion = by_case[case]
-            key = (tuple((name, plan.key) for name, plan in branches.items()), fusion)
-            if fusion is None and next(iter(branches.values())).is_stock:
-                index_of[key] = 0
-            elif key not in index_of:
-                index_of[key] = len(programs)
-                programs.append(Program(branches, fusion))
-            by_cell[active, step] = index_of[key]
-        table[layer, step] = by_cell[active, step]
+        fuses = any(isinstance(stack[i].technique, Fusion) for i in active)
+        case = (active, step if fuses else None)  # without a fusion, all steps are alike
+        if case not in by_case:
+            by_case[case] = _branches([stack[i] for i in active], geometry, stock, step, steps, effective)
+        branches, fusion = by_case[case]
+        if fusion is None and next(iter(branches.values())).is_stock:
+            continue
+        key = (tuple((name, plan.key) for name, plan in branches.items()), fusion)
+        if key not in index_of:
+            index_of[key] = len(programs)
+            programs.append(Program(branches, fusion))
+        table[members, step] = index_of[key]
     return tuple(programs), table, [placed.name for placed in stack if placed.name not in effective]
 
 

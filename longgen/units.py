@@ -1,4 +1,4 @@
-"""Durations, byte counts and lists of layers, as users write and read them."""
+"""Durations, byte counts and index lists, parsed and formatted for people."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ _DURATION = re.compile(r"(?:([0-9]{1,9}(?:\.[0-9]{1,9})?)m)?(?:([0-9]{1,9}(?:\.[
 
 
 def seconds(text: str, what: str) -> Fraction:
-    """Seconds of a time such as `20s`, `1m30s`, `2m` or `7.5`. Raises UsageError on anything else, calling it `what`."""
+    """Parses a time such as `20s`, `1m30s`, `2m` or `7.5` to seconds. Raises UsageError, naming `what`, for anything else."""
     match = _DURATION.fullmatch(text.strip().lower())
     if not match or not any(match.groups()):
         raise UsageError(
-            f"{what} {shown(text)} is not a time", expected="20s, 1m30s, 2m or 7.5 (seconds)", hint="write it as one of these"
+            f"{what} {shown(text)} is not a time", expected="20s, 1m30s, 2m or 7.5 (seconds)", hint="use one of these forms"
         )
     minutes, rest = (Fraction(group or 0) for group in match.groups())
     return 60 * minutes + rest
 
 
 def duration_frames(duration: str, fps: int) -> int:
-    """Pixel frames of a duration such as `20s`, `1m30s`, `2m` or `7.5`, at `fps` frames a second; at least 1.
+    """Parses a duration such as `20s`, `1m30s`, `2m` or `7.5` to pixel frames at `fps` frames a second; at least 1.
 
-    Raises UsageError on anything else, and on no time at all.
+    Raises UsageError for anything else, and for zero.
     """
-    asked = seconds(duration, "--duration")
-    if asked == 0:
-        raise UsageError(f"--duration {duration} is no time for a video", expected="20s, 1m30s, 2m or 7.5 (seconds)",
-                         hint="make it longer, or leave it out for the model's own length")  # fmt: skip
-    return max(1, round(asked * fps))
+    duration_s = seconds(duration, "--duration")
+    if duration_s == 0:
+        raise UsageError(f"--duration {duration} is too short for a video", expected="20s, 1m30s, 2m or 7.5 (seconds)",
+                         hint="make it longer, or leave it out for the model's native length")  # fmt: skip
+    return max(1, round(duration_s * fps))
 
 
 def count_label(numbers: tuple[int, ...], total: int) -> str:
-    """`all 30`, `0-9`, `0, 3-5 of 30`: a short way to write a sorted list of layers or steps."""
+    """`all 30`, `0-9`, `0, 3-5 of 30`: a compact form of a sorted list of layers or steps."""
     if len(numbers) == total:
         return f"all {total}"
     runs = []
@@ -47,7 +47,7 @@ def count_label(numbers: tuple[int, ...], total: int) -> str:
 
 
 def human_bytes(count: float) -> str:
-    """`1.5 GB`: powers of 1000, two significant places below ten."""
+    """`1.5 GB`: units of powers of 1000, three significant digits."""
     if count < 1:
         return "0 B"
     power = min(int(math.log10(count)) // 3, 4)

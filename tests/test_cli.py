@@ -798,7 +798,7 @@ def test_rows_that_cannot_be_are_refused_by_their_line() -> None:
         (["-p", f"{PROMPT} " + " ".join(f"w{n}" for n in range(30))], "has 40 tokens, and tiny reads 24; not read: 'w14 w15"),
         (["-p", PROMPT, "--negative-prompt", "no " * 30, "--cfg", "2"], "the negative prompt has 31 tokens, and tiny reads 24"),
         (["--schedule", "shots.toml"], "shot 2 has 32 tokens, and tiny reads 24; not read: 'x22"),
-        (["-p", PROMPT, "--preset", "freeloc@all", "--probe", "published"], "--probe published is not read: the layers are all"),
+        (["-p", PROMPT, "--preset", "freeloc@all", "--probe", "published"], "--probe published is ignored: the layers are all"),
         (["--prompts", "twins.txt", "--seed", "3"], "lines 1 and 2 of --prompts have the same prompt, seed"),
     ],
     ids=one_line,

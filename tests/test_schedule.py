@@ -122,7 +122,7 @@ def test_lines_are_those_of_the_statements(tmp_path: Path, header: str, newline:
         "line 10: shot 2: at",
         "line 14: shot 3: prompt is empty",
         "line 15: shot 3: at",
-        "line 17: shot 4: at is missing; only the first shot's may be left out",
+        "line 17: shot 4: at is missing; only the first shot may omit it",
         "line 17: shot 4: prompt is missing",
     ]
 
@@ -150,18 +150,18 @@ NEXT = '\n[[shot]]\nat = "4s"\nprompt = "b"\n'
         ("[[shot]]\nprompt='a'\n[[shots]]\nat='1s'", ["line 3: shots: unknown key; known keys: common, blend, shot"]),
         ("fade = 1\n[[shot]]\nprompt='a'", ["line 1: fade: unknown key; known keys: common, blend, shot"]),
         ("[[shot]]\nat='0s'", ["line 1: shot 1: prompt is missing"]),
-        ("[[shot]]\nprompt=3", ["line 2: shot 1: prompt = 3 is no text"]),
-        ("[[shot]]\nprompt.x=3", ["line 2: shot 1: prompt = {'x': 3} is no text"]),
+        ("[[shot]]\nprompt=3", ["line 2: shot 1: prompt = 3 is not text"]),
+        ("[[shot]]\nprompt.x=3", ["line 2: shot 1: prompt = {'x': 3} is not text"]),
         ("[[shot]]\nprompt=' '", ["line 2: shot 1: prompt is empty"]),
         ("common=''\n[[shot]]\nprompt='a'", ["line 1: common is empty"]),
-        ("common=['a']\n[[shot]]\nprompt='a'", ["line 1: common = ['a'] is no text"]),
-        ("[[shot]]\nat='1s'\nprompt='a'", ["line 2: shot 1: at = '1s', but the first shot begins at 0"]),
-        ("[[shot]]\nprompt='a'" + NEXT + NEXT, ["line 8: shot 3: at = '4s' is not after 4s, where a shot above it begins"]),
+        ("common=['a']\n[[shot]]\nprompt='a'", ["line 1: common = ['a'] is not text"]),
+        ("[[shot]]\nat='1s'\nprompt='a'", ["line 2: shot 1: at = '1s', but the first shot must begin at 0"]),
+        ("[[shot]]\nprompt='a'" + NEXT + NEXT, ["line 8: shot 3: at = '4s' is not after 4s, where an earlier shot begins"]),
         (
             "[[shot]]\nprompt='a'\n[[shot]]\nprompt='b'\nat='0'",
-            ["line 5: shot 2: at = '0' is not after 0s, where a shot above it begins"],
+            ["line 5: shot 2: at = '0' is not after 0s, where an earlier shot begins"],
         ),
-        ("[[shot]]\nprompt='a'\n[[shot]]\nprompt='b'", ["line 3: shot 2: at is missing; only the first shot's may be left out"]),
+        ("[[shot]]\nprompt='a'\n[[shot]]\nprompt='b'", ["line 3: shot 2: at is missing; only the first shot may omit it"]),
     ],
 )
 def test_what_cannot_be_is_refused_with_line_and_key(tmp_path: Path, text: str, expected: list[str]) -> None:
@@ -181,17 +181,17 @@ def test_a_blend_as_long_as_a_shot_is_accepted_and_a_longer_one_refused(tmp_path
     text = 'blend = "BLEND"\n[[shot]]\nprompt="a"' + NEXT + '[[shot]]\nat="6.5s"\nprompt="c"'
     assert schedule.load(written(tmp_path, text.replace("BLEND", "2.5s"))).blend == Fraction(5, 2)
     assert errors_of(tmp_path, text.replace("BLEND", "2.6s")) == [
-        "line 1: blend = '2.6s' is longer than shot 2, 2.5s: fades would overlap"
+        "line 1: blend = '2.6s' is longer than shot 2, 2.5s: the fades would overlap"
     ]
     assert [error.split(" is ")[1] for error in errors_of(tmp_path, text.replace("BLEND", "5s"))] == [
-        "longer than shot 1, 4s: fades would overlap",
-        "longer than shot 2, 2.5s: fades would overlap",
+        "longer than shot 1, 4s: the fades would overlap",
+        "longer than shot 2, 2.5s: the fades would overlap",
     ]
 
 
 def test_a_time_is_held_against_the_last_that_can_be_read(tmp_path: Path) -> None:
     errors = errors_of(tmp_path, f"[[shot]]\nprompt='a'{NEXT}[[shot]]\nat='x'\nprompt='c'\n[[shot]]\nat='3s'\nprompt='d'")
-    assert errors[1:] == ["line 10: shot 4: at = '3s' is not after 4s, where a shot above it begins"]
+    assert errors[1:] == ["line 10: shot 4: at = '3s' is not after 4s, where an earlier shot begins"]
 
 
 def test_all_errors_come_at_once_in_the_order_of_their_lines(tmp_path: Path) -> None:
@@ -233,9 +233,9 @@ def test_dicts_are_json_and_equal_only_for_equal_schedules(one: PromptSchedule, 
 
 def test_a_shot_that_begins_when_the_video_is_over_is_refused() -> None:
     schedule.check(cut_at(2, 5), 81, 16)  # 5.0625 s
-    with pytest.raises(UsageError, match=r"has shot 3 at 5s, but the video is over at 5s"):
+    with pytest.raises(UsageError, match=r"has shot 3 at 5s, but the video ends at 5s"):
         schedule.check(cut_at(2, 5), 80, 16)
-    with pytest.raises(UsageError, match=r"has shot 2 at 2.5s, shot 3 at 5s, but the video is over at 2s") as refusal:
+    with pytest.raises(UsageError, match=r"has shot 2 at 2.5s, shot 3 at 5s, but the video ends at 2s") as refusal:
         schedule.check(cut_at(Fraction(5, 2), 5), 32, 16)
     assert refusal.value.expected == "shots that begin before 2s"
 
@@ -290,7 +290,7 @@ def test_a_count_between_two_of_the_model_is_rounded_up() -> None:
 
 
 def test_a_shot_that_no_latent_frame_has_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"schedule's shot 2 at 1.0625s is too short to be in any frame") as refusal:
+    with pytest.raises(UsageError, match=r"schedule's shot 2 at 1.0625s is too short to appear in any frame") as refusal:
         schedule.weights(cut_at(Fraction(17, 16), Fraction(18, 16)), 33, 4, 16)
     assert refusal.value.expected == "shots of 0.25s or longer, before the video ends"
     with pytest.raises(UsageError, match=r"shot 2 at 2\.05s is too short"):  # after the last frame, at 2 s, before the end

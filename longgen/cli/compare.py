@@ -129,39 +129,54 @@ def compare(
     if cells.presets is None:
         raise UsageError("nothing to compare", expected="--presets NAME,NAME with --prompt or --prompts; or videos",
                          hint='for example --presets direct,sliding-window --prompt "a red circle"')  # fmt: skip
-    from longgen import naming
-    from longgen.compare import grid
-    from longgen.compare.run import compare_presets, free_folder
-    from longgen.pipelines.checks import unused_settings
-    from longgen.progress import reporter
     from longgen.resolve import PlanRequest
-
-    def log(message: str) -> None:
-        if not options.quiet:
-            say(message)
 
     texts, seeds = read_prompts(cells.prompt, cells.prompts, options.quiet), parse_seeds(cells.seeds)
     spec, loading = choose_backbone(backbone, options.quiet), model.settings()
     request = PlanRequest("", spec, (*(overrides or ()),), sample.sample(fps, cells.negative_prompt), sample.duration, probe=probe,
                           lora=loading["lora"])  # fmt: skip
     requests = [replace(request, preset=name) for name in parse_names(cells.presets)]
-    if probe is None or probe == "run":
+    compare_new(requests, texts, seeds, loading, output, measures, options)
+
+
+def compare_new(
+    requests: Sequence[PlanRequest],
+    prompts: list[str],
+    seeds: tuple[int, ...],
+    loading: dict[str, Any],
+    output: Path | None,
+    measures: MetricOptions,
+    options: OutputOptions,
+) -> None:
+    """`longgen compare --presets NAME,NAME`: makes the videos of the grid that do not exist yet."""
+    from longgen import naming
+    from longgen.compare import grid
+    from longgen.compare.run import compare_presets, free_folder
+    from longgen.pipelines.checks import unused_settings
+    from longgen.progress import reporter
+
+    def log(message: str) -> None:
+        if not options.quiet:
+            say(message)
+
+    if any(request.probe in (None, "run") for request in requests):
         probe = _quick_probe(requests, loading, options.quiet)
         requests = [replace(request, probe=probe) for request in requests]
     plans = grid.plans(requests)
+    spec = requests[0].spec
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
         log(f"note: {note}")
-    warn_of_grammar(spec, texts, options.quiet)
+    warn_of_grammar(spec, prompts, options.quiet)
     settings = model_settings(spec, loading)
-    default = Path(f"compare-{naming.slug(texts[0])}")
-    planned = grid.planned_videos(plans, dict.fromkeys(texts), seeds, settings, default)
+    default = Path(f"compare-{naming.slug(prompts[0])}")
+    planned = grid.planned_videos(plans, dict.fromkeys(prompts), seeds, settings, default)
     folder = output or free_folder(default, lambda record: [f"videos/{video.name}.mp4" for video in planned])
     unused = [unused_settings(plan, settings) for plan in plans]
     if all(unused):  # a setting that one of the presets uses is meant for that one
         say_notes((note for notes in unused for note in notes), options.quiet)
     with reporter(options.quiet, say) as report:
         comparison = compare_presets(
-            plans, texts, seeds, settings, folder, measures.baseline, measures.metrics, report, log, measures.vbench_weights,
+            plans, prompts, seeds, settings, folder, measures.baseline, measures.metrics, report, log, measures.vbench_weights,
             measures.vbench_json or (), options.overwrite,
         )  # fmt: skip
     show(comparison, folder, measures.export_vbench, options)

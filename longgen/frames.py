@@ -1,9 +1,11 @@
-"""Pixel frames, latent frames and seconds. Pure integers; nothing here knows a model.
+"""Counts of pixel and latent frames, and sliding windows over frames. Pure integers, independent of any model.
 
 A causal video VAE with temporal stride s turns `s * (n - 1) + 1` pixel frames into n latent frames.
 """
 
 from __future__ import annotations
+
+import functools
 
 
 def latent_frames(frames_px: int, stride: int) -> int:
@@ -21,12 +23,13 @@ def round_up(frames_px: int, stride: int) -> int:
     return pixel_frames(latent_frames(frames_px, stride), stride)
 
 
-def local_windows(frames_lat: int, window: int, edge: str) -> list[tuple[int, int]]:
-    """For each frame the half-open range of frames in its window of `window` frames, centred where it can be.
+@functools.lru_cache(maxsize=256)
+def local_windows(frames_lat: int, window: int, edge: str) -> tuple[tuple[int, int], ...]:
+    """Sliding window: for each frame the half-open range of the `window` frames around it.
 
-    `edge = "shift"`: at the ends the window is moved inside, so that it keeps its length (and a clip of at most
-    `window` frames sees itself whole). `edge = "clip"`: it is cut off there. An even window has one frame more
-    before the frame than after it.
+    `edge = "shift"`: at the ends of the video the window is shifted inwards, so that it keeps its length (and a clip of at most
+    `window` frames sees all of itself). `edge = "clip"`: it is cut off there. An even window has one frame more before the frame
+    than after it.
     """
     before = window // 2
     after = window - 1 - before
@@ -37,4 +40,4 @@ def local_windows(frames_lat: int, window: int, edge: str) -> list[tuple[int, in
             start = max(0, min(start, frames_lat - window))
             stop = min(frames_lat, start + window)
         ranges.append((max(0, start), min(frames_lat, stop)))
-    return ranges
+    return tuple(ranges)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longgen import disk, rundir
+from longgen.describe import plan_dict
 from longgen.device import device_name, memory_bytes
 from longgen.run_settings import SCHEMA
 
@@ -20,7 +21,7 @@ class RunRecord:
     def __init__(self, output: Path, plan: Plan, run_settings: dict[str, Any], device: str, load_s: float) -> None:
         self.path, self.device = rundir.run_folder(output) / rundir.RECORD, device
         self.seconds = {"load": round(load_s, 3), "sample": 0.0, "decode": 0.0}
-        described = plan.as_dict()
+        described = plan_dict(plan)
         self.content: dict[str, Any] = {
             "schema": SCHEMA,
             "status": "running",

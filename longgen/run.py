@@ -22,7 +22,7 @@ from longgen.errors import LonggenError, UsageError
 from longgen.plan import Plan
 from longgen.progress import Phase, Progress, no_report
 from longgen.record import RunRecord
-from longgen.resolve import planned
+from longgen.resolve import PlanRequest, resolve
 from longgen.run_settings import stored_settings, version_warning
 from longgen.rundir import JobRequest, run_folder
 from longgen.schedule import PromptSchedule
@@ -322,7 +322,10 @@ def generate(
     device = device or model.get("device", defaults.default_device())
     chosen = {"dtype": defaults.default_dtype(spec, device), **model, "device": device}
     model_settings = ModelSettings(**chosen | ({} if dtype is None else {"dtype": dtype}))
-    plan = planned(preset_name, spec, overrides, sample or preset.Sample(), duration, schedule, layers, probe, model_settings.lora)
+    request = PlanRequest(
+        preset_name, spec, (*overrides,), sample or preset.Sample(), duration, schedule, layers, probe, model_settings.lora
+    )
+    plan = resolve(request)
     prompt = checked(schedule.shots[0].prompt if schedule else prompt, "prompt")
     if resume and overwrite:
         raise UsageError("resume and overwrite are both given", expected="one of them", hint="leave one out")

@@ -348,7 +348,7 @@ def test_a_schedule_s_errors_name_line_and_key(tmp_path: Path) -> None:
     assert "line 7: shot 2: mood: unknown key" in err
     code, _, err = longgen(tmp_path, "generate", "--schedule", "shots.toml", "--prompt", "x")
     assert code == 2
-    assert "--schedule is given beside --prompt" in err
+    assert "--schedule cannot be combined with --prompt" in err
 
 
 # ---- streams: latents in chunks ------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longgen import progress
+from longgen import cost, progress
 from longgen.backbones.settings import ModelSettings
 from longgen.bench.record import DIRECT
 from longgen.bench.run import Plans, refusing, settings_of, versions
@@ -124,12 +124,12 @@ class _Meter:
 
     def at(self, plan: Plan, done: int) -> None:
         """`done` rounds of `plan` are done beside what is passed."""
-        spent = self.spent + plan.cost * done / plan.rounds
+        spent = self.spent + cost.ratio(plan) * done / plan.rounds
         self.phase.at(self.done + done, spent, self.work - spent)
 
     def passed(self, plan: Plan, runs: int) -> None:
         """So many runs by `plan` are done, or will not be."""
-        self.done, self.spent = self.done + runs * plan.rounds, self.spent + runs * plan.cost
+        self.done, self.spent = self.done + runs * plan.rounds, self.spent + runs * cost.ratio(plan)
         self.at(plan, 0)
 
 
@@ -158,7 +158,7 @@ def compose(
     settings = settings_of(yardstick, model_settings) | {"prompt": prompt, "seed": SEED}
     result = Composition(yardstick.spec.name, device_name(model_settings.device), versions(), settings, rows)
     runs = 1 + sum(map(_runs, accelerators))
-    rounds, work = (runs * sum(parts) for parts in zip(*((plan.rounds, plan.cost) for _, plan in planned), strict=True))
+    rounds, work = (runs * sum(parts) for parts in zip(*((plan.rounds, cost.ratio(plan)) for _, plan in planned), strict=True))
     meter = _Meter(Phase("bench", rounds, model_settings.device, report), work)
     plain: list[_Made | None] = []
     try:

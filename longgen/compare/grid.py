@@ -14,15 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longgen import catalog, disk, naming, preset, progress, resolve, run, rundir
+from longgen import cost, disk, naming, progress, run, rundir
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import BackboneSpec
-from longgen.errors import LonggenError, UsageError, unknown_name
-from longgen.layers import selection
+from longgen.errors import LonggenError, UsageError
 from longgen.pipelines import base
 from longgen.pipelines.token_limit import cut_notes, tokenizer_of
 from longgen.plan import Plan
 from longgen.progress import Phase, Progress
+from longgen.resolve import PlanRequest, check_overrides, resolve
 from longgen.run_settings import content_hash, stored_settings
 from longgen.textfile import on_one_line
 
@@ -46,43 +45,23 @@ class PlannedVideo:
         return rundir.is_finished(self.output, self.settings, self.plan.frames_px)
 
 
-def plans(
-    names: Sequence[str],
-    spec: BackboneSpec,
-    overrides: Sequence[str] = (),
-    sample: preset.Sample | None = None,
-    duration: str | None = None,
-    probe: str | None = None,
-    lora: tuple[str, ...] = (),
-) -> list[Plan]:
+def plans(requests: Sequence[PlanRequest]) -> list[Plan]:
     """A plan for each preset. An override applies to the presets that have its technique, `probe` to those that use one.
 
-    Raises UsageError: no presets, two of one name, an override that applies to none, and whatever the planner rejects.
+    Raises UsageError: no presets, two of the same name, an override that applies to none, and whatever the planner rejects.
     """
-    if not names:
+    if not requests:
         raise UsageError("there are no presets to compare", expected="comma-separated names or TOML files, such as direct,freespec",
                          hint="longgen presets list shows them")  # fmt: skip
-    used: set[str] = set()
+    fitted = [request.fitted() for request in requests]
     plans: dict[str, Plan] = {}
-    for name in names:
-        base = selection.split_name(name)[0]
-        applicable = preset.fitting(base, overrides)
-        used.update(applicable)
-        own_probe = probe if selection.uses_probe(preset.load(base)) else None
-        plan = resolve.planned(name, spec, applicable, sample, duration, probe=own_probe, lora=lora)
+    for request in fitted:
+        plan = resolve(request)
         if plan.preset.name in plans:
-            raise UsageError(f"two presets are called {plan.preset.name}", expected="presets of different names",
+            raise UsageError(f"two presets are called {plan.preset.name}", expected="presets with different names",
                              hint="leave one out, or change the name in its TOML file")  # fmt: skip
         plans[plan.preset.name] = plan
-    for override in overrides:
-        if override not in used:
-            technique, dot, _ = override.partition("=")[0].partition(".")
-            if dot and technique.strip() not in catalog.TECHNIQUES:
-                raise unknown_name(
-                    "technique", technique.strip(), catalog.TECHNIQUES, "longgen presets show NAME lists those of a preset"
-                )
-            raise UsageError(f"--set {override}: no preset has this technique", hint="correct it, or leave it out",
-                             expected="technique.key=value, for a technique of one of the presets")  # fmt: skip
+    check_overrides(requests[0].overrides, fitted)
     return [*plans.values()]
 
 
@@ -109,7 +88,7 @@ def generate_videos(
     missing = [video for video in videos if not _finished(video)]
     if len(missing) < len(videos):
         log(f"{len(videos) - len(missing)} of {len(videos)} videos exist already")
-    left, done = sum(video.plan.cost for video in missing), 0.0
+    left, done = sum(cost.ratio(video.plan) for video in missing), 0.0
     backbone, phase = None, None
     for number, video in enumerate(videos, start=1):
         error = None
@@ -131,7 +110,7 @@ def generate_videos(
                 error = f"{type(failure).__name__}: {failure}"
             if error:
                 log(f"failed: {error}")
-            left, done = left - video.plan.cost, done + video.plan.cost
+            left, done = left - cost.ratio(video.plan), done + cost.ratio(video.plan)
             phase.at(number, done, left)
         yield video, error
 

@@ -164,7 +164,7 @@ def read_videos(paths: Sequence[Path], log: Callable[[str], None] = progress.no_
         taken.add((label, *sample))
         plan, edges = None, []
         try:
-            plan = resolve.plan_of(settings, path)
+            plan = resolve.from_settings(settings, path)
             edges = seams(plan)
         except LonggenError:
             pass  # of an unknown backbone, or another version of longgen

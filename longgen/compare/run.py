@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from longgen import __version__, arguments, disk, ffmpeg, naming, progress, run_settings, rundir
+from longgen import __version__, arguments, cost, disk, ffmpeg, naming, progress, run_settings, rundir
 from longgen.backbones.defaults import default_device
 from longgen.backbones.settings import ModelSettings
 from longgen.compare import grid, inputs, side_by_side, statistics
@@ -188,7 +188,7 @@ def _planned_cell(video: grid.PlannedVideo, error: str | None) -> Cell:
     plan, record = video.plan, {} if error else grid.record_of(video.output)
     return Cell(
         name=video.name, preset=plan.preset.name, prompt=video.prompt, seed=video.seed, status="failed" if error else "done",
-        error=error, fps=plan.sample.fps or plan.spec.fps, size=plan.size, cost_ratio=round(plan.cost, 4), notes=[*plan.notes],
+        error=error, fps=plan.sample.fps or plan.spec.fps, size=plan.size, cost_ratio=round(cost.ratio(plan), 4), notes=[*plan.notes],
         seams=seams(plan), **_record_fields(record, video.settings),
     )  # fmt: skip
 
@@ -201,7 +201,7 @@ def _input_cell(video: inputs.InputVideo, counts: dict[str, int]) -> Cell:
     return Cell(
         name=f"{name}-{file_hash(video.video)[:8]}" + f"-{counts[name]}" * (counts[name] > 1), preset=video.label,
         prompt=video.prompt, seed=video.seed, status="done", fps=video.fps, size=video.size,
-        cost_ratio=None if plan is None else round(plan.cost, 4), notes=[] if plan is None else [*plan.notes], seams=video.seams,
+        cost_ratio=None if plan is None else round(cost.ratio(plan), 4), notes=[] if plan is None else [*plan.notes], seams=video.seams,
         caveats=video.caveats, **_record_fields(grid.record_of(video.video), video.settings),
     )  # fmt: skip
 

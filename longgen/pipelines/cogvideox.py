@@ -18,9 +18,9 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXD
 from diffusers.models.attention_processor import Attention, CogVideoXAttnProcessor2_0, FusedCogVideoXAttnProcessor2_0
 from torch import Tensor
 
+from longgen.attention.rotary import Rotary
 from longgen.pipelines import foreign_hooks
 from longgen.pipelines.base import PipelineBackbone, PlannedAttention, on_device, to_frames, whole
-from longgen.pipelines.rotary import Rotary
 from longgen.plan import Plan
 
 

@@ -33,9 +33,9 @@ QUERIES = 16  # tokens of a frame whose entropy is computed
 
 def logit_change(inputs: AttentionInputs, shift: float) -> tuple[float, float]:
     """||A' - A||_F^2 and ||A||_F^2, both times D, with the keys shifted to times later by `shift` latent frames."""
-    q = _heads(inputs.turn(inputs.q, inputs.times[-inputs.shape[0] :]))
-    k = inputs.turn(inputs.k, inputs.times)
-    shifted = inputs.turn(inputs.k, inputs.times + shift)
+    q = _heads(inputs.rotate(inputs.q, inputs.times[-inputs.shape[0] :]))
+    k = inputs.rotate(inputs.k, inputs.times)
+    shifted = inputs.rotate(inputs.k, inputs.times + shift)
     q_gram = gram(q)
     return float((q_gram * gram(_heads(shifted - k))).sum()), float((q_gram * gram(_heads(k))).sum())
 
@@ -48,7 +48,7 @@ def _heads(x: Tensor) -> Tensor:
 def entropy_change(inputs: AttentionInputs, visible: np.ndarray) -> tuple[float, float]:
     """||h' - h||^2 and ||h||^2 over the queries, with h' where query frame i sees only the key frames `visible` [Q, K]."""
     frames, tokens = inputs.shape[0], inputs.q.shape[1] // inputs.shape[0]
-    q, k = inputs.turn(inputs.q, inputs.times[-frames:]), inputs.turn(inputs.k, inputs.times)
+    q, k = inputs.rotate(inputs.q, inputs.times[-frames:]), inputs.rotate(inputs.k, inputs.times)
     if inputs.text is not None:
         k = torch.cat([k, inputs.text[0]], dim=1)
     sampled = torch.from_numpy(np.unique(np.linspace(0, tokens - 1, min(QUERIES, tokens)).round().astype(int))).to(q.device)
@@ -83,7 +83,7 @@ def output_gram(inputs: AttentionInputs, visible: np.ndarray) -> Tensor:
 def _outputs(inputs: AttentionInputs, visible: np.ndarray) -> Iterator[Tensor]:
     """Outputs [B, f n, C] of runs of query frames with equal rows of `visible`."""
     frames, tokens = inputs.shape[0], inputs.q.shape[1] // inputs.shape[0]
-    q, k = inputs.turn(inputs.q, inputs.times[-frames:]), inputs.turn(inputs.k, inputs.times)
+    q, k = inputs.rotate(inputs.q, inputs.times[-frames:]), inputs.rotate(inputs.k, inputs.times)
     edges = [0, *(np.flatnonzero((visible[1:] != visible[:-1]).any(axis=1)) + 1).tolist(), frames]
     for first, last in itertools.pairwise(edges):
         ranges = [slice(start * tokens, stop * tokens) for start, stop in ranges_of(visible[first])]

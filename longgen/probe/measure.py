@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longgen import arguments, checkpoint, disk, frames, planner, preset
+from longgen import arguments, checkpoint, cost, disk, frames, planner, preset
 from longgen.backbones.spec import RELATIVE_POSITIONS, BackboneSpec
 from longgen.backbones.tiny import grammar
 from longgen.context.window import Window
@@ -226,14 +226,14 @@ def measure(
     )
     full, shifts = settings.mode == "full", settings.shifts
     layers = range(spec.layers) if full else range(0)  # that are modified one by one
-    cost = {plan.frames_px: plan.cost * plan.flops(None, plan.grid) * plan.steps for plan in (native, long)}
+    flops = {plan.frames_px: cost.ratio(plan) * cost.flops(plan, None, plan.grid) * plan.steps for plan in (native, long)}
     counts = {native.frames_px: 1 + len(layers) * len(shifts), long.frames_px: 1 + len(layers)}
     samples = [
         (f"{number}-{seed}", number, prompt, seed) for number, prompt in enumerate(settings.prompts) for seed in settings.seeds
     ]
-    left = len(samples) * sum(cost[frames_px] * count for frames_px, count in counts.items())
+    left = len(samples) * sum(flops[frames_px] * count for frames_px, count in counts.items())
     phase = Phase("probe", len(samples) * sum(counts.values()), device, report)
-    runner = ProbeRunner(load_model, settings, results, cost, left, phase)
+    runner = ProbeRunner(load_model, settings, results, flops, left, phase)
     shift_of = {f"shift{by:+}": shift_keys(by) for by in shifts}
     try:
         for name, _, prompt, seed in samples:

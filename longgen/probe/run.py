@@ -24,7 +24,7 @@ from longgen.pipelines.token_limit import cut_notes, tokenizer_of
 from longgen.probe.classify import classify
 from longgen.probe.measure import PartialResults, measure
 from longgen.progress import Progress, memory_bytes
-from longgen.resolve import planned
+from longgen.resolve import PlanRequest, resolve
 
 
 def probe(
@@ -49,7 +49,7 @@ def probe(
     @cache
     def load_model() -> PipelineBackbone:
         model = loading.load(spec, model_settings)
-        for note in [*model.notes, *cut_notes(planned("direct", spec), settings.prompts, tokenizer_of(model))]:
+        for note in [*model.notes, *cut_notes(resolve(PlanRequest("direct", spec)), settings.prompts, tokenizer_of(model))]:
             log(f"note: {note}")
         return model
 

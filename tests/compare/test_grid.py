@@ -237,8 +237,9 @@ def test_no_prompt_leaves_the_folder_or_breaks_the_page(tiny_plan: Make, tmp_pat
 
 def test_overrides_go_to_the_presets_that_take_them() -> None:
     from longgen.backbones.spec import TINY
+    from longgen.resolve import PlanRequest
 
-    made = grid.plans(["direct", "gen-l-video"], TINY, ["gen-l-video.stride=7"])
+    made = grid.plans([PlanRequest(name, TINY, ("gen-l-video.stride=7",)) for name in ("direct", "gen-l-video")])
     assert made[1].preset.techniques[0].model_dump()["stride"] == 7
     assert [one.preset.name for one in made] == ["direct", "gen-l-video"]
 
@@ -256,14 +257,14 @@ def test_overrides_go_to_the_presets_that_take_them() -> None:
         (["--prompt", "p", "--presets", "direct", "--baseline", "freespec"], 2, "--baseline freespec is not among"),
         (["--prompt", "p", "--presets", "direct", "--metrics", "motoin"], 2, "did you mean motion"),
         (["--prompt", "p", "--presets", "direct", "--metrics", "motion,"], 2, "invalid --metrics"),
-        (["--prompt", "p", "--presets", "direct", "--seeds", "0,0"], 2, "are no seeds"),
+        (["--prompt", "p", "--presets", "direct", "--seeds", "0,0"], 2, "0 is given twice"),
         (["--prompt", "p", "--presets", "direct", "-o", "empty.txt"], 2, "empty.txt is a file"),
         (["--prompt", "p", "--presets", "direct", "-o", "empty.txt/below"], 1, "is no folder"),
         (["--prompt", "p", "--presets", "direct,freespec", "--set", "window.frames=5"], 2, "no preset has this technique"),
         (["--prompt", "p", "--presets", "direct", "--set", "widow.frames=5"], 2, "did you mean window"),
         (["--prompt", "p", "--presets", "direct,gen-l-video", "--set", "gen-l-video.stride=0"], 2, "gen-l-video.stride"),
         (["--prompt", "p", "--presets", "direct,self-forcing"], 2, "self-forcing"),
-        (["a.mp4", "--presets", "direct"], 2, "videos that are there are given, and --presets"),
+        (["a.mp4", "--presets", "direct"], 2, "--presets cannot be combined with existing videos"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_before_work(arguments: list[str], code: int, said: str, tmp_path: Path) -> None:

@@ -106,8 +106,8 @@ def test_a_probe_that_was_killed_goes_on(place: Path) -> None:
     [
         (["probe", "--backbone", "tiny", "--frames", "81"], 2, "not longer"),
         (["probe", "--backbone", "tinny"], 2, "did you mean tiny"),
-        (["probe", "--backbone", "tiny", "--seeds", "0,x"], 2, "are no seeds"),
-        (["probe", "--backbone", "tiny", "--seeds", "1,1"], 2, "are no seeds"),
+        (["probe", "--backbone", "tiny", "--seeds", "0,x"], 2, "is not a list of seeds"),
+        (["probe", "--backbone", "tiny", "--seeds", "1,1"], 2, "1 is given twice"),
         (["probe", "--backbone", "tiny", "--prompts", "empty.txt"], 2, "holds no prompt"),
         (["probe", "--backbone", "tiny", "--prompts", "nowhere.txt"], 3, "is not there"),
         (["probe", "--backbone", "tiny", "--top", "7"], 2, "has 6 layers"),
@@ -121,7 +121,7 @@ def test_a_probe_that_was_killed_goes_on(place: Path) -> None:
         ([*GENERATE, "--preset", "freeloc", "--probe", "empty.txt"], 1, "is not a probe"),
         ([*GENERATE, "--preset", "freeloc", "--probe", "foreign.json"], 2, "other weights"),
         ([*GENERATE, "--preset", "freeloc", "--set", "vrpr.layers=[7]", "--set", "tsa.layers=all"], 2, "6 layers"),
-        ([*GENERATE, "--preset", "freeloc"], 2, "nobody has probed"),
+        ([*GENERATE, "--preset", "freeloc"], 2, "has not been probed at this length"),
         ([*GENERATE, "--preset", "freespec", "--layers", "all"], 2, "does not select its layers"),
     ],
 )

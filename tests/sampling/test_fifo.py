@@ -225,7 +225,8 @@ def test_the_schedule_has_a_step_for_every_place() -> None:
     assert made.rounds == 84 + 81 + 63  # the first clip, 81 frames, and those that are dropped
     assert made.calls == pytest.approx((84 + (81 + 63) * 8) / 84)
     assert (
-        "fifo keeps a noise level for every frame: 84 steps where tiny has 20, by the flow-matching Euler scheduler" in made.notes
+        "fifo keeps a noise level for every frame: 84 steps instead of 20 on tiny, with the flow-matching Euler scheduler"
+        in made.notes
     )
     made = published({"name": "fifo", "frames": 10, "partitions": 3, "lookahead": False}, frames=321, steps=30)
     assert (made.steps, made.rounds) == (30, 30 + 81 + 20)
@@ -244,7 +245,7 @@ def test_the_schedule_has_a_step_for_every_place() -> None:
         ({"partitions": 2.5}, "tiny", None, "valid integer"),
         ({"lookahead": 1}, "tiny", None, "valid boolean"),
         ({"stride": 1}, "tiny", None, "stride"),
-        ({"layers": [0]}, "tiny", None, "fifo.layers is given, and a technique of sampling"),
+        ({"layers": [0]}, "tiny", None, "fifo.layers cannot be set: a technique of the slot sampling"),
         ({}, "cogvideox-5b", None, r"fifo needs frame-timesteps \(one timestep for each latent frame\), which cogvideox-5b"),
         ({}, "cogvideox-2b", None, "fifo needs frame-timesteps"),
         ({}, "hunyuanvideo", None, "fifo needs frame-timesteps"),
@@ -259,7 +260,7 @@ def test_what_cannot_be_is_refused(table: dict[str, Any], backbone: str, steps: 
 def test_stacks_that_contradict_it_are_refused() -> None:
     with pytest.raises(UsageError, match="anchor and fifo both decide the anchor of clips"):
         published({"name": "fifo"}, {"name": "anchor"}, frames=321)
-    with pytest.raises(UsageError, match="vmcr edits the latent after a step, and with fifo no step is all frames'"):
+    with pytest.raises(UsageError, match="vmcr edits the latent after a step, but with fifo frames are never at the same step"):
         published({"name": "fifo"}, {"name": "vmcr"}, frames=321)
     assert published({"name": "fifo"}, {"name": "vmcr"}, frames=81).refinements  # where it is direct sampling, there are steps
     with pytest.raises(UsageError, match="both decide the order of sampling"):

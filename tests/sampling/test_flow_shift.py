@@ -15,6 +15,7 @@ from longgen import planner, preset, resolve, run_settings
 from longgen.backbones.find import find
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import COGVIDEOX_5B, LTX_2B, SPECS, TINY
+from longgen.describe import plan_dict
 from longgen.errors import UsageError
 from longgen.loops import sample
 from longgen.loops.denoiser import Denoiser
@@ -80,7 +81,7 @@ def test_a_rollout_steps_on_shifted_levels(causal: Any) -> None:
 
 @pytest.mark.parametrize("spec", [COGVIDEOX_5B, LTX_2B], ids=lambda spec: spec.name)
 def test_a_family_without_one_refuses_it_at_plan_time(spec: Any) -> None:
-    with pytest.raises(UsageError, match=f"flow shift of 3 is asked, and {spec.name} takes none") as caught:
+    with pytest.raises(UsageError, match=rf"{spec.name} does not accept a flow shift \(3 was requested\)") as caught:
         planner.build(preset.load("direct", (), preset.Sample(flow_shift=3.0)), spec)
     assert "hunyuanvideo" in caught.value.expected
     assert planner.build(preset.load("direct"), spec).sample.flow_shift is None
@@ -109,17 +110,17 @@ def test_it_is_a_setting_that_decides_the_latents(tiny_plan: Callable[..., Plan]
     """And a run of a version before it goes on: settings without one are those of the checkpoint's own."""
     own, shifted = tiny_plan("direct"), tiny_plan("direct", flow_shift=8.0)
     kept, asked = (run_settings.stored_settings(one, PROMPT, 0, ModelSettings("cpu", "fp32")) for one in (own, shifted))
-    assert asked["sample"]["flow_shift"] == shifted.as_dict()["sample"]["flow_shift"] == 8.0
+    assert asked["sample"]["flow_shift"] == plan_dict(shifted)["sample"]["flow_shift"] == 8.0
     assert "flow_shift" not in kept["sample"]
-    assert resolve.plan_of(asked, Path("run.json")).sample == shifted.sample
-    assert resolve.plan_of(kept, Path("run.json")).sample == own.sample
+    assert resolve.from_settings(asked, Path("run.json")).sample == shifted.sample
+    assert resolve.from_settings(kept, Path("run.json")).sample == own.sample
     assert "sample" in run_settings.IDENTITY
 
 
 def test_what_the_authors_script_takes_is_said() -> None:
     for name, shift in (("wan2.1-1.3b", 5), ("wan2.1-14b", 5), ("wan2.2-t2v-a14b", 12), ("wan2.2-ti2v-5b", 5)):
         notes = planner.build(preset.load("direct"), SPECS[name]).notes
-        assert any(f"the authors' script takes {shift}: --flow-shift {shift}" in note for note in notes)
+        assert any(f"the authors' script uses {shift}: --flow-shift {shift}" in note for note in notes)
         told = planner.build(preset.load("direct", (), preset.Sample(flow_shift=3.0)), SPECS[name]).notes
         assert not any("script" in note for note in told)
     assert not any("script" in note for note in planner.build(preset.load("direct"), TINY).notes)

@@ -16,6 +16,7 @@ import longgen
 from longgen import plan, planner, preset
 from longgen.backbones.spec import SPECS
 from longgen.backbones.tiny import measure
+from longgen.describe import plan_dict
 from longgen.errors import UsageError
 from longgen.loops import prompt_schedule, sample
 from longgen.loops.denoiser import Denoiser
@@ -131,7 +132,7 @@ def test_a_clip_has_the_text_of_its_shot_and_a_mixture_where_two_meet(
 def test_a_schedule_in_one_pass_needs_cross_attention() -> None:
     both = schedule(RED, GREEN)
     for name in ("cogvideox-5b", "hunyuanvideo"):
-        with pytest.raises(UsageError, match="--schedule needs clips on"):
+        with pytest.raises(UsageError, match="--schedule requires clips on"):
             planner.build(preset.load("direct", sample=preset.Sample(frames=193)), SPECS[name], both)
         planner.build(preset.load("gen-l-video", sample=preset.Sample(frames=193)), SPECS[name], both)
 
@@ -139,8 +140,8 @@ def test_a_schedule_in_one_pass_needs_cross_attention() -> None:
 def test_a_plan_tells_its_shots() -> None:
     both = schedule(RED, GREEN, each_s=2)
     made = planner.build(preset.load("direct", sample=preset.Sample(frames=81)), SPECS["wan2.1-1.3b"], both)
-    assert made.as_dict()["schedule"] == both.as_dict()
-    assert PromptSchedule.from_dict(made.as_dict()["schedule"]) == both
+    assert plan_dict(made)["schedule"] == both.as_dict()
+    assert PromptSchedule.from_dict(plan_dict(made)["schedule"]) == both
 
 
 def test_the_python_face_takes_a_schedule(tmp_path: Path) -> None:

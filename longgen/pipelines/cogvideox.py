@@ -18,9 +18,10 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXD
 from diffusers.models.attention_processor import Attention, CogVideoXAttnProcessor2_0, FusedCogVideoXAttnProcessor2_0
 from torch import Tensor
 
-from longgen.pipelines import foreign_hooks
-from longgen.pipelines.base import PipelineBackbone, PlannedAttention, on_device, to_frames, whole
 from longgen.attention.rotary import Rotary
+from longgen.pipelines import foreign_hooks
+from longgen.pipelines.base import PipelineBackbone, on_device, to_frames, whole
+from longgen.pipelines.processors import PlannedAttention
 from longgen.plan import Plan
 
 

@@ -22,7 +22,7 @@ from longgen.context.sink import Sink
 from longgen.context.tsa import Tsa
 from longgen.frameplan import PAIR_COLUMNS, FramePlan, Geometry, full_attention
 from longgen.fusion.freepca import FreePca
-from longgen.pipelines.base import LayerCall
+from longgen.pipelines.processors import LayerCall
 from longgen.positions.longdiff import LongDiff
 from longgen.positions.vrpr import Vrpr
 from longgen.program import Program

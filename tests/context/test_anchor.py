@@ -15,7 +15,7 @@ from longgen.backbones.spec import TINY
 from longgen.context.anchor import Anchor
 from longgen.errors import UsageError
 from longgen.frameplan import Geometry, full_attention
-from longgen.pipelines.base import LayerCall
+from longgen.pipelines.processors import LayerCall
 from longgen.pipelines.step_state import ClipBatch
 
 CLIP = Geometry(5, 5, (1.0, 0.1), in_clips=True)

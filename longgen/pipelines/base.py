@@ -11,210 +11,23 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
-from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, dispatch_attention_fn
 from torch import Tensor
 
-from longgen.attention import executor
 from longgen.attention.kvcache import KVCache
-from longgen.attention.lse_kernels import AttentionWithLSE, attention_with_lse
-from longgen.attention.observer import AttentionInputs, Observer
-from longgen.attention.rotary import Rotary, Tables
+from longgen.attention.rotary import Rotary
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import BackboneSpec
 from longgen.errors import UsageError
 from longgen.pipelines import finite, foreign_hooks
-from longgen.pipelines.step_state import ClipBatch, StepState
+from longgen.pipelines.processors import PlannedAttention, ScheduledCrossAttention
+from longgen.pipelines.step_state import StepState
 from longgen.plan import Plan
-from longgen.program import Program
-from longgen.technique import Grid
-
-
-def dispatch(q: Tensor, k: Tensor, v: Tensor, backend: Any, parallel: Any, mask: Tensor | None = None) -> Tensor:
-    """diffusers' attention of q [B, Nq, H, D] over k, v [B, Nk, H, D]. mask [Nq, Nk]: bool, or what is added to the logits."""
-    if mask is not None:
-        backend, mask = AttentionBackendName.NATIVE, mask[None, None]  # most others refuse masks; [Nq, Nk] would mean [B, Nk]
-    return dispatch_attention_fn(q, k, v, attn_mask=mask, dropout_p=0.0, is_causal=False, backend=backend, parallel_config=parallel)
-
-
-@dataclass
-class LayerCall:
-    """One call of one layer: the `AttentionContext` of a diffusers model.
-
-    text: keys and values [B, L, H, D] that every query sees. layer: identifies the layer. clips: the clips of the model's call, of
-    which this one's samples begin at `first`.
-    """
-
-    grid: Grid
-    features: Tensor
-    rotary: Rotary | None
-    stock: Tables | None
-    backend: Any
-    parallel: Any
-    text: tuple[Tensor, Tensor] | None = None
-    layer: int = 0
-    clips: ClipBatch | None = None
-    first: int = 0
-    observer: Observer | None = None
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        if self.text is not None:
-            k, v = (torch.cat([x, text], dim=1) for x, text in zip((k, v), self.text, strict=True))
-            if mask is not None:
-                shape = (len(mask), self.text[0].shape[1])
-                mask = torch.cat([mask, mask.new_ones(shape) if mask.dtype == torch.bool else mask.new_zeros(shape)], dim=1)
-        return dispatch(q, k, v, self.backend, self.parallel, mask)
-
-    def rotate(self, x: Tensor, positions: np.ndarray | None, scale: np.ndarray | None) -> Tensor:
-        if self.rotary is None or self.stock is None:
-            return x
-        if positions is None and scale is not None:
-            positions = np.arange(self.grid[0], dtype=np.float64)
-        tables = self.stock if positions is None else self.rotary.tables_at(self.stock, positions, scale)
-        return self.rotary.rotate(x, tables)
-
-    def rotate_time(self, x: Tensor, unrotated: Tensor, frames: np.ndarray, times: np.ndarray, scale: np.ndarray | None) -> None:
-        if self.rotary is not None:
-            x, unrotated = (tensor.unflatten(1, (-1, self.grid[1] * self.grid[2])) for tensor in (x, unrotated))
-            self.rotary.rotate_time(x, unrotated, frames, times, scale)
-
-    def attention_with_lse(self, q: Tensor, masked: bool = False) -> AttentionWithLSE | None:
-        if self.parallel is not None:
-            return None
-        backend = self.backend or _AttentionBackendRegistry.get_active_backend()[0]
-        return attention_with_lse(q.device, q.dtype, q.shape[3], masked) if backend == AttentionBackendName.NATIVE else None
-
-    def observe(self, q: Tensor, k: Tensor, v: Tensor) -> None:
-        if self.observer is not None:
-            shape = (self.grid[0], self.grid[0])
-            rotate = lambda x, times: self.rotate(x, times, None)  # noqa: E731
-            self.observer(AttentionInputs(self.layer, shape, q, k, v, rotate, self.attend, self.text))
-
-    def anchored(self, k: Tensor, v: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-        if self.clips is None:
-            return k, v
-        mixed_k, mixed_v = [], []
-        for sample_k, sample_v, (clip, anchor, sample) in zip(k, v, self.clips.rows[self.first :], strict=False):
-            key = (self.layer, anchor, sample)
-            if clip == anchor:  # it comes before the clips that borrow from it
-                self.clips.anchor_kv[key] = sample_k.clone(), sample_v.clone()  # views would keep the whole batch
-                mixed_k.append(sample_k)
-                mixed_v.append(sample_v)
-            else:
-                anchor_k, anchor_v = self.clips.anchor_kv[key]
-                mixed_k.append(sample_k.lerp(anchor_k, weight))
-                mixed_v.append(sample_v.lerp(anchor_v, weight))
-        return torch.stack(mixed_k), torch.stack(mixed_v)
-
-    def sample(self, index: int) -> LayerCall:
-        rows = slice(index, index + 1)
-        return replace(self, features=self.features[rows], text=self.text and (self.text[0][rows], self.text[1][rows]))
-
-
-class PlannedAttention:
-    """Self-attention processor that runs the program of the current step. One object serves all layers with the same programs.
-
-    What depends on step, layer or program is excluded from `torch.compile`: it would make a graph for each, and soon give up.
-    """
-
-    def __init__(
-        self,
-        programs: tuple[Program | None, ...],
-        grid: Grid,
-        step_state: StepState,
-        rotary: Rotary | None,
-        stock: Any,
-        backend: Any,
-    ):
-        self.programs, self.grid, self.step_state, self.rotary, self.stock = programs, grid, step_state, rotary, stock
-        self._attention_backend = getattr(stock, "_attention_backend", None) or backend  # diffusers sets these two by name
-        self._parallel_config = getattr(stock, "_parallel_config", None)
-
-    @torch.compiler.disable
-    def idle(self) -> bool:
-        """Whether the layer runs the backbone's own attention in this step."""
-        return self.programs[self.step_state.index] is None
-
-    @torch.compiler.disable
-    def run(self, layer: Any, features: Tensor, tables: Tables | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The output [B, N, H * D] of the module `layer` for q, k, v [B, N, H, D]. tables: the stock cos and sin [N, P] or None."""
-        return executor.run(self._program, self.call(layer, features, tables), q, k, v, self.step_state.step)
-
-    @torch.compiler.disable
-    def run_joint(
-        self,
-        layer: Any,
-        features: Tensor,
-        tables: Tables | None,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        text: tuple[Tensor, Tensor, Tensor],
-        first: int = 0,
-    ) -> tuple[Tensor, Tensor]:
-        """`run` where `text`, q, k and v [B, L, H, D], takes part in self-attention; its output [B, L, H * D] comes second.
-
-        first: the number of the first sample among those of the model's call.
-        """
-        text_q, text_k, text_v = text
-        call = self.call(layer, features, tables, (text_k, text_v), first)
-        video = executor.run(self._program, call, q, k, v, self.step_state.step)
-        return video, executor.run_text(self._program, call, text_q, k, v)
-
-    @property
-    def _program(self) -> Program:
-        program = self.programs[self.step_state.index]
-        assert program is not None
-        return program
-
-    def call(
-        self, layer: Any, features: Tensor, tables: Tables | None, text: tuple[Tensor, Tensor] | None = None, first: int = 0
-    ) -> LayerCall:
-        """This call of the module `layer` for the executor. tables: the stock cos and sin [N, P] or None."""
-        state = self.step_state
-        return LayerCall(
-            self.grid, features, self.rotary, tables, self._attention_backend, self._parallel_config,
-            text, id(layer), state.clips, first, state.observer,
-        )  # fmt: skip
-
-
-class ShotText:
-    """Cross-attention processor: each frame attends to the texts of its shots, weighted by its shares of them."""
-
-    def __init__(self, step_state: StepState, stock: Any) -> None:
-        self.step_state, self.stock = step_state, stock
-        self._attention_backend = getattr(stock, "_attention_backend", None)  # diffusers sets these two by name
-        self._parallel_config = getattr(stock, "_parallel_config", None)
-
-    @torch.compiler.disable  # which frames read which text changes with the clip
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        rotary: Any = None,
-    ) -> Tensor:
-        """hidden_states [B, N, C], encoder_hidden_states [B, S L, C], attention_mask [B, 1, S L] or None."""
-        shares = self.step_state.shares
-        if shares is None or len(shares) == 1:
-            return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, rotary)
-        frames = hidden_states.unflatten(1, (shares.shape[1], -1))
-        texts = encoder_hidden_states.chunk(len(shares), dim=1)
-        masks = [None] * len(shares) if attention_mask is None else attention_mask.chunk(len(shares), dim=-1)
-        output = torch.zeros_like(frames)
-        for share, text, mask in zip(shares, texts, masks, strict=True):
-            seen = share.nonzero().flatten()
-            if len(seen):
-                part = self.stock(attn, frames[:, seen].flatten(1, 2), text, mask, rotary).unflatten(1, (len(seen), -1))
-                output[:, seen] += share[seen].to(part).view(-1, 1, 1) * part
-        return output.flatten(1, 2)
-
 
 Text = dict[str, Tensor]  # the transformer's text arguments, of one prompt, [1, ...] each
 Velocities = tuple[Tensor, Tensor | None]  # conditional and, with guidance, unconditional
@@ -231,7 +44,7 @@ class Expert(NamedTuple):
 
 @dataclass
 class PipelineBackbone:
-    """A loaded pipeline and what longgen adds to it. Every family is a subclass."""
+    """A loaded diffusers pipeline and what longgen adds to it. Every family is a subclass."""
 
     spec: BackboneSpec
     pipe: Any
@@ -313,14 +126,14 @@ class PipelineBackbone:
         raise _no_shift(plan, f"its {kind} has no flow shift")
 
     def first_order(self, plan: Plan) -> Any:
-        """A scheduler of first order, which leaves edits of the latent as they are; the pipeline's own where that is one."""
+        """A first-order scheduler, which keeps edits of the latent; the pipeline's own where it is first-order."""
         scheduler = self.shifted(plan)
         if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
             return scheduler
         return FlowMatchEulerDiscreteScheduler(shift=scheduler.config.get("flow_shift") or 1.0)
 
     def frame_schedule(self, plan: Plan) -> Any:
-        """A scheduler of first order with `plan`'s timesteps set, for the frames that the model sees at a time."""
+        """A first-order scheduler with `plan`'s timesteps set, for loops in which frames have noise levels of their own."""
         scheduler = self.first_order(plan)
         scheduler.set_timesteps(plan.steps, device=self.pipe._execution_device)
         return scheduler
@@ -337,7 +150,7 @@ class PipelineBackbone:
         raise NotImplementedError(f"{self.spec.name} takes one timestep for all frames")  # a plan refuses it before
 
     def rolling(self, plan: Plan) -> AbstractContextManager[KVCache]:
-        """See `Backbone`."""
+        """Within the context, the transformer attends over the KV cache that it yields."""
         raise NotImplementedError(f"{self.spec.name} is not causal")  # a plan refuses it before
 
     def levels(self, step: int) -> tuple[tuple[float, float], tuple[float, float], float]:
@@ -383,7 +196,7 @@ class PipelineBackbone:
 
     @contextmanager
     def installed(self, plan: Plan) -> Iterator[None]:
-        """Within the context, the transformers' self-attention follows `plan`; afterwards it is as it was.
+        """Within the context, the transformers' self-attention follows `plan`; afterwards the stock processors are back.
 
         With a technique that edits the latent, the pipeline then steps by a scheduler of first order. Raises UsageError.
         """
@@ -391,31 +204,29 @@ class PipelineBackbone:
         scheduler = self.pipe.scheduler
         chosen = self.first_order(plan) if plan.refinements else self.shifted(plan)
         rotary = self.rotary()
-        before = [(layer, layer.processor) for transformer in self.transformers for layer in self.layers(transformer)]
+        stocks = [(layer, layer.processor) for transformer in self.transformers for layer in self.layers(transformer)]
         texts = [(layer, layer.processor) for transformer in self.transformers for layer in self.text_layers(transformer)]
-        replaced = [stock for index, (_, stock) in enumerate(before) if plan.table[index % self.spec.layers].any()]
+        replaced = [stock for index, (_, stock) in enumerate(stocks) if plan.table[index % self.spec.layers].any()]
         foreign_hooks.check_processors((*replaced, *(stock for _, stock in texts if plan.shares is not None)), self.stock)
-        shared: dict[tuple[bytes, type], PlannedAttention] = {}
+        processors: dict[tuple[bytes, type], PlannedAttention] = {}
         try:
             self.pipe.scheduler = chosen
-            for index, (layer, stock) in enumerate(before):
+            for index, (layer, stock) in enumerate(stocks):
                 row = plan.table[index % self.spec.layers]
                 if not row.any():
                     continue  # the backbone's own attention in every step
                 key = (row.tobytes(), type(stock))
-                if key not in shared:
-                    programs = tuple(plan.programs[program] for program in row)
-                    shared[key] = self.processor(
-                        programs, plan.call_grid, self.step_state, rotary, stock, self.model_settings.attention
-                    )
-                layer.set_processor(shared[key])
+                if key not in processors:
+                    programs, backend = tuple(plan.programs[program] for program in row), self.model_settings.attention
+                    processors[key] = self.processor(programs, plan.call_grid, self.step_state, rotary, stock, backend)
+                layer.set_processor(processors[key])
             if plan.shares is not None:
                 for layer, stock in texts:
-                    layer.set_processor(ShotText(self.step_state, stock))
+                    layer.set_processor(ScheduledCrossAttention(self.step_state, stock))
             yield
         finally:
             self.pipe.scheduler = scheduler
-            for layer, processor in (*before, *texts):
+            for layer, processor in (*stocks, *texts):
                 layer.set_processor(processor)
 
 
@@ -438,7 +249,7 @@ def to_frames(video: Tensor) -> np.ndarray:
 
 @contextmanager
 def on_device(vae: Any) -> Iterator[None]:
-    """Model offload moves a VAE when its decode() is called; parts of it that are called alone need this."""
+    """Moves an offloaded VAE to its device: model offload does so in decode() only, not where parts of it are called alone."""
     offload = getattr(vae, "_hf_hook", None)
     if offload is not None:
         offload.pre_forward(vae)

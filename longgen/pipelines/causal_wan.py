@@ -21,7 +21,8 @@ from torch import Tensor
 from longgen.attention.kvcache import KVCache
 from longgen.attention.rotary import Tables
 from longgen.pipelines import foreign_hooks
-from longgen.pipelines.base import Text, Velocities, dispatch
+from longgen.pipelines.base import Text, Velocities
+from longgen.pipelines.processors import dispatch
 from longgen.pipelines.step_state import StepState
 from longgen.pipelines.wan import Wan
 from longgen.plan import Plan

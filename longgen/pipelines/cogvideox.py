@@ -20,7 +20,8 @@ from torch import Tensor
 
 from longgen.attention.rotary import Rotary
 from longgen.pipelines import foreign_hooks
-from longgen.pipelines.base import PipelineBackbone, PlannedAttention, on_device, to_frames, whole
+from longgen.pipelines.base import PipelineBackbone, on_device, to_frames, whole
+from longgen.pipelines.processors import PlannedAttention
 from longgen.plan import Plan
 
 

@@ -19,7 +19,8 @@ from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideo
 from torch import Tensor
 
 from longgen.attention.rotary import Rotary, Tables
-from longgen.pipelines.base import PipelineBackbone, PlannedAttention, to_frames, whole
+from longgen.pipelines.base import PipelineBackbone, to_frames, whole
+from longgen.pipelines.processors import PlannedAttention
 from longgen.plan import Plan
 
 

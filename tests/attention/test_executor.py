@@ -18,7 +18,7 @@ from longgen.attention import executor, lowering, sequential
 from longgen.attention.rotary import Rotary
 from longgen.frameplan import FramePlan, Pass, full_attention, visible_from_ranges
 from longgen.frames import local_windows
-from longgen.pipelines.base import LayerCall
+from longgen.pipelines.processors import LayerCall
 from longgen.program import Program
 from longgen.technique import Step
 from tests.attention.dense import dense

@@ -17,7 +17,7 @@ from longgen import planner, preset
 from longgen.attention.kvcache import KVCache, chunk_view
 from longgen.attention.rotary import Rotary, Tables
 from longgen.backbones.causal_wan import SELF_FORCING
-from longgen.frameplan import FramePlan, Pass, full_attention
+from longgen.frameplan import PAIR_COLUMNS, FramePlan, Pass, full_attention
 from longgen.plan import Plan
 from longgen.program import Program
 from tests.attention.dense import dense
@@ -45,9 +45,9 @@ def random(frames: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
 def filled(cache: KVCache, frames: list[int], k: Tensor, v: Tensor) -> None:
@@ -71,7 +71,10 @@ def expected(cache: KVCache, program: Program | None, start: int, qkv: tuple[Ten
     one, held = frame_plan.passes[0], len(cache.frames)
     rel, visible = (np.zeros((len(slots), len(slots)), dtype=x.dtype) for x in (one.rel, one.visible))
     rel[held:], visible[held:], visible[:held] = one.rel[:, slots], one.visible[:, slots], True
-    square = FramePlan((Pass(rel, visible, np.ones(len(slots))),), frame_plan.frequency_scale, frame_plan.logit_scale)
+    columns = {name: np.full(rel.shape, PAIR_COLUMNS[name].neutral) for name in one.columns}
+    for name, table in columns.items():
+        table[held:] = one.columns[name][:, slots]
+    square = FramePlan((Pass(rel, visible, np.ones(len(slots)), columns),), frame_plan.frequency_scale, frame_plan.logit_scale)
     return dense(square, *qkv, rotary(), stock(len(slots)))[:, held * N :]
 
 
@@ -141,6 +144,27 @@ def test_any_frames_at_any_times_equal_the_dense_form(seed: int) -> None:
     difference = (output - expected(cache, program, 8, tuple(x[:, left] for x in qkv))).abs().max().item()  # type: ignore[arg-type]
     print(f"max difference {difference:.1e}")
     assert difference < 1e-5
+
+
+@pytest.mark.parametrize("columns", [("logit_scale",), ("logit_bias",), ("logit_scale", "logit_bias")])
+def test_logit_columns_equal_the_dense_form(columns: tuple[str, ...]) -> None:
+    random_of = np.random.default_rng(3)
+    hidden = np.ones((4, 12), dtype=bool)
+    hidden[:, 2] = False
+    tables = {"logit_scale": random_of.uniform(0.5, 2, (4, 12)), "logit_bias": random_of.uniform(-2, 1, (4, 12))}
+    frame_plan = full_attention(12, 4).see_only(hidden).each(lambda p: p.with_columns(**{name: tables[name] for name in columns}))
+    program, qkv = Program({"main": frame_plan}), random(12)
+    cache = KVCache(rotary(), 12)
+    filled(cache, list(range(8)), *(x[:, : 8 * N] for x in qkv[1:]))
+    cache.open(8, 4, (program,), np.zeros((1, 1), dtype=int))
+    left = np.repeat(hidden[0], N)
+    output = newest(cache, *(x[:, 8 * N :] for x in qkv))
+    seen = tuple(x[:, left] for x in qkv)
+    difference = (output - expected(cache, program, 8, seen)).abs().max().item()  # type: ignore[arg-type]
+    print(f"max difference {difference:.1e}")
+    assert difference < 1e-5
+    without = Program({"main": full_attention(12, 4).see_only(hidden)})
+    assert (output - expected(cache, without, 8, seen)).abs().max() > 1e-2  # type: ignore[arg-type]
 
 
 def test_passes_before_the_clean_one_leave_no_trace() -> None:

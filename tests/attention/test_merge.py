@@ -15,13 +15,14 @@ from torch import Tensor
 
 from longgen.attention import executor, lowering, lse_kernels, lse_merge, partition
 from longgen.attention.lse_kernels import attention_with_lse
+from longgen.attention.sequential import run_passes
 from longgen.context.freenoise import FreeNoise
 from longgen.context.keyframes import Keyframes
 from longgen.context.sink import Sink
 from longgen.context.tsa import Tsa
-from longgen.frameplan import FramePlan, Geometry, full_attention
+from longgen.frameplan import PAIR_COLUMNS, FramePlan, Geometry, full_attention
 from longgen.fusion.freepca import FreePca
-from longgen.pipelines.base import LayerCall
+from longgen.pipelines.processors import LayerCall
 from longgen.positions.longdiff import LongDiff
 from longgen.positions.vrpr import Vrpr
 from longgen.program import Program
@@ -67,13 +68,36 @@ STRIPED = {
 }
 
 
+TEXT_TOKENS = 5
+RANDOM = np.random.default_rng(1)
+LOGIT_SCALE, LOGIT_BIAS = RANDOM.choice([0.5, 1.0, 1.7], (T, T)), RANDOM.choice([-1.5, 0.0, 0.8], (T, T))
+DISTANCE = np.abs(np.subtract.outer(np.arange(T), np.arange(T)))
+LOGITS = {
+    "scale": {"logit_scale": LOGIT_SCALE},
+    "bias": {"logit_bias": LOGIT_BIAS},
+    "scale and bias": {"logit_scale": LOGIT_SCALE, "logit_bias": LOGIT_BIAS},
+    "decay": {"logit_bias": -0.3 * np.maximum(DISTANCE - 1, 0)},
+}
+WITH_COLUMNS = ["neutral", "interpolated", "shifted window", "random rel and visible, scaled", "gain", "two weighted passes",
+                "windows, a stride that does not fit", "windows, gain and scale", "tiers", "shifted groups"]  # fmt: skip
+
+
+def with_columns(plan: FramePlan, columns: str) -> FramePlan:
+    return plan.each(lambda pass_: pass_.with_columns(**LOGITS[columns]))
+
+
+def with_text(ctx: LayerCall) -> LayerCall:
+    generator = torch.Generator().manual_seed(2)
+    return replace(ctx, text=tuple(torch.randn(2, TEXT_TOKENS, 3, 24, generator=generator) for _ in range(2)))  # type: ignore[arg-type]
+
+
 def merged(plan: FramePlan, ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor], seen: np.ndarray | None = None) -> Tensor:
     """`plan` merged, whether or not that is the cheaper way."""
     operator = ctx.attention_with_lse(qkv[0])
     assert operator is not None
-    return lse_merge.PlanMerge(plan, partition.partition(plan.passes, N_FRAME, seen is not None), operator).mean(
-        ctx, *qkv, chosen=seen
-    )
+    text_tokens = 0 if ctx.text is None else TEXT_TOKENS
+    parts = partition.partition(plan.passes, N_FRAME, seen is not None, text_tokens)
+    return lse_merge.PlanMerge(plan, parts, operator).mean(ctx, *qkv, chosen=seen)
 
 
 @pytest.mark.parametrize("name", MERGED)
@@ -84,6 +108,61 @@ def test_equals_dense_softmax(name: str, ctx: LayerCall, qkv: tuple[Tensor, Tens
     print(f"{name}: max difference {difference:.1e}")
     assert difference < 5e-6
     assert all(torch.equal(x, y) for x, y in zip(qkv, before, strict=True))
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_text_in_self_attention_is_one_more_part(name: str, ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    joint = with_text(ctx)
+    exact = dense(MERGED[name], *qkv, ctx.rotary, ctx.stock, joint.text)  # type: ignore[arg-type]
+    plain = dense(MERGED[name], *qkv, ctx.rotary, ctx.stock)  # type: ignore[arg-type]
+    difference = (merged(MERGED[name], joint, qkv).double() - exact).abs().max().item()
+    print(f"{name}: max difference {difference:.1e}")
+    assert difference < 5e-6
+    assert (exact - plain).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("text", [False, True], ids=["no text", "text"])
+@pytest.mark.parametrize("columns", LOGITS)
+@pytest.mark.parametrize("name", WITH_COLUMNS)
+def test_logit_columns_equal_dense_softmax_merged_and_one_after_the_other(
+    name: str, columns: str, text: bool, ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    plan = with_columns(MERGED[name], columns)
+    ctx = with_text(ctx) if text else ctx
+    exact = dense(plan, *qkv, ctx.rotary, ctx.stock, ctx.text)  # type: ignore[arg-type]
+    outputs = merged(plan, ctx, qkv), run_passes(plan, ctx, *qkv), executor.run_plan(plan, ctx, *qkv)
+    differences = [(output.double() - exact).abs().max().item() for output in outputs]
+    print(f"{name}, {columns}: max difference {max(differences):.1e}")
+    assert max(differences) < 5e-6
+    assert (exact - dense(MERGED[name], *qkv, ctx.rotary, ctx.stock, ctx.text)).abs().max() > 1e-2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("way", ["bands apart", "one after the other"])
+@pytest.mark.parametrize("text", [False, True], ids=["no text", "text"])
+@pytest.mark.parametrize("columns", [None, *LOGITS])
+@pytest.mark.parametrize("name", ["stripes of nine tokens", "stripes, gain and scale", "stripes, random rel, scaled"])
+def test_logit_columns_of_bands_equal_dense_softmax(
+    name: str,
+    columns: str | None,
+    text: bool,
+    way: str,
+    ctx: LayerCall,
+    qkv: tuple[Tensor, Tensor, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan, ctx = STRIPED[name] if columns is None else with_columns(STRIPED[name], columns), with_text(ctx) if text else ctx
+    if way != "bands apart":
+        monkeypatch.setattr(LayerCall, "attention_with_lse", lambda self, q, masked=False: None)
+    assert (executor._banded(plan, ctx, *qkv) is not None) == (way == "bands apart" and name != "stripes, random rel, scaled")
+    exact = dense(plan, *qkv, ctx.rotary, ctx.stock, ctx.text)  # type: ignore[arg-type]
+    assert (executor.run_plan(plan, ctx, *qkv).double() - exact).abs().max() < 5e-6
+
+
+def test_a_neutral_column_is_none(ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    for plan in (full_attention(T), MERGED["shifted groups"], STRIPED["stripes of nine tokens"]):
+        neutral = plan.each(lambda p: p.with_columns(**{name: np.full((T, T), c.neutral) for name, c in PAIR_COLUMNS.items()}))
+        assert (neutral.key, neutral.density, neutral.is_stock) == (plan.key, plan.density, plan.is_stock)
+        assert torch.equal(executor.run_plan(neutral, ctx, *qkv), executor.run_plan(plan, ctx, *qkv))
 
 
 @pytest.mark.parametrize("name", [*MERGED, *STRIPED])
@@ -189,6 +268,25 @@ def test_every_pair_is_computed_once_for_each_relative_time(name: str) -> None:
         assert own == {(int(i), int(j)) for i, j in np.argwhere(one.visible & (one.weight > 0)[:, None])}
     assert set(computed.values()) == {1}
     assert len(computed) == pytest.approx(MERGED[name].density * T**2)
+
+
+@pytest.mark.parametrize("name", ["windows", "shifted groups", "two weighted passes"])
+def test_pairs_with_other_logits_are_apart(name: str) -> None:
+    """Each part has one factor and one addend, and density counts what passes no longer share."""
+    plan = with_columns(MERGED[name], "scale and bias")
+    parts = partition.partition(plan.passes, N_FRAME)
+    pairs = 0
+    for block in parts.blocks:
+        for part in block.parts:
+            pairs += part.members.shape[1] * len(part.keys)
+            for row, members in zip(parts.order[slice(*part.queries)], part.members.T, strict=True):
+                for pass_ in (plan.passes[index] for index in np.flatnonzero(members)):
+                    assert pass_.logits is not None
+                    assert (pass_.logits[:, row, parts.order[part.keys]] == np.array(part.logits)[:, None]).all()
+    assert pairs == pytest.approx(plan.density * T**2)
+    first = replace(plan, passes=(plan.passes[0], *(replace(p, columns={}) for p in plan.passes[1:])))
+    assert first.density >= plan.density
+    assert (first.density > plan.density) == (name != "two weighted passes")  # their times differ already
 
 
 def test_tiers_and_shifted_groups_are_recognised() -> None:

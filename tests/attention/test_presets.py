@@ -29,7 +29,7 @@ from longgen.backbones.spec import BackboneSpec
 from longgen.backbones.wan import WAN_1_3B
 from longgen.errors import UsageError
 from longgen.frameplan import FramePlan
-from longgen.pipelines.base import LayerCall
+from longgen.pipelines.processors import LayerCall
 from tests.attention.dense import dense
 
 B, H, L, ROWS, COLUMNS = 2, 2, 5, 2, 4

@@ -17,7 +17,7 @@ from longgen.errors import UsageError
 from longgen.frameplan import Geometry, full_attention
 from longgen.loops import sample
 from longgen.loops.denoiser import Denoiser
-from longgen.pipelines.base import LayerCall
+from longgen.pipelines.processors import LayerCall
 from longgen.pipelines.step_state import ClipBatch
 
 CLIP = Geometry(5, 5, (1.0, 0.1), in_clips=True)

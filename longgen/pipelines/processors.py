@@ -1,0 +1,203 @@
+"""Attention processors that run programs on diffusers' modules, and one call of one layer as the executor sees it.
+
+Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, L text tokens, H heads, D head dim, C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, dispatch_attention_fn
+from torch import Tensor
+
+from longgen.attention import executor
+from longgen.attention.lse_kernels import AttentionWithLSE, attention_with_lse
+from longgen.attention.observer import AttentionInputs, Observer
+from longgen.attention.rotary import Rotary, Tables
+from longgen.pipelines.step_state import ClipBatch, StepState
+from longgen.program import Program
+from longgen.technique import Grid
+
+
+def dispatch(q: Tensor, k: Tensor, v: Tensor, backend: Any, parallel: Any, mask: Tensor | None = None) -> Tensor:
+    """diffusers' attention of q [B, Nq, H, D] over k, v [B, Nk, H, D]. mask [Nq, Nk]: bool, or what is added to the logits."""
+    if mask is not None:
+        backend, mask = AttentionBackendName.NATIVE, mask[None, None]  # most others refuse masks; [Nq, Nk] would mean [B, Nk]
+    return dispatch_attention_fn(q, k, v, attn_mask=mask, dropout_p=0.0, is_causal=False, backend=backend, parallel_config=parallel)
+
+
+@dataclass
+class LayerCall:
+    """One call of one layer: the `AttentionContext` of a diffusers model.
+
+    text: keys and values [B, L, H, D] that every query sees. layer: identifies the layer. clips: the clips of the model's call, of
+    which this one's samples begin at `first`.
+    """
+
+    grid: Grid
+    features: Tensor
+    rotary: Rotary | None
+    stock: Tables | None
+    backend: Any
+    parallel: Any
+    text: tuple[Tensor, Tensor] | None = None
+    layer: int = 0
+    clips: ClipBatch | None = None
+    first: int = 0
+    observer: Observer | None = None
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        if self.text is not None:
+            k, v = (torch.cat([x, text], dim=1) for x, text in zip((k, v), self.text, strict=True))
+            if mask is not None:
+                shape = (len(mask), self.text[0].shape[1])
+                mask = torch.cat([mask, mask.new_ones(shape) if mask.dtype == torch.bool else mask.new_zeros(shape)], dim=1)
+        return dispatch(q, k, v, self.backend, self.parallel, mask)
+
+    def rotate(self, x: Tensor, positions: np.ndarray | None, scale: np.ndarray | None) -> Tensor:
+        if self.rotary is None or self.stock is None:
+            return x
+        if positions is None and scale is not None:
+            positions = np.arange(self.grid[0], dtype=np.float64)
+        tables = self.stock if positions is None else self.rotary.tables_at(self.stock, positions, scale)
+        return self.rotary.rotate(x, tables)
+
+    def rotate_time(self, x: Tensor, unrotated: Tensor, frames: np.ndarray, times: np.ndarray, scale: np.ndarray | None) -> None:
+        if self.rotary is not None:
+            x, unrotated = (tensor.unflatten(1, (-1, self.grid[1] * self.grid[2])) for tensor in (x, unrotated))
+            self.rotary.rotate_time(x, unrotated, frames, times, scale)
+
+    def attention_with_lse(self, q: Tensor, masked: bool = False) -> AttentionWithLSE | None:
+        if self.parallel is not None:
+            return None
+        backend = self.backend or _AttentionBackendRegistry.get_active_backend()[0]
+        return attention_with_lse(q.device, q.dtype, q.shape[3], masked) if backend == AttentionBackendName.NATIVE else None
+
+    def observe(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+        if self.observer is not None:
+            shape = (self.grid[0], self.grid[0])
+            rotate = lambda x, times: self.rotate(x, times, None)  # noqa: E731
+            self.observer(AttentionInputs(self.layer, shape, q, k, v, rotate, self.attend, self.text))
+
+    def anchored(self, k: Tensor, v: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+        if self.clips is None:
+            return k, v
+        mixed_k, mixed_v = [], []
+        for sample_k, sample_v, (clip, anchor, sample) in zip(k, v, self.clips.rows[self.first :], strict=False):
+            key = (self.layer, anchor, sample)
+            if clip == anchor:  # it comes before the clips that borrow from it
+                self.clips.anchor_kv[key] = sample_k.clone(), sample_v.clone()  # views would keep the whole batch
+                mixed_k.append(sample_k)
+                mixed_v.append(sample_v)
+            else:
+                anchor_k, anchor_v = self.clips.anchor_kv[key]
+                mixed_k.append(sample_k.lerp(anchor_k, weight))
+                mixed_v.append(sample_v.lerp(anchor_v, weight))
+        return torch.stack(mixed_k), torch.stack(mixed_v)
+
+    def sample(self, index: int) -> LayerCall:
+        rows = slice(index, index + 1)
+        return replace(self, features=self.features[rows], text=self.text and (self.text[0][rows], self.text[1][rows]))
+
+
+class PlannedAttention:
+    """Self-attention processor that runs the program of the current step. One object serves all layers with the same programs.
+
+    What depends on step, layer or program is excluded from `torch.compile`: it would make a graph for each, and soon give up.
+    """
+
+    def __init__(
+        self,
+        programs: tuple[Program | None, ...],
+        grid: Grid,
+        step_state: StepState,
+        rotary: Rotary | None,
+        stock: Any,
+        backend: Any,
+    ):
+        self.programs, self.grid, self.step_state, self.rotary, self.stock = programs, grid, step_state, rotary, stock
+        self._attention_backend = getattr(stock, "_attention_backend", None) or backend  # diffusers sets these two by name
+        self._parallel_config = getattr(stock, "_parallel_config", None)
+
+    @torch.compiler.disable
+    def idle(self) -> bool:
+        """Whether the layer runs the backbone's own attention in this step."""
+        return self.programs[self.step_state.index] is None
+
+    @torch.compiler.disable
+    def run(self, layer: Any, features: Tensor, tables: Tables | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The output [B, N, H * D] of the module `layer` for q, k, v [B, N, H, D]. tables: the stock cos and sin [N, P] or None."""
+        return executor.run(self._program, self.call(layer, features, tables), q, k, v, self.step_state.step)
+
+    @torch.compiler.disable
+    def run_joint(
+        self,
+        layer: Any,
+        features: Tensor,
+        tables: Tables | None,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        text: tuple[Tensor, Tensor, Tensor],
+        first: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        """`run` where `text`, q, k and v [B, L, H, D], takes part in self-attention; its output [B, L, H * D] comes second.
+
+        first: the number of the first sample among those of the model's call.
+        """
+        text_q, text_k, text_v = text
+        call = self.call(layer, features, tables, (text_k, text_v), first)
+        video = executor.run(self._program, call, q, k, v, self.step_state.step)
+        return video, executor.run_text(self._program, call, text_q, k, v)
+
+    @property
+    def _program(self) -> Program:
+        program = self.programs[self.step_state.index]
+        assert program is not None
+        return program
+
+    def call(
+        self, layer: Any, features: Tensor, tables: Tables | None, text: tuple[Tensor, Tensor] | None = None, first: int = 0
+    ) -> LayerCall:
+        """This call of the module `layer` for the executor. tables: the stock cos and sin [N, P] or None."""
+        state = self.step_state
+        return LayerCall(
+            self.grid, features, self.rotary, tables, self._attention_backend, self._parallel_config,
+            text, id(layer), state.clips, first, state.observer,
+        )  # fmt: skip
+
+
+class ScheduledCrossAttention:
+    """Cross-attention processor of a prompt schedule: each frame attends to the texts of its shots, by its shares of them."""
+
+    def __init__(self, step_state: StepState, stock: Any) -> None:
+        self.step_state, self.stock = step_state, stock
+        self._attention_backend = getattr(stock, "_attention_backend", None)  # diffusers sets these two by name
+        self._parallel_config = getattr(stock, "_parallel_config", None)
+
+    @torch.compiler.disable  # which frames read which text changes with the clip
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        rotary: Any = None,
+    ) -> Tensor:
+        """hidden_states [B, N, C], encoder_hidden_states [B, S L, C], attention_mask [B, 1, S L] or None."""
+        shares = self.step_state.shares
+        if shares is None or len(shares) == 1:
+            return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, rotary)
+        frames = hidden_states.unflatten(1, (shares.shape[1], -1))
+        texts = encoder_hidden_states.chunk(len(shares), dim=1)
+        masks = [None] * len(shares) if attention_mask is None else attention_mask.chunk(len(shares), dim=-1)
+        output = torch.zeros_like(frames)
+        for share, text, mask in zip(shares, texts, masks, strict=True):
+            seen = share.nonzero().flatten()
+            if len(seen):
+                part = self.stock(attn, frames[:, seen].flatten(1, 2), text, mask, rotary).unflatten(1, (len(seen), -1))
+                output[:, seen] += share[seen].to(part).view(-1, 1, 1) * part
+        return output.flatten(1, 2)

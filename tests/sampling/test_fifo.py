@@ -238,7 +238,7 @@ def test_the_schedule_has_a_step_for_every_place() -> None:
 @pytest.mark.parametrize(
     ("table", "backbone", "steps", "message"),
     [
-        ({}, "tiny", 20, r"4 partitions of 21 latent frames, and 20 steps are asked\n  expected: --steps 84"),
+        ({}, "tiny", 20, r"4 partitions of 21 latent frames, and 20 steps are asked for\n  expected: --steps 84"),
         ({"frames": 8}, "tiny", 84, "expected: --steps 32"),
         ({"frames": 1}, "tiny", None, "greater than or equal to 2"),
         ({"partitions": 0}, "tiny", None, "greater than or equal to 1"),

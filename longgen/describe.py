@@ -15,7 +15,7 @@ from longgen.backbones.spec import SPECS, BackboneSpec
 from longgen.backbones.tiny import grammar
 from longgen.cost import FLOOR
 from longgen.errors import UsageError
-from longgen.frameplan import FramePlan, full_attention
+from longgen.frameplan import PAIR_COLUMNS, FramePlan, Pass, full_attention
 from longgen.plan import Plan
 from longgen.planner import LONG, on_every_backbone
 from longgen.preset import Preset, name_of
@@ -110,7 +110,7 @@ def branch_lines(plan: FramePlan, tables: bool) -> list[str]:
     for one in plan.passes if rows < frames else ():
         rel, seen = one.rel[:, one.visible[0]], tuple(np.flatnonzero(one.visible[0]).tolist())
         times = f"at relative times {rel.max() + 0.0:.4g} to {rel.min() + 0.0:.4g}"
-        lines.append(f"frames {frames - rows} to {frames - 1} see {count_label(seen, frames)}, {times}")
+        lines.append(f"frames {frames - rows} to {frames - 1} see {count_label(seen, frames)}{_columns_label(one, 0)}, {times}")
     for index, one in enumerate(plan.passes if rows == frames else ()):
         calls = len(lower(one).calls)
         lines.append(f"pass {index}: {one.density:.3f} of all token pairs, {calls} attention call{'s' * (calls != 1)}")
@@ -118,15 +118,24 @@ def branch_lines(plan: FramePlan, tables: bool) -> list[str]:
         for i in sorted({int(computed[0]), int(computed[len(computed) // 2]), int(computed[-1])}):
             seen = tuple(np.flatnonzero(one.visible[i]).tolist())
             rel = one.rel[i, one.visible[i]]
-            stripes = 0 if one.stripe is None else int((one.stripe[i, one.visible[i]] < 1).sum())
-            partly = f" ({stripes} of them in a stripe of {one.stripe[i, one.visible[i]].min():g})" if stripes else ""  # type: ignore[index]
             times = f"at relative times {rel.max() + 0.0:.4g} to {rel.min() + 0.0:.4g}"
             weighted = f", weight {one.weight[i]:.3g}" if one.weight[i] != 1 else ""
-            lines.append(f"  frame {i:>3} sees {count_label(seen, frames)}{partly}, {times}{weighted}")
+            lines.append(f"  frame {i:>3} sees {count_label(seen, frames)}{_columns_label(one, i)}, {times}{weighted}")
         if tables and index < PICTURED and not one.visible.all():
-            shares = one.visible * (1 if one.stripe is None else np.minimum(one.stripe, 1))
+            shares = one.visible * (1 if one.band is None else np.minimum(one.band, 1))
             lines += ["  " + row for row in picture(shares)]
     return lines
+
+
+def _columns_label(pass_: Pass, query: int) -> str:
+    """The key frames that frame `query` sees with pair columns other than neutral, and their values there."""
+    labels = []
+    for name, table in pass_.columns.items():
+        values, column = table[query, pass_.visible[query]], PAIR_COLUMNS[name]
+        changed = values[values != column.neutral]
+        if len(changed):
+            labels.append(f" ({len(changed)} of them {column.phrase.format(low=changed.min(), high=changed.max())})")
+    return "".join(labels)
 
 
 def _history(plan: Plan) -> np.ndarray:

@@ -227,14 +227,11 @@ class Plan:
         return {k: (plan, sorted(set(layers)), sorted(set(steps))) for k, (plan, layers, steps) in found.items()}
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The tables as arrays: `<branch>/<pass>/rel|visible|weight|stripe`, `<branch>/scale`, and layer and step lists."""
+        """The tables as arrays: `<branch>/<pass>/<table>` for `Pass.tables`, `<branch>/scale`, and layer and step lists."""
         arrays: dict[str, np.ndarray] = {}
         for name, (plan, layers, steps) in self.branches().items():
             for index, one in enumerate(plan.passes):
-                arrays |= {f"{name}/{index}/rel": one.rel, f"{name}/{index}/visible": one.visible,
-                           f"{name}/{index}/weight": one.weight}  # fmt: skip
-                if one.stripe is not None:
-                    arrays[f"{name}/{index}/stripe"] = one.stripe
+                arrays |= {f"{name}/{index}/{table}": array for table, array in one.tables.items()}
             arrays[f"{name}/scale"] = (
                 np.ones(len(self.geometry.frequencies)) if plan.frequency_scale is None else plan.frequency_scale
             )

@@ -223,7 +223,7 @@ def test_memory_is_constant_over_350_chunks_beyond_the_rotary_table(causal: Any)
     seen, alive, frames = set(), {}, 0
     for frames, frame in enumerate(streamed(causal, plan), start=1):
         cache = causal.layers(causal.pipe.transformer)[0].processor.cache
-        held = [x for layer in cache.layers.values() for x in (layer.keys, layer.turned, layer.values)]
+        held = [x for layer in cache.layers.values() for x in (layer.keys, layer.rotated_keys, layer.values)]
         texts = [x for pair in cache.texts.values() for x in pair]
         seen.add((len(cache.layers), *(sum(x.numel() * x.element_size() for x in each) for each in (held, texts))))
         assert len(cache.frames) <= 9

@@ -132,8 +132,8 @@ def test_the_other_families_direct_sampling_is_what_torch_counts(family: str) ->
         raise Enough
 
     hook = model.pipe.transformer.register_forward_hook(stop)
+    noise = Denoiser(model, direct, "").initial_noise(torch.Generator())
     with counting() as counter, pytest.raises(Enough):
-        noise = Denoiser(model, direct, "").initial_noise(torch.Generator())
         model.pipe(**model.call_arguments(direct, "a"), latents=model.packed(noise),
                    output_type="latent")  # fmt: skip
     hook.remove()

@@ -110,23 +110,23 @@ def ratios_of(backbone: PipelineBackbone, plan: Plan, calibrating: Callable[[], 
 
 
 def read(path: Path) -> Ratios:
-    """Raises LonggenError for a file that is none of these."""
+    """The ratios in the file at `path`. Raises LonggenError if it holds none."""
     try:
         return Ratios.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         reason = error.strerror if isinstance(error, OSError) else error.errors()[0]["msg"].lower()
         raise LonggenError(f"{path} holds no ratios of MagCache: {reason}", expected="a file as --cache mag writes it",
-                           hint="delete it: it is then measured anew") from None  # fmt: skip
+                           hint="delete it, and they are measured again") from None  # fmt: skip
 
 
 def measure(backbone: PipelineBackbone, plan: Plan, report: Report) -> list[dict[str, list[float]]]:
-    """The ratios of each transformer, by the name of the call, of one generation that computes every step."""
-    found: list[dict[str, list[float]]] = []
+    """The ratios of each transformer, by the name of the call, measured in one generation that computes every step."""
+    ratios: list[dict[str, list[float]]] = []
 
     def after_step(state: State) -> None:
         report(state.done)
         if state.done == plan.steps:  # the pipeline then forgets what its hooks hold
-            found.extend(
+            ratios.extend(
                 {name: block.calibration_ratios for name, block in hook.state_manager._state_cache.items()}
                 for hook in map(_last_hook, backbone.transformers)
             )
@@ -138,16 +138,16 @@ def measure(backbone: PipelineBackbone, plan: Plan, report: Report) -> list[dict
     config = MagCacheConfig(calibrate=True, num_inference_steps=plan.steps + 1)
     with _enabled(backbone, [config] * len(backbone.transformers)):
         sample(denoiser, denoiser.initial_noise(generator), generator, after_step)
-    return found
+    return ratios
 
 
 def _farthest(ratios: dict[str, list[float]]) -> list[float]:
-    """Of each step the ratio farthest from 1; empty for an expert that had no step."""
+    """For each step the ratio farthest from 1; empty for an expert that had no step."""
     return [max(step, key=lambda ratio: abs(1 - ratio)) for step in zip(*ratios.values(), strict=True)]
 
 
 def _last_hook(transformer: Any) -> Any:
-    """The hook of the block that tells what all of them added."""
+    """The hook of the last block, which sees the residual of all blocks."""
     registries = [module._diffusers_hook for module in transformer.modules() if hasattr(module, "_diffusers_hook")]
     return next(hook for hook in (registry.get_hook(_HOOK) for registry in registries) if hook is not None and hook.is_tail)
 
@@ -155,13 +155,13 @@ def _last_hook(transformer: Any) -> Any:
 @contextmanager
 def _enabled(backbone: PipelineBackbone, configs: list[MagCacheConfig | None]) -> Iterator[None]:
     """With a configuration for each transformer; None leaves it alone."""
-    on = []
+    enabled = []
     try:
         for transformer, config in zip(backbone.transformers, configs, strict=True):
             if config is not None:
                 transformer.enable_cache(config)  # type: ignore[operator]
-                on.append(transformer)
+                enabled.append(transformer)
         yield
     finally:
-        for transformer in on:
+        for transformer in enabled:
             transformer.disable_cache()  # type: ignore[operator]

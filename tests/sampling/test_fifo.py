@@ -41,10 +41,10 @@ def euler(steps: int) -> tuple[Tensor, Tensor]:
     return sigmas, 1000 * sigmas[:-1]
 
 
-def sampled(backbone: Any, made: Plan, on_step: Callable[[State], None] = lambda _: None, resume: State | None = None) -> Tensor:
+def sampled(backbone: Any, plan: Plan, on_step: Callable[[State], None] = lambda _: None, resume: State | None = None) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    noise = backbone.noise(made, generator)
-    return sample(Denoiser(backbone, made, family.PROMPT), noise, generator, on_step, resume)
+    noise = backbone.noise(plan, generator)
+    return sample(Denoiser(backbone, plan, family.PROMPT), noise, generator, on_step, resume)
 
 
 def emitted(
@@ -183,10 +183,10 @@ def test_equals_the_reference_loop(partitions: int, lookahead: bool) -> None:
     line = fifo_loop.initial_line(x0, noise[:, :, :steps], sigmas, fifo.lookahead_places(length))
     for batch in (1, 4):
         rounds = emitted(fifo, line, noise[:, :, steps:], length, sigmas, timesteps, lambda x, t, _: model(x, t), batch)
-        made = torch.cat([frame for frame, _ in rounds][steps - length :], dim=2)
-        difference = (made - slow(model, x0, noise, count, lookahead, partitions)).abs().max().item()
+        emitted_frames = torch.cat([frame for frame, _ in rounds][steps - length :], dim=2)
+        difference = (emitted_frames - slow(model, x0, noise, count, lookahead, partitions)).abs().max().item()
         print(f"n = {partitions}, lookahead {lookahead}, {batch} at a time: max difference {difference:.1e}")
-        assert made.shape[2] == count
+        assert emitted_frames.shape[2] == count
         assert difference < 1e-9
 
 
@@ -221,17 +221,17 @@ def published(*tables: dict[str, Any], backbone: str = "tiny", **sample: Any) ->
 
 
 def test_the_schedule_has_a_step_for_every_place() -> None:
-    made = published({"name": "fifo"}, frames=321)
-    assert (made.steps, made.sample.steps, made.call_geometry.frames_lat) == (84, 84, 21)
-    assert made.rounds == 84 + 81 + 63  # the first clip, 81 frames, and those that are dropped
-    assert made.calls == pytest.approx((84 + (81 + 63) * 8) / 84)
+    plan = published({"name": "fifo"}, frames=321)
+    assert (plan.steps, plan.sample.steps, plan.call_geometry.frames_lat) == (84, 84, 21)
+    assert plan.rounds == 84 + 81 + 63  # the first clip, 81 frames, and those that are dropped
+    assert plan.calls == pytest.approx((84 + (81 + 63) * 8) / 84)
     assert (
         "fifo keeps a noise level for every frame: 84 steps instead of 20 on tiny, with the flow-matching Euler scheduler"
         in made.notes
     )
-    made = published({"name": "fifo", "frames": 10, "partitions": 3, "lookahead": False}, frames=321, steps=30)
-    assert (made.steps, made.rounds) == (30, 30 + 81 + 20)
-    assert made.calls == pytest.approx((30 + 101 * 3) / 30)
+    plan = published({"name": "fifo", "frames": 10, "partitions": 3, "lookahead": False}, frames=321, steps=30)
+    assert (plan.steps, plan.rounds) == (30, 30 + 81 + 20)
+    assert plan.calls == pytest.approx((30 + 101 * 3) / 30)
     assert published({"name": "fifo"}, backbone="ltx-2b", frames=241).steps == 64
     assert published({"name": "fifo"}, backbone="wan2.2-ti2v-5b", frames=241).steps == 124
 
@@ -239,7 +239,7 @@ def test_the_schedule_has_a_step_for_every_place() -> None:
 @pytest.mark.parametrize(
     ("table", "backbone", "steps", "message"),
     [
-        ({}, "tiny", 20, r"4 partitions of 21 latent frames, and 20 steps are asked\n  expected: --steps 84"),
+        ({}, "tiny", 20, r"4 partitions of 21 latent frames, and 20 steps are asked for\n  expected: --steps 84"),
         ({"frames": 8}, "tiny", 84, "expected: --steps 32"),
         ({"frames": 1}, "tiny", None, "greater than or equal to 2"),
         ({"partitions": 0}, "tiny", None, "greater than or equal to 1"),
@@ -269,13 +269,13 @@ def test_stacks_that_contradict_it_are_refused() -> None:
 
 
 def test_a_video_of_one_window_is_sampled_directly(tiny: Any) -> None:
-    made = published({"name": "fifo"}, frames=17, steps=2)
+    plan = published({"name": "fifo"}, frames=17, steps=2)
     generator = torch.Generator().manual_seed(0)
-    noise = tiny.noise(made, generator)
-    (latents,) = direct(Denoiser(tiny, made, family.PROMPT), noise, generator, lambda _: None, None)
-    assert torch.equal(sampled(tiny, made), latents)
-    assert made.rounds == made.steps == 2
-    assert not any("noise level" in note for note in made.notes)
+    noise = tiny.noise(plan, generator)
+    (latents,) = direct(Denoiser(tiny, plan, family.PROMPT), noise, generator, lambda _: None, None)
+    assert torch.equal(sampled(tiny, plan), latents)
+    assert plan.rounds == plan.steps == 2
+    assert not any("noise level" in note for note in plan.notes)
 
 
 @pytest.fixture(scope="module", params=["wan", "wan-ti2v", "wan-experts", "ltx"])
@@ -292,15 +292,15 @@ def made_for(
 
 def test_with_one_timestep_for_all_frames_velocities_are_the_pipelines(small: Any) -> None:
     """The first clip alone, against the whole stock pipeline with the scheduler of first order."""
-    made = made_for(small)
+    plan = made_for(small)
     states: list[State] = []
-    sampled(small, made, lambda state: states.append(copy.deepcopy(state)))
-    assert states[0].done == made.steps == fifo_loop.CHECKPOINT_ROUNDS
+    sampled(small, plan, lambda state: states.append(copy.deepcopy(state)))
+    assert states[0].done == plan.steps == fifo_loop.CHECKPOINT_ROUNDS
     generator = torch.Generator().manual_seed(0)
-    small.noise(made, generator)
-    noise = torch.randn(*small.latent_shape(made)[:2], 4, *small.latent_shape(made)[3:], generator=generator)
+    small.noise(plan, generator)
+    noise = torch.randn(*small.latent_shape(plan)[:2], 4, *small.latent_shape(plan)[3:], generator=generator)
     plain = made_for(small, (), "direct", frames_lat=4)
-    before, small.pipe.scheduler = small.pipe.scheduler, small.first_order(made)
+    before, small.pipe.scheduler = small.pipe.scheduler, small.first_order(plan)
     try:
         stock = sample(Denoiser(small, plain, family.PROMPT), noise, torch.Generator())
     finally:
@@ -313,17 +313,17 @@ def test_with_one_timestep_for_all_frames_velocities_are_the_pipelines(small: An
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_it_runs_on_small_pipelines(small: Any, guidance: float) -> None:
-    made = made_for(small, guidance_scale=guidance)
+    plan = made_for(small, guidance_scale=guidance)
     scheduler, processors = small.pipe.scheduler, [layer.processor for layer in small.layers(small.pipe.transformer)]
     counts = []
     handle = small.pipe.transformer.register_forward_pre_hook(
         lambda _, args, kwargs: counts.append((len(kwargs["hidden_states"]), kwargs["timestep"].ndim)), with_kwargs=True
     )
     try:
-        latents = sampled(small, made)
+        latents = sampled(small, plan)
     finally:
         handle.remove()
-    assert latents.shape == small.latent_shape(made)
+    assert latents.shape == small.latent_shape(plan)
     assert torch.isfinite(latents).all()
     assert all(ndim == 2 for _, ndim in counts)  # a timestep for every token
     branches = 2 if guidance > 1 else 1
@@ -342,11 +342,11 @@ def latents(small: Any) -> Tensor:
 
 def test_negative_prompt_and_noise_count(small: Any, latents: Tensor) -> None:
     assert not torch.equal(latents, sampled(small, made_for(small, negative_prompt="sand")))
-    made = made_for(small)
+    plan = made_for(small)
     generator = torch.Generator().manual_seed(0)
-    noise = small.noise(made, generator)
+    noise = small.noise(plan, generator)
     noise[:, :, 6] += 1  # where the last frame that is kept begins
-    other = sample(Denoiser(small, made, family.PROMPT), noise, generator)
+    other = sample(Denoiser(small, plan, family.PROMPT), noise, generator)
     change = (latents - other).flatten(3).abs().amax(dim=(0, 1, 3))
     assert change[6] > 0.1
     assert change.argmax() == 6
@@ -385,24 +385,24 @@ def test_windows_in_one_call_give_the_same(small: Any, latents: Tensor) -> None:
 
 def test_resume_gives_the_same_bits(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("longgen.loops.fifo.CHECKPOINT_ROUNDS", 5)
-    made = made_for(small, frames_lat=9)
+    plan = made_for(small, frames_lat=9)
     states: list[State] = []
-    whole = sampled(small, made, lambda state: states.append(copy.deepcopy(state)))
-    assert made.rounds == 8 + 4 + 9
+    whole = sampled(small, plan, lambda state: states.append(copy.deepcopy(state)))
+    assert plan.rounds == 8 + 4 + 9
     assert [state.done for state in states] == [5, 10, 15, 20, 21]  # in the first clip, before the first kept frame, after it, ..
     assert [state.latents.shape[2] for state in states] == [4, 10, 3 + 10, 8 + 10, 9 + 10]
     for state in states:
         later: list[int] = []
-        resumed = sampled(small, made, lambda now, later=later: later.append(now.done), state)
+        resumed = sampled(small, plan, lambda now, later=later: later.append(now.done), state)
         assert torch.equal(resumed, whole), state.done
         assert later == [one.done for one in states if one.done > state.done]
 
 
 def test_a_frame_plan_acts_in_the_windows(small: Any) -> None:
-    made = published_on(small, {"name": "fifo", "frames": 6, "partitions": 2}, {"name": "window", "frames": 3})
-    assert made.table.any()
+    plan = published_on(small, {"name": "fifo", "frames": 6, "partitions": 2}, {"name": "window", "frames": 3})
+    assert plan.table.any()
     plain = published_on(small, {"name": "fifo", "frames": 6, "partitions": 2})
-    latents = sampled(small, made)
+    latents = sampled(small, plan)
     assert torch.isfinite(latents).all()
     assert not torch.equal(latents, sampled(small, plain))
 
@@ -416,7 +416,7 @@ def published_on(backbone: Any, *tables: dict[str, Any]) -> Plan:
 def test_a_part_of_the_schedule_is_the_windows_with_their_middle_in_it(small: Any) -> None:
     """Windows then differ in what they do, so that they go one by one."""
     tables = ({"name": "fifo", "frames": 4, "partitions": 2}, {"name": "window", "frames": 3, "steps": [0, 0.5]})
-    made = published_on(small, *tables)
+    plan = published_on(small, *tables)
     indices, sizes = [], []
 
     def see(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -426,7 +426,7 @@ def test_a_part_of_the_schedule_is_the_windows_with_their_middle_in_it(small: An
     handle = small.pipe.transformer.register_forward_pre_hook(see, with_kwargs=True)
     try:
         with batches_of(small, 4):
-            sampled(small, made)
+            sampled(small, plan)
     finally:
         handle.remove()
     assert max(sizes) == (2 if small.spec.family == "ltx" else 1)  # guidance is one batch there
@@ -436,16 +436,16 @@ def test_a_part_of_the_schedule_is_the_windows_with_their_middle_in_it(small: An
 
 def test_two_experts_predict_the_frames_of_their_own_timesteps(model_folder: Callable[[str], Path]) -> None:
     backbone = family.loaded(model_folder("wan-experts"))
-    made = made_for(backbone)
+    plan = made_for(backbone)
     boundary = 875.0
     times = torch.tensor([[0.0, 400.0, 875.0, 990.0]])
-    clips = torch.randn(1, *backbone.latent_shape(made)[1:2], 4, *backbone.latent_shape(made)[3:])
+    clips = torch.randn(1, *backbone.latent_shape(plan)[1:2], 4, *backbone.latent_shape(plan)[3:])
     with torch.no_grad():
-        text, uncond = backbone.text(family.PROMPT), backbone.text(made.sample.negative_prompt)
-        mixed = Denoiser(backbone, made, family.PROMPT).predict(clips, times, 0, text)
-        tokens = times.repeat_interleave(np.prod(made.call_grid[1:]), dim=1)
+        text, uncond = backbone.text(family.PROMPT), backbone.text(plan.sample.negative_prompt)
+        mixed = Denoiser(backbone, plan, family.PROMPT).predict(clips, times, 0, text)
+        tokens = times.repeat_interleave(np.prod(plan.call_grid[1:]), dim=1)
         for transformer, scale, own in (
-            (backbone.pipe.transformer, made.sample.guidance_scale, times >= boundary),
+            (backbone.pipe.transformer, plan.sample.guidance_scale, times >= boundary),
             (backbone.pipe.transformer_2, backbone.spec.guidance_scale_2, times < boundary),
         ):
             guided, unguided = (transformer(clips, tokens, words["encoder_hidden_states"])[0] for words in (text, uncond))
@@ -458,16 +458,16 @@ def test_a_step_cache_is_refused(tiny: Any) -> None:
     before, tiny.model_settings = tiny.model_settings, tiny.model_settings.replace(cache="first-block")
     try:
         with pytest.raises(UsageError, match="--cache first-block compares a frame with what stood at its place a round before"):
-            sampled(tiny, made)
+            sampled(tiny, plan)
     finally:
         tiny.model_settings = before
 
 
 def test_on_tiny_at_161_frames(tiny: Any) -> None:
     """A short queue; that of the preset takes minutes."""
-    made = published({"name": "fifo", "frames": 6, "partitions": 1, "lookahead": False}, frames=161)
-    assert made.spec is TINY
-    latents = sampled(tiny, made)
+    plan = published({"name": "fifo", "frames": 6, "partitions": 1, "lookahead": False}, frames=161)
+    assert plan.spec is TINY
+    latents = sampled(tiny, plan)
     assert latents.shape == (1, 48, 41, 4, 4)
     assert torch.isfinite(latents).all()
     assert 0.3 < latents.std() < 2

@@ -33,9 +33,9 @@ SCHEDULERS: dict[str, tuple[Any, str]] = {  # the pipeline's, and what its class
 }
 
 
-def sampled(backbone: Any, made: Plan) -> torch.Tensor:
+def sampled(backbone: Any, plan: Plan) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    denoiser = Denoiser(backbone, made, PROMPT)
+    denoiser = Denoiser(backbone, plan, PROMPT)
     return sample(denoiser, denoiser.initial_noise(generator), generator)
 
 
@@ -77,9 +77,9 @@ def test_a_refinement_and_a_queue_step_on_shifted_levels(tiny: Any, tiny_plan: C
 
 
 def test_a_rollout_steps_on_shifted_levels(causal: Any) -> None:
-    made = planner.build(preset.load("self-forcing", (), preset.Sample(frames=33, steps=4, flow_shift=8.0)), causal.spec)
+    plan = planner.build(preset.load("self-forcing", (), preset.Sample(frames=33, steps=4, flow_shift=8.0)), causal.spec)
     u = np.array([1, 0.75, 0.5, 0.25, 0])
-    assert causal.frame_schedule(made).sigmas.numpy() == pytest.approx(8 * u / (1 + 7 * u), rel=1e-6)
+    assert causal.frame_schedule(plan).sigmas.numpy() == pytest.approx(8 * u / (1 + 7 * u), rel=1e-6)
 
 
 @pytest.mark.parametrize("spec", [COGVIDEOX_5B, LTX_2B], ids=lambda spec: spec.name)

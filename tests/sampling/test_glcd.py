@@ -61,20 +61,20 @@ def test_both_paths_frame_by_frame(layout: tuple[int, int, int], paths: str, tim
     technique = Glcd(paths=paths, gamma0=gamma0)
     gamma = {"global": 1.0, "local": 0.0, "both": min(1.0, gamma0 * math.exp(0.0005 * timestep))}[paths]
     assert technique.gamma(timestep) == pytest.approx(gamma, rel=1e-12)
-    made = technique.clips(frames_lat, length, timestep, shift)
+    clips = technique.clips(frames_lat, length, timestep, shift)
     dilation = math.ceil(frames_lat / length)
     dilated = [[start + dilation * j for j in range(length)] for start in range(dilation)] if gamma > 0 else []
     local = [[start + j for j in range(length)] for start in local_starts(frames_lat, length, shift)] if gamma < 1 else []
-    assert made.frames.tolist() == [[min(i, frames_lat - 1) for i in clip] for clip in dilated] + local
-    assert made.anchors == (0,) * len(dilated) + (len(dilated),) * len(local)
+    assert clips.frames.tolist() == [[min(i, frames_lat - 1) for i in clip] for clip in dilated] + local
+    assert clips.anchors == (0,) * len(dilated) + (len(dilated),) * len(local)
     assert all(any(i < frames_lat for i in clip) for clip in dilated)
     held = [sum(i in clip for clip in local) for i in range(frames_lat)]
-    for clip, weights in zip(dilated, made.weight, strict=False):
+    for clip, weights in zip(dilated, clips.weight, strict=False):
         assert np.allclose(weights, [gamma * (i < frames_lat) for i in clip], rtol=1e-12, atol=0)  # each frame once
-    for clip, weights in zip(local, made.weight[len(dilated) :], strict=True):
+    for clip, weights in zip(local, clips.weight[len(dilated) :], strict=True):
         assert np.allclose(weights, [(1 - gamma) / held[i] for i in clip], rtol=1e-12, atol=0)
     total = np.zeros(frames_lat)
-    np.add.at(total, made.frames, made.weight)
+    np.add.at(total, clips.frames, clips.weight)
     assert np.allclose(total, 1, atol=1e-12)
 
 
@@ -98,11 +98,11 @@ def test_gamma_by_the_paper() -> None:
 
 def test_dilated_clips_span_the_video() -> None:
     """50 frames in clips of 13: every fourth frame, and the last two clips are a frame short."""
-    made = Glcd(paths="global").clips(50, 13, 0.0, 0)
-    assert made.frames[:, 0].tolist() == [0, 1, 2, 3]
-    assert made.frames[:, -1].tolist() == [48, 49, 49, 49]
-    assert made.weight[:, -1].tolist() == [1, 1, 0, 0]
-    assert (made.weight[:, :-1] == 1).all()
+    clips = Glcd(paths="global").clips(50, 13, 0.0, 0)
+    assert clips.frames[:, 0].tolist() == [0, 1, 2, 3]
+    assert clips.frames[:, -1].tolist() == [48, 49, 49, 49]
+    assert clips.weight[:, -1].tolist() == [1, 1, 0, 0]
+    assert (clips.weight[:, :-1] == 1).all()
 
 
 def test_a_video_of_one_clip_is_seen_whole() -> None:
@@ -126,9 +126,9 @@ def test_every_option_changes_the_plan_s_cost() -> None:
     assert built(gamma0=1.0).calls == built(paths="global").calls
 
 
-def ran(tiny: Any, made: Plan, seed: int = 0, noise_seed: int = 0) -> tuple[torch.Tensor, list[tuple[float, int]]]:
+def ran(tiny: Any, plan: Plan, seed: int = 0, noise_seed: int = 0) -> tuple[torch.Tensor, list[tuple[float, int]]]:
     """The latents, and the timestep and shift of every step."""
-    technique, asked = made.sampling, []
+    technique, asked = plan.sampling, []
 
     class Noting(Glcd):
         def clips(self, frames_lat: int, length: int, timestep: float, shift: int) -> Any:
@@ -137,15 +137,15 @@ def ran(tiny: Any, made: Plan, seed: int = 0, noise_seed: int = 0) -> tuple[torc
             return super().clips(frames_lat, length, timestep, shift)
 
     noting = Noting(**technique.model_dump())
-    noise = torch.randn(tiny.latent_shape(made), generator=torch.Generator().manual_seed(noise_seed))
-    techniques = tuple(replace(act, technique=noting) if act.technique is technique else act for act in made.techniques)
-    denoiser = Denoiser(tiny, replace(made, techniques=techniques), PROMPT)
+    noise = torch.randn(tiny.latent_shape(plan), generator=torch.Generator().manual_seed(noise_seed))
+    techniques = tuple(replace(act, technique=noting) if act.technique is technique else act for act in plan.techniques)
+    denoiser = Denoiser(tiny, replace(plan, techniques=techniques), PROMPT)
     return sample(denoiser, noise, torch.Generator().manual_seed(seed)), asked
 
 
 def test_clips_move_from_step_to_step_by_the_seed(tiny: Any) -> None:
-    made = built(49, 4, frames=9)
-    latents, asked = ran(tiny, made)
+    plan = built(49, 4, frames=9)
+    latents, asked = ran(tiny, plan)
     print(f"timesteps and shifts {asked}")
     assert len(asked) == 4
     assert sorted((t for t, _ in asked), reverse=True) == [t for t, _ in asked]
@@ -153,7 +153,7 @@ def test_clips_move_from_step_to_step_by_the_seed(tiny: Any) -> None:
     shifts = [shift for _, shift in asked]
     assert len(set(shifts)) > 1
     assert set(shifts) <= {0, 1, 2, 3}
-    again, other = ran(tiny, made), ran(tiny, made, seed=1)
+    again, other = ran(tiny, plan), ran(tiny, plan, seed=1)
     assert torch.equal(again[0], latents)
     assert again[1] == asked
     assert [shift for _, shift in other[1]] != shifts

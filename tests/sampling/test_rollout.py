@@ -62,20 +62,20 @@ SETTINGS: dict[str, Stack] = {
 
 def built(backbone: Any, stack: Stack, frames_lat: int = 22, schedule: PromptSchedule | None = None, **sample: Any) -> Plan:
     given = preset.Sample(**{"frames": 4 * (frames_lat - 1) + 1, "steps": 2} | sample)
-    made = preset.from_tables({"name": "stack", "technique": stack}, "stack").model_copy(update={"sample": given})
-    return planner.build(made, backbone.spec, schedule)
+    stack_preset = preset.from_tables({"name": "stack", "technique": stack}, "stack").model_copy(update={"sample": given})
+    return planner.build(stack_preset, backbone.spec, schedule)
 
 
 def streamed(
-    backbone: Any, made: Plan, on_step: Callable[[State], None] = lambda _: None, resume: State | None = None, prompt: str = RED
+    backbone: Any, plan: Plan, on_step: Callable[[State], None] = lambda _: None, resume: State | None = None, prompt: str = RED
 ) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    denoiser = Denoiser(backbone, made, prompt)
+    denoiser = Denoiser(backbone, plan, prompt)
     return stream(denoiser, denoiser.initial_noise(generator), generator, on_step, resume)
 
 
-def programs_for_chunk(backbone: Any, made: Plan, *arguments: Any, **named: Any) -> Tensor:
-    return torch.cat([*streamed(backbone, made, *arguments, **named)], dim=2)
+def rollout_latents(backbone: Any, plan: Plan, *arguments: Any, **named: Any) -> Tensor:
+    return torch.cat([*streamed(backbone, plan, *arguments, **named)], dim=2)
 
 
 def cut(*at_s: float, prompts: tuple[str, ...] = (RED, GREEN, BLUE), blend: float = 0) -> PromptSchedule:
@@ -94,7 +94,7 @@ def differs(one: Tensor, other: Tensor) -> float:
 @pytest.fixture(scope="module")
 def result(causal: Any) -> Callable[[str], Tensor]:
     """The rollout of a setting, once."""
-    return functools.cache(lambda name: programs_for_chunk(causal, built(causal, SETTINGS[name])))
+    return functools.cache(lambda name: rollout_latents(causal, built(causal, SETTINGS[name])))
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -123,7 +123,7 @@ def test_every_setting_matters(result: Callable[[str], Tensor]) -> None:
 def test_equals_the_definition_with_other_chunks_steps_and_guidance(
     causal: Any, result: Callable[[str], Tensor], name: str, rollout: dict[str, Any], sample: dict[str, Any]
 ) -> None:
-    latents = programs_for_chunk(causal, built(causal, [*SETTINGS[name], {"name": "rollout"} | rollout], **sample))
+    latents = rollout_latents(causal, built(causal, [*SETTINGS[name], {"name": "rollout"} | rollout], **sample))
     chunk, guidance = rollout.get("chunk", 3), sample.get("guidance_scale", 1.0)
     expected = dense_rollout.rollout(causal, SETTINGS[name], 22, [RED] * -(-22 // chunk), sample.get("steps", 2), chunk,
                                      rollout.get("context_noise", 0.0), guidance)  # fmt: skip
@@ -135,15 +135,15 @@ def test_equals_the_definition_with_other_chunks_steps_and_guidance(
 def test_what_is_left_unsaid_is_a_rollout_with_a_native_window(causal: Any) -> None:
     implied, said = built(causal, []), built(causal, [{"name": "window", "frames": 9}, {"name": "rollout"}])
     assert [act.name for act in implied.techniques] == [act.name for act in said.techniques] == ["window", "rollout"]
-    assert torch.equal(programs_for_chunk(causal, implied), programs_for_chunk(causal, said))
+    assert torch.equal(rollout_latents(causal, implied), rollout_latents(causal, said))
 
 
 def test_sample_is_the_stream_joined(causal: Any) -> None:
-    made = built(causal, [], 8)
+    plan = built(causal, [], 8)
     generator = torch.Generator().manual_seed(0)
-    denoiser = Denoiser(causal, made, RED)
+    denoiser = Denoiser(causal, plan, RED)
     joined = sample(denoiser, denoiser.initial_noise(generator), generator)
-    assert torch.equal(joined, programs_for_chunk(causal, made))
+    assert torch.equal(joined, rollout_latents(causal, plan))
 
 
 # diffusers' own
@@ -160,7 +160,7 @@ def test_one_chunk_is_diffusers_own_loop_bit_for_bit(causal: Any, steps: int) ->
         for timestep in scheduler.timesteps:
             predicted = causal.pipe.transformer(hidden_states=latents, timestep=timestep.expand(1), return_dict=False, **words)[0]
             latents = scheduler.step(predicted, timestep, latents, generator=generator, return_dict=False)[0]
-    assert torch.equal(programs_for_chunk(causal, built(causal, [], 3, steps=steps)), latents)
+    assert torch.equal(rollout_latents(causal, built(causal, [], 3, steps=steps)), latents)
 
 
 def test_the_noise_levels_of_self_forcing(causal: Any) -> None:
@@ -219,11 +219,11 @@ def alive_bytes() -> int:
 
 def test_memory_is_constant_over_350_chunks_beyond_the_rotary_table(causal: Any) -> None:
     """1,050 latent frames; the model's own table has rows for 1,024."""
-    made = built(causal, [WINDOW, SINK, FLEX], 1050, steps=1)
+    plan = built(causal, [WINDOW, SINK, FLEX], 1050, steps=1)
     seen, alive, frames = set(), {}, 0
-    for frames, frame in enumerate(streamed(causal, made), start=1):
+    for frames, frame in enumerate(streamed(causal, plan), start=1):
         cache = causal.layers(causal.pipe.transformer)[0].processor.cache
-        held = [x for layer in cache.layers.values() for x in (layer.keys, layer.turned, layer.values)]
+        held = [x for layer in cache.layers.values() for x in (layer.keys, layer.rotated_keys, layer.values)]
         texts = [x for pair in cache.texts.values() for x in pair]
         seen.add((len(cache.layers), *(sum(x.numel() * x.element_size() for x in each) for each in (held, texts))))
         assert len(cache.frames) <= 9
@@ -240,10 +240,10 @@ def test_memory_is_constant_over_350_chunks_beyond_the_rotary_table(causal: Any)
 # Going on
 
 
-def states_of(backbone: Any, made: Plan) -> tuple[Tensor, list[State], list[Tensor]]:
+def states_of(backbone: Any, plan: Plan) -> tuple[Tensor, list[State], list[Tensor]]:
     """All frames, and copies of the states in which a run that stopped after each chunk would be."""
     states: list[State] = []
-    latents = programs_for_chunk(backbone, made, lambda state: states.append(copy.deepcopy(state)))
+    latents = rollout_latents(backbone, plan, lambda state: states.append(copy.deepcopy(state)))
     return latents, states, [state.latents for state in states]
 
 
@@ -262,29 +262,29 @@ RESUMED: dict[str, tuple[Stack, PromptSchedule | None]] = {
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_run_that_goes_on_makes_the_same_bits(causal: Any, name: str) -> None:
     stack, schedule = RESUMED[name]
-    made = built(causal, stack, 16, schedule)
-    whole, states, chunks = states_of(causal, made)
+    plan = built(causal, stack, 16, schedule)
+    whole, states, chunks = states_of(causal, plan)
     assert [state.done for state in states] == list(range(1, 7))
     assert all(chunk.shape[2] == 3 for chunk in chunks)
     for state in states:
         later: list[int] = []
         causal.step_state.index = 0  # as in a new process
         resume = copy.deepcopy(state._replace(latents=chunks[: state.done]))
-        again = programs_for_chunk(causal, made, lambda now, later=later: later.append(now.done), resume)
+        again = rollout_latents(causal, plan, lambda now, later=later: later.append(now.done), resume)
         assert torch.equal(again, whole), state.done
         assert later == list(range(state.done + 1, 7))
 
 
 def test_resume_with_guidance(causal: Any) -> None:
-    made = built(causal, [WINDOW, SINK], 12, guidance_scale=2.0)
-    whole, states, chunks = states_of(causal, made)
-    assert torch.equal(programs_for_chunk(causal, made, resume=states[1]._replace(latents=chunks[:2])), whole)
+    plan = built(causal, [WINDOW, SINK], 12, guidance_scale=2.0)
+    whole, states, chunks = states_of(causal, plan)
+    assert torch.equal(rollout_latents(causal, plan, resume=states[1]._replace(latents=chunks[:2])), whole)
 
 
 # Noise
 
 
-def drawn(backbone: Any, made: Plan) -> list[Tensor]:
+def drawn(backbone: Any, plan: Plan) -> list[Tensor]:
     """What the transformer is given in the first step of every chunk: noise alone, as sigma is 1 there."""
     given: list[Tensor] = []
 
@@ -294,7 +294,7 @@ def drawn(backbone: Any, made: Plan) -> list[Tensor]:
 
     handle = backbone.pipe.transformer.register_forward_pre_hook(see, with_kwargs=True)
     try:
-        programs_for_chunk(backbone, made)
+        rollout_latents(backbone, plan)
     finally:
         handle.remove()
     return given
@@ -310,14 +310,14 @@ def test_ans_goes_on_from_chunk_to_chunk(causal: Any) -> None:
     assert (mixed - expected).abs().max() < 1e-5
     renoised = torch.cat(drawn(causal, built(causal, [WINDOW, ANS | {"renoise": True}])), dim=1)
     assert torch.equal(renoised, mixed)  # the same draws; they differ between the steps
-    one, other = (programs_for_chunk(causal, built(causal, [WINDOW, ANS | {"renoise": renoise}])) for renoise in (False, True))
+    one, other = (rollout_latents(causal, built(causal, [WINDOW, ANS | {"renoise": renoise}])) for renoise in (False, True))
     assert differs(one, other) > 1e-3
 
 
 def test_ans_is_the_identity_up_to_the_native_length(causal: Any) -> None:
     plain, mixed = (built(causal, stack, 9) for stack in ([], [ANS]))
     assert any("ans changes nothing at 33 frames" in note for note in mixed.notes)
-    assert torch.equal(programs_for_chunk(causal, plain), programs_for_chunk(causal, mixed))
+    assert torch.equal(rollout_latents(causal, plain), rollout_latents(causal, mixed))
 
 
 # Prompts that change
@@ -339,12 +339,12 @@ STACKS = {
 def test_a_switch_equals_the_definition(causal: Any, name: str, switch: str) -> None:
     """Shots of red to 2.25 s, green to 3 s, blue to the end of 18 latent frames, a quarter of a second each."""
     stack = [*STACKS[name], {"name": "rollout", "switch": switch}]
-    latents = programs_for_chunk(causal, built(causal, stack, 18, cut(2.25, 3)))
+    latents = rollout_latents(causal, built(causal, stack, 18, cut(2.25, 3)))
     prompts = [RED] * 3 + [GREEN] + [BLUE] * 2
     expected = dense_rollout.rollout(causal, stack, 18, prompts, switch=switch)
     print(f"{name}, {switch}: {differs(latents, expected):.1e}")
     assert differs(latents, expected) < 1e-5
-    alone = programs_for_chunk(causal, built(causal, stack, 18))
+    alone = rollout_latents(causal, built(causal, stack, 18))
     assert torch.equal(latents[:, :, :9], alone[:, :, :9])
     assert differs(latents[:, :, 9:], alone[:, :, 9:]) > 1e-3
 
@@ -352,7 +352,7 @@ def test_a_switch_equals_the_definition(causal: Any, name: str, switch: str) -> 
 def test_the_modes_of_a_switch_differ(causal: Any) -> None:
     modes = ({"switch": "recache"}, {"switch": "flush"}, {"switch": "keep"}, {"switch": "flush", "kept": 1})
     results = [
-        programs_for_chunk(causal, built(causal, [WINDOW, SINK, {"name": "rollout"} | mode], 22, cut(2.25, 3))) for mode in modes
+        rollout_latents(causal, built(causal, [WINDOW, SINK, {"name": "rollout"} | mode], 22, cut(2.25, 3))) for mode in modes
     ]
     for one, other in itertools.combinations(results, 2):
         assert differs(one, other) > 1e-3
@@ -376,7 +376,7 @@ def test_a_switch_within_the_first_window_caches_the_sink_again(causal: Any, win
 
         handle = causal.pipe.transformer.register_forward_pre_hook(see, with_kwargs=True)
         try:
-            programs_for_chunk(causal, built(causal, stack, 15, cut(switch / 4), steps=1))
+            rollout_latents(causal, built(causal, stack, 15, cut(switch / 4), steps=1))
         finally:
             handle.remove()
         assert len(calls) == 5 + 4 + 1  # a step of each chunk, the clean passes, and what runs again
@@ -388,7 +388,7 @@ def test_a_switch_within_the_first_window_caches_the_sink_again(causal: Any, win
 
 def test_with_guidance_a_switch_equals_the_definition(causal: Any) -> None:
     stack = [WINDOW, SINK]
-    latents = programs_for_chunk(causal, built(causal, stack, 15, cut(2.25), guidance_scale=2.0))
+    latents = rollout_latents(causal, built(causal, stack, 15, cut(2.25), guidance_scale=2.0))
     expected = dense_rollout.rollout(causal, stack, 15, [RED] * 3 + [GREEN] * 2, guidance=2.0)
     assert differs(latents, expected) < 1e-5
 
@@ -424,26 +424,26 @@ def test_the_switch_is_at_the_first_chunk_that_starts_in_the_new_shot(causal: An
 
 
 def test_in_a_blend_a_chunk_has_the_mean_of_its_frames_texts(causal: Any) -> None:
-    made = built(causal, [WINDOW, {"name": "rollout", "switch": "keep"}], 21, cut(2.75, blend=1), steps=1)
-    assert made.shares is not None
+    plan = built(causal, [WINDOW, {"name": "rollout", "switch": "keep"}], 21, cut(2.75, blend=1), steps=1)
+    assert plan.shares is not None
     with torch.no_grad():
-        texts = Denoiser(causal, made, "").texts
+        texts = Denoiser(causal, plan, "").texts
     mixed = 0
-    for index, text in enumerate(texts_given(causal, made)):
-        share = made.shares[:, index // 2 * 3 : index // 2 * 3 + 3].mean(axis=1)
+    for index, text in enumerate(texts_given(causal, plan)):
+        share = plan.shares[:, index // 2 * 3 : index // 2 * 3 + 3].mean(axis=1)
         mixed += 0 < share[0] < 1
         assert torch.equal(text, prompt_schedule.blend(texts, share)["encoder_hidden_states"])
     assert mixed > 2
 
 
-def texts_given(backbone: Any, made: Plan) -> list[Tensor]:
+def texts_given(backbone: Any, plan: Plan) -> list[Tensor]:
     """The text of each call of the transformer."""
     given: list[Tensor] = []
     handle = backbone.pipe.transformer.register_forward_pre_hook(
         lambda module, arguments, named: given.append(named["encoder_hidden_states"]), with_kwargs=True
     )
     try:
-        programs_for_chunk(backbone, made)
+        rollout_latents(backbone, plan)
     finally:
         handle.remove()
     return given

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from longgen.backbones.registry import family_of
+
 if TYPE_CHECKING:
     from longgen.plan import Plan
     from longgen.program import Program
@@ -21,17 +23,7 @@ if TYPE_CHECKING:
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 FLOOR = "arithmetic against direct sampling"  # what `Plan.cost` is, in the words of plan, bench and presets
 COSTED_CHUNKS = 33  # of a rollout; between them cost changes evenly
-# What is alive at the peak of a block, in N d numbers: in attention, and beside the 2 f / d of the feed-forward, f its width.
-# Counted in the transformers at their published sizes, on shapes without memory (tests/test_memory.py).
-PEAK_ACTIVATIONS = {
-    "wan": (11.2, 4.0),
-    "causal-wan": (11.2, 4.0),
-    "ltx": (11.2, 8.0),
-    "cogvideox": (11.2, 4.6),
-    "hunyuan": (11.2, 10.2),
-}
 PLAN_OVERHEAD = 2.0  # more, at most, in attention that follows a plan
-BATCHES_GUIDANCE = ("ltx", "cogvideox")  # both calls of guidance are one batch
 
 
 def flops(plan: Plan, program: Program | None, grid: Grid, keys: int | None = None) -> int:
@@ -123,9 +115,10 @@ def cache_bytes(plan: Plan, dtype: str) -> int:
 def memory_bytes(plan: Plan, dtype: str, offload: str) -> dict[str, int]:
     """Estimated peak on the device, by part. Formula: README, "Memory"."""
     spec, size, tokens = plan.spec, BYTES[dtype], math.prod(plan.call_grid)
-    in_attention, beside = PEAK_ACTIVATIONS[spec.family]
+    family = family_of(spec)
+    in_attention, beside = family.peak_activations
     alive = max(in_attention + PLAN_OVERHEAD * bool(plan.table.any()), beside + 2 * spec.ffn_dim / spec.width)
-    batch = 2 if spec.family in BATCHES_GUIDANCE and (plan.sample.guidance_scale or 0) > 1 else 1
+    batch = 2 if family.batches_guidance and (plan.sample.guidance_scale or 0) > 1 else 1
     activations = round(alive * batch * tokens * spec.width * size) + 8 * tokens * spec.head_dim + cache_bytes(plan, dtype)
     weights, companions = size * spec.parameters, size * spec.companions
     peak = weights + activations + companions

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from longgen.attention.lowering import lower
-from longgen.backbones.spec import SPECS, BackboneSpec
-from longgen.backbones.tiny import grammar
+from longgen.backbones import tiny_grammar
+from longgen.backbones.registry import SPECS
+from longgen.backbones.spec import BackboneSpec
 from longgen.cost import FLOOR
 from longgen.errors import UsageError
 from longgen.frameplan import FramePlan, full_attention
@@ -166,7 +167,7 @@ def backbone_text(spec: BackboneSpec) -> str:
     }
     text = "\n".join([spec.name, *(f"  {key:<12}{value}" for key, value in rows.items())])
     if spec.built_in:
-        text += "\n\nprompts it knows:\n" + grammar.describe()
+        text += "\n\nprompts it knows:\n" + tiny_grammar.describe()
     return text
 
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 from fractions import Fraction
 
 from longgen import frames
-from longgen.backbones.spec import CAPABILITIES, SPECS, BackboneSpec
+from longgen.backbones.registry import SPECS
+from longgen.backbones.spec import CAPABILITIES, BackboneSpec
 from longgen.catalog import TECHNIQUES
 from longgen.catalog import technique as technique_class
 from longgen.errors import UsageError, shown

@@ -34,7 +34,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from longgen import catalog, textfile
-from longgen.backbones.spec import SPECS, BackboneSpec, known_as
+from longgen.backbones.registry import SPECS, published_name
+from longgen.backbones.spec import BackboneSpec
 from longgen.errors import MissingError, UsageError, shown, unknown_name
 from longgen.technique import Technique
 
@@ -99,7 +100,7 @@ class Preset(BaseModel):
 
     def sample_on(self, spec: BackboneSpec) -> Sample:
         """The preset's defaults on `spec`: those of its own table, where there is one, over the others."""
-        return self.backbone_samples.get(known_as(spec), Sample()).over(self.sample)
+        return self.backbone_samples.get(published_name(spec), Sample()).over(self.sample)
 
     def under(self, sample: Sample) -> Preset:
         """The preset with `sample` over its defaults, on every backbone."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from longgen import arguments
+from longgen.backbones.registry import family_of
 from longgen.backbones.spec import BackboneSpec
 from longgen.errors import UsageError, shown, unknown_name
 
@@ -63,7 +64,7 @@ class ModelSettings:
             _check_attention(self.attention)
         if not isinstance(self.cache, str | None):
             raise _no_setting("cache", self.cache, "first-block or mag, or NAME:THRESHOLD, as first-block:0.05")
-        if self.cache is not None and _cache_name(self.cache) not in BROKEN_CACHES:  # why those are refused depends on the backbone
+        if self.cache is not None and _cache_name(self.cache) not in CACHE_FAULTS:  # why those are refused depends on the backbone
             parse_cache(self.cache)
 
     def deciding(self) -> dict[str, Any]:
@@ -122,11 +123,11 @@ def parse_lora(text: str) -> tuple[str, float, tuple[int, ...]]:
     return path, value, experts
 
 
-BROKEN_CACHES = {  # name -> families and reason; measured on diffusers 0.42.1
-    "pyramid-attention-broadcast": (("wan",), "it gives the unconditioned branch the attention of the conditioned one"),
-    "fastercache": (("wan", "ltx", "hunyuan"), "it assumes that both guidance branches are one batch of unpacked latents"),
-    "taylorseer": (("wan", "ltx", "cogvideox"), "its patterns match none of the model's attention layers, so that it does nothing"),
-    "seacache": (("ltx", "cogvideox", "hunyuan"), "it needs the step and sigma, which only WanPipeline tells it"),
+CACHE_FAULTS = {  # of diffusers 0.42.1, on the families that list them in Family.broken_caches
+    "pyramid-attention-broadcast": "it gives the unconditioned branch the attention of the conditioned one",
+    "fastercache": "it assumes that both guidance branches are one batch of unpacked latents",
+    "taylorseer": "its patterns match none of the model's attention layers, so that it does nothing",
+    "seacache": "it needs the step and sigma, which only WanPipeline tells it",
 }
 
 
@@ -139,9 +140,9 @@ def parse_cache(text: str, spec: BackboneSpec | None = None) -> tuple[str, float
     Raises UsageError, with the reason where a cache is known to be broken on `spec`.
     """
     name, threshold = _cache_name(text), text.partition(":")[2]
-    families, reason = BROKEN_CACHES.get(name, ((), ""))
     if name not in CACHES:
-        why = f": on {spec.name} {reason}" if spec is not None and spec.family in families else ": longgen has not tried it"
+        broken = spec is not None and name in family_of(spec).broken_caches
+        why = f": on {spec.name} {CACHE_FAULTS[name]}" if spec is not None and broken else ": longgen has not tried it"
         raise UsageError(f"--cache {text} is refused{why}", expected="first-block or mag, or NAME:THRESHOLD, as first-block:0.05",
                          hint="take that, or leave --cache out")  # fmt: skip
     try:

@@ -20,10 +20,11 @@ app.add_typer(backbones_app, name="backbones")
 @reports_errors
 def backbones_list(as_json: Json = False) -> None:
     """Every backbone by name."""
-    from longgen.backbones.spec import SPECS
+    from longgen.backbones.registry import all_specs
 
-    rows = [f"{spec.name:<16}{spec.native_px:>4} frames native  {spec.about}" for spec in SPECS.values()]
-    answer("\n".join(rows), [spec_dict(spec) for spec in SPECS.values()], as_json)
+    specs = all_specs().values()
+    rows = [f"{spec.name:<16}{spec.native_px:>4} frames native  {spec.about}" for spec in specs]
+    answer("\n".join(rows), [spec_dict(spec) for spec in specs], as_json)
 
 
 @backbones_app.command("show")
@@ -40,7 +41,7 @@ def backbones_show(name: Annotated[str, typer.Argument(help="A name, a hub id or
 def spec_dict(spec: BackboneSpec) -> dict[str, Any]:
     import dataclasses
 
-    from longgen.backbones.tiny import grammar
+    from longgen.backbones import tiny_grammar
 
-    known = {"grammar": grammar.GRAMMAR, "words": {k: list(v) for k, v in grammar.SLOTS.items()}} if spec.name == "tiny" else {}
-    return dataclasses.asdict(spec) | known
+    prompts = {"grammar": tiny_grammar.GRAMMAR, "words": {slot: list(words) for slot, words in tiny_grammar.SLOTS.items()}}
+    return dataclasses.asdict(spec) | (prompts if spec.name == "tiny" else {})

@@ -175,10 +175,10 @@ def _accelerators(given: str, spec: BackboneSpec) -> tuple[str, ...]:
 
 def _prompt(given: str | None, spec: BackboneSpec, quiet: bool) -> str:
     """The prompt given, or one that the model knows."""
-    from longgen.backbones.tiny import grammar
+    from longgen.backbones import tiny_grammar
     from longgen.loops import PROMPTS
 
     if given is None:
-        return grammar.HELD_OUT[0].prompt if spec.built_in else PROMPTS[0]
+        return tiny_grammar.HELD_OUT[0].prompt if spec.built_in else PROMPTS[0]
     warn_of_grammar(spec, [given], quiet)
     return given

@@ -221,12 +221,12 @@ def make_setup(spec: BackboneSpec, given: dict[str, Any]) -> ModelSettings:
 
 
 def warn_of_grammar(spec: BackboneSpec, texts: list[str], quiet: bool) -> None:
-    from longgen.backbones.tiny import grammar
+    from longgen.backbones import tiny_grammar
 
-    strange = [text for text in texts if spec.built_in and grammar.parse(text) is None]
+    strange = [text for text in texts if spec.built_in and tiny_grammar.parse(text) is None]
     if strange:
         say_notes([f"{spec.name} knows one kind of sentence, and '{on_one_line(strange[0], 200)}' is none; expect nonsense. "
-                   f"It knows:\n{grammar.describe()}"], quiet)  # fmt: skip
+                   f"It knows:\n{tiny_grammar.describe()}"], quiet)  # fmt: skip
 
 
 def plan_of_record(context: typer.Context, output: Path) -> tuple[Plan, list[Asked], dict[str, Any]]:

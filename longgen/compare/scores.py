@@ -13,7 +13,7 @@ import numpy as np
 
 from longgen import disk, ffmpeg, metrics, video_info
 from longgen import video as films
-from longgen.backbones import tiny
+from longgen.backbones import tiny_grammar
 from longgen.errors import LonggenError, UsageError, unknown_name
 from longgen.metrics import METRICS, in_order
 from longgen.metrics.score import score_video
@@ -91,8 +91,7 @@ def file_hash(path: Path) -> str:
 @cache
 def code_hash() -> str:
     """A hash of the code that makes the scores, and of the versions of what it stands on."""
-    folders = [Path(str(package.__file__)).parent for package in (metrics, tiny)]
-    files = [*sorted(folders[0].glob("*.py")), folders[1] / "measure.py", folders[1] / "grammar.py", *READING]
+    files = [*sorted(Path(str(metrics.__file__)).parent.glob("*.py")), Path(str(tiny_grammar.__file__)), *READING]
     return hash_of(files, [cv2.__version__, np.__version__])
 
 

@@ -30,8 +30,8 @@ from diffusers import MagCacheConfig
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from longgen import __version__, disk
+from longgen.backbones import tiny_grammar
 from longgen.backbones.settings import parse_cache
-from longgen.backbones.tiny import grammar
 from longgen.errors import LonggenError, UsageError
 from longgen.layers.fingerprint import fingerprint
 from longgen.loops import PROMPTS, direct, sampler, start
@@ -143,7 +143,7 @@ def measure(backbone: PipelineBackbone, plan: Plan, report: Report) -> list[dict
             )
 
     generator = torch.Generator().manual_seed(0)
-    prompt = grammar.HELD_OUT[-1].prompt if backbone.spec.built_in else PROMPTS[0]
+    prompt = tiny_grammar.HELD_OUT[-1].prompt if backbone.spec.built_in else PROMPTS[0]
     sample = sampler(plan)
     # one step more than there are, or diffusers would print the ratios and forget them
     config = MagCacheConfig(calibrate=True, num_inference_steps=plan.steps + 1)

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from longgen import arguments, checkpoint, disk, frames, planner, preset
+from longgen.backbones import tiny_grammar
 from longgen.backbones.spec import RELATIVE_POSITIONS, BackboneSpec
-from longgen.backbones.tiny import grammar
 from longgen.context.window import Window
 from longgen.errors import LonggenError, UsageError
 from longgen.layers.probe_file import Run, ScoreName, Settings
@@ -67,7 +67,7 @@ def settings_for(
     if long.frames_lat <= spec.native_lat:
         raise UsageError(f"--frames {long.frames_px} is not longer than what {spec.name} was trained on: no context to cut",
                          expected=f"more than {spec.native_px} frames", hint="leave --frames out")  # fmt: skip
-    own = [words.prompt for words in grammar.HELD_OUT[-2:]] if spec.built_in else list(PROMPTS)
+    own = [words.prompt for words in tiny_grammar.HELD_OUT[-2:]] if spec.built_in else list(PROMPTS)
     moves = (-2, -1, 1, 2) if RELATIVE_POSITIONS in spec.capabilities else ()
     return Settings(
         mode=mode, frames=long.frames_px, native_frames=spec.native_px, size=long.size, steps=long.steps,

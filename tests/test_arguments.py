@@ -12,7 +12,7 @@ import pytest
 import longgen
 from longgen import arguments, resolve
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import TINY
+from longgen.backbones.wan import TINY
 from longgen.compare.run import compare_presets
 from longgen.errors import UsageError
 from longgen.probe.measure import settings_for

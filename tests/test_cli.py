@@ -287,7 +287,7 @@ def test_loading_flags_reach_the_backbone(
 def test_a_run_goes_on_with_the_flags_that_it_began_with(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from longgen import preset
     from longgen.backbones.settings import ModelSettings
-    from longgen.backbones.spec import TINY
+    from longgen.backbones.wan import TINY
 
     model_settings = ModelSettings(
         "cpu", "bf16", lora=("a.safetensors:0.5",), quantize="fp8", attention="native", cache="mag", compile=True, clip_batch=2

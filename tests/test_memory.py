@@ -13,8 +13,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from longgen import planner, preset
+from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import SPECS
 from longgen.bench.memory import Account
 from longgen.pipelines import base, random_weights
 from longgen.pipelines.wan import Wan
@@ -53,7 +53,7 @@ def alive(made: Plan) -> int:
     """Bytes of the tensors at the peak of one call in the first step, weights apart."""
     torch.set_default_dtype(torch.bfloat16)
     try:
-        model = random_weights.TRANSFORMERS[made.spec.family](**random_weights.settings(made.spec)).eval()
+        model = random_weights.untrained(made.spec).eval()
     finally:
         torch.set_default_dtype(torch.float32)
     following = nullcontext()

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from longgen import catalog, plan, planner, preset
-from longgen.backbones.spec import TINY, TINY_CAUSAL
+from longgen.backbones.causal_wan import TINY_CAUSAL
+from longgen.backbones.wan import TINY
 from longgen.errors import UsageError
 from longgen.frameplan import Geometry
 from longgen.technique import LONGEST, Technique

@@ -13,7 +13,10 @@ import pytest
 
 from longgen import catalog, plan, planner, preset
 from longgen.attention.kvcache import chunk_view
-from longgen.backbones.spec import SELF_FORCING, SPECS, TINY, TINY_CAUSAL, BackboneSpec
+from longgen.backbones.causal_wan import SELF_FORCING, TINY_CAUSAL
+from longgen.backbones.registry import SPECS
+from longgen.backbones.spec import BackboneSpec
+from longgen.backbones.wan import TINY
 from longgen.errors import UsageError
 from longgen.frameplan import full_attention
 from longgen.plan import Plan

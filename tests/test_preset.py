@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from longgen import catalog, plan, planner, preset, resolve, textfile
-from longgen.backbones.spec import SPECS
+from longgen.backbones.registry import SPECS
 from longgen.cli import app
 from longgen.errors import LonggenError, MissingError, UsageError
 

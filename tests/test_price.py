@@ -13,8 +13,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop, sdpa_flop_count
 
 from longgen import planner, preset
+from longgen.backbones.causal_wan import SELF_FORCING
+from longgen.backbones.cogvideox import COGVIDEOX_2B, COGVIDEOX_5B
+from longgen.backbones.hunyuan import HUNYUANVIDEO
+from longgen.backbones.ltx import LTX_2B
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import COGVIDEOX_2B, COGVIDEOX_5B, HUNYUANVIDEO, LTX_2B, SELF_FORCING, WAN_1_3B, BackboneSpec
+from longgen.backbones.spec import BackboneSpec
+from longgen.backbones.wan import WAN_1_3B
 from longgen.errors import UsageError
 from longgen.loops import start
 from longgen.plan import Plan

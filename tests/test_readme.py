@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from longgen import catalog, planner, preset
-from longgen.backbones.spec import SELF_FORCING, WAN_1_3B
+from longgen.backbones.causal_wan import SELF_FORCING
+from longgen.backbones.wan import WAN_1_3B
 from longgen.cli import app
 
 ROOT = Path(__file__).parent.parent

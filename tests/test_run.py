@@ -480,7 +480,7 @@ def test_a_rollout_is_playable_after_a_kill_and_goes_on_to_the_same_bytes(tmp_pa
 
 def test_the_streamed_video_is_the_whole_decode(tmp_path: Path) -> None:
     """The VAE, frame by frame as chunks come, against one decode of all latents by diffusers: every pixel."""
-    from longgen.backbones.spec import SPECS
+    from longgen.backbones.registry import SPECS
 
     made = run.generate(PROMPT, tmp_path / "ball.mp4", backbone="tiny-causal", preset_name="self-forcing",
                         sample=preset.Sample(frames=97), seed=1, device="cpu")  # fmt: skip

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from longgen import planner, preset
 from longgen.attention.kvcache import KVCache, chunk_view
-from longgen.backbones.spec import SELF_FORCING
+from longgen.backbones.causal_wan import SELF_FORCING
 from longgen.frameplan import FramePlan, Pass, full_attention
 from longgen.pipelines.rotary import Rotary, Tables
 from longgen.plan import Plan

@@ -18,8 +18,9 @@ from torch._dynamo.utils import counters
 
 from longgen import planner, preset, progress, run, rundir
 from longgen.backbones.find import find
+from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import SPECS, TINY
+from longgen.backbones.wan import TINY
 from longgen.errors import UsageError
 from longgen.loops import direct, magcache, start
 from longgen.pipelines import loading

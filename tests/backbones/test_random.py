@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from longgen import planner, preset
+from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import SPECS, BackboneSpec
+from longgen.backbones.spec import BackboneSpec
 from longgen.errors import UsageError
 from longgen.loops import direct, start
 from longgen.pipelines import random_weights

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from longgen import preset
 from longgen.backbones.find import find
+from longgen.backbones.registry import SPECS, adapter_of
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import SPECS, TINY, BackboneSpec
+from longgen.backbones.spec import BackboneSpec
+from longgen.backbones.wan import TINY
 from longgen.errors import LonggenError
 from longgen.loops import direct
 from longgen.pipelines import wan
-from longgen.pipelines.loading import family_of, load
+from longgen.pipelines.loading import load
 from longgen.plan import Plan
 from tests.models import published
 
@@ -193,7 +195,7 @@ def test_group_offload_changes_nothing(tiny: Any, tiny_plan: Callable[..., Plan]
 def test_spec_counts_the_parameters_of_the_real_transformer(spec: BackboneSpec) -> None:
     model = published.transformer(spec)
     assert spec.experts * sum(p.numel() for p in model.parameters()) == spec.parameters
-    assert len(family_of(spec).layers(model)) == spec.layers
+    assert len(adapter_of(spec).layers(model)) == spec.layers
     if spec.family in ("wan", "causal-wan"):
         assert model.rope.t_dim == spec.rotary_dims
 
@@ -208,8 +210,8 @@ def test_the_shipped_model_is_what_its_spec_says(tiny: Any) -> None:
 
 
 def test_tiny_runs_on_one_thread_unless_told_otherwise() -> None:
-    script = "import torch; from longgen.backbones import decoder; from longgen.backbones.spec import TINY; decoder(TINY, 'cpu'); "
-    script += "print(torch.get_num_threads())"
+    script = "import torch; from longgen.pipelines.loading import decoder; from longgen.backbones.wan import TINY; "
+    script += "decoder(TINY, 'cpu'); print(torch.get_num_threads())"
     for told, threads in (({}, "1"), ({"OMP_NUM_THREADS": "2"}, "2")):
         environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"} | told
         done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=100)

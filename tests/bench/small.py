@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from longgen import preset
+from longgen.backbones.causal_wan import SELF_FORCING
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import SELF_FORCING, BackboneSpec
+from longgen.backbones.spec import BackboneSpec
 from longgen.bench.run import Plans, plans
 from longgen.bench.synthetic import CPU_ATTENTION
 from longgen.pipelines import random_weights

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from longgen.backbones.tiny import grammar
+from longgen.backbones import tiny_grammar
 from longgen.bench import run, synthetic
 from longgen.cli import app
 from longgen.errors import Terminated
@@ -115,7 +115,7 @@ def test_accelerators_are_measured_on_whole_runs(place: Path) -> None:
     assert [one["verdict"] for one in direct["accelerators"]] == ["approximate", "equal"]
     assert set(direct["accelerators"][0]) == {"accelerator", "verdict", "relative_difference", "psnr_db", "computed", "seconds",
                                               "time_ratio"}  # fmt: skip
-    assert grammar.parse(data["settings"]["prompt"]) is not None
+    assert tiny_grammar.parse(data["settings"]["prompt"]) is not None
 
 
 def test_random_weights_of_a_named_backbone() -> None:

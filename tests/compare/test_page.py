@@ -13,7 +13,7 @@ import pytest
 
 from longgen import planner, preset, run
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import TINY
+from longgen.backbones.wan import TINY
 from longgen.compare import page, statistics
 from longgen.compare.record import Cell, Comparison, Watch
 from longgen.errors import LonggenError

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from longgen import plan, planner, preset
-from longgen.backbones.spec import TINY
+from longgen.backbones.wan import TINY
 from longgen.context.anchor import Anchor
 from longgen.errors import UsageError
 from longgen.frameplan import Geometry, full_attention

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from longgen import plan, planner, preset
-from longgen.backbones.spec import SPECS, TINY
+from longgen.backbones.registry import SPECS
+from longgen.backbones.wan import TINY
 from longgen.context.tsa import Tsa
 from longgen.errors import UsageError
 from longgen.frameplan import FramePlan, Geometry, Pass, distances, full_attention

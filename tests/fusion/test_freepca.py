@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from longgen import plan, planner, preset
-from longgen.backbones.spec import WAN_1_3B
+from longgen.backbones.wan import WAN_1_3B
 from longgen.errors import UsageError
 from longgen.frameplan import FramePlan, Geometry, Pass, distances, full_attention
 from longgen.fusion import freepca

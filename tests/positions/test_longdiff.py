@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from longgen import planner, preset
-from longgen.backbones.spec import WAN_1_3B
+from longgen.backbones.wan import WAN_1_3B
 from longgen.errors import UsageError
 from longgen.frameplan import FramePlan, Geometry, distances, full_attention, visible_from_ranges
 from longgen.positions.longdiff import LongDiff

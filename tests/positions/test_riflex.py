@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from longgen import planner, preset
-from longgen.backbones.spec import TINY, WAN_1_3B
+from longgen.backbones.wan import TINY, WAN_1_3B
 from longgen.errors import UsageError
 from longgen.frameplan import Geometry, full_attention
 from longgen.positions.riflex import Riflex

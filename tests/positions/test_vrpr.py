@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from longgen import planner, preset
-from longgen.backbones.spec import WAN_1_3B
+from longgen.backbones.wan import WAN_1_3B
 from longgen.errors import UsageError
 from longgen.frameplan import Geometry, distances, full_attention, visible_from_ranges
 from longgen.positions.vrpr import Vrpr

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from longgen import checkpoint, plan, planner, preset, resolve
-from longgen.backbones.spec import LTX_2B, TINY, TINY_CAUSAL, WAN_1_3B, WAN_14B, BackboneSpec
+from longgen.backbones.causal_wan import TINY_CAUSAL
+from longgen.backbones.ltx import LTX_2B
+from longgen.backbones.spec import BackboneSpec
+from longgen.backbones.wan import TINY, WAN_1_3B, WAN_14B
 from longgen.errors import LonggenError, MissingError, UsageError
 from longgen.layers import selection, store
 from longgen.layers.fingerprint import fingerprint

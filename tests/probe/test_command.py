@@ -14,7 +14,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from longgen import checkpoint, video
-from longgen.backbones.spec import TINY, TINY_CAUSAL
+from longgen.backbones.causal_wan import TINY_CAUSAL
+from longgen.backbones.wan import TINY
 from longgen.cli import app
 from longgen.layers.probe_file import read
 from tests.probe.test_choose import probe_of

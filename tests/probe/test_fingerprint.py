@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from longgen.backbones.causal_wan import TINY_CAUSAL
 from longgen.backbones.find import find
-from longgen.backbones.spec import LTX_2B, TINY, TINY_CAUSAL, TINY_FOLDER
+from longgen.backbones.ltx import LTX_2B
+from longgen.backbones.spec import TINY_FOLDER
+from longgen.backbones.wan import TINY
 from longgen.errors import MissingError
 from longgen.layers import fingerprint as module
 from longgen.layers.fingerprint import fingerprint

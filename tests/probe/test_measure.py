@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from longgen.backbones.causal_wan import TINY_CAUSAL
+from longgen.backbones.cogvideox import COGVIDEOX_2B
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import COGVIDEOX_2B, TINY, TINY_CAUSAL
+from longgen.backbones.wan import TINY
 from longgen.errors import UsageError
 from longgen.layers import store
 from longgen.layers.probe_file import Probe, Settings, read

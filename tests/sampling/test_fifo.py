@@ -18,7 +18,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from longgen import planner, preset
-from longgen.backbones.spec import SPECS, TINY
+from longgen.backbones.registry import SPECS
+from longgen.backbones.wan import TINY
 from longgen.errors import UsageError
 from longgen.loops import direct
 from longgen.loops.direct import State

@@ -12,9 +12,12 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 from longgen import planner, preset, resolve, run
+from longgen.backbones.cogvideox import COGVIDEOX_5B
 from longgen.backbones.find import find
+from longgen.backbones.ltx import LTX_2B
+from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import COGVIDEOX_5B, LTX_2B, SPECS, TINY
+from longgen.backbones.wan import TINY
 from longgen.errors import UsageError
 from longgen.loops import sampler, start
 from longgen.plan import Plan

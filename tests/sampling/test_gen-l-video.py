@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from longgen import planner, preset
-from longgen.backbones.spec import SPECS, TINY
+from longgen.backbones.registry import SPECS
+from longgen.backbones.wan import TINY
 from longgen.errors import UsageError
 from longgen.plan import Plan
 from longgen.preset import Sample

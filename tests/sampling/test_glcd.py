@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from longgen import planner, preset
-from longgen.backbones.spec import TINY
+from longgen.backbones.wan import TINY
 from longgen.errors import UsageError
 from longgen.plan import Plan
 from longgen.sampling.glcd import Glcd

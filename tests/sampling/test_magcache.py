@@ -20,7 +20,7 @@ from torch import Tensor
 from longgen import progress, run
 from longgen.backbones.find import find
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import TINY
+from longgen.backbones.wan import TINY
 from longgen.errors import LonggenError, UsageError
 from longgen.loops import magcache
 from longgen.pipelines.loading import load

@@ -21,8 +21,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from longgen import planner, preset
+from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import SPECS
 from longgen.errors import UsageError
 from longgen.loops import prompt_schedule, start
 from longgen.loops.direct import State

@@ -14,10 +14,10 @@ from torch import Tensor
 
 import longgen
 from longgen import plan, planner, preset
-from longgen.backbones.spec import SPECS
-from longgen.backbones.tiny import measure
+from longgen.backbones.registry import SPECS
 from longgen.errors import UsageError
 from longgen.loops import direct, prompt_schedule
+from longgen.metrics import tiny_reading
 from longgen.schedule import PromptSchedule, Shot
 from tests.backbones import family
 
@@ -156,7 +156,7 @@ def test_a_shot_after_the_end_is_refused() -> None:
 @pytest.mark.parametrize("name", ["sliding-window", "gen-l-video"])
 def test_the_object_changes_at_the_asked_second(tiny: Any, name: str) -> None:
     made = build(tiny, name, schedule(RED, GREEN, each_s=10), frames=321)
-    reading = measure.read(np.concatenate(list(tiny.decode(sampled(tiny, made, RED)))))
+    reading = tiny_reading.read(np.concatenate(list(tiny.decode(sampled(tiny, made, RED)))))
     near = 0 if name == "sliding-window" else 2 * made.spec.fps  # clips that hold the cut have a mixture of both texts
     before, after = reading.colour[: 160 - near - 4], reading.colour[160 + near + 4 :]
     print(name, [sum(colour == asked for colour in part) / len(part) for part, asked in ((before, "red"), (after, "green"))])

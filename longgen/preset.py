@@ -166,12 +166,6 @@ def load(name: str, overrides: Iterable[str] = (), sample: Sample | None = None)
     return preset if sample is None else preset.under(sample)
 
 
-def fitting(name: str, overrides: Iterable[str]) -> list[str]:
-    """Those of `overrides` that are of a technique which the preset `name` has."""
-    techniques = {name_of(technique) for technique in load(name).techniques}
-    return [override for override in overrides if override.partition(".")[0].strip() in techniques]
-
-
 def _find(name: str) -> Path:
     if not name.endswith(".toml") and "/" not in name:
         if name not in names():

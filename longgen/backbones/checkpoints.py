@@ -25,6 +25,7 @@ from longgen.backbones import formats, wan, weights_file
 from longgen.backbones.hub import not_fetched
 from longgen.backbones.spec import BackboneSpec
 from longgen.backbones.system_errors import system_failure
+from longgen.cache_folder import cache_folder
 from longgen.errors import LonggenError, MissingError, OutOfMemoryError, UsageError
 
 VERSION = 1  # of the conversion: a change of what it writes makes another cache folder
@@ -119,7 +120,7 @@ def convert(spec: BackboneSpec) -> Path:
     path, lora = fetch(spec.checkpoint), fetch(spec.lora) if spec.lora else None
     if lora is None and path.is_dir() and _class_of(path) == CLASSES[0]:
         return path
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longgen" / "converted"
+    cache = cache_folder("converted")
     folder = cache / _key(spec, [path, *([lora] if lora else [])])
     if folder.is_dir():
         return folder

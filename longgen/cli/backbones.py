@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longgen.cli.app import App, answer, app, reports_errors
+from longgen.cli.app import App, answer, app
 from longgen.cli.options import Json
 
 if TYPE_CHECKING:
@@ -17,9 +17,8 @@ app.add_typer(backbones_app, name="backbones")
 
 
 @backbones_app.command("list")
-@reports_errors
 def backbones_list(as_json: Json = False) -> None:
-    """Every backbone by name."""
+    """All backbones by name."""
     from longgen.backbones.registry import all_specs
 
     specs = all_specs().values()
@@ -28,9 +27,8 @@ def backbones_list(as_json: Json = False) -> None:
 
 
 @backbones_app.command("show")
-@reports_errors
 def backbones_show(name: Annotated[str, typer.Argument(help="A name, a hub id or a folder.")], as_json: Json = False) -> None:
-    """What is known of a backbone; for tiny also the prompts that it knows."""
+    """Show the facts of a backbone; for tiny also the prompts that it understands."""
     from longgen.backbones.find import find
     from longgen.describe import backbone_text
 

@@ -320,7 +320,7 @@ def test_a_backend_that_cannot_be_is_refused(loaded: Callable[..., Any], monkeyp
         loaded("wan", attention="sage")
     assert "native" in caught.value.expected
     monkeypatch.setattr("diffusers.WanPipeline.from_pretrained", None)  # refused before weights are loaded
-    with pytest.raises(UsageError, match="--attention wonder is no backend of diffusers") as caught:
+    with pytest.raises(UsageError, match="--attention wonder: diffusers has no such attention backend") as caught:
         loaded("wan", attention="wonder")
     assert "native" in caught.value.expected
 

@@ -51,5 +51,5 @@ def test_of_a_large_file_blocks_all_over_it_are_read(tmp_path: Path, monkeypatch
 
 
 def test_weights_that_are_not_here_have_none() -> None:
-    with pytest.raises(MissingError, match="no weights on this machine"):
+    with pytest.raises(MissingError, match="are not on this machine"):
         fingerprint(LTX_2B)

@@ -33,7 +33,8 @@ from longgen import planner, preset
 from longgen.backbones import defaults, settings, tiny_grammar
 from longgen.backbones.registry import SPECS
 from longgen.backbones.tiny import clips
-from longgen.loops import sampler, start
+from longgen.loops import sample
+from longgen.loops.denoiser import Denoiser
 from longgen.metrics import tiny_reading
 from longgen.pipelines import loading
 
@@ -73,9 +74,8 @@ def check(
     began = time.monotonic()
     for number, words in enumerate(tiny_grammar.HELD_OUT[:count]):
         generator = torch.Generator().manual_seed(seed + number)
-        sample = sampler(made)
-        noise = start(backbone, made, generator)
-        latents = sample(backbone, made, words.prompt, noise, lambda state: None, None, generator)
+        denoiser = Denoiser(backbone, made, words.prompt)
+        latents = sample(denoiser, denoiser.initial_noise(generator), generator)
         frames = np.concatenate(list(backbone.decode(latents)))
         truth = rendered(words, 81, seed + number)
         score = tiny_reading.score(tiny_reading.read(frames), words) | {"psnr_db": psnr_db(backbone.pipe.vae, truth)}

@@ -38,7 +38,7 @@ from longgen.backbones import defaults, settings, tiny_grammar
 from longgen.backbones.registry import SPECS
 from longgen.errors import UsageError
 from longgen.layers import selection
-from longgen.loops import sampler, start
+from longgen.loops import sample
 from longgen.metrics import tiny_reading
 from longgen.pipelines import base, loading
 
@@ -51,10 +51,12 @@ def clip(backbone: base.PipelineBackbone, made: plan.Plan, words: tiny_grammar.W
     """Makes one clip and measures it."""
     import torch
 
+    from longgen.loops.denoiser import Denoiser
+
     generator = torch.Generator().manual_seed(seed)
-    noise, began = start(backbone, made, generator), time.monotonic()
-    sample = sampler(made)
-    latents = sample(backbone, made, words.prompt, noise, lambda state: None, None, generator)
+    denoiser = Denoiser(backbone, made, words.prompt)
+    noise, began = denoiser.initial_noise(generator), time.monotonic()
+    latents = sample(denoiser, noise, generator)
     seconds = time.monotonic() - began
     frames = np.concatenate(list(backbone.decode(latents)))
     reading = tiny_reading.read(frames)
@@ -74,11 +76,11 @@ def measured(
     plans = {NATIVE: planner.build(preset.load("direct"), spec)}
     for name in names:
         base, *own = name.split(",")
-        base, how = selection.split(base)
+        base, how = selection.split_name(base)
         techniques = {preset.name_of(technique) for technique in preset.load(base).techniques}
         own += [override for override in sets if override.split(".")[0] in techniques]
-        chosen, said = selection.chosen(preset.load(base, own, preset.Sample(frames=frames_px)), spec, how)
-        plans[name] = planner.build(chosen, spec, said=said)
+        chosen, said = selection.resolve_layers(preset.load(base, own, preset.Sample(frames=frames_px)), spec, how)
+        plans[name] = planner.build(chosen, spec, notes=said)
     done = {}
     if output.is_file():
         for line in output.read_text(encoding="utf-8").splitlines():

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from longgen import frames
 from longgen.backbones.spec import CAPABILITIES, SPECS, BackboneSpec
-from longgen.catalog import TECHNIQUES
+from longgen.catalog import rank
 from longgen.catalog import technique as technique_class
 from longgen.errors import UsageError, shown
 from longgen.frameplan import Geometry, full_attention
@@ -185,12 +185,12 @@ def _placed(technique: Technique, spec: BackboneSpec, steps: int) -> PlacedTechn
     return PlacedTechnique(name, technique, layers, tuple(technique.step_range(steps)))
 
 
-def _turn(act: PlacedTechnique) -> tuple[int, int]:
+def _turn(act: PlacedTechnique) -> tuple[int, int, str]:
     """When `act` applies: noise, times, fusion, context, times by it, frequencies, sampling, refinement; then by the catalog."""
     turns = ("noise", "positions", "fusion", "context", "after context", "frequencies", "sampling", "refine")
     late = isinstance(act.technique, FrameTechnique) and act.technique.after_context
     turn = "frequencies" if isinstance(act.technique, FrequencyTechnique) else "after context" if late else act.technique.slot
-    return turns.index(turn), list(TECHNIQUES).index(act.name)
+    return turns.index(turn), *rank(act.name)
 
 
 def _acts_besides(technique: Technique, geometry: Geometry, seen: Geometry) -> bool:

@@ -217,6 +217,12 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --backbone -m $LONGGEN_BACKBONE
         --json
     """,
+    "techniques": "",
+    "techniques list": "--json",
+    "techniques show": """
+        --allow-code
+        --json
+    """,
     "backbones": "",
     "backbones list": "--json",
     "backbones show": "--json",
@@ -440,7 +446,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 ERRORS: list[tuple[list[str], int, list[str]]] = [
     # presets
     ([*PLAN, "--preset", "freespce"], 2, ["'freespce'", "did you mean freespec"]),
-    ([*PLAN, "--preset", "../nothing.toml"], 3, ["../nothing.toml is not there"]),
+    ([*PLAN, "--preset", "../nothing.toml"], 3, ["../nothing.toml does not exist"]),
     ([*PLAN, "--preset", "../files/bytes.bin"], 2, ["../files/bytes.bin is not TOML"]),
     ([*PLAN, "--preset", f"{LONG}.toml"], 3, ["xxx.toml"]),
     (["presets", "show", "freespce"], 2, ["did you mean freespec"]),

@@ -14,6 +14,9 @@ Preset = Annotated[str, typer.Option("--preset", envvar="LONGGEN_PRESET", help="
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="TECHNIQUE.KEY=VALUE", help="Change a preset's parameter; repeatable.")
 ]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Import techniques that a preset names as package.module:Class. This runs their code.")
+]
 Backbone = Annotated[
     str | None,
     typer.Option("--backbone", "-m", envvar="LONGGEN_BACKBONE", metavar="NAME|HUB-ID|DIR",

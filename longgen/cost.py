@@ -115,7 +115,7 @@ def cache_bytes(plan: Plan, dtype: str) -> int:
     """A rollout's cache: keys as they are and as they are turned, and values; those of the text; with guidance all twice."""
     if plan.chunk_lat is None:
         return 0
-    batch = 2 if (plan.sample.guidance_scale or 0) > 1 else 1
+    batch = 2 if plan.guided else 1
     tokens = 3 * plan.slots_lat * math.prod(plan.grid[1:]) + 2 * plan.spec.text_tokens
     return BYTES[dtype] * batch * tokens * plan.spec.width * plan.spec.layers
 
@@ -125,7 +125,7 @@ def memory_bytes(plan: Plan, dtype: str, offload: str) -> dict[str, int]:
     spec, size, tokens = plan.spec, BYTES[dtype], math.prod(plan.call_grid)
     in_attention, beside = PEAK_ACTIVATIONS[spec.family]
     alive = max(in_attention + PLAN_OVERHEAD * bool(plan.table.any()), beside + 2 * spec.ffn_dim / spec.width)
-    batch = 2 if spec.family in BATCHES_GUIDANCE and (plan.sample.guidance_scale or 0) > 1 else 1
+    batch = 2 if spec.family in BATCHES_GUIDANCE and plan.guided else 1
     activations = round(alive * batch * tokens * spec.width * size) + 8 * tokens * spec.head_dim + cache_bytes(plan, dtype)
     weights, companions = size * spec.parameters, size * spec.companions
     peak = weights + activations + companions

@@ -146,6 +146,11 @@ class Plan:
         return int(np.any([one.visible.any(axis=0) for plan in plans for one in plan.passes], axis=0).sum())
 
     @property
+    def sink_lat(self) -> int:
+        """Latent frames at the beginning that the stack keeps visible to the whole video."""
+        return max((act.technique.sink_lat for act in self.techniques if isinstance(act.technique, FrameTechnique)), default=0)
+
+    @property
     def calls(self) -> float:
         """Model calls a step on what the model sees at a time, guidance apart."""
         return self.sampling.calls(self.frames_lat, self.geometry.native_lat) if self.sampling else 1.0

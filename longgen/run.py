@@ -154,8 +154,10 @@ def _generate_one(
 ) -> Result:
     import torch
 
-    from longgen import checkpoint, interrupted
-    from longgen.loops import direct, magcache, start
+    from longgen import checkpoint, interrupted, loops
+    from longgen.loops import magcache
+    from longgen.loops.denoiser import Denoiser
+    from longgen.loops.state import State
 
     folder, device = run_folder(output), str(backbone.device)
     settings = settings_of(plan, prompt, seed, backbone.model_settings)
@@ -196,33 +198,28 @@ def _generate_one(
         if latents is None:
             phase = Phase("sample", plan.rounds, device, report, done=state.done if state else 0)
 
-            def on_step(now: direct.State) -> None:
-                tensors, described = checkpoint.pack(now.scheduler, "scheduler")
-                tensors |= {"latents": now.latents, "generator": now.generator}
+            def on_step(state: State) -> None:
+                tensors, described = checkpoint.pack(state.scheduler, "scheduler")
+                tensors |= {"latents": state.latents, "generator": state.generator}
                 if in_chunks:
                     chunks.append(tensors, described)
                 else:
-                    checkpoint.save_tensors(saved_step, tensors, settings | {"done": now.done, "scheduler": described})
-                phase.at(now.done)
+                    checkpoint.save_tensors(saved_step, tensors, settings | {"done": state.done, "scheduler": described})
+                phase.at(state.done)
 
             generator = torch.Generator().manual_seed(seed)
-            noise = start(backbone, plan, generator)
-            arguments = (backbone, plan, prompt, noise, on_step, state, generator)
-            at_once = backbone.model_settings.offload == "none"  # else weights would move to and fro for each frame
-            if plan.sampling is None:
-                latents = direct.sample(*arguments)
-            elif plan.sampling.streams and at_once:
-                frames_lat: list[Tensor] = []
-                passing = plan.sampling.stream(*arguments)
-                if not in_chunks:
-                    passing = _kept(passing, frames_lat)
-                decode_to(output, backbone.decode, passing, plan, device, settings)  # sampling reports the progress of both
-                latents, decoded = None if in_chunks else torch.cat(frames_lat, dim=2), True
-            elif in_chunks:
-                for _ in plan.sampling.stream(*arguments):
-                    pass  # its frames are in the chunks
+            denoiser = Denoiser(backbone, plan, prompt)
+            frames = loops.stream(denoiser, denoiser.initial_noise(generator), generator, on_step, state)
+            on_host: list[Tensor] = []
+            if not in_chunks:  # else they are in the chunks
+                frames = _copied(frames, on_host)
+            if loops.streams(plan, backbone.model_settings.offload):
+                decode_to(output, backbone.decode, frames, plan, device, settings)  # sampling reports the progress of both
+                decoded = True
             else:
-                latents = plan.sampling.sample(*arguments)
+                for _ in frames:
+                    pass
+            latents = None if in_chunks else torch.cat(on_host, dim=2)
             seconds["sample"] = round(phase.seconds, 3)
             if latents is not None:
                 checkpoint.save_tensors(saved_latents, {"latents": latents}, settings)
@@ -238,10 +235,10 @@ def _generate_one(
     return _result(output, settings, plan, seconds, memory_bytes(device))
 
 
-def _kept(frames: Iterator[Tensor], keep: list[Tensor]) -> Iterator[Tensor]:
-    """`frames`, each kept on the host as it passes."""
+def _copied(frames: Iterator[Tensor], on_host: list[Tensor]) -> Iterator[Tensor]:
+    """`frames`, each copied to `on_host` as it passes."""
     for frame in frames:
-        keep.append(frame.cpu())
+        on_host.append(frame.cpu())
         yield frame
 
 
@@ -258,6 +255,7 @@ def generate_jobs(
     With `resume` it goes on from what is left; only `overwrite` replaces what is there. Of several jobs, one that fails becomes a
     Failure and the rest goes on; a single one raises its error, and so does the first where nothing is loaded yet.
     """
+    from longgen import loops
     from longgen.pipelines.token_limit import cut_notes, tokenizer_of
 
     results: list[Result | Failure] = []
@@ -287,7 +285,7 @@ def generate_jobs(
                     log(f"note: {note}")
                 plan = dataclasses.replace(plan, notes=plan.notes + cut)
                 log(f"seed {job.seed}")
-                if plan.sampling is not None and plan.sampling.streams and model_settings.offload == "none":
+                if loops.streams(plan, model_settings.offload):
                     from longgen.video import partial_of
 
                     log(f"growing, and playable meanwhile: {partial_of(job.output)}")

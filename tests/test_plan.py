@@ -216,13 +216,13 @@ TAKEN = [name for name in preset.names() if name != "fifo"  # whose steps are it
 def test_every_preset_runs_two_steps_on_tiny(tiny: object, tiny_plan: Callable[..., Plan], name: str) -> None:
     import torch
 
-    from longgen.loops import direct
+    from longgen.loops import sample
+    from longgen.loops.denoiser import Denoiser
 
     layers = tuple(f"{one}.layers=all" for one in ("vrpr", "tsa")) if name == "freeloc" else ()
     made = tiny_plan(name, layers, frames=141, steps=2)
     noise = torch.randn(tiny.latent_shape(made), generator=torch.Generator().manual_seed(0))  # type: ignore[attr-defined]
-    sample = made.sampling.sample if made.sampling else direct.sample
-    final = sample(tiny, made, "a small red circle", noise, lambda state: None, None, torch.Generator())  # type: ignore[arg-type]
+    final = sample(Denoiser(tiny, made, "a small red circle"), noise, torch.Generator())  # type: ignore[arg-type]
     assert torch.isfinite(final).all()
 
 
@@ -433,13 +433,12 @@ def test_the_presets_see_as_many_frames_as_their_papers_say(name: str) -> None:
 def test_every_preset_runs_on_a_causal_backbone(causal: Any, name: str) -> None:
     import torch
 
-    from longgen.loops import start
+    from longgen.loops import sample
+    from longgen.loops.denoiser import Denoiser
 
     made = planner.build(preset.load(name, sample=preset.Sample(frames=93, steps=2)), causal.spec)
     generator = torch.Generator().manual_seed(0)
-    assert made.sampling is not None
-    final = made.sampling.sample(
-        causal, made, "a small red circle", start(causal, made, generator), lambda state: None, None, generator
-    )
+    denoiser = Denoiser(causal, made, "a small red circle")
+    final = sample(denoiser, denoiser.initial_noise(generator), generator)
     assert final.shape == (1, 48, 24, 4, 6)
     assert torch.isfinite(final).all()

@@ -16,7 +16,8 @@ from longgen import planner, preset
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import COGVIDEOX_2B, COGVIDEOX_5B, HUNYUANVIDEO, LTX_2B, SELF_FORCING, WAN_1_3B, BackboneSpec
 from longgen.errors import UsageError
-from longgen.loops import start
+from longgen.loops import sample
+from longgen.loops.denoiser import Denoiser
 from longgen.plan import Plan
 
 WITHIN = 0.02
@@ -91,7 +92,7 @@ def test_a_plan_s_operations_are_those_that_torch_counts(name: str, wan: Any) ->
     """Of every kind of step and every layer, for one call of the model on what it sees at a time."""
     long = made(name, WAN, 129)
     assert long is not None
-    noise = start(wan, long, torch.Generator().manual_seed(0))[:, :, : long.call_geometry.frames_lat]
+    noise = Denoiser(wan, long, "").initial_noise(torch.Generator().manual_seed(0))[:, :, : long.call_geometry.frames_lat]
     for step in np.unique(long.table, axis=1, return_index=True)[1].tolist():
         wan.pipe.scheduler.set_timesteps(long.steps)
         wan.step_state.index = step
@@ -108,7 +109,8 @@ def test_a_rollout_s_cost_is_what_torch_counts_over_all_chunks(name: str, causal
     assert long is not None
     generator = torch.Generator().manual_seed(0)
     with counting() as counter:
-        long.sampling.sample(causal, long, "", start(causal, long, generator), lambda state: None, None, generator)
+        denoiser = Denoiser(causal, long, "")
+        sample(denoiser, denoiser.initial_noise(generator), generator)
     whole = long.flops(None, long.grid) * (long.preset.sample.steps or CAUSAL.steps) * CAUSAL.layers
     assert long.cost * whole == pytest.approx(sum(counted(causal, counter)), rel=WITHIN)
 
@@ -126,7 +128,8 @@ def test_the_other_families_direct_sampling_is_what_torch_counts(family: str) ->
 
     hook = model.pipe.transformer.register_forward_hook(stop)
     with counting() as counter, pytest.raises(Enough):
-        model.pipe(**model.call_arguments(direct, "a"), latents=model.packed(start(model, direct, torch.Generator())),
+        noise = Denoiser(model, direct, "").initial_noise(torch.Generator())
+        model.pipe(**model.call_arguments(direct, "a"), latents=model.packed(noise),
                    output_type="latent")  # fmt: skip
     hook.remove()
     batch = 2 if family in ("ltx", "cogvideox", "cogvideox-2b") else 1  # both branches of guidance in one call

@@ -20,7 +20,8 @@ from longgen.backbones.settings import ModelSettings
 from longgen.bench.record import DIRECT
 from longgen.bench.run import Plans, refusing, report_work, settings_of, versions
 from longgen.errors import LonggenError
-from longgen.loops import magcache, sampler, start
+from longgen.loops import magcache, sample
+from longgen.loops.denoiser import Denoiser
 from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan
 from longgen.progress import Progress
@@ -226,20 +227,20 @@ def _sampled(backbone: PipelineBackbone, plan: Plan, prompt: str, meter: _Meter,
         began = time.monotonic()
         return lambda done: report_work(meter.report, done, plan.steps, began, done, plan.steps, meter.device, "calibrate")
 
-    step_state = time.process_time if backbone.device.type == "cpu" else time.perf_counter  # others may be at work on the machine
+    clock = time.process_time if backbone.device.type == "cpu" else time.perf_counter  # others may be at work on the machine
     with magcache.skipping(backbone, plan, calibrating):
         generator = torch.Generator().manual_seed(SEED)
-        noise = start(backbone, plan, generator)
-        sample = sampler(plan)
+        denoiser = Denoiser(backbone, plan, prompt)
+        noise = denoiser.initial_noise(generator)
         hooks = [
             backbone.layers(transformer)[-1].register_forward_hook(count)
             for transformer in backbone.transformers if not backbone.model_settings.compile
         ]  # fmt: skip
         meter.at(plan, before)
-        began = step_state()
+        began = clock()
         try:
-            latents = sample(backbone, plan, prompt, noise, lambda now: meter.at(plan, before + now.done), None, generator)
-            return _Made(latents.float().cpu(), step_state() - began, calls)
+            latents = sample(denoiser, noise, generator, lambda state: meter.at(plan, before + state.done))
+            return _Made(latents.float().cpu(), clock() - began, calls)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from longgen.frames import pixel_frames
 from longgen.plan import Plan
-from longgen.sampling.multidiffusion import CoDenoised
+from longgen.sampling.multidiffusion import MultiDiffusion
 
 ANY_TIMESTEP = 500.0  # where clips move from step to step there are no edges, so one step speaks for all
 
@@ -19,7 +19,7 @@ def seams(plan: Plan) -> list[int]:
     if plan.chunk_lat is not None:
         edges.update(range(plan.chunk_lat, plan.frames_lat, plan.chunk_lat))
     sampling, length = plan.sampling, plan.call_geometry.frames_lat
-    if isinstance(sampling, CoDenoised) and length < plan.frames_lat and sampling.shifts(length) == 1:
+    if isinstance(sampling, MultiDiffusion) and length < plan.frames_lat and sampling.shifts(length) == 1:
         clips = sampling.clips(plan.frames_lat, length, ANY_TIMESTEP, 0)
         for frames, weight in zip(clips.frames, clips.weight, strict=True):
             kept = frames[weight > 0]

@@ -36,6 +36,10 @@ class Sink(FrameTechnique):
 
     frames: int = Field(3, ge=1, le=LONGEST)
 
+    @property
+    def sink_lat(self) -> int:
+        return self.frames
+
     def apply(self, plan: FramePlan, geometry: Geometry) -> FramePlan:
         first = np.arange(geometry.frames_lat) < self.frames
         return plan.see_also(np.broadcast_to(first, plan.shape))

@@ -1,19 +1,19 @@
-"""MagCache: steps whose change is foreseen from the ratios of earlier runs are not computed, but take the last change again.
+"""MagCache: a step cache that reuses the last residual in steps where calibrated magnitude ratios predict little change.
 
-Paper: MagCache, arXiv 2506.09045. The skipping is diffusers' own hook; here are the ratios that it needs.
+Paper: MagCache, arXiv 2506.09045. diffusers' own hook does the skipping; this module measures and stores the ratios it needs.
 
 Legend: R_k what a transformer's blocks add to their input in step k, r_k the mean over tokens of |R_k| / |R_(k-1)|.
 
     a step takes R of the last computed one, while over the steps since then the sum of |1 - product of r| is at most the threshold,
     3 of them at the most, and never in the first fifth                                                              [diffusers]
 
-r depends on weights, plan, steps and size, and hardly on prompt and seed: so one ordinary generation measures it, the first time
-that it is asked for, with a prompt and a seed that are always the same; it is kept, and used from then on, in
+r depends on weights, plan, steps and size, and hardly on prompt and seed. So it is calibrated once, on first use, by an ordinary
+generation with a fixed prompt and seed, and stored in
 
     ~/.cache/longgen/magcache/<fingerprint of the weights>/<settings>.json
 
-The hook takes one list of ratios for all calls of a step. Where there are several, for guidance or clips, each step has the ratio
-that is farthest from 1, so that all of them skip together and none beyond the threshold [derived]. Each of two experts has its own.
+The hook takes one list of ratios for all calls of a step. Where there are several, for guidance or clips, each step takes the ratio
+farthest from 1, so that all skip together and none beyond the threshold [derived]. Each of two experts has its own.
 """
 
 from __future__ import annotations
@@ -34,10 +34,13 @@ from longgen.backbones.settings import parse_cache
 from longgen.backbones.tiny import grammar
 from longgen.errors import LonggenError, UsageError
 from longgen.layers.fingerprint import fingerprint
-from longgen.loops import PROMPTS, direct, sampler, start
+from longgen.loops import PROMPTS, sample
+from longgen.loops.denoiser import Denoiser
+from longgen.loops.state import State
 from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan
 from longgen.planner import build
+from longgen.sampling.multidiffusion import MultiDiffusion
 
 _HOOK = "mag_cache_block_hook"
 Ratio = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -85,7 +88,7 @@ def skipping(backbone: PipelineBackbone, plan: Plan, calibrating: Callable[[], R
     if backbone.model_settings.cache is None or (cache := parse_cache(backbone.model_settings.cache, backbone.spec))[0] != "mag":
         yield
         return
-    if plan.sampling is not None and getattr(plan.sampling, "shifts", lambda length: 1)(plan.call_geometry.frames_lat) > 1:
+    if isinstance(plan.sampling, MultiDiffusion) and plan.sampling.shifts(plan.call_geometry.frames_lat) > 1:
         raise UsageError(f"--cache {backbone.model_settings.cache} takes what a step before added to a clip, and the clips of "
                          f"{plan.preset.name} move from step to step", expected="no --cache", hint="leave it out")  # fmt: skip
     kept = ratios_of(backbone, plan, calibrating)
@@ -134,21 +137,21 @@ def measure(backbone: PipelineBackbone, plan: Plan, report: Report) -> list[dict
     """The ratios of each transformer, by the name of the call, of one generation that computes every step."""
     found: list[dict[str, list[float]]] = []
 
-    def after_step(now: direct.State) -> None:
-        report(now.done)
-        if now.done == plan.steps:  # the pipeline then forgets what its hooks hold
+    def after_step(state: State) -> None:
+        report(state.done)
+        if state.done == plan.steps:  # the pipeline then forgets what its hooks hold
             found.extend(
-                {name: state.calibration_ratios for name, state in hook.state_manager._state_cache.items()}
+                {name: block.calibration_ratios for name, block in hook.state_manager._state_cache.items()}
                 for hook in map(_last_hook, backbone.transformers)
             )
 
     generator = torch.Generator().manual_seed(0)
     prompt = grammar.HELD_OUT[-1].prompt if backbone.spec.built_in else PROMPTS[0]
-    sample = sampler(plan)
+    denoiser = Denoiser(backbone, plan, prompt)
     # one step more than there are, or diffusers would print the ratios and forget them
     config = MagCacheConfig(calibrate=True, num_inference_steps=plan.steps + 1)
     with _enabled(backbone, [config] * len(backbone.transformers)):
-        sample(backbone, plan, prompt, start(backbone, plan, generator), after_step, None, generator)
+        sample(denoiser, denoiser.initial_noise(generator), generator, after_step)
     return found
 
 

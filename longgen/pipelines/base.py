@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -222,6 +222,19 @@ class ShotText:
         return output.flatten(1, 2)
 
 
+Text = dict[str, Tensor]  # the transformer's text arguments, of one prompt, [1, ...] each
+Velocities = tuple[Tensor, Tensor | None]  # conditional and, with guidance, unconditional
+
+
+class Expert(NamedTuple):
+    """A transformer, and the timesteps [from, below) of the frames that it predicts."""
+
+    transformer: Any
+    guidance_scale: float
+    from_timestep: float = 0.0
+    below_timestep: float = float("inf")
+
+
 @dataclass
 class PipelineBackbone:
     """A loaded pipeline and what longgen adds to it. Every family is a subclass."""
@@ -318,12 +331,14 @@ class PipelineBackbone:
         scheduler.set_timesteps(plan.steps, device=self.pipe._execution_device)
         return scheduler
 
-    def velocity(
-        self, clips: Tensor, timesteps: Tensor, text: dict[str, Tensor], uncond: dict[str, Tensor] | None, plan: Plan
-    ) -> Tensor:
-        """What the model predicts for `clips` [K, C, L, h, w] whose frames stand at `timesteps` [K, L]; of that shape.
+    def experts(self, plan: Plan) -> list[Expert]:
+        """The transformers that predict, each with its guidance scale and its timesteps."""
+        return [Expert(self.pipe.transformer, plan.sample.guidance_scale or 0.0)]
 
-        text, away: what `text` made of the prompt and of the negative prompt; without the latter there is no guidance.
+    def velocity(self, transformer: Any, x: Tensor, timesteps: Tensor, text: Text, uncond: Text | None) -> Velocities:
+        """What `transformer` predicts for clips `x` [K, C, L, h, w] whose frames are at `timesteps` [K, L], of that shape.
+
+        For `text` and, with guidance, for `uncond`: what `self.text` made of the prompt and of the negative prompt.
         """
         raise NotImplementedError(f"{self.spec.name} takes one timestep for all frames")  # a plan refuses it before
 
@@ -331,20 +346,10 @@ class PipelineBackbone:
         """See `Backbone`."""
         raise NotImplementedError(f"{self.spec.name} is not causal")  # a plan refuses it before
 
-    def levels(self, index: int) -> tuple[tuple[float, float], tuple[float, float], float]:
-        """(alpha, sigma) of latent = alpha clean + sigma noise before and after step `index`, and d clean / d latent."""
-        before, after = self.pipe.scheduler.sigmas[index : index + 2].tolist()
+    def levels(self, step: int) -> tuple[tuple[float, float], tuple[float, float], float]:
+        """(alpha, sigma) of x = alpha x0 + sigma noise before and after `step`, and d x0 / d x for a constant model output."""
+        before, after = self.pipe.scheduler.sigmas[step : step + 2].tolist()
         return (1 - before, before), (1 - after, after), 1.0
-
-    def predict_x0(self, before: Tensor, after: Tensor, index: int, plan: Plan) -> tuple[Tensor, float]:
-        """The clean latent [1, C, T, h, w] that step `index` of a first-order scheduler predicted, and d clean / d latent.
-
-        Such a step keeps clean and noise and changes their shares, so the latents before and after it tell both.
-        """
-        (alpha, sigma), (next_alpha, next_sigma), slope = self.levels(index)
-        kept = next_sigma / sigma
-        clean = (after.float() - kept * before.to(after.device).float()) / (next_alpha - kept * alpha)
-        return self.unpacked(clean, plan), slope
 
     def by_frame(self, x: Tensor, frames_lat: int) -> Tensor:
         """The transformer's input or output as a view [B, T, ...], with `frames_lat` frames on the second axis."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from longgen.attention.kvcache import KVCache
 from longgen.pipelines import foreign_hooks
+from longgen.pipelines.base import Text, Velocities
 from longgen.pipelines.rotary import Tables
 from longgen.pipelines.step_state import StepState
 from longgen.pipelines.wan import Wan
@@ -90,21 +91,16 @@ class CausalWan(Wan):
         scheduler.set_timesteps(sigmas=np.linspace(1, 0, plan.steps + 1)[:-1], device=self.pipe._execution_device)
         return scheduler
 
-    def velocity(
-        self, clips: Tensor, timesteps: Tensor, text: dict[str, Tensor], uncond: dict[str, Tensor] | None, plan: Plan
-    ) -> Tensor:
-        """What the model predicts for one chunk [1, C, c, h, w], all of it at one of `timesteps` [1, c]; of that shape.
-
-        With guidance both texts make one batch, so that the cache holds both.
-        """
+    def velocity(self, transformer: Any, x: Tensor, timesteps: Tensor, text: Text, uncond: Text | None) -> Velocities:
+        """Of one chunk [1, C, c, h, w], all of it at one timestep: both texts in one batch, so that the cache holds both."""
         words = text if uncond is None else {name: torch.cat([uncond[name], text[name]]) for name in text}
-        batch = len(next(iter(words.values())))
-        x, times = clips.to(self.pipe.transformer.dtype).expand(batch, -1, -1, -1, -1), timesteps[:, 0].expand(batch)
-        predicted = self.pipe.transformer(hidden_states=x, timestep=times, return_dict=False, **words)[0].to(clips)
+        batch = 1 if uncond is None else 2
+        x_batch, times = x.to(transformer.dtype).expand(batch, -1, -1, -1, -1), timesteps[:, 0].expand(batch)
+        predicted = transformer(hidden_states=x_batch, timestep=times, return_dict=False, **words)[0].to(x)
         if uncond is None:
-            return predicted
-        unguided, guided = predicted.chunk(2)
-        return unguided + plan.sample.guidance_scale * (guided - unguided)
+            return predicted, None
+        unconditional, cond = predicted.chunk(2)
+        return cond, unconditional
 
     @contextmanager
     def rolling(self, plan: Plan) -> Iterator[KVCache]:

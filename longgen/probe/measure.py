@@ -31,7 +31,9 @@ from longgen.backbones.tiny import grammar
 from longgen.context.window import Window
 from longgen.errors import LonggenError, UsageError
 from longgen.layers.probe_file import Run, ScoreName, Settings
-from longgen.loops import PROMPTS, direct, sampler, start
+from longgen.loops import PROMPTS, sample
+from longgen.loops.denoiser import Denoiser
+from longgen.loops.state import State
 from longgen.metrics.score import Scorer
 from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan
@@ -190,12 +192,12 @@ class Probing:
     def _sampled(self, model: PipelineBackbone, made: Plan, prompt: str, seed: int) -> Tensor:
         cost = self.cost[made.frames_px]
 
-        def on_step(state: direct.State) -> None:
+        def on_step(state: State) -> None:
             self.at(cost * state.done / made.rounds)
 
         generator = torch.Generator().manual_seed(seed)
-        sample = sampler(made)
-        latents = sample(model, made, prompt, start(model, made, generator), on_step, None, generator)
+        denoiser = Denoiser(model, made, prompt)
+        latents = sample(denoiser, denoiser.initial_noise(generator), generator, on_step)
         self.computed += cost
         return latents
 

@@ -21,7 +21,8 @@ from longgen.backbones.find import find
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import SPECS, TINY
 from longgen.errors import UsageError
-from longgen.loops import direct, magcache, start
+from longgen.loops import magcache, sample
+from longgen.loops.denoiser import Denoiser
 from longgen.pipelines import loading
 from longgen.pipelines.loading import load
 from longgen.plan import Plan
@@ -58,10 +59,10 @@ def graphs() -> int:
 
 def sampled(backbone: Any, plan: Plan) -> Tensor:
     generator = torch.Generator().manual_seed(family.SEED)
-    noise = start(backbone, plan, generator)
-    sample = direct.sample if plan.sampling is None else plan.sampling.sample
+    denoiser = Denoiser(backbone, plan, family.PROMPT)
+    noise = denoiser.initial_noise(generator)
     with magcache.skipping(backbone, plan, lambda: progress.no_report):
-        return sample(backbone, plan, family.PROMPT, noise, progress.no_report, None, generator)
+        return sample(denoiser, noise, generator)
 
 
 @pytest.mark.usefixtures("traced")

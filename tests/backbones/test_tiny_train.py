@@ -31,7 +31,8 @@ def test_every_stage_runs_and_exports_a_pipeline(tmp_path: Path, small: None, mo
     from longgen import planner, preset
     from longgen.backbones.settings import ModelSettings
     from longgen.backbones.spec import TINY
-    from longgen.loops import direct
+    from longgen.loops import sample
+    from longgen.loops.denoiser import Denoiser
     from longgen.pipelines.loading import load
 
     work, folder = tmp_path / "work", tmp_path / "tiny"
@@ -43,7 +44,7 @@ def test_every_stage_runs_and_exports_a_pipeline(tmp_path: Path, small: None, mo
     made = planner.build(preset.load("freespec", sample=preset.Sample(frames=89, steps=1)), spec)
     backbone = load(spec, ModelSettings("cpu", "fp32"))
     noise = torch.randn(backbone.latent_shape(made), generator=torch.Generator().manual_seed(0))
-    assert torch.isfinite(direct.sample(backbone, made, grammar.HELD_OUT[0].prompt, noise, lambda state: None)).all()
+    assert torch.isfinite(sample(Denoiser(backbone, made, grammar.HELD_OUT[0].prompt), noise, torch.Generator())).all()
     assert abs(torch.tensor(backbone.pipe.vae.config.latents_std)).min() > 0
 
 
@@ -54,7 +55,8 @@ def test_the_causal_stages_start_from_the_shipped_model(tmp_path: Path, small: N
     from longgen import planner, preset
     from longgen.backbones.settings import ModelSettings
     from longgen.backbones.spec import SPECS
-    from longgen.loops import start
+    from longgen.loops import sample
+    from longgen.loops.denoiser import Denoiser
     from longgen.pipelines.loading import load
 
     work, folder = tmp_path / "work", tmp_path / "causal"
@@ -64,9 +66,9 @@ def test_the_causal_stages_start_from_the_shipped_model(tmp_path: Path, small: N
     spec = dataclasses.replace(SPECS["tiny-causal"], checkpoint=str(folder))
     made = planner.build(preset.load("direct", sample=preset.Sample(frames=33)), spec)
     backbone, generator = load(spec, ModelSettings("cpu", "fp32")), torch.Generator().manual_seed(0)
-    assert made.sampling is not None
     words = grammar.HELD_OUT[0].prompt
-    final = made.sampling.sample(backbone, made, words, start(backbone, made, generator), lambda state: None, None, generator)
+    denoiser = Denoiser(backbone, made, words)
+    final = sample(denoiser, denoiser.initial_noise(generator), generator)
     assert final.shape[2] == 9
     assert torch.isfinite(final).all()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from longgen import planner, preset
 from longgen.attention.lowering import lower
 from longgen.context.window import Window
 from longgen.frameplan import full_attention
-from longgen.loops import direct, start
+from longgen.loops import sample
+from longgen.loops.denoiser import Denoiser
 from longgen.plan import Plan
 from longgen.probe.instrument import Watch, changed, shifted, shown, watching, windowed
 from longgen.probe.measure import ALL
@@ -47,12 +49,10 @@ def direct_plan(spec: Any, frames: int, **sample: Any) -> Plan:
 
 def sampled(backbone: Any, made: Plan, watch: Watch | None = None) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
-    sample = direct.sample if made.sampling is None else made.sampling.sample
-    arguments = (backbone, made, PROMPT, start(backbone, made, generator))
-    if watch is None:
-        return sample(*arguments, lambda state: None, None, generator)
-    with watching(watch):
-        return sample(*arguments, lambda state: None, None, generator)
+    denoiser = Denoiser(backbone, made, PROMPT)
+    noise = denoiser.initial_noise(generator)
+    with nullcontext() if watch is None else watching(watch):
+        return sample(denoiser, noise, generator)
 
 
 def test_a_layer_without_time_scores_nothing_and_it_alone(planted: Any) -> None:

@@ -16,7 +16,8 @@ from longgen.backbones.find import find
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import COGVIDEOX_5B, LTX_2B, SPECS, TINY
 from longgen.errors import UsageError
-from longgen.loops import sampler, start
+from longgen.loops import sample
+from longgen.loops.denoiser import Denoiser
 from longgen.plan import Plan
 
 PROMPT = "a large red circle bouncing on a navy background"
@@ -30,7 +31,8 @@ SCHEDULERS: dict[str, tuple[Any, str]] = {  # the pipeline's, and what its class
 
 def sampled(backbone: Any, made: Plan) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    return sampler(made)(backbone, made, PROMPT, start(backbone, made, generator), lambda _: None, None, generator)
+    denoiser = Denoiser(backbone, made, PROMPT)
+    return sample(denoiser, denoiser.initial_noise(generator), generator)
 
 
 def levels(count: int, shift: float) -> np.ndarray:

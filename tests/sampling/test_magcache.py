@@ -22,7 +22,8 @@ from longgen.backbones.find import find
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import TINY
 from longgen.errors import LonggenError, UsageError
-from longgen.loops import magcache
+from longgen.loops import magcache, sample
+from longgen.loops.denoiser import Denoiser
 from longgen.pipelines.loading import load
 from longgen.plan import Plan
 from tests.backbones import family
@@ -160,9 +161,9 @@ def test_clips_that_move_are_refused_and_those_that_stand_skip(tiny_plan: Callab
     noise = backbone.noise(plan, torch.Generator().manual_seed(0))
     with magcache.skipping(backbone, plan, lambda: progress.no_report):
         hook = backbone.layers(backbone.transformers[0])[-1].register_forward_hook(count)
-        skipped = plan.sampling.sample(backbone, plan, "x", noise, progress.no_report, None, torch.Generator())
+        skipped = sample(Denoiser(backbone, plan, "x"), noise, torch.Generator())
         hook.remove()
-    computed = plan.sampling.sample(backbone, plan, "x", noise, progress.no_report, None, torch.Generator())
+    computed = sample(Denoiser(backbone, plan, "x"), noise, torch.Generator())
     pieces = round(plan.sampling.calls(plan.frames_lat, TINY.native_lat))
     print(f"{calls} of {2 * 5 * pieces} calls of the last block")
     assert 0 < calls < 2 * 5 * pieces

@@ -17,7 +17,9 @@ from longgen import plan, planner, preset
 from longgen.backbones.spec import SPECS
 from longgen.backbones.tiny import measure
 from longgen.errors import UsageError
-from longgen.loops import direct, prompt_schedule
+from longgen.loops import prompt_schedule, sample
+from longgen.loops.denoiser import Denoiser
+from longgen.loops.state import State
 from longgen.schedule import PromptSchedule, Shot
 from tests.backbones import family
 
@@ -36,8 +38,7 @@ def build(backbone: Any, name: str, shots: PromptSchedule | None, sets: tuple[st
 def sampled(backbone: Any, made: plan.Plan, prompt: str, on_step: Any = lambda state: None, resume: Any = None) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     noise = backbone.noise(made, generator)
-    sample = made.sampling.sample if made.sampling else direct.sample
-    return sample(backbone, made, prompt, noise, on_step, resume, generator)
+    return sample(Denoiser(backbone, made, prompt), noise, generator, on_step, resume)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def test_a_clip_has_the_text_of_its_shot_and_a_mixture_where_two_meet(
     sample = dict(frames=5 * backbone.spec.stride_t + 1, steps=2, size=family.SIZE, fps=backbone.spec.stride_t)
     shots_of = schedule("a red ball", "two blue cats", each_s=3)
     made = build(backbone, "gen-l-video", shots_of, ("gen-l-video.frames=3", "gen-l-video.stride=1"), **sample)
-    texts = prompt_schedule.texts_of(backbone, made)
+    texts = Denoiser(backbone, made, "").texts
     given: list[dict[str, Tensor]] = []
     transformer = backbone.transformers[0]
     forward = transformer.forward
@@ -119,10 +120,10 @@ def test_a_clip_has_the_text_of_its_shot_and_a_mixture_where_two_meet(
     assert made.shares is not None
     assert made.shares[1].tolist() == [0, 0, 0, 1, 1, 1]
     for clip, held in enumerate(frames):
-        expected = prompt_schedule.mean_of(texts, made.shares[:, held].mean(axis=1))
+        expected = prompt_schedule.blend(texts, made.shares[:, held].mean(axis=1))
         for key, value in expected.items():
             assert torch.equal(given[clip][key][-1:].to(value), value), (clip, key)
-    mixed = prompt_schedule.mean_of(texts, np.array([1 / 3, 2 / 3]))["encoder_hidden_states"]
+    mixed = prompt_schedule.blend(texts, np.array([1 / 3, 2 / 3]))["encoder_hidden_states"]
     parts = [text["encoder_hidden_states"] for text in texts]
     assert torch.allclose(mixed, parts[0] / 3 + parts[1] * 2 / 3, atol=1e-6)
 
@@ -166,9 +167,9 @@ def test_the_object_changes_at_the_asked_second(tiny: Any, name: str) -> None:
 
 def test_a_stopped_run_goes_on_to_the_same_latents(tiny: Any) -> None:
     made = build(tiny, "gen-l-video", schedule(RED, GREEN, each_s=5), frames=161, steps=4)
-    kept: list[direct.State] = []
+    kept: list[State] = []
 
-    def keep(state: direct.State) -> None:
+    def keep(state: State) -> None:
         kept.append(state._replace(latents=state.latents.clone(), scheduler={**state.scheduler}))
         if state.done == 2:
             raise KeyboardInterrupt

@@ -33,7 +33,8 @@ from longgen import planner, preset
 from longgen.backbones import defaults, settings
 from longgen.backbones.spec import SPECS
 from longgen.backbones.tiny import clips, grammar, measure
-from longgen.loops import sampler, start
+from longgen.loops import sample
+from longgen.loops.denoiser import Denoiser
 from longgen.pipelines import loading
 
 AIMS = {"colour": 0.95, "background": 0.98, "one_object": 0.90, "motion": 0.80, "psnr_db": 27.0}
@@ -72,9 +73,8 @@ def check(
     began = time.monotonic()
     for number, words in enumerate(grammar.HELD_OUT[:count]):
         generator = torch.Generator().manual_seed(seed + number)
-        sample = sampler(made)
-        noise = start(backbone, made, generator)
-        latents = sample(backbone, made, words.prompt, noise, lambda state: None, None, generator)
+        denoiser = Denoiser(backbone, made, words.prompt)
+        latents = sample(denoiser, denoiser.initial_noise(generator), generator)
         frames = np.concatenate(list(backbone.decode(latents)))
         truth = rendered(words, 81, seed + number)
         score = measure.score(measure.read(frames), words) | {"psnr_db": psnr_db(backbone.pipe.vae, truth)}

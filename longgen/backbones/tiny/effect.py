@@ -39,7 +39,7 @@ from longgen.backbones.spec import SPECS
 from longgen.backbones.tiny import grammar, measure
 from longgen.errors import UsageError
 from longgen.layers import selection
-from longgen.loops import sampler, start
+from longgen.loops import sample
 from longgen.pipelines import base, loading
 
 NATIVE = "81 frames"  # the row of the model's own clips, which speed is measured against
@@ -51,10 +51,12 @@ def clip(backbone: base.PipelineBackbone, made: plan.Plan, words: grammar.Words,
     """Makes one clip and measures it."""
     import torch
 
+    from longgen.loops.denoiser import Denoiser
+
     generator = torch.Generator().manual_seed(seed)
-    noise, began = start(backbone, made, generator), time.monotonic()
-    sample = sampler(made)
-    latents = sample(backbone, made, words.prompt, noise, lambda state: None, None, generator)
+    denoiser = Denoiser(backbone, made, words.prompt)
+    noise, began = denoiser.initial_noise(generator), time.monotonic()
+    latents = sample(denoiser, noise, generator)
     seconds = time.monotonic() - began
     frames = np.concatenate(list(backbone.decode(latents)))
     reading = measure.read(frames)

@@ -1,4 +1,4 @@
-"""VMCR: after a step, one gradient step on the latent towards motion that stays the same from frame to frame.
+"""VMCR: gradient guidance of the latent after each step, toward motion that is constant from frame to frame.
 
 Paper: GLC-Diffusion, arXiv 2501.05484, its Video Motion Consistency Refinement; no code is released.
 

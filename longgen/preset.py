@@ -166,12 +166,6 @@ def override_target(override: str) -> tuple[str, str]:
     return module + colon + name, key
 
 
-def fitting(name: str, overrides: Iterable[str], allow_code: bool = False) -> list[str]:
-    """Those of `overrides` that are meant for a technique of the preset `name`."""
-    techniques = {name_of(technique) for technique in load(name, allow_code=allow_code).techniques}
-    return [override for override in overrides if override_target(override)[0] in techniques]
-
-
 def _find(name: str) -> Path:
     if not name.endswith(".toml") and "/" not in name:
         if name not in names():

@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from longgen import __version__, arguments, disk, ffmpeg, preset, rundir
 from longgen.backbones import defaults
 from longgen.backbones.settings import ModelSettings
+from longgen.describe import plan_dict
 from longgen.disk import check_writable
 from longgen.errors import LonggenError, OutOfMemoryError, UsageError
 from longgen.naming import output_path, slug
 from longgen.plan import Plan
 from longgen.progress import Phase, Progress, memory_bytes, no_report
-from longgen.resolve import planned
+from longgen.resolve import PlanRequest, resolve
 from longgen.rundir import IDENTITY, SCHEMA, run_folder, stored_record, unfinished
 from longgen.schedule import PromptSchedule
 from longgen.textfile import on_one_line
@@ -354,6 +355,7 @@ def generate(
     model: Mapping[str, Any] = MappingProxyType({}),
     resume: bool = False,
     overwrite: bool = False,
+    allow_code: bool = False,
     report: Callable[[Progress], None] = no_report,
 ) -> Result:
     """Makes one video. The Python face of `longgen generate`.
@@ -362,7 +364,7 @@ def generate(
     `prompt`. layers, probe: see `longgen.layers.selection`. model: how it is loaded, `{"offload": "model", "lora":
     ("style.safetensors:0.8",), ...}`, the other fields of `longgen.backbones.Setup`. A video that is there with these settings is
     not made again, one with others is not replaced, and an unfinished run needs `resume`; `overwrite` starts anew in each case.
-    Raises LonggenError and its kinds.
+    allow_code: whether the preset may name Python classes as techniques. Raises LonggenError and its kinds.
     """
     given = locals()  # the parameters
     from longgen.backbones.find import find
@@ -374,7 +376,8 @@ def generate(
     device = device or model.get("device", defaults.default_device())
     own = {"dtype": defaults.default_dtype(spec, device), **model, "device": device}
     model_settings = ModelSettings(**own | ({} if dtype is None else {"dtype": dtype}))
-    plan = planned(preset_name, spec, overrides, sample or preset.Sample(), duration, schedule, layers, probe, model_settings.lora)
+    plan = resolve(PlanRequest(preset_name, spec, (*overrides,), sample or preset.Sample(), duration, schedule, layers, probe,
+                               model_settings.lora, allow_code))  # fmt: skip
     prompt = checked(schedule.shots[0].prompt if schedule else prompt, "prompt")
     if resume and overwrite:
         raise UsageError("resume and overwrite are both given", expected="one of them", hint="leave one out")
@@ -385,7 +388,7 @@ def generate(
 
 
 def _record(plan: Plan, settings: dict[str, Any], device: str) -> dict[str, Any]:
-    described = plan.as_dict()
+    described = plan_dict(plan)
     return {
         "schema": SCHEMA,
         "status": "running",

@@ -103,7 +103,7 @@ def test_numbers_of_numpy_are_whole_numbers() -> None:
 
 
 def test_lists_of_prompts_and_seeds_are_no_single_ones(tmp_path: Path) -> None:
-    plans, model_settings = [resolve.planned("direct", TINY)], ModelSettings("cpu", "fp32")
+    plans, model_settings = [resolve.resolve(resolve.PlanRequest("direct", TINY))], ModelSettings("cpu", "fp32")
     for prompts, seeds, said in (("a red circle", (0,), "prompts"), (["a"], (0, 0), "two are equal"), (["a"], 3, "seeds = 3")):
         with pytest.raises(UsageError, match=said):
             compare_presets(plans, prompts, seeds, model_settings, tmp_path / "out")  # type: ignore[arg-type]

@@ -299,7 +299,7 @@ def test_a_table_for_one_backbone_is_over_the_preset_s_sample_and_under_flags(
         made = planner.build(preset.load(str(file), (), preset.Sample(**asked)), spec)
         assert (made.sample.steps, made.sample.fps, made.sample.flow_shift) == expected
         assert made.steps == expected[0]
-    assert resolve.planned(str(file), wan, duration="10s").frames_px == 81  # at the preset's 8 fps
+    assert resolve.resolve(resolve.PlanRequest(str(file), wan, duration="10s")).frames_px == 81  # at the preset's 8 fps
     monkeypatch.setenv("LONGGEN_FLOW_SHIFT", "6")
     done = CliRunner().invoke(app, ["plan", "--preset", str(file), "-m", "wan2.1-1.3b", "--json"])
     assert json.loads(done.stdout)["sample"]["flow_shift"] == 6.0

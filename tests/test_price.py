@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop, sdpa_flop_count
 
-from longgen import planner, preset
+from longgen import cost, planner, preset
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import COGVIDEOX_2B, COGVIDEOX_5B, HUNYUANVIDEO, LTX_2B, SELF_FORCING, WAN_1_3B, BackboneSpec
 from longgen.errors import UsageError
@@ -100,7 +100,7 @@ def test_a_plan_s_operations_are_those_that_torch_counts(name: str, wan: Any) ->
             wan.pipe.transformer(hidden_states=noise, timestep=torch.tensor([500]), **wan.text(""), return_dict=False)
         for layer, operations in enumerate(counted(wan, counter)):
             program = long.programs[long.table[layer, step]]
-            assert long.flops(program) == pytest.approx(operations, rel=WITHIN), (step, layer)
+            assert cost.flops(long, program) == pytest.approx(operations, rel=WITHIN), (step, layer)
 
 
 @pytest.mark.parametrize("name", ROLLED)
@@ -111,8 +111,8 @@ def test_a_rollout_s_cost_is_what_torch_counts_over_all_chunks(name: str, causal
     with counting() as counter:
         denoiser = Denoiser(causal, long, "")
         sample(denoiser, denoiser.initial_noise(generator), generator)
-    whole = long.flops(None, long.grid) * (long.preset.sample.steps or CAUSAL.steps) * CAUSAL.layers
-    assert long.cost * whole == pytest.approx(sum(counted(causal, counter)), rel=WITHIN)
+    whole = cost.flops(long, None, long.grid) * (long.preset.sample.steps or CAUSAL.steps) * CAUSAL.layers
+    assert cost.ratio(long) * whole == pytest.approx(sum(counted(causal, counter)), rel=WITHIN)
 
 
 @pytest.mark.parametrize("family", OTHERS)
@@ -134,4 +134,4 @@ def test_the_other_families_direct_sampling_is_what_torch_counts(family: str) ->
     hook.remove()
     batch = 2 if family in ("ltx", "cogvideox", "cogvideox-2b") else 1  # both branches of guidance in one call
     for operations in counted(model, counter):
-        assert batch * direct.flops(None) == pytest.approx(operations, rel=WITHIN)
+        assert batch * cost.flops(direct, None) == pytest.approx(operations, rel=WITHIN)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from longgen import catalog, planner, preset
+from longgen import catalog, cost, planner, preset
 from longgen.backbones.spec import SELF_FORCING, WAN_1_3B
 from longgen.cli import app
 
@@ -32,15 +32,15 @@ def test_output_in_readme_is_the_output(command: str, shown: str) -> None:
 def attention_cost(*names: str) -> float:
     stack = [{"name": name} for name in names]
     made = preset.from_tables({"name": "one", "sample": {"frames": 321}, "technique": stack}, "one")
-    return planner.build(made, SELF_FORCING if "rollout" in names else WAN_1_3B).attention_cost
+    return cost.attention_ratio(planner.build(made, SELF_FORCING if "rollout" in names else WAN_1_3B))
 
 
 @pytest.mark.parametrize("name", catalog.TECHNIQUES)
 def test_costs_in_the_table_of_techniques_are_what_plan_says(name: str) -> None:
     (row,) = re.findall(rf"^\| `{name}` \|(.*)\|$", README.split("## Presets")[0], flags=re.MULTILINE)
     told = row.split(" | ")[4].removesuffix(" more")
-    cost = attention_cost("window", name) - attention_cost("window") if name == "sink" else attention_cost(name)
-    assert float(told) == pytest.approx(cost, abs=0.006)
+    ratio = attention_cost("window", name) - attention_cost("window") if name == "sink" else attention_cost(name)
+    assert float(told) == pytest.approx(ratio, abs=0.006)
 
 
 def test_ci_runs_the_test_command_of_readme() -> None:

@@ -116,7 +116,7 @@ def test_a_default_name_never_replaces_even_with_overwrite_what_is_another_s(mak
 
 def test_twins_of_case_and_of_composed_letters_are_told_apart() -> None:
     model_settings = ModelSettings("cpu", "fp32")
-    plan = resolve.planned("direct", backbones.spec.TINY, sample=preset.Sample(frames=5, steps=1))
+    plan = resolve.resolve(resolve.PlanRequest("direct", backbones.spec.TINY, sample=preset.Sample(frames=5, steps=1)))
     for one, two in (("A.mp4", "a.mp4"), ("caf\u00e9.mp4", "cafe\u0301.mp4"), ("a.mp4", "./a.mp4"), ("a.mp4", "a.MP4")):
         with pytest.raises(UsageError, match="two videos go to"):
             run.jobs_of([run.Asked(plan, PROMPT, 1, one), run.Asked(plan, PROMPT, 2, two)], model_settings)

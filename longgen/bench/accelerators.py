@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longgen import progress, run
+from longgen import cost, progress, run
 from longgen.backbones.settings import ModelSettings
 from longgen.bench.record import DIRECT
 from longgen.bench.run import Plans, refusing, report_work, settings_of, versions
@@ -126,12 +126,12 @@ class _Meter:
 
     def at(self, plan: Plan, done: int) -> None:
         """`done` rounds of `plan` are done beside what is passed."""
-        spent = self.spent + plan.cost * done / plan.rounds
+        spent = self.spent + cost.ratio(plan) * done / plan.rounds
         report_work(self.report, self.done + done, self.total, self.began, spent, self.work, self.device)
 
     def passed(self, plan: Plan, runs: int) -> None:
         """So many runs by `plan` are done, or will not be."""
-        self.done, self.spent = self.done + runs * plan.rounds, self.spent + runs * plan.cost
+        self.done, self.spent = self.done + runs * plan.rounds, self.spent + runs * cost.ratio(plan)
         self.at(plan, 0)
 
 
@@ -161,7 +161,10 @@ def compose(
     result = Composition(yardstick.spec.name, run.device_name(model_settings.device), versions(), settings, rows)
     runs = 1 + sum(map(_runs, accelerators))
     meter = _Meter(
-        report, model_settings.device, runs * sum(plan.rounds for _, plan in planned), runs * sum(plan.cost for _, plan in planned)
+        report,
+        model_settings.device,
+        runs * sum(plan.rounds for _, plan in planned),
+        runs * sum(cost.ratio(plan) for _, plan in planned),
     )
     plain: list[_Made | None] = []
     try:

@@ -7,23 +7,22 @@ import importlib.metadata
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 
-from longgen import arguments, preset, progress, resolve, run
+from longgen import arguments, cost, progress, run
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import BackboneSpec
 from longgen.bench import steps
 from longgen.bench.memory import weight_bytes
 from longgen.bench.record import DIRECT, Bench, Row, Timed
 from longgen.bench.step_types import Kind, kinds
-from longgen.errors import LonggenError, UsageError
-from longgen.layers import selection
+from longgen.errors import LonggenError
 from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan
 from longgen.progress import Progress
+from longgen.resolve import PlanRequest, check_overrides, resolve
 
 Plans = dict[str, Plan | LonggenError]
 
@@ -44,28 +43,22 @@ class Target:
     work: float
 
 
-def plans(names: Sequence[str], spec: BackboneSpec, overrides: Sequence[str], sample: preset.Sample, probe: str | None) -> Plans:
-    """By preset its plan, or why there is none; direct sampling comes first, asked or not.
+def plans(names: Sequence[str], request: PlanRequest) -> Plans:
+    """By preset the plan of `request` with it, or why there is none; direct sampling comes first, named or not.
 
-    An override goes to the presets that have its technique; `probe` to those that ask for one. Raises UsageError for an override
-    that none takes.
+    An override goes to the presets that have its technique, `probe` to those that need one. Raises UsageError for an override
+    that none of them takes.
     """
-    made: Plans = {}
-    taken: set[str] = set()
+    by_name: Plans = {}
+    fitted: list[PlanRequest] = []
     for name in dict.fromkeys((DIRECT, *names)):
         try:
-            bare = preset.load(selection.split(name)[0])
-            techniques = {preset.name_of(technique) for technique in bare.techniques}
-            own = [override for override in overrides if override.partition(".")[0].strip() in techniques]
-            taken.update(own)
-            made[name] = resolve.planned(name, spec, own, sample, probe=probe if selection.asks(bare) else None)
+            fitted.append(replace(request, preset=name).fitted())
+            by_name[name] = resolve(fitted[-1])
         except LonggenError as error:
-            made[name] = error
-    unused = [override for override in overrides if override not in taken]
-    if unused:
-        raise UsageError(f"--set {unused[0]}: none of the presets takes it", hint="correct it, or leave it out",
-                         expected="technique.key=value, of a technique that one of the presets has")  # fmt: skip
-    return made
+            by_name[name] = error
+    check_overrides(request.overrides, fitted)
+    return by_name
 
 
 def bench(
@@ -120,15 +113,15 @@ def _targets(made: Plans, yardstick: Plan, cached: bool) -> tuple[list[Row], lis
     if yardstick.chunk_lat is None:
         rows.append(Row(steps.STOCK))
         stock = Kind(steps.STOCK, yardstick.steps, yardstick, tuple(range(yardstick.steps)))
-        add(rows[0], [stock], functools.partial(steps.of_stock, stock, cached), yardstick.cost)
+        add(rows[0], [stock], functools.partial(steps.of_stock, stock, cached), cost.ratio(yardstick))
     for name, plan in made.items():
         rows.append(Row(plan.preset.name if isinstance(plan, Plan) else name))
         if not isinstance(plan, Plan):
             rows[-1].error = plan.given
             continue
-        rows[-1].floor = plan.cost / yardstick.cost
+        rows[-1].floor = cost.ratio(plan) / cost.ratio(yardstick)
         for own, visit in steps.visits(plan, kinds(plan), cached):
-            add(rows[-1], own, visit, own[0].plan.cost)
+            add(rows[-1], own, visit, cost.ratio(own[0].plan))
     return rows, targets
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from longgen.cli.app import App, answer, app, reports_errors
+from longgen.cli.app import App, answer, app
 from longgen.cli.options import AllowCode, Json
 
 techniques_app = App(no_args_is_help=True, help="List and show techniques.")
@@ -14,7 +14,6 @@ app.add_typer(techniques_app, name="techniques")
 
 
 @techniques_app.command("list")
-@reports_errors
 def techniques_list(as_json: Json = False) -> None:
     """Every technique, built in or of an installed package: slot, paper, what it does."""
     from longgen.describe_technique import technique_rows, techniques_text
@@ -24,7 +23,6 @@ def techniques_list(as_json: Json = False) -> None:
 
 
 @techniques_app.command("show")
-@reports_errors
 def techniques_show(
     name: Annotated[str, typer.Argument(help="A technique's name; with --allow-code also package.module:Class.")],
     allow_code: AllowCode = False,

@@ -17,15 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longgen import catalog, disk, naming, preset, progress, resolve, run, rundir
+from longgen import cost, disk, naming, progress, run, rundir
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import BackboneSpec
-from longgen.errors import LonggenError, UsageError, unknown_name
-from longgen.layers import selection
+from longgen.errors import LonggenError, UsageError
 from longgen.pipelines import base
 from longgen.pipelines.token_limit import cut_notes, tokenizer_of
 from longgen.plan import Plan
 from longgen.progress import Progress
+from longgen.resolve import PlanRequest, check_overrides, resolve
 
 SHOWN = 50  # characters of a prompt in a line of progress
 
@@ -47,41 +46,24 @@ class Place:
         return rundir.finished(self.output, self.settings, self.plan.frames_px)
 
 
-def plans(
-    names: Sequence[str],
-    spec: BackboneSpec,
-    overrides: Sequence[str] = (),
-    sample: preset.Sample | None = None,
-    duration: str | None = None,
-    probe: str | None = None,
-    lora: tuple[str, ...] = (),
-) -> list[Plan]:
-    """A plan for each preset. An override goes to the presets that have its technique; `probe` to those that ask for one.
+def plans(requests: Sequence[PlanRequest]) -> list[Plan]:
+    """A plan for each preset. An override goes to the presets that have its technique, `probe` to those that need one.
 
-    Raises UsageError: no presets, two of one name, an override that none of them takes, and what a plan refuses.
+    Raises UsageError: no presets, two of the same name, an override that none of them takes, and what a plan refuses.
     """
-    if not names:
+    if not requests:
         raise UsageError("there are no presets to compare", expected="names or TOML files with commas between, as direct,freespec",
                          hint="longgen presets list shows them")  # fmt: skip
-    taken: set[str] = set()
-    made: dict[str, Plan] = {}
-    for name in names:
-        bare = preset.load(selection.split(name)[0])
-        own = preset.fitting(selection.split(name)[0], overrides)
-        taken.update(own)
-        plan = resolve.planned(name, spec, own, sample, duration, probe=probe if selection.asks(bare) else None, lora=lora)
-        if plan.preset.name in made:
-            raise UsageError(f"two of the presets are called {plan.preset.name}", expected="presets of different names",
+    fitted = [request.fitted() for request in requests]
+    by_name: dict[str, Plan] = {}
+    for request in fitted:
+        plan = resolve(request)
+        if plan.preset.name in by_name:
+            raise UsageError(f"two of the presets are called {plan.preset.name}", expected="presets with different names",
                              hint="leave one out, or change the name in its TOML file")  # fmt: skip
-        made[plan.preset.name] = plan
-    for override in overrides:
-        if override not in taken:
-            technique, dot, _ = override.partition("=")[0].partition(".")
-            if dot and technique.strip() not in catalog.TECHNIQUES:
-                raise unknown_name("technique", technique.strip(), catalog.TECHNIQUES, "longgen presets show NAME shows a preset's")
-            raise UsageError(f"--set {override}: none of the presets takes it", hint="correct it, or leave it out",
-                             expected="technique.key=value, of a technique that one of the presets has")  # fmt: skip
-    return [*made.values()]
+        by_name[plan.preset.name] = plan
+    check_overrides(requests[0].overrides, fitted)
+    return [*by_name.values()]
 
 
 def places(
@@ -113,7 +95,7 @@ def make(
     missing = [place for place in places if not _finished(place)]
     if len(missing) < len(places):
         log(f"{len(places) - len(missing)} of {len(places)} videos are there already")
-    to_do, done, began = sum(place.plan.cost for place in missing), 0.0, 0.0
+    to_do, done, began = sum(cost.ratio(place.plan) for place in missing), 0.0, 0.0
     backbone = None
     for number, place in enumerate(places, start=1):
         error = None
@@ -135,7 +117,7 @@ def make(
                 error = f"{type(failure).__name__}: {failure}"
             if error:
                 log(f"failed: {error}")
-            spent_s, done = time.monotonic() - began, done + place.plan.cost
+            spent_s, done = time.monotonic() - began, done + cost.ratio(place.plan)
             eta_s = spent_s / done * (to_do - done) if number < len(places) else None
             report(Progress("videos", number, len(places), spent_s, eta_s, progress.memory_bytes(model_settings.device)))
         yield place, error

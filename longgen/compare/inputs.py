@@ -164,7 +164,7 @@ def found(paths: Sequence[Path], log: Callable[[str], None] = progress.no_report
         taken.add((label, *where))
         plan, edges = None, []
         try:
-            plan = resolve.plan_of(settings, video)
+            plan = resolve.from_settings(settings, video)
             edges = seams(plan)
         except LonggenError:
             pass  # of a backbone that is not here, or of another longgen

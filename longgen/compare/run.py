@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from longgen import __version__, arguments, disk, ffmpeg, naming, progress, run, rundir
+from longgen import __version__, arguments, cost, disk, ffmpeg, naming, progress, run, rundir
 from longgen.backbones.defaults import default_device
 from longgen.backbones.settings import ModelSettings
 from longgen.compare import grid, inputs, side_by_side, statistics
@@ -217,7 +217,7 @@ def _cell(place: grid.Place, error: str | None) -> Cell:
     plan, record = place.plan, {} if error else grid.record_of(place.output)
     described: dict[str, Any] = dict(
         name=place.name, preset=plan.preset.name, prompt=place.prompt, seed=place.seed, fps=plan.sample.fps or plan.spec.fps,
-        size=plan.size, cost_ratio=round(plan.cost, 4), notes=[*plan.notes], seams=seams(plan),
+        size=plan.size, cost_ratio=round(cost.ratio(plan), 4), notes=[*plan.notes], seams=seams(plan),
         **_of_record(record, place.settings),
     )  # fmt: skip
     return Cell(status="failed" if error else "done", error=error, **described)
@@ -231,7 +231,7 @@ def _cell_of(video: inputs.Found, taken: dict[str, int]) -> Cell:
     name, plan = f"{name}-{file_hash(video.video)[:8]}" + f"-{taken[name]}" * (taken[name] > 1), video.plan
     return Cell(
         name=name, preset=video.label, prompt=video.prompt, seed=video.seed, status="done", fps=video.fps,
-        size=video.size, cost_ratio=None if plan is None else round(plan.cost, 4),
+        size=video.size, cost_ratio=None if plan is None else round(cost.ratio(plan), 4),
         notes=[] if plan is None else [*plan.notes], seams=video.seams, caveats=video.caveats,
         **_of_record(grid.record_of(video.video), video.settings),
     )  # fmt: skip

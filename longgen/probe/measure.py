@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longgen import arguments, checkpoint, disk, frames, planner, preset
+from longgen import arguments, checkpoint, cost, disk, frames, planner, preset
 from longgen.backbones.spec import RELATIVE_POSITIONS, BackboneSpec
 from longgen.backbones.tiny import grammar
 from longgen.context.window import Window
@@ -226,11 +226,11 @@ def measure(
         for count in (settings.native_frames, settings.frames)
     )
     full, layers, shifts = settings.mode == "full", range(spec.layers), settings.shifts
-    cost = {made.frames_px: made.cost * made.flops(None, made.grid) * made.steps for made in (native, long)}
+    flops = {plan.frames_px: cost.ratio(plan) * cost.flops(plan, None, plan.grid) * plan.steps for plan in (native, long)}
     each = {native.frames_px: 1 + full * len(layers) * len(shifts), long.frames_px: 1 + full * len(layers)}
     times = len(settings.prompts) * len(settings.seeds)
-    left = times * sum(cost[frames_px] * count for frames_px, count in each.items())
-    probing = Probing(load, settings, parts, times * sum(each.values()), cost, left, device, report)
+    left = times * sum(flops[frames_px] * count for frames_px, count in each.items())
+    probing = Probing(load, settings, parts, times * sum(each.values()), flops, left, device, report)
     probing.at(0.0)
     grid = list(itertools.product(enumerate(settings.prompts), settings.seeds))
     moves = {f"shift{by:+}": shifted(by) for by in shifts}

@@ -21,7 +21,7 @@ from longgen.pipelines.token_limit import cut_notes, tokenizer_of
 from longgen.probe.classify import judge
 from longgen.probe.measure import Parts, measure
 from longgen.progress import Progress, memory_bytes
-from longgen.resolve import planned
+from longgen.resolve import PlanRequest, resolve
 from longgen.run import device_name
 
 
@@ -56,7 +56,7 @@ def probe(
     def load() -> PipelineBackbone:
         if not loaded:
             loaded.append(loading.load(spec, model_settings))
-            cut = cut_notes(planned("direct", spec), settings.prompts, tokenizer_of(loaded[0]))
+            cut = cut_notes(resolve(PlanRequest("direct", spec)), settings.prompts, tokenizer_of(loaded[0]))
             for note in [*loaded[0].notes, *cut]:
                 log(f"note: {note}")
         return loaded[0]

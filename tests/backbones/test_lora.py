@@ -422,7 +422,7 @@ def test_what_changes_nothing_is_a_note(folder: Path, weights: dict[str, Tensor]
 
 def test_a_note_reaches_the_user_once_and_an_error_comes_before_the_work(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = written(tmp_path / "style.safetensors", halves({"blocks.0.attn1.to_q": (256, 256)}), "PEFT")
-    plan = resolve.planned("direct", TINY, sample=preset.Sample(frames=33, steps=1, size=(32, 32)))
+    plan = resolve.resolve(resolve.PlanRequest("direct", TINY, sample=preset.Sample(frames=33, steps=1, size=(32, 32))))
     told: list[str] = []
     jobs = [run.Job(plan, "a small red circle", seed, tmp_path / f"{seed}.mp4") for seed in (1, 2)]
     results = run.generate_jobs(jobs, ModelSettings("cpu", "fp32", lora=(f"{path}:0",)), log=told.append)

@@ -235,8 +235,9 @@ def test_no_prompt_leaves_the_folder_or_breaks_the_page(tiny_plan: Make, tmp_pat
 
 def test_overrides_go_to_the_presets_that_take_them() -> None:
     from longgen.backbones.spec import TINY
+    from longgen.resolve import PlanRequest
 
-    made = grid.plans(["direct", "gen-l-video"], TINY, ["gen-l-video.stride=7"])
+    made = grid.plans([PlanRequest(name, TINY, ("gen-l-video.stride=7",)) for name in ("direct", "gen-l-video")])
     assert made[1].preset.techniques[0].model_dump()["stride"] == 7
     assert [one.preset.name for one in made] == ["direct", "gen-l-video"]
 

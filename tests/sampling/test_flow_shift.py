@@ -111,8 +111,8 @@ def test_it_is_a_setting_that_decides_the_latents(tiny_plan: Callable[..., Plan]
     kept, asked = (run.settings_of(one, PROMPT, 0, ModelSettings("cpu", "fp32")) for one in (own, shifted))
     assert asked["sample"]["flow_shift"] == shifted.as_dict()["sample"]["flow_shift"] == 8.0
     assert "flow_shift" not in kept["sample"]
-    assert resolve.plan_of(asked, Path("run.json")).sample == shifted.sample
-    assert resolve.plan_of(kept, Path("run.json")).sample == own.sample
+    assert resolve.from_settings(asked, Path("run.json")).sample == shifted.sample
+    assert resolve.from_settings(kept, Path("run.json")).sample == own.sample
     assert "sample" in run.IDENTITY
 
 

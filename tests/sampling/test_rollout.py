@@ -20,7 +20,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from longgen import planner, preset
+from longgen import cost, planner, preset
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import SPECS
 from longgen.errors import UsageError
@@ -233,7 +233,7 @@ def test_memory_is_constant_over_350_chunks_beyond_the_rotary_table(causal: Any)
     slots, tokens, width, words = 3 + 6, 6, 72, 24
     assert frames == 1050
     assert seen == {(3, 3 * 3 * slots * tokens * width * 4, 2 * 3 * words * width * 4)}
-    assert made.cache_bytes("fp32") == sum(next(iter(seen))[1:])
+    assert cost.cache_bytes(made, "fp32") == sum(next(iter(seen))[1:])
     assert alive[60] == alive[1050 - 3]
 
 

@@ -16,6 +16,7 @@ import longgen
 from longgen import plan, planner, preset
 from longgen.backbones.spec import SPECS
 from longgen.backbones.tiny import measure
+from longgen.describe import plan_dict
 from longgen.errors import UsageError
 from longgen.loops import prompt_schedule, sample
 from longgen.loops.denoiser import Denoiser
@@ -139,8 +140,8 @@ def test_a_schedule_in_one_pass_needs_cross_attention() -> None:
 def test_a_plan_tells_its_shots() -> None:
     both = schedule(RED, GREEN, each_s=2)
     made = planner.build(preset.load("direct", sample=preset.Sample(frames=81)), SPECS["wan2.1-1.3b"], both)
-    assert made.as_dict()["schedule"] == both.as_dict()
-    assert PromptSchedule.from_dict(made.as_dict()["schedule"]) == both
+    assert plan_dict(made)["schedule"] == both.as_dict()
+    assert PromptSchedule.from_dict(plan_dict(made)["schedule"]) == both
 
 
 def test_the_python_face_takes_a_schedule(tmp_path: Path) -> None:

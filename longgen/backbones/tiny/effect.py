@@ -80,7 +80,7 @@ def measured(
         techniques = {preset.name_of(technique) for technique in preset.load(base).techniques}
         own += [override for override in sets if override.split(".")[0] in techniques]
         chosen, said = selection.chosen(preset.load(base, own, preset.Sample(frames=frames_px)), spec, how)
-        plans[name] = planner.build(chosen, spec, said=said)
+        plans[name] = planner.build(chosen, spec, notes=said)
     done = {}
     if output.is_file():
         for line in output.read_text(encoding="utf-8").splitlines():

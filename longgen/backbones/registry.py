@@ -61,6 +61,10 @@ def all_specs() -> dict[str, BackboneSpec]:
     return SPECS | {spec.name: spec for family in plugin_families().values() for spec in family.specs}
 
 
+def is_backbone(name: str) -> bool:
+    return name in SPECS or name in all_specs()
+
+
 def family_of(spec: BackboneSpec) -> Family:
     """Raises UsageError where no installed package has the family of `spec`."""
     if spec.family in FAMILIES:

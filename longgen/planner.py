@@ -10,7 +10,6 @@ from fractions import Fraction
 from longgen import frames
 from longgen.backbones.registry import SPECS
 from longgen.backbones.spec import CAPABILITIES, BackboneSpec
-from longgen.catalog import TECHNIQUES
 from longgen.catalog import technique as technique_class
 from longgen.errors import UsageError, shown
 from longgen.frameplan import Geometry, full_attention
@@ -153,13 +152,13 @@ def _place(technique: Technique, spec: BackboneSpec, steps: int) -> PlacedTechni
     return PlacedTechnique(name, technique, layers, tuple(technique.step_range(steps)))
 
 
-def _order(placed: PlacedTechnique) -> tuple[int, int]:
+def _order(placed: PlacedTechnique) -> tuple[int, int, str]:
     """The order in which a stack applies (see `longgen.technique`), and within it that of the catalog."""
     order = ("noise", "positions", "fusion", "context", "after context", "frequencies", "sampling", "refine")
     late = isinstance(placed.technique, FrameTechnique) and placed.technique.after_context
     frequencies = isinstance(placed.technique, FrequencyTechnique)
     phase = "frequencies" if frequencies else "after context" if late else placed.technique.slot
-    return order.index(phase), list(TECHNIQUES).index(placed.name)
+    return order.index(phase), *rank(placed.name)
 
 
 def _check_stack(stack: tuple[PlacedTechnique, ...], geometry: Geometry, call_lat: int) -> None:

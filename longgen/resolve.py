@@ -24,7 +24,7 @@ class PlanRequest:
 
     preset: a shipped name or a TOML file, optionally with `@all`, `@none` or `@random:SEED`. overrides: `technique.key=value`.
     duration: in place of sample.frames, as `20s`. layers, probe: see `longgen.layers.selection`. lora: what the weights to be
-    probed are merged with.
+    probed are merged with. allow_code: whether the preset may name Python classes as techniques.
     """
 
     preset: str
@@ -36,12 +36,13 @@ class PlanRequest:
     layers: str | None = None
     probe: str | None = None
     lora: tuple[str, ...] = ()
+    allow_code: bool = False
 
     def load_preset(self) -> presets.Preset:
         """The preset under the overrides and the sample; a duration becomes frames at its fps. Raises UsageError."""
         if self.duration is not None and self.sample.frames is not None:
             raise UsageError("--frames cannot be combined with --duration", expected="one of them", hint="leave one out")
-        loaded = presets.load(selection.split_name(self.preset)[0], self.overrides, self.sample)
+        loaded = presets.load(selection.split_name(self.preset)[0], self.overrides, self.sample, self.allow_code)
         if self.duration is None:
             return loaded
         fps = loaded.sample_on(self.spec).fps or self.spec.fps
@@ -50,9 +51,9 @@ class PlanRequest:
     def fitted(self) -> PlanRequest:
         """The request as one of several presets takes it: with the overrides of techniques that this preset has, and with layers
         and probe where it leaves its layers to a probe."""
-        loaded = presets.load(selection.split_name(self.preset)[0])
+        loaded = presets.load(selection.split_name(self.preset)[0], allow_code=self.allow_code)
         techniques = {presets.name_of(technique) for technique in loaded.techniques}
-        overrides = tuple(text for text in self.overrides if text.partition(".")[0].strip() in techniques)
+        overrides = tuple(text for text in self.overrides if presets.override_target(text)[0] in techniques)
         if selection.uses_probe(loaded):
             return replace(self, overrides=overrides)
         return replace(self, overrides=overrides, layers=None, probe=None)
@@ -74,17 +75,15 @@ def check_overrides(overrides: Sequence[str], requests: Iterable[PlanRequest]) -
     used = {override for request in requests for override in request.overrides}
     for override in overrides:
         if override not in used:
-            technique, dot, _ = override.partition("=")[0].partition(".")
-            if dot and technique.strip() not in catalog.TECHNIQUES:
-                raise unknown_name(
-                    "technique", technique.strip(), catalog.TECHNIQUES, "longgen presets show NAME lists those of a preset"
-                )
-            raise UsageError(f"--set {shown(override)}: no preset has this technique", hint="correct it, or leave it out",
-                             expected="technique.key=value, for a technique of one of the presets")  # fmt: skip
+            technique, key = presets.override_target(override)
+            if key and ":" not in technique and technique not in catalog.names():
+                raise unknown_name("technique", technique, catalog.names(), "longgen presets show NAME shows a preset's")
+            raise UsageError(f"--set {shown(override)} applies to none of the presets", hint="correct it, or leave it out",
+                             expected="technique.key=value, of a technique that one of the presets has")  # fmt: skip
 
 
-def from_settings(settings: dict[str, Any], origin: Path) -> Plan:
-    """The plan that the `settings` stored in `origin` describe. Raises LonggenError where they are damaged."""
+def from_settings(settings: dict[str, Any], origin: Path, allow_code: bool = False) -> Plan:
+    """The plan that the `settings` stored in `origin` describe; `allow_code` as in a request. Raises LonggenError where damaged."""
     try:
         tables = {**settings["preset"], "sample": settings["sample"]}
         spec, _, _, _ = find(settings["backbone"]), settings["prompt"], settings["seed"], settings["dtype"]
@@ -92,4 +91,4 @@ def from_settings(settings: dict[str, Any], origin: Path) -> Plan:
     except (KeyError, TypeError, AttributeError) as error:
         raise LonggenError(f"the settings in {origin} are damaged: {error}", expected="settings as longgen stores them",
                            hint="start again with --overwrite") from None  # fmt: skip
-    return build(presets.from_tables(tables, str(origin)), spec, schedule)
+    return build(presets.from_tables(tables, str(origin), allow_code), spec, schedule)

@@ -302,6 +302,7 @@ def generate(
     model: Mapping[str, Any] = MappingProxyType({}),
     resume: bool = False,
     overwrite: bool = False,
+    allow_code: bool = False,
     report: Callable[[Progress], None] = no_report,
 ) -> Result:
     """Makes one video: `longgen generate` for Python callers.
@@ -310,7 +311,8 @@ def generate(
     `prompt`. layers, probe: see `longgen.layers.selection`. model: how it is loaded, `{"offload": "model", "lora":
     ("style.safetensors:0.8",), ...}`, the other fields of `ModelSettings` (longgen/backbones/settings.py). A finished
     video with these settings is not made again, one with other settings is not replaced, and an unfinished run needs `resume`;
-    `overwrite` starts over in each case. Raises LonggenError and its kinds.
+    `overwrite` starts over in each case. allow_code: whether the preset may name Python classes as techniques. Raises LonggenError
+    and its kinds.
     """
     given = locals()  # the parameters
     from longgen.backbones.find import find
@@ -322,10 +324,8 @@ def generate(
     device = device or model.get("device", defaults.default_device())
     chosen = {"dtype": defaults.default_dtype(spec, device), **model, "device": device}
     model_settings = ModelSettings(**chosen | ({} if dtype is None else {"dtype": dtype}))
-    request = PlanRequest(
-        preset_name, spec, (*overrides,), sample or preset.Sample(), duration, schedule, layers, probe, model_settings.lora
-    )
-    plan = resolve(request)
+    plan = resolve(PlanRequest(preset_name, spec, (*overrides,), sample or preset.Sample(), duration, schedule, layers, probe,
+                               model_settings.lora, allow_code))  # fmt: skip
     prompt = checked(schedule.shots[0].prompt if schedule else prompt, "prompt")
     if resume and overwrite:
         raise UsageError("resume and overwrite are both given", expected="one of them", hint="leave one out")

@@ -65,6 +65,7 @@ SHARED = """
     --set
     --layers
     --probe
+    --allow-code
     --backbone -m $LONGGEN_BACKBONE
     --frames -f --num-frames $LONGGEN_FRAMES
     --duration
@@ -125,6 +126,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --fps $LONGGEN_FPS
         --set
         --probe
+        --allow-code
         --backbone -m $LONGGEN_BACKBONE
         --dtype $LONGGEN_DTYPE
         --device $LONGGEN_DEVICE
@@ -181,6 +183,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --steps
         --set
         --probe
+        --allow-code
         --dtype $LONGGEN_DTYPE
         --device $LONGGEN_DEVICE
         --offload $LONGGEN_OFFLOAD
@@ -198,12 +201,14 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --overwrite
         --device $LONGGEN_DEVICE
         --vae-tiling $LONGGEN_VAE_TILING
+        --allow-code
         --json
         --quiet -q
     """,
     "inspect": """
         --toml
         --schedule
+        --allow-code
         --json
     """,
     "doctor": "--json",
@@ -211,10 +216,18 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
     "presets list": "--json",
     "presets show": """
         --set
+        --allow-code
         --json
     """,
     "presets check": """
         --backbone -m $LONGGEN_BACKBONE
+        --allow-code
+        --json
+    """,
+    "techniques": "",
+    "techniques list": "--json",
+    "techniques show": """
+        --allow-code
         --json
     """,
     "backbones": "",
@@ -441,7 +454,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 ERRORS: list[tuple[list[str], int, list[str]]] = [
     # presets
     ([*PLAN, "--preset", "freespce"], 2, ["'freespce'", "did you mean freespec"]),
-    ([*PLAN, "--preset", "../nothing.toml"], 3, ["../nothing.toml is not there"]),
+    ([*PLAN, "--preset", "../nothing.toml"], 3, ["../nothing.toml does not exist"]),
     ([*PLAN, "--preset", "../files/bytes.bin"], 2, ["../files/bytes.bin is not TOML"]),
     ([*PLAN, "--preset", f"{LONG}.toml"], 3, ["xxx.toml"]),
     (["presets", "show", "freespce"], 2, ["did you mean freespec"]),

@@ -50,6 +50,8 @@ LIGHT_COMMANDS = [
     ["plan", "--preset", "freespec", "--backbone", "tiny", "--frames", "321"],
     ["presets", "list"],
     ["presets", "show", "freespec"],
+    ["techniques", "list"],
+    ["techniques", "show", "glc-noise"],
     ["backbones", "list"],
     ["--help"],
 ]

@@ -53,7 +53,7 @@ def alive(made: Plan) -> int:
     """Bytes of the tensors at the peak of one call in the first step, weights apart."""
     torch.set_default_dtype(torch.bfloat16)
     try:
-        model = random_weights.TRANSFORMERS[made.spec.family](**random_weights.settings(made.spec)).eval()
+        model = random_weights.untrained(made.spec).eval()
     finally:
         torch.set_default_dtype(torch.float32)
     following = nullcontext()

@@ -128,7 +128,7 @@ def refusal(name: str, spec: BackboneSpec) -> str | None:
     if any(isinstance(one.layers, str) and one.layers not in ("all", *spec.verdicts) for one in techniques):
         return f"{spec.name} has not been probed at this length"
     if name == "riflex" and spec.intrinsic_component is None:
-        return "riflex.component is not known for this backbone"
+        return "riflex.component is unknown for this backbone"
     return None
 
 

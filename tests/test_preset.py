@@ -177,8 +177,8 @@ def test_a_preset_is_data_and_nothing_in_it_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["longgen.fusion.freespec:FreeSpec", "os:system", "builtins.eval", "../context/window"])
-def test_a_technique_is_found_by_its_row_only(value: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no technique is called"):
+def test_a_preset_alone_names_registered_techniques_only(value: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is Python code" if ":" in value else "no technique is called"):
         load(tmp_path, f"[[technique]]\nname = '{value}'")
 
 
@@ -331,7 +331,7 @@ def test_tables_for_backbones_go_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('[sample."wan2.1-1.3"]\nsteps = 4', "sample.wan2.1-1.3: no key, and no backbone is called so, did you mean wan2.1-1.3b"),
+        ('[sample."wan2.1-1.3"]\nsteps = 4', "sample.wan2.1-1.3: neither a key nor a backbone; did you mean wan2.1-1.3b"),
         ("[sample.wan2.1-1.3b]\nsteps = 4", 'its name in quotes: [sample."wan2.1-1.3b"]'),
         ("[sample.tiny]\nsteps = 0\nflow = 3\n[sample]\nfps = 0", 'sample."tiny".steps = 0: input should be greater'),
         ("[sample.tiny]\nflow = 3", 'sample."tiny".flow: unknown key; known keys: frames, size, steps'),

@@ -167,8 +167,6 @@ CACHE_FAULTS = {  # of diffusers 0.42.1, on the families that list them in Famil
     "taylorseer": "its patterns match none of the model's attention layers, so that it does nothing",
     "seacache": "it needs the step and sigma, which only WanPipeline tells it",
 }
-
-
 CACHES = {"first-block": 0.05, "mag": 0.06}  # name -> diffusers' own threshold
 
 

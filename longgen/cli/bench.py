@@ -11,6 +11,7 @@ import typer
 from longgen.cli.app import answer, app, say
 from longgen.cli.inputs import choose_backbone, model_settings, parse_names, parse_size, warn_of_grammar
 from longgen.cli.options import (
+    AllowCode,
     Attention,
     Backbone,
     Cache,
@@ -64,6 +65,7 @@ class TargetOptions:
     steps: Annotated[int, typer.Option("--steps", min=1, metavar="K", help="How often each type of step is measured.")] = 3
     overrides: Set = None
     probe: Probe = None
+    allow_code: AllowCode = False
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def bench(
     accelerate_by = _accelerators(target.accelerate, spec) if target.accelerate is not None else ()
     sample = preset.Sample(frames=target.frames or FRAMES, size=parse_size(target.size), flow_shift=target.flow_shift)
     probe = "published" if target.shape is not None and target.probe is None else target.probe
-    request = PlanRequest("", spec, (*(target.overrides or ()),), sample, probe=probe)
+    request = PlanRequest("", spec, (*(target.overrides or ()),), sample, probe=probe, allow_code=target.allow_code)
     plans = running.plans(parse_names(target.presets), request)
 
     def load(settings: ModelSettings) -> PipelineBackbone:

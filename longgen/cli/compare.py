@@ -20,6 +20,7 @@ from longgen.cli.inputs import (
     warn_of_grammar,
 )
 from longgen.cli.options import (
+    AllowCode,
     Backbone,
     Fps,
     ModelOptions,
@@ -102,6 +103,7 @@ def compare(
     fps: Fps = None,
     overrides: Set = None,
     probe: Probe = None,
+    allow_code: AllowCode = False,
     backbone: Backbone = None,
     model: ModelOptions,
     measures: MetricOptions,
@@ -134,7 +136,7 @@ def compare(
     texts, seeds = read_prompts(cells.prompt, cells.prompts, options.quiet), parse_seeds(cells.seeds)
     spec, loading = choose_backbone(backbone, options.quiet), model.settings()
     request = PlanRequest("", spec, (*(overrides or ()),), sample.sample(fps, cells.negative_prompt), sample.duration, probe=probe,
-                          lora=loading["lora"])  # fmt: skip
+                          lora=loading["lora"], allow_code=allow_code)  # fmt: skip
     requests = [replace(request, preset=name) for name in parse_names(cells.presets)]
     compare_new(requests, texts, seeds, loading, output, measures, options)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from longgen.cli.app import answer, app, say
-from longgen.cli.options import Device, OutputOptions, Tiling
+from longgen.cli.options import AllowCode, Device, OutputOptions, Tiling
 from longgen.errors import LonggenError, UsageError
 
 
@@ -19,6 +19,7 @@ def decode(
     device: Device = None,
     vae_tiling: Tiling = False,
     *,
+    allow_code: AllowCode = False,
     options: OutputOptions,
 ) -> None:
     """Turn saved latents into a video, without sampling again."""
@@ -36,7 +37,7 @@ def decode(
         raise checkpoint.damaged(latents, f"it claims {done} finished steps")
     if "done" in stored and not options.quiet:
         say(f"note: {latents} is a checkpoint after step {stored['done']}; the video will be noisy")
-    plan = resolve.from_settings(stored, latents)
+    plan = resolve.from_settings(stored, latents, allow_code)
     whole = rundir.latent_shape(plan)
     if done > plan.rounds:
         raise checkpoint.damaged(latents, f"it claims {done} of {plan.rounds} finished rounds")

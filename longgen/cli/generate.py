@@ -97,14 +97,14 @@ def generate(
     from_record = options.resume and options.output and text.prompt is None and text.prompts is None and text.schedule is None
     loading = model.settings()
     if from_record:
-        stored, changes = stored_job(context, Path(options.output or ""))
+        stored, changes = stored_job(context, Path(options.output or ""), preset.allow_code)
         asked, loading = [stored], loading | changes
     else:
         size = sample.sample(fps, text.negative_prompt)
         schedule = read_schedule(text.schedule, text.prompt, text.prompts)
         spec = choose_backbone(backbone, options.quiet)
         request = PlanRequest(preset.preset, spec, (*(preset.overrides or ()),), size, sample.duration, schedule, preset.layers,
-                              preset.probe, loading["lora"])  # fmt: skip
+                              preset.probe, loading["lora"], preset.allow_code)  # fmt: skip
         asked = _requested(text, request, seed, loading, options)
     settings = model_settings(asked[0].plan.spec, loading)
     jobs = run.jobs_of(asked, settings, options.resume, options.overwrite)

@@ -188,19 +188,19 @@ def jobs_of_rows(rows: Sequence[Row], plans: Sequence[Plan], seed: int | None, o
 # Resuming
 
 
-def stored_job(context: typer.Context, output: Path) -> tuple[JobRequest, dict[str, Any]]:
+def stored_job(context: typer.Context, output: Path, allow_code: bool) -> tuple[JobRequest, dict[str, Any]]:
     """`longgen generate -o ball.mp4 --resume`: the job and the settings that decide the latents, from the run's own record."""
     from longgen import resolve, rundir
     from longgen.run_settings import model_settings_in
 
-    allowed = {"output", "resume", "device", "offload", "vae_tiling", "dry_run", "as_json", "quiet"}
+    allowed = {"output", "resume", "allow_code", "device", "offload", "vae_tiling", "dry_run", "as_json", "quiet"}
     others = ", ".join(option for name, option in given_options(context).items() if name not in allowed)
     if others:
         raise UsageError(f"--resume without --prompt takes every setting from the stored run; {others} cannot be combined with it",
-                         expected="--output, --device, --offload, --vae-tiling, --dry-run, --json and --quiet",
+                         expected="--output, --allow-code, --device, --offload, --vae-tiling, --dry-run, --json and --quiet",
                          hint=f"leave {others} out, or give the whole command again")  # fmt: skip
     stored = rundir.stored_record(output)["settings"]
-    plan = resolve.from_settings(stored, rundir.run_folder(output) / "run.json")
+    plan = resolve.from_settings(stored, rundir.run_folder(output) / "run.json", allow_code)
     return rundir.JobRequest(plan, stored["prompt"], stored["seed"], str(output)), model_settings_in(stored)
 
 

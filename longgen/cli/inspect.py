@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from longgen.cli.app import answer, app
-from longgen.cli.options import Json
+from longgen.cli.options import AllowCode, Json
 from longgen.errors import UsageError
 
 
@@ -18,6 +18,7 @@ def inspect(
     video: Annotated[Path, typer.Argument(help="An MP4 that longgen wrote.")],
     toml: Annotated[bool, typer.Option("--toml", help="Print a preset that reproduces it, with the command to use it.")] = False,
     schedule: Annotated[bool, typer.Option("--schedule", help="Print its schedule, in the format of generate --schedule.")] = False,
+    allow_code: AllowCode = False,
     as_json: Json = False,
 ) -> None:
     """Print the settings stored in a video."""
@@ -30,13 +31,13 @@ def inspect(
             "--toml cannot be combined with --schedule: each prints a file", expected="one of them", hint="leave one out"
         )
     if schedule:
-        shots = resolve.from_settings(stored, video).schedule
+        shots = resolve.from_settings(stored, video, allow_code).schedule
         if shots is None:
             raise UsageError(f"{video} was made with a single prompt, without a schedule", expected="a video made with --schedule",
                              hint="leave --schedule out")  # fmt: skip
         return answer(shots.as_toml().rstrip(), shots.as_dict() | {"name": video.stem}, as_json)
     if toml:
-        preset = resolve.from_settings(stored, video).preset
+        preset = resolve.from_settings(stored, video, allow_code).preset
         return answer(f"# {describe.command_again(stored, video)}\n{preset.as_toml().rstrip()}", preset.as_dict(), as_json)
     rows = []
     for key, value in stored.items():

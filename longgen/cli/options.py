@@ -30,6 +30,9 @@ Probe = Annotated[
     str | None,
     typer.Option("--probe", metavar="FILE|run|published", help="The probe that selects the layers (default: the stored one)."),
 ]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Import techniques that a preset names as package.module:Class. This runs their code.")
+]
 Backbone = Annotated[
     str | None,
     typer.Option("--backbone", "-m", envvar="LONGGEN_BACKBONE", metavar="NAME|HUB-ID|DIR",
@@ -109,6 +112,7 @@ class PresetOptions:
     overrides: Set = None
     layers: Layers = None
     probe: Probe = None
+    allow_code: AllowCode = False
 
 
 @dataclass(frozen=True)

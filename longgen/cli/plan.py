@@ -40,7 +40,7 @@ def plan_command(
                          hint="longgen probe first; plan then uses the stored probe")  # fmt: skip
     spec, overrides = choose_backbone(backbone, quiet=True), (*(preset.overrides or ()),)
     plan = resolve(PlanRequest(preset.preset, spec, overrides, sample.sample(fps), sample.duration, read_schedule(schedule),
-                               preset.layers, preset.probe))  # fmt: skip
+                               preset.layers, preset.probe, allow_code=preset.allow_code))  # fmt: skip
     if export is not None:
         _export(plan, export, options.overwrite)
         if not options.quiet:

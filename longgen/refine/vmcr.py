@@ -1,4 +1,4 @@
-"""VMCR: after a step, one gradient step on the latent towards motion that stays the same from frame to frame.
+"""VMCR: gradient guidance of the latent after each step, toward motion that is constant from frame to frame.
 
 Paper: GLC-Diffusion, arXiv 2501.05484, its Video Motion Consistency Refinement; no code is released.
 
@@ -12,18 +12,18 @@ latent after the step, d_i = x0_(i+1) - x0_i the motion, F the FFT over h and w 
 `omega` = 2e-5, `lambda_mse` = 0.001, `lambda_f` = 0.2, `lambda_phase` = 1 [paper]. The cosine is over all elements of a frame,
 the norms are sums over all elements or bins and F is not normalised, so phases differ by -pi .. pi [derived: not stated].
 
-d / d z = dx0_dx d / d x0, the model's output held constant [derived]: exact for that x0, and no pass back through the model.
-The loss is a sum over i, so its gradient is made a few frames at a time, in single precision or better.
+d / d z = dx0_dx d / d x0, the model's output held constant [derived]: exact for that x0, without backpropagation through the
+model. The loss is a sum over i, so its gradient is computed in blocks of frames, in single precision or better.
 
-A motion, or a bin of one, that is no larger than the rounding of x0 has no direction and no phase: the cosine and the phase
-leave it out [derived]. There the gradient is as 1 / |d|, and would be rounding blown up.
+A motion, or a bin of one, no larger than the rounding error of x0 has no direction or phase: the cosine and the phase terms
+omit it [derived]. The gradient there grows as 1 / |d| and would amplify rounding errors.
 
-Caveats: the loss is no mean. An element changes by about 1.7 omega lambda_f sqrt(h w) through the amplitudes, however small
-the motion (0.0006 at 60 x 104), and by 7 omega lambda_f / rms(d) through the phases, both measured on white noise: in a clip
-that all but stands still (rms(d) < 0.005) that is more than its motion. The absolute values have kinks: motion that is all
-but steady is moved to and fro. Motion across a cut between two shots is drawn to that around it as well.
+Caveats: the loss is a sum, not a mean. An element changes by about 1.7 omega lambda_f sqrt(h w) through the amplitudes, however
+small the motion (0.0006 at 60 x 104), and by 7 omega lambda_f / rms(d) through the phases, both measured on white noise: in a
+clip that is nearly still (rms(d) < 0.005) that exceeds its motion. The absolute values are not smooth: nearly constant motion
+oscillates. Motion across a cut between two shots is pulled toward the motion around it as well.
 
-Neutral: `omega = 0`, fewer than three frames, and clips that stand still: zeros.
+Neutral (zeros): `omega = 0`, fewer than three frames, and still clips.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from longgen.technique import Refine, Step
 if TYPE_CHECKING:
     from torch import Tensor
 
-BLOCK = 16  # pairs of motions whose gradient is made at a time
-ROUNDING = 16  # units in the last place of a frame's norm, below which a motion is none
+BLOCK = 16  # pairs of motions whose gradient is computed at a time
+ROUNDING = 16  # units in the last place of a frame's norm, below which motion counts as zero
 
 
 class Vmcr(Refine):
@@ -51,7 +51,7 @@ class Vmcr(Refine):
 
     def change(self, x0: Tensor, dx0_dx: float, step: Step) -> Tensor:
         """-omega dx0_dx d loss / d x0, [B, C, T, h, w], in single precision or that of `x0`."""
-        import torch  # here, so that plans and lists of presets need no torch
+        import torch  # lazy: plans need no torch
 
         x0 = x0.detach().to(torch.promote_types(x0.dtype, torch.float32))
         gradient = torch.zeros_like(x0)

@@ -85,7 +85,7 @@ def test_a_parallel_causal_model_is_refused(causal: Any) -> None:
     plan = family.made(causal, "self-forcing", 33, 2)
     try:
         causal.pipe.transformer._parallel_config = PARALLEL
-        with pytest.raises(UsageError, match="run in parallel"), causal.rolling(plan):
+        with pytest.raises(UsageError, match="runs in parallel"), causal.rolling(plan):
             pass
     finally:
         causal.pipe.transformer._parallel_config = None

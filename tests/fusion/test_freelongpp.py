@@ -201,8 +201,8 @@ def test_noise_of_native_length_or_one_window_is_left_as_it_is(frames_lat: int, 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("scales", (1, 2, 2), "must rise"),
-        ("scales", (4, 1), "must rise"),
+        ("scales", (1, 2, 2), "must increase"),
+        ("scales", (4, 1), "must increase"),
         ("scales", (), "at least 1 item"),
         ("scales", (0, 1), "greater than 0"),
         ("split", 1.1, "less than or equal to 1"),

@@ -268,7 +268,7 @@ def test_a_cost_counts_the_global_branch_where_it_is_fused_without_a_shift() -> 
 
 
 def test_two_ends_of_fusing_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"freepca.until = 300 and freepca.split = 0.5 both say when fusing ends"):
+    with pytest.raises(UsageError, match=r"freepca.until = 300 and freepca.split = 0.5 both set when fusion ends"):
         preset.load("freepca", ["freepca.until=300", "freepca.split=0.5"])
 
 

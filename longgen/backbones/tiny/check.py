@@ -11,7 +11,7 @@ At the native 81 frames and with no technique it prints, against the aims of the
     speed_px     mean speed of the object in pixels a frame, and that of rendered clips of the same sentences
     psnr_db      of the VAE, over rendered clips of the same sentences
 
-`longgen.backbones.tiny.measure` says how each is read off the frames.
+`longgen.metrics.tiny_reading` says how each is read off the frames.
 """
 
 from __future__ import annotations

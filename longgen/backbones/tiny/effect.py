@@ -17,7 +17,7 @@ that a run can be stopped, or shared by several processes. Columns:
 
 `--json` also has the median sampling time of a clip, in seconds.
 
-`longgen.backbones.tiny.measure` says how each is read off the frames. The models are `tiny` and `tiny-causal`; nothing follows
+`longgen.metrics.tiny_reading` says how each is read off the frames. The models are `tiny` and `tiny-causal`; nothing follows
 for others.
 """
 

@@ -15,11 +15,12 @@ from longgen.attention.lowering import lower
 from longgen.backbones import tiny_grammar
 from longgen.backbones.registry import SPECS
 from longgen.backbones.spec import BackboneSpec
+from longgen.catalog import name_of
 from longgen.errors import UsageError
 from longgen.frameplan import PAIR_COLUMNS, FramePlan, Pass, full_attention
 from longgen.plan import Plan
 from longgen.planner import LONG, on_every_backbone
-from longgen.preset import Preset, name_of
+from longgen.preset import Preset
 from longgen.run_settings import STORED_MODEL_SETTINGS
 from longgen.stack import PlacedTechnique
 from longgen.textfile import on_one_line, visible

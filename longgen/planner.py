@@ -10,11 +10,12 @@ from fractions import Fraction
 from longgen import frames
 from longgen.backbones.registry import SPECS
 from longgen.backbones.spec import CAPABILITIES, BackboneSpec
+from longgen.catalog import name_of, rank
 from longgen.catalog import technique as technique_class
 from longgen.errors import UsageError, shown
 from longgen.frameplan import Geometry, full_attention
 from longgen.plan import Plan
-from longgen.preset import Preset, Sample, name_of
+from longgen.preset import Preset, Sample
 from longgen.schedule import PromptSchedule, by_chunk, check, weights
 from longgen.stack import PlacedTechnique, programs_of
 from longgen.technique import VERDICTS, FrameTechnique, FrequencyTechnique, NoiseTechnique, Refine, Sampling, Technique

@@ -34,8 +34,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from longgen import catalog, textfile
-from longgen.backbones.registry import SPECS, published_name
+from longgen.backbones.registry import SPECS, is_backbone, published_name
 from longgen.backbones.spec import BackboneSpec
+from longgen.catalog import name_of
 from longgen.errors import MissingError, UsageError, shown, unknown_name
 from longgen.technique import Technique
 

@@ -245,7 +245,7 @@ def test_exported_arrays(tiny_plan: Callable[..., Plan]) -> None:
 # Rollouts
 
 CAUSAL = [spec for spec in SPECS.values() if spec.causal]
-ROLLED = [name for name in preset.names() if any(preset.name_of(one) == "rollout" for one in preset.load(name).techniques)]
+ROLLED = [name for name in preset.names() if any(catalog.name_of(one) == "rollout" for one in preset.load(name).techniques)]
 IN_ROLLOUTS = {"ans", "window", "sink", "rebase", "flex", "riflex", "ntk", "yarn", "rollout"}
 
 

@@ -1,11 +1,13 @@
-"""Every family of models, and every backbone by name: one row a family, and those that installed packages register.
+"""Every family of models, and every backbone by name: longgen's own, and those that installed packages register.
 
-A package registers a `Family` (longgen.backbones.spec) in its pyproject.toml, under the family's name:
+Adding a family: a file of facts here (see `Family` in spec.py; it imports neither torch nor diffusers), an adapter in
+longgen/pipelines (a PipelineBackbone), a row in FAMILIES, and tests. Adding a model to a family: a BackboneSpec in its file.
+A package registers a `Family` in its pyproject.toml, under the family's name:
 
     [project.entry-points."longgen.backbones"]
     my-family = "my_package.facts:FAMILY"
 
-Plug-ins are imported when a name, a pipeline class or a family is none of longgen's own, so that a broken one disturbs nobody
+Plug-ins are imported when a name, a pipeline class or a family is not one of longgen's own, so that a broken one disturbs nobody
 who does not use it.
 """
 
@@ -59,6 +61,10 @@ def all_specs() -> dict[str, BackboneSpec]:
     return SPECS | {spec.name: spec for family in plugin_families().values() for spec in family.specs}
 
 
+def is_backbone(name: str) -> bool:
+    return name in SPECS or name in all_specs()
+
+
 def family_of(spec: BackboneSpec) -> Family:
     """Raises UsageError where no installed package has the family of `spec`."""
     if spec.family in FAMILIES:
@@ -94,7 +100,7 @@ def _match(families: dict[str, Family], configs: ModelConfigs) -> Family | None:
 
 def published_name(spec: BackboneSpec) -> str:
     """The name of the published model that `spec` is a variant of: the one before its colon, or that of the model of its shape."""
-    own, published = spec.name.partition(":")[0], family_of(spec).specs
-    if own in SPECS or any(known.name == own for known in published):
-        return own
-    return next((known.name for known in published if known.same_shape(spec) and known.experts == spec.experts), own)
+    base, published = spec.name.partition(":")[0], family_of(spec).specs
+    if base in SPECS or any(known.name == base for known in published):
+        return base
+    return next((known.name for known in published if known.same_shape(spec) and known.experts == spec.experts), base)

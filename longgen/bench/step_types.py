@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from longgen import cost
+from longgen.catalog import name_of
 from longgen.plan import Plan
-from longgen.preset import name_of
 from longgen.program import Program
 
 FIRST, LAST, CLEAN, ROUND = "first chunk", "last chunk", "clean pass", "round"

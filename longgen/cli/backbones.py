@@ -41,9 +41,5 @@ def spec_dict(spec: BackboneSpec) -> dict[str, Any]:
 
     from longgen.backbones import tiny_grammar
 
-    prompts = (
-        {"grammar": tiny_grammar.GRAMMAR, "words": {k: list(v) for k, v in tiny_grammar.SLOTS.items()}}
-        if spec.name == "tiny"
-        else {}
-    )
-    return dataclasses.asdict(spec) | prompts
+    prompts = {"grammar": tiny_grammar.GRAMMAR, "words": {slot: list(words) for slot, words in tiny_grammar.SLOTS.items()}}
+    return dataclasses.asdict(spec) | (prompts if spec.name == "tiny" else {})

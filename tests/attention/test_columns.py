@@ -13,7 +13,7 @@ import pytest
 from pydantic import Field
 
 from longgen import catalog, planner, preset
-from longgen.backbones.spec import SELF_FORCING
+from longgen.backbones.causal_wan import SELF_FORCING
 from longgen.describe import branch_lines
 from longgen.frameplan import FramePlan, Geometry, Pass, distances, full_attention
 from longgen.plan import Plan

@@ -77,7 +77,7 @@ def measured(
     for name in names:
         base, *own = name.split(",")
         base, how = selection.split_name(base)
-        techniques = {preset.name_of(technique) for technique in preset.load(base).techniques}
+        techniques = {catalog.name_of(technique) for technique in preset.load(base).techniques}
         own += [override for override in sets if override.split(".")[0] in techniques]
         chosen, said = selection.resolve_layers(preset.load(base, own, preset.Sample(frames=frames_px)), spec, how)
         plans[name] = planner.build(chosen, spec, notes=said)

@@ -15,7 +15,7 @@ from longgen.attention.lowering import lower
 from longgen.backbones.spec import SPECS, BackboneSpec
 from longgen.backbones.tiny import grammar
 from longgen.errors import UsageError
-from longgen.frameplan import FramePlan, full_attention
+from longgen.frameplan import PAIR_COLUMNS, FramePlan, Pass, full_attention
 from longgen.plan import Plan
 from longgen.planner import LONG, on_every_backbone
 from longgen.preset import Preset, name_of
@@ -139,26 +139,45 @@ def branch_lines(plan: FramePlan, tables: bool) -> list[str]:
         lines.append(
             f"and {plan.key_frames.count(plan.frames_lat)} key frames for every frame, chosen from the layer's input as it runs"
         )
-    for pass_ in plan.passes if rows < frames else ():
-        rel, seen = pass_.rel[:, pass_.visible[0]], tuple(np.flatnonzero(pass_.visible[0]).tolist())
-        times = f"at relative times {rel.max() + 0.0:.4g} to {rel.min() + 0.0:.4g}"
-        lines.append(f"frames {frames - rows} to {frames - 1} see {count_label(seen, frames)}, {times}")
-    for index, pass_ in enumerate(plan.passes if rows == frames else ()):
-        calls = len(lower(pass_).calls)
-        lines.append(f"pass {index}: {pass_.density:.3f} of all token pairs, {calls} attention call{'s' * (calls != 1)}")
-        computed = np.flatnonzero(pass_.weight > 0)
-        for i in sorted({int(computed[0]), int(computed[len(computed) // 2]), int(computed[-1])}):
-            seen = tuple(np.flatnonzero(pass_.visible[i]).tolist())
-            rel = pass_.rel[i, pass_.visible[i]]
-            stripes = 0 if pass_.stripe is None else int((pass_.stripe[i, pass_.visible[i]] < 1).sum())
-            partly = f" ({stripes} of them in a stripe of {pass_.stripe[i, pass_.visible[i]].min():g})" if stripes else ""  # type: ignore[index]
-            times = f"at relative times {rel.max() + 0.0:.4g} to {rel.min() + 0.0:.4g}"
-            weighted = f", weight {pass_.weight[i]:.3g}" if pass_.weight[i] != 1 else ""
-            lines.append(f"  frame {i:>3} sees {count_label(seen, frames)}{partly}, {times}{weighted}")
-        if tables and index < PICTURED and not pass_.visible.all():
-            shares = pass_.visible * (1 if pass_.stripe is None else np.minimum(pass_.stripe, 1))
-            lines += ["  " + row for row in picture(shares)]
+    for index, pass_ in enumerate(plan.passes):
+        if rows < frames:
+            lines.append(f"frames {frames - rows} to {frames - 1} see {_row_label(pass_, 0)}")
+        else:
+            lines += _pass_lines(pass_, index, picture_it=tables and index < PICTURED and not pass_.visible.all())
     return lines
+
+
+def _pass_lines(pass_: Pass, index: int, picture_it: bool) -> list[str]:
+    """One pass: what its first, middle and last query frames see, and a picture."""
+    calls = len(lower(pass_).calls)
+    lines = [f"pass {index}: {pass_.density:.3f} of all token pairs, {calls} attention call{'s' * (calls != 1)}"]
+    computed = np.flatnonzero(pass_.weight > 0)
+    for i in sorted({int(computed[0]), int(computed[len(computed) // 2]), int(computed[-1])}):
+        weighted = f", weight {pass_.weight[i]:.3g}" if pass_.weight[i] != 1 else ""
+        lines.append(f"  frame {i:>3} sees {_row_label(pass_, i)}{weighted}")
+    if picture_it:
+        share = 1 if pass_.band is None else np.minimum(pass_.band, 1)
+        lines += ["  " + row for row in picture(pass_.visible * share)]
+    return lines
+
+
+def _row_label(pass_: Pass, query: int) -> str:
+    """The key frames that frame `query` sees, its pair columns there, and the relative times."""
+    visible = pass_.visible[query]
+    rel = pass_.rel[:, visible] if len(pass_.rel) < len(visible) else pass_.rel[query, visible]  # of a whole chunk in a rollout
+    times = f"at relative times {rel.max() + 0.0:.4g} to {rel.min() + 0.0:.4g}"
+    return f"{count_label(tuple(np.flatnonzero(visible).tolist()), len(visible))}{_columns_label(pass_, query)}, {times}"
+
+
+def _columns_label(pass_: Pass, query: int) -> str:
+    """The key frames that frame `query` sees with pair columns other than neutral, and their values there."""
+    labels = []
+    for name, table in pass_.columns.items():
+        values, column = table[query, pass_.visible[query]], PAIR_COLUMNS[name]
+        changed = values[values != column.neutral]
+        if len(changed):
+            labels.append(f" ({len(changed)} of them {column.phrase.format(low=changed.min(), high=changed.max())})")
+    return "".join(labels)
 
 
 def _history(plan: Plan) -> np.ndarray:

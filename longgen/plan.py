@@ -11,7 +11,6 @@ In a rollout every chunk has frame plans of its own, of its frames against all f
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -186,12 +185,11 @@ class Plan:
         return {name: (plan, sorted(layers), sorted(steps)) for name, (plan, layers, steps) in branches.items()}
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The tables as arrays: `<branch>/<pass>/<column>` for each column, `<branch>/scale`, and layer and step lists."""
+        """The tables as arrays: `<branch>/<pass>/<table>` for `Pass.tables`, `<branch>/scale`, and layer and step lists."""
         arrays: dict[str, np.ndarray] = {}
         for name, (plan, layers, steps) in self.branches().items():
             for index, pass_ in enumerate(plan.passes):
-                columns = {column.name: getattr(pass_, column.name) for column in dataclasses.fields(pass_)}
-                arrays |= {f"{name}/{index}/{column}": table for column, table in columns.items() if table is not None}
+                arrays |= {f"{name}/{index}/{table}": array for table, array in pass_.tables.items()}
             scale = plan.frequency_scale
             arrays[f"{name}/scale"] = np.ones(len(self.geometry.frequencies)) if scale is None else scale
             arrays |= {f"{name}/layers": np.array(layers), f"{name}/steps": np.array(steps)}

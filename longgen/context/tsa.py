@@ -77,8 +77,8 @@ class Tsa(FrameTechnique):
         sink = (distance > self.stripe) & (frame == 0) & self.sink
         tail = (distance < -self.stripe) & (frame >= frames_lat - TAIL) & self.tail
         visible = (np.abs(distance) <= self.stripe) | sink | tail
-        stripe = np.where(banded, self.stripe_share, 1.0) if banded.any() and self.stripe_share < 1 else None
-        if frames_lat <= self.stripe + 1 and stripe is None:
+        band = np.where(banded, self.stripe_share, 1.0)
+        if frames_lat <= self.stripe + 1 and (band == 1).all():
             return plan
         middle = native // 2
         coarse = (frame // max(GRAIN, (frames_lat - 1) // (native - middle) + 1)).astype(np.float64)
@@ -87,6 +87,6 @@ class Tsa(FrameTechnique):
             rel = pass_.rel
             if self.reencode == "sink":
                 rel = np.where(sink, coarse[:, None] + middle, np.where(tail, coarse[:, None] - (coarse + middle), rel))
-            return replace(pass_, rel=rel, visible=pass_.visible & visible, stripe=stripe)
+            return replace(pass_, rel=rel, visible=pass_.visible & visible).with_columns(band=band)
 
         return plan.each(restrict)

@@ -115,8 +115,8 @@ def _switch_prompt(denoiser: Denoiser, cache: KVCache, start: int, text: Text, r
     technique, sink_lat = plan.sampling, plan.sink_lat
     assert isinstance(technique, Rollout)
     cache.forget_text()
-    complete = len(cache.shared) == start  # nothing has left the window yet
-    recached = [frame for frame in cache.shared if complete or frame >= sink_lat]
+    complete = len(cache.visible_to_all_layers) == start  # nothing has left the window yet
+    recached = [frame for frame in cache.visible_to_all_layers if complete or frame >= sink_lat]
     if technique.switch == "flush":
         cache.keep([frame for frame in cache.frames if frame < sink_lat or frame >= start - technique.kept])
     elif technique.switch == "recache" and recached:

@@ -19,16 +19,16 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor
 
 from longgen.attention.kvcache import KVCache
+from longgen.attention.rotary import Tables
 from longgen.pipelines import foreign_hooks
-from longgen.pipelines.base import Text, Velocities
-from longgen.pipelines.rotary import Tables
+from longgen.pipelines.base import Text, Velocities, dispatch
 from longgen.pipelines.step_state import StepState
 from longgen.pipelines.wan import Wan
 from longgen.plan import Plan
 
 
 class CachedAttention:
-    """Self-attention processor of one layer: the newest frames over the cache."""
+    """Self-attention processor of one layer: the newest frames attend over the KV cache."""
 
     def __init__(self, cache: KVCache, layer: int, step_state: StepState, stock: Any, backend: Any) -> None:
         self.cache, self.layer, self.step_state = cache, layer, step_state
@@ -52,16 +52,15 @@ class CachedAttention:
 
     @torch.compiler.disable  # every layer and chunk would be a graph
     def run(self, stock: Tables, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return self.cache.attend(self.layer, self.step_state.index, self.attend, stock, q, k, v, self.step_state.observer).flatten(
-            2
-        )
+        state = self.step_state
+        return self.cache.attend(self.layer, state.index, self.attend, stock, q, k, v, state.observer).flatten(2)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return dispatch_attention_fn(q, k, v, backend=self._attention_backend, parallel_config=self._parallel_config)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        return dispatch(q, k, v, self._attention_backend, self._parallel_config, mask)
 
 
 class CachedText:
-    """Cross-attention processor of one layer: the prompt's keys and values are made once a prompt."""
+    """Cross-attention processor of one layer that computes the prompt's keys and values once a prompt."""
 
     def __init__(self, cache: KVCache, layer: int, stock: Any) -> None:
         self.cache, self.layer = cache, layer

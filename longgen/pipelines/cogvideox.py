@@ -20,7 +20,7 @@ from torch import Tensor
 
 from longgen.pipelines import foreign_hooks
 from longgen.pipelines.base import PipelineBackbone, PlannedAttention, on_device, to_frames, whole
-from longgen.pipelines.rotary import Rotary
+from longgen.attention.rotary import Rotary
 from longgen.plan import Plan
 
 

@@ -20,9 +20,9 @@ from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 from einops import rearrange
 from torch import Tensor
 
+from longgen.attention.rotary import Rotary
 from longgen.pipelines import foreign_hooks
 from longgen.pipelines.base import PipelineBackbone, PlannedAttention, Text, Velocities, to_frames, whole
-from longgen.pipelines.rotary import Rotary
 from longgen.plan import Plan
 
 

@@ -16,9 +16,9 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import Tensor
 
+from longgen.attention.rotary import Rotary
 from longgen.pipelines import foreign_hooks
 from longgen.pipelines.base import Expert, PipelineBackbone, PlannedAttention, Text, Velocities, on_device, to_frames, whole
-from longgen.pipelines.rotary import Rotary
 from longgen.plan import Plan
 
 

@@ -33,9 +33,9 @@ QUERIES = 16  # tokens of a frame whose entropy is computed
 
 def logit_change(seen: AttentionInputs, shift: float) -> tuple[float, float]:
     """||A' - A||_F^2 and ||A||_F^2, both times D, with the keys' frames at later times by `shift` latent frames."""
-    q = _heads(seen.turn(seen.q, seen.times[-seen.shape[0] :]))
-    k = seen.turn(seen.k, seen.times)
-    moved = seen.turn(seen.k, seen.times + shift)
+    q = _heads(seen.rotate(seen.q, seen.times[-seen.shape[0] :]))
+    k = seen.rotate(seen.k, seen.times)
+    moved = seen.rotate(seen.k, seen.times + shift)
     of_q = gram(q)
     return float((of_q * gram(_heads(moved - k))).sum()), float((of_q * gram(_heads(k))).sum())
 
@@ -48,7 +48,7 @@ def _heads(x: Tensor) -> Tensor:
 def entropy_change(seen: AttentionInputs, visible: np.ndarray) -> tuple[float, float]:
     """||h' - h||^2 and ||h||^2 over the queries, with h' where query frame i sees the key frames `visible` [Q, K] alone."""
     frames, tokens = seen.shape[0], seen.q.shape[1] // seen.shape[0]
-    q, k = seen.turn(seen.q, seen.times[-frames:]), seen.turn(seen.k, seen.times)
+    q, k = seen.rotate(seen.q, seen.times[-frames:]), seen.rotate(seen.k, seen.times)
     if seen.text is not None:
         k = torch.cat([k, seen.text[0]], dim=1)
     some = torch.from_numpy(np.unique(np.linspace(0, tokens - 1, min(QUERIES, tokens)).round().astype(int))).to(q.device)
@@ -83,7 +83,7 @@ def output_gram(seen: AttentionInputs, visible: np.ndarray) -> Tensor:
 def _outputs(seen: AttentionInputs, visible: np.ndarray) -> Iterator[Tensor]:
     """Outputs [B, f n, C] of runs of query frames that see the same."""
     frames, tokens = seen.shape[0], seen.q.shape[1] // seen.shape[0]
-    q, k = seen.turn(seen.q, seen.times[-frames:]), seen.turn(seen.k, seen.times)
+    q, k = seen.rotate(seen.q, seen.times[-frames:]), seen.rotate(seen.k, seen.times)
     edges = [0, *(np.flatnonzero((visible[1:] != visible[:-1]).any(axis=1)) + 1).tolist(), frames]
     for first, last in itertools.pairwise(edges):
         shown = [slice(start * tokens, stop * tokens) for start, stop in ranges_of(visible[first])]

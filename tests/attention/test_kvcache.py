@@ -15,9 +15,9 @@ from torch import Tensor
 
 from longgen import planner, preset
 from longgen.attention.kvcache import KVCache, chunk_view
+from longgen.attention.rotary import Rotary, Tables
 from longgen.backbones.spec import SELF_FORCING
-from longgen.frameplan import FramePlan, Pass, full_attention
-from longgen.pipelines.rotary import Rotary, Tables
+from longgen.frameplan import PAIR_COLUMNS, FramePlan, Pass, full_attention
 from longgen.plan import Plan
 from longgen.program import Program
 from tests.attention.dense import dense
@@ -45,9 +45,9 @@ def random(frames: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
 def filled(cache: KVCache, frames: list[int], k: Tensor, v: Tensor) -> None:
@@ -61,17 +61,20 @@ def filled(cache: KVCache, frames: list[int], k: Tensor, v: Tensor) -> None:
 
 def newest(cache: KVCache, q: Tensor, k: Tensor, v: Tensor, writing: bool = False) -> Tensor:
     cache.writing = writing
-    return cache.attend(0, 0, attend, stock(cache.own), q, k, v)
+    return cache.attend(0, 0, attend, stock(cache.newest), q, k, v)
 
 
 def expected(cache: KVCache, program: Program | None, start: int, qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """The dense form over the slots, at the program's own times; the rows of the newest frames."""
-    frame_plan = full_attention(start + cache.own, cache.own) if program is None else program.branches["main"]
-    slots = [*cache.frames, *range(start, start + cache.own)]
+    frame_plan = full_attention(start + cache.newest, cache.newest) if program is None else program.branches["main"]
+    slots = [*cache.frames, *range(start, start + cache.newest)]
     one, held = frame_plan.passes[0], len(cache.frames)
     rel, visible = (np.zeros((len(slots), len(slots)), dtype=x.dtype) for x in (one.rel, one.visible))
     rel[held:], visible[held:], visible[:held] = one.rel[:, slots], one.visible[:, slots], True
-    square = FramePlan((Pass(rel, visible, np.ones(len(slots))),), frame_plan.frequency_scale, frame_plan.logit_scale)
+    columns = {name: np.full(rel.shape, PAIR_COLUMNS[name].neutral) for name in one.columns}
+    for name, table in columns.items():
+        table[held:] = one.columns[name][:, slots]
+    square = FramePlan((Pass(rel, visible, np.ones(len(slots)), columns),), frame_plan.frequency_scale, frame_plan.logit_scale)
     return dense(square, *qkv, rotary(), stock(len(slots)))[:, held * N :]
 
 
@@ -143,6 +146,27 @@ def test_any_frames_at_any_times_equal_the_dense_form(seed: int) -> None:
     assert difference < 1e-5
 
 
+@pytest.mark.parametrize("columns", [("logit_scale",), ("logit_bias",), ("logit_scale", "logit_bias")])
+def test_logit_columns_equal_the_dense_form(columns: tuple[str, ...]) -> None:
+    random_of = np.random.default_rng(3)
+    hidden = np.ones((4, 12), dtype=bool)
+    hidden[:, 2] = False
+    tables = {"logit_scale": random_of.uniform(0.5, 2, (4, 12)), "logit_bias": random_of.uniform(-2, 1, (4, 12))}
+    frame_plan = full_attention(12, 4).see_only(hidden).each(lambda p: p.with_columns(**{name: tables[name] for name in columns}))
+    program, qkv = Program({"main": frame_plan}), random(12)
+    cache = KVCache(rotary(), 12)
+    filled(cache, list(range(8)), *(x[:, : 8 * N] for x in qkv[1:]))
+    cache.open(8, 4, (program,), np.zeros((1, 1), dtype=int))
+    left = np.repeat(hidden[0], N)
+    output = newest(cache, *(x[:, 8 * N :] for x in qkv))
+    seen = tuple(x[:, left] for x in qkv)
+    difference = (output - expected(cache, program, 8, seen)).abs().max().item()  # type: ignore[arg-type]
+    print(f"max difference {difference:.1e}")
+    assert difference < 1e-5
+    without = Program({"main": full_attention(12, 4).see_only(hidden)})
+    assert (output - expected(cache, without, 8, seen)).abs().max() > 1e-2  # type: ignore[arg-type]
+
+
 def test_passes_before_the_clean_one_leave_no_trace() -> None:
     (q, k, v), (_, noisy_k, noisy_v) = random(9), random(9, seed=1)
     results: list[list[Tensor]] = []
@@ -172,7 +196,7 @@ def test_what_no_program_shows_is_dropped_before_attention_and_nothing_else_move
     programs = tuple(Program({"main": whole.see_only(visible)}) for visible in (hidden, also))
     cache.open(9, 3, programs, np.array([[0], [1]]))
     assert cache.frames == [0, 1, 5, 6, 7, 8]  # 1 and 5 are seen by one of the two
-    assert cache.shared == [0, 6, 7, 8, 9, 10, 11]
+    assert cache.visible_to_all_layers == [0, 6, 7, 8, 9, 10, 11]
     for index, frame in enumerate(cache.frames):
         for kept, given in ((cache.layers[0].keys, k), (cache.layers[0].values, v)):
             assert torch.equal(kept[:, index * N : (index + 1) * N], given[:, frame * N : (frame + 1) * N])
@@ -196,16 +220,16 @@ def test_more_frames_than_slots_are_an_error() -> None:
         cache.open(3, 3, (None,), np.zeros((1, 1), dtype=int))
 
 
-@pytest.mark.parametrize("wrong", ["visible", "rel", "stripe"])
+@pytest.mark.parametrize("wrong", ["visible", "rel", "band"])
 def test_a_table_that_a_cache_cannot_serve_is_an_error(wrong: str) -> None:
     plain = full_attention(6, 3).passes[0]
-    rel, visible, stripe = plain.rel.copy(), plain.visible.copy(), None
+    rel, visible, columns = plain.rel.copy(), plain.visible.copy(), dict[str, np.ndarray]()
     if wrong == "visible":
         visible[1, 0] = False
     elif wrong == "rel":
         rel[1, 0] += 1
     else:
-        stripe = np.ones((3, 6))
+        columns["band"] = np.full((3, 6), 0.5)
     chunk_view(full_attention(6, 3), list(range(6)))
     with pytest.raises(ValueError, match="see different frames, or at times that are no differences"):
-        chunk_view(FramePlan((Pass(rel, visible, np.ones(3), stripe),)), list(range(6)))
+        chunk_view(FramePlan((Pass(rel, visible, np.ones(3), columns),)), list(range(6)))

@@ -142,8 +142,8 @@ def plans(frames_lat: int, components: int) -> dict[str, FramePlan]:
         "random rel, scaled": of(rel, frequency_scale=scale),
         "gain": of(logit_scale=1.7),
         "gain, window": of(visible=window, logit_scale=0.6),
-        "stripes": FramePlan((Pass(plain.rel, seen, ones, stripe),)),
-        "stripes, random rel, scaled": FramePlan((Pass(rel, seen, ones, stripe),), scale),
+        "stripes": FramePlan((Pass(plain.rel, seen, ones, {"band": stripe}),)),
+        "stripes, random rel, scaled": FramePlan((Pass(rel, seen, ones, {"band": stripe}),), scale),
         "two weighted passes": FramePlan(
             (Pass(rel, seen & (half > 0)[:, None], half), Pass(plain.rel, sink & (half < 1)[:, None], 1 - half))
         ),

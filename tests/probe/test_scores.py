@@ -12,7 +12,7 @@ from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor
 
 from longgen.attention.observer import AttentionInputs
-from longgen.pipelines.rotary import Rotary
+from longgen.attention.rotary import Rotary
 from longgen.probe import attention_stats
 
 B, K, SIDE, H, D, L = 2, 7, 3, 2, 24, 5
@@ -36,7 +36,7 @@ def glimpse(queries: int = K, text: bool = False) -> AttentionInputs:
         return torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
     return AttentionInputs(
-        0, (queries, K), q, k, v, lambda x, times: ROTARY.turn(x, ROTARY.placed(frame, times, None)), attend, words
+        0, (queries, K), q, k, v, lambda x, times: ROTARY.rotate(x, ROTARY.frame_tables_at(frame, times, None)), attend, words
     )
 
 

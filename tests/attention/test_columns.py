@@ -1,0 +1,92 @@
+"""A technique that sets a pair column needs nothing but its own class: keys, plan text, exported arrays and outputs follow.
+
+Legend: T latent frames, T0 the backbone's native length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from pydantic import Field
+
+from longgen import catalog, planner, preset
+from longgen.backbones.spec import SELF_FORCING
+from longgen.describe import branch_lines
+from longgen.frameplan import FramePlan, Geometry, Pass, distances, full_attention
+from longgen.plan import Plan
+from longgen.technique import FrameTechnique
+from tests.attention.test_presets import SPECS, worst_difference
+
+
+class LogitDecay(FrameTechnique):
+    """-rate a frame on the logits of frames further apart than the native length."""
+
+    slot: ClassVar[str] = "context"
+    paper: ClassVar[str] = "none"
+
+    rate: float = Field(0.5, ge=0)
+
+    def apply(self, plan: FramePlan, geometry: Geometry) -> FramePlan:
+        apart = np.abs(distances(plan.frames_lat)[-plan.shape[0] :])
+        return plan.each(lambda p: p.with_columns(logit_bias=-self.rate * np.maximum(apart - geometry.native_lat, 0)))
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(catalog.TECHNIQUES, "logitdecay", f"{__name__}:LogitDecay")
+
+
+def planned(rate: float, *stack: str, spec: Any = SPECS["wan"], frames_px: int = 97) -> Plan:
+    techniques = [*({"name": name} for name in stack), {"name": "logitdecay", "rate": rate}]
+    tables = {"name": "decay", "sample": {"frames": frames_px, "steps": 2}, "technique": techniques}
+    return planner.build(preset.from_tables(tables, "decay"), spec)
+
+
+def test_it_is_printed_exported_and_hashed() -> None:
+    plan = planned(0.5)
+    ((frame_plan, _, _),) = plan.branches().values()
+    text = "\n".join(branch_lines(frame_plan, tables=False))
+    assert "(3 of them with -1.5 to -0.5 on their logits)" in text
+    distance = np.abs(np.subtract.outer(np.arange(25), np.arange(25)))
+    assert np.array_equal(plan.arrays()["main/0/logit_bias"], -0.5 * np.maximum(distance - 21, 0))
+    keys = {frame_plan.key, next(iter(planned(0.25).branches().values()))[0].key, full_attention(25).key}
+    assert len(keys) == 3
+    assert not planned(0.0).table.any()  # a neutral column is none
+    assert not planned(0.5, frames_px=81).table.any()
+
+
+@pytest.mark.parametrize("family", SPECS)
+@pytest.mark.parametrize("stack", [(), ("vrpr",), ("freenoise",), ("keyframes",), ("tsa",)])
+def test_it_runs_on_every_family_beside_other_techniques(family: str, stack: tuple[str, ...]) -> None:
+    spec = replace(SPECS[family], native_px=8 * SPECS[family].stride_t + 1)
+    if stack in (("vrpr",), ("tsa",)) and family == "cogvideox-2b":
+        pytest.skip("it has no rotary positions")
+    plan = planned(0.5, *stack, spec=spec, frames_px=24 * spec.stride_t + 1)
+    assert any(pass_.logits is not None for frame_plan, _, _ in plan.branches().values() for pass_ in frame_plan.passes)
+    assert worst_difference(plan, family) < 2e-5
+
+
+def test_a_rollout_shows_it_too() -> None:
+    plan = planned(0.5, "window", "sink", spec=SELF_FORCING, frames_px=161)
+    ((frame_plan, _, _),) = plan.branches().values()
+    assert frame_plan.passes[0].logits is not None
+    assert "on their logits" in "\n".join(branch_lines(frame_plan, tables=False))
+
+
+def test_unknown_columns_and_wrong_shapes_are_errors() -> None:
+    pass_ = full_attention(3).passes[0]
+    with pytest.raises(ValueError, match=r"pair columns \['decay'\] .* known are band, logit_scale, logit_bias"):
+        Pass(pass_.rel, pass_.visible, pass_.weight, {"decay": pass_.rel})
+    with pytest.raises(ValueError, match=r"\{'band': \(2, 2\)\} of a pass \(3, 3\)"):
+        Pass(pass_.rel, pass_.visible, pass_.weight, {"band": np.ones((2, 2))})
+
+
+def test_columns_combine_by_what_they_are() -> None:
+    ones = np.ones((3, 3))
+    pass_ = full_attention(3).passes[0].with_columns(band=ones / 2, logit_scale=2 * ones, logit_bias=ones)
+    pass_ = pass_.with_columns(band=ones / 4, logit_scale=3 * ones, logit_bias=2 * ones)
+    assert {name: table[0, 0] for name, table in pass_.columns.items()} == {"band": 0.25, "logit_scale": 6, "logit_bias": 3}
+    assert list(pass_.tables) == ["rel", "visible", "weight", "band", "logit_scale", "logit_bias"]

@@ -69,6 +69,7 @@ def test_an_installed_technique_is_planned_and_runs(site: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert "technique decay (" in done.stdout
     assert "rate = 2.0" in done.stdout
+    assert "on their logits" in done.stdout  # the pair column that it adds
     run = ("generate", "--preset", str(SAMPLE / "decay.toml"), "--prompt", "a large red circle bouncing on a navy background",
            "--frames", "93", "--steps", "2", "--seed", "1", "--backbone", "tiny", "--device", "cpu", "-o", "ball.mp4")  # fmt: skip
     done = longgen(*run, path=site, cwd=tmp_path)

@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from longgen import plan, planner, preset
+from longgen import catalog, plan, planner, preset
 from longgen.backbones import defaults, settings, tiny_grammar
 from longgen.backbones.registry import SPECS
 from longgen.errors import UsageError

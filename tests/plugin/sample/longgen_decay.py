@@ -1,14 +1,14 @@
-"""Relative times that saturate: beyond a window they grow logarithmically, so that distant frames stay near.
+"""Attention decay with distance (ALiBi beyond a window): a linear penalty on the logits of frames outside the trained window.
 
-Paper: none, an example of a technique in a package of its own.
+Paper: ALiBi, arXiv 2108.12409, whose penalty starts at distance 0; an example of a technique in a package of its own.
 
-Legend: D = i - j the distance of query frame i and key frame j in latent frames, W the window.
+Legend: i query frame, j key frame, T0 latent frames in training, W the window.
 
-    rel(D) = sign(D) (|D| if |D| < W else W + rate log(1 + (|D| - W) / rate))                                   [derived]
+    logits(i, j) <- logits(i, j) - rate max(|i - j| - W + 1, 0)                                     [paper; derived: from W on]
 
-Constants: W = T0, the native length; rate = 4 [derived].
+Constants: W = T0, rate = 0.1 [derived]; text and relative times are unchanged.
 
-Neutral: clips of at most W frames.
+Neutral: clips of at most W frames, and rate = 0.
 """
 
 from typing import ClassVar
@@ -21,20 +21,14 @@ from longgen.technique import FrameTechnique
 
 
 class Decay(FrameTechnique):
-    """window: W, the native length by default. rate: how many frames it takes for growth to halve."""
+    slot: ClassVar[str] = "context"
+    paper: ClassVar[str] = "ALiBi, arXiv 2108.12409"
+    requires: ClassVar[tuple[str, ...]] = ("whole-clip",)
 
-    slot: ClassVar[str] = "positions"
-    paper: ClassVar[str] = "an example"
-    exclusive: ClassVar[tuple[str, ...]] = ("the relative times",)
-    requires: ClassVar[tuple[str, ...]] = ("relative-positions", "whole-clip")
-
-    window: int | None = Field(None, ge=1, le=1000)
-    rate: float = Field(4.0, gt=0, le=1000)
+    window: int | None = Field(None, ge=1, le=1000, description="W, in latent frames")
+    rate: float = Field(0.1, ge=0, le=100, description="penalty per latent frame")
 
     def apply(self, plan: FramePlan, geometry: Geometry) -> FramePlan:
         window = self.window or geometry.native_lat
-        if geometry.frames_lat <= window:
-            return plan
-        distance = distances(geometry.frames_lat)
-        beyond = np.maximum(np.abs(distance) - window, 0)
-        return plan.at(np.sign(distance) * (np.minimum(np.abs(distance), window) + self.rate * np.log1p(beyond / self.rate)))
+        beyond = np.maximum(np.abs(distances(geometry.frames_lat)) - window + 1, 0)
+        return plan.each(lambda pass_: pass_.with_columns(logit_bias=-self.rate * beyond))

@@ -1,10 +1,9 @@
-"""Runs a benchmark: a step of every kind of every preset, then all of them again, so that a drift of the machine hits all alike."""
+"""Runs a benchmark: a step of every type of every preset, in rounds, so that a drift of the machine affects all alike."""
 
 from __future__ import annotations
 
 import functools
 import importlib.metadata
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,124 +16,126 @@ from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import BackboneSpec
 from longgen.bench import steps
 from longgen.bench.memory import weight_bytes
-from longgen.bench.record import DIRECT, Bench, Row, Timed
-from longgen.bench.step_types import Kind, kinds
+from longgen.bench.record import DIRECT, BenchResult, PresetTiming, StepTiming
+from longgen.bench.step_types import StepType, step_types
 from longgen.errors import LonggenError, UsageError
 from longgen.layers import selection
 from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan
-from longgen.progress import Progress
+from longgen.progress import Phase, Progress
 
 Plans = dict[str, Plan | LonggenError]
 
 
 class HasError(Protocol):
-    """What can fail while the others go on."""
+    """A result that can fail while the others continue."""
 
     error: str | None
 
 
 @dataclass
 class Target:
-    """What is run in one go: of `row`, the kinds `timed`. work: its arithmetic, for the time to go."""
+    """One measurement of `row`, which yields the `timings`. work: its FLOPs, for the time estimate."""
 
-    row: Row
-    timed: dict[str, Timed]
-    visit: steps.Visit
+    row: PresetTiming
+    timings: dict[str, StepTiming]
+    measure: steps.MeasureStep
     work: float
 
 
-def plans(names: Sequence[str], spec: BackboneSpec, overrides: Sequence[str], sample: preset.Sample, probe: str | None) -> Plans:
-    """By preset its plan, or why there is none; direct sampling comes first, asked or not.
+def plan_presets(
+    names: Sequence[str], spec: BackboneSpec, overrides: Sequence[str], sample: preset.Sample, probe: str | None
+) -> Plans:
+    """The plan of each preset, or the error; direct sampling always comes first.
 
-    An override goes to the presets that have its technique; `probe` to those that ask for one. Raises UsageError for an override
-    that none takes.
+    An override applies to the presets that have its technique, `probe` to those that use one. Raises UsageError for an override
+    that applies to none.
     """
-    made: Plans = {}
-    taken: set[str] = set()
+    plans: Plans = {}
+    used: set[str] = set()
     for name in dict.fromkeys((DIRECT, *names)):
         try:
-            bare = preset.load(selection.split_name(name)[0])
-            techniques = {preset.name_of(technique) for technique in bare.techniques}
-            own = [override for override in overrides if override.partition(".")[0].strip() in techniques]
-            taken.update(own)
-            made[name] = resolve.planned(name, spec, own, sample, probe=probe if selection.uses_probe(bare) else None)
+            base = preset.load(selection.split_name(name)[0])
+            techniques = {preset.name_of(technique) for technique in base.techniques}
+            applicable = [override for override in overrides if override.partition(".")[0].strip() in techniques]
+            used.update(applicable)
+            plans[name] = resolve.planned(name, spec, applicable, sample, probe=probe if selection.uses_probe(base) else None)
         except LonggenError as error:
-            made[name] = error
-    unused = [override for override in overrides if override not in taken]
+            plans[name] = error
+    unused = [override for override in overrides if override not in used]
     if unused:
-        raise UsageError(f"--set {unused[0]}: none of the presets takes it", hint="correct it, or leave it out",
-                         expected="technique.key=value, of a technique that one of the presets has")  # fmt: skip
-    return made
+        raise UsageError(f"--set {unused[0]}: no preset has this technique", hint="correct it, or leave it out",
+                         expected="technique.key=value, for a technique of one of the presets")  # fmt: skip
+    return plans
 
 
 def bench(
-    made: Plans,
+    plans: Plans,
     load: Callable[[], PipelineBackbone],
     model_settings: ModelSettings,
     rounds: int,
     shape: bool = False,
     report: Callable[[Progress], None] = progress.no_report,
-) -> Bench:
-    """Measures every kind of step of the presets in `made`, `rounds` times, and the stock pipeline's. Ctrl-C keeps what is done.
+) -> BenchResult:
+    """Measures every step type of the presets in `plans`, and of the stock pipeline, `rounds` times. Ctrl-C keeps what is done.
 
-    made: see `plans`. load: the model, called once all plans are known. Raises what stands against direct sampling.
+    plans: from `plan_presets`. load: called once all plans are known. Raises the error of direct sampling.
     """
     rounds = arguments.whole_number("rounds", rounds, 1)
-    yardstick = made[DIRECT]
-    if not isinstance(yardstick, Plan):
-        raise yardstick
-    rows, targets = _targets(made, yardstick, model_settings.cache is not None)
-    settings = settings_of(yardstick, model_settings) | {"rounds": rounds}
-    result = Bench(yardstick.spec.name, shape, run.device_name(model_settings.device), versions(), settings, rows)
+    baseline = plans[DIRECT]
+    if not isinstance(baseline, Plan):
+        raise baseline
+    rows, targets = _targets(plans, baseline, model_settings.cache is not None)
+    settings = settings_of(baseline, model_settings) | {"rounds": rounds}
+    result = BenchResult(baseline.spec.name, shape, run.device_name(model_settings.device), versions(), settings, rows)
     model = load()
     result.weights_bytes = weight_bytes(model.transformers)
-    began, spent, total = time.monotonic(), 0.0, rounds * sum(target.work for target in targets)
+    done, left = 0.0, rounds * sum(target.work for target in targets)
     try:
+        phase = Phase("bench", rounds * len(targets), model_settings.device, report)
         for number in range(rounds * len(targets)):
-            report_work(report, number, rounds * len(targets), began, spent, total, model_settings.device)
             target = targets[number % len(targets)]
             if target.row.error is None:
-                with refusing(target.row):
-                    for name, found in target.visit(model, number // len(targets), number < len(targets)).items():
-                        timed = target.timed[name]
-                        timed.seconds.append(found.seconds)
-                        if found.peak_bytes is not None:
-                            timed.peak_bytes = max(timed.peak_bytes or 0, found.peak_bytes)
-            spent += target.work
-        report_work(report, rounds * len(targets), rounds * len(targets), began, spent, total, model_settings.device)
+                with capture_error(target.row):
+                    for name, step in target.measure(model, number // len(targets), number < len(targets)).items():
+                        timing = target.timings[name]
+                        timing.seconds.append(step.seconds)
+                        if step.peak_bytes is not None:
+                            timing.peak_bytes = max(timing.peak_bytes or 0, step.peak_bytes)
+            done, left = done + target.work, left - target.work
+            phase.at(number + 1, done, left)
     except KeyboardInterrupt as stop:
         result.stopped = stop
     return result
 
 
-def _targets(made: Plans, yardstick: Plan, cached: bool) -> tuple[list[Row], list[Target]]:
-    """A row for the stock pipeline, where it has one to compare with, and for each preset; what is to be run for them, in order."""
+def _targets(plans: Plans, baseline: Plan, cached: bool) -> tuple[list[PresetTiming], list[Target]]:
+    """A row for the stock pipeline, unless the backbone is causal, and for each preset; and what to measure for them, in order."""
     rows, targets = [], []
 
-    def add(row: Row, own: Sequence[Kind], visit: steps.Visit, work: float) -> None:
-        timed = {kind.name: Timed(kind.name, kind.count) for kind in own}
-        row.kinds.extend(timed.values())
-        targets.append(Target(row, timed, visit, work))
+    def add(row: PresetTiming, types: Sequence[StepType], measure: steps.MeasureStep, work: float) -> None:
+        timings = {step_type.name: StepTiming(step_type.name, step_type.count) for step_type in types}
+        row.timings.extend(timings.values())
+        targets.append(Target(row, timings, measure, work))
 
-    if yardstick.chunk_lat is None:
-        rows.append(Row(steps.STOCK))
-        stock = Kind(steps.STOCK, yardstick.steps, yardstick, tuple(range(yardstick.steps)))
-        add(rows[0], [stock], functools.partial(steps.of_stock, stock, cached), yardstick.cost)
-    for name, plan in made.items():
-        rows.append(Row(plan.preset.name if isinstance(plan, Plan) else name))
+    if baseline.chunk_lat is None:
+        rows.append(PresetTiming(steps.STOCK))
+        stock = StepType(steps.STOCK, baseline.steps, baseline, tuple(range(baseline.steps)))
+        add(rows[0], [stock], functools.partial(steps.measure_stock, stock, cached), baseline.cost)
+    for name, plan in plans.items():
+        rows.append(PresetTiming(plan.preset.name if isinstance(plan, Plan) else name))
         if not isinstance(plan, Plan):
             rows[-1].error = plan.given
             continue
-        rows[-1].floor = plan.cost / yardstick.cost
-        for own, visit in steps.visits(plan, kinds(plan), cached):
-            add(rows[-1], own, visit, own[0].plan.cost)
+        rows[-1].floor = plan.cost / baseline.cost
+        for types, measure in steps.measurements(plan, step_types(plan), cached):
+            add(rows[-1], types, measure, types[0].plan.cost)
     return rows, targets
 
 
 @contextmanager
-def refusing(row: HasError) -> Iterator[None]:
-    """What longgen refuses, or there is no memory for, is said of the row; the others go on."""
+def capture_error(row: HasError) -> Iterator[None]:
+    """Stores an error of longgen, or a lack of memory, in `row`, so that the others continue."""
     try:
         yield
     except LonggenError as error:
@@ -144,7 +145,7 @@ def refusing(row: HasError) -> Iterator[None]:
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that decide how fast a step is."""
+    """Versions of the libraries that determine the speed of a step."""
     return {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")}
 
 
@@ -156,12 +157,3 @@ def settings_of(yardstick: Plan, model_settings: ModelSettings) -> dict[str, Any
         "tokens": yardstick.tokens, "steps": yardstick.steps, "guidance_scale": yardstick.sample.guidance_scale, **shift,
         "dtype": model_settings.dtype, "offload": model_settings.offload, **model_settings.deciding(),
     }  # fmt: skip
-
-
-def report_work(
-    report: Callable[[Progress], None], done: int, of: int, began: float, spent: float, total: float, device: str,
-    phase: str = "bench",
-) -> None:  # fmt: skip
-    """`done` of `of`, since `began`; the time to go is by the work `spent`, of `total`."""
-    elapsed = time.monotonic() - began
-    report(Progress(phase, done, of, elapsed, elapsed / spent * (total - spent) if spent else None, progress.memory_bytes(device)))

@@ -123,7 +123,7 @@ def bench(
     accelerate_by = _accelerators(accelerate, spec) if accelerate is not None else ()
     sample = preset.Sample(frames=frames or FRAMES, size=None if size is None else parse_size(size), flow_shift=flow_shift)
     names = read_names(presets)
-    made = running.plans(names, spec, set_ or (), sample, "published" if shape is not None and probe is None else probe)
+    made = running.plan_presets(names, spec, set_ or (), sample, "published" if shape is not None and probe is None else probe)
 
     def load(model_settings: ModelSettings) -> Loaded:
         if shape is None and not random_weights:
@@ -132,10 +132,12 @@ def bench(
 
         return build(spec, model_settings)
 
-    found: accelerators.Composition | running.Bench
+    found: accelerators.AcceleratorReport | running.BenchResult
     with reporter(quiet, say) as report:
         if accelerate_by:
-            found = accelerators.compose(made, accelerate_by, load, model_settings, _prompt(prompt, spec, quiet), report)
+            found = accelerators.measure_accelerators(
+                made, accelerate_by, load, model_settings, _prompt(prompt, spec, quiet), report
+            )
             shown = accelerators_table.text(found)
         else:
             found = running.bench(made, lambda: load(model_settings), model_settings, steps, shape is not None, report)

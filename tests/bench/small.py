@@ -7,7 +7,7 @@ from dataclasses import replace
 from longgen import preset
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import SELF_FORCING, BackboneSpec
-from longgen.bench.run import Plans, plans
+from longgen.bench.run import Plans, plan_presets
 from longgen.bench.synthetic import CPU_ATTENTION
 from longgen.pipelines import random_weights
 from longgen.pipelines.base import PipelineBackbone
@@ -25,7 +25,7 @@ def built(spec: BackboneSpec = SHAPE, model_settings: ModelSettings = SETUP) -> 
 
 
 def planned(*names: str, spec: BackboneSpec = SHAPE, frames: int = 81, steps: int | None = 4, sets: tuple[str, ...] = ()) -> Plans:
-    return plans(names, spec, sets, preset.Sample(frames=frames, steps=steps), "published")
+    return plan_presets(names, spec, sets, preset.Sample(frames=frames, steps=steps), "published")
 
 
 def plan_of(name: str, **kwargs: object) -> Plan:

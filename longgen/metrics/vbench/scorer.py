@@ -21,7 +21,8 @@ from longgen.metrics.vbench.consistency import Consistency
 from longgen.metrics.vbench.dynamic import DynamicDegree
 from longgen.metrics.vbench.smoothness import MotionSmoothness
 from longgen.metrics.vbench.weights import find
-from longgen.video import read_frames, size_and_fps
+from longgen.video import read_frames
+from longgen.video_info import facts
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,8 @@ def _gauge(name: str, files: dict[str, Path], device: str, flow: raft.Flow | Non
 def _opened(video: Path | Iterable[np.ndarray], fps: float | None) -> tuple[Iterator[np.ndarray], float]:
     """The frames of `video` one by one, and their rate."""
     if isinstance(video, Path):
-        size, rate = size_and_fps(video)
-        frames, fps = read_frames(video, size), rate if fps is None else fps
+        info = facts(video)
+        frames, fps = read_frames(video, info.size), info.fps if fps is None else fps
     else:
         frames = iter(video)
     if fps is None or not 0 < fps < float("inf"):

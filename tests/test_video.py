@@ -153,7 +153,7 @@ def test_nothing_is_left_of_the_settings_file(tmp_path: Path, monkeypatch: pytes
         write(tmp_path / "no folder" / "clip.mp4")
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
-    with pytest.raises(LonggenError, match="no temporary file could be made"):
+    with pytest.raises(LonggenError, match="no temporary file could be created"):
         write(tmp_path / "b.mp4")
 
 

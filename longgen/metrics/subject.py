@@ -1,4 +1,4 @@
-"""Whether a clip of the built-in grammar shows what its prompt says, read off by `longgen.backbones.tiny.measure`."""
+"""Prompt adherence for the built-in grammar, measured by `longgen.backbones.tiny.measure`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from longgen.backbones.tiny import grammar, measure
 
 
 class Subject:
-    """Reads frames one by one and keeps a few numbers of each."""
+    """Measures frames one by one."""
 
     def __init__(self, words: grammar.Words) -> None:
         self._words = words
@@ -19,7 +19,7 @@ class Subject:
         self._readings.append(measure.read(frame[None]))
 
     def values(self) -> dict[str, float]:
-        """subject_colour, subject_one_object: per cent of the frames. subject_motion: 100 or 0."""
+        """subject_colour, subject_one_object: per cent of frames. subject_motion: 100 or 0."""
         centre_px = np.concatenate([reading.centre_px for reading in self._readings])
         area_px = np.concatenate([reading.area_px for reading in self._readings])
         whole = measure.Reading(

@@ -26,7 +26,8 @@ from longgen.compare.table import text
 from longgen.compare.warnings import collect_warnings
 from longgen.errors import OutOfMemoryError
 from longgen.metrics import KNOWN, METRICS, describe, in_order
-from longgen.metrics.vbench import DIMENSIONS, VBench, clip, dino, musiq, scorer
+from longgen.metrics.vbench import DIMENSIONS, clip, dino, musiq, scorer
+from longgen.metrics.vbench.scorer import VBench
 from longgen.video import Writer
 from tests.compare.test_statistics import cell
 from tests.compare.test_table import SIX, comparison

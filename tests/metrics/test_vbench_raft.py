@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from longgen.errors import LonggenError, MissingError
-from longgen.metrics.vbench import VBench, raft
+from longgen.metrics.vbench import raft
+from longgen.metrics.vbench.scorer import VBench
 
 ROWS = [line.split() for line in Path(__file__).with_name("raft_names.txt").read_text().splitlines()[1:]]
 SHAPES = {upstream: [] if shape == "-" else [*map(int, shape.split("x"))] for upstream, _, shape in ROWS}

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, ViTConfig, ViTModel
 
 from longgen.errors import MissingError, UsageError
-from longgen.metrics.vbench import DIMENSIONS, VBench, clip, clip_list, dino, raft, weights
+from longgen.metrics.vbench import DIMENSIONS, clip, dino, raft, weights
+from longgen.metrics.vbench.clips import clip_list
 from longgen.metrics.vbench.dynamic import fastest_px
-from longgen.metrics.vbench.scorer import Scored
+from longgen.metrics.vbench.scorer import Scored, VBench
 from longgen.video import Writer
 
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)

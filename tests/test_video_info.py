@@ -324,7 +324,7 @@ def test_each_kind_of_file_that_is_no_video_has_its_reason(whole: Path, tmp_path
         "noise.mp4": "its format is not supported",
         "zeros.mp4": "its format is not supported",
         "html.mp4": "it holds text",
-        "codec.mp4": r"its codec \(zzzz\)",
+        "codec.mp4": r"ffmpeg does not support its codec \(zzzz\)",
         "utf16.mp4": "its format is not supported",
         "start.mp4": "it is cut off",
         "sound.mp4": "it holds sound only",

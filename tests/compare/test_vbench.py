@@ -165,7 +165,7 @@ def test_what_was_computed_is_kept_for_the_same_video_weights_and_dimensions(
 def test_missing_weights_are_named_before_anything_is_made(here: Path) -> None:
     done = longgen(*GRID, "--metrics", BOTH, "--vbench-weights", here / "empty")
     assert done.exit_code == 3
-    for said in ("weights of VBench are not here", "facebook/dino-vitb16", "openai/clip-vit-base-patch32", "--vbench-weights DIR"):
+    for said in ("weights of VBench are missing", "facebook/dino-vitb16", "openai/clip-vit-base-patch32", "--vbench-weights DIR"):
         assert said in done.stderr
     assert [*here.iterdir()] == []
 

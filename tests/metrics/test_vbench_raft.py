@@ -155,5 +155,5 @@ def test_without_torchvision_only_the_dimensions_of_motion_ask_for_it(tmp_path: 
     for dimension in ("dynamic_degree", "motion_smoothness_raft"):
         with pytest.raises(MissingError, match="torchvision, which RAFT needs"):
             VBench("cpu", tmp_path, [dimension])
-    with pytest.raises(MissingError, match="weights of VBench are not here"):
+    with pytest.raises(MissingError, match="weights of VBench are missing"):
         VBench("cpu", tmp_path, ["aesthetic_quality", "imaging_quality"])

@@ -13,8 +13,8 @@ from longgen.errors import LonggenError, MissingError
 
 @dataclass(frozen=True)
 class Weights:
-    """files: alternatives, the first existing one is used. folder: inside --vbench-weights. hub: repository on the Hugging Face hub,
-    or None. place: folder in the cache of VBench's own program. source: for messages."""
+    """files: alternatives, of which the first existing one is used. folder: inside --vbench-weights. hub: repository on the Hugging
+    Face hub, or None. place: folder in the cache of VBench's own program. source: for messages."""
 
     files: tuple[str, ...]
     source: str

@@ -173,12 +173,12 @@ def check_new(path: Path, overwrite: bool, option: str = "--output", own: bool =
     Raises UsageError, and the errors of `check_writable`.
     """
     ffmpeg.check_output(str(path), option)
-    there = what_stands_at(path)
-    if there in ("a folder", "no ordinary file"):
-        raise UsageError(f"{option} {path} is {there}, which is never replaced", expected="the name of a file",
+    existing = what_stands_at(path)
+    if existing in ("a folder", "no ordinary file"):
+        raise UsageError(f"{option} {path} is {existing}, which is never replaced", expected="the name of a file",
                          hint="give another name")  # fmt: skip
-    if there is not None and not overwrite and not (there == "a file" and own):
-        raise UsageError(f"{option} {path} already exists: {there}", expected="a free name, or --overwrite",
+    if existing is not None and not overwrite and not (existing == "a file" and own):
+        raise UsageError(f"{option} {path} already exists: {existing}", expected="a free name, or --overwrite",
                          hint="give another name; --overwrite replaces it")  # fmt: skip
     check_writable(path, option)
 
@@ -218,11 +218,11 @@ def held(lock: Path, what: str) -> Iterator[None]:
     for _ in range(100):
         make_folder(lock.parent)
         existed = os.path.lexists(lock)
-        taken = kind(str(lock), timeout=0, is_singleton=True)
+        file_lock = kind(str(lock), timeout=0, is_singleton=True)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # when filelock falls back to the existence of the file
-                taken.acquire()
+                file_lock.acquire()
         except Timeout:
             raise LonggenError(f"{what} is being written by another process{_holder(lock)}", expected="one process at a time",
                                hint="wait until it is done, or give another --output") from None  # fmt: skip
@@ -238,7 +238,7 @@ def held(lock: Path, what: str) -> Iterator[None]:
                     lock.unlink()
             continue
         if not lock.exists():  # its holder removed it between our opening and our locking
-            taken.release(force=True)
+            file_lock.release(force=True)
             continue
         break
     else:
@@ -251,11 +251,11 @@ def held(lock: Path, what: str) -> Iterator[None]:
         raise LonggenError(f"writing {what} failed: {error}", expected="free space, permission and free file descriptors",
                            hint="fix that, then repeat the command, with --resume if it has that") from error  # fmt: skip
     finally:
-        last = getattr(taken, "lock_counter", 1) <= 1
+        last = getattr(file_lock, "lock_counter", 1) <= 1
         with contextlib.suppress(OSError):
             if last and os.name != "nt":  # before the release: afterwards it may belong to another process
                 lock.unlink(missing_ok=True)
-        taken.release()
+        file_lock.release()
         if last:
             with contextlib.suppress(OSError):
                 if os.name == "nt":

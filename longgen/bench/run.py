@@ -11,14 +11,15 @@ from typing import Any, Protocol
 
 import torch
 
-from longgen import arguments, preset, progress, resolve, run
+from longgen import arguments, preset, progress, run
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import BackboneSpec
 from longgen.bench import steps
 from longgen.bench.memory import weight_bytes
 from longgen.bench.record import DIRECT, BenchResult, PresetTiming, StepTiming
 from longgen.bench.step_types import StepType, step_types
-from longgen.errors import LonggenError, UsageError
+from longgen.compare import grid
+from longgen.errors import LonggenError
 from longgen.layers import selection
 from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan
@@ -55,17 +56,11 @@ def plan_presets(
     used: set[str] = set()
     for name in dict.fromkeys((DIRECT, *names)):
         try:
-            base = preset.load(selection.split_name(name)[0])
-            techniques = {preset.name_of(technique) for technique in base.techniques}
-            applicable = [override for override in overrides if override.partition(".")[0].strip() in techniques]
-            used.update(applicable)
-            plans[name] = resolve.planned(name, spec, applicable, sample, probe=probe if selection.uses_probe(base) else None)
+            used.update(preset.fitting(selection.split_name(name)[0], overrides))
+            plans[name] = grid.plan_preset(name, spec, overrides, sample, probe=probe)
         except LonggenError as error:
             plans[name] = error
-    unused = [override for override in overrides if override not in used]
-    if unused:
-        raise UsageError(f"--set {unused[0]}: no preset has this technique", hint="correct it, or leave it out",
-                         expected="technique.key=value, for a technique of one of the presets")  # fmt: skip
+    grid.check_overrides(overrides, used)
     return plans
 
 

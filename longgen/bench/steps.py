@@ -48,14 +48,14 @@ class _Finished(Exception):
 
 
 class Stopwatch:
-    """Times model calls and steps; after `wanted` steps it leaves the run by an exception.
+    """Times model calls and steps; after `steps` steps it leaves the run by an exception.
 
     skipped: steps whose model calls are skipped; began: when the first call was computed; ends: of the steps. tracker: of
     allocations in the first computed step, on a CPU. brief: whether that step computes only one call.
     """
 
-    def __init__(self, backbone: PipelineBackbone, wanted: int, counting: bool, brief: bool = True, skipped: int = 0) -> None:
-        self.backbone, self.wanted, self.skipped, self.device = backbone, wanted, skipped, backbone.device
+    def __init__(self, backbone: PipelineBackbone, steps: int, counting: bool, brief: bool = True, skipped: int = 0) -> None:
+        self.backbone, self.steps, self.skipped, self.device = backbone, steps, skipped, backbone.device
         visible = self.device.type == "cpu" and not backbone.model_settings.compile  # compiled blocks hide their allocations
         self.tracker = AllocationTracker() if counting and visible else None
         self.brief = brief and self.tracker is None
@@ -113,7 +113,7 @@ class Stopwatch:
         elif self.tracker is not None and len(self.ends) == self.skipped + 1:
             self._stack.close()
             self.peak_bytes = self.tracker.peak + weight_bytes(self.backbone.transformers)
-        if len(self.ends) == self.wanted:
+        if len(self.ends) == self.steps:
             raise _Finished
 
     def last_step(self) -> Measurement:

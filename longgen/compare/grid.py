@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,15 +66,33 @@ def plans(
     used: set[str] = set()
     plans: dict[str, Plan] = {}
     for name in names:
-        base = selection.split_name(name)[0]
-        applicable = preset.fitting(base, overrides)
-        used.update(applicable)
-        own_probe = probe if selection.uses_probe(preset.load(base)) else None
-        plan = resolve.planned(name, spec, applicable, sample, duration, probe=own_probe, lora=lora)
+        used.update(preset.fitting(selection.split_name(name)[0], overrides))
+        plan = plan_preset(name, spec, overrides, sample, duration, probe, lora)
         if plan.preset.name in plans:
             raise UsageError(f"two presets are called {plan.preset.name}", expected="presets of different names",
                              hint="leave one out, or change the name in its TOML file")  # fmt: skip
         plans[plan.preset.name] = plan
+    check_overrides(overrides, used)
+    return [*plans.values()]
+
+
+def plan_preset(
+    name: str,
+    spec: BackboneSpec,
+    overrides: Sequence[str] = (),
+    sample: preset.Sample | None = None,
+    duration: str | None = None,
+    probe: str | None = None,
+    lora: tuple[str, ...] = (),
+) -> Plan:
+    """The plan of a preset with those of `overrides` that apply to it, and with `probe` if it uses one."""
+    base = selection.split_name(name)[0]
+    probe = probe if selection.uses_probe(preset.load(base)) else None
+    return resolve.planned(name, spec, preset.fitting(base, overrides), sample, duration, probe=probe, lora=lora)
+
+
+def check_overrides(overrides: Iterable[str], used: Collection[str]) -> None:
+    """Raises UsageError for an override that applies to none of the presets. used: those that apply to some."""
     for override in overrides:
         if override not in used:
             technique, dot, _ = override.partition("=")[0].partition(".")
@@ -84,7 +102,6 @@ def plans(
                 )
             raise UsageError(f"--set {override}: no preset has this technique", hint="correct it, or leave it out",
                              expected="technique.key=value, for a technique of one of the presets")  # fmt: skip
-    return [*plans.values()]
 
 
 def planned_videos(

@@ -44,11 +44,11 @@ def write_results(
     info = [{"prompt_en": prompts[video], "dimension": [*names], "video_list": [str(video)]} for video in scores]
     results: dict[str, Any] = {}
     for name in names:
-        there = {video: value for video, values in scores.items() if (value := values.get(PREFIX + name)) is not None}
-        if there:
-            weight = {video: frames[video] - 1 if name in BY_PAIRS else 1 for video in there}
-            overall = sum(value * weight[video] for video, value in there.items()) / sum(weight.values())
-            results[name] = [overall, [_item(name, video, value, frames[video] - 1) for video, value in there.items()]]
+        scored = {video: value for video, values in scores.items() if (value := values.get(PREFIX + name)) is not None}
+        if scored:
+            weight = {video: frames[video] - 1 if name in BY_PAIRS else 1 for video in scored}
+            overall = sum(value * weight[video] for video, value in scored.items()) / sum(weight.values())
+            results[name] = [overall, [_item(name, video, value, frames[video] - 1) for video, value in scored.items()]]
     folder.mkdir(parents=True, exist_ok=True)
     stamp = time.strftime("%Y-%m-%d-%H-%M-%S")  # upstream uses colons, which not every file system allows
     files = folder / f"results_{stamp}_full_info.json", folder / f"results_{stamp}_eval_results.json"

@@ -23,10 +23,10 @@ def middle(a: torch.Tensor, b: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """The frame halfway from `a` to `b` [3, H, W], each moved by `v` [2, H, W] pixels, x first; edges are replicated."""
     height, width = v.shape[1:]
     y, x = torch.meshgrid(torch.arange(height, device=v.device), torch.arange(width, device=v.device), indexing="ij")
-    here = torch.stack([x, y], dim=-1)
+    pixels = torch.stack([x, y], dim=-1)
     size = torch.tensor([width - 1, height - 1], device=v.device)
     step = v.permute(1, 2, 0)
-    grid = torch.stack([2 * (here - step) / size - 1, 2 * (here + step) / size - 1])
+    grid = torch.stack([2 * (pixels - step) / size - 1, 2 * (pixels + step) / size - 1])
     moved = F.grid_sample(torch.stack([a, b]), grid, mode="bilinear", padding_mode="border", align_corners=True)
     return moved.mean(dim=0).round().clamp(0, 255)
 
@@ -47,8 +47,8 @@ class MotionSmoothness:
                 a, x, b = self._frames
                 if min(frame.shape[1:]) >= LEAST_PX:
                     pair, inside = padded(torch.stack([a, b]))
-                    there, back = self._flow(pair, pair.flip(0))[(..., *inside)]
-                    self.curve[-2] = 1 - (x - middle(a, b, (there - back) / 4)).abs().mean().item() / 255
+                    forward, backward = self._flow(pair, pair.flip(0))[(..., *inside)]
+                    self.curve[-2] = 1 - (x - middle(a, b, (forward - backward) / 4)).abs().mean().item() / 255
                 self._frames = [b]
 
     def value(self) -> float | None:

@@ -1,4 +1,4 @@
-"""What this machine has and lacks for generating, as findings; nothing is changed."""
+"""Checks what generating needs on this machine: Python, libraries, GPU, ffmpeg, disk and models. Changes nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from longgen import ffmpeg
 from longgen.errors import LonggenError
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "pydantic", "typer", "imageio-ffmpeg")
-FREE_ENOUGH = 5 * 1000**3  # bytes of disk below which a long run may not fit
+FREE_ENOUGH = 5 * 1000**3  # bytes of free disk space, below which a long run may not fit
 
 
 class Finding(NamedTuple):
@@ -23,7 +23,7 @@ class Finding(NamedTuple):
 
 
 def examine() -> list[Finding]:
-    """One finding for each thing that a generation depends on."""
+    """One finding per requirement."""
     findings = [Finding("python", sys.version_info >= (3, 10), sys.version.split()[0])]
     for library in LIBRARIES:
         try:
@@ -37,18 +37,18 @@ def _gpu() -> Finding:
     import torch
 
     if not torch.cuda.is_available():
-        return Finding("gpu", True, f"none that torch {torch.__version__} can use: the default backbone is tiny")
+        return Finding("gpu", True, f"none usable by torch {torch.__version__}: the default backbone is tiny")
     cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return Finding("gpu", True, "; ".join(f"{card.name}, {card.total_memory / 1e9:.0f} GB" for card in cards))
 
 
 def _ffmpeg() -> Finding:
     try:
-        listed = ffmpeg.run(["-encoders"])
+        encoders = ffmpeg.run(["-encoders"])
     except LonggenError as error:
         return Finding("ffmpeg", False, error.given)
-    there = b"libx264" in listed.stdout
-    return Finding("ffmpeg", there, f"{ffmpeg.program()}, libx264 {'is' if there else 'is not'} in it")
+    has_x264 = b"libx264" in encoders.stdout
+    return Finding("ffmpeg", has_x264, f"{ffmpeg.program()}, {'with' if has_x264 else 'without'} libx264")
 
 
 def _disk() -> Finding:
@@ -59,7 +59,7 @@ def _disk() -> Finding:
 def _hub_cache() -> Finding:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    here = Path(HF_HUB_CACHE)
-    models = sorted(path.name.removeprefix("models--").replace("--", "/") for path in here.glob("models--*"))
+    cache = Path(HF_HUB_CACHE)
+    models = sorted(path.name.removeprefix("models--").replace("--", "/") for path in cache.glob("models--*"))
     offline = " (offline)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
-    return Finding("hub cache", True, f"{here}{offline}: {', '.join(models) or 'empty'}")
+    return Finding("hub cache", True, f"{cache}{offline}: {', '.join(models) or 'empty'}")

@@ -1,6 +1,6 @@
-"""What files are called: names made of prompts, and the names that are asked for.
+"""Output file names: slugs of prompts, and checks of the names that users give.
 
-A default name is `PROMPT-SEED.mp4`. Where that is another run's, it gets a number: `PROMPT-SEED-2.mp4`.
+The default name is `PROMPT-SEED.mp4`. If it belongs to another run, it gets a number: `PROMPT-SEED-2.mp4`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from pathlib import Path
 from longgen import ffmpeg
 from longgen.errors import UsageError
 
-LONGEST_NAME = 230  # bytes; file systems take 255, and a name that is being written is longer by up to 17
+LONGEST_NAME = 230  # bytes; file systems allow 255, and temporary names are longer by up to 17
 LONGEST_SLUG = 60, 120  # characters and bytes: names of two slugs, a seed and a hash still fit
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in "0123456789")}  # on Windows
 
 
 def slug(text: str, longest: tuple[int, int] = LONGEST_SLUG) -> str:
-    """A file name made of `text`: letters, marks and digits of every script, in lower case, with hyphens for all else.
+    """Slug of `text`: letters, marks and digits of every script, in lower case, with hyphens for everything else.
 
-    longest: characters and bytes; it is cut between letters. `video` where there is nothing to name.
+    longest: in characters and bytes; it is cut between letters. `video` if nothing is left.
     """
     lower = unicodedata.normalize("NFC", text.lower())
     words = "".join(letter if unicodedata.category(letter)[0] in "LMN" else " " for letter in lower)
@@ -32,44 +32,44 @@ def slug(text: str, longest: tuple[int, int] = LONGEST_SLUG) -> str:
     while len(name[:end].encode()) > count or (0 < end < len(name) and unicodedata.category(name[end])[0] == "M"):
         end -= 1
     name = name[:end].strip("-")
-    while name and unicodedata.category(name[0])[0] == "M":  # a mark stands on a letter, and here on the folder before it
+    while name and unicodedata.category(name[0])[0] == "M":  # a combining mark would attach to the slash before it
         name = name[1:].lstrip("-")
     return f"{name}-video" if name in RESERVED else name or "video"
 
 
 def key_of(path: Path) -> str:
-    """Equal for names that some file system takes for one: of another case, or with letters composed otherwise."""
+    """Equal for paths that some file system treats as the same: case and Unicode composition are ignored."""
     return unicodedata.normalize("NFC", os.path.abspath(path)).casefold()
 
 
 def is_file_name(output: str) -> bool:
-    """Whether `output` asks for a file; else it is a folder for files with names of longgen's own."""
+    """Whether `output` is a file name; otherwise it is a folder for files with default names."""
     return not output.endswith(("/", os.sep)) and (Path(output).suffix != "" or Path(output).name == ".mp4") and (
         Path(output).suffix.lower() == ".mp4" or Path(output).name == ".mp4" or not os.path.isdir(output)
     )  # fmt: skip
 
 
 def output_path(output: str | None, prompt: str, seed: int, taken: Collection[Path] = ()) -> Path:
-    """Where the video goes: `output` if it is a file name in .mp4, else `<slug>-<seed>.mp4` in the folder `output`."""
+    """The path of the video: `output` if it is an .mp4 file name, else `<slug>-<seed>.mp4` in the folder `output`."""
     if output is not None:
         ffmpeg.check_output(output)
     if "\0" in (output or ""):
         raise UsageError(
-            f"--output {output!r}: a name with a zero byte", expected="a name in .mp4, or a folder", hint="take it out"
+            f"--output {output!r}: the name contains a NUL byte", expected="a name in .mp4, or a folder", hint="remove it"
         )
     if output is not None and is_file_name(output):
         suffix = ".mp4" if Path(output).name == ".mp4" else Path(output).suffix
         shown = output if len(output) <= 200 else f"{output[:100]}…{output[-60:]}"
         if output.endswith(".partial.mp4"):
-            raise UsageError(f"--output {shown}: so a video is called that is not complete yet", expected="another name in .mp4",
-                             hint=f"take {output.removesuffix('.partial.mp4')}.mp4")  # fmt: skip
+            raise UsageError(f"--output {shown}: that suffix marks incomplete videos", expected="another name in .mp4",
+                             hint=f"use {output.removesuffix('.partial.mp4')}.mp4")  # fmt: skip
         if suffix.lower() == ".mp4" and 4 < len(os.fsencode(Path(output).name)) <= LONGEST_NAME:
             return Path(output)
         if suffix.lower() == ".mp4":
-            raise UsageError(f"--output {shown}: an empty or too long name", expected=f"a name of at most {LONGEST_NAME} bytes",
+            raise UsageError(f"--output {shown}: the name is empty or too long", expected=f"a name of at most {LONGEST_NAME} bytes",
                              hint="give another name")  # fmt: skip
         raise UsageError(f"--output {shown}: longgen writes MP4 only", expected="a name in .mp4, or a folder",
-                         hint=f"take {Path(output).with_suffix('.mp4')}")  # fmt: skip
+                         hint=f"use {Path(output).with_suffix('.mp4')}")  # fmt: skip
     keys = {key_of(path) for path in taken}
     return first_free(Path(output or ".") / f"{slug(prompt)}-{seed}.mp4", lambda path: key_of(path) in keys)
 

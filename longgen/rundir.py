@@ -131,10 +131,11 @@ def settings_inside(video: Path) -> dict[str, Any] | None:
 
 def _has_all_frames(video: Path, frames: int) -> bool:
     """Whether exactly `frames` frames can be read."""
-    from longgen.video import read_frames, size_and_fps
+    from longgen.video import read_frames
+    from longgen.video_info import facts
 
     try:
-        return _boxes_end_with(video) and sum(1 for _ in read_frames(video, size_and_fps(video)[0])) == frames
+        return _boxes_end_with(video) and sum(1 for _ in read_frames(video, facts(video).size)) == frames
     except LonggenError:
         return False
 

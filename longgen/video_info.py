@@ -1,7 +1,7 @@
-"""What ffmpeg says of a video before its frames are read, asked once a file; and why a file that is none cannot be read.
+"""Size, frame rate, timing and colour matrix of a video, read with ffmpeg once per file; and why a file cannot be read.
 
-Colours. Frames are read by the matrix that the file names. Where it names none, players guess by the size, and so do we: BT.709
-from 1280 pixels across or more than 576 down on, else BT.601. What longgen wrote up to 0.5 names none and is BT.601 at any size.
+Colours are converted by the matrix that the file names. If it names none, players guess by the size, and so do we: BT.709 from
+1280 pixels wide or more than 576 high, else BT.601. Videos of longgen up to 0.5 name none and are BT.601 at any size.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import BinaryIO
 from longgen import ffmpeg
 from longgen.errors import LonggenError, MissingError, UsageError
 
-MATRICES = {  # as files name them, and as ffmpeg's filter does
+MATRICES = {  # names in files, and of ffmpeg's filter
     "bt709": "bt709", "fcc": "fcc", "bt470bg": "bt601", "smpte170m": "bt601", "smpte240m": "smpte240m", "gbr": None,
 }  # fmt: skip
-# curves that are shown alike: gamma of 2.2 to 2.8, and sRGB
+# equivalent in practice: gamma of 2.2 to 2.8, and sRGB
 TRANSFERS = {
     "bt709", "gamma22", "gamma28", "bt470m", "bt470bg", "smpte170m", "smpte240m", "iec61966-2-1", "iec61966-2-4", "bt1361e",
     "bt2020-10", "bt2020-12", "unknown", "reserved",
@@ -37,10 +37,10 @@ TONE_MAP = (
     "zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=hable:desat=0,zscale=t=bt709:m=bt709:r=tv,format=yuv420p"
 )
 UNREADABLE = "could not be read as a video"
-JITTER_S = 0.001  # that times are rounded by: Matroska counts milliseconds
+JITTER_S = 0.001  # rounding of timestamps: Matroska counts milliseconds
 PICTURES = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"RIFF....WEBP": "WebP"}
 SOUNDS = {b"RIFF....WAVE": "WAV", b"ID3": "MP3", b"\xff\xfb": "MP3", b"fLaC": "FLAC"}
-LISTS = {  # of files that ffmpeg would open
+LISTS = {  # formats that refer to other files
     rb"\s*#EXTM3U": "an HLS playlist", rb"\s*ffconcat": "a list of files for ffmpeg's concat",
     rb"\s*(<\?xml[^>]*>\s*)?<MPD": "a DASH manifest", rb"v=0\r?\no=": "a description of a stream (SDP)",
 }  # fmt: skip
@@ -48,11 +48,11 @@ LISTS = {  # of files that ffmpeg would open
 
 @dataclass(frozen=True)
 class Facts:
-    """A video as `read_frames` reads it: turned upright, with square pixels, in 8 bits of RGB.
+    """A video as `read_frames` reads it: upright, with square pixels, in 8-bit RGB.
 
-    fps: frames a second; where they come at varying intervals, on average, and `times` says when each is shown, in seconds from the
-    first one, and after them when the last one ends. matrix: of YUV to RGB, as ffmpeg's filter calls it; None where the file holds
-    RGB. notes: what a reader of the frames should know, as words that follow the file's name. cut: why not all of it is there.
+    fps: for a variable frame rate the mean; `times` then has the presentation time of each frame, in seconds from the first one,
+    and the end of the last one. matrix: from YUV to RGB, as ffmpeg's filter names it; None if the file is RGB. notes: what a reader
+    of the frames should know, phrased to follow the file's name. cut: why the file is truncated.
     """
 
     size: tuple[int, int]
@@ -64,20 +64,18 @@ class Facts:
 
 
 def facts(path: Path) -> Facts:
-    """The facts of the video at `path`. Raises MissingError where it is not there, and LonggenError where it cannot be read."""
-    here = _checked(path)
-    return _asked(path, (here.st_dev, here.st_ino, here.st_size, here.st_mtime_ns))
+    """The facts of the video at `path`. Raises MissingError if there is no such file, and LonggenError if it cannot be read."""
+    return _facts(path, _file_key(path))
 
 
 def comment(path: Path) -> str:
-    """The comment in the metadata of the video at `path`, where longgen keeps its settings. Raises MissingError or LonggenError."""
+    """The comment in the metadata of the video at `path`, which holds longgen's settings. Raises MissingError or LonggenError."""
     try:
-        here = _checked(path)
-        return _commented(path, (here.st_dev, here.st_ino, here.st_size, here.st_mtime_ns))
+        return _comment(path, _file_key(path))
     except LonggenError as error:
         if UNREADABLE not in error.given:
             raise
-        raise LonggenError(error.given.replace(UNREADABLE, "is no video, or damaged", 1), expected="an MP4 that longgen wrote",
+        raise LonggenError(error.given.replace(UNREADABLE, "is no video, or damaged", 1), expected="an MP4 written by longgen",
                            hint=error.hint) from None  # fmt: skip
 
 
@@ -85,33 +83,33 @@ def unreadable(path: Path, reason: str, hint: str = "check the file") -> Longgen
     return LonggenError(f"{path} {UNREADABLE}: {reason}", expected=f"a video in {ffmpeg.FORMAT_NAMES}", hint=hint)
 
 
-def _checked(path: Path) -> os.stat_result:
-    """What the system says of `path`. Raises where it is no file that can be read, or surely no video."""
+def _file_key(path: Path) -> tuple[int, ...]:
+    """Cache key of the file at `path`. Raises if it is not a readable file, or surely not a video."""
     try:
-        here = path.stat()
+        status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        if ffmpeg.address(str(path)):
-            raise UsageError(f"{path} is a URL, and longgen reads files", expected="the name of a file",
+        if ffmpeg.url_scheme(str(path)):
+            raise UsageError(f"{path} is a URL, but longgen reads files", expected="a file name",
                              hint="download it first") from None  # fmt: skip
-        gone = f"; it is a link to {os.readlink(path)}" if path.is_symlink() else ""
-        raise MissingError(f"{path} is not there{gone}", expected="a video", hint="check the path") from None
-    except (OSError, ValueError) as error:  # ValueError: a zero byte
+        link = f"; it is a link to {os.readlink(path)}" if path.is_symlink() else ""
+        raise MissingError(f"{path} is not there{link}", expected="a video", hint="check the path") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte
         raise unreadable(path, getattr(error, "strerror", None) or str(error), "check the path") from None
-    if stat.S_ISDIR(here.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         raise unreadable(path, "it is a folder", "name a video in it")
-    if not stat.S_ISREG(here.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise unreadable(path, "it is a pipe, a socket or a device", "write it to a file first")
-    if here.st_size == 0:
+    if status.st_size == 0:
         raise unreadable(path, "it is empty (0 bytes)", "copy or download it again")
     try:
         path.open("rb").close()
     except OSError as error:
         raise unreadable(path, f"{error.strerror}", f"chmod u+r {shlex.quote(str(path))}") from None
-    return here
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @lru_cache(maxsize=256)
-def _commented(path: Path, _: tuple[int, ...]) -> str:
+def _comment(path: Path, _: tuple[int, ...]) -> str:
     done = ffmpeg.run(["-v", "error", *ffmpeg.source(path), "-f", "ffmetadata", "pipe:1"])
     if done.returncode:
         raise unreadable(path, _reason(path, done.stderr, done.returncode))
@@ -119,104 +117,103 @@ def _commented(path: Path, _: tuple[int, ...]) -> str:
 
 
 @lru_cache(maxsize=256)
-def _asked(path: Path, _: tuple[int, ...]) -> Facts:
-    """The facts. The first frame is decoded and described by a filter; the times of all are those of their packets."""
+def _facts(path: Path, _: tuple[int, ...]) -> Facts:
+    """The facts: the showinfo filter describes the first frame; timestamps of all frames are those of their packets."""
     done = ffmpeg.run([
         "-v", "info", "-nostats", *ffmpeg.source(path),
         "-map", "0:V:0", "-map_metadata", "-1", "-vf", "showinfo=checksum=0", "-frames:v", "1", "-f", "null", "pipe:2",
         "-map", "0:V:0", "-map_metadata", "-1", "-c", "copy", "-f", "framecrc", "pipe:1",
     ])  # fmt: skip
-    said = done.stderr.decode(errors="replace")
-    line = r"(?m)^\[Parsed_showinfo_0 @ \w+\] *"  # what the file itself says never begins a line
-    frame = re.search(line + r"n: *0 .*? fmt:(\S+) .*?sar:(\d+)/(\d+) s:(\d+)x(\d+) i:(\w)", said)
-    rate = re.search(line + r"config in time_base: \S+ frame_rate: (\d+)/(\d+)", said)
+    output = done.stderr.decode(errors="replace")
+    line = r"(?m)^\[Parsed_showinfo_0 @ \w+\] *"  # metadata of the file never begins a line
+    frame = re.search(line + r"n: *0 .*? fmt:(\S+) .*?sar:(\d+)/(\d+) s:(\d+)x(\d+) i:(\w)", output)
+    rate = re.search(line + r"config in time_base: \S+ frame_rate: (\d+)/(\d+)", output)
     encrypted = _encrypted(path)
     if frame is None or rate is None or encrypted:
         raise unreadable(path, "it is encrypted" if encrypted else _reason(path, done.stderr, done.returncode))
-    colour = re.search(line + r"color_range:\S+ color_space:(\S+) color_primaries:(\S+) color_trc:(\S+)", said)
+    colour = re.search(line + r"color_range:\S+ color_space:(\S+) color_primaries:(\S+) color_trc:(\S+)", output)
     space, primaries, transfer = (colour[1], colour[2], colour[3]) if colour else ("unknown",) * 3
     layout, field = frame[1], frame[6]
-    across, down, width, height = map(int, (frame[2], frame[3], frame[4], frame[5]))
+    aspect_x, aspect_y, width, height = map(int, (frame[2], frame[3], frame[4], frame[5]))
     notes = []
     size = width, height
-    if across and down and across != down:  # the side that is too short grows: no pixel is lost
-        size = (round(width * across / down), height) if across > down else (width, round(height * down / across))
-        notes.append(f"its pixels are not square ({across}:{down}); it is shown and measured at {size[0]}x{size[1]}")
-    matrix, told = _matrix(path, (width, height), layout, space, primaries, transfer, said)
-    notes += told
+    if aspect_x and aspect_y and aspect_x != aspect_y:  # the shorter side grows: no pixel is lost
+        size = (round(width * aspect_x / aspect_y), height) if aspect_x > aspect_y else (width, round(height * aspect_y / aspect_x))
+        notes.append(f"its pixels are not square ({aspect_x}:{aspect_y}); it is shown and measured at {size[0]}x{size[1]}")
+    matrix, color_notes = _matrix(path, (width, height), layout, space, primaries, transfer, output)
+    notes += color_notes
     if field in "TB":
-        notes.append("it is interlaced; the combs of its fields count as detail and as motion")
-    if re.match(r"(yuva|rgba|bgra|argb|abgr|gbrap|ya|pal8)", layout) or re.search(r"(?m)^\s+alpha_mode\s*: 1", said):
-        notes.append("its transparency, where it has any, is left out")
-    streams = len(re.findall(r"(?m)^  Stream #0:\d+.*?: Video: (?!.*\(attached pic\))", said.partition("\nStream mapping:")[0]))
+        notes.append("it is interlaced; combing counts as detail and as motion")
+    if re.match(r"(yuva|rgba|bgra|argb|abgr|gbrap|ya|pal8)", layout) or re.search(r"(?m)^\s+alpha_mode\s*: 1", output):
+        notes.append("its alpha channel, if any, is ignored")
+    streams = len(re.findall(r"(?m)^  Stream #0:\d+.*?: Video: (?!.*\(attached pic\))", output.partition("\nStream mapping:")[0]))
     if streams > 1:
-        notes.append(f"it holds {streams} video streams, of which the first is read")
-    guessed = Fraction(int(rate[1]), int(rate[2]) or 1)
-    fps, times = _rate(done.stdout.decode(errors="replace"), guessed)
+        notes.append(f"it holds {streams} video streams, of which the first is used")
+    nominal = Fraction(int(rate[1]), int(rate[2]) or 1)
+    fps, times = _rate(done.stdout.decode(errors="replace"), nominal)
     if times:
         gaps = sorted(after - before for before, after in itertools.pairwise(times))
         notes.append(f"its frames come at varying intervals, {1000 * gaps[0]:.3g} to {1000 * gaps[-1]:.3g} ms: motion, drift and "
-                     f"the pictures side by side go by each one's time, other numbers by {fps:.4g} a second")  # fmt: skip
-    cut = _cut(path, said)
-    return Facts(size, fps, times, matrix, tuple(notes), cut)
+                     f"the side-by-side video follow its timestamps, other metrics assume {fps:.4g} fps")  # fmt: skip
+    return Facts(size, fps, times, matrix, tuple(notes), _cut(path, output))
 
 
 def _matrix(
-    path: Path, size: tuple[int, int], layout: str, space: str, primaries: str, transfer: str, said: str
+    path: Path, size: tuple[int, int], layout: str, space: str, primaries: str, transfer: str, output: str
 ) -> tuple[str | None, list[str]]:
-    """The matrix of a video, and what is to be noted of its colours. Raises LonggenError where they would be read wrong."""
-    dolby = re.search(r"(?m)^ +DOVI configuration record: .*profile: 5", said) is not None
+    """The colour matrix of a video, and notes on its colours. Raises LonggenError if they would be read wrong."""
+    dolby = re.search(r"(?m)^ +DOVI configuration record: .*profile: 5", output) is not None
     if transfer in HDR or primaries == "bt2020" or space.startswith(("bt2020", "ictcp", "ipt")) or dolby:
         kind = HDR.get(transfer) or ("Dolby Vision" if dolby else "a wide gamut")
         raise unreadable(
             path, f"it is HDR ({kind}; transfer {transfer}, primaries {primaries}), and its colours would be read wrong",
-            f"ffmpeg -i {shlex.quote(str(path.absolute()))} -vf {TONE_MAP} -c:v libx264 sdr.mp4 makes an SDR video of it",
+            f"ffmpeg -i {shlex.quote(str(path.absolute()))} -vf {TONE_MAP} -c:v libx264 sdr.mp4 converts it to SDR",
         )  # fmt: skip
     rgb = re.match(r"(rgb|bgr|gbr|argb|abgr|0rgb|0bgr|pal8)", layout) is not None
     if transfer not in TRANSFERS or (space not in MATRICES and space not in ("unknown", "reserved") and not rgb):
-        what = f"transfer curve {transfer}" if transfer not in TRANSFERS else f"matrix {space}"
-        raise unreadable(path, f"its colours have the {what}, which longgen does not read", "convert it to BT.709")
+        unsupported = f"transfer curve {transfer}" if transfer not in TRANSFERS else f"matrix {space}"
+        raise unreadable(path, f"its colours have the {unsupported}, which longgen does not support", "convert it to BT.709")
     notes = []
     if primaries not in PRIMARIES:
         name = P3.get(primaries, primaries)
-        notes.append(f"its primaries are {name}; they are taken for those of BT.709, so that colours are a little off")
+        notes.append(f"its primaries are {name}; they are read as BT.709, so colours are slightly off")
     if re.search(r"p?(9|1[0-6])(le|be)$|^x2|^p01|^p21|^p41|48(le|be)|64(le|be)|f(16|32)(le|be)", layout):
-        notes.append(f"it has more than 8 bits a channel ({layout}); 8 are read")
+        notes.append(f"it has more than 8 bits per channel ({layout}); 8 are used")
     if rgb or layout.startswith(("gray", "mono", "ya")):
         return None, notes
     if space not in MATRICES:
-        own = "longgen" in _json_of(comment(path))
-        return "bt601" if own or (size[0] < 1280 and size[1] <= 576) else "bt709", notes
+        from_longgen = "longgen" in _json_of(comment(path))
+        return "bt601" if from_longgen or (size[0] < 1280 and size[1] <= 576) else "bt709", notes
     return MATRICES[space], notes
 
 
 def _json_of(text: str) -> dict[str, object]:
     try:
-        found = json.loads(text)
+        content = json.loads(text)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
-def _rate(packets: str, guessed: Fraction) -> tuple[float, tuple[float, ...] | None]:
-    """Frames a second, and the time of each frame where they do not come evenly. guessed: what ffmpeg takes the rate for."""
+def _rate(packets: str, nominal: Fraction) -> tuple[float, tuple[float, ...] | None]:
+    """The frame rate and, if it is variable, the time of each frame. nominal: the rate that ffmpeg reports."""
     base = re.search(r"#tb 0: (\d+)/(\d+)", packets)
     rows = [(int(shown), int(lasts)) for shown, lasts in re.findall(r"(?m)^0, *-?\d+, *(-?\d+), *(\d+),", packets)]
-    rows = sorted(row for row in rows if row[0] >= 0)  # what comes before 0 is decoded and not shown
-    if base is None or len(rows) < 2 or any(one[0] == other[0] for one, other in itertools.pairwise(rows)):
-        return float(guessed) or 1.0, None
+    rows = sorted(row for row in rows if row[0] >= 0)  # frames before 0 are decoded but not shown
+    if base is None or len(rows) < 2 or any(row[0] == after[0] for row, after in itertools.pairwise(rows)):
+        return float(nominal) or 1.0, None
     tick_s = Fraction(int(base[1]), int(base[2]))
     last = rows[-1][1] or rows[-1][0] - rows[-2][0]
     times = [float((shown - rows[0][0]) * tick_s) for shown, _ in [*rows, (rows[-1][0] + last, 0)]]
     even = (len(rows) - 1) / times[-2]
-    for rate in (float(guessed), even):
+    for rate in (float(nominal), even):
         if rate and all(abs(time - number / rate) <= max(float(tick_s), JITTER_S) for number, time in enumerate(times[:-1])):
             return rate, None
     return len(rows) / times[-1], tuple(times)
 
 
 def _boxes(file: BinaryIO, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """The boxes of an MP4 one after the other: kind, where its content begins, where it ends."""
+    """The top-level boxes of an MP4: type, start of the content, end."""
     at = 0
     while at < end:
         file.seek(at)
@@ -238,8 +235,8 @@ def _is_mp4(head: bytes) -> bool:
     return head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 
 
-def _cut(path: Path, said: str) -> str | None:
-    """Why not all of a file that can be read is there, or None."""
+def _cut(path: Path, output: str) -> str | None:
+    """Why a readable file is truncated, or None."""
     with path.open("rb") as file:
         head, end = file.read(16), path.stat().st_size
         if _is_mp4(head):
@@ -247,11 +244,11 @@ def _cut(path: Path, said: str) -> str | None:
             return f"it is cut off: {missing} bytes or more are missing at its end" if missing > 0 else None
         if head.startswith(b"RIFF") and int.from_bytes(head[4:8], "little") + 8 > end + 1:
             return f"it is cut off: {int.from_bytes(head[4:8], 'little') + 8 - end} bytes or more are missing at its end"
-    return "it is cut off: it ends in the middle of something" if "File ended prematurely" in said else None
+    return "it is cut off: it ends in the middle of something" if "File ended prematurely" in output else None
 
 
 def _encrypted(path: Path) -> bool:
-    """Whether an MP4 says that its pictures are encrypted: ffmpeg would decode them to noise."""
+    """Whether an MP4 is marked as encrypted: ffmpeg would decode it to noise."""
     with path.open("rb") as file:
         if not _is_mp4(file.read(8)):
             return False
@@ -262,33 +259,33 @@ def _encrypted(path: Path) -> bool:
     return False
 
 
-def _reason(path: Path, said: bytes, status: int) -> str:
-    """Why ffmpeg reads no frame of the file at `path`, in our words where we know them."""
+def _reason(path: Path, stderr: bytes, status: int) -> str:
+    """Why ffmpeg reads no frame of the file at `path`, in plain words for known causes."""
     with path.open("rb") as file:
         head = file.read(1024)
     for start, kind in LISTS.items():
         if re.match(start, head):
-            return f"it is {kind}, which names other files; longgen opens none of them"
+            return f"it is {kind}, which refers to other files; longgen does not open them"
     for kinds, what in ((PICTURES, "a picture"), (SOUNDS, "sound")):
         for begins, name in kinds.items():
             if re.match(rb"(?s)" + (begins if b"...." in begins else re.escape(begins)), head):
                 return f"it is {what} ({name})"
-    words = said.decode(errors="replace")
-    if "moov atom not found" in words and _is_mp4(head):
-        return "it is cut off, or still being written: the index that comes last in such a file is missing"
+    output = stderr.decode(errors="replace")
+    if "moov atom not found" in output and _is_mp4(head):
+        return "it is cut off, or still being written: its index, which comes last, is missing"
     if _text(head):
         return "it holds text"
-    cut = _cut(path, words)
+    cut = _cut(path, output)
     if cut is not None:
         return cut
-    if "matches no streams" in words:
-        return "it holds sound only" if ": Audio:" in words else "it holds no pictures"
-    codec = re.search(r"Video: none \((\S+)", words) or re.search(r"[Nn]o decoder found for: (\S+)", words)
+    if "matches no streams" in output:
+        return "it holds sound only" if ": Audio:" in output else "it holds no pictures"
+    codec = re.search(r"Video: none \((\S+)", output) or re.search(r"[Nn]o decoder found for: (\S+)", output)
     if codec:
-        return f"its codec ({codec[1]}) is one that ffmpeg does not know"
-    if "not on whitelist" in words or "moov atom not found" in words or "Invalid data found" in words:
-        return "it is in no format that longgen reads, or its beginning is damaged"
-    return f"none of its frames could be decoded ({ffmpeg.last_words(said, status) or 'ffmpeg gives no reason'})"
+        return f"ffmpeg does not support its codec ({codec[1]})"
+    if "not on whitelist" in output or "moov atom not found" in output or "Invalid data found" in output:
+        return "its format is not supported, or its beginning is damaged"
+    return f"none of its frames could be decoded ({ffmpeg.error_line(stderr, status) or 'ffmpeg gives no reason'})"
 
 
 def _text(head: bytes) -> bool:

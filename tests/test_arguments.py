@@ -74,7 +74,7 @@ def test_a_model_setting_that_fits_is_taken_as_it_is() -> None:
         ({"sample": {"frames": 33}}, "sample = {'frames': 33}"),
         ({"schedule": "shots.toml"}, "schedule = 'shots.toml'"),
         ({"duration": 20}, "duration = 20"),
-        ({"overrides": "window.frames=3"}, "overrides = 'window.frames=3' is no list"),
+        ({"overrides": "window.frames=3"}, "overrides = 'window.frames=3' is not a list"),
         ({"model": [("dtype", "fp32")]}, "is of type list"),
         ({"resume": 1}, "resume = 1"),
         ({"overwrite": "no"}, "overwrite = 'no'"),

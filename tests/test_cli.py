@@ -502,7 +502,7 @@ ERRORS: list[tuple[list[str], int, list[str]]] = [
     (["generate", "--backbone", "tiny", "-p", " \t\n"], 2, ["--prompt is empty"]),
     (["compare", "--backbone", "tiny", "--presets", "direct", "-p", " "], 2, ["--prompt is empty"]),
     (["probe", "--backbone", "tiny", "-p", ""], 2, ["--prompt is empty"]),
-    (["generate", "--backbone", "tiny", "-p", "caf\udce9"], 2, ["--prompt holds the byte 0xe9", "UTF-8"]),
+    (["generate", "--backbone", "tiny", "-p", "caf\udce9"], 2, ["--prompt contains the byte 0xe9", "UTF-8"]),
     ([*GENERATE, "--prompts", "../files/text.txt"], 2, ["--prompt cannot be combined with --prompts"]),
     ([*BATCH, "../files/none.txt"], 2, ["none.txt holds no prompt", "one prompt a line"]),
     ([*BATCH, "../files/nothing.txt"], 3, ["nothing.txt is not there"]),

@@ -61,7 +61,7 @@ def test_any_name_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nam
     assert read_settings(path) == SETTINGS
     assert len([*read_frames(path, SIZE)]) == 3
     if name in NAMES:
-        assert ffmpeg.address(name) is None
+        assert ffmpeg.url_scheme(name) is None
         assert naming.output_path(name, "p", 0) == path
 
 
@@ -139,14 +139,14 @@ def test_no_file_and_no_name_sends_ffmpeg_elsewhere(tmp_path: Path, monkeypatch:
             ):
                 Path(name).write_text(text)
                 for read in (facts, read_settings, lambda path: [*read_frames(path, SIZE)]):
-                    with pytest.raises(LonggenError, match=f"{name} .*{kind}.*, which names other files"):
+                    with pytest.raises(LonggenError, match=f"{name} .*{kind}.*, which refers to other files"):
                         read(Path(name))
         sdp = Path("live.mp4")
         sdp.write_text("v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n")
         with pytest.raises(LonggenError, match="a description of a stream"):
             facts(sdp)
         done = CliRunner().invoke(app, ["compare", str(clips), "-o", str(tmp_path / "out")])
-        assert (done.exit_code, "which names other files" in done.stderr) == (1, True)
+        assert (done.exit_code, "which refers to other files" in done.stderr) == (1, True)
         for name in (f"{address}/clip.mp4", f"concat:{real}", f"file:{real}", f"subfile,,start,0,end,9,,:{real}"):
             for command in (["inspect"], ["compare"]):
                 done = CliRunner().invoke(app, [*command, name])
@@ -161,10 +161,10 @@ def test_no_file_and_no_name_sends_ffmpeg_elsewhere(tmp_path: Path, monkeypatch:
 def test_a_program_that_is_not_there_is_missing_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "gone"))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(MissingError, match="ffmpeg is not there"):
+    with pytest.raises(MissingError, match="ffmpeg is missing"):
         ffmpeg.run(["-version"])
     done = CliRunner().invoke(app, ["generate", "-p", "a", "--backbone", "tiny", "--frames", "5", "--steps", "1", "-o", "x.mp4"])
-    assert (done.exit_code, "ffmpeg is not there" in done.stderr) == (3, True), done.stderr
+    assert (done.exit_code, "ffmpeg is missing" in done.stderr) == (3, True), done.stderr
     assert [*tmp_path.iterdir()] == []
 
 

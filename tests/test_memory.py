@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from longgen import cost, planner, preset
 from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
-from longgen.bench.memory import Account
+from longgen.bench.memory import AllocationTracker
 from longgen.pipelines import processors, random_weights
 from longgen.pipelines.wan import Wan
 from longgen.plan import Plan
@@ -66,7 +66,7 @@ def alive(made: Plan) -> int:
         backbone.step_state = Clock(Step(0, tuple(range(1000, 0, -20))))
         following = backbone.installed(made)
     call = arguments(made)
-    with following, Account() as account:
+    with following, AllocationTracker() as account:
         model(**call)
     return account.peak
 

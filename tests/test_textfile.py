@@ -42,9 +42,9 @@ def test_every_encoding_and_line_end_reads_the_same(data: bytes, tmp_path: Path)
     ("data", "fragments"),
     [
         (b"a\nb\xe9c\n", ["line 2 is not UTF-8", "byte 3 is 0xe9", "Windows-1252", "iconv"]),
-        (b"a\n\0b\n", ["line 2 holds a NUL byte", "UTF-8"]),
+        (b"a\n\0b\n", ["line 2 contains a NUL byte", "UTF-8"]),
         ("ab\ncd".encode("utf-16-le"), ["NUL byte", "UTF-16 without a byte order mark"]),
-        (b"\xff\xfea\x00\x00\xd8", ["by its mark it is UTF-16", "byte 4"]),
+        (b"\xff\xfea\x00\x00\xd8", ["its byte order mark says UTF-16", "byte 4"]),
         (b"a" * (textfile.MOST_BYTES + 1), ["larger than 16 MB"]),
     ],
 )
@@ -134,7 +134,7 @@ def test_json_lines_have_theirs(tmp_path: Path) -> None:
             [
                 "line 1: 'promt': unknown column (did you mean prompt?)",
                 "line 2: prompt = 5",
-                "line 3: prompt holds half a character",
+                "line 3: prompt contains half a character",
                 "line 4: [1] is not an object",
                 "line 5: 'prompt' is given twice",
                 "line 6: seed = '3'",

@@ -20,7 +20,8 @@ import pytest
 from imageio_ffmpeg import count_frames_and_secs, get_ffmpeg_exe
 
 from longgen.errors import LonggenError, MissingError
-from longgen.video import Writer, read_frames, read_settings, size_and_fps
+from longgen.video import Writer, read_frames, read_settings
+from longgen.video_info import facts
 
 SIZE = (64, 48)
 LAG = 26  # frames by which the growing file is behind, as Writer says
@@ -77,7 +78,7 @@ def test_size_and_rate_are_those_of_the_frames_that_are_read(tmp_path: Path, rat
     subprocess.run([*ffmpeg, "-r", rate, "-i", str(tmp_path / "clip.mp4"), "-crf", "18", str(plain)], check=True)
     subprocess.run([*ffmpeg, "-display_rotation", "90", "-i", str(plain), "-c", "copy", str(lying)], check=True)
     for path, size, frames in ((plain, SIZE, clip()), (lying, SIZE[::-1], np.rot90(clip(), axes=(1, 2)))):
-        assert size_and_fps(path) == (size, pytest.approx(float(Fraction(rate)), abs=0.005))
+        assert (facts(path).size, facts(path).fps) == (size, pytest.approx(float(Fraction(rate)), abs=0.005))
         read = np.stack([*read_frames(path, size)])
         assert np.abs(read.astype(int) - frames).mean() < 6
 
@@ -152,7 +153,7 @@ def test_nothing_is_left_of_the_settings_file(tmp_path: Path, monkeypatch: pytes
         write(tmp_path / "no folder" / "clip.mp4")
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
-    with pytest.raises(LonggenError, match="no temporary file could be made"):
+    with pytest.raises(LonggenError, match="no temporary file could be created"):
         write(tmp_path / "b.mp4")
 
 
@@ -231,7 +232,7 @@ def test_a_file_that_was_cut_off_anywhere_shows_the_frames_before_the_cut(tmp_pa
     for end in (second + 4, second + 60, second + 300, third - 4, third + 60, third + 300, len(data) - 50):
         cut.write_bytes(data[:end])
         assert read_settings(cut) == SETTINGS
-        assert size_and_fps(cut) == (SIZE, 16)
+        assert (facts(cut).size, facts(cut).fps) == (SIZE, 16)
         frames = shown(cut)
         real = sorted(set(frames))
         assert frames == sorted(frames)
@@ -316,18 +317,18 @@ except LonggenError as error:
 def test_a_file_that_is_no_video_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.mp4"
     path.write_bytes(content)
-    reason = "it is empty" if not content else "it holds text" if content[0] else "it is in no format that longgen reads"
+    reason = "it is empty" if not content else "it holds text" if content[0] else "its format is not supported"
     with pytest.raises(LonggenError, match=f"is no video, or damaged: {reason}"):
         read_settings(path)
     with pytest.raises(LonggenError, match=f"could not be read as a video: {reason}"):
-        size_and_fps(path)
+        facts(path)
 
 
 def test_a_missing_and_a_foreign_video_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="is not there"):
         read_settings(tmp_path / "none.mp4")
     with pytest.raises(MissingError, match="is not there"):
-        size_and_fps(tmp_path / "none.mp4")
+        facts(tmp_path / "none.mp4")
     for number, settings in enumerate(({"title": "holiday"}, {})):
         path = tmp_path / f"{number}.mp4"
         with Writer(path, SIZE, 16, settings) as writer:

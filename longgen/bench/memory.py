@@ -1,8 +1,8 @@
-"""The tensors that are alive on a CPU, where torch keeps no account of its own.
+"""Peak memory of tensors on a CPU, for which torch has no statistics.
 
-Seen: the memory of every tensor that an operation of torch gives back while the account is open, once however many views it has,
-until the last of them is gone. Not seen: what was there before (weights, latents), what an operation takes and gives back within
-itself (the blocks of a matrix product or of fused attention), NumPy's arrays, and memory that the allocator keeps.
+Counted: the storage of every tensor that a torch operation returns while tracking, once however many views it has, until the last
+of them is freed. Not counted: what existed before (weights, latents), temporary buffers inside an operation (blocks of a matrix
+product or of fused attention), NumPy arrays, and memory that the allocator caches.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class Account(TorchDispatchMode):
-    """Within the context, `now` is the bytes that are alive, and `peak` the most there were since `mark`."""
+class AllocationTracker(TorchDispatchMode):
+    """Within the context, `now` is the bytes alive, and `peak` the maximum since `mark`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,20 +30,20 @@ class Account(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        given = {id(storage) for storage in _storages((args, kwargs))}
+        inputs = {id(storage) for storage in _storages((args, kwargs))}
         for storage in _storages(result):
-            if id(storage) not in given and storage not in self._known:
-                self._open(storage)
+            if id(storage) not in inputs and storage not in self._known:
+                self._track(storage)
         return result
 
-    def _open(self, storage: torch.UntypedStorage) -> None:
+    def _track(self, storage: torch.UntypedStorage) -> None:
         count = storage.nbytes()
         self._known.add(storage)
         self.now += count
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._close, count)
+        weakref.finalize(storage, self._release, count)
 
-    def _close(self, count: int) -> None:
+    def _release(self, count: int) -> None:
         self.now -= count
 
 
@@ -52,7 +52,7 @@ def _storages(values: Any) -> Iterable[torch.UntypedStorage]:
 
 
 def weight_bytes(modules: Iterable[torch.nn.Module]) -> int:
-    """The bytes of all parameters and buffers, those that are shared once."""
+    """Bytes of all parameters and buffers; shared ones count once."""
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
                 for module in modules for tensor in (*module.parameters(), *module.buffers())}  # fmt: skip
     return sum(storages.values())

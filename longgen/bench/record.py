@@ -1,4 +1,4 @@
-"""A benchmark as plain data: what was measured of each preset, against direct sampling and against its arithmetic."""
+"""Benchmark results as plain data: time and memory of each preset, relative to direct sampling and to its FLOPs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ DIRECT = "direct"
 
 
 @dataclass
-class Timed:
-    """A kind of step. count: how many a run has. seconds: of each that was measured. peak_bytes: the most in one."""
+class StepTiming:
+    """Timings of a step type. count: steps of it in a run. seconds: of each measured step. peak_bytes: the maximum."""
 
     name: str
     count: float
@@ -35,34 +35,34 @@ class Timed:
 
 
 @dataclass
-class Row:
-    """A preset. floor: its arithmetic against direct sampling's, by its plan; None for the stock pipeline. error: why not."""
+class PresetTiming:
+    """A preset. floor: FLOPs of its plan relative to direct sampling; None for the stock pipeline. error: why it failed."""
 
     preset: str
-    kinds: list[Timed] = field(default_factory=list)
+    timings: list[StepTiming] = field(default_factory=list)
     floor: float | None = None
     error: str | None = None
 
     @property
     def complete(self) -> bool:
-        """Whether every kind was measured."""
-        return bool(self.kinds) and all(kind.seconds for kind in self.kinds) and self.error is None
+        """Whether every step type was measured."""
+        return bool(self.timings) and all(timing.seconds for timing in self.timings) and self.error is None
 
     @property
     def run_seconds(self) -> float:
-        """Sampling of a whole run: each kind's median times the steps that are of it."""
-        return sum(kind.median * kind.count for kind in self.kinds)
+        """Sampling time of a whole run: the median of each step type times its count."""
+        return sum(timing.median * timing.count for timing in self.timings)
 
     @property
     def peak_bytes(self) -> int | None:
-        return max((kind.peak_bytes for kind in self.kinds if kind.peak_bytes is not None), default=None)
+        return max((timing.peak_bytes for timing in self.timings if timing.peak_bytes is not None), default=None)
 
 
 @dataclass
-class Bench:
-    """A benchmark. model: the backbone's name, or the shape's. settings: what was run. weights_bytes: of the transformers.
+class BenchResult:
+    """A benchmark. model: name of the backbone or the synthetic shape. settings: what was run. weights_bytes: of the transformers.
 
-    stopped: what cut it short.
+    stopped: what interrupted it.
     """
 
     model: str
@@ -70,26 +70,26 @@ class Bench:
     device: str
     versions: dict[str, str]
     settings: dict[str, Any]
-    rows: list[Row]
+    rows: list[PresetTiming]
     weights_bytes: int = 0
     stopped: KeyboardInterrupt | None = None
 
     @property
-    def direct(self) -> Row | None:
-        """The yardstick, where it is measured."""
+    def direct(self) -> PresetTiming | None:
+        """The baseline, if it was measured."""
         return next((row for row in self.rows if row.preset == DIRECT and row.complete), None)
 
-    def time_ratio(self, row: Row) -> float | None:
-        """The time of a run against direct sampling's."""
+    def time_ratio(self, row: PresetTiming) -> float | None:
+        """Time of a run, relative to direct sampling."""
         return None if self.direct is None else row.run_seconds / self.direct.run_seconds
 
-    def floor_ratio(self, row: Row) -> float | None:
-        """How much longer a run takes than its arithmetic says, direct sampling being 1."""
+    def floor_ratio(self, row: PresetTiming) -> float | None:
+        """How much longer a run takes than its FLOPs suggest; 1 for direct sampling."""
         ratio = self.time_ratio(row)
         return None if ratio is None or row.floor is None else ratio / row.floor
 
-    def memory_ratio(self, row: Row) -> float | None:
-        """The peak of memory, weights included, against direct sampling's."""
+    def memory_ratio(self, row: PresetTiming) -> float | None:
+        """Peak memory including weights, relative to direct sampling."""
         if self.direct is None or self.direct.peak_bytes is None or row.peak_bytes is None:
             return None
         return row.peak_bytes / self.direct.peak_bytes
@@ -106,7 +106,7 @@ class Bench:
             "presets": [self._row(row) for row in self.rows],
         }
 
-    def _row(self, row: Row) -> dict[str, Any]:
+    def _row(self, row: PresetTiming) -> dict[str, Any]:
         if not row.complete:
             return {"preset": row.preset, "error": row.error or "not measured"}
         return {
@@ -115,8 +115,8 @@ class Bench:
             "floor": _rounded(row.floor),
             "ratio_to_floor": _rounded(self.floor_ratio(row)),
             "run_seconds": round(row.run_seconds, 3),
-            "seconds_per_step": {kind.name: round(kind.median, 5) for kind in row.kinds},
-            "steps": {kind.name: kind.as_dict() for kind in row.kinds},
+            "seconds_per_step": {timing.name: round(timing.median, 5) for timing in row.timings},
+            "steps": {timing.name: timing.as_dict() for timing in row.timings},
             "peak_memory_bytes": row.peak_bytes,
             "memory_ratio_to_direct": _rounded(self.memory_ratio(row)),
         }

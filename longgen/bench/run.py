@@ -1,4 +1,4 @@
-"""Runs a benchmark: a step of every kind of every preset, then all of them again, so that a drift of the machine hits all alike."""
+"""Runs a benchmark: a step of every type of every preset, in rounds, so that a drift of the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from longgen import arguments, cost, progress
 from longgen.backbones.settings import ModelSettings
 from longgen.bench import steps
 from longgen.bench.memory import weight_bytes
-from longgen.bench.record import DIRECT, Bench, Row, Timed
-from longgen.bench.step_types import Kind, kinds
+from longgen.bench.record import DIRECT, BenchResult, PresetTiming, StepTiming
+from longgen.bench.step_types import StepType, step_types
 from longgen.device import device_name
 from longgen.errors import LonggenError
 from longgen.pipelines.base import PipelineBackbone
@@ -28,108 +28,106 @@ Plans = dict[str, Plan | LonggenError]
 
 
 class HasError(Protocol):
-    """What can fail while the others go on."""
+    """A result that can fail while the others continue."""
 
     error: str | None
 
 
 @dataclass
 class Target:
-    """What is run in one go: of `row`, the kinds `timed`. work: its arithmetic, for the time to go."""
+    """One measurement of `row`, which yields the `timings`. work: its FLOPs, for the time estimate."""
 
-    row: Row
-    timed: dict[str, Timed]
-    visit: steps.Visit
+    row: PresetTiming
+    timings: dict[str, StepTiming]
+    measure: steps.MeasureStep
     work: float
 
 
-def plans(names: Sequence[str], request: PlanRequest) -> Plans:
-    """By preset the plan of `request` with it, or why there is none; direct sampling comes first, named or not.
+def plan_presets(names: Sequence[str], request: PlanRequest) -> Plans:
+    """The plan of `request` with each preset, or the error; direct sampling always comes first.
 
-    An override goes to the presets that have its technique, `probe` to those that need one. Raises UsageError for an override
-    that none of them takes.
+    An override applies to the presets that have its technique, `probe` to those that use one. Raises UsageError for an override
+    that applies to none.
     """
-    by_name: Plans = {}
+    plans: Plans = {}
     fitted: list[PlanRequest] = []
     for name in dict.fromkeys((DIRECT, *names)):
         try:
             fitted.append(replace(request, preset=name).fitted())
-            by_name[name] = resolve(fitted[-1])
+            plans[name] = resolve(fitted[-1])
         except LonggenError as error:
-            by_name[name] = error
+            plans[name] = error
     check_overrides(request.overrides, fitted)
-    return by_name
+    return plans
 
 
 def bench(
-    made: Plans,
+    plans: Plans,
     load: Callable[[], PipelineBackbone],
     model_settings: ModelSettings,
     rounds: int,
     shape: bool = False,
     report: Callable[[Progress], None] = progress.no_report,
-) -> Bench:
-    """Measures every kind of step of the presets in `made`, `rounds` times, and the stock pipeline's. Ctrl-C keeps what is done.
+) -> BenchResult:
+    """Measures every step type of the presets in `plans`, and of the stock pipeline, `rounds` times. Ctrl-C keeps what is done.
 
-    made: see `plans`. load: the model, called once all plans are known. Raises what stands against direct sampling.
+    plans: from `plan_presets`. load: called once all plans are known. Raises the error of direct sampling.
     """
     rounds = arguments.whole_number("rounds", rounds, 1)
-    yardstick = made[DIRECT]
-    if not isinstance(yardstick, Plan):
-        raise yardstick
-    rows, targets = _targets(made, yardstick, model_settings.cache is not None)
-    settings = settings_of(yardstick, model_settings) | {"rounds": rounds}
-    result = Bench(yardstick.spec.name, shape, device_name(model_settings.device), versions(), settings, rows)
+    baseline = plans[DIRECT]
+    if not isinstance(baseline, Plan):
+        raise baseline
+    rows, targets = _targets(plans, baseline, model_settings.cache is not None)
+    settings = settings_of(baseline, model_settings) | {"rounds": rounds}
+    result = BenchResult(baseline.spec.name, shape, device_name(model_settings.device), versions(), settings, rows)
     model = load()
     result.weights_bytes = weight_bytes(model.transformers)
-    total, spent = rounds * len(targets), 0.0
-    work = rounds * sum(target.work for target in targets)
-    phase = Phase("bench", total, model_settings.device, report)
+    done, left = 0.0, rounds * sum(target.work for target in targets)
     try:
-        for number in range(total):
-            phase.at(number, spent, work - spent)
+        phase = Phase("bench", rounds * len(targets), model_settings.device, report)
+        for number in range(rounds * len(targets)):
             target = targets[number % len(targets)]
             if target.row.error is None:
-                with refusing(target.row):
-                    for name, found in target.visit(model, number // len(targets), number < len(targets)).items():
-                        timed = target.timed[name]
-                        timed.seconds.append(found.seconds)
-                        if found.peak_bytes is not None:
-                            timed.peak_bytes = max(timed.peak_bytes or 0, found.peak_bytes)
-            spent += target.work
-        phase.at(total, spent, work - spent)
+                with capture_error(target.row):
+                    for name, step in target.measure(model, number // len(targets), number < len(targets)).items():
+                        timing = target.timings[name]
+                        timing.seconds.append(step.seconds)
+                        if step.peak_bytes is not None:
+                            timing.peak_bytes = max(timing.peak_bytes or 0, step.peak_bytes)
+            done, left = done + target.work, left - target.work
+            phase.at(number + 1, done, left)
     except KeyboardInterrupt as stop:
         result.stopped = stop
     return result
 
 
-def _targets(made: Plans, yardstick: Plan, cached: bool) -> tuple[list[Row], list[Target]]:
-    """A row for the stock pipeline, where it has one to compare with, and for each preset; what is to be run for them, in order."""
+def _targets(plans: Plans, baseline: Plan, cached: bool) -> tuple[list[PresetTiming], list[Target]]:
+    """A row for the stock pipeline, unless the backbone is causal, and for each preset; and what to measure for them, in order."""
     rows, targets = [], []
 
-    def add(row: Row, own: Sequence[Kind], visit: steps.Visit, work: float) -> None:
-        timed = {kind.name: Timed(kind.name, kind.count) for kind in own}
-        row.kinds.extend(timed.values())
-        targets.append(Target(row, timed, visit, work))
+    def add(row: PresetTiming, types: Sequence[StepType], measure: steps.MeasureStep, work: float) -> None:
+        timings = {step_type.name: StepTiming(step_type.name, step_type.count) for step_type in types}
+        row.timings.extend(timings.values())
+        targets.append(Target(row, timings, measure, work))
 
-    if yardstick.chunk_lat is None:
-        rows.append(Row(steps.STOCK))
-        stock = Kind(steps.STOCK, yardstick.steps, yardstick, tuple(range(yardstick.steps)))
-        add(rows[0], [stock], functools.partial(steps.of_stock, stock, cached), cost.ratio(yardstick))
-    for name, plan in made.items():
-        rows.append(Row(plan.preset.name if isinstance(plan, Plan) else name))
+    if baseline.chunk_lat is None:
+        rows.append(PresetTiming(steps.STOCK))
+        stock = StepType(steps.STOCK, baseline.steps, baseline, tuple(range(baseline.steps)))
+        add(rows[0], [stock], functools.partial(steps.measure_stock, stock, cached), cost.ratio(baseline))
+    for name, plan in plans.items():
+        rows.append(PresetTiming(plan.preset.name if isinstance(plan, Plan) else name))
         if not isinstance(plan, Plan):
             rows[-1].error = plan.given
             continue
-        rows[-1].floor = cost.ratio(plan) / cost.ratio(yardstick)
-        for own, visit in steps.visits(plan, kinds(plan), cached):
-            add(rows[-1], own, visit, cost.ratio(own[0].plan))
+        rows[-1].floor = cost.ratio(plan) / cost.ratio(baseline)
+        for types, measure in steps.measurements(plan, step_types(plan), cached):
+            add(rows[-1], types, measure, cost.ratio(types[0].plan))
     return rows, targets
 
 
 @contextmanager
-def refusing(row: HasError) -> Iterator[None]:
-    """What longgen refuses, or there is no memory for, is said of the row; the others go on."""
+def capture_error(row: HasError) -> Iterator[None]:
+    """Stores an error of longgen, or a lack of memory, in `row`, so that the others continue."""
     try:
         yield
     except LonggenError as error:
@@ -139,7 +137,7 @@ def refusing(row: HasError) -> Iterator[None]:
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that decide how fast a step is."""
+    """Versions of the libraries that determine the speed of a step."""
     return {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")}
 
 

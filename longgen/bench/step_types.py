@@ -1,9 +1,9 @@
-"""The kinds of step that a run by a plan has: steps in which the same layers do the same.
+"""Groups the steps of a run into types that cost the same, so that measuring one step of each is enough.
 
-Legend: L layers, S steps, T latent frames. A kind is a distinct column of the plan's table [L, S], with the same techniques editing
-the latent. Where frames are made in chunks, the kinds are the first chunk, the last one and the clean passes, and a chunk between
-counts as parts of the two, by its arithmetic; where they wait in a queue, a round of the full queue. The first clip of a queue is
-made a window at a time, of which a round has several: its steps count as such parts of a round.
+Legend: L layers, S steps, T latent frames. A step type is a distinct column of the plan's table [L, S], with the same techniques
+editing the latent. In a rollout the types are the first chunk, the last one and the clean passes, and a chunk in between counts as
+fractions of the two, by its FLOPs; in a FIFO queue, a round of the full queue. The first clip of a queue is sampled one window at a
+time, of which a round has several: its steps count as such fractions of a round.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ FIRST, LAST, CLEAN, ROUND = "first chunk", "last chunk", "clean pass", "round"
 
 
 @dataclass(frozen=True, eq=False)
-class Kind:
-    """name: what such a step does. count: how many a run has. plan: the run's, its steps all of this kind. steps: which were."""
+class StepType:
+    """name: what such a step does. count: steps of it in a run. plan: the run's, with all steps of this type. steps: indices."""
 
     name: str
     count: float
@@ -32,37 +32,38 @@ class Kind:
 
     @property
     def step(self) -> int:
-        """One of its steps, amidst the schedule, where the scheduler keeps what it keeps of the steps before."""
+        """One of its steps in the middle of the schedule, where a multistep scheduler has its full history."""
         return self.steps[len(self.steps) // 2]
 
 
-def kinds(plan: Plan) -> list[Kind]:
-    """The kinds of `plan` in the order in which they come; two that would share a name are numbered."""
+def step_types(plan: Plan) -> list[StepType]:
+    """The step types of `plan` in order of appearance; equal names are numbered."""
     if plan.chunk_lat is not None:
-        each = cost.chunk_flops(plan)
-        share = (each - each[0]) / (each[-1] - each[0]) if each[-1] > each[0] else np.arange(plan.rounds) > 0
+        flops = cost.chunk_flops(plan)
+        share = (flops - flops[0]) / (flops[-1] - flops[0]) if flops[-1] > flops[0] else np.arange(plan.rounds) > 0
         chunks = (FIRST, plan.rounds - share.sum()), (LAST, share.sum()), (CLEAN, plan.rounds - 1)
-        return [Kind(name, float(count), plan) for name, count in chunks if count]
+        return [StepType(name, float(count), plan) for name, count in chunks if count]
     if plan.sampling is not None and plan.sampling.frame_levels and plan.call_geometry.frames_lat < plan.frames_lat:
         windows = (plan.calls - 1) * plan.steps / (plan.rounds - plan.steps)
-        return [Kind(ROUND, plan.calls * plan.steps / windows, plan)]
-    edits = [tuple(name_of(one) for one, acts in plan.refinements if step in acts) for step in range(plan.steps)]
+        return [StepType(ROUND, plan.calls * plan.steps / windows, plan)]
+    edits = [tuple(name_of(technique) for technique, active in plan.refinements if step in active) for step in range(plan.steps)]
     groups: dict[tuple[bytes, tuple[str, ...]], list[int]] = {}
     for step in range(plan.steps):
         groups.setdefault((plan.table[:, step].tobytes(), edits[step]), []).append(step)
     named = [(" + ".join((_name(plan, steps[0]), *edits[steps[0]])), tuple(steps)) for steps in groups.values()]
-    taken, seen = Counter(name for name, _ in named), Counter[str]()
-    found = []
+    total, seen = Counter(name for name, _ in named), Counter[str]()
+    types = []
     for name, steps in named:
         seen[name] += 1
-        alike = replace(plan, table=np.repeat(plan.table[:, steps[:1]], plan.steps, axis=1))
-        found.append(Kind(f"{name}-{seen[name]}" if taken[name] > 1 else name, len(steps), alike, steps))
-    return found
+        uniform = replace(plan, table=np.repeat(plan.table[:, steps[:1]], plan.steps, axis=1))
+        types.append(StepType(f"{name}-{seen[name]}" if total[name] > 1 else name, len(steps), uniform, steps))
+    return types
 
 
 def _name(plan: Plan, step: int) -> str:
-    """`fused` where a fusion runs, else the branch's name; of the backbone's own attention in all layers `direct`, or `clips`."""
-    programs: list[Program] = [one for one in (plan.programs[index] for index in plan.table[:, step]) if one is not None]
+    """`fused` if a fusion runs, else the names of branches; for stock attention in all layers `direct`, or `clips`."""
+    column = (plan.programs[index] for index in plan.table[:, step])
+    programs: list[Program] = [program for program in column if program is not None]
     if any(program.fusion is not None for program in programs):
         return "fused"
     names = dict.fromkeys(name for program in programs for name in program.branches)

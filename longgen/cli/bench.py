@@ -31,8 +31,8 @@ from longgen.errors import BatchError, Terminated, UsageError
 if TYPE_CHECKING:
     from longgen.backbones.settings import ModelSettings
     from longgen.backbones.spec import BackboneSpec
-    from longgen.bench.accelerators import Composition
-    from longgen.bench.record import Bench
+    from longgen.bench.accelerators import AcceleratorReport
+    from longgen.bench.record import BenchResult
     from longgen.pipelines.base import PipelineBackbone
 
 PRESETS = "direct,sliding-window,freenoise,freeloc,freelong,freepca,freespec,longdiff"
@@ -110,7 +110,7 @@ def bench(
     sample = preset.Sample(frames=target.frames or FRAMES, size=parse_size(target.size), flow_shift=target.flow_shift)
     probe = "published" if target.shape is not None and target.probe is None else target.probe
     request = PlanRequest("", spec, (*(target.overrides or ()),), sample, probe=probe, allow_code=target.allow_code)
-    plans = running.plans(parse_names(target.presets), request)
+    plans = running.plan_presets(parse_names(target.presets), request)
 
     def load(settings: ModelSettings) -> PipelineBackbone:
         if target.shape is None and not target.random_weights:
@@ -119,11 +119,11 @@ def bench(
 
         return build(spec, settings)
 
-    result: Composition | Bench
+    result: AcceleratorReport | BenchResult
     with reporter(options.quiet, say) as report:
         if accelerate_by:
             prompt = _prompt(target.prompt, spec, options.quiet)
-            result = accelerators.compose(plans, accelerate_by, load, settings, prompt, report)
+            result = accelerators.measure_accelerators(plans, accelerate_by, load, settings, prompt, report)
             text = accelerators_table.text(result)
         else:
             result = running.bench(plans, lambda: load(settings), settings, target.steps, target.shape is not None, report)
@@ -158,7 +158,7 @@ def _check_target(target: TargetOptions, model: BenchModelOptions, given: dict[s
                          hint="use that, or --accelerate mag, which generates whole videos")  # fmt: skip
 
 
-def _write(result: Composition | Bench, text: str, output: Path | None, options: OutputOptions) -> None:
+def _write(result: AcceleratorReport | BenchResult, text: str, output: Path | None, options: OutputOptions) -> None:
     """The measurements to `output` and stdout; a BatchError where some failed, an exit code where they were interrupted."""
     from longgen import disk
 

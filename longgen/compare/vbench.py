@@ -21,8 +21,10 @@ from longgen.compare.record import Cell, Comparison
 from longgen.compare.scores import DECODING, cached, file_hash, hash_of, rounded
 from longgen.errors import OutOfMemoryError, UsageError
 from longgen.metrics import in_order, vbench
-from longgen.metrics.vbench import DIMENSIONS, PREFIX, VBench, export_videos, musiq, raft, read_results, write_results
-from longgen.metrics.vbench.export import CUSTOM
+from longgen.metrics.vbench import DIMENSIONS, PREFIX, musiq, raft
+from longgen.metrics.vbench.export import CUSTOM, export_videos
+from longgen.metrics.vbench.results import read_results, write_results
+from longgen.metrics.vbench.scorer import VBench
 from longgen.metrics.vbench.weights import find
 from longgen.progress import Phase, Progress
 

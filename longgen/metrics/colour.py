@@ -1,4 +1,4 @@
-"""How fast colour, contrast, saturation and sharpness wander off."""
+"""Drift of colour, contrast, saturation and sharpness: slopes of per-frame statistics."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import numpy as np
 
 from longgen.metrics.picture import SIDE, Picture
 
-LEAST_S = 1.0  # a slope over less says more about motion
-FINE_PX = SIDE / 96  # what is finer than about a hundredth of the shorter side is sharpness
+LEAST_S = 1.0  # over less, a slope mostly reflects motion
+FINE_PX = SIDE / 96  # sharpness is detail finer than about a hundredth of the shorter side
 PARTS = ("brightness", "green_red", "blue_yellow", "contrast", "saturation", "sharpness")
 
 
 class Colour:
-    """Six numbers of each frame, all in units of Lab, in which 2 is a difference that one sees side by side.
+    """Six statistics of each frame, all in Lab units, of which 2 are visible side by side.
 
     brightness, green_red, blue_yellow: means of L*, a*, b*. contrast: standard deviation of L*. saturation: mean length of
     (a*, b*). sharpness: mean distance of L* from a blurred copy.
@@ -34,9 +34,9 @@ class Colour:
         return dict(zip(PARTS, np.array(self._rows).reshape(-1, len(PARTS)).T, strict=True))
 
     def slopes(self, times_s: np.ndarray | None = None) -> dict[str, float] | None:
-        """The least-squares slope per second of each of PARTS, or None where the video is shorter than LEAST_S.
+        """The least-squares slope per second of each of PARTS, or None if the video is shorter than LEAST_S.
 
-        times_s [F]: of the frames, where they do not come evenly.
+        times_s [F]: of the frames, for a variable frame rate.
         """
         if len(self._rows) < max(LEAST_S * self._fps, 2):
             return None
@@ -46,5 +46,5 @@ class Colour:
 
 
 def drift(slopes: dict[str, float]) -> float:
-    """The root of the sum of squares of `slopes`: the six are in one unit, so none is weighed (derived)."""
+    """Euclidean norm of `slopes`: all six have the same unit, so they are not weighted (derived)."""
     return float(np.sqrt(sum(slope**2 for slope in slopes.values())))

@@ -1,4 +1,4 @@
-"""One frame at the size that every metric works at, so that numbers of small and large videos can be compared."""
+"""A frame at the common resolution of all metrics, which makes small and large videos comparable."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-SIDE = 192  # pixels of the shorter side. Derived: of 64, 128, 192 and 256 the least at which a quarter of a 64th is seen to move
+SIDE = 192  # pixels of the shorter side. Derived: of 64, 128, 192, 256 the least at which motion of a quarter of a 64th registers
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Whether a video comes back to what it showed before, always after the same time.
+"""Repetition: whether a video loops with a fixed period, found by autocorrelation of frame descriptors.
 
 Legend: F frames, D numbers of a descriptor.
 """
@@ -10,18 +10,18 @@ import numpy as np
 
 from longgen.metrics.picture import Picture
 
-LEAST_S = 2.0  # shorter periods are steps, waves and beats; the shortest clips in use, 16 frames at 8 fps, last so long
-MOST = 2 / 3  # of the video, the longest lag that is tried: a third of the frames must have a partner to be compared with
-FLOOR = 0.25  # squared units of Lab: half a unit is what a codec leaves of cells this large
-SHALLOW = 0.01  # a dip less deep is rounding
-AS_GOOD = 0.95  # a loop repeats at every multiple of its period: the shortest lag that is nearly as strong is the period
-LIGHT_CELLS, COLOUR_CELLS = 16, 8  # a side
+LEAST_S = 2.0  # shorter periods are steps, waves and beats; the shortest clips in use, 16 frames at 8 fps, are this long
+MOST = 2 / 3  # of the video: the longest lag tried, so that a third of the frames have a counterpart
+FLOOR = 0.25  # squared Lab units: the error of a codec in cells of this size is half a unit
+SHALLOW = 0.01  # a shallower dip is rounding
+AS_GOOD = 0.95  # a loop recurs at every multiple of its period: the shortest lag that is nearly as strong is the period
+LIGHT_CELLS, COLOUR_CELLS = 16, 8  # per side
 
 
 class Repetition:
-    """Keeps 384 numbers a frame: L* in 16x16 cells, a* and b* in 8x8, each less its mean over the frame.
+    """Stores 384 numbers per frame: L* in 16x16 cells, a* and b* in 8x8, minus their means over the frame.
 
-    So a loop is found although the colour drifts meanwhile.
+    Subtracting the means makes loops detectable in spite of colour drift.
     """
 
     def __init__(self, fps: float) -> None:
@@ -31,17 +31,17 @@ class Repetition:
     def add(self, now: Picture) -> None:
         light = cv2.resize(now.lab[..., 0], (LIGHT_CELLS, LIGHT_CELLS), interpolation=cv2.INTER_AREA)
         colour = cv2.resize(now.lab[..., 1:], (COLOUR_CELLS, COLOUR_CELLS), interpolation=cv2.INTER_AREA)
-        colour = (colour - colour.mean(axis=(0, 1))) * (LIGHT_CELLS / COLOUR_CELLS)  # a cell of colour stands for four of light
+        colour = (colour - colour.mean(axis=(0, 1))) * (LIGHT_CELLS / COLOUR_CELLS)  # a colour cell covers four of lightness
         self._rows.append(np.concatenate([(light - light.mean()).ravel(), colour.ravel()]) / LIGHT_CELLS)
 
     def result(self) -> tuple[float, float | None] | None:
-        """The strength of the strongest repetition in per cent, and its lag in seconds, which is None where nothing repeats.
+        """Strength of the strongest repetition in per cent, and its lag in seconds, or None if nothing repeats.
 
-        d(lag) is the mean squared distance of the frames that lie `lag` apart. In a video that goes on it rises and levels off;
-        where it falls and rises again, the video has come back. The strength is the depth of that dip, 1 - d(lag) / baseline, with
-        the lower of the highest d before and after it as the baseline: 100 is the same picture again, 0 no more alike than others,
-        and up to 20 may be chance. Being of squares, it is 91 where the picture comes back but for three tenths of its change.
-        None where the video is too short: there is no lag from LEAST_S to MOST of it.
+        d(lag) is the mean squared distance of frames that are `lag` apart. Without repetition it rises and levels off; a dip means
+        that the video recurs. The strength is the depth of that dip, 1 - d(lag) / baseline, where the baseline is the lower of the
+        maxima of d before and after it: 100 is the same picture again, 0 no more similar than others, and up to 20 may be chance.
+        Since d is squared, a picture that recurs up to three tenths of its change scores 91.
+        None if the video is too short: there is no lag from LEAST_S to MOST of it.
         """
         least, most = max(round(LEAST_S * self._fps), 1), int(MOST * len(self._rows))
         if most <= least:

@@ -1,4 +1,4 @@
-"""Scores a video in one pass over its frames, in memory that its length hardly changes: 4 kB a frame, whatever its size."""
+"""Computes all metrics in one pass over a video, streaming: memory is 4 kB per frame, whatever the resolution."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from longgen.metrics.subject import Subject
 
 GRAMMAR_SHAPE = (64, 64, 3)  # of a frame of the built-in grammar
-LEAST_PX = 16  # of a side: what is smaller shows nothing that could be followed
+LEAST_PX = 16  # of a side: smaller frames have no trackable content
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a video of `frames` frames at `fps` scored.
+    """Scores of a video of `frames` frames at `fps`.
 
-    values: every name of METRICS that applies, None where the video is too short or has no seams to say it; never nan.
-    curves: [F] float64 each, nan where there is nothing to compare with: motion, difference, freeze, smoothness, flicker and what
+    values: every name of METRICS that applies; None, never nan, if the video is too short or has no seams.
+    curves: [F] float64 each, nan where undefined: motion, difference, freeze, smoothness, flicker and what
     `colour.Colour` defines (brightness, green_red, blue_yellow, contrast, saturation, sharpness).
     details: repetition_lag_s; seam_worst and seam_at, its frame; drift_brightness and so on, the six slopes per second.
-    notes: what did not go as it should. times: as in `Facts`, where frames do not come evenly.
+    notes: problems with the file. times: as in `Facts`, for a variable frame rate.
     """
 
     frames: int
@@ -51,16 +51,16 @@ class Score:
 class Scorer:
     """Takes the frames of one video, in order, in batches of any size.
 
-    `seams`: the first frame after each of the technique's edges, from 1; what lies behind the video's end is ignored. `prompt`:
-    adds the subject_* values where it is a sentence of the built-in grammar and the frames are 64x64. Raises UsageError.
+    `seams`: the first frame after each boundary of the technique, from 1; those past the end are ignored. `prompt`: adds the
+    subject_* values if it is a sentence of the built-in grammar and the frames are 64x64. Raises UsageError.
     """
 
     def __init__(self, fps: float, seams: Sequence[int] = (), prompt: str | None = None) -> None:
         if not 0 < fps < float("inf"):
             raise UsageError(f"a video at {fps} frames a second", expected="more than 0", hint="give the rate it is shown at")
         if min(seams, default=1) < 1:
-            raise UsageError(f"a seam at frame {min(seams)}", expected="1 or more: the first frame after an edge",
-                             hint="leave out the edge before the first frame")  # fmt: skip
+            raise UsageError(f"a seam at frame {min(seams)}", expected="1 or more: the first frame after a boundary",
+                             hint="leave out the boundary before the first frame")  # fmt: skip
         self._fps, self._seams = fps, frozenset(seams)
         self._words = tiny_grammar.parse(prompt) if prompt else None
         self._shape: tuple[int, ...] | None = None
@@ -69,10 +69,10 @@ class Scorer:
         self._subject: Subject | None = None
 
     def add(self, frames: np.ndarray) -> None:
-        """`frames` [F, H, W, 3] uint8. Raises UsageError for another type, or for another size than that of the frames before."""
+        """`frames` [F, H, W, 3] uint8. Raises UsageError for another type, or for a size that differs from the previous frames."""
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or min(frames.shape[1:3]) < LEAST_PX:
             raise UsageError(f"frames that are {frames.dtype} {list(frames.shape)}", hint="convert them first",
-                             expected=f"uint8 [F, H, W, 3] of {LEAST_PX} pixels a side or more")  # fmt: skip
+                             expected=f"uint8 [F, H, W, 3] of at least {LEAST_PX} pixels a side")  # fmt: skip
         if self._shape is None:
             self._shape = frames.shape[1:]
             if self._words and self._shape == GRAMMAR_SHAPE:
@@ -81,20 +81,20 @@ class Scorer:
                 self._subject = Subject(self._words)
         if frames.shape[1:] != self._shape:
             raise UsageError(f"frames that are {list(frames.shape[1:])} after frames that are {list(self._shape)}",
-                             expected="frames of one size", hint="score each video with a Scorer of its own")  # fmt: skip
+                             expected="frames of one size", hint="use a new Scorer for each video")  # fmt: skip
         for frame in frames:
             now = picture(frame)
-            for gauge in (self._change, self._flow, self._colour, self._repetition):
-                gauge.add(now)
+            for metric in (self._change, self._flow, self._colour, self._repetition):
+                metric.add(now)
             if self._subject:
                 self._subject.add(frame)
 
     def result(self, times: Sequence[float] | None = None) -> Score:
-        """The score of the frames so far. times: when each is shown and when the last one ends, where they do not come evenly."""
+        """The score of the frames so far. times: of each frame and of the end, for a variable frame rate."""
         lists = {"motion": self._flow.motion, "difference": self._change.difference, "freeze": self._change.freeze,
                  "smoothness": self._flow.smoothness, "flicker": self._flow.flicker}  # fmt: skip
         curves = {name: np.array(values, dtype=float) for name, values in lists.items()} | self._colour.curves()
-        if times is not None:  # the flow took every step for a mean one
+        if times is not None:  # the flow assumed a constant frame rate
             curves["motion"][1:] /= np.diff(times)[:-1] * self._fps
         seams = seam.ratios(curves["difference"], self._seams, self._fps)
         seam_at = max(seams, key=lambda frame: seams[frame]) if seams else None
@@ -121,22 +121,22 @@ class Scorer:
 
 
 def score_video(path: Path, seams: Sequence[int] = (), prompt: str | None = None) -> Score:
-    """Scores the video at `path`, one frame at a time. Raises MissingError, or LonggenError where it is no video."""
-    film, notes = facts(path), list[str]()
-    scorer = Scorer(film.fps, seams, prompt)
+    """Scores the video at `path`, one frame at a time. Raises MissingError, or LonggenError if it is not a video."""
+    info, notes = facts(path), list[str]()
+    scorer = Scorer(info.fps, seams, prompt)
     count = 0
-    for frame in read_frames(path, film.size, notes.append):
+    for frame in read_frames(path, info.size, notes.append):
         scorer.add(frame[None])
         count += 1
-    times = film.times
+    times = info.times
     if times is not None and len(times) != count + 1:
-        notes.append(f"it holds the times of {len(times) - 1} frames and {count} could be decoded, so that all numbers go by the "
-                     f"mean of {film.fps:.4g} frames a second")  # fmt: skip
+        notes.append(f"it has timestamps of {len(times) - 1} frames but {count} could be decoded, so all metrics assume the mean "
+                     f"of {info.fps:.4g} fps")  # fmt: skip
         times = None
     return dataclasses.replace(scorer.result(times), notes=tuple(notes), times=times)
 
 
 def _mean(curve: np.ndarray) -> float | None:
-    """The mean of what is there to be meant."""
-    there = curve[np.isfinite(curve)]
-    return float(there.mean()) if len(there) else None
+    """Mean of the finite values; None if there are none."""
+    finite = curve[np.isfinite(curve)]
+    return float(finite.mean()) if len(finite) else None

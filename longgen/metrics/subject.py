@@ -9,7 +9,7 @@ from longgen.metrics import tiny_reading
 
 
 class Subject:
-    """Reads frames one by one and keeps a few numbers of each."""
+    """Measures frames one by one."""
 
     def __init__(self, words: tiny_grammar.Words) -> None:
         self._words = words
@@ -20,7 +20,7 @@ class Subject:
         self._readings.append(tiny_reading.read(frame[None]))
 
     def values(self) -> dict[str, float]:
-        """subject_colour, subject_one_object: per cent of the frames. subject_motion: 100 or 0."""
+        """subject_colour, subject_one_object: per cent of frames. subject_motion: 100 or 0."""
         centre_px = np.concatenate([reading.centre_px for reading in self._readings])
         area_px = np.concatenate([reading.area_px for reading in self._readings])
         whole = tiny_reading.Reading(

@@ -46,13 +46,7 @@ def probe(
     metric = metric or ("latent" if settings.mode == "full" else "attention")
     _check_rule(spec, settings, metric, threshold, top)
 
-    @cache
-    def load_model() -> PipelineBackbone:
-        model = loading.load(spec, model_settings)
-        for note in [*model.notes, *cut_notes(resolve(PlanRequest("direct", spec)), settings.prompts, tokenizer_of(model))]:
-            log(f"note: {note}")
-        return model
-
+    load_model = _loader(spec, model_settings, settings, log)
     try:
         weights = fingerprint(spec, model_settings.lora)
     except MissingError:
@@ -107,3 +101,18 @@ def _check_rule(spec: BackboneSpec, settings: ProbeSettings, metric: ScoreName, 
         raise UsageError("--top cannot be combined with --threshold", expected="one of them", hint="leave one out")
     if top is not None and top > spec.layers:
         raise UsageError(f"--top {top}: {spec.name} has {spec.layers} layers", expected=f"0 to {spec.layers}", hint="pass fewer")
+
+
+def _loader(
+    spec: BackboneSpec, model_settings: ModelSettings, settings: ProbeSettings, log: Callable[[str], None]
+) -> Callable[[], PipelineBackbone]:
+    """A function that loads the model on its first call and logs its notes."""
+
+    @cache
+    def load_model() -> PipelineBackbone:
+        model = loading.load(spec, model_settings)
+        for note in [*model.notes, *cut_notes(resolve(PlanRequest("direct", spec)), settings.prompts, tokenizer_of(model))]:
+            log(f"note: {note}")
+        return model
+
+    return load_model

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from longgen import planner, preset, run, rundir
 from longgen.backbones.settings import ModelSettings
-from longgen.bench.accelerators import compose
+from longgen.bench.accelerators import measure_accelerators
 from longgen.errors import LonggenError
 from longgen.pipelines import finite
 from longgen.plan import Plan
@@ -144,7 +144,9 @@ def test_an_embedding_that_is_not_finite_is_told_from_latents(tiny: Any, name: s
 
 def test_a_bench_refuses_it_and_says_why(tiny: Any) -> None:
     with spoilt(weight_of(tiny), float("nan")):
-        rows = compose({"direct": made(tiny, "direct", frames=17, steps=2)}, [], lambda _: tiny, tiny.model_settings, PROMPT).rows
+        rows = measure_accelerators(
+            {"direct": made(tiny, "direct", frames=17, steps=2)}, [], lambda _: tiny, tiny.model_settings, PROMPT
+        ).rows
     assert rows[0].error is not None
     assert rows[0].error.startswith("step 1 of 2: the latents are not finite")
 

@@ -8,7 +8,7 @@ from longgen import preset
 from longgen.backbones.causal_wan import SELF_FORCING
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import BackboneSpec
-from longgen.bench.run import Plans, plans
+from longgen.bench.run import Plans, plan_presets
 from longgen.bench.synthetic import CPU_ATTENTION
 from longgen.pipelines import random_weights
 from longgen.pipelines.base import PipelineBackbone
@@ -27,7 +27,7 @@ def built(spec: BackboneSpec = SHAPE, model_settings: ModelSettings = SETUP) -> 
 
 
 def planned(*names: str, spec: BackboneSpec = SHAPE, frames: int = 81, steps: int | None = 4, sets: tuple[str, ...] = ()) -> Plans:
-    return plans(names, PlanRequest("", spec, sets, preset.Sample(frames=frames, steps=steps), probe="published"))
+    return plan_presets(names, PlanRequest("", spec, sets, preset.Sample(frames=frames, steps=steps), probe="published"))
 
 
 def plan_of(name: str, **kwargs: object) -> Plan:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from longgen.bench.memory import Account, weight_bytes
+from longgen.bench.memory import AllocationTracker, weight_bytes
 
 
 def test_a_tensor_counts_until_its_last_view_is_gone() -> None:
-    account = Account()
+    account = AllocationTracker()
     with account:
         made = torch.empty(1000)
         view = made.view(10, 100)[2:]
@@ -21,7 +21,7 @@ def test_a_tensor_counts_until_its_last_view_is_gone() -> None:
 
 
 def test_the_peak_is_the_most_since_the_mark() -> None:
-    account = Account()
+    account = AllocationTracker()
     with account:
         kept = torch.ones(100)
         for _ in range(3):
@@ -32,7 +32,7 @@ def test_the_peak_is_the_most_since_the_mark() -> None:
 
 
 def test_what_was_there_before_is_not_counted_nor_what_is_changed_in_place() -> None:
-    before, account = torch.ones(100), Account()
+    before, account = torch.ones(100), AllocationTracker()
     with account:
         before.add_(1)
         before[10:].mul_(2)
@@ -41,7 +41,7 @@ def test_what_was_there_before_is_not_counted_nor_what_is_changed_in_place() -> 
 
 
 def test_attention_counts_what_it_gives_back() -> None:
-    q, account = torch.randn(1, 2, 64, 32), Account()
+    q, account = torch.randn(1, 2, 64, 32), AllocationTracker()
     with account, torch.no_grad():
         output = torch.nn.functional.scaled_dot_product_attention(q, q, q)
         assert output.nbytes <= account.now <= output.nbytes + 4 * 2 * 64 + 64

@@ -12,8 +12,8 @@ import pytest
 from longgen import cost
 from longgen.backbones.settings import ModelSettings
 from longgen.bench import run, steps, table
-from longgen.bench.record import Bench, Row, Timed
-from longgen.bench.steps import Measured
+from longgen.bench.record import BenchResult, PresetTiming, StepTiming
+from longgen.bench.steps import Measurement
 from longgen.errors import UsageError
 from longgen.plan import Plan
 from longgen.progress import Progress
@@ -27,25 +27,27 @@ def model() -> Any:
 
 @pytest.fixture
 def visited(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, bool]]:
-    """Kind, seed and whether memory is counted, of each visit; none is run."""
+    """StepType, seed and whether memory is counted, of each visit; none is run."""
     seen: list[tuple[str, int, bool]] = []
 
-    def note(name: str, seed: int, counting: bool) -> dict[str, Measured]:
+    def note(name: str, seed: int, counting: bool) -> dict[str, Measurement]:
         seen.append((name, seed, counting))
-        return {name.rpartition(" ")[2]: Measured(float(len(seen)), 100 * len(seen) if counting else None)}
+        return {name.rpartition(" ")[2]: Measurement(float(len(seen)), 100 * len(seen) if counting else None)}
 
-    def of_kind(kind: Any, model: Any, seed: int, counting: bool) -> dict[str, Measured]:
+    def measure_step(kind: Any, model: Any, seed: int, counting: bool) -> dict[str, Measurement]:
         return note(f"{kind.plan.preset.name} {kind.name}", seed, counting)
 
-    def of_stock(kind: Any, cached: bool, model: Any, seed: int, counting: bool) -> dict[str, Measured]:
+    def measure_stock(kind: Any, cached: bool, model: Any, seed: int, counting: bool) -> dict[str, Measurement]:
         return note("stock", seed, counting)
 
-    monkeypatch.setattr(steps, "of_kind", of_kind)
-    monkeypatch.setattr(steps, "of_stock", of_stock)
+    monkeypatch.setattr(steps, "measure_step", measure_step)
+    monkeypatch.setattr(steps, "measure_stock", measure_stock)
     return seen
 
 
-def benched(model: Any, *names: str, rounds: int = 1, report: Callable[[Progress], None] = lambda now: None, **how: Any) -> Bench:
+def benched(
+    model: Any, *names: str, rounds: int = 1, report: Callable[[Progress], None] = lambda now: None, **how: Any
+) -> BenchResult:
     return run.bench(planned(*names, **how), lambda: model, SETUP, rounds, True, report)
 
 
@@ -58,7 +60,7 @@ def test_every_round_is_of_all_kinds_of_all_presets(model: Any, visited: list[An
 def test_medians_ratios_and_floors(model: Any, visited: list[Any]) -> None:
     found = benched(model, "freelong", rounds=3)
     stock, direct, freelong = found.rows
-    assert [kind.seconds for kind in freelong.kinds] == [[3, 7, 11], [4, 8, 12]]
+    assert [kind.seconds for kind in freelong.timings] == [[3, 7, 11], [4, 8, 12]]
     assert freelong.run_seconds == 2 * 7 + 2 * 8
     assert found.time_ratio(freelong) == 30 / (4 * 6)
     assert found.time_ratio(direct) == found.floor_ratio(direct) == 1
@@ -79,12 +81,12 @@ def test_progress_goes_by_arithmetic(model: Any, visited: list[Any]) -> None:
 
 
 def test_ctrl_c_keeps_what_is_measured(model: Any, visited: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(kind: Any, *_: Any) -> dict[str, Measured]:
+    def stop(kind: Any, *_: Any) -> dict[str, Measurement]:
         if kind.name == "local":
             raise KeyboardInterrupt
-        return {kind.name: Measured(1.0, None)}
+        return {kind.name: Measurement(1.0, None)}
 
-    monkeypatch.setattr(steps, "of_kind", stop)
+    monkeypatch.setattr(steps, "measure_step", stop)
     found = benched(model, "freelong", "sliding-window", rounds=2)
     assert found.stopped is not None
     assert [row.preset for row in found.rows if row.complete] == ["stock", "direct"]
@@ -127,12 +129,14 @@ def test_an_override_goes_where_its_technique_is() -> None:
 def test_a_causal_backbone_has_no_stock_pipeline_to_compare_with() -> None:
     found = run.bench(planned("self-forcing", spec=CAUSAL, steps=None), lambda: built(CAUSAL), SETUP, 1)
     assert [row.preset for row in found.rows] == ["direct", "self-forcing"]
-    assert [kind.name for kind in found.rows[1].kinds] == ["first chunk", "last chunk", "clean pass"]
+    assert [kind.name for kind in found.rows[1].timings] == ["first chunk", "last chunk", "clean pass"]
     assert found.as_dict()["backbone"] == "self-forcing"
 
 
 def test_the_estimate_of_a_rollout_is_of_all_its_chunks() -> None:
-    row = Row("x", [Timed("first chunk", 2.5, [1.0]), Timed("last chunk", 1.5, [3.0]), Timed("clean pass", 3, [0.5])])
+    row = PresetTiming(
+        "x", [StepTiming("first chunk", 2.5, [1.0]), StepTiming("last chunk", 1.5, [3.0]), StepTiming("clean pass", 3, [0.5])]
+    )
     assert row.run_seconds == 2.5 + 4.5 + 1.5
 
 
@@ -149,5 +153,5 @@ def test_the_table_fits_a_terminal_and_names_all(names: tuple[str, ...], model: 
 
 
 def test_a_device_with_other_work_is_told_of(model: Any, visited: list[Any]) -> None:
-    assert "other work" not in table.text(benched(model, rounds=1))
-    assert "took 2.3 times as long once as another time" in " ".join(table.text(benched(model, rounds=3)).split())
+    assert "was busy" not in table.text(benched(model, rounds=1))
+    assert "steps of one type took up to 2.3 times as long as others" in " ".join(table.text(benched(model, rounds=3)).split())

@@ -259,7 +259,7 @@ def test_the_table_is_sorted_by_its_heads(browser: Browser, write: Any) -> None:
         assert order() == ["preset-0", "preset-2", "preset-1"]
         opened.click("thead .name button")
         assert order() == ["preset-0", "preset-1", "preset-2"]
-        assert "at the same" in str(opened.locator("thead .motion button").get_attribute("title"))
+        assert "at equal brightness" in str(opened.locator("thead .motion button").get_attribute("title"))
         assert complaints == []
 
 

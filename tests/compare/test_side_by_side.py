@@ -13,7 +13,8 @@ from PIL import Image
 from longgen.compare.labels import fit_text, text_strip
 from longgen.compare.layout import BAR, GAP, HEIGHT, LABEL, TITLE, WIDTH, fit_frame, fitted_size, layout
 from longgen.compare.side_by_side import NAMES, Tile, write
-from longgen.video import Writer, read_frames, size_and_fps
+from longgen.video import Writer, read_frames
+from longgen.video_info import facts
 
 SIZE = (64, 48)
 HOSTILE = ["", " ", "🎈🎉", "日本語", "ع", "a\nb\tc", "\x00\x07\x1b[31m", "<b>&amp;", "x" * 5000, "\ud800", "e\u0301", "👩‍👩‍👧"]
@@ -130,7 +131,7 @@ def test_frames_of_varying_intervals_are_shown_for_their_own_time(tmp_path: Path
 @pytest.mark.parametrize("rate", [2.5, 30000 / 1001])
 def test_one_rate_is_kept_whatever_it_is(tmp_path: Path, rate: float) -> None:
     write([film(tmp_path / "a.mp4", [RED, BLUE], fps=rate)], 1, "t", tmp_path / "x.mp4", tmp_path / "x.png")
-    assert size_and_fps(tmp_path / "x.mp4")[1] == pytest.approx(rate, abs=0.001)
+    assert facts(tmp_path / "x.mp4").fps == pytest.approx(rate, abs=0.001)
 
 
 def test_nothing_is_written_again_until_something_changes(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ from longgen.compare.table import text
 from longgen.compare.warnings import collect_warnings
 from longgen.errors import OutOfMemoryError
 from longgen.metrics import KNOWN, METRICS, describe, in_order
-from longgen.metrics.vbench import DIMENSIONS, VBench, clip, dino, musiq, scorer
+from longgen.metrics.vbench import DIMENSIONS, clip, dino, musiq, scorer
+from longgen.metrics.vbench.scorer import VBench
 from longgen.video import Writer
 from tests.compare.test_statistics import cell
 from tests.compare.test_table import SIX, comparison
@@ -164,7 +165,7 @@ def test_what_was_computed_is_kept_for_the_same_video_weights_and_dimensions(
 def test_missing_weights_are_named_before_anything_is_made(here: Path) -> None:
     done = longgen(*GRID, "--metrics", BOTH, "--vbench-weights", here / "empty")
     assert done.exit_code == 3
-    for said in ("weights of VBench are not here", "facebook/dino-vitb16", "openai/clip-vit-base-patch32", "--vbench-weights DIR"):
+    for said in ("weights of VBench are missing", "facebook/dino-vitb16", "openai/clip-vit-base-patch32", "--vbench-weights DIR"):
         assert said in done.stderr
     assert [*here.iterdir()] == []
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from longgen.errors import LonggenError, MissingError
-from longgen.metrics.vbench import export_videos, read_results, write_results
+from longgen.metrics.vbench.export import export_videos
+from longgen.metrics.vbench.results import read_results, write_results
 
 A, B = Path("clips/a cat-0.mp4"), Path("clips/a dog-0.mp4")
 SCORES = {

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from longgen.errors import LonggenError, MissingError
-from longgen.metrics.vbench import VBench, raft
+from longgen.metrics.vbench import raft
+from longgen.metrics.vbench.scorer import VBench
 
 ROWS = [line.split() for line in Path(__file__).with_name("raft_names.txt").read_text().splitlines()[1:]]
 SHAPES = {upstream: [] if shape == "-" else [*map(int, shape.split("x"))] for upstream, _, shape in ROWS}
@@ -154,5 +155,5 @@ def test_without_torchvision_only_the_dimensions_of_motion_ask_for_it(tmp_path: 
     for dimension in ("dynamic_degree", "motion_smoothness_raft"):
         with pytest.raises(MissingError, match="torchvision, which RAFT needs"):
             VBench("cpu", tmp_path, [dimension])
-    with pytest.raises(MissingError, match="weights of VBench are not here"):
+    with pytest.raises(MissingError, match="weights of VBench are missing"):
         VBench("cpu", tmp_path, ["aesthetic_quality", "imaging_quality"])

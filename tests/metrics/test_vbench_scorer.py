@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, ViTConfig, ViTModel
 
 from longgen.errors import MissingError, UsageError
-from longgen.metrics.vbench import DIMENSIONS, VBench, clip, clip_list, dino, raft, weights
+from longgen.metrics.vbench import DIMENSIONS, clip, dino, raft, weights
+from longgen.metrics.vbench.clips import clip_list
 from longgen.metrics.vbench.dynamic import fastest_px
-from longgen.metrics.vbench.scorer import Scored
+from longgen.metrics.vbench.scorer import Scored, VBench
 from longgen.video import Writer
 
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
@@ -195,7 +196,7 @@ def test_one_message_names_all_that_is_missing(no_caches: Path) -> None:
 
 def test_only_what_a_dimension_needs_is_asked_for(no_caches: Path, folder: Path) -> None:
     assert [*weights.find(["dino", "raft"], folder)] == ["dino", "raft"]
-    with pytest.raises(MissingError, match="the hub could not be asked") as caught:
+    with pytest.raises(MissingError, match="the hub could not be reached") as caught:
         VBench("cpu", no_caches, ["subject_consistency"])
     assert "facebook/dino-vitb16" in str(caught.value)
     assert "raft" not in str(caught.value)

@@ -1,38 +1,27 @@
-"""VBench's frame-wise dimensions, computed here from weights that the user has. Loads no torch until a name is used.
+"""VBench's frame-wise dimensions, computed from weights that the user provides. This module is light; `scorer` loads torch.
 
-Zhang et al., "VBench", 2311.17982; definitions read from github.com/Vchitect/VBench at 45e79ec. `vbench.NAME` stands only for
-upstream's network, preprocessing and aggregation of one video; what differs has a name of its own. Two things move the last
-digits: upstream decodes with decord and OpenCV where this uses ffmpeg, and on CUDA upstream runs CLIP in half precision,
-which here is float32 everywhere, as upstream is on a CPU.
+Zhang et al., "VBench", 2311.17982; definitions read from github.com/Vchitect/VBench at 45e79ec. A key `vbench.NAME` is
+reserved for upstream's network, preprocessing and aggregation of one video; anything else has another key. Two differences change
+the last digits: upstream decodes with decord and OpenCV, this with ffmpeg; and on CUDA upstream runs CLIP in half precision, while
+this uses float32 everywhere, as upstream does on a CPU.
 
-    VBench("cuda", Path("weights")).score(Path("clip.mp4")) -> Scored
+    scorer.VBench("cuda", Path("weights")).score(Path("clip.mp4")) -> Scored
 """
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from longgen.errors import unknown_name
 
-_NAMES = {
-    "VBench": "longgen.metrics.vbench.scorer:VBench",
-    "Scored": "longgen.metrics.vbench.scorer:Scored",
-    "clip_list": "longgen.metrics.vbench.clips:clip_list",
-    "write_results": "longgen.metrics.vbench.results:write_results",
-    "read_results": "longgen.metrics.vbench.results:read_results",
-    "Results": "longgen.metrics.vbench.results:Results",
-    "export_videos": "longgen.metrics.vbench.export:export_videos",
-}
-__all__ = ["DIMENSIONS", "PREFIX", "Dimension", "dimension", *_NAMES]
-PREFIX = "vbench."  # of a number that is upstream's
+PREFIX = "vbench."  # of keys of upstream's dimensions
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """A number from 0 to 1 that a video gets. key: its name in a Scored. weights: names in `weights.WEIGHTS`. about: one sentence
-    for the reader of a report."""
+    """A score of a video from 0 to 1. key: its name in a Scored. weights: names in `weights.WEIGHTS`. about: one sentence for
+    readers of a report."""
 
     key: str
     weights: tuple[str, ...]
@@ -43,41 +32,34 @@ class Dimension:
 DIMENSIONS = {
     "subject_consistency": Dimension(
         "vbench.subject_consistency", ("dino",),
-        "How alike DINO finds each frame, the frame before and the first; a still picture scores 1, so read it beside motion.",
+        "Similarity of DINO features between each frame, the previous and the first; a still video scores 1, read it with motion.",
     ),
     "background_consistency": Dimension(
         "vbench.background_consistency", ("clip-b32",),
-        "How alike CLIP finds each frame, the frame before and the first; a still picture scores 1, so read it beside motion.",
+        "Similarity of CLIP features between each frame, the previous and the first; a still video scores 1, read it with motion.",
     ),
     "dynamic_degree": Dimension(
         "vbench.dynamic_degree", ("raft",),
-        "1 where, in a quarter of the eighths of a second or more, the fastest twentieth of the picture moves far, otherwise 0.",
+        "1 if in at least a quarter of the intervals of an eighth of a second the fastest 5% of the picture move far, otherwise 0.",
         "neither",
     ),
     "aesthetic_quality": Dimension(
         "vbench.aesthetic_quality", ("clip-l14", "laion"),
-        "How people would rate the beauty of the frames, by LAION's predictor.",
+        "Predicted human rating of the frames' beauty, by LAION's aesthetic predictor.",
     ),
     "imaging_quality": Dimension(
         "vbench.imaging_quality", ("musiq",),
-        "How free of noise, blur and wrong exposure MUSIQ finds the frames (needs pyiqa, which is not for commercial use).",
+        "Technical quality of the frames (noise, blur, exposure) by MUSIQ; needs pyiqa, which is not for commercial use.",
     ),
     "motion_smoothness_raft": Dimension(
         "motion_smoothness_raft", ("raft",),
-        "How well every second frame is foretold by warping its neighbours; not VBench's motion_smoothness, whose network differs.",
+        "How well every second frame is predicted by warping its neighbours; VBench's motion_smoothness uses another network.",
     ),
 }  # fmt: skip
 
 
 def dimension(name: str) -> Dimension:
-    """The row of DIMENSIONS called `name`. Raises UsageError."""
+    """The entry `name` of DIMENSIONS. Raises UsageError."""
     if name not in DIMENSIONS:
         raise unknown_name("VBench dimension", name, DIMENSIONS, "choose from these")
     return DIMENSIONS[name]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
-        raise AttributeError(f"module 'longgen.metrics.vbench' has no attribute '{name}'")
-    module, attribute = _NAMES[name].split(":")
-    return getattr(importlib.import_module(module), attribute)

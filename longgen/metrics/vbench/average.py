@@ -1,4 +1,4 @@
-"""Aesthetic and imaging quality: the mean of a number that every frame has."""
+"""Aesthetic and imaging quality: the mean of a per-frame score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CLIP's image half (Radford et al., 2103.00020) by transformers, and LAION's linear head on it."""
+"""CLIP's image encoder (Radford et al., 2103.00020) in transformers, and LAION's linear aesthetic head."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Aesthetic:
 
 
 def load(path: Path, config: CLIPVisionConfig, device: str) -> Clip:
-    """From a file of openai/clip-vit-base-patch32 or of openai/clip-vit-large-patch14; their text half is left out."""
+    """From a file of openai/clip-vit-base-patch32 or of openai/clip-vit-large-patch14; their text encoder is ignored."""
     return Clip(pretrained.load(CLIPVisionModelWithProjection, path, config).to(device))
 
 
@@ -49,5 +49,5 @@ def load_head(path: Path, device: str) -> nn.Linear:
         head.load_state_dict(weights.read(path))
     except RuntimeError as error:
         raise LonggenError(f"{path} is not LAION's linear head: {str(error).splitlines()[-1].strip()}", hint="download it again",
-                           expected="sa_0_4_vit_l_14_linear.pth as its publisher has it") from None  # fmt: skip
+                           expected="sa_0_4_vit_l_14_linear.pth as published") from None  # fmt: skip
     return head.to(device).eval()

@@ -1,6 +1,6 @@
-"""Subject and background consistency: how alike a frame is to the one before it and to the first.
+"""Subject and background consistency: feature similarity of each frame to the previous and to the first.
 
-Source: vbench/subject_consistency.py, vbench/background_consistency.py. With f_t the embedding of frame t over its length,
+Source: vbench/subject_consistency.py, vbench/background_consistency.py. With f_t the normalised embedding of frame t,
 
     s_t = (max(0, f_{t-1} . f_t) + max(0, f_0 . f_t)) / 2        score = mean of s_t over t = 1 .. T-1
 """
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 
 class Consistency:
-    """Takes frames in order; keeps two embeddings. `embed`: frames [F, 3, H, W] from 0 to 255 -> [F, D]."""
+    """Consumes frames in order; stores two embeddings. `embed`: frames [F, 3, H, W] from 0 to 255 -> [F, D]."""
 
     def __init__(self, embed: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self._embed = embed

@@ -1,8 +1,8 @@
-"""DINO ViT-B/16 (Caron et al., 2104.14294) as facebookresearch/dino runs it, by transformers' ViT.
+"""DINO ViT-B/16 (Caron et al., 2104.14294) as facebookresearch/dino runs it, on top of transformers' ViT.
 
-transformers differs from it in two places that change numbers, and both are undone here. Position embeddings of a picture that
-is no square of 224 are interpolated by a factor to which 0.1 patches are added (vision_transformer.py `interpolate_pos_encoding`),
-where transformers gives the size; and layer norms add 1e-6, where the published config says 1e-12.
+Two differences of transformers that change numbers are undone here. The original interpolates position embeddings, for any size
+other than 224x224, by a scale factor with 0.1 patches added (vision_transformer.py `interpolate_pos_encoding`), while transformers
+interpolates to the exact size; and its layer norms use epsilon 1e-6, while the published config says 1e-12.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from transformers.models.vit.modeling_vit import ViTEmbeddings
 
 from longgen.metrics.vbench import pictures, pretrained
 
-CONFIG = ViTConfig(layer_norm_eps=1e-6)  # the rest is ViT-B/16 at 224 pixels by default
+CONFIG = ViTConfig(layer_norm_eps=1e-6)  # the defaults are ViT-B/16 at 224 pixels
 
 
 class Embeddings(ViTEmbeddings):
-    """ViT's with DINO's positions."""
+    """ViT embeddings with DINO's interpolation of positions."""
 
     def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """[1, 1 + patches, D] for pictures of `height` x `width` pixels whose tokens are `embeddings` [F, 1 + patches, D]."""
-        kept = self.position_embeddings.shape[1] - 1
-        if embeddings.shape[1] - 1 == kept and height == width:
+        patches = self.position_embeddings.shape[1] - 1
+        if embeddings.shape[1] - 1 == patches and height == width:
             return self.position_embeddings
-        side = round(kept**0.5)
+        side = round(patches**0.5)
         grid = self.position_embeddings[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
         factor = tuple((length // self.patch_size + 0.1) / side for length in (height, width))
         grid = F.interpolate(grid, scale_factor=factor, mode="bicubic")

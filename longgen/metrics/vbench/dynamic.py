@@ -1,9 +1,8 @@
-"""Dynamic degree: whether a video moves at all. Source: vbench/dynamic_degree.py.
+"""Dynamic degree: whether a video has noticeable motion. Source: vbench/dynamic_degree.py.
 
-Every max(1, round(fps / 8))-th frame is taken, n of them. A pair of neighbours moves where m > tau = 6 min(H, W) / 256 pixels,
-with m the mean length of the fastest twentieth of its flow. The video is dynamic where c = round(n / 4) pairs move or more: any
-video of two frames is. Rounding is Python's: a half goes to the even side. H, W: of the frames; the flow is that of frames padded
-to multiples of 8.
+Every max(1, round(fps / 8))-th frame is sampled, n in total. A pair of neighbours moves if m > tau = 6 min(H, W) / 256 pixels,
+with m the mean length of the fastest 5% of its flow. The video is dynamic if at least c = round(n / 4) pairs move, so any video of
+two frames is. Rounding is Python's: half to even. H, W: of the frames; the flow is computed on frames padded to multiples of 8.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from longgen.metrics.vbench.raft import LEAST_PX, Flow, padded
 
 
 def every(fps: float) -> int:
-    """Frames from one that is taken to the next."""
+    """Sampling interval in frames."""
     return max(1, round(fps / 8))
 
 
@@ -25,18 +24,18 @@ def threshold_px(height: int, width: int) -> float:
 
 
 def needed(taken: int) -> int:
-    """Pairs that must move, of `taken` frames."""
+    """Pairs that must move, of `taken` sampled frames."""
     return round(4 * (taken / 16.0))
 
 
 def fastest_px(flow: torch.Tensor) -> float:
-    """Mean length of the fastest twentieth of `flow` [2, H, W]."""
+    """Mean length of the fastest 5% of `flow` [2, H, W]."""
     speed = flow.square().sum(dim=0).sqrt().flatten()
     return speed.topk(int(len(speed) * 0.05)).values.mean().item()
 
 
 class DynamicDegree:
-    """Takes frames in order; keeps one. curve: m where a pair ends, in pixels, else nan."""
+    """Consumes frames in order; stores one. curve: m in pixels at the second frame of a pair, else nan."""
 
     def __init__(self, flow: Flow, fps: float) -> None:
         self._flow, self._every = flow, every(fps)
@@ -56,7 +55,7 @@ class DynamicDegree:
             self.curve.append(moved)
 
     def value(self) -> float | None:
-        """1 or 0; None for fewer than two frames taken, and for frames too small for RAFT, of which upstream says 0."""
+        """1 or 0; None for fewer than two sampled frames, and for frames too small for RAFT, where upstream returns 0."""
         moved = [length for length in self.curve if not math.isnan(length)]
         moving = sum(length > self._threshold_px for length in moved)
         return float(moving >= needed(len(moved) + 1)) if moved else None

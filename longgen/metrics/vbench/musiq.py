@@ -1,4 +1,4 @@
-"""MUSIQ (Ke et al., 2108.05997), trained on SPAQ, by pyiqa, which the user installs: its licence is not for commercial use."""
+"""MUSIQ (Ke et al., 2108.05997), trained on SPAQ, by pyiqa, which users install: it is not licensed for commercial use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Musiq:
 
 
 def library() -> Any:
-    """pyiqa's class MUSIQ. Raises MissingError where pyiqa is not there."""
+    """pyiqa's class MUSIQ. Raises MissingError if pyiqa is not installed."""
     if not installed():
         raise MissingError("imaging_quality needs pyiqa, which is not installed", expected="pyiqa (not for commercial use)",
                            hint="pip install pyiqa, or leave imaging_quality out")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Frames as the networks take them: what torchvision's transforms do to float frames with antialias=False, in torch alone.
+"""Preprocessing of the networks: torchvision's transforms of float frames with antialias=False, in pure torch.
 
 Legend: F frames, H, W pixels. Frames are [F, 3, H, W] float32 from 0 to 255. Source: vbench/utils.py `dino_transform` and
 `clip_transform`, vbench/imaging_quality.py `transform`; torchvision/transforms/functional.py for sizes and rounding.
@@ -9,19 +9,19 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-SIDE = 224  # of the short side, or of the square, that DINO and CLIP take
-LONGEST = 512  # of the long side that MUSIQ takes
+SIDE = 224  # of the short side or the square, for DINO and CLIP
+LONGEST = 512  # of the long side, for MUSIQ
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
 def for_dino(frames: torch.Tensor) -> torch.Tensor:
-    """Short side 224, bilinear; the long side keeps the ratio."""
+    """Short side 224, bilinear; aspect ratio preserved."""
     return _normalised(_resized(frames, _short_side(frames), "bilinear"), IMAGENET)
 
 
 def for_clip(frames: torch.Tensor) -> torch.Tensor:
-    """Short side 224, bicubic, values past 0 and 255 kept; then the square in the middle."""
+    """Short side 224, bicubic without clamping; then a centre crop."""
     frames = _resized(frames, _short_side(frames), "bicubic")
     top, left = (round((length - SIDE) / 2) for length in frames.shape[2:])
     return _normalised(frames[..., top : top + SIDE, left : left + SIDE], CLIP)

@@ -1,7 +1,7 @@
-"""RAFT optical flow (Teed & Deng, 2003.12039), the network that VBench measures motion with, by torchvision.
+"""RAFT optical flow (Teed & Deng, 2003.12039), VBench's motion network, in torchvision's implementation.
 
-torchvision's `raft_large` is upstream's network under other names of parameters. It is imported where it is loaded: a torchvision
-that was not built for the torch that is here fails at its import.
+torchvision's `raft_large` is upstream's network with other parameter names. It is imported lazily: a torchvision that was built for
+another torch fails at import.
 
 Legend: B pairs; H, W pixels; the first channel of a flow is along x. Frames are [B, 3, H, W] float32 from 0 to 255.
 """
@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from longgen.errors import LonggenError, MissingError
 from longgen.metrics.vbench import weights
 
-ITERATIONS = 20  # of the update, as VBench has it
-LEAST_PX = 121  # of a side: one less, and the coarsest correlation level is a single cell, which torchvision refuses
+ITERATIONS = 20  # of the update, as in VBench
+LEAST_PX = 121  # of a side: below it the coarsest correlation level is a single cell, which torchvision rejects
 _TORCHVISION = (  # names of github.com/princeton-vl/RAFT, and torchvision's
     (r"^fnet\.", "feature_encoder."), (r"^cnet\.", "context_encoder."), (r"_encoder\.conv1\.", "_encoder.convnormrelu.0."),
     (r"_encoder\.norm1\.", "_encoder.convnormrelu.1."), (r"_encoder\.conv2\.", "_encoder.conv."),
@@ -35,7 +35,7 @@ Flow = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Raft:
-    """A `Flow`. `network`: torchvision's, with the weights it shall have."""
+    """A `Flow`. `network`: torchvision's, with its weights loaded."""
 
     def __init__(self, network: torch.nn.Module) -> None:
         self._network = network.eval()
@@ -46,12 +46,12 @@ class Raft:
 
 
 def library() -> Any:
-    """torchvision.models.optical_flow. Raises MissingError where it is not there or does not import."""
+    """torchvision.models.optical_flow. Raises MissingError if it is not installed or fails to import."""
     try:
         from torchvision.models import optical_flow
     except Exception as error:  # one that was built for another torch raises RuntimeError, OSError or AttributeError
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MissingError(f"torchvision, which RAFT needs, could not be imported: {said}",
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise MissingError(f"torchvision, which RAFT needs, could not be imported: {reason}",
                            expected=f"one built for torch {torch.__version__}",
                            hint='pip install "longgen[vbench]", with the --index-url that torch came from') from None  # fmt: skip
     return optical_flow
@@ -70,18 +70,19 @@ def load(path: Path, device: str) -> Raft:
 
 
 def renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`state` under torchvision's names, which stay as they are. Upstream's has the norms of downsampling twice: norm3 goes."""
-    found = {}
+    """`state` with torchvision's parameter names, which are left as they are. Upstream stores norms of downsampling twice: norm3 is
+    dropped."""
+    tensors = {}
     for name, tensor in state.items():
         if ".norm3." not in name:
             for upstream, ours in _TORCHVISION:
                 name = re.sub(upstream, ours, name)
-            found[name] = tensor
-    return found
+            tensors[name] = tensor
+    return tensors
 
 
 def padded(frames: torch.Tensor) -> tuple[torch.Tensor, tuple[slice, slice]]:
-    """Frames [B, 3, any, any] with their edges repeated up to multiples of 8, and where in it the frames are."""
+    """Frames [B, 3, any, any] replicate-padded to multiples of 8, and the slices of the original inside."""
     height, width = frames.shape[2:]
     more_h, more_w = -height % 8, -width % 8
     top, left = more_h // 2, more_w // 2

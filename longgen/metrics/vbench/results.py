@@ -1,10 +1,10 @@
-"""The two files that VBench writes. Source: vbench/__init__.py `evaluate` and `build_full_info_json`, mode `custom_input`.
+"""Reads and writes VBench's result files. Source: vbench/__init__.py `evaluate` and `build_full_info_json`, mode `custom_input`.
 
     results_TIME_full_info.json     [{"prompt_en": prompt, "dimension": [name, ...], "video_list": [path]}, ...]
     results_TIME_eval_results.json  {name: [overall, [{"video_path": path, "video_results": value}, ...]], ...}
 
-Overall numbers go from 0 to 1; a video's own number of imaging_quality goes to 100 and its dynamic_degree is true or false. The
-overall consistency is the mean over pairs of frames, so that long videos count for more; all else is the mean over videos.
+Overall scores range from 0 to 1; per video, imaging_quality ranges to 100 and dynamic_degree is a boolean. Overall consistency is
+the mean over pairs of frames, so long videos weigh more; everything else is the mean over videos.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ BY_PAIRS = ("subject_consistency", "background_consistency")
 
 @dataclass(frozen=True)
 class Results:
-    """overall: by key, None where the file says null. videos: by path as the file has it, then by key.
+    """overall: by key, None for null. videos: by path as in the file, then by key.
 
-    A key is `vbench.NAME`; all values go from 0 to 1.
+    A key is `vbench.NAME`; all values range from 0 to 1.
     """
 
     overall: dict[str, float | None]
@@ -36,7 +36,7 @@ class Results:
 def write_results(
     folder: Path, scores: Mapping[Path, Mapping[str, float | None]], prompts: Mapping[Path, str], frames: Mapping[Path, int]
 ) -> tuple[Path, Path]:
-    """Writes both files for `scores`, the values of a Scored by video; keys without `vbench.` are left out, as are values of None.
+    """Writes both files for `scores`, the values of a Scored by video; keys without `vbench.` and values of None are omitted.
 
     `prompts` and `frames` of every video. Returns the files' paths, full_info first. A pair of the same second is replaced.
     """
@@ -44,13 +44,13 @@ def write_results(
     info = [{"prompt_en": prompts[video], "dimension": [*names], "video_list": [str(video)]} for video in scores]
     results: dict[str, Any] = {}
     for name in names:
-        there = {video: value for video, values in scores.items() if (value := values.get(PREFIX + name)) is not None}
-        if there:
-            weight = {video: frames[video] - 1 if name in BY_PAIRS else 1 for video in there}
-            overall = sum(value * weight[video] for video, value in there.items()) / sum(weight.values())
-            results[name] = [overall, [_item(name, video, value, frames[video] - 1) for video, value in there.items()]]
+        scored = {video: value for video, values in scores.items() if (value := values.get(PREFIX + name)) is not None}
+        if scored:
+            weight = {video: frames[video] - 1 if name in BY_PAIRS else 1 for video in scored}
+            overall = sum(value * weight[video] for video, value in scored.items()) / sum(weight.values())
+            results[name] = [overall, [_item(name, video, value, frames[video] - 1) for video, value in scored.items()]]
     folder.mkdir(parents=True, exist_ok=True)
-    stamp = time.strftime("%Y-%m-%d-%H-%M-%S")  # upstream's has colons, which not every file system takes
+    stamp = time.strftime("%Y-%m-%d-%H-%M-%S")  # upstream uses colons, which not every file system allows
     files = folder / f"results_{stamp}_full_info.json", folder / f"results_{stamp}_eval_results.json"
     for file, content in zip(files, (info, results), strict=True):
         file.write_text(json.dumps(content, indent=4), encoding="utf-8")
@@ -58,20 +58,20 @@ def write_results(
 
 
 def read_results(path: Path) -> Results:
-    """What a results_TIME_eval_results.json says. Raises MissingError where it is not there, LonggenError where it is none."""
+    """The content of a results_TIME_eval_results.json. Raises MissingError if it is missing, LonggenError if it is not one."""
     overall: dict[str, float | None] = {}
     videos: dict[str, dict[str, float]] = {}
     try:
-        for name, (whole, items, *_) in json.loads(path.read_text(encoding="utf-8")).items():
-            overall[PREFIX + name] = None if whole is None else float(whole)
+        for name, (mean, items, *_) in json.loads(path.read_text(encoding="utf-8")).items():
+            overall[PREFIX + name] = None if mean is None else float(mean)
             for item in items:
                 value = float(item["video_results"])
                 videos.setdefault(item["video_path"], {})[PREFIX + name] = value / 100 if name == "imaging_quality" else value
     except FileNotFoundError:
         raise MissingError(f"{path} is not there", expected="a results_TIME_eval_results.json", hint="check the path") from None
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-        raise LonggenError(f"{path} holds no results of VBench: {error}", hint="give the right one of the two files",
-                           expected="results_TIME_eval_results.json as VBench writes it") from None  # fmt: skip
+        raise LonggenError(f"{path} holds no results of VBench: {error}", hint="pass the other of its two files",
+                           expected="a results_TIME_eval_results.json of VBench") from None  # fmt: skip
     return Results(overall, videos)
 
 

@@ -1,4 +1,4 @@
-"""Scores videos by the dimensions of VBench: one pass over the frames, in memory that hardly grows with them (bytes a frame)."""
+"""Scores videos by the dimensions of VBench in one streaming pass: memory grows by a few bytes per frame."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from longgen.metrics.vbench.consistency import Consistency
 from longgen.metrics.vbench.dynamic import DynamicDegree
 from longgen.metrics.vbench.smoothness import MotionSmoothness
 from longgen.metrics.vbench.weights import find
-from longgen.video import read_frames, size_and_fps
+from longgen.video import read_frames
+from longgen.video_info import facts
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a video of `frames` frames at `fps` scored.
+    """Scores of a video of `frames` frames at `fps`.
 
-    values: by the keys of DIMENSIONS, from 0 to 1 as VBench's overall numbers are; None where the video is too short or too small.
-    curves: [F] float64 each by the same keys, nan where there is nothing to say; see the file of each dimension for its unit.
+    values: by the keys of DIMENSIONS, from 0 to 1 like VBench's overall scores; None if the video is too short or too small.
+    curves: [F] float64 each by the same keys, nan where undefined; see the file of each dimension for its unit.
     """
 
     frames: int
@@ -38,8 +39,8 @@ class Scored:
     curves: dict[str, np.ndarray]
 
 
-class Gauge(Protocol):
-    """A dimension of one video. Takes its frames [F, 3, H, W] float32 from 0 to 255, in order, in batches of any size."""
+class DimensionScorer(Protocol):
+    """A dimension of one video. Consumes its frames [F, 3, H, W] float32 from 0 to 255, in order, in batches of any size."""
 
     curve: list[float]
 
@@ -48,10 +49,10 @@ class Gauge(Protocol):
 
 
 class VBench:
-    """The networks of `dimensions` on `device`, loaded once; all but imaging_quality by default, and that too where pyiqa is there.
+    """The networks of `dimensions` on `device`, loaded once; by default all, imaging_quality only if pyiqa is installed.
 
-    `weights`: a folder with the files that weights.py lists; VBench's own cache and the Hugging Face cache are asked as well.
-    `batch`: frames that DINO and CLIP take at once; RAFT takes one pair at a time. Raises MissingError, UsageError, LonggenError.
+    `weights`: a folder with the files that weights.py lists; VBench's own cache and the Hugging Face cache are searched as well.
+    `batch`: frames per call of DINO and CLIP; RAFT takes one pair at a time. Raises MissingError, UsageError, LonggenError.
     """
 
     def __init__(
@@ -64,21 +65,21 @@ class VBench:
             names.remove("imaging_quality")
         needed = [file for name in names for file in dimension(name).weights]
         if "raft" in needed or find_spec("torchvision"):
-            raft.library()  # before anything is downloaded; a torchvision that does not import breaks transformers too
+            raft.library()  # before any download; a torchvision that fails to import breaks transformers too
         files = find(needed, weights)
         self._device, self._batch = device, batch
-        self._gauges: dict[str, Callable[[float], Gauge]] = {}  # by key, from the frames per second
+        self._scorers: dict[str, Callable[[float], DimensionScorer]] = {}  # factories by key, called with the frame rate
         flow = raft.load(files["raft"], device) if "raft" in files else None
         for name in names:
-            self._gauges[DIMENSIONS[name].key] = _gauge(name, files, device, flow)
+            self._scorers[DIMENSIONS[name].key] = _scorer(name, files, device, flow)
 
     def score(self, video: Path | Iterable[np.ndarray], fps: float | None = None) -> Scored:
-        """The score of a whole video: a file, whose own rate is `fps` where that is None, or frames [H, W, 3] uint8 and their rate.
+        """The score of a whole video: a file, with its own frame rate if `fps` is None, or frames [H, W, 3] uint8 and their rate.
 
         Raises MissingError, UsageError, LonggenError.
         """
         frames, fps = _opened(video, fps)
-        gauges = {key: make(fps) for key, make in self._gauges.items()}
+        scorers = {key: make(fps) for key, make in self._scorers.items()}
         count, shape = 0, None
         with torch.inference_mode():
             while batch := [*itertools.islice(frames, self._batch)]:
@@ -89,20 +90,20 @@ class VBench:
                                          expected="frames of one size, uint8 [H, W, 3]")  # fmt: skip
                 count += len(batch)
                 tensor = torch.from_numpy(np.stack(batch)).to(self._device).permute(0, 3, 1, 2).float()
-                for gauge in gauges.values():
-                    gauge.add(tensor)
+                for scorer in scorers.values():
+                    scorer.add(tensor)
         if not count:
             raise UsageError("a video without frames", expected="one frame or more", hint="check the video")
-        values = {key: gauge.value() for key, gauge in gauges.items()}
-        return Scored(count, fps, values, {key: np.array(gauge.curve, dtype=float) for key, gauge in gauges.items()})
+        values = {key: scorer.value() for key, scorer in scorers.items()}
+        return Scored(count, fps, values, {key: np.array(scorer.curve, dtype=float) for key, scorer in scorers.items()})
 
     def score_clips(
         self, video: Path | Iterable[np.ndarray], fps: float | None = None, seconds: int = SECONDS
     ) -> dict[str, float | None]:
         """The mean over the clips of `clip_list`, by `clips.NAME`, with one clip in memory.
 
-        VBench-Long scores long videos so, but writes each clip to a lossy file first, hence the other name. Its slow-fast mixing,
-        which needs DINOv2 and DreamSim and which it leaves out itself without --dev_flag, is not here.
+        VBench-Long scores long videos this way, but writes each clip to a lossy file first, hence the other name. Its slow-fast
+        mixing, which needs DINOv2 and DreamSim and is off without --dev_flag, is not implemented.
         """
         frames, fps = _opened(video, fps)
         length = clip_frames(fps, seconds)
@@ -116,14 +117,14 @@ class VBench:
         if count % length or not count:
             scores.append(self.score(last, int(fps)).values)
         means: dict[str, float | None] = {}
-        for key in self._gauges:
-            there = [value for score in scores if (value := score[key]) is not None]
-            means[f"clips.{key.removeprefix('vbench.')}"] = sum(there) / len(there) if there else None
+        for key in self._scorers:
+            values = [value for score in scores if (value := score[key]) is not None]
+            means[f"clips.{key.removeprefix('vbench.')}"] = sum(values) / len(values) if values else None
         return means
 
 
-def _gauge(name: str, files: dict[str, Path], device: str, flow: raft.Flow | None) -> Callable[[float], Gauge]:
-    """What makes the gauge of the dimension `name` for one video."""
+def _scorer(name: str, files: dict[str, Path], device: str, flow: raft.Flow | None) -> Callable[[float], DimensionScorer]:
+    """Factory of the scorer of the dimension `name`, called with the frame rate of a video."""
     from longgen.metrics.vbench import clip, dino  # not above: see VBench.__init__ on torchvision
 
     if name == "subject_consistency":
@@ -145,8 +146,8 @@ def _gauge(name: str, files: dict[str, Path], device: str, flow: raft.Flow | Non
 def _opened(video: Path | Iterable[np.ndarray], fps: float | None) -> tuple[Iterator[np.ndarray], float]:
     """The frames of `video` one by one, and their rate."""
     if isinstance(video, Path):
-        size, rate = size_and_fps(video)
-        frames, fps = read_frames(video, size), rate if fps is None else fps
+        info = facts(video)
+        frames, fps = read_frames(video, info.size), info.fps if fps is None else fps
     else:
         frames = iter(video)
     if fps is None or not 0 < fps < float("inf"):

@@ -1,4 +1,4 @@
-"""Which weights the dimensions need, where they come from, and where they are looked for."""
+"""Weights of the dimensions: their sources, and the folders and caches searched for them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from longgen.errors import LonggenError, MissingError
 
 @dataclass(frozen=True)
 class Weights:
-    """files: of which one is enough, the first that is there. folder: under --vbench-weights, where one holds them; hub: the
-    repository on the Hugging Face hub, or None. place: its folder in the cache of VBench's own program. source: for a person."""
+    """files: alternatives, of which the first existing one is used. folder: inside --vbench-weights. hub: repository on the Hugging
+    Face hub, or None. place: folder in the cache of VBench's own program. source: for messages."""
 
     files: tuple[str, ...]
     source: str
@@ -52,48 +52,48 @@ WEIGHTS = {
 
 
 def find(names: Iterable[str], folder: Path | None) -> dict[str, Path]:
-    """The files of the weights called `names`: in `folder`, in VBench's own cache, in the Hugging Face cache; else from the hub.
+    """Weight files by name: from `folder`, VBench's own cache or the Hugging Face cache, else downloaded from the hub.
 
-    The hub is asked only where everything that it does not have is here. Raises one MissingError that names all that is not.
+    The hub is used only if everything that it lacks is available. Raises one MissingError that lists all missing files.
     """
     cache = Path(os.environ.get("VBENCH_CACHE_DIR") or Path.home() / ".cache" / "vbench")
-    wanted = {name: WEIGHTS[name] for name in dict.fromkeys(names)}
-    found = {name: _local(weights, folder, cache) for name, weights in wanted.items()}
-    missing = [name for name, path in found.items() if path is None]
-    refused = ""
-    if missing and all(wanted[name].hub for name in missing):
+    weights = {name: WEIGHTS[name] for name in dict.fromkeys(names)}
+    paths = {name: _local(row, folder, cache) for name, row in weights.items()}
+    missing = [name for name, path in paths.items() if path is None]
+    hub_error = ""
+    if missing and all(weights[name].hub for name in missing):
         try:
-            found |= {name: _download(wanted[name]) for name in missing}
+            paths |= {name: _download(weights[name]) for name in missing}
             missing = []
-        except Exception as error:  # the hub client lets its HTTP library's errors through, of many types
-            refused = f"; the hub could not be asked: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
+        except Exception as error:  # of many types: the hub client passes errors of its HTTP library on
+            hub_error = f"; the hub could not be reached: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
     if missing:
-        rows = [f"{Path(row.folder, ' or '.join(row.files))}, from {row.source}" for row in map(wanted.__getitem__, missing)]
+        rows = [f"{Path(row.folder, ' or '.join(row.files))}, from {row.source}" for row in map(weights.__getitem__, missing)]
         places = [*([str(folder)] if folder else []), str(cache), "the Hugging Face cache"]
-        raise MissingError("weights of VBench are not here:\n    " + "\n    ".join(rows),
-                           expected=f"these files in {', '.join(places)}{refused}",
-                           hint="put them into a folder, give it as --vbench-weights DIR, or leave their dimensions out")  # fmt: skip
-    return {name: path for name, path in found.items() if path is not None}
+        raise MissingError("weights of VBench are missing:\n    " + "\n    ".join(rows),
+                           expected=f"these files in {', '.join(places)}{hub_error}",
+                           hint="put them into a folder for --vbench-weights DIR, or leave their dimensions out")  # fmt: skip
+    return {name: path for name, path in paths.items() if path is not None}
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The tensors of a .pth file, by name; nothing else that such a file can hold is run. Raises LonggenError."""
+    """The tensors of a .pth file, by name, without executing code in it. Raises LonggenError."""
     import torch
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         return {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    except Exception as error:  # pickle, zip and torch have types of their own
+    except Exception as error:  # pickle, zip and torch raise different types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise LonggenError(f"{path} is damaged: {reason}", expected="a file of tensors", hint="download it again") from None
 
 
 def _local(weights: Weights, folder: Path | None, cache: Path) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache  # here: it costs 0.3 s
+    from huggingface_hub import try_to_load_from_cache  # slow: 0.3 s
 
-    given = [folder / inner for inner in ((weights.folder,) if weights.hub else ("", weights.place))] if folder else []
+    folders = [folder / inner for inner in ((weights.folder,) if weights.hub else ("", weights.place))] if folder else []
     for file in weights.files:
-        for place in [*given, *([cache / weights.place] if weights.place else [])]:
+        for place in [*folders, *([cache / weights.place] if weights.place else [])]:
             if (place / file).is_file():
                 return place / file
         cached = try_to_load_from_cache(weights.hub, file) if weights.hub else None
@@ -107,7 +107,7 @@ def _download(weights: Weights) -> Path:
     from huggingface_hub.errors import EntryNotFoundError
 
     assert weights.hub is not None
-    HfApi().model_info(weights.hub, timeout=10)  # fails at once without network, where downloads try for 23 s
+    HfApi().model_info(weights.hub, timeout=10)  # fails fast without a network, while downloads retry for 23 s
     for file in weights.files[:-1]:
         try:
             return Path(hf_hub_download(weights.hub, file))

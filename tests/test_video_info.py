@@ -191,9 +191,9 @@ def test_odd_sides_transparency_and_fields(tmp_path: Path) -> None:
     odd = plain(tmp_path / "odd.mkv", RED, "-c:v", "ffv1", "-pix_fmt", "gbrp", size=(33, 17))
     assert (facts(odd).size, off(odd, RED)) == ((33, 17), 0)
     clear = plain(tmp_path / "clear.webm", RED, "-c:v", "libvpx-vp9", "-pix_fmt", "yuva420p", "-deadline", "realtime")
-    assert facts(clear).notes == ("its transparency, where it has any, is left out",)
+    assert facts(clear).notes == ("its alpha channel, if any, is ignored",)
     argb = plain(tmp_path / "argb.mov", RED, "-c:v", "qtrle", "-pix_fmt", "argb")
-    assert facts(argb).notes == ("its transparency, where it has any, is left out",)
+    assert facts(argb).notes == ("its alpha channel, if any, is ignored",)
     fields = plain(tmp_path / "fields.mp4", RED, "-vf", "setfield=tff", "-flags", "+ildct+ilme", "-x264-params", "tff=1")
     assert [note for note in facts(fields).notes if "interlaced" in note]
 
@@ -203,7 +203,7 @@ def test_the_first_of_two_streams_is_read_and_a_cover_is_none(tmp_path: Path) ->
     large = plain(tmp_path / "large.mp4", (20, 40, 200), size=(128, 96))
     ffmpeg("-i", red, "-i", large, "-map", "0", "-map", "1", "-c", "copy", tmp_path / "two.mp4")
     found = facts(tmp_path / "two.mp4")
-    assert (found.size, found.notes) == (SIZE, ("it holds 2 video streams, of which the first is read",))
+    assert (found.size, found.notes) == (SIZE, ("it holds 2 video streams, of which the first is used",))
     assert off(tmp_path / "two.mp4", RED) <= 4
     ffmpeg("-i", red, "-frames:v", "1", tmp_path / "cover.png")
     ffmpeg(
@@ -321,11 +321,11 @@ def test_each_kind_of_file_that_is_no_video_has_its_reason(whole: Path, tmp_path
     reasons = {
         "empty.mp4": "it is empty",
         "text.mp4": "it holds text",
-        "noise.mp4": "it is in no format",
-        "zeros.mp4": "it is in no format",
+        "noise.mp4": "its format is not supported",
+        "zeros.mp4": "its format is not supported",
         "html.mp4": "it holds text",
-        "codec.mp4": r"its codec \(zzzz\)",
-        "utf16.mp4": "it is in no format",
+        "codec.mp4": r"ffmpeg does not support its codec \(zzzz\)",
+        "utf16.mp4": "its format is not supported",
         "start.mp4": "it is cut off",
         "sound.mp4": "it holds sound only",
         "sound.wav": r"it is sound \(WAV\)",

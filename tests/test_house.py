@@ -19,7 +19,10 @@ from longgen import catalog, preset
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "longgen"
 FILES = sorted(PACKAGE.rglob("*.py"))
-SCRIPTS = {f"longgen.backbones.tiny.{name}" for name in ("train", "check", "effect")}  # run with python -m; they print and exit
+SCRIPTS = {
+    *(f"longgen.backbones.tiny.{name}" for name in ("train", "check", "effect")),
+    "longgen.docs.generate",
+}  # run with python -m; they print and exit
 
 # Who may import whom at run time: a row may name rows above it only. A row stands for a module, or for a package and all
 # in it that has no row of its own; inside one row imports are free. `longgen` is longgen/__init__.py.
@@ -89,7 +92,7 @@ ONLY_UNDER = {  # library -> the rows whose modules may import it
     "diffusers": ("longgen.backbones", "longgen.sampling"),
     "transformers": ("longgen.backbones", "longgen.sampling", "longgen.metrics.vbench"),
     "typer": ("longgen.cli",),
-    "rich": ("longgen.progress",),
+    "rich": ("longgen.progress", "longgen.cli"),
 }
 LIGHT = """
 import json, sys
@@ -225,17 +228,17 @@ def test_a_technique_has_a_test_file_a_preset_and_a_mention(slot: str, name: str
     technique = catalog.technique(name)
     assert (ROOT / "tests" / slot / f"test_{name}.py").is_file()
     assert any(isinstance(used, technique) for one in preset.names() for used in preset.load(one).techniques)
-    assert f"`{name}`" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"\n| `{name}` | {slot} |" in (PACKAGE / "docs" / "techniques.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", preset.names())
-def test_a_preset_is_named_as_its_file_and_stands_in_the_readme(name: str) -> None:
+def test_a_preset_is_named_as_its_file_and_stands_in_the_documentation(name: str) -> None:
     shipped = preset.load(name)
     assert shipped.name == name
     assert shipped.description
     assert shipped.source
     assert preset.parse_file(ROOT / "presets" / f"{name}.toml")["schema"] == preset.SCHEMA
-    assert f"`{name}`" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"\n| `{name}` | " in (PACKAGE / "docs" / "presets.md").read_text(encoding="utf-8")
 
 
 def test_versions_agree() -> None:

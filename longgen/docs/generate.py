@@ -1,0 +1,251 @@
+"""Writes the generated parts of the documentation: tables from the catalog, presets, backbones and commands.
+
+    python -m longgen.docs.generate            rewrite every generated part
+    python -m longgen.docs.generate --check    change nothing; exit code 1 if a file is out of date
+
+A generated part stands between two comments, `<!-- generated: NAME -->` and `<!-- end -->`. NAME is a key of TABLES, or
+`$ longgen ...`: that command with what it prints. The files are those of this folder, and README.md of a checkout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.testing import CliRunner
+
+from longgen import catalog, describe, planner, preset
+from longgen.backbones.spec import CAPABILITIES, SPECS
+from longgen.cli import app
+from longgen.cli.docs import FOLDER, summary, topics
+from longgen.errors import UsageError
+from longgen.metrics import METRICS
+from longgen.plan import Plan
+from longgen.units import human_bytes
+
+BLOCK = re.compile(r"(?<=^<!-- generated: )(.+?)( -->\n)(.*?)(?=^<!-- end -->$)", re.DOTALL | re.MULTILINE)
+WIDTH = 100  # characters a line of help text
+COST_COLUMNS = ("wan2.1-1.3b", "ltx-2b", "cogvideox-5b", "hunyuanvideo", "self-forcing")
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    cells = [[*header], *([*row] for row in rows)]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + "---|" * len(cells[0]), *lines[1:]])
+
+
+def run(line: str) -> str:
+    """What the command `line` prints, whatever the environment sets. A comment `# exit code N` states the code it ends with."""
+    cleared = {name: None for name in os.environ if name.startswith("LONGGEN_")}
+    result = CliRunner().invoke(app, shlex.split(line, comments=True)[1:], env=cleared)
+    if result.exit_code != int(line.partition("# exit code ")[2] or 0):
+        raise SystemExit(f"{line}: ended with {result.exit_code}: {result.output or result.exception}")
+    return "\n".join(row.rstrip() for row in result.output.splitlines())
+
+
+def techniques() -> str:
+    rows = []
+    for slot, names in catalog.SLOTS.items():
+        for name in names:
+            technique = catalog.technique(name)
+            header = str(sys.modules[technique.__module__].__doc__).split("\n\n")[0]
+            what = " ".join(header.split()).partition(": ")[2] or header
+            stack = _alone(name)
+            rows.append((f"`{name}`", slot, technique.paper, what.rstrip("."), _backbones(stack), _attention_cost(name)))
+    return table(("name", "slot", "paper", "what it does", "backbones", "cost"), rows)
+
+
+def _alone(*names: str) -> preset.Preset:
+    """A preset of `names` with their defaults, at 4 times Wan's native length."""
+    stack = [{"name": name} for name in names]
+    return preset.from_tables({"name": "docs", "sample": {"frames": 321}, "technique": stack}, "docs")
+
+
+def _attention_cost(name: str) -> str:
+    """Attention against direct sampling's, on the first of describe.COSTED that can take the technique."""
+    alone = (name,) if name != "sink" else ("window", name)  # which adds to a context, and is nothing without
+    for backbone in describe.COSTED:
+        try:
+            plan = planner.build(_alone(*alone), SPECS[backbone])
+        except UsageError:
+            continue
+        if name == "sink":
+            return f"{plan.attention_cost - planner.build(_alone('window'), SPECS[backbone]).attention_cost:.2f} more"
+        return f"{plan.attention_cost:.2f}"
+    return "–"
+
+
+def _backbones(stack: preset.Preset) -> str:
+    row = describe.preset_row(stack)
+    return describe._able(row["backbones"], list(row["refused"]))
+
+
+def presets() -> str:
+    rows = []
+    for name in preset.names():
+        shipped = preset.load(name)
+        row = describe.preset_row(shipped)
+        stack = " + ".join(f"`{technique}`" for technique in row["techniques"]) or "none"
+        cost = "–" if row["cost_ratio"] is None else f"{row['cost_ratio']:.2f}"
+        rows.append((f"`{name}`", shipped.description.rstrip("."), stack, cost, _backbones(shipped), shipped.source))
+    return table(("name", "what it does", "techniques", "cost", "backbones", "source"), rows)
+
+
+def costs() -> str:
+    rows = []
+    for name in preset.names():
+        plans = planner.on_every_backbone(preset.load(name))
+        cells = [f"{plan.cost:.2f}" if isinstance(plan := plans[backbone], Plan) else "–" for backbone in COST_COLUMNS]
+        rows.append((f"`{name}`", *cells))
+    return table(("preset", *COST_COLUMNS), rows)
+
+
+def backbones() -> str:
+    rows = []
+    for spec in SPECS.values():
+        native = f"{spec.native_px} frames, {spec.size[0]}x{spec.size[1]}, {spec.fps} fps"
+        weights = "in the package" if spec.built_in else " + ".join(filter(None, (spec.checkpoint, spec.lora, spec.source)))
+        rows.append((f"`{spec.name}`", weights, native, f"{spec.steps}, {spec.guidance_scale:g}", spec.license))
+    return table(("name", "weights", "native", "steps, guidance", "license"), rows)
+
+
+def models() -> str:
+    """The backbones with what they have really been run on by the authors of this repository."""
+    rows = []
+    for spec in SPECS.values():
+        ran = "CPU: every test and table here" if spec.built_in else "never with these weights; not on a GPU"
+        rows.append((f"`{spec.name}`", spec.about, f"{spec.native_px} frames, {spec.size[0]}x{spec.size[1]}", ran))
+    return table(("name", "model", "native", "run on"), rows)
+
+
+def capabilities() -> str:
+    rows = [(f"`{spec.name}`", *("yes" if one in spec.capabilities else "" for one in CAPABILITIES)) for spec in SPECS.values()]
+    meanings = "\n".join(f"- *{name}*: {meaning}" for name, meaning in CAPABILITIES.items())
+    return f"{table(('name', *CAPABILITIES), rows)}\n\n{meanings}"
+
+
+def memory() -> str:
+    """The estimated peak by --offload, for 321 frames of Wan 2.1 1.3B with freespec."""
+    kinds = ("none", "model", "group", "sequential")
+    plan = planner.build(preset.load("freespec", sample=preset.Sample(frames=321)), SPECS["wan2.1-1.3b"])
+    peaks = [human_bytes(plan.memory_bytes(plan.spec.dtype, kind)["peak"]) for kind in kinds]
+    return table(("`--offload`", *kinds), [("estimate", *peaks)])
+
+
+def metrics() -> str:
+    rows = ((metric.name, metric.unit, metric.better, metric.about) for metric in METRICS.values())
+    return table(("metric", "unit", "better", "what it measures"), rows)
+
+
+def commands() -> str:
+    group = typer.main.get_command(app)
+    named: dict[str, Any] = getattr(group, "commands", {})
+    return table(
+        ("command", "what it does"),
+        ((f"`longgen {name}`", str(command.help).split("\n\n")[0].replace("\n", " ")) for name, command in named.items()),
+    )
+
+
+def _walk(command: Any, name: str, parent: Any = None) -> Iterator[tuple[str, Any, Any]]:
+    """Every command below `command` with its name and click context."""
+    settings = {key: value for key, value in command.context_settings.items() if key.startswith("help")}
+    context = command.context_class(command, info_name=name, parent=parent, terminal_width=WIDTH, **settings)
+    yield context.command_path, command, context
+    for child, below in getattr(command, "commands", {}).items():
+        yield from _walk(below, child, context)
+
+
+def options() -> str:
+    """The help of every command, as plain text."""
+    parts = []
+    for path, command, context in _walk(typer.main.get_command(app), "longgen"):
+        if hasattr(command, "commands"):
+            continue
+        command.rich_markup_mode = None
+        parts.append(f"## {path}\n\n```text\n{command.get_help(context)}\n```")
+    return "\n\n".join(parts)
+
+
+def variables() -> str:
+    users: dict[str, dict[str, list[str]]] = {}
+    for path, command, _ in _walk(typer.main.get_command(app), "longgen"):
+        for parameter in command.params:
+            if parameter.envvar:
+                option = next(name for name in parameter.opts if name.startswith("--"))
+                users.setdefault(str(parameter.envvar), {}).setdefault(option, []).append(path.removeprefix("longgen "))
+    rows = []
+    for name, commands_by_option in sorted(users.items()):
+        paths = sorted({path for paths in commands_by_option.values() for path in paths})
+        rows.append((f"`{name}`", ", ".join(f"`{option}`" for option in commands_by_option), ", ".join(paths)))
+    return table(("variable", "option", "commands"), rows)
+
+
+def index() -> str:
+    rows = ((f"[{name}]({name}.md)", summary(page)) for name, page in topics().items() if name != "index")
+    return table(("topic", "what is in it"), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "techniques": techniques,
+    "presets": presets,
+    "costs": costs,
+    "backbones": backbones,
+    "models": models,
+    "capabilities": capabilities,
+    "memory": memory,
+    "metrics": metrics,
+    "commands": commands,
+    "options": options,
+    "variables": variables,
+    "index": index,
+}
+
+
+def block(name: str) -> str:
+    """The text of the generated part called `name`."""
+    if name.startswith("$ longgen "):
+        return f"```text\n{name}\n{run(name.removeprefix('$ '))}\n```\n"
+    if name not in TABLES:
+        raise SystemExit(f"no generated part is called {name!r}; there are {', '.join(TABLES)}, and `$ longgen ...`")
+    return f"\n{TABLES[name]()}\n\n"
+
+
+def generated(text: str) -> str:
+    """`text` with every generated part made anew."""
+    return BLOCK.sub(lambda match: match[1] + match[2] + block(match[1]), text)
+
+
+def files() -> list[Path]:
+    readme = FOLDER.parent.parent / "README.md"
+    return [*topics().values(), *([readme] if readme.is_file() else [])]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m longgen.docs.generate", description="Write the generated parts of the documentation."
+    )
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if a file is out of date")
+    check = parser.parse_args(arguments).check
+    stale = []
+    for path in sorted(files(), key=lambda path: path.name == "index.md"):  # the index quotes the others
+        text = path.read_text(encoding="utf-8")
+        if (new := generated(text)) != text:
+            stale.append(path)
+            if not check:
+                path.write_text(new, encoding="utf-8")
+    for path in stale:
+        print(f"{'out of date' if check else 'written'}: {path}")
+    if check and stale:
+        print("run python -m longgen.docs.generate", file=sys.stderr)
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -120,7 +120,7 @@ def models() -> str:
     """The backbones with what they have really been run on by the authors of this repository."""
     rows = []
     for spec in SPECS.values():
-        ran = "CPU: every test and table here" if spec.built_in else "never with these weights; not on a GPU"
+        ran = "CPU: every test and table here" if spec.built_in else "not with these weights, not on a GPU"
         rows.append((f"`{spec.name}`", spec.about, f"{spec.native_px} frames, {spec.size[0]}x{spec.size[1]}", ran))
     return table(("name", "model", "native", "run on"), rows)
 

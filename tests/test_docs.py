@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from longgen.cli import app
@@ -50,3 +55,22 @@ def test_an_unknown_page_names_the_nearest() -> None:
     assert result.exit_code == 2
     assert result.stdout == ""
     assert "did you mean presets" in result.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_on_a_terminal_a_page_is_rendered() -> None:
+    import pty
+
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "longgen.cli", "docs", "harness"], stdout=follower, env={**os.environ, "TERM": "xterm"}
+    )
+    os.close(follower)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux ends the stream of a pseudo-terminal with an error
+        while part := os.read(leader, 4096):
+            shown += part
+    os.close(leader)
+    assert process.wait() == 0
+    assert b"The harness" in shown
+    assert b"# The harness" not in shown

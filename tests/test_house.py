@@ -33,12 +33,12 @@ ORDER = [
     "ffmpeg", "disk", "naming", "checkpoint", "video_info", "video",
     "layers", "planner", "resolve",
     "attention", "pipelines", "progress", "rundir", "describe", "loops", "interrupted", "run",
-    "metrics", "probe", "compare", "bench", "doctor", "backbones.tiny", "docs", "cli",
+    "metrics", "probe", "compare", "bench", "doctor", "backbones.tiny", "cli", "docs",
 ]  # fmt: skip
 ONLY_UNDER = {  # library -> the rows whose modules may import it
     "diffusers": ("longgen.backbones", "longgen.pipelines", "longgen.loops"),
     "transformers": ("longgen.pipelines", "longgen.metrics.vbench"),
-    "typer": ("longgen.cli",),
+    "typer": ("longgen.cli", "longgen.docs"),
     "rich": ("longgen.progress", "longgen.cli"),
 }
 LIGHT = """

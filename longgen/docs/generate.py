@@ -10,10 +10,13 @@ A generated part stands between two comments, `<!-- generated: NAME -->` and `<!
 from __future__ import annotations
 
 import argparse
+import functools
+import json
 import os
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,13 +24,11 @@ from typing import Any
 import typer
 from typer.testing import CliRunner
 
-from longgen import catalog, describe, planner, preset
-from longgen.backbones.spec import CAPABILITIES, SPECS
+from longgen import catalog, describe, preset
+from longgen.backbones.spec import CAPABILITIES
 from longgen.cli import app
 from longgen.cli.docs import FOLDER, summary, topics
-from longgen.errors import UsageError
 from longgen.metrics import METRICS
-from longgen.plan import Plan
 from longgen.units import human_bytes
 
 BLOCK = re.compile(r"(?<=^<!-- generated: )(.+?)( -->\n)(.*?)(?=^<!-- end -->$)", re.DOTALL | re.MULTILINE)
@@ -42,12 +43,19 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def run(line: str) -> str:
-    """What the command `line` prints, whatever the environment sets. A comment `# exit code N` states the code it ends with."""
-    cleared = {name: None for name in os.environ if name.startswith("LONGGEN_")}
-    result = CliRunner().invoke(app, shlex.split(line, comments=True)[1:], env=cleared)
+    """What the command `line` prints, without the caller's variables and cache. `# exit code N` after it is the code it ends with."""
+    with tempfile.TemporaryDirectory() as cache:
+        env = {name: None for name in os.environ if name.startswith("LONGGEN_")} | {"XDG_CACHE_HOME": cache}
+        result = CliRunner().invoke(app, shlex.split(line, comments=True)[1:], env=env)
     if result.exit_code != int(line.partition("# exit code ")[2] or 0):
         raise SystemExit(f"{line}: ended with {result.exit_code}: {result.output or result.exception}")
     return "\n".join(row.rstrip() for row in result.output.splitlines())
+
+
+@functools.cache
+def data(*words: str) -> Any:
+    """What `longgen WORDS --json` prints, parsed."""
+    return json.loads(run(shlex.join(["longgen", *words, "--json"])))
 
 
 def techniques() -> str:
@@ -55,78 +63,100 @@ def techniques() -> str:
     for slot, names in catalog.SLOTS.items():
         for name in names:
             technique = catalog.technique(name)
-            header = str(sys.modules[technique.__module__].__doc__).split("\n\n")[0]
-            what = " ".join(header.split()).partition(": ")[2] or header
-            stack = _alone(name)
-            rows.append((f"`{name}`", slot, technique.paper, what.rstrip("."), _backbones(stack), _attention_cost(name)))
+            header = " ".join(str(sys.modules[technique.__module__].__doc__).split("\n\n")[0].split())
+            what = header.partition(": ")[2] or header
+            where = describe.preset_row(preset.Preset(name=name, techniques=(technique(),)))["backbones"]
+            rows.append((f"`{name}`", slot, technique.paper, what.rstrip("."), _where(where), _attention_cost(name, where)))
     return table(("name", "slot", "paper", "what it does", "backbones", "cost"), rows)
 
 
-def _alone(*names: str) -> preset.Preset:
-    """A preset of `names` with their defaults, at 4 times Wan's native length."""
-    stack = [{"name": name} for name in names]
-    return preset.from_tables({"name": "docs", "sample": {"frames": 321}, "technique": stack}, "docs")
-
-
-def _attention_cost(name: str) -> str:
+def _attention_cost(name: str, backbones: list[str]) -> str:
     """Attention against direct sampling's, on the first of describe.COSTED that can take the technique."""
-    alone = (name,) if name != "sink" else ("window", name)  # which adds to a context, and is nothing without
-    for backbone in describe.COSTED:
-        try:
-            plan = planner.build(_alone(*alone), SPECS[backbone])
-        except UsageError:
-            continue
-        if name == "sink":
-            return f"{plan.attention_cost - planner.build(_alone('window'), SPECS[backbone]).attention_cost:.2f} more"
-        return f"{plan.attention_cost:.2f}"
-    return "–"
+    backbone = next((known for known in describe.COSTED if known in backbones), None)
+    if backbone is None:
+        return "–"
+    with tempfile.TemporaryDirectory() as folder:
+
+        def attention(*stack: str) -> float:
+            path = Path(folder, f"{'-'.join(stack)}.toml")
+            lines = ["schema = 1", f'name = "{path.stem}"', *(f'[[technique]]\nname = "{technique}"' for technique in stack)]
+            path.write_text("\n".join(lines), encoding="utf-8")
+            return data("plan", "--preset", str(path), "--backbone", backbone, "--frames", "321")["attention_ratio"]
+
+        if name == "sink":  # which adds to a context, and is nothing without
+            return f"{attention('window', name) - attention('window'):.2f} more"
+        return f"{attention(name):.2f}"
 
 
-def _backbones(stack: preset.Preset) -> str:
-    row = describe.preset_row(stack)
-    return describe._able(row["backbones"], list(row["refused"]))
+def _where(names: list[str]) -> str:
+    """The backbones that can take a preset, in few words."""
+    return describe._able(names, [name for name in specs() if name not in names])
 
 
 def presets() -> str:
     rows = []
-    for name in preset.names():
-        shipped = preset.load(name)
-        row = describe.preset_row(shipped)
-        stack = " + ".join(f"`{technique}`" for technique in row["techniques"]) or "none"
-        cost = "–" if row["cost_ratio"] is None else f"{row['cost_ratio']:.2f}"
-        rows.append((f"`{name}`", shipped.description.rstrip("."), stack, cost, _backbones(shipped), shipped.source))
+    for shipped in data("presets", "list"):
+        stack = " + ".join(f"`{technique}`" for technique in shipped["techniques"]) or "none"
+        cost = "–" if shipped["cost_ratio"] is None else f"{shipped['cost_ratio']:.2f}"
+        what = shipped["description"].rstrip(".")
+        rows.append((f"`{shipped['name']}`", what, stack, cost, _where(shipped["backbones"]), shipped["source"]))
     return table(("name", "what it does", "techniques", "cost", "backbones", "source"), rows)
 
 
 def costs() -> str:
     rows = []
-    for name in preset.names():
-        plans = planner.on_every_backbone(preset.load(name))
-        cells = [f"{plan.cost:.2f}" if isinstance(plan := plans[backbone], Plan) else "–" for backbone in COST_COLUMNS]
-        rows.append((f"`{name}`", *cells))
+    for shipped in data("presets", "list"):
+        cells = [_cost(shipped["name"], backbone) if backbone in shipped["backbones"] else "–" for backbone in COST_COLUMNS]
+        rows.append((f"`{shipped['name']}`", *cells))
     return table(("preset", *COST_COLUMNS), rows)
+
+
+def _cost(name: str, backbone: str) -> str:
+    """All arithmetic against direct sampling, at 4 times the native length; in all layers where a probe is needed."""
+    native_px = specs()[backbone]["native_px"]
+    words = ["plan", "--preset", name, "--backbone", backbone, "--frames", str(4 * native_px - 3)]
+    asks_a_probe = any(
+        isinstance(technique.layers, str) and technique.layers != "all" for technique in preset.load(name).techniques
+    )
+    everywhere = ["--layers", "all"] if asks_a_probe and not specs()[backbone]["verdicts"] else []
+    return f"{data(*words, *everywhere)['cost_ratio']:.2f}"
+
+
+@functools.cache
+def specs() -> dict[str, dict[str, Any]]:
+    """What `longgen backbones list` knows, by name."""
+    return {spec["name"]: spec for spec in data("backbones", "list")}
+
+
+def in_package(spec: dict[str, Any]) -> bool:
+    return Path(spec["source"]).is_dir()
 
 
 def backbones() -> str:
     rows = []
-    for spec in SPECS.values():
-        native = f"{spec.native_px} frames, {spec.size[0]}x{spec.size[1]}, {spec.fps} fps"
-        weights = "in the package" if spec.built_in else " + ".join(filter(None, (spec.checkpoint, spec.lora, spec.source)))
-        rows.append((f"`{spec.name}`", weights, native, f"{spec.steps}, {spec.guidance_scale:g}", spec.license))
+    for name, spec in specs().items():
+        width, height = spec["size"]
+        native = f"{spec['native_px']} frames, {width}x{height}, {spec['fps']} fps"
+        weights = (
+            "in the package" if in_package(spec) else " + ".join(filter(None, (spec["checkpoint"], spec["lora"], spec["source"])))
+        )
+        rows.append((f"`{name}`", weights, native, f"{spec['steps']}, {spec['guidance_scale']:g}", spec["license"]))
     return table(("name", "weights", "native", "steps, guidance", "license"), rows)
 
 
 def models() -> str:
     """The backbones with what they have really been run on by the authors of this repository."""
     rows = []
-    for spec in SPECS.values():
-        ran = "CPU: every test and table here" if spec.built_in else "not with these weights, not on a GPU"
-        rows.append((f"`{spec.name}`", spec.about, f"{spec.native_px} frames, {spec.size[0]}x{spec.size[1]}", ran))
+    for name, spec in specs().items():
+        ran = "CPU: every test and table here" if in_package(spec) else "not with these weights, not on a GPU"
+        rows.append((f"`{name}`", spec["about"], "{} frames, {}x{}".format(spec["native_px"], *spec["size"]), ran))
     return table(("name", "model", "native", "run on"), rows)
 
 
 def capabilities() -> str:
-    rows = [(f"`{spec.name}`", *("yes" if one in spec.capabilities else "" for one in CAPABILITIES)) for spec in SPECS.values()]
+    rows = (
+        (f"`{name}`", *("yes" if one in spec["capabilities"] else "" for one in CAPABILITIES)) for name, spec in specs().items()
+    )
     meanings = "\n".join(f"- *{name}*: {meaning}" for name, meaning in CAPABILITIES.items())
     return f"{table(('name', *CAPABILITIES), rows)}\n\n{meanings}"
 
@@ -134,9 +164,10 @@ def capabilities() -> str:
 def memory() -> str:
     """The estimated peak by --offload, for 321 frames of Wan 2.1 1.3B with freespec."""
     kinds = ("none", "model", "group", "sequential")
-    plan = planner.build(preset.load("freespec", sample=preset.Sample(frames=321)), SPECS["wan2.1-1.3b"])
-    peaks = [human_bytes(plan.memory_bytes(plan.spec.dtype, kind)["peak"]) for kind in kinds]
-    return table(("`--offload`", *kinds), [("estimate", *peaks)])
+    words = ["plan", "--preset", "freespec", "--backbone", "wan2.1-1.3b", "--frames", "321", "--dtype", "bf16", "--offload"]
+    return table(
+        ("`--offload`", *kinds), [("estimate", *(human_bytes(data(*words, kind)["memory_bytes"]["peak"]) for kind in kinds))]
+    )
 
 
 def metrics() -> str:

@@ -43,7 +43,7 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def run(line: str) -> str:
-    """What the command `line` prints, without the caller's variables and cache. `# exit code N` after it is the code it ends with."""
+    """What the command `line` prints, without the caller's variables and cache. `# exit code N` states the code it ends with."""
     with tempfile.TemporaryDirectory() as cache:
         env = {name: None for name in os.environ if name.startswith("LONGGEN_")} | {"XDG_CACHE_HOME": cache}
         result = CliRunner().invoke(app, shlex.split(line, comments=True)[1:], env=env)

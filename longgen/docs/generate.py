@@ -10,6 +10,7 @@ A generated part stands between two comments, `<!-- generated: NAME -->` and `<!
 from __future__ import annotations
 
 import argparse
+import ast
 import functools
 import json
 import os
@@ -17,6 +18,7 @@ import re
 import shlex
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -218,6 +220,26 @@ def variables() -> str:
     return table(("variable", "option", "commands"), rows)
 
 
+def modules() -> str:
+    """Every module that is no technique, by package, with the first sentence of its docstring."""
+    package, techniques = FOLDER.parent, {place.split(":")[0] for place in catalog.TECHNIQUES.values()}
+    rows = []
+    for path in sorted(package.rglob("*.py"), key=lambda path: (path.parent != package, path.parent, path.name)):
+        name = path.relative_to(package).with_suffix("").as_posix()
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        if docstring and f"longgen.{name.replace('/', '.')}" not in techniques:
+            sentence = re.split(r"(?<=\.)\s", " ".join(docstring.split("\n\n")[0].split()) + " ")[0].rstrip(".")
+            rows.append((f"`{name.removesuffix('/__init__')}`", sentence))
+    return table(("module", "what it is"), rows)
+
+
+def imports() -> str:
+    """The rows of the import test, in their order."""
+    tree = ast.parse((FOLDER.parent.parent / "tests" / "test_house.py").read_text(encoding="utf-8"))
+    values = (node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ORDER")
+    return textwrap.fill(" ".join(ast.literal_eval(next(values))), WIDTH, initial_indent="    ", subsequent_indent="    ")
+
+
 def index() -> str:
     rows = ((f"[{name}]({name}.md)", summary(page)) for name, page in topics().items() if name != "index")
     return table(("topic", "what is in it"), rows)
@@ -235,6 +257,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "commands": commands,
     "options": options,
     "variables": variables,
+    "modules": modules,
+    "imports": imports,
     "index": index,
 }
 

@@ -19,7 +19,10 @@ from longgen import catalog, preset
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "longgen"
 FILES = sorted(PACKAGE.rglob("*.py"))
-SCRIPTS = {f"longgen.backbones.tiny.{name}" for name in ("train", "check", "effect")}  # run with python -m; they print and exit
+SCRIPTS = {
+    *(f"longgen.backbones.tiny.{name}" for name in ("train", "check", "effect")),
+    "longgen.docs.generate",
+}  # run with python -m; they print and exit
 
 # Who may import whom, types and imports inside functions included: a row names rows above it only. A row is a module of `longgen`
 # or a whole package; `backbones.tiny` is the laboratory in which the built-in model is trained and measured.
@@ -28,14 +31,14 @@ ORDER = [
     "ffmpeg", "disk", "naming", "checkpoint", "video_info", "video", "progress", "doctor",
     "frameplan", "technique", "noise", "refine", "positions", "context", "fusion", "sampling", "catalog",
     "backbones", "schedule", "preset", "prompts", "program", "stack", "plan", "cost", "layers", "planner", "resolve",
-    "attention", "pipelines", "run_settings", "rundir", "describe", "loops", "interrupted", "record", "run",
-    "metrics", "probe", "bench", "compare", "backbones.tiny", "docs", "cli",
+    "attention", "pipelines", "run_settings", "rundir", "describe", "describe_technique", "loops", "interrupted", "record", "run",
+    "metrics", "probe", "bench", "compare", "backbones.tiny", "cli", "docs",
 ]  # fmt: skip
 ONLY_UNDER = {  # library -> the rows whose modules may import it
     "diffusers": ("longgen.backbones", "longgen.pipelines", "longgen.loops"),
     "transformers": ("longgen.pipelines", "longgen.metrics.vbench", "longgen.backbones.tiny"),
-    "typer": ("longgen.cli",),
-    "rich": ("longgen.progress",),
+    "typer": ("longgen.cli", "longgen.docs"),
+    "rich": ("longgen.progress", "longgen.cli"),
 }
 LIGHT = """
 import json, sys
@@ -172,17 +175,17 @@ def test_a_technique_has_a_test_file_a_preset_and_a_mention(slot: str, name: str
     technique = catalog.technique(name)
     assert (ROOT / "tests" / slot / f"test_{name}.py").is_file()
     assert any(isinstance(used, technique) for one in preset.names() for used in preset.load(one).techniques)
-    assert f"`{name}`" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"\n| `{name}` | {slot} |" in (PACKAGE / "docs" / "techniques.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", preset.names())
-def test_a_preset_is_named_as_its_file_and_stands_in_the_readme(name: str) -> None:
+def test_a_preset_is_named_as_its_file_and_stands_in_the_documentation(name: str) -> None:
     shipped = preset.load(name)
     assert shipped.name == name
     assert shipped.description
     assert shipped.source
     assert preset.parse_file(ROOT / "presets" / f"{name}.toml")["schema"] == preset.SCHEMA
-    assert f"`{name}`" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"\n| `{name}` | " in (PACKAGE / "docs" / "presets.md").read_text(encoding="utf-8")
 
 
 def test_versions_agree() -> None:

@@ -1,0 +1,63 @@
+"""longgen docs: the documentation that ships with the package, as Markdown."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import longgen
+from longgen.cli.app import answer, app, reports_errors
+from longgen.cli.options import Json
+from longgen.errors import unknown_name
+
+FOLDER = Path(longgen.__file__).parent / "docs"
+
+
+def topics() -> dict[str, Path]:
+    """Every page by name: `presets`, `experiments/tiny`, ...; the index first."""
+    pages = {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in FOLDER.rglob("*.md")}
+    return {name: pages[name] for name in sorted(pages, key=lambda name: (name != "index", "/" in name, name))}
+
+
+def read(path: Path) -> str:
+    """A page without the markers of its generated parts."""
+    return re.sub(r"^<!-- .* -->\n\n?", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE).strip()
+
+
+def summary(path: Path) -> str:
+    """The first paragraph of a page, on one line."""
+    return " ".join(read(path).split("\n\n")[1].split())
+
+
+@app.command()
+@reports_errors
+def docs(
+    topic: Annotated[str | None, typer.Argument(help="The page to print (default: the list of pages).", show_default=False)] = None,
+    path: Annotated[bool, typer.Option("--path", help="Print where the file is instead.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Read the documentation; without a topic, list its pages."""
+    pages = topics()
+    if topic is None:
+        width = max(map(len, pages))
+        rows = [f"{name:<{width}}  {page if path else summary(page)}" for name, page in pages.items()]
+        answer(
+            "\n".join(rows), [{"topic": name, "summary": summary(page), "path": str(page)} for name, page in pages.items()], as_json
+        )
+        return
+    name = topic.removesuffix(".md")
+    if name not in pages:
+        raise unknown_name("page of the documentation", topic, pages, "run longgen docs for the list")
+    page = pages[name]
+    if path or as_json or not sys.stdout.isatty():
+        text = read(page)
+        answer(str(page) if path else text, {"topic": name, "path": str(page), "text": text}, as_json)
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console().print(Markdown(read(page)))

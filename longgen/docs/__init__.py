@@ -1,0 +1,1 @@
+"""The documentation as Markdown, which `longgen docs TOPIC` prints, and the generator of its tables."""

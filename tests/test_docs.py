@@ -1,0 +1,76 @@
+"""longgen docs: its list, its pages, and what it says of a page that is not there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from longgen.cli import app
+from longgen.cli.docs import topics
+
+
+def docs(*words: str) -> str:
+    result = CliRunner().invoke(app, ["docs", *words])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_without_a_topic_every_page_has_a_line() -> None:
+    lines = docs().splitlines()
+    assert [line.split()[0] for line in lines] == list(topics())
+    assert lines[0].startswith("index ")
+    assert "experiments/tiny" in topics()
+
+
+def test_a_page_is_plain_markdown_without_markers() -> None:
+    text = docs("techniques")
+    assert text.startswith("# Techniques\n\n")
+    assert "| `freespec` | fusion |" in text
+    assert "<!--" not in text
+    assert "\x1b" not in text
+    assert docs("techniques.md") == text
+
+
+def test_path_is_the_file() -> None:
+    assert Path(docs("experiments/tiny", "--path").strip()).read_text(encoding="utf-8").startswith("# tiny")
+    assert all(Path(line.split()[-1]).is_file() for line in docs("--path").splitlines())
+
+
+def test_json() -> None:
+    assert [page["topic"] for page in json.loads(docs("--json"))] == list(topics())
+    page = json.loads(docs("presets", "--json"))
+    assert page["topic"] == "presets"
+    assert page["text"].startswith("# Presets")
+
+
+def test_an_unknown_page_names_the_nearest() -> None:
+    result = CliRunner().invoke(app, ["docs", "preset"])
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "did you mean presets" in result.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_on_a_terminal_a_page_is_rendered() -> None:
+    import pty
+
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "longgen.cli", "docs", "harness"], stdout=follower, env={**os.environ, "TERM": "xterm"}
+    )
+    os.close(follower)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux ends the stream of a pseudo-terminal with an error
+        while part := os.read(leader, 4096):
+            shown += part
+    os.close(leader)
+    assert process.wait() == 0
+    assert b"The harness" in shown
+    assert b"# The harness" not in shown

@@ -34,7 +34,7 @@ ORDER = [
 ]  # fmt: skip
 ONLY_UNDER = {  # library -> the rows whose modules may import it
     "diffusers": ("longgen.backbones", "longgen.pipelines", "longgen.loops"),
-    "transformers": ("longgen.pipelines", "longgen.metrics.vbench"),
+    "transformers": ("longgen.pipelines", "longgen.metrics.vbench", "longgen.backbones.tiny"),
     "typer": ("longgen.cli",),
     "rich": ("longgen.progress",),
 }

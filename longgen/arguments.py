@@ -28,7 +28,7 @@ def of_generate(given: Mapping[str, Any], sample: type, schedule: type) -> None:
     expect("sample", given["sample"], sample, "longgen.Sample(frames=321, ...)", optional=True)
     expect("schedule", given["schedule"], schedule, "what longgen.schedule.load gives", optional=True)
     expect("model", given["model"], Mapping, '{"offload": "model", ...}')
-    for name in ("resume", "overwrite"):
+    for name in ("resume", "overwrite", "allow_code"):
         expect(name, given[name], bool, "True or False")
     if given["overrides"] != ():
         texts("overrides", given["overrides"], empty=True)

@@ -1,6 +1,6 @@
-"""Tensors on disk: checkpoints and latents, each file whole or not there, with a checksum of all that it holds.
+"""Atomic, checksummed safetensors files: checkpoints and latents. A reader sees a complete file or none.
 
-The latents of a stream are a folder of such files, one for each chunk: `Chunks`.
+The latents of a rollout are a folder of such files, one for each chunk: `Chunks`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from longgen.disk import make_folder, replace_file, save_json  # noqa: F401 - known by this name elsewhere
+from longgen.disk import make_folder, replace_file
 from longgen.errors import LonggenError, MissingError
 
 UNCHECKED_SCHEMA = 1  # of settings in files of longgen 0.5.0 and before, which have no checksum
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:
-    """Writes tensors and plain `settings` into one safetensors file, with a checksum of both."""
+    """Writes tensors and JSON `settings` into one safetensors file, atomically, with a checksum of both."""
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}  # no shared memory
     plain = json.loads(json.dumps(settings))
     metadata = {"longgen": json.dumps({"settings": plain, "checksum": _checksum(tensors, plain)})}
@@ -75,15 +75,15 @@ def check_latents(path: Path, latents: Tensor | None, shape: tuple[int | None, .
     """`latents` of the file `path`, where they are finite numbers of `shape`, in which None is any. Raises LonggenError."""
     if latents is None:
         raise damaged(path, "it holds no latents")
-    if latents.ndim != len(shape) or any(want not in (None, is_) for want, is_ in zip(shape, latents.shape, strict=True)):
-        wanted = "x".join("?" if want is None else str(want) for want in shape)
-        raise damaged(path, f"its latents are {'x'.join(map(str, latents.shape))}, and those of this run {wanted}")
+    if latents.ndim != len(shape) or any(size not in (None, actual) for size, actual in zip(shape, latents.shape, strict=True)):
+        expected = "x".join("?" if size is None else str(size) for size in shape)
+        raise damaged(path, f"its latents are {'x'.join(map(str, latents.shape))}, and those of this run {expected}")
     check_finite(path, {"latents": latents})
     return latents
 
 
 def check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Raises LonggenError where a number in `tensors` is infinite or none."""
+    """Raises LonggenError where `tensors` hold NaN or infinity."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise damaged(path, f"not all of its {name} are finite numbers")
@@ -100,7 +100,7 @@ def _checksum(tensors: dict[str, Tensor], settings: dict[str, Any]) -> str:
 
 
 def pack(state: dict[str, Any], prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Splits plain state into tensors by name and a description that `unpack` puts together again."""
+    """Splits nested state into named tensors and a JSON description, which `unpack` joins again."""
     tensors: dict[str, Tensor] = {}
 
     def describe(value: Any, name: str) -> Any:
@@ -126,7 +126,7 @@ def unpack(tensors: dict[str, Tensor], described: dict[str, Any]) -> dict[str, A
 
 
 class Chunks:
-    """The latents of a stream in `folder`, a file for each chunk: written once, read when asked for, never held.
+    """The latents of a rollout in `folder`, a file for each chunk: written once, read on demand, never held in memory.
 
     Its length is the count of consecutive whole files from the first on: a gap ends it, and so does a damaged last one, whose
     reason is then `damage`. Every file says which chunk it is, and the settings of its run, which are those of the first.
@@ -170,31 +170,31 @@ class Chunks:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors and the state that the last chunk was appended with."""
-        tensors, kept = self._read(self._count - 1)
-        return tensors, kept["state"]
+        tensors, stored = self._read(self._count - 1)
+        return tensors, stored["state"]
 
-    def kept(self) -> dict[str, Any]:
+    def stored_settings(self) -> dict[str, Any]:
         """The settings that the first chunk was appended with."""
         return {key: value for key, value in self._read(0)[1].items() if key not in ("state", "chunk")}
 
     def check(self, shape: tuple[int | None, ...]) -> None:
         """Raises LonggenError where a chunk's latents are not of `shape`, or the settings are not those of the first."""
-        first = self.kept() if self._count else {}
+        first = self.stored_settings() if self._count else {}
         for index in range(self._count):
-            tensors, kept = self._read(index)
+            tensors, stored = self._read(index)
             check_latents(self._path(index), tensors["latents"], shape)
             check_finite(self._path(index), tensors)
-            if any(kept.get(key) != value for key, value in first.items() if key not in ("longgen", "libraries")):
+            if any(stored.get(key) != value for key, value in first.items() if key not in ("longgen", "libraries")):
                 raise damaged(self._path(index), "it is another run's")
 
     def _read(self, index: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         path = self._path(index)
-        tensors, kept = load_tensors(path)
-        if "latents" not in tensors or not isinstance(kept.get("state"), dict):
+        tensors, stored = load_tensors(path)
+        if "latents" not in tensors or not isinstance(stored.get("state"), dict):
             raise damaged(path, "it is no chunk of a stream")
-        if kept.get("chunk", index) != index:
-            raise damaged(path, f"it is chunk {kept['chunk']}")
-        return tensors, kept
+        if stored.get("chunk", index) != index:
+            raise damaged(path, f"it is chunk {stored['chunk']}")
+        return tensors, stored
 
     def clear(self) -> None:
         """Removes every chunk, the last first, and the folder if nothing else is in it."""

@@ -1,64 +1,74 @@
-"""What a plan costs: arithmetic, attention and memory, counted from its tables before anything is computed.
+"""Cost model of a plan: floating-point operations, attention and peak memory, counted from its tables before anything runs.
 
-Legend: L layers, S steps, N tokens of what the model sees at a time, d channels, T latent frames.
+Legend: L layers, S steps, N tokens of one model call, d channels, T latent frames.
 
-Arithmetic counts multiplications and additions apart. It is the transformer's blocks': what stands before and after them is the
-same for all plans, and small.
+A multiplication and an addition are two operations. Only the transformer's blocks are counted: what comes before and after them is
+the same for every plan, and small.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from longgen.plan import Plan
-    from longgen.program import Program
-    from longgen.technique import Grid
+from longgen.backbones.registry import family_of
+from longgen.plan import Plan
+from longgen.program import Program
+from longgen.technique import Grid
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-FLOOR = "arithmetic against direct sampling"  # what `Plan.cost` is, in the words of plan, bench and presets
-COSTED_CHUNKS = 33  # of a rollout; between them cost changes evenly
-# What is alive at the peak of a block, in N d numbers: in attention, and beside the 2 f / d of the feed-forward, f its width.
-# Counted in the transformers at their published sizes, on shapes without memory (tests/test_memory.py).
-PEAK_ACTIVATIONS = {
-    "wan": (11.2, 4.0),
-    "causal-wan": (11.2, 4.0),
-    "ltx": (11.2, 8.0),
-    "cogvideox": (11.2, 4.6),
-    "hunyuan": (11.2, 10.2),
-}
+FLOOR = "arithmetic against direct sampling"  # what `ratio` is, in the words of plan, bench and presets
+COSTED_CHUNKS = 33  # of a rollout; between them cost is interpolated linearly
 PLAN_OVERHEAD = 2.0  # more, at most, in attention that follows a plan
-BATCHES_GUIDANCE = ("ltx", "cogvideox")  # both calls of guidance are one batch
 
 
-def flops(plan: Plan, program: Program | None, grid: Grid, keys: int | None = None) -> int:
-    """Floating-point operations of one layer for one model call on `grid`.
+def ratio(plan: Plan) -> float:
+    """FLOPs of the transformer over the whole schedule, relative to direct sampling of the same length in its own steps.
 
-    keys: in a rollout, the tokens that attention is over, its own included.
+    A lower bound on the time a run takes; `longgen bench` measures that time.
     """
+    return _ratios(plan)[0]
+
+
+def attention_ratio(plan: Plan) -> float:
+    """Frame pairs attended over the whole schedule, relative to direct sampling."""
+    return _ratios(plan)[1]
+
+
+def flops(plan: Plan, program: Program | None, grid: Grid | None = None, keys: int | None = None) -> int:
+    """FLOPs of one layer in one model call, on the plan's `call_grid` or on `grid`.
+
+    keys: in a rollout, the tokens attended to, those of the chunk included.
+    """
+    grid = grid or plan.call_grid
     tokens, width, spec = math.prod(grid), plan.spec.width, plan.spec
     if spec.joint_text:
-        around = (tokens + spec.text_tokens) * (8 * width**2 + 4 * width * spec.ffn_dim)
-        around += 4 * (2 * tokens + spec.text_tokens) * spec.text_tokens * width
+        linear = (tokens + spec.text_tokens) * (8 * width**2 + 4 * width * spec.ffn_dim)
+        text = 4 * (2 * tokens + spec.text_tokens) * spec.text_tokens * width
     else:
-        around = tokens * (12 * width**2 + 4 * width * spec.ffn_dim)
-        around += 0 if keys else spec.text_tokens * 4 * width**2  # a rollout makes the text's keys and values once
-        around += 4 * tokens * spec.text_tokens * width
+        linear = tokens * (12 * width**2 + 4 * width * spec.ffn_dim)
+        linear += 0 if keys else spec.text_tokens * 4 * width**2  # a rollout projects the text's keys and values once
+        text = 4 * tokens * spec.text_tokens * width
     attention = 4 * tokens * (keys or tokens) * width
     if program is None:
-        return around + attention
-    fused = program.fusion.flops(grid, width) if program.fusion else 0
-    return around + round(attention * program.density_at(grid[1] * grid[2])) + fused
+        return linear + text + attention
+    fusion = program.fusion.flops(grid, width) if program.fusion else 0
+    return linear + text + round(attention * program.density_at(grid[1] * grid[2])) + fusion
 
 
-def cost(plan: Plan) -> tuple[float, float]:
-    """Arithmetic and frame pairs attended over the whole schedule, against direct sampling of the same length in its own steps."""
-    if plan.chunk_lat is not None:
-        return _rolled_cost(plan)
-    arithmetic = np.array([flops(plan, program, plan.call_grid) for program in plan.programs], dtype=np.float64)
+_RATIOS: WeakKeyDictionary[Plan, tuple[float, float]] = WeakKeyDictionary()
+
+
+def _ratios(plan: Plan) -> tuple[float, float]:
+    if plan not in _RATIOS:
+        _RATIOS[plan] = _direct_ratios(plan) if plan.chunk_lat is None else _rollout_ratios(plan)
+    return _RATIOS[plan]
+
+
+def _direct_ratios(plan: Plan) -> tuple[float, float]:
+    arithmetic = np.array([flops(plan, program) for program in plan.programs], dtype=np.float64)
     spared = np.array([0.0 if program is None else program.spared for program in plan.programs])
     arithmetic -= spared * 4 * math.prod(plan.call_grid) ** 2 * plan.spec.width
     attention = np.array([1.0 if program is None else program.density for program in plan.programs]) - spared
@@ -69,63 +79,64 @@ def cost(plan: Plan) -> tuple[float, float]:
     )
 
 
-def chunk_operations(plan: Plan) -> np.ndarray:
-    """Of a rollout: the mean operations of one layer for each chunk [chunks], in its steps and without the clean pass."""
-    at, each = _chunks(plan)
-    return np.interp(np.arange(1, plan.rounds + 1), at, [arithmetic.sum() for arithmetic, _ in each])
+def chunk_flops(plan: Plan) -> np.ndarray:
+    """Of a rollout: mean FLOPs of one layer for each chunk [chunks] over its steps, without the pass that fills the cache."""
+    at, counts = _counted_chunks(plan)
+    return np.interp(np.arange(1, plan.rounds + 1), at, [arithmetic.sum() for arithmetic, _ in counts])
 
 
-def _chunks(plan: Plan) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
-    """Some chunks of a rollout, counted from 1, and for each its arithmetic and its density by step [S], means over layers."""
+def _counted_chunks(plan: Plan) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    """A sample of a rollout's chunks, numbered from 1, and of each its FLOPs and its density by step [S], means over layers."""
     chunk = plan.call_geometry.frames_lat
-    at = np.unique(np.linspace(1, plan.rounds, min(plan.rounds, COSTED_CHUNKS)).round().astype(int))
-    each = []
-    for frames_lat in (at * chunk).tolist():
+    numbers = np.unique(np.linspace(1, plan.rounds, min(plan.rounds, COSTED_CHUNKS)).round().astype(int))
+    counts = []
+    for frames_lat in (numbers * chunk).tolist():
         programs, table = plan.programs_for_chunk(frames_lat, chunk)
         keys = frames_lat * math.prod(plan.call_grid[1:])
-        arithmetic = np.array([flops(plan, program, plan.call_grid, keys) for program in programs], dtype=np.float64)
+        arithmetic = np.array([flops(plan, program, keys=keys) for program in programs], dtype=np.float64)
         density = np.array([program.density if program else 1.0 for program in programs])
-        each.append((arithmetic[table].mean(axis=0), density[table].mean(axis=0)))
-    return at, each
+        counts.append((arithmetic[table].mean(axis=0), density[table].mean(axis=0)))
+    return numbers, counts
 
 
-def _rolled_cost(plan: Plan) -> tuple[float, float]:
-    """`cost` of a rollout, clean passes included."""
-    chunk, (at, each) = plan.call_geometry.frames_lat, _chunks(plan)
+def _rollout_ratios(plan: Plan) -> tuple[float, float]:
+    chunk, (numbers, counts) = plan.call_geometry.frames_lat, _counted_chunks(plan)
 
-    def with_clean(by_step: np.ndarray, number: int) -> float:
+    def with_cache_pass(by_step: np.ndarray, number: int) -> float:
+        """After every chunk but the last, one more pass at the last step's tables fills the KV cache."""
         return float(by_step.sum() + by_step[-1] * (number < plan.rounds))
 
-    arithmetic = [with_clean(counted, number) for number, (counted, _) in zip(at.tolist(), each, strict=True)]
-    pairs = [with_clean(density, number) * chunk * number * chunk for number, (_, density) in zip(at.tolist(), each, strict=True)]
-    chunks = np.arange(1, plan.rounds + 1)
-    steps = _direct_steps(plan)
+    numbered = list(zip(numbers.tolist(), counts, strict=True))
+    arithmetic = [with_cache_pass(counted, number) for number, (counted, _) in numbered]
+    pairs = [with_cache_pass(density, number) * chunk * number * chunk for number, (_, density) in numbered]
+    chunks, steps = np.arange(1, plan.rounds + 1), _direct_steps(plan)
     return (
-        float(np.interp(chunks, at, arithmetic).sum()) / (flops(plan, None, plan.grid) * steps),
-        float(np.interp(chunks, at, pairs).sum()) / (plan.frames_lat**2 * steps),
+        float(np.interp(chunks, numbers, arithmetic).sum()) / (flops(plan, None, plan.grid) * steps),
+        float(np.interp(chunks, numbers, pairs).sum()) / (plan.frames_lat**2 * steps),
     )
 
 
 def _direct_steps(plan: Plan) -> int:
-    """The steps of direct sampling: those that are asked, or the backbone's own."""
+    """The steps that direct sampling would take: those requested, or the backbone's default."""
     return plan.preset.sample_on(plan.spec).steps or plan.spec.steps
 
 
 def cache_bytes(plan: Plan, dtype: str) -> int:
-    """A rollout's cache: keys as they are and as they are turned, and values; those of the text; with guidance all twice."""
+    """KV cache of a rollout: keys before and after rotation, values, and the text's keys and values; doubled by guidance."""
     if plan.chunk_lat is None:
         return 0
-    batch = 2 if (plan.sample.guidance_scale or 0) > 1 else 1
+    batch = 2 if plan.guided else 1
     tokens = 3 * plan.slots_lat * math.prod(plan.grid[1:]) + 2 * plan.spec.text_tokens
     return BYTES[dtype] * batch * tokens * plan.spec.width * plan.spec.layers
 
 
-def memory_bytes(plan: Plan, dtype: str, offload: str) -> dict[str, int]:
-    """Estimated peak on the device, by part. Formula: README, "Memory"."""
+def memory_bytes(plan: Plan, dtype: str, offload: str = "none") -> dict[str, int]:
+    """Estimated peak memory on the device, by part. Formula: `longgen docs cost-and-memory`."""
     spec, size, tokens = plan.spec, BYTES[dtype], math.prod(plan.call_grid)
-    in_attention, beside = PEAK_ACTIVATIONS[spec.family]
+    family = family_of(spec)
+    in_attention, beside = family.peak_activations
     alive = max(in_attention + PLAN_OVERHEAD * bool(plan.table.any()), beside + 2 * spec.ffn_dim / spec.width)
-    batch = 2 if spec.family in BATCHES_GUIDANCE and (plan.sample.guidance_scale or 0) > 1 else 1
+    batch = 2 if family.batches_guidance and plan.guided else 1
     activations = round(alive * batch * tokens * spec.width * size) + 8 * tokens * spec.head_dim + cache_bytes(plan, dtype)
     weights, companions = size * spec.parameters, size * spec.companions
     peak = weights + activations + companions

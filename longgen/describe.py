@@ -1,4 +1,4 @@
-"""Plans, presets and backbones as text for people. Makes strings; prints nothing."""
+"""Plans, presets and backbones as text for people and as plain data for JSON. Prints nothing."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from typing import Any
 
 import numpy as np
 
+from longgen import cost
 from longgen.attention.lowering import lower
-from longgen.backbones.spec import SPECS, BackboneSpec
-from longgen.backbones.tiny import grammar
-from longgen.cost import FLOOR
+from longgen.backbones import tiny_grammar
+from longgen.backbones.registry import SPECS
+from longgen.backbones.spec import BackboneSpec
 from longgen.errors import UsageError
-from longgen.frameplan import FramePlan, full_attention
+from longgen.frameplan import PAIR_COLUMNS, FramePlan, Pass, full_attention
 from longgen.plan import Plan
 from longgen.planner import LONG, on_every_backbone
 from longgen.preset import Preset, name_of
-from longgen.technique import NoiseTechnique
+from longgen.run_settings import STORED_MODEL_SETTINGS
+from longgen.stack import PlacedTechnique
 from longgen.textfile import on_one_line, visible
 from longgen.units import count_label, human_bytes
 
-SETUP = ("dtype", "lora", "quantize", "attention", "cache", "compile", "vae_tiling", "clip_batch")  # of what a video keeps
 SHADES = " ░▒▓█"
 MAP_SIDE = 40  # characters across a picture of a table
-PICTURED = 1  # passes of a branch whose table is drawn; the others are like it, moved
+PICTURED = 1  # passes of a branch whose table is drawn; the others look like it, shifted
 
 
 def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: bool = True) -> str:
@@ -40,14 +41,13 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
         f" {plan.steps} steps, guidance {sample.guidance_scale:g}{_shift(plan)}",
         "",
     ]
-    for act in plan.techniques:
-        makes_noise = isinstance(act.technique, NoiseTechnique) and act.technique.noise
-        slots = f"noise and {act.technique.slot}" if makes_noise and act.technique.slot != "noise" else act.technique.slot
-        lines.append(f"technique {act.name} ({slots}; {act.technique.paper})")
-        if act.technique.slot not in ("sampling", "noise"):
-            lines.append(f"  layers {count_label(act.layers, spec.layers)}; steps {count_label(act.steps, plan.steps)}")
-        parameters = act.technique.model_dump(mode="json", exclude={"layers", "steps"})
-        lines.append("  " + ", ".join(f"{key} = {_shown(value)}" for key, value in parameters.items()))
+    for placed in plan.techniques:
+        slot = placed.technique.slot
+        slots = f"noise and {slot}" if placed.makes_noise and slot != "noise" else slot
+        lines.append(f"technique {placed.name} ({slots}; {placed.technique.paper})")
+        if slot not in ("sampling", "noise"):
+            lines.append(f"  layers {count_label(placed.layers, spec.layers)}; steps {count_label(placed.steps, plan.steps)}")
+        lines.append("  " + ", ".join(f"{key} = {_parameter(value)}" for key, value in _parameters(placed).items()))
     if not plan.techniques:
         lines.append("no technique: the backbone's own attention")
     for number, shot in enumerate(plan.schedule.shots if plan.schedule else (), start=1):
@@ -65,10 +65,10 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
         lines += ["  " + line for line in branch_lines(frame_plan, tables)]
     if plan.chunk_lat is not None and tables and not (plan.table == 0).all():
         lines += ["", "what the chunks see, in the first layer and step:", *("  " + row for row in picture(_history(plan)))]
-    memory = plan.memory_bytes(dtype, offload)
+    memory = cost.memory_bytes(plan, dtype, offload)
     lines += [
         "",
-        f"floor: {plan.cost:.2f} ({FLOOR}; of attention alone {plan.attention_cost:.2f})",
+        f"floor: {cost.ratio(plan):.2f} ({cost.FLOOR}; of attention alone {cost.attention_ratio(plan):.2f})",
         f"memory estimate ({dtype}, offload {offload}): {human_bytes(memory['peak'])}"
         f" = transformer {human_bytes(memory['weights'])}, activations {human_bytes(memory['activations'])},"
         f" text encoder and VAE {human_bytes(memory['companions'])}",
@@ -82,7 +82,40 @@ def _shift(plan: Plan) -> str:
     return "" if plan.spec.fixed_shift else f", flow shift {shift:g}" if shift else ", the checkpoint's own flow shift"
 
 
-def _shown(value: Any) -> str:
+def plan_dict(plan: Plan) -> dict[str, Any]:
+    """The plan as plain data, with its cost but without its tables."""
+    return {
+        "name": plan.preset.name,
+        "backbone": plan.spec.name,
+        "frames": plan.frames_px,
+        "latent_frames": plan.frames_lat,
+        "native_latent_frames": plan.spec.native_lat,
+        "duration_s": round(plan.duration_s, 3),
+        "sample": plan.sample.model_dump(mode="json"),
+        "techniques": [
+            {"name": placed.name, "slot": placed.technique.slot, "paper": placed.technique.paper, "layers": list(placed.layers),
+             "steps": list(placed.steps), "parameters": _parameters(placed)}
+            for placed in plan.techniques
+        ],
+        "schedule": None if plan.schedule is None else plan.schedule.as_dict(),
+        "seen_latent_frames": plan.call_geometry.frames_lat,
+        "calls_per_step": round(plan.calls, 3),
+        "branches": [
+            {"name": name, "layers": layers, "steps": steps, "passes": len(frame_plan.passes),
+             "density": round(frame_plan.density, 6)}
+            for name, (frame_plan, layers, steps) in plan.branches().items()
+        ],
+        "cost_ratio": round(cost.ratio(plan), 4),
+        "attention_ratio": round(cost.attention_ratio(plan), 4),
+        "notes": list(plan.notes),
+    }  # fmt: skip
+
+
+def _parameters(placed: PlacedTechnique) -> dict[str, Any]:
+    return placed.technique.model_dump(mode="json", exclude={"layers", "steps"})
+
+
+def _parameter(value: Any) -> str:
     """A parameter as a preset would have it; auto where the technique decides by length and backbone."""
     return "auto" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -107,30 +140,49 @@ def branch_lines(plan: FramePlan, tables: bool) -> list[str]:
         lines.append(
             f"and {plan.key_frames.count(plan.frames_lat)} key frames for every frame, chosen from the layer's input as it runs"
         )
-    for one in plan.passes if rows < frames else ():
-        rel, seen = one.rel[:, one.visible[0]], tuple(np.flatnonzero(one.visible[0]).tolist())
-        times = f"at relative times {rel.max() + 0.0:.4g} to {rel.min() + 0.0:.4g}"
-        lines.append(f"frames {frames - rows} to {frames - 1} see {count_label(seen, frames)}, {times}")
-    for index, one in enumerate(plan.passes if rows == frames else ()):
-        calls = len(lower(one).calls)
-        lines.append(f"pass {index}: {one.density:.3f} of all token pairs, {calls} attention call{'s' * (calls != 1)}")
-        computed = np.flatnonzero(one.weight > 0)
-        for i in sorted({int(computed[0]), int(computed[len(computed) // 2]), int(computed[-1])}):
-            seen = tuple(np.flatnonzero(one.visible[i]).tolist())
-            rel = one.rel[i, one.visible[i]]
-            stripes = 0 if one.stripe is None else int((one.stripe[i, one.visible[i]] < 1).sum())
-            partly = f" ({stripes} of them in a stripe of {one.stripe[i, one.visible[i]].min():g})" if stripes else ""  # type: ignore[index]
-            times = f"at relative times {rel.max() + 0.0:.4g} to {rel.min() + 0.0:.4g}"
-            weighted = f", weight {one.weight[i]:.3g}" if one.weight[i] != 1 else ""
-            lines.append(f"  frame {i:>3} sees {count_label(seen, frames)}{partly}, {times}{weighted}")
-        if tables and index < PICTURED and not one.visible.all():
-            shares = one.visible * (1 if one.stripe is None else np.minimum(one.stripe, 1))
-            lines += ["  " + row for row in picture(shares)]
+    for index, pass_ in enumerate(plan.passes):
+        if rows < frames:
+            lines.append(f"frames {frames - rows} to {frames - 1} see {_row_label(pass_, 0)}")
+        else:
+            lines += _pass_lines(pass_, index, picture_it=tables and index < PICTURED and not pass_.visible.all())
     return lines
 
 
+def _pass_lines(pass_: Pass, index: int, picture_it: bool) -> list[str]:
+    """One pass: what its first, middle and last query frames see, and a picture."""
+    calls = len(lower(pass_).calls)
+    lines = [f"pass {index}: {pass_.density:.3f} of all token pairs, {calls} attention call{'s' * (calls != 1)}"]
+    computed = np.flatnonzero(pass_.weight > 0)
+    for i in sorted({int(computed[0]), int(computed[len(computed) // 2]), int(computed[-1])}):
+        weighted = f", weight {pass_.weight[i]:.3g}" if pass_.weight[i] != 1 else ""
+        lines.append(f"  frame {i:>3} sees {_row_label(pass_, i)}{weighted}")
+    if picture_it:
+        share = 1 if pass_.band is None else np.minimum(pass_.band, 1)
+        lines += ["  " + row for row in picture(pass_.visible * share)]
+    return lines
+
+
+def _row_label(pass_: Pass, query: int) -> str:
+    """The key frames that frame `query` sees, its pair columns there, and the relative times."""
+    visible = pass_.visible[query]
+    rel = pass_.rel[:, visible] if len(pass_.rel) < len(visible) else pass_.rel[query, visible]  # of a whole chunk in a rollout
+    times = f"at relative times {rel.max() + 0.0:.4g} to {rel.min() + 0.0:.4g}"
+    return f"{count_label(tuple(np.flatnonzero(visible).tolist()), len(visible))}{_columns_label(pass_, query)}, {times}"
+
+
+def _columns_label(pass_: Pass, query: int) -> str:
+    """The key frames that frame `query` sees with pair columns other than neutral, and their values there."""
+    labels = []
+    for name, table in pass_.columns.items():
+        values, column = table[query, pass_.visible[query]], PAIR_COLUMNS[name]
+        changed = values[values != column.neutral]
+        if len(changed):
+            labels.append(f" ({len(changed)} of them {column.phrase.format(low=changed.min(), high=changed.max())})")
+    return "".join(labels)
+
+
 def _history(plan: Plan) -> np.ndarray:
-    """What each of some chunks of a rollout sees, a row a chunk, evenly apart: `visible` [chunks, T]."""
+    """What evenly spaced chunks of a rollout see, one row per chunk: `visible` [chunks, T]."""
     chunk = plan.call_geometry.frames_lat
     table = np.zeros((min(plan.rounds, MAP_SIDE), plan.rounds_lat))
     for row, index in enumerate(np.linspace(1, plan.rounds, len(table)).round().astype(int).tolist()):
@@ -142,7 +194,7 @@ def _history(plan: Plan) -> np.ndarray:
 
 
 def picture(visible: np.ndarray) -> list[str]:
-    """`visible` [Q, T], 0 to 1, as rows of characters, query frames downwards; the shade is the share of a cell that is seen."""
+    """`visible` [Q, T], 0 to 1, drawn in characters, query frames downwards; the shade is the share of a cell that is visible."""
     across, down = (np.linspace(0, n, min(n, MAP_SIDE) + 1).round().astype(int) for n in reversed(visible.shape))
     rows = []
     for top, bottom in zip(down[:-1:2], [*down[2::2], len(visible)], strict=False):
@@ -152,7 +204,7 @@ def picture(visible: np.ndarray) -> list[str]:
 
 
 def backbone_text(spec: BackboneSpec) -> str:
-    """What is known of a backbone; for `tiny` also the sentences that it knows."""
+    """The facts of a backbone; for `tiny` also the sentences that it knows."""
     rows = {
         "what": spec.about,
         "weights": "in the package" if spec.built_in else ", ".join(filter(None, (spec.checkpoint, spec.lora, spec.source))),
@@ -166,41 +218,41 @@ def backbone_text(spec: BackboneSpec) -> str:
     }
     text = "\n".join([spec.name, *(f"  {key:<12}{value}" for key, value in rows.items())])
     if spec.built_in:
-        text += "\n\nprompts it knows:\n" + grammar.describe()
+        text += "\n\nprompts it knows:\n" + tiny_grammar.describe()
     return text
 
 
-COSTED = ("wan2.1-1.3b", "self-forcing")  # the backbones that costs are quoted for: the first that can take the preset
+COSTED = ("wan2.1-1.3b", "self-forcing")  # backbones that costs are quoted for: the first that can run the preset
 
 
 def preset_row(preset: Preset) -> dict[str, Any]:
     """What `longgen presets list` says of a preset. cost_ratio: of all arithmetic, on COSTED at LONG times its length."""
     plans = on_every_backbone(preset)
-    costs = [made.cost for made in (plans[name] for name in COSTED) if isinstance(made, Plan)]
+    costed = next((plan for plan in (plans[name] for name in COSTED) if isinstance(plan, Plan)), None)
     return {
         "techniques": [name_of(technique) for technique in preset.techniques],
-        "backbones": [name for name, made in plans.items() if isinstance(made, Plan)],
-        "refused": {name: made.given for name, made in plans.items() if isinstance(made, UsageError)},
-        "cost_ratio": round(costs[0], 3) if costs else None,
+        "backbones": [name for name, plan in plans.items() if isinstance(plan, Plan)],
+        "refused": {name: error.given for name, error in plans.items() if isinstance(error, UsageError)},
+        "cost_ratio": None if costed is None else round(cost.ratio(costed), 3),
     }
 
 
 def presets_text(presets: list[Preset]) -> str:
-    """A table of presets: cost, techniques, paper, and the backbones that can take each."""
+    """A table of presets: cost, techniques, paper, and the backbones that can run each."""
     rows = [("preset", "cost", "techniques", "backbones", "paper")]
     for preset in presets:
         row = preset_row(preset)
-        cost = "" if row["cost_ratio"] is None else f"{row['cost_ratio']:.2f}"
+        ratio = "" if row["cost_ratio"] is None else f"{row['cost_ratio']:.2f}"
         techniques = " + ".join(row["techniques"]) or "none"
-        rows.append((preset.name, cost, techniques, _able(row["backbones"], list(row["refused"])), preset.source.split(";")[0]))
+        rows.append((preset.name, ratio, techniques, _able(row["backbones"], list(row["refused"])), preset.source.split(";")[0]))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, (*widths, 0), strict=True)).rstrip() for row in rows]
-    lines.append(f"cost: {FLOOR} at {LONG} times the native length, on {' or else '.join(COSTED)}")
+    lines.append(f"cost: {cost.FLOOR} at {LONG} times the native length, on {' or else '.join(COSTED)}")
     return "\n".join(lines)
 
 
 def _able(able: list[str], refused: list[str]) -> str:
-    """The backbones that can take a preset, in few words."""
+    """The backbones that can run a preset, in few words."""
     causal = [name for name, spec in SPECS.items() if spec.causal]
     others = [name for name in refused if name not in causal]
     if not set(able) - set(causal):
@@ -212,13 +264,13 @@ def _able(able: list[str], refused: list[str]) -> str:
 
 
 def command_again(kept: Mapping[str, Any], video: Path) -> str:
-    """A line for a shell that makes `video` again, of the settings it keeps and a preset in THIS.toml.
+    """The shell command that reproduces `video` from the settings stored in it and a preset in THIS.toml.
 
-    Every setting is a flag, so that no LONGGEN_* variable stands before it.
+    Every setting is a flag, so that no LONGGEN_* variable can override it.
     """
     words = ["longgen generate", "--preset THIS.toml", _flag("seed", kept["seed"]), _flag("backbone", kept["backbone"])]
     words += [_flag(name, value) for name, value in kept["sample"].items() if value is not None]
-    for name in SETUP:
+    for name in STORED_MODEL_SETTINGS:
         for value in kept[name] if name == "lora" and name in kept else [kept.get(name)]:
             words += [] if value is None or value is False else [_flag(name, value)]
     if kept.get("schedule") is None:
@@ -235,10 +287,10 @@ def _flag(name: str, value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    """`text` as one word of a POSIX shell's line, on one line and with nothing that moves a terminal's cursor."""
+    """`text` quoted as one word for a POSIX shell, on one line and without control characters."""
     if visible(text) == text and "\n" not in text and "\t" not in text:
         return shlex.quote(text)
-    if text.endswith("\n"):  # which a command's output would lose
+    if text.endswith("\n"):  # which command substitution would strip
         return "$'" + "".join(_escaped(character, "'\\", "\\x{:02x}") for character in text) + "'"
     escaped = "".join(_escaped(character, "\\", "\\0{:03o}") for character in text)
     return f'"$(printf %b {shlex.quote(escaped)})"'

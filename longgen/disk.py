@@ -90,13 +90,17 @@ def make_folder(folder: Path) -> None:
 # ---- records: JSON with a checksum -----------------------------------------------------------------------------------------
 
 
-def save_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2) + "\n"
+def save_text(path: Path, text: str) -> None:
+    """Writes UTF-8; what it cannot encode, as parts of some file names, becomes `?`."""
     replace_file(path, lambda partial: _write_text(partial, text))
 
 
 def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8", errors="replace")
+
+
+def save_json(path: Path, content: dict[str, Any]) -> None:
+    save_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def save_record(path: Path, content: dict[str, Any]) -> None:

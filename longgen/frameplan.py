@@ -1,4 +1,4 @@
-"""A frame plan: which frames a frame may see, and at which relative time. Plain tables, no torch.
+"""Frame plans: frame-level attention masks with relative times, as plain tables. No torch.
 
 Legend: T latent frames, Q query frames, n tokens per latent frame, i query frame, j key frame, P passes, C temporal rotary
 components.
@@ -6,17 +6,17 @@ components.
 The query frames are the last Q of the T: all of them where frames are denoised together, the newest chunk in a rollout.
 
 A plan is one or more passes. The output for query frame i is the mean of the passes' attention outputs, weighted
-by `weight[i]`. The neutral plan is one pass with `rel = i - j` and everything visible: the backbone's own attention.
+by `weight[i]`. Full attention is one pass with `rel = i - j` and everything visible: the backbone's own attention.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, reduce
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
@@ -24,46 +24,130 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@dataclass(frozen=True)
+class PairColumn:
+    """A table [Q, T] that a pass may have beside `rel` and `visible`: one number for every pair of frames.
+
+    kind: what the number is. A "share" of the key frame's tokens is seen; a "factor" multiplies the pair's attention logits; an
+    "addend" is added to them, after all factors. Techniques that set the same column combine by that operation. phrase: how
+    `longgen plan` says it of a range {low} to {high}. tag: what stands before the table in the digest.
+    """
+
+    name: str
+    kind: Literal["share", "factor", "addend"]
+    phrase: str
+    tag: bytes
+
+    @property
+    def neutral(self) -> float:
+        """The value that changes nothing; a column of nothing else is the same as none."""
+        return 0.0 if self.kind == "addend" else 1.0
+
+    def combine(self, table: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return {"share": np.minimum, "factor": np.multiply, "addend": np.add}[self.kind](table, other)
+
+
+PAIR_COLUMNS = {
+    column.name: column
+    for column in (
+        PairColumn("band", "share", "in a band of {low:g}", b""),
+        PairColumn("logit_scale", "factor", "with logits x {low:.4g} to {high:.4g}", b"logit_scale"),
+        PairColumn("logit_bias", "addend", "with {low:+.4g} to {high:+.4g} on their logits", b"logit_bias"),
+    )
+}
+"""band: of a visible key frame, query token q sees the tokens k with |q - k| < band * n only, q and k counted within their frames
+in raster order; 1 is the whole frame. The logits of a pair of frames are
+
+    logit_scale[i, j] * FramePlan.logit_scale * (rotated q) . (rotated k) / sqrt(D) + logit_bias[i, j]
+"""
+
+
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One attention pass: `rel` [Q, T] float64, `visible` [Q, T] bool, `weight` [Q] float64.
+    """One attention pass: `rel` [Q, T] float64, `visible` [Q, T] bool, `weight` [Q] float64, and columns of `PAIR_COLUMNS`.
 
-    A query frame of weight 0 is not computed in this pass. `stripe` [Q, T] float64, or None for all ones: of a visible
-    key frame, query token q sees the tokens k with |q - k| < stripe * n only, q and k counted within their frames in
-    raster order; 1 is the whole frame.
+    A query frame of weight 0 is not computed in this pass. columns: [Q, T] float64 each, by name; one that is neutral everywhere
+    is left out.
     """
 
     rel: np.ndarray
     visible: np.ndarray
     weight: np.ndarray
-    stripe: np.ndarray | None = None
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.columns if name not in PAIR_COLUMNS]
+        shapes = {name: table.shape for name, table in self.columns.items() if table.shape != self.rel.shape}
+        if unknown or shapes:
+            raise ValueError(f"pair columns {unknown or shapes} of a pass {self.rel.shape}: known are {', '.join(PAIR_COLUMNS)}")
+        used = {name: np.asarray(self.columns[name], dtype=np.float64) for name in PAIR_COLUMNS if name in self.columns}
+        kept = {name: table for name, table in used.items() if (table != PAIR_COLUMNS[name].neutral).any()}
+        object.__setattr__(self, "columns", kept)
+
+    @property
+    def tables(self) -> dict[str, np.ndarray]:
+        """All that the pass consists of, by name."""
+        return {"rel": self.rel, "visible": self.visible, "weight": self.weight, **self.columns}
+
+    def with_columns(self, **tables: np.ndarray) -> Pass:
+        """This pass with `tables` [Q, T] merged into its columns: the least share, product of factors, sum of addends."""
+        both = {name: PAIR_COLUMNS[name].combine(self.column(name), table) for name, table in tables.items()}
+        return replace(self, columns={**self.columns, **both})
+
+    @property
+    def without_shares(self) -> dict[str, np.ndarray]:
+        """The columns of a pass like this one that sees key frames whole."""
+        return {name: table for name, table in self.columns.items() if PAIR_COLUMNS[name].kind != "share"}
+
+    def column(self, name: str) -> np.ndarray:
+        """The column [Q, T]; its neutral value everywhere where the pass does not have it."""
+        return self.columns[name] if name in self.columns else np.full(self.rel.shape, PAIR_COLUMNS[name].neutral)
+
+    def combined(self, kind: str) -> np.ndarray | None:
+        """All columns of `kind` as one [Q, T]; None where the pass has none."""
+        columns = [(PAIR_COLUMNS[name], table) for name, table in self.columns.items() if PAIR_COLUMNS[name].kind == kind]
+        return reduce(columns[0][0].combine, [table for _, table in columns]) if columns else None
+
+    @cached_property
+    def band(self) -> np.ndarray | None:
+        """[Q, T], the share of each key frame that is seen; None where all are seen whole."""
+        return self.combined("share")
+
+    @cached_property
+    def logits(self) -> np.ndarray | None:
+        """[2, Q, T], the factor on every pair's logits and the addend to them; None where they stay as they are."""
+        factor, addend = self.combined("factor"), self.combined("addend")
+        if factor is None and addend is None:
+            return None
+        neutral = np.ones_like(self.rel), np.zeros_like(self.rel)
+        return np.stack([neutral[0] if factor is None else factor, neutral[1] if addend is None else addend])
 
     @property
     def density(self) -> float:
         """Share of all token pairs that attention is computed for, in the limit of many tokens a frame."""
-        share = np.ones_like(self.rel) if self.stripe is None else np.minimum(self.stripe, 1)
+        share = np.ones_like(self.rel) if self.band is None else np.minimum(self.band, 1)
         return self._mean(share * (2 - share))
 
     def density_at(self, tokens: int) -> float:
-        """`density` of what is computed at `tokens` a frame: of stripes more than is needed, which a mask cuts off."""
-        if self.stripe is None:
+        """`density` at `tokens` a frame: in bands more is computed than is needed, and a mask discards the excess."""
+        if self.band is None:
             return self.density
         share = np.ones_like(self.rel)
-        for width in np.unique(self.stripe[self.stripe < 1]):
-            pairs = sum((last - first) * (stop - start) for (first, last), (start, stop) in spans(float(width), tokens))
-            share[self.stripe == width] = pairs / tokens**2
+        for width in np.unique(self.band[self.band < 1]):
+            pairs = sum((last - first) * (stop - start) for (first, last), (start, stop) in band_chunks(float(width), tokens))
+            share[self.band == width] = pairs / tokens**2
         return self._mean(share)
 
     def _mean(self, share: np.ndarray) -> float:
-        """Of all pairs of frames; `share` [Q, T] of those that are seen."""
+        """Over all pairs of frames, of the `share` [Q, T] of each that is seen."""
         return float((share * self.visible)[self.weight > 0].sum() / self.visible.size)
 
 
-SMALLEST_CHUNK = 16  # query tokens of a stripe: below, calls cost more than the keys they save
+SMALLEST_CHUNK = 16  # query tokens of a band: below, calls cost more than the keys they save
 
 
-def spans(share: float, tokens: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """Of a stripe in a frame: chunks of query tokens, half-open, and the key tokens of which any in the chunk sees some."""
+def band_chunks(share: float, tokens: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """A band of one frame cut into chunks: query tokens (half-open), and the key tokens that any of them sees."""
     width = math.ceil(share * tokens)
     chunk = min(tokens, max(SMALLEST_CHUNK, width // 2))
     for first in range(0, tokens, chunk):
@@ -72,7 +156,7 @@ def spans(share: float, tokens: int) -> Iterator[tuple[tuple[int, int], tuple[in
 
 
 class KeyFrames(Protocol):
-    """Key frames that are chosen at run time, from the layer's own input; every query frame sees them besides."""
+    """Key frames chosen at run time from the layer's own input; every query frame sees them in addition."""
 
     def count(self, frames_lat: int) -> int:
         """How many there will be."""
@@ -85,11 +169,11 @@ class KeyFrames(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class FramePlan:
-    """Passes, and what holds for all of them.
+    """Attention of one layer: passes, and what holds for all of them.
 
-    frequency_scale: [C] float64, the factor on each temporal rotary frequency, or None for all ones. logit_scale: the factor on the
-    attention logits. key_frames: frames that every query frame sees besides, chosen at run time. anchor: the share of the
-    first clip's keys and values in those of the others, where the model sees the video in clips.
+    frequency_scale: [C] float64, the factor on each temporal rotary frequency, or None for all ones. logit_scale: the factor on all
+    attention logits, those of text included. key_frames: frames chosen at run time that every query frame also sees. anchor: the
+    share of the first clip's keys and values in those of the other clips, where the model sees the video in clips.
     """
 
     passes: tuple[Pass, ...]
@@ -110,40 +194,51 @@ class FramePlan:
 
     @property
     def density(self) -> float:
-        """Attention's cost against direct: token pairs that it is computed for, where passes that agree on `rel` share them.
+        """Attention cost relative to full attention: token pairs computed, where passes share the pairs whose logits agree.
 
-        Key frames chosen at run time count as spread evenly. With stripes, or an attention backend that does not say how much
-        it summed, passes share nothing, and the cost is the sum of theirs. Stripes are those of many tokens a frame.
+        Key frames chosen at run time count as spread evenly. With bands, or an attention backend that returns no log-sum-exp,
+        passes share nothing, and the cost is the sum of theirs. Bands are those of many tokens a frame.
         """
-        if self._striped:
-            return self._summed([one.density for one in self.passes])
+        if self._banded:
+            return self._sum([pass_.density for pass_ in self.passes])
         extra = self._extra
         computed = np.stack([np.broadcast_to((p.weight > 0)[:, None], p.rel.shape) for p in self.passes])
         seen = np.stack([p.visible for p in self.passes]) & computed
-        rel = np.stack([p.rel for p in self.passes]).round(7)
-        return float((1 - extra) * _different(rel, seen) + extra * _different(rel, computed))
+        code = self._logit_codes
+        return float((1 - extra) * _distinct(code, seen) + extra * _distinct(code, computed))
 
     def density_at(self, tokens: int) -> float:
         """`density` of what is computed at `tokens` a frame."""
-        return self._summed([one.density_at(tokens) for one in self.passes]) if self._striped else self.density
+        return self._sum([pass_.density_at(tokens) for pass_ in self.passes]) if self._banded else self.density
 
     @property
-    def _striped(self) -> bool:
-        return any(one.stripe is not None for one in self.passes)
+    def _banded(self) -> bool:
+        return any(pass_.band is not None for pass_ in self.passes)
+
+    @property
+    def _logit_codes(self) -> np.ndarray:
+        """[P, Q, T]: equal where passes have the same logits for a pair of frames; `rel` unless columns change logits."""
+        rel = np.stack([p.rel for p in self.passes]).round(7)
+        if all(p.logits is None for p in self.passes):
+            return rel
+        neutral = np.stack([np.ones_like(rel[0]), np.zeros_like(rel[0])])
+        columns = np.stack([neutral if p.logits is None else p.logits for p in self.passes], axis=1)
+        _, code = np.unique(np.stack([rel, *columns]).reshape(3, -1), axis=1, return_inverse=True)
+        return code.reshape(rel.shape).astype(np.float64)
 
     @property
     def _extra(self) -> float:
         """The share of frames that are key frames chosen at run time."""
         return self.key_frames.count(self.frames_lat) / self.frames_lat if self.key_frames else 0.0
 
-    def _summed(self, densities: list[float]) -> float:
+    def _sum(self, densities: list[float]) -> float:
         """Of passes that share nothing."""
-        computed = [float((one.weight > 0).mean()) for one in self.passes]
-        return sum(own + self._extra * (most - own) for own, most in zip(densities, computed, strict=True))
+        computed = [float((pass_.weight > 0).mean()) for pass_ in self.passes]
+        return sum(density + self._extra * (most - density) for density, most in zip(densities, computed, strict=True))
 
     @property
     def reach(self) -> float:
-        """The largest relative time, either way, at which any frame sees another; key frames may be any."""
+        """The largest absolute relative time at which any frame sees another; key frames chosen at run time may be any."""
         seen = [(p.visible | bool(self.key_frames)) & (p.weight > 0)[:, None] for p in self.passes]
         return max(float(np.abs(p.rel[pairs]).max(initial=0)) for p, pairs in zip(self.passes, seen, strict=True))
 
@@ -151,8 +246,12 @@ class FramePlan:
     def key(self) -> str:
         """A digest of the tables: equal plans have equal keys."""
         digest = hashlib.sha256(repr((self.logit_scale, self.key_frames, self.anchor)).encode())
-        for table in (t for p in self.passes for t in (p.rel, p.visible, p.weight, p.stripe)):
-            digest.update(b"-" if table is None else np.ascontiguousarray(table).tobytes())
+        for p in self.passes:
+            for table in (p.rel, p.visible, p.weight):
+                digest.update(np.ascontiguousarray(table).tobytes())
+            for name, table in p.columns.items():
+                digest.update(PAIR_COLUMNS[name].tag + np.ascontiguousarray(table).tobytes())
+            digest.update(b"" if p.columns else b"-")
         digest.update(b"" if self.frequency_scale is None else self.frequency_scale.tobytes())
         return digest.hexdigest()[:16]
 
@@ -174,7 +273,8 @@ class FramePlan:
 
         def change(p: Pass) -> Pass:
             added = visible & (p.weight > 0)[:, None]
-            return replace(p, visible=p.visible | added, stripe=None if p.stripe is None else np.where(added, 1.0, p.stripe))
+            shares = {name: np.where(added, 1.0, t) for name, t in p.columns.items() if PAIR_COLUMNS[name].kind == "share"}
+            return replace(p, visible=p.visible | added, columns={**p.columns, **shares})
 
         return self.each(change)
 
@@ -183,11 +283,11 @@ class FramePlan:
         return self.each(lambda p: replace(p, rel=rel))
 
 
-def _different(rel: np.ndarray, seen: np.ndarray) -> float:
-    """How many times `rel` [P, Q, T] has where `seen` [P, Q, T], on the mean over pairs."""
-    times = np.sort(np.where(seen, rel, np.inf), axis=0)
-    new = np.concatenate([np.ones_like(seen[:1]), np.diff(np.nan_to_num(times, posinf=1e9), axis=0) > 0])
-    return float((new & np.isfinite(times)).sum() / seen[0].size)
+def _distinct(code: np.ndarray, seen: np.ndarray) -> float:
+    """Mean over pairs of frames of how many distinct values `code` [P, Q, T] has where `seen` [P, Q, T]."""
+    values = np.sort(np.where(seen, code, np.inf), axis=0)
+    new = np.concatenate([np.ones_like(seen[:1]), np.diff(np.nan_to_num(values, posinf=1e9), axis=0) > 0])
+    return float((new & np.isfinite(values)).sum() / seen[0].size)
 
 
 @dataclass(frozen=True)
@@ -219,10 +319,10 @@ def distances(frames_lat: int) -> np.ndarray:
 
 
 def full_attention(frames_lat: int, queries: int | None = None) -> FramePlan:
-    """The backbone's own attention over `frames_lat` frames, of the last `queries` of them or of all."""
-    own = np.arange(frames_lat - (queries or frames_lat), frames_lat, dtype=np.float64)
-    rel = own[:, None] - np.arange(frames_lat, dtype=np.float64)[None, :]
-    return FramePlan((Pass(rel, np.ones(rel.shape, dtype=bool), np.ones(len(own))),))
+    """The backbone's own attention: every frame, or each of the last `queries` frames, over all `frames_lat` frames."""
+    query = np.arange(frames_lat - (queries or frames_lat), frames_lat, dtype=np.float64)
+    rel = query[:, None] - np.arange(frames_lat, dtype=np.float64)[None, :]
+    return FramePlan((Pass(rel, np.ones(rel.shape, dtype=bool), np.ones(len(rel))),))
 
 
 def visible_from_ranges(ranges: list[tuple[int, int]]) -> np.ndarray:

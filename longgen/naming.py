@@ -5,9 +5,10 @@ A default name is `PROMPT-SEED.mp4`. Where that is another run's, it gets a numb
 
 from __future__ import annotations
 
+import itertools
 import os
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from longgen import ffmpeg
@@ -69,17 +70,19 @@ def output_path(output: str | None, prompt: str, seed: int, taken: Collection[Pa
                              hint="give another name")  # fmt: skip
         raise UsageError(f"--output {shown}: longgen writes MP4 only", expected="a name in .mp4, or a folder",
                          hint=f"take {Path(output).with_suffix('.mp4')}")  # fmt: skip
-    return free(Path(output or ".") / f"{slug(prompt)}-{seed}.mp4", [key_of(path) for path in taken])
+    keys = {key_of(path) for path in taken}
+    return first_free(Path(output or ".") / f"{slug(prompt)}-{seed}.mp4", lambda path: key_of(path) in keys)
 
 
-def free(path: Path, taken: Collection[str]) -> Path:
-    """`path`, or with the first number from 2 on whose key is not in `taken`."""
-    made, number = path, 2
-    while key_of(made) in taken:
-        made, number = numbered(path, number), number + 1
-    return made
+def first_free(path: Path, is_taken: Callable[[Path], bool], folder: bool = False) -> Path:
+    """`path`, or with the first number from 2 on after its stem (of a `folder`, after its whole name) that is not taken."""
+    candidates = (
+        path.with_name(f"{path.name}-{number}") if folder and number > 1 else numbered(path, number)
+        for number in itertools.count(1)
+    )
+    return next(candidate for candidate in candidates if not is_taken(candidate))
 
 
 def numbered(path: Path, number: int) -> Path:
-    """`path` with `number` behind its stem; the first has none."""
+    """`path` with `number` after its stem; the first has none."""
     return path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")

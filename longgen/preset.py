@@ -1,24 +1,24 @@
-"""Presets: a closed TOML file, and what flags put over it.
+"""Presets: TOML files that stack techniques and set defaults for sampling, validated as a whole; flags override them.
 
     schema = 1
     name = "freespec"
     description = "..."
     source = "arXiv 2605.06509"
 
-    [sample]                 # defaults for a generation; each may be left out
+    [sample]                 # defaults for a generation, all optional
     steps = 50
 
-    [sample."wan2.1-1.3b"]   # the same for one backbone alone, as a paper had them; its name in quotes
+    [sample."wan2.1-1.3b"]   # defaults for one backbone, as its paper has them; the name in quotes
     flow_shift = 8.0
     guidance_scale = 6.0
 
-    [[technique]]            # stacked in any order
+    [[technique]]            # in any order
     name = "freespec"
     kappa = 3.0
 
-Precedence: flag, then LONGGEN_* variable, then the preset's table for the backbone, then its [sample], then the backbone's own
-default. A table counts for the backbone of its name, for that with weights from elsewhere (`self-forcing:FILE`), and for folders
-and hub ids of a model of that shape. Every error of a file is in one message. Nothing in a preset is ever executed.
+Precedence: flag, LONGGEN_* variable, the preset's table for the backbone, its [sample], the backbone's default. A backbone's table
+also applies to it with other weights (`self-forcing:FILE`), and to folders and hub ids of a model of that shape. All errors of
+a file are reported in one message. A preset runs no code: a technique "package.module:Class" needs `allow_code`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from longgen import catalog, textfile
-from longgen.backbones.spec import SPECS, BackboneSpec, known_as
+from longgen.backbones.registry import SPECS, is_backbone, published_name
+from longgen.backbones.spec import BackboneSpec
+from longgen.catalog import name_of
 from longgen.errors import MissingError, UsageError, shown, unknown_name
 from longgen.technique import Technique
 
@@ -43,7 +45,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class SampleFields(BaseModel):
-    """The fields of `Sample`, which rows of a file of prompts have too."""
+    """Fields that presets and rows of a prompt file share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -57,10 +59,10 @@ class SampleFields(BaseModel):
 
 
 class Sample(SampleFields):
-    """What a generation needs besides its prompt; None stands for the next source in the order of precedence.
+    """Sampling parameters of a generation; None defers to the next source in the order of precedence.
 
-    frames: pixel frames. size: (width, height) in pixels. fps: of the file only, it never changes the motion. flow_shift: s of the
-    noise levels sigma' = s sigma / (1 + (s - 1) sigma); None is the checkpoint's own. Raises UsageError for what cannot be.
+    frames: pixel frames. size: (width, height) in pixels. fps: playback rate of the file; does not change the generated motion.
+    flow_shift: s in the noise levels sigma' = s sigma / (1 + (s - 1) sigma). Raises UsageError for invalid values.
     """
 
     def __init__(self, **values: Any) -> None:
@@ -68,17 +70,16 @@ class Sample(SampleFields):
             super().__init__(**values)
         except ValidationError as error:
             lines = [explain("", detail, Sample) for detail in error.errors()]
-            raise UsageError("\n    ".join(["sampling cannot be so:", *lines]), expected="what each line names",
-                             hint="correct it") from None  # fmt: skip
+            raise UsageError("\n    ".join(["invalid sampling parameters:", *lines]), expected="what each line names",
+                             hint="correct them") from None  # fmt: skip
 
     def over(self, other: Sample) -> Sample:
-        """These values where they are given, those of `other` elsewhere."""
-        given = {key: value for key, value in self if value is not None}
-        return other.model_copy(update=given)
+        """`other` overridden by the values that are set here."""
+        return other.model_copy(update={key: value for key, value in self if value is not None})
 
 
 class Preset(BaseModel):
-    """A named stack of techniques with defaults for sampling. backbone_samples: those of one backbone alone, by its name."""
+    """A named stack of techniques with defaults for sampling. backbone_samples: defaults for one backbone, by its name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
@@ -93,36 +94,36 @@ class Preset(BaseModel):
     @classmethod
     def _of_known_backbones(cls, samples: dict[str, Sample]) -> dict[str, Sample]:
         for name in samples:
-            if name not in SPECS:
+            if not is_backbone(name):
                 raise ValueError(_no_backbone(name))
         return samples
 
     def sample_on(self, spec: BackboneSpec) -> Sample:
-        """The preset's defaults on `spec`: those of its own table, where there is one, over the others."""
-        return self.backbone_samples.get(known_as(spec), Sample()).over(self.sample)
+        """The preset's defaults on `spec`: the backbone's table over the general ones."""
+        return self.backbone_samples.get(published_name(spec), Sample()).over(self.sample)
 
     def under(self, sample: Sample) -> Preset:
-        """The preset with `sample` over its defaults, on every backbone."""
-        tables = {name: sample.over(own) for name, own in self.backbone_samples.items()}
+        """The preset with its defaults overridden by `sample` on every backbone."""
+        tables = {name: sample.over(defaults) for name, defaults in self.backbone_samples.items()}
         return self.model_copy(update={"sample": sample.over(self.sample), "backbone_samples": tables})
 
     def as_dict(self) -> dict[str, Any]:
-        """The preset as its TOML file would have it, every parameter written out."""
+        """The tables of the preset's TOML file, every parameter written out."""
         tables = [{"name": name_of(t), **t.model_dump(mode="json", exclude_none=True)} for t in self.techniques]
         sample = self.sample.model_dump(mode="json", exclude_none=True)
-        sample |= {name: own.model_dump(mode="json", exclude_none=True) for name, own in self.backbone_samples.items()}
+        sample |= {name: table.model_dump(mode="json", exclude_none=True) for name, table in self.backbone_samples.items()}
         head = {"schema": SCHEMA, "name": self.name, "description": self.description, "source": self.source}
         return head | ({"sample": sample} if sample else {}) | ({"technique": tables} if tables else {})
 
     def as_toml(self) -> str:
-        """The preset as a TOML file that `load` reads back equal; parameters left to the backbone stand in comments."""
+        """The preset as a TOML file that `load` reads back equal; parameters left to the backbone are comments."""
         tables = self.as_dict()
         techniques = tables.pop("technique", [])
         for table, technique in zip(techniques, self.techniques, strict=True):
             table |= {f"# {key}": "the backbone's own" for key, value in technique if value is None}
         sample = tables.pop("sample", {})
-        own = [(f"[sample.{textfile.toml_value(name)}]", sample.pop(name)) for name in self.backbone_samples]
-        sections = [("", tables), ("[sample]", sample), *own, *(("[[technique]]", table) for table in techniques)]
+        by_backbone = [(f"[sample.{textfile.toml_value(name)}]", sample.pop(name)) for name in self.backbone_samples]
+        sections = [("", tables), ("[sample]", sample), *by_backbone, *(("[[technique]]", table) for table in techniques)]
         return "\n".join(
             "\n".join([*([head] if head else []), *(f"{key} = {textfile.toml_value(value)}" for key, value in table.items())])
             + "\n"
@@ -131,44 +132,39 @@ class Preset(BaseModel):
         )
 
 
-def name_of(technique: Technique) -> str:
-    """The name that `technique` has in the catalog."""
-    place = f"{type(technique).__module__}:{type(technique).__qualname__}"
-    return next(name for name, row in catalog.TECHNIQUES.items() if row == place)
-
-
 def folder() -> Path:
-    """The folder of the presets that longgen ships: in the package when installed, beside it in a checkout."""
-    inside = Path(str(importlib.resources.files("longgen"))) / "presets"
-    return inside if inside.is_dir() else inside.parent.parent / "presets"
+    """The folder of the built-in presets: in the package when installed, beside it in a checkout."""
+    installed = Path(str(importlib.resources.files("longgen"))) / "presets"
+    return installed if installed.is_dir() else installed.parent.parent / "presets"
 
 
 def names() -> list[str]:
-    """The presets that longgen ships."""
+    """The built-in presets."""
     return sorted(path.stem for path in folder().glob("*.toml"))
 
 
-def load(name: str, overrides: Iterable[str] = (), sample: Sample | None = None) -> Preset:
-    """The preset called `name`, or in the TOML file `name`, with `technique.key=value` overrides and `sample` put over it.
+def load(name: str, overrides: Iterable[str] = (), sample: Sample | None = None, allow_code: bool = False) -> Preset:
+    """The preset `name`, or of the TOML file `name`, with `technique.key=value` overrides and `sample` over its defaults.
 
-    Raises UsageError for an unknown name, key or value, MissingError for a file that is not there.
+    allow_code: whether it may name techniques as "package.module:Class", which imports the module. Raises UsageError for an unknown
+    name, key or value, MissingError for a missing file.
     """
     tables = parse_file(_find(name))
     overrides = [*overrides]
-    paths = [override.partition("=")[0].strip() for override in overrides]
-    for path in paths:
-        if paths.count(path) > 1:
-            raise UsageError(f"--set {shown(path)} is given twice", expected="one value for a parameter", hint="leave one out")
+    keys = [override.partition("=")[0].strip() for override in overrides]
+    if duplicate := next((key for key in keys if keys.count(key) > 1), None):
+        raise UsageError(f"--set {shown(duplicate)} is given twice", expected="one value for a parameter", hint="leave one out")
     for override in overrides:
-        _apply_override(tables, override)
-    preset = from_tables(tables, origin=name)
+        _apply_override(tables, override, allow_code)
+    preset = from_tables(tables, name, allow_code)
     return preset if sample is None else preset.under(sample)
 
 
-def fitting(name: str, overrides: Iterable[str]) -> list[str]:
-    """Those of `overrides` that are of a technique which the preset `name` has."""
-    techniques = {name_of(technique) for technique in load(name).techniques}
-    return [override for override in overrides if override.partition(".")[0].strip() in techniques]
+def override_target(override: str) -> tuple[str, str]:
+    """The technique and the key that `override` = "technique.key=value" is meant for; a technique may be "package.module:Class"."""
+    module, colon, rest = override.partition("=")[0].strip().rpartition(":")
+    name, _, key = rest.partition(".")
+    return module + colon + name, key
 
 
 def _find(name: str) -> Path:
@@ -177,7 +173,7 @@ def _find(name: str) -> Path:
             raise unknown_name("preset", name, names(), "longgen presets list, or give a path that ends in .toml")
         return folder() / f"{name}.toml"
     if not os.path.isfile(name):  # not Path.is_file, which raises where a name is too long
-        raise MissingError(f"preset file {name} is not there", expected="a TOML file, or one of " + ", ".join(names()),
+        raise MissingError(f"preset file {name} does not exist", expected="a TOML file, or one of " + ", ".join(names()),
                            hint="check the path")  # fmt: skip
     return Path(name)
 
@@ -187,8 +183,8 @@ def parse_file(path: Path) -> dict[str, Any]:
     return textfile.toml(textfile.read(path, "preset file", "is not TOML"), f"preset file {path}")
 
 
-def from_tables(tables: Mapping[str, Any], origin: str) -> Preset:
-    """A Preset from parsed TOML. All errors of the file come in one UsageError, each with its place."""
+def from_tables(tables: Mapping[str, Any], origin: str, allow_code: bool = False) -> Preset:
+    """A Preset from parsed TOML. Reports all errors of the file in one UsageError, each with its place."""
     errors: list[str] = []
     rest = dict(tables)
     schema = rest.pop("schema", SCHEMA)
@@ -203,81 +199,85 @@ def from_tables(tables: Mapping[str, Any], origin: str) -> Preset:
         parameters = dict(table)
         name = parameters.pop("name", None)
         if not isinstance(name, str):
-            errors.append(f"technique[{position}]: has no name; known: {', '.join(sorted(catalog.TECHNIQUES))}")
+            errors.append(f"technique[{position}]: has no name; known: {', '.join(sorted(catalog.names()))}")
             continue
+        catalog.check_code(name, allow_code)
         try:
-            techniques.append(catalog.technique(name)(**parameters))
+            technique = catalog.technique(name, allow_code)
+            techniques.append(technique(**parameters))
         except UsageError as error:
             errors.append(f"technique[{position}]: {error.given}")
         except ValidationError as error:
-            errors += [explain(name, detail, catalog.technique(name)) for detail in error.errors()]
+            errors += [explain(name, detail, technique) for detail in error.errors()]
     for key in ("techniques", "layers", "steps", "backbone_samples"):
         if key in rest:
             errors.append(f"{key}: unknown key at the top; techniques are [[technique]] tables")
             del rest[key]
-    preset, samples = None, {}  # the latter by their heads
-    if isinstance(given := rest.get("sample", {}), dict):
-        own = {name: table for name, table in given.items() if isinstance(table, dict) and name not in Sample.model_fields}
-        tables = {"sample": {key: value for key, value in given.items() if key not in own}}
-        errors += [f"sample.{name}: {_no_backbone(name)}" for name in own if name not in SPECS]
-        for head, table in (tables | {name: table for name, table in own.items() if name in SPECS}).items():
+    samples: dict[str, Sample] = {}
+    if isinstance(table := rest.get("sample", {}), dict):
+        tables = {key: value for key, value in table.items() if isinstance(value, dict) and key not in Sample.model_fields}
+        errors += [f"sample.{name}: {_no_backbone(name)}" for name in tables if not is_backbone(name)]
+        general = {key: value for key, value in table.items() if key not in tables}
+        for name, values in {"": general, **{name: values for name, values in tables.items() if is_backbone(name)}}.items():
             try:
-                samples[head] = Sample(**table)
+                samples[name] = Sample(**values)
             except UsageError as error:
-                place = "sample" if head == "sample" else f'sample."{head}"'
+                place = f'sample."{name}"' if name else "sample"
                 errors += [f"{place}.{line.strip()}" for line in error.given.splitlines()[1:]]
-        rest["sample"] = samples.pop("sample", Sample())
+        rest["sample"] = samples.pop("", Sample())
+    preset = None
     try:
         preset = Preset(**{"name": origin, **rest, "backbone_samples": samples, "techniques": tuple(techniques)})
     except ValidationError as error:
         errors += [explain("", detail, Preset) for detail in error.errors()]
     if errors or preset is None:
         raise UsageError(f"preset {origin}:\n" + "\n".join(f"    {line}" for line in errors),
-                         expected="what each line names", hint="correct it; longgen presets show NAME prints every key")  # fmt: skip
+                         expected="what each line names",
+                         hint="correct it; longgen presets show NAME prints every key")  # fmt: skip
     return preset
 
 
 def _no_backbone(name: str) -> str:
     near = difflib.get_close_matches(name, SPECS, n=2, cutoff=0.5)
-    hint = f", did you mean {' or '.join(near)}?" if near else ""
+    suggestion = f"; did you mean {' or '.join(near)}?" if near else "."
     form = f'A table is for one of {", ".join(SPECS)}, its name in quotes: [sample."wan2.1-1.3b"]'
-    return f"no key, and no backbone is called so{hint or '.'} {form}"
+    return f"neither a key nor a backbone{suggestion} {form}"
 
 
 def explain(name: str, detail: Any, model: type[BaseModel]) -> str:
-    """One line for one pydantic error: key, given value, what is accepted."""
+    """A pydantic error in one line: key, value, what is expected."""
     path = ".".join(str(part) for part in (name, *detail["loc"]) if part != "" and not str(part).startswith(("literal", "tuple")))
     known = ["schema", "technique"] if model is Preset else []
     known += [key for key in model.model_fields if key not in ("techniques", "backbone_samples")]
     if detail["type"] == "extra_forbidden":
         return f"{path}: unknown key; known keys: {', '.join(known)}"
     message = detail["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(detail["input"], dict) else f" = {shown(detail['input'])}"
-    return f"{path}{given}: {message[0].lower()}{message[1:]}"
+    value = "" if isinstance(detail["input"], dict) else f" = {shown(detail['input'])}"
+    return f"{path}{value}: {message[0].lower()}{message[1:]}"
 
 
-def _apply_override(tables: dict[str, Any], override: str) -> None:
-    path, separator, text = override.partition("=")
-    name, dot, key = path.strip().partition(".")
-    if not (separator and dot and name and key):
-        raise UsageError(f"--set {shown(override)} is not technique.key=value", expected="for example window.frames=21",
-                         hint="write it so")  # fmt: skip
+def _apply_override(tables: dict[str, Any], override: str, allow_code: bool) -> None:
+    _, equals, text = override.partition("=")
+    name, key = override_target(override)
+    if not (equals and name and key):
+        raise UsageError(f"--set {shown(override)} is not technique.key=value", expected="TECHNIQUE.KEY=VALUE",
+                         hint="write it like window.frames=21")  # fmt: skip
     try:
         parsed = textfile.toml(f"value = {text}", f"--set {shown(override)}")
         value = parsed["value"] if len(parsed) == 1 else text
     except UsageError as error:
-        if "[[[[" in text or "{" in text or re.search("[0-9]{1000}", text):  # that was meant to be TOML
+        if "[[[[" in text or "{" in text or re.search("[0-9]{1000}", text):  # meant as TOML
             raise error from None
-        value = text.strip()  # a bare word, as a shell user types it
+        value = text.strip()  # a bare word needs no quotes in a shell
     stack = tables.get("technique", [])
     if not isinstance(stack, list) or not all(isinstance(table, dict) for table in stack):
-        return  # from_tables says what is wrong with it
+        return  # from_tables reports it
     targets = [table for table in stack if table.get("name") == name]
     if key == "name":
-        raise UsageError(f"--set {shown(override)}: a technique's name is no parameter", expected="technique.key=value",
+        raise UsageError(f"--set {shown(override)}: a technique's name is not a parameter", expected="technique.key=value",
                          hint="choose another preset")  # fmt: skip
     if not targets:
-        catalog.technique(name)
+        catalog.technique(name, allow_code)
         stacked = ", ".join(str(table.get("name")) for table in stack) or "none"
         raise UsageError(f"--set {shown(override)}: the preset has no technique '{name}'", expected=f"its techniques: {stacked}",
                          hint="choose a preset that has it, or write one")  # fmt: skip

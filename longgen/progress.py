@@ -1,4 +1,4 @@
-"""Progress with time to go and memory, for people who watch."""
+"""Progress reports: counts, elapsed time, time to go and peak memory; as a live bar or as lines on stderr."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from longgen.device import memory_bytes
 from longgen.units import human_bytes
 
 PLAIN_EVERY_S = 5.0  # seconds between progress lines where stderr is not a terminal
 
 
 class Progress(NamedTuple):
-    """One report: `phase` is load, calibrate (what a step cache may skip), sample or decode; `done` of `total`.
+    """One report: `done` of `total` steps of a phase, such as load, calibrate (a step cache), sample, decode, score.
 
-    Seconds are since the phase began and still to come.
+    elapsed_s: since the phase began. eta_s: still to come, None where nothing tells. memory_bytes: the peak so far.
     """
 
     phase: str
@@ -28,26 +29,11 @@ class Progress(NamedTuple):
 
 
 def no_report(message: object) -> None:
-    """For callers that want no reports."""
-
-
-def memory_bytes(device: str) -> int:
-    """Peak so far: of the GPU where there is one, else of the process."""
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    """Discards a report, for callers that want none."""
 
 
 class Phase:
-    """Times one phase and reports its progress."""
+    """Times one phase and reports its progress. done: steps that an earlier run did, which say nothing of the time to go."""
 
     def __init__(self, name: str, total: int, device: str, report: Callable[[Progress], None], done: int = 0) -> None:
         self.name, self.total, self.device, self.report, self.first = name, total, device, report, done
@@ -58,17 +44,19 @@ class Phase:
     def seconds(self) -> float:
         return time.monotonic() - self.start
 
-    def at(self, done: int) -> None:
-        computed = done - self.first
-        eta = self.seconds / computed * (self.total - done) if computed else None
-        self.report(Progress(self.name, done, self.total, self.seconds, eta, memory_bytes(self.device)))
+    def at(self, done: int, computed: float | None = None, left: float = 0.0) -> None:
+        """Reports `done` steps. computed, left: work of this phase so far and to come, in any unit, where steps differ in cost."""
+        if computed is None:
+            computed, left = done - self.first, self.total - done
+        eta_s = self.seconds / computed * left if computed else None
+        self.report(Progress(self.name, done, self.total, self.seconds, eta_s, memory_bytes(self.device)))
 
 
 @contextmanager
 def reporter(quiet: bool, say: Callable[[str], None]) -> Iterator[Callable[[Progress], None]]:
-    """A reporter of progress on stderr: a live bar in a terminal, a plain line by `say` now and then elsewhere."""
+    """A function that shows progress on stderr: a live bar in a terminal, elsewhere a line by `say` now and then."""
     if quiet:
-        yield lambda now: None
+        yield no_report
         return
     last: dict[str, Any] = {"phase": "", "time": 0.0}
 

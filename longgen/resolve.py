@@ -1,59 +1,89 @@
-"""What was asked for -> Plan: the preset, its overrides, the layers that a probe says, the length."""
+"""`resolve(request) -> Plan`: the preset under its overrides, its layers as a probe says, its length in frames."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from longgen import preset, units
+from longgen import catalog, units
+from longgen import preset as presets
 from longgen.backbones.find import find
 from longgen.backbones.spec import BackboneSpec
-from longgen.errors import LonggenError, UsageError
+from longgen.errors import LonggenError, UsageError, shown, unknown_name
 from longgen.layers import selection
 from longgen.plan import Plan
 from longgen.planner import build
 from longgen.schedule import PromptSchedule
 
 
-def planned(
-    name: str,
-    spec: BackboneSpec,
-    overrides: Iterable[str] = (),
-    sample: preset.Sample | None = None,
-    duration: str | None = None,
-    schedule: PromptSchedule | None = None,
-    layers: str | None = None,
-    probe: str | None = None,
-    lora: tuple[str, ...] = (),
-) -> Plan:
-    """The plan of the preset `name`, which may end in `@all` or the like, with the layers that a probe says.
+@dataclass(frozen=True)
+class PlanRequest:
+    """Everything a plan depends on.
 
-    layers, probe: see `longgen.layers.selection`. Raises UsageError.
+    preset: a shipped name or a TOML file, optionally with `@all`, `@none` or `@random:SEED`. overrides: `technique.key=value`.
+    duration: in place of sample.frames, as `20s`. layers, probe: see `longgen.layers.selection`. lora: what the weights to be
+    probed are merged with. allow_code: whether the preset may name Python classes as techniques.
     """
-    base, how = selection.split(name)
-    if how is not None and layers is not None:
-        raise UsageError(f"--preset {name} and --layers {layers} both choose layers", expected="one of them", hint="leave one out")
-    loaded = load_preset(base, overrides, sample or preset.Sample(), duration, spec)
-    chosen, said = selection.chosen(loaded, spec, how or layers, probe, lora)
-    return build(chosen, spec, schedule, said)
+
+    preset: str
+    spec: BackboneSpec
+    overrides: tuple[str, ...] = ()
+    sample: presets.Sample = presets.Sample()  # noqa: RUF009 - immutable
+    duration: str | None = None
+    schedule: PromptSchedule | None = None
+    layers: str | None = None
+    probe: str | None = None
+    lora: tuple[str, ...] = ()
+    allow_code: bool = False
+
+    def load_preset(self) -> presets.Preset:
+        """The preset under the overrides and the sample; a duration becomes frames at its fps. Raises UsageError."""
+        if self.duration is not None and self.sample.frames is not None:
+            raise UsageError("--frames cannot be combined with --duration", expected="one of them", hint="leave one out")
+        loaded = presets.load(selection.split_name(self.preset)[0], self.overrides, self.sample, self.allow_code)
+        if self.duration is None:
+            return loaded
+        fps = loaded.sample_on(self.spec).fps or self.spec.fps
+        return loaded.under(presets.Sample(frames=units.duration_frames(self.duration, fps)))
+
+    def fitted(self) -> PlanRequest:
+        """The request as one of several presets takes it: with the overrides of techniques that this preset has, and with layers
+        and probe where it leaves its layers to a probe."""
+        loaded = presets.load(selection.split_name(self.preset)[0], allow_code=self.allow_code)
+        techniques = {presets.name_of(technique) for technique in loaded.techniques}
+        overrides = tuple(text for text in self.overrides if presets.override_target(text)[0] in techniques)
+        if selection.uses_probe(loaded):
+            return replace(self, overrides=overrides)
+        return replace(self, overrides=overrides, layers=None, probe=None)
 
 
-def load_preset(
-    name: str, overrides: Iterable[str], sample: preset.Sample, duration: str | None, spec: BackboneSpec
-) -> preset.Preset:
-    """The preset `name` under `overrides` and `sample`; a `duration` becomes frames at the fps that then holds."""
-    if duration is not None and sample.frames is not None:
-        raise UsageError("--frames and --duration are both given", expected="one of them", hint="leave one out")
-    chosen = preset.load(name, overrides, sample)
-    if duration is None:
-        return chosen
-    return chosen.under(preset.Sample(frames=units.duration_frames(duration, chosen.sample_on(spec).fps or spec.fps)))
+def resolve(request: PlanRequest) -> Plan:
+    """The plan of `request`. Raises UsageError for what cannot run."""
+    how = selection.split_name(request.preset)[1]
+    if how is not None and request.layers is not None:
+        raise UsageError(f"--layers {request.layers} cannot be combined with --preset {request.preset}: both choose layers",
+                         expected="one of them", hint="leave one out")  # fmt: skip
+    loaded = request.load_preset()
+    chosen, notes = selection.resolve_layers(loaded, request.spec, how or request.layers, request.probe, request.lora)
+    return build(chosen, request.spec, request.schedule, notes)
 
 
-def plan_of(settings: dict[str, Any], origin: Path) -> Plan:
-    """The plan that stored `settings` describe. Raises LonggenError where they are not what longgen stores."""
+def check_overrides(overrides: Sequence[str], requests: Iterable[PlanRequest]) -> None:
+    """Raises UsageError for an override that went into none of `requests`."""
+    used = {override for request in requests for override in request.overrides}
+    for override in overrides:
+        if override not in used:
+            technique, key = presets.override_target(override)
+            if key and ":" not in technique and technique not in catalog.names():
+                raise unknown_name("technique", technique, catalog.names(), "longgen presets show NAME shows a preset's")
+            raise UsageError(f"--set {shown(override)} applies to none of the presets", hint="correct it, or leave it out",
+                             expected="technique.key=value, of a technique that one of the presets has")  # fmt: skip
 
+
+def from_settings(settings: dict[str, Any], origin: Path, allow_code: bool = False) -> Plan:
+    """The plan that the `settings` stored in `origin` describe; `allow_code` as in a request. Raises LonggenError where damaged."""
     try:
         tables = {**settings["preset"], "sample": settings["sample"]}
         spec, _, _, _ = find(settings["backbone"]), settings["prompt"], settings["seed"], settings["dtype"]
@@ -61,4 +91,4 @@ def plan_of(settings: dict[str, Any], origin: Path) -> Plan:
     except (KeyError, TypeError, AttributeError) as error:
         raise LonggenError(f"the settings in {origin} are damaged: {error}", expected="settings as longgen stores them",
                            hint="start again with --overwrite") from None  # fmt: skip
-    return build(preset.from_tables(tables, str(origin)), spec, schedule)
+    return build(presets.from_tables(tables, str(origin), allow_code), spec, schedule)

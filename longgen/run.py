@@ -1,33 +1,30 @@
-"""One generation from plan to files.
+"""Generation from plan to file: one video, a batch of jobs on one loaded model, and the Python face of `longgen generate`.
 
-`ball.mp4` is there when it is complete, and grows as `ball.partial.mp4` until then. Beside it stands the folder `ball.run/`, see
+`ball.mp4` appears when it is complete, and grows as `ball.partial.mp4` until then. Beside it stands the folder `ball.run/`, see
 `longgen.rundir`; `resume` continues from what is there, and the latents come out equal, byte for byte.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import gc
-import importlib.metadata
 import os
-import platform
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from longgen import __version__, arguments, disk, ffmpeg, preset, rundir
+from longgen import arguments, disk, ffmpeg, preset, rundir
 from longgen.backbones import defaults
 from longgen.backbones.settings import ModelSettings
-from longgen.disk import check_writable
-from longgen.errors import LonggenError, OutOfMemoryError, UsageError
-from longgen.naming import output_path, slug
+from longgen.device import memory_bytes, translate_oom
+from longgen.errors import LonggenError, UsageError
 from longgen.plan import Plan
-from longgen.progress import Phase, Progress, memory_bytes, no_report
-from longgen.resolve import planned
-from longgen.rundir import IDENTITY, SCHEMA, run_folder, stored_record, unfinished
+from longgen.progress import Phase, Progress, no_report
+from longgen.record import RunRecord
+from longgen.resolve import PlanRequest, resolve
+from longgen.run_settings import stored_settings, version_warning
+from longgen.rundir import JobRequest, run_folder
 from longgen.schedule import PromptSchedule
 from longgen.textfile import on_one_line
 
@@ -36,15 +33,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from longgen.backbones.spec import BackboneSpec
+    from longgen.checkpoint import Chunks
+    from longgen.loops.state import State
     from longgen.pipelines.base import PipelineBackbone
-
-LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "imageio-ffmpeg")
-__all__ = ["IDENTITY", "check_writable", "output_path", "run_folder", "slug", "stored_record", "unfinished"]  # by these names too
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What came out. `seconds` by phase; a phase that an earlier run did is 0."""
+    """A finished video. `seconds` by phase; a phase that an earlier run did is 0."""
 
     name: str
     output: str
@@ -81,167 +77,112 @@ class Job(NamedTuple):
     output: Path
 
 
-class Asked(NamedTuple):
-    """A job whose place is not decided. output: a file, a folder, or None for the folder one is in."""
-
-    plan: Plan
-    prompt: str
-    seed: int
-    output: str | None
-
-
-def jobs_of(asked: Iterable[Asked], model_settings: ModelSettings, resume: bool = False, overwrite: bool = False) -> list[Job]:
-    """What is asked for with the files that it goes to; see `longgen.rundir.assigned`.
+def jobs_of(
+    requests: Iterable[JobRequest], model_settings: ModelSettings, resume: bool = False, overwrite: bool = False
+) -> list[Job]:
+    """Jobs with the files that they write; see `longgen.rundir.assigned`.
 
     Raises UsageError where something stands in the way, before anything is loaded.
     """
-    asked = [*asked]
-    wanted = [
-        rundir.Wanted(settings_of(one.plan, one.prompt, one.seed, model_settings), one.plan.frames_px, one.output) for one in asked
-    ]
-    places = rundir.assigned(wanted, [one.prompt for one in asked], resume, overwrite)
-    return [Job(one.plan, one.prompt, one.seed, place) for one, place in zip(asked, places, strict=True)]
-
-
-def settings_of(plan: Plan, prompt: str, seed: int, model_settings: ModelSettings) -> dict[str, Any]:
-    """Everything needed to make the same file again; it is stored in the file itself."""
-    schedule = {} if plan.schedule is None else {"schedule": plan.schedule.as_dict()}
-    return {
-        "longgen": __version__,
-        "schema": SCHEMA,
-        "prompt": prompt,
-        **schedule,
-        "backbone": plan.spec.name,
-        "preset": {key: value for key, value in plan.preset.as_dict().items() if key != "sample"},
-        "sample": plan.sample.model_dump(mode="json", exclude_none=True),  # so that runs of before flow_shift go on
-        "seed": seed,
-        "dtype": model_settings.dtype,
-        **model_settings.deciding(),
-        **({"vae_tiling": True} if model_settings.vae_tiling else {}),
-        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
-    }
+    requests = [*requests]
+    outputs = rundir.assigned(requests, model_settings, resume, overwrite)
+    return [Job(*request[:3], output) for request, output in zip(requests, outputs, strict=True)]
 
 
 def generate_one(
     backbone: PipelineBackbone,
-    plan: Plan,
-    prompt: str,
-    seed: int,
-    output: Path,
+    job: Job,
     resume: bool = False,
     report: Callable[[Progress], None] = no_report,
-    load_s: float = 0.0,
     log: Callable[[str], None] = no_report,
+    load_s: float = 0.0,
 ) -> Result:
-    """Samples, saves and decodes one video to `output`. With `resume`, goes on from what the run folder holds, else begins anew.
+    """Samples, saves and decodes one video. With `resume`, continues from what its run folder holds, else starts over.
 
-    What may be replaced is the affair of `longgen.rundir.ready`; a finished video stays whole until the new one is.
+    Whether what is there may be replaced has been decided, by `longgen.rundir.already_finished`; a finished video stays whole
+    until the new one is. load_s: the seconds of loading the model, for the record.
     """
-    with rundir.held(output):
-        return _generate_one(backbone, plan, prompt, seed, output, resume, report, load_s, log)
-
-
-def _generate_one(
-    backbone: PipelineBackbone,
-    plan: Plan,
-    prompt: str,
-    seed: int,
-    output: Path,
-    resume: bool,
-    report: Callable[[Progress], None],
-    load_s: float,
-    log: Callable[[str], None],
-) -> Result:
     import torch
 
     from longgen import checkpoint, interrupted
-    from longgen.loops import direct, magcache, start
+    from longgen.loops import magcache
 
-    folder, device = run_folder(output), str(backbone.device)
-    settings = settings_of(plan, prompt, seed, backbone.model_settings)
-    seconds = {"load": round(load_s, 3), "sample": 0.0, "decode": 0.0}
-    rundir.check_place(output)
-    ffmpeg.program()  # or it would be missed when all is sampled
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats(device)
-    saved_latents, saved_step = folder / rundir.LATENTS, folder / rundir.STEP
-    chunks = checkpoint.Chunks(folder / rundir.CHUNKS, settings)
-    in_chunks = plan.chunk_lat is not None
-    record = _record(plan, settings, device)
-
-    def write_record(status: str, **more: Any) -> None:
-        record.update(status=status, seconds=seconds, peak_memory_bytes=memory_bytes(device), **more)
-        disk.save_record(folder / rundir.RECORD, record)
-
-    latents, state, decoded = None, None, False
-    if resume:
-        if rundir.may_replace(output):
-            record[rundir.REPLACES] = True
-        latents, state, kept = interrupted.read(backbone, plan, settings, chunks)
-        warning = kept and rundir.other_versions(kept, settings)
-        if warning:
-            log(f"note: {warning}")
-            record["notes"] = [*record["notes"], warning]
-    else:
-        rundir.start_anew(output)
-        chunks = checkpoint.Chunks(chunks.folder, settings)
-        record[rundir.REPLACES] = os.path.lexists(output)
-    write_record("running")
-
-    def calibrating() -> Callable[[int], None]:
-        return Phase("calibrate", plan.steps, device, report).at
-
-    skipping = nullcontext() if latents is not None else magcache.skipping(backbone, plan, calibrating)
-    with translate_oom("sampling", device, "then add --resume"), skipping:
+    plan, output, folder, device = job.plan, job.output, run_folder(job.output), str(backbone.device)
+    run_settings = stored_settings(plan, job.prompt, job.seed, backbone.model_settings)
+    with rundir.lock(output):
+        rundir.check_place(output)
+        ffmpeg.program()  # or it would be missed only when all is sampled
+        if device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats(device)
+        record = RunRecord(output, plan, run_settings, device, load_s)
+        latents, state, decoded = None, None, False
+        if not resume:
+            rundir.start_anew(output)
+            record.content[rundir.REPLACES] = os.path.lexists(output)
+        chunks = checkpoint.Chunks(folder / rundir.CHUNKS, run_settings)
+        if resume:
+            if rundir.may_replace(output):
+                record.content[rundir.REPLACES] = True
+            latents, state, stored = interrupted.read(backbone, plan, chunks)
+            if stored is not None and (warning := version_warning(stored, run_settings)):
+                log(f"note: {warning}")
+                record.content["notes"] = [*record.content["notes"], warning]
+        record.write("running")
         if latents is None:
-            phase = Phase("sample", plan.rounds, device, report, done=state.done if state else 0)
-
-            def on_step(now: direct.State) -> None:
-                tensors, described = checkpoint.pack(now.scheduler, "scheduler")
-                tensors |= {"latents": now.latents, "generator": now.generator}
-                if in_chunks:
-                    chunks.append(tensors, described)
-                else:
-                    checkpoint.save_tensors(saved_step, tensors, settings | {"done": now.done, "scheduler": described})
-                phase.at(now.done)
-
-            generator = torch.Generator().manual_seed(seed)
-            noise = start(backbone, plan, generator)
-            arguments = (backbone, plan, prompt, noise, on_step, state, generator)
-            at_once = backbone.model_settings.offload == "none"  # else weights would move to and fro for each frame
-            if plan.sampling is None:
-                latents = direct.sample(*arguments)
-            elif plan.sampling.streams and at_once:
-                frames_lat: list[Tensor] = []
-                passing = plan.sampling.stream(*arguments)
-                if not in_chunks:
-                    passing = _kept(passing, frames_lat)
-                decode_to(output, backbone.decode, passing, plan, device, settings)  # sampling reports the progress of both
-                latents, decoded = None if in_chunks else torch.cat(frames_lat, dim=2), True
-            elif in_chunks:
-                for _ in plan.sampling.stream(*arguments):
-                    pass  # its frames are in the chunks
-            else:
-                latents = plan.sampling.sample(*arguments)
-            seconds["sample"] = round(phase.seconds, 3)
-            if latents is not None:
-                checkpoint.save_tensors(saved_latents, {"latents": latents}, settings)
-    saved_step.unlink(missing_ok=True)
-    write_record("sampled")
-    if not decoded:
-        with translate_oom("decoding", device, f"the latents are kept: longgen decode {folder}"):
-            frames_of = chunks.frames(plan.frames_lat) if latents is None else latents
-            seconds["decode"], _ = decode_to(output, backbone.decode, frames_of, plan, device, settings, report)
-    record.pop(rundir.REPLACES, None)
-    write_record("done", video=disk.file_hash(output))
-    rundir.settle(output)
-    return _result(output, settings, plan, seconds, memory_bytes(device))
+            skipping = magcache.skipping(backbone, plan, lambda: Phase("calibrate", plan.steps, device, report).at)
+            with translate_oom("sampling", device, "then add --resume"), skipping:
+                phase = Phase("sample", plan.rounds, device, report, done=state.done if state else 0)
+                latents, decoded = _sample(backbone, job, chunks, state, phase)
+                record.seconds["sample"] = round(phase.seconds, 3)
+                if latents is not None:
+                    checkpoint.save_tensors(folder / rundir.LATENTS, {"latents": latents}, run_settings)
+        (folder / rundir.STEP).unlink(missing_ok=True)
+        record.write("sampled")
+        if not decoded:
+            with translate_oom("decoding", device, f"the latents are kept: longgen decode {folder}"):
+                frames_lat = chunks.frames(plan.frames_lat) if latents is None else latents
+                record.seconds["decode"], _ = decode_to(output, backbone.decode, frames_lat, plan, device, run_settings, report)
+        record.content.pop(rundir.REPLACES, None)
+        record.write("done", video=disk.file_hash(output))
+        rundir.clean_up(output)
+    return _result(job, record.seconds, memory_bytes(device))
 
 
-def _kept(frames: Iterator[Tensor], keep: list[Tensor]) -> Iterator[Tensor]:
-    """`frames`, each kept on the host as it passes."""
+def _sample(backbone: PipelineBackbone, job: Job, chunks: Chunks, state: State | None, phase: Phase) -> tuple[Tensor | None, bool]:
+    """The latents of `job`, with a checkpoint after every step, and whether the video was decoded as they came.
+
+    Latents are None where frames are made in chunks, which are then on disk. state: where an interrupted run stopped.
+    """
+    import torch
+
+    from longgen import interrupted, loops
+    from longgen.loops.denoiser import Denoiser
+
+    plan, in_chunks = job.plan, job.plan.chunk_lat is not None
+
+    def on_step(now: State) -> None:
+        interrupted.save(now, chunks, in_chunks)
+        phase.at(now.done)
+
+    generator = torch.Generator().manual_seed(job.seed)
+    denoiser = Denoiser(backbone, plan, job.prompt)
+    frames = loops.stream(denoiser, denoiser.initial_noise(generator), generator, on_step, state)
+    on_host: list[Tensor] = []
+    if not in_chunks:  # else they are in the chunks
+        frames = _copied(frames, on_host)
+    decoded = loops.streams(plan, backbone.model_settings.offload)
+    if decoded:  # sampling reports the progress of both
+        decode_to(job.output, backbone.decode, frames, plan, str(backbone.device), chunks.settings)
+    else:
+        for _ in frames:
+            pass
+    return None if in_chunks else torch.cat(on_host, dim=2), decoded
+
+
+def _copied(frames: Iterator[Tensor], on_host: list[Tensor]) -> Iterator[Tensor]:
+    """`frames`, each copied to `on_host` as it passes."""
     for frame in frames:
-        keep.append(frame.cpu())
+        on_host.append(frame.cpu())
         yield frame
 
 
@@ -255,62 +196,67 @@ def generate_jobs(
 ) -> list[Result | Failure]:
     """Makes every job's video on one loaded model, which is that of the first one's plan. Finished ones are skipped.
 
-    With `resume` it goes on from what is left; only `overwrite` replaces what is there. Of several jobs, one that fails becomes a
-    Failure and the rest goes on; a single one raises its error, and so does the first where nothing is loaded yet.
+    With `resume` it continues from what is left; only `overwrite` replaces what is there. Of several jobs, one that fails becomes
+    a Failure and the rest goes on; a single one raises its error, and so does the first where nothing is loaded yet.
     """
-    from longgen.pipelines.token_limit import cut_notes, tokenizer_of
-
     results: list[Result | Failure] = []
-    loaded = None
+    backbone = None
     for number, job in enumerate(jobs, start=1):
-        plan = job.plan
         if len(jobs) > 1:
             log(f"[{number}/{len(jobs)}] {on_one_line(job.prompt, 200)}")
         try:
-            with rundir.held(job.output):
-                settings = settings_of(plan, job.prompt, job.seed, model_settings)
-                if rundir.ready(job.output, settings, plan.frames_px, resume, overwrite):
-                    rundir.settle(job.output)
-                    nothing = {"load": 0.0, "sample": 0.0, "decode": 0.0}
-                    results.append(dataclasses.replace(_result(job.output, settings, plan, nothing, 0), skipped=True))
+            with rundir.lock(job.output):
+                run_settings = stored_settings(job.plan, job.prompt, job.seed, model_settings)
+                if rundir.already_finished(job.output, run_settings, job.plan.frames_px, resume, overwrite):
+                    rundir.clean_up(job.output)
+                    no_time = {"load": 0.0, "sample": 0.0, "decode": 0.0}
+                    results.append(dataclasses.replace(_result(job, no_time, 0), skipped=True))
                     log(f"{job.output} is finished, with these settings: there is nothing to do (--overwrite makes it again)")
                     continue
                 load_s = 0.0
-                if loaded is None:
-                    loaded, load_s = load(plan.spec, model_settings, report)
-                    for note in loaded.notes:
+                if backbone is None:
+                    backbone, load_s = load(job.plan.spec, model_settings, report)
+                    for note in backbone.notes:
                         log(f"note: {note}")
                     if model_settings.compile:
                         log("compiling: the first step takes seconds to minutes more")
-                cut = cut_notes(plan, [job.prompt], tokenizer_of(loaded))
-                for note in cut:
-                    log(f"note: {note}")
-                plan = dataclasses.replace(plan, notes=plan.notes + cut)
-                log(f"seed {job.seed}")
-                if plan.sampling is not None and plan.sampling.streams and model_settings.offload == "none":
-                    from longgen.video import partial_of
-
-                    log(f"growing, and playable meanwhile: {partial_of(job.output)}")
-                results.append(generate_one(loaded, plan, job.prompt, job.seed, job.output, resume, report, load_s, log))
+                job = _announced(job, backbone, log)
+                results.append(generate_one(backbone, job, resume, report, log, load_s))
         except LonggenError as error:
-            if len(jobs) == 1 or loaded is None:
+            if len(jobs) == 1 or backbone is None:
                 raise
             log(str(error))
             results.append(Failure(job.output.stem, str(job.output), job.prompt, job.seed, error.given))
     return results
 
 
+def _announced(job: Job, backbone: PipelineBackbone, log: Callable[[str], None]) -> Job:
+    """`job` with notes on words of its prompt that the text encoder cuts off; logs these, its seed and the file that grows."""
+    from longgen import loops
+    from longgen.pipelines.token_limit import cut_notes, tokenizer_of
+    from longgen.video import partial_of
+
+    plan = job.plan
+    cut = cut_notes(plan, [job.prompt], tokenizer_of(backbone))
+    for note in cut:
+        log(f"note: {note}")
+    log(f"seed {job.seed}")
+    if loops.streams(plan, backbone.model_settings.offload):
+        log(f"growing, and playable meanwhile: {partial_of(job.output)}")
+    return job._replace(plan=dataclasses.replace(plan, notes=plan.notes + cut))
+
+
 def load(
     spec: BackboneSpec, model_settings: ModelSettings, report: Callable[[Progress], None] = no_report
 ) -> tuple[PipelineBackbone, float]:
-    """The model of `spec`, and the seconds it took. Raises OutOfMemoryError, and what `longgen.backbones.load` does."""
+    """The model of `spec`, and the seconds it took. Raises OutOfMemoryError, and what `longgen.pipelines.loading.load` does."""
     from longgen.pipelines import loading
 
     phase = Phase("load", 1, "cpu", report)
     with translate_oom("loading the model", model_settings.device, "or a smaller --backbone"):
-        loaded = loading.load(spec, model_settings)
+        backbone = loading.load(spec, model_settings)
     phase.at(1)
-    return loaded, phase.seconds
+    return backbone, phase.seconds
 
 
 def decode_to(
@@ -356,15 +302,17 @@ def generate(
     model: Mapping[str, Any] = MappingProxyType({}),
     resume: bool = False,
     overwrite: bool = False,
+    allow_code: bool = False,
     report: Callable[[Progress], None] = no_report,
 ) -> Result:
-    """Makes one video. The Python face of `longgen generate`.
+    """Makes one video: `longgen generate` for Python callers.
 
     sample: `longgen.Sample(frames=321, steps=20, ...)`. schedule: of `longgen.schedule.load`, whose prompts then take the place of
     `prompt`. layers, probe: see `longgen.layers.selection`. model: how it is loaded, `{"offload": "model", "lora":
-    ("style.safetensors:0.8",), ...}`, the other fields of `longgen.backbones.Setup`. A video that is there with these settings is
-    not made again, one with others is not replaced, and an unfinished run needs `resume`; `overwrite` starts anew in each case.
-    Raises LonggenError and its kinds.
+    ("style.safetensors:0.8",), ...}`, the other fields of `ModelSettings` (longgen/backbones/settings.py). A finished
+    video with these settings is not made again, one with other settings is not replaced, and an unfinished run needs `resume`;
+    `overwrite` starts over in each case. allow_code: whether the preset may name Python classes as techniques. Raises LonggenError
+    and its kinds.
     """
     given = locals()  # the parameters
     from longgen.backbones.find import find
@@ -374,64 +322,22 @@ def generate(
     seed = draw_seed() if seed is None else arguments.seed(seed)
     spec = find(backbone or defaults.default_backbone())
     device = device or model.get("device", defaults.default_device())
-    own = {"dtype": defaults.default_dtype(spec, device), **model, "device": device}
-    model_settings = ModelSettings(**own | ({} if dtype is None else {"dtype": dtype}))
-    plan = planned(preset_name, spec, overrides, sample or preset.Sample(), duration, schedule, layers, probe, model_settings.lora)
+    chosen = {"dtype": defaults.default_dtype(spec, device), **model, "device": device}
+    model_settings = ModelSettings(**chosen | ({} if dtype is None else {"dtype": dtype}))
+    plan = resolve(PlanRequest(preset_name, spec, (*overrides,), sample or preset.Sample(), duration, schedule, layers, probe,
+                               model_settings.lora, allow_code))  # fmt: skip
     prompt = checked(schedule.shots[0].prompt if schedule else prompt, "prompt")
     if resume and overwrite:
         raise UsageError("resume and overwrite are both given", expected="one of them", hint="leave one out")
-    jobs = jobs_of([Asked(plan, prompt, seed, os.fspath(output))], model_settings, resume, overwrite)
+    jobs = jobs_of([JobRequest(plan, prompt, seed, os.fspath(output))], model_settings, resume, overwrite)
     (result,) = generate_jobs(jobs, model_settings, resume, report, overwrite=overwrite)
     assert isinstance(result, Result)  # a single job raises instead
     return result
 
 
-def _record(plan: Plan, settings: dict[str, Any], device: str) -> dict[str, Any]:
-    described = plan.as_dict()
-    return {
-        "schema": SCHEMA,
-        "status": "running",
-        "settings": settings,
-        "frames": plan.frames_px,
-        "latent_frames": plan.frames_lat,
-        "techniques": described["techniques"],
-        "branches": described["branches"],
-        "cost_ratio": described["cost_ratio"],
-        "notes": described["notes"],
-        "device": device_name(device),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "seconds": {},
-        "peak_memory_bytes": 0,
-    }
-
-
-def device_name(device: str) -> str:
-    """The device as people know it."""
-    if device.startswith("cuda"):
-        import torch
-
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({platform.processor() or platform.machine()}, {os.cpu_count()} cores)"
-
-
-def _result(output: Path, settings: dict[str, Any], plan: Plan, seconds: dict[str, float], peak: int) -> Result:
+def _result(job: Job, seconds: dict[str, float], peak_bytes: int) -> Result:
+    plan, output = job.plan, job.output
     return Result(
-        output.stem, str(output), str(run_folder(output)), settings["prompt"], plan.preset.name, plan.spec.name,
-        settings["seed"], plan.frames_px, plan.sample.fps or plan.spec.fps, seconds, peak, plan.notes,
+        output.stem, str(output), str(run_folder(output)), job.prompt, plan.preset.name, plan.spec.name, job.seed, plan.frames_px,
+        plan.sample.fps or plan.spec.fps, seconds, peak_bytes, plan.notes,
     )  # fmt: skip
-
-
-@contextmanager
-def translate_oom(stage: str, device: str, kept: str) -> Iterator[None]:
-    """Turns the many errors of lacking memory into an OutOfMemoryError with the stage and the cheapest fix."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError, on a GPU a kind of it
-        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
-            raise
-        gc.collect()
-        offload = "add --offload model (or sequential), or " if device.startswith("cuda") else ""
-        reason = " ".join(str(error).split())[:200] or "the host has no more"
-        raise OutOfMemoryError(f"out of memory while {stage}: {reason}", expected="what longgen plan estimates fits the device",
-                               hint=f"{offload}take fewer --frames or a smaller --size; {kept}") from error  # fmt: skip

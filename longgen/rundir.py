@@ -8,7 +8,7 @@
 
 A video is finished where its run.json says so, the settings in the MP4 are the run's, and the file is as the run left it. Where
 there is no run.json: where the settings in the MP4 are the ones asked for, and all frames can be read. Nothing that is finished
-and nothing that longgen did not make is replaced but with --overwrite. One process at a time works on a video: see `held`.
+and nothing that longgen did not make is replaced but with --overwrite. One process at a time works on a video: see `lock`.
 """
 
 from __future__ import annotations
@@ -24,24 +24,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from longgen import disk, naming
 from longgen.errors import LonggenError, MissingError, UsageError
+from longgen.run_settings import SCHEMA, differences, stored_settings
 
 if TYPE_CHECKING:
+    from longgen.backbones.settings import ModelSettings
     from longgen.plan import Plan
 
-SCHEMA = 2  # of run.json and of the settings in every file; 2 has checksums
-IDENTITY = (
-    "prompt", "backbone", "preset", "sample", "seed", "dtype", "lora", "quantize", "attention", "cache", "compile",
-    "clip_batch", "schedule",
-)  # fmt: skip  # settings that decide the latents
 LATENTS, CHUNKS, STEP, RECORD, EARLIER = "latents.safetensors", "latents", "checkpoint.safetensors", "run.json", "earlier"
 REPLACES = "overwrite"  # in run.json: what stands under the video's name may be replaced
 
 
-class Wanted(NamedTuple):
-    """A video that is asked for. settings: all of its run. frames: pixel frames. output: a file, a folder, or None for here."""
+class JobRequest(NamedTuple):
+    """A video to make whose file is not decided yet. output: a file, a folder, or None for the current folder."""
 
-    settings: dict[str, Any]
-    frames: int
+    plan: Plan
+    prompt: str
+    seed: int
     output: str | None
 
 
@@ -49,34 +47,18 @@ def run_folder(output: Path) -> Path:
     return output.with_suffix(".run")
 
 
-def held(output: Path) -> AbstractContextManager[None]:
-    """Holds the run folder of `output`: from before it is looked at until the video is in place. See `longgen.disk.held`."""
+def lock(output: Path) -> AbstractContextManager[None]:
+    """Locks the run folder of `output`, from before it is read until the video is in place. See `longgen.disk.held`."""
     return disk.held(run_folder(output) / disk.LOCK, str(output))
 
 
-def different(kept: dict[str, Any], settings: dict[str, Any]) -> list[str]:
-    """The deciding settings in which two runs differ."""
-    return [key for key in IDENTITY if kept.get(key) != settings.get(key)]
-
-
-def same_run(kept: dict[str, Any], settings: dict[str, Any], path: Path) -> None:
+def check_same_run(kept: dict[str, Any], settings: dict[str, Any], path: Path) -> None:
     """Raises UsageError where what is kept at `path` is of another run."""
-    others = different(kept, settings)
+    others = differences(kept, settings)
     if others:
         raise UsageError(f"--resume: {path} was made with another {', '.join(others)}",
                          expected="the settings the run began with (longgen generate -o ... --resume alone takes them)",
                          hint="give the same settings, or --overwrite to start again")  # fmt: skip
-
-
-def other_versions(kept: dict[str, Any], settings: dict[str, Any]) -> str | None:
-    """A warning where what is kept was computed by other versions; its continuation may then differ from one run in one go."""
-    before, now = ({"longgen": one.get("longgen"), **(one.get("libraries") or {})} for one in (kept, settings))
-    changed = [f"{name} {before.get(name)} (now {now[name]})" for name in now if before.get(name) != now[name]]
-    told = f"what is here was made with {', '.join(changed)}: the rest may not be what one run would have given"
-    said = [told] if changed else []
-    if kept.get("schema") == SCHEMA - 1:
-        said.append("it has no checksum, so that damage to it cannot be seen")
-    return "; ".join(said) or None
 
 
 def stored_record(output: Path) -> dict[str, Any]:
@@ -103,7 +85,7 @@ def _record(output: Path) -> dict[str, Any] | None:
     return None
 
 
-def unfinished(output: Path) -> str | None:
+def unfinished_work(output: Path) -> str | None:
     """What an earlier run left for `output` that a new one would lose, in words, or None."""
     folder = run_folder(output)
     left = "latents that were not decoded" if (folder / LATENTS).is_file() else None
@@ -123,18 +105,18 @@ def unfinished(output: Path) -> str | None:
     return left
 
 
-def finished(output: Path, settings: dict[str, Any], frames: int) -> bool:
+def is_finished(output: Path, settings: dict[str, Any], frames: int) -> bool:
     """Whether `output` is the whole video of the run with `settings`. Raises LonggenError where run.json is damaged."""
     if not output.is_file():
         return False
     record = _record(output)
-    if record is not None and (record["status"] != "done" or different(record["settings"], settings)):
+    if record is not None and (record["status"] != "done" or differences(record["settings"], settings)):
         return False
     inside = settings_inside(output)
-    if inside is None or different(inside, settings):
+    if inside is None or differences(inside, settings):
         return False
     kept = None if record is None else record.get("video")
-    return _holds(output, frames) if kept is None else disk.file_hash(output) == kept
+    return _has_all_frames(output, frames) if kept is None else disk.file_hash(output) == kept
 
 
 def settings_inside(video: Path) -> dict[str, Any] | None:
@@ -147,7 +129,7 @@ def settings_inside(video: Path) -> dict[str, Any] | None:
         return None
 
 
-def _holds(video: Path, frames: int) -> bool:
+def _has_all_frames(video: Path, frames: int) -> bool:
     """Whether all of so many frames can be read."""
     from longgen.video import read_frames, size_and_fps
 
@@ -184,7 +166,7 @@ def check_place(output: Path) -> None:
     disk.check_writable(folder / RECORD)
 
 
-def ready(output: Path, settings: dict[str, Any], frames: int, resume: bool, overwrite: bool) -> bool:
+def already_finished(output: Path, settings: dict[str, Any], frames: int, resume: bool, overwrite: bool) -> bool:
     """Whether `output` is finished, so that there is nothing to do; else it may be made, or gone on with.
 
     Raises UsageError where something stands in the way that the two flags do not cover, LonggenError for what is damaged.
@@ -192,19 +174,19 @@ def ready(output: Path, settings: dict[str, Any], frames: int, resume: bool, ove
     check_place(output)
     if overwrite:
         return False
-    if finished(output, settings, frames):
+    if is_finished(output, settings, frames):
         return True
     folder, record = run_folder(output), _record(output)
-    left = unfinished(output)
+    left = unfinished_work(output)
     if resume:
         if record is not None:
-            same_run(record["settings"], settings, folder / RECORD if left is None or not output.exists() else output)
+            check_same_run(record["settings"], settings, folder / RECORD if left is None or not output.exists() else output)
         _check_video(output, settings, record)
     elif left:
         raise UsageError(f"{folder} holds {left}", expected="--resume or --overwrite",
                          hint="--resume to go on from there, --overwrite to start again")  # fmt: skip
     else:
-        there = _described(output, settings)
+        there = _describe(output, settings)
         if there:
             raise UsageError(f"{output} is there already: {there}", expected="a name that is free, or --overwrite",
                              hint="give another --output; --overwrite replaces what is there")  # fmt: skip
@@ -217,9 +199,9 @@ def _check_video(output: Path, settings: dict[str, Any], record: dict[str, Any] 
     if there is None or may_replace(output):
         return
     inside = settings_inside(output) if there == "a file" else None
-    own = inside is not None and not different(inside, settings)
+    own = inside is not None and not differences(inside, settings)
     if not own or record is None or record["status"] == "done":
-        reason = "it is not as its run left it" if own else _described(output, settings)
+        reason = "it is not as its run left it" if own else _describe(output, settings)
         raise UsageError(f"--resume: {output} is there: {reason}", expected="a name that is free, or the run's own video",
                          hint="move it away, then the same command; --overwrite makes it again")  # fmt: skip
 
@@ -230,7 +212,7 @@ def may_replace(output: Path) -> bool:
     return record is not None and record.get(REPLACES) is True
 
 
-def _described(output: Path, settings: dict[str, Any]) -> str | None:
+def _describe(output: Path, settings: dict[str, Any]) -> str | None:
     """What stands under the name `output`, for a person; None where there is nothing."""
     there = disk.what_stands_at(output)
     if there != "a file":
@@ -238,7 +220,7 @@ def _described(output: Path, settings: dict[str, Any]) -> str | None:
     inside = settings_inside(output)
     if inside is None:
         return "a file that longgen did not make"
-    others = different(inside, settings)
+    others = differences(inside, settings)
     return f"a video with another {', '.join(others)}" if others else "a video of these settings, which is not whole or was changed"
 
 
@@ -248,71 +230,70 @@ def latent_shape(plan: Plan) -> tuple[int, int, int, int, int]:
     return 1, plan.spec.latent_channels, plan.frames_lat, height // stride, width // stride
 
 
-# ---- names for what is asked ---------------------------------------------------------------------------------------------------
+# ---- where each video goes -------------------------------------------------------------------------------------------------------
 
 
-def assigned(wanted: Sequence[Wanted], prompts: Sequence[str], resume: bool, overwrite: bool) -> list[Path]:
-    """Where each video goes, checked by `ready`. A name of longgen's own that is another run's gets a number.
+def assigned(requests: Sequence[JobRequest], model_settings: ModelSettings, resume: bool, overwrite: bool) -> list[Path]:
+    """The file of each requested video, checked by `already_finished`. A default name that another run has gets a number.
 
-    A run that is there already, finished or not, is found by its settings whatever its number, so that a name depends on nothing
-    but the video: not on its place in a file of prompts. Raises UsageError, LonggenError.
+    A run that exists, finished or not, is found by its settings whatever its number, so that a name depends on nothing but the
+    video: not on its place in a file of prompts. Raises UsageError, LonggenError.
     """
-    given: dict[str, Path] = {}
-    explicit = [one.output is not None and naming.is_file_name(one.output) for one in wanted]
-    for one, prompt, named in zip(wanted, prompts, explicit, strict=True):
-        if named:
-            path = naming.output_path(one.output, prompt, one.settings["seed"])
+    taken = _explicit_names(requests)
+    listings: dict[Path, list[str]] = {}
+    outputs = []
+    for request in requests:
+        output = naming.output_path(request.output, request.prompt, request.seed)
+        settings = stored_settings(request.plan, request.prompt, request.seed, model_settings)
+        if request.output is None or not naming.is_file_name(request.output):
+            output = _numbered(output, settings, taken, listings, resume)
+            taken.add(naming.key_of(run_folder(output)))
+        check_place(output)
+        with lock(output) if run_folder(output).is_dir() else nullcontext():  # the state of a run under way says little
+            already_finished(output, settings, request.plan.frames_px, resume, overwrite)
+        outputs.append(output)
+    return outputs
+
+
+def _explicit_names(requests: Sequence[JobRequest]) -> set[str]:
+    """The keys of the files that requests name themselves. Raises UsageError where two are one file."""
+    files: dict[str, Path] = {}
+    for request in requests:
+        if request.output is not None and naming.is_file_name(request.output):
+            path = naming.output_path(request.output, request.prompt, request.seed)
             key = naming.key_of(run_folder(path))
-            if key in given:
-                raise UsageError(f"two videos go to {path}" + f" and {given[key]}" * (path != given[key]), hint="rename one",
+            if key in files:
+                raise UsageError(f"two videos go to {path}" + f" and {files[key]}" * (path != files[key]), hint="rename one",
                                  expected="a name for each, which differ in more than case")  # fmt: skip
-            given[key] = path
-    taken, listings, found = set(given), dict[Path, list[str]](), []
-    for one, prompt, named in zip(wanted, prompts, explicit, strict=True):
-        path = naming.output_path(one.output, prompt, one.settings["seed"])
-        if not named:
-            path = _named(path, one.settings, taken, listings, resume)
-            taken.add(naming.key_of(run_folder(path)))
-        check_place(path)
-        with held(path) if run_folder(path).is_dir() else nullcontext():  # not of a run under way, whose state says little
-            ready(path, one.settings, one.frames, resume, overwrite)
-        found.append(path)
-    return found
+            files[key] = path
+    return set(files)
 
 
-def _named(path: Path, settings: dict[str, Any], taken: set[str], listings: dict[Path, list[str]], resume: bool) -> Path:
-    """`path`, or with a number: where this very run is, else the first that is free."""
+def _numbered(path: Path, settings: dict[str, Any], taken: set[str], listings: dict[Path, list[str]], resume: bool) -> Path:
+    """`path`, or the same with a number: where this very run is, else the first that is free."""
     if path.parent not in listings:
         try:
             listings[path.parent] = os.listdir(path.parent)
-        except OSError:  # `check_place` says why, where it is more than not there
+        except OSError:  # `check_place` says why, unless the folder merely does not exist
             listings[path.parent] = []
-    there = {naming.key_of(run_folder(path.with_name(name))) for name in listings[path.parent] if name.endswith((".mp4", ".run"))}
-    number = 1
-    free = None
+    present = {naming.key_of(run_folder(path.with_name(name))) for name in listings[path.parent] if name.endswith((".mp4", ".run"))}
     stem = naming.key_of(path.with_name(f"{path.stem}-x")).removesuffix("x")
-    last = max((int(key.removeprefix(stem).removesuffix(".run")) for key in there
-                if key.startswith(stem) and key.removeprefix(stem).removesuffix(".run").isdecimal()), default=1)  # fmt: skip
-    for number in range(1, min(last, 100_000) + 1):
-        candidate = naming.numbered(path, number)
-        key = naming.key_of(run_folder(candidate))
-        if key in taken:
-            continue
-        if key not in there:
-            free = free or candidate
-        elif not different(_settings_at(candidate, resume) or {}, settings):
-            return candidate
-    number = 1
-    while free is None:
+    suffixes = [key.removeprefix(stem).removesuffix(".run") for key in present if key.startswith(stem)]
+    last = min(max((int(suffix) for suffix in suffixes if suffix.isdecimal()), default=1), 100_000)
+    number, free = 0, None
+    while free is None or number < last:
         number += 1
         candidate = naming.numbered(path, number)
-        if naming.key_of(run_folder(candidate)) not in taken | there:
-            free = candidate
+        key = naming.key_of(run_folder(candidate))
+        if key not in taken | present:
+            free = free or candidate
+        elif key not in taken and number <= last and not differences(_settings_at(candidate, resume) or {}, settings):
+            return candidate
     return free
 
 
 def _settings_at(output: Path, resume: bool) -> dict[str, Any] | None:
-    """The settings of the run at `output`, or in its video; None where there are none. A damaged record is refused by `resume`."""
+    """The settings of the run at `output`, or in its video; None if there are none. A damaged record is an error with `resume`."""
     try:
         record = _record(output)
     except LonggenError:
@@ -326,7 +307,7 @@ def _settings_at(output: Path, resume: bool) -> dict[str, Any] | None:
 
 
 def start_anew(output: Path) -> None:
-    """Takes what an earlier run left out of the way: of a finished one to `earlier`, where it stays until `settle`; else it goes.
+    """Takes what an earlier run left out of the way: of a finished one to `earlier`, where it stays until `clean_up`; else it goes.
 
     The record stays until that of the new run takes its place, so that at every moment it is known whose the video is.
     """
@@ -354,14 +335,14 @@ def start_anew(output: Path) -> None:
         disk.clear_partials(folder / name)
 
 
-def decoded(output: Path) -> None:
+def mark_decoded(output: Path) -> None:
     """`longgen decode` made the whole video of the run beside it: the run is finished, and this is its video."""
     record = _record(output)
     if record is not None:
         disk.save_record(run_folder(output) / RECORD, record | {"status": "done", "video": disk.file_hash(output)})
 
 
-def settle(output: Path) -> None:
+def clean_up(output: Path) -> None:
     """The video is complete: what `start_anew` put aside goes, and what processes that were killed left half-written."""
     folder = run_folder(output)
     shutil.rmtree(folder / EARLIER, ignore_errors=True)

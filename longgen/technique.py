@@ -1,4 +1,4 @@
-"""What every technique is: closed, frozen parameters, and what it says of itself to the plan.
+"""Base classes of all techniques: validated, immutable parameters and the hooks that the planner calls.
 
 A technique is one class in one file, with one row in `longgen.catalog`. Its fields are its parameters; a preset or
 `--set name.key=value` fills them, and an unknown key or a value out of range is refused. By what it does it is one or
@@ -10,16 +10,16 @@ two of these, and a stack applies them in this order, whatever order the preset 
     FrameTechnique       context: what the frames of every branch see
     FrameTechnique       positions that follow from what is seen (`after_context`)
     FrequencyTechnique   positions: factors on the temporal rotary frequencies, by the relative times that are then in use
-    Sampling             in which order, and in which company, frames are denoised
+    Sampling             in which order, and with which others, frames are denoised
     Refine               what is done to the latent after a step
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -29,24 +29,20 @@ from longgen.frameplan import FramePlan, Geometry
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from longgen.loops.direct import State
-    from longgen.pipelines.base import PipelineBackbone
-    from longgen.plan import Plan
-
 
 LONGEST = 10**6  # latent frames: more than any video has, so that a larger number is a slip of the pen
 TIMESTEPS = 1000  # that a model was trained with
-VERDICTS = ("position-sensitive", "context-sensitive")  # what a probe says of layers
+LayerVerdict = Literal["position-sensitive", "context-sensitive"]  # of a probe on a layer
+VERDICTS: tuple[LayerVerdict, ...] = get_args(LayerVerdict)
 
 Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
-Layers = Literal["all", "position-sensitive", "context-sensitive"] | Indices
 Share = Annotated[float, Field(ge=0, le=1)]
 Grid = tuple[int, int, int]  # latent frames, and rows and columns of tokens in each
 
 
 @dataclass(frozen=True)
 class Step:
-    """Where the schedule stands: `index` of the step, and the `timesteps` (0..1000, falling) of all steps."""
+    """The current step of a noise schedule: its `index`, and the `timesteps` (0..1000, falling) of all steps."""
 
     index: int
     timesteps: tuple[float, ...]
@@ -61,10 +57,7 @@ class Technique(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    layers: (
-        Literal["all", "position-sensitive", "context-sensitive"]
-        | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
-    ) = "all"
+    layers: Literal["all", LayerVerdict] | Indices = "all"
     steps: Annotated[tuple[Share, Share], Field(strict=False)] = (0.0, 1.0)
 
     slot: ClassVar[str]
@@ -113,6 +106,11 @@ class FrameTechnique(Technique):
     """A technique of the slots positions and context. after_context: it reads off the plan what is seen."""
 
     after_context: ClassVar[bool] = False
+
+    @property
+    def sink_lat(self) -> int:
+        """Latent frames at the beginning that it keeps visible to the whole video: the attention sink."""
+        return 0
 
     @abstractmethod
     def apply(self, plan: FramePlan, geometry: Geometry) -> FramePlan:
@@ -189,72 +187,50 @@ class Fusion(Technique):
 
 
 class Sampling(Technique):
-    """A technique that decides the order in which frames are denoised. `layers` and `steps` do not concern it.
+    """A technique that decides in which order, and with which others, frames are denoised. It has no `layers` or `steps`.
 
-    frame_levels: frames stand at noise levels of their own, so that no step is all frames' and the pipeline's loop cannot serve.
-    in_chunks: frames are made in chunks, each with its own noise and its own checkpoint; `stream` then gets no noise, states
-    hold the latents of the newest chunk only, and `resume.latents[i]` are those of chunk i.
+    A subclass is the layout, known at plan time. The loop that carries it out is a function, see `longgen.loops`.
+
+    loop: a row of `longgen.loops.LOOPS`, or "package.module:function". streams: frames are done one after the other, long before
+    the last. frame_levels: each frame has a noise level of its own, so that the pipeline's loop cannot serve. in_chunks: frames are
+    made in chunks, each with its own noise and its own checkpoint; a state holds the latents of the newest chunk only, and
+    `resume.latents[i]` are those of chunk i.
     """
 
     slot: ClassVar[str] = "sampling"
     exclusive: ClassVar[tuple[str, ...]] = ("the order of sampling",)
-    streams: ClassVar[bool] = False  # frames are done one after the other, long before the last
+    loop: ClassVar[str]
+    streams: ClassVar[bool] = False
     frame_levels: ClassVar[bool] = False
     in_chunks: ClassVar[bool] = False
 
     @abstractmethod
     def frames_per_call(self, frames_lat: int, native_lat: int) -> int:
-        """How many latent frames the model sees at a time; frame plans are made for these."""
+        """Latent frames of one model call; frame plans are made for these."""
 
     @abstractmethod
     def calls(self, frames_lat: int, native_lat: int) -> float:
-        """How many times a step the model is called on that many frames, guidance apart (the mean over steps)."""
+        """Model calls per step, each on `frames_per_call` frames: the mean over steps, guidance not counted."""
 
-    def schedule_steps(self, frames_lat: int, native_lat: int, asked: int | None) -> int | None:
-        """The steps of the schedule where `asked` were asked for; None leaves them to the backbone. Raises UsageError."""
-        return asked
+    def schedule_steps(self, frames_lat: int, native_lat: int, requested: int | None) -> int | None:
+        """The number of steps of the schedule when `requested` are asked for; None: the backbone's default. Raises UsageError."""
+        return requested
 
     def rounds(self, frames_lat: int, native_lat: int, steps: int) -> int:
-        """What progress and checkpoints count; `steps` unless the loop is its own."""
+        """The rounds that progress and checkpoints count: the steps, unless the loop counts something else."""
         return steps
-
-    @abstractmethod
-    def sample(
-        self,
-        backbone: PipelineBackbone,
-        plan: Plan,
-        prompt: str,
-        latents: Tensor,
-        on_step: Callable[[State], None],
-        resume: State | None,
-        generator: Generator,
-    ) -> Tensor:
-        """Denoises `latents` [1, C, T, h, w], as `longgen.loops.direct.sample` does."""
-
-    def stream(
-        self,
-        backbone: PipelineBackbone,
-        plan: Plan,
-        prompt: str,
-        latents: Tensor,
-        on_step: Callable[[State], None],
-        resume: State | None,
-        generator: Generator,
-    ) -> Iterator[Tensor]:
-        """The frames of `sample`, [1, C, 1, h, w] each, in their order and as soon as they are done."""
-        yield from self.sample(backbone, plan, prompt, latents, on_step, resume, generator).split(1, dim=2)
 
 
 class Refine(Technique):
-    """A technique that changes the latent after a step of the scheduler. `layers` do not concern it."""
+    """A technique that edits the latent after a scheduler step. It has no `layers`."""
 
     slot: ClassVar[str] = "refine"
     requires: ClassVar[tuple[str, ...]] = ("whole-clip",)
 
     @abstractmethod
-    def change(self, clean: Tensor, slope: float, step: Step) -> Tensor:
-        """What is added to the latent after `step`, [1, C, T, h, w].
+    def change(self, x0: Tensor, dx0_dx: float, step: Step) -> Tensor:
+        """The edit added to the latent after `step`, [1, C, T, h, w].
 
-        clean: the clean latent [1, C, T, h, w] that the step predicted. slope: d clean / d latent, with the model's output
-        held constant.
+        x0: the clean latent [1, C, T, h, w] that the step predicted. dx0_dx: its derivative with respect to the latent, with the
+        model's output held constant.
         """

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from longgen import plan, planner, preset
-from longgen.backbones.spec import TINY
+from longgen.backbones.wan import TINY
 
 torch.set_num_threads(1)
 

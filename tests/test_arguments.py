@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 import longgen
 from longgen import arguments, resolve
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import TINY
+from longgen.backbones.wan import TINY
 from longgen.compare.run import compare_presets
 from longgen.errors import UsageError
 from longgen.probe.measure import settings_for
@@ -29,8 +28,8 @@ WRONG_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"lora": [3]}, "texts in a list"),
     ({"lora": ["style:nan"]}, "'nan' is no scale"),
     ({"lora": [":0.5"]}, "there is no path"),
-    ({"attention": "wonder"}, "no backend of diffusers"),
-    ({"attention": 3}, "a backend of diffusers"),
+    ({"attention": "wonder"}, "no such attention backend"),
+    ({"attention": 3}, "an attention backend of diffusers"),
     ({"cache": "mag:2"}, "a number between 0 and 1"),
     ({"cache": "teacache"}, "longgen has not tried it"),
     ({"cache": 0.05}, "first-block or mag"),
@@ -56,9 +55,9 @@ def test_a_model_setting_is_checked_where_it_is_made(wrong: dict[str, Any], said
 def test_a_model_setting_that_fits_is_taken_as_it_is() -> None:
     made = ModelSettings("cpu", "fp32", lora=["a:0.5"], cache="mag")  # type: ignore[arg-type]
     assert made.lora == ("a:0.5",)
-    assert dataclasses.replace(made, clip_batch=3).deciding() == {"lora": ["a:0.5"], "cache": "mag", "clip_batch": 3}
+    assert made.replace(clip_batch=3).stored() == {"dtype": "fp32", "lora": ["a:0.5"], "cache": "mag", "clip_batch": 3}
     with pytest.raises(UsageError, match="clip_batch = 0"):
-        dataclasses.replace(made, clip_batch=0)
+        made.replace(clip_batch=0)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +102,7 @@ def test_numbers_of_numpy_are_whole_numbers() -> None:
 
 
 def test_lists_of_prompts_and_seeds_are_no_single_ones(tmp_path: Path) -> None:
-    plans, model_settings = [resolve.planned("direct", TINY)], ModelSettings("cpu", "fp32")
+    plans, model_settings = [resolve.resolve(resolve.PlanRequest("direct", TINY))], ModelSettings("cpu", "fp32")
     for prompts, seeds, said in (("a red circle", (0,), "prompts"), (["a"], (0, 0), "two are equal"), (["a"], 3, "seeds = 3")):
         with pytest.raises(UsageError, match=said):
             compare_presets(plans, prompts, seeds, model_settings, tmp_path / "out")  # type: ignore[arg-type]

@@ -42,7 +42,7 @@ def test_chunks_come_back_from_the_disk(tmp_path: Path) -> None:
         assert torch.equal(chunks[-1], latents(2))
         with pytest.raises(IndexError):
             chunks[3]
-        assert chunks.kept() == SETTINGS
+        assert chunks.stored_settings() == SETTINGS
         tensors, state = chunks.state()
         assert tensors["generator"].tolist() == [2]
         kept = unpack(tensors, state)

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
-from longgen import __version__, checkpoint, planner, run
+from longgen import __version__, checkpoint, disk, naming, planner, run, run_settings
 from longgen.backbones import defaults
 from longgen.backbones.spec import TINY_FOLDER
 from longgen.cli import app
@@ -65,6 +65,7 @@ SHARED = """
     --set
     --layers
     --probe
+    --allow-code
     --backbone -m $LONGGEN_BACKBONE
     --frames -f --num-frames $LONGGEN_FRAMES
     --duration
@@ -125,6 +126,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --fps $LONGGEN_FPS
         --set
         --probe
+        --allow-code
         --backbone -m $LONGGEN_BACKBONE
         --dtype $LONGGEN_DTYPE
         --device $LONGGEN_DEVICE
@@ -181,6 +183,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --steps
         --set
         --probe
+        --allow-code
         --dtype $LONGGEN_DTYPE
         --device $LONGGEN_DEVICE
         --offload $LONGGEN_OFFLOAD
@@ -198,12 +201,14 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --overwrite
         --device $LONGGEN_DEVICE
         --vae-tiling $LONGGEN_VAE_TILING
+        --allow-code
         --json
         --quiet -q
     """,
     "inspect": """
         --toml
         --schedule
+        --allow-code
         --json
     """,
     "doctor": "--json",
@@ -211,10 +216,18 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
     "presets list": "--json",
     "presets show": """
         --set
+        --allow-code
         --json
     """,
     "presets check": """
         --backbone -m $LONGGEN_BACKBONE
+        --allow-code
+        --json
+    """,
+    "techniques": "",
+    "techniques list": "--json",
+    "techniques show": """
+        --allow-code
         --json
     """,
     "backbones": "",
@@ -287,7 +300,7 @@ def test_loading_flags_reach_the_backbone(
 def test_a_run_goes_on_with_the_flags_that_it_began_with(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from longgen import preset
     from longgen.backbones.settings import ModelSettings
-    from longgen.backbones.spec import TINY
+    from longgen.backbones.wan import TINY
 
     model_settings = ModelSettings(
         "cpu", "bf16", lora=("a.safetensors:0.5",), quantize="fp8", attention="native", cache="mag", compile=True, clip_batch=2
@@ -301,8 +314,9 @@ def test_a_run_goes_on_with_the_flags_that_it_began_with(place: Path, monkeypatc
 
     monkeypatch.setattr(run, "generate_jobs", keep)
     (place / "ball.run").mkdir()
-    checkpoint.save_json(
-        place / "ball.run" / "run.json", {"status": "running", "settings": run.settings_of(made, PROMPT, 1, model_settings)}
+    disk.save_json(
+        place / "ball.run" / "run.json",
+        {"status": "running", "settings": run_settings.stored_settings(made, PROMPT, 1, model_settings)},
     )
     longgen("generate", "-o", "ball.mp4", "--resume", "--device", "cpu")
     assert seen == [model_settings]
@@ -440,7 +454,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 ERRORS: list[tuple[list[str], int, list[str]]] = [
     # presets
     ([*PLAN, "--preset", "freespce"], 2, ["'freespce'", "did you mean freespec"]),
-    ([*PLAN, "--preset", "../nothing.toml"], 3, ["../nothing.toml is not there"]),
+    ([*PLAN, "--preset", "../nothing.toml"], 3, ["../nothing.toml does not exist"]),
     ([*PLAN, "--preset", "../files/bytes.bin"], 2, ["../files/bytes.bin is not TOML"]),
     ([*PLAN, "--preset", f"{LONG}.toml"], 3, ["xxx.toml"]),
     (["presets", "show", "freespce"], 2, ["did you mean freespec"]),
@@ -473,10 +487,10 @@ ERRORS: list[tuple[list[str], int, list[str]]] = [
     ([*PLAN, "--duration", "soon"], 2, ["'soon'", "1m30s"]),
     ([*PLAN, "--duration", "-5s"], 2, ["'-5s'", "1m30s"]),
     ([*PLAN, "--duration", ""], 2, ["''", "1m30s"]),
-    ([*PLAN, "--duration", "10s", "--frames", "81"], 2, ["--frames and --duration", "one of them"]),
+    ([*PLAN, "--duration", "10s", "--frames", "81"], 2, ["--frames cannot be combined with --duration", "one of them"]),
     ([*PLAN, "--size", "830x480"], 2, ["width 830", "multiples of 16", "816 or 832"]),
     ([*PLAN, "--size", "832x470"], 2, ["height 470", "multiples of 16", "464 or 480"]),
-    ([*PLAN, "--size", "8x16"], 2, ["width 8", "take 16"]),
+    ([*PLAN, "--size", "8x16"], 2, ["width 8", "use 16"]),
     ([*PLAN, "--size", "big"], 2, ["'big'", "832x480"]),
     ([*PLAN, "--size", "0x0"], 2, ["'0x0'", "832x480"]),
     ([*PLAN, "--size", "64x64x64"], 2, ["'64x64x64'", "832x480"]),
@@ -489,27 +503,27 @@ ERRORS: list[tuple[list[str], int, list[str]]] = [
     (["compare", "--backbone", "tiny", "--presets", "direct", "-p", " "], 2, ["--prompt is empty"]),
     (["probe", "--backbone", "tiny", "-p", ""], 2, ["--prompt is empty"]),
     (["generate", "--backbone", "tiny", "-p", "caf\udce9"], 2, ["--prompt holds the byte 0xe9", "UTF-8"]),
-    ([*GENERATE, "--prompts", "../files/text.txt"], 2, ["--prompt or --prompts, not both"]),
+    ([*GENERATE, "--prompts", "../files/text.txt"], 2, ["--prompt cannot be combined with --prompts"]),
     ([*BATCH, "../files/none.txt"], 2, ["none.txt holds no prompt", "one prompt a line"]),
     ([*BATCH, "../files/nothing.txt"], 3, ["nothing.txt is not there"]),
     ([*BATCH, "../files/bytes.bin"], 2, ["bytes.bin cannot be read", "UTF-8"]),
     ([*BATCH, "../files"], 2, ["../files cannot be read"]),
     # options that are given twice, under whichever of their names
-    ([*GENERATE, "-p", "a blue circle"], 2, ["--prompt is given 2 times", "expected: one --prompt"]),
+    ([*GENERATE, "-p", "a blue circle"], 2, ["--prompt is given 2 times", "expected: a single --prompt"]),
     ([*GENERATE, "--seed", "1", "--seed=2"], 2, ["--seed is given 3 times"]),
     ([*PLAN, "--num-frames", "81", "-f", "81"], 2, ["--frames is given 2 times"]),
     ([*PLAN, "--num_frames", "81", "-f", "81"], 2, ["--frames is given 2 times"]),
     (["presets", "check", "direct", "-m", "tiny", "-m", "tiny"], 2, ["--backbone is given 2 times"]),
     # outputs
-    ([*BATCH, "../files/text.txt", "-o", "x.mp4"], 2, ["x.mp4 names one file", "a folder"]),
+    ([*BATCH, "../files/text.txt", "-o", "x.mp4"], 2, ["x.mp4 names a single file", "a folder"]),
     ([*GENERATE, "-o", "ball.avi"], 2, ["ball.avi", "MP4", "take ball.mp4"]),
     ([*GENERATE, "-o", "../files/text.txt/ball.mp4"], 1, ["../files/text.txt/ball.mp4", "written"]),
     ([*GENERATE, "-o", "../files/text.txt/below/"], 1, ["../files/text.txt/below", "written"]),
     ([*GENERATE, "-o", f"{LONG}.mp4"], 2, ["xxx.mp4", "name"]),
-    ([*PLAN, "--export", "tables.txt"], 2, ["tables.txt", "take tables.npz"]),
+    ([*PLAN, "--export", "tables.txt"], 2, ["tables.txt", "use tables.npz"]),
     ([*PLAN, "--export", "nowhere/tables.npz"], 1, ["nowhere/tables.npz cannot be written"]),
     # resume
-    ([*GENERATE, "--resume", "--overwrite"], 2, ["--resume and --overwrite", "one of them"]),
+    ([*GENERATE, "--resume", "--overwrite"], 2, ["--resume cannot be combined with --overwrite", "one of them"]),
     (["generate", "--resume", "-o", "ball.mp4"], 3, ["ball.run/run.json is not there", "leave --resume out"]),
     ([*GENERATE[:-2], "--resume", "-o", "ball.mp4"], 3, ["ball.run/run.json is not there", "leave --resume out"]),
     ([*GENERATE[:-2], "--resume"], 2, ["--resume", "--seed N or -o FILE.mp4"]),
@@ -697,7 +711,7 @@ def test_a_dry_run_writes_nothing(json_flag: list[str], place: Path) -> None:
     done = longgen(*DRY, "--preset", "freespec", "--frames", "320", "-o", "sub/ball.mp4", *json_flag)
     assert done.exit_code == 0
     assert "sub/ball.mp4" in done.stdout
-    assert "320 frames asked, 321 made" in done.stderr
+    assert "rounded 320 frames up to 321" in done.stderr
     assert list(place.iterdir()) == []
 
 
@@ -746,12 +760,12 @@ def test_a_batch_names_a_file_for_each_line() -> None:
 @example("a\x00b\nc\\d:e")
 def test_a_prompt_cannot_lead_out_of_the_folder(prompt: str) -> None:
     for output, folder in ((None, Path(".")), ("out", Path("out")), ("/tmp/out/", Path("/tmp/out"))):
-        path = run.output_path(output, prompt, 7)
+        path = naming.output_path(output, prompt, 7)
         assert path.parent == folder
         assert re.fullmatch(r"[^\W_][^/\\.:\x00-\x20]*-7\.mp4", path.name)
         assert len(path.name.encode()) <= 126
         assert path.name == unicodedata.normalize("NFC", path.name)
-        assert run.output_path(output, prompt, 7, [path]) != path
+        assert naming.output_path(output, prompt, 7, [path]) != path
 
 
 def videos(*args: str) -> list[dict[str, Any]]:
@@ -792,13 +806,13 @@ def test_rows_that_cannot_be_are_refused_by_their_line() -> None:
 @pytest.mark.parametrize(
     ("args", "note"),
     [
-        (["-p", PROMPT, "--negative-prompt", "dark", "--cfg", "1"], "the negative prompt is not read: guidance is off"),
+        (["-p", PROMPT, "--negative-prompt", "dark", "--cfg", "1"], "the negative prompt is ignored: guidance is off"),
         (["-p", PROMPT, "--clip-batch", "2"], "--clip-batch 2 does nothing"),
         (["-p", f"{PROMPT} " + " ".join(f"w{n}" for n in range(30))], "has 40 tokens, and tiny reads 24; not read: 'w14 w15"),
         (["-p", PROMPT, "--negative-prompt", "no " * 30, "--cfg", "2"], "the negative prompt has 31 tokens, and tiny reads 24"),
         (["--schedule", "shots.toml"], "shot 2 has 32 tokens, and tiny reads 24; not read: 'x22"),
         (["-p", PROMPT, "--preset", "freeloc@all", "--probe", "published"], "--probe published is not read: the layers are all"),
-        (["--prompts", "twins.txt", "--seed", "3"], "lines 1 and 2 of --prompts have one prompt, one seed"),
+        (["--prompts", "twins.txt", "--seed", "3"], "lines 1 and 2 of --prompts have the same prompt, seed"),
     ],
     ids=one_line,
 )
@@ -826,8 +840,8 @@ def test_variables_that_nobody_reads_are_said_to_be_such(monkeypatch: pytest.Mon
     monkeypatch.setenv("LONGGEN_STEP", "9")
     monkeypatch.setenv("LONGGEN_FRAMES", "")
     said = longgen(*PLAN).stderr
-    assert "the variable LONGGEN_STEP is none that longgen reads (is LONGGEN_STEPS meant?)" in said
-    assert "the variable LONGGEN_FRAMES is empty, which counts as not set" in said
+    assert "longgen does not read the variable LONGGEN_STEP (did you mean LONGGEN_STEPS?)" in said
+    assert "the variable LONGGEN_FRAMES is empty, which counts as unset" in said
     assert longgen(*PLAN, "-q").stderr == ""
 
 
@@ -865,17 +879,22 @@ MAKE = '-m longgen.cli generate --backbone tiny --frames 5 --steps 1 --seed 1 -q
             f"{MAKE} -o a.mp4 >/dev/full",
             1,
             "",
-            "could not be written to stdout: No space left on device; what was made is there: a.mp4",
+            "could not be written to stdout: No space left on device; the files were written: a.mp4",
         ),
         ("-m longgen.cli plan -m tiny <&- >&- 2>&-", 0, "", ""),
         ("-m longgen.cli plan 2>/dev/full", 0, "direct on", ""),
         ("-m longgen.cli presets list >/dev/full", 1, "", "could not be written to stdout: No space left on device"),
-        ("-m longgen.cli --help >/dev/full", 1, "", "stdout could not be written to: No space left on device"),
+        ("-m longgen.cli --help >/dev/full", 1, "", "stdout could not be written: No space left on device"),
         ("-m longgen.cli backbones show tiny 2>&-", 0, "prompts it knows", ""),
         ("-m longgen.cli plan -m nothing 2>&-", 2, "", ""),
         (f"{MAKE} --dry-run -o $'\\u732b.mp4' | tail -n 1", 0, "would write: \\u732b.mp4", ""),
-        ("-m longgen.cli generate -m tiny --dry-run -p $'\\e[31m\\u732b' 2>&1 | head -n 1", 0, "'\\x1b[31m\\u732b' is none", ""),
-        (f"mkdir gone; cd gone; rmdir ../gone; {MAKE}", 1, "", "the current folder is not there any more"),
+        (
+            "-m longgen.cli generate -m tiny --dry-run -p $'\\e[31m\\u732b' 2>&1 | head -n 1",
+            0,
+            "'\\x1b[31m\\u732b' does not have",
+            "",
+        ),
+        (f"mkdir gone; cd gone; rmdir ../gone; {MAKE}", 1, "", "the current folder no longer exists"),
     ],
 )
 def test_streams_that_are_closed_full_or_of_few_letters(line: str, code: int, out: str, err: str, place: Path) -> None:

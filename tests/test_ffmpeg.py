@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from longgen import ffmpeg, run
+from longgen import ffmpeg, naming
 from longgen.cli import app
 from longgen.errors import LonggenError, MissingError, UsageError
 from longgen.video import Writer, read_frames, read_settings
@@ -62,7 +62,7 @@ def test_any_name_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nam
     assert len([*read_frames(path, SIZE)]) == 3
     if name in NAMES:
         assert ffmpeg.address(name) is None
-        assert run.output_path(name, "p", 0) == path
+        assert naming.output_path(name, "p", 0) == path
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_an_output_that_is_an_address_is_refused_before_anything_is_done(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="that is a URL"):
-        run.output_path(name, "p", 0)
+        naming.output_path(name, "p", 0)
     for command in (["generate", "-p", "a", "--backbone", "tiny"], ["compare", "--prompt", "a", "--presets", "direct"]):
         done = CliRunner().invoke(app, [*command, "-o", name])
         assert (done.exit_code, "that is a URL" in done.stderr) == (2, True), done.stderr
@@ -95,7 +95,7 @@ def test_an_output_that_is_an_address_is_refused_before_anything_is_done(
 def test_a_folder_that_is_called_like_a_protocol_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file:").mkdir()
-    assert run.output_path("file:/x.mp4", "p", 0) == Path("file:/x.mp4")
+    assert naming.output_path("file:/x.mp4", "p", 0) == Path("file:/x.mp4")
 
 
 @contextlib.contextmanager

@@ -27,17 +27,17 @@ SCRIPTS = {
 # Who may import whom, types and imports inside functions included: a row names rows above it only. A row is a module of `longgen`
 # or a whole package; `backbones.tiny` is the laboratory in which the built-in model is trained and measured.
 ORDER = [
-    "errors", "textfile", "arguments", "units", "frames", "plugins",
-    "frameplan", "technique", "noise", "refine", "positions", "context", "fusion", "sampling", "catalog",
+    "errors", "textfile", "arguments", "units", "frames",
+    "frameplan", "technique", "noise", "refine", "positions", "context", "fusion", "sampling", "plugins", "catalog",
     "backbones", "preset", "prompts", "schedule", "program", "plan", "cost",
     "ffmpeg", "disk", "naming", "checkpoint", "video_info", "video",
     "layers", "planner", "resolve",
-    "attention", "pipelines", "progress", "rundir", "describe", "loops", "interrupted", "run",
+    "attention", "pipelines", "progress", "rundir", "describe", "describe_technique", "loops", "interrupted", "run",
     "metrics", "probe", "compare", "bench", "doctor", "backbones.tiny", "cli", "docs",
 ]  # fmt: skip
 ONLY_UNDER = {  # library -> the rows whose modules may import it
     "diffusers": ("longgen.backbones", "longgen.pipelines", "longgen.loops"),
-    "transformers": ("longgen.pipelines", "longgen.metrics.vbench"),
+    "transformers": ("longgen.pipelines", "longgen.metrics.vbench", "longgen.backbones.tiny"),
     "typer": ("longgen.cli", "longgen.docs"),
     "rich": ("longgen.progress", "longgen.cli"),
 }
@@ -54,6 +54,8 @@ LIGHT_COMMANDS = [
     ["plan", "--preset", "freespec", "--backbone", "tiny", "--frames", "321"],
     ["presets", "list"],
     ["presets", "show", "freespec"],
+    ["techniques", "list"],
+    ["techniques", "show", "glc-noise"],
     ["backbones", "list"],
     ["--help"],
 ]

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from longgen import planner, preset
+from longgen import cost, planner, preset
+from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import SPECS
 from longgen.bench.memory import Account
 from longgen.pipelines import base, random_weights
 from longgen.pipelines.wan import Wan
@@ -53,7 +53,7 @@ def alive(made: Plan) -> int:
     """Bytes of the tensors at the peak of one call in the first step, weights apart."""
     torch.set_default_dtype(torch.bfloat16)
     try:
-        model = random_weights.TRANSFORMERS[made.spec.family](**random_weights.settings(made.spec)).eval()
+        model = random_weights.untrained(made.spec).eval()
     finally:
         torch.set_default_dtype(torch.float32)
     following = nullcontext()
@@ -103,7 +103,7 @@ def made_for(name: str, backbone: str, frames: int | None = None, size: tuple[in
 )
 def test_estimates_of_direct_sampling_are_what_is_alive(name: str) -> None:
     made = made_for("direct", name)
-    assert made.memory_bytes("bf16")["activations"] == pytest.approx(alive(made), rel=0.05)
+    assert cost.memory_bytes(made, "bf16")["activations"] == pytest.approx(alive(made), rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["sliding-window", "freenoise", "freespec", "vrpr", "ntk"])
@@ -111,7 +111,7 @@ def test_presets_take_what_direct_sampling_takes(name: str) -> None:
     """At 321 frames of 480x832 of Wan 2.1 1.3B the feed-forward decides, whatever attention does."""
     direct, made = (made_for(one, "wan2.1-1.3b", 321) for one in ("direct", name))
     assert alive(made) == pytest.approx(alive(direct), rel=0.03)
-    assert made.memory_bytes("bf16")["activations"] == pytest.approx(alive(made), rel=0.05)
+    assert cost.memory_bytes(made, "bf16")["activations"] == pytest.approx(alive(made), rel=0.05)
 
 
 def test_attention_that_follows_a_plan_takes_two_more_where_attention_decides() -> None:
@@ -120,7 +120,7 @@ def test_attention_that_follows_a_plan_takes_two_more_where_attention_decides() 
     """
     direct, made = (made_for(name, "wan2.1-14b", 161, (416, 240)) for name in ("direct", "freepca"))
     unit = 2 * made.tokens * made.spec.width
-    estimates = [one.memory_bytes("bf16")["activations"] for one in (direct, made)]
+    estimates = [cost.memory_bytes(one, "bf16")["activations"] for one in (direct, made)]
     assert (estimates[1] - estimates[0]) / unit == pytest.approx(2, abs=1e-3)
     assert estimates[1] == pytest.approx(alive(made), rel=0.04)
     assert estimates[0] == pytest.approx(alive(direct), rel=0.04)

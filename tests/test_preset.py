@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from longgen import catalog, plan, planner, preset, resolve, textfile
-from longgen.backbones.spec import SPECS
+from longgen.backbones.registry import SPECS
 from longgen.cli import app
 from longgen.errors import LonggenError, MissingError, UsageError
 
@@ -177,8 +177,8 @@ def test_a_preset_is_data_and_nothing_in_it_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["longgen.fusion.freespec:FreeSpec", "os:system", "builtins.eval", "../context/window"])
-def test_a_technique_is_found_by_its_row_only(value: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no technique is called"):
+def test_a_preset_alone_names_registered_techniques_only(value: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is Python code" if ":" in value else "no technique is called"):
         load(tmp_path, f"[[technique]]\nname = '{value}'")
 
 
@@ -299,7 +299,7 @@ def test_a_table_for_one_backbone_is_over_the_preset_s_sample_and_under_flags(
         made = planner.build(preset.load(str(file), (), preset.Sample(**asked)), spec)
         assert (made.sample.steps, made.sample.fps, made.sample.flow_shift) == expected
         assert made.steps == expected[0]
-    assert resolve.planned(str(file), wan, duration="10s").frames_px == 81  # at the preset's 8 fps
+    assert resolve.resolve(resolve.PlanRequest(str(file), wan, duration="10s")).frames_px == 81  # at the preset's 8 fps
     monkeypatch.setenv("LONGGEN_FLOW_SHIFT", "6")
     done = CliRunner().invoke(app, ["plan", "--preset", str(file), "-m", "wan2.1-1.3b", "--json"])
     assert json.loads(done.stdout)["sample"]["flow_shift"] == 6.0
@@ -331,7 +331,7 @@ def test_tables_for_backbones_go_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('[sample."wan2.1-1.3"]\nsteps = 4', "sample.wan2.1-1.3: no key, and no backbone is called so, did you mean wan2.1-1.3b"),
+        ('[sample."wan2.1-1.3"]\nsteps = 4', "sample.wan2.1-1.3: neither a key nor a backbone; did you mean wan2.1-1.3b"),
         ("[sample.wan2.1-1.3b]\nsteps = 4", 'its name in quotes: [sample."wan2.1-1.3b"]'),
         ("[sample.tiny]\nsteps = 0\nflow = 3\n[sample]\nfps = 0", 'sample."tiny".steps = 0: input should be greater'),
         ("[sample.tiny]\nflow = 3", 'sample."tiny".flow: unknown key; known keys: frames, size, steps'),

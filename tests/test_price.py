@@ -12,11 +12,17 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop, sdpa_flop_count
 
-from longgen import planner, preset
+from longgen import cost, planner, preset
+from longgen.backbones.causal_wan import SELF_FORCING
+from longgen.backbones.cogvideox import COGVIDEOX_2B, COGVIDEOX_5B
+from longgen.backbones.hunyuan import HUNYUANVIDEO
+from longgen.backbones.ltx import LTX_2B
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import COGVIDEOX_2B, COGVIDEOX_5B, HUNYUANVIDEO, LTX_2B, SELF_FORCING, WAN_1_3B, BackboneSpec
+from longgen.backbones.spec import BackboneSpec
+from longgen.backbones.wan import WAN_1_3B
 from longgen.errors import UsageError
-from longgen.loops import start
+from longgen.loops import sample
+from longgen.loops.denoiser import Denoiser
 from longgen.plan import Plan
 
 WITHIN = 0.02
@@ -91,7 +97,7 @@ def test_a_plan_s_operations_are_those_that_torch_counts(name: str, wan: Any) ->
     """Of every kind of step and every layer, for one call of the model on what it sees at a time."""
     long = made(name, WAN, 129)
     assert long is not None
-    noise = start(wan, long, torch.Generator().manual_seed(0))[:, :, : long.call_geometry.frames_lat]
+    noise = Denoiser(wan, long, "").initial_noise(torch.Generator().manual_seed(0))[:, :, : long.call_geometry.frames_lat]
     for step in np.unique(long.table, axis=1, return_index=True)[1].tolist():
         wan.pipe.scheduler.set_timesteps(long.steps)
         wan.step_state.index = step
@@ -99,7 +105,7 @@ def test_a_plan_s_operations_are_those_that_torch_counts(name: str, wan: Any) ->
             wan.pipe.transformer(hidden_states=noise, timestep=torch.tensor([500]), **wan.text(""), return_dict=False)
         for layer, operations in enumerate(counted(wan, counter)):
             program = long.programs[long.table[layer, step]]
-            assert long.flops(program) == pytest.approx(operations, rel=WITHIN), (step, layer)
+            assert cost.flops(long, program) == pytest.approx(operations, rel=WITHIN), (step, layer)
 
 
 @pytest.mark.parametrize("name", ROLLED)
@@ -108,9 +114,10 @@ def test_a_rollout_s_cost_is_what_torch_counts_over_all_chunks(name: str, causal
     assert long is not None
     generator = torch.Generator().manual_seed(0)
     with counting() as counter:
-        long.sampling.sample(causal, long, "", start(causal, long, generator), lambda state: None, None, generator)
-    whole = long.flops(None, long.grid) * (long.preset.sample.steps or CAUSAL.steps) * CAUSAL.layers
-    assert long.cost * whole == pytest.approx(sum(counted(causal, counter)), rel=WITHIN)
+        denoiser = Denoiser(causal, long, "")
+        sample(denoiser, denoiser.initial_noise(generator), generator)
+    whole = cost.flops(long, None, long.grid) * (long.preset.sample.steps or CAUSAL.steps) * CAUSAL.layers
+    assert cost.ratio(long) * whole == pytest.approx(sum(counted(causal, counter)), rel=WITHIN)
 
 
 @pytest.mark.parametrize("family", OTHERS)
@@ -126,9 +133,10 @@ def test_the_other_families_direct_sampling_is_what_torch_counts(family: str) ->
 
     hook = model.pipe.transformer.register_forward_hook(stop)
     with counting() as counter, pytest.raises(Enough):
-        model.pipe(**model.call_arguments(direct, "a"), latents=model.packed(start(model, direct, torch.Generator())),
+        noise = Denoiser(model, direct, "").initial_noise(torch.Generator())
+        model.pipe(**model.call_arguments(direct, "a"), latents=model.packed(noise),
                    output_type="latent")  # fmt: skip
     hook.remove()
     batch = 2 if family in ("ltx", "cogvideox", "cogvideox-2b") else 1  # both branches of guidance in one call
     for operations in counted(model, counter):
-        assert batch * direct.flops(None) == pytest.approx(operations, rel=WITHIN)
+        assert batch * cost.flops(direct, None) == pytest.approx(operations, rel=WITHIN)

@@ -18,7 +18,7 @@ from imageio_ffmpeg import count_frames_and_secs
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from longgen import cli, preset, run
+from longgen import cli, device, naming, preset, run, run_settings, rundir
 from longgen.backbones import settings
 from longgen.checkpoint import Chunks
 from longgen.errors import OutOfMemoryError, UsageError
@@ -206,7 +206,7 @@ def test_a_batch_loads_once_reports_failures_and_resumes(tmp_path: Path) -> None
              "-o", "out", "--json"]  # fmt: skip
     code, out, err = longgen(tmp_path, *batch)
     assert code == 0, err
-    stem = f"out/{run.slug(PROMPT)}-1"
+    stem = f"out/{naming.slug(PROMPT)}-1"
     assert [one["output"] for one in json.loads(out)][:2] == [f"{stem}.mp4", f"{stem}-2.mp4"]
     assert err.count("load 1/1") == 1
     (tmp_path / f"{stem}.mp4").unlink()
@@ -284,25 +284,24 @@ def test_lack_of_memory_has_its_own_exit_code_and_names_the_stage(tmp_path: Path
 
 def test_an_error_without_words_is_named_too() -> None:
     with pytest.raises(OutOfMemoryError, match="out of memory while decoding: the host has no more"):  # noqa: SIM117
-        with run.translate_oom("decoding", "cpu", "the latents are kept"):
+        with device.translate_oom("decoding", "cpu", "the latents are kept"):
             raise MemoryError
     with pytest.raises(RuntimeError, match="another matter"):  # noqa: SIM117
-        with run.translate_oom("decoding", "cpu", ""):
+        with device.translate_oom("decoding", "cpu", ""):
             raise RuntimeError("another matter")
 
 
 def test_a_run_with_a_cache_does_not_go_on_in_the_middle(tiny: Any, tiny_plan: Any, tmp_path: Path) -> None:
     """What the cache held between steps is in no checkpoint."""
     import copy
-    import dataclasses
 
     output = tmp_path / "ball.mp4"
-    run.run_folder(output).mkdir()
-    (run.run_folder(output) / "checkpoint.safetensors").touch()
+    rundir.run_folder(output).mkdir()
+    (rundir.run_folder(output) / "checkpoint.safetensors").touch()
     cached = copy.copy(tiny)
-    cached.model_settings = dataclasses.replace(tiny.model_settings, cache="first-block:0.1")
+    cached.model_settings = tiny.model_settings.replace(cache="first-block:0.1")
     with pytest.raises(UsageError, match="what the cache held is lost"):
-        run.generate_one(cached, tiny_plan("direct", frames=17, steps=2), PROMPT, 0, output, resume=True)
+        run.generate_one(cached, run.Job(tiny_plan("direct", frames=17, steps=2), PROMPT, 0, output), resume=True)
 
 
 SHOTS = """
@@ -349,7 +348,7 @@ def test_a_schedule_s_errors_name_line_and_key(tmp_path: Path) -> None:
     assert "line 7: shot 2: mood: unknown key" in err
     code, _, err = longgen(tmp_path, "generate", "--schedule", "shots.toml", "--prompt", "x")
     assert code == 2
-    assert "--schedule is given beside --prompt" in err
+    assert "--schedule cannot be combined with --prompt" in err
 
 
 # ---- streams: latents in chunks ------------------------------------------------------------------------------------------
@@ -359,7 +358,7 @@ def test_a_schedule_s_errors_name_line_and_key(tmp_path: Path) -> None:
 def stream(tiny: Any, tiny_plan: Any, tmp_path: Path) -> tuple[Path, Chunks, Any]:
     """The folder of a stream of two chunks of three latent frames, which are 17 frames and 4 too many, and its plan."""
     plan = tiny_plan("direct", frames=17, steps=2)
-    chunks = Chunks(tmp_path / "ball.run" / "latents", run.settings_of(plan, PROMPT, 0, tiny.model_settings))
+    chunks = Chunks(tmp_path / "ball.run" / "latents", run_settings.stored_settings(plan, PROMPT, 0, tiny.model_settings))
     for seed in range(2):
         chunk = tiny.noise(plan, torch.Generator().manual_seed(seed))[:, :, :3]
         chunks.append({"latents": chunk, "generator": torch.zeros(1, dtype=torch.uint8)}, {})
@@ -404,14 +403,14 @@ def test_what_is_left_of_a_stream_is_named(stream: tuple[Path, Chunks, Any]) -> 
     folder, chunks, _ = stream
     output = folder.with_suffix(".mp4")
     stopped, gone = "a stream that was stopped after chunk 2", "the latents of a video that is not there any more"
-    assert run.unfinished(output) == stopped
+    assert rundir.unfinished_work(output) == stopped
     for status, left in (("sampled", stopped), ("done", gone)):
         (folder / "run.json").write_text(json.dumps({"status": status, "settings": {}}))
-        assert run.unfinished(output) == left
+        assert rundir.unfinished_work(output) == left
     output.touch()
-    assert run.unfinished(output) is None
+    assert rundir.unfinished_work(output) is None
     chunks.clear()
-    assert run.unfinished(output) is None
+    assert rundir.unfinished_work(output) is None
 
 
 def test_a_stream_of_other_settings_does_not_go_on_and_a_fresh_run_removes_it(
@@ -420,15 +419,15 @@ def test_a_stream_of_other_settings_does_not_go_on_and_a_fresh_run_removes_it(
     folder, _, plan = stream
     output = folder.with_suffix(".mp4")
     with pytest.raises(UsageError, match=r"ball\.run/latents was made with another seed"):
-        run.generate_one(tiny, plan, PROMPT, 1, output, resume=True)
+        run.generate_one(tiny, run.Job(plan, PROMPT, 1, output), resume=True)
     assert len(list((folder / "latents").iterdir())) == 2
-    run.generate_one(tiny, tiny_plan("direct", frames=9, steps=1), PROMPT, 1, output)
+    run.generate_one(tiny, run.Job(tiny_plan("direct", frames=9, steps=1), PROMPT, 1, output))
     assert sorted(path.name for path in folder.iterdir()) == ["latents.safetensors", "run.json"]
 
 
 def test_the_name_of_a_growing_video_is_not_for_a_whole_one() -> None:
     with pytest.raises(UsageError, match="not complete yet") as caught:
-        run.output_path("films/ball.partial.mp4", PROMPT, 0)
+        naming.output_path("films/ball.partial.mp4", PROMPT, 0)
     assert caught.value.hint == "take films/ball.mp4"
 
 
@@ -468,7 +467,7 @@ def test_a_rollout_is_playable_after_a_kill_and_goes_on_to_the_same_bytes(tmp_pa
     growing = tmp_path / "ball.partial.mp4"
     assert sum(1 for _ in read_frames(growing, (64, 64))) >= 48  # of 93 or more that were made
     assert read_settings(growing)["seed"] == 7
-    assert run.unfinished(tmp_path / "ball.mp4") is not None
+    assert rundir.unfinished_work(tmp_path / "ball.mp4") is not None
     code, _, err = longgen(tmp_path, "generate", "-o", "ball.mp4", "--resume")
     assert code == 0, err
     assert (tmp_path / "ball.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
@@ -480,7 +479,7 @@ def test_a_rollout_is_playable_after_a_kill_and_goes_on_to_the_same_bytes(tmp_pa
 
 def test_the_streamed_video_is_the_whole_decode(tmp_path: Path) -> None:
     """The VAE, frame by frame as chunks come, against one decode of all latents by diffusers: every pixel."""
-    from longgen.backbones.spec import SPECS
+    from longgen.backbones.registry import SPECS
 
     made = run.generate(PROMPT, tmp_path / "ball.mp4", backbone="tiny-causal", preset_name="self-forcing",
                         sample=preset.Sample(frames=97), seed=1, device="cpu")  # fmt: skip

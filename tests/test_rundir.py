@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -16,9 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from longgen import backbones, checkpoint, disk, naming, preset, progress, resolve, run, rundir
+from longgen import checkpoint, disk, naming, preset, progress, resolve, run, rundir
 from longgen.backbones.settings import ModelSettings
+from longgen.backbones.wan import TINY
 from longgen.errors import LonggenError, MissingError, UsageError
+from longgen.pipelines import loading
 from longgen.video import partial_of, read_settings
 
 PROMPT = "a large red circle bouncing on a navy background"
@@ -29,7 +30,7 @@ Generate = Callable[..., run.Result]
 def make(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generate:
     """`longgen.generate` of one step and five frames in an empty folder, with a model that is loaded already."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(backbones, "load", lambda spec, model_settings: tiny)
+    monkeypatch.setattr(loading, "load", lambda spec, model_settings: tiny)
 
     def generate(
         output: str = "a.mp4", prompt: str = PROMPT, seed: int = 1, frames: int = 5, steps: int = 1, **more: Any
@@ -116,11 +117,13 @@ def test_a_default_name_never_replaces_even_with_overwrite_what_is_another_s(mak
 
 def test_twins_of_case_and_of_composed_letters_are_told_apart() -> None:
     model_settings = ModelSettings("cpu", "fp32")
-    plan = resolve.planned("direct", backbones.spec.TINY, sample=preset.Sample(frames=5, steps=1))
+    plan = resolve.resolve(resolve.PlanRequest("direct", TINY, sample=preset.Sample(frames=5, steps=1)))
     for one, two in (("A.mp4", "a.mp4"), ("caf\u00e9.mp4", "cafe\u0301.mp4"), ("a.mp4", "./a.mp4"), ("a.mp4", "a.MP4")):
         with pytest.raises(UsageError, match="two videos go to"):
-            run.jobs_of([run.Asked(plan, PROMPT, 1, one), run.Asked(plan, PROMPT, 2, two)], model_settings)
-    jobs = run.jobs_of([run.Asked(plan, "É", 1, None), run.Asked(plan, unicodedata.normalize("NFD", "é"), 1, None)], model_settings)
+            run.jobs_of([rundir.JobRequest(plan, PROMPT, 1, one), rundir.JobRequest(plan, PROMPT, 2, two)], model_settings)
+    jobs = run.jobs_of(
+        [rundir.JobRequest(plan, "É", 1, None), rundir.JobRequest(plan, unicodedata.normalize("NFD", "é"), 1, None)], model_settings
+    )
     assert [str(job.output) for job in jobs] == ["\u00e9-1.mp4", "\u00e9-1-2.mp4"]
 
 
@@ -172,7 +175,7 @@ def test_what_is_there_stays_unless_it_may_be_replaced(
     put(tmp_path / "a.mp4")
     names = sorted(path.name for path in tmp_path.rglob("*"))
     with monkeypatch.context() as patch:
-        patch.setattr(backbones, "load", lambda spec, model_settings: pytest.fail("refused too late"))
+        patch.setattr(loading, "load", lambda spec, model_settings: pytest.fail("refused too late"))
         for flags in ({}, {"resume": True}):
             if flags and put is latents_of_another:
                 continue
@@ -274,9 +277,9 @@ def test_a_checkpoint_of_other_versions_goes_on_with_a_warning(make: Generate, t
     checkpoint.save_tensors(path, tensors, settings)
     said: list[str] = []
     plan = tiny_plan("direct", frames=5, steps=2)
-    run.generate_one(tiny, plan, PROMPT, 1, tmp_path / "a.mp4", resume=True, log=said.append)
+    run.generate_one(tiny, run.Job(plan, PROMPT, 1, tmp_path / "a.mp4"), resume=True, log=said.append)
     assert f"torch 2.0 (now {torch.__version__})" in said[0]
-    assert said[0].removeprefix("note: ") in run.stored_record(tmp_path / "a.mp4")["notes"]
+    assert said[0].removeprefix("note: ") in rundir.stored_record(tmp_path / "a.mp4")["notes"]
 
 
 def test_files_of_0_5_0_go_on_with_a_warning(make: Generate, tiny: Any, tiny_plan: Any, tmp_path: Path) -> None:
@@ -290,7 +293,9 @@ def test_files_of_0_5_0_go_on_with_a_warning(make: Generate, tiny: Any, tiny_pla
     record = json.loads((tmp_path / "a.run" / "run.json").read_text())
     (tmp_path / "a.run" / "run.json").write_text(json.dumps({key: record[key] for key in ("status", "settings")} | {"schema": 1}))
     said: list[str] = []
-    run.generate_one(tiny, tiny_plan("direct", frames=5, steps=2), PROMPT, 1, tmp_path / "a.mp4", resume=True, log=said.append)
+    run.generate_one(
+        tiny, run.Job(tiny_plan("direct", frames=5, steps=2), PROMPT, 1, tmp_path / "a.mp4"), resume=True, log=said.append
+    )
     assert "no checksum" in said[0]
 
 
@@ -357,11 +362,11 @@ def test_any_flipped_bit_is_seen(tmp_path: Path) -> None:
 
 
 def test_a_second_process_is_refused_before_it_loads_anything(make: Generate, tmp_path: Path) -> None:
-    with rundir.held(Path("a.mp4")):
+    with rundir.lock(Path("a.mp4")):
         pass
     assert list(tmp_path.iterdir()) == []  # no lock is left behind
     hold = "from pathlib import Path; import time; from longgen import rundir\n"
-    hold += "with rundir.held(Path('a.mp4')): print(1, flush=True); time.sleep(60)"
+    hold += "with rundir.lock(Path('a.mp4')): print(1, flush=True); time.sleep(60)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, env=environment) as other:
         assert other.stdout is not None
@@ -383,7 +388,7 @@ def test_a_file_system_without_locks(make: Generate, monkeypatch: pytest.MonkeyP
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with rundir.held(Path("a.mp4")):
+    with rundir.lock(Path("a.mp4")):
         assert (Path("a.run") / ".lock").exists()
     assert make().skipped is False
     assert sorted(os.listdir("a.run")) == ["latents.safetensors", "run.json"]
@@ -435,48 +440,6 @@ def test_records_that_are_none(tmp_path: Path) -> None:
         path.write_text(text, encoding="latin-1")
         with pytest.raises(LonggenError, match=r"run\.json is damaged"):
             disk.load_record(path, lambda record: record.get("schema", 2) < 2)
-
-
-# ---- what decides a run ------------------------------------------------------------------------------------------------------
-
-SETUP: dict[str, tuple[Any, bool]] = {  # another value of each field, and whether it makes another run
-    "device": ("cuda", False),
-    "dtype": ("bf16", True),
-    "offload": ("model", False),
-    "lora": (("a.safetensors",), True),
-    "quantize": ("int8", True),
-    "attention": ("native", True),
-    "cache": ("first-block:0.1", True),
-    "compile": (True, True),
-    "vae_tiling": (True, False),
-    "clip_batch": (2, True),
-}
-SAMPLE: dict[str, Any] = {
-    "frames": 9, "size": (128, 128), "steps": 3, "guidance_scale": 2.5, "negative_prompt": "blur", "fps": 9,
-}  # fmt: skip
-
-
-def test_every_field_of_the_model_s_settings_decides_or_does_not(tiny_plan: Any) -> None:
-    assert set(SETUP) <= {field.name for field in dataclasses.fields(ModelSettings)}
-    plan, plain = tiny_plan("direct", frames=5, steps=2), ModelSettings("cpu", "fp32")
-    before = run.settings_of(plan, PROMPT, 1, plain)
-    for name, (value, decides) in SETUP.items():
-        after = run.settings_of(plan, PROMPT, 1, dataclasses.replace(plain, **{name: value}))
-        assert rundir.different(before, after) == ([name] if decides else []), name
-        if decides:
-            with pytest.raises(UsageError, match=f"made with another {name}"):
-                rundir.same_run(before, after, Path("a.run"))
-
-
-def test_every_field_of_a_sample_decides(tiny_plan: Any) -> None:
-    assert set(SAMPLE) <= set(preset.Sample.model_fields)
-    plain = ModelSettings("cpu", "fp32")
-    before = run.settings_of(tiny_plan("direct", frames=5, steps=2), PROMPT, 1, plain)
-    for name, value in SAMPLE.items():
-        after = run.settings_of(tiny_plan("direct", **{"frames": 5, "steps": 2, name: value}), PROMPT, 1, plain)
-        assert rundir.different(before, after) == ["sample"], name
-    for name, other in (("prompt", ("x", 1)), ("seed", (PROMPT, 2))):
-        assert rundir.different(before, run.settings_of(tiny_plan("direct", frames=5, steps=2), *other, plain)) == [name]
 
 
 def test_partial_names_are_of_one_process(tmp_path: Path) -> None:

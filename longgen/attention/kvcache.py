@@ -1,21 +1,20 @@
-"""The cache of a rollout: keys and values of the frames that are held, and attention of the newest frames over them.
+"""KV cache of an autoregressive rollout: keys and values of past frames, and attention of the newest frames over them.
 
-Legend: B batch, F slots (frames held, then the newest c), n tokens per latent frame, H heads, D head dim, P channel pairs of a
+Legend: B batch, F slots (cached frames, then the newest c), n tokens per latent frame, H heads, D head dim, P channel pairs of a
 rotary table.
 
-Keys are kept before rotary positions, so that a frame plan may place them anew for every chunk: re-based, slowed down, or where
-they were. Beside them stand the keys as this chunk sees them, turned once a chunk and not once a pass; the newest frames' keys
-and values are written behind them, so that attention reads views, and nothing is joined. A denoising pass leaves no trace but
-in the slots of its own frames, and the clean pass after it writes their keys for good.
+Keys are cached before rotary embedding, so that a frame plan may place them at other times in every chunk: re-based, slowed down,
+or unchanged. A second buffer holds them rotated as the current chunk sees them, so that they are rotated once a chunk and not once
+a denoising pass. The newest frames' keys and values are written behind the cached ones, so that attention reads views. A denoising
+pass writes only to the slots of its own frames, and the clean pass after it stores their keys for good.
 
-Between chunks frames that no layer will see again are dropped, before attention: memory is that of what the plan shows.
+Between chunks, frames that no layer will see again are evicted, before attention: memory is that of what the plan shows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,101 +22,99 @@ from torch import Tensor
 
 from longgen.attention.lowering import SAME, Range, ranges_of
 from longgen.attention.observer import AttentionInputs, Observer
+from longgen.attention.rotary import Rotary, Tables
+from longgen.attention.sequential import attend_scaled, frames_of
 from longgen.frameplan import FramePlan, full_attention
 from longgen.program import Program
 
-if TYPE_CHECKING:
-    from longgen.pipelines.rotary import Rotary, Tables
-
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q [B, c n, H, D], k and v [B, *, H, D] -> [B, c n, H, D]
+Attend = Callable[..., Tensor]  # q [B, c n, H, D], k and v [B, *, H, D], and a mask for plans with logit columns -> [B, c n, H, D]
 
 
 @dataclass(eq=False)
 class ChunkView:
-    """What the newest frames see. ranges: of slots. positions [F]: their times, as queries; as keys they stand `lag` behind.
+    """What the newest frames see.
 
-    tables, own_tables: [F n, P] of the keys and [c n, P] of the queries, once they are asked for.
+    ranges: of slots. positions [F]: the slots' times as queries; as keys they are `time_offset` earlier. logits: [2, c, visible
+    slots], factors and addends of the pass's columns, or None. tables, query_tables: [F n, P] of the keys and [c n, P] of the
+    queries, computed on first use.
     """
 
     ranges: tuple[Range, ...]
     positions: np.ndarray
     scale: np.ndarray | None
     logit_scale: float
-    lag: float = 0.0
+    time_offset: float = 0.0
+    logits: np.ndarray | None = None
     tables: Tables | None = None
-    own_tables: Tables | None = None
+    query_tables: Tables | None = None
 
 
 def chunk_view(plan: FramePlan, slots: list[int]) -> ChunkView:
     """`plan` [Q, T] over the frames in `slots`, the last Q of which are its query frames.
 
-    All rows must see the same frames, at times p[i] - p[j] + lag: whatever a causal backbone's techniques make is of this form.
+    All rows must see the same whole frames, at times p[i] - p[j] + time_offset; raises ValueError otherwise. The techniques that
+    causal backbones accept only make plans of this form.
     """
-    (one,), queries = plan.passes, plan.shape[0]
-    visible, rel = one.visible[:, slots], one.rel[:, slots]
+    (pass_,), queries = plan.passes, plan.shape[0]
+    visible, rel = pass_.visible[:, slots], pass_.rel[:, slots]
     seen = np.flatnonzero(visible[0])
     positions = rel[0, seen[0]] - rel[0]
-    apart = positions[-queries:, None] - positions
-    lag = float((rel - apart)[0, seen[0]])
-    lag = lag if abs(lag) > SAME else 0.0
-    if (
-        (visible != visible[0]).any()
-        or (np.abs(apart + lag - rel)[:, seen] > SAME).any()
-        or one.stripe is not None
-        or plan.key_frames
-    ):
+    differences = positions[-queries:, None] - positions
+    offset = float((rel - differences)[0, seen[0]])
+    offset = offset if abs(offset) > SAME else 0.0
+    same_rows = (visible == visible[0]).all() and (np.abs(differences + offset - rel)[:, seen] <= SAME).all()
+    if not same_rows or pass_.band is not None or plan.key_frames:
         raise ValueError("the frames of a chunk see different frames, or at times that are no differences of positions")
-    return ChunkView(ranges_of(visible[0]), positions, plan.frequency_scale, plan.logit_scale, lag)
+    logits = None if pass_.logits is None else pass_.logits[:, :, slots][:, :, seen]
+    return ChunkView(ranges_of(visible[0]), positions, plan.frequency_scale, plan.logit_scale, offset, logits)
 
 
 @dataclass
 class LayerCache:
-    """One layer's slots, [B, F n, H, D] each: keys before rotary positions, keys as `turned_for` sees them, values."""
+    """One layer's slots, [B, F n, H, D] each: keys before rotary embedding, keys rotated for `view`, values."""
 
     keys: Tensor
-    turned: Tensor
+    rotated_keys: Tensor
     values: Tensor
-    turned_for: ChunkView | None = None
+    view: ChunkView | None = None
 
 
 @dataclass
 class KVCache:
-    """rotary: the model's. capacity: slots. frames: those held, in their order; then come the newest, `own` of them.
+    """rotary: the model's. capacity: slots. frames: those cached, in order; after them come the newest, `newest` of them.
 
-    shared: those of them, and of the newest, that every program shows. texts: keys and values of the prompt, by layer, until
-    `forget_text`.
+    visible_to_all_layers: the cached and newest frames that every program shows. texts: the prompt's keys and values for
+    cross-attention, by layer, until `forget_text`. writing: whether the pass is the clean one, which stores keys.
     """
 
     rotary: Rotary
     capacity: int
     frames: list[int] = field(default_factory=list)
-    own: int = 0
-    shared: list[int] = field(default_factory=list)
+    newest: int = 0
+    visible_to_all_layers: list[int] = field(default_factory=list)
     writing: bool = False
     layers: dict[int, LayerCache] = field(default_factory=dict)
     texts: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    _programs: tuple[Program | None, ...] = ()
+    _views: dict[int, ChunkView] = field(default_factory=dict)
     _table: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
-    _sights: dict[int, ChunkView] = field(default_factory=dict)
 
-    def open(self, start: int, own: int, programs: tuple[Program | None, ...], table: np.ndarray) -> None:
-        """Begins the frames [start, start + own), by `Plan.rolled`'s programs; what is held of them or later is forgotten."""
-        self._programs, self._table, self.own = programs, table, own
-        plans = {index: self._plan(index, start + own) for index in np.unique(table).tolist()}
+    def open(self, start: int, newest: int, programs: tuple[Program | None, ...], table: np.ndarray) -> None:
+        """Begins the frames [start, start + newest) by the programs of `Plan.programs_for_chunk`; evicts what they do not see.
+
+        Cached frames from `start` on are forgotten.
+        """
+        self._table, self.newest = table, newest
+        plans = {index: _plan(programs[index], start + newest, newest) for index in np.unique(table).tolist()}
         seen = np.stack([plan.passes[0].visible.any(axis=0) for plan in plans.values()])
         self.keep([frame for frame in self.frames if frame < start and seen[:, frame].any()])
-        slots = [*self.frames, *range(start, start + own)]
+        slots = [*self.frames, *range(start, start + newest)]
         if len(slots) > self.capacity:
             raise ValueError(f"{len(slots)} frames for {self.capacity} slots")
-        self.shared = [frame for frame in slots if seen[:, frame].all()]
-        self._sights = {index: chunk_view(plan, slots) for index, plan in plans.items()}
-
-    def _plan(self, index: int, frames_lat: int) -> FramePlan:
-        program = self._programs[index]
-        return full_attention(frames_lat, self.own) if program is None else program.branches["main"]
+        self.visible_to_all_layers = [frame for frame in slots if seen[:, frame].all()]
+        self._views = {index: chunk_view(plan, slots) for index, plan in plans.items()}
 
     def keep(self, frames: list[int]) -> None:
-        """Drops all held frames but these."""
+        """Evicts all cached frames but these."""
         slots = [self.frames.index(frame) for frame in frames]
         if slots != list(range(len(slots))):
             for layer in self.layers.values():
@@ -127,8 +124,8 @@ class KVCache:
         self.frames = frames
 
     def close(self, start: int) -> None:
-        """The frames from `start` on, which were written, are held from now on."""
-        self.frames = [*self.frames, *range(start, start + self.own)]
+        """The newest frames, from `start` on, which were written, are cached from now on."""
+        self.frames = [*self.frames, *range(start, start + self.newest)]
 
     def forget_text(self) -> None:
         self.texts.clear()
@@ -146,48 +143,48 @@ class KVCache:
     ) -> Tensor:
         """Attention [B, c n, H, D] of the newest frames, by the program of `layer` in `step`.
 
-        q, k, v: of the newest frames, before rotary positions. stock: cos and sin of their own tables, [c n, P].
+        q, k, v: of the newest frames, before rotary embedding. stock: cos and sin of their own tables, [c n, P].
         """
-        tokens = q.shape[1] // self.own
-        held, end = len(self.frames) * tokens, (len(self.frames) + self.own) * tokens
+        tokens = q.shape[1] // self.newest
+        frame = stock[0][:tokens], stock[1][:tokens]
+        start, end = len(self.frames) * tokens, (len(self.frames) + self.newest) * tokens
         if layer not in self.layers:
             shape = (k.shape[0], self.capacity * tokens, *k.shape[2:])
             self.layers[layer] = LayerCache(k.new_empty(shape), k.new_empty(shape), v.new_empty(shape))
-        kept, sight = self.layers[layer], self._sights[int(self._table[layer, step])]
-        if sight.tables is None:
-            frame = stock[0][:tokens], stock[1][:tokens]
-            sight.tables = self.rotary.placed(frame, sight.positions - sight.lag, sight.scale)
-            if sight.lag:
-                sight.own_tables = self.rotary.placed(frame, sight.positions[-self.own :], sight.scale)
-        cos, sin = sight.tables
-        if kept.turned_for is not sight and held:
-            kept.turned[:, :held] = self.rotary.turn(kept.keys[:, :held], (cos[:held], sin[:held]))
-        kept.turned_for = sight
-        newest = (cos[held:end], sin[held:end])
-        kept.turned[:, held:end], kept.values[:, held:end] = self.rotary.turn(k, newest), v
+        cache, view = self.layers[layer], self._views[int(self._table[layer, step])]
+        if view.tables is None:
+            view.tables = self.rotary.frame_tables_at(frame, view.positions - view.time_offset, view.scale)
+            if view.time_offset:
+                view.query_tables = self.rotary.frame_tables_at(frame, view.positions[-self.newest :], view.scale)
+        cos, sin = view.tables
+        if cache.view is not view and start:
+            cache.rotated_keys[:, :start] = self.rotary.rotate(cache.keys[:, :start], (cos[:start], sin[:start]))
+        cache.view = view
+        newest_tables = (cos[start:end], sin[start:end])
+        cache.rotated_keys[:, start:end], cache.values[:, start:end] = self.rotary.rotate(k, newest_tables), v
         if self.writing:
-            kept.keys[:, held:end] = k
-        if observer is not None and not self.writing:
-            observer(self._glimpse(layer, attend, stock, q, k, v))
-        q = self.rotary.turn(q, sight.own_tables or newest)
-        if sight.logit_scale != 1:
-            q = q * sight.logit_scale
-        keys, values = (_slots(x, sight.ranges, tokens) for x in (kept.turned, kept.values))
-        return attend(q, keys, values)
+            cache.keys[:, start:end] = k
+        elif observer is not None:
+            observer(self._inputs(layer, attend, frame, q, k, v))
+        q = self.rotary.rotate(q, view.query_tables or newest_tables)
+        if view.logit_scale != 1:
+            q = q * view.logit_scale
+        keys, values = (frames_of(x, view.ranges, tokens) for x in (cache.rotated_keys, cache.values))
+        if view.logits is None:
+            return attend(q, keys, values)
+        rows = zip(q.split(tokens, dim=1), view.logits.swapaxes(0, 1), strict=True)
+        return torch.cat([attend_scaled(attend, logits, row, keys, values) for row, logits in rows], dim=1)
 
-    def _glimpse(self, layer: int, attend: Attend, stock: Tables, q: Tensor, k: Tensor, v: Tensor) -> AttentionInputs:
-        tokens = q.shape[1] // self.own
-        kept, held, frame = self.layers[layer], len(self.frames) * tokens, (stock[0][:tokens], stock[1][:tokens])
+    def _inputs(self, layer: int, attend: Attend, frame: Tables, q: Tensor, k: Tensor, v: Tensor) -> AttentionInputs:
+        """For an observer: all cached frames and the newest."""
+        start, cache = k.shape[1] // self.newest * len(self.frames), self.layers[layer]
 
-        def turn(x: Tensor, times: np.ndarray) -> Tensor:
-            return self.rotary.turn(x, self.rotary.placed(frame, times, None))
+        def rotate(x: Tensor, times: np.ndarray) -> Tensor:
+            return self.rotary.rotate(x, self.rotary.frame_tables_at(frame, times, None))
 
-        keys, values = torch.cat([kept.keys[:, :held], k], dim=1), torch.cat([kept.values[:, :held], v], dim=1)
-        shape = (self.own, len(self.frames) + self.own)
-        return AttentionInputs(layer, shape, q, keys, values, turn, attend)
+        keys, values = torch.cat([cache.keys[:, :start], k], dim=1), torch.cat([cache.values[:, :start], v], dim=1)
+        return AttentionInputs(layer, (self.newest, len(self.frames) + self.newest), q, keys, values, rotate, attend)
 
 
-def _slots(x: Tensor, ranges: tuple[Range, ...], tokens: int) -> Tensor:
-    """The tokens of the slots in `ranges`; a view where that is one range."""
-    parts = [x[:, start * tokens : stop * tokens] for start, stop in ranges]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+def _plan(program: Program | None, frames_lat: int, queries: int) -> FramePlan:
+    return full_attention(frames_lat, queries) if program is None else program.branches["main"]

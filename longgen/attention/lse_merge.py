@@ -1,197 +1,212 @@
-"""Puts the passes of a frame plan together from attention calls that are made once, however many passes share them.
+"""Combines partial attention outputs with the log-sum-exp trick, so that each pair of frames is computed once for all passes.
 
 Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, f query frames, H heads, D head dim, P passes, A parts.
 
-With out_a and Z_a = sum of exp(logit) over the keys of part a, the output of pass p at query frame i, and the plan's, are
+With out_a and lse_a = log of the sum of exp(logit) over the keys of part a, the output of pass p at query frame i is, over the
+parts a that belong to p at i,
 
-    Z_p(i) = sum over a held by p at i of Z_a(i)        out_p(i) = sum over the same a of out_a(i) Z_a(i) / Z_p(i)
-    out(i) = sum over p of weight_p(i) out_p(i)
+    lse_p(i) = log sum of exp lse_a(i)   out_p(i) = sum of out_a(i) exp(lse_a(i) - lse_p(i))   out(i) = sum of weight_p(i) out_p(i)
 
-exact in real arithmetic. Here with logarithms, so that nothing over- or underflows: Z_a / Z_p = exp(log Z_a - log Z_p) <= 1.
-Outputs are held for a block of query frames at a time.
+exact in real arithmetic, and stable, since lse_a <= lse_p. A factor on a part's logits is applied to its queries; an addend is
+added to its lse and leaves its output as it is. Partial outputs are held for a block of query frames at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from longgen.attention.context import AttentionContext
 from longgen.attention.lowering import Range, ranges_of
 from longgen.attention.lse_kernels import AttentionWithLSE
-from longgen.attention.partition import Part, Partition
+from longgen.attention.partition import Block, Part, Partition
 from longgen.attention.sequential import frames_of
 from longgen.frameplan import FramePlan
-
-if TYPE_CHECKING:
-    from longgen.attention.context import AttentionContext
 
 
 @dataclass
 class PartialOutputs:
-    """Query frames `rows`, in the arrangement's order; what each part gave for its own, [B, g n, H, D]; log Z [A, B, H, f, n]."""
+    """What the parts of a block gave for query frames `rows`, which count in the partition's order.
+
+    outputs: [B, g n, H, D] each, for the part's own g frames. lse [A, B, H, f, n]: -inf for frames that a part does not have.
+    """
 
     rows: Range
     parts: list[Part]
     outputs: list[Tensor]
-    sums: Tensor
+    lse: Tensor
 
     def mean(self, weights: np.ndarray) -> Tensor:
-        """The outputs of passes, `weights` [P, T] in the arrangement's order, added up: [B, f n, H, D], float32 or better."""
+        """The outputs of passes, weighted by `weights` [P, T] in the partition's order: [B, f n, H, D], float32 or better."""
         first, last = self.rows
-        batch, heads, frames, tokens = self.sums.shape[1:]
-        held = np.zeros((len(weights), len(self.parts), frames), dtype=bool)
+        batch, heads, frames, tokens = self.lse.shape[1:]
+        members = np.zeros((len(weights), len(self.parts), frames), dtype=bool)
         for index, part in enumerate(self.parts):
-            held[:, index, part.queries[0] - first : part.queries[1] - first] = part.held
-        shares = torch.zeros_like(self.sums)
-        needed = np.any(held & (weights[:, None, first:last] > 0), axis=2)  # [P, A]
+            members[:, index, part.queries[0] - first : part.queries[1] - first] = part.members
+        shares = torch.zeros_like(self.lse)
+        needed = np.any(members & (weights[:, None, first:last] > 0), axis=2)  # [P, A]
         for index in np.flatnonzero(np.any(needed, axis=1)).tolist():
-            own, weight = held[index], weights[index, first:last]
-            rows = np.flatnonzero(own.any(axis=1))  # parts of this pass
-            sums = self.sums[rows].masked_fill(self._of(~own[rows]), -torch.inf)
-            whole = sums.logsumexp(dim=0)
-            shares[rows] += (sums - whole.masked_fill(whole.isneginf(), 0)).exp_() * self._of(weight)
-        total = self.sums.new_zeros(batch, frames * tokens, heads, self.outputs[0].shape[3])
+            rows = np.flatnonzero(members[index].any(axis=1))  # parts of this pass
+            lse = self.lse[rows].masked_fill(self._by_frame(~members[index, rows]), -torch.inf)
+            total = lse.logsumexp(dim=0)
+            lse = lse - total.masked_fill(total.isneginf(), 0)
+            shares[rows] += lse.exp_() * self._by_frame(weights[index, first:last])
+        output = self.lse.new_zeros(batch, frames * tokens, heads, self.outputs[0].shape[3])
         for index in np.flatnonzero(np.any(needed, axis=0)).tolist():
-            part, output, share = self.parts[index], self.outputs[index], shares[index]
-            here, own = (slice(*((frame - first) * per for frame in part.queries)) for per in (tokens, 1))
-            total[:, here].addcmul_(output, share[:, :, own].flatten(2).transpose(1, 2)[..., None])
-        return total
+            start, stop = (frame - first for frame in self.parts[index].queries)
+            share = shares[index, :, :, start:stop].flatten(2).transpose(1, 2)[..., None]
+            output[:, start * tokens : stop * tokens].addcmul_(self.outputs[index], share)
+        return output
 
-    def _of(self, table: np.ndarray) -> Tensor:
+    def _by_frame(self, table: np.ndarray) -> Tensor:
         """`table` [..., f] as [..., 1, 1, f, 1]."""
-        own = torch.from_numpy(table).to(self.sums.device, torch.bool if table.dtype == bool else self.sums.dtype)
-        return own[..., None, None, :, None]
+        tensor = torch.from_numpy(table).to(self.lse.device, torch.bool if table.dtype == bool else self.lse.dtype)
+        return tensor[..., None, None, :, None]
 
 
-def mean(
-    made: Partition,
-    summing: AttentionWithLSE,
-    plan: FramePlan,
-    family: AttentionContext,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    seen: np.ndarray | None = None,
-    band: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    """The weighted mean [B, N, H, D] of the plan's passes.
+@dataclass
+class PlanMerge:
+    """Computes the passes of `plan` on one layer's q, k, v by `partition`; `kernel` computes a part.
 
-    seen: the key frames [T] bool that were chosen, if any are. band: another part of all passes, for all query frames: its
-    output [B, T, n, H, D] and log Z [B, T, H, n], -inf for frames that do not have it.
+    chosen: [T] bool, the key frames that were chosen at run time, if any are. band: one more part of all passes, for all query
+    frames: its output [B, T, n, H, D] and lse [B, T, H, n], -inf for frames that do not have it.
     """
-    weights = np.stack([one.weight for one in plan.passes])[:, made.order]
-    total = torch.zeros_like(v, memory_format=torch.contiguous_format).unflatten(1, (plan.frames_lat, -1))
-    for block in given(made, summing, plan, family, q, k, v, seen, band):
-        total[:, _places(made.order[slice(*block.rows)])] = (
-            block.mean(weights).to(v).unflatten(1, (block.rows[1] - block.rows[0], -1))
-        )
-    return total.flatten(1, 2)
 
+    plan: FramePlan
+    partition: Partition
+    kernel: AttentionWithLSE
 
-def apart(
-    made: Partition,
-    summing: AttentionWithLSE,
-    plan: FramePlan,
-    groups: int,
-    family: AttentionContext,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-) -> Iterator[tuple[int, Tensor]]:
-    """The weighted sum of each of `groups` equal groups of passes, [B, F n, H, D] over the F frames that have a weight in it.
+    def mean(
+        self,
+        ctx: AttentionContext,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        chosen: np.ndarray | None = None,
+        band: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """The weighted mean [B, N, H, D] of the plan's passes."""
+        order = self.partition.order
+        weights = np.stack([pass_.weight for pass_ in self.plan.passes])[:, order]
+        total = torch.zeros_like(v, memory_format=torch.contiguous_format).unflatten(1, (self.plan.frames_lat, -1))
+        for block in self.blocks(ctx, q, k, v, chosen, band):
+            output = block.mean(weights).to(v).unflatten(1, (block.rows[1] - block.rows[0], -1))
+            total[:, _frame_index(order[slice(*block.rows)])] = output
+        return total.flatten(1, 2)
 
-    They come as they are done, so that few are held at a time.
-    """
-    weights = np.stack([one.weight for one in plan.passes]).reshape(groups, -1, plan.frames_lat)
-    shown = np.any(weights > 0, axis=1)  # [groups, T]
-    missing = shown.sum(axis=1)
-    held: dict[int, Tensor] = {}
-    for block in given(made, summing, plan, family, q, k, v):
-        order = made.order[slice(*block.rows)]
-        for group in np.flatnonzero(shown[:, order].any(axis=1)).tolist():
-            own, rows = np.flatnonzero(shown[group]), np.flatnonzero(shown[group, order])
-            if group not in held:
-                held[group] = v.new_empty(len(v), len(own), v.shape[1] // plan.frames_lat, *v.shape[2:])
-            taken = np.zeros((len(plan.passes), plan.frames_lat))
-            mine = slice(group * weights.shape[1], (group + 1) * weights.shape[1])
-            taken[mine] = weights[group][:, made.order]
-            output = block.mean(taken).to(v).unflatten(1, (len(order), -1))
-            held[group][:, _places(np.searchsorted(own, order[rows]))] = output[:, _places(rows)]
-            missing[group] -= len(rows)
-            if not missing[group]:
-                yield group, held.pop(group).flatten(1, 2)
+    def groups(self, count: int, ctx: AttentionContext, q: Tensor, k: Tensor, v: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """The weighted sum of each of `count` equal groups of passes, [B, F n, H, D] over the F frames that have a weight in it.
 
+        They come as they are completed, so that few are held at a time.
+        """
+        plan, order = self.plan, self.partition.order
+        weights = np.stack([pass_.weight for pass_ in plan.passes]).reshape(count, -1, plan.frames_lat)
+        computed = np.any(weights > 0, axis=1)  # [groups, T]
+        missing = computed.sum(axis=1)
+        outputs: dict[int, Tensor] = {}
+        for block in self.blocks(ctx, q, k, v):
+            frames = order[slice(*block.rows)]
+            for group in np.flatnonzero(computed[:, frames].any(axis=1)).tolist():
+                group_frames, rows = np.flatnonzero(computed[group]), np.flatnonzero(computed[group, frames])
+                if group not in outputs:
+                    outputs[group] = v.new_empty(len(v), len(group_frames), v.shape[1] // plan.frames_lat, *v.shape[2:])
+                group_weights = np.zeros_like(weights)
+                group_weights[group] = weights[group][:, order]
+                output = block.mean(group_weights.reshape(-1, plan.frames_lat)).to(v).unflatten(1, (len(frames), -1))
+                places = np.searchsorted(group_frames, frames[rows])
+                outputs[group][:, _frame_index(places)] = output[:, _frame_index(rows)]
+                missing[group] -= len(rows)
+                if not missing[group]:
+                    yield group, outputs.pop(group).flatten(1, 2)
 
-def given(
-    made: Partition,
-    summing: AttentionWithLSE,
-    plan: FramePlan,
-    family: AttentionContext,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    seen: np.ndarray | None = None,
-    band: tuple[Tensor, Tensor] | None = None,
-) -> Iterator[PartialOutputs]:
-    """What the parts give, a block of query frames at a time; see `mean`."""
-    frames_lat, scale, order = plan.frames_lat, plan.frequency_scale, made.order
-    tokens, frames = q.shape[1] // frames_lat, np.arange(frames_lat)
+    def blocks(
+        self,
+        ctx: AttentionContext,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        chosen: np.ndarray | None = None,
+        band: tuple[Tensor, Tensor] | None = None,
+    ) -> Iterator[PartialOutputs]:
+        """The partial outputs of all parts, a block of query frames at a time."""
+        frames_lat, scale, order = self.plan.frames_lat, self.plan.frequency_scale, self.partition.order
+        tokens, frames = q.shape[1] // frames_lat, np.arange(frames_lat)
+        positions, tables = self.partition.positions, self.partition.tables
 
-    def taken(x: Tensor) -> Tensor:
-        return x if np.array_equal(order, frames) else x.unflatten(1, (frames_lat, tokens))[:, order].flatten(1, 2)
+        def in_order(x: Tensor) -> Tensor:
+            return x if np.array_equal(order, frames) else x.unflatten(1, (frames_lat, tokens))[:, order].flatten(1, 2)
 
-    v = taken(v)
-    if made.positions is not None:
-        native = all(np.array_equal(times, frames) for times in (order, made.positions, made.tables[0]))
-        q = family.rotate(taken(q), None if native else made.positions, scale)
-        keys = [family.rotate(taken(k), None if native else made.tables[0], scale)]
-    else:
-        q, k = (family.rotate(taken(x), np.zeros(frames_lat), None) for x in (q, k))  # in space; time is added below
-        keys = [k.clone() for _ in made.tables[1:]] + [k]
-        for times, copy in zip(made.tables, keys, strict=True):
-            family.rotate_time(copy, k, frames, times, scale)
-    for block in made.blocks:
-        shown, visible = [], []
+        v = in_order(v)
+        if positions is not None:
+            native = all(np.array_equal(times, frames) for times in (order, positions, tables[0]))
+            q = ctx.rotate(in_order(q), None if native else positions, scale)
+            keys = [ctx.rotate(in_order(k), None if native else tables[0], scale)]
+        else:
+            q, k = (ctx.rotate(in_order(x), np.zeros(frames_lat), None) for x in (q, k))  # in space; time is added below
+            keys = [k.clone() for _ in tables[1:]] + [k]
+            for times, copy in zip(tables, keys, strict=True):
+                ctx.rotate_time(copy, k, frames, times, scale)
+        for block in self.partition.blocks:
+            parts = self._parts(block, chosen)
+            queries = slice(block.queries[0] * tokens, block.queries[1] * tokens)
+            rotated = self._queries(block, ctx, q[:, queries])
+            precise = torch.promote_types(q.dtype, torch.float32)
+            shape = (len(parts) + (band is not None), len(q), q.shape[2], block.queries[1] - block.queries[0], tokens)
+            lse, outputs = q.new_full(shape, -torch.inf, dtype=precise), []
+            for index, (part, ranges) in enumerate(parts):
+                first, last = (frame - block.queries[0] for frame in part.queries)
+                part_q = rotated(part)[:, first * tokens : last * tokens]
+                part_kv = ctx.text if part.text else [frames_of(x, ranges, tokens) for x in (keys[part.table], v)]
+                assert part_kv is not None
+                output, part_lse = self.kernel(part_q, *part_kv)
+                outputs.append(output)
+                lse[index, :, :, first:last] = (part_lse + part.logits[1]).unflatten(-1, (last - first, tokens))
+            if band is not None:
+                output, band_lse = (x[:, _frame_index(order[slice(*block.queries)])] for x in band)
+                members = np.ones((len(self.plan.passes), shape[3]), dtype=bool)
+                parts.append((Part(block.queries, frames, 0, 0, members), ()))
+                outputs.append(output.flatten(1, 2))
+                lse[-1] = band_lse.transpose(1, 2)
+            if parts:
+                yield PartialOutputs(block.queries, [part for part, _ in parts], outputs, lse)
+
+    def _parts(self, block: Block, chosen: np.ndarray | None) -> list[tuple[Part, tuple[Range, ...]]]:
+        """The parts of `block` that have keys, each with the ranges of its key frames."""
+        parts = []
         for part in block.parts:
-            own = np.zeros(frames_lat, dtype=bool)
-            own[part.keys] = True
-            if part.chosen and seen is not None:
-                own &= seen[order]
-            if own.any():
-                shown.append(part)
-                visible.append(ranges_of(own))
-        start, stop = block.queries
-        still, turned = q[:, start * tokens : stop * tokens], dict[int, Tensor]()
-        precise = torch.promote_types(q.dtype, torch.float32)
-        sums = q.new_full((len(shown) + (band is not None), len(q), q.shape[2], stop - start, tokens), -torch.inf, dtype=precise)
-        outputs = []
-        for index, (part, ranges) in enumerate(zip(shown, visible, strict=True)):
-            first, last = (frame - start for frame in part.queries)
-            if part.turn not in turned:
-                x = still
-                if made.positions is None:
-                    x = still.clone()
-                    family.rotate_time(x, still, frames[: stop - start], block.times[part.turn], scale)
-                turned[part.turn] = x if plan.logit_scale == 1 else x * plan.logit_scale
-            own_k, own_v = (frames_of(x, ranges, tokens) for x in (keys[part.table], v))
-            output, log_sum = summing(turned[part.turn][:, first * tokens : last * tokens], own_k, own_v)
-            outputs.append(output)
-            sums[index, :, :, first:last] = log_sum.unflatten(-1, (last - first, tokens))
-        if band is not None:
-            output, log_sum = (x[:, _places(order[slice(*block.queries)])] for x in band)
-            held = np.ones((len(plan.passes), stop - start), dtype=bool)
-            shown.append(Part(block.queries, frames, 0, 0, held, False))
-            outputs.append(output.flatten(1, 2))
-            sums[-1] = log_sum.transpose(1, 2)
-        if shown:
-            yield PartialOutputs(block.queries, shown, outputs, sums)
+            seen = np.zeros(self.plan.frames_lat, dtype=bool)
+            seen[part.keys] = True
+            if part.at_run_time and chosen is not None:
+                seen &= chosen[self.partition.order]
+            if seen.any() or part.text:
+                parts.append((part, ranges_of(seen)))
+        return parts
+
+    def _queries(self, block: Block, ctx: AttentionContext, q: Tensor) -> Callable[[Part], Tensor]:
+        """Gives the block's queries [B, f n, H, D] as a part needs them; `q` has no time yet unless all have one position."""
+        rotated: dict[int, Tensor] = {}
+        scaled: dict[tuple[int, float], Tensor] = {}
+
+        def queries(part: Part) -> Tensor:
+            row, factor = part.query_times, part.logits[0] * self.plan.logit_scale
+            if row not in rotated:
+                rotated[row] = q
+                if self.partition.positions is None:
+                    rotated[row] = q.clone()
+                    ctx.rotate_time(rotated[row], q, np.arange(block.times.shape[1]), block.times[row], self.plan.frequency_scale)
+            if factor == 1:
+                return rotated[row]
+            if (row, factor) not in scaled:
+                scaled[row, factor] = rotated[row] * factor
+            return scaled[row, factor]
+
+        return queries
 
 
-def _places(frames: np.ndarray) -> slice | Tensor:
+def _frame_index(frames: np.ndarray) -> slice | Tensor:
     """`frames` as a slice where they are neighbours."""
     return slice(int(frames[0]), int(frames[-1]) + 1) if (np.diff(frames) == 1).all() else torch.from_numpy(frames)

@@ -1,4 +1,4 @@
-"""What one layer attends to in one call, for whoever watches a model at work. Nothing in it may be changed.
+"""What one attention layer attends to in one call, for an observer of the model, such as a probe. Read-only.
 
 Legend: B batch, Q query frames, K key frames (the last Q of them are the query frames), n tokens per latent frame, L text tokens,
 H heads, D head dim.
@@ -15,10 +15,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class AttentionInputs:
-    """layer: what tells the layer from others. shape: (Q, K). q [B, Q n, H, D], k and v [B, K n, H, D]: before rotary positions.
+    """layer: identifies the layer. shape: (Q, K). q [B, Q n, H, D], k and v [B, K n, H, D]: before rotary embedding.
 
-    turn: x [B, f n, H, D] with its frames at times [f]. attend: the backbone's own attention of turned q and k; it adds the keys
-    and values of `text`, [B, L, H, D] each, where these take part.
+    rotate: x [B, f n, H, D] with its frames at times [f]. attend: the backbone's own attention of rotated q and k; it appends the
+    keys and values of `text`, [B, L, H, D] each, where text takes part.
     """
 
     layer: int
@@ -26,7 +26,7 @@ class AttentionInputs:
     q: Tensor
     k: Tensor
     v: Tensor
-    turn: Callable[[Tensor, np.ndarray], Tensor]
+    rotate: Callable[[Tensor, np.ndarray], Tensor]
     attend: Callable[[Tensor, Tensor, Tensor], Tensor]
     text: tuple[Tensor, Tensor] | None = None
 

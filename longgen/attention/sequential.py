@@ -1,40 +1,36 @@
-"""The passes of a frame plan one after the other, by the backbone's own attention: any backend serves, and text may join in.
+"""Runs the passes of a frame plan one after the other through the backbone's own attention. Works with every attention backend.
 
 Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, f query frames, H heads, D head dim.
 
-Masks are made for stripes only, a block of query tokens at a time; q and k are not copied for contiguous ranges.
+Masks are made for bands and logit columns only, a block of query tokens at a time; q and k are not copied for contiguous ranges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from longgen.attention.context import AttentionContext
 from longgen.attention.lowering import AttentionCall, CallList, Range, lower
 from longgen.frameplan import FramePlan, Pass
 
-if TYPE_CHECKING:
-    from longgen.attention.context import AttentionContext
-
-Kept = dict[tuple[bytes, float, bool], tuple[Tensor, Tensor]]
+RotatedQK = dict[tuple[bytes, float, bool], tuple[Tensor, Tensor]]
 SMALLEST_BLOCK = 64  # query tokens: below, calls cost more than the keys they save
 
 
-def run_passes(
-    plan: FramePlan, schedules: list[CallList], family: AttentionContext, q: Tensor, k: Tensor, v: Tensor, kept: Kept | None = None
-) -> Tensor:
-    """The weighted mean [B, N, H, D] of the plan's passes, which run by `schedules`; see `_attention_calls` for `kept`."""
+def run_passes(plan: FramePlan, ctx: AttentionContext, q: Tensor, k: Tensor, v: Tensor, rotated: RotatedQK | None = None) -> Tensor:
+    """The weighted mean [B, N, H, D] of the plan's passes. rotated: see `_attention_calls`; shared by plans of the same q and k."""
     frames_lat, tokens = plan.frames_lat, q.shape[1] // plan.frames_lat
     total: Tensor | None = None
-    kept = {} if kept is None else kept
-    for one, schedule in zip(plan.passes, schedules, strict=True):
-        alone = len(plan.passes) == 1 and (one.weight == 1).all()
-        for (first, last), output in _attention_calls(schedule, plan, family, q, k, v, kept):
+    rotated = {} if rotated is None else rotated
+    for pass_ in plan.passes:
+        alone = len(plan.passes) == 1 and (pass_.weight == 1).all()
+        for (first, last), output in _attention_calls(call_list(pass_, ctx.text is not None), plan, ctx, q, k, v, rotated):
             if alone and last - first == frames_lat:
                 return output
             if total is None:
@@ -42,7 +38,7 @@ def run_passes(
             rows = total[:, first * tokens : last * tokens]
             if alone:
                 rows.copy_(output)
-            elif (weights := one.weight[first:last]).max() == weights.min():
+            elif (weights := pass_.weight[first:last]).max() == weights.min():
                 rows.add_(output, alpha=float(weights[0]))
             else:
                 rows.addcmul_(output, torch.from_numpy(weights).to(output).repeat_interleave(tokens).view(1, -1, 1, 1))
@@ -51,77 +47,103 @@ def run_passes(
 
 
 def _attention_calls(
-    schedule: CallList, plan: FramePlan, family: AttentionContext, q: Tensor, k: Tensor, v: Tensor, kept: Kept
+    calls: CallList, plan: FramePlan, ctx: AttentionContext, q: Tensor, k: Tensor, v: Tensor, rotated: RotatedQK
 ) -> Iterator[tuple[Range, Tensor]]:
     """The outputs of one pass: a range of query frames and its output [B, f n, H, D], call by call.
 
-    kept: q and k as the pass before left them, and then as this one does.
+    rotated: the last pass's rotated q and k, which this pass reuses or replaces by its own.
     """
     scale = plan.frequency_scale
     tokens = q.shape[1] // plan.frames_lat
-    rebuilt = schedule.keyed or schedule.lag != 0  # LTX's own tables carry an offset, which goes only if k's do too
-    positions = schedule.positions if rebuilt else unless_native(schedule.positions)
-    place = (schedule.positions.tobytes(), schedule.lag, schedule.keyed)
-    if place not in kept:
-        kept.clear()
-        turned = family.rotate(q, positions, scale)
-        behind = positions if schedule.lag == 0 else schedule.positions - schedule.lag
-        kept[place] = (
-            turned if plan.logit_scale == 1 else turned * plan.logit_scale,
-            family.rotate(k, np.zeros(plan.frames_lat) if schedule.keyed else behind, None if schedule.keyed else scale),
-        )
-    q, k = kept[place]
-    still = k if schedule.keyed else None
-    if still is not None:
-        k = still.clone(memory_format=torch.contiguous_format)
-    for call in schedule.calls:
+    rebuilt = calls.rotates_keys or calls.time_offset != 0  # LTX's own tables carry an offset: for q and k, or for neither
+    positions = calls.positions if rebuilt else unless_native(calls.positions)
+    key = (calls.positions.tobytes(), calls.time_offset, calls.rotates_keys)
+    if key not in rotated:
+        rotated.clear()
+        rotated_q = ctx.rotate(q, positions, scale)
+        if plan.logit_scale != 1:
+            rotated_q = rotated_q * plan.logit_scale
+        if calls.rotates_keys:
+            rotated[key] = rotated_q, ctx.rotate(k, np.zeros(plan.frames_lat), None)
+        else:
+            offset = calls.time_offset
+            rotated[key] = rotated_q, ctx.rotate(k, positions if offset == 0 else calls.positions - offset, scale)
+    q, k = rotated[key]
+    at_time_0 = k if calls.rotates_keys else None
+    if at_time_0 is not None:
+        k = at_time_0.clone(memory_format=torch.contiguous_format)
+    for call in calls.calls:
         first, last = (frame * tokens for frame in call.queries)
         queries = q[:, first:last]
         if call.sliding:
-            yield call.queries, _sliding(call, family, queries, k, v, tokens)
+            yield call.queries, _sliding(call, ctx, queries, k, v, tokens)
             continue
-        if still is not None and call.turned is not None and call.times is not None and len(call.turned):
-            family.rotate_time(k, still, call.turned, call.times, scale)
+        if at_time_0 is not None and call.rotated is not None and call.times is not None and len(call.rotated):
+            ctx.rotate_time(k, at_time_0, call.rotated, call.times, scale)
         keys, values = frames_of(k, call.keys, tokens), frames_of(v, call.keys, tokens)
-        if call.stripes is None:
-            yield call.queries, family.attend(queries, keys, values)
+        if call.bands is not None:
+            yield call.queries, _banded(call.bands, call.logits, ctx, queries, keys, values, tokens)
+        elif call.logits is not None:
+            yield call.queries, attend_scaled(ctx.attend, call.logits, queries, keys, values)
         else:
-            yield call.queries, _striped(call.stripes, family, queries, keys, values, tokens)
+            yield call.queries, ctx.attend(queries, keys, values)
 
 
-def _sliding(call: AttentionCall, family: AttentionContext, q: Tensor, k: Tensor, v: Tensor, tokens: int) -> Tensor:
-    """Windows that move on by one frame: one batched call over views of k and v, or a call each where text joins them."""
+def _sliding(call: AttentionCall, ctx: AttentionContext, q: Tensor, k: Tensor, v: Tensor, tokens: int) -> Tensor:
+    """Sliding windows: one batched call over views of k and v, or a call for each query frame where text joins them."""
     (start, stop), count = call.keys[0], call.queries[1] - call.queries[0]
     output = torch.empty_like(q)
-    if family.joint:
-        for moved in range(count):
-            rows = slice(moved * tokens, (moved + 1) * tokens)
-            window = slice((start + moved) * tokens, (stop + moved) * tokens)
-            output[:, rows] = family.attend(q[:, rows], k[:, window], v[:, window])
+    if ctx.text is not None:
+        for shift in range(count):
+            rows = slice(shift * tokens, (shift + 1) * tokens)
+            window = slice((start + shift) * tokens, (stop + shift) * tokens)
+            output[:, rows] = ctx.attend(q[:, rows], k[:, window], v[:, window])
         return output
     for sample in range(q.shape[0]):
         keys, values = (windows_of(x[sample], start * tokens, (stop - start) * tokens, count, tokens) for x in (k, v))
-        output[sample] = family.attend(q[sample].unflatten(0, (count, tokens)), keys, values).flatten(0, 1)
+        output[sample] = ctx.attend(q[sample].unflatten(0, (count, tokens)), keys, values).flatten(0, 1)
     return output
 
 
-def _striped(stripes: np.ndarray, family: AttentionContext, q: Tensor, k: Tensor, v: Tensor, tokens: int) -> Tensor:
-    """One query frame over whole frames and stripes of frames, exact in tokens: a block of query tokens at a time.
+def _banded(
+    bands: np.ndarray, logits: np.ndarray | None, ctx: AttentionContext, q: Tensor, k: Tensor, v: Tensor, tokens: int
+) -> Tensor:
+    """One query frame over whole frames and bands of frames, exact in tokens: a block of query tokens at a time.
 
-    A block as long as the narrowest stripe is half wide reads half as many keys again as it needs; the mask cuts them off.
+    A block as long as the narrowest band is half wide reads half as many keys again as it needs; the mask discards them.
     """
     output = torch.empty_like(q)
-    block = max(SMALLEST_BLOCK, int(np.ceil(stripes.min() * tokens)))
+    block = max(SMALLEST_BLOCK, math.ceil(bands.min() * tokens))
     index = torch.arange(tokens, device=q.device)
-    widths = [tokens if share >= 1 else int(np.ceil(share * tokens)) for share in stripes]  # |q - k| < width
+    widths = [tokens if share >= 1 else math.ceil(share * tokens) for share in bands]  # |q - k| < width
     for first in range(0, tokens, block):
         last = min(first + block, tokens)
         spans = [(max(0, first - width + 1), min(tokens, last + width - 1)) for width in widths]
         rows = index[first:last, None]
         seen = torch.cat([(rows - index[a:b]).abs() < width for (a, b), width in zip(spans, widths, strict=True)], dim=1)
         keys, values = (torch.cat([x[:, j * tokens + a : j * tokens + b] for j, (a, b) in enumerate(spans)], dim=1) for x in (k, v))
-        output[:, first:last] = family.attend(q[:, first:last], keys, values, seen)
+        if logits is None:
+            output[:, first:last] = ctx.attend(q[:, first:last], keys, values, seen)
+        else:
+            by_token = np.repeat(logits, [b - a for a, b in spans], axis=1)
+            output[:, first:last] = attend_scaled(ctx.attend, by_token, q[:, first:last], keys, values, seen)
     return output
+
+
+def attend_scaled(
+    attend: Callable[..., Tensor], logits: np.ndarray, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None
+) -> Tensor:
+    """`attend` with factors and addends on the logits of each key frame, or of each key: `logits` [2, frames or Nk].
+
+    seen: [Nq, Nk], which keys each query sees; all unless given.
+    """
+    factor, addend = (torch.from_numpy(row).to(q).repeat_interleave(k.shape[1] // len(row)) for row in logits)
+    if not (logits[0] == 1).all():
+        k = k * factor[:, None, None]
+    if not (logits[1] == 0).all():
+        mask = addend.expand(q.shape[1], -1)
+        return attend(q, k, v, mask if seen is None else mask.masked_fill(~seen, -torch.inf))
+    return attend(q, k, v) if seen is None else attend(q, k, v, seen)
 
 
 def frames_of(x: Tensor, ranges: tuple[Range, ...], tokens: int) -> Tensor:
@@ -138,11 +160,11 @@ def windows_of(x: Tensor, start: int, length: int, count: int, stride: int) -> T
 
 
 def unless_native(positions: np.ndarray) -> np.ndarray | None:
-    """None, for the family's own tables, where positions are 0, 1, .. T-1."""
+    """None, for the backbone's own rotary tables, where positions are 0, 1, .. T-1."""
     return None if np.array_equal(positions, np.arange(len(positions))) else positions
 
 
 @lru_cache(maxsize=256)
-def schedule_of(one: Pass, anchored: bool) -> CallList:
-    """`analyse`, once for each table (passes hash by identity)."""
-    return lower(one, anchored)
+def call_list(pass_: Pass, with_text: bool) -> CallList:
+    """`lower`, once for each table (passes hash by identity)."""
+    return lower(pass_, with_text)

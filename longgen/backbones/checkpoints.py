@@ -1,7 +1,7 @@
-"""A causal Wan transformer's own weights: found, read, given diffusers' names, kept in a cache, and loaded.
+"""Converts the checkpoints of causal Wan models (Self-Forcing, LongLive) to diffusers' format, once, in the user's cache.
 
-Self-Forcing and its kin publish torch files of training: several models side by side, names as Wan's authors gave them, prefixes
-as wrappers left them. What is read is told by its names and shapes; code in a file is never run.
+They are published as torch files of training: several models side by side, layers under the names of Wan's own code, with the
+prefixes of wrappers (FSDP, torch.compile). The transformer is recognised by names and shapes; code in a file is never run.
 
 Legend: W a weight [out, in], A [rank, in] and B [out, rank] of a LoRA.
 """
@@ -13,7 +13,6 @@ import json
 import os
 import re
 import tempfile
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,20 +21,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longgen.backbones import formats
-from longgen.backbones.spec import SPECS, BackboneSpec
+from longgen.backbones import formats, wan, weights_file
+from longgen.backbones.hub import not_fetched
+from longgen.backbones.spec import BackboneSpec
 from longgen.backbones.system_errors import system_failure
+from longgen.cache_folder import cache_folder
 from longgen.errors import LonggenError, MissingError, OutOfMemoryError, UsageError
 
 VERSION = 1  # of the conversion: a change of what it writes makes another cache folder
 CLASSES = ("WanTransformer3DModel", "CausalWanTransformer3DModel")  # the second is FastVideo's, of the same weights
-_ACCEPTED = "a .pt or .safetensors file with the transformer of a causal Wan text-to-video model, or its diffusers folder"
-_DO = "choose another file, or download it again"
-_LORA = "a LoRA, which changes a transformer and is none: give it with --lora"
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-           "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-           "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}  # safetensors' names  # fmt: skip
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_EXPECTED = "a .pt or .safetensors file with the transformer of a causal Wan text-to-video model, or its diffusers folder"
+_HINT = "choose another file, or download it again"
+_LORA = "a LoRA, not a transformer: give it with --lora"
 _CONTAINERS = ("generator_ema", "generator", "model", "state_dict")  # the mean of training is what the authors sample with
 
 
@@ -58,32 +55,30 @@ def fetch(place: str) -> Path:
     owner, name, *rest = f"{place}//".split("/")
     inner = "/".join(rest).strip("/")
     if path.is_absolute() or place.startswith(".") or not inner:
-        raise MissingError(f"{place}: no such file", expected=_ACCEPTED, hint="check the path")
+        raise MissingError(f"{place}: no such file", expected=_EXPECTED, hint="check the path")
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     hub_id = f"{owner}/{name}"
 
-    def ask(local: bool) -> Path:
+    def get(local: bool) -> Path:
         if Path(inner).suffix:
             return Path(hf_hub_download(hub_id, inner, local_files_only=local))
         folder = Path(snapshot_download(hub_id, allow_patterns=f"{inner}/*", local_files_only=local)) / inner
-        if not any(folder.glob("*.safetensors")):  # locally, a folder with its configs alone is an answer too
+        if not any(folder.glob("*.safetensors")):  # the cache may hold a folder with only its configs
             raise LocalEntryNotFoundError(f"no weights in {folder}")
         return folder
 
     try:
         try:
-            return ask(local=True)
+            return get(local=True)
         except LocalEntryNotFoundError:
             HfApi().model_info(hub_id, timeout=10)  # fails at once without network, where downloads try for 23 s
-            return ask(local=False)
-    except Exception as error:  # the hub client lets its HTTP library's errors through, of many types
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MissingError(f"{place} is neither in the local cache nor to be had from the hub: {reason}",
-                           expected="the file in the Hugging Face cache, or a path to it",
-                           hint=f"on a machine with network: {download(place)}; then copy it here and give "
-                              "--backbone NAME:PATH, as self-forcing:weights/self_forcing_dmd.pt") from None  # fmt: skip
+            return get(local=False)
+    except Exception as error:
+        raise not_fetched(place, error, "the file in the Hugging Face cache, or a path to it",
+                          f"on a machine with network: {download(place)}; then copy it here and give --backbone NAME:PATH, as "
+                          "self-forcing:weights/self_forcing_dmd.pt") from None  # fmt: skip
 
 
 def download(place: str) -> str:
@@ -94,29 +89,30 @@ def download(place: str) -> str:
 
 
 def load(folder: Path, dtype: torch.dtype, quantization: Any = None) -> Any:
-    """The WanTransformer3DModel in `folder`. quantization: a config of diffusers', or None.
+    """The WanTransformer3DModel in `folder`. quantization: diffusers' configuration, or None.
 
     Raises LonggenError where a file is missing or damaged.
     """
     from diffusers import WanTransformer3DModel
 
     try:
-        transformer, found = WanTransformer3DModel.from_pretrained(
+        transformer, info = WanTransformer3DModel.from_pretrained(
             folder, dtype=dtype, quantization_config=quantization, output_loading_info=True
         )
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise system_failure(error, str(folder)) or _damaged(folder, reason) from error
-    lacking = sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])])
-    if lacking:  # diffusers leaves these at random, and goes on
+    lacking = sorted([*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])])
+    if lacking:  # diffusers initialises these at random, and goes on
         raise _damaged(folder, f"{len(lacking)} weights are missing or of another shape, as {lacking[0]}")
     return transformer
 
 
 def convert(spec: BackboneSpec) -> Path:
-    """A folder that WanTransformer3DModel reads, with the weights of `spec.checkpoint` and `spec.lora` merged into them.
+    """The folder of a WanTransformer3DModel with the weights of `spec.checkpoint`, `spec.lora` merged into them.
 
-    A folder that is one already is itself the answer; else it is made once, in the user's cache. Weights keep their dtype.
+    A checkpoint that is such a folder is returned as it is; else it is converted once, into the user's cache. Weights keep their
+    dtype.
     Raises MissingError where they cannot be had, UsageError where they are another model's, LonggenError where they are damaged
     or the cache cannot be written.
     """
@@ -124,7 +120,7 @@ def convert(spec: BackboneSpec) -> Path:
     path, lora = fetch(spec.checkpoint), fetch(spec.lora) if spec.lora else None
     if lora is None and path.is_dir() and _class_of(path) == CLASSES[0]:
         return path
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longgen" / "converted"
+    cache = cache_folder("converted")
     folder = cache / _key(spec, [path, *([lora] if lora else [])])
     if folder.is_dir():
         return folder
@@ -156,7 +152,7 @@ def convert(spec: BackboneSpec) -> Path:
 
 
 def _key(spec: BackboneSpec, paths: Iterable[Path]) -> str:
-    """Tells apart files, their versions, and what the conversion makes of them."""
+    """The cache key: a hash of the files' paths, sizes and times, and of what else decides the result."""
     files = [file.resolve() for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
     facts = [VERSION, spec.head_dim, [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
@@ -170,18 +166,18 @@ def _model(settings: Mapping[str, Any], path: Path, tensors: Mapping[str, Tensor
         model = WanTransformer3DModel(**settings)
     shapes = {name: weight.shape for name, weight in model.state_dict().items()}
     lacking = [name for name in shapes if name not in tensors]
-    strange = [name for name in tensors if name not in shapes]
-    wrong = [name for name in shapes if name in tensors and tensors[name].shape != shapes[name]]
-    for names, what in ((lacking, "is missing"), (strange, "belongs to no Wan transformer"), (wrong, "has another shape")):
+    unknown = [name for name in tensors if name not in shapes]
+    misshapen = [name for name in shapes if name in tensors and tensors[name].shape != shapes[name]]
+    for names, fault in ((lacking, "is missing"), (unknown, "belongs to no Wan transformer"), (misshapen, "has another shape")):
         if names:
             others = f", and so with {len(names) - 1} more" if len(names) > 1 else ""
-            raise _damaged(path, f"{names[0]} {what}{others}")
+            raise _damaged(path, f"{names[0]} {fault}{others}")
     model.load_state_dict({name: weight.contiguous() for name, weight in tensors.items()}, assign=True)
     return model
 
 
 def config(path: Path, tensors: Mapping[str, Tensor], spec: BackboneSpec) -> dict[str, Any]:
-    """The settings of the WanTransformer3DModel with these `tensors`, which say all but the size of a head: that is `spec`'s.
+    """The config of the WanTransformer3DModel with these `tensors`. They tell everything but the size of a head, which is `spec`'s.
 
     Raises UsageError where the model is not of the size of `spec`, LonggenError where tensors are missing.
     """
@@ -203,73 +199,62 @@ def config(path: Path, tensors: Mapping[str, Tensor], spec: BackboneSpec) -> dic
         raise _damaged(path, f"{error.args[0]} is missing") from None
     if channels > out_channels:
         raise UsageError(f"{path} is an image-to-video transformer: {channels} channels go in and {out_channels} come out",
-                         expected=_ACCEPTED, hint=_DO)  # fmt: skip
+                         expected=_EXPECTED, hint=_HINT)  # fmt: skip
     if (width, channels, tuple(patch)) != (spec.width, spec.latent_channels, spec.patch):
-        known = [one.name for one in SPECS.values() if (one.family, one.width, one.latent_channels) == ("wan", width, channels)]
+        known = [model.name for model in wan.FAMILY.specs if (model.width, model.latent_channels) == (width, channels)]
         like = f", as {' and '.join(known)}" if known else ""
         raise UsageError(f"{path} is of width {width} with {channels} latent channels{like}; {spec.name} is of width {spec.width} "
                          f"with {spec.latent_channels}", expected="weights of that size",
-                         hint="give a folder that holds both the weights and the diffusers pipeline they were made from")  # fmt: skip
+                         hint="give a folder that holds the weights and the diffusers pipeline they were made from")  # fmt: skip
     if settings["num_layers"] != spec.layers:
         raise _damaged(path, f"it has {settings['num_layers']} of the {spec.layers} layers of {spec.name}")
     return settings
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The transformer in a file, or in a diffusers folder, under diffusers' names. Weights stay on the disk until they are used.
+    """The transformer in a file, or in a diffusers folder, under diffusers' names. Weights stay on disk until they are used.
 
     Raises UsageError where it is something else, LonggenError where a file is damaged.
     """
-    return examine(path, weights=True).tensors
+    return examine(path, data=True).tensors
 
 
-def examine(path: Path, weights: bool = False) -> Contents:
-    """As `read`, with what tells causal from bidirectional. Without `weights`, tensors of safetensors have no data.
+def examine(path: Path, data: bool = False) -> Contents:
+    """As `read`, and whether the model is causal. Without `data`, tensors of safetensors files are on the meta device.
 
-    Causal is what names itself so in its metadata, its config or its names, and what a training of causal models wraps: their
-    authors save a `generator` and its mean. Names and shapes of the weights are those of the bidirectional model.
+    A model is causal if its metadata, its config or its names say so, or if it comes from the training of a causal model: such
+    trainers save a `generator` and its moving average. Names and shapes of the weights are those of a bidirectional model.
     """
-    said = [path.joinpath("config.json") if path.is_dir() else path.with_name("config.json")]
-    texts = [one.read_text(encoding="utf-8", errors="replace") for one in said if one.is_file() and one.stat().st_size < 10**6]
+    config = path.joinpath("config.json") if path.is_dir() else path.with_name("config.json")
+    small = config.is_file() and config.stat().st_size < 10**6
+    texts = [config.read_text(encoding="utf-8", errors="replace")] if small else []
     if path.is_dir():
-        kind = _class_of(path)
-        if kind not in CLASSES:
-            raise UsageError(f"{path} holds a {kind}", expected=" or ".join(CLASSES), hint="choose another folder")
-        check_shards(path)
-        files = [_read_file(file, weights) for file in sorted(path.glob("*.safetensors"))]
-        content = {name: weight for file, _ in files for name, weight in file.items()}
+        class_name = _class_of(path)
+        if class_name not in CLASSES:
+            raise UsageError(f"{path} holds a {class_name}", expected=" or ".join(CLASSES), hint="choose another folder")
+        formats.check_shards(path)
+        content: dict[str, Any] = {}
+        for file in sorted(path.glob("*.safetensors")):
+            content |= weights_file.read(file, _EXPECTED, data=data)[0]
         return Contents(_renamed(content, path), formats.says_causal(texts))
-    content, metadata = _read_file(path, weights)
+    content, metadata = weights_file.read(path, _EXPECTED, data=data)
     texts += [f"{key} {value}" for key, value in metadata.items() if len(value) < 10**5]
     trained = False
     while True:
-        if inner := next((key for key in _CONTAINERS if isinstance(content.get(key), Mapping) and content[key]), None):
+        if outer := next((key for key in _CONTAINERS if isinstance(content.get(key), Mapping) and content[key]), None):
             texts += [str(key) for key in content]
-            content = {str(key): value for key, value in content[inner].items()}
-        elif inner := next((key for key in _CONTAINERS[:2] if any(name.startswith(f"{key}.") for name in content)), None):
-            content = {name.removeprefix(f"{inner}."): each for name, each in content.items() if name.startswith(f"{inner}.")}
+            content = {str(key): value for key, value in content[outer].items()}
+        elif outer := next((key for key in _CONTAINERS[:2] if any(name.startswith(f"{key}.") for name in content)), None):
+            prefix = f"{outer}."
+            content = {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
         else:
             break
-        trained = trained or inner in _CONTAINERS[:2]
+        trained = trained or outer in _CONTAINERS[:2]
     if "generator_lora" in content:
         raise _other(path, _LORA, content)
     if isinstance(content.get("critic"), Mapping):
         raise _other(path, "only the critic of a training, without the transformer that makes videos", content)
     return Contents(_renamed(content, path), trained or formats.says_causal([*texts, *content]))
-
-
-def check_shards(folder: Path) -> None:
-    """Raises MissingError where the index of `folder` names files of weights that are not there, though others are."""
-    for index in sorted(folder.glob("*.index.json")):
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            missing = [name for name in names if not (folder / name).is_file()]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise system_failure(error, str(index)) or _damaged(index, "it is no index as diffusers writes it") from None
-        if missing and len(missing) < len(names):
-            raise MissingError(f"{folder} lacks {len(missing)} of its {len(names)} files of weights: {', '.join(missing[:4])}",
-                               expected=f"every file that {index.name} names",
-                               hint="download them too; the rest stays as it is")  # fmt: skip
 
 
 def _class_of(folder: Path) -> str:
@@ -279,53 +264,22 @@ def _class_of(folder: Path) -> str:
         raise _damaged(folder, f"config.json cannot be read: {error}") from None
 
 
-def _read_file(path: Path, weights: bool = True) -> tuple[dict[str, Any], Mapping[str, str]]:
-    """What a torch or safetensors file holds, and its metadata; which it is, its first bytes say. Nothing in it is run."""
-    from safetensors.torch import load_file
-
-    form = formats.form(path, _ACCEPTED)
-    try:
-        if form == "safetensors":
-            header = formats.header(path, _ACCEPTED)
-            if not weights or formats.quantized(header.tensors, (dtype for dtype, _ in header.tensors.values())):
-                return {name: torch.empty(shape, dtype=_DTYPES.get(dtype, torch.uint8), device="meta")
-                        for name, (dtype, shape) in header.tensors.items()}, header.metadata  # fmt: skip
-            return load_file(path), header.metadata
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of pickle protocols: what cannot be read is an error below
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=form == "zip")
-    except LonggenError:
-        raise
-    except Exception as error:  # what is no torch file may fail in any way
-        if failure := system_failure(error, str(path)):
-            raise failure from error
-        code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if code:
-            raise UsageError(f"{path} holds code ({code[1]}), which longgen does not run", expected=_ACCEPTED,
-                             hint="choose another file, or have its author save the weights alone") from None  # fmt: skip
-        raise UsageError(f"{path} is neither a torch nor a safetensors file, or only a part of one", expected=_ACCEPTED,
-                         hint=_DO) from None  # fmt: skip
-    if not isinstance(content, Mapping):
-        raise UsageError(f"{path} holds a {type(content).__name__}, and no weights by name", expected=_ACCEPTED, hint=_DO)
-    return {str(key): value for key, value in content.items()}, {}
-
-
 def _renamed(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The tensors of a Wan transformer under diffusers' names, whatever wrapped it in training."""
-    given = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    model = formats.model_of(given)
-    how = formats.quantized(given, (_NAMES.get(value.dtype, "") for value in given.values() if value.ndim > 1))
-    if how is not None:
-        of = model or ("a Wan transformer" if formats.wan(map(formats.unwrapped, given)) else "a model")
-        raise UsageError(f"{path} holds {how}, of {of}: longgen does not read them", expected=_ACCEPTED, hint=formats.PLAIN)
-    if formats.is_lora(given):
+    """The tensors of a Wan transformer under diffusers' names, without the prefixes of training's wrappers."""
+    weights = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    model = formats.model_of(weights)
+    dtypes = (weights_file.DTYPE_NAMES.get(value.dtype, "") for value in weights.values() if value.ndim > 1)
+    if quantized := formats.quantized(weights, dtypes):
+        of = model or ("a Wan transformer" if formats.is_wan(map(formats.unwrapped, weights)) else "a model")
+        raise UsageError(f"{path} holds {quantized}, of {of}: longgen does not read them", expected=_EXPECTED, hint=formats.PLAIN)
+    if formats.is_lora(weights):
         raise _other(path, _LORA, content)
     if model is not None:
         raise _other(path, model, content)
-    tensors = {formats.unwrapped(name): value for name, value in given.items()}
+    tensors = {formats.unwrapped(name): value for name, value in weights.items()}
     if "patch_embedding.weight" not in tensors:
         raise _other(path, "no Wan transformer", content)
-    if len(tensors) < len(given):
+    if len(tensors) < len(weights):
         raise _other(path, "several transformers in one file", content)
     return _diffusers_names(tensors)
 
@@ -340,7 +294,7 @@ def _diffusers_names(tensors: dict[str, Any]) -> dict[str, Any]:
 
 def _merged(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """`tensors` with the LoRA in `path` added, W + (alpha / rank) B A in float32; alpha is the rank where the file has none."""
-    content, _ = _read_file(path)
+    content, _ = weights_file.read(path, _EXPECTED)
     if isinstance(content.get("generator_lora"), Mapping):
         content = content["generator_lora"]
     parts: dict[str, dict[str, Tensor]] = {}  # by weight: A, B, alpha
@@ -363,13 +317,13 @@ def _merged(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 
 def _unfit(path: Path, reason: str) -> UsageError:
-    return UsageError(f"the LoRA {path} does not fit its transformer: {reason}", expected="a LoRA made for it", hint=_DO)
+    return UsageError(f"the LoRA {path} does not fit its transformer: {reason}", expected="a LoRA made for it", hint=_HINT)
 
 
 def _other(path: Path, kind: str, content: Iterable[str]) -> UsageError:
     names = ", ".join(list(content)[:3]) or "nothing"
-    return UsageError(f"{path} is {kind}; it holds {names}", expected=_ACCEPTED, hint="choose the file that holds the transformer")
+    return UsageError(f"{path} is {kind}; it holds {names}", expected=_EXPECTED, hint="choose the file that holds the transformer")
 
 
 def _damaged(path: Path, reason: str) -> LonggenError:
-    return LonggenError(f"{path} is incomplete or damaged: {reason}", expected=_ACCEPTED, hint="copy or download it again")
+    return LonggenError(f"{path} is incomplete or damaged: {reason}", expected=_EXPECTED, hint="copy or download it again")

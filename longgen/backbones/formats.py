@@ -1,4 +1,4 @@
-"""What a file of weights is, told from its first bytes and its table of names: no weight is read, and no code in it is run.
+"""Identifies a file of weights by its first bytes and its tensor names: no weight is read, and no code in it is run.
 
 Names of formats and of their keys are those of the projects that write them: safetensors, GGUF (llama.cpp), ComfyUI's scaled fp8,
 bitsandbytes, GPTQ and AWQ, nunchaku (SVDQuant), torchao and optimum-quanto.
@@ -21,7 +21,7 @@ from longgen.errors import LonggenError, MissingError, UsageError
 
 SUFFIXES = (".safetensors", ".sft", ".pt", ".pth", ".ckpt", ".bin", ".gguf")  # of what may be meant as a file of weights
 MOST_HEADER = 100_000_000  # bytes: safetensors' own limit
-ANEW = "download it again, and compare its size with the one on its page"
+DOWNLOAD_AGAIN = "download it again, and compare its size with the one on its page"
 PLAIN = "take the file in bf16 or fp16 that it was made from; --quantize fp8 or int8 makes the weights small when they are loaded"
 _UNPACK = "unpack it, and give the file that is in it"
 _MAGICS = [  # first bytes -> what has them, what to do
@@ -49,7 +49,7 @@ _QUANTIZED = [  # a name of a tensor -> what it tells of the weights
     (r"\.weight[._](qdata|tensor_impl|int_data|_layout)", "weights that torchao quantized"),
 ]  # fmt: skip
 _LORA = re.compile(r"(^|[._])(lora_|lora\.(up|down)\.|lokr_|hada_w\d|oft_|dora_scale)|_lora\.(up|down)\.")
-_BESIDES = ("first_stage_model.", "vae.", "cond_stage_model.", "conditioner.", "text_encoders.", "text_encoder.")
+_COMPANIONS = ("first_stage_model.", "vae.", "cond_stage_model.", "conditioner.", "text_encoders.", "text_encoder.")
 _MODELS = [  # a name of a tensor, without wrappers -> what has it; the first that fits
     (r"(^|\.)vace_", "a VACE transformer"),
     (r"^(img_emb|image_embedder)\.|\.(k_img|v_img|add_k_proj_img)\.|^condition_embedder\.image_embedder\.",
@@ -81,7 +81,7 @@ _CAUSAL = re.compile(r"causal|causvid|self[-_ ]?forcing|long[-_ ]?live|frames?_p
 
 @dataclass(frozen=True)
 class Header:
-    """The table of a safetensors file. tensors: name -> its dtype, as safetensors writes it, and its shape."""
+    """The header of a safetensors file. tensors: name -> its dtype, as safetensors writes it, and its shape."""
 
     tensors: Mapping[str, tuple[str, tuple[int, ...]]]
     metadata: Mapping[str, str]
@@ -91,14 +91,16 @@ class Header:
         return sum(math.prod(shape) for _, shape in self.tensors.values())
 
 
-def form(path: Path, expected: str) -> str:
+def form(path: Path, expected: str, name: str | None = None) -> str:
     """`safetensors`, `zip` or `pickle` (torch's two forms), from the first bytes of the file at `path`.
 
-    Raises UsageError that names any other format, MissingError or LonggenError where it cannot be read.
+    name: of the file in messages, its path by default. Raises UsageError that names any other format, MissingError or
+    LonggenError where it cannot be read.
     """
+    name = name or str(path)
 
     def refuse(what: str, hint: str) -> NoReturn:
-        raise UsageError(f"{path} is {what}", expected=expected, hint=hint)
+        raise UsageError(f"{name} is {what}", expected=expected, hint=hint)
 
     try:
         status = path.stat()
@@ -108,20 +110,20 @@ def form(path: Path, expected: str) -> str:
         with path.open("rb") as file:
             head = file.read(4096)
     except (OSError, ValueError) as error:  # the second for a name that no file can have
-        raise system_failure(error, str(path)) or MissingError(
-            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}", expected=expected, hint="check the path"
+        raise system_failure(error, name) or MissingError(
+            f"{name} cannot be read: {getattr(error, 'strerror', None) or error}", expected=expected, hint="check the path"
         ) from None
 
     if not head:
-        refuse("an empty file", ANEW)
+        refuse("an empty file", DOWNLOAD_AGAIN)
     if not any(head):
-        refuse("filled with zeros where its format would stand: a download that was not finished", ANEW)
+        refuse("filled with zeros where its format would stand: a download that was not finished", DOWNLOAD_AGAIN)
     for magic, what, hint in _MAGICS:
         if head.startswith(magic):
             refuse(what, hint)
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith(_PAGES):
-        refuse("a web page and no weights: a download that failed, or that needs a login", ANEW)
+        refuse("a web page and no weights: a download that failed, or that needs a login", DOWNLOAD_AGAIN)
     if head[4:8] == b"ftyp":
         refuse("a video", "choose another file")
     if head[8:9] == b"{" or (len(head) > 8 and int.from_bytes(head[:8], "little") <= size and head[8:9] in b" \t\r\n{"):
@@ -129,18 +131,20 @@ def form(path: Path, expected: str) -> str:
     if head.startswith(b"PK"):
         try:
             with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
+                members = archive.namelist()
         except (zipfile.BadZipFile, OSError, ValueError) as error:
-            raise system_failure(error, str(path)) or UsageError(
-                f"{path} is the beginning of a torch file or a ZIP archive: its end is missing", expected=expected, hint=ANEW
+            raise system_failure(error, name) or UsageError(
+                f"{name} is the beginning of a torch file or a ZIP archive: its end is missing",
+                expected=expected,
+                hint=DOWNLOAD_AGAIN,
             ) from None
-        if any(name.endswith("constants.pkl") for name in names):
+        if any(member.endswith("constants.pkl") for member in members):
             refuse("a TorchScript program", "choose another file")
-        if any(name.endswith("data.pkl") for name in names):
+        if any(member.endswith("data.pkl") for member in members):
             return "zip"
-        if names and all(name.endswith(".npy") for name in names):
+        if members and all(member.endswith(".npy") for member in members):
             refuse("a NumPy archive", "choose another file")
-        refuse(f"a ZIP archive with {_some(names)}", _UNPACK)
+        refuse(f"a ZIP archive with {_some(members)}", _UNPACK)
     if head[:1] == b"\x80" and head[1] <= 5:
         return "pickle"
     if start[:1] in (b"{", b"["):
@@ -149,20 +153,21 @@ def form(path: Path, expected: str) -> str:
                "give the folder that holds the files" if index else "give the weights that it belongs to")  # fmt: skip
     text = head.decode("utf-8", errors="ignore")  # the last letter may be cut
     if len(text.encode()) >= len(head) - 3 and all(letter.isprintable() or letter.isspace() for letter in text):
-        refuse(f"text and no weights: {' '.join(text.split())[:60]!r}", ANEW)
+        refuse(f"text and no weights: {' '.join(text.split())[:60]!r}", DOWNLOAD_AGAIN)
     refuse("neither a torch nor a safetensors file, or only a part of one", "choose another file, or download it again")
 
 
-def header(path: Path, expected: str) -> Header:
-    """The table of the safetensors file at `path`.
+def header(path: Path, expected: str, name: str | None = None) -> Header:
+    """The header of the safetensors file at `path`. name: as in `form`.
 
     Raises LonggenError where it is cut off or damaged, UsageError where it is something else.
     """
-    if form(path, expected) != "safetensors":
-        raise UsageError(f"{path} is a torch file in spite of its name", expected=expected, hint="give it the ending .pt")
+    name = name or str(path)
+    if form(path, expected, name) != "safetensors":
+        raise UsageError(f"{name} is a torch file in spite of its name", expected=expected, hint="give it the ending .pt")
 
     def damaged(reason: str) -> LonggenError:
-        return LonggenError(f"{path} is incomplete or damaged: {reason}", expected=expected, hint=ANEW)
+        return LonggenError(f"{name} is incomplete or damaged: {reason}", expected=expected, hint=DOWNLOAD_AGAIN)
 
     try:
         size = path.stat().st_size
@@ -172,10 +177,10 @@ def header(path: Path, expected: str) -> Header:
                 raise damaged(f"its table would be {length} bytes long, and the file is of {size}")
             content = json.loads(file.read(length))
         metadata = content.pop("__metadata__", None) or {}
-        tensors = {name: (entry["dtype"], tuple(map(int, entry["shape"]))) for name, entry in content.items()}
+        tensors = {key: (entry["dtype"], tuple(map(int, entry["shape"]))) for key, entry in content.items()}
         end = max((entry["data_offsets"][1] for entry in content.values()), default=0)
     except OSError as error:
-        raise system_failure(error, str(path)) or damaged(str(error)) from None
+        raise system_failure(error, name) or damaged(str(error)) from None
     except MemoryError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
@@ -187,16 +192,31 @@ def header(path: Path, expected: str) -> Header:
     return Header(tensors, {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {})
 
 
+def check_shards(folder: Path) -> None:
+    """Raises MissingError where the index of `folder` names files of weights that are not there, though others are."""
+    for index in sorted(folder.glob("*.index.json")):
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            missing = [name for name in names if not (folder / name).is_file()]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise system_failure(error, str(index)) or LonggenError(
+                f"{index} is incomplete or damaged: it is not an index as diffusers writes it",
+                expected="JSON with a weight_map", hint="copy or download it again") from None  # fmt: skip
+        if missing and len(missing) < len(names):
+            raise MissingError(f"{folder} lacks {len(missing)} of its {len(names)} files of weights: {', '.join(missing[:4])}",
+                               expected=f"every file that {index.name} names",
+                               hint="download them too; the rest stays as it is")  # fmt: skip
+
+
 def quantized(names: Iterable[str], dtypes: Iterable[str]) -> str | None:
-    """In words, how the weights of these names and dtypes (as safetensors writes them) were quantized; None for plain ones."""
-    names = list(names)
-    for pattern, what in _QUANTIZED:
+    """In words, how weights of these names and dtypes (as safetensors writes them) were quantized; None where they were not."""
+    names, dtypes = list(names), set(dtypes)
+    for pattern, method in _QUANTIZED:
         if any(re.search(pattern, name) for name in names):
-            return what
-    kinds = set(dtypes)
-    if eight := sorted(kind for kind in kinds if kind.startswith(("F8", "F4", "F6"))):
-        return f"8-bit float weights without scales (plain fp8, {eight[0]})" if eight[0].startswith("F8") else "4-bit float weights"
-    if kinds & {"I8", "U8"} and not kinds & {"F32", "F16", "BF16", "F64"}:
+            return method
+    if small := sorted(dtype for dtype in dtypes if dtype.startswith(("F8", "F4", "F6"))):
+        return f"8-bit float weights without scales (plain fp8, {small[0]})" if small[0].startswith("F8") else "4-bit float weights"
+    if dtypes & {"I8", "U8"} and not dtypes & {"F32", "F16", "BF16", "F64"}:
         return "8-bit integer weights"
     return None
 
@@ -206,19 +226,19 @@ def is_lora(names: Iterable[str]) -> bool:
 
 
 def model_of(names: Iterable[str]) -> str | None:
-    """What has tensors of these names, where longgen knows it and it is not a plain Wan text-to-video transformer."""
+    """In words, a known model with tensors of these names; None for an unknown one and a plain Wan text-to-video transformer."""
     names = list(names)
-    whole = any(name.startswith("model.diffusion_model.") for name in names) and any(name.startswith(_BESIDES) for name in names)
-    bare = [unwrapped(name) for name in names]
-    inner = [unwrapped(name) for name in names if name.startswith("model.diffusion_model.")] if whole else bare
-    what = next((what for pattern, what in _MODELS if any(re.search(pattern, name) for name in inner)), None)
-    if whole:
-        what = what or ("a Wan transformer" if wan(inner) else "a transformer")
-        return f"a whole pipeline in one file (a checkpoint of ComfyUI or Stable Diffusion: {what}, VAE and text encoder together)"
-    return None if what in ("a FLUX transformer", "a VAE") and wan(bare) else what
+    transformer = [name for name in names if name.startswith("model.diffusion_model.")]
+    is_pipeline = bool(transformer) and any(name.startswith(_COMPANIONS) for name in names)
+    bare = [unwrapped(name) for name in (transformer if is_pipeline else names)]
+    model = next((model for pattern, model in _MODELS if any(re.search(pattern, name) for name in bare)), None)
+    if is_pipeline:
+        model = model or ("a Wan transformer" if is_wan(bare) else "a transformer")
+        return f"a whole pipeline in one file (a checkpoint of ComfyUI or Stable Diffusion: {model}, VAE and text encoder together)"
+    return None if model in ("a FLUX transformer", "a VAE") and is_wan(bare) else model
 
 
-def wan(names: Iterable[str]) -> bool:
+def is_wan(names: Iterable[str]) -> bool:
     """Whether these names, without wrappers, are those of a Wan transformer, in Wan's own or in diffusers' form."""
     names = set(names)
     return "patch_embedding.weight" in names and any(name.startswith("blocks.0.") for name in names)

@@ -1,101 +1,139 @@
-"""How a backbone is loaded: the model settings, each checked."""
+"""How a model is loaded and run: the model settings, each with what it changes and a check of its value."""
 
 from __future__ import annotations
 
 import math
 import os
-import re
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from longgen import arguments
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from longgen.backbones.registry import family_of
 from longgen.backbones.spec import BackboneSpec
 from longgen.errors import UsageError, shown, unknown_name
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
     from typing_extensions import Self
 
 
 @dataclass(frozen=True)
-class ModelSettings:
-    """How a backbone is loaded; every part is diffusers' own. Raises UsageError for a name or a value that there is not.
+class Setting:
+    """What a field of `ModelSettings` (or of `longgen.run_settings.RunSettings`) changes, declared in its annotation.
 
-    device: as torch names it. dtype: of the transformer, fp32, bf16 or fp16. offload: none, model, group or sequential.
-    lora: files or hub ids, each with an optional `:scale`. quantize: fp8 or int8 weights. attention: a backend of
-    diffusers. cache: a step cache, as `first-block:0.05`. compile: the transformer's blocks go through torch.compile.
-    vae_tiling: the VAE decodes in tiles. clip_batch: clips that are denoised in one call, where sampling goes by clips.
+    changes_latents: another value makes another run, whose checkpoints and latents cannot be mixed with this one's.
+    changes_pixels: another value changes the decoded frames although the latents are equal.
+    changes_step_ratios: of what changes the latents, whether it also changes the ratios that MagCache measures; not what changes
+    rounding only. expected: the values that are accepted, for messages; by default those of the annotation.
     """
 
-    device: str
-    dtype: str
-    offload: str = "none"
-    lora: tuple[str, ...] = ()
-    quantize: str | None = None
-    attention: str | None = None
-    cache: str | None = None
-    compile: bool = False
-    vae_tiling: bool = False
-    clip_batch: int = 1
+    changes_latents: bool
+    changes_pixels: bool = False
+    changes_step_ratios: bool = True
+    expected: str = ""
 
-    def __new__(cls, *values: Any, **given: Any) -> Self:
-        """Before the fields are set: `Setup(quantise="int8")` is a usage error, and names the nearest."""
-        known = [field.name for field in fields(cls)]
-        for name in given:
-            if name not in known:
-                raise unknown_name("model setting", name, known, "correct the name, or leave it out")
-        return super().__new__(cls)
 
-    def __post_init__(self) -> None:
-        if isinstance(self.lora, list):
-            object.__setattr__(self, "lora", tuple(self.lora))
-        if not isinstance(self.device, str) or not re.fullmatch(r"[a-z]+(:\d+)?", self.device):
-            raise _no_setting("device", self.device, "cpu, cuda or cuda:1")
-        for name, expected in CHOICES.items():
-            value = getattr(self, name)
-            if type(value) not in (str, bool, type(None)) or value not in expected:
-                raise _no_setting(name, value, ", ".join(str(one) for one in expected))
-        arguments.whole_number("clip_batch", self.clip_batch, 1)
-        if not isinstance(self.lora, tuple) or not all(isinstance(text, str) and text.strip() for text in self.lora):
-            raise _no_setting("lora", self.lora, 'texts in a list, as ["style.safetensors:0.8"]')
-        for text in self.lora:
+class ModelSettings(BaseModel):
+    """How a model is loaded and run; every feature is diffusers' own. Raises UsageError for an unknown name or a wrong value.
+
+    device: as torch names it. dtype: of the transformer. offload: what diffusers keeps in host memory. lora: files or hub ids,
+    each with an optional `:scale`. quantize: 8-bit weights. attention: an attention backend of diffusers. cache: a step cache, as
+    `first-block:0.05`. compile: torch.compile of the transformer's blocks. clip_batch: clips denoised in one forward pass, where
+    sampling is multidiffusion or FIFO. vae_tiling: the VAE decodes in tiles.
+
+    A new setting is one field here: its `Setting` says whether it belongs to the identity of a run, is stored in the video, and
+    takes part in comparisons, MagCache's key and the command that makes a video again.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    device: Annotated[
+        str, Field(pattern=r"^[a-z]+(:\d+)?$"), Setting(changes_latents=False, expected="cpu, cuda or cuda:1")
+    ]  # fmt: skip
+    dtype: Annotated[Literal["fp32", "bf16", "fp16"], Setting(changes_latents=True)]
+    offload: Annotated[Literal["none", "model", "group", "sequential"], Setting(changes_latents=False)] = "none"
+    lora: Annotated[
+        tuple[Annotated[str, Field(pattern=r"\S")], ...],
+        Setting(changes_latents=True, expected='texts in a list, as ["style.safetensors:0.8"]'),
+    ] = ()
+    quantize: Annotated[Literal[None, "fp8", "int8"], Setting(changes_latents=True)] = None
+    attention: Annotated[
+        str | None,
+        Setting(changes_latents=True, changes_step_ratios=False, expected="an attention backend of diffusers, as native"),
+    ] = None
+    cache: Annotated[
+        str | None,
+        Setting(changes_latents=True, changes_step_ratios=False,
+                expected="first-block or mag, or NAME:THRESHOLD, as first-block:0.05"),
+    ] = None  # fmt: skip
+    compile: Annotated[bool, Setting(changes_latents=True, changes_step_ratios=False, expected="False, True")] = False
+    clip_batch: Annotated[int, Field(ge=1), Setting(changes_latents=True, changes_step_ratios=False, expected="1 or more")] = 1
+    vae_tiling: Annotated[bool, Setting(changes_latents=False, changes_pixels=True, expected="False, True")] = False
+
+    def __init__(self, device: str, dtype: str, **others: Any) -> None:
+        values = {"device": device, "dtype": dtype} | others
+        known = type(self).model_fields
+        for name in others.keys() - known.keys():
+            raise unknown_name("model setting", name, known, "correct the name, or leave it out")
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            name = str(error.errors()[0]["loc"][0])
+            expected = effect_of(known[name]).expected or ", ".join(map(str, get_args(known[name].annotation)))
+            raise UsageError(f"model setting {name} = {shown(values[name])} is not supported", expected=expected,
+                             hint=f"choose such a value, or leave {name} out") from None  # fmt: skip
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _lists_become_tuples(cls, lora: Any) -> Any:
+        return tuple(lora) if isinstance(lora, list) else lora
+
+    @field_validator("lora")
+    @classmethod
+    def _lora_can_be_parsed(cls, lora: tuple[str, ...]) -> tuple[str, ...]:
+        for text in lora:
             parse_lora(text)
-        if self.attention is not None:
-            _check_attention(self.attention)
-        if not isinstance(self.cache, str | None):
-            raise _no_setting("cache", self.cache, "first-block or mag, or NAME:THRESHOLD, as first-block:0.05")
-        if self.cache is not None and _cache_name(self.cache) not in BROKEN_CACHES:  # why those are refused depends on the backbone
-            parse_cache(self.cache)
+        return lora
 
-    def deciding(self) -> dict[str, Any]:
-        """The settings that decide the latents, where they are not the plain ones."""
-        plain = ModelSettings(self.device, self.dtype)
-        names = ("lora", "quantize", "attention", "cache", "compile", "clip_batch")
-        given = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(plain, name)}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+    @field_validator("attention")
+    @classmethod
+    def _attention_is_a_backend(cls, attention: str | None) -> str | None:
+        if attention is not None:
+            from diffusers.models.attention_dispatch import (
+                AttentionBackendName,  # here: it costs seconds, and loading needs it anyway
+            )
+
+            names = [backend.value for backend in AttentionBackendName]
+            if attention not in names:
+                raise UsageError(f"--attention {attention}: diffusers has no such attention backend", expected=", ".join(names),
+                                 hint="choose one of them")  # fmt: skip
+        return attention
+
+    @field_validator("cache")
+    @classmethod
+    def _cache_can_be_parsed(cls, cache: str | None) -> str | None:
+        if cache is not None and _cache_name(cache) not in CACHE_FAULTS:  # why those are refused depends on the backbone
+            parse_cache(cache)
+        return cache
+
+    def replace(self, **changes: Any) -> Self:
+        """These settings with `changes`, checked. Raises UsageError."""
+        return type(self)(**dict(self) | changes)
+
+    def stored(self) -> dict[str, Any]:
+        """The settings that a video stores, as JSON: those that change its latents or its pixels, unless at their default."""
+        return self.model_dump(mode="json", include={*LATENT_SETTINGS, *PIXEL_SETTINGS}, exclude_defaults=True)
 
 
-CHOICES: dict[str, tuple[str | bool | None, ...]] = {
-    "dtype": ("fp32", "bf16", "fp16"),
-    "offload": ("none", "model", "group", "sequential"),
-    "quantize": (None, "fp8", "int8"),
-    "compile": (False, True),
-    "vae_tiling": (False, True),
-}
+def effect_of(field: FieldInfo) -> Setting:
+    """The `Setting` in the annotation of a field."""
+    return next(part for part in field.metadata if isinstance(part, Setting))
 
 
-def _no_setting(name: str, value: Any, expected: str) -> UsageError:
-    return UsageError(f"model setting {name} = {shown(value)} is none that there is", expected=expected,
-                      hint=f"take one of them, or leave {name} out")  # fmt: skip
-
-
-def _check_attention(name: Any) -> None:
-    if not isinstance(name, str):
-        raise _no_setting("attention", name, "a backend of diffusers, as native")
-    from diffusers.models.attention_dispatch import AttentionBackendName  # here: it costs seconds, and loading needs it anyway
-
-    names = [backend.value for backend in AttentionBackendName]
-    if name not in names:
-        raise UsageError(f"--attention {name} is no backend of diffusers", expected=", ".join(names), hint="choose one of them")
+LATENT_SETTINGS = tuple(name for name, field in ModelSettings.model_fields.items() if effect_of(field).changes_latents)
+STEP_RATIO_SETTINGS = tuple(name for name in LATENT_SETTINGS if effect_of(ModelSettings.model_fields[name]).changes_step_ratios)
+PIXEL_SETTINGS = tuple(name for name, field in ModelSettings.model_fields.items() if effect_of(field).changes_pixels)
 
 
 def parse_lora(text: str) -> tuple[str, float, tuple[int, ...]]:
@@ -122,14 +160,12 @@ def parse_lora(text: str) -> tuple[str, float, tuple[int, ...]]:
     return path, value, experts
 
 
-BROKEN_CACHES = {  # name -> families and reason; measured on diffusers 0.42.1
-    "pyramid-attention-broadcast": (("wan",), "it gives the unconditioned branch the attention of the conditioned one"),
-    "fastercache": (("wan", "ltx", "hunyuan"), "it assumes that both guidance branches are one batch of unpacked latents"),
-    "taylorseer": (("wan", "ltx", "cogvideox"), "its patterns match none of the model's attention layers, so that it does nothing"),
-    "seacache": (("ltx", "cogvideox", "hunyuan"), "it needs the step and sigma, which only WanPipeline tells it"),
+CACHE_FAULTS = {  # of diffusers 0.42.1, on the families that list them in Family.broken_caches
+    "pyramid-attention-broadcast": "it gives the unconditioned branch the attention of the conditioned one",
+    "fastercache": "it assumes that both guidance branches are one batch of unpacked latents",
+    "taylorseer": "its patterns match none of the model's attention layers, so that it does nothing",
+    "seacache": "it needs the step and sigma, which only WanPipeline tells it",
 }
-
-
 CACHES = {"first-block": 0.05, "mag": 0.06}  # name -> diffusers' own threshold
 
 
@@ -139,9 +175,9 @@ def parse_cache(text: str, spec: BackboneSpec | None = None) -> tuple[str, float
     Raises UsageError, with the reason where a cache is known to be broken on `spec`.
     """
     name, threshold = _cache_name(text), text.partition(":")[2]
-    families, reason = BROKEN_CACHES.get(name, ((), ""))
     if name not in CACHES:
-        why = f": on {spec.name} {reason}" if spec is not None and spec.family in families else ": longgen has not tried it"
+        broken = spec is not None and name in family_of(spec).broken_caches
+        why = f": on {spec.name} {CACHE_FAULTS[name]}" if spec is not None and broken else ": longgen has not tried it"
         raise UsageError(f"--cache {text} is refused{why}", expected="first-block or mag, or NAME:THRESHOLD, as first-block:0.05",
                          hint="take that, or leave --cache out")  # fmt: skip
     try:

@@ -30,8 +30,8 @@ def system_failure(error: BaseException, what: str) -> LonggenError | None:
         if code == errno.ENOMEM:
             return OutOfMemoryError(f"out of memory while loading {what}: {text or 'the host has no more'}",
                                     expected="memory for the weights, as longgen plan estimates it",
-                                    hint="close what else runs, raise the limit (ulimit -v, the job's memory), or take --dtype bf16, "
-                                       "--quantize fp8 or a smaller --backbone")  # fmt: skip
+                                    hint="close other programs, raise the limit (ulimit -v, the job's memory), or take --dtype "
+                                       "bf16, --quantize fp8 or a smaller --backbone")  # fmt: skip
         if code in (errno.EMFILE, errno.ENFILE):
             return LonggenError(f"{what} cannot be opened: too many files are open already", expected="a free file descriptor",
                                 hint="raise the limit (ulimit -n 4096), or close what else has files open")  # fmt: skip

@@ -8,22 +8,24 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from longgen import progress, run
+from longgen import cost, progress
 from longgen.backbones.settings import ModelSettings
 from longgen.bench.record import DIRECT
-from longgen.bench.run import Plans, refusing, report_work, settings_of, versions
+from longgen.bench.run import Plans, refusing, settings_of, versions
+from longgen.device import device_name
 from longgen.errors import LonggenError
-from longgen.loops import magcache, sampler, start
+from longgen.loops import magcache, sample
+from longgen.loops.denoiser import Denoiser
 from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan
-from longgen.progress import Progress
+from longgen.progress import Phase, Progress
 
 SCHEMA = 1
 COMPILE = "compile"  # the other accelerators are step caches
@@ -115,22 +117,19 @@ class _Made:
 class _Meter:
     """Progress by rounds of sampling, with the time to go by their arithmetic."""
 
-    report: Callable[[Progress], None]
-    device: str
-    total: int
+    phase: Phase
     work: float
     done: int = 0
     spent: float = 0.0
-    began: float = field(default_factory=time.monotonic)
 
     def at(self, plan: Plan, done: int) -> None:
         """`done` rounds of `plan` are done beside what is passed."""
-        spent = self.spent + plan.cost * done / plan.rounds
-        report_work(self.report, self.done + done, self.total, self.began, spent, self.work, self.device)
+        spent = self.spent + cost.ratio(plan) * done / plan.rounds
+        self.phase.at(self.done + done, spent, self.work - spent)
 
     def passed(self, plan: Plan, runs: int) -> None:
         """So many runs by `plan` are done, or will not be."""
-        self.done, self.spent = self.done + runs * plan.rounds, self.spent + runs * plan.cost
+        self.done, self.spent = self.done + runs * plan.rounds, self.spent + runs * cost.ratio(plan)
         self.at(plan, 0)
 
 
@@ -157,11 +156,10 @@ def compose(
         else:
             rows[-1].error = plan.given
     settings = settings_of(yardstick, model_settings) | {"prompt": prompt, "seed": SEED}
-    result = Composition(yardstick.spec.name, run.device_name(model_settings.device), versions(), settings, rows)
+    result = Composition(yardstick.spec.name, device_name(model_settings.device), versions(), settings, rows)
     runs = 1 + sum(map(_runs, accelerators))
-    meter = _Meter(
-        report, model_settings.device, runs * sum(plan.rounds for _, plan in planned), runs * sum(plan.cost for _, plan in planned)
-    )
+    rounds, work = (runs * sum(parts) for parts in zip(*((plan.rounds, cost.ratio(plan)) for _, plan in planned), strict=True))
+    meter = _Meter(Phase("bench", rounds, model_settings.device, report), work)
     plain: list[_Made | None] = []
     try:
         _plainly(planned, load(model_settings), prompt, plain, meter)
@@ -171,7 +169,7 @@ def compose(
                 torch.cuda.empty_cache()
             pairs = [(row.pairs[number], plan, first) for (row, plan), first in zip(planned, plain, strict=True)]
             try:
-                model = load(replace(model_settings, compile=True) if text == COMPILE else replace(model_settings, cache=text))
+                model = load(model_settings.replace(**({"compile": True} if text == COMPILE else {"cache": text})))
             except LonggenError as error:
                 for pair, plan, _ in pairs:
                     pair.error = error.given
@@ -223,23 +221,22 @@ def _sampled(backbone: PipelineBackbone, plan: Plan, prompt: str, meter: _Meter,
         calls += 1
 
     def calibrating() -> Callable[[int], None]:
-        began = time.monotonic()
-        return lambda done: report_work(meter.report, done, plan.steps, began, done, plan.steps, meter.device, "calibrate")
+        return Phase("calibrate", plan.steps, meter.phase.device, meter.phase.report).at
 
-    step_state = time.process_time if backbone.device.type == "cpu" else time.perf_counter  # others may be at work on the machine
+    clock = time.process_time if backbone.device.type == "cpu" else time.perf_counter  # others may be at work on the machine
     with magcache.skipping(backbone, plan, calibrating):
         generator = torch.Generator().manual_seed(SEED)
-        noise = start(backbone, plan, generator)
-        sample = sampler(plan)
+        denoiser = Denoiser(backbone, plan, prompt)
+        noise = denoiser.initial_noise(generator)
         hooks = [
             backbone.layers(transformer)[-1].register_forward_hook(count)
             for transformer in backbone.transformers if not backbone.model_settings.compile
         ]  # fmt: skip
         meter.at(plan, before)
-        began = step_state()
+        began = clock()
         try:
-            latents = sample(backbone, plan, prompt, noise, lambda now: meter.at(plan, before + now.done), None, generator)
-            return _Made(latents.float().cpu(), step_state() - began, calls)
+            latents = sample(denoiser, noise, generator, lambda state: meter.at(plan, before + state.done))
+            return _Made(latents.float().cpu(), clock() - began, calls)
         finally:
             for hook in hooks:
                 hook.remove()

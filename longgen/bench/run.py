@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 
-from longgen import arguments, preset, progress, resolve, run
+from longgen import arguments, cost, progress
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import BackboneSpec
 from longgen.bench import steps
 from longgen.bench.memory import weight_bytes
 from longgen.bench.record import DIRECT, Bench, Row, Timed
 from longgen.bench.step_types import Kind, kinds
-from longgen.errors import LonggenError, UsageError
-from longgen.layers import selection
+from longgen.device import device_name
+from longgen.errors import LonggenError
 from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan
-from longgen.progress import Progress
+from longgen.progress import Phase, Progress
+from longgen.resolve import PlanRequest, check_overrides, resolve
 
 Plans = dict[str, Plan | LonggenError]
 
@@ -44,28 +43,22 @@ class Target:
     work: float
 
 
-def plans(names: Sequence[str], spec: BackboneSpec, overrides: Sequence[str], sample: preset.Sample, probe: str | None) -> Plans:
-    """By preset its plan, or why there is none; direct sampling comes first, asked or not.
+def plans(names: Sequence[str], request: PlanRequest) -> Plans:
+    """By preset the plan of `request` with it, or why there is none; direct sampling comes first, named or not.
 
-    An override goes to the presets that have its technique; `probe` to those that ask for one. Raises UsageError for an override
-    that none takes.
+    An override goes to the presets that have its technique, `probe` to those that need one. Raises UsageError for an override
+    that none of them takes.
     """
-    made: Plans = {}
-    taken: set[str] = set()
+    by_name: Plans = {}
+    fitted: list[PlanRequest] = []
     for name in dict.fromkeys((DIRECT, *names)):
         try:
-            bare = preset.load(selection.split(name)[0])
-            techniques = {preset.name_of(technique) for technique in bare.techniques}
-            own = [override for override in overrides if override.partition(".")[0].strip() in techniques]
-            taken.update(own)
-            made[name] = resolve.planned(name, spec, own, sample, probe=probe if selection.asks(bare) else None)
+            fitted.append(replace(request, preset=name).fitted())
+            by_name[name] = resolve(fitted[-1])
         except LonggenError as error:
-            made[name] = error
-    unused = [override for override in overrides if override not in taken]
-    if unused:
-        raise UsageError(f"--set {unused[0]}: none of the presets takes it", hint="correct it, or leave it out",
-                         expected="technique.key=value, of a technique that one of the presets has")  # fmt: skip
-    return made
+            by_name[name] = error
+    check_overrides(request.overrides, fitted)
+    return by_name
 
 
 def bench(
@@ -86,13 +79,15 @@ def bench(
         raise yardstick
     rows, targets = _targets(made, yardstick, model_settings.cache is not None)
     settings = settings_of(yardstick, model_settings) | {"rounds": rounds}
-    result = Bench(yardstick.spec.name, shape, run.device_name(model_settings.device), versions(), settings, rows)
+    result = Bench(yardstick.spec.name, shape, device_name(model_settings.device), versions(), settings, rows)
     model = load()
     result.weights_bytes = weight_bytes(model.transformers)
-    began, spent, total = time.monotonic(), 0.0, rounds * sum(target.work for target in targets)
+    total, spent = rounds * len(targets), 0.0
+    work = rounds * sum(target.work for target in targets)
+    phase = Phase("bench", total, model_settings.device, report)
     try:
-        for number in range(rounds * len(targets)):
-            report_work(report, number, rounds * len(targets), began, spent, total, model_settings.device)
+        for number in range(total):
+            phase.at(number, spent, work - spent)
             target = targets[number % len(targets)]
             if target.row.error is None:
                 with refusing(target.row):
@@ -102,7 +97,7 @@ def bench(
                         if found.peak_bytes is not None:
                             timed.peak_bytes = max(timed.peak_bytes or 0, found.peak_bytes)
             spent += target.work
-        report_work(report, rounds * len(targets), rounds * len(targets), began, spent, total, model_settings.device)
+        phase.at(total, spent, work - spent)
     except KeyboardInterrupt as stop:
         result.stopped = stop
     return result
@@ -120,15 +115,15 @@ def _targets(made: Plans, yardstick: Plan, cached: bool) -> tuple[list[Row], lis
     if yardstick.chunk_lat is None:
         rows.append(Row(steps.STOCK))
         stock = Kind(steps.STOCK, yardstick.steps, yardstick, tuple(range(yardstick.steps)))
-        add(rows[0], [stock], functools.partial(steps.of_stock, stock, cached), yardstick.cost)
+        add(rows[0], [stock], functools.partial(steps.of_stock, stock, cached), cost.ratio(yardstick))
     for name, plan in made.items():
         rows.append(Row(plan.preset.name if isinstance(plan, Plan) else name))
         if not isinstance(plan, Plan):
             rows[-1].error = plan.given
             continue
-        rows[-1].floor = plan.cost / yardstick.cost
+        rows[-1].floor = cost.ratio(plan) / cost.ratio(yardstick)
         for own, visit in steps.visits(plan, kinds(plan), cached):
-            add(rows[-1], own, visit, own[0].plan.cost)
+            add(rows[-1], own, visit, cost.ratio(own[0].plan))
     return rows, targets
 
 
@@ -154,14 +149,5 @@ def settings_of(yardstick: Plan, model_settings: ModelSettings) -> dict[str, Any
     return {
         "frames": yardstick.frames_px, "latent_frames": yardstick.frames_lat, "size": [*yardstick.size],
         "tokens": yardstick.tokens, "steps": yardstick.steps, "guidance_scale": yardstick.sample.guidance_scale, **shift,
-        "dtype": model_settings.dtype, "offload": model_settings.offload, **model_settings.deciding(),
+        "dtype": model_settings.dtype, "offload": model_settings.offload, **model_settings.stored(),
     }  # fmt: skip
-
-
-def report_work(
-    report: Callable[[Progress], None], done: int, of: int, began: float, spent: float, total: float, device: str,
-    phase: str = "bench",
-) -> None:  # fmt: skip
-    """`done` of `of`, since `began`; the time to go is by the work `spent`, of `total`."""
-    elapsed = time.monotonic() - began
-    report(Progress(phase, done, of, elapsed, elapsed / spent * (total - spent) if spent else None, progress.memory_bytes(device)))

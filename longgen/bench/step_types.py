@@ -39,7 +39,7 @@ class Kind:
 def kinds(plan: Plan) -> list[Kind]:
     """The kinds of `plan` in the order in which they come; two that would share a name are numbered."""
     if plan.chunk_lat is not None:
-        each = cost.chunk_operations(plan)
+        each = cost.chunk_flops(plan)
         share = (each - each[0]) / (each[-1] - each[0]) if each[-1] > each[0] else np.arange(plan.rounds) > 0
         chunks = (FIRST, plan.rounds - share.sum()), (LAST, share.sum()), (CLEAN, plan.rounds - 1)
         return [Kind(name, float(count), plan) for name, count in chunks if count]

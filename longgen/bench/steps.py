@@ -22,7 +22,9 @@ import torch
 
 from longgen.bench.memory import Account, weight_bytes
 from longgen.bench.step_types import CLEAN, FIRST, LAST, ROUND, Kind
-from longgen.loops import PROMPTS, direct, sampler, start
+from longgen.loops import PROMPTS, loop_of, sample
+from longgen.loops.denoiser import Denoiser
+from longgen.loops.state import State
 from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan
 from longgen.sampling.fifo import Fifo
@@ -134,9 +136,10 @@ def visits(plan: Plan, kinds: Sequence[Kind], cached: bool) -> list[tuple[list[K
 def of_kind(kind: Kind, backbone: PipelineBackbone, seed: int, counting: bool) -> dict[str, Measured]:
     """A step of `kind`, where the pipeline's own loop samples: of the whole video, or in clips."""
     watch, generator = _of_step(kind, backbone, counting), torch.Generator().manual_seed(seed)
-    latents = start(backbone, kind.plan, generator)
+    denoiser = Denoiser(backbone, kind.plan, PROMPTS[0])
+    noise = denoiser.initial_noise(generator)
     with watch.watching():
-        sampler(kind.plan)(backbone, kind.plan, PROMPTS[0], latents, watch.step_ended, None, generator)
+        sample(denoiser, noise, generator, watch.step_ended)
     return {kind.name: watch.measured()}
 
 
@@ -149,9 +152,9 @@ def _of_step(kind: Kind, backbone: PipelineBackbone, counting: bool) -> Stopwatc
 def of_schedule(plan: Plan, kinds: Sequence[Kind], backbone: PipelineBackbone, seed: int, counting: bool) -> dict[str, Measured]:
     """All steps of a run by `plan`, in which a step cache skips what it will."""
     watch, generator = Stopwatch(backbone, plan.steps, counting, brief=False), torch.Generator().manual_seed(seed)
+    denoiser = Denoiser(backbone, plan, PROMPTS[0])
     with watch.watching():
-        latents = start(backbone, plan, generator)
-        sampler(plan)(backbone, plan, PROMPTS[0], latents, watch.step_ended, None, generator)
+        sample(denoiser, denoiser.initial_noise(generator), generator, watch.step_ended)
     took = [end - before for before, end in itertools.pairwise((watch.began, *watch.ends))]
     means = {kind.name: sum(took[step] for step in kind.steps) / len(kind.steps) for kind in kinds}
     return {name: Measured(seconds, watch.peak_bytes) for name, seconds in means.items()}
@@ -161,7 +164,7 @@ def of_stock(kind: Kind, cached: bool, backbone: PipelineBackbone, seed: int, co
     """A step of the pipeline as diffusers has it, with nothing of longgen installed. kind: of direct sampling."""
     plan, generator = kind.plan, torch.Generator().manual_seed(seed)
     watch = Stopwatch(backbone, plan.steps, counting, brief=False) if cached else _of_step(kind, backbone, counting)
-    latents = backbone.packed(start(backbone, plan, generator))
+    latents = backbone.packed(Denoiser(backbone, plan, PROMPTS[0]).initial_noise(generator))
 
     def after_step(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         watch.step_ended()
@@ -181,13 +184,14 @@ def of_queue(kind: Kind, backbone: PipelineBackbone, seed: int, counting: bool) 
     """A round of a queue that is full: the frames of one come out as those of a run that goes on there."""
     plan, generator = kind.plan, torch.Generator().manual_seed(seed)
     assert isinstance(plan.sampling, Fifo)
-    latents, watch = start(backbone, plan, generator), Stopwatch(backbone, 2, counting)
+    denoiser, watch = Denoiser(backbone, plan, PROMPTS[0]), Stopwatch(backbone, 2, counting)
+    noise = denoiser.initial_noise(generator)
     length = plan.call_geometry.frames_lat
-    early, places = plan.steps - length, plan.steps + plan.sampling.ahead(length)  # those that go out unseen; the line's
-    line = torch.randn(*latents.shape[:2], places, *latents.shape[3:], generator=generator)
-    resume = direct.State(plan.steps + early, line, {}, generator.get_state())
+    early, places = plan.steps - length, plan.steps + plan.sampling.lookahead_places(length)  # those that go out unseen; the line's
+    line = torch.randn(*noise.shape[:2], places, *noise.shape[3:], generator=generator)
+    resume = State(plan.steps + early, line, {}, generator.get_state())
     with watch.watching():
-        for _ in plan.sampling.stream(backbone, plan, PROMPTS[0], latents, _ignore, resume, generator):
+        for _ in loop_of(plan)(denoiser, noise, generator, _ignore, resume):
             watch.step_ended()
     return {kind.name: watch.measured()}
 
@@ -197,24 +201,23 @@ def of_rollout(plan: Plan, backbone: PipelineBackbone, seed: int, counting: bool
     assert isinstance(plan.sampling, Rollout)
     assert plan.chunk_lat is not None
     generator = torch.Generator().manual_seed(seed)
-    latents, watch = start(backbone, plan, generator), Stopwatch(backbone, 1, False, brief=False)
+    denoiser, watch = Denoiser(backbone, plan, PROMPTS[0]), Stopwatch(backbone, 1, False, brief=False)
+    noise = denoiser.initial_noise(generator)
     with watch.watching():
-        sampler(plan)(backbone, plan, PROMPTS[0], latents, watch.step_ended, None, generator)
+        sample(denoiser, noise, generator, watch.step_ended)
     found = {FIRST: watch.measured()}
     if plan.rounds == 1:
         return found
-    chunk = torch.randn(*latents.shape[:2], plan.chunk_lat, *latents.shape[3:], generator=generator)
+    chunk = torch.randn(*noise.shape[:2], plan.chunk_lat, *noise.shape[3:], generator=generator)
     before = [chunk] * (plan.rounds - 1)
-    resume = direct.State(len(before), before, {"carried": [None] * plan.steps}, generator.get_state())  # type: ignore[arg-type]
+    resume = State(len(before), before, {"carried": [None] * plan.steps}, generator.get_state())  # type: ignore[arg-type]
     peak = None
     for counted in (True, False) if counting and backbone.device.type == "cpu" else (False,):  # counting slows
         watch = Stopwatch(backbone, 1, counted, brief=False)
         passes, last = 0.0, 0.0
         with watch.watching():
-            made = plan.sampling.stream(backbone, plan, PROMPTS[0], latents, watch.step_ended, resume, generator)
-            for frame, _ in enumerate(made):
-                if frame % plan.chunk_lat == 0:
-                    passes += watch.now() - (last or watch.began)
+            for _ in loop_of(plan)(denoiser, noise, generator, watch.step_ended, resume):
+                passes += watch.now() - (last or watch.began)
                 last = watch.now()
                 watch.mark()
         peak = watch.peak_bytes if watch.peak_bytes is not None else peak
@@ -223,5 +226,5 @@ def of_rollout(plan: Plan, backbone: PipelineBackbone, seed: int, counting: bool
     return found
 
 
-def _ignore(state: direct.State) -> None:
+def _ignore(state: State) -> None:
     """Nothing is kept."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from longgen.backbones.spec import WAN_1_3B
+from longgen.backbones.wan import WAN_1_3B
 
 CPU_ATTENTION = replace(
     WAN_1_3B, name="cpu-attention", source="", license="none: no weights are kept",

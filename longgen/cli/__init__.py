@@ -5,7 +5,7 @@ Everything heavy is imported inside the commands, so that --help answers at once
 in the import below, whose order is that of --help.
 """
 
-from longgen.cli import generate, plan, probe, compare, bench, decode, inspect, doctor, presets, backbones, docs  # noqa: F401  # isort: skip
+from longgen.cli import generate, plan, probe, compare, bench, decode, inspect, doctor, presets, techniques, backbones, docs  # noqa: F401  # isort: skip
 from longgen.cli.app import app, main
 
 __all__ = ["app", "main"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longgen.cli.app import App, answer, app, reports_errors
+from longgen.cli.app import App, answer, app
 from longgen.cli.options import Json
 
 if TYPE_CHECKING:
@@ -17,19 +17,18 @@ app.add_typer(backbones_app, name="backbones")
 
 
 @backbones_app.command("list")
-@reports_errors
 def backbones_list(as_json: Json = False) -> None:
-    """Every backbone by name."""
-    from longgen.backbones.spec import SPECS
+    """All backbones by name."""
+    from longgen.backbones.registry import all_specs
 
-    rows = [f"{spec.name:<16}{spec.native_px:>4} frames native  {spec.about}" for spec in SPECS.values()]
-    answer("\n".join(rows), [spec_dict(spec) for spec in SPECS.values()], as_json)
+    specs = all_specs().values()
+    rows = [f"{spec.name:<16}{spec.native_px:>4} frames native  {spec.about}" for spec in specs]
+    answer("\n".join(rows), [spec_dict(spec) for spec in specs], as_json)
 
 
 @backbones_app.command("show")
-@reports_errors
 def backbones_show(name: Annotated[str, typer.Argument(help="A name, a hub id or a folder.")], as_json: Json = False) -> None:
-    """What is known of a backbone; for tiny also the prompts that it knows."""
+    """Show the facts of a backbone; for tiny also the prompts that it understands."""
     from longgen.backbones.find import find
     from longgen.describe import backbone_text
 
@@ -40,7 +39,7 @@ def backbones_show(name: Annotated[str, typer.Argument(help="A name, a hub id or
 def spec_dict(spec: BackboneSpec) -> dict[str, Any]:
     import dataclasses
 
-    from longgen.backbones.tiny import grammar
+    from longgen.backbones import tiny_grammar
 
-    known = {"grammar": grammar.GRAMMAR, "words": {k: list(v) for k, v in grammar.SLOTS.items()}} if spec.name == "tiny" else {}
-    return dataclasses.asdict(spec) | known
+    prompts = {"grammar": tiny_grammar.GRAMMAR, "words": {slot: list(words) for slot, words in tiny_grammar.SLOTS.items()}}
+    return dataclasses.asdict(spec) | (prompts if spec.name == "tiny" else {})

@@ -1,83 +1,93 @@
-"""longgen bench: what presets cost in time and memory, against direct sampling and against their arithmetic."""
+"""longgen bench: what presets cost in time and memory, relative to direct sampling and to their arithmetic."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longgen.cli.app import answer, app, reports_errors, say
-from longgen.cli.inputs import backbone_asked, make_setup, parse_size, read_names, warn_of_grammar
+from longgen.cli.app import answer, app, say
+from longgen.cli.inputs import choose_backbone, model_settings, parse_names, parse_size, warn_of_grammar
 from longgen.cli.options import (
+    AllowCode,
     Attention,
     Backbone,
     Cache,
     ClipBatch,
     Compile,
-    Device,
-    Dtype,
+    DeviceOptions,
     FlowShift,
     Frames,
-    Json,
-    Offload,
-    Overwrite,
+    OutputOptions,
     Probe,
-    Quiet,
     Set,
     Size,
+    given_options,
 )
 from longgen.errors import BatchError, Terminated, UsageError
 
 if TYPE_CHECKING:
     from longgen.backbones.settings import ModelSettings
     from longgen.backbones.spec import BackboneSpec
-    from longgen.pipelines.base import PipelineBackbone as Loaded
+    from longgen.bench.accelerators import Composition
+    from longgen.bench.record import Bench
+    from longgen.pipelines.base import PipelineBackbone
 
 PRESETS = "direct,sliding-window,freenoise,freeloc,freelong,freepca,freespec,longdiff"
 
 
-@app.command()
-@reports_errors
-def bench(
-    context: typer.Context,
-    presets: Annotated[str, typer.Option("--presets", metavar="NAME,NAME", help="Presets or TOML files.")] = PRESETS,
-    backbone: Backbone = None,
+@dataclass(frozen=True)
+class TargetOptions:
+    """What is measured."""
+
+    presets: Annotated[str, typer.Option("--presets", metavar="NAME,NAME", help="Presets or TOML files.")] = PRESETS
+    backbone: Backbone = None
     shape: Annotated[
         str | None,
-        typer.Option("--shape", metavar="NAME", help="A transformer made for measuring, in place of a model: cpu-attention."),
-    ] = None,
+        typer.Option("--shape", metavar="NAME", help="A synthetic transformer for measuring, in place of a model: cpu-attention."),
+    ] = None
     random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Build the model by what is known of it; nothing is downloaded.")
-    ] = False,
+        bool, typer.Option("--random-weights", help="Build the model from its known dimensions; nothing is downloaded.")
+    ] = False
     accelerate: Annotated[
         str | None,
-        typer.Option(
-            "--accelerate",
-            metavar="NAME,NAME",
-            help="Measure instead what these do to the presets' videos: first-block, mag, NAME:THRESHOLD, compile.",
-        ),
-    ] = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Of --accelerate, in place of longgen's own.")] = None,
-    frames: Frames = None,
-    size: Size = None,
-    flow_shift: FlowShift = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, metavar="K", help="How often each kind of step is measured.")] = 3,
-    set_: Set = None,
-    probe: Probe = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    offload: Offload = "none",
-    attention: Attention = None,
-    cache: Cache = None,
-    compile_: Compile = False,
-    clip_batch: ClipBatch = 1,
+        typer.Option("--accelerate", metavar="NAME,NAME",
+                     help="Measure instead what these do to the presets' videos: first-block, mag, NAME:THRESHOLD, compile."),
+    ] = None  # fmt: skip
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="The prompt for --accelerate, in place of a built-in one.")
+    ] = None
+    frames: Frames = None
+    size: Size = None
+    flow_shift: FlowShift = None
+    steps: Annotated[int, typer.Option("--steps", min=1, metavar="K", help="How often each type of step is measured.")] = 3
+    overrides: Set = None
+    probe: Probe = None
+    allow_code: AllowCode = False
+
+
+@dataclass(frozen=True)
+class BenchModelOptions(DeviceOptions):
+    """The model settings that a step's time depends on."""
+
+    attention: Attention = None
+    cache: Cache = None
+    compile: Compile = False
+    clip_batch: ClipBatch = 1
+
+
+@app.command()
+def bench(
+    context: typer.Context,
+    target: TargetOptions,
+    model: BenchModelOptions,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.json", help="Write the JSON there too.")] = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    *,
+    options: OutputOptions,
 ) -> None:
-    """Measure what presets cost in time and memory: real steps of every kind, against direct sampling and the arithmetic.
+    """Measure what presets cost in time and memory: real steps of every type, relative to direct sampling and to their arithmetic.
 
     With --accelerate, whole runs: what step caches and compiling do to each preset's video, and to its time.
     """
@@ -86,84 +96,96 @@ def bench(
     from longgen.bench import run as running
     from longgen.bench.synthetic import FRAMES, SHAPES
     from longgen.progress import reporter
+    from longgen.resolve import PlanRequest
 
-    def given(name: str) -> bool:
-        return str(context.get_parameter_source(name)).endswith("COMMANDLINE")  # a variable may stand where nobody looks
-
-    if accelerate is not None and (shape is not None or random_weights):
-        raise UsageError("--accelerate compares videos, and of --shape and --random-weights there are none worth it",
-                         expected="a model with its own weights: --backbone", hint="leave them out")  # fmt: skip
-    if accelerate is not None and (cache is not None or compile_):
-        raise UsageError("--accelerate is given beside --cache or --compile (or LONGGEN_CACHE, LONGGEN_COMPILE)",
-                         expected="--accelerate alone, as --accelerate first-block:0.05,compile",
-                         hint="name there what is to be measured")  # fmt: skip
-    if accelerate is not None and given("steps"):
-        raise UsageError("--steps says how often a step is measured, and --accelerate measures whole runs", expected="one of them",
-                         hint="leave --steps out")  # fmt: skip
-    if accelerate is None and prompt is not None:
-        raise UsageError("--prompt is given, and what a step costs does not depend on it", expected="--prompt beside --accelerate",
-                         hint="leave it out, or add --accelerate")  # fmt: skip
-    if shape is not None and (given("backbone") or random_weights):
-        raise UsageError("--shape is given beside --backbone or --random-weights, and stands for both", expected="one of them",
-                         hint="leave the others out")  # fmt: skip
-    if shape is not None and shape not in SHAPES:
-        raise UsageError(f"--shape {shape} is none that there is", expected=", ".join(SHAPES), hint="take one of them")
-    if probe == "run":
-        raise UsageError("--probe run makes videos, and bench measures", expected="a probe's file, or published",
-                         hint="longgen probe first, or a preset @all")  # fmt: skip
-    if cache is not None and cache.partition(":")[0].startswith("mag"):
-        raise UsageError(f"--cache {cache} first makes a whole video to learn from, and bench runs single steps",
-                         expected="--cache first-block:THRESHOLD",
-                         hint="take that, or --accelerate mag, which makes whole videos")  # fmt: skip
+    given = given_options(context)  # of the command line alone: a variable may be set for other commands
+    _check_target(target, model, given)
+    if target.shape is not None and target.shape not in SHAPES:
+        raise UsageError(f"--shape {target.shape} does not exist", expected=", ".join(SHAPES), hint="use one of them")
     if output is not None:
-        disk.check_new(output, overwrite)
-    spec = backbone_asked(backbone, quiet) if shape is None else SHAPES[shape]
-    model_settings = make_setup(spec, dict(device=device, dtype=dtype, offload=offload, attention=attention, cache=cache,
-                                               compile=compile_, clip_batch=clip_batch))  # fmt: skip
-    accelerate_by = _accelerators(accelerate, spec) if accelerate is not None else ()
-    sample = preset.Sample(frames=frames or FRAMES, size=None if size is None else parse_size(size), flow_shift=flow_shift)
-    names = read_names(presets)
-    made = running.plans(names, spec, set_ or (), sample, "published" if shape is not None and probe is None else probe)
+        disk.check_new(output, options.overwrite)
+    spec = choose_backbone(target.backbone, options.quiet) if target.shape is None else SHAPES[target.shape]
+    settings = model_settings(spec, model.settings())
+    accelerate_by = _accelerators(target.accelerate, spec) if target.accelerate is not None else ()
+    sample = preset.Sample(frames=target.frames or FRAMES, size=parse_size(target.size), flow_shift=target.flow_shift)
+    probe = "published" if target.shape is not None and target.probe is None else target.probe
+    request = PlanRequest("", spec, (*(target.overrides or ()),), sample, probe=probe, allow_code=target.allow_code)
+    plans = running.plans(parse_names(target.presets), request)
 
-    def load(model_settings: ModelSettings) -> Loaded:
-        if shape is None and not random_weights:
-            return run.load(spec, model_settings)[0]
+    def load(settings: ModelSettings) -> PipelineBackbone:
+        if target.shape is None and not target.random_weights:
+            return run.load(spec, settings)[0]
         from longgen.pipelines.random_weights import build
 
-        return build(spec, model_settings)
+        return build(spec, settings)
 
-    found: accelerators.Composition | running.Bench
-    with reporter(quiet, say) as report:
+    result: Composition | Bench
+    with reporter(options.quiet, say) as report:
         if accelerate_by:
-            found = accelerators.compose(made, accelerate_by, load, model_settings, _prompt(prompt, spec, quiet), report)
-            shown = accelerators_table.text(found)
+            prompt = _prompt(target.prompt, spec, options.quiet)
+            result = accelerators.compose(plans, accelerate_by, load, settings, prompt, report)
+            text = accelerators_table.text(result)
         else:
-            found = running.bench(made, lambda: load(model_settings), model_settings, steps, shape is not None, report)
-            shown = table.text(found)
+            result = running.bench(plans, lambda: load(settings), settings, target.steps, target.shape is not None, report)
+            text = table.text(result)
+    _write(result, text, output, options)
+
+
+def _check_target(target: TargetOptions, model: BenchModelOptions, given: dict[str, str]) -> None:
+    """Raises UsageError for options that cannot be combined."""
+    if target.accelerate is not None and (target.shape is not None or target.random_weights):
+        raise UsageError("--accelerate cannot be combined with --shape or --random-weights: it compares videos, which need trained "
+                         "weights", expected="a model with its own weights: --backbone", hint="leave them out")  # fmt: skip
+    if target.accelerate is not None and (model.cache is not None or model.compile):
+        raise UsageError("--accelerate cannot be combined with --cache or --compile (or LONGGEN_CACHE, LONGGEN_COMPILE)",
+                         expected="--accelerate alone, as --accelerate first-block:0.05,compile",
+                         hint="name there what to measure")  # fmt: skip
+    if target.accelerate is not None and "steps" in given:
+        raise UsageError("--accelerate cannot be combined with --steps: it measures whole runs", expected="one of them",
+                         hint="leave --steps out")  # fmt: skip
+    if target.accelerate is None and target.prompt is not None:
+        raise UsageError("--prompt has no effect without --accelerate: the cost of a step does not depend on it",
+                         expected="--prompt with --accelerate", hint="leave it out, or add --accelerate")  # fmt: skip
+    if target.shape is not None and ("backbone" in given or target.random_weights):
+        raise UsageError("--shape cannot be combined with --backbone or --random-weights: it replaces both", expected="one of them",
+                         hint="leave the others out")  # fmt: skip
+    if target.probe == "run":
+        raise UsageError("--probe run cannot be combined with bench: it generates videos", expected="a probe's file, or published",
+                         hint="longgen probe first, or a preset @all")  # fmt: skip
+    if model.cache is not None and model.cache.partition(":")[0].startswith("mag"):
+        raise UsageError(f"--cache {model.cache} calibrates on a whole video, but bench runs single steps",
+                         expected="--cache first-block:THRESHOLD",
+                         hint="use that, or --accelerate mag, which generates whole videos")  # fmt: skip
+
+
+def _write(result: Composition | Bench, text: str, output: Path | None, options: OutputOptions) -> None:
+    """The measurements to `output` and stdout; a BatchError where some failed, an exit code where they were interrupted."""
+    from longgen import disk
+
     try:
         if output is not None:
             disk.make_folder(output.parent)
             with disk.held(output.with_name(f".{output.name}.lock"), str(output)):
-                disk.check_new(output, overwrite)  # again: measuring takes long, and another may have written it
-                disk.save_json(output, found.as_dict())
-    finally:  # what was measured is shown, even where it could not be written
-        answer(shown, found.as_dict(), as_json, made=output is not None)
-    if found.stopped is not None:
-        terminated = isinstance(found.stopped, Terminated)
-        say(f"longgen: stopped by {'SIGTERM' if terminated else 'Ctrl-C'}; what was measured by then is above")
+                disk.check_new(output, options.overwrite)  # again: another process may have written it meanwhile
+                disk.save_json(output, result.as_dict())
+    finally:  # what was measured is printed, even where it could not be written
+        answer(text, result.as_dict(), options.as_json, made=output is not None)
+    if result.stopped is not None:
+        terminated = isinstance(result.stopped, Terminated)
+        say(f"longgen: stopped by {'SIGTERM' if terminated else 'Ctrl-C'}; what was measured until then is above")
         raise SystemExit(Terminated.exit_code if terminated else 130)
-    failed = [row for row in found.rows if row.error is not None]
+    failed = [row for row in result.rows if row.error is not None]
     if failed:
-        raise BatchError(f"{len(failed)} of {len(found.rows)} could not be measured: {failed[0].preset}: {failed[0].error}",
+        raise BatchError(f"{len(failed)} of {len(result.rows)} could not be measured: {failed[0].preset}: {failed[0].error}",
                          hint="leave them out, or correct them")  # fmt: skip
 
 
 def _accelerators(given: str, spec: BackboneSpec) -> tuple[str, ...]:
-    """`first-block,mag:0.1,compile` one by one, each known."""
+    """`first-block,mag:0.1,compile` as names, each of which exists."""
     from longgen.backbones.settings import parse_cache
     from longgen.bench.accelerators import COMPILE
 
-    names = tuple(dict.fromkeys(read_names(given)))
+    names = tuple(dict.fromkeys(parse_names(given)))
     if not names:
         raise UsageError("--accelerate names nothing", expected="first-block, mag and compile, as first-block:0.05,compile",
                          hint="name one")  # fmt: skip
@@ -175,10 +197,10 @@ def _accelerators(given: str, spec: BackboneSpec) -> tuple[str, ...]:
 
 def _prompt(given: str | None, spec: BackboneSpec, quiet: bool) -> str:
     """The prompt given, or one that the model knows."""
-    from longgen.backbones.tiny import grammar
+    from longgen.backbones import tiny_grammar
     from longgen.loops import PROMPTS
 
     if given is None:
-        return grammar.HELD_OUT[0].prompt if spec.built_in else PROMPTS[0]
+        return tiny_grammar.HELD_OUT[0].prompt if spec.built_in else PROMPTS[0]
     warn_of_grammar(spec, [given], quiet)
     return given

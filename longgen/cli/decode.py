@@ -2,80 +2,77 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from longgen.cli.app import answer, app, reports_errors, say
-from longgen.cli.options import Device, Json, Overwrite, Quiet, Tiling
+from longgen.cli.app import answer, app, say
+from longgen.cli.options import AllowCode, Device, OutputOptions, Tiling
 from longgen.errors import LonggenError, UsageError
 
 
 @app.command()
-@reports_errors
 def decode(
     latents: Annotated[Path, typer.Argument(metavar="LATENTS", help="A run's folder, or the latents in it.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.mp4", help="(default: beside the run)")] = None,
     device: Device = None,
     vae_tiling: Tiling = False,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    *,
+    allow_code: AllowCode = False,
+    options: OutputOptions,
 ) -> None:
     """Turn saved latents into a video, without sampling again."""
-    from longgen import checkpoint, disk, progress, resolve, run, rundir
+    from longgen import checkpoint, disk, naming, progress, resolve, run, rundir
 
     if latents.suffix == ".run":
         latents = latents / ("latents" if (latents / "latents").is_dir() else "latents.safetensors")
     chunks = checkpoint.Chunks(latents, {})
-    tensors, kept = ({}, chunks.kept()) if len(chunks) else checkpoint.load_tensors(latents)
-    if "preset" not in kept or not (len(chunks) or "latents" in tensors):
+    tensors, stored = ({}, chunks.stored_settings()) if len(chunks) else checkpoint.load_tensors(latents)
+    if "preset" not in stored or not (len(chunks) or "latents" in tensors):
         raise LonggenError(f"{latents} holds no latents of a run", expected="a run's folder, or latents.safetensors in it",
                            hint="check the path")  # fmt: skip
-    done = kept.get("done", 0)
+    done = stored.get("done", 0)
     if not isinstance(done, int) or done < 0:
-        raise checkpoint.damaged(latents, f"it says that {done} steps are done")
-    if "done" in kept and not quiet:
-        say(f"note: {latents} is a checkpoint after step {kept['done']}; the video will be noisy")
-    made = resolve.plan_of(kept, latents)
-    whole = rundir.latent_shape(made)
-    if done > made.rounds:
-        raise checkpoint.damaged(latents, f"it says that {done} of {made.rounds} rounds are done")
+        raise checkpoint.damaged(latents, f"it claims {done} finished steps")
+    if "done" in stored and not options.quiet:
+        say(f"note: {latents} is a checkpoint after step {stored['done']}; the video will be noisy")
+    plan = resolve.from_settings(stored, latents, allow_code)
+    whole = rundir.latent_shape(plan)
+    if done > plan.rounds:
+        raise checkpoint.damaged(latents, f"it claims {done} of {plan.rounds} finished rounds")
     if len(chunks):
         chunks.check((*whole[:2], None, *whole[3:]))
     else:
         checkpoint.check_latents(latents, tensors["latents"], whole)
     folder = latents.absolute().parent
-    if output is None and 0 < len(chunks) < made.rounds:
+    if output is None and 0 < len(chunks) < plan.rounds:
         reason = f" ({chunks.damage})" if chunks.damage else ""
-        raise UsageError(f"{latents} holds {len(chunks)} of {made.rounds} chunks{reason}, and the name beside it is the "
+        raise UsageError(f"{latents} holds {len(chunks)} of {plan.rounds} chunks{reason}, and the name beside it is the "
                          "whole video's", expected="--output FILE.mp4 for what there is",
                          hint=f"add -o {folder.stem}-so-far.mp4")  # fmt: skip
     target = output or (folder.with_suffix(".mp4") if folder.suffix == ".run" else latents.with_suffix(".mp4"))
-    target = run.output_path(str(target), kept["prompt"], kept["seed"])
-    disk.check_new(target, overwrite)
+    target = naming.output_path(str(target), stored["prompt"], stored["seed"])
+    disk.check_new(target, options.overwrite)
     rundir.check_place(target)
-    settings = {key: value for key, value in kept.items() if key not in ("done", "scheduler", "vae_tiling")}
+    settings = {key: value for key, value in stored.items() if key not in ("done", "scheduler", "vae_tiling")}
     settings |= {"vae_tiling": True} if vae_tiling else {}
 
-    start = time.monotonic()
-    with rundir.held(target), progress.reporter(quiet, say) as report:
-        disk.check_new(target, overwrite)  # again: another process may have made it
-        report(progress.Progress("load", 0, 1, 0.0, None, progress.memory_bytes("cpu")))
+    with rundir.lock(target), progress.reporter(options.quiet, say) as report:
+        disk.check_new(target, options.overwrite)  # again: another process may have made it
+        loading = progress.Phase("load", 1, "cpu", report)
         from longgen.backbones.defaults import default_device
         from longgen.pipelines.loading import decoder
 
         where = device or default_device()
-        frames_of = decoder(made.spec, where, vae_tiling)
-        report(progress.Progress("load", 1, 1, time.monotonic() - start, 0.0, progress.memory_bytes("cpu")))
-        frames_lat = chunks.frames(made.frames_lat) if len(chunks) else tensors["latents"]
-        seconds, frames_px = run.decode_to(target, frames_of, frames_lat, made, where, settings, report)
-        if frames_px == made.frames_px and target.with_suffix(".run").absolute() == folder:
-            rundir.decoded(target)
-    if frames_px < made.frames_px and not quiet:
+        frames_of = decoder(plan.spec, where, vae_tiling)
+        loading.at(1)
+        frames_lat = chunks.frames(plan.frames_lat) if len(chunks) else tensors["latents"]
+        seconds, frames_px = run.decode_to(target, frames_of, frames_lat, plan, where, settings, report)
+        if frames_px == plan.frames_px and target.with_suffix(".run").absolute() == folder:
+            rundir.mark_decoded(target)
+    if frames_px < plan.frames_px and not options.quiet:
         reason = chunks.damage or "the stream was stopped before its end"
-        say(f"note: {reason}; these are {frames_px} frames of {made.frames_px}")
+        say(f"note: {reason}; these are {frames_px} frames of {plan.frames_px}")
     result = {"name": target.stem, "output": str(target), "frames": frames_px, "seconds": {"decode": seconds}}
-    answer(str(target), result, as_json, made=True)
+    answer(str(target), result, options.as_json, made=True)

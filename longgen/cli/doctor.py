@@ -1,15 +1,14 @@
-"""longgen doctor: what longgen.doctor finds, and exit code 1 where something is bad."""
+"""longgen doctor: the findings of longgen.doctor, and exit code 1 where something is wrong."""
 
 from __future__ import annotations
 
 import typer
 
-from longgen.cli.app import answer, app, reports_errors
+from longgen.cli.app import answer, app
 from longgen.cli.options import Json
 
 
 @app.command()
-@reports_errors
 def doctor(as_json: Json = False) -> None:
     """Check this machine: versions, GPU, ffmpeg, disk, caches."""
     from longgen import doctor as checks

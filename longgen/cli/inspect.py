@@ -8,37 +8,39 @@ from typing import Annotated
 
 import typer
 
-from longgen.cli.app import answer, app, reports_errors
-from longgen.cli.options import Json
+from longgen.cli.app import answer, app
+from longgen.cli.options import AllowCode, Json
 from longgen.errors import UsageError
 
 
 @app.command()
-@reports_errors
 def inspect(
     video: Annotated[Path, typer.Argument(help="An MP4 that longgen wrote.")],
-    toml: Annotated[bool, typer.Option("--toml", help="Print a preset that makes it again, with the command to use it.")] = False,
-    schedule: Annotated[bool, typer.Option("--schedule", help="Print its schedule, as --schedule of generate reads it.")] = False,
+    toml: Annotated[bool, typer.Option("--toml", help="Print a preset that reproduces it, with the command to use it.")] = False,
+    schedule: Annotated[bool, typer.Option("--schedule", help="Print its schedule, in the format of generate --schedule.")] = False,
+    allow_code: AllowCode = False,
     as_json: Json = False,
 ) -> None:
     """Print the settings stored in a video."""
     from longgen import describe, resolve
     from longgen.video import read_settings
 
-    kept = read_settings(video)
+    stored = read_settings(video)
     if toml and schedule:
-        raise UsageError("--toml and --schedule are both given, and each is a file", expected="one of them", hint="leave one out")
+        raise UsageError(
+            "--toml cannot be combined with --schedule: each prints a file", expected="one of them", hint="leave one out"
+        )
     if schedule:
-        shots = resolve.plan_of(kept, video).schedule
+        shots = resolve.from_settings(stored, video, allow_code).schedule
         if shots is None:
-            raise UsageError(f"{video} was made with one prompt, and no schedule", expected="a video of --schedule",
+            raise UsageError(f"{video} was made with a single prompt, without a schedule", expected="a video made with --schedule",
                              hint="leave --schedule out")  # fmt: skip
         return answer(shots.as_toml().rstrip(), shots.as_dict() | {"name": video.stem}, as_json)
     if toml:
-        made = resolve.plan_of(kept, video).preset
-        return answer(f"# {describe.command_again(kept, video)}\n{made.as_toml().rstrip()}", made.as_dict(), as_json)
+        preset = resolve.from_settings(stored, video, allow_code).preset
+        return answer(f"# {describe.command_again(stored, video)}\n{preset.as_toml().rstrip()}", preset.as_dict(), as_json)
     rows = []
-    for key, value in kept.items():
+    for key, value in stored.items():
         plain = isinstance(value, int) or (isinstance(value, str) and value.isprintable())
         rows.append(f"{key:<12}{value if plain else json.dumps(value)}")
-    answer("\n".join(rows), {"name": video.stem} | kept, as_json)
+    answer("\n".join(rows), {"name": video.stem} | stored, as_json)

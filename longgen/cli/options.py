@@ -1,18 +1,37 @@
-"""The options that several commands share, each with its one name, variable and help."""
+"""The options that several commands share, each with its name, variable, default and help in one place.
+
+An option alone is an Annotated type; options that go together are a dataclass, which `App.command` expands.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
+if TYPE_CHECKING:
+    from longgen.preset import Sample
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; errors only.")]
 Preset = Annotated[str, typer.Option("--preset", envvar="LONGGEN_PRESET", help="A preset's name, or a TOML file.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="TECHNIQUE.KEY=VALUE", help="Change a preset's parameter; repeatable.")
+    list[str] | None, typer.Option("--set", metavar="TECHNIQUE.KEY=VALUE", help="Change a parameter of the preset; repeatable.")
+]
+Layers = Annotated[
+    str | None,
+    typer.Option("--layers", metavar="probed|all|none|random:N", help="The layers in which a preset acts that depends on a probe."),
+]
+Probe = Annotated[
+    str | None,
+    typer.Option("--probe", metavar="FILE|run|published", help="The probe that selects the layers (default: the stored one)."),
+]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Import techniques that a preset names as package.module:Class. This runs their code.")
 ]
 Backbone = Annotated[
     str | None,
@@ -26,73 +45,146 @@ ScheduleFile = Annotated[
 Frames = Annotated[
     int | None,
     typer.Option("--frames", "-f", "--num-frames", min=1, envvar="LONGGEN_FRAMES",
-                 help="Pixel frames, rounded up to what the model makes (default: its native length; "
-                      "of probe 4 times it, of bench 321)."),
+                 help="Pixel frames, rounded up to a length the model can generate (default: its native length; "
+                      "for probe 4 times that, for bench 321)."),
 ]  # fmt: skip
-Duration = Annotated[str | None, typer.Option("--duration", help="Length as 20s or 1m30s, in place of --frames.")]
-Size = Annotated[str | None, typer.Option("--size", envvar="LONGGEN_SIZE", metavar="WxH", help="Picture size, as 832x480.")]
-Steps = Annotated[
-    int | None, typer.Option("--steps", "--num-inference-steps", min=1, envvar="LONGGEN_STEPS", help="Denoising steps.")
-]
-Guidance = Annotated[
-    float | None,
-    typer.Option("--guidance-scale", "--cfg", min=0, max=100, envvar="LONGGEN_GUIDANCE_SCALE", help="Strength of the prompt."),
-]  # fmt: skip
+Size = Annotated[str | None, typer.Option("--size", envvar="LONGGEN_SIZE", metavar="WxH", help="Frame size, such as 832x480.")]
 FlowShift = Annotated[
     float | None,
     typer.Option("--flow-shift", min=0, max=1000, envvar="LONGGEN_FLOW_SHIFT",
-                 help="Shift of the noise levels, as the authors' scripts name it (default: the model's own)."),
+                 help="Timestep shift of the noise schedule, as in the authors' scripts (default: the model's own)."),
 ]  # fmt: skip
-Negative = Annotated[str | None, typer.Option("--negative-prompt", envvar="LONGGEN_NEGATIVE_PROMPT", help="What to keep out.")]
+Negative = Annotated[
+    str | None, typer.Option("--negative-prompt", envvar="LONGGEN_NEGATIVE_PROMPT", help="What the video should not show.")
+]
 Fps = Annotated[
-    int | None, typer.Option("--fps", min=1, max=240, envvar="LONGGEN_FPS", help="Of the file only; the motion stays as it is.")
+    int | None,
+    typer.Option("--fps", min=1, max=240, envvar="LONGGEN_FPS",
+                 help="Playback rate of the output file. Does not change the generated motion."),
+]  # fmt: skip
+Device = Annotated[
+    str | None, typer.Option("--device", envvar="LONGGEN_DEVICE", help="cpu, cuda or cuda:1 (default: the GPU if there is one).")
 ]
 Dtype = Annotated[
     Literal["fp32", "bf16", "fp16"] | None,
-    typer.Option("--dtype", envvar="LONGGEN_DTYPE", help="Of the transformer (default: the model's own on a GPU, fp32 on a CPU)."),
+    typer.Option("--dtype", envvar="LONGGEN_DTYPE",
+                 help="Precision of the transformer (default: the model's own on a GPU, fp32 on a CPU)."),
 ]  # fmt: skip
-Device = Annotated[
-    str | None, typer.Option("--device", envvar="LONGGEN_DEVICE", help="cpu, cuda or cuda:1 (default: the GPU if any).")
-]
 Offload = Annotated[
     Literal["none", "model", "group", "sequential"],
     typer.Option("--offload", envvar="LONGGEN_OFFLOAD", help="What diffusers keeps in host memory; slower from left to right."),
 ]
 Lora = Annotated[
     list[str] | None,
-    typer.Option("--lora", metavar="PATH[:SCALE]", help="A LoRA with its strength; repeatable; 1= or 2= before it: one expert."),
-]
-Quantize = Annotated[
-    Literal["fp8", "int8"] | None,
-    typer.Option("--quantize", envvar="LONGGEN_QUANTIZE", help="Keep weights in 8 bits; int8 needs torchao."),
-]
+    typer.Option("--lora", metavar="PATH[:SCALE]",
+                 help="A LoRA and its strength; repeatable; prefix 1= or 2= for one expert only."),
+]  # fmt: skip
 Attention = Annotated[
     str | None,
-    typer.Option("--attention", envvar="LONGGEN_ATTENTION", metavar="BACKEND", help="Attention backend of diffusers, as flash."),
+    typer.Option(
+        "--attention", envvar="LONGGEN_ATTENTION", metavar="BACKEND", help="Attention backend of diffusers, such as flash."
+    ),
 ]
 Cache = Annotated[
     str | None,
     typer.Option("--cache", envvar="LONGGEN_CACHE", metavar="NAME[:X]",
-                 help="Step cache of diffusers: first-block or mag, as first-block:0.05."),
+                 help="Step cache of diffusers: first-block or mag, with an optional threshold, as first-block:0.05."),
 ]  # fmt: skip
 Compile = Annotated[
-    bool, typer.Option("--compile", envvar="LONGGEN_COMPILE", help="Compile the model's blocks; the first step waits for it.")
+    bool, typer.Option("--compile", envvar="LONGGEN_COMPILE", help="Compile the model's blocks; delays the first step.")
 ]
 ClipBatch = Annotated[
     int,
-    typer.Option(
-        "--clip-batch", min=1, envvar="LONGGEN_CLIP_BATCH", help="Clips denoised in one call, where sampling goes by clips."
-    ),
-]
+    typer.Option("--clip-batch", min=1, envvar="LONGGEN_CLIP_BATCH",
+                 help="Clips per model call, where a preset samples clip by clip."),
+]  # fmt: skip
 Tiling = Annotated[
     bool, typer.Option("--vae-tiling", envvar="LONGGEN_VAE_TILING", help="Decode in tiles: less memory, faint seams.")
 ]
-Seeds = Annotated[str, typer.Option("--seeds", metavar="N,N", help="One video or run for each, as 0,1.")]
-Layers = Annotated[
-    str | None,
-    typer.Option("--layers", metavar="probed|all|none|random:N", help="Where a preset acts that leaves its layers to a probe."),
-]
-Probe = Annotated[
-    str | None,
-    typer.Option("--probe", metavar="FILE|run|published", help="The probe that says which layers (default: the one kept)."),
-]
+Seeds = Annotated[str, typer.Option("--seeds", metavar="N,N", help="One video or run per seed, as 0,1.")]
+
+
+@dataclass(frozen=True)
+class PresetOptions:
+    """The preset, its overrides, and the layers that it leaves to a probe."""
+
+    preset: Preset = "direct"
+    overrides: Set = None
+    layers: Layers = None
+    probe: Probe = None
+    allow_code: AllowCode = False
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Length, size and denoising; see `longgen.preset.Sample`."""
+
+    frames: Frames = None
+    duration: Annotated[str | None, typer.Option("--duration", help="Length as 20s or 1m30s, in place of --frames.")] = None
+    size: Size = None
+    steps: Annotated[
+        int | None, typer.Option("--steps", "--num-inference-steps", min=1, envvar="LONGGEN_STEPS", help="Denoising steps.")
+    ] = None
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option("--guidance-scale", "--cfg", min=0, max=100, envvar="LONGGEN_GUIDANCE_SCALE",
+                     help="Strength of the prompt (classifier-free guidance)."),
+    ] = None  # fmt: skip
+    flow_shift: FlowShift = None
+
+    def sample(self, fps: int | None, negative_prompt: str | None = None) -> Sample:
+        """All but the duration. Raises UsageError for a size that is none."""
+        from longgen.preset import Sample
+        from longgen.prompts import parse_size
+
+        return Sample(frames=self.frames, size=None if self.size is None else parse_size(self.size), steps=self.steps,
+                      guidance_scale=self.guidance_scale, negative_prompt=negative_prompt, flow_shift=self.flow_shift,
+                      fps=fps)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Where and in which precision the model runs. The fields have the names of those of `ModelSettings`."""
+
+    dtype: Dtype = None
+    device: Device = None
+    offload: Offload = "none"
+
+    def settings(self) -> dict[str, Any]:
+        """The fields for `inputs.model_settings`; LoRAs as a tuple."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: tuple(value or ()) if name == "lora" else value for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class ModelOptions(DeviceOptions):
+    """Everything about how the model is loaded."""
+
+    lora: Lora = None
+    quantize: Annotated[
+        Literal["fp8", "int8"] | None,
+        typer.Option("--quantize", envvar="LONGGEN_QUANTIZE", help="Store weights in 8 bits; int8 needs torchao."),
+    ] = None
+    attention: Attention = None
+    cache: Cache = None
+    compile: Compile = False
+    vae_tiling: Tiling = False
+    clip_batch: ClipBatch = 1
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What happens to existing files, and what is printed."""
+
+    overwrite: Overwrite = False
+    as_json: Json = False
+    quiet: Quiet = False
+
+
+def given_options(context: typer.Context) -> dict[str, str]:
+    """By parameter, the options that stand on the command line; those of variables and defaults are left out."""
+    return {
+        str(parameter.name): next((name for name in parameter.opts if name.startswith("--")), parameter.opts[0])
+        for parameter in context.command.params
+        if str(context.get_parameter_source(str(parameter.name))).endswith("COMMANDLINE")
+    }

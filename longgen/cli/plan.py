@@ -3,87 +3,69 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longgen.cli.app import answer, app, reports_errors, say
-from longgen.cli.inputs import make_plan, parse_size, read_schedule
-from longgen.cli.options import (
-    Backbone,
-    Dtype,
-    Duration,
-    FlowShift,
-    Fps,
-    Frames,
-    Guidance,
-    Json,
-    Layers,
-    Offload,
-    Overwrite,
-    Preset,
-    Probe,
-    Quiet,
-    ScheduleFile,
-    Set,
-    Size,
-    Steps,
-)
+from longgen.cli.app import answer, app, say
+from longgen.cli.inputs import choose_backbone, read_schedule
+from longgen.cli.options import Backbone, Dtype, Fps, Offload, OutputOptions, PresetOptions, SampleOptions, ScheduleFile
 from longgen.errors import LonggenError, UsageError
 
+if TYPE_CHECKING:
+    from longgen.plan import Plan
 
-@app.command()
-@reports_errors
-def plan(
-    preset: Preset = "direct",
-    set_: Set = None,
-    layers: Layers = None,
-    probe: Probe = None,
+
+@app.command("plan")
+def plan_command(
+    preset: PresetOptions,
+    *,
     backbone: Backbone = None,
-    frames: Frames = None,
-    duration: Duration = None,
-    size: Size = None,
-    steps: Steps = None,
-    guidance_scale: Guidance = None,
-    flow_shift: FlowShift = None,
+    sample: SampleOptions,
     fps: Fps = None,
     schedule: ScheduleFile = None,
     dtype: Dtype = None,
     offload: Offload = "none",
     export: Annotated[Path | None, typer.Option("--export", metavar="FILE.npz", help="Write the frame-plan tables.")] = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    options: OutputOptions,
 ) -> None:
-    """Show what would run, with its tables, its cost against direct sampling and its memory; loads no weights."""
-    from longgen import disk
-    from longgen.describe import plan_text
+    """Show what would run: its tables, its cost relative to direct sampling and its memory. Loads no weights."""
+    from longgen import cost
+    from longgen.describe import plan_dict, plan_text
+    from longgen.resolve import PlanRequest, resolve
 
-    flags = dict(
-        frames=frames, size=None if size is None else parse_size(size), steps=steps, guidance_scale=guidance_scale,
-        flow_shift=flow_shift, fps=fps,
-    )  # fmt: skip
-    if probe == "run":
-        raise UsageError("--probe run runs the model, and plan loads no weights", expected="a probe's file, or published",
-                         hint="longgen probe first; plan then takes what is kept")  # fmt: skip
-    made = make_plan(preset, set_, backbone, flags, duration, True, read_schedule(schedule, None, None), layers, probe)
+    if preset.probe == "run":
+        raise UsageError("--probe run cannot be combined with plan: it runs the model, and plan loads no weights",
+                         expected="a probe's file, or published",
+                         hint="longgen probe first; plan then uses the stored probe")  # fmt: skip
+    spec, overrides = choose_backbone(backbone, quiet=True), (*(preset.overrides or ()),)
+    plan = resolve(PlanRequest(preset.preset, spec, overrides, sample.sample(fps), sample.duration, read_schedule(schedule),
+                               preset.layers, preset.probe, allow_code=preset.allow_code))  # fmt: skip
     if export is not None:
-        import numpy as np
-
-        if export.suffix != ".npz":
-            raise UsageError(f"--export {export}: tables are written as NumPy archives", expected="a name in .npz",
-                             hint=f"take {export.with_suffix('.npz')}")  # fmt: skip
-        disk.check_new(export, overwrite, "--export")
-        if not export.parent.is_dir():
-            raise LonggenError(f"{export} cannot be written: {export.parent} is not there", expected="a folder that is there",
-                               hint="make it, or give another --export")  # fmt: skip
-
-        def write(partial: Path) -> None:
-            with partial.open("wb") as file:
-                np.savez_compressed(file, allow_pickle=False, **made.arrays())
-
-        disk.replace_file(export, write)
-        if not quiet:
+        _export(plan, export, options.overwrite)
+        if not options.quiet:
             say(f"tables written to {export}")
-    kind = dtype or made.spec.dtype
-    answer(plan_text(made, kind, offload), made.as_dict() | {"memory_bytes": made.memory_bytes(kind, offload)}, as_json)
+    dtype_name = dtype or plan.spec.dtype
+    data = plan_dict(plan) | {"memory_bytes": cost.memory_bytes(plan, dtype_name, offload)}
+    answer(plan_text(plan, dtype_name, offload), data, options.as_json)
+
+
+def _export(plan: Plan, export: Path, overwrite: bool) -> None:
+    """Writes the tables of `plan` as a NumPy archive."""
+    import numpy as np
+
+    from longgen import disk
+
+    if export.suffix != ".npz":
+        raise UsageError(f"--export {export}: tables are written as a NumPy archive", expected="a name ending in .npz",
+                         hint=f"use {export.with_suffix('.npz')}")  # fmt: skip
+    disk.check_new(export, overwrite, "--export")
+    if not export.parent.is_dir():
+        raise LonggenError(f"{export} cannot be written: {export.parent} does not exist", expected="an existing folder",
+                           hint="create it, or give another --export")  # fmt: skip
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **plan.arrays())
+
+    disk.replace_file(export, write)

@@ -2,125 +2,128 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from longgen.cli.app import answer, app, reports_errors, say
-from longgen.cli.inputs import backbone_asked, make_setup, parse_size, read_prompts, read_seeds, warn_of_grammar
-from longgen.cli.options import Backbone, Device, Dtype, Frames, Json, Lora, Offload, Overwrite, Quiet, Seeds, Size
+from longgen.cli.app import answer, app, say
+from longgen.cli.inputs import choose_backbone, model_settings, parse_seeds, parse_size, read_prompts, warn_of_grammar
+from longgen.cli.options import Backbone, DeviceOptions, Frames, Json, Lora, Overwrite, Quiet, Seeds, Size
 from longgen.errors import UsageError
 
 if TYPE_CHECKING:
     from longgen.backbones.settings import ModelSettings
     from longgen.backbones.spec import BackboneSpec
-    from longgen.layers.probe_file import Probe, Settings
+    from longgen.layers.probe_file import Probe, ProbeSettings
     from longgen.preset import Preset
 
+METRICS = Literal["attention", "latent", "video"]
 
-@app.command()
-@reports_errors
-def probe(
-    backbone: Backbone = None,
-    frames: Frames = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="In place of two prompts of longgen's own.")] = None,
+
+@dataclass(frozen=True)
+class RunsOptions:
+    """The generations that are measured."""
+
+    backbone: Backbone = None
+    frames: Frames = None
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="In place of two built-in prompts.")] = None
     prompts: Annotated[
         Path | None, typer.Option("--prompts", metavar="FILE", help="One prompt a line in .txt; also .csv and .jsonl.")
-    ] = None,
-    seeds: Seeds = "0,1",
+    ] = None
+    seeds: Seeds = "0,1"
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """How scores become verdicts on layers."""
+
     metric: Annotated[
-        Literal["attention", "latent", "video"] | None,
-        typer.Option(
-            "--metric",
-            help="The score that decides: attention itself, or what changing it does to latents or video (default: latent).",
-        ),
-    ] = None,
+        METRICS | None,
+        typer.Option("--metric", help="The score that decides: of attention itself, or of what changing it does to latents or "
+                     "video (default: latent)."),
+    ] = None  # fmt: skip
     threshold: Annotated[
-        float | None, typer.Option("--threshold", min=0, help="Layers with a score above are sensitive (default: the largest gap).")
-    ] = None,
-    top: Annotated[int | None, typer.Option("--top", min=0, metavar="K", help="The K layers with the highest scores are.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Denoising steps of each run (default: 10 at most).")] = None,
-    size: Size = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Watch two ordinary generations; change no layer.")] = False,
-    again: Annotated[bool, typer.Option("--again", help="Measure anew what was measured before.")] = False,
+        float | None,
+        typer.Option("--threshold", min=0, help="Layers that score higher are sensitive (default: split at the largest gap)."),
+    ] = None
+    top: Annotated[
+        int | None, typer.Option("--top", min=0, metavar="K", help="The K layers with the highest scores are sensitive.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What is measured anew, and where the report goes."""
+
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Denoising steps of each run (default: 10 at most).")] = None
+    size: Size = None
+    quick: Annotated[bool, typer.Option("--quick", help="Observe two ordinary generations; change no layer.")] = False
+    again: Annotated[bool, typer.Option("--again", help="Repeat measurements that are already stored.")] = False
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Where the report goes (default: probe-BACKBONE-FRAMES here)."),
-    ] = None,
-    overwrite: Overwrite = False,
-    dtype: Dtype = None,
-    device: Device = None,
-    offload: Offload = "none",
-    lora: Lora = None,
-    as_json: Json = False,
+    ] = None
+    overwrite: Overwrite = False
+
+
+@app.command()
+def probe(
+    runs: RunsOptions, judge: JudgeOptions, options: ReportOptions, device: DeviceOptions, lora: Lora = None, as_json: Json = False,
     quiet: Quiet = False,
-) -> None:
-    """Find the layers that are sensitive to position and to context; presets such as freeloc use the answer.
+) -> None:  # fmt: skip
+    """Find the layers that are sensitive to position and to context; presets such as freeloc use the result.
 
     Takes many short generations; with --quick two long ones.
     """
     from longgen import disk, naming
     from longgen.probe import measure, report
 
-    spec = backbone_asked(backbone, quiet)
-    texts = (
-        None
-        if prompt is None and prompts is None
-        else read_prompts(prompt, prompts, quiet, "the flags give it, and --seeds the seeds")
-    )
+    spec = choose_backbone(runs.backbone, quiet)
+    texts = None if runs.prompt is None and runs.prompts is None else read_prompts(runs.prompt, runs.prompts, quiet)
     if texts is not None:
         warn_of_grammar(spec, texts, quiet)
-    model_settings = make_setup(spec, dict(device=device, dtype=dtype, offload=offload, lora=tuple(lora or ())))
-    settings = measure.settings_for(
-        spec, "quick" if quick else "full", frames, steps, texts, read_seeds(seeds), None if size is None else parse_size(size),
-        model_settings.dtype, model_settings.lora,
+    how = model_settings(spec, device.settings() | {"lora": tuple(lora or ())})
+    settings = measure.make_settings(
+        spec, "quick" if options.quick else "full", runs.frames, options.steps, texts, parse_seeds(runs.seeds),
+        parse_size(options.size), how.dtype, how.lora,
     )  # fmt: skip
-    default = Path(f"probe-{naming.slug(spec.name)}-{settings.frames}")
-    folder = output or report.free(default, spec.name, settings, overwrite)
+    folder = options.output or report.free_folder(
+        Path(f"probe-{naming.slug(spec.name)}-{settings.frames}"), spec.name, settings, options.overwrite
+    )
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--output {folder} is a file, and a report is several", expected="a folder", hint="give another name")
-    report.check(folder, spec.name, settings, overwrite)
-    found, place = run_probe(spec, model_settings, settings, metric, threshold, top, again, quiet)
+        raise UsageError(f"--output {folder} is a file, but a report is a folder", expected="a folder", hint="give another name")
+    report.check_output(folder, spec.name, settings, options.overwrite)
+    result, stored = run_probe(spec, how, settings, judge, options.again, quiet)
     with disk.held(folder / disk.LOCK, str(folder)):
-        report.check(folder, spec.name, settings, overwrite)
-        written = report.write(found, folder)
-    answer(report.text(found), found.as_dict(), as_json, made=True)
+        report.check_output(folder, spec.name, settings, options.overwrite)
+        written = report.write(result, folder)
+    answer(report.text(result), result.as_dict(), as_json, made=True)
     if not quiet:
-        say(f"report: {next(path for path in written if path.suffix == '.html')}; kept for presets: {place}")
+        say(f"report: {next(path for path in written if path.suffix == '.html')}; stored for presets: {stored}")
 
 
 def probe_first(preset: Preset, spec: BackboneSpec, loading: dict[str, Any], quiet: bool) -> str:
-    """`--probe run`: a quick probe of `spec` at the length of `preset`'s video; its file, or `run` where `preset` needs none."""
+    """`--probe run`: a quick probe at the length of the preset's video; its file, or `run` where the preset needs none."""
     from longgen.layers import selection
     from longgen.probe import measure
 
-    if not selection.asks(preset):
-        return "run"  # which `chosen` refuses
-    model_settings, frames = make_setup(spec, loading), preset.sample_on(spec).frames or spec.native_px
-    settings = measure.settings_for(
-        spec, "quick", frames, None, None, (0, 1), preset.sample_on(spec).size, model_settings.dtype, model_settings.lora
-    )
-    return str(run_probe(spec, model_settings, settings, None, None, None, again=False, quiet=quiet)[1])
+    if not selection.uses_probe(preset):
+        return "run"  # which layer selection refuses
+    how, sample = model_settings(spec, loading), preset.sample_on(spec)
+    frames_px = sample.frames or spec.native_px
+    settings = measure.make_settings(spec, "quick", frames_px, None, None, (0, 1), sample.size, how.dtype, how.lora)
+    return str(run_probe(spec, how, settings, JudgeOptions(), again=False, quiet=quiet)[1])
 
 
 def run_probe(
-    spec: BackboneSpec,
-    model_settings: ModelSettings,
-    settings: Settings,
-    metric: Literal["attention", "latent", "video"] | None,
-    threshold: float | None,
-    top: int | None,
-    again: bool,
-    quiet: bool,
+    spec: BackboneSpec, how: ModelSettings, settings: ProbeSettings, judge: JudgeOptions, again: bool, quiet: bool
 ) -> tuple[Probe, Path]:
-    """`longgen.probe.run.probe` with its progress on stderr."""
-    from longgen.probe.run import probe as run_it
+    """`longgen.probe.run.probe` with its progress on stderr: the probe, and the file it is stored in."""
+    from longgen.probe.run import probe as run
     from longgen.progress import reporter
 
-    def log(message: str) -> None:
-        if not quiet:
-            say(message)
-
+    log = (lambda message: None) if quiet else say
     with reporter(quiet, say) as report:
-        return run_it(spec, model_settings, settings, metric, threshold, top, again, report, log)
+        return run(spec, how, settings, judge.metric, judge.threshold, judge.top, again, report, log)

@@ -1,38 +1,36 @@
-"""The grid of presets, prompts and seeds: the videos that it is made of, and the making of those that are not there.
+"""The grid of presets, prompts and seeds: plans its videos and generates the missing ones.
 
-A video lies under a name that holds a hash of the settings that decide it, so that a finished one is known by its name alone, and
-the same command goes on where an earlier one was stopped.
+The name of a video contains a hash of the settings that decide it, so a finished one is recognised by its name alone, and the same
+command resumes an interrupted grid.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longgen import catalog, disk, naming, preset, progress, resolve, run, rundir
+from longgen import cost, disk, naming, progress, run, rundir
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import BackboneSpec
-from longgen.errors import LonggenError, UsageError, unknown_name
-from longgen.layers import selection
+from longgen.errors import LonggenError, UsageError
 from longgen.pipelines import base
 from longgen.pipelines.token_limit import cut_notes, tokenizer_of
 from longgen.plan import Plan
-from longgen.progress import Progress
+from longgen.progress import Phase, Progress
+from longgen.resolve import PlanRequest, check_overrides, resolve
+from longgen.run_settings import content_hash, stored_settings
+from longgen.textfile import on_one_line
 
-SHOWN = 50  # characters of a prompt in a line of progress
+PROMPT_LENGTH = 50  # characters of a prompt in a log line
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
-    """A place in the grid: what its video shows and where it lies, whether it is there or not."""
+class PlannedVideo:
+    """A video of the grid, whether it exists yet or not."""
 
     name: str
     plan: Plan
@@ -43,147 +41,110 @@ class Place:
 
     @property
     def finished(self) -> bool:
-        """Raises LonggenError where its record is damaged."""
-        return rundir.finished(self.output, self.settings, self.plan.frames_px)
+        """Raises LonggenError if its record is damaged."""
+        return rundir.is_finished(self.output, self.settings, self.plan.frames_px)
 
 
-def plans(
-    names: Sequence[str],
-    spec: BackboneSpec,
-    overrides: Sequence[str] = (),
-    sample: preset.Sample | None = None,
-    duration: str | None = None,
-    probe: str | None = None,
-    lora: tuple[str, ...] = (),
-) -> list[Plan]:
-    """A plan for each preset. An override goes to the presets that have its technique; `probe` to those that ask for one.
+def plans(requests: Sequence[PlanRequest]) -> list[Plan]:
+    """A plan for each preset. An override applies to the presets that have its technique, `probe` to those that use one.
 
-    Raises UsageError: no presets, two of one name, an override that none of them takes, and what a plan refuses.
+    Raises UsageError: no presets, two of the same name, an override that applies to none, and whatever the planner rejects.
     """
-    if not names:
-        raise UsageError("there are no presets to compare", expected="names or TOML files with commas between, as direct,freespec",
+    if not requests:
+        raise UsageError("there are no presets to compare", expected="comma-separated names or TOML files, such as direct,freespec",
                          hint="longgen presets list shows them")  # fmt: skip
-    taken: set[str] = set()
-    made: dict[str, Plan] = {}
-    for name in names:
-        bare = preset.load(selection.split(name)[0])
-        own = preset.fitting(selection.split(name)[0], overrides)
-        taken.update(own)
-        plan = resolve.planned(name, spec, own, sample, duration, probe=probe if selection.asks(bare) else None, lora=lora)
-        if plan.preset.name in made:
-            raise UsageError(f"two of the presets are called {plan.preset.name}", expected="presets of different names",
+    fitted = [request.fitted() for request in requests]
+    plans: dict[str, Plan] = {}
+    for request in fitted:
+        plan = resolve(request)
+        if plan.preset.name in plans:
+            raise UsageError(f"two presets are called {plan.preset.name}", expected="presets with different names",
                              hint="leave one out, or change the name in its TOML file")  # fmt: skip
-        made[plan.preset.name] = plan
-    for override in overrides:
-        if override not in taken:
-            technique, dot, _ = override.partition("=")[0].partition(".")
-            if dot and technique.strip() not in catalog.TECHNIQUES:
-                raise unknown_name("technique", technique.strip(), catalog.TECHNIQUES, "longgen presets show NAME shows a preset's")
-            raise UsageError(f"--set {override}: none of the presets takes it", hint="correct it, or leave it out",
-                             expected="technique.key=value, of a technique that one of the presets has")  # fmt: skip
-    return [*made.values()]
+        plans[plan.preset.name] = plan
+    check_overrides(requests[0].overrides, fitted)
+    return [*plans.values()]
 
 
-def places(
+def planned_videos(
     plans: Sequence[Plan], prompts: Iterable[str], seeds: Iterable[int], model_settings: ModelSettings, folder: Path
-) -> list[Place]:
-    """The places of the grid, prompt by prompt, so that there is something to watch early. Their videos lie in `folder`."""
-    found = []
+) -> list[PlannedVideo]:
+    """The videos of the grid in `folder`, prompt by prompt, so that there is something to watch early."""
+    videos = []
     for prompt, seed, plan in ((prompt, seed, plan) for prompt in prompts for seed in seeds for plan in plans):
-        settings = run.settings_of(plan, prompt, seed, model_settings)
+        settings = stored_settings(plan, prompt, seed, model_settings)
         words = f"{naming.slug(plan.preset.name, (40, 60))}-{naming.slug(prompt, (60, 100))}"
-        name = f"{words}-{seed}-{content_hash(settings, model_settings)}"
-        found.append(Place(name, plan, prompt, seed, folder / f"{name}.mp4", settings))
-    return found
+        name = f"{words}-{seed}-{content_hash(settings)}"
+        videos.append(PlannedVideo(name, plan, prompt, seed, folder / f"{name}.mp4", settings))
+    return videos
 
 
-def content_hash(settings: dict[str, Any], model_settings: ModelSettings) -> str:
-    """Eight hexadecimal digits of what decides the picture: not the versions of libraries, nor where it ran."""
-    deciding = {key: settings.get(key) for key in run.IDENTITY} | {"vae_tiling": model_settings.vae_tiling}
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def make(
-    places: Sequence[Place],
+def generate_videos(
+    videos: Sequence[PlannedVideo],
     model_settings: ModelSettings,
     report: Callable[[Progress], None] = progress.no_report,
     log: Callable[[str], None] = progress.no_report,
-) -> Iterator[tuple[Place, str | None]]:
-    """Makes what is not there, on one loaded model. Each place comes as soon as it is settled, with an error where it failed."""
-    missing = [place for place in places if not _finished(place)]
-    if len(missing) < len(places):
-        log(f"{len(places) - len(missing)} of {len(places)} videos are there already")
-    to_do, done, began = sum(place.plan.cost for place in missing), 0.0, 0.0
-    backbone = None
-    for number, place in enumerate(places, start=1):
+) -> Iterator[tuple[PlannedVideo, str | None]]:
+    """Generates the missing videos on one loaded model. Yields each as soon as it is settled, with an error if it failed."""
+    missing = [video for video in videos if not _finished(video)]
+    if len(missing) < len(videos):
+        log(f"{len(videos) - len(missing)} of {len(videos)} videos exist already")
+    left, done = sum(cost.ratio(video.plan) for video in missing), 0.0
+    backbone, phase = None, None
+    for number, video in enumerate(videos, start=1):
         error = None
-        if place in missing:
-            log(f"[{number}/{len(places)}] {place.plan.preset.name}, seed {place.seed}, {shortened(place.prompt, SHOWN)}")
-            if backbone is None:
-                backbone, _ = run.load(place.plan.spec, model_settings, report)
-                began = time.monotonic()
-                cut = (note for one in places for note in cut_notes(one.plan, [one.prompt], tokenizer_of(backbone)))
+        if video in missing:
+            log(f"[{number}/{len(videos)}] {video.plan.preset.name}, seed {video.seed}, {on_one_line(video.prompt, PROMPT_LENGTH)}")
+            if backbone is None or phase is None:
+                backbone, _ = run.load(video.plan.spec, model_settings, report)
+                phase = Phase("videos", len(videos), model_settings.device, report, number - 1)
+                cut = (note for video in videos for note in cut_notes(video.plan, [video.prompt], tokenizer_of(backbone)))
                 for note in dict.fromkeys([*backbone.notes, *cut]):
                     log(f"note: {note}")
             try:
-                _make(place, backbone, report, log)
+                _generate(video, backbone, report, log)
             except LonggenError as failure:
                 error = failure.given
-            except Exception as failure:  # a defect, of longgen or of a library: the other videos shall not wait for its mending
+            except Exception as failure:  # a bug, in longgen or in a library: the other videos need not wait for the fix
                 if os.environ.get("LONGGEN_DEBUG") == "1":
                     raise
                 error = f"{type(failure).__name__}: {failure}"
             if error:
                 log(f"failed: {error}")
-            spent_s, done = time.monotonic() - began, done + place.plan.cost
-            eta_s = spent_s / done * (to_do - done) if number < len(places) else None
-            report(Progress("videos", number, len(places), spent_s, eta_s, progress.memory_bytes(model_settings.device)))
-        yield place, error
+            left, done = left - cost.ratio(video.plan), done + cost.ratio(video.plan)
+            phase.at(number, done, left)
+        yield video, error
 
 
-def _finished(place: Place) -> bool:
+def _finished(video: PlannedVideo) -> bool:
     try:
-        return place.finished
-    except LonggenError:  # a damaged record, which making it says
+        return video.finished
+    except LonggenError:  # a damaged record, which generating it reports
         return False
 
 
-def _make(
-    place: Place,
-    backbone: base.PipelineBackbone,
-    report: Callable[[Progress], None],
-    log: Callable[[str], None] = progress.no_report,
+def _generate(
+    video: PlannedVideo, backbone: base.PipelineBackbone, report: Callable[[Progress], None], log: Callable[[str], None]
 ) -> None:
-    """Makes the video of `place`, from what an earlier run left of it where it can."""
-    folder = run.run_folder(place.output)
-    with rundir.held(place.output):
-        left = run.unfinished(place.output)
-        if left and backbone.model_settings.cache and not (folder / rundir.LATENTS).is_file():
-            left = None  # what a step cache held is lost
-        if rundir.ready(place.output, place.settings, place.plan.frames_px, resume=True, overwrite=False):
+    """Generates `video`, resuming an interrupted run if possible."""
+    folder = rundir.run_folder(video.output)
+    with rundir.lock(video.output):
+        interrupted = rundir.unfinished_work(video.output)
+        if interrupted and backbone.model_settings.cache and not (folder / rundir.LATENTS).is_file():
+            interrupted = None  # the state of a step cache is lost
+        if rundir.already_finished(video.output, video.settings, video.plan.frames_px, resume=True, overwrite=False):
             return  # another process was faster
-        _forget_peak()
-        run.generate_one(backbone, place.plan, place.prompt, place.seed, place.output, left is not None, report, log=log)
-        if left:
-            disk.save_record(folder / rundir.RECORD, run.stored_record(place.output) | {"resumed": True})
-
-
-def _forget_peak() -> None:
-    """Has Linux count the peak memory of this process anew; elsewhere a video has that of those before it."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        if sys.platform == "linux":  # the kernel resets the peak memory of this process; elsewhere it includes earlier videos
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        job = run.Job(video.plan, video.prompt, video.seed, video.output)
+        run.generate_one(backbone, job, interrupted is not None, report, log)
+        if interrupted:
+            disk.save_record(folder / rundir.RECORD, rundir.stored_record(video.output) | {"resumed": True})
 
 
 def record_of(video: Path) -> dict[str, Any]:
-    """The run.json beside `video`; nothing where there is none, or a damaged one."""
+    """The run.json beside `video`; empty if there is none, or a damaged one."""
     try:
-        return run.stored_record(video)
+        return rundir.stored_record(video)
     except LonggenError:
         return {}
-
-
-def shortened(text: str, characters: int) -> str:
-    """`text` on one line, of so many characters at most."""
-    line = " ".join(text.split())
-    return line if len(line) <= characters else line[: characters - 1].rstrip() + "…"

@@ -1,4 +1,4 @@
-"""Videos that are there already: those that longgen wrote tell their preset, prompt and seed, others are known by their names."""
+"""Existing videos as inputs: those that longgen wrote carry their preset, prompt and seed; others are known by their names."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from longgen import progress, resolve, run
+from longgen import progress, resolve
 from longgen.compare.record import read
 from longgen.compare.seams import seams
 from longgen.errors import LonggenError, MissingError, UsageError
 from longgen.plan import Plan
+from longgen.run_settings import TREATMENT
 from longgen.video import is_partial, read_settings
 from longgen.video_info import facts, unreadable
 
-SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")  # taken from a folder, in letters of any case
-NAMED = 8  # files of a folder that are left out, written out
-TREATMENT = tuple(key for key in run.IDENTITY if key not in ("prompt", "seed"))  # videos that are equal in these share a row
+SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")  # of the videos of a folder, in any case
+LISTED = 8  # names written out
 
 
 @dataclass(frozen=True)
-class Found:
-    """A video, and what it says of how it was made: nothing where longgen did not write it. label: of its row in tables.
+class InputVideo:
+    """A video and its embedded settings, which are empty if longgen did not write it. label: of its row in tables.
 
-    caveats: what is to be noted of the file, as words that follow its name.
+    caveats: notes on the file, phrased to follow its name.
     """
 
     video: Path
@@ -48,136 +48,137 @@ class Found:
         return self.settings.get("seed")
 
 
-def videos(paths: Sequence[Path], log: Callable[[str], None] = progress.no_report) -> list[Path]:
-    """The videos that `paths` mean, each once: a video, a run's folder, a folder of an earlier compare, or a folder of videos.
+def expand_paths(paths: Sequence[Path], log: Callable[[str], None] = progress.no_report) -> list[Path]:
+    """The videos behind `paths`, each once: a path is a video, a run folder, a folder of an earlier comparison, or one of videos.
 
-    tell: is given a sentence for what is left out. Raises LonggenError.
+    log: receives a sentence about what is skipped. Raises LonggenError.
     """
-    named: list[Path] = []
+    listed: list[Path] = []
     for path in paths:
         if path.is_dir() and (path / "run.json").is_file():
             video = path.with_suffix(".mp4")
             if not video.is_file():
-                raise MissingError(f"{path} is a run whose video {video.name} is not there", expected="a run that is finished",
+                raise MissingError(f"{path} is a run whose video {video.name} does not exist", expected="a finished run",
                                    hint=f"longgen generate -o {video} --resume")  # fmt: skip
-            named.append(video)
+            listed.append(video)
         elif (path / "compare.json").is_file():
             cells = read(path / "compare.json").cells
-            named += [path / cell.video for cell in cells if cell.video is not None]
+            listed += [path / cell.video for cell in cells if cell.video is not None]
         elif path.is_dir():
-            named += _inside(path, log)
+            listed += _videos_in(path, log)
         else:
-            named.append(path)
+            listed.append(path)
     unique: dict[object, Path] = {}
-    for video in named:
+    for video in listed:
         first = unique.setdefault(_identity(video), video)
         if first is not video:
-            log(f"{video} {f'and {first} are one file' if first != video else 'is named more than once'}: it is taken once")
+            log(f"{video} {f'and {first} are the same file' if first != video else 'is listed more than once'}: it is used once")
     return [*unique.values()]
 
 
 def _identity(video: Path) -> object:
-    """Equal for names of one file, links of both kinds among them."""
+    """Equal for all names of one file, including hard and symbolic links."""
     try:
-        here = video.stat()
+        stat = video.stat()
     except (OSError, ValueError):
         return str(video)
-    return (here.st_dev, here.st_ino) if here.st_ino else os.path.realpath(video)
+    return (stat.st_dev, stat.st_ino) if stat.st_ino else os.path.realpath(video)
 
 
-def _inside(folder: Path, log: Callable[[str], None]) -> list[Path]:
-    """The videos of `folder`, and what was left out of it told to `tell`."""
+def _videos_in(folder: Path, log: Callable[[str], None]) -> list[Path]:
+    """The videos of `folder`; what is skipped is logged."""
     inner = folder / "videos"
-    if inner.is_dir():  # of a comparison that did not come to its end
+    if inner.is_dir():  # of an interrupted comparison
         beside = [path.name for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
         if beside:
-            log(f"left out of {folder}, whose folder {inner.name} is compared: {listed(beside)}")
+            log(f"skipped in {folder}, whose folder {inner.name} is compared: {join_names(beside)}")
         folder = inner
-    taken, left = [], dict[str, list[str]]()
+    videos, skipped = [], dict[str, list[str]]()
     for path in sorted(folder.iterdir()):
         if path.is_dir() and path.suffix == ".run" and path.with_suffix(".mp4").is_file():
             continue
-        why = _left_out(path)
-        if why is None:
-            taken.append(path)
+        reason = _skip_reason(path)
+        if reason is None:
+            videos.append(path)
         else:
-            left.setdefault(why, []).append(path.name)
-    if not taken:
-        said = "".join(f"; {why}: {listed(names)}" for why, names in left.items())
-        raise MissingError(f"{folder} holds no video{said}", hint="check the path, or name the files themselves",
+            skipped.setdefault(reason, []).append(path.name)
+    if not videos:
+        reasons = "".join(f"; {reason}: {join_names(names)}" for reason, names in skipped.items())
+        raise MissingError(f"{folder} contains no video{reasons}", hint="check the path, or list the files themselves",
                            expected=f"a folder with {', '.join(SUFFIXES)}, or a video, NAME.run, DIR of compare")  # fmt: skip
-    for why, names in left.items():
-        log(f"left out of {folder}, {why}: {listed(names)}")
-    return taken
+    for reason, names in skipped.items():
+        log(f"skipped in {folder}, {reason}: {join_names(names)}")
+    return videos
 
 
-def _left_out(path: Path) -> str | None:
-    """Why what is in a folder is not taken for one of its videos, or None."""
+def _skip_reason(path: Path) -> str | None:
+    """Why an entry of a folder is not one of its videos, or None."""
     if path.name.startswith("."):
         return "hidden"
     if is_partial(path):
-        return "not complete yet"
+        return "incomplete"
     if path.suffix.lower() in SUFFIXES:
         return None
     if path.is_dir():
-        return "a run without its video" if path.suffix == ".run" else "a folder in it"
-    return f"not called {', '.join(SUFFIXES)}"
+        return "a run without its video" if path.suffix == ".run" else "a subfolder"
+    return f"not {', '.join(SUFFIXES)}"
 
 
-def listed(names: Sequence[str]) -> str:
-    """`names` with commas between, or the first of them and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+def join_names(names: Sequence[str]) -> str:
+    """`names` separated by commas, or the first of them and how many more there are."""
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
 
 
-def found(paths: Sequence[Path], log: Callable[[str], None] = progress.no_report) -> list[Found]:
-    """The videos of `paths`. Raises LonggenError for one that is none or not whole, and UsageError where there is none.
+def read_videos(paths: Sequence[Path], log: Callable[[str], None] = progress.no_report) -> list[InputVideo]:
+    """The videos of `paths`. Raises LonggenError for an unreadable or truncated one, and UsageError if there is none.
 
-    Rows are called as the presets are; where two are called alike and differ otherwise, the second has `#2` behind its name. Other
-    videos are called as their files, by as much of the path as tells them apart. tell: is given what is left out, and why.
+    Rows are labelled by preset; where two presets of one name differ otherwise, the second gets `#2` after its name. Other videos
+    are labelled by file name, with as much of the path as tells them apart. log: receives what is skipped, and why.
     """
-    labels: dict[str, str] = {}  # of settings
+    labels: dict[str, str] = {}  # by settings
     taken: set[tuple[str, object, object]] = set()
-    named: dict[str, int] = {}
-    made: list[Found] = []
-    others: list[int] = []  # their places in it, of those that longgen did not write
-    for video in videos(paths, log):
-        film, settings = facts(video), _settings(video)
-        caveats = [*film.notes]
-        if film.cut is not None and not is_partial(video):
-            raise unreadable(video, film.cut, "copy or download it again; ffmpeg -i FILE -c copy WHOLE.mp4 keeps what there is")
-        if is_partial(video):
-            caveats.append("it is not complete yet; what it holds so far is compared")
+    counts: dict[str, int] = {}  # of labels by preset
+    videos: list[InputVideo] = []
+    foreign: list[int] = []  # indices of those that longgen did not write
+    for path in expand_paths(paths, log):
+        info, settings = facts(path), _settings(path)
+        caveats = [*info.notes]
+        if info.cut is not None and not is_partial(path):
+            raise unreadable(path, info.cut, "copy or download it again; ffmpeg -i FILE -c copy WHOLE.mp4 keeps what there is")
+        if is_partial(path):
+            caveats.append("it is incomplete; its frames so far are compared")
         if not settings:
-            others.append(len(made))
-            made.append(Found(video, "", film.size, film.fps, {}, None, [], caveats))
+            foreign.append(len(videos))
+            videos.append(InputVideo(path, "", info.size, info.fps, {}, None, [], caveats))
             continue
         name = str(settings["preset"].get("name"))
         treatment = json.dumps([name, *(settings.get(key) for key in TREATMENT)], sort_keys=True)
-        where = settings.get("prompt"), settings.get("seed")
-        if treatment not in labels or (labels[treatment], *where) in taken:
-            named[name] = named.get(name, 0) + 1
-            labels[treatment] = name if named[name] == 1 else f"{name} #{named[name]}"
-            if named[name] > 1:
-                log(f"{labels[treatment]} is {video}, and what was made alike")
+        sample = settings.get("prompt"), settings.get("seed")
+        if treatment not in labels or (labels[treatment], *sample) in taken:
+            counts[name] = counts.get(name, 0) + 1
+            labels[treatment] = name if counts[name] == 1 else f"{name} #{counts[name]}"
+            if counts[name] > 1:
+                log(f"{labels[treatment]} is {path}, and videos with the same settings")
         label = labels[treatment]
-        taken.add((label, *where))
+        taken.add((label, *sample))
         plan, edges = None, []
         try:
-            plan = resolve.plan_of(settings, video)
+            plan = resolve.from_settings(settings, path)
             edges = seams(plan)
         except LonggenError:
-            pass  # of a backbone that is not here, or of another longgen
-        made.append(Found(video, label, film.size, film.fps, settings, plan, edges, caveats))
-    if not made:
-        raise UsageError("there is no video to compare", expected="videos, or folders with some", hint="name one")
-    for index, label in zip(others, _names([made[index].video for index in others], {one[0] for one in taken}), strict=True):
-        made[index] = replace(made[index], label=label)
-    return made
+            pass  # of an unknown backbone, or another version of longgen
+        videos.append(InputVideo(path, label, info.size, info.fps, settings, plan, edges, caveats))
+    if not videos:
+        raise UsageError("there is no video to compare", expected="videos, or folders with some", hint="list one")
+    file_labels = _file_labels([videos[index].video for index in foreign], {label for label, _, _ in taken})
+    for index, label in zip(foreign, file_labels, strict=True):
+        videos[index] = replace(videos[index], label=label)
+    return videos
 
 
-def _names(files: Sequence[Path], taken: Collection[str]) -> list[str]:
-    """For each of `files` a name that no other has, nor `taken`: its stem, its name, or the end of its path."""
+def _file_labels(files: Sequence[Path], taken: Collection[str]) -> list[str]:
+    """A unique label for each of `files`, outside `taken`: its stem, its name, or the end of its path."""
     forms = [[file.stem, *("/".join(file.parts[-parts:]) for parts in range(1, len(file.parts) + 1))] for file in files]
     names = [form[0] for form in forms]
     for level in range(1, max(map(len, forms), default=0)):
@@ -188,10 +189,12 @@ def _names(files: Sequence[Path], taken: Collection[str]) -> list[str]:
 
 
 def _settings(video: Path) -> dict[str, Any]:
-    """The settings stored in `video`; none where it is not one generation of longgen's."""
+    """The settings embedded in `video`; empty if it is not a single generation of longgen."""
     try:
         settings = read_settings(video)
     except LonggenError:
         return {}
-    whole = {"prompt", "seed", "preset", "sample", "backbone", "dtype"} <= settings.keys() and isinstance(settings["preset"], dict)
-    return settings if whole else {}
+    complete = {"prompt", "seed", "preset", "sample", "backbone", "dtype"} <= settings.keys() and isinstance(
+        settings["preset"], dict
+    )
+    return settings if complete else {}

@@ -1,4 +1,4 @@
-"""Words in pictures, in a font that is in every installation."""
+"""Text drawn into images, in a font that every installation has."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-MISSING = "\uffff"  # a character of no font
-STANDS_IN = "?"  # for what the font lacks
+NO_GLYPH = "\uffff"  # a character of no font
+REPLACEMENT = "?"  # for what the font lacks
 ELLIPSIS = "…"
 
 
@@ -22,27 +22,27 @@ def font(pixels: int) -> ImageFont.FreeTypeFont:
 
 
 @cache
-def _has(pixels: int, character: str) -> bool:
-    return character == " " or bytes(font(pixels).getmask(character)) != bytes(font(pixels).getmask(MISSING))
+def _has_glyph(pixels: int, character: str) -> bool:
+    return character == " " or bytes(font(pixels).getmask(character)) != bytes(font(pixels).getmask(NO_GLYPH))
 
 
-def drawable(text: str, pixels: int, width: int) -> str:
-    """`text` on one line of `width` pixels: what the font lacks is replaced, what is too long is cut."""
-    letters = font(pixels)
-    line = " ".join(text[:width].split())  # no letter is so narrow that more would fit
-    line = "".join(character if _has(pixels, character) else STANDS_IN for character in line)
-    if letters.getlength(line) <= width:
+def fit_text(text: str, pixels: int, width: int) -> str:
+    """`text` on one line of `width` pixels: missing glyphs are replaced, and what is too long is cut."""
+    face = font(pixels)
+    line = " ".join(text[:width].split())  # no glyph is so narrow that more would fit
+    line = "".join(character if _has_glyph(pixels, character) else REPLACEMENT for character in line)
+    if face.getlength(line) <= width:
         return line
-    while line and letters.getlength(line + ELLIPSIS) > width:
+    while line and face.getlength(line + ELLIPSIS) > width:
         line = line[:-1]
     return line.rstrip() + ELLIPSIS if line else ""
 
 
-def strip(text: str, size: tuple[int, int], pixels: int, ink: int, paper: int, right: bool = False) -> np.ndarray:
-    """`text` in grey `ink` on grey `paper`, [height, width, 3] uint8 for a `size` of (width, height), in its middle line."""
+def text_strip(text: str, size: tuple[int, int], pixels: int, ink: int, paper: int, right: bool = False) -> np.ndarray:
+    """`text` in grey `ink` on grey `paper`, vertically centred: [height, width, 3] uint8 for a `size` of (width, height)."""
     width, height = size
     image, gap = Image.new("L", size, paper), min(4, width // 8)
-    line = drawable(text, pixels, width - 2 * gap)
-    place, anchor = ((width - gap, height // 2), "rm") if right else ((gap, height // 2), "lm")
-    ImageDraw.Draw(image).text(place, line, fill=ink, font=font(pixels), anchor=anchor)
+    line = fit_text(text, pixels, width - 2 * gap)
+    position, anchor = ((width - gap, height // 2), "rm") if right else ((gap, height // 2), "lm")
+    ImageDraw.Draw(image).text(position, line, fill=ink, font=font(pixels), anchor=anchor)
     return np.repeat(np.asarray(image)[:, :, None], 3, axis=2)

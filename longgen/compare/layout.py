@@ -1,4 +1,4 @@
-"""Where the tiles of several videos lie in one picture, and how large they are. Pure numbers and arrays."""
+"""Layout of several videos as tiles of one picture. Pure numbers and arrays."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ import cv2
 import numpy as np
 
 WIDTH, HEIGHT = 1920, 1080  # pixels of the whole picture, at most
-ENLARGED = 384  # pixels of the longer side, beyond which a small video is not enlarged
-GAP, LABEL, TITLE, BAR = 4, 24, 28, 26  # pixels between tiles, and of the heights of a label, the title and the bar of time
+ENLARGED = 384  # pixels of the longer side, up to which a small video is enlarged
+GAP, LABEL, TITLE, BAR = 4, 24, 28, 26  # pixels between tiles; heights of a label, the title and the time bar
 LEAST_WIDTH = 240  # of the whole picture: room for the time
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Tiles of `box` (width, height) in so many columns, in a picture of `size` (width, height), both even."""
+    """Tiles of size `box` (width, height) in so many columns, in a picture of `size` (width, height), both even."""
 
     columns: int
     box: tuple[int, int]
     size: tuple[int, int]
 
     def corner(self, tile: int) -> tuple[int, int]:
-        """The left and upper edge of the label of a tile; the tile itself is LABEL below."""
+        """The left and upper edge of a tile's label; the tile itself is LABEL below."""
         row, column = divmod(tile, self.columns)
         return GAP + column * (self.box[0] + GAP), TITLE + row * (LABEL + self.box[1] + GAP)
 
 
-def fitted(size: tuple[int, int], room: tuple[float, float]) -> tuple[int, int]:
-    """The size at which a video of `size` is shown in `room`: a whole multiple of its own, or reduced."""
+def fitted_size(size: tuple[int, int], room: tuple[float, float]) -> tuple[int, int]:
+    """The size at which a video of `size` is shown in `room`: an integer multiple, or reduced."""
     factor = min(room[0] / size[0], room[1] / size[1])
     if factor >= 1:
-        whole = int(min(factor, max(1, ENLARGED / max(size))))
-        return size[0] * whole, size[1] * whole
+        multiple = int(min(factor, max(1, ENLARGED / max(size))))
+        return size[0] * multiple, size[1] * multiple
     return max(int(size[0] * factor), 1), max(int(size[1] * factor), 1)
 
 
 def layout(sizes: Sequence[tuple[int, int]], row: int) -> Layout:
-    """The layout in which tiles for videos of `sizes` are largest; of equals the one with the fewest empty places.
+    """The layout with the largest tiles for videos of `sizes`; of equals the one with the fewest empty places.
 
-    row: tiles that belong beside each other. A line of tiles holds several such rows, or a whole part of one.
+    row: tiles that belong beside each other. A line of tiles holds several such rows, or an integer fraction of one.
     """
     largest = max(width for width, _ in sizes), max(height for _, height in sizes)
-    count, found = len(sizes), []
+    count, candidates = len(sizes), []
     for columns in range(1, count + 1):
         if row < count and row % columns and columns % row:
             continue
@@ -51,19 +51,19 @@ def layout(sizes: Sequence[tuple[int, int]], row: int) -> Layout:
         room = (WIDTH - GAP) / columns - GAP, (HEIGHT - TITLE - BAR) / lines - LABEL - GAP
         if min(room) < 1:
             continue
-        box = fitted(largest, room)
+        box = fitted_size(largest, room)
         width = max(GAP + columns * (box[0] + GAP), LEAST_WIDTH)
         height = TITLE + lines * (LABEL + box[1] + GAP) + BAR
-        empty = columns * lines - count
         size = width + width % 2, height + height % 2
-        found.append((-box[0] * box[1], empty, abs(width / height - WIDTH / HEIGHT), Layout(columns, box, size)))
-    return min(found, key=lambda one: one[:3])[3]
+        rank = -box[0] * box[1], columns * lines - count, abs(width / height - WIDTH / HEIGHT)
+        candidates.append((rank, Layout(columns, box, size)))
+    return min(candidates, key=lambda candidate: candidate[0])[1]
 
 
-def shown(frame: np.ndarray, box: tuple[int, int]) -> np.ndarray:
-    """`frame` [H, W, 3] uint8 as a tile shows it: enlarged pixel by pixel, or reduced, in the middle of a black `box`."""
+def fit_frame(frame: np.ndarray, box: tuple[int, int]) -> np.ndarray:
+    """`frame` [H, W, 3] uint8 as a tile shows it: enlarged pixel by pixel or reduced, centred in a black `box`."""
     height, width = frame.shape[:2]
-    size = fitted((width, height), box)
+    size = fitted_size((width, height), box)
     if size[0] >= width:
         picture = frame.repeat(size[1] // height, axis=0).repeat(size[0] // width, axis=1)
     else:

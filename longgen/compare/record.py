@@ -1,4 +1,4 @@
-"""compare.json: what was made, what was measured of it, and what the presets come to. Closed: an unknown key is refused."""
+"""Schema of compare.json: the videos of a comparison, their scores, and the table of presets."""
 
 from __future__ import annotations
 
@@ -6,26 +6,23 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from longgen.closed import ClosedModel
 from longgen.errors import LonggenError, MissingError
 
 SCHEMA = 1
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-
-class Cell(_Closed):
+class Cell(ClosedModel):
     """One video of the grid: a preset (or the name of a file), a prompt and a seed.
 
-    name: unlike that of any other cell, of letters, digits and hyphens. video: relative to the folder of compare.json where it
-    lies under it. seconds: by phase, as run.json has them; of a cell that was there before, those of its own run. metrics: by
-    name, None where one cannot be said. curves: by name, one number a frame, None where it is not defined. seams: first frames
-    after an edge of the technique's own. times: seconds at which each frame is shown, and after them the end, where frames do not
-    come evenly; fps is then their mean. caveats: what the file leaves to be noted, as words that follow its name.
+    name: unique, of letters, digits and hyphens. video: relative to the folder of compare.json if it is inside. seconds: by phase,
+    as in run.json; of an existing video, those of its own run. metrics: by name, None where undefined. curves: by name, one number
+    per frame, None where undefined. seams: the first frame after each boundary of the technique. times: presentation time of each
+    frame in seconds, then the end, for a variable frame rate; fps is then the mean. caveats: notes on the file, phrased to follow
+    its name.
     """
 
     name: str
@@ -51,10 +48,10 @@ class Cell(_Closed):
     caveats: list[str] = Field(default_factory=list)
 
 
-class Value(_Closed):
-    """A metric of a preset over its cells. difference: mean of the paired differences to the baseline, with the ends of its 95%
-    bootstrap interval; distinguishable: whether that leaves 0 out, and False for fewer than six pairs. None for the baseline
-    itself, without one, and for fewer than two pairs.
+class MetricValue(ClosedModel):
+    """Mean of a metric over the cells of a preset. difference: mean paired difference to the baseline, with its 95% bootstrap
+    interval low to high; distinguishable: whether that excludes 0, and False for fewer than six pairs. All of these are None for
+    the baseline itself, without a baseline, and for fewer than two pairs.
     """
 
     mean: Number
@@ -65,8 +62,8 @@ class Value(_Closed):
     distinguishable: bool | None = None
 
 
-class Row(_Closed):
-    """A preset: its cells together. seconds: median of a cell's sampling and decoding."""
+class PresetRow(ClosedModel):
+    """The cells of a preset, aggregated. seconds: median time of sampling and decoding a cell."""
 
     preset: str
     cells: int
@@ -74,19 +71,19 @@ class Row(_Closed):
     seconds: Number | None
     peak_memory_bytes: int
     cost_ratio: Number | None
-    metrics: dict[str, Value]
+    metrics: dict[str, MetricValue]
 
 
-class Watch(_Closed):
-    """What to look at for one prompt: files relative to the folder of compare.json."""
+class PromptView(ClosedModel):
+    """The side-by-side video and the contact sheet of one prompt: files relative to the folder of compare.json."""
 
     prompt: str | None
     side_by_side: str
     sheet: str
 
 
-class Comparison(_Closed):
-    """A whole comparison. presets, prompts and seeds are in the order in which they were asked for."""
+class Comparison(ClosedModel):
+    """A whole comparison. presets, prompts and seeds are in the order given."""
 
     schema_: Literal[1] = Field(1, alias="schema")
     longgen: str
@@ -96,26 +93,26 @@ class Comparison(_Closed):
     seeds: list[int | None]
     baseline: str | None
     cells: list[Cell]
-    table: list[Row]
-    watch: list[Watch]
+    table: list[PresetRow]
+    watch: list[PromptView]
     warnings: list[str]
     libraries: dict[str, str]
     device: str
 
     def as_dict(self) -> dict[str, Any]:
-        """The comparison as compare.json has it."""
+        """The content of compare.json."""
         return self.model_dump(mode="json", by_alias=True)
 
 
 def read(path: Path) -> Comparison:
-    """The comparison in the file `path`. Raises MissingError where it is not there, LonggenError where it is none."""
+    """The comparison in the file `path`. Raises MissingError if there is no such file, LonggenError if it is not a comparison."""
     try:
         return Comparison.model_validate(json.loads(path.read_bytes()))  # pydantic's own reader takes no name that is not UTF-8
     except FileNotFoundError:
         raise MissingError(
-            f"{path} is not there", expected="a compare.json", hint="check the path, or run longgen compare"
+            f"{path} does not exist", expected="a compare.json", hint="check the path, or run longgen compare"
         ) from None
     except (ValueError, RecursionError, OSError) as error:  # pydantic's ValidationError is a ValueError
         reason = str(error).splitlines()[0]
-        raise LonggenError(f"{path} is no comparison: {reason}", expected="compare.json as longgen compare writes it",
+        raise LonggenError(f"{path} is not a comparison: {reason}", expected="a compare.json written by longgen compare",
                            hint="run longgen compare again") from None  # fmt: skip

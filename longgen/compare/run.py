@@ -1,9 +1,9 @@
-"""A whole comparison: videos to make or videos that are there, their scores, what to watch, the table, the page.
+"""Runs a whole comparison: generates or reads videos, scores them, and writes the table and the page.
 
-DIR/videos/NAME.mp4, NAME.run/     the grid; videos that were there before stay where they are
-DIR/scores/NAME.json               what was measured, so that it is measured once; NAME.vbench.json: by VBench's networks
-DIR/side-by-side/PROMPT.mp4        all tiles of a prompt
-DIR/sheets/PROMPT.png              moments of them
+DIR/videos/NAME.mp4, NAME.run/     the grid; existing videos stay where they are
+DIR/scores/NAME.json               cached scores; NAME.vbench.json: those of VBench's networks
+DIR/side-by-side/PROMPT.mp4        all videos of a prompt
+DIR/sheets/PROMPT.png              contact sheet of them
 DIR/compare.json, report.html      everything
 """
 
@@ -11,26 +11,26 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from longgen import __version__, arguments, disk, ffmpeg, naming, progress, run, rundir
+from longgen import __version__, arguments, cost, disk, ffmpeg, naming, progress, run_settings, rundir
 from longgen.backbones.defaults import default_device
 from longgen.backbones.settings import ModelSettings
 from longgen.compare import grid, inputs, side_by_side, statistics
-from longgen.compare.record import Cell, Comparison, Watch, read
-from longgen.compare.scores import chosen, file_hash, scored
+from longgen.compare.record import Cell, Comparison, PromptView, read
+from longgen.compare.scores import file_hash, parse_metrics, video_scores
 from longgen.compare.seams import seams
-from longgen.compare.vbench import Numbers
-from longgen.compare.warnings import cautions
+from longgen.compare.vbench import VBenchScores
+from longgen.compare.warnings import collect_warnings
+from longgen.device import device_name
 from longgen.errors import LonggenError, UsageError
 from longgen.plan import Plan
-from longgen.progress import Progress
+from longgen.progress import Phase, Progress
 
-BASELINE = "direct"  # where it is among the presets and no other is named
-LIBRARIES = (*run.LIBRARIES, "scipy")
+BASELINE = "direct"  # if it is among the presets and no other is named
+LIBRARIES = (*run_settings.LIBRARIES, "scipy")
 
 
 def compare_presets(
@@ -47,47 +47,30 @@ def compare_presets(
     vbench_json: Sequence[Path] = (),
     overwrite: bool = False,
 ) -> Comparison:
-    """Makes the videos of the grid that are not in `folder`, and compares them all. Plans are those of `grid.plans`.
+    """Generates the videos of the grid that are missing in `folder`, and compares all of them. plans: from `grid.plans`.
 
-    A video that cannot be made is a failed cell. metrics: names with commas between; all of longgen's own unless given.
-    vbench_*: see `vbench.Numbers`. Raises LonggenError.
+    A video that fails is a failed cell. metrics: comma-separated names; by default all of longgen's own. vbench_*: see
+    `VBenchScores`. Raises LonggenError.
     """
-    prompts, seeds = arguments.texts("prompts", prompts), arguments.seeds(seeds)
+    prompts, seeds = [*dict.fromkeys(arguments.texts("prompts", prompts))], arguments.seeds(seeds)
     labels = [plan.preset.name for plan in plans]
-    against = _baseline(baseline, labels)
-    prompts = list(dict.fromkeys(prompts))
-    places = grid.places(plans, prompts, seeds, model_settings, folder / "videos")
-    check(folder, [_place(place.output, folder) for place in places], _files(prompts).values(), overwrite)
-    numbers = Numbers(chosen(metrics), vbench_weights, vbench_json, model_settings.device)
-    with disk.held(folder / disk.LOCK, str(folder)):
-        return _compare_presets(plans, labels, prompts, seeds, model_settings, folder, against, places, numbers, report, log)
-
-
-def _compare_presets(
-    plans: Sequence[Plan],
-    labels: Sequence[str],
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    model_settings: ModelSettings,
-    folder: Path,
-    against: str | None,
-    places: Sequence[grid.Place],
-    numbers: Numbers,
-    report: Callable[[Progress], None],
-    log: Callable[[str], None],
-) -> Comparison:
+    baseline = _baseline(baseline, labels)
+    videos = grid.planned_videos(plans, prompts, seeds, model_settings, folder / "videos")
+    files = _file_names(prompts)
+    check_output(folder, [_relative(video.output, folder) for video in videos], files.values(), overwrite)
+    vbench = VBenchScores(parse_metrics(metrics), vbench_weights, vbench_json, model_settings.device)
     cells: list[Cell] = []
-    watched: list[Watch] = []
-    files = _files(prompts)
-    for place, error in grid.make(places, model_settings, report, log):
-        cells.append(_measured(_cell(place, error), place.output, folder, numbers.names))
-        group = [cell for cell in cells if cell.prompt == place.prompt]
-        if len(group) == len(plans) * len(seeds):  # the prompt's last
-            watched += _watch(group, len(plans), place.prompt, files[place.prompt], folder, report)
-    return _concluded(
-        cells, watched, numbers, folder, report, [], backbone=plans[0].spec.name, presets=[*labels], prompts=[*prompts],
-        seeds=[*seeds], baseline=against, device=run.device_name(model_settings.device),
-    )  # fmt: skip
+    views: list[PromptView] = []
+    with disk.held(folder / disk.LOCK, str(folder)):
+        for video, error in grid.generate_videos(videos, model_settings, report, log):
+            cells.append(_scored(_planned_cell(video, error), video.output, folder, vbench.names))
+            group = [cell for cell in cells if cell.prompt == video.prompt]
+            if len(group) == len(plans) * len(seeds):  # the prompt's last
+                views += _write_view(group, len(plans), video.prompt, files[video.prompt], folder, report)
+        return _finish(
+            cells, views, vbench, folder, report, [], backbone=plans[0].spec.name, presets=labels, prompts=prompts,
+            seeds=[*seeds], baseline=baseline, device=device_name(model_settings.device),
+        )  # fmt: skip
 
 
 def compare_videos(
@@ -102,85 +85,72 @@ def compare_videos(
 ) -> Comparison:
     """Compares the videos of `paths`: MP4 files, run folders, folders of an earlier comparison. Raises LonggenError.
 
-    Videos of one prompt are shown together; all of them are where one does not tell its prompt, or no two have the same.
+    Videos of one prompt are shown together; all of them are if one has no prompt, or no two have the same.
     metrics, vbench_*: as in `compare_presets`.
     """
-    told: list[str] = []
-    videos = inputs.found(paths, told.append)
+    notes: list[str] = []
+    videos = inputs.read_videos(paths, notes.append)
     labels = [*dict.fromkeys(video.label for video in videos)]
-    against = _baseline(baseline, labels)
-    prompts_of = _grouped([video.prompt for video in videos])
-    check(folder, [_place(video.video, folder) for video in videos], _files(prompts_of).values(), overwrite)
-    numbers = Numbers(chosen(metrics), vbench_weights, vbench_json, default_device())
+    baseline = _baseline(baseline, labels)
+    files = _file_names(_groups([video.prompt for video in videos]))
+    check_output(folder, [_relative(video.video, folder) for video in videos], files.values(), overwrite)
+    vbench = VBenchScores(parse_metrics(metrics), vbench_weights, vbench_json, default_device())
     with disk.held(folder / disk.LOCK, str(folder)):
-        return _compare_videos(videos, labels, told + _twins(videos), folder, against, numbers, report)
+        notes += _duplicates(videos)
+        counts: dict[str, int] = {}
+        cells: list[Cell] = []
+        phase = Phase("score", len(videos), "cpu", report)
+        for number, video in enumerate(videos, start=1):
+            cells.append(_scored(_input_cell(video, counts), video.video, folder, vbench.names))
+            phase.at(number)
+        for cell in cells:
+            if cell.error is not None:
+                raise LonggenError(f"{cell.video}: {cell.error}", expected="a video that can be scored", hint="leave it out")
+        views: list[PromptView] = []
+        for prompt, name in files.items():
+            group = [cell for cell in cells if len(files) == 1 or cell.prompt == prompt]
+            rows = [*dict.fromkeys(cell.preset for cell in group)]
+            columns = [*dict.fromkeys(cell.seed for cell in group)]
+            ordered = sorted(group, key=lambda cell: (columns.index(cell.seed), rows.index(cell.preset)))
+            complete = len(group) == len(rows) * len(columns)
+            views += _write_view(ordered, len(rows) if complete else len(group), prompt, name, folder, report)
+        backbones = {cell.settings.get("backbone") for cell in cells}
+        return _finish(
+            cells, views, vbench, folder, report, notes, backbone=backbones.pop() if len(backbones) == 1 else None, presets=labels,
+            prompts=[*dict.fromkeys(cell.prompt for cell in cells)], seeds=[*dict.fromkeys(cell.seed for cell in cells)],
+            baseline=baseline, device=device_name("cpu"),
+        )  # fmt: skip
 
 
-def _compare_videos(
-    videos: Sequence[inputs.Found],
-    labels: Sequence[str],
-    told: Sequence[str],
-    folder: Path,
-    against: str | None,
-    numbers: Numbers,
-    report: Callable[[Progress], None],
-) -> Comparison:
-    taken: dict[str, int] = {}
-    cells = []
-    began = time.monotonic()
-    for number, video in enumerate(videos, start=1):
-        cells.append(_measured(_cell_of(video, taken), video.video, folder, numbers.names))
-        spent_s = time.monotonic() - began
-        report(
-            Progress("score", number, len(videos), spent_s, spent_s / number * (len(videos) - number), progress.memory_bytes("cpu"))
-        )
-    for cell in cells:
-        if cell.error is not None:
-            raise LonggenError(f"{cell.video}: {cell.error}", expected="a video that can be scored", hint="leave it out")
-    prompts = [*dict.fromkeys(cell.prompt for cell in cells)]
-    seeds = [*dict.fromkeys(cell.seed for cell in cells)]
-    shown = _grouped([cell.prompt for cell in cells])
-    groups = {prompt: [cell for cell in cells if len(shown) == 1 or cell.prompt == prompt] for prompt in shown}
-    watched, files = [], _files([*groups])
-    for prompt, group in groups.items():
-        rows = [*dict.fromkeys(cell.preset for cell in group)]
-        columns = [*dict.fromkeys(cell.seed for cell in group)]
-        ordered = sorted(group, key=lambda cell: (columns.index(cell.seed), rows.index(cell.preset)))
-        whole = len(group) == len(rows) * len(columns)
-        watched += _watch(ordered, len(rows) if whole else len(group), prompt, files[prompt], folder, report)
-    backbones = {cell.settings.get("backbone") for cell in cells}
-    return _concluded(
-        cells, watched, numbers, folder, report, told, backbone=backbones.pop() if len(backbones) == 1 else None, presets=[*labels],
-        prompts=prompts, seeds=seeds, baseline=against, device=run.device_name("cpu"),
-    )  # fmt: skip
+def _baseline(name: str | None, labels: Sequence[str]) -> str | None:
+    if name is not None and name not in labels:
+        raise UsageError(f"--baseline {name} is not among what is compared", expected=", ".join(labels), hint="name one of them")
+    return name or (BASELINE if BASELINE in labels else None)
 
 
-def _baseline(asked: str | None, labels: Sequence[str]) -> str | None:
-    if asked is not None and asked not in labels:
-        raise UsageError(f"--baseline {asked} is not among what is compared", expected=", ".join(labels), hint="name one of them")
-    return asked or (BASELINE if BASELINE in labels else None)
+def _groups(prompts: Sequence[str | None]) -> list[str | None]:
+    """Which prompts get a view of their own; a single view of all videos if not every prompt is known, or none occurs twice."""
+    distinct = [*dict.fromkeys(prompts)]
+    if None in distinct or len(distinct) == len(prompts):
+        return [distinct[0] if len(distinct) == 1 else None]
+    return distinct
 
 
-def _grouped(prompts: Sequence[str | None]) -> list[str | None]:
-    """What videos of these prompts are shown under: each prompt, or nothing where that says little."""
-    known = [*dict.fromkeys(prompts)]
-    return [known[0] if len(known) == 1 else None] if None in known or len(known) == len(prompts) else known
-
-
-def _place(video: Path, folder: Path) -> str:
-    """`video` as a comparison in `folder` has it."""
+def _relative(video: Path, folder: Path) -> str:
+    """The path of `video` as stored in the compare.json of `folder`."""
     return video.relative_to(folder).as_posix() if video.is_relative_to(folder) else str(video.absolute())
 
 
-def check(folder: Path, videos: Iterable[str], names: Iterable[str], overwrite: bool) -> None:
-    """Refuses a `folder` in which the comparison of `videos`, shown in files with these `names`, would replace something.
+def check_output(folder: Path, videos: Iterable[str], names: Iterable[str], overwrite: bool) -> None:
+    """Refuses a `folder` in which the comparison of `videos`, with views in files of these `names`, would replace something.
 
-    An earlier comparison there, of the same videos or of some of them, is its own. Raises LonggenError.
+    An earlier comparison of the same videos, or of some of them, may be replaced. Raises LonggenError.
     """
     ffmpeg.check_output(str(folder))
     if os.path.lexists(folder) and not folder.is_dir():
-        raise UsageError(f"--output {folder} is a file, and a comparison is many", expected="a folder", hint="give another name")
-    own = _is_of(folder, videos)
+        raise UsageError(f"--output {folder} is a file, but a comparison needs a folder", expected="a folder",
+                         hint="give another name")  # fmt: skip
+    own = _compares(folder, videos)
     if own is False and not overwrite:
         raise UsageError(f"--output {folder} holds a comparison of other videos", expected="another folder, or --overwrite",
                          hint="give another name; --overwrite replaces its table and its page, and keeps its videos")  # fmt: skip
@@ -188,115 +158,111 @@ def check(folder: Path, videos: Iterable[str], names: Iterable[str], overwrite: 
         disk.check_new(folder / name, overwrite, own=own is True)
     for name in names:
         video = folder / "side-by-side" / f"{name}.mp4"
-        shown = "shows" in (rundir.settings_inside(video) or {})
-        disk.check_new(video, overwrite, own=shown)
-        disk.check_new(folder / "sheets" / f"{name}.png", overwrite, own=shown)
+        is_view = "shows" in (rundir.settings_inside(video) or {})
+        disk.check_new(video, overwrite, own=is_view)
+        disk.check_new(folder / "sheets" / f"{name}.png", overwrite, own=is_view)
 
 
-def free(folder: Path, videos: Callable[[Path], Iterable[str]]) -> Path:
-    """`folder`, or the first with a number behind it, that has no comparison of other videos than `videos` gives for it."""
-    made, number = folder, 2
-    while os.path.lexists(made) and (not made.is_dir() or _is_of(made, videos(made)) is False):
-        made, number = Path(f"{folder}-{number}"), number + 1
-    return made
+def free_folder(folder: Path, videos: Callable[[Path], Iterable[str]]) -> Path:
+    """`folder`, or the first numbered one without a comparison of other videos than `videos` gives for it."""
+
+    def is_taken(candidate: Path) -> bool:
+        return os.path.lexists(candidate) and (not candidate.is_dir() or _compares(candidate, videos(candidate)) is False)
+
+    return naming.first_free(folder, is_taken, folder=True)
 
 
-def _is_of(folder: Path, videos: Iterable[str]) -> bool | None:
-    """Whether what was compared in `folder` are some of `videos`; None where there is no comparison."""
+def _compares(folder: Path, videos: Iterable[str]) -> bool | None:
+    """Whether the comparison in `folder` is of some of `videos`; None if there is no comparison."""
     if not (folder / "compare.json").is_file():
         return None
     try:
-        kept = read(folder / "compare.json")
+        comparison = read(folder / "compare.json")
     except LonggenError:
         return False
-    return {cell.video for cell in kept.cells if cell.status == "done"} <= {*videos}
+    return {cell.video for cell in comparison.cells if cell.status == "done"} <= {*videos}
 
 
-def _cell(place: grid.Place, error: str | None) -> Cell:
-    """The cell of a place of the grid, without its scores."""
-    plan, record = place.plan, {} if error else grid.record_of(place.output)
-    described: dict[str, Any] = dict(
-        name=place.name, preset=plan.preset.name, prompt=place.prompt, seed=place.seed, fps=plan.sample.fps or plan.spec.fps,
-        size=plan.size, cost_ratio=round(plan.cost, 4), notes=[*plan.notes], seams=seams(plan),
-        **_of_record(record, place.settings),
-    )  # fmt: skip
-    return Cell(status="failed" if error else "done", error=error, **described)
-
-
-def _cell_of(video: inputs.Found, taken: dict[str, int]) -> Cell:
-    """The cell of a video that was there, without its scores. taken: the names that are in use, to which its own is added."""
-    parts = [video.label, *([] if video.prompt is None else [video.prompt]), *([] if video.seed is None else [str(video.seed)])]
-    name = "-".join(naming.slug(part, (60, 60)) for part in parts)
-    taken[name] = taken.get(name, 0) + 1
-    name, plan = f"{name}-{file_hash(video.video)[:8]}" + f"-{taken[name]}" * (taken[name] > 1), video.plan
+def _planned_cell(video: grid.PlannedVideo, error: str | None) -> Cell:
+    """The cell of a video of the grid, not scored yet."""
+    plan, record = video.plan, {} if error else grid.record_of(video.output)
     return Cell(
-        name=name, preset=video.label, prompt=video.prompt, seed=video.seed, status="done", fps=video.fps,
-        size=video.size, cost_ratio=None if plan is None else round(plan.cost, 4),
-        notes=[] if plan is None else [*plan.notes], seams=video.seams, caveats=video.caveats,
-        **_of_record(grid.record_of(video.video), video.settings),
+        name=video.name, preset=plan.preset.name, prompt=video.prompt, seed=video.seed, status="failed" if error else "done",
+        error=error, fps=plan.sample.fps or plan.spec.fps, size=plan.size, cost_ratio=round(cost.ratio(plan), 4), notes=[*plan.notes],
+        seams=seams(plan), **_record_fields(record, video.settings),
     )  # fmt: skip
 
 
-def _of_record(record: Mapping[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """What a cell has from its run.json, where there is one; else `settings` alone."""
-    told = {key: record[key] for key in ("device", "resumed") if key in record}
+def _input_cell(video: inputs.InputVideo, counts: dict[str, int]) -> Cell:
+    """The cell of an existing video, not scored yet. counts: of names in use, to which this one's is added."""
+    parts = [video.label, *([] if video.prompt is None else [video.prompt]), *([] if video.seed is None else [str(video.seed)])]
+    name, plan = "-".join(naming.slug(part, (60, 60)) for part in parts), video.plan
+    counts[name] = counts.get(name, 0) + 1
+    return Cell(
+        name=f"{name}-{file_hash(video.video)[:8]}" + f"-{counts[name]}" * (counts[name] > 1), preset=video.label,
+        prompt=video.prompt, seed=video.seed, status="done", fps=video.fps, size=video.size,
+        cost_ratio=None if plan is None else round(cost.ratio(plan), 4), notes=[] if plan is None else [*plan.notes], seams=video.seams,
+        caveats=video.caveats, **_record_fields(grid.record_of(video.video), video.settings),
+    )  # fmt: skip
+
+
+def _record_fields(record: Mapping[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a cell from its run.json; without one, `settings` alone."""
     return {
         "settings": record.get("settings", settings),
         "seconds": record.get("seconds", {}),
         "peak_memory_bytes": record.get("peak_memory_bytes", 0),
-        "details": told,
+        "details": {key: record[key] for key in ("device", "resumed") if key in record},
     }
 
 
-def _measured(cell: Cell, video: Path, folder: Path, names: Sequence[str]) -> Cell:
-    """`cell` with its scores; failed where `video` cannot be scored."""
+def _scored(cell: Cell, video: Path, folder: Path, names: Sequence[str]) -> Cell:
+    """`cell` with its scores; failed if `video` cannot be scored."""
     if cell.status == "failed":
         return cell
-    place = _place(video, folder)
+    path = _relative(video, folder)
     try:
-        found = scored(video, cell.seams, cell.prompt, folder / "scores" / f"{cell.name}.json")
+        scores = video_scores(video, cell.seams, cell.prompt, folder / "scores" / f"{cell.name}.json")
     except LonggenError as error:
-        return cell.model_copy(update={"status": "failed", "error": error.given, "video": place})
-    metrics = {name: found["metrics"][name] for name in names if name in found["metrics"]}
-    details = cell.details | found["details"]
-    caveats = [*cell.caveats, *found["caveats"]]
-    own = {"video": place, "metrics": metrics, "details": details, "caveats": caveats}
-    return Cell.model_validate(cell.model_dump() | found | own)
+        return cell.model_copy(update={"status": "failed", "error": error.given, "video": path})
+    fields = scores | {
+        "video": path,
+        "metrics": {name: scores["metrics"][name] for name in names if name in scores["metrics"]},
+        "details": cell.details | scores["details"],
+        "caveats": [*cell.caveats, *scores["caveats"]],
+    }
+    return Cell.model_validate(cell.model_dump() | fields)
 
 
-def _twins(videos: Sequence[inputs.Found]) -> list[str]:
-    """A sentence for each group of videos that are equal byte for byte."""
+def _duplicates(videos: Sequence[inputs.InputVideo]) -> list[str]:
+    """A sentence for each group of identical files."""
     groups: dict[str, list[str]] = {}
-    for one in videos:
-        groups.setdefault(file_hash(one.video), []).append(str(one.video))
-    return [f"equal byte for byte: {inputs.listed(names)}" for names in groups.values() if len(names) > 1]
+    for video in videos:
+        groups.setdefault(file_hash(video.video), []).append(str(video.video))
+    return [f"identical files: {inputs.join_names(names)}" for names in groups.values() if len(names) > 1]
 
 
-def _files(prompts: Iterable[str | None]) -> dict[str | None, str]:
-    """For each prompt a file name of its own, without its end."""
+def _file_names(prompts: Iterable[str | None]) -> dict[str | None, str]:
+    """A unique file name for each prompt, without a suffix."""
     names: dict[str | None, str] = {}
     for prompt in prompts:
-        stem = name = "videos" if prompt is None else naming.slug(prompt)
-        number = 1
-        while name in names.values():
-            number += 1
-            name = f"{stem}-{number}"
-        names[prompt] = name
+        taken = {*names.values()}
+        stem = Path("videos" if prompt is None else naming.slug(prompt))
+        names[prompt] = naming.first_free(stem, lambda path, taken=taken: path.name in taken).name  # type: ignore[misc]
     return names
 
 
-def _watch(
+def _write_view(
     cells: Sequence[Cell], row: int, prompt: str | None, name: str, folder: Path, report: Callable[[Progress], None]
-) -> list[Watch]:
-    """Writes the video and the sheet of `cells`, of which `row` belong beside each other; nothing where none could be made."""
-    done = [cell for cell in cells if cell.status == "done"]
-    if not done:
+) -> list[PromptView]:
+    """Writes the side-by-side video and the sheet of `cells`, with `row` of them beside each other; none if all failed."""
+    if all(cell.status == "failed" for cell in cells):
         return []
-    seeds, prompts = {cell.seed for cell in cells}, {cell.prompt for cell in cells}
+    several_seeds, several_prompts = len({cell.seed for cell in cells}) > 1, len({cell.prompt for cell in cells}) > 1
     tiles = []
     for cell in cells:
-        label = ", ".join([cell.preset, *([f"seed {cell.seed}"] if len(seeds) > 1 and cell.seed is not None else []),
-                           *([cell.prompt] if len(prompts) > 1 and cell.prompt is not None else [])])  # fmt: skip
+        label = ", ".join([cell.preset, *([f"seed {cell.seed}"] if several_seeds and cell.seed is not None else []),
+                           *([cell.prompt] if several_prompts and cell.prompt is not None else [])])  # fmt: skip
         if cell.status == "failed" or cell.video is None:
             tiles.append(side_by_side.Tile(label))
         else:
@@ -304,42 +270,32 @@ def _watch(
             tiles.append(
                 side_by_side.Tile(label, video, cell.size, cell.fps, cell.frames, file_hash(video), tuple(cell.times or ()))
             )
-    began = time.monotonic()
-
-    def at(frames: int, total: int) -> None:
-        spent_s = time.monotonic() - began
-        eta_s = spent_s / frames * (total - frames) if frames else None
-        report(Progress("side by side", frames, total, spent_s, eta_s, progress.memory_bytes("cpu")))
-
     video, sheet = folder / "side-by-side" / f"{name}.mp4", folder / "sheets" / f"{name}.png"
-    side_by_side.write(tiles, row, prompt or f"{len(cells)} videos", video, sheet, at)
-    return [Watch(prompt=prompt, side_by_side=f"side-by-side/{name}.mp4", sheet=f"sheets/{name}.png")]
+    side_by_side.write(tiles, row, prompt or f"{len(cells)} videos", video, sheet, report)
+    return [PromptView(prompt=prompt, side_by_side=f"side-by-side/{name}.mp4", sheet=f"sheets/{name}.png")]
 
 
-def _concluded(
+def _finish(
     cells: list[Cell],
-    watched: list[Watch],
-    numbers: Numbers,
+    views: list[PromptView],
+    vbench: VBenchScores,
     folder: Path,
     report: Callable[[Progress], None],
-    told: Sequence[str],
-    **described: Any,
+    notes: Sequence[str],
+    **fields: Any,
 ) -> Comparison:
-    """The comparison of `cells`, with VBench's numbers, written to compare.json and report.html in `folder`.
-
-    told: what is to be warned of beside the cells.
-    """
+    """The comparison of `cells` with VBench's scores, written to compare.json and report.html. notes: warnings besides theirs."""
     from longgen.compare.page import write_page
 
-    cells, warnings = numbers.joined(cells, folder, report)
-    numbers.write(cells, folder)
-    table = statistics.rows(described["presets"], cells, described["baseline"], numbers.names)
-    made = Comparison(
-        longgen=__version__, cells=cells, table=table, watch=watched,
-        warnings=[*told, *cautions(cells, table, described["baseline"]), *warnings],
-        libraries={name: importlib.metadata.version(name) for name in LIBRARIES}, **described,
+    cells, warnings = vbench.join(cells, folder, report)
+    vbench.write(cells, folder)
+    table = statistics.preset_rows(fields["presets"], cells, fields["baseline"], vbench.names)
+    comparison = Comparison(
+        longgen=__version__, cells=cells, table=table, watch=views,
+        warnings=[*notes, *collect_warnings(cells, table, fields["baseline"]), *warnings],
+        libraries={name: importlib.metadata.version(name) for name in LIBRARIES}, **fields,
     )  # fmt: skip
     disk.make_folder(folder)
-    disk.save_json(folder / "compare.json", made.as_dict())
-    write_page(made, folder)
-    return made
+    disk.save_json(folder / "compare.json", comparison.as_dict())
+    write_page(comparison, folder)
+    return comparison

@@ -1,4 +1,4 @@
-"""The scores of a video, computed once: they are kept until the video or the code of the metrics is another."""
+"""Cached scores of videos: recomputed only if the video or the code of the metrics changes."""
 
 from __future__ import annotations
 
@@ -11,48 +11,43 @@ from typing import Any
 import cv2
 import numpy as np
 
-from longgen import disk, ffmpeg, metrics, video_info
-from longgen import video as films
-from longgen.backbones import tiny
+from longgen import disk, ffmpeg, metrics, video, video_info
+from longgen.backbones import tiny_grammar
 from longgen.errors import LonggenError, UsageError, unknown_name
 from longgen.metrics import METRICS, in_order
 from longgen.metrics.score import score_video
 from longgen.metrics.vbench import DIMENSIONS, musiq
 
 ALWAYS = "motion"  # no other metric is shown without it: most look good where nothing moves
-READING = [Path(str(module.__file__)) for module in (ffmpeg, video_info, films)]  # the code that decides what frames look like
+DECODING = [Path(str(module.__file__)) for module in (ffmpeg, video_info, video)]  # the code that decides what frames look like
 DIGITS = 5  # of the numbers of a curve, so that 24 videos of a minute fit into a page
 
 
-def chosen(names: str | None) -> list[str]:
-    """The metrics of `names`, with commas between, in the order of tables; all of longgen's own where it is None.
+def parse_metrics(names: str | None) -> list[str]:
+    """The comma-separated metrics of `names`, in the order of tables; None stands for all of longgen's own.
 
-    `own` stands for these, `vbench` for all of VBench's that can be installed. `motion` is always among them. Raises UsageError
-    for a name that is none.
+    `own` expands to these, `vbench` to all of VBench's that can be installed. `motion` is always included. Raises UsageError for an
+    unknown name.
     """
     if names is None:
         return [*METRICS]
-    free = [row.key for name, row in DIMENSIONS.items() if name != "imaging_quality" or musiq.installed()]
-    known = {key: [key] for key in (*METRICS, *(row.key for row in DIMENSIONS.values()))} | {"own": [*METRICS], "vbench": free}
-    asked = [ALWAYS]
+    vbench = [row.key for name, row in DIMENSIONS.items() if name != "imaging_quality" or musiq.installed()]
+    known = {key: [key] for key in (*METRICS, *(row.key for row in DIMENSIONS.values()))} | {"own": [*METRICS], "vbench": vbench}
+    selected = [ALWAYS]
     for name in map(str.strip, names.split(",")):
         if not name:
-            raise UsageError(f"--metrics {names!r} are no metrics", expected=", ".join(known), hint="put commas between names")
+            raise UsageError(f"invalid --metrics {names!r}", expected=", ".join(known), hint="separate names by commas")
         if name not in known:
             raise unknown_name("metric", name, known, "leave --metrics out for all of longgen's own")
-        asked += known[name]
-    return in_order(asked)
+        selected += known[name]
+    return in_order(selected)
 
 
-def scored(video: Path, seams: list[int], prompt: str | None, kept: Path) -> dict[str, Any]:
-    """`frames`, `metrics`, `curves`, `details`, `times` and `caveats` of a Cell for `video`, from the file `kept` or for it.
+def video_scores(path: Path, seams: list[int], prompt: str | None, cache_file: Path) -> dict[str, Any]:
+    """`frames`, `metrics`, `curves`, `details`, `times` and `caveats` of a Cell for the video at `path`. Raises LonggenError."""
 
-    Raises LonggenError.
-    """
-    key = {"video": file_hash(video), "code": code_hash(), "seams": seams, "prompt": prompt}
-
-    def make() -> dict[str, Any]:
-        score = score_video(video, seams, prompt)
+    def compute() -> dict[str, Any]:
+        score = score_video(path, seams, prompt)
         return {
             "frames": score.frames,
             "metrics": score.values,
@@ -62,21 +57,21 @@ def scored(video: Path, seams: list[int], prompt: str | None, kept: Path) -> dic
             "details": {name: number if number is None or np.isfinite(number) else None for name, number in score.details.items()},
         }
 
-    return once(kept, key, make)
+    return cached(cache_file, {"video": file_hash(path), "code": code_hash(), "seams": seams, "prompt": prompt}, compute)
 
 
-def once(kept: Path, key: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `make` gives: from the file `kept` where that was written for an equal `key`, else made, and written there."""
+def cached(cache_file: Path, key: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The content of `cache_file` if it was written for an equal `key`; otherwise computed and written."""
     try:
-        before = disk.load_record(kept)
-        if before["key"] == key:
-            return before["scores"]
+        record = disk.load_record(cache_file)
+        if record["key"] == key:
+            return record["scores"]
     except (LonggenError, KeyError):
-        pass  # there are none, or not such as this longgen writes
-    found = make()
-    disk.make_folder(kept.parent)
-    disk.save_record(kept, {"key": key, "scores": found})
-    return found
+        pass  # missing, damaged, or of another version
+    scores = compute()
+    disk.make_folder(cache_file.parent)
+    disk.save_record(cache_file, {"key": key, "scores": scores})
+    return scores
 
 
 def file_hash(path: Path) -> str:
@@ -90,9 +85,8 @@ def file_hash(path: Path) -> str:
 
 @cache
 def code_hash() -> str:
-    """A hash of the code that makes the scores, and of the versions of what it stands on."""
-    folders = [Path(str(package.__file__)).parent for package in (metrics, tiny)]
-    files = [*sorted(folders[0].glob("*.py")), folders[1] / "measure.py", folders[1] / "grammar.py", *READING]
+    """Hash of the code that computes the scores, and of the versions of its libraries."""
+    files = [*sorted(Path(str(metrics.__file__)).parent.glob("*.py")), Path(str(tiny_grammar.__file__)), *DECODING]
     return hash_of(files, [cv2.__version__, np.__version__])
 
 
@@ -105,6 +99,6 @@ def hash_of(files: Iterable[Path], versions: Sequence[str]) -> str:
 
 
 def rounded(curves: Mapping[str, np.ndarray]) -> dict[str, list[float | None]]:
-    """Curves as a Cell has them."""
+    """Curves as a Cell stores them."""
     return {name: [float(f"{number:.{DIGITS}g}") if np.isfinite(number) else None for number in curve.tolist()]
             for name, curve in curves.items()}  # fmt: skip

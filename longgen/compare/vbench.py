@@ -1,7 +1,7 @@
-"""VBench's numbers in a comparison: computed here, or read from the files of VBench's own program; and the videos laid out for it.
+"""VBench scores in a comparison: computed here, or read from results of VBench's own program; and the export of videos to it.
 
-DIR/scores/NAME.vbench.json   what was computed, so that it is computed once
-DIR/vbench-export.json        {place in the folder of --export-vbench: name of a cell}, so that a results file tells whose it is
+DIR/scores/NAME.vbench.json   cached scores
+DIR/vbench-export.json        {path in the folder of --export-vbench: name of a cell}, which maps results back to cells
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shlex
-import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,25 +16,25 @@ from typing import Any
 
 import torch
 
-from longgen import checkpoint, progress, run
+from longgen import disk
 from longgen.compare.record import Cell, Comparison
-from longgen.compare.scores import READING, file_hash, hash_of, once, rounded
+from longgen.compare.scores import DECODING, cached, file_hash, hash_of, rounded
 from longgen.errors import OutOfMemoryError, UsageError
 from longgen.metrics import in_order, vbench
 from longgen.metrics.vbench import DIMENSIONS, PREFIX, VBench, export_videos, musiq, raft, read_results, write_results
 from longgen.metrics.vbench.export import CUSTOM
 from longgen.metrics.vbench.weights import find
-from longgen.progress import Progress
+from longgen.progress import Phase, Progress
 
-PLACES = "vbench-export.json"
-LIBRARIES = ("torch", "transformers", "torchvision", "pyiqa")  # what the numbers stand on
+EXPORT_FILE = "vbench-export.json"
+LIBRARIES = ("torch", "transformers", "torchvision", "pyiqa")  # that the scores depend on
 
 
-class Numbers:
-    """What a comparison of the metrics `names` takes from VBench; what is missing for it is said at once.
+class VBenchScores:
+    """The VBench scores of a comparison of the metrics `names`; checks at once that all requirements are met.
 
-    weights: the folder of --vbench-weights. results: of --vbench-json; of these a .json file is read, and anything else is a
-    folder that both of upstream's files are written to. names: what the comparison shows then; what a file has is not computed.
+    weights: the folder of --vbench-weights. results: of --vbench-json: a .json file is read, anything else is a folder that both
+    of VBench's result files are written to. names: the metrics shown then; those of a file are not computed.
     Raises MissingError, UsageError, LonggenError.
     """
 
@@ -46,11 +45,11 @@ class Numbers:
         self._folders = [path for path in results if path not in files]
         self.names = in_order([*names, *self._keys])
         if self._folders and not any(name.startswith(PREFIX) for name in self.names):
-            raise UsageError(f"--vbench-json {self._folders[0]} is for numbers of VBench, and none is asked for",
-                             expected="a folder to write them to, beside --metrics vbench; or a file NAME.json to read",
+            raise UsageError(f"--vbench-json {self._folders[0]} is for VBench scores, but none are selected",
+                             expected="a folder to write them to, with --metrics vbench; or a file NAME.json to read",
                              hint="add --metrics vbench, or correct the path")  # fmt: skip
         for path in self._folders:
-            run.check_writable(path / "results.json")
+            disk.check_writable(path / "results.json")
         self._dimensions = [name for name, row in DIMENSIONS.items() if row.key in names and row.key not in self._keys]
         needed = [file for name in self._dimensions for file in DIMENSIONS[name].weights]
         if "raft" in needed:
@@ -58,29 +57,28 @@ class Numbers:
         if "musiq" in needed:
             musiq.library()
         self._weights, self._folder, self._device = find(needed, weights), weights, device
-        self._bench: VBench | None = None  # its networks are loaded when the models that make videos are gone
+        self._networks: VBench | None = None  # loaded when the video model is gone
 
-    def joined(self, cells: Sequence[Cell], folder: Path, report: Callable[[Progress], None]) -> tuple[list[Cell], list[str]]:
-        """`cells` with their numbers, and what is to be warned of. folder: of the comparison."""
-        given, warnings = self._found(cells, folder)
+    def join(self, cells: Sequence[Cell], folder: Path, report: Callable[[Progress], None]) -> tuple[list[Cell], list[str]]:
+        """`cells` with their VBench scores, and warnings. folder: of the comparison."""
+        given, warnings = self._match_results(cells, folder)
         done = [cell for cell in cells if cell.status == "done"] if self._dimensions or self._keys else []
-        began, made = time.monotonic(), dict[str, Cell]()
+        phase = Phase("vbench", len(done), self._device, report) if self._dimensions else None
+        scored: dict[str, Cell] = {}
         for number, cell in enumerate(done, start=1):
             table = cell.model_dump()
-            if self._dimensions:
-                found = self._computed(folder / str(cell.video), folder / "scores" / f"{cell.name}.vbench.json")
-                table["metrics"] |= found["metrics"]
-                table["curves"] |= found["curves"]
-                spent_s = time.monotonic() - began
-                eta_s = spent_s / number * (len(done) - number)
-                report(Progress("vbench", number, len(done), spent_s, eta_s, progress.memory_bytes(self._device)))
+            if phase is not None:
+                scores = self._compute(folder / str(cell.video), folder / "scores" / f"{cell.name}.vbench.json")
+                table["metrics"] |= scores["metrics"]
+                table["curves"] |= scores["curves"]
+                phase.at(number)
             table["metrics"] |= {key: given.get(cell.name, {}).get(key) for key in self._keys}
-            made[cell.name] = Cell.model_validate(table)
-        self._bench = None
-        return [made.get(cell.name, cell) for cell in cells], warnings
+            scored[cell.name] = Cell.model_validate(table)
+        self._networks = None
+        return [scored.get(cell.name, cell) for cell in cells], warnings
 
     def write(self, cells: Sequence[Cell], folder: Path) -> None:
-        """Upstream's two files for `cells`, where they were asked for."""
+        """VBench's two result files for `cells`, in each folder of --vbench-json."""
         videos = {folder / cell.video: cell for cell in cells if cell.status == "done" and cell.video}
         for path in self._folders:
             write_results(
@@ -88,73 +86,72 @@ class Numbers:
                 {video: _prompt(cell) for video, cell in videos.items()}, {video: cell.frames for video, cell in videos.items()},
             )  # fmt: skip
 
-    def _computed(self, video: Path, kept: Path) -> dict[str, Any]:
-        """`metrics` and `curves` of `video`, from the file `kept` or for it."""
+    def _compute(self, video: Path, cache_file: Path) -> dict[str, Any]:
+        """`metrics` and `curves` of `video`."""
         stats = {name: (path.name, path.stat()) for name, path in self._weights.items()}
-        own = Path(str(vbench.__file__)).parent.glob("*.py")
+        code = Path(str(vbench.__file__)).parent.glob("*.py")
         key = {
             "video": file_hash(video),
-            "code": hash_of([*sorted(own), *READING], [importlib.metadata.version(name) for name in LIBRARIES if find_spec(name)]),
+            "code": hash_of(
+                [*sorted(code), *DECODING], [importlib.metadata.version(name) for name in LIBRARIES if find_spec(name)]
+            ),
             "dimensions": self._dimensions,
             "weights": {name: [file, stat.st_size, stat.st_mtime_ns] for name, (file, stat) in stats.items()},
         }
 
-        def make() -> dict[str, Any]:
+        def compute() -> dict[str, Any]:
             try:
-                self._bench = self._bench or VBench(self._device, self._folder, self._dimensions)
-                scored = self._bench.score(video)
+                self._networks = self._networks or VBench(self._device, self._folder, self._dimensions)
+                score = self._networks.score(video)
             except torch.OutOfMemoryError as error:
                 reason = " ".join(str(error).split())[:200]
                 raise OutOfMemoryError(f"out of memory while VBench scored {video.name}: {reason}",
-                                       expected="room for its networks beside a picture of this size",
-                                       hint="leave out what needs RAFT (dynamic_degree and motion_smoothness_raft); the videos "
-                                          "are kept") from error  # fmt: skip
-            curves = {row.key: scored.curves[row.key] for name in self._dimensions
+                                       expected="memory for its networks and pictures of this size",
+                                       hint="leave out the dimensions that need RAFT (dynamic_degree and motion_smoothness_raft); "
+                                          "the videos are kept") from error  # fmt: skip
+            curves = {row.key: score.curves[row.key] for name in self._dimensions
                       if "raft" not in (row := DIMENSIONS[name]).weights}  # fmt: skip
-            return {"metrics": scored.values, "curves": rounded(curves)}  # RAFT's have a gap after each number: no line shows
+            return {"metrics": score.values, "curves": rounded(curves)}  # curves of RAFT have gaps: no line would show
 
-        return once(kept, key, make)
+        return cached(cache_file, key, compute)
 
-    def _found(self, cells: Sequence[Cell], folder: Path) -> tuple[dict[str, dict[str, float]], list[str]]:
-        """The numbers of the files that were given, by the names of cells; warnings of videos that are none of `cells`.
+    def _match_results(self, cells: Sequence[Cell], folder: Path) -> tuple[dict[str, dict[str, float]], list[str]]:
+        """The results of the files that were given, by names of cells; warnings about videos that are not in `cells`.
 
-        A video is known by its path, by its place in --export-vbench, or by its name where no other has it.
+        A video is identified by its path, by its path in --export-vbench, or by its file name if that is unique.
         """
-        places = {str(folder / cell.video): cell.name for cell in cells if cell.video}
-        own = {*places.values()}
-        places |= {place: name for place, name in _laid_out(folder).items() if name in own}
-        found: dict[str, dict[str, float]] = {}
+        cell_of = {str(folder / cell.video): cell.name for cell in cells if cell.video}
+        names = {*cell_of.values()}
+        cell_of |= {path: name for path, name in _exported(folder).items() if name in names}
+        results: dict[str, dict[str, float]] = {}
         warnings = []
         for file, videos in self._given.items():
             unknown = 0
             for path, values in videos.items():
-                place = "/".join(
-                    (file.absolute().parent.parent / path).parts[-3:]
-                )  # PRESET/videos/NAME, beside PRESET/results/FILE
-                named = {name for other, name in places.items() if Path(other).name == Path(path).name}
-                name = places.get(path) or places.get(place) or (named.pop() if len(named) == 1 else None)
+                exported = "/".join((file.absolute().parent.parent / path).parts[-3:])  # PRESET/videos/NAME, of PRESET/results/FILE
+                same_name = {name for other, name in cell_of.items() if Path(other).name == Path(path).name}
+                name = cell_of.get(path) or cell_of.get(exported) or (same_name.pop() if len(same_name) == 1 else None)
                 unknown += name is None
                 if name is not None:
-                    found[name] = found.get(name, {}) | values
+                    results[name] = results.get(name, {}) | values
             if unknown:
-                warnings.append(f"{file}: {unknown} of its {len(videos)} videos are none of these, or cannot be told from others")
-        return found, warnings
+                warnings.append(f"{file}: {unknown} of its {len(videos)} videos are unknown or ambiguous here")
+        return results, warnings
 
 
-def lay_out(comparison: Comparison, folder: Path, export: Path, overwrite: bool = False) -> list[str]:
-    """Copies the videos of `comparison`, which lies in `folder`, to `export` for VBench's own program; returns what to run there.
+def export_for_vbench(comparison: Comparison, folder: Path, export: Path, overwrite: bool = False) -> list[str]:
+    """Copies the videos of `comparison`, which is in `folder`, to `export` for VBench's own program; returns the commands to run.
 
-    A video without a prompt has the name of its row for one. Raises MissingError, and UsageError
-    where another video is in the place of one.
+    A video without a prompt uses the name of its row. Raises MissingError, and UsageError if another file is in the way.
     """
     done = [cell for cell in comparison.cells if cell.status == "done" and cell.video]
-    placed = export_videos([(cell.preset, folder / str(cell.video), _prompt(cell)) for cell in done], export, overwrite)
-    places = {place.relative_to(export).as_posix(): cell.name for place, cell in zip(placed, done, strict=True)}
-    checkpoint.save_json(folder / PLACES, places)
+    targets = export_videos([(cell.preset, folder / str(cell.video), _prompt(cell)) for cell in done], export, overwrite)
+    names = {target.relative_to(export).as_posix(): cell.name for target, cell in zip(targets, done, strict=True)}
+    disk.save_json(folder / EXPORT_FILE, names)
     return [
-        shlex.join(["vbench", "evaluate", "--videos_path", str(own / "videos"), "--prompt_file", str(own / "prompts.json"),
-                    "--mode", "custom_input", "--output_path", str(own / "results"), "--dimension", CUSTOM])
-        for own in dict.fromkeys(place.parent.parent for place in placed)
+        shlex.join(["vbench", "evaluate", "--videos_path", str(root / "videos"), "--prompt_file", str(root / "prompts.json"),
+                    "--mode", "custom_input", "--output_path", str(root / "results"), "--dimension", CUSTOM])
+        for root in dict.fromkeys(target.parent.parent for target in targets)
     ]  # fmt: skip
 
 
@@ -162,9 +159,9 @@ def _prompt(cell: Cell) -> str:
     return cell.preset if cell.prompt is None else cell.prompt
 
 
-def _laid_out(folder: Path) -> Mapping[str, str]:
-    """What an earlier `lay_out` placed where."""
+def _exported(folder: Path) -> Mapping[str, str]:
+    """Names of cells by path, of an earlier export."""
     try:
-        return json.loads((folder / PLACES).read_text(encoding="utf-8"))
+        return json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}

@@ -1,16 +1,16 @@
-"""GLC-Diffusion's anchor: the first clip of a path lends its keys and values to the others.
+"""Anchor-based attention: keys and values of a path's first clip are blended into those of the other clips (cross-clip KV).
 
 Paper: GLC-Diffusion, arXiv 2501.05484 (Anchor-Based Attention Mechanism); no code is released.
 
     K = (1 - w) K_own + w K_anchor,  V alike, in the self-attention of every clip but the path's first       [paper: the form]
 
-Constants: w = 0.1. The paper writes K = lambda K_own + (1 - lambda) K_anchor with lambda = 0.1, and says in its prose that a lower
-lambda puts more weight on the current frame, which is the opposite. `weight = 0.1` follows the prose [derived]; the
+Constants: w = 0.1. The paper writes K = lambda K_own + (1 - lambda) K_anchor with lambda = 0.1, and its prose says that a lower
+lambda puts more weight on the current frame, the opposite. `weight = 0.1` follows the prose [derived]; the
 equation's reading is `weight = 0.9`.
 
-Keys are mixed before their rotary positions, which both clips have alike. Text inside self-attention is left as it is [derived].
+Keys are blended before rotation, both clips having the same positions. Text inside self-attention is unchanged [derived].
 
-Caveats: keys and values of one clip are kept for every layer while a step is computed. Where the model sees the video whole
+Caveats: keys and values of one clip are stored for every layer during a step. Where the model sees the whole video at once
 there is no other clip, and this is the identity.
 
 Neutral: weight = 0.

@@ -1,4 +1,4 @@
-"""Informative frame selection: a frame sees its neighbours, and key frames that the layer's own input chooses.
+"""Informative frame selection: content-dependent sparse attention to a local window and to high-entropy key frames.
 
 Paper: LongDiff, arXiv 2503.18150 (CVPR 2025); no code is released.
 
@@ -14,13 +14,13 @@ Legend: N latent frames, T0 of them in training, n tokens per latent frame, C ch
     visible(i, j) = |i - j| <= L or j is a key frame                                                          [paper]
 `window`: L, T0 // 2 by default; `segments`: n_seg, 2 ceil(N / T0) by default and N at most. Both [derived: not given].
 
-A plan cannot know the key frames: they depend on the content, on the layer, the step and the sample. It shows the
-window and "+ key frames", and prices as many as there will be.
+A plan cannot know the key frames, which depend on content, layer, step and sample. It shows the window and "+ key
+frames", and its cost counts as many as there will be.
 
-Differs from the paper: shown there on U-Nets with temporal attention; here on a layer's input to joint attention. Its position
-mapping is the technique `longdiff`.
+Differs from the paper: it has U-Nets with temporal attention, here the input of a layer's joint attention is used. Its
+position mapping is the technique `longdiff`.
 
-Neutral: L >= N - 1, where the window is the clip; so is the default at native length and below [derived].
+Neutral: L >= N - 1, where the window is the clip, which is the default at native length and below [derived].
 """
 
 from __future__ import annotations
@@ -83,12 +83,12 @@ class MostInformative:
 
 
 def scores(features: Tensor) -> Tensor:
-    """entropy + difference of every frame of `features` [T, n, C], each from 0 to 1: [T] float32."""
-    import torch  # here, so that plans and lists of presets need no torch
+    """entropy + difference of every frame of `features` [T, n, C], each scaled to 0 .. 1: [T] float32."""
+    import torch  # lazy: plans need no torch
 
     frames_lat, tokens, _ = features.shape
     planes = torch.stack([features.amax(-1).float(), features.mean(-1, dtype=torch.float32), features.amin(-1).float()])
-    planes = _from_0_to_1(planes.flatten(1)).view(3, frames_lat, tokens)
+    planes = _min_max_scaled(planes.flatten(1)).view(3, frames_lat, tokens)
     bins = (planes * BINS).long().clamp(0, BINS - 1)  # exact: BINS is a power of two
     frame = torch.arange(3 * frames_lat, device=features.device).view(3, frames_lat, 1)
     counts = torch.bincount((bins + BINS * frame).flatten(), minlength=3 * frames_lat * BINS)
@@ -96,10 +96,10 @@ def scores(features: Tensor) -> Tensor:
     entropy = -torch.xlogy(share, share).sum(-1).mean(0)
     difference = torch.zeros_like(entropy)
     difference[1:] = planes.diff(dim=1).abs().mean(dim=(0, 2))
-    return _from_0_to_1(torch.stack([entropy, difference])).sum(0)
+    return _min_max_scaled(torch.stack([entropy, difference])).sum(0)
 
 
-def _from_0_to_1(rows: Tensor) -> Tensor:
-    """`rows` [R, M], each scaled from its smallest to its largest value; zeros where they are equal."""
+def _min_max_scaled(rows: Tensor) -> Tensor:
+    """Min-max normalisation of each row of `rows` [R, M]; zeros where a row is constant."""
     low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
     return ((rows - low) / (high - low)).where(high > low, 0.0)

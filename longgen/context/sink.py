@@ -1,4 +1,4 @@
-"""The attention sink: the first frames stay visible to every frame.
+"""Attention sink: the first frames stay visible to every frame.
 
 Paper: FLEX, arXiv 2602.14027, which adds a sink to models that were not trained with one; no code is released. The sink
 itself is StreamingLLM's (arXiv 2309.17453): softmax attention leans on the first keys, and a window that loses them drifts.
@@ -6,16 +6,16 @@ itself is StreamingLLM's (arXiv 2309.17453): softmax attention leans on the firs
 Legend: i query frame, j key frame.
 
     visible(i, j) <- visible(i, j) or j < frames
-`frames` = 3 [derived: the text at hand does not give it; one chunk of the models that FLEX plugs into]. They are seen
-whole, at the relative times that the stack's positions give them.
+`frames` = 3 [derived: our copy of the paper does not give it; one chunk of the models that FLEX is used with]. They are
+seen whole, at the relative times that the stack's positions give them.
 
-In a rollout, the paper's case, they are the keys and values that the cache never drops. In a clip they are frames that are
-denoised together with those that see them [derived].
+In a rollout, the paper's setting, they are the keys and values that the cache never evicts. In a clip they are denoised
+together with the frames that see them [derived].
 
-Caveat: with rel = i - j, late frames see the sink at times beyond the trained range. FLEX's answer is to slow the
-temporal frequencies down, the technique `flex`; vrpr and longdiff keep the times themselves in the range.
+Caveat: with rel = i - j, late frames see the sink at times beyond the trained range. FLEX therefore slows the
+temporal frequencies down (technique `flex`); vrpr and longdiff keep the times themselves in range.
 
-Neutral: where the stack's context shows these frames already, as full attention does.
+Neutral: where these frames are visible already, as with full attention.
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ class Sink(FrameTechnique):
     exclusive: ClassVar[tuple[str, ...]] = ("the attention sink",)
 
     frames: int = Field(3, ge=1, le=LONGEST)
+
+    @property
+    def sink_lat(self) -> int:
+        return self.frames
 
     def apply(self, plan: FramePlan, geometry: Geometry) -> FramePlan:
         first = np.arange(geometry.frames_lat) < self.frames

@@ -1,11 +1,11 @@
-"""Sliding-window attention: a frame sees the frames in its native neighbourhood only.
+"""Sliding-window (local) attention over frames: a frame sees the frames of its native neighbourhood only.
 
 The baseline that long-video papers compare against (FreeNoise, FreeLong and FreeSpec call it "sliding window").
-`frames`: the window's length in latent frames; the native length T0 by default. `edge = "shift"` moves the window
-inside the clip at its ends, so that a frame always sees as many frames as in training, and a clip of native length
-sees itself whole (neutral, bit for bit); `edge = "clip"` cuts it off there. [derived: the papers do not say]
+`frames`: the window's length in latent frames; the native length T0 by default. `edge = "shift"` shifts the window
+into the clip at its ends, so that every frame sees as many frames as in training and a clip of native length is
+unchanged (neutral, bit for bit); `edge = "clip"` truncates it there. [derived: the papers do not say]
 
-In a rollout the window ends with the newest chunk, as the cache of Self-Forcing does (`local_attn_size`), and `edge` is nothing.
+In a rollout the window ends with the newest chunk, as Self-Forcing's cache does (`local_attn_size`), and `edge` has no effect.
 """
 
 from __future__ import annotations

@@ -1,33 +1,33 @@
-"""FreeLong: low frequencies, in time and space, of attention over everything; the rest of attention over the native window.
+"""FreeLong: spectral blending of two attention outputs, low space-time frequencies of the global, high ones of the local.
 
 Paper: FreeLong, arXiv 2407.19918 (NeurIPS 2024); code: GitHub aniki-ly/FreeLong.
 
 Legend: T latent frames, T0 of them in training, N tokens, C channels, f frequency in fractions of Nyquist (-1 .. 1).
 
-    G = attention over everything, L = attention over a window around each frame      same q, k, v      [paper, code]
-    F = IFFT3(P FFT3(G) + (1 - P) FFT3(L))               in the first `split` of the steps; L after it    [paper]
+    G = full attention, L = attention over a window around each frame                 same q, k, v      [paper, code]
+    F = IFFT3(P FFT3(G) + (1 - P) FFT3(L))               in the first `split` of the steps, L after them  [paper]
     P = exp(-((f_t / d_t)^2 + (f_h / d_s)^2 + (f_w / d_s)^2) / 2)                                         [code]
 
 `cutoff_time`: d_t = 0.25, `cutoff_space`: d_s = 0.25 [code]: each is a blur with sigma = 1 / (pi d) = 1.27 frames or tokens.
 `split`: 0.5 [paper: 25 of 50 steps]; the released code fuses in every step: split = 1. `window`: the native length T0 by
 default [code: 17 frames where T0 is 16]; `edge` as in longgen/context/window.py [code: its two backbones differ].
-`boundary`, on all three axes: "circular" is the FFT above, which blurs the first frame into the last ones and the left
-edge into the right one [code]; "reflect", the default, mirrors the clip at its ends first (half-sample symmetric) and
-crops: no frame or token is blended with one at the other end, for which nothing speaks in space either [derived].
+`boundary`, on all three axes: "circular" is the FFT above, which blends the first frame with the last ones and the left
+edge with the right [code]; "reflect", the default, pads by half-sample symmetric reflection and crops, so that no frame or
+token is blended with one at the opposite end [derived].
 
 Computed exactly without an FFT: P is separable and real, so F = L + K_t K_h K_w (G - L) with small real matrices whose
-rows sum to one, on a block of channels at a time, in single precision or better.
+rows sum to one, in blocks of channels, in single precision or better.
 
 Differs from the reference: frequencies are those of the FFT's bins (the code's are off by 1 / N where N is odd, and lose
 up to a quarter of the mean at N = 5); before the output projection, which is linear; every layer is fused (the code
-takes the local branch alone at its finest resolution, which DiTs do not have). FreeLong's noise is FreeNoise's: the
-preset stacks `freenoise` with no layers.
+uses the local branch alone at its finest resolution, which DiTs do not have). FreeLong's noise is FreeNoise's: its
+preset adds `freenoise` with no layers.
 
-Caveat: cutoffs are in latent frames and tokens, whatever the backbone's strides. The global branch sees frames further
-apart than in training; nothing here corrects that.
+Caveat: cutoffs are in latent frames and tokens, whatever the backbone's strides. The global branch sees distances
+beyond the trained range; nothing here corrects that.
 
 Neutral: equal branches fuse to the local one exactly (the difference is zero), so clips of at most the window; no cutoff
-makes P zero, `split = 0` is the local branch alone.
+makes P zero; `split = 0` is the local branch alone.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Boundary = Literal["circular", "reflect"]
-CHANNELS = 256  # channels that are filtered at a time
+CHANNELS = 256  # filtered at a time
 
 
 class FreeLong(Fusion):
@@ -85,12 +85,12 @@ def blend_flops(grid: Grid, channels: int, in_space: bool) -> int:
 
 
 def add_low_pass(
-    total: Tensor, one: Tensor, other: Tensor, grid: Grid, cutoff_time: float, cutoff_space: float | None, boundary: Boundary
+    total: Tensor, coarse: Tensor, fine: Tensor, grid: Grid, cutoff_time: float, cutoff_space: float | None, boundary: Boundary
 ) -> None:
-    """Adds the low frequencies of `one` - `other` to `total` in place, all [B, N, C], a block of channels at a time."""
+    """Adds the low frequencies of `coarse` - `fine` to `total` in place, all [B, N, C], in blocks of channels."""
     for first in range(0, total.shape[2], CHANNELS):
         block = slice(first, first + CHANNELS)
-        total[..., block] += low_pass(one[..., block] - other[..., block], grid, cutoff_time, cutoff_space, boundary)
+        total[..., block] += low_pass(coarse[..., block] - fine[..., block], grid, cutoff_time, cutoff_space, boundary)
 
 
 def low_pass(difference: Tensor, grid: Grid, cutoff_time: float, cutoff_space: float | None, boundary: Boundary) -> Tensor:
@@ -98,7 +98,7 @@ def low_pass(difference: Tensor, grid: Grid, cutoff_time: float, cutoff_space: f
 
     In single precision, or double for a double `difference`.
     """
-    import torch  # here, so that plans and lists of presets need no torch
+    import torch  # lazy: plans need no torch
 
     batch, tokens, channels = difference.shape
     filtered = difference.to(torch.promote_types(difference.dtype, torch.float32))
@@ -107,7 +107,7 @@ def low_pass(difference: Tensor, grid: Grid, cutoff_time: float, cutoff_space: f
         inner //= length
         if cutoff is not None:
             matrix = torch.from_numpy(kernel(length, cutoff, boundary)).to(filtered)
-            filtered = matrix @ filtered.reshape(outer, length, inner)  # a view: the axis stands between two merged ones
+            filtered = matrix @ filtered.reshape(outer, length, inner)  # a view: the axes before and after are merged
         outer *= length
     return filtered.reshape(batch, tokens, channels)
 
@@ -117,12 +117,12 @@ def kernel(length: int, cutoff: float, boundary: Boundary) -> np.ndarray:
     """The filter exp(-(f / cutoff)^2 / 2) on `length` samples as a matrix [length, length]; its rows sum to one."""
     index = np.arange(length)
     frequency = 2 * np.fft.fftfreq(length) if boundary == "circular" else index / length
-    with np.errstate(over="ignore"):  # a cutoff near 0 keeps the mean alone
+    with np.errstate(over="ignore"):  # a cutoff near 0 keeps only the mean
         response = np.exp(-0.5 * (frequency / cutoff) ** 2)
     if boundary == "circular":
         taps = np.fft.ifft(response).real
         return taps[(index[:, None] - index[None, :]) % length]
-    # of the even extension, whose transform is the cosine transform
+    # the FFT of the even extension is the cosine transform (DCT-II)
     cosine = np.cos(np.pi * index[:, None] * (index[None, :] + 0.5) / length) * math.sqrt(2 / length)
     cosine[0] /= math.sqrt(2)
     return cosine.T @ (response[:, None] * cosine)

@@ -1,11 +1,11 @@
-"""FreeLong++: attention over windows of rising length, each for its own band of temporal frequencies; and SpecMix noise.
+"""FreeLong++: multi-band spectral fusion, each frequency band from attention over a window of its scale; SpecMix noise.
 
-Paper: FreeLong++, arXiv 2507.00162. Its formulas were read in a third party's summary, marked [2nd], and not in the paper.
+Paper: FreeLong++, arXiv 2507.00162. Its formulas are from a third party's summary, marked [2nd], not from the paper.
 
 Legend: T latent frames, T0 of them in training, a_l the scale of branch l = 1 .. L, i query frame, N tokens, C channels,
 G(c) the Gaussian low-pass of longgen/fusion/freelong.py with temporal cutoff c, in fractions of Nyquist.
 
-    Z_l = attention over a window of a_l T0 frames around each frame;  a = 1, 2, 4, .. ; Z_L over everything   [2nd]
+    Z_l = attention over a window of a_l T0 frames around each frame;  a = 1, 2, 4, .. ; Z_L full attention    [2nd]
     F = IFFT3(sum over l of P_l FFT3(Z_l))                                                                   [2nd]
     P_L = G(c_L),  P_l = G(c_l) - G(c_(l+1)),  P_1 = 1 - G(c_2),  c_l = 1 / (2 a_l)        [2nd: band edges; derived: Gaussians]
     which is F = Z_1 + G(c_2) (Z_2 - Z_1) + .. + G(c_L) (Z_L - Z_(L-1)); the bands sum to one exactly        [derived]
@@ -13,15 +13,15 @@ At 4 times the native length: a = 1, 2, 4 and c = 1/4, 1/8. In every step [2nd];
 
 SpecMix: base = FreeNoise's shuffled noise (stride round(T0 / 4)), fresh = independent noise                  [2nd]
     noise_t = cos(theta_t) base_t + sin(theta_t) fresh_t,  theta_t = pi/2 |t - (T-1)/2| / ((T-1)/2)            [2nd]
-[2nd] mixes in the frequency domain; with an angle for each frame that is the same [derived]. `noise = false` leaves it.
+[2nd] mixes in the frequency domain; with an angle for each frame, which is equivalent [derived]. `noise = false` turns it off.
 
-`scales`: the a_l; by default doubling up to the first whose window holds the clip. A list may end below that: then no
-branch sees everything. `window`: T0 by default. `sparse`: keys and values of the global branch from every second frame
-[2nd: a uniform half], at half its cost; an odd frame does not see itself there, so that all frames share their keys.
+`scales`: the a_l; by default doubling up to the first whose window covers the clip. A list may end below that: then no
+branch is global. `window`: T0 by default. `sparse`: keys and values of the global branch from every second frame
+[2nd: a uniform half], at half its cost; odd frames do not see themselves there, so that all frames share their keys.
 `cutoff_space`: 0.25 as in FreeLong, as the three-dimensional FFT suggests [derived: not stated]; "all" filters in time only.
 `boundary`: as in FreeLong [derived].
 
-Differs from [2nd]: windows hold round(a T0) frames and move inside the clip at its ends, where [2nd] has |i - j| <
+Differs from [2nd]: windows have round(a T0) frames and shift into the clip at its ends, where [2nd] has |i - j| <
 floor(a T0 / 2): 19 frames of 21 for a = 1.
 
 Neutral: clips of at most T0 frames; equal branches fuse to Z_1 exactly.
@@ -62,9 +62,9 @@ class FreeLongPlusPlus(Fusion, NoiseTechnique):
     boundary: Boundary = "reflect"
 
     @model_validator(mode="after")
-    def _scales_rise(self) -> FreeLongPlusPlus:
-        if self.scales and any(one >= other for one, other in itertools.pairwise(self.scales)):
-            raise ValueError(f"scales {list(self.scales)} must rise, as 1, 2, 4")
+    def _scales_increase(self) -> FreeLongPlusPlus:
+        if self.scales and any(scale >= following for scale, following in itertools.pairwise(self.scales)):
+            raise ValueError(f"scales {list(self.scales)} must increase, as 1, 2, 4")
         return self
 
     def settled(self, geometry: Geometry) -> FreeLongPlusPlus:
@@ -72,7 +72,7 @@ class FreeLongPlusPlus(Fusion, NoiseTechnique):
         return self.model_copy(update={"window": self.window or geometry.native_lat})
 
     def windows(self, frames_lat: int) -> dict[str, tuple[float, int]]:
-        """By branch its scale and the length of its window; the first that holds the clip is the last. Needs `window`."""
+        """By branch, its scale and the length of its window, up to the first that covers the clip. Needs `window`."""
         assert self.window is not None
         windows: dict[str, tuple[float, int]] = {}
         for scale in (1.0,) if frames_lat <= self.window else self.scales or (2.0**power for power in itertools.count()):
@@ -82,21 +82,21 @@ class FreeLongPlusPlus(Fusion, NoiseTechnique):
         return windows
 
     def branches(self, plan: FramePlan, geometry: Geometry, step: int, steps: int) -> dict[str, FramePlan]:
-        """The branches `1x`, `2x`, ..; the first alone after the split."""
+        """The branches `1x`, `2x`, ..; after the split the first only."""
         frames_lat, settled = geometry.frames_lat, self.settled(geometry)
         windows = settled.windows(frames_lat)
-        made = {}
+        branches = {}
         for name, (_, window) in windows.items():
             visible = visible_from_ranges(local_windows(frames_lat, window, "shift"))
-            made[name] = plan if window == frames_lat else plan.see_only(visible)
+            branches[name] = plan if window == frames_lat else plan.see_only(visible)
         name, (scale, widest) = list(windows.items())[-1]
         if self.sparse and widest < frames_lat:
-            raise UsageError(f"freelongpp.sparse = true, but no branch sees all {frames_lat} latent frames: scale {scale:g} is "
-                             f"the widest, with {widest}", expected="scales whose last window holds the clip",
+            raise UsageError(f"freelongpp.sparse = true, but no branch sees all {frames_lat} latent frames: the "
+                             f"widest scale, {scale:g}, has {widest}", expected="scales whose last window covers the clip",
                              hint="--set freelongpp.sparse=false, or leave scales out")  # fmt: skip
         if self.sparse and settled.window is not None and frames_lat > settled.window:
-            made[name] = plan.see_only(np.broadcast_to(np.arange(frames_lat) % 2 == 0, (frames_lat, frames_lat)))
-        return dict(list(made.items())[:1]) if step >= round(self.split * steps) else made
+            branches[name] = plan.see_only(np.broadcast_to(np.arange(frames_lat) % 2 == 0, (frames_lat, frames_lat)))
+        return dict(list(branches.items())[:1]) if step >= round(self.split * steps) else branches
 
     def fuse(self, attend: Callable[[str], Tensor], step: Step, grid: Grid) -> Tensor:
         """Z_1 + the sum over l of G(c_l) (Z_l - Z_(l-1)), each Z_l [B, N, C]; one branch after the other."""
@@ -115,7 +115,7 @@ class FreeLongPlusPlus(Fusion, NoiseTechnique):
         return (len(self.windows(grid[0])) - 1) * blend_flops(grid, channels, self.cutoff_space != "all")
 
     def mix(self, noise: Tensor, geometry: Geometry, generator: Generator) -> Tensor:
-        import torch  # here, so that plans and lists of presets need no torch
+        import torch  # lazy: plans need no torch
 
         from longgen.noise.shuffle import window_shuffle
 

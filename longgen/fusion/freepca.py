@@ -1,40 +1,40 @@
-"""FreePCA: in each native window, the principal components in time on which local and global attention agree come from global.
+"""FreePCA: PCA over time in each native window; components on which local and global attention agree come from the global.
 
 Paper: FreePCA, arXiv 2505.01172 (CVPR 2025); code: GitHub JosephTiTan/FreePCA.
 
 Legend: T latent frames, T0 of them in training, W window, S stride, w = 0, 1, .. the window counted from the clip's start,
 M = tokens of a frame x channels, k components.
 
-    G = attention over everything with logits times sqrt(ln T / ln T0)                                          [code]
-    L_w = attention of window [w S, w S + W) over itself alone;  the output is the mean over windows             [code]
+    G = full attention with logits times sqrt(ln T / ln T0)                                                     [code]
+    L_w = attention of window [w S, w S + W) over itself;  the output is the mean over windows             [code]
     w = 0: L_0.   w > 0, with L = L_w and G [M, W], the global branch cut to the window:                           [code]
         Lc = L - mean_t L,  Gc = G - mean_t G;  E = eigenvectors of Gc^T Gc [W, W]
         s_i = cosine of column i of Lc E and of Gc E;  top = the k = min(w, components) largest s_i
         F = (Gc E_top, Lc E_rest) E^T + mean_t G          the mean is always G's, even with components = 0
-    in the steps whose timestep t, of 0 .. 1000, is above `until`; after them the mean over windows of L_w alone.  [code]
-Noise: in blocks of W frames, block <- block - mean_t(block) + mean_t(first block): one mean, frames of their own.   [code]
+    in the steps whose timestep t, of 0 .. 1000, is above `until`; after them the mean over windows of L_w.        [code]
+Noise: in blocks of W frames, block <- block - mean_t(block) + mean_t(first block): they share a mean.               [code]
 
 Constants: components 3 [code] · until 250 [code] · W = T0 [code: 16] · S = round(W / 4) [derived: the code's 4 of 16].
-`entropy = false` leaves the logits alone. `noise = false` leaves the noise.
+`entropy = false` does not scale the logits, `noise = false` leaves the noise.
 
-The timestep is the one that the model is told. On the code's schedule, 981, 961 .. 1, t > 250 are 37 of 50 steps; on one that a
-flow shift moves to high noise they are more: 46 of 50 at shift 3, 49 at shift 8. `split` in its place is a share of the steps,
-rounded down, whatever their timesteps: 0.75 are 37 of 50, as in the authors' own runs [derived].
+The timestep is the model's input. On the code's schedule, 981, 961 .. 1, t > 250 are 37 of 50 steps; a flow shift toward high
+noise makes them more: 46 of 50 at shift 3, 49 at shift 8. `split`, in place of `until`, is a fraction of the steps, rounded
+down, whatever their timesteps: 0.75 are 37 of 50, as in the authors' own runs [derived].
 
 Computed exactly without an [M, W] projection: F = L + A (G - L) with A = E_top E_top^T + 11^T / W, a [W, W] matrix, and E
 and s come from Gc^T Gc, Lc^T Lc and Lc^T Gc, in double precision.
 
-Differs from the reference: where (T - W) is no multiple of S, one more window [T - W, T) ends the clip (the code leaves
-those frames 0) · each sample of the batch chooses its own components (the code pools the batch; guidance's two calls are
-apart there too) · the constant vector, an eigenvector of 0, is never a component; components without energy come last ·
-a last, shorter block of noise is cut from one of W frames, so that it stays N(0, 1) [derived].
+Differs from the reference: where (T - W) is not a multiple of S, a further window [T - W, T) ends the clip (the code
+leaves those frames 0) · each sample of the batch selects its own components (the code pools the batch; guidance's two calls
+are separate there too) · the constant vector, an eigenvector of 0, is never a component; components without energy come
+last · a shorter last block of noise is cut from one of W frames, so that it stays N(0, 1) [derived].
 
-As frame plans: the branch "local" has a pass (or those of the stack's plan) for each window. A pair of frames is computed once for
-all windows that hold it, where the attention backend tells what it takes; else once for each.
+As frame plans: the branch "local" has a pass (or those of the stack's plan) for each window. A pair of frames is computed once
+for all windows that contain it, where the attention backend returns the log-sum-exp, else once for each.
 
-Caveats: which steps are fused is known with the model's schedule alone, so that a plan has both branches in all of them; its cost
-counts the global one in 1 - until / 1000 of them, as without a shift. The first S frames are never fused, and window 1 on take
-their mean from the global branch, so the clip's head is treated otherwise than its tail. The entropy factor counts frames;
+Caveats: which steps are fused depends on the model's timesteps, so a plan has both branches in all of them; its cost counts
+the global one in 1 - until / 1000 of them, as without a shift. The first S frames are never fused, and windows from 1 on take
+their mean from the global branch, so the clip's start is treated differently from its end. The entropy factor counts frames;
 counting tokens it would be near 1.06 at 4 times.
 
 Neutral: clips of at most W frames.
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 UNTIL = 250.0
-COLUMNS = 2**17  # values of a frame that are in double precision at a time
+COLUMNS = 2**17  # values of a frame in double precision at a time
 
 
 class FreePca(Fusion, NoiseTechnique):
@@ -75,12 +75,12 @@ class FreePca(Fusion, NoiseTechnique):
     @model_validator(mode="after")
     def _one_end(self) -> FreePca:
         if self.split is not None and self.until != UNTIL:
-            raise UsageError(f"freepca.until = {self.until:g} and freepca.split = {self.split:g} both say when fusing ends",
+            raise UsageError(f"freepca.until = {self.until:g} and freepca.split = {self.split:g} both set when fusion ends",
                              expected="one of them", hint="leave one out")  # fmt: skip
         return self
 
     def settled(self, geometry: Geometry) -> FreePca:
-        """This technique with `window` and `stride` filled in, which `fuse` needs. Raises UsageError where they do not fit."""
+        """This technique with `window` and `stride` set, which `fuse` needs. Raises UsageError where they do not fit."""
         window = self.window or geometry.native_lat
         stride = self.stride or max(1, round(window / 4))
         if stride > window:
@@ -110,14 +110,14 @@ class FreePca(Fusion, NoiseTechnique):
         inside = [(frame >= start) & (frame < start + window) for start in settled.starts(frames_lat)]
         fused = self.split is None or step < math.floor(self.split * steps + 1e-9)  # 0.29 of 100 is 29
         share = np.ones(frames_lat) if fused else 1 / np.sum(inside, axis=0)
-        local = replace(plan, passes=tuple(_within(p, own, share) for own in inside for p in plan.passes))
+        local = replace(plan, passes=tuple(_within(p, frames, share) for frames in inside for p in plan.passes))
         if not fused:
             return {"local": local}
         scale = math.sqrt(math.log(frames_lat) / math.log(geometry.native_lat)) if self.entropy and geometry.ratio > 1 else 1.0
         return {"global": replace(plan, logit_scale=plan.logit_scale * scale), "local": local}
 
     def fuse(self, attend: Attend, step: Step, grid: Grid) -> Tensor:
-        """The mean over windows of the fused windows, [B, N, C]; one window after the other. From `until` on of their own."""
+        """The mean of the fused windows [B, N, C], one window after the other; from `until` on, the mean of the local ones."""
         frames_lat, tokens, window = grid[0], grid[1] * grid[2], self.window
         assert window is not None
         global_ = attend("global") if self.split is not None or step.timesteps[step.index] > self.until else None
@@ -132,8 +132,9 @@ class FreePca(Fusion, NoiseTechnique):
             if not position or global_ is None:
                 continue
             for sample in range(len(fused)):
-                one, other = (x.reshape(window, -1) for x in (local[sample], global_[sample, rows]))
-                change = mixing(covariance(one, other), min(position, self.components)).to(one) @ (other - one)
+                local_mw, global_mw = (x.reshape(window, -1) for x in (local[sample], global_[sample, rows]))
+                matrix = mixing(covariance(local_mw, global_mw), min(position, self.components)).to(local_mw)
+                change = matrix @ (global_mw - local_mw)
                 fused[sample, rows] += change.view(-1, fused.shape[2])
         assert fused is not None
         windows_of = fused.new_tensor(count).repeat_interleave(tokens)
@@ -143,7 +144,7 @@ class FreePca(Fusion, NoiseTechnique):
         return 1 - self.until / 1000 if branch == "global" and self.split is None else 1.0
 
     def flops(self, grid: Grid, channels: int) -> int:
-        """A covariance of two windows and a mixing for each window but the first, in floating-point operations."""
+        """A covariance and a matrix product for each window but the first, in floating-point operations."""
         assert self.window is not None
         return (len(self.starts(grid[0])) - 1) * 10 * self.window**2 * grid[1] * grid[2] * channels
 
@@ -151,7 +152,7 @@ class FreePca(Fusion, NoiseTechnique):
         self.settled(geometry)
 
     def mix(self, noise: Tensor, geometry: Geometry, generator: Generator) -> Tensor:
-        import torch  # here, so that plans and lists of presets need no torch
+        import torch  # lazy: plans need no torch
 
         window = self.settled(geometry).window
         assert window is not None
@@ -166,40 +167,35 @@ class FreePca(Fusion, NoiseTechnique):
         return torch.cat([noise[:, :, :window], mixed[:, :, window:frames_lat]], dim=2)
 
 
-def _within(one: Pass, inside: np.ndarray, share: np.ndarray) -> Pass:
-    """`one` among the frames `inside` [T] bool, with `share` [T] of its weight; the others are left out."""
-    return replace(one, visible=one.visible & inside[:, None] & inside, weight=one.weight * share * inside)
+def _within(pass_: Pass, inside: np.ndarray, share: np.ndarray) -> Pass:
+    """`pass_` restricted to the frames `inside` [T] bool, with `share` [T] of its weight."""
+    return replace(pass_, visible=pass_.visible & inside[:, None] & inside, weight=pass_.weight * share * inside)
 
 
 def covariance(local: Tensor, global_: Tensor) -> Tensor:
-    """X X^T [2 W, 2 W] of X = (local; global_), each [W, M], with every column's mean over its W frames taken off.
-
-    In double precision, on the CPU.
-    """
+    """Joint covariance X X^T [2 W, 2 W] of X = (local; global_), each [W, M] centred over its W frames: float64 on the CPU."""
     import torch
 
     double = torch.float32 if local.device.type == "mps" else torch.float64
     total = local.new_zeros(2 * len(local), 2 * len(local), dtype=double)
-    held = local.new_empty(
-        2, *local[:, :COLUMNS].shape, dtype=double
-    )  # one for all: to ask for memory takes longer than to fill it
+    buffer = local.new_empty(2, *local[:, :COLUMNS].shape, dtype=double)  # reused: allocating takes longer than filling
     for columns in zip(local.split(COLUMNS, dim=1), global_.split(COLUMNS, dim=1), strict=True):
-        both = held[..., : columns[0].shape[1]]
-        for x, own in zip(columns, both, strict=True):
-            own.copy_(x)
+        both = buffer[..., : columns[0].shape[1]]
+        for values, target in zip(columns, both, strict=True):
+            target.copy_(values)
         both -= both.mean(dim=1, keepdim=True)
         total.addmm_(both.flatten(0, 1), both.flatten(0, 1).T)
-    return total.cpu().double()  # small: on a GPU its eigenproblem takes longer than the way here
+    return total.cpu().double()  # small: its eigenproblem on a GPU takes longer than this copy
 
 
 def mixing(covariance: Tensor, components: int) -> Tensor:
-    """A = E_top E_top^T + 11^T / W, [W, W], from the covariance [2 W, 2 W] of local and global frames."""
+    """A = E_top E_top^T + 11^T / W, [W, W], from the joint covariance [2 W, 2 W] of local and global frames."""
     import torch
 
     window = len(covariance) // 2
     local, cross, global_ = covariance[:window, :window], covariance[:window, window:], covariance[window:, window:]
     columns = torch.cat([covariance.new_ones(window, 1), torch.eye(window, dtype=covariance.dtype)[:, 1:]], dim=1)
-    centred = torch.linalg.qr(columns).Q[:, 1:]  # all that is orthogonal to the constant vector
+    centred = torch.linalg.qr(columns).Q[:, 1:]  # a basis of the complement of the constant vector
     vectors = centred @ torch.linalg.eigh(centred.T @ global_ @ centred).eigenvectors
     agreement, of_local, of_global = ((vectors * (matrix @ vectors)).sum(dim=0) for matrix in (cross, local, global_))
     real = (of_local > 1e-13 * local.trace()) & (of_global > 1e-13 * global_.trace())  # above rounding

@@ -1,11 +1,11 @@
-"""FreeSpec: the local branch's attention output, its singular values moved toward the global branch's.
+"""FreeSpec: SVD-based fusion, the local attention output with singular values interpolated toward the global output's.
 
-Paper: FreeSpec, arXiv 2605.06509; no code is released, and the text at hand lost its formulas and numbers. What its
-prose fixes is marked [paper], everything else [derived].
+Paper: FreeSpec, arXiv 2605.06509; no code is released, and our copy of the paper lacks its formulas and numbers. What its
+prose determines is marked [paper], everything else [derived].
 
 Legend: N tokens, C channels (heads merged), K = min(N, C) singular values, t timestep (1000 .. 0), k rank 1..K.
 
-    F_g = attention over everything, F_l = attention over the native window      same q, k, v      [paper]
+    F_g = full attention, F_l = attention over the native window                 same q, k, v      [paper]
     F_g = U_g S_g V_g^T,  F_l = U_l S_l V_l^T            rows = tokens, before the output projection [derived]
     p = (t_first - t) / (t_first - t_split)              0 at the first step, 1 at the split       [paper: normalised]
     alpha_(t,k) = alpha * exp(-kappa p) * exp(-beta (k - 1) / K)                                   [paper: exponential]
@@ -13,7 +13,7 @@ Legend: N tokens, C channels (heads merged), K = min(N, C) singular values, t ti
     F_hat = U_l diag(s) V_l^T                            `basis = "global"`: U_g diag(s) V_g^T     [paper]
     lambda_t = lambda_end + (lambda_start - lambda_end) exp(-kappa p)                              [derived]
     F = (1 - lambda_t) F_hat + lambda_t F_g                                                        [paper: a residual]
-After the split the local branch alone acts [paper].
+After the split only the local branch is used [paper].
 
 Constants, all [derived]: split 0.5 of the steps, kappa 3, beta 2, alpha 1, lambda 0.2 to 0.05.
 
@@ -43,7 +43,7 @@ from longgen.technique import LONGEST, Fusion, Grid, Step
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROWS = 8192  # rows of F that are in double precision at a time
+ROWS = 8192  # of F in double precision at a time
 
 
 class FreeSpec(Fusion):
@@ -61,7 +61,7 @@ class FreeSpec(Fusion):
     edge: Literal["shift", "clip"] = "shift"
 
     def branches(self, plan: FramePlan, geometry: Geometry, step: int, steps: int) -> dict[str, FramePlan]:
-        """The branches that step `step` of `steps` needs: both before the split, the local one alone after it."""
+        """The branches of step `step` of `steps`: both before the split, the local one after it."""
         ranges = local_windows(geometry.frames_lat, self.window or geometry.native_lat, self.edge)
         local = plan.see_only(visible_from_ranges(ranges))
         inert = self.alpha == self.lambda_start == self.lambda_end == 0 and self.basis == "local"
@@ -92,7 +92,7 @@ class FreeSpec(Fusion):
 
 
 def gram(features: Tensor) -> Tensor:
-    """F^T F of F [B, N, C] in double precision, [B, C, C]; at most ROWS rows are converted at a time."""
+    """The Gram matrix F^T F of F [B, N, C] in double precision, [B, C, C]; converts ROWS rows at a time."""
     batch, _, channels = features.shape
     total = features.new_zeros(batch, channels, channels, dtype=_double(features))
     for rows in features.split(ROWS, dim=1):
@@ -102,11 +102,11 @@ def gram(features: Tensor) -> Tensor:
 
 
 def reconstruct(global_: Tensor, local: Tensor, alpha: float, beta: float, basis: str) -> Tensor:
-    """U diag(s) V^T with s_k = a_k s^g_k + (1 - a_k) s^l_k, a_k = alpha exp(-beta (k - 1) / K), in the basis asked for.
+    """U diag(s) V^T with s_k = a_k s^g_k + (1 - a_k) s^l_k, a_k = alpha exp(-beta (k - 1) / K), in `basis`.
 
     `global_`, `local`: [B, N, C]. Exact up to rounding; with alpha = 0 and the local basis, `local` itself.
     """
-    import torch  # here, so that plans and lists of presets need no torch
+    import torch  # lazy: plans need no torch
 
     if basis == "local" and alpha == 0:
         return local
@@ -118,10 +118,10 @@ def reconstruct(global_: Tensor, local: Tensor, alpha: float, beta: float, basis
     rank = torch.arange(base.shape[2] - 1, -1, -1, device=base.device, dtype=base_singular.dtype)  # 0 for the largest
     to_global = alpha * torch.exp(-beta * rank / count)
     global_singular, local_singular = (other_singular, base_singular) if basis == "local" else (base_singular, other_singular)
-    wanted = to_global * global_singular + (1 - to_global) * local_singular
-    floor = torch.finfo(base.dtype).eps * base_values.clamp_min(0).mean(dim=1, keepdim=True).sqrt()  # rounding spreads evenly
-    ratio = torch.where(base_singular > floor, wanted / base_singular.clamp_min(1e-300), 1.0)
-    change = (base_vectors * (ratio - 1).unsqueeze(1)) @ base_vectors.mT  # M - 1: rounding then falls on the change alone
+    target = to_global * global_singular + (1 - to_global) * local_singular
+    floor = torch.finfo(base.dtype).eps * base_values.clamp_min(0).mean(dim=1, keepdim=True).sqrt()  # rounding is spread evenly
+    ratio = torch.where(base_singular > floor, target / base_singular.clamp_min(1e-300), 1.0)
+    change = (base_vectors * (ratio - 1).unsqueeze(1)) @ base_vectors.mT  # M - 1: rounding then affects the change only
     return base + base @ change.to(base.dtype)
 
 

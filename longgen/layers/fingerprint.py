@@ -1,4 +1,4 @@
-"""What tells one set of weights from another without loading them: a digest of parts of their files."""
+"""Fingerprint of a set of weights: a SHA-256 over samples of its files, without loading them."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from pathlib import Path
 from longgen.backbones.spec import BackboneSpec
 from longgen.errors import MissingError
 
-BLOCK, BLOCKS = 16_384, 256  # bytes, and how many of a file are read, evenly apart: training changes all of a tensor
+BLOCK, BLOCKS = 16_384, 256  # bytes, and how many evenly spaced blocks of a file are read: training changes all of a tensor
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
 
 
 def fingerprint(spec: BackboneSpec, lora: tuple[str, ...] = ()) -> str:
-    """A digest of the transformers' weights of `spec` with `lora`. Raises MissingError where they are not on this machine."""
-    places = [place for place in (spec.checkpoint, spec.lora) if place] if spec.checkpoint else [spec.source]
+    """A digest of the transformer weights of `spec` with `lora`. Raises MissingError if they are not on this machine."""
+    sources = [source for source in (spec.checkpoint, spec.lora) if source] if spec.checkpoint else [spec.source]
     digest = hashlib.sha256()
-    for place in places:
-        for path in _files(place, whole=place == spec.source):
-            _add(digest, path)
+    for source in sources:
+        for path in _weight_files(source, pipeline=source == spec.source):
+            _update(digest, path)
     for text in lora:
         digest.update(text.encode())
         path = Path(text.rpartition(":")[0] or text)
         if path.is_file():
-            _add(digest, path)
+            _update(digest, path)
     return digest.hexdigest()
 
 
-def _add(digest: hashlib._Hash, path: Path) -> None:
+def _update(digest: hashlib._Hash, path: Path) -> None:
     size = path.stat().st_size
     digest.update(f"{path.name} {size}".encode())
     with path.open("rb") as file:
@@ -40,28 +40,28 @@ def _add(digest: hashlib._Hash, path: Path) -> None:
             digest.update(file.read(BLOCK))
 
 
-def _files(place: str, whole: bool) -> list[Path]:
-    """The files of weights at `place`, a file, a folder or a place on the hub; of a `whole` pipeline those of its transformers."""
-    path = Path(os.path.expanduser(place))
+def _weight_files(source: str, pipeline: bool) -> list[Path]:
+    """The weight files of `source`, which is a file, a folder or a hub repository; of a whole pipeline, its transformers' only."""
+    path = Path(os.path.expanduser(source))
     if not path.exists():
-        path = _on_hub(place)
+        path = _hub_snapshot(source)
     if path.is_file():
         return [path]
-    folders = [path / "transformer", path / "transformer_2"] if whole else [path, path / "transformer"]
-    found = [sorted(file for pattern in WEIGHTS for file in folder.glob(pattern)) for folder in folders]
-    files = [file for part in (found if whole else [part for part in found if part][:1]) for file in part]
+    folders = [path / "transformer", path / "transformer_2"] if pipeline else [path, path / "transformer"]
+    by_folder = [sorted(file for pattern in WEIGHTS for file in folder.glob(pattern)) for folder in folders]
+    files = [file for part in (by_folder if pipeline else [part for part in by_folder if part][:1]) for file in part]
     if not files:
-        raise MissingError(f"{place} has no weights on this machine", expected="weights in the local cache or in a folder",
+        raise MissingError(f"the weights of {source} are not on this machine", expected="weights in the local cache or in a folder",
                            hint="generate with it once, which downloads them")  # fmt: skip
     return files
 
 
-def _on_hub(place: str) -> Path:
+def _hub_snapshot(source: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    owner, name, *inner = place.split("/") if "/" in place else ["", place]
+    owner, name, *inner = source.split("/") if "/" in source else ["", source]
     try:
         return Path(snapshot_download(f"{owner}/{name}", local_files_only=True)).joinpath(*inner)
     except (LocalEntryNotFoundError, HFValidationError):
-        return Path(place)  # which is not there
+        return Path(source)  # which does not exist

@@ -1,7 +1,6 @@
-"""probe.json: what a probe measured of each layer, under which settings, and what it says of them.
+"""Schema of probe.json: the settings of a probe, every score it measured, and the verdict on each layer.
 
-The file is closed: an unknown key or a value of another type is refused. It holds every score, so that another rule or metric
-makes new verdicts of it without measuring again.
+All scores are kept, so that another rule or metric gives new verdicts without measuring again.
 """
 
 from __future__ import annotations
@@ -9,25 +8,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from longgen.closed import ClosedModel
 from longgen.errors import LonggenError, MissingError
+from longgen.technique import VERDICTS, LayerVerdict
 
 SCHEMA = 1
-Kind = Literal["position", "context"]
+Sensitivity = Literal["position", "context"]
 ScoreName = Literal["attention", "latent", "video"]
-KINDS: tuple[Kind, ...] = ("position", "context")
-METRICS: tuple[ScoreName, ...] = ("attention", "latent", "video")
-Verdict = Literal["position-sensitive", "context-sensitive", "both", "neither"]
-Finite = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+SENSITIVITIES: tuple[Sensitivity, ...] = ("position", "context")
+SCORE_NAMES: tuple[ScoreName, ...] = ("attention", "latent", "video")
+VERDICT_OF = dict(zip(SENSITIVITIES, VERDICTS, strict=True))  # of a layer that is sensitive to one of the two
+Score = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Correlation = Annotated[float, Field(ge=-1, le=1)]
 
 
-class _Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
-
-
-class Settings(_Closed):
+class ProbeSettings(ClosedModel, strict=True):
     """What was run. frames, native_frames: pixel frames. size: (width, height) in pixels. observed_steps: where attention was read.
 
     shifts: latent frames by which keys were moved in time. windows: multiples of the native length, for the effective rank.
@@ -48,79 +45,79 @@ class Settings(_Closed):
     lora: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
 
-class Run(_Closed):
-    """The scores of one prompt and seed: by kind and score, one number for each layer."""
+class ProbeRun(ClosedModel, strict=True):
+    """Scores of one prompt and seed: by sensitivity and score name, one number per layer."""
 
     prompt: int
     seed: int
-    scores: dict[Kind, dict[ScoreName, list[Finite]]]
+    scores: dict[Sensitivity, dict[ScoreName, list[Score]]]
 
 
-class Layer(_Closed):
-    """One layer. position, context: the scores that decide. scores: all of them. effective_rank: by window, `1x`, `2x`, `4x`."""
+class LayerScores(ClosedModel, strict=True):
+    """One layer: means over runs. position, context: the deciding scores. effective_rank: by window, `1x`, `2x`, `4x`."""
 
     layer: int
-    position: Finite
-    context: Finite
-    effective_rank: dict[str, Finite]
-    verdict: Verdict
-    scores: dict[Kind, dict[ScoreName, Finite]]
+    position: Score
+    context: Score
+    effective_rank: dict[str, Score]
+    verdict: LayerVerdict | Literal["both", "neither"]
+    scores: dict[Sensitivity, dict[ScoreName, Score]]
 
 
-class Stability(_Closed):
-    """Mean rank correlation of the layers' scores between pairs of seeds and of prompts; None where there is one only."""
+class Stability(ClosedModel, strict=True):
+    """Mean rank correlation of the layers' scores between pairs of seeds and of prompts; None if there is only one."""
 
     seeds: Correlation | None
     prompts: Correlation | None
 
 
-class Probe(_Closed):
+class Probe(ClosedModel, strict=True):
     """A probe of one backbone.
 
-    weights: the fingerprint of the weights. metric: the score that decides. rule: how scores become verdicts, in words.
-    thresholds: by kind; a layer above is sensitive. agreement: by kind and score, the rank correlation of that score with the
-    attention score, so how well a quick probe ranks; from this probe, or for a quick one from a full one of the same weights.
+    weights: fingerprint of the weights. metric: the score that decides. rule: how scores become verdicts, in words. thresholds: a
+    layer with a higher score is sensitive. agreement: rank correlation of each score with the attention score, which tells how well
+    a quick probe ranks layers; a quick probe quotes it from a full one of the same weights.
     """
 
     schema_: Literal[1] = Field(1, alias="schema")
     longgen: str
     backbone: str
     weights: str
-    settings: Settings
+    settings: ProbeSettings
     metric: ScoreName
     rule: str
-    thresholds: dict[Kind, float]
-    layers: list[Layer]
-    stability: dict[Kind, Stability]
-    agreement: dict[Kind, dict[ScoreName, Correlation]]
+    thresholds: dict[Sensitivity, float]
+    layers: list[LayerScores]
+    stability: dict[Sensitivity, Stability]
+    agreement: dict[Sensitivity, dict[ScoreName, Correlation]]
     warnings: list[str]
-    runs: list[Run]
+    runs: list[ProbeRun]
     seconds: float
     peak_memory_bytes: int
     device: str
 
-    def sensitive(self, kind: Kind) -> tuple[int, ...]:
-        """The layers that the verdict calls sensitive to `kind`."""
-        return tuple(row.layer for row in self.layers if row.verdict in (f"{kind}-sensitive", "both"))
+    def sensitive(self, sensitivity: Sensitivity) -> tuple[int, ...]:
+        """The layers whose verdict is this sensitivity, or both."""
+        return tuple(row.layer for row in self.layers if row.verdict in (VERDICT_OF[sensitivity], "both"))
 
     def as_dict(self) -> dict[str, Any]:
-        """The probe as probe.json has it."""
+        """The content of probe.json."""
         return self.model_dump(mode="json", by_alias=True)
 
 
 def read(path: Path) -> Probe:
-    """The probe in the file `path`. Raises MissingError where it is not there, LonggenError where it is no probe."""
+    """The probe in the file `path`. Raises MissingError if there is no such file, LonggenError if it is not a probe."""
     try:
         return Probe.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise MissingError(f"the probe {path} is not there", expected="a probe.json, as longgen probe writes it",
+        raise MissingError(f"the probe {path} does not exist", expected="a probe.json written by longgen probe",
                            hint="check the path, or run longgen probe") from None  # fmt: skip
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise LonggenError(f"{path} is no probe: {place}: {first['msg'].lower()}",
-                           expected=f"a probe.json of schema {SCHEMA}, as longgen probe writes it",
-                           hint="give another file, or run longgen probe") from None  # fmt: skip
+        raise LonggenError(f"{path} is not a probe: {place}: {first['msg'].lower()}",
+                           expected=f"a probe.json of schema {SCHEMA}, written by longgen probe",
+                           hint="pass another file, or run longgen probe") from None  # fmt: skip
     except OSError as error:
-        raise LonggenError(f"{path} cannot be read: {error.strerror}", expected="a probe.json that may be read",
+        raise LonggenError(f"{path} cannot be read: {error.strerror}", expected="a readable probe.json",
                            hint="check the path") from None  # fmt: skip

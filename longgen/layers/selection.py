@@ -1,8 +1,8 @@
-"""Which layers a preset acts in, where it leaves that to a probe: `layers = "position-sensitive"` or `"context-sensitive"`.
+"""Resolves `layers = "position-sensitive"` or `"context-sensitive"` in a preset to layer indices.
 
-The verdicts are, in this order: those of a probe that is named; of the newest probe that is kept of the same weights at the same
-length; of the list published for the backbone. `@all`, `@none` and `@random:SEED` behind a preset's name are the controls of
-FreeLOC's ablation: every layer, no layer, and the verdicts dealt to layers at random.
+The verdicts come from, in this order: a probe that is named; the newest cached probe of the same weights at the same length; the
+list published for the backbone. `@all`, `@none` and `@random:SEED` after a preset's name are the controls of FreeLOC's ablation:
+every layer, no layer, and the verdicts assigned to layers at random.
 """
 
 from __future__ import annotations
@@ -17,73 +17,75 @@ from longgen import frames
 from longgen.backbones.spec import BackboneSpec
 from longgen.errors import MissingError, UsageError
 from longgen.layers.fingerprint import fingerprint
-from longgen.layers.probe_file import KINDS, Probe, read
-from longgen.layers.store import probes_of
+from longgen.layers.probe_file import SENSITIVITIES, VERDICT_OF, Probe, read
+from longgen.layers.store import cached_probes
 from longgen.preset import Preset
 from longgen.technique import VERDICTS
 from longgen.units import count_label
 
-HOW = re.compile(r"probed|all|none|random(:\d{1,9})?")
+CONTROL = re.compile(r"probed|all|none|random(:\d{1,9})?")
 PUBLISHED = "published"
 
 
-def split(name: str) -> tuple[str, str | None]:
-    """`freeloc@random:1` as the preset's name and how its layers are chosen; None where it does not say."""
-    base, at, how = name.rpartition("@")
-    return (base, how) if at and HOW.fullmatch(how) else (name, None)
+def split_name(name: str) -> tuple[str, str | None]:
+    """`freeloc@random:1` as the preset's name and the control after it, or None."""
+    base, at, control = name.rpartition("@")
+    return (base, control) if at and CONTROL.fullmatch(control) else (name, None)
 
 
-def chosen(
-    preset: Preset, spec: BackboneSpec, how: str | None = None, probe: str | None = None, lora: tuple[str, ...] = ()
+def resolve_layers(
+    preset: Preset, spec: BackboneSpec, control: str | None = None, probe: str | None = None, lora: tuple[str, ...] = ()
 ) -> tuple[Preset, tuple[str, ...]]:
-    """`preset` with its layers written out, and in words where they come from; itself where it leaves nothing to a probe.
+    """`preset` with explicit layer indices, and notes that say where they come from; unchanged if it names no verdicts.
 
-    how: see above. probe: a probe's file, or `published`. Raises UsageError for a probe of other weights or another length.
+    probe: a probe file or its folder, or `published`. Raises UsageError for a probe of other weights or another length.
     """
-    if how is not None and not HOW.fullmatch(how):
-        raise UsageError(
-            f"--layers {how!r} is no choice of layers", expected="probed, all, none, random or random:SEED", hint="take one"
-        )
-    if not asks(preset):
-        if how is None and probe is None:
+    if control is not None and not CONTROL.fullmatch(control):
+        raise UsageError(f"invalid --layers {control!r}", expected="probed, all, none, random or random:SEED", hint="pass one")
+    if not uses_probe(preset):
+        if control is None and probe is None:
             return preset, ()
-        given = f"--layers {how}" if how is not None else f"--probe {probe}"
-        raise UsageError(f"{given}: {preset.name} leaves no layers to a probe", expected="a preset that does, as freeloc",
-                         hint="leave it out, or --set technique.layers=position-sensitive")  # fmt: skip
-    if how is not None:
-        preset = preset.model_copy(update={"name": f"{preset.name}@{how}"})
-    if how in ("all", "none"):
-        wanted = tuple(range(spec.layers)) if how == "all" else ()
-        unread = () if probe is None else (f"--probe {probe} is not read: the layers are {how}",)
-        return _with(preset, dict.fromkeys(VERDICTS, wanted)), (f"{how} of the layers, whatever a probe says", *unread)
+        option = f"--layers {control}" if control is not None else f"--probe {probe}"
+        raise UsageError(f"{option}: {preset.name} does not select its layers by a probe", expected="a preset that does, such as "
+                         "freeloc", hint="leave it out, or add --set technique.layers=position-sensitive")  # fmt: skip
+    if control is not None:
+        preset = preset.model_copy(update={"name": f"{preset.name}@{control}"})
+    if control in ("all", "none"):
+        layers = tuple(range(spec.layers)) if control == "all" else ()
+        ignored = () if probe is None else (f"--probe {probe} is ignored: the layers are {control}",)
+        return _with_layers(preset, dict.fromkeys(VERDICTS, layers)), (f"layers: {control}, regardless of any probe", *ignored)
     verdicts, origin = _verdicts(preset, spec, probe, lora)
     if verdicts is None:
-        return preset, ()  # the plan refuses it, and says what there is
-    if how is not None and how.startswith("random"):
-        seed = int(how.partition(":")[2] or 0)
-        deal = np.random.default_rng(seed).permutation(spec.layers)
-        verdicts = {name: tuple(sorted(int(deal[layer]) for layer in layers)) for name, layers in verdicts.items()}
-        origin = f"dealt at random (seed {seed}), as many as {origin}"
+        return preset, ()  # the plan rejects it, and says what to do
+    if control is not None and control.startswith("random"):
+        seed = int(control.partition(":")[2] or 0)
+        permutation = np.random.default_rng(seed).permutation(spec.layers)
+        verdicts = {name: tuple(sorted(int(permutation[layer]) for layer in layers)) for name, layers in verdicts.items()}
+        origin = f"assigned at random (seed {seed}), as many as {origin}"
     used = [t.layers for t in preset.techniques if isinstance(t.layers, str) and t.layers in verdicts]
-    said = ", ".join(f"{name} {count_label(verdicts[name], spec.layers)}" for name in dict.fromkeys(used))
-    return _with(preset, verdicts), (f"layers: {said}; {origin}",)
+    lists = ", ".join(f"{name} {count_label(verdicts[name], spec.layers)}" for name in dict.fromkeys(used))
+    return _with_layers(preset, verdicts), (f"layers: {lists}; {origin}",)
 
 
-def lacks(preset: Preset, spec: BackboneSpec, lora: tuple[str, ...] = ()) -> bool:
-    """Whether `preset` needs a probe of `spec` that is not kept, at its length, and nobody has published a list."""
-    frames_px = frames.round_up(preset.sample_on(spec).frames or spec.native_px, spec.stride_t)
-    return asks(preset) and not spec.verdicts and all(found.settings.frames != frames_px for found, _ in probes_of(spec, lora))
-
-
-def asks(preset: Preset) -> bool:
-    """Whether `preset` leaves layers to a probe."""
+def uses_probe(preset: Preset) -> bool:
+    """Whether `preset` selects layers by a probe's verdicts."""
     return any(technique.layers in VERDICTS for technique in preset.techniques)
 
 
-def _with(preset: Preset, verdicts: Mapping[str, tuple[int, ...]]) -> Preset:
+def probe_missing(preset: Preset, spec: BackboneSpec, lora: tuple[str, ...] = ()) -> bool:
+    """Whether `preset` needs a probe of `spec` and there is neither a cached one for its length nor a published list."""
+    frames_px = _frames_px(preset, spec)
+    return uses_probe(preset) and not spec.verdicts and all(p.settings.frames != frames_px for p, _ in cached_probes(spec, lora))
+
+
+def _frames_px(preset: Preset, spec: BackboneSpec) -> int:
+    return frames.round_up(preset.sample_on(spec).frames or spec.native_px, spec.stride_t)
+
+
+def _with_layers(preset: Preset, verdicts: Mapping[str, tuple[int, ...]]) -> Preset:
     techniques = tuple(
-        one.model_copy(update={"layers": verdicts[one.layers]}) if isinstance(one.layers, str) and one.layers in verdicts else one
-        for one in preset.techniques
+        t.model_copy(update={"layers": verdicts[t.layers]}) if isinstance(t.layers, str) and t.layers in verdicts else t
+        for t in preset.techniques
     )
     return preset.model_copy(update={"techniques": techniques})
 
@@ -91,55 +93,49 @@ def _with(preset: Preset, verdicts: Mapping[str, tuple[int, ...]]) -> Preset:
 def _verdicts(
     preset: Preset, spec: BackboneSpec, probe: str | None, lora: tuple[str, ...]
 ) -> tuple[Mapping[str, tuple[int, ...]] | None, str]:
-    """Layers by verdict, and where they come from, in words; None where nobody has probed."""
-    frames_px = frames.round_up(preset.sample_on(spec).frames or spec.native_px, spec.stride_t)
-    if probe not in (None, PUBLISHED):
-        assert probe is not None
+    """Layers by verdict and their origin in words; None if there is neither a probe nor a published list."""
+    frames_px = _frames_px(preset, spec)
+    if probe is not None and probe != PUBLISHED:
         path = Path(probe)
-        found = read(path / "probe.json" if path.is_dir() else path)
-        unchecked = _check(found, path, spec, frames_px, lora)
-        return _of(found), f"by the probe {path}{unchecked}"
+        named = read(path / "probe.json" if path.is_dir() else path)
+        unchecked = _check(named, path, spec, frames_px, lora)
+        return _layers_by_verdict(named), f"by the probe {path}{unchecked}"
     if probe is None:
-        kept = probes_of(spec, lora)
-        fitting = [(found, path) for found, path in kept if found.settings.frames == frames_px]
-        if fitting:
-            found, path = fitting[0]
-            return _of(found), f"by the {found.settings.mode} probe in {_at_home(path)}"
-        if kept and not spec.verdicts:
-            lengths = ", ".join(str(length) for length in sorted({found.settings.frames for found, _ in kept}))
+        cached = cached_probes(spec, lora)
+        for candidate, path in cached:
+            if candidate.settings.frames == frames_px:
+                short = f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
+                return _layers_by_verdict(candidate), f"by the {candidate.settings.mode} probe in {short}"
+        if cached and not spec.verdicts:
+            lengths = ", ".join(str(length) for length in sorted({candidate.settings.frames for candidate, _ in cached}))
             raise UsageError(f"{spec.name} was probed for {lengths} frames, and this video has {frames_px}",
                              expected="a probe for the same length",
                              hint=f"longgen probe --backbone {spec.name} --frames {frames_px}, or --probe run")  # fmt: skip
     if probe == PUBLISHED and not spec.verdicts:
-        raise UsageError(f"--probe published: nobody has published which layers of {spec.name} are sensitive",
+        raise UsageError(f"--probe published: no list of sensitive layers has been published for {spec.name}",
                          expected="a backbone with a published list (wan2.1-1.3b)",
                          hint="--probe run, or longgen probe first")  # fmt: skip
     return (spec.verdicts or None), "by the published list"
 
 
-def _at_home(path: Path) -> str:
-    """`path` with ~ for the home of who runs this."""
-    return f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
-
-
-def _of(probe: Probe) -> dict[str, tuple[int, ...]]:
-    return {f"{kind}-sensitive": probe.sensitive(kind) for kind in KINDS}
+def _layers_by_verdict(probe: Probe) -> dict[str, tuple[int, ...]]:
+    return {VERDICT_OF[sensitivity]: probe.sensitive(sensitivity) for sensitivity in SENSITIVITIES}
 
 
 def _check(probe: Probe, path: Path, spec: BackboneSpec, frames_px: int, lora: tuple[str, ...]) -> str:
-    """Raises UsageError where `probe` is of other weights or another length; says where weights cannot be compared."""
-    again = f"longgen probe --backbone {spec.name} --frames {frames_px}, or --probe run"
+    """Raises UsageError if `probe` is of other weights or another length; notes it if the weights cannot be compared."""
+    hint = f"longgen probe --backbone {spec.name} --frames {frames_px}, or --probe run"
     if len(probe.layers) != spec.layers:
         raise UsageError(f"--probe {path} is of {probe.backbone} with {len(probe.layers)} layers, {spec.name} has {spec.layers}",
-                         expected=f"a probe of {spec.name}", hint=again)  # fmt: skip
+                         expected=f"a probe of {spec.name}", hint=hint)  # fmt: skip
     try:
         weights = fingerprint(spec, lora)
     except MissingError:
         weights = ""
     if weights and probe.weights != weights:
-        raise UsageError(f"--probe {path} is of other weights: {probe.backbone}, fingerprint {probe.weights[:12]}, and {spec.name} "
-                         f"has {weights[:12]}", expected="a probe of the same weights", hint=again)  # fmt: skip
+        raise UsageError(f"--probe {path} is of other weights: {probe.backbone}, fingerprint {probe.weights[:12]}, but {spec.name} "
+                         f"has {weights[:12]}", expected="a probe of the same weights", hint=hint)  # fmt: skip
     if probe.settings.frames != frames_px:
         raise UsageError(f"--probe {path} is for {probe.settings.frames} frames, and this video has {frames_px}",
-                         expected="a probe for the same length", hint=again)  # fmt: skip
-    return "" if weights else f" (the weights of {spec.name} are not on this machine: not compared)"
+                         expected="a probe for the same length", hint=hint)  # fmt: skip
+    return "" if weights else f" (the weights of {spec.name} are not on this machine, so they were not compared)"

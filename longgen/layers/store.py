@@ -1,42 +1,39 @@
-"""Where probes are kept: by the weights they are of, and by what was run.
+"""Cache of finished probes, keyed by the weights and the settings they were measured with.
 
-~/.cache/longgen/probes/<fingerprint>/<settings>/probe.json     and beside it, until it is done, `parts/`
+~/.cache/longgen/probes/<fingerprint>/<settings>/probe.json     and, until the probe is done, `parts/` beside it
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 from longgen.backbones.spec import BackboneSpec
+from longgen.cache_folder import cache_folder
 from longgen.errors import LonggenError, MissingError
 from longgen.layers.fingerprint import fingerprint
-from longgen.layers.probe_file import Probe, Settings, read
+from longgen.layers.probe_file import Probe, ProbeSettings, read
 
 
-def folder_of(weights: str, settings: Settings) -> Path:
-    """The folder of the probe with these settings of the weights with this fingerprint."""
-    digest = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()
-    return _folder(weights) / digest[:16]
+def probe_folder(weights: str, settings: ProbeSettings) -> Path:
+    """The cache folder of a probe with these settings of the weights with this fingerprint."""
+    return _weights_folder(weights) / hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:16]
 
 
-def _folder(weights: str) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "longgen" / "probes" / weights[:16]
+def _weights_folder(weights: str) -> Path:
+    return cache_folder("probes") / weights[:16]
 
 
-def probes_of(spec: BackboneSpec, lora: tuple[str, ...] = ()) -> list[tuple[Probe, Path]]:
-    """All probes that are kept of the weights of `spec`, the newest first; none where its weights are not on this machine."""
+def cached_probes(spec: BackboneSpec, lora: tuple[str, ...] = ()) -> list[tuple[Probe, Path]]:
+    """All cached probes of the weights of `spec`, newest first; none if the weights are not on this machine."""
     try:
         weights = fingerprint(spec, lora)
     except MissingError:
         return []
-    paths = sorted(_folder(weights).glob("*/probe.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    found = []
-    for path in paths:
+    probes = []
+    for path in sorted(_weights_folder(weights).glob("*/probe.json"), key=lambda path: path.stat().st_mtime, reverse=True):
         try:
-            found.append((read(path), path))
+            probes.append((read(path), path))
         except LonggenError:  # of another version
             continue
-    return [(probe, path) for probe, path in found if probe.weights == weights]
+    return [(probe, path) for probe, path in probes if probe.weights == weights]

@@ -1,34 +1,71 @@
-"""The loops that denoise by a plan, one module each; here is which one a plan has, and the noise that it starts from."""
+"""Sampling loops, one module each: functions over a `Denoiser` that yield latent frames as they are done.
+
+    loop(denoiser, noise, generator, on_step, resume) -> Iterator of latents [1, C, some frames, h, w], in their order
+
+noise [1, C, T, h, w] is what the frames start from; `generator` makes every later draw; `on_step` gets a `State` after each round;
+`resume` is such a state, after which the latents come out equal, bit for bit. A technique of sampling names its loop: a row
+of `LOOPS`, or "package.module:function".
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
+
+from longgen.errors import unknown_name
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from longgen.pipelines.base import PipelineBackbone
+    from longgen.loops.denoiser import Denoiser
+    from longgen.loops.state import OnStep, State
     from longgen.plan import Plan
 
+    Loop = Callable[[Denoiser, Tensor, Generator, OnStep, State | None], Iterator[Tensor]]
 
-# What is sampled to measure a model, where nobody said what; `tiny` has sentences of its own.
+LOOPS = {
+    "direct": "longgen.loops.direct:direct",
+    "multidiffusion": "longgen.loops.multidiffusion:multidiffusion",
+    "fifo": "longgen.loops.fifo:fifo",
+    "rollout": "longgen.loops.rollout:rollout",
+}
+
+# What is sampled to measure a model, where no prompt was given; `tiny` has sentences of its own.
 PROMPTS = ("A cat walks through tall grass, realistic style.", "Waves break on a rocky shore at sunset, aerial view.")
 
 
-def sampler(plan: Plan) -> Callable[..., Tensor]:
-    """What denoises by `plan`: the loop of its technique, or `direct.sample`, whose arguments both take."""
-    from longgen.loops import direct  # here: diffusers comes with it
+def loop_of(plan: Plan) -> Loop:
+    """The loop that `plan` samples by; direct sampling where one model call covers the whole video. Raises UsageError."""
+    name = plan.sampling.loop if plan.sampling is not None and (plan.in_clips or plan.sampling.in_chunks) else "direct"
+    module, _, function = LOOPS.get(name, name).partition(":")
+    if not function:
+        raise unknown_name("sampling loop", name, LOOPS, "correct `loop` in the technique, or write package.module:function")
+    return getattr(importlib.import_module(module), function)
 
-    return direct.sample if plan.sampling is None else plan.sampling.sample
+
+def streams(plan: Plan, offload: str) -> bool:
+    """Whether frames are decoded while the rest is sampled. With offload, weights would move to and fro for each frame."""
+    return plan.sampling is not None and plan.sampling.streams and offload == "none"
 
 
-def start(backbone: PipelineBackbone, plan: Plan, generator: Generator) -> Tensor:
-    """The noise [1, C, T, h, w] that `plan` starts from; of no frame where each chunk draws its own."""
-    if plan.chunk_lat is not None:
-        import torch
+def stream(
+    denoiser: Denoiser, noise: Tensor, generator: Generator, on_step: OnStep | None = None, resume: State | None = None
+) -> Iterator[Tensor]:
+    """Latent frames [1, C, 1, h, w] of the plan's loop, in their order and as soon as they are done."""
+    loop = loop_of(denoiser.plan)
+    for latents in loop(denoiser, noise, generator, on_step or _ignore, resume):
+        yield from latents.split(1, dim=2)
 
-        batch, channels, _, rows, columns = backbone.latent_shape(plan)
-        return torch.empty(batch, channels, 0, rows, columns)
-    noise = backbone.noise(plan, generator)
-    return noise if plan.noise is None else plan.noise.mix(noise, plan.geometry, generator)
+
+def sample(
+    denoiser: Denoiser, noise: Tensor, generator: Generator, on_step: OnStep | None = None, resume: State | None = None
+) -> Tensor:
+    """All latents [1, C, T, h, w] of the plan's loop, before the VAE."""
+    import torch  # here, so that the command line can read this module without it
+
+    return torch.cat([*loop_of(denoiser.plan)(denoiser, noise, generator, on_step or _ignore, resume)], dim=2)
+
+
+def _ignore(state: State) -> None:
+    """Without checkpoints."""

@@ -7,118 +7,132 @@ state back, so that the rest runs on exactly what the interrupted run had.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor
 
-from longgen.loops import prompt_schedule
+from longgen.loops.denoiser import Denoiser
+from longgen.loops.prompt_schedule import TextPerFrame
+from longgen.loops.state import OnStep, State
 from longgen.pipelines import finite, foreign_hooks
-from longgen.pipelines.base import PipelineBackbone
 from longgen.pipelines.step_state import StepState
-from longgen.plan import Plan
 
-_AROUND = "longgen_around"
-_SEEN = ("latents", "prompt_embeds", "negative_prompt_embeds")  # what the callback gets, where the pipeline has it
+_HOOK = "longgen_around"
+_CALLBACK_TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")  # those that the pipeline has
 
-
-class State(NamedTuple):
-    """A run after `done` steps: the pipeline's latents, what its scheduler keeps, and the generator's state."""
-
-    done: int
-    latents: Tensor
-    scheduler: dict[str, Any]
-    generator: Tensor
+ModelCall = Callable[[torch.nn.Module, Callable[..., Any], dict[str, Any], int], Any]
+"""Stands in for a model call: (transformer, its forward, the arguments, the number of the call within the step)."""
 
 
-Through = Callable[[torch.nn.Module, Callable[..., Any], dict[str, Any]], Any]
+def direct(
+    denoiser: Denoiser, noise: Tensor, generator: torch.Generator, on_step: OnStep, resume: State | None
+) -> Iterator[Tensor]:
+    """Yields the latents of all frames, [1, C, T, h, w], at the end."""
+    plan = denoiser.plan
+    model_call = None if plan.shares is None else TextPerFrame(denoiser.texts, plan.shares, denoiser.backbone.step_state)
+    yield run_pipeline(denoiser, noise, generator, on_step, resume, model_call)
 
 
-class _Around(ModelHook):
-    """Model calls go through `through(transformer, call, arguments)`; those of the steps before `done` are answered with zeros."""
-
-    def __init__(self, done: int, step_state: StepState, through: Through | None) -> None:
-        super().__init__()
-        self.done, self.step_state, self.through = done, step_state, through
-
-    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if self.step_state.index < self.done:
-            return (torch.zeros_like(kwargs["hidden_states"]),)
-        if self.through is None:
-            return self.fn_ref.original_forward(*args, **kwargs)
-        assert not args
-        return self.through(module, self.fn_ref.original_forward, kwargs)
-
-
-def sample(
-    backbone: PipelineBackbone,
-    plan: Plan,
-    prompt: str,
-    latents: Tensor,
-    on_step: Callable[[State], None],
-    resume: State | None = None,
-    generator: torch.Generator | None = None,
-    through: Through | None = None,
+def run_pipeline(
+    denoiser: Denoiser,
+    noise: Tensor,
+    generator: torch.Generator,
+    on_step: OnStep,
+    resume: State | None,
+    model_call: ModelCall | None,
 ) -> Tensor:
-    """Denoises `latents` [1, C, T, h, w] by `plan`; returns the final latents [1, C, T, h, w], before the VAE.
+    """The final latents [1, C, T, h, w], before the VAE, of the pipeline's own loop over `noise` [1, C, T, h, w].
 
-    on_step: called after each step with the run's state, whose latents are finite; the state is only valid during the call.
-    generator: for schedulers that draw noise at every step. through: takes the model's calls, see `_Around`. Raises LonggenError
-    after a step whose latents are not finite.
+    generator: for schedulers that draw noise at every step. Raises LonggenError after a step whose latents are not finite.
     """
+    backbone, plan = denoiser.backbone, denoiser.plan
     if resume is not None and resume.done == plan.steps:
         return backbone.unpacked(resume.latents, plan)
     if resume is not None:
         foreign_hooks.check_uncached(backbone.transformers, "what it held is lost when a run goes on")
-    if plan.schedule is not None and through is None:
-        through = prompt_schedule.in_every_frame(backbone, plan)
-    step_state = backbone.step_state
-    step_state.index = 0
-    generator = generator or torch.Generator()
-    start = backbone.packed(latents)
-    before = start  # the latents that a step begins with
-
-    def after_step(pipe: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        nonlocal before
-        if resume is None or index + 1 > resume.done:
-            for technique, steps in plan.refinements:
-                if index in steps:
-                    clean, slope = backbone.predict_x0(before, tensors["latents"], index, plan)
-                    change = technique.change(clean, slope, step_state.step)
-                    tensors["latents"] = tensors["latents"] + backbone.packed(change).to(tensors["latents"])
-            texts = {name: text for name, text in tensors.items() if name != "latents" and text is not None}
-            finite.check_latents(tensors["latents"], backbone.model_settings, f"step {index + 1} of {plan.steps}", texts)
-            on_step(State(index + 1, tensors["latents"], scheduler_state(pipe.scheduler), generator.get_state()))
-        elif index + 1 == resume.done:
-            tensors["latents"] = resume.latents.to(tensors["latents"])
-            generator.set_state(resume.generator)
-            for name, value in resume.scheduler.items():
-                now = getattr(pipe.scheduler, name)
-                setattr(pipe.scheduler, name, _to(value, now.device if isinstance(now, Tensor) else backbone.device))
-        before = tensors["latents"]
-        step_state.index = min(index + 1, plan.steps - 1)
-        return tensors
-
+    backbone.step_state.index = 0
+    latents = backbone.packed(noise)
+    after_step = _StepCallback(denoiser, latents, generator, on_step, resume)
     registries = [HookRegistry.check_if_exists_or_initialize(transformer) for transformer in backbone.transformers]
-    hooked = resume is not None or through is not None
-    for registry in registries if hooked else ():
-        registry.register_hook(_Around(resume.done if resume else 0, step_state, through), _AROUND)
+    hooked = registries if resume is not None or model_call is not None else []
+    for registry in hooked:
+        registry.register_hook(_ModelCallHook(resume.done if resume else 0, backbone.step_state, model_call), _HOOK)
     try:
         with backbone.installed(plan):
             final = backbone.pipe(
-                **backbone.call_arguments(plan, prompt), latents=start, generator=generator,
-                output_type="latent", callback_on_step_end=after_step,
-                callback_on_step_end_tensor_inputs=[name for name in _SEEN if name in backbone.pipe._callback_tensor_inputs],
+                **backbone.call_arguments(plan, denoiser.prompt), latents=latents, generator=generator, output_type="latent",
+                callback_on_step_end=after_step,
+                callback_on_step_end_tensor_inputs=[n for n in _CALLBACK_TENSORS if n in backbone.pipe._callback_tensor_inputs],
             ).frames  # fmt: skip
         return backbone.unpacked(final, plan)
     finally:
         for transformer in backbone.transformers:
             if hasattr(transformer, "_reset_stateful_cache"):  # the pipeline does so itself, but not after an error
                 transformer._reset_stateful_cache()
-        for registry in registries if hooked else ():
-            registry.remove_hook(_AROUND, recurse=False)
+        for registry in hooked:
+            registry.remove_hook(_HOOK, recurse=False)
+
+
+class _ModelCallHook(ModelHook):
+    """Model calls go through `model_call`; those of the steps before `done` are answered with zeros."""
+
+    def __init__(self, done: int, step_state: StepState, model_call: ModelCall | None) -> None:
+        super().__init__()
+        self.done, self.step_state, self.model_call = done, step_state, model_call
+        self.last_step, self.branch = -1, 0
+
+    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        step = self.step_state.index
+        if step < self.done:
+            return (torch.zeros_like(kwargs["hidden_states"]),)
+        if self.model_call is None:
+            return self.fn_ref.original_forward(*args, **kwargs)
+        assert not args
+        self.branch = self.branch + 1 if step == self.last_step else 0  # guidance can take two calls a step
+        self.last_step = step
+        return self.model_call(module, self.fn_ref.original_forward, kwargs, self.branch)
+
+
+class _StepCallback:
+    """What the pipeline calls after each step: refinements, the checkpoint, and on resume the saved state."""
+
+    def __init__(
+        self, denoiser: Denoiser, latents: Tensor, generator: torch.Generator, on_step: OnStep, resume: State | None
+    ) -> None:
+        self.denoiser, self.generator, self.on_step, self.resume = denoiser, generator, on_step, resume
+        self.before = latents  # those that a step begins with
+
+    def __call__(self, pipe: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        done, plan, step_state = index + 1, self.denoiser.plan, self.denoiser.backbone.step_state
+        if self.resume is None or done > self.resume.done:
+            self._refine(index, tensors)
+            texts = {name: text for name, text in tensors.items() if name != "latents" and text is not None}
+            settings = self.denoiser.backbone.model_settings
+            finite.check_latents(tensors["latents"], settings, f"step {done} of {plan.steps}", texts)
+            self.on_step(State(done, tensors["latents"], scheduler_state(pipe.scheduler), self.generator.get_state()))
+        elif done == self.resume.done:
+            self._restore(pipe.scheduler, tensors, self.resume)
+        self.before = tensors["latents"]
+        step_state.index = min(done, plan.steps - 1)
+        return tensors
+
+    def _refine(self, step: int, tensors: dict[str, Tensor]) -> None:
+        backbone = self.denoiser.backbone
+        for technique, steps in self.denoiser.plan.refinements:
+            if step in steps:
+                x0, dx0_dx = self.denoiser.predict_x0(self.before, tensors["latents"], step)
+                change = technique.change(x0, dx0_dx, backbone.step_state.step)
+                tensors["latents"] = tensors["latents"] + backbone.packed(change).to(tensors["latents"])
+
+    def _restore(self, scheduler: Any, tensors: dict[str, Tensor], resume: State) -> None:
+        tensors["latents"] = resume.latents.to(tensors["latents"])
+        self.generator.set_state(resume.generator)
+        for name, value in resume.scheduler.items():
+            current = getattr(scheduler, name)
+            setattr(scheduler, name, _to(value, current.device if isinstance(current, Tensor) else self.denoiser.backbone.device))
 
 
 def scheduler_state(scheduler: Any) -> dict[str, Any]:

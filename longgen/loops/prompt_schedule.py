@@ -1,9 +1,9 @@
-"""Prompts that change over time: the texts of a schedule's shots, and how the model gets them.
+"""Prompts that change over time: the texts of a schedule's shots, and how they reach the model.
 
-Legend: B batch, S shots, T latent frames, L text tokens, n tokens per latent frame, N = T n.
+Legend: B batch, S shots, T latent frames, L text tokens, n tokens per latent frame, N = T n, C channels.
 
-One pass: the texts of all shots stand one after the other, [B, S L, C], and every frame's cross-attention reads its own,
-by the shares that `Clock.shares` has for it. Clips: each clip has the mean of its frames' texts. Only the conditioned branch
+All frames in one call: the texts of all shots are concatenated, [B, S L, C], and every frame's cross-attention reads its own, by
+the shares that `StepState.shares` has for it. Clips and chunks: each has the mean of its frames' texts. Only the conditional branch
 of guidance changes; the other keeps the negative prompt.
 """
 
@@ -14,57 +14,46 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from longgen.pipelines.base import PipelineBackbone
-from longgen.plan import Plan
-
-Text = dict[str, Tensor]  # the transformer's text arguments, of one prompt, [1, ...] each
+from longgen.pipelines.base import Text
+from longgen.pipelines.step_state import StepState
 
 
-def texts_of(backbone: PipelineBackbone, plan: Plan) -> list[Text]:
-    """The texts of the schedule's shots."""
-    assert plan.schedule is not None
-    with torch.no_grad():
-        return [backbone.text(shot.prompt) for shot in plan.schedule.shots]
-
-
-def mean_of(texts: list[Text], share: np.ndarray) -> Text:
-    """The texts mixed by `share` [S], which sums to one; of masks, what any of them shows."""
-    used = [(text, float(part)) for text, part in zip(texts, share, strict=True) if part > 0]
-    if len(used) == 1:
-        return used[0][0]
-    mixed = {}
-    for name, first in used[0][0].items():
+def blend(texts: list[Text], share: np.ndarray) -> Text:
+    """The mean of `texts` weighted by `share` [S], which sums to one; of masks, the union."""
+    weighted = [(text, float(weight)) for text, weight in zip(texts, share, strict=True) if weight > 0]
+    if len(weighted) == 1:
+        return weighted[0][0]
+    blended = {}
+    for name, first in weighted[0][0].items():
         if name.endswith("mask"):
-            mixed[name] = torch.stack([text[name] for text, _ in used]).amax(dim=0)
+            blended[name] = torch.stack([text[name] for text, _ in weighted]).amax(dim=0)
         else:
-            mixed[name] = torch.stack([part * text[name].float() for text, part in used]).sum(dim=0).to(first)
-    return mixed
+            blended[name] = torch.stack([weight * text[name].float() for text, weight in weighted]).sum(dim=0).to(first)
+    return blended
 
 
-def conditioned(arguments: dict[str, Any], text: Text, call: int) -> dict[str, Any]:
-    """The text arguments of a call with `text` where the prompt is: in the first of two calls, or the second of two samples."""
+def with_text(arguments: dict[str, Any], text: Text, branch: int) -> dict[str, Any]:
+    """The text arguments of a pipeline's model call, with `text` in its conditional branch.
+
+    Guidance is either two calls, of which `branch` 0 is the conditional one, or one call of two samples, of which the second is.
+    """
     if len(arguments["hidden_states"]) == 1:
-        return {name: value if call == 0 else arguments[name] for name, value in text.items()}
+        return {name: value if branch == 0 else arguments[name] for name, value in text.items()}
     return {name: torch.cat([arguments[name][:1], value.to(arguments[name])]) for name, value in text.items()}
 
 
-def in_every_frame(backbone: PipelineBackbone, plan: Plan) -> Callable[[Any, Callable[..., Any], dict[str, Any]], Any]:
-    """For one pass: model calls get the texts of all shots, and their frames the shares of each."""
-    texts, step_state, counted = texts_of(backbone, plan), backbone.step_state, {"step": -1, "call": 0}
-    assert plan.shares is not None
-    shares = torch.from_numpy(plan.shares)
+class TextPerFrame:
+    """Model calls over all frames get the texts of all shots, and their frames the `shares` [S, T] of each."""
 
-    def through(module: Any, call: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        counted["call"] = counted["call"] + 1 if counted["step"] == step_state.index else 0  # guidance makes two calls a step
-        counted["step"] = step_state.index
-        each = [conditioned(arguments, text, counted["call"]) for text in texts]
-        joined = {name: torch.cat([text[name] for text in each], dim=1) for name in each[0]}
-        step_state.shares = shares
+    def __init__(self, texts: list[Text], shares: np.ndarray, step_state: StepState) -> None:
+        self.texts, self.shares, self.step_state = texts, torch.from_numpy(shares), step_state
+
+    def __call__(self, transformer: Any, call: Callable[..., Any], arguments: dict[str, Any], branch: int) -> Any:
+        by_shot = [with_text(arguments, text, branch) for text in self.texts]
+        concatenated = {name: torch.cat([text[name] for text in by_shot], dim=1) for name in by_shot[0]}
+        self.step_state.shares = self.shares
         try:
-            return call(**arguments | joined)
+            return call(**arguments | concatenated)
         finally:
-            step_state.shares = None
-
-    return through
+            self.step_state.shares = None

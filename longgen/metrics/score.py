@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longgen.backbones.tiny import grammar
+from longgen.backbones import tiny_grammar
 from longgen.errors import UsageError
 from longgen.metrics import seam
 from longgen.metrics.change import Change
@@ -62,7 +62,7 @@ class Scorer:
             raise UsageError(f"a seam at frame {min(seams)}", expected="1 or more: the first frame after an edge",
                              hint="leave out the edge before the first frame")  # fmt: skip
         self._fps, self._seams = fps, frozenset(seams)
-        self._words = grammar.parse(prompt) if prompt else None
+        self._words = tiny_grammar.parse(prompt) if prompt else None
         self._shape: tuple[int, ...] | None = None
         self._change, self._flow = Change(), Flow(fps)
         self._colour, self._repetition = Colour(fps), Repetition(fps)

@@ -1,4 +1,4 @@
-"""Antiphase Noise Sampling: the noise of neighbouring frames is negatively correlated, so that frames begin further apart.
+"""Antiphase noise sampling: initial noise as a first-order autoregressive process over frames, with negative correlation.
 
 Paper: FLEX, arXiv 2602.14027; no code is released.
 
@@ -8,12 +8,12 @@ Legend: B batch, C channels, T latent frames, h x w latent cells, u frame, e_u i
     Cov(z_u, z_v) = rho^|u - v| I, so every frame is N(0, I)                                                [paper]
     E |z_u - z_(u-1)|^2 = 2 (1 - rho) an element: 2 for independent noise, 3 at rho = -0.5                  [paper]
 
-Constants: rho = -0.5 [derived: the text at hand does not give it; a third party's port has -0.7]. One recursion over all frames; in
-a rollout a chunk goes on from the last frame of the chunk before [derived]. Computed in float32, or in the noise's own
-precision where that is higher.
+Constants: rho = -0.5 [derived: our copy of the paper does not give it; a third party's port has -0.7]. One recursion over all
+frames; in a rollout a chunk continues from the last frame of the chunk before [derived]. Computed in float32, or in the noise's
+own precision where that is higher.
 
-`renoise`: in a rollout, the noise between the steps of a chunk is correlated in the same way, each step's with its own of the
-chunk before; independent by default [derived: the paper does not say].
+`renoise`: in a rollout, also correlate the noise added between the steps of a chunk, with that of the same step of the chunk
+before; independent by default [derived: the paper does not say].
 
 Neutral: rho = 0, and clips of at most T0 frames.
 """
@@ -44,15 +44,14 @@ class Ans(NoiseTechnique):
         return step == 0 or self.renoise
 
     def mix_chunk(self, noise: Tensor, before: Tensor | None) -> Tensor:
-        import torch  # here, so that plans and lists of presets need no torch
+        import torch  # lazy: plans need no torch
 
         if self.rho == 0:
             return noise
-        fresh = noise.to(torch.promote_types(noise.dtype, torch.float32))
-        mixed, share = torch.empty_like(fresh), (1 - self.rho**2) ** 0.5
-        last = None if before is None else before[:, :, -1].to(fresh)
-        for frame in range(noise.shape[2]):
-            own = fresh[:, :, frame]
-            last = own if last is None else self.rho * last + share * own
-            mixed[:, :, frame] = last
-        return mixed.to(noise.dtype)
+        independent = noise.to(torch.promote_types(noise.dtype, torch.float32))
+        correlated, innovation = torch.empty_like(independent), (1 - self.rho**2) ** 0.5
+        previous = None if before is None else before[:, :, -1].to(independent)
+        for frame, e_u in enumerate(independent.unbind(2)):
+            previous = e_u if previous is None else self.rho * previous + innovation * e_u
+            correlated[:, :, frame] = previous
+        return correlated.to(noise.dtype)

@@ -1,4 +1,4 @@
-"""GLC noise: the low frequencies of a shuffled unit of noise, the high frequencies of fresh noise.
+"""Frequency-mixed noise: the low frequencies of shuffled, repeating noise with the high frequencies of independent noise.
 
 Paper: GLC-Diffusion, arXiv 2501.05484, its Noise Reinitialization; no code is released.
 
@@ -10,17 +10,17 @@ Nyquist (-1 .. 1), c the cutoff.
     H  = exp(-((f_t / c)^2 + (f_h / c)^2 + (f_w / c)^2) / 2),  f the FFT's bins                             [derived: not stated]
     Hc = sqrt(1 - H^2)  for `high = "sqrt"` [derived];  1 - H  for `high = "plain"` [paper]
 
-`window`: L, T0 by default. `region`: frames that are shuffled with each other, round(L / 4) by default [derived: FreeNoise's
-stride]. `cutoff`: c = 0.25 [derived]. `noise = false` is the paper's ablation without it.
+`window`: L, T0 by default. `region`: frames that are shuffled among each other, round(L / 4) by default [derived: FreeNoise's
+stride]. `cutoff`: c = 0.25 [derived]. `noise = false` is the paper's ablation.
 
-With "sqrt" every element is N(0, 1) but for this: z is not white in time, since its frames repeat, and what H keeps of
-a frame and of its repeat adds up where they are near each other. With regions of L / 4 that is only where the same frame
-stands at the clip's two ends, which the FFT joins. A frame's variance is at most 1.009 at c = 0.25, 1.03 at 0.4 and 1.085
+With "sqrt" every element is N(0, 1), up to this: z is not white in time, since its frames repeat, and what H keeps of
+a frame and of its repeat adds up where the two are close. With regions of L / 4 that happens only where the same frame
+is at both ends of the clip, which the FFT joins. A frame's variance is at most 1.009 at c = 0.25, 1.03 at 0.4 and 1.085
 at 1 (at least 0.97), for 60 x 104 cells and L = 5, 13 or 21; 1.012 where regions are L long, 1.017 on 4 x 4 cells; inside
-the clip it is 1 within 0.1%. It is not corrected: a factor for each frame would be one more thing that the
-paper does not have, for 1%. "plain" loses 4% of the variance in every frame at c = 0.25, and 26% at 0.5.
+the clip it is 1 within 0.1%. It is not corrected: that would add a factor for each frame
+that the paper does not have, for 1%. "plain" loses 4% of the variance in every frame at c = 0.25, and 26% at 0.5.
 
-Caveat: only mean(H^2), 1.1% of the variance at c = 0.25, is of the shuffled unit: the slowest and coarsest part.
+Caveat: only mean(H^2) of the variance, 1.1% at c = 0.25, comes from the shuffled unit: the slowest and coarsest part.
 
 Neutral: clips of at most L or T0 frames are left as they are.
 """
@@ -49,7 +49,7 @@ class GlcNoise(NoiseTechnique):
     high: Literal["sqrt", "plain"] = "sqrt"
 
     def sizes(self, geometry: Geometry) -> tuple[int, int]:
-        """L and the length of a region for `clip`. Raises UsageError where a region is longer than the unit."""
+        """L and the length of a region for `geometry`. Raises UsageError where a region is longer than the unit."""
         window = self.window or geometry.native_lat
         region = self.region or max(1, round(window / 4))
         if region > window:
@@ -61,7 +61,7 @@ class GlcNoise(NoiseTechnique):
         self.sizes(geometry)
 
     def mix(self, noise: Tensor, geometry: Geometry, generator: Generator) -> Tensor:
-        import torch  # here, so that plans and lists of presets need no torch
+        import torch  # lazy: plans need no torch
 
         from longgen.noise.shuffle import window_shuffle
 
@@ -70,9 +70,9 @@ class GlcNoise(NoiseTechnique):
             return noise
         unit = window_shuffle(noise, window, region, generator)
         fresh = torch.randn(noise.shape, generator=generator, device=generator.device, dtype=noise.dtype).to(noise.device)
-        single = torch.promote_types(noise.dtype, torch.float32)  # no FFT in half precision
-        low, high = (response.to(noise.device, single) for response in self.responses(noise.shape[2:]))
-        spectrum = low * torch.fft.rfftn(unit.to(single), dim=(2, 3, 4)) + high * torch.fft.rfftn(fresh.to(single), dim=(2, 3, 4))
+        dtype = torch.promote_types(noise.dtype, torch.float32)  # no FFT in half precision
+        low, high = (response.to(noise.device, dtype) for response in self.responses(noise.shape[2:]))
+        spectrum = low * torch.fft.rfftn(unit.to(dtype), dim=(2, 3, 4)) + high * torch.fft.rfftn(fresh.to(dtype), dim=(2, 3, 4))
         return torch.fft.irfftn(spectrum, s=noise.shape[2:], dim=(2, 3, 4)).to(noise.dtype)
 
     def responses(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -81,9 +81,7 @@ class GlcNoise(NoiseTechnique):
 
         frames_lat, rows, columns = shape
         time, down = (2 * torch.fft.fftfreq(length, dtype=torch.float64) / self.cutoff for length in (frames_lat, rows))
-        across = (
-            2 * torch.fft.rfftfreq(columns, dtype=torch.float64) / self.cutoff
-        )  # the other half of the bins is the mirror of these
+        across = 2 * torch.fft.rfftfreq(columns, dtype=torch.float64) / self.cutoff  # the other half mirrors these
         squares = time.view(-1, 1, 1) ** 2 + down.view(-1, 1) ** 2 + across**2
         low = torch.exp(-0.5 * squares)
         return low, (1 - low**2).sqrt() if self.high == "sqrt" else 1 - low

@@ -1,4 +1,4 @@
-"""What the four families share: a diffusers pipeline, driven as it is, with processors on the self-attention of chosen layers.
+"""Base of all backbones: an unmodified diffusers pipeline with attention processors on the self-attention of chosen layers.
 
 Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, L text tokens, H heads, D head dim, C channels.
 
@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -24,23 +24,30 @@ from longgen.attention import executor
 from longgen.attention.kvcache import KVCache
 from longgen.attention.lse_kernels import AttentionWithLSE, attention_with_lse
 from longgen.attention.observer import AttentionInputs, Observer
+from longgen.attention.rotary import Rotary, Tables
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import BackboneSpec
 from longgen.errors import UsageError
 from longgen.pipelines import finite, foreign_hooks
-from longgen.pipelines.rotary import Rotary, Tables
 from longgen.pipelines.step_state import ClipBatch, StepState
 from longgen.plan import Plan
 from longgen.program import Program
 from longgen.technique import Grid
 
 
+def dispatch(q: Tensor, k: Tensor, v: Tensor, backend: Any, parallel: Any, mask: Tensor | None = None) -> Tensor:
+    """diffusers' attention of q [B, Nq, H, D] over k, v [B, Nk, H, D]. mask [Nq, Nk]: bool, or what is added to the logits."""
+    if mask is not None:
+        backend, mask = AttentionBackendName.NATIVE, mask[None, None]  # most others refuse masks; [Nq, Nk] would mean [B, Nk]
+    return dispatch_attention_fn(q, k, v, attn_mask=mask, dropout_p=0.0, is_causal=False, backend=backend, parallel_config=parallel)
+
+
 @dataclass
 class LayerCall:
-    """One call of one layer, as the executor sees it.
+    """One call of one layer: the `AttentionContext` of a diffusers model.
 
-    text: keys and values [B, L, H, D] that every query sees. layer: what tells the layer from others. company: the clips of
-    the call, from sample `first` on.
+    text: keys and values [B, L, H, D] that every query sees. layer: identifies the layer. clips: the clips of the model's call, of
+    which this one's samples begin at `first`.
     """
 
     grid: Grid
@@ -55,72 +62,64 @@ class LayerCall:
     first: int = 0
     observer: Observer | None = None
 
-    @property
-    def joint(self) -> bool:
-        return self.text is not None
-
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         if self.text is not None:
             k, v = (torch.cat([x, text], dim=1) for x, text in zip((k, v), self.text, strict=True))
             if mask is not None:
-                mask = torch.cat([mask, mask.new_ones(len(mask), k.shape[1] - mask.shape[1])], dim=1)
-        backend = self.backend if mask is None else AttentionBackendName.NATIVE  # most of the others refuse masks
-        whole = None if mask is None else mask[None, None]  # two dimensions would be read as a mask of keys, by sample
-        return dispatch_attention_fn(
-            q, k, v, attn_mask=whole, dropout_p=0.0, is_causal=False, backend=backend, parallel_config=self.parallel
-        )
+                shape = (len(mask), self.text[0].shape[1])
+                mask = torch.cat([mask, mask.new_ones(shape) if mask.dtype == torch.bool else mask.new_zeros(shape)], dim=1)
+        return dispatch(q, k, v, self.backend, self.parallel, mask)
 
     def rotate(self, x: Tensor, positions: np.ndarray | None, scale: np.ndarray | None) -> Tensor:
         if self.rotary is None or self.stock is None:
             return x
         if positions is None and scale is not None:
             positions = np.arange(self.grid[0], dtype=np.float64)
-        tables = self.stock if positions is None else self.rotary.rebuilt(self.stock, positions, scale)
-        return self.rotary.turn(x, tables)
+        tables = self.stock if positions is None else self.rotary.tables_at(self.stock, positions, scale)
+        return self.rotary.rotate(x, tables)
 
-    def rotate_time(self, x: Tensor, still: Tensor, frames: np.ndarray, times: np.ndarray, scale: np.ndarray | None) -> None:
+    def rotate_time(self, x: Tensor, unrotated: Tensor, frames: np.ndarray, times: np.ndarray, scale: np.ndarray | None) -> None:
         if self.rotary is not None:
-            by_frame = (-1, self.grid[1] * self.grid[2])
-            self.rotary.turn_time(x.unflatten(1, by_frame), still.unflatten(1, by_frame), frames, times, scale)
+            x, unrotated = (tensor.unflatten(1, (-1, self.grid[1] * self.grid[2])) for tensor in (x, unrotated))
+            self.rotary.rotate_time(x, unrotated, frames, times, scale)
 
     def attention_with_lse(self, q: Tensor, masked: bool = False) -> AttentionWithLSE | None:
-        if self.joint or self.parallel is not None:
+        if self.parallel is not None:
             return None
         backend = self.backend or _AttentionBackendRegistry.get_active_backend()[0]
         return attention_with_lse(q.device, q.dtype, q.shape[3], masked) if backend == AttentionBackendName.NATIVE else None
 
     def observe(self, q: Tensor, k: Tensor, v: Tensor) -> None:
         if self.observer is not None:
-            frames = self.grid[0]
-            self.observer(
-                AttentionInputs(
-                    self.layer, (frames, frames), q, k, v, lambda x, times: self.rotate(x, times, None), self.attend, self.text
-                )
-            )
+            shape = (self.grid[0], self.grid[0])
+            rotate = lambda x, times: self.rotate(x, times, None)  # noqa: E731
+            self.observer(AttentionInputs(self.layer, shape, q, k, v, rotate, self.attend, self.text))
 
     def anchored(self, k: Tensor, v: Tensor, weight: float) -> tuple[Tensor, Tensor]:
         if self.clips is None:
             return k, v
-        mixed = []
-        for own, (clip, anchor, sample) in zip(zip(k, v, strict=True), self.clips.rows[self.first :], strict=False):
-            place = (self.layer, anchor, sample)
+        mixed_k, mixed_v = [], []
+        for sample_k, sample_v, (clip, anchor, sample) in zip(k, v, self.clips.rows[self.first :], strict=False):
+            key = (self.layer, anchor, sample)
             if clip == anchor:  # it comes before the clips that borrow from it
-                self.clips.kept[place] = (own[0].clone(), own[1].clone())  # views would keep the whole batch
-                mixed.append(own)
+                self.clips.anchor_kv[key] = sample_k.clone(), sample_v.clone()  # views would keep the whole batch
+                mixed_k.append(sample_k)
+                mixed_v.append(sample_v)
             else:
-                lent = self.clips.kept[place]
-                mixed.append((own[0].lerp(lent[0], weight), own[1].lerp(lent[1], weight)))
-        return torch.stack([one for one, _ in mixed]), torch.stack([one for _, one in mixed])
+                anchor_k, anchor_v = self.clips.anchor_kv[key]
+                mixed_k.append(sample_k.lerp(anchor_k, weight))
+                mixed_v.append(sample_v.lerp(anchor_v, weight))
+        return torch.stack(mixed_k), torch.stack(mixed_v)
 
     def sample(self, index: int) -> LayerCall:
-        one = slice(index, index + 1)
-        return replace(self, features=self.features[one], text=self.text and (self.text[0][one], self.text[1][one]))
+        rows = slice(index, index + 1)
+        return replace(self, features=self.features[rows], text=self.text and (self.text[0][rows], self.text[1][rows]))
 
 
 class PlannedAttention:
-    """Self-attention processor: runs the program of the step. One object serves all layers with the same programs.
+    """Self-attention processor that runs the program of the current step. One object serves all layers with the same programs.
 
-    `torch.compile` is kept out of what depends on step, layer or program: it would make a graph for each, and soon give up.
+    What depends on step, layer or program is excluded from `torch.compile`: it would make a graph for each, and soon give up.
     """
 
     def __init__(
@@ -138,7 +137,7 @@ class PlannedAttention:
 
     @torch.compiler.disable
     def idle(self) -> bool:
-        """Whether the layer does the backbone's own attention in this step."""
+        """Whether the layer runs the backbone's own attention in this step."""
         return self.programs[self.step_state.index] is None
 
     @torch.compiler.disable
@@ -158,7 +157,7 @@ class PlannedAttention:
         text: tuple[Tensor, Tensor, Tensor],
         first: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """`run` where `text`, q, k and v [B, L, H, D], shares the attention; its output [B, L, H * D] comes second.
+        """`run` where `text`, q, k and v [B, L, H, D], takes part in self-attention; its output [B, L, H * D] comes second.
 
         first: the number of the first sample among those of the model's call.
         """
@@ -177,20 +176,15 @@ class PlannedAttention:
         self, layer: Any, features: Tensor, tables: Tables | None, text: tuple[Tensor, Tensor] | None = None, first: int = 0
     ) -> LayerCall:
         """This call of the module `layer` for the executor. tables: the stock cos and sin [N, P] or None."""
-        where = (
-            self._attention_backend,
-            self._parallel_config,
-            text,
-            id(layer),
-            self.step_state.clips,
-            first,
-            self.step_state.observer,
-        )
-        return LayerCall(self.grid, features, self.rotary, tables, *where)
+        state = self.step_state
+        return LayerCall(
+            self.grid, features, self.rotary, tables, self._attention_backend, self._parallel_config,
+            text, id(layer), state.clips, first, state.observer,
+        )  # fmt: skip
 
 
 class ShotText:
-    """Cross-attention processor: each frame reads the texts of its shots, by its shares of them."""
+    """Cross-attention processor: each frame attends to the texts of its shots, weighted by its shares of them."""
 
     def __init__(self, step_state: StepState, stock: Any) -> None:
         self.step_state, self.stock = step_state, stock
@@ -220,6 +214,19 @@ class ShotText:
                 part = self.stock(attn, frames[:, seen].flatten(1, 2), text, mask, rotary).unflatten(1, (len(seen), -1))
                 output[:, seen] += share[seen].to(part).view(-1, 1, 1) * part
         return output.flatten(1, 2)
+
+
+Text = dict[str, Tensor]  # the transformer's text arguments, of one prompt, [1, ...] each
+Velocities = tuple[Tensor, Tensor | None]  # conditional and, with guidance, unconditional
+
+
+class Expert(NamedTuple):
+    """A transformer, and the timesteps [from, below) of the frames that it predicts."""
+
+    transformer: Any
+    guidance_scale: float
+    from_timestep: float = 0.0
+    below_timestep: float = float("inf")
 
 
 @dataclass
@@ -318,12 +325,14 @@ class PipelineBackbone:
         scheduler.set_timesteps(plan.steps, device=self.pipe._execution_device)
         return scheduler
 
-    def velocity(
-        self, clips: Tensor, timesteps: Tensor, text: dict[str, Tensor], uncond: dict[str, Tensor] | None, plan: Plan
-    ) -> Tensor:
-        """What the model predicts for `clips` [K, C, L, h, w] whose frames stand at `timesteps` [K, L]; of that shape.
+    def experts(self, plan: Plan) -> list[Expert]:
+        """The transformers that predict, each with its guidance scale and its timesteps."""
+        return [Expert(self.pipe.transformer, plan.sample.guidance_scale or 0.0)]
 
-        text, away: what `text` made of the prompt and of the negative prompt; without the latter there is no guidance.
+    def velocity(self, transformer: Any, x: Tensor, timesteps: Tensor, text: Text, uncond: Text | None) -> Velocities:
+        """What `transformer` predicts for clips `x` [K, C, L, h, w] whose frames are at `timesteps` [K, L], of that shape.
+
+        For `text` and, with guidance, for `uncond`: what `self.text` made of the prompt and of the negative prompt.
         """
         raise NotImplementedError(f"{self.spec.name} takes one timestep for all frames")  # a plan refuses it before
 
@@ -331,20 +340,10 @@ class PipelineBackbone:
         """See `Backbone`."""
         raise NotImplementedError(f"{self.spec.name} is not causal")  # a plan refuses it before
 
-    def levels(self, index: int) -> tuple[tuple[float, float], tuple[float, float], float]:
-        """(alpha, sigma) of latent = alpha clean + sigma noise before and after step `index`, and d clean / d latent."""
-        before, after = self.pipe.scheduler.sigmas[index : index + 2].tolist()
+    def levels(self, step: int) -> tuple[tuple[float, float], tuple[float, float], float]:
+        """(alpha, sigma) of x = alpha x0 + sigma noise before and after `step`, and d x0 / d x for a constant model output."""
+        before, after = self.pipe.scheduler.sigmas[step : step + 2].tolist()
         return (1 - before, before), (1 - after, after), 1.0
-
-    def predict_x0(self, before: Tensor, after: Tensor, index: int, plan: Plan) -> tuple[Tensor, float]:
-        """The clean latent [1, C, T, h, w] that step `index` of a first-order scheduler predicted, and d clean / d latent.
-
-        Such a step keeps clean and noise and changes their shares, so the latents before and after it tell both.
-        """
-        (alpha, sigma), (next_alpha, next_sigma), slope = self.levels(index)
-        kept = next_sigma / sigma
-        clean = (after.float() - kept * before.to(after.device).float()) / (next_alpha - kept * alpha)
-        return self.unpacked(clean, plan), slope
 
     def by_frame(self, x: Tensor, frames_lat: int) -> Tensor:
         """The transformer's input or output as a view [B, T, ...], with `frames_lat` frames on the second axis."""

@@ -19,15 +19,16 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor
 
 from longgen.attention.kvcache import KVCache
+from longgen.attention.rotary import Tables
 from longgen.pipelines import foreign_hooks
-from longgen.pipelines.rotary import Tables
+from longgen.pipelines.base import Text, Velocities, dispatch
 from longgen.pipelines.step_state import StepState
 from longgen.pipelines.wan import Wan
 from longgen.plan import Plan
 
 
 class CachedAttention:
-    """Self-attention processor of one layer: the newest frames over the cache."""
+    """Self-attention processor of one layer: the newest frames attend over the KV cache."""
 
     def __init__(self, cache: KVCache, layer: int, step_state: StepState, stock: Any, backend: Any) -> None:
         self.cache, self.layer, self.step_state = cache, layer, step_state
@@ -51,16 +52,15 @@ class CachedAttention:
 
     @torch.compiler.disable  # every layer and chunk would be a graph
     def run(self, stock: Tables, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return self.cache.attend(self.layer, self.step_state.index, self.attend, stock, q, k, v, self.step_state.observer).flatten(
-            2
-        )
+        state = self.step_state
+        return self.cache.attend(self.layer, state.index, self.attend, stock, q, k, v, state.observer).flatten(2)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return dispatch_attention_fn(q, k, v, backend=self._attention_backend, parallel_config=self._parallel_config)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        return dispatch(q, k, v, self._attention_backend, self._parallel_config, mask)
 
 
 class CachedText:
-    """Cross-attention processor of one layer: the prompt's keys and values are made once a prompt."""
+    """Cross-attention processor of one layer that computes the prompt's keys and values once a prompt."""
 
     def __init__(self, cache: KVCache, layer: int, stock: Any) -> None:
         self.cache, self.layer = cache, layer
@@ -90,21 +90,16 @@ class CausalWan(Wan):
         scheduler.set_timesteps(sigmas=np.linspace(1, 0, plan.steps + 1)[:-1], device=self.pipe._execution_device)
         return scheduler
 
-    def velocity(
-        self, clips: Tensor, timesteps: Tensor, text: dict[str, Tensor], uncond: dict[str, Tensor] | None, plan: Plan
-    ) -> Tensor:
-        """What the model predicts for one chunk [1, C, c, h, w], all of it at one of `timesteps` [1, c]; of that shape.
-
-        With guidance both texts make one batch, so that the cache holds both.
-        """
+    def velocity(self, transformer: Any, x: Tensor, timesteps: Tensor, text: Text, uncond: Text | None) -> Velocities:
+        """Of one chunk [1, C, c, h, w], all of it at one timestep: both texts in one batch, so that the cache holds both."""
         words = text if uncond is None else {name: torch.cat([uncond[name], text[name]]) for name in text}
-        batch = len(next(iter(words.values())))
-        x, times = clips.to(self.pipe.transformer.dtype).expand(batch, -1, -1, -1, -1), timesteps[:, 0].expand(batch)
-        predicted = self.pipe.transformer(hidden_states=x, timestep=times, return_dict=False, **words)[0].to(clips)
+        batch = 1 if uncond is None else 2
+        x_batch, times = x.to(transformer.dtype).expand(batch, -1, -1, -1, -1), timesteps[:, 0].expand(batch)
+        predicted = transformer(hidden_states=x_batch, timestep=times, return_dict=False, **words)[0].to(x)
         if uncond is None:
-            return predicted
-        unguided, guided = predicted.chunk(2)
-        return unguided + plan.sample.guidance_scale * (guided - unguided)
+            return predicted, None
+        unconditional, cond = predicted.chunk(2)
+        return cond, unconditional
 
     @contextmanager
     def rolling(self, plan: Plan) -> Iterator[KVCache]:

@@ -2,54 +2,108 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import TYPE_CHECKING, Any
+
 from longgen.backbones.settings import ModelSettings, parse_cache, parse_lora
 from longgen.backbones.spec import BackboneSpec
-from longgen.errors import UsageError
-from longgen.plan import Plan
+from longgen.errors import MissingError, UsageError
+
+if TYPE_CHECKING:
+    from longgen.plan import Plan
 
 
 def check_settings(spec: BackboneSpec, model_settings: ModelSettings) -> list[str]:
-    """Raises UsageError where the device is not there, or `spec` on it cannot do what is asked. Loads no weights of the model.
+    """Raises UsageError where the device does not exist or `spec` cannot run with these settings on it. Returns notes.
 
-    Returns notes. Raises MissingError where a LoRA or a library is not there, LonggenError where a file is damaged.
+    Loads none of the model's weights. Raises MissingError where a LoRA or a library is missing, LonggenError where a file is
+    damaged.
     """
     import torch
 
     try:
-        place = torch.device(model_settings.device)
-        torch.zeros(1, device=place).cpu()  # meta makes tensors, and gives none back
-        if place.type == "cpu" and model_settings.device != "cpu":
+        device = torch.device(model_settings.device)
+        torch.zeros(1, device=device).cpu()  # fails on the meta device, which has no data to give back
+        if device.type == "cpu" and model_settings.device != "cpu":
             raise RuntimeError("a CPU has no number")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = (str(error).splitlines() or ["no reason given"])[0][:160]
         cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-        raise UsageError(f"--device {model_settings.device} is not there: {reason}", expected=", ".join(["cpu", *cuda]),
+        raise UsageError(f"--device {model_settings.device} is not available: {reason}", expected=", ".join(["cpu", *cuda]),
                          hint="leave --device out for the best one") from None  # fmt: skip
-    if model_settings.offload != "none" and place.type == "cpu":
+    if model_settings.offload != "none" and device.type == "cpu":
         raise UsageError(f"--offload {model_settings.offload} moves weights between a GPU and the host, and the device is cpu",
                          expected="--offload none", hint="leave --offload out")  # fmt: skip
-    if model_settings.dtype == "fp16" and place.type == "cpu":
+    if model_settings.dtype == "fp16" and device.type == "cpu":
         raise UsageError("--dtype fp16 cannot run on a CPU", expected="fp32 or bf16", hint="leave --dtype out")
     for text in model_settings.lora:
         if parse_lora(text)[2] == (2,) and spec.experts == 1:
             raise UsageError(f"--lora {text} is for a second expert, and {spec.name} has one transformer",
                              expected="PATH or PATH:scale", hint="leave 2= out")  # fmt: skip
-    if model_settings.cache is not None and spec.causal:
-        raise UsageError(f"--cache {model_settings.cache} compares a step with the step before, and {spec.name} takes few, far apart",
-                         expected="no --cache", hint="leave it out")  # fmt: skip
     if model_settings.cache is not None:
+        if spec.causal:
+            raise UsageError(f"--cache {model_settings.cache} compares a step with the previous one, and {spec.name} takes few "
+                             "steps, far apart", expected="no --cache", hint="leave it out")  # fmt: skip
         parse_cache(model_settings.cache, spec)
-    if not (model_settings.lora or model_settings.attention or model_settings.compile or model_settings.quantize):
-        return []
-    from longgen.pipelines import loading  # takes seconds
+    notes = []
+    if model_settings.lora:
+        from longgen.pipelines import lora  # here and below: diffusers takes seconds
 
-    return loading.check(spec, model_settings)
+        notes = lora.check(spec, model_settings.lora)
+    if model_settings.quantize == "int8":
+        int8_config(spec)
+    if model_settings.attention is not None:
+        _check_attention(model_settings.attention)
+    if model_settings.compile:
+        _check_compiler(model_settings.device)
+    return notes
 
 
 def unused_settings(plan: Plan, model_settings: ModelSettings) -> tuple[str, ...]:
-    """Notes on what of `setup` does nothing for `plan`."""
+    """Notes on settings that have no effect with `plan`."""
     if model_settings.clip_batch > 1 and not plan.in_clips:
-        return (
-            f"--clip-batch {model_settings.clip_batch} does nothing: {plan.preset.name} shows {plan.spec.name} no clips at this length",
-        )
+        where = f"{plan.preset.name} gives {plan.spec.name} no clips at this length"
+        return (f"--clip-batch {model_settings.clip_batch} has no effect: {where}",)
     return ()
+
+
+def int8_config(spec: BackboneSpec) -> Any:
+    """diffusers' configuration of int8 weights by torchao, for the transformers; activations keep their dtype."""
+    from diffusers import PipelineQuantizationConfig, TorchAoConfig
+
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig
+    except ImportError:
+        raise MissingError("--quantize int8 needs the library torchao, which is not installed",
+                           expected="pip install 'longgen[quantize]'", hint="install it, or take fp8") from None  # fmt: skip
+    config = TorchAoConfig(Int8WeightOnlyConfig())
+    parts = ("transformer", "transformer_2") if spec.experts == 2 else ("transformer",)
+    return PipelineQuantizationConfig(quant_mapping=dict.fromkeys(parts, config))
+
+
+def no_attention_backend(name: str, error: Exception) -> UsageError:
+    return UsageError(f"--attention {name} cannot run here: {' '.join(str(error).split())[:300]}",
+                      expected="one whose library is installed; native always is", hint="choose another")  # fmt: skip
+
+
+def _check_attention(name: str) -> None:
+    from diffusers.models.attention_dispatch import AttentionBackendName, _check_attention_backend_requirements
+
+    try:
+        _check_attention_backend_requirements(AttentionBackendName(name))
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise no_attention_backend(name, error) from error
+
+
+def _check_compiler(device: str) -> None:
+    """Compiles one line, so that a missing compiler is reported early and in plain words."""
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's own modules, on their first import
+            torch.compile(torch.nn.functional.silu)(torch.zeros(8, device=device))
+    except Exception as error:  # of many types
+        reason = " ".join(str(error).partition("Set TORCH")[0].split())[:300]  # what follows is how to debug torch
+        raise UsageError(f"--compile cannot run here: {reason}", hint="install it, or leave --compile out",
+                         expected="a C++ compiler, as g++, for a CPU; a C compiler and triton for a GPU") from error  # fmt: skip

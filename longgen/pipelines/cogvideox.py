@@ -18,9 +18,9 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXD
 from diffusers.models.attention_processor import Attention, CogVideoXAttnProcessor2_0, FusedCogVideoXAttnProcessor2_0
 from torch import Tensor
 
+from longgen.attention.rotary import Rotary
 from longgen.pipelines import foreign_hooks
 from longgen.pipelines.base import PipelineBackbone, PlannedAttention, on_device, to_frames, whole
-from longgen.pipelines.rotary import Rotary
 from longgen.plan import Plan
 
 
@@ -107,15 +107,15 @@ class CogVideoX(PipelineBackbone):
     def first_order(self, plan: Plan) -> CogVideoXDDIMScheduler:
         return CogVideoXDDIMScheduler.from_config(self.pipe.scheduler.config)
 
-    def levels(self, index: int) -> tuple[tuple[float, float], tuple[float, float], float]:
+    def levels(self, step: int) -> tuple[tuple[float, float], tuple[float, float], float]:
         scheduler = self.pipe.scheduler
-        step = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-        timestep = int(scheduler.timesteps[index])
-        after = scheduler.alphas_cumprod[timestep - step] if timestep >= step else scheduler.final_alpha_cumprod
+        stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+        timestep = int(scheduler.timesteps[step])
+        after = scheduler.alphas_cumprod[timestep - stride] if timestep >= stride else scheduler.final_alpha_cumprod
         (before, sigma), (next_alpha, next_sigma) = (
             (float(share) ** 0.5, (1 - float(share)) ** 0.5) for share in (scheduler.alphas_cumprod[timestep], after)
         )
-        return (before, sigma), (next_alpha, next_sigma), before  # clean = alpha latent - sigma v
+        return (before, sigma), (next_alpha, next_sigma), before  # x0 = alpha x - sigma v
 
     def by_frame(self, x: Tensor, frames_lat: int) -> Tensor:
         return x

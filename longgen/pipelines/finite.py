@@ -1,7 +1,7 @@
-"""Where latents, texts or pictures hold NaN or infinity, a run stops and says what to try.
+"""Stops a run whose latents, text embeddings or pictures hold NaN or infinity, and says what to try.
 
-The loops of sampling ask after each step, before anybody hears of it: so no checkpoint, no frame and no score is made of such
-numbers. It costs one reduction, and one wait for the device.
+Sampling loops check after each step, before the step is reported, so that no checkpoint, frame or score is made of such numbers.
+A check costs one reduction and one synchronisation with the device.
 """
 
 from __future__ import annotations
@@ -14,53 +14,46 @@ from longgen.errors import LonggenError
 
 
 def is_finite(x: Tensor) -> bool:
-    """Whether `x` holds neither NaN nor infinity; both come through a minimum and a maximum, which need no memory."""
+    """Whether `x` holds neither NaN nor infinity. Both survive min and max, which need no memory."""
     return not x.numel() or bool(torch.stack(torch.aminmax(x)).isfinite().all())
 
 
 def check_latents(latents: Tensor, model_settings: ModelSettings, where: str, texts: dict[str, Tensor] | None = None) -> None:
-    """Raises LonggenError for latents that are not finite. where: the step. texts: what the text encoder gave, if it is at hand."""
+    """Raises LonggenError for latents that are not finite. where: the step. texts: the text encoder's output, if it is at hand."""
     if is_finite(latents):
         return
-    bad = next((name for name, text in (texts or {}).items() if not is_finite(text)), None)
-    if bad is not None:
-        check_text({bad: (texts or {})[bad]}, model_settings, "the negative prompt" if "negative" in bad else "the prompt")
-    raise LonggenError(f"{where}: the latents are not finite (NaN or infinity), and the run stops there; what the "
-                       "steps before it made is kept",
+    for name, text in (texts or {}).items():
+        check_text({name: text}, model_settings, "the negative prompt" if "negative" in name else "the prompt")
+    raise LonggenError(f"{where}: the latents are not finite (NaN or infinity), and the run stops there; the "
+                       "results of earlier steps are kept",
                        expected="finite numbers", hint=remedies(model_settings))  # fmt: skip
 
 
 def check_text(text: dict[str, Tensor], model_settings: ModelSettings, of: str) -> None:
-    """Raises LonggenError where the text encoder gave numbers that are not finite."""
+    """Raises LonggenError where embeddings are not finite. of: the text, in words."""
     if not all(is_finite(part) for part in text.values()):
         raise LonggenError(f"the text encoder's embedding of {of} is not finite (NaN or infinity)",
                            expected="finite numbers", hint=remedies(model_settings))  # fmt: skip
 
 
 def check_picture(video: Tensor) -> None:
-    """Raises LonggenError for a VAE's output that is not finite."""
+    """Raises LonggenError where the output of a VAE is not finite."""
     if is_finite(video):
         return
     dtype = str(video.dtype).removeprefix("torch.")
-    wider = f"try --dtype {'bf16 or ' * (dtype == 'float16')}fp32, since {dtype} may overflow; or "
-    again = "copy the VAE's weights again: a file may be damaged; the latents are kept"
-    raise LonggenError(f"the VAE's picture is not finite (NaN or infinity), in {dtype}", expected="finite numbers",
-                       hint=wider * (video.dtype != torch.float32) + again)  # fmt: skip
+    hint = "copy the VAE's weights again: a file may be damaged; the latents are kept"
+    if video.dtype != torch.float32:
+        hint = f"try --dtype {'bf16 or ' * (dtype == 'float16')}fp32, since {dtype} may overflow; or {hint}"
+    raise LonggenError(f"the VAE's picture is not finite (NaN or infinity), in {dtype}", expected="finite numbers", hint=hint)
 
 
 def remedies(model_settings: ModelSettings) -> str:
-    """What may help, the likeliest first."""
+    """What may help, the most likely first."""
+    dtype, backend = model_settings.dtype, model_settings.attention or "the default"
     tries = [f"without --lora {', '.join(model_settings.lora)}"] if model_settings.lora else []
-    tries += [
-        f"without --{name} {value}"
-        for name, value in (("quantize", model_settings.quantize), ("cache", model_settings.cache))
-        if value is not None
-    ]
+    tries += [f"without --quantize {model_settings.quantize}"] if model_settings.quantize is not None else []
+    tries += [f"without --cache {model_settings.cache}"] if model_settings.cache is not None else []
     tries += ["without --compile"] if model_settings.compile else []
-    tries.append(
-        {"fp16": "--dtype bf16 or fp32", "bf16": "--dtype fp32"}.get(
-            model_settings.dtype, f"another --dtype than {model_settings.dtype}"
-        )
-    )
-    tries.append(f"another --attention backend than {model_settings.attention or 'the default'}, as _native_math")
+    tries += [{"fp16": "--dtype bf16 or fp32", "bf16": "--dtype fp32"}.get(dtype, f"another --dtype than {dtype}")]
+    tries += [f"another --attention backend than {backend}, as _native_math"]
     return f"try {'; '.join(tries)}; or copy the weights again: a file may be damaged"

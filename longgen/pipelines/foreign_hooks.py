@@ -1,8 +1,8 @@
-"""What others have put on a model that longgen's processors and loops would pass over in silence: a run refuses it, by its name.
+"""Refuses models with hooks or attention processors that longgen does not know and would silently bypass.
 
-Known, and kept working: offload, 8-bit weights, fused projections, LoRA, attention backends, compiling, and two step
-caches. Anything else that hooks into the model is refused, since nobody knows what it does to clips, queues and caches of keys; so
-are processors other than diffusers' own where a plan puts its own in their place.
+Known and supported: offload, 8-bit weights, fused projections, LoRA, attention backends, compiling, and two step caches. Any
+other hook is refused, since its effect on clips, queues and KV caches is unknown; so are attention processors other than
+diffusers' own where a plan replaces them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from longgen.errors import UsageError
 HOOKS = {"group_offloading", "lazy_prefetch_group_offloading", "layer_execution_tracker", "lazy_leafs", "layerwise_casting",
          "peft_autocast_disable", "longgen_around"}  # fmt: skip
 CACHES = {"fbc_leader_block_hook", "fbc_block_hook", "mag_cache_leader_block_hook", "mag_cache_block_hook"}
-PARALLEL = ("cp_", "tp_", "tensor_parallel", "context_parallel")  # what diffusers calls the hooks of its parallel modes
+PARALLEL = ("cp_", "tp_", "tensor_parallel", "context_parallel")  # prefixes of the hooks of diffusers' parallel modes
 
 
 def check_model(pipe: Any, transformers: Iterable[Any]) -> None:
-    """Raises UsageError where a model of `pipe` is under something that longgen does not know."""
+    """Raises UsageError where a model of `pipe` runs in parallel, or a transformer has an unknown hook."""
     for name, part in pipe.components.items():
-        if isinstance(part, torch.nn.Module) and (found := next(_parallel(part), None)) is not None:
-            raise UsageError(f"the {name} is run in parallel ({found}), which longgen cannot drive: its latents would be wrong",
+        if isinstance(part, torch.nn.Module) and (mode := next(_parallel_modes(part), None)) is not None:
+            raise UsageError(f"the {name} runs in parallel ({mode}), which longgen cannot drive: its latents would be wrong",
                              expected="a model on one device, with offload if need be",
                              hint="load it without enable_parallelism, tensor parallelism and sharding")  # fmt: skip
     for transformer in transformers:
@@ -36,31 +36,31 @@ def check_model(pipe: Any, transformers: Iterable[Any]) -> None:
 
 
 def check_uncached(transformers: Iterable[Any], doing: str) -> None:
-    """Raises UsageError where a step cache is on that somebody enabled by hand. doing: what it cannot stand, in words."""
+    """Raises UsageError where a step cache was enabled by hand. doing: what does not work with one, in words."""
     for transformer in transformers:
         for hook in CACHES & {*_hooks(transformer)}:
             raise UsageError(f"the transformer has a step cache ({hook}), and {doing}", expected="a model without it",
                              hint="transformer.disable_cache(), or load the model again")  # fmt: skip
 
 
-def check_processors(processors: Iterable[Any], own: tuple[type, ...]) -> None:
-    """Raises UsageError where one of `processors`, which a plan would replace or call its own way, is none of diffusers' `own`."""
+def check_processors(processors: Iterable[Any], stock: tuple[type, ...]) -> None:
+    """Raises UsageError where one of `processors`, which a plan would replace, is none of diffusers' own, `stock`."""
     for processor in processors:
-        if type(processor) not in own:
-            raise UsageError(f"an attention layer has the processor {type(processor).__name__}, which this plan would put aside",
-                             expected=f"diffusers' own: {', '.join(kind.__name__ for kind in own)}; or a plan without techniques",
+        if type(processor) not in stock:
+            raise UsageError(f"an attention layer has the processor {type(processor).__name__}, which this plan would replace",
+                             expected=f"diffusers' own: {', '.join(kind.__name__ for kind in stock)}; or a plan without techniques",
                              hint="load the model again, without it")  # fmt: skip
 
 
 def check_mask(mask: Any) -> None:
-    """Raises UsageError for a mask on self-attention, which no text-to-video pipeline gives and no frame plan reads."""
+    """Raises UsageError for a mask on self-attention: no text-to-video pipeline passes one, and no frame plan reads it."""
     if mask is not None:
-        raise UsageError("self-attention is given an attention mask, which a plan would pass over", expected="no mask",
+        raise UsageError("self-attention is given an attention mask, which a plan would ignore", expected="no mask",
                          hint="leave it out")  # fmt: skip
 
 
-def _parallel(model: torch.nn.Module) -> Iterator[str]:
-    """What runs `model` on several devices, in words."""
+def _parallel_modes(model: torch.nn.Module) -> Iterator[str]:
+    """The names of whatever runs `model` on several devices."""
     for module in model.modules():
         for holder in (module, getattr(module, "processor", None)):
             if getattr(holder, "_parallel_config", None) is not None:

@@ -18,8 +18,8 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
 from torch import Tensor
 
+from longgen.attention.rotary import Rotary, Tables
 from longgen.pipelines.base import PipelineBackbone, PlannedAttention, to_frames, whole
-from longgen.pipelines.rotary import Rotary, Tables
 from longgen.plan import Plan
 
 
@@ -63,15 +63,16 @@ class HunyuanAttentionPlan(PlannedAttention):
     def run_samples(
         self, layer: Any, features: Tensor, tables: Tables, video: tuple[Tensor, ...], text: tuple[Tensor, ...], mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """`run_joint`, sample by sample: they have prompts, and so keys, of different length. video, text: q, k and v."""
+        """`run_joint`, sample by sample, since prompts, and so keys, differ in length. video, text: q, k and v."""
         videos, texts = [], []
         for index in range(len(features)):
-            one = slice(index, index + 1)
+            rows = slice(index, index + 1)
             seen = slice(None) if mask is None else mask[index, 0, 0, -text[0].shape[1] :]
-            own = text[0][one], text[1][one, seen], text[2][one, seen]
-            outputs = self.run_joint(layer, features[one], tables, video[0][one], video[1][one], video[2][one], own, index)
-            videos.append(outputs[0])
-            texts.append(outputs[1])
+            text_qkv = text[0][rows], text[1][rows, seen], text[2][rows, seen]
+            q, k, v = (x[rows] for x in video)
+            video_output, text_output = self.run_joint(layer, features[rows], tables, q, k, v, text_qkv, index)
+            videos.append(video_output)
+            texts.append(text_output)
         return torch.cat(videos).type_as(video[0]), torch.cat(texts).type_as(video[0])
 
 

@@ -20,9 +20,9 @@ from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 from einops import rearrange
 from torch import Tensor
 
+from longgen.attention.rotary import Rotary
 from longgen.pipelines import foreign_hooks
-from longgen.pipelines.base import PipelineBackbone, PlannedAttention, to_frames, whole
-from longgen.pipelines.rotary import Rotary
+from longgen.pipelines.base import PipelineBackbone, PlannedAttention, Text, Velocities, to_frames, whole
 from longgen.plan import Plan
 
 
@@ -92,27 +92,24 @@ class Ltx(PipelineBackbone):
         scheduler.set_timesteps(sigmas=sigmas, mu=mu, device=self.pipe._execution_device)
         return scheduler
 
-    def velocity(
-        self, clips: Tensor, timesteps: Tensor, text: dict[str, Tensor], uncond: dict[str, Tensor] | None, plan: Plan
-    ) -> Tensor:
-        """As LTXPipeline guides: both branches in one call."""
-        time, rows, columns = plan.call_grid
+    def velocity(self, transformer: Any, x: Tensor, timesteps: Tensor, text: Text, uncond: Text | None) -> Velocities:
+        """Both texts in one call, as LTXPipeline guides."""
+        time, rows, columns = x.shape[2:]
         branches = [text] if uncond is None else [uncond, text]
         words = {
-            name: torch.cat([branch[name].expand(len(clips), *part.shape[1:]) for branch in branches])
-            for name, part in text.items()
+            name: torch.cat([branch[name].expand(len(x), *part.shape[1:]) for branch in branches]) for name, part in text.items()
         }
-        (output,) = self.pipe.transformer(
-            hidden_states=torch.cat([self.packed(clips)] * len(branches)).to(words["encoder_hidden_states"].dtype),
+        (output,) = transformer(
+            hidden_states=torch.cat([self.packed(x)] * len(branches)).to(words["encoder_hidden_states"].dtype),
             timestep=torch.cat([timesteps.repeat_interleave(rows * columns, dim=1)] * len(branches)),
             num_frames=time, height=rows, width=columns, return_dict=False,
             rope_interpolation_scale=(self.spec.stride_t / self.spec.fps, self.spec.stride_hw, self.spec.stride_hw), **words,
         )  # fmt: skip
-        predicted = rearrange(output.to(clips), "b (t h w) c -> b c t h w", t=time, h=rows, w=columns)
+        predicted = rearrange(output.to(x), "b (t h w) c -> b c t h w", t=time, h=rows, w=columns)
         if uncond is None:
-            return predicted
-        unguided, guided = predicted.chunk(2)
-        return unguided + plan.sample.guidance_scale * (guided - unguided)
+            return predicted, None
+        unconditional, cond = predicted.chunk(2)
+        return cond, unconditional
 
     def clip_arguments(self, arguments: dict[str, Any], part: Tensor, count: int) -> dict[str, Any]:
         return super().clip_arguments(arguments, part, count) | {"num_frames": part.shape[1]}

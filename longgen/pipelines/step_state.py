@@ -1,4 +1,4 @@
-"""Where sampling stands: the step, the clips and the texts of the current model call, which attention processors read."""
+"""State of the current model call, set by the sampling loop and read by attention processors: step, clips, texts."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 class ClipBatch:
     """The clips of one model call. rows: for each sample of its batch the clip, the clip's anchor, and the sample's number.
 
-    kept: keys and values [T n, H, D] of anchors, by layer, anchor and sample, for the calls that follow.
+    anchor_kv: keys and values [T n, H, D] of anchors, by layer, anchor and sample, for the calls that follow.
     """
 
     rows: list[tuple[int, int, int]]
-    kept: dict[tuple[int, int, int], tuple[Tensor, Tensor]]
+    anchor_kv: dict[tuple[int, int, int], tuple[Tensor, Tensor]]
 
 
 @dataclass
 class StepState:
-    """Where the schedule of the pipeline stands; the sampling loop moves it, the attention processors read it."""
+    """The step of the pipeline's schedule, and what the current model call covers."""
 
     pipe: Any
     index: int = 0
     clips: ClipBatch | None = None
     observer: Observer | None = None  # sees each call of each layer that does not run the stock attention
     shares: Tensor | None = None  # [shots, frames]: the texts of this call, one after the other, and each frame's share of them
-    _read: tuple[Any, tuple[float, ...]] = (None, ())
+    _timesteps: tuple[Any, tuple[float, ...]] = (None, ())  # of the scheduler, and as numbers
 
     @property
     def step(self) -> Step:
         timesteps = self.pipe.scheduler.timesteps
-        if self._read[0] is not timesteps:  # read once a schedule: they may be on a GPU
-            self._read = (timesteps, tuple(timesteps.tolist()))
-        return Step(self.index, self._read[1])
+        if self._timesteps[0] is not timesteps:  # read once a schedule: they may be on a GPU
+            self._timesteps = (timesteps, tuple(timesteps.tolist()))
+        return Step(self.index, self._timesteps[1])

@@ -1,16 +1,13 @@
-"""What a text encoder does not read of a text: the words beyond the tokens that it takes. Pipelines cut them off in silence.
-
-Legend: text, what people wrote; written, what the pipeline has tokenized of it.
-"""
+"""Notes on prompts that are longer than the text encoder reads. diffusers' pipelines truncate them without a word."""
 
 from __future__ import annotations
 
-import html
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longgen.backbones.registry import family_of
 from longgen.backbones.spec import BackboneSpec
 from longgen.textfile import on_one_line
 
@@ -20,7 +17,7 @@ if TYPE_CHECKING:
     from longgen.pipelines.base import PipelineBackbone
     from longgen.plan import Plan
 
-SHOWN = 160  # characters of what is not read that a note shows
+MAX_QUOTED = 160  # characters of the unread text that a note quotes
 
 
 def cut_notes(plan: Plan, prompts: Iterable[str], tokenizer: Tokenizer | None) -> tuple[str, ...]:
@@ -33,21 +30,22 @@ def cut_notes(plan: Plan, prompts: Iterable[str], tokenizer: Tokenizer | None) -
         texts = [(f"shot {number}", shot.prompt) for number, shot in enumerate(plan.schedule.shots, start=1)]
     if plan.guided and plan.sample.negative_prompt:
         texts.append(("the negative prompt", plan.sample.negative_prompt))
-    found = ((name, _beyond(plan.spec, tokenizer, text)) for name, text in texts)
-    return tuple(
-        f"{name} has {cut[0]} tokens, and {plan.spec.name} reads {plan.spec.text_tokens}; not read: '{_shown(cut[1])}'"
-        for name, cut in found
-        if cut is not None
-    )
+    notes = []
+    for name, text in texts:
+        tokens, unread = _truncated(plan.spec, tokenizer, text)
+        if unread:
+            limit = f"{plan.spec.name} reads {plan.spec.text_tokens}"
+            notes.append(f"{name} has {tokens} tokens, and {limit}; not read: '{_quoted(unread)}'")
+    return tuple(notes)
 
 
 def tokenizer_of(backbone: PipelineBackbone) -> Tokenizer | None:
-    """The tokenizer of a loaded pipeline; None where it has one of another kind."""
+    """The tokenizer of a loaded pipeline; None where it is not one of the library tokenizers."""
     return getattr(backbone.pipe.tokenizer, "backend_tokenizer", None)
 
 
 def tokenizer_on_disk(spec: BackboneSpec) -> Tokenizer | None:
-    """The tokenizer of `spec` where its file is on this machine, without loading anything else."""
+    """The tokenizer of `spec` if its file is on this machine; loads nothing else."""
     from tokenizers import Tokenizer
 
     path: Any = Path(spec.source) / "tokenizer" / "tokenizer.json"
@@ -59,40 +57,26 @@ def tokenizer_on_disk(spec: BackboneSpec) -> Tokenizer | None:
         return None
     try:
         return Tokenizer.from_file(str(path))
-    except Exception:  # the library has no type of its own; loading the model says what is wrong with the file
+    except Exception:  # the library has no type of its own; loading the model reports what is wrong with the file
         return None
 
 
-def _beyond(spec: BackboneSpec, tokenizer: Tokenizer, text: str) -> tuple[int, str] | None:
-    """How many tokens `text` has, special ones included, and its end that is not read; None where all of it is."""
-    written, before, taken = _written(spec, text)
+def _truncated(spec: BackboneSpec, tokenizer: Tokenizer, text: str) -> tuple[int, str]:
+    """How many tokens `text` has, special ones included, and the end of it that the text encoder does not read."""
+    tokenized, chars_before, tokens_before = family_of(spec).tokenized(text)
     tokenizer.no_truncation()  # transformers sets both anew with each call
     tokenizer.no_padding()
-    encoded = tokenizer.encode(written)
-    count = len(encoded.ids) - taken
-    if count <= spec.text_tokens:
-        return None
-    leading = encoded.special_tokens_mask[:1] == [1] and encoded.offsets[0] == (0, 0)
-    closing = tokenizer.num_special_tokens_to_add(is_pair=False) - leading  # those at the end stay, in place of words
-    first = encoded.offsets[taken + spec.text_tokens - closing][0]
-    rest = written[first : before + len(text)] if before else written[first:]
-    return (count, rest.strip()) if rest.strip() else None
+    encoded = tokenizer.encode(tokenized)
+    tokens = len(encoded.ids) - tokens_before
+    if tokens <= spec.text_tokens:
+        return tokens, ""
+    has_leading = encoded.special_tokens_mask[:1] == [1] and encoded.offsets[0] == (0, 0)
+    trailing = tokenizer.num_special_tokens_to_add(is_pair=False) - has_leading  # these are kept, in place of words
+    first_unread = encoded.offsets[tokens_before + spec.text_tokens - trailing][0]
+    end = chars_before + len(text) if chars_before else None
+    return tokens, tokenized[first_unread:end].strip()
 
 
-def _written(spec: BackboneSpec, text: str) -> tuple[str, int, int]:
-    """What is tokenized for `text`, and the characters and tokens of it that come before and are not counted."""
-    if spec.family in ("wan", "causal-wan"):  # as its pipeline cleans prompts
-        import ftfy
-
-        return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()), 0, 0
-    if spec.family == "hunyuan":
-        from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
-
-        before, _, after = DEFAULT_PROMPT_TEMPLATE["template"].partition("{}")
-        return f"{before}{text}{after}", len(before), DEFAULT_PROMPT_TEMPLATE["crop_start"]
-    return text, 0, 0
-
-
-def _shown(rest: str) -> str:
-    line = on_one_line(rest)
-    return line if len(line) <= SHOWN else f"{line[: SHOWN // 2].rstrip()} … {line[-SHOWN // 2 :].lstrip()}"
+def _quoted(unread: str) -> str:
+    line = on_one_line(unread)
+    return line if len(line) <= MAX_QUOTED else f"{line[: MAX_QUOTED // 2].rstrip()} … {line[-MAX_QUOTED // 2 :].lstrip()}"

@@ -16,9 +16,9 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import Tensor
 
+from longgen.attention.rotary import Rotary
 from longgen.pipelines import foreign_hooks
-from longgen.pipelines.base import PipelineBackbone, PlannedAttention, on_device, to_frames, whole
-from longgen.pipelines.rotary import Rotary
+from longgen.pipelines.base import Expert, PipelineBackbone, PlannedAttention, Text, Velocities, on_device, to_frames, whole
 from longgen.plan import Plan
 
 
@@ -70,30 +70,25 @@ class Wan(PipelineBackbone):
     def rotary(self) -> Rotary:
         return Rotary(np.array(self.spec.frequencies), np.arange(len(self.spec.frequencies)))
 
-    def velocity(
-        self, clips: Tensor, timesteps: Tensor, text: dict[str, Tensor], uncond: dict[str, Tensor] | None, plan: Plan
-    ) -> Tensor:
-        """As WanPipeline guides. Each frame has the expert of its own timestep, which sees the others' frames beside it."""
+    def experts(self, plan: Plan) -> list[Expert]:
+        """As WanPipeline divides the schedule between the two of Wan 2.2, and guides each."""
+        boundary = (self.pipe.config.boundary_ratio or 0) * self.pipe.scheduler.config.num_train_timesteps
         scales = self.call_arguments(plan, "")
-        scale = scales["guidance_scale"]
-        pipe, boundary = self.pipe, (self.pipe.config.boundary_ratio or 0) * self.pipe.scheduler.config.num_train_timesteps
-        experts = ((pipe.transformer, scale), (pipe.transformer_2, scales.get("guidance_scale_2", scale)))
-        tokens = timesteps.repeat_interleave(math.prod(plan.call_grid[1:]), dim=1)
-        predicted = torch.zeros_like(clips)
-        for (transformer, strength), own in zip(experts, (timesteps >= boundary, timesteps < boundary), strict=True):
-            if not own.any():
-                continue
+        high = Expert(self.pipe.transformer, scales["guidance_scale"], from_timestep=boundary)
+        if not boundary:
+            return [high]
+        scale_2 = scales.get("guidance_scale_2", scales["guidance_scale"])
+        return [high, Expert(self.pipe.transformer_2, scale_2, below_timestep=boundary)]
 
-            def call(words: dict[str, Tensor], transformer: Any = transformer) -> Tensor:
-                words = {name: part.expand(len(clips), *part.shape[1:]) for name, part in words.items()}
-                return transformer(hidden_states=clips.to(transformer.dtype), timestep=tokens, return_dict=False, **words)[0]
+    def velocity(self, transformer: Any, x: Tensor, timesteps: Tensor, text: Text, uncond: Text | None) -> Velocities:
+        """A call for each text, as WanPipeline makes them."""
+        tokens = timesteps.repeat_interleave(math.prod(x.shape[3:]) // math.prod(self.spec.patch[1:]), dim=1)
 
-            guided = call(text)
-            if uncond is not None:
-                unguided = call(uncond)
-                guided = unguided + strength * (guided - unguided)
-            predicted = torch.where(own[:, None, :, None, None], guided.to(clips), predicted)
-        return predicted
+        def call(branch: Text) -> Tensor:
+            words = {name: part.expand(len(x), *part.shape[1:]) for name, part in branch.items()}
+            return transformer(hidden_states=x.to(transformer.dtype), timestep=tokens, return_dict=False, **words)[0]
+
+        return call(text), None if uncond is None else call(uncond)
 
     def clip_arguments(self, arguments: dict[str, Any], part: Tensor, count: int) -> dict[str, Any]:
         changed = super().clip_arguments(arguments, part, count)

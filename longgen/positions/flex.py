@@ -1,7 +1,7 @@
-"""FLEX's positions: rotary components that training did not take through a cycle are slowed down, the others kept.
+"""Partial position interpolation of rotary embeddings: components that completed no cycle in training are slowed down.
 
-Paper: FLEX, "Frequency-aware RoPE Modulation", arXiv 2602.14027; no code is released, and only its abstract, a
-proposition and captions could be read.
+Paper: FLEX, "Frequency-aware RoPE Modulation", arXiv 2602.14027; no code is released. We had its abstract, a
+proposition and captions only.
 
 Legend: theta_m temporal rotary frequency, L_train latent frames in training, D_max the largest relative time in use.
 
@@ -10,14 +10,14 @@ Legend: theta_m temporal rotary frequency, L_train latent frames in training, D_
     s = max(1, D_max / (L_train - 1))                                                                      [derived]
     theta'_m = theta_m (g_m + (1 - g_m) / s)          low frequencies interpolated, high ones left alone   [paper]
 
-Constants: a = b = 1, a component that completed one cycle is kept [derived]; L_train = T0 = 21 on Wan [paper], which keeps
+Constants: a = b = 1, components that completed a cycle are kept [derived]; L_train = T0 = 21 on Wan [paper], which keeps
 m = 0..2 and interpolates m = 3..21 there. `horizon`: L_train.
 
-In a rollout, the paper's case, D_max is the newest chunk's: s grows with the video, is 1 up to the trained length, and no length
-need be known [derived]; keys are cached unrotated for it. In a clip that is denoised together it is the modulation alone.
+In a rollout, the paper's setting, D_max is that of the newest chunk: s is 1 up to the trained length and then grows with the video,
+whose length need not be known [derived]; keys are therefore cached unrotated. In a clip denoised as a whole, s is constant.
 
-Caveat: behind a window, or relative times that already stay within training, D_max < L_train, and it is inert; the plan
-says so. It does not act on attention diluted over more frames than in training.
+Caveat: with a window, or a position mapping that stays in the trained range, D_max < L_train and nothing changes; the plan
+reports it. It does not address attention diluted over more frames than in training.
 
 Neutral: D_max <= L_train - 1, so at native length and below, bit for bit.
 """
@@ -56,8 +56,8 @@ class Flex(FrequencyTechnique):
 def by_parts(frequencies: Sequence[float], horizon: int, stretch: float, a: float, b: float) -> np.ndarray:
     """Factors on `frequencies`: 1 / `stretch` for those of at most `a` cycles in `horizon` frames, 1 from `b` cycles on.
 
-    Between the two the factor rises linearly with the cycles; at a = b the split is hard, and exactly `a` cycles keep.
+    In between the factor is linear in the cycles; with a = b the split is hard, and components of exactly `a` cycles are kept.
     """
     cycles = horizon * np.array(frequencies) / (2 * math.pi)
-    kept = np.clip((cycles - a) / (b - a), 0, 1) if a < b else (cycles >= a).astype(np.float64)
-    return 1 - (1 - kept) * (1 - 1 / stretch)  # g + (1 - g) / s, and exactly 1 at s = 1
+    keep = np.clip((cycles - a) / (b - a), 0, 1) if a < b else (cycles >= a).astype(np.float64)
+    return 1 - (1 - keep) * (1 - 1 / stretch)  # g + (1 - g) / s, exactly 1 at s = 1

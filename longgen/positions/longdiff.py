@@ -1,4 +1,4 @@
-"""LongDiff position mapping: frame distances in groups, as many shifted groupings as it takes to tell all frames apart.
+"""LongDiff position mapping: grouped relative positions, averaged over all shifts of the grouping so that none coincide.
 
 Paper: LongDiff, arXiv 2503.18150 (CVPR 2025); no code is released.
 
@@ -10,13 +10,13 @@ Legend: N latent frames, G trained relative times per side (with 0), D = i - j, 
 The paper averages the softmax attention; V is the same for all m, so that is the mean of the outputs.
 
 `mode`, the paper's ablations, one pass each: "group" phi_0 alone · "interpolate" D (G - 1) / (N - 1) · "clip" D cut off at
-+-(G - 1). `group`: G; the native length T0 by default [derived: the text at hand does not give it].
++-(G - 1). `group`: G; the native length T0 by default [derived: our copy of the paper does not give it].
 
-Differs from the paper: shown there on U-Nets with temporal attention over one token's frames; here on the frames of a
-joint attention over space and time. Its informative frame selection is the technique `keyframes`.
+Differs from the paper: it has U-Nets with temporal attention over the frames of one token, here attention is joint over
+space and time. Its informative frame selection is the technique `keyframes`.
 
-Caveat: S passes, which share the logits of the pairs on whose phi they agree: 1.75 times the attention at 321 frames of Wan, and
-4 times with an attention backend that does not say how much it summed.
+Caveat: S passes, which share the logits of pairs with equal phi: 1.75 times the attention at 321 frames of Wan, and 4 times
+with an attention backend that does not return the log-sum-exp.
 
 Neutral: N <= G, where S = 1 and phi = D, in every mode.
 """

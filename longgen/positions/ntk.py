@@ -1,6 +1,6 @@
-"""NTK-aware scaling: the base of the temporal rotary frequencies is raised, so that low ones slow down most.
+"""NTK-aware scaling of rotary embeddings: a raised base, which slows low temporal frequencies most and the highest not at all.
 
-Source: NTK-aware scaling, a post of 2023 by bloc97, as described in YaRN, arXiv 2309.00071. Made for language models.
+Source: NTK-aware scaling, a post of 2023 by bloc97, as described in YaRN, arXiv 2309.00071. Designed for language models.
 
 Legend: T latent frames, T0 in training, d rotary channels of time, C = d / 2 components, c = 0 .. C - 1.
 
@@ -8,8 +8,8 @@ Legend: T latent frames, T0 in training, d rotary channels of time, C = d / 2 co
     theta'_c = theta_c s^(-c / (C - 1))   the highest frequency stays, the lowest is divided by s          [paper]
     s = T / T0                            or `factor`                                                      [paper]
 
-Differs from the source: time alone is scaled, never the spatial axes; the second form is used, so that a spectrum that is
-no power of a base is served as well.
+Differs from the source: only time is scaled, not the spatial axes; the second form is used, which also suits spectra that
+are not powers of a base.
 
 Caveat: components between highest and lowest are slowed by less than s, so their phases still leave the trained range.
 

@@ -1,4 +1,4 @@
-"""VRPR: frame distances in three tiers of growing grain, so that none leaves the range seen in training.
+"""VRPR: quantized relative positions in three tiers, coarser with distance, so that none leaves the trained range.
 
 Paper: VRPR of FreeLOC, arXiv 2603.25209 (CVPR 2026); code: GitHub Westlake-AGI-Lab/FreeLOC.
 
@@ -16,9 +16,9 @@ Legend: T latent frames, T0 of them in training, i query frame, j key frame, D =
     far    min(floor(D / G2) + c2, T0 - 1)                c2 = c1 + floor(W2 / G1) - floor(W2 / G2) [derived: joins as above]
 
 W1, W2, G1, G2 [code]: 12, 20, 2, 8 for T0 = 21, T = 41 and 10, 14, 2, 8 for T0 = 21, T = 81. Elsewhere [derived]
-T0 // 2, round(2 T0 / 3), 2 and the smallest G2 with phi(T - 1) <= T0 - 1. A given value replaces its own only.
-A map is refused whose continuous phi(T - 1) reaches T0: the minimum then cuts by less than one position, which is what
-the published constants need at T = 81 (20.25), and a table that leaves the range or runs backwards over the frames.
+T0 // 2, round(2 T0 / 3), 2 and the smallest G2 with phi(T - 1) <= T0 - 1. A given value replaces that constant only.
+Refused: constants whose continuous phi(T - 1) reaches T0, so that the minimum cuts by less than one position, which is what
+the published constants need at T = 81 (20.25); and tables that leave the range or are not monotonic over the frames.
 
 Differs from the reference: tiers are cut at frames, so each pair is in exactly one (the code's edges, in tokens rounded
 to 128, leave 2.2% of pairs in none at T = 81); 20 is T0 - 1; the code's c2, W2 - floor(W2 / G2) - floor((W2 - W1) / G1),
@@ -60,7 +60,7 @@ class Vrpr(FrameTechnique):
         return plan.at(self.times(geometry))
 
     def constants(self, geometry: Geometry) -> tuple[int, int, int, int]:
-        """W1, W2, G1 and G2 for `clip`. Raises UsageError where they are out of order or leave the trained range."""
+        """W1, W2, G1 and G2 for `geometry`. Raises UsageError where they are out of order or leave the trained range."""
         native, last = geometry.native_lat, geometry.frames_lat - 1
         derived = (max(1, native // 2), round(2 * native / 3), 2, None)
         default = PUBLISHED.get((native, geometry.frames_lat), derived)
@@ -68,7 +68,7 @@ class Vrpr(FrameTechnique):
         if w1 > w2:
             raise UsageError(f"vrpr.w1 = {w1} is above vrpr.w2 = {w2}: the tiers would overlap", expected="1 <= w1 <= w2",
                              hint=f"--set vrpr.w1={w2}, or a larger vrpr.w2")  # fmt: skip
-        room = g1 * (native - 1 - w1) - (w2 - w1)  # what near and middle tier leave to the far one, times G1
+        room = g1 * (native - 1 - w1) - (w2 - w1)  # what the near and middle tiers leave to the far tier, times G1
         g2 = self.g2 or default[3] or max(1, -(-(last - w2) * g1 // room) if room > 0 else 1)
         near, middle, far = min(last, w1), max(0, min(last, w2) - w1), max(0, last - w2)
         if middle * g2 + far * g1 >= (native - near) * g1 * g2:  # phi(T - 1) >= T0, in integers
@@ -79,12 +79,12 @@ class Vrpr(FrameTechnique):
             else:
                 expected = f"w1 + (w2 - w1) / g1 below {native}; no g2 helps"
                 hint = "lower vrpr.w1 or vrpr.w2, raise vrpr.g1, or leave them out"
-            raise UsageError(f"vrpr.g2 = {g2} (w1 = {w1}, w2 = {w2}, g1 = {g1}) takes the frame distance {last} to {largest:.4g}, "
+            raise UsageError(f"vrpr.g2 = {g2} (w1 = {w1}, w2 = {w2}, g1 = {g1}) maps the frame distance {last} to {largest:.4g}, "
                              f"but the backbone was trained up to {native - 1}", expected=expected, hint=hint)  # fmt: skip
         return w1, w2, g1, g2
 
     def times(self, geometry: Geometry) -> np.ndarray:
-        """phi [T, T]: row i holds what query frame i is told of the frames."""
+        """phi [T, T]: row i holds the relative times at which query frame i sees the frames."""
         w1, w2, g1, g2 = self.constants(geometry)
         most = geometry.native_lat - 1
         i, j = np.indices((geometry.frames_lat, geometry.frames_lat))
@@ -98,7 +98,7 @@ class Vrpr(FrameTechnique):
         else:
             middle = distance // g1 + w1 - w1 // g1
             far = distance // g2 + w1 - w1 // g1 + w2 // g1 - w2 // g2
-        if self.variant != "code":  # there the query frame is what is cut off
+        if self.variant != "code":  # which clips the query frame instead
             middle, far = np.minimum(middle, most), np.minimum(far, most)
         half = np.where(i < j, 0, np.where(distance < w1, distance, np.where(distance < w2, middle, far))).astype(np.float64)
         times = half - half.T

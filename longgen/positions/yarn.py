@@ -1,6 +1,6 @@
-"""YaRN: low temporal rotary frequencies are interpolated, high ones kept, and the attention logits made sharper.
+"""YaRN: interpolates low temporal rotary frequencies, keeps high ones and scales the attention logits (temperature).
 
-Paper: YaRN, arXiv 2309.00071 (ICLR 2024); code: GitHub jquesnelle/yarn. Made for language models.
+Paper: YaRN, arXiv 2309.00071 (ICLR 2024); code: GitHub jquesnelle/yarn. Designed for language models.
 
 Legend: T latent frames, T0 in training, theta temporal rotary frequency, r cycles it completes in training.
 
@@ -15,11 +15,11 @@ Legend: T latent frames, T0 in training, theta temporal rotary frequency, r cycl
     low = floor(c(beta_fast)), high = ceil(c(beta_slow)), c(r) where a component completes r cycles        [code, both]
 On Wan components 0 to 2 are kept, 3 and 4 are between, 5 to 21 interpolated. A given parameter replaces the variant's.
 
-Differs from the reference: time alone is scaled, never the spatial axes. In "paper" the ramp is linear in r, as the paper has it;
-the code's is linear in the component's index, as in "freeloc". FreeLOC's scales clips shorter than T0 too, with s < 1.
+Differs from the reference: only time is scaled, not the spatial axes. In "paper" the ramp is linear in r, as the paper has it;
+the code's is linear in the component's index, as in "freeloc". FreeLOC's code also scales clips shorter than T0, with s < 1.
 
 Caveat: over 21 latent frames the fastest component of Wan completes 3.3 cycles, so with the paper's beta_fast all are
-interpolated almost whole; beta_fast near 2 keeps the fast ones. The temperature is the paper's fit on language models.
+interpolated almost fully; beta_fast near 2 keeps the fast ones. The temperature is the paper's fit on language models.
 
 Neutral: native length and below, whatever `factor` is, and `factor = 1`.
 """
@@ -52,7 +52,7 @@ class Yarn(FrequencyTechnique):
         slow, fast = self.betas
         if slow > fast:
             raise ValueError(f"yarn.beta_slow = {slow} is above yarn.beta_fast = {fast}; "
-                             "expected: beta_slow <= beta_fast; lower the one or raise the other")  # fmt: skip
+                             "expected: beta_slow <= beta_fast; lower the former or raise the latter")  # fmt: skip
         return self
 
     @property
@@ -77,9 +77,9 @@ class Yarn(FrequencyTechnique):
 
 def by_index(frequencies: Sequence[float], horizon: int, stretch: float, slow: float, fast: float) -> np.ndarray:
     """Factors on `frequencies`, a geometric series: 1 / `stretch` for those of at most `slow` cycles in `horizon` frames, 1 from
-    `fast` cycles on, and between the two, widened to whole components, linear in the component's index.
+    `fast` cycles on; in between, widened to whole components, linear in the component's index.
     """
-    falling = sorted(frequencies, reverse=True)  # LTX-Video's rise
+    falling = sorted(frequencies, reverse=True)  # LTX-Video's are ascending
     ratio = math.log(falling[0] / falling[1])
     low, high = ((math.log(horizon * falling[0] / (2 * math.pi)) - math.log(cycles)) / ratio for cycles in (fast, slow))
     low, high = max(0, math.floor(low)), max(0, math.ceil(high))

@@ -1,18 +1,18 @@
-"""What is read off one layer's attention while a model runs, in blocks: no table [N, N] is ever held.
+"""Statistics of one layer's attention, computed blockwise: no [N, N] matrix is ever materialised.
 
 Papers: FreeLOC, arXiv 2603.25209 (the differences of logits and of entropies); FreeSpec, arXiv 2605.06509 (the effective rank).
 
-Legend: B batch, H heads, D head dim, C = H D, N tokens of the queries, M of the keys, A = q k^T / sqrt(D) the logits, F [N, C] the
-output of attention before its projection, s its singular values.
+Legend: B batch, H heads, D head dim, C = H D, N query tokens, M key tokens, A = q k^T / sqrt(D) the logits, F [N, C] the output of
+attention before its projection, s its singular values.
 
-    logit change      ||A' - A||_F / ||A||_F, with A' of keys moved in time by `shift`                               [2nd]
+    logit change      ||A' - A||_F / ||A||_F, with A' of keys shifted in time                                           [2nd]
                       ||q x^T||_F^2 = <q^T q, x^T x> for any x [M, D], so two D x D matrices a head are enough
-    entropy change    ||h' - h|| / ||h||, h the entropies of the rows of softmax(A), h' those of rows that see a window only [2nd]
+    entropy change    ||h' - h|| / ||h||, h the entropies of the rows of softmax(A), h' those of rows limited to a window  [2nd]
     effective rank    exp(-sum p ln p), p = s / sum s; s^2 are the eigenvalues of F^T F                               [paper]
 
-Differences are of one call's own q and k: what the layer itself does, before anything else has changed [derived]. Entropies are of
-QUERIES tokens of every frame, evenly apart, or all where there are fewer [derived]. Text keys take part in entropies and outputs,
-and not in the logit change: nothing moves them.
+Differences are taken within one call, on its own q and k: what the layer itself does, before anything else has changed [derived].
+Entropies are of QUERIES evenly spaced tokens of every frame, or of all if there are fewer [derived]. Text keys take part in
+entropies and outputs, but not in the logit change: no shift moves them.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from longgen.fusion.freespec import gram
 QUERIES = 16  # tokens of a frame whose entropy is computed
 
 
-def logit_change(seen: AttentionInputs, shift: float) -> tuple[float, float]:
-    """||A' - A||_F^2 and ||A||_F^2, both times D, with the keys' frames at later times by `shift` latent frames."""
-    q = _heads(seen.turn(seen.q, seen.times[-seen.shape[0] :]))
-    k = seen.turn(seen.k, seen.times)
-    moved = seen.turn(seen.k, seen.times + shift)
-    of_q = gram(q)
-    return float((of_q * gram(_heads(moved - k))).sum()), float((of_q * gram(_heads(k))).sum())
+def logit_change(inputs: AttentionInputs, shift: float) -> tuple[float, float]:
+    """||A' - A||_F^2 and ||A||_F^2, both times D, with the keys shifted to times later by `shift` latent frames."""
+    q = _heads(inputs.rotate(inputs.q, inputs.times[-inputs.shape[0] :]))
+    k = inputs.rotate(inputs.k, inputs.times)
+    shifted = inputs.rotate(inputs.k, inputs.times + shift)
+    q_gram = gram(q)
+    return float((q_gram * gram(_heads(shifted - k))).sum()), float((q_gram * gram(_heads(k))).sum())
 
 
 def _heads(x: Tensor) -> Tensor:
@@ -45,50 +45,50 @@ def _heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(0, 1)
 
 
-def entropy_change(seen: AttentionInputs, visible: np.ndarray) -> tuple[float, float]:
-    """||h' - h||^2 and ||h||^2 over the queries, with h' where query frame i sees the key frames `visible` [Q, K] alone."""
-    frames, tokens = seen.shape[0], seen.q.shape[1] // seen.shape[0]
-    q, k = seen.turn(seen.q, seen.times[-frames:]), seen.turn(seen.k, seen.times)
-    if seen.text is not None:
-        k = torch.cat([k, seen.text[0]], dim=1)
-    some = torch.from_numpy(np.unique(np.linspace(0, tokens - 1, min(QUERIES, tokens)).round().astype(int))).to(q.device)
+def entropy_change(inputs: AttentionInputs, visible: np.ndarray) -> tuple[float, float]:
+    """||h' - h||^2 and ||h||^2 over the queries, with h' where query frame i sees only the key frames `visible` [Q, K]."""
+    frames, tokens = inputs.shape[0], inputs.q.shape[1] // inputs.shape[0]
+    q, k = inputs.rotate(inputs.q, inputs.times[-frames:]), inputs.rotate(inputs.k, inputs.times)
+    if inputs.text is not None:
+        k = torch.cat([k, inputs.text[0]], dim=1)
+    sampled = torch.from_numpy(np.unique(np.linspace(0, tokens - 1, min(QUERIES, tokens)).round().astype(int))).to(q.device)
     change = total = 0.0
     for frame in range(frames):
-        rows = q[:, frame * tokens + some].float() * q.shape[-1] ** -0.5
+        rows = q[:, frame * tokens + sampled].float() * q.shape[-1] ** -0.5
         logits = torch.einsum("bqhd,bkhd->bhqk", rows, k.float())
-        shown = torch.from_numpy(visible[frame]).to(q.device).repeat_interleave(tokens)
-        shown = torch.cat([shown, shown.new_ones(k.shape[1] - len(shown))])  # text is seen by all
-        whole, part = _entropy(logits), _entropy(logits[..., shown])
-        change += float((part - whole).double().square().sum())
-        total += float(whole.double().square().sum())
+        mask = torch.from_numpy(visible[frame]).to(q.device).repeat_interleave(tokens)
+        mask = torch.cat([mask, mask.new_ones(k.shape[1] - len(mask))])  # text is visible to all
+        full, limited = _entropy(logits), _entropy(logits[..., mask])
+        change += float((limited - full).double().square().sum())
+        total += float(full.double().square().sum())
     return change, total
 
 
 def _entropy(logits: Tensor) -> Tensor:
-    """Of softmax over the last axis, in nats."""
+    """Entropy of softmax over the last axis, in nats."""
     logs = logits.log_softmax(dim=-1)
     return -(logs.exp() * logs).sum(dim=-1)
 
 
-def output_gram(seen: AttentionInputs, visible: np.ndarray) -> Tensor:
+def output_gram(inputs: AttentionInputs, visible: np.ndarray) -> Tensor:
     """F^T F [B, C, C] in double precision, of the layer's output where query frame i sees the key frames `visible` [Q, K]."""
     total: Tensor | None = None
-    for output in _outputs(seen, visible):
+    for output in _outputs(inputs, visible):
         part = gram(output)
         total = part if total is None else total + part
     assert total is not None
     return total
 
 
-def _outputs(seen: AttentionInputs, visible: np.ndarray) -> Iterator[Tensor]:
-    """Outputs [B, f n, C] of runs of query frames that see the same."""
-    frames, tokens = seen.shape[0], seen.q.shape[1] // seen.shape[0]
-    q, k = seen.turn(seen.q, seen.times[-frames:]), seen.turn(seen.k, seen.times)
+def _outputs(inputs: AttentionInputs, visible: np.ndarray) -> Iterator[Tensor]:
+    """Outputs [B, f n, C] of runs of query frames with equal rows of `visible`."""
+    frames, tokens = inputs.shape[0], inputs.q.shape[1] // inputs.shape[0]
+    q, k = inputs.rotate(inputs.q, inputs.times[-frames:]), inputs.rotate(inputs.k, inputs.times)
     edges = [0, *(np.flatnonzero((visible[1:] != visible[:-1]).any(axis=1)) + 1).tolist(), frames]
     for first, last in itertools.pairwise(edges):
-        shown = [slice(start * tokens, stop * tokens) for start, stop in ranges_of(visible[first])]
-        keys, values = (torch.cat([x[:, part] for part in shown], dim=1) for x in (k, seen.v))
-        yield seen.attend(q[:, first * tokens : last * tokens], keys, values).flatten(2)
+        ranges = [slice(start * tokens, stop * tokens) for start, stop in ranges_of(visible[first])]
+        keys, values = (torch.cat([x[:, part] for part in ranges], dim=1) for x in (k, inputs.v))
+        yield inputs.attend(q[:, first * tokens : last * tokens], keys, values).flatten(2)
 
 
 def effective_rank(grams: Tensor) -> Tensor:

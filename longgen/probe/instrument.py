@@ -1,6 +1,6 @@
-"""Plans for probing: a model that is watched, and a model with one layer changed.
+"""Instrumented plans of a probe: one that lets attention be recorded, and one with a single layer modified.
 
-Legend: L layers, S steps, T latent frames, T0 of them in training.
+Legend: L layers, S steps, T latent frames, T0 of them in training, Q query frames, K key frames.
 """
 
 from __future__ import annotations
@@ -23,61 +23,60 @@ from longgen.plan import Plan
 from longgen.probe import attention_stats
 from longgen.program import Program
 
-Change = Callable[[FramePlan, Geometry], FramePlan]
+Modification = Callable[[FramePlan, Geometry], FramePlan]
 
 
-def shifted(frames_lat: int) -> Change:
-    """Every key frame is `frames_lat` latent frames later than it is."""
-    return lambda plan, geometry: plan.each(lambda one: replace(one, rel=one.rel - frames_lat))
+def shift_keys(frames_lat: int) -> Modification:
+    """Moves every key frame `frames_lat` latent frames later in time."""
+    return lambda plan, geometry: plan.each(lambda pass_: replace(pass_, rel=pass_.rel - frames_lat))
 
 
-def windowed(plan: FramePlan, geometry: Geometry) -> FramePlan:
-    """Every frame sees its native neighbourhood, as the technique `window` has it."""
+def local_window(plan: FramePlan, geometry: Geometry) -> FramePlan:
+    """Limits every frame to its native neighbourhood, as the technique `window` does."""
     return Window(frames=geometry.native_lat).apply(plan, geometry)
 
 
 @dataclass(frozen=True, eq=False)
-class Changed(Plan):
-    """A plan in which `layer` alone does what `change` makes of its attention, in every step."""
+class SingleLayerPlan(Plan):
+    """A plan of stock attention in which only `layer` has its frame plan modified, in every step."""
 
     layer: int = 0
-    change: Change = windowed
+    modification: Modification = local_window
 
     def programs_for_chunk(self, frames_lat: int, queries: int, held: Any = None) -> tuple[tuple[Program | None, ...], np.ndarray]:
-        return self._with(
-            *super().programs_for_chunk(frames_lat, queries, held), replace(self.geometry, frames_lat=frames_lat), queries
-        )
+        programs, table = super().programs_for_chunk(frames_lat, queries, held)
+        return self._modify(programs, table, replace(self.geometry, frames_lat=frames_lat), queries)
 
-    def _with(
+    def _modify(
         self, programs: tuple[Program | None, ...], table: np.ndarray, geometry: Geometry, queries: int
     ) -> tuple[tuple[Program | None, ...], np.ndarray]:
         table = table.copy()
         table[self.layer] = len(programs)
-        return (*programs, Program({"main": self.change(full_attention(geometry.frames_lat, queries), geometry)})), table
+        return (*programs, Program({"main": self.modification(full_attention(geometry.frames_lat, queries), geometry)})), table
 
 
-def changed(plan: Plan, layer: int, change: Change) -> Plan:
-    """`plan`, which must leave attention as it is, with `layer` changed."""
+def modify_layer(plan: Plan, layer: int, modification: Modification) -> Plan:
+    """`plan`, which must be of stock attention, with the frame plan of `layer` modified."""
     assert not plan.table.any()
     fields = {name: getattr(plan, name) for name in plan.__dataclass_fields__}
-    one = Changed(**fields, layer=layer, change=change)
+    modified = SingleLayerPlan(**fields, layer=layer, modification=modification)
     if plan.chunk_lat is not None:
-        return one  # its programs are made chunk by chunk
-    programs, table = one._with(plan.programs, plan.table, plan.geometry, plan.frames_lat)
-    return replace(one, programs=programs, table=table)
+        return modified  # its programs are built chunk by chunk
+    programs, table = modified._modify(plan.programs, plan.table, plan.geometry, plan.frames_lat)
+    return replace(modified, programs=programs, table=table)
 
 
-def shown(plan: Plan, steps: tuple[int, ...]) -> Plan:
-    """`plan`, which must leave attention as it is, with calls that can be watched in `steps`; its output is the same."""
+def observable(plan: Plan, steps: tuple[int, ...]) -> Plan:
+    """`plan`, which must be of stock attention, with calls that an observer sees in `steps`; its output is the same."""
     if plan.chunk_lat is not None:
-        return plan  # all can
+        return plan  # an observer sees all of its calls
     table = plan.table.copy()
     table[:, list(steps)] = 1
     return replace(plan, programs=(None, Program({"main": full_attention(plan.frames_lat)})), table=table)
 
 
-class Watch:
-    """Reads scores off the calls of every layer in `steps`.
+class AttentionRecorder:
+    """Observer that accumulates attention statistics of every layer in `steps`.
 
     shifts: latent frames, for the logit change. windows: multiples of T0, for the effective rank; with any, entropies are read too.
     """
@@ -93,40 +92,40 @@ class Watch:
         self.grams: dict[tuple[int, int, int], Tensor] = {}  # of a rollout's chunks together, by layer, step and window
         self.ranks: dict[tuple[int, int], list[float]] = defaultdict(list)  # by layer and window
 
-    def __call__(self, seen: AttentionInputs) -> None:
-        step, layer = self.step_state.index, self.index[seen.layer]
+    def __call__(self, inputs: AttentionInputs) -> None:
+        step, layer = self.step_state.index, self.index[inputs.layer]
         if step not in self.steps:
             return
         for shift in self.shifts:
-            self.sums[layer, step, f"shift {shift}"] += attention_stats.logit_change(seen, shift)
+            self.sums[layer, step, f"shift {shift}"] += attention_stats.logit_change(inputs, shift)
         if self.windows:
-            self.sums[layer, step, "window"] += attention_stats.entropy_change(seen, self._visible(seen, 1))
+            self.sums[layer, step, "window"] += attention_stats.entropy_change(inputs, self._visible(inputs, 1))
         for window in self.windows:
-            grams = attention_stats.output_gram(seen, self._visible(seen, window))
+            grams = attention_stats.output_gram(inputs, self._visible(inputs, window))
             if self.plan.chunk_lat is None:
                 self.ranks[layer, window] += attention_stats.effective_rank(grams).tolist()
             else:
-                before = self.grams.get((layer, step, window))
-                self.grams[layer, step, window] = grams if before is None else before + grams
+                total = self.grams.get((layer, step, window))
+                self.grams[layer, step, window] = grams if total is None else total + grams
 
-    def _visible(self, seen: AttentionInputs, window: int) -> np.ndarray:
-        """[Q, K]: what query frames see of a window of `window` T0."""
-        queries, keys = seen.shape
+    def _visible(self, inputs: AttentionInputs, window: int) -> np.ndarray:
+        """[Q, K]: which key frames the query frames see within a window of `window` T0."""
+        queries, keys = inputs.shape
         geometry = replace(self.plan.geometry, frames_lat=keys)
         return Window(frames=window * geometry.native_lat).apply(full_attention(keys, queries), geometry).passes[0].visible
 
-    def change(self, *names: str) -> list[float]:
-        """By layer, sqrt(sum of squared changes / sum of squares), the mean over steps and over the scores `names`."""
+    def relative_change(self, *names: str) -> list[float]:
+        """By layer, sqrt(sum of squared changes / sum of squares), averaged over steps and over the scores `names`."""
 
-        def share(layer: int, step: int, name: str) -> float:
-            part, total = self.sums[layer, step, name]
-            return float(np.sqrt(part / total)) if total else 0.0
+        def ratio(layer: int, step: int, name: str) -> float:
+            change, total = self.sums[layer, step, name]
+            return float(np.sqrt(change / total)) if total else 0.0
 
-        places = list(itertools.product(self.steps, names))
-        return [float(np.mean([share(layer, step, name) for step, name in places])) for layer in range(self.plan.spec.layers)]
+        pairs = list(itertools.product(self.steps, names))
+        return [float(np.mean([ratio(layer, step, name) for step, name in pairs])) for layer in range(self.plan.spec.layers)]
 
     def effective_rank(self, window: int) -> list[float]:
-        """By layer, of the output within `window` T0, the mean over steps and samples."""
+        """By layer, of the output within `window` T0, averaged over steps and samples."""
         for (layer, _, size), grams in self.grams.items():
             if size == window:
                 self.ranks[layer, size] += attention_stats.effective_rank(grams).tolist()
@@ -134,10 +133,10 @@ class Watch:
 
 
 @contextmanager
-def watching(watch: Watch) -> Iterator[None]:
-    """Within the context, `watch` sees every call."""
-    watch.step_state.observer = watch
+def recording(recorder: AttentionRecorder) -> Iterator[None]:
+    """Within the context, `recorder` observes every attention call."""
+    recorder.step_state.observer = recorder
     try:
         yield
     finally:
-        watch.step_state.observer = None
+        recorder.step_state.observer = None

@@ -1,23 +1,22 @@
-"""Runs a probe: ordinary generations that are watched, and in full mode one more for each change of each layer.
+"""Runs the generations of a probe: ordinary ones whose attention is recorded and, in full mode, one per modification of each layer.
 
-    native    at the native length, watched: the logit change of every layer, keys moved by -2 T0, -T0, T0 and 2 T0     [2nd]
-    long      at the long length, watched: the entropy change within a window of T0, the effective ranks within T0, 2 T0, 4 T0
-    shift     at the native length, the keys of one layer moved: how the final latent and the video differ from `native`
+    native    at the native length, recorded: the logit change of every layer, keys shifted by -2 T0, -T0, T0 and 2 T0     [2nd]
+    long      at the long length, recorded: the entropy change within a window of T0, the effective ranks within T0, 2 T0, 4 T0
+    shift     at the native length, the keys of one layer shifted: how the final latent and the video differ from `native`
     window    at the long length, a window of T0 in one layer: how they differ from `long`
 
-A quick probe has the first two only. The change of a latent is ||x' - x|| / ||x||; that of a video the mean over the metrics m of
-`longgen.metrics` of |m' - m| / (|m'| + |m|) [derived]. Attention is watched in STEPS steps, evenly apart [derived].
+A quick probe has only the first two. The change of a latent is ||x' - x|| / ||x||; that of a video the mean over the metrics m of
+`longgen.metrics` of |m' - m| / (|m'| + |m|) [derived]. Attention is recorded in STEPS evenly spaced steps [derived].
 
-Every run is kept as it is done, so that a probe that was stopped goes on.
+Every run is saved when it is done, so that an interrupted probe resumes.
 """
 
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,21 +24,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longgen import arguments, checkpoint, disk, frames, planner, preset
+from longgen import arguments, checkpoint, cost, disk, frames, planner, preset
+from longgen.backbones import tiny_grammar
 from longgen.backbones.spec import RELATIVE_POSITIONS, BackboneSpec
-from longgen.backbones.tiny import grammar
 from longgen.context.window import Window
 from longgen.errors import LonggenError, UsageError
-from longgen.layers.probe_file import Run, ScoreName, Settings
-from longgen.loops import PROMPTS, direct, sampler, start
+from longgen.layers.probe_file import ProbeRun, ProbeSettings, ScoreName
+from longgen.loops import PROMPTS, sample
+from longgen.loops.denoiser import Denoiser
+from longgen.loops.state import State
 from longgen.metrics.score import Scorer
 from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan
 from longgen.planner import LONG
-from longgen.probe.instrument import Watch, changed, shifted, shown, watching, windowed
-from longgen.progress import Progress, memory_bytes
+from longgen.probe.instrument import AttentionRecorder, local_window, modify_layer, observable, recording, shift_keys
+from longgen.progress import Phase, Progress
 
-STEPS = 4  # in which attention is watched
+STEPS = 4  # in which attention is recorded
 MOST_STEPS = 10  # of a probing run, unless --steps says otherwise
 WINDOWS = (1, 2, 4)
 ALL = 1_000_000  # latent frames: a window that hides nothing
@@ -48,7 +49,7 @@ Scores = dict[ScoreName, list[float]]
 Values = Mapping[str, float | None]
 
 
-def settings_for(
+def make_settings(
     spec: BackboneSpec,
     mode: Literal["full", "quick"],
     frames_px: int | None,
@@ -58,56 +59,56 @@ def settings_for(
     size: tuple[int, int] | None,
     dtype: str,
     lora: tuple[str, ...],
-) -> Settings:
-    """What a probe of `spec` runs, with what is not given filled in. Raises UsageError."""
+) -> ProbeSettings:
+    """The settings of a probe of `spec`, with defaults for what is None. Raises UsageError."""
     prompts, seeds = None if prompts is None else arguments.texts("prompts", prompts), arguments.seeds(seeds)
-    asked = frames_px or frames.pixel_frames(LONG * spec.native_lat - LONG + 1, spec.stride_t)
-    sample = preset.Sample(frames=asked, size=size, steps=steps or min(spec.steps, MOST_STEPS))
-    long = planner.build(_base(spec, sample), spec)
+    frames_px = frames_px or frames.pixel_frames(LONG * spec.native_lat - LONG + 1, spec.stride_t)
+    sample = preset.Sample(frames=frames_px, size=size, steps=steps or min(spec.steps, MOST_STEPS))
+    long = planner.build(_stock_preset(spec, sample), spec)
     if long.frames_lat <= spec.native_lat:
-        raise UsageError(f"--frames {long.frames_px} is not longer than what {spec.name} was trained on: no context to cut",
+        raise UsageError(f"--frames {long.frames_px} is not longer than the training length of {spec.name}: no context to cut",
                          expected=f"more than {spec.native_px} frames", hint="leave --frames out")  # fmt: skip
-    own = [words.prompt for words in grammar.HELD_OUT[-2:]] if spec.built_in else list(PROMPTS)
-    moves = (-2, -1, 1, 2) if RELATIVE_POSITIONS in spec.capabilities else ()
-    return Settings(
+    defaults = [words.prompt for words in tiny_grammar.HELD_OUT[-2:]] if spec.built_in else list(PROMPTS)
+    multiples = (-2, -1, 1, 2) if RELATIVE_POSITIONS in spec.capabilities else ()
+    return ProbeSettings(
         mode=mode, frames=long.frames_px, native_frames=spec.native_px, size=long.size, steps=long.steps,
         observed_steps=tuple(np.unique(np.linspace(0, long.steps - 1, STEPS).round().astype(int)).tolist()),
-        guidance_scale=long.sample.guidance_scale or 0.0, shifts=tuple(move * spec.native_lat for move in moves), windows=WINDOWS,
-        prompts=tuple(prompts or own), seeds=seeds, dtype=dtype, lora=lora,
+        guidance_scale=long.sample.guidance_scale or 0.0, shifts=tuple(multiple * spec.native_lat for multiple in multiples),
+        windows=WINDOWS, prompts=tuple(prompts or defaults), seeds=seeds, dtype=dtype, lora=lora,
     )  # fmt: skip
 
 
-def _base(spec: BackboneSpec, sample: preset.Sample) -> preset.Preset:
-    """No technique; of a causal backbone the whole history."""
+def _stock_preset(spec: BackboneSpec, sample: preset.Sample) -> preset.Preset:
+    """No technique; for a causal backbone, attention over the whole history."""
     return preset.Preset(name="direct", sample=sample, techniques=(Window(frames=ALL),) if spec.causal else ())
 
 
 @dataclass
-class Parts:
-    """What is done of a probe: a folder with a JSON file for each run, and the latents of those that others are compared with."""
+class PartialResults:
+    """Finished runs of a probe under way: a folder with a JSON file per run, and the latents that other runs are compared with."""
 
     folder: Path
 
-    def get(self, name: str) -> dict[str, Any] | None:
+    def has(self, name: str) -> bool:
         try:
-            return self.made(name)
-        except LonggenError:  # not there, or damaged
-            return None
+            self.load(name)
+        except LonggenError:  # missing or damaged
+            return False
+        return True
 
-    def made(self, name: str) -> dict[str, Any]:
-        """What `put` wrote."""
+    def load(self, name: str) -> dict[str, Any]:
         return disk.load_record(self.folder / f"{name}.json")
 
-    def put(self, name: str, values: dict[str, Any]) -> None:
+    def save(self, name: str, values: dict[str, Any]) -> None:
         disk.make_folder(self.folder)
         disk.save_record(self.folder / f"{name}.json", values)
 
-    def put_latents(self, name: str, latents: Tensor) -> None:
+    def load_latents(self, name: str) -> Tensor:
+        return checkpoint.load_tensors(self.folder / f"{name}.safetensors")[0]["latents"]
+
+    def save_latents(self, name: str, latents: Tensor) -> None:
         disk.make_folder(self.folder)
         checkpoint.save_tensors(self.folder / f"{name}.safetensors", {"latents": latents}, {})
-
-    def latents(self, name: str) -> Tensor:
-        return checkpoint.load_tensors(self.folder / f"{name}.safetensors")[0]["latents"]
 
     def clear(self) -> None:
         for path in (*self.folder.glob("*.json"), *self.folder.glob("*.safetensors")):
@@ -116,150 +117,150 @@ class Parts:
             self.folder.rmdir()
 
 
-@dataclass
-class Probing:
-    """A probe under way. load: the backbone, called where something is left to run.
+class ProbeRunner:
+    """Executes the runs of a probe. load_model: called only if a run is left to do. phase: counts runs.
 
-    cost: arithmetic of a run by its pixel frames; left: of all that are to come, for the time to go; runs: of `total`.
-    Videos are measured in a thread of their own, while the model makes the next.
+    cost: FLOPs of a run by its pixel frames; left: of all runs to come, for the time estimate. Videos are scored in a thread of
+    their own while the model generates the next.
     """
 
-    load: Callable[[], PipelineBackbone]
-    settings: Settings
-    parts: Parts
-    total: int
-    cost: dict[int, float]
-    left: float
-    device: str
-    report: Callable[[Progress], None]
-    runs: int = 0
-    computed: float = 0.0
-    began: float = field(default_factory=time.monotonic)
-    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(max_workers=1))
-    measuring: Future[None] | None = None
+    def __init__(
+        self,
+        load_model: Callable[[], PipelineBackbone],
+        settings: ProbeSettings,
+        results: PartialResults,
+        cost: dict[int, float],
+        left: float,
+        phase: Phase,
+    ) -> None:
+        self.load_model, self.settings, self.results, self.cost, self.left = load_model, settings, results, cost, left
+        self.phase, self.runs, self.computed = phase, 0, 0.0
+        self.thread = ThreadPoolExecutor(max_workers=1)
+        self.scoring: Future[None] | None = None
 
-    def watched(self, name: str, made: Plan, prompt: str, seed: int, shifts: tuple[int, ...], windows: tuple[int, ...]) -> None:
-        """A generation by `made` whose attention is read."""
-        if self.parts.get(name) is None:
-            model, steps = self.load(), self.settings.observed_steps
-            watch = Watch(model, made, steps, shifts, windows)
-            with watching(watch):
-                latents = self._sampled(model, shown(made, steps), prompt, seed)
-            found: dict[str, Any] = {"position": watch.change(*(f"shift {shift}" for shift in shifts))} if shifts else {}
+    def record(self, name: str, plan: Plan, prompt: str, seed: int, shifts: tuple[int, ...], windows: tuple[int, ...]) -> None:
+        """A generation by `plan` whose attention is recorded."""
+        if not self.results.has(name):
+            model, steps = self.load_model(), self.settings.observed_steps
+            recorder = AttentionRecorder(model, plan, steps, shifts, windows)
+            with recording(recorder):
+                latents = self._sample(model, observable(plan, steps), prompt, seed)
+            scores: dict[str, Any] = {}
+            if shifts:
+                scores["position"] = recorder.relative_change(*(f"shift {shift}" for shift in shifts))
             if windows:
-                found["context"] = watch.change("window")
-                found["effective_rank"] = {f"{window}x": watch.effective_rank(window) for window in windows}
+                scores["context"] = recorder.relative_change("window")
+                scores["effective_rank"] = {f"{window}x": recorder.effective_rank(window) for window in windows}
             if self.settings.mode == "full":
-                self.parts.put_latents(name, latents)
-                self._measure(model, made, latents, lambda metrics: self.parts.put(name, found | {"metrics": metrics}))
+                self.results.save_latents(name, latents)
+                self._score(model, plan, latents, lambda metrics: self.results.save(name, scores | {"metrics": metrics}))
             else:
-                self.parts.put(name, found)
-        self._passed(made)
+                self.results.save(name, scores)
+        self._finish_run(plan)
 
-    def compared(self, name: str, made: Plan, prompt: str, seed: int, like: str) -> None:
-        """A generation by `made`, and how far it is from the watched one called `like`: `latent` and `video`."""
-        if self.parts.get(name) is None:
-            model = self.load()
-            latents = self._sampled(model, made, prompt, seed)
-            before = self.parts.latents(like).to(latents)
-            far = float((latents - before).norm() / before.norm())
+    def compare(self, name: str, plan: Plan, prompt: str, seed: int, reference: str) -> None:
+        """A generation by `plan`, and how far it is from the recorded one called `reference`: `latent` and `video`."""
+        if not self.results.has(name):
+            model = self.load_model()
+            latents = self._sample(model, plan, prompt, seed)
+            original = self.results.load_latents(reference).to(latents)
+            distance = float((latents - original).norm() / original.norm())
 
-            def put(metrics: Values) -> None:
-                self.parts.put(name, {"latent": far, "video": _apart(metrics, self.parts.made(like)["metrics"])})
+            def save(metrics: Values) -> None:
+                video = _relative_difference(metrics, self.results.load(reference)["metrics"])
+                self.results.save(name, {"latent": distance, "video": video})
 
-            self._measure(model, made, latents, put)
-        self._passed(made)
+            self._score(model, plan, latents, save)
+        self._finish_run(plan)
 
-    def _measure(self, model: PipelineBackbone, made: Plan, latents: Tensor, put: Callable[[Values], None]) -> None:
-        """Has the metrics of a video `put`, once those of the one before are."""
-        frames_px, scorer = [*model.decode(latents)], Scorer(made.sample.fps or made.spec.fps)
+    def _score(self, model: PipelineBackbone, plan: Plan, latents: Tensor, save: Callable[[Values], None]) -> None:
+        """Scores the video in the background, once the one before is done."""
+        batches, scorer = [*model.decode(latents)], Scorer(plan.sample.fps or plan.spec.fps)
 
         def score() -> None:
-            for some in frames_px:
-                scorer.add(some)
-            put(scorer.result().values)
+            for frames_px in batches:
+                scorer.add(frames_px)
+            save(scorer.result().values)
 
-        self.finish()
-        self.measuring = self.thread.submit(score)
+        self.wait()
+        self.scoring = self.thread.submit(score)
 
-    def finish(self) -> None:
-        """Waits for the video that is being measured; raises what went wrong there."""
-        if self.measuring is not None:
-            self.measuring.result()
+    def wait(self) -> None:
+        """Waits for the video being scored; re-raises what went wrong there."""
+        if self.scoring is not None:
+            self.scoring.result()
 
-    def _sampled(self, model: PipelineBackbone, made: Plan, prompt: str, seed: int) -> Tensor:
-        cost = self.cost[made.frames_px]
+    def _sample(self, model: PipelineBackbone, plan: Plan, prompt: str, seed: int) -> Tensor:
+        cost = self.cost[plan.frames_px]
 
-        def on_step(state: direct.State) -> None:
-            self.at(cost * state.done / made.rounds)
+        def on_step(state: State) -> None:
+            self._report(cost * state.done / plan.rounds)
 
         generator = torch.Generator().manual_seed(seed)
-        sample = sampler(made)
-        latents = sample(model, made, prompt, start(model, made, generator), on_step, None, generator)
+        denoiser = Denoiser(model, plan, prompt)
+        latents = sample(denoiser, denoiser.initial_noise(generator), generator, on_step)
         self.computed += cost
         return latents
 
-    def _passed(self, made: Plan) -> None:
-        self.runs, self.left = self.runs + 1, self.left - self.cost[made.frames_px]
-        self.at(0.0)
+    def _finish_run(self, plan: Plan) -> None:
+        self.runs, self.left = self.runs + 1, self.left - self.cost[plan.frames_px]
+        self._report()
 
-    def at(self, running: float) -> None:
-        """Reports; `running`: the arithmetic done of the run under way."""
-        elapsed, computed = time.monotonic() - self.began, self.computed + running
-        eta = elapsed / computed * (self.left - running) if computed else None
-        self.report(Progress("probe", self.runs, self.total, elapsed, eta, memory_bytes(self.device)))
+    def _report(self, running: float = 0.0) -> None:
+        """running: FLOPs done of the current run."""
+        self.phase.at(self.runs, self.computed + running, self.left - running)
 
 
 def measure(
-    load: Callable[[], PipelineBackbone],
+    load_model: Callable[[], PipelineBackbone],
     spec: BackboneSpec,
-    settings: Settings,
-    parts: Parts,
+    settings: ProbeSettings,
+    results: PartialResults,
     device: str,
     report: Callable[[Progress], None],
-) -> tuple[list[Run], dict[str, list[float]]]:
-    """The scores of every prompt and seed, and the mean effective ranks, by window one for each layer."""
+) -> tuple[list[ProbeRun], dict[str, list[float]]]:
+    """The scores of every prompt and seed, and the mean effective ranks by window, one per layer."""
     native, long = (
-        planner.build(_base(spec, preset.Sample(frames=count, size=settings.size, steps=settings.steps)), spec)
+        planner.build(_stock_preset(spec, preset.Sample(frames=count, size=settings.size, steps=settings.steps)), spec)
         for count in (settings.native_frames, settings.frames)
     )
-    full, layers, shifts = settings.mode == "full", range(spec.layers), settings.shifts
-    cost = {made.frames_px: made.cost * made.flops(None, made.grid) * made.steps for made in (native, long)}
-    each = {native.frames_px: 1 + full * len(layers) * len(shifts), long.frames_px: 1 + full * len(layers)}
-    times = len(settings.prompts) * len(settings.seeds)
-    left = times * sum(cost[frames_px] * count for frames_px, count in each.items())
-    probing = Probing(load, settings, parts, times * sum(each.values()), cost, left, device, report)
-    probing.at(0.0)
-    grid = list(itertools.product(enumerate(settings.prompts), settings.seeds))
-    moves = {f"shift{by:+}": shifted(by) for by in shifts}
+    full, shifts = settings.mode == "full", settings.shifts
+    layers = range(spec.layers) if full else range(0)  # that are modified one by one
+    flops = {plan.frames_px: cost.ratio(plan) * cost.flops(plan, None, plan.grid) * plan.steps for plan in (native, long)}
+    counts = {native.frames_px: 1 + len(layers) * len(shifts), long.frames_px: 1 + len(layers)}
+    samples = [
+        (f"{number}-{seed}", number, prompt, seed) for number, prompt in enumerate(settings.prompts) for seed in settings.seeds
+    ]
+    left = len(samples) * sum(flops[frames_px] * count for frames_px, count in counts.items())
+    phase = Phase("probe", len(samples) * sum(counts.values()), device, report)
+    runner = ProbeRunner(load_model, settings, results, flops, left, phase)
+    shift_of = {f"shift{by:+}": shift_keys(by) for by in shifts}
     try:
-        for (number, prompt), seed in grid:
-            name = f"{number}-{seed}"
-            probing.watched(f"{name}-native", native, prompt, seed, shifts, ())
-            probing.watched(f"{name}-long", long, prompt, seed, (), settings.windows)
-            for layer, (label, move) in itertools.product(layers if full else (), moves.items()):
-                probing.compared(f"{name}-{label}-{layer}", changed(native, layer, move), prompt, seed, f"{name}-native")
-            for layer in layers if full else ():
-                probing.compared(f"{name}-window-{layer}", changed(long, layer, windowed), prompt, seed, f"{name}-long")
-        probing.finish()
+        for name, _, prompt, seed in samples:
+            runner.record(f"{name}-native", native, prompt, seed, shifts, ())
+            runner.record(f"{name}-long", long, prompt, seed, (), settings.windows)
+            for layer, (label, shift) in itertools.product(layers, shift_of.items()):
+                runner.compare(f"{name}-{label}-{layer}", modify_layer(native, layer, shift), prompt, seed, f"{name}-native")
+            for layer in layers:
+                runner.compare(f"{name}-window-{layer}", modify_layer(long, layer, local_window), prompt, seed, f"{name}-long")
+        runner.wait()
     finally:
-        probing.thread.shutdown()
+        runner.thread.shutdown()
     runs, ranks = [], []
-    for (number, _), seed in grid:
-        name = f"{number}-{seed}"
-        near, far = (parts.made(f"{name}-{length}") for length in ("native", "long"))
-        position: Scores = {"attention": near.get("position", [0.0] * len(layers))}
-        context: Scores = {"attention": far["context"]}
+    for name, number, _, seed in samples:
+        at_native, at_long = (results.load(f"{name}-{length}") for length in ("native", "long"))
+        position: Scores = {"attention": at_native.get("position", [0.0] * spec.layers)}
+        context: Scores = {"attention": at_long["context"]}
         for score in RERUN if full else ():
-            moved = [[parts.made(f"{name}-{label}-{layer}")[score] for label in moves] for layer in layers]
-            position[score] = [float(np.mean(some)) if some else 0.0 for some in moved]
-            context[score] = [parts.made(f"{name}-window-{layer}")[score] for layer in layers]
-        runs.append(Run(prompt=number, seed=seed, scores={"position": position, "context": context}))
-        ranks.append(far["effective_rank"])
-    return runs, {window: np.mean([one[window] for one in ranks], axis=0).tolist() for window in ranks[0]}
+            by_shift = [[results.load(f"{name}-{label}-{layer}")[score] for label in shift_of] for layer in layers]
+            position[score] = [float(np.mean(values)) if values else 0.0 for values in by_shift]
+            context[score] = [results.load(f"{name}-window-{layer}")[score] for layer in layers]
+        runs.append(ProbeRun(prompt=number, seed=seed, scores={"position": position, "context": context}))
+        ranks.append(at_long["effective_rank"])
+    return runs, {window: np.mean([by_window[window] for by_window in ranks], axis=0).tolist() for window in ranks[0]}
 
 
-def _apart(one: Values, other: Values) -> float:
-    """The mean over metrics of |m' - m| / (|m'| + |m|), 0 to 1; over those that both have."""
-    pairs = [(a, b) for a, b in ((one[name], other[name]) for name in one) if a is not None and b is not None]
+def _relative_difference(first: Values, second: Values) -> float:
+    """The mean of |m' - m| / (|m'| + |m|), 0 to 1, over the metrics that both have."""
+    pairs = [(a, b) for a, b in ((first[name], second[name]) for name in first) if a is not None and b is not None]
     return float(np.mean([abs(a - b) / (abs(a) + abs(b)) if a != b else 0.0 for a, b in pairs])) if pairs else 0.0

@@ -1,7 +1,7 @@
-"""What a probe measured, as columns of numbers and as figures for papers.
+"""Columns of numbers of a probe, and figures of them for papers.
 
-`scores_figure` is a heat map, layers downwards; `rank_figure` has a curve for each window. Figures carry no title and no name of
-a backbone: a caption says that. Made with matplotlib's objects, without pyplot and its global state.
+`scores_figure` is a heat map, layers downwards; `rank_figure` has a curve for each window. Figures carry no title and no name of a
+backbone, which belong into a caption. Made with matplotlib's objects, without pyplot and its global state.
 """
 
 from __future__ import annotations
@@ -13,77 +13,78 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from longgen.layers.probe_file import KINDS, METRICS, Kind, Probe, ScoreName
+from longgen.layers.probe_file import SCORE_NAMES, SENSITIVITIES, Probe, ScoreName, Sensitivity
+from longgen.terminal import MISSING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 200
-MAPS: dict[Kind, str] = {"position": "Blues", "context": "Oranges"}
+COLOR_MAPS: dict[Sensitivity, str] = {"position": "Blues", "context": "Oranges"}
 ROW_IN, DENSE_ROW_IN, DENSE = 0.18, 0.09, 80  # inches; with more layers than DENSE there is no room for numbers
-DEEPEST = 0.85  # of a colour map: its last colours are all but black
-LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue are to the eye
-MARKED = 40  # layers up to which curves have a mark at each
-STYLES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
+DARKEST = 0.85  # of a colour map: its last colours are almost black
+LUMA = (0.299, 0.587, 0.114)  # perceived brightness of red, green and blue
+MOST_MARKERS = 40  # layers up to which a curve has a marker at each
+LINE_STYLES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 
 
-class Column(NamedTuple):
-    """One score of all layers, None where a layer lacks it. decides: whether verdicts are made of it."""
+class ScoreColumn(NamedTuple):
+    """One score of all layers, None where a layer lacks it. decides: whether verdicts are based on it."""
 
-    kind: Kind
+    sensitivity: Sensitivity
     score: ScoreName
     values: list[float | None]
     decides: bool
 
 
-def columns(probe: Probe) -> list[Column]:
+def score_columns(probe: Probe) -> list[ScoreColumn]:
     """The scores that the probe has, position before context."""
-    made = [Column(kind, score, [row.scores.get(kind, {}).get(score) for row in probe.layers], score == probe.metric)
-            for kind in KINDS for score in METRICS]  # fmt: skip
-    return [column for column in made if any(value is not None for value in column.values)]
+    columns = [ScoreColumn(key, score, [row.scores.get(key, {}).get(score) for row in probe.layers], score == probe.metric)
+               for key in SENSITIVITIES for score in SCORE_NAMES]  # fmt: skip
+    return [column for column in columns if any(value is not None for value in column.values)]
 
 
-def ranks(probe: Probe) -> dict[str, list[float | None]]:
+def effective_ranks(probe: Probe) -> dict[str, list[float | None]]:
     """Effective rank of all layers by window, `1x` first; None where a layer lacks it."""
     names = sorted({name for row in probe.layers for name in row.effective_rank}, key=lambda name: (len(name), name))
     return {name: [row.effective_rank.get(name) for row in probe.layers] for name in names}
 
 
-def top(values: Iterable[float | None]) -> float:
-    """The greatest of `values`, for a scale that begins at 0; 1 where nothing is above 0."""
+def scale_end(values: Iterable[float | None]) -> float:
+    """The maximum of `values`, as the end of a scale from 0; 1 if none is positive."""
     return max((value for value in values if value and value > 0), default=1.0)
 
 
-def number(values: Iterable[float | None]) -> Callable[[float | None], str]:
-    """Writes numbers of one column with as many places as give the greatest of them three digits."""
-    places = min(max(2 - math.floor(math.log10(top(values))), 0), 9)
-    return lambda value: "–" if value is None else f"{value:.{places}f}"
+def number_format(values: Iterable[float | None]) -> Callable[[float | None], str]:
+    """Formats the numbers of one column with as many decimals as give its maximum three significant digits."""
+    decimals = min(max(2 - math.floor(math.log10(scale_end(values))), 0), 9)
+    return lambda value: MISSING if value is None else f"{value:.{decimals}f}"
 
 
 def scores_figure(probe: Probe) -> Figure:
-    """Layers x scores, each column shaded from 0 to its greatest value; a dot where that makes the layer sensitive."""
+    """Heat map of layers x scores, each column shaded from 0 to its maximum; a dot where the score makes the layer sensitive."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    shown = columns(probe)
+    columns = score_columns(probe)
     row_in = ROW_IN if len(probe.layers) <= DENSE else DENSE_ROW_IN
-    figure = Figure(figsize=(1.2 + 0.9 * len(shown), 0.9 + row_in * len(probe.layers)), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(1.2 + 0.9 * len(columns), 0.9 + row_in * len(probe.layers)), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    cells = np.ones((len(probe.layers), len(shown), 4))
-    for x, column in enumerate(shown):
-        greatest, write = top(column.values), number(column.values)
-        sensitive = probe.sensitive(column.kind) if column.decides else ()
+    cells = np.ones((len(probe.layers), len(columns), 4))
+    for x, column in enumerate(columns):
+        end, write = scale_end(column.values), number_format(column.values)
+        sensitive = probe.sensitive(column.sensitivity) if column.decides else ()
         for y, (row, value) in enumerate(zip(probe.layers, column.values, strict=True)):
-            cells[y, x] = colormaps[MAPS[column.kind]](DEEPEST * (value or 0) / greatest)
+            cells[y, x] = colormaps[COLOR_MAPS[column.sensitivity]](DARKEST * (value or 0) / end)
             ink = "white" if cells[y, x, :3] @ LUMA < 0.5 else "black"
             if len(probe.layers) <= DENSE:
                 axes.text(x, y, write(value), ha="center", va="center", fontsize=7, color=ink)
             if row.layer in sensitive:
                 axes.plot(x - 0.4, y, "o", markersize=2, color=ink)
     axes.imshow(cells, aspect="auto", interpolation="nearest")
-    for x in range(1, len(shown)):
-        axes.axvline(x - 0.5, color="white", linewidth=2 if shown[x].kind == shown[x - 1].kind else 8)
-    axes.set_xticks(range(len(shown)), [f"{column.kind}\n{column.score}" for column in shown], fontsize=8)
+    for x in range(1, len(columns)):
+        axes.axvline(x - 0.5, color="white", linewidth=2 if columns[x].sensitivity == columns[x - 1].sensitivity else 8)
+    axes.set_xticks(range(len(columns)), [f"{column.sensitivity}\n{column.score}" for column in columns], fontsize=8)
     every = 1 if len(probe.layers) <= DENSE else 5
     axes.set_yticks(range(0, len(probe.layers), every), [str(row.layer) for row in probe.layers[::every]], fontsize=7)
     axes.xaxis.tick_top()
@@ -94,20 +95,20 @@ def scores_figure(probe: Probe) -> Figure:
 
 
 def rank_figure(probe: Probe) -> Figure:
-    """Effective rank against layer, a curve for each window."""
+    """Effective rank against layer, one curve per window."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    curves = ranks(probe)
+    curves = effective_ranks(probe)
     figure = Figure(figsize=(min(max(4.5, 0.12 * len(probe.layers)), 10), 3), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     layers = [row.layer for row in probe.layers]
     for index, (name, values) in enumerate(curves.items()):
-        colour = colormaps["Blues"](0.95 - 0.5 * index / max(len(curves) - 1, 1))
+        color = colormaps["Blues"](0.95 - 0.5 * index / max(len(curves) - 1, 1))
         heights = [math.nan if value is None else value for value in values]
-        style, marker = STYLES[index % len(STYLES)], "o" if len(layers) <= MARKED else ""
-        axes.plot(layers, heights, linestyle=style, marker=marker, markersize=3, linewidth=1.5, color=colour, label=name)
+        style, marker = LINE_STYLES[index % len(LINE_STYLES)], "o" if len(layers) <= MOST_MARKERS else ""
+        axes.plot(layers, heights, linestyle=style, marker=marker, markersize=3, linewidth=1.5, color=color, label=name)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("layer", fontsize=8)
     axes.set_ylabel("effective rank", fontsize=8)
@@ -120,5 +121,5 @@ def rank_figure(probe: Probe) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG without the version of the library in it: equal figures are equal files."""
+    """Writes a PNG without the library's version in it: equal figures are equal files."""
     figure.savefig(path, format="png", metadata={"Software": None})

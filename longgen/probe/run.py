@@ -1,4 +1,4 @@
-"""A probe from its settings to probe.json: what is kept is taken, what is unfinished goes on."""
+"""Runs a whole probe from its settings to probe.json: returns a cached one, or resumes or starts the measurement."""
 
 from __future__ import annotations
 
@@ -6,118 +6,104 @@ import math
 import os
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from longgen import __version__, disk
+from longgen import __version__, disk, progress
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import RELATIVE_POSITIONS, BackboneSpec
+from longgen.device import device_name
 from longgen.errors import MissingError, UsageError
 from longgen.layers import store
 from longgen.layers.fingerprint import fingerprint
-from longgen.layers.probe_file import Probe, ScoreName, Settings, read
+from longgen.layers.probe_file import Probe, ProbeSettings, ScoreName, read
 from longgen.pipelines import loading
 from longgen.pipelines.base import PipelineBackbone
 from longgen.pipelines.token_limit import cut_notes, tokenizer_of
-from longgen.probe.classify import judge
-from longgen.probe.measure import Parts, measure
+from longgen.probe.classify import classify
+from longgen.probe.measure import PartialResults, measure
 from longgen.progress import Progress, memory_bytes
-from longgen.resolve import planned
-from longgen.run import device_name
+from longgen.resolve import PlanRequest, resolve
 
 
 def probe(
     spec: BackboneSpec,
     model_settings: ModelSettings,
-    settings: Settings,
+    settings: ProbeSettings,
     metric: ScoreName | None = None,
     threshold: float | None = None,
     top: int | None = None,
     again: bool = False,
-    report: Callable[[Progress], None] = lambda now: None,
-    log: Callable[[str], None] = lambda message: None,
+    report: Callable[[Progress], None] = progress.no_report,
+    log: Callable[[str], None] = progress.no_report,
 ) -> tuple[Probe, Path]:
-    """The probe of `spec` with `settings`, and where it is kept; measured where it is not kept, or `again`.
+    """The probe of `spec` with `settings` and its path in the cache; measured if it is not cached, or if `again`.
 
-    metric, threshold, top: how scores become verdicts, and they need no measuring; the metric is by default what a change of a
-    layer does to the latent, or in a quick probe attention alone. Raises UsageError for what cannot be.
+    metric, threshold, top: how scores become verdicts, which needs no measuring; the metric is by default the change of the latent
+    when a layer is modified or, in a quick probe, of attention alone. Raises UsageError for an invalid combination.
     """
     metric = metric or ("latent" if settings.mode == "full" else "attention")
+    _check_rule(spec, settings, metric, threshold, top)
+
+    @cache
+    def load_model() -> PipelineBackbone:
+        model = loading.load(spec, model_settings)
+        for note in [*model.notes, *cut_notes(resolve(PlanRequest("direct", spec)), settings.prompts, tokenizer_of(model))]:
+            log(f"note: {note}")
+        return model
+
+    try:
+        weights = fingerprint(spec, model_settings.lora)
+    except MissingError:
+        load_model()  # downloads them
+        weights = fingerprint(spec, model_settings.lora)
+    folder = store.probe_folder(weights, settings)
+    path, results = folder / "probe.json", PartialResults(folder / "parts")
+    with disk.held(folder / disk.LOCK, f"the probe in {folder}"):
+        if again:
+            results.clear()
+        cached = read(path) if path.is_file() and not again else None
+        if cached is None:
+            start, device = time.monotonic(), model_settings.device
+            runs, effective_ranks = measure(load_model, spec, settings, results, device, report)
+            costs: dict[str, Any] = {"seconds": round(time.monotonic() - start, 1), "peak_memory_bytes": memory_bytes(device),
+                     "device": device_name(device)}  # fmt: skip
+        else:
+            log(f"already measured: {path}")
+            runs, costs = cached.runs, cached.model_dump(include={"seconds", "peak_memory_bytes", "device"})
+            effective_ranks = {
+                window: [layer.effective_rank[window] for layer in cached.layers] for window in cached.layers[0].effective_rank
+            }
+        fields = classify(runs, effective_ranks, metric, threshold, top)
+        if RELATIVE_POSITIONS not in spec.capabilities:
+            fields["warnings"].append(
+                f"{spec.name} has no rotary time positions: there is nothing to shift, so no layer is position-sensitive"
+            )
+        if settings.mode == "quick":
+            fields["agreement"] = next(
+                (other.agreement for other, _ in store.cached_probes(spec, model_settings.lora)
+                 if other.settings.mode == "full" and other.settings.frames == settings.frames),
+                fields["agreement"],
+            )  # fmt: skip
+        result = Probe(
+            longgen=__version__, backbone=spec.name, weights=weights, settings=settings, runs=runs, **costs, **fields
+        )  # fmt: skip
+        disk.make_folder(folder)
+        disk.save_json(path, result.as_dict())
+        os.utime(path)
+        results.clear()
+        return result, path
+
+
+def _check_rule(spec: BackboneSpec, settings: ProbeSettings, metric: ScoreName, threshold: float | None, top: int | None) -> None:
+    """Raises UsageError where scores cannot become verdicts in this way."""
     if settings.mode == "quick" and metric != "attention":
         raise UsageError(f"--quick with --metric {metric}: a quick probe measures attention alone", expected="--metric attention",
                          hint="leave --quick out")  # fmt: skip
     if threshold is not None and not math.isfinite(threshold):
-        raise UsageError(f"--threshold {threshold} is no score", expected="a number from 0 on", hint="leave it out")
+        raise UsageError(f"--threshold {threshold} is not a score", expected="a number of 0 or more", hint="leave it out")
     if top is not None and threshold is not None:
-        raise UsageError("--top and --threshold are both given", expected="one of them", hint="leave one out")
+        raise UsageError("--top cannot be combined with --threshold", expected="one of them", hint="leave one out")
     if top is not None and top > spec.layers:
-        raise UsageError(f"--top {top}: {spec.name} has {spec.layers} layers", expected=f"0 to {spec.layers}", hint="take fewer")
-    loaded: list[PipelineBackbone] = []
-
-    def load() -> PipelineBackbone:
-        if not loaded:
-            loaded.append(loading.load(spec, model_settings))
-            cut = cut_notes(planned("direct", spec), settings.prompts, tokenizer_of(loaded[0]))
-            for note in [*loaded[0].notes, *cut]:
-                log(f"note: {note}")
-        return loaded[0]
-
-    weights = _weights(spec, model_settings, load)
-    folder = store.folder_of(weights, settings)
-    with disk.held(folder / disk.LOCK, f"the probe in {folder}"):
-        return _probe(spec, model_settings, settings, weights, load, folder, metric, threshold, top, again, report, log)
-
-
-def _probe(
-    spec: BackboneSpec,
-    model_settings: ModelSettings,
-    settings: Settings,
-    weights: str,
-    load: Callable[[], PipelineBackbone],
-    folder: Path,
-    metric: ScoreName,
-    threshold: float | None,
-    top: int | None,
-    again: bool,
-    report: Callable[[Progress], None],
-    log: Callable[[str], None],
-) -> tuple[Probe, Path]:
-    """`probe`, of the weights with that fingerprint, kept in `folder`."""
-    path, parts = folder / "probe.json", Parts(folder / "parts")
-    before = read(path) if path.is_file() and not again else None
-    if again:
-        parts.clear()
-    began = time.monotonic()
-    if before is None:
-        runs, ranks = measure(load, spec, settings, parts, model_settings.device, report)
-        took, peak, device = time.monotonic() - began, memory_bytes(model_settings.device), device_name(model_settings.device)
-    else:
-        log(f"measured before: {path}")
-        runs, took, peak, device = before.runs, before.seconds, before.peak_memory_bytes, before.device
-        ranks = {name: [layer.effective_rank[name] for layer in before.layers] for name in before.layers[0].effective_rank}
-    fields = judge(runs, ranks, metric, threshold, top)
-    if RELATIVE_POSITIONS not in spec.capabilities:
-        fields["warnings"].append(
-            f"{spec.name} has no rotary time positions: there is nothing to shift, and no layer is sensitive to it"
-        )
-    if settings.mode == "quick":
-        fields["agreement"] = next(
-            (other.agreement for other, _ in store.probes_of(spec, model_settings.lora)
-             if other.settings.mode == "full" and other.settings.frames == settings.frames),
-            fields["agreement"],
-        )  # fmt: skip
-    made = Probe(longgen=__version__, backbone=spec.name, weights=weights, settings=settings, runs=runs, seconds=round(took, 1),
-                 peak_memory_bytes=peak, device=device, **fields)  # fmt: skip
-    disk.make_folder(folder)
-    disk.save_json(path, made.as_dict())
-    os.utime(path)
-    parts.clear()
-    return made, path
-
-
-def _weights(spec: BackboneSpec, model_settings: ModelSettings, load: Callable[[], PipelineBackbone]) -> str:
-    """The fingerprint of the weights; they are loaded, and so downloaded, where they are not here yet."""
-    try:
-        return fingerprint(spec, model_settings.lora)
-    except MissingError:
-        load()
-        return fingerprint(spec, model_settings.lora)
+        raise UsageError(f"--top {top}: {spec.name} has {spec.layers} layers", expected=f"0 to {spec.layers}", hint="pass fewer")

@@ -1,4 +1,4 @@
-"""Clips of a long video, each as long as the model was trained on, and how their predictions become one. Pure numpy.
+"""Overlapping clips of a long video, each of native length, and the weights by which their predictions are averaged. Pure numpy.
 
 Legend: T latent frames, L frames of a clip, K clips.
 """
@@ -12,10 +12,10 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Clips:
-    """K clips: `frames` [K, L] are the latent frames of each, `weight` [K, L] float64 their part in the mean.
+    """K clips: `frames` [K, L] are the latent frames of each, `weight` [K, L] float64 their weights in the average.
 
-    For every latent frame the weights of all clips sum to one. A frame of weight 0 is padding: it is seen, not kept.
-    anchors: for each clip the clip of its path that comes first.
+    For every latent frame the weights over all clips sum to one. A frame of weight 0 is padding: the model sees it, and its
+    prediction is dropped. anchors: for each clip the first clip of its path.
     """
 
     frames: np.ndarray
@@ -23,15 +23,15 @@ class Clips:
     anchors: tuple[int, ...]
 
     def share(self, clip: int, shares: np.ndarray) -> np.ndarray:
-        """The mean over the kept frames of `clip` of the `shares` [S, T] of shots, [S]."""
-        kept = self.frames[clip][self.weight[clip] > 0]
-        return shares[:, kept].mean(axis=1)
+        """The mean of the shots' `shares` [S, T] over the frames of `clip`, padding left out: [S]."""
+        frames = self.frames[clip][self.weight[clip] > 0]
+        return shares[:, frames].mean(axis=1)
 
 
-def mean_of(paths: list[tuple[float, np.ndarray, np.ndarray]], frames_lat: int) -> Clips:
-    """Clips of several paths, each (share, frames [K, L], weight [K, L]); shares sum to one.
+def merged(paths: list[tuple[float, np.ndarray, np.ndarray]], frames_lat: int) -> Clips:
+    """The clips of several paths, each (share, frames [K, L], weight [K, L]); shares sum to one.
 
-    In each path the weights of a latent frame are divided by their sum; every path must cover every frame.
+    Within a path the weights of each latent frame are normalised to one; every path must cover every frame.
     """
     weights: list[np.ndarray] = []
     anchors: list[int] = []
@@ -43,12 +43,12 @@ def mean_of(paths: list[tuple[float, np.ndarray, np.ndarray]], frames_lat: int) 
 
 
 def overlapping(frames_lat: int, length: int, starts: np.ndarray) -> np.ndarray:
-    """The frames [K, L] of clips at `starts`, moved inside the video; clips that are then the same are one."""
+    """The frames [K, L] of clips at `starts`, clamped to the video; duplicates are dropped."""
     first = np.unique(np.clip(starts, 0, frames_lat - length))
     return first[:, None] + np.arange(length)
 
 
-def pyramid(length: int) -> np.ndarray:
-    """1, 2, .. up to the middle and back: the weight of a clip's frames, [L]."""
+def triangular(length: int) -> np.ndarray:
+    """The triangular window 1, 2, .. up to the middle and back, [L]."""
     index = np.arange(length)
     return np.minimum(index + 1, length - index).astype(np.float64)

@@ -1,6 +1,6 @@
-"""Gen-L-Video: overlapping clips, denoised together; each frame takes the mean of the clips that it is in.
+"""Gen-L-Video: MultiDiffusion in time. Overlapping clips are denoised together; each frame averages the clips it is in.
 
-Paper: Gen-L-Video, arXiv 2305.18264; code: GitHub G-U-N/Gen-L-Video. Also known as MultiDiffusion in time.
+Paper: Gen-L-Video, arXiv 2305.18264; code: GitHub G-U-N/Gen-L-Video.
 
 Legend: T latent frames, T0 of them in training, L frames of a clip, S stride.
 
@@ -13,7 +13,7 @@ Differs from the reference: the model's predictions are averaged and the schedul
 clip, which breaks every solver that keeps a state; for Euler and DDIM both are the same) · where (T - L) is no multiple of
 S, one more clip [T - L, T) ends the video (the code leaves those frames 0).
 
-Caveat: frames further apart than L know of each other through overlaps alone, so content drifts over long videos.
+Caveat: frames more than L apart influence each other through overlaps only, so content drifts over long videos.
 
 Neutral: videos of at most L frames.
 """
@@ -26,12 +26,12 @@ import numpy as np
 from pydantic import Field
 
 from longgen.errors import UsageError
-from longgen.sampling.clips import Clips, mean_of, overlapping, pyramid
-from longgen.sampling.multidiffusion import CoDenoised
+from longgen.sampling.clips import Clips, merged, overlapping, triangular
+from longgen.sampling.multidiffusion import MultiDiffusion
 from longgen.technique import LONGEST
 
 
-class GenLVideo(CoDenoised):
+class GenLVideo(MultiDiffusion):
     paper: ClassVar[str] = "Gen-L-Video, arXiv 2305.18264"
 
     stride: int | None = Field(None, ge=1, le=LONGEST)
@@ -48,5 +48,5 @@ class GenLVideo(CoDenoised):
     def clips(self, frames_lat: int, length: int, timestep: float, shift: int) -> Clips:
         stride = self.stride or max(1, length // 2)
         frames = overlapping(frames_lat, length, np.arange(0, frames_lat - length + stride, stride))
-        weight = np.ones(length) if self.weights == "uniform" else pyramid(length)
-        return mean_of([(1.0, frames, np.broadcast_to(weight, frames.shape))], frames_lat)
+        weight = np.ones(length) if self.weights == "uniform" else triangular(length)
+        return merged([(1.0, frames, np.broadcast_to(weight, frames.shape))], frames_lat)

@@ -16,7 +16,7 @@ is covered [derived]. Every clip is seen at its native length, at native positio
 The paper blends latents after the step; here the predictions are blended and the scheduler steps once, which is the same for
 Euler and DDIM and right for the others [derived].
 
-Caveat: a step cache helps only where two steps in a row have the same shift; with `shift = false` it always may.
+Caveat: a step cache can skip only where two consecutive steps have the same shift; with `shift = false` it always can.
 
 Ablations: `paths = "local"` and `paths = "global"`; `shift = false` leaves the local clips where they are.
 
@@ -31,11 +31,11 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from longgen.sampling.clips import Clips, mean_of, overlapping
-from longgen.sampling.multidiffusion import CoDenoised
+from longgen.sampling.clips import Clips, merged, overlapping
+from longgen.sampling.multidiffusion import MultiDiffusion
 
 
-class Glcd(CoDenoised):
+class Glcd(MultiDiffusion):
     paper: ClassVar[str] = "GLC-Diffusion, arXiv 2501.05484"
 
     gamma0: float = Field(0.005, ge=0, le=1)
@@ -55,7 +55,7 @@ class Glcd(CoDenoised):
             starts = np.arange(shift - stride, frames_lat - length + stride, stride)
             frames = overlapping(frames_lat, length, starts)
             paths.append((1 - gamma, frames, np.ones(frames.shape)))
-        return mean_of(paths, frames_lat)
+        return merged(paths, frames_lat)
 
     def shifts(self, length: int) -> int:
         return max(1, length // 2) if self.shift and self.paths != "global" else 1

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from longgen.attention.rotary import Rotary
 from longgen.frameplan import FramePlan
-from longgen.pipelines.rotary import Rotary
 
 
 def dense(
@@ -55,10 +55,12 @@ def dense(
                     met = turned_q[:, head, :, None, pair] * text_k[:, head, None, :, pair].conj()
                     texts[:, head] += (met * torch.exp(1j * at)[:, None]).real
         seen = torch.from_numpy(one.visible)[frame][:, frame]
-        if one.stripe is not None:
-            apart = (place[:, None] - place[None, :]).abs()
-            seen = seen & (apart < torch.from_numpy(one.stripe)[frame][:, frame] * tokens)
-        logits = torch.cat([logits.masked_fill(~seen, -np.inf), texts], dim=-1) * plan.logit_scale / (2 * half) ** 0.5
+        band, factor, addend = (
+            torch.from_numpy(one.column(name))[frame][:, frame] for name in ("band", "logit_scale", "logit_bias")
+        )
+        seen = seen & ((place[:, None] - place[None, :]).abs() < band * tokens)
+        logits = torch.cat([logits * factor, texts], dim=-1) * plan.logit_scale / (2 * half) ** 0.5
+        logits[..., : len(frame)] = (logits[..., : len(frame)] + addend).masked_fill(~seen, -np.inf)
         values = v if text is None else torch.cat([v, text[1].double().transpose(1, 2)], dim=2)
         weights = logits.softmax(-1).nan_to_num(0)  # a row of weight 0 may see nothing
         total += torch.from_numpy(one.weight)[frame].view(1, 1, -1, 1) * (weights @ values)

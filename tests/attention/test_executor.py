@@ -15,10 +15,10 @@ from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor
 
 from longgen.attention import executor, lowering, sequential
+from longgen.attention.rotary import Rotary
 from longgen.frameplan import FramePlan, Pass, full_attention, visible_from_ranges
 from longgen.frames import local_windows
 from longgen.pipelines.base import LayerCall
-from longgen.pipelines.rotary import Rotary
 from longgen.program import Program
 from longgen.technique import Step
 from tests.attention.dense import dense
@@ -36,7 +36,7 @@ def qkv() -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.fixture
-def family() -> LayerCall:
+def ctx() -> LayerCall:
     rope = WanRotaryPosEmbed(D, (1, 1, 1), 64)
     cos, sin = rope(torch.zeros(1, 1, T, SIDE, SIDE))
     frequencies = 10000.0 ** (-np.arange(0, T_DIM, 2) / T_DIM)
@@ -80,9 +80,11 @@ PLANS = {
     "random rel": plan_of(rel=REL),
     "random rel and visible, scaled": plan_of(REL, SEEN, np.array([1.0, 0.5, 1.3, 1.0])),
     "gain": dataclasses.replace(plan_of(), logit_scale=1.7),
-    "stripes": FramePlan((Pass(full_attention(T).passes[0].rel, SEEN, np.ones(T), STRIPE),)),
-    "stripes, random rel, scaled": FramePlan((Pass(REL, SEEN, np.ones(T), STRIPE),), np.array([1.0, 0.5, 1.3, 1.0])),
-    "stripes beyond a window": FramePlan((Pass(full_attention(T).passes[0].rel, SINK | (STRIPE < 1), np.ones(T), STRIPE),)),
+    "stripes": FramePlan((Pass(full_attention(T).passes[0].rel, SEEN, np.ones(T), {"band": STRIPE}),)),
+    "stripes, random rel, scaled": FramePlan((Pass(REL, SEEN, np.ones(T), {"band": STRIPE}),), np.array([1.0, 0.5, 1.3, 1.0])),
+    "stripes beyond a window": FramePlan(
+        (Pass(full_attention(T).passes[0].rel, SINK | (STRIPE < 1), np.ones(T), {"band": STRIPE}),)
+    ),
     "overlapping blocks of some frames each": FramePlan((BLOCKS, Pass(BLOCKS.rel, SINK & (HOLES < 1)[:, None], 1 - HOLES))),
     "a pass of some frames, with random rel": FramePlan((Pass(REL, SEEN & (HOLES > 0)[:, None], np.sign(HOLES)),)),
     "two weighted passes": FramePlan((Pass(REL, SEEN, HALF), Pass(full_attention(T).passes[0].rel, SINK, 1 - HALF))),
@@ -90,35 +92,32 @@ PLANS = {
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_equals_dense_softmax(name: str, family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_equals_dense_softmax(name: str, ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     difference = (
-        (executor.run_plan(PLANS[name], family, *qkv).double() - dense(PLANS[name], *qkv, family.rotary, family.stock))
-        .abs()
-        .max()
-        .item()
+        (executor.run_plan(PLANS[name], ctx, *qkv).double() - dense(PLANS[name], *qkv, ctx.rotary, ctx.stock)).abs().max().item()
     )
     print(f"{name}: max difference {difference:.2e}")
     assert difference < 1e-5
 
 
-def test_neutral_is_the_stock_call(family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_neutral_is_the_stock_call(ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     q, k, v = qkv
-    stock = family.attend(family.rotate(q, None, None), family.rotate(k, None, None), v)
-    assert torch.equal(executor.run_plan(full_attention(T), family, q, k, v), stock)
+    stock = ctx.attend(ctx.rotate(q, None, None), ctx.rotate(k, None, None), v)
+    assert torch.equal(executor.run_plan(full_attention(T), ctx, q, k, v), stock)
 
 
-def test_rotation_to_native_positions_is_the_stock_rotation(family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_rotation_to_native_positions_is_the_stock_rotation(ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     native = np.arange(T, dtype=np.float64)
-    assert torch.equal(family.rotate(qkv[0], native, None), family.rotate(qkv[0], None, None))
-    assert torch.equal(family.rotate(qkv[0], None, np.ones(T_DIM // 2)), family.rotate(qkv[0], None, None))
+    assert torch.equal(ctx.rotate(qkv[0], native, None), ctx.rotate(qkv[0], None, None))
+    assert torch.equal(ctx.rotate(qkv[0], None, np.ones(T_DIM // 2)), ctx.rotate(qkv[0], None, None))
 
 
-def test_the_tables_matter(family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_the_tables_matter(ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     """Each plan differs from the neutral one, so that the comparisons above are not empty."""
-    plain = executor.run_plan(full_attention(T), family, *qkv)
+    plain = executor.run_plan(full_attention(T), ctx, *qkv)
     for name, plan in PLANS.items():
         if name != "neutral":
-            assert (executor.run_plan(plan, family, *qkv) - plain).abs().max() > 1e-2, name
+            assert (executor.run_plan(plan, ctx, *qkv) - plain).abs().max() > 1e-2, name
 
 
 @pytest.mark.parametrize(
@@ -134,10 +133,10 @@ def test_the_tables_matter(family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]
     ],
 )
 def test_structure_is_recognised(name: str, calls: int, sliding: int, rotated_once: bool) -> None:
-    schedule = lowering.lower(PLANS[name].passes[0])
-    assert len(schedule.calls) == calls
-    assert sum(call.sliding for call in schedule.calls) == sliding
-    assert schedule.keyed != rotated_once
+    lowered = lowering.lower(PLANS[name].passes[0])
+    assert len(lowered.calls) == calls
+    assert sum(call.sliding for call in lowered.calls) == sliding
+    assert lowered.rotates_keys != rotated_once
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -165,36 +164,36 @@ class EveryThird:
         return [0, int(features.sum(dim=(1, 2)).argmax())]
 
 
-def test_key_frames_are_chosen_for_each_sample_from_its_features(family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_key_frames_are_chosen_for_each_sample_from_its_features(ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     features = torch.zeros(B, T * N_FRAME, 5)
     features[0, 4 * N_FRAME], features[1, 7 * N_FRAME + 2] = 1, 1
     window = visible_from_ranges(local_windows(T, 3, "clip"))
     plan = dataclasses.replace(plan_of(visible=window), key_frames=EveryThird())
     assert plan.density == pytest.approx(window.mean() + 2 / T * (1 - window.mean()))
-    output = executor.run_plan(plan, dataclasses.replace(family, features=features), *qkv)
+    output = executor.run_plan(plan, dataclasses.replace(ctx, features=features), *qkv)
     for sample, key in enumerate([4, 7]):
         seen = window.copy()
         seen[:, [0, key]] = True
         one = slice(sample, sample + 1)
-        expected = dense(plan_of(visible=seen), *(x[one] for x in qkv), family.rotary, family.stock)
+        expected = dense(plan_of(visible=seen), *(x[one] for x in qkv), ctx.rotary, ctx.stock)
         difference = (output[one].double() - expected).abs().max().item()
         print(f"sample {sample}: max difference {difference:.2e}")
         assert difference < 1e-5
 
 
-def test_a_fusion_s_branches_are_computed_when_they_are_asked_for(family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_a_fusion_s_branches_are_computed_when_they_are_asked_for(ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     class Difference:
         def fuse(self, attend: Any, step: Step, grid: tuple[int, int, int]) -> Tensor:
             assert (step.index, grid) == (0, (T, SIDE, SIDE))
             return attend("one") - attend("other")
 
     branches = {"one": PLANS["shifted window"], "other": PLANS["interpolated"]}
-    fused = executor.run(Program(branches, Difference()), family, *qkv, Step(0, (1000.0,)))  # type: ignore[arg-type]
-    parts = [executor.run_plan(plan, family, *qkv).flatten(2) for plan in branches.values()]
+    fused = executor.run(Program(branches, Difference()), ctx, *qkv, Step(0, (1000.0,)))  # type: ignore[arg-type]
+    parts = [executor.run_plan(plan, ctx, *qkv).flatten(2) for plan in branches.values()]
     assert torch.equal(fused, parts[0] - parts[1])
 
 
-def test_windows_are_views(family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_windows_are_views(ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     x = qkv[0][0]
     windows = sequential.windows_of(x, N_FRAME, 3 * N_FRAME, 4, N_FRAME)
     assert windows.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()

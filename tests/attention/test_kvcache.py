@@ -15,9 +15,9 @@ from torch import Tensor
 
 from longgen import planner, preset
 from longgen.attention.kvcache import KVCache, chunk_view
-from longgen.backbones.spec import SELF_FORCING
+from longgen.attention.rotary import Rotary, Tables
+from longgen.backbones.causal_wan import SELF_FORCING
 from longgen.frameplan import FramePlan, Pass, full_attention
-from longgen.pipelines.rotary import Rotary, Tables
 from longgen.plan import Plan
 from longgen.program import Program
 from tests.attention.dense import dense
@@ -61,13 +61,13 @@ def filled(cache: KVCache, frames: list[int], k: Tensor, v: Tensor) -> None:
 
 def newest(cache: KVCache, q: Tensor, k: Tensor, v: Tensor, writing: bool = False) -> Tensor:
     cache.writing = writing
-    return cache.attend(0, 0, attend, stock(cache.own), q, k, v)
+    return cache.attend(0, 0, attend, stock(cache.newest), q, k, v)
 
 
 def expected(cache: KVCache, program: Program | None, start: int, qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """The dense form over the slots, at the program's own times; the rows of the newest frames."""
-    frame_plan = full_attention(start + cache.own, cache.own) if program is None else program.branches["main"]
-    slots = [*cache.frames, *range(start, start + cache.own)]
+    frame_plan = full_attention(start + cache.newest, cache.newest) if program is None else program.branches["main"]
+    slots = [*cache.frames, *range(start, start + cache.newest)]
     one, held = frame_plan.passes[0], len(cache.frames)
     rel, visible = (np.zeros((len(slots), len(slots)), dtype=x.dtype) for x in (one.rel, one.visible))
     rel[held:], visible[held:], visible[:held] = one.rel[:, slots], one.visible[:, slots], True
@@ -172,7 +172,7 @@ def test_what_no_program_shows_is_dropped_before_attention_and_nothing_else_move
     programs = tuple(Program({"main": whole.see_only(visible)}) for visible in (hidden, also))
     cache.open(9, 3, programs, np.array([[0], [1]]))
     assert cache.frames == [0, 1, 5, 6, 7, 8]  # 1 and 5 are seen by one of the two
-    assert cache.shared == [0, 6, 7, 8, 9, 10, 11]
+    assert cache.visible_to_all_layers == [0, 6, 7, 8, 9, 10, 11]
     for index, frame in enumerate(cache.frames):
         for kept, given in ((cache.layers[0].keys, k), (cache.layers[0].values, v)):
             assert torch.equal(kept[:, index * N : (index + 1) * N], given[:, frame * N : (frame + 1) * N])
@@ -196,16 +196,16 @@ def test_more_frames_than_slots_are_an_error() -> None:
         cache.open(3, 3, (None,), np.zeros((1, 1), dtype=int))
 
 
-@pytest.mark.parametrize("wrong", ["visible", "rel", "stripe"])
+@pytest.mark.parametrize("wrong", ["visible", "rel", "band"])
 def test_a_table_that_a_cache_cannot_serve_is_an_error(wrong: str) -> None:
     plain = full_attention(6, 3).passes[0]
-    rel, visible, stripe = plain.rel.copy(), plain.visible.copy(), None
+    rel, visible, columns = plain.rel.copy(), plain.visible.copy(), dict[str, np.ndarray]()
     if wrong == "visible":
         visible[1, 0] = False
     elif wrong == "rel":
         rel[1, 0] += 1
     else:
-        stripe = np.ones((3, 6))
+        columns["band"] = np.full((3, 6), 0.5)
     chunk_view(full_attention(6, 3), list(range(6)))
     with pytest.raises(ValueError, match="see different frames, or at times that are no differences"):
-        chunk_view(FramePlan((Pass(rel, visible, np.ones(3), stripe),)), list(range(6)))
+        chunk_view(FramePlan((Pass(rel, visible, np.ones(3), columns),)), list(range(6)))

@@ -1,4 +1,4 @@
-"""Merged passes against one dense softmax, and against the executor's other way; and what `arrange` computes.
+"""Merged passes against one dense softmax, and against the sequential way; and what a partition computes.
 
 Legend: B batch, T frames, n tokens per frame, H heads, D head dim, P passes.
 """
@@ -27,15 +27,15 @@ from longgen.positions.vrpr import Vrpr
 from longgen.program import Program
 from tests.attention import test_executor
 from tests.attention.dense import dense
-from tests.attention.test_executor import N_FRAME, PLANS, T, family, plan_of, qkv
+from tests.attention.test_executor import N_FRAME, PLANS, T, ctx, plan_of, qkv
 
-__all__ = ["family", "qkv"]
+__all__ = ["ctx", "qkv"]
 
 CLIP = Geometry(T, 4, (1.0,))
 SCALE = np.array([1.0, 0.5, 1.3, 1.0])
 FREEPCA = FreePca(window=4, stride=3)
 MERGED = {
-    **{name: plan for name, plan in PLANS.items() if all(one.stripe is None for one in plan.passes)},
+    **{name: plan for name, plan in PLANS.items() if all(one.band is None for one in plan.passes)},
     "windows": FreeNoise(window=4, stride=1).apply(full_attention(T), CLIP),
     "windows, a stride that does not fit": FreeNoise(window=4, stride=3).apply(full_attention(T), CLIP),
     "windows, uniform": FreeNoise(window=5, stride=2, weights="uniform").apply(full_attention(T), CLIP),
@@ -55,7 +55,7 @@ MERGED = {
     "windows of a fusion, groups": FREEPCA.branches(LongDiff().apply(full_attention(T), CLIP), CLIP, 0, 2)["local"],
 }
 STRIPED = {
-    **{name: plan for name, plan in PLANS.items() if any(one.stripe is not None for one in plan.passes)},
+    **{name: plan for name, plan in PLANS.items() if any(one.band is not None for one in plan.passes)},
     "stripes of nine tokens": Tsa(dense=1, stripe=4, stripe_share=0.3).apply(full_attention(T), CLIP),
     "stripes, with a tail": Tsa(dense=0, stripe=3, stripe_share=0.5, tail=True).apply(full_attention(T), CLIP),
     "stripes, gain and scale": replace(
@@ -67,18 +67,20 @@ STRIPED = {
 }
 
 
-def merged(plan: FramePlan, family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor], seen: np.ndarray | None = None) -> Tensor:
+def merged(plan: FramePlan, ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor], seen: np.ndarray | None = None) -> Tensor:
     """`plan` merged, whether or not that is the cheaper way."""
-    operator = family.attention_with_lse(qkv[0])
+    operator = ctx.attention_with_lse(qkv[0])
     assert operator is not None
-    return lse_merge.mean(partition.partition(plan.passes, N_FRAME, seen is not None), operator, plan, family, *qkv, seen)
+    return lse_merge.PlanMerge(plan, partition.partition(plan.passes, N_FRAME, seen is not None), operator).mean(
+        ctx, *qkv, chosen=seen
+    )
 
 
 @pytest.mark.parametrize("name", MERGED)
-def test_equals_dense_softmax(name: str, family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
-    exact = dense(MERGED[name], *qkv, family.rotary, family.stock)  # type: ignore[arg-type]
+def test_equals_dense_softmax(name: str, ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    exact = dense(MERGED[name], *qkv, ctx.rotary, ctx.stock)  # type: ignore[arg-type]
     before = [x.clone() for x in qkv]
-    difference = (merged(MERGED[name], family, qkv).double() - exact).abs().max().item()
+    difference = (merged(MERGED[name], ctx, qkv).double() - exact).abs().max().item()
     print(f"{name}: max difference {difference:.1e}")
     assert difference < 5e-6
     assert all(torch.equal(x, y) for x, y in zip(qkv, before, strict=True))
@@ -86,83 +88,83 @@ def test_equals_dense_softmax(name: str, family: LayerCall, qkv: tuple[Tensor, T
 
 @pytest.mark.parametrize("name", [*MERGED, *STRIPED])
 def test_a_backend_that_does_not_say_what_it_summed_gives_the_same(
-    name: str, family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+    name: str, ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LayerCall, "attention_with_lse", lambda self, q, masked=False: None)
     plan = (MERGED | STRIPED)[name]
-    exact = dense(plan, *qkv, family.rotary, family.stock)  # type: ignore[arg-type]
-    assert (executor.run_plan(plan, family, *qkv).double() - exact).abs().max() < 5e-6
+    exact = dense(plan, *qkv, ctx.rotary, ctx.stock)  # type: ignore[arg-type]
+    assert (executor.run_plan(plan, ctx, *qkv).double() - exact).abs().max() < 5e-6
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 16])
 @pytest.mark.parametrize("name", STRIPED)
 def test_stripes_apart_equal_dense_softmax(
-    name: str, chunk: int, family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+    name: str, chunk: int, ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("longgen.frameplan.SMALLEST_CHUNK", chunk)
-    exact = dense(STRIPED[name], *qkv, family.rotary, family.stock)  # type: ignore[arg-type]
-    assert (executor.run_plan(STRIPED[name], family, *qkv).double() - exact).abs().max() < 5e-6
-    apart = executor._striped(STRIPED[name], family, *qkv) is not None
+    exact = dense(STRIPED[name], *qkv, ctx.rotary, ctx.stock)  # type: ignore[arg-type]
+    assert (executor.run_plan(STRIPED[name], ctx, *qkv).double() - exact).abs().max() < 5e-6
+    apart = executor._banded(STRIPED[name], ctx, *qkv) is not None
     assert apart == (name not in ("stripes, random rel, scaled", "stripes in tiers"))
 
 
 @pytest.mark.parametrize("name", ["windows", "windows, gain and scale", "tiers", "shifted groups"])
-def test_half_precision_is_rounded_once(name: str, family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_half_precision_is_rounded_once(name: str, ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     half = tuple(x.bfloat16() for x in qkv)
-    exact = dense(MERGED[name], *half, family.rotary, family.stock)  # type: ignore[arg-type]
-    output = merged(MERGED[name], family, half)  # type: ignore[arg-type]
+    exact = dense(MERGED[name], *half, ctx.rotary, ctx.stock)  # type: ignore[arg-type]
+    output = merged(MERGED[name], ctx, half)  # type: ignore[arg-type]
     difference = (output.double() - exact).abs().max().item()
     direct = replace(full_attention(T), logit_scale=MERGED[name].logit_scale, frequency_scale=MERGED[name].frequency_scale)
-    plain = dense(direct, *half, family.rotary, family.stock)  # type: ignore[arg-type]
-    stock = (executor.run_plan(direct, family, *half).double() - plain).abs().max().item()  # type: ignore[arg-type]
+    plain = dense(direct, *half, ctx.rotary, ctx.stock)  # type: ignore[arg-type]
+    stock = (executor.run_plan(direct, ctx, *half).double() - plain).abs().max().item()  # type: ignore[arg-type]
     print(f"{name}: max difference {difference:.1e}, of the stock call {stock:.1e}")
     assert output.dtype == torch.bfloat16
     assert difference < 3 * stock
 
 
-def test_stripes_in_half_precision(family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_stripes_in_half_precision(ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     half = tuple(x.bfloat16() for x in qkv)
     plan = STRIPED["stripes of nine tokens"]
-    output = executor._striped(plan, family, *half)  # type: ignore[arg-type]
+    output = executor._banded(plan, ctx, *half)  # type: ignore[arg-type]
     assert output is not None
     assert output.dtype == torch.bfloat16
-    assert (output.double() - dense(plan, *half, family.rotary, family.stock)).abs().max() < 0.03  # type: ignore[arg-type]
+    assert (output.double() - dense(plan, *half, ctx.rotary, ctx.stock)).abs().max() < 0.03  # type: ignore[arg-type]
 
 
-def test_large_logits_neither_overflow_nor_vanish(family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_large_logits_neither_overflow_nor_vanish(ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     """Windows whose sums differ by more than a float can hold."""
     q, k, v = qkv
     k = k * torch.linspace(0.1, 60, T).repeat_interleave(N_FRAME)[:, None, None]
-    exact = dense(MERGED["windows"], q, k, v, family.rotary, family.stock)  # type: ignore[arg-type]
-    assert (merged(MERGED["windows"], family, (q, k, v)).double() - exact).abs().max() < 1e-4
+    exact = dense(MERGED["windows"], q, k, v, ctx.rotary, ctx.stock)  # type: ignore[arg-type]
+    assert (merged(MERGED["windows"], ctx, (q, k, v)).double() - exact).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("name", ["shifted groups", "tiers"])
-def test_key_frames_that_are_chosen_at_run_time(name: str, family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_key_frames_that_are_chosen_at_run_time(name: str, ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     plan = Keyframes(window=1, segments=3).apply(MERGED[name], CLIP)
     seen = np.isin(np.arange(T), [0, 4, 8])
     exact = dense(
-        replace(plan, key_frames=None).see_also(np.broadcast_to(seen, (T, T))), *qkv, family.rotary, family.stock  # type: ignore[arg-type]
+        replace(plan, key_frames=None).see_also(np.broadcast_to(seen, (T, T))), *qkv, ctx.rotary, ctx.stock  # type: ignore[arg-type]
     )  # fmt: skip
-    assert (merged(plan, family, qkv, seen).double() - exact).abs().max() < 5e-6
+    assert (merged(plan, ctx, qkv, seen).double() - exact).abs().max() < 5e-6
 
 
 @pytest.mark.parametrize("way", ["merged", "one after the other"])
 @pytest.mark.parametrize("name", ["windows of a fusion", "windows of a fusion, groups"])
 def test_windows_come_apart(
-    name: str, way: str, family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+    name: str, way: str, ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if way != "merged":
         monkeypatch.setattr(LayerCall, "attention_with_lse", lambda self, q, masked=False: None)
     plan = MERGED[name]
     starts = FREEPCA.starts(T)
-    branches = executor.Branches(Program({"local": plan}), family, *qkv)
+    branches = executor.Branches(Program({"local": plan}), ctx, *qkv)
     windows = dict(branches.apart("local", len(starts)))
     assert sorted(windows) == list(range(len(starts)))
     size = len(plan.passes) // len(starts)
     for index, start in enumerate(starts):
         one = replace(plan, passes=plan.passes[index * size : (index + 1) * size])
-        exact = dense(one, *qkv, family.rotary, family.stock)[:, start * N_FRAME : (start + 4) * N_FRAME].flatten(2)  # type: ignore[arg-type]
+        exact = dense(one, *qkv, ctx.rotary, ctx.stock)[:, start * N_FRAME : (start + 4) * N_FRAME].flatten(2)  # type: ignore[arg-type]
         assert (windows[index].double() - exact).abs().max() < 5e-6
 
 
@@ -175,12 +177,12 @@ def test_every_pair_is_computed_once_for_each_relative_time(name: str) -> None:
     for block in made.blocks:
         for part in block.parts:
             rows = made.order[slice(*part.queries)]
-            times = block.times[part.turn][part.queries[0] - block.queries[0] : part.queries[1] - block.queries[0]]
-            for row, time, held in zip(rows, times, part.held.T, strict=True):
+            times = block.times[part.query_times][part.queries[0] - block.queries[0] : part.queries[1] - block.queries[0]]
+            for row, time, members in zip(rows, times, part.members.T, strict=True):
                 for key in part.keys:
                     rel = time - made.tables[part.table][key]
                     computed[int(row), int(made.order[key]), round(rel, 5)] += 1
-                    for index in np.flatnonzero(held):
+                    for index in np.flatnonzero(members):
                         assert passes[index].rel[row, made.order[key]] == pytest.approx(rel, abs=1e-6)
                         shown[index].add((int(row), int(made.order[key])))
     for one, own in zip(passes, shown, strict=True):
@@ -196,28 +198,28 @@ def test_tiers_and_shifted_groups_are_recognised() -> None:
     groups = LongDiff().apply(full_attention(81), long)
     made = partition.partition(groups.passes, 1560)
     assert (made.order[1], len(made.tables)) == (4, 1)
-    pairs = sum(len(part.keys) * part.held.shape[1] for block in made.blocks for part in block.parts)
+    pairs = sum(len(part.keys) * part.members.shape[1] for block in made.blocks for part in block.parts)
     assert pairs / 81**2 == pytest.approx(groups.density) == pytest.approx(1.75, abs=0.02)
     assert partition.partition(FreeNoise().apply(full_attention(81), long).passes, 1560).positions is not None
 
 
-def test_merging_is_taken_where_it_is_cheaper(family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
-    long = replace(family, grid=(81, 4, 4))
+def test_merging_is_taken_where_it_is_cheaper(ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    long = replace(ctx, grid=(81, 4, 4))
     q = torch.zeros(1, 81 * 64, 2, 24)
     clip = Geometry(81, 21, (1.0,))
-    assert executor._merging(FreeNoise().apply(full_attention(81), clip), long, q) is not None
-    assert executor._merging(LongDiff().apply(full_attention(81), clip), long, q) is not None
-    assert executor._merging(full_attention(81), long, q) is None
-    assert executor._merging(plan_of(test_executor.REL), family, qkv[0]) is None
+    assert executor.merge_if_cheaper(FreeNoise().apply(full_attention(81), clip), long, q) is not None
+    assert executor.merge_if_cheaper(LongDiff().apply(full_attention(81), clip), long, q) is not None
+    assert executor.merge_if_cheaper(full_attention(81), long, q) is None
+    assert executor.merge_if_cheaper(plan_of(test_executor.REL), ctx, qkv[0]) is None
 
 
-def test_only_the_native_backend_without_text_says_what_it_summed(family: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_only_the_native_backend_returns_the_log_sum_exp(ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     text = (qkv[1][:, :5], qkv[2][:, :5])
-    assert family.attention_with_lse(qkv[0]) is not None
-    assert replace(family, backend="native").attention_with_lse(qkv[0]) is not None
-    assert replace(family, backend="flash").attention_with_lse(qkv[0]) is None
-    assert replace(family, text=text).attention_with_lse(qkv[0]) is None
-    assert replace(family, parallel=object()).attention_with_lse(qkv[0]) is None
+    assert ctx.attention_with_lse(qkv[0]) is not None
+    assert replace(ctx, backend="native").attention_with_lse(qkv[0]) is not None
+    assert replace(ctx, backend="flash").attention_with_lse(qkv[0]) is None
+    assert replace(ctx, text=text).attention_with_lse(qkv[0]) is not None
+    assert replace(ctx, parallel=object()).attention_with_lse(qkv[0]) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -251,11 +253,13 @@ def test_an_operator_that_refuses_or_lies_is_not_used(monkeypatch: pytest.Monkey
 
 def test_costs_agree_with_what_is_computed() -> None:
     plan = FreeNoise().apply(full_attention(81), Geometry(81, 21, (1.0,)))
-    schedules = [lowering.lower(one) for one in plan.passes]
+    call_lists = [lowering.lower(one) for one in plan.passes]
     made = partition.partition(plan.passes, 1560)
     per_pair = 81**2 * 1560**2
     assert made.cost(1560) / per_pair == pytest.approx(plan.density, rel=0.05)
-    assert partition.cost(schedules, 1560) / per_pair == pytest.approx(sum(one.density for one in plan.passes), rel=0.05)
+    assert partition.sequential_cost(call_lists, 1560) / per_pair == pytest.approx(
+        sum(one.density for one in plan.passes), rel=0.05
+    )
 
 
 def test_a_block_holds_outputs_of_at_most_one_and_a_half_times_all_frames() -> None:
@@ -268,6 +272,6 @@ def test_a_block_holds_outputs_of_at_most_one_and_a_half_times_all_frames() -> N
     for frames_lat, window, stride in ((81, 21, 1), (61, 21, 3), (61, 21, 2), (41, 21, 3), (41, 9, 1), (81, 17, 1)):
         plan = FreeNoise(window=window, stride=stride).apply(full_attention(frames_lat), Geometry(frames_lat, 21, (1.0,)))
         blocks = partition.partition(plan.passes, 1560).blocks
-        assert max(block.held for block in blocks if block.queries[1] - block.queries[0] > 1) <= 1.5 * frames_lat
+        assert max(block.outputs for block in blocks if block.queries[1] - block.queries[0] > 1) <= 1.5 * frames_lat
         largest[frames_lat, window, stride] = max(block.queries[1] - block.queries[0] for block in blocks)
     assert largest == {(81, 21, 1): 2, (61, 21, 3): 6, (61, 21, 2): 4, (41, 21, 3): 4, (41, 9, 1): 2, (81, 17, 1): 2}

@@ -21,11 +21,15 @@ from torch import Tensor
 
 from longgen import catalog, plan, planner, preset
 from longgen.attention import executor
-from longgen.backbones.spec import COGVIDEOX_2B, COGVIDEOX_5B, HUNYUANVIDEO, LTX_2B, WAN_1_3B, BackboneSpec
+from longgen.attention.rotary import Rotary
+from longgen.backbones.cogvideox import COGVIDEOX_2B, COGVIDEOX_5B
+from longgen.backbones.hunyuan import HUNYUANVIDEO
+from longgen.backbones.ltx import LTX_2B
+from longgen.backbones.spec import BackboneSpec
+from longgen.backbones.wan import WAN_1_3B
 from longgen.errors import UsageError
 from longgen.frameplan import FramePlan
 from longgen.pipelines.base import LayerCall
-from longgen.pipelines.rotary import Rotary
 from tests.attention.dense import dense
 
 B, H, L, ROWS, COLUMNS = 2, 2, 5, 2, 4

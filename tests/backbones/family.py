@@ -19,7 +19,9 @@ from longgen.backbones.find import find
 from longgen.backbones.settings import ModelSettings
 from longgen.frameplan import FramePlan, Pass, full_attention, visible_from_ranges
 from longgen.frames import local_windows
-from longgen.loops import direct
+from longgen.loops import sample
+from longgen.loops.denoiser import Denoiser
+from longgen.loops.state import State
 from longgen.pipelines.loading import load
 from longgen.plan import Plan
 from longgen.program import Program
@@ -46,22 +48,22 @@ def stock_call(pipe: Any, plan: Plan, **arguments: Any) -> Any:
     ).frames  # fmt: skip
 
 
-def sampled(backbone: Any, plan: Plan, on_step: Any = None, resume: direct.State | None = None) -> Tensor:
+def sampled(backbone: Any, plan: Plan, on_step: Any = None, resume: State | None = None) -> Tensor:
     """The latents of `plan`: noise and every later draw come from one generator, as in the pipeline."""
     generator = torch.Generator().manual_seed(SEED)
     noise = backbone.noise(plan, generator)
-    return direct.sample(backbone, plan, PROMPT, noise, on_step or (lambda state: None), resume, generator)
+    return sample(Denoiser(backbone, plan, PROMPT), noise, generator, on_step or (lambda state: None), resume)
 
 
 class StoppedError(Exception):
     pass
 
 
-def stopped_after(backbone: Any, plan: Plan, step: int) -> direct.State:
+def stopped_after(backbone: Any, plan: Plan, step: int) -> State:
     """The state of a run that is stopped after `step` steps."""
-    kept: list[direct.State] = []
+    kept: list[State] = []
 
-    def stop(state: direct.State) -> None:
+    def stop(state: State) -> None:
         if state.done == step:
             kept.append(copy.deepcopy(state))
             raise StoppedError
@@ -140,8 +142,8 @@ def plans(frames_lat: int, components: int) -> dict[str, FramePlan]:
         "random rel, scaled": of(rel, frequency_scale=scale),
         "gain": of(logit_scale=1.7),
         "gain, window": of(visible=window, logit_scale=0.6),
-        "stripes": FramePlan((Pass(plain.rel, seen, ones, stripe),)),
-        "stripes, random rel, scaled": FramePlan((Pass(rel, seen, ones, stripe),), scale),
+        "stripes": FramePlan((Pass(plain.rel, seen, ones, {"band": stripe}),)),
+        "stripes, random rel, scaled": FramePlan((Pass(rel, seen, ones, {"band": stripe}),), scale),
         "two weighted passes": FramePlan(
             (Pass(rel, seen & (half > 0)[:, None], half), Pass(plain.rel, sink & (half < 1)[:, None], 1 - half))
         ),

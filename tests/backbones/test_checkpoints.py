@@ -237,13 +237,13 @@ OTHERS: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {  # case ->
     "another image-to-video": (lambda w: w | {"img_emb.proj.0.weight": torch.zeros(2)}, "an image-to-video transformer"),
     "image-to-video": (image_to_video, "an image-to-video transformer: 36 channels go in and 16 come out"),
     "VACE": (lambda w: w | {"vace_blocks.0.before_proj.weight": torch.zeros(2)}, "is a VACE transformer"),
-    "LoRA": (lambda w: {"generator_lora": lora(w, TARGETS)}, "is a LoRA, which changes a transformer and is none"),
+    "LoRA": (lambda w: {"generator_lora": lora(w, TARGETS)}, "is a LoRA, not a transformer"),
     "bare LoRA": (lambda w: lora(w, TARGETS), r"is a LoRA.* it holds base_model\.model\.blocks\.0\.self_attn\.q\.lora_A\.weight, "),
     "critic": (lambda w: {"step": 3, "critic": w}, "is only the critic of a training"),
     "nothing": (lambda w: {}, "is no Wan transformer; it holds nothing"),
     "no weights": (lambda w: {"step": 3, "seed": 4}, "is no Wan transformer; it holds step, seed"),
     "another model": (lambda w: {"mixer.weight": torch.zeros(2)}, r"is no Wan transformer; it holds mixer\.weight"),
-    "a tensor": (lambda w: torch.zeros(2), "holds a Tensor, and no weights by name"),
+    "a tensor": (lambda w: torch.zeros(2), "holds a Tensor, not a dictionary of weights"),
     "fewer layers": (lambda w: {n: x for n, x in w.items() if "blocks.1" not in n}, "it has 1 of the 2 layers"),
     "no layers": (lambda w: {n: x for n, x in w.items() if "blocks" not in n}, "blocks.0.ffn.net.0.proj.weight is missing"),
     "half a layer": (
@@ -481,7 +481,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     for place in (str(tmp_path / "none.pt"), "none.pt", "weights/none.pt", "./a/b/none.pt"):
         with pytest.raises(MissingError, match="no such file"):
             checkpoints.fetch(place)
-    with pytest.raises(MissingError, match=r"owner/name/some/file\.pt is neither in the local cache nor to be had") as caught:
+    with pytest.raises(MissingError, match=r"owner/name/some/file\.pt is not in the local cache and cannot be fetched") as caught:
         checkpoints.fetch("owner/name/some/file.pt")
     assert "hf download owner/name some/file.pt" in caught.value.hint
     assert "--backbone NAME:PATH" in caught.value.hint
@@ -512,5 +512,5 @@ def test_what_is_in_the_hub_s_cache_is_found_there(hub: Path, monkeypatch: pytes
 
 def test_a_folder_of_the_hub_with_its_configs_alone_is_not_there(hub: Path) -> None:
     (hub / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(MissingError, match="owner/name/transformer is neither in the local cache"):
+    with pytest.raises(MissingError, match="owner/name/transformer is not in the local cache"):
         checkpoints.fetch("owner/name/transformer")

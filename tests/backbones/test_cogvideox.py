@@ -17,11 +17,11 @@ import torch
 from diffusers import CogVideoXDPMScheduler, CogVideoXPipeline
 from torch import Tensor
 
+from longgen.attention.rotary import Rotary
 from longgen.errors import UsageError
 from longgen.frameplan import FramePlan, distances, full_attention
 from longgen.pipelines import cogvideox
 from longgen.pipelines.loading import decoder
-from longgen.pipelines.rotary import Rotary
 from tests.attention.dense import dense
 from tests.backbones import family
 from tests.models.cogvideox import TEXT_TOKENS
@@ -207,7 +207,7 @@ def expected(model: Any, attn: Any, plan: FramePlan, inputs: dict[str, Any]) -> 
 
 def moves_only_time(plan: FramePlan) -> bool:
     """Whether `plan` means nothing without rotary positions."""
-    return plan.logit_scale == 1 and all(one.visible.all() and one.stripe is None for one in plan.passes)
+    return plan.logit_scale == 1 and all(one.visible.all() and one.band is None for one in plan.passes)
 
 
 @pytest.mark.parametrize(("name", "plan_name"), CASES)

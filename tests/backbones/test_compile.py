@@ -16,12 +16,14 @@ import torch._dynamo
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from longgen import planner, preset, progress, run, rundir
+from longgen import planner, preset, progress, run_settings, rundir
 from longgen.backbones.find import find
+from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import SPECS, TINY
+from longgen.backbones.wan import TINY
 from longgen.errors import UsageError
-from longgen.loops import direct, magcache, start
+from longgen.loops import magcache, sample
+from longgen.loops.denoiser import Denoiser
 from longgen.pipelines import loading
 from longgen.pipelines.loading import load
 from longgen.plan import Plan
@@ -58,10 +60,10 @@ def graphs() -> int:
 
 def sampled(backbone: Any, plan: Plan) -> Tensor:
     generator = torch.Generator().manual_seed(family.SEED)
-    noise = start(backbone, plan, generator)
-    sample = direct.sample if plan.sampling is None else plan.sampling.sample
+    denoiser = Denoiser(backbone, plan, family.PROMPT)
+    noise = denoiser.initial_noise(generator)
     with magcache.skipping(backbone, plan, lambda: progress.no_report):
-        return sample(backbone, plan, family.PROMPT, noise, progress.no_report, None, generator)
+        return sample(denoiser, noise, generator)
 
 
 @pytest.mark.usefixtures("traced")
@@ -182,7 +184,7 @@ def test_without_a_compiler_it_is_refused_before_weights_are_loaded(monkeypatch:
 def test_it_is_among_the_settings_that_decide(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
     """A run that began without it does not go on with it."""
     made = tiny_plan("direct", frames=17, steps=2)
-    settings = [run.settings_of(made, "x", 0, ModelSettings("cpu", "fp32", compile=flag)) for flag in (False, True)]
+    settings = [run_settings.stored_settings(made, "x", 0, ModelSettings("cpu", "fp32", compile=flag)) for flag in (False, True)]
     assert ["compile" in one for one in settings] == [False, True]
     with pytest.raises(UsageError, match="was made with another compile"):
-        rundir.same_run(settings[0], settings[1], tmp_path)
+        rundir.check_same_run(settings[0], settings[1], tmp_path)

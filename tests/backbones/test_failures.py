@@ -19,8 +19,8 @@ from diffusers import WanTransformer3DModel
 from longgen import run
 from longgen.backbones.find import find
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import WAN_1_3B
 from longgen.backbones.system_errors import system_failure
+from longgen.backbones.wan import WAN_1_3B
 from longgen.errors import LonggenError, MissingError, OutOfMemoryError
 from tests.models import checkpoint, published
 

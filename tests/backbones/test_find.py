@@ -12,10 +12,12 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, WanTransformer3DModel
 
+from longgen.backbones.causal_wan import LONGLIVE, SELF_FORCING
 from longgen.backbones.find import find
-from longgen.backbones.spec import LONGLIVE, SELF_FORCING, SPECS, TINY, WAN_1_3B, WAN_14B, BackboneSpec
+from longgen.backbones.registry import SPECS, adapter_of
+from longgen.backbones.spec import BackboneSpec
+from longgen.backbones.wan import TINY, WAN_1_3B, WAN_14B
 from longgen.errors import LonggenError, MissingError, UsageError, unknown_name
-from longgen.pipelines.loading import family_of
 from tests.models import checkpoint, published
 
 PUBLISHED = [spec for spec in SPECS.values() if spec.name != "tiny" and not spec.causal]
@@ -55,10 +57,10 @@ def test_a_folder_s_spec_is_what_loading_it_gives(model_folder: Callable[[str], 
         return sum(p.numel() for part in parts if part is not None for p in part.parameters())
 
     config = pipe.transformer.config
-    assert type(pipe) is family_of(spec).kind
+    assert type(pipe) is adapter_of(spec).kind
     assert (spec.experts, spec.parameters) == (len(transformers), count(transformers))
     assert spec.companions == pytest.approx(count(others), abs=2 * spec.latent_channels)  # LTX keeps two tables beside
-    assert all(len(family_of(spec).layers(transformer)) == spec.layers for transformer in transformers)
+    assert all(len(adapter_of(spec).layers(transformer)) == spec.layers for transformer in transformers)
     assert (spec.heads, spec.head_dim) == (config.num_attention_heads, config.attention_head_dim)
     assert spec.latent_channels == config.in_channels
     feed_forward = max(p.shape[0] for name, p in pipe.transformer.named_parameters() if ".ff" in name and p.ndim == 2)
@@ -70,7 +72,7 @@ def test_strides_are_the_vae_s(
     model_folder: Callable[[str], Path], name: str, size: tuple[int, int], latent: tuple[int, int]
 ) -> None:
     spec = find(str(model_folder(name)))
-    vae = family_of(spec).vae_kind.from_pretrained(model_folder(name), subfolder="vae")
+    vae = adapter_of(spec).vae_kind.from_pretrained(model_folder(name), subfolder="vae")
     with torch.no_grad():
         video = vae.decode(torch.zeros(1, spec.latent_channels, 3, *latent)).sample
     assert video.shape == (1, 3, 2 * spec.stride_t + 1, size[1], size[0])
@@ -92,7 +94,7 @@ def test_a_hub_id_in_the_cache_is_read_from_it(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_hub_id_that_cannot_be_had_is_named() -> None:
-    with pytest.raises(MissingError, match="--backbone nobody/nothing is neither in the local cache nor to be had"):
+    with pytest.raises(MissingError, match="--backbone nobody/nothing is not in the local cache and cannot be fetched"):
         find("nobody/nothing")
 
 
@@ -136,7 +138,9 @@ def test_a_model_that_cannot_be_driven_is_refused(model_folder: Callable[[str], 
     assert caught.value.hint
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "config.json is damaged"), ("[1]", "transformer/config.json is no table")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "config.json is damaged"), ("[1]", "transformer/config.json is not a JSON object")]
+)
 def test_a_damaged_config_is_named(model_folder: Callable[[str], Path], tmp_path: Path, text: str, message: str) -> None:
     folder = tmp_path / "model"
     shutil.copytree(model_folder("wan"), folder)

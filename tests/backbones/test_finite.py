@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from longgen import planner, preset, run
+from longgen import planner, preset, run, rundir
 from longgen.backbones.settings import ModelSettings
 from longgen.bench.accelerators import compose
 from longgen.errors import LonggenError
@@ -77,13 +77,13 @@ def test_a_bad_weight_stops_every_loop_at_once(tiny: Any, name: str, bad: float,
     sets, sample, where = LOOPS[name]
     output = tmp_path / "a.mp4"
     with spoilt(weight_of(tiny), bad), pytest.raises(LonggenError) as caught:
-        run.generate_one(tiny, made(tiny, name, sets, **sample), PROMPT, 0, output)
+        run.generate_one(tiny, run.Job(made(tiny, name, sets, **sample), PROMPT, 0, output))
     assert caught.value.exit_code == 1
     assert caught.value.given.startswith(where)
     assert "--dtype" in caught.value.hint
     assert "--attention" in caught.value.hint
     assert not output.exists()
-    assert sorted(file.name for file in run.run_folder(output).iterdir()) == ["run.json"]
+    assert sorted(file.name for file in rundir.run_folder(output).iterdir()) == ["run.json"]
 
 
 @pytest.mark.parametrize(
@@ -97,37 +97,37 @@ def test_the_last_good_checkpoint_is_kept_and_goes_on(
     tiny: Any, name: str, sets: tuple[str, ...], sample: dict[str, Any], call: int, where: str, tmp_path: Path
 ) -> None:
     planned, whole, output = made(tiny, name, sets, **sample), tmp_path / "whole.mp4", tmp_path / "a.mp4"
-    run.generate_one(tiny, planned, PROMPT, 0, whole)
+    run.generate_one(tiny, run.Job(planned, PROMPT, 0, whole))
     with spoiling(tiny.pipe.transformer.proj_out, call), pytest.raises(LonggenError) as caught:
-        run.generate_one(tiny, planned, PROMPT, 0, output)
+        run.generate_one(tiny, run.Job(planned, PROMPT, 0, output))
     assert caught.value.given.startswith(where)
-    assert load_file(run.run_folder(output) / "checkpoint.safetensors")["latents"].isfinite().all()
+    assert load_file(rundir.run_folder(output) / "checkpoint.safetensors")["latents"].isfinite().all()
     assert not output.exists()
-    run.generate_one(tiny, planned, PROMPT, 0, output, resume=True)
-    one, other = (load_file(run.run_folder(path) / "latents.safetensors")["latents"] for path in (whole, output))
+    run.generate_one(tiny, run.Job(planned, PROMPT, 0, output), resume=True)
+    one, other = (load_file(rundir.run_folder(path) / "latents.safetensors")["latents"] for path in (whole, output))
     assert torch.equal(one, other)
 
 
 def test_a_rollout_stops_in_its_chunk_and_keeps_those_before(causal: Any, tmp_path: Path) -> None:
     planned, output = made(causal, "self-forcing", frames=33, steps=2), tmp_path / "a.mp4"
     with spoiling(causal.pipe.transformer.proj_out, 3 + 2), pytest.raises(LonggenError) as caught:  # three calls a chunk
-        run.generate_one(causal, planned, PROMPT, 0, output)
+        run.generate_one(causal, run.Job(planned, PROMPT, 0, output))
     assert caught.value.given.startswith("chunk 2 of 3, step 2 of 2: the latents")
-    assert [file.name for file in (run.run_folder(output) / "latents").iterdir()] == ["000000.safetensors"]
+    assert [file.name for file in (rundir.run_folder(output) / "latents").iterdir()] == ["000000.safetensors"]
     assert not output.exists()
-    run.generate_one(causal, planned, PROMPT, 0, output, resume=True)
+    run.generate_one(causal, run.Job(planned, PROMPT, 0, output), resume=True)
     assert output.is_file()
 
 
 def test_a_picture_that_is_none_leaves_the_finished_one(tiny: Any, tmp_path: Path) -> None:
     output, planned = tmp_path / "a.mp4", made(tiny, "direct", frames=17, steps=1)
-    run.generate_one(tiny, planned, PROMPT, 0, output)
+    run.generate_one(tiny, run.Job(planned, PROMPT, 0, output))
     before = output.read_bytes()
     with spoilt(tiny.pipe.vae.decoder.conv_out.bias, float("nan")), pytest.raises(LonggenError, match="VAE's picture") as caught:
-        run.generate_one(tiny, planned, PROMPT, 1, output)
+        run.generate_one(tiny, run.Job(planned, PROMPT, 1, output))
     assert "weights again" in caught.value.hint
     assert output.read_bytes() == before
-    assert (run.run_folder(output) / "latents.safetensors").is_file()
+    assert (rundir.run_folder(output) / "latents.safetensors").is_file()
 
 
 @pytest.mark.parametrize("name", ["direct", "fifo"])
@@ -137,7 +137,7 @@ def test_an_embedding_that_is_not_finite_is_told_from_latents(tiny: Any, name: s
     weight.data.fill_(float("nan"))
     try:
         with pytest.raises(LonggenError, match="the text encoder's embedding of"):
-            run.generate_one(tiny, made(tiny, name, sets, **sample), PROMPT, 0, tmp_path / "a.mp4")
+            run.generate_one(tiny, run.Job(made(tiny, name, sets, **sample), PROMPT, 0, tmp_path / "a.mp4"))
     finally:
         weight.data.copy_(kept)
 

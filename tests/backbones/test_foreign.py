@@ -50,9 +50,9 @@ def skip(pipe: Any) -> None:
 @pytest.mark.parametrize(
     ("put", "said"),
     [
-        (parallel_model, r"transformer is run in parallel \(ParallelConfig\)"),
-        (parallel_processor, "transformer is run in parallel"),
-        (parallel_text, "vae is run in parallel"),
+        (parallel_model, r"transformer runs in parallel \(ParallelConfig\)"),
+        (parallel_processor, "transformer runs in parallel"),
+        (parallel_text, "vae runs in parallel"),
         (parallel_hook, r"in parallel \(cp_input---blocks.0\)"),
         (broadcast, "hook pyramid_attention_broadcast"),
         (skip, "hook layer_skip_hook"),
@@ -85,7 +85,7 @@ def test_a_parallel_causal_model_is_refused(causal: Any) -> None:
     plan = family.made(causal, "self-forcing", 33, 2)
     try:
         causal.pipe.transformer._parallel_config = PARALLEL
-        with pytest.raises(UsageError, match="run in parallel"), causal.rolling(plan):
+        with pytest.raises(UsageError, match="runs in parallel"), causal.rolling(plan):
             pass
     finally:
         causal.pipe.transformer._parallel_config = None
@@ -107,7 +107,7 @@ def test_a_processor_of_somebody_else_is_not_put_aside(model_folder: Callable[[s
     stock = [family.sampled(backbone, plan) for plan in (direct, above)]
     backbone.layers(backbone.pipe.transformer)[0].set_processor(OwnProcessor())
     assert all(torch.equal(family.sampled(backbone, plan), before) for plan, before in zip((direct, above), stock, strict=True))
-    with pytest.raises(UsageError, match="processor OwnProcessor, which this plan would put aside"):
+    with pytest.raises(UsageError, match="processor OwnProcessor, which this plan would replace"):
         family.sampled(backbone, window)
 
 

@@ -17,8 +17,10 @@ import torch
 from safetensors.torch import save
 
 from longgen.backbones import formats
+from longgen.backbones.causal_wan import SELF_FORCING
 from longgen.backbones.find import find
-from longgen.backbones.spec import SELF_FORCING, WAN_1_3B, WAN_2_2_5B, WAN_14B, BackboneSpec
+from longgen.backbones.spec import BackboneSpec
+from longgen.backbones.wan import WAN_1_3B, WAN_2_2_5B, WAN_14B
 from longgen.errors import LonggenError, MissingError, UsageError
 from tests.models import checkpoint, published
 
@@ -84,7 +86,7 @@ TABLES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {  # case -> a tab
     ),
     "LoRA": (
         lambda: one("diffusion_model.blocks.0.self_attn.q.lora_down.weight"),
-        "is a LoRA, which changes a transformer and is none: give it with --lora",
+        "is a LoRA, not a transformer: give it with --lora",
     ),
     "LTX": (
         lambda: one("model.diffusion_model.patchify_proj.weight", "model.diffusion_model.transformer_blocks.0.attn1.to_q.weight"),

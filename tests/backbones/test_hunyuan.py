@@ -174,7 +174,7 @@ def dense(plan: FramePlan, layer: Any, call: dict[str, Any]) -> tuple[Tensor, Te
             parts = []
             for j in range(T):
                 part = logits(q[:, :, frame[i]] * at(one.rel[i, j]), k[:, :, frame[j]])
-                share = 1.0 if one.stripe is None else one.stripe[i, j]
+                share = 1.0 if one.band is None else one.band[i, j]
                 seen = ((token[:, None] - token).abs() < share * N_FRAME) & bool(one.visible[i, j])
                 parts.append(part.masked_fill(~seen, -torch.inf))
             parts.append(logits(q[:, :, frame[i]] * at(one.rel[i, 0] - one.rel[0, 0]), text_k).masked_fill(padding, -torch.inf))

@@ -22,11 +22,13 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from longgen.backbones.causal_wan import LONGLIVE, SELF_FORCING
 from longgen.backbones.find import find
-from longgen.backbones.settings import BROKEN_CACHES, ModelSettings, parse_cache, parse_lora
-from longgen.backbones.spec import LONGLIVE, SELF_FORCING, SPECS, TINY
+from longgen.backbones.registry import SPECS, adapter_of, family_of
+from longgen.backbones.settings import CACHE_FAULTS, ModelSettings, parse_cache, parse_lora
+from longgen.backbones.wan import TINY
 from longgen.errors import MissingError, UsageError
-from longgen.pipelines.loading import decoder, family_of, load
+from longgen.pipelines.loading import decoder, load
 from tests.backbones import family
 from tests.models import checkpoint
 
@@ -141,7 +143,7 @@ def test_a_lora_that_does_not_fit_is_refused(loaded: Callable[..., Any], loras: 
     other = {f"unet.to_q.lora_{part}.weight": torch.zeros(2, 2) for part in "AB"}
     save_file(other, nothing)
     save_file({"to_q.weight": torch.zeros(2, 2)}, weights)
-    for path, reason in ((loras("hunyuan", 1), "it is for HunyuanVideo"), (weights, r"it is no LoRA; it holds to_q\.weight"),
+    for path, reason in ((loras("hunyuan", 1), "it is for HunyuanVideo"), (weights, r"it is not a LoRA; it holds to_q\.weight"),
                          (nothing, "it is for a model that longgen does not know")):  # fmt: skip
         with pytest.raises(UsageError, match=f"--lora {path} cannot be used: {reason}"):
             loaded("wan", lora=(str(path),))
@@ -175,7 +177,7 @@ def test_a_causal_backbone_has_the_checkpoint_s_weights_and_the_rest_of_its_base
     (folder / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
     stock = WanPipeline.from_pretrained(folder, transformer=None)
     backbone = load(find(f"self-forcing:{folder}"), ModelSettings("cpu", "fp32"))
-    assert type(backbone) is family_of(backbone.spec)
+    assert type(backbone) is adapter_of(backbone.spec)
     assert backbone.transformers == [backbone.pipe.transformer]
     for part, expected in ((backbone.pipe.transformer, transformer), (backbone.pipe.vae, stock.vae),
                            (backbone.pipe.text_encoder, stock.text_encoder)):  # fmt: skip
@@ -233,7 +235,7 @@ def test_int8_acts_on_a_causal_backbone(causal: tuple[Path, Any]) -> None:
 
 def test_a_causal_backbone_that_is_not_there_names_its_downloads(causal: tuple[Path, Any], tmp_path: Path) -> None:
     """Its weights before its base; one that is here needs no download. The commands make a folder that --backbone takes."""
-    with pytest.raises(MissingError, match=r"gdhe17/Self-Forcing/checkpoints/self_forcing_dmd\.pt is neither") as caught:
+    with pytest.raises(MissingError, match=r"gdhe17/Self-Forcing/checkpoints/self_forcing_dmd\.pt is not in the") as caught:
         load(SELF_FORCING, ModelSettings("cpu", "fp32"))
     assert "hf download gdhe17/Self-Forcing checkpoints/self_forcing_dmd.pt --local-dir FOLDER" in caught.value.hint
     assert "hf download Wan-AI/Wan2.1-T2V-1.3B-Diffusers" in caught.value.hint
@@ -318,7 +320,7 @@ def test_a_backend_that_cannot_be_is_refused(loaded: Callable[..., Any], monkeyp
         loaded("wan", attention="sage")
     assert "native" in caught.value.expected
     monkeypatch.setattr("diffusers.WanPipeline.from_pretrained", None)  # refused before weights are loaded
-    with pytest.raises(UsageError, match="--attention wonder is no backend of diffusers") as caught:
+    with pytest.raises(UsageError, match="--attention wonder: diffusers has no such attention backend") as caught:
         loaded("wan", attention="wonder")
     assert "native" in caught.value.expected
 
@@ -364,12 +366,12 @@ def test_the_cache_serves_both_experts(loaded: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "spec"),
-    [(name, spec) for name, (families, _) in BROKEN_CACHES.items() for spec in SPECS.values() if spec.family in families],
+    [(name, spec) for spec in SPECS.values() for name in family_of(spec).broken_caches],
     ids=lambda value: getattr(value, "name", value),
 )
 def test_a_broken_cache_is_refused_with_its_reason(name: str, spec: Any) -> None:
     for text in (name, name.replace("-", "_").upper(), f"{name}:0.1"):
-        with pytest.raises(UsageError, match=f"is refused: on {spec.name} {BROKEN_CACHES[name][1]}") as caught:
+        with pytest.raises(UsageError, match=f"is refused: on {spec.name} {CACHE_FAULTS[name]}") as caught:
             parse_cache(text, spec)
         assert "first-block" in caught.value.expected
 
@@ -436,8 +438,8 @@ def test_group_offload_changes_nothing(loaded: Callable[..., Any], name: str) ->
 @pytest.mark.parametrize(
     ("model_settings", "message"),
     [
-        (ModelSettings("cuda", "bf16"), "--device cuda is not there"),
-        (ModelSettings("gpu", "fp32"), "--device gpu is not there"),
+        (ModelSettings("cuda", "bf16"), "--device cuda is not available"),
+        (ModelSettings("gpu", "fp32"), "--device gpu is not available"),
         (ModelSettings("cpu", "fp32", offload="model"), "--offload model moves weights between a GPU and the host"),
         (ModelSettings("cpu", "fp16"), "--dtype fp16 cannot run on a CPU"),
         (ModelSettings("cpu", "fp32", cache="fastercache"), "--cache fastercache is refused"),

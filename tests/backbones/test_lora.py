@@ -18,14 +18,18 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from longgen import preset, resolve, run
+from longgen.backbones import hunyuan
+from longgen.backbones.causal_wan import TINY_CAUSAL
 from longgen.backbones.find import find
+from longgen.backbones.hunyuan import HUNYUANVIDEO
+from longgen.backbones.registry import SPECS, adapter_of, family_of
 from longgen.backbones.settings import ModelSettings, parse_lora
-from longgen.backbones.spec import HUNYUANVIDEO, SPECS, TINY, TINY_CAUSAL, WAN_1_3B, WAN_14B
+from longgen.backbones.wan import TINY, WAN_1_3B, WAN_14B
 from longgen.cli import app
 from longgen.errors import LonggenError, MissingError, UsageError
-from longgen.pipelines import lora
-from longgen.pipelines.loading import check_settings, family_of, load
-from longgen.pipelines.lora_names import aliases
+from longgen.pipelines import lora, lora_files
+from longgen.pipelines.loading import check_settings, load
+from longgen.pipelines.lora_names import layer_aliases
 from tests.models import published
 from tests.models.checkpoint import wans_name
 
@@ -202,15 +206,15 @@ def test_differences_of_weights_and_biases_are_added(
 def test_hunyuan_s_fused_layers_are_split() -> None:
     """Of the published model: q, k, v and the MLP of a single block are one layer there, and B has the rows of all."""
     shapes = {name: tuple(value.shape) for name, value in published.transformer(HUNYUANVIDEO).named_parameters()}
-    table = aliases(shapes, "hunyuan")
+    table = layer_aliases(shapes, hunyuan.FAMILY)
     single, width = "single_transformer_blocks.3", HUNYUANVIDEO.width
     parts = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
     assert table["single_blocks_3_linear1"] == tuple(f"{single}.{part}" for part in parts)
     assert table["double_blocks_0_txt_attn_qkv"] == tuple(f"transformer_blocks.0.attn.add_{part}_proj" for part in "qkv")
     a, b = torch.randn(2, width), torch.randn(7 * width, 2)
     halves = {("diffusion_model.single_blocks.3.linear1", 0): {"A": a, "B": b, "alpha": torch.tensor(1.0)}}
-    file = lora.File("style", Path("style"), halves, "ComfyUI", 0)
-    fitted = lora.fit(file, HUNYUANVIDEO, published.transformer(HUNYUANVIDEO))
+    file = lora_files.LoraFile("style", Path("style"), halves, "ComfyUI", 0)
+    fitted = lora.fit(file, HUNYUANVIDEO, shapes)
     assert torch.equal(torch.cat([half for _, half, _ in fitted.pairs.values()]), b)
     assert [(len(half), scale) for _, half, scale in fitted.pairs.values()] == [(width, 0.5)] * 3 + [(4 * width, 0.5)]
     assert all(torch.equal(own, a) for own, _, _ in fitted.pairs.values())
@@ -223,7 +227,7 @@ def test_no_two_layers_have_one_name(name: str) -> None:
     parameters = [name for name, _ in published.transformer(spec).named_parameters()]
     layers = {name.removesuffix(".weight").removesuffix(".bias") for name in parameters}
     assert len({layer.replace(".", "_") for layer in layers}) == len(layers)
-    table = aliases(dict.fromkeys(layers), spec.family)
+    table = layer_aliases(dict.fromkeys(layers), family_of(spec))
     assert all(table[layer.replace(".", "_")] == (layer,) for layer in layers)
 
 
@@ -333,11 +337,11 @@ REFUSED: dict[str, tuple[Callable[[Layers], dict[str, Tensor]], str]] = {  # cas
     ),
     "a whole model": (
         lambda x: {"patch_embedding.weight": torch.ones(2, 2), "blocks.0.self_attn.q.weight": torch.ones(2)},
-        "a Wan transformer, and no",
+        "it is a Wan transformer, not a LoRA",
     ),
-    "a VAE": (lambda x: {"decoder.conv1.weight": torch.ones(2, 2)}, "it is a VAE, and no LoRA"),
-    "nothing": (lambda x: {}, "it is no LoRA; it holds nothing"),
-    "text alone": (lambda x: pair("lora_te1_text_model_encoder_layers_0_mlp_fc1"), "it is for a text encoder alone"),
+    "a VAE": (lambda x: {"decoder.conv1.weight": torch.ones(2, 2)}, "it is a VAE, not a LoRA"),
+    "nothing": (lambda x: {}, "it is not a LoRA; it holds nothing"),
+    "text alone": (lambda x: pair("lora_te1_text_model_encoder_layers_0_mlp_fc1"), "it is only for a text encoder"),
     "a difference of another size": (
         lambda x: changed(x) | {f"{Q}.diff_b": torch.ones(5)},
         r"adds \[5\] to blocks\.0\.attn1\.to_q\.bias",
@@ -384,7 +388,7 @@ def test_torch_files_are_read_without_running_them(
     torch.save({"generator_lora": changed(layers, "PEFT"), "step": 3}, path)
     assert_acts(use(folder, str(path)), weights, product(layers, 1.0))
     torch.save(changed(layers) | {"extra": Path("x")}, path)
-    with pytest.raises(UsageError, match=r"it holds code \(pathlib"):
+    with pytest.raises(UsageError, match=rf"--lora {path} holds code \(pathlib"):
         use(folder, str(path))
 
 
@@ -415,14 +419,14 @@ def test_what_changes_nothing_is_a_note(folder: Path, weights: dict[str, Tensor]
     notes = "\n".join(backbone.notes)
     assert f"--lora {path}: 2 weights are for a text encoder" in notes
     assert f"--lora {path} is given more than once: its scales add up" in notes
-    assert f"--lora {zero} changes nothing: all that it would add is zero" in notes
+    assert f"--lora {zero} changes nothing: all its weights are zero" in notes
     assert f"--lora {path}:0 has scale 0" in notes
     assert len(backbone.notes) == len(set(backbone.notes))
 
 
 def test_a_note_reaches_the_user_once_and_an_error_comes_before_the_work(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = written(tmp_path / "style.safetensors", halves({"blocks.0.attn1.to_q": (256, 256)}), "PEFT")
-    plan = resolve.planned("direct", TINY, sample=preset.Sample(frames=33, steps=1, size=(32, 32)))
+    plan = resolve.resolve(resolve.PlanRequest("direct", TINY, sample=preset.Sample(frames=33, steps=1, size=(32, 32))))
     told: list[str] = []
     jobs = [run.Job(plan, "a small red circle", seed, tmp_path / f"{seed}.mp4") for seed in (1, 2)]
     results = run.generate_jobs(jobs, ModelSettings("cpu", "fp32", lora=(f"{path}:0",)), log=told.append)
@@ -450,7 +454,7 @@ def test_a_hub_id_that_is_not_here_names_what_is_missing(folder: Path) -> None:
     assert check_settings(find(str(folder)), model_settings) == [
         "--lora somebody/style is not on this machine: whether it fits is known once it is downloaded"
     ]
-    with pytest.raises(MissingError, match="--lora somebody/style is neither in the local cache nor to be had") as caught:
+    with pytest.raises(MissingError, match="--lora somebody/style is not in the local cache and cannot be fetched") as caught:
         load(find(str(folder)), model_settings)
     assert "hf download somebody/style" in caught.value.hint
 
@@ -475,7 +479,7 @@ def test_a_lora_acts_on_tiny_causal(tmp_path: Path) -> None:
     path = written(tmp_path / "style.safetensors", layers, "DiffSynth with pipe")
     backbone = load(TINY_CAUSAL, ModelSettings("cpu", "fp32", lora=(f"{path}:{SCALE}",)))
     assert_acts(backbone, plain, product(layers, SCALE))
-    assert isinstance(backbone, family_of(TINY_CAUSAL))
+    assert isinstance(backbone, adapter_of(TINY_CAUSAL))
 
 
 # How it is written

@@ -15,9 +15,9 @@ import torch
 from diffusers import LTXPipeline
 from torch import Tensor
 
+from longgen.attention.rotary import Rotary
 from longgen.frameplan import FramePlan, distances, full_attention
 from longgen.pipelines import ltx
-from longgen.pipelines.rotary import Rotary
 from tests.attention.dense import dense
 from tests.backbones import family
 from tests.models.ltx import vae

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from longgen import planner, preset
+from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import SPECS, BackboneSpec
+from longgen.backbones.spec import BackboneSpec
 from longgen.errors import UsageError
-from longgen.loops import direct, start
+from longgen.loops import sample
+from longgen.loops.denoiser import Denoiser
 from longgen.pipelines import random_weights
 
 WAN = dict(layers=2, heads=2, head_dim=24, ffn_dim=32, rotary_dims=8, intrinsic_component=1, text_tokens=32)
@@ -38,8 +40,8 @@ def sampled(spec: BackboneSpec, name: str = "direct", model_settings: ModelSetti
     model = random_weights.build(spec, model_settings or ModelSettings("cpu", "fp32"))
     made = planner.build(preset.load(name, (), preset.Sample(frames=33, steps=2)), spec)
     generator = torch.Generator().manual_seed(0)
-    sample = direct.sample if made.sampling is None else made.sampling.sample
-    return sample(model, made, "a", start(model, made, generator), lambda state: None, None, generator)
+    denoiser = Denoiser(model, made, "a")
+    return sample(denoiser, denoiser.initial_noise(generator), generator)
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -82,5 +84,5 @@ def test_flags_act_as_on_a_loaded_model() -> None:
         return any(hasattr(block, "_diffusers_hook") for block in model.transformers[0].blocks)
 
     assert [hooked(cache) for cache in (None, "mag", "first-block")] == [False, False, True]
-    with pytest.raises(UsageError, match="no backend of diffusers"):
+    with pytest.raises(UsageError, match="no such attention backend"):
         random_weights.build(small("tiny"), ModelSettings("cpu", "fp32", attention="quick"))

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from longgen.backbones.tiny import clips, grammar, train
+from longgen.backbones import tiny_grammar
+from longgen.backbones.tiny import clips, train
 
 STEPS = {"images": 2, "video": 1, "latents": 2, "decoder": 1, "transformer": 2, "unpack": 0, "causal": 2}
 
@@ -30,8 +31,9 @@ def test_every_stage_runs_and_exports_a_pipeline(tmp_path: Path, small: None, mo
 
     from longgen import planner, preset
     from longgen.backbones.settings import ModelSettings
-    from longgen.backbones.spec import TINY
-    from longgen.loops import direct
+    from longgen.backbones.wan import TINY
+    from longgen.loops import sample
+    from longgen.loops.denoiser import Denoiser
     from longgen.pipelines.loading import load
 
     work, folder = tmp_path / "work", tmp_path / "tiny"
@@ -43,7 +45,7 @@ def test_every_stage_runs_and_exports_a_pipeline(tmp_path: Path, small: None, mo
     made = planner.build(preset.load("freespec", sample=preset.Sample(frames=89, steps=1)), spec)
     backbone = load(spec, ModelSettings("cpu", "fp32"))
     noise = torch.randn(backbone.latent_shape(made), generator=torch.Generator().manual_seed(0))
-    assert torch.isfinite(direct.sample(backbone, made, grammar.HELD_OUT[0].prompt, noise, lambda state: None)).all()
+    assert torch.isfinite(sample(Denoiser(backbone, made, tiny_grammar.HELD_OUT[0].prompt), noise, torch.Generator())).all()
     assert abs(torch.tensor(backbone.pipe.vae.config.latents_std)).min() > 0
 
 
@@ -52,9 +54,10 @@ def test_the_causal_stages_start_from_the_shipped_model(tmp_path: Path, small: N
     import dataclasses
 
     from longgen import planner, preset
+    from longgen.backbones.registry import SPECS
     from longgen.backbones.settings import ModelSettings
-    from longgen.backbones.spec import SPECS
-    from longgen.loops import start
+    from longgen.loops import sample
+    from longgen.loops.denoiser import Denoiser
     from longgen.pipelines.loading import load
 
     work, folder = tmp_path / "work", tmp_path / "causal"
@@ -64,9 +67,9 @@ def test_the_causal_stages_start_from_the_shipped_model(tmp_path: Path, small: N
     spec = dataclasses.replace(SPECS["tiny-causal"], checkpoint=str(folder))
     made = planner.build(preset.load("direct", sample=preset.Sample(frames=33)), spec)
     backbone, generator = load(spec, ModelSettings("cpu", "fp32")), torch.Generator().manual_seed(0)
-    assert made.sampling is not None
-    words = grammar.HELD_OUT[0].prompt
-    final = made.sampling.sample(backbone, made, words, start(backbone, made, generator), lambda state: None, None, generator)
+    words = tiny_grammar.HELD_OUT[0].prompt
+    denoiser = Denoiser(backbone, made, words)
+    final = sample(denoiser, denoiser.initial_noise(generator), generator)
     assert final.shape[2] == 9
     assert torch.isfinite(final).all()
 
@@ -116,8 +119,8 @@ def test_an_untrained_vae_starts_as_a_frame_wise_one() -> None:
     assert torch.allclose(clip[:, :, :1], still, atol=1e-5)
 
 
-@pytest.mark.parametrize("words", [grammar.HELD_OUT[0], grammar.TRAINING[0], grammar.TRAINING[-1]])
-def test_clips_are_a_function_of_their_seed(words: grammar.Words) -> None:
+@pytest.mark.parametrize("words", [tiny_grammar.HELD_OUT[0], tiny_grammar.TRAINING[0], tiny_grammar.TRAINING[-1]])
+def test_clips_are_a_function_of_their_seed(words: tiny_grammar.Words) -> None:
     def draw(seed: int) -> torch.Tensor:
         return clips.render(clips.draw_scene(words, torch.Generator().manual_seed(seed)), torch.arange(5.0))[0]
 
@@ -126,12 +129,12 @@ def test_clips_are_a_function_of_their_seed(words: grammar.Words) -> None:
 
 
 def test_held_out_sentences_are_not_trained_on() -> None:
-    assert len(set(grammar.HELD_OUT)) == grammar.HELD_OUT_COUNT == 48
-    assert set(grammar.HELD_OUT).isdisjoint(grammar.TRAINING)
-    assert len(grammar.TRAINING) + len(grammar.HELD_OUT) == len(grammar.SENTENCES) == 1200
-    for slot, words in grammar.SLOTS.items():  # every word is seen in training, and asked for in the check
-        assert {getattr(sentence, slot) for sentence in grammar.TRAINING} == set(words)
-        assert {getattr(sentence, slot) for sentence in grammar.HELD_OUT} == set(words)
+    assert len(set(tiny_grammar.HELD_OUT)) == tiny_grammar.HELD_OUT_COUNT == 48
+    assert set(tiny_grammar.HELD_OUT).isdisjoint(tiny_grammar.TRAINING)
+    assert len(tiny_grammar.TRAINING) + len(tiny_grammar.HELD_OUT) == len(tiny_grammar.SENTENCES) == 1200
+    for slot, words in tiny_grammar.SLOTS.items():  # every word is seen in training, and asked for in the check
+        assert {getattr(sentence, slot) for sentence in tiny_grammar.TRAINING} == set(words)
+        assert {getattr(sentence, slot) for sentence in tiny_grammar.HELD_OUT} == set(words)
 
 
 @pytest.mark.parametrize(
@@ -145,11 +148,11 @@ def test_held_out_sentences_are_not_trained_on() -> None:
     ],
 )
 def test_grammar(prompt: str, known: bool) -> None:
-    assert (grammar.parse(prompt) is not None) == known
+    assert (tiny_grammar.parse(prompt) is not None) == known
 
 
 def test_the_tokenizer_knows_every_word(tiny: Any) -> None:
-    for sentence in grammar.SENTENCES:
+    for sentence in tiny_grammar.SENTENCES:
         ids = tiny.pipe.tokenizer(sentence.prompt).input_ids
         assert tiny.pipe.tokenizer.unk_token_id not in ids
         assert len(ids) <= train.TEXT_TOKENS

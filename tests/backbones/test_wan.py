@@ -17,12 +17,15 @@ from torch import Tensor
 
 from longgen import preset
 from longgen.backbones.find import find
+from longgen.backbones.registry import SPECS, adapter_of
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import SPECS, TINY, BackboneSpec
+from longgen.backbones.spec import BackboneSpec
+from longgen.backbones.wan import TINY
 from longgen.errors import LonggenError
-from longgen.loops import direct
+from longgen.loops import sample
+from longgen.loops.denoiser import Denoiser
 from longgen.pipelines import wan
-from longgen.pipelines.loading import family_of, load
+from longgen.pipelines.loading import load
 from longgen.plan import Plan
 from tests.models import published
 
@@ -45,7 +48,7 @@ def stock(tiny: Any, plan: Plan, **arguments: Any) -> Any:
 @pytest.mark.parametrize("frames_px", [17, 101])
 def test_no_technique_is_the_stock_pipeline_bit_for_bit(tiny: Any, tiny_plan: Callable[..., Plan], frames_px: int) -> None:
     plan = tiny_plan("direct", frames=frames_px, steps=3)
-    latents = direct.sample(tiny, plan, PROMPT, noise(tiny, plan), lambda state: None)
+    latents = sample(Denoiser(tiny, plan, PROMPT), noise(tiny, plan), torch.Generator())
     assert torch.equal(latents, stock(tiny, plan, output_type="latent"))
     frames = np.concatenate(list(wan.Wan.decoded(tiny.pipe.vae, latents, tiny.device)))
     assert np.array_equal(frames, (stock(tiny, plan, output_type="np")[0] * 255).round().astype(np.uint8))
@@ -71,7 +74,7 @@ def test_at_native_length_every_preset_is_the_identity(
     start = tiny.noise(plan, generator)
     if plan.noise is not None:
         start = plan.noise.mix(start, plan.geometry, generator)
-    assert torch.equal(direct.sample(tiny, plan, PROMPT, start, lambda state: None), native)
+    assert torch.equal(sample(Denoiser(tiny, plan, PROMPT), start, torch.Generator()), native)
 
 
 NEUTRAL = {  # a stack, and settings of it with which it is not there
@@ -104,19 +107,19 @@ def test_a_neutral_setting_is_no_technique(tiny_plan: Callable[..., Plan], name:
 def test_freespec_without_guidance_is_the_sliding_window(tiny: Any, tiny_plan: Callable[..., Plan]) -> None:
     zero = ("freespec.alpha=0", "freespec.lambda_start=0", "freespec.lambda_end=0")
     plans = [tiny_plan("freespec", zero, frames=121, steps=2), tiny_plan("sliding-window", frames=121, steps=2)]
-    one, other = (direct.sample(tiny, plan, PROMPT, noise(tiny, plan), lambda state: None) for plan in plans)
+    one, other = (sample(Denoiser(tiny, plan, PROMPT), noise(tiny, plan), torch.Generator()) for plan in plans)
     assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("name", ["sliding-window", "freespec", "riflex"])
 def test_techniques_change_a_long_clip_and_leave_no_trace(tiny: Any, tiny_plan: Callable[..., Plan], name: str) -> None:
     plan, plain = tiny_plan(name, frames=121, steps=2), tiny_plan("direct", frames=121, steps=2)
-    before = direct.sample(tiny, plain, PROMPT, noise(tiny, plan), lambda state: None)
+    before = sample(Denoiser(tiny, plain, PROMPT), noise(tiny, plan), torch.Generator())
     processors = [block.attn1.processor for block in tiny.pipe.transformer.blocks]
-    changed = direct.sample(tiny, plan, PROMPT, noise(tiny, plan), lambda state: None)
+    changed = sample(Denoiser(tiny, plan, PROMPT), noise(tiny, plan), torch.Generator())
     assert not torch.allclose(changed, before, atol=1e-4)
     assert all(block.attn1.processor is stock for block, stock in zip(tiny.pipe.transformer.blocks, processors, strict=True))
-    assert torch.equal(direct.sample(tiny, plain, PROMPT, noise(tiny, plan), lambda state: None), before)
+    assert torch.equal(sample(Denoiser(tiny, plain, PROMPT), noise(tiny, plan), torch.Generator()), before)
 
 
 def test_layers_with_equal_programs_share_one_processor(tiny: Any, tiny_plan: Callable[..., Plan]) -> None:
@@ -134,14 +137,15 @@ def test_layers_and_steps_are_obeyed(tiny: Any, tiny_plan: Callable[..., Plan]) 
     late = tiny_plan("sliding-window", ("window.layers=[1]", "window.steps=[0.75, 1.0]"), frames=121, steps=4)
     traces: list[list[Tensor]] = [[], []]
     for plan, trace in zip((plain, late), traces, strict=True):
-        direct.sample(tiny, plan, PROMPT, noise(tiny, plan), lambda state, trace=trace: trace.append(state.latents.clone()))
+        denoiser, on_step = Denoiser(tiny, plan, PROMPT), lambda state, trace=trace: trace.append(state.latents.clone())
+        sample(denoiser, noise(tiny, plan), torch.Generator(), on_step)
     assert [torch.equal(a, b) for a, b in zip(*traces, strict=True)] == [True, True, True, False]
 
 
 @pytest.mark.parametrize("changed", [{"negative_prompt": "a small blue square"}, {"guidance_scale": 1.5}, {"size": (48, 64)}])
 def test_sampling_settings_reach_the_pipeline(tiny: Any, tiny_plan: Callable[..., Plan], changed: dict[str, Any]) -> None:
     plain, other = (tiny_plan("direct", frames=17, steps=2, **setting) for setting in ({}, changed))
-    latents = [direct.sample(tiny, plan, PROMPT, noise(tiny, plan), lambda state: None) for plan in (plain, other)]
+    latents = [sample(Denoiser(tiny, plan, PROMPT), noise(tiny, plan), torch.Generator()) for plan in (plain, other)]
     assert latents[1].shape == tiny.latent_shape(other)
     assert latents[0].shape != latents[1].shape or not torch.allclose(*latents, atol=1e-3)
 
@@ -166,11 +170,11 @@ def test_streaming_decode_is_the_full_decode(tiny: Any) -> None:
 
 def test_fused_projections_serve_too(tiny: Any, tiny_plan: Callable[..., Plan]) -> None:
     plan = tiny_plan("sliding-window", frames=121, steps=1)
-    apart = direct.sample(tiny, plan, PROMPT, noise(tiny, plan), lambda state: None)
+    apart = sample(Denoiser(tiny, plan, PROMPT), noise(tiny, plan), torch.Generator())
     for block in tiny.pipe.transformer.blocks:
         block.attn1.fuse_projections()
     try:
-        fused = direct.sample(tiny, plan, PROMPT, noise(tiny, plan), lambda state: None)
+        fused = sample(Denoiser(tiny, plan, PROMPT), noise(tiny, plan), torch.Generator())
     finally:
         for block in tiny.pipe.transformer.blocks:
             block.attn1.unfuse_projections()
@@ -180,11 +184,11 @@ def test_fused_projections_serve_too(tiny: Any, tiny_plan: Callable[..., Plan]) 
 def test_group_offload_changes_nothing(tiny: Any, tiny_plan: Callable[..., Plan]) -> None:
     """From host to host, as no GPU is here: the hooks are diffusers' own, the transfers are not tested."""
     plan = tiny_plan("freespec", frames=121, steps=2)
-    latents = direct.sample(tiny, plan, PROMPT, noise(tiny, plan), lambda state: None)
+    latents = sample(Denoiser(tiny, plan, PROMPT), noise(tiny, plan), torch.Generator())
     frames = np.concatenate(list(wan.Wan.decoded(tiny.pipe.vae, latents, tiny.device)))
     offloaded = load(TINY, ModelSettings("cpu", "fp32"))
     offloaded.pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
-    again = direct.sample(offloaded, plan, PROMPT, noise(tiny, plan), lambda state: None)
+    again = sample(Denoiser(offloaded, plan, PROMPT), noise(tiny, plan), torch.Generator())
     assert torch.equal(again, latents)
     assert np.array_equal(np.concatenate(list(wan.Wan.decoded(offloaded.pipe.vae, again, offloaded.device))), frames)
 
@@ -193,7 +197,7 @@ def test_group_offload_changes_nothing(tiny: Any, tiny_plan: Callable[..., Plan]
 def test_spec_counts_the_parameters_of_the_real_transformer(spec: BackboneSpec) -> None:
     model = published.transformer(spec)
     assert spec.experts * sum(p.numel() for p in model.parameters()) == spec.parameters
-    assert len(family_of(spec).layers(model)) == spec.layers
+    assert len(adapter_of(spec).layers(model)) == spec.layers
     if spec.family in ("wan", "causal-wan"):
         assert model.rope.t_dim == spec.rotary_dims
 
@@ -208,8 +212,8 @@ def test_the_shipped_model_is_what_its_spec_says(tiny: Any) -> None:
 
 
 def test_tiny_runs_on_one_thread_unless_told_otherwise() -> None:
-    script = "import torch; from longgen.backbones import decoder; from longgen.backbones.spec import TINY; decoder(TINY, 'cpu'); "
-    script += "print(torch.get_num_threads())"
+    script = "import torch; from longgen.pipelines.loading import decoder; from longgen.backbones.wan import TINY; "
+    script += "decoder(TINY, 'cpu'); print(torch.get_num_threads())"
     for told, threads in (({}, "1"), ({"OMP_NUM_THREADS": "2"}, "2")):
         environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"} | told
         done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=100)

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from longgen import preset
+from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import SPECS, TINY, BackboneSpec
+from longgen.backbones.spec import BackboneSpec
+from longgen.backbones.wan import TINY
 from longgen.bench import accelerators_table
 from longgen.bench.accelerators import Composition, Pair, Row, compose
 from longgen.bench.run import plans

@@ -19,7 +19,7 @@ from imageio_ffmpeg import count_frames_and_secs
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
-from longgen import plan, run
+from longgen import plan, run, rundir
 from longgen.backbones.settings import ModelSettings
 from longgen.cli import app
 from longgen.compare import grid
@@ -96,7 +96,7 @@ def test_again_nothing_is_made_and_nothing_loaded(whole: tuple[Path, Result], mo
     done = longgen(folder, *GRID)
     assert done.exit_code == 0, done.stderr
     assert time.monotonic() - began < 5
-    assert "4 of 4 videos are there already" in done.stderr
+    assert "4 of 4 videos exist already" in done.stderr
     assert times(folder) == before
     assert json.loads((folder / "out" / "compare.json").read_text()) == result
     assert max(map(len, done.stdout.splitlines())) <= 100
@@ -131,7 +131,7 @@ def test_scores_are_made_again_for_another_video(whole: tuple[Path, Result], tmp
 
 def test_the_name_holds_what_decides_the_picture(tiny_plan: Make, tmp_path: Path) -> None:
     def name(made: plan.Plan, prompt: str = "p", seed: int = 0, model_settings: ModelSettings = CPU) -> str:
-        (place,) = grid.places([made], [prompt], [seed], model_settings, tmp_path)
+        (place,) = grid.planned_videos([made], [prompt], [seed], model_settings, tmp_path)
         return place.name
 
     own = tiny_plan("direct", frames=9, steps=2)
@@ -163,15 +163,17 @@ def test_a_killed_grid_goes_on_to_the_same_bytes(tiny: Any, tiny_plan: Make, tmp
     before = first.stat().st_mtime_ns
     done = longgen(tmp_path, *command, "-o", "out", "--json")
     assert done.exit_code == 0, done.stderr
-    assert "1 of 2 videos are there already" in done.stderr
+    assert "1 of 2 videos exist already" in done.stderr
     assert first.stat().st_mtime_ns == before
     made = json.loads(done.stdout)
     assert [cell["details"].get("resumed") for cell in made["cells"]] == [None, True]
     assert [row["seconds"] is None for row in made["table"]] == [False, True]  # the seconds of the first go are lost
-    assert any("more than one go" in warning for warning in made["warnings"])
-    run.generate_one(tiny, tiny_plan("riflex", frames=81, steps=8), PROMPT, 0, tmp_path / "whole.mp4")
+    assert any("with interruptions" in warning for warning in made["warnings"])
+    run.generate_one(tiny, run.Job(tiny_plan("riflex", frames=81, steps=8), PROMPT, 0, tmp_path / "whole.mp4"))
     (second,) = (tmp_path / "out" / "videos").glob("riflex-*.mp4")
-    kept, whole = (load_file(run.run_folder(path) / "latents.safetensors")["latents"] for path in (second, tmp_path / "whole.mp4"))
+    kept, whole = (
+        load_file(rundir.run_folder(path) / "latents.safetensors")["latents"] for path in (second, tmp_path / "whole.mp4")
+    )
     assert kept.numpy().tobytes() == whole.numpy().tobytes()
     assert second.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
 
@@ -179,10 +181,10 @@ def test_a_killed_grid_goes_on_to_the_same_bytes(tiny: Any, tiny_plan: Make, tmp
 def test_a_failing_cell_is_reported_and_the_rest_goes_on(tiny_plan: Make, tmp_path: Path) -> None:
     command = [*GRID[:-4], "-o", "out", "--seeds", "3"]
     sample = dict(frames=9, steps=2)
-    (first, _) = grid.places(
+    (first, _) = grid.planned_videos(
         [tiny_plan("direct", **sample), tiny_plan("sliding-window", **sample)], [PROMPT], [3], CPU, tmp_path / "out/videos"
     )
-    damaged = run.run_folder(first.output) / "checkpoint.safetensors"
+    damaged = rundir.run_folder(first.output) / "checkpoint.safetensors"
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"no tensors")
     done = longgen(tmp_path, *command)
@@ -198,14 +200,14 @@ def test_a_failing_cell_is_reported_and_the_rest_goes_on(tiny_plan: Make, tmp_pa
     damaged.unlink()
     done = longgen(tmp_path, *command)
     assert done.exit_code == 0, done.stderr
-    assert "1 of 2 videos are there already" in done.stderr
+    assert "1 of 2 videos exist already" in done.stderr
     assert read(tmp_path / "out" / "compare.json").table[0].failed == 0
 
 
 def test_where_all_fail_there_is_still_a_record(tiny_plan: Make, tmp_path: Path) -> None:
-    (place,) = grid.places([tiny_plan("direct", frames=9, steps=2)], [PROMPT], [0], CPU, tmp_path / "out" / "videos")
-    run.run_folder(place.output).mkdir(parents=True)
-    (run.run_folder(place.output) / "checkpoint.safetensors").write_bytes(b"no tensors")
+    (place,) = grid.planned_videos([tiny_plan("direct", frames=9, steps=2)], [PROMPT], [0], CPU, tmp_path / "out" / "videos")
+    rundir.run_folder(place.output).mkdir(parents=True)
+    (rundir.run_folder(place.output) / "checkpoint.safetensors").write_bytes(b"no tensors")
     done = longgen(tmp_path, "compare", *FLAGS, "--prompt", PROMPT, "--presets", "direct", "-o", "out")
     assert done.exit_code == 5, done.stderr
     made = read(tmp_path / "out" / "compare.json")
@@ -234,9 +236,10 @@ def test_no_prompt_leaves_the_folder_or_breaks_the_page(tiny_plan: Make, tmp_pat
 
 
 def test_overrides_go_to_the_presets_that_take_them() -> None:
-    from longgen.backbones.spec import TINY
+    from longgen.backbones.wan import TINY
+    from longgen.resolve import PlanRequest
 
-    made = grid.plans(["direct", "gen-l-video"], TINY, ["gen-l-video.stride=7"])
+    made = grid.plans([PlanRequest(name, TINY, ("gen-l-video.stride=7",)) for name in ("direct", "gen-l-video")])
     assert made[1].preset.techniques[0].model_dump()["stride"] == 7
     assert [one.preset.name for one in made] == ["direct", "gen-l-video"]
 
@@ -248,20 +251,20 @@ def test_overrides_go_to_the_presets_that_take_them() -> None:
         (["--prompt", "p", "--presets", ","], 2, "no presets to compare"),
         (["--presets", "direct"], 2, "no prompt is given"),
         (["--prompt", "p", "--presets", "direct,slidng-window"], 2, "did you mean sliding-window"),
-        (["--prompt", "p", "--presets", "direct,direct"], 2, "two of the presets are called direct"),
+        (["--prompt", "p", "--presets", "direct,direct"], 2, "two presets are called direct"),
         (["--prompt", "p", "--presets", "direct,missing.toml"], 3, "missing.toml is not there"),
         (["--prompts", "empty.txt", "--presets", "direct"], 2, "holds no prompt"),
         (["--prompt", "p", "--presets", "direct", "--baseline", "freespec"], 2, "--baseline freespec is not among"),
         (["--prompt", "p", "--presets", "direct", "--metrics", "motoin"], 2, "did you mean motion"),
-        (["--prompt", "p", "--presets", "direct", "--metrics", "motion,"], 2, "are no metrics"),
-        (["--prompt", "p", "--presets", "direct", "--seeds", "0,0"], 2, "are no seeds"),
+        (["--prompt", "p", "--presets", "direct", "--metrics", "motion,"], 2, "invalid --metrics"),
+        (["--prompt", "p", "--presets", "direct", "--seeds", "0,0"], 2, "0 is given twice"),
         (["--prompt", "p", "--presets", "direct", "-o", "empty.txt"], 2, "empty.txt is a file"),
         (["--prompt", "p", "--presets", "direct", "-o", "empty.txt/below"], 1, "is no folder"),
-        (["--prompt", "p", "--presets", "direct,freespec", "--set", "window.frames=5"], 2, "none of the presets takes it"),
+        (["--prompt", "p", "--presets", "direct,freespec", "--set", "window.frames=5"], 2, "no preset has this technique"),
         (["--prompt", "p", "--presets", "direct", "--set", "widow.frames=5"], 2, "did you mean window"),
         (["--prompt", "p", "--presets", "direct,gen-l-video", "--set", "gen-l-video.stride=0"], 2, "gen-l-video.stride"),
         (["--prompt", "p", "--presets", "direct,self-forcing"], 2, "self-forcing"),
-        (["a.mp4", "--presets", "direct"], 2, "videos that are there are given, and --presets"),
+        (["a.mp4", "--presets", "direct"], 2, "--presets cannot be combined with existing videos"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_before_work(arguments: list[str], code: int, said: str, tmp_path: Path) -> None:

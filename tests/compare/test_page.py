@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from longgen import planner, preset, run
+from longgen import planner, preset
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import TINY
+from longgen.backbones.wan import TINY
 from longgen.compare import page, statistics
-from longgen.compare.record import Cell, Comparison, Watch
+from longgen.compare.record import Cell, Comparison, PromptView
 from longgen.errors import LonggenError
 from longgen.metrics import METRICS
+from longgen.run_settings import stored_settings
 from longgen.video import Writer
 from tests import browser as chromium
 
@@ -108,8 +109,8 @@ def comparison(
                 ))  # fmt: skip
     whole: dict[str, Any] = {
         "longgen": "0.4.0", "backbone": "tiny", "presets": names, "prompts": [*prompts], "seeds": [*seeds], "baseline": baseline,
-        "cells": cells, "table": statistics.rows(names, cells, baseline, [*METRICS]), "warnings": [], "device": "cpu",
-        "watch": [Watch(prompt=prompt, side_by_side="side-by-side/a.mp4", sheet="sheets/a.png") for prompt in prompts],
+        "cells": cells, "table": statistics.preset_rows(names, cells, baseline, [*METRICS]), "warnings": [], "device": "cpu",
+        "watch": [PromptView(prompt=prompt, side_by_side="side-by-side/a.mp4", sheet="sheets/a.png") for prompt in prompts],
         "libraries": {"torch": "2.13.0"},
     }  # fmt: skip
     return Comparison(**whole | changed)
@@ -374,7 +375,7 @@ def test_a_video_that_is_not_there_or_not_to_be_played_says_so(browser: Browser,
     with chromium.opened(browser, file) as (opened, _, complaints):
         stands(opened, [0])
         told = opened.locator("div.screen").all_inner_texts()
-        assert told == ["v0 #1.mp4 is not there", "This browser cannot play the video."]
+        assert told == ["v0 #1.mp4 is missing", "This browser cannot play the video."]
         opened.click("#play")
         until(opened, "clock.frame > 3")
         assert complaints == []
@@ -384,7 +385,7 @@ def test_the_table_says_what_is_best_and_what_could_be_chance(browser: Browser, 
     whole = comparison(presets=2, prompts=tuple("abcdefgh"))
     cells = [cell.model_copy(update={"metrics": cell.metrics | {"drift": 5 + index % 2 * (-1) ** (index // 2)}})
              for index, cell in enumerate(whole.cells)]  # fmt: skip
-    table = statistics.rows(whole.presets, cells, "preset-0", [*METRICS])
+    table = statistics.preset_rows(whole.presets, cells, "preset-0", [*METRICS])
     with chromium.opened(browser, write(presets=2, prompts=tuple("abcdefgh"), cells=cells, table=table)) as (opened, _, _):
         heads = [text.split("\n")[0].strip() for text in opened.locator("thead button").all_inner_texts()]
         assert heads[:3] == ["preset", "motion", "freeze"]
@@ -409,12 +410,12 @@ def test_a_still_is_marked_where_that_flatters_it() -> None:
     whole = comparison(presets=2)
     cells = [cell.model_copy(update={"metrics": cell.metrics | {"motion": 0.1 + 50 * index, "smoothness": 60 - index}})
              for index, cell in enumerate(whole.cells)]  # fmt: skip
-    table = statistics.rows(whole.presets, cells, "preset-0", [*METRICS])
+    table = statistics.preset_rows(whole.presets, cells, "preset-0", [*METRICS])
     whole, columns = whole.model_copy(update={"table": table}), page._columns(whole)
-    entries = {column.name: entry for column, entry in zip(columns, page._entries(table[0], columns, whole), strict=True)}
+    entries = {column.name: entry for column, entry in zip(columns, page._table_cells(table[0], columns, whole), strict=True)}
     assert "warned" in entries["smoothness"].marks
     assert "best" not in entries["smoothness"].marks
-    assert "flatters" in entries["smoothness"].told
+    assert "flatters" in entries["smoothness"].tooltip
     assert "warned" not in entries["repetition"].marks
 
 
@@ -428,9 +429,9 @@ def test_the_command_makes_the_same_plan_again(preset_name: str) -> None:
 
     prompt = 'it\'s a "red" circle; $HOME\n<b>'
     made = planner.build(preset.load(preset_name, (), preset.Sample(frames=97, steps=7, negative_prompt="", flow_shift=2.5)), TINY)
-    settings = run.settings_of(made, prompt, 3, ModelSettings("cpu", "fp32", compile=True, clip_batch=2))
+    settings = stored_settings(made, prompt, 3, ModelSettings("cpu", "fp32", compile=True, clip_batch=2))
     cell = comparison().cells[0].model_copy(update={"settings": settings, "prompt": prompt, "seed": 3})
-    words = shlex.split(page.again(cell))
+    words = shlex.split(page.reproduce(cell))
     assert words[words.index("--prompt") + 1] == prompt
     assert words[words.index("--compile") :][1:3] == ["--clip-batch", "2"]
     assert words[words.index("--seed") + 1] == "3"
@@ -443,12 +444,12 @@ def test_the_command_makes_the_same_plan_again(preset_name: str) -> None:
 
 def test_a_changed_preset_is_taken_from_its_video() -> None:
     made = planner.build(preset.load("sliding-window", ["window.frames=9"], preset.Sample(frames=97)), TINY)
-    cell = comparison().cells[0].model_copy(update={"settings": run.settings_of(made, "a", 0, ModelSettings("cpu", "fp32"))})
-    first, second = page.again(cell).splitlines()
+    cell = comparison().cells[0].model_copy(update={"settings": stored_settings(made, "a", 0, ModelSettings("cpu", "fp32"))})
+    first, second = page.reproduce(cell).splitlines()
     assert first == "longgen inspect --toml 'v0 #1.mp4' > again.toml"
     assert "--preset again.toml" in second
-    assert page.again(cell.model_copy(update={"video": None})) == ""
-    assert page.again(comparison().cells[0]) == ""
+    assert page.reproduce(cell.model_copy(update={"video": None})) == ""
+    assert page.reproduce(comparison().cells[0]) == ""
 
 
 def test_a_page_that_cannot_be_written_says_so(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from longgen import plan, planner, preset
-from longgen.backbones.spec import TINY_CAUSAL
+from longgen.backbones.causal_wan import TINY_CAUSAL
 from longgen.compare.seams import seams
 
 Make = Callable[..., plan.Plan]

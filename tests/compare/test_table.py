@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from longgen.compare.record import Cell, Comparison
-from longgen.compare.statistics import rows
+from longgen.compare.statistics import preset_rows
 from longgen.compare.table import text
-from longgen.compare.warnings import cautions
+from longgen.compare.warnings import collect_warnings
 from longgen.metrics import METRICS
 
 
@@ -24,10 +24,10 @@ def comparison(
         for preset, numbers in values.items() for seed, number in enumerate(numbers)
     ]  # fmt: skip
     presets = [*values]
-    table = rows(presets, cells, baseline, names)
+    table = preset_rows(presets, cells, baseline, names)
     return Comparison(
         longgen="0", backbone="tiny", presets=presets, prompts=["p"], seeds=[0], baseline=baseline, cells=cells, table=table,
-        watch=[], warnings=cautions(cells, table, baseline), libraries={}, device="cpu",
+        watch=[], warnings=collect_warnings(cells, table, baseline), libraries={}, device="cpu",
     )  # fmt: skip
 
 

@@ -16,14 +16,14 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, ViTConfig, ViTModel
 from typer.testing import CliRunner, Result
 
-from longgen import plan, run
+from longgen import plan, run_settings
 from longgen.backbones.settings import ModelSettings
 from longgen.cli import app
 from longgen.compare.record import Comparison, read
-from longgen.compare.scores import chosen
-from longgen.compare.statistics import best, rows
+from longgen.compare.scores import parse_metrics
+from longgen.compare.statistics import best_presets, preset_rows
 from longgen.compare.table import text
-from longgen.compare.warnings import cautions
+from longgen.compare.warnings import collect_warnings
 from longgen.errors import OutOfMemoryError
 from longgen.metrics import KNOWN, METRICS, describe, in_order
 from longgen.metrics.vbench import DIMENSIONS, VBench, clip, dino, musiq, scorer
@@ -80,7 +80,7 @@ def films(tiny_plan: Callable[..., plan.Plan]) -> list[Path]:
     made = []
     for preset in ("direct", "riflex"):
         for seed in (0, 1):
-            settings = run.settings_of(tiny_plan(preset, frames=5), PROMPT, seed, ModelSettings("cpu", "fp32"))
+            settings = run_settings.stored_settings(tiny_plan(preset, frames=5), PROMPT, seed, ModelSettings("cpu", "fp32"))
             made.append(film(Path(f"{preset}-{seed}.mp4"), settings))
     return made
 
@@ -178,9 +178,9 @@ def test_a_grid_is_scored_when_it_is_made(weights: Path, scored: list[str]) -> N
 
 def test_the_own_and_all_of_vbench_have_a_name_each() -> None:
     free = [row.key for name, row in DIMENSIONS.items() if name != "imaging_quality" or musiq.installed()]
-    assert chosen("vbench") == ["motion", *free]
-    assert chosen(f"{SUBJECT},own") == [*METRICS, SUBJECT]
-    assert chosen(None) == [*METRICS]
+    assert parse_metrics("vbench") == ["motion", *free]
+    assert parse_metrics(f"{SUBJECT},own") == [*METRICS, SUBJECT]
+    assert parse_metrics(None) == [*METRICS]
     assert {row.key for row in DIMENSIONS.values()} <= KNOWN.keys()
     assert in_order(["vbench.colour", SUBJECT, "nobodys", "motion", SUBJECT]) == ["motion", SUBJECT, "nobodys", "vbench.colour"]
     assert (describe("vbench.colour").better, describe("vbench.dynamic_degree").better) == ("higher", "neither")
@@ -199,9 +199,9 @@ def test_a_still_is_called_consistent_by_nobody() -> None:
         cell("moving", "p", 0).model_copy(update={"metrics": {"motion": 30.0, SUBJECT: 0.9, "vbench.aesthetic_quality": 0.5}}),
         cell("still", "p", 0).model_copy(update={"metrics": {"motion": 0.1, SUBJECT: 1.0, "vbench.aesthetic_quality": 0.6}}),
     ]
-    table = rows(["moving", "still"], cells, None, [*cells[0].metrics])
-    assert best(table) == {SUBJECT: ["moving"], "vbench.aesthetic_quality": ["still"]}
-    (said,) = [line for line in cautions(cells, table, None) if "hardly moves" in line]
+    table = preset_rows(["moving", "still"], cells, None, [*cells[0].metrics])
+    assert best_presets(table) == {SUBJECT: ["moving"], "vbench.aesthetic_quality": ["still"]}
+    (said,) = [line for line in collect_warnings(cells, table, None) if "hardly moves" in line]
     assert f": {SUBJECT} look good in a still" in said
 
 
@@ -252,7 +252,7 @@ def test_numbers_of_other_videos_are_left_out_and_said(films: list[Path]) -> Non
     os.rename(file, "alone.json")  # of which preset its videos are is lost
     made = compared(*films, "--vbench-json", "alone.json")
     assert [one.metrics[SUBJECT] for one in made.cells] == [None] * 4
-    assert "alone.json: 2 of its 2 videos are none of these, or cannot be told from others" in made.warnings
+    assert "alone.json: 2 of its 2 videos are unknown or ambiguous here" in made.warnings
     made = compared(*films[:2], "--vbench-json", "alone.json", "--overwrite")  # of one preset alone they can be told
     assert [one.metrics[SUBJECT] for one in made.cells] == [0.1, 0.2]
 
@@ -271,7 +271,7 @@ def test_lack_of_memory_is_named(films: list[Path], weights: Path, monkeypatch: 
     ("args", "code", "said"),
     [
         (["--metrics", "vbench.subject_consistancy"], 2, "did you mean vbench.subject_consistency"),
-        (["--metrics", "motion", "--vbench-json", "folder"], 2, "none is asked for"),
+        (["--metrics", "motion", "--vbench-json", "folder"], 2, "none are selected"),
         (["--vbench-json", "gone.json"], 3, "gone.json is not there"),
         (["--vbench-json", "bad.json"], 1, "bad.json holds no results of VBench"),
         (["--metrics", SUBJECT, "--vbench-json", "bad.json/below"], 1, "is no folder"),

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from longgen import plan, planner, preset
-from longgen.backbones.spec import TINY
+from longgen.backbones.wan import TINY
 from longgen.context.anchor import Anchor
 from longgen.errors import UsageError
 from longgen.frameplan import Geometry, full_attention
+from longgen.loops import sample
+from longgen.loops.denoiser import Denoiser
 from longgen.pipelines.base import LayerCall
 from longgen.pipelines.step_state import ClipBatch
 
@@ -30,12 +32,9 @@ def stacked(*tables: dict[str, Any], frames: int = 241, steps: int = 2) -> plan.
 def sampled(tiny: Any, made: plan.Plan, clip_batch: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     noise = tiny.noise(made, generator)
-    before, tiny.model_settings = tiny.model_settings, dataclasses.replace(tiny.model_settings, clip_batch=clip_batch)
+    before, tiny.model_settings = tiny.model_settings, tiny.model_settings.replace(clip_batch=clip_batch)
     try:
-        assert made.sampling is not None
-        return made.sampling.sample(
-            tiny, made, "a large red circle bouncing on a navy background", noise, lambda _: None, None, generator
-        )
+        return sample(Denoiser(tiny, made, "a large red circle bouncing on a navy background"), noise, generator)
     finally:
         tiny.model_settings = before
 
@@ -47,14 +46,14 @@ def test_keys_and_values_are_mixed_with_those_of_the_anchor(weight: float) -> No
     k, v = torch.randn(2, 6, samples, 4, 2, 3).unbind(0)  # [clip, sample, tokens, heads, D]
     kept: dict[tuple[int, int, int], tuple[torch.Tensor, torch.Tensor]] = {}
     for first in range(0, 6, 2):
-        rows = [(clip, anchors[clip], sample) for clip in (first, first + 1) for sample in range(samples)]
+        rows = [(clip, anchors[clip], index) for clip in (first, first + 1) for index in range(samples)]
         call = LayerCall((1, 2, 2), torch.zeros(0), None, None, None, None, layer=7, clips=ClipBatch(rows, kept))
         mixed = call.anchored(k[first : first + 2].flatten(0, 1), v[first : first + 2].flatten(0, 1), weight)
         for own, made in zip((k, v), mixed, strict=True):
-            for row, (clip, anchor, sample) in enumerate(rows):
-                expected = own[clip, sample] if clip == anchor else (1 - weight) * own[clip, sample] + weight * own[anchor, sample]
+            for row, (clip, anchor, index) in enumerate(rows):
+                expected = own[clip, index] if clip == anchor else (1 - weight) * own[clip, index] + weight * own[anchor, index]
                 assert torch.allclose(made[row], expected, atol=1e-6)
-                assert clip != anchor or torch.equal(made[row], own[clip, sample])
+                assert clip != anchor or torch.equal(made[row], own[clip, index])
 
 
 def test_without_clips_and_with_weight_zero_it_is_not_there() -> None:
@@ -87,11 +86,10 @@ def test_a_step_cache_is_refused_beside_it(tiny: Any) -> None:
     import copy
 
     cached = copy.copy(tiny)
-    cached.model_settings = dataclasses.replace(tiny.model_settings, cache="first-block:0.1")
+    cached.model_settings = tiny.model_settings.replace(cache="first-block:0.1")
     made = stacked({"name": "gen-l-video"}, {"name": "anchor"})
-    assert made.sampling is not None
     with pytest.raises(UsageError, match="skips layers whose keys and values the anchor lends"):
-        made.sampling.sample(cached, made, "x", tiny.noise(made, torch.Generator()), lambda _: None, None, torch.Generator())
+        sample(Denoiser(cached, made, "x"), tiny.noise(made, torch.Generator()), torch.Generator())
 
 
 def test_wrong_weights_are_refused() -> None:

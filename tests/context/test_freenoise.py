@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longgen import planner, preset
-from longgen.backbones.spec import TINY
+from longgen.backbones.wan import TINY
 from longgen.context.freenoise import FreeNoise
 from longgen.errors import UsageError
 from longgen.frameplan import FramePlan, Geometry, Pass, distances, full_attention

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,11 +37,11 @@ def test_it_is_seen_at_the_times_that_the_positions_give() -> None:
 
 
 def test_it_is_seen_whole_where_stripes_are() -> None:
-    stripes = full_attention(81).each(lambda p: replace(p, stripe=np.full((81, 81), 0.25)))
+    stripes = full_attention(81).each(lambda p: p.with_columns(band=np.full((81, 81), 0.25)))
     (one,) = Sink().apply(stripes, CLIP).passes
-    assert one.stripe is not None
-    assert (one.stripe[:, :3] == 1).all()
-    assert (one.stripe[:, 3:] == 0.25).all()
+    assert one.band is not None
+    assert (one.band[:, :3] == 1).all()
+    assert (one.band[:, 3:] == 0.25).all()
 
 
 def test_frames_that_a_pass_does_not_compute_stay_blind() -> None:

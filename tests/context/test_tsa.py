@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from longgen import plan, planner, preset
-from longgen.backbones.spec import SPECS, TINY
+from longgen.backbones.registry import SPECS
+from longgen.backbones.wan import TINY
 from longgen.context.tsa import Tsa
 from longgen.errors import UsageError
 from longgen.frameplan import FramePlan, Geometry, Pass, distances, full_attention
@@ -27,7 +28,7 @@ def tokens_seen(one: Pass, tokens: int) -> np.ndarray:
     """What `one` says of every pair of tokens: [T n, T n]."""
     index = np.arange(tokens)
     within = np.abs(index[:, None] - index)
-    stripe = np.ones_like(one.rel) if one.stripe is None else one.stripe
+    stripe = np.ones_like(one.rel) if one.band is None else one.band
     seen = one.visible[:, None, :, None] & (within[None, :, None, :] < stripe[:, None, :, None] * tokens)
     return seen.reshape(len(one.rel) * tokens, -1)
 
@@ -151,16 +152,16 @@ def test_every_option_changes_the_plan(option: dict[str, object]) -> None:
 
 def test_options_mean_what_they_say() -> None:
     one = only_pass(Tsa(dense=3, stripe=5, stripe_share=0.5, sink=False), 41)
-    assert one.stripe is not None
+    assert one.band is not None
     for i, j in itertools.product(range(41), repeat=2):
         assert one.visible[i, j] == (abs(i - j) <= 5)
-        assert one.stripe[i, j] == (0.5 if 3 < abs(i - j) <= 5 else 1)
+        assert one.band[i, j] == (0.5 if 3 < abs(i - j) <= 5 else 1)
     sunk = only_pass(Tsa(dense=3, stripe=5, stripe_share=0.5), 41)
     assert sunk.visible[:, 0].all()
-    assert sunk.stripe is not None
-    assert (sunk.stripe[:, 0] == 1).all()  # from everywhere, whole
-    assert np.array_equal(sunk.stripe[:, 1:], one.stripe[:, 1:])
-    assert only_pass(Tsa(dense=24), 41).stripe is None  # no stripes: no table, and no masks
+    assert sunk.band is not None
+    assert (sunk.band[:, 0] == 1).all()  # from everywhere, whole
+    assert np.array_equal(sunk.band[:, 1:], one.band[:, 1:])
+    assert only_pass(Tsa(dense=24), 41).band is None  # no stripes: no table, and no masks
 
 
 def test_one_frame_more_has_anchors() -> None:
@@ -217,7 +218,7 @@ def test_the_freeloc_preset_gives_a_layer_one_technique_or_both() -> None:
 
 def test_the_freeloc_preset_names_what_to_do_where_nobody_has_probed() -> None:
     sample = preset.Sample(frames=321)
-    with pytest.raises(UsageError, match="nobody has probed"):
+    with pytest.raises(UsageError, match="has not been probed at this length"):
         planner.build(preset.load("freeloc", sample=sample), TINY)
     everywhere = planner.build(preset.load("freeloc", ["vrpr.layers=all", "tsa.layers=all"], sample), TINY)
     assert np.array_equal(layer_pass(everywhere, 0).rel[25:, 0], np.arange(25, 81) // 8 + 10)  # the anchors have TSA's times

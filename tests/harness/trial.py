@@ -46,7 +46,7 @@ def warm() -> None:
 
     torch.set_num_threads(1)
     from longgen.backbones import settings
-    from longgen.backbones.spec import SPECS
+    from longgen.backbones.registry import SPECS
     from longgen.pipelines import loading
 
     load, loaded = loading.load, dict[Any, Any]()

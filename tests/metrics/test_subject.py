@@ -6,20 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from longgen.backbones.tiny import clips, grammar, measure
+from longgen.backbones import tiny_grammar
+from longgen.backbones.tiny import clips
+from longgen.metrics import tiny_reading
 from longgen.metrics.score import Scorer
 from longgen.metrics.subject import Subject
 
-WORDS = grammar.Words("large", "cyan", "circle", "orbiting", "maroon")
+WORDS = tiny_grammar.Words("large", "cyan", "circle", "orbiting", "maroon")
 OTHER = WORDS._replace(colour="red", motion="bouncing")
 
 
-def render(words: grammar.Words = WORDS, frames_px: int = 81) -> np.ndarray:
+def render(words: tiny_grammar.Words = WORDS, frames_px: int = 81) -> np.ndarray:
     video, _ = clips.render(clips.draw_scene(words, torch.Generator().manual_seed(0)), torch.arange(frames_px, dtype=torch.float32))
     return ((video + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
-def values(frames: np.ndarray, words: grammar.Words) -> dict[str, float]:
+def values(frames: np.ndarray, words: tiny_grammar.Words) -> dict[str, float]:
     subject = Subject(words)
     for frame in frames:
         subject.add(frame)
@@ -40,7 +42,7 @@ def test_frame_by_frame_is_as_all_at_once() -> None:
     frames = render(frames_px=161)
     frames[40:60, 2:12, 2:12] = 255  # a second object
     frames[70:80] = frames[0, 0, 0]  # none
-    whole = measure.score(measure.read(frames), WORDS)
+    whole = tiny_reading.score(tiny_reading.read(frames), WORDS)
     assert values(frames, WORDS) == {f"subject_{name}": 100 * whole[name] for name in ("colour", "one_object", "motion")}
     assert 0 < whole["one_object"] < 1
 

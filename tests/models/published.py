@@ -28,7 +28,7 @@ WAN_VAE_22 = dict(
 
 def transformer(spec: BackboneSpec) -> Any:
     with torch.device("meta"):
-        return random_weights.TRANSFORMERS[spec.family](**random_weights.settings(spec))
+        return random_weights.untrained(spec)
 
 
 def write_configs(spec: BackboneSpec, folder: Path) -> None:

@@ -14,8 +14,8 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, Wa
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from longgen.backbones.causal_wan import TINY_CAUSAL
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import TINY_CAUSAL
 from tests.models.t5 import WORDS
 
 BOUNDARY = 0.875  # Wan 2.2 A14B's: of 4 steps (999, 937, 833, 625) the second expert takes the last two

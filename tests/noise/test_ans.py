@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from longgen import planner, preset
-from longgen.backbones.spec import SELF_FORCING, TINY
+from longgen.backbones.causal_wan import SELF_FORCING
+from longgen.backbones.wan import TINY
 from longgen.errors import UsageError
 from longgen.frameplan import Geometry
 from longgen.noise.ans import Ans

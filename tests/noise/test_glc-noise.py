@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from longgen import planner, preset
-from longgen.backbones.spec import TINY
+from longgen.backbones.wan import TINY
 from longgen.errors import UsageError
 from longgen.frameplan import Geometry
 from longgen.noise.glc import GlcNoise

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from longgen import planner, preset
-from longgen.backbones.spec import SELF_FORCING, WAN_1_3B
+from longgen.backbones.causal_wan import SELF_FORCING
+from longgen.backbones.wan import WAN_1_3B
 from longgen.context.window import Window
 from longgen.errors import UsageError
 from longgen.frameplan import Geometry, full_attention

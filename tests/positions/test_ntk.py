@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from longgen import planner, preset
-from longgen.backbones.spec import TINY, WAN_1_3B, BackboneSpec
+from longgen.backbones.spec import BackboneSpec
+from longgen.backbones.wan import TINY, WAN_1_3B
 from longgen.errors import UsageError
 from longgen.frameplan import Geometry, full_attention
 from longgen.positions.ntk import Ntk

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from longgen import planner, preset
-from longgen.backbones.spec import SELF_FORCING, TINY
+from longgen.backbones.causal_wan import SELF_FORCING
+from longgen.backbones.wan import TINY
 from longgen.context.freenoise import FreeNoise
 from longgen.context.sink import Sink
 from longgen.context.window import Window

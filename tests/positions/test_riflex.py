@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from longgen import planner, preset
-from longgen.backbones.spec import TINY, WAN_1_3B
+from longgen.backbones.wan import TINY, WAN_1_3B
 from longgen.errors import UsageError
 from longgen.frameplan import Geometry, full_attention
 from longgen.positions.riflex import Riflex
@@ -95,7 +95,7 @@ def test_a_component_that_is_not_there_is_refused() -> None:
 
 def test_an_unknown_component_is_refused_and_a_given_one_serves() -> None:
     unknown = Geometry(81, 21, TINY.frequencies)
-    with pytest.raises(UsageError, match=r"riflex.component is not known.*\n.*1 to 12\n.*--set riflex.component=K"):
+    with pytest.raises(UsageError, match=r"riflex.component is unknown.*\n.*1 to 12\n.*--set riflex.component=K"):
         Riflex().apply(full_attention(81), unknown)
     scale = Riflex(component=3).apply(full_attention(81), unknown).frequency_scale
     assert scale is not None

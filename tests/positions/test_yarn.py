@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from longgen import planner, preset
-from longgen.backbones.spec import COGVIDEOX_5B, LTX_2B, TINY, WAN_1_3B, WAN_2_2_5B, BackboneSpec
+from longgen.backbones.cogvideox import COGVIDEOX_5B
+from longgen.backbones.ltx import LTX_2B
+from longgen.backbones.spec import BackboneSpec
+from longgen.backbones.wan import TINY, WAN_1_3B, WAN_2_2_5B
 from longgen.errors import UsageError
 from longgen.frameplan import Geometry, full_attention
 from longgen.positions.yarn import Yarn

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from longgen import checkpoint, video
-from longgen.backbones.spec import TINY, TINY_CAUSAL
+from longgen import disk, video
+from longgen.backbones.causal_wan import TINY_CAUSAL
+from longgen.backbones.wan import TINY
 from longgen.cli import app
 from longgen.layers.probe_file import read
-from tests.probe.test_choose import probe_of
+from tests.probe.test_selection import probe_of
 
 PROMPT = "a small red circle orbiting on a black background"
 SMALL = ["--frames", "85", "--steps", "2", "--size", "32x32", "-p", PROMPT]
@@ -64,7 +65,7 @@ def test_a_probe_is_shown_written_and_used(place: Path) -> None:
     assert layers == {"vrpr": found.sensitive("position"), "tsa": found.sensitive("context")}
     toml = longgen("inspect", "own.mp4", "--toml").stdout
     Path("again.toml").write_text(toml)
-    checkpoint.save_json(place / "probe.json", probe_of(TINY, frames=85, top=1).as_dict())
+    disk.save_json(place / "probe.json", probe_of(TINY, frames=85, top=1).as_dict())
     named = longgen(*GENERATE, "--preset", "freeloc", "--probe", "probe.json", "-o", "named.mp4", "--dry-run")
     assert "position-sensitive 0 of 6, context-sensitive 5 of 6" in named.stderr
     again = longgen(*GENERATE, "--preset", "again.toml", "-o", "again.mp4")  # the file has the layers: it needs no probe
@@ -106,28 +107,28 @@ def test_a_probe_that_was_killed_goes_on(place: Path) -> None:
     [
         (["probe", "--backbone", "tiny", "--frames", "81"], 2, "not longer"),
         (["probe", "--backbone", "tinny"], 2, "did you mean tiny"),
-        (["probe", "--backbone", "tiny", "--seeds", "0,x"], 2, "are no seeds"),
-        (["probe", "--backbone", "tiny", "--seeds", "1,1"], 2, "are no seeds"),
+        (["probe", "--backbone", "tiny", "--seeds", "0,x"], 2, "is not a list of seeds"),
+        (["probe", "--backbone", "tiny", "--seeds", "1,1"], 2, "1 is given twice"),
         (["probe", "--backbone", "tiny", "--prompts", "empty.txt"], 2, "holds no prompt"),
         (["probe", "--backbone", "tiny", "--prompts", "nowhere.txt"], 3, "is not there"),
         (["probe", "--backbone", "tiny", "--top", "7"], 2, "has 6 layers"),
-        (["probe", "--backbone", "tiny", "--top", "1", "--threshold", "0.1"], 2, "both given"),
-        (["probe", "--backbone", "tiny", "--threshold", "inf"], 2, "is no score"),
+        (["probe", "--backbone", "tiny", "--top", "1", "--threshold", "0.1"], 2, "cannot be combined"),
+        (["probe", "--backbone", "tiny", "--threshold", "inf"], 2, "is not a score"),
         (["probe", "--backbone", "tiny", "--quick", "--metric", "video"], 2, "attention alone"),
         (["probe", "--backbone", "tiny", "-o", "empty.txt"], 2, "is a file"),
         (["plan", "--backbone", "tiny", "--preset", "freeloc", "--probe", "run"], 2, "loads no weights"),
         ([*GENERATE, "--preset", "freeloc", "--probe", "run", "--dry-run"], 2, "loads nothing"),
-        ([*GENERATE, "--preset", "freeloc", "--probe", "nowhere.json"], 3, "is not there"),
-        ([*GENERATE, "--preset", "freeloc", "--probe", "empty.txt"], 1, "is no probe"),
+        ([*GENERATE, "--preset", "freeloc", "--probe", "nowhere.json"], 3, "does not exist"),
+        ([*GENERATE, "--preset", "freeloc", "--probe", "empty.txt"], 1, "is not a probe"),
         ([*GENERATE, "--preset", "freeloc", "--probe", "foreign.json"], 2, "other weights"),
         ([*GENERATE, "--preset", "freeloc", "--set", "vrpr.layers=[7]", "--set", "tsa.layers=all"], 2, "6 layers"),
-        ([*GENERATE, "--preset", "freeloc"], 2, "nobody has probed"),
-        ([*GENERATE, "--preset", "freespec", "--layers", "all"], 2, "leaves no layers"),
+        ([*GENERATE, "--preset", "freeloc"], 2, "has not been probed at this length"),
+        ([*GENERATE, "--preset", "freespec", "--layers", "all"], 2, "does not select its layers"),
     ],
 )
 def test_wrong_input_gets_one_clear_message(place: Path, args: list[str], code: int, message: str) -> None:
     (place / "empty.txt").write_text("# nothing\n")
-    checkpoint.save_json(place / "foreign.json", probe_of(TINY_CAUSAL, frames=85).as_dict())
+    disk.save_json(place / "foreign.json", probe_of(TINY_CAUSAL, frames=85).as_dict())
     result = longgen(*args, "--quiet")
     assert result.exit_code == code, result.stderr
     assert message in result.stderr

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from longgen.backbones.causal_wan import TINY_CAUSAL
 from longgen.backbones.find import find
-from longgen.backbones.spec import LTX_2B, TINY, TINY_CAUSAL, TINY_FOLDER
+from longgen.backbones.ltx import LTX_2B
+from longgen.backbones.spec import TINY_FOLDER
+from longgen.backbones.wan import TINY
 from longgen.errors import MissingError
 from longgen.layers import fingerprint as module
 from longgen.layers.fingerprint import fingerprint
@@ -48,5 +51,5 @@ def test_of_a_large_file_blocks_all_over_it_are_read(tmp_path: Path, monkeypatch
 
 
 def test_weights_that_are_not_here_have_none() -> None:
-    with pytest.raises(MissingError, match="no weights on this machine"):
+    with pytest.raises(MissingError, match="are not on this machine"):
         fingerprint(LTX_2B)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from longgen.errors import LonggenError
-from longgen.layers.probe_file import Layer, Probe, Run, Settings, Stability, read
+from longgen.layers.probe_file import LayerScores, Probe, ProbeRun, ProbeSettings, Stability, read
 from longgen.probe import plots, report
 from tests import browser as chromium
 
@@ -37,7 +37,7 @@ def probe(layers: int = 6, mode: str = "full", seed: int = 0, **changed: Any) ->
         verdict = "both" if len(over) == 2 else f"{over[0]}-sensitive" if over else "neither"
         base = 20 + 30 * index / layers + draw.random() * 4
         ranks = {"1x": base, "2x": base * 0.8, "4x": base * 0.55}
-        rows.append(Layer(layer=index, effective_rank=ranks, verdict=verdict, scores=own, **deciding))  # type: ignore[arg-type]
+        rows.append(LayerScores(layer=index, effective_rank=ranks, verdict=verdict, scores=own, **deciding))  # type: ignore[arg-type]
     agreement = {"position": {"latent": 0.81, "video": 0.62}, "context": {"latent": 0.77, "video": 0.58}} if mode == "full" else {}
     settings = {
         "mode": mode, "frames": 81, "native_frames": 21, "size": (64, 64), "steps": 20, "observed_steps": (2, 10, 18),
@@ -48,13 +48,13 @@ def probe(layers: int = 6, mode: str = "full", seed: int = 0, **changed: Any) ->
         "longgen": "0.3.0", "backbone": "tiny", "weights": "9f86d081884c7d65", "metric": names[-1],
         "rule": "a layer is sensitive where its score is above the median plus the median absolute deviation",
         "thresholds": thresholds, "layers": rows, "agreement": agreement, "warnings": [],
-        "runs": [Run(prompt=0, seed=0, scores=scores)],  # type: ignore[arg-type]
+        "runs": [ProbeRun(prompt=0, seed=0, scores=scores)],  # type: ignore[arg-type]
         "stability": {kind: Stability(seeds=0.93, prompts=0.88) for kind in thresholds}, "seconds": 194.4,
         "peak_memory_bytes": 1_234_000_000, "device": "cpu",
     }  # fmt: skip
-    settings |= {key: value for key, value in changed.items() if key in Settings.model_fields}
-    whole |= {key: value for key, value in changed.items() if key not in Settings.model_fields}
-    return Probe(settings=Settings(**settings), **whole)
+    settings |= {key: value for key, value in changed.items() if key in ProbeSettings.model_fields}
+    whole |= {key: value for key, value in changed.items() if key not in ProbeSettings.model_fields}
+    return Probe(settings=ProbeSettings(**settings), **whole)
 
 
 def hostile(layers: int = 6, mode: str = "full") -> Probe:
@@ -100,8 +100,8 @@ def test_text_tells_how_far_to_trust() -> None:
     assert "position sensitive above 0.80: 1-2, 4-5 of 6 layers" in told
     alone = {kind: Stability(seeds=None, prompts=0.5) for kind in ("position", "context")}
     quick = " ".join(report.text(probe(mode="quick", seeds=(7,), stability=alone)).split())
-    assert "between seeds: not known, there was one only; between prompts: position 0.50" in quick
-    assert "not known: no full probe of these weights" in quick
+    assert "between seeds: unknown, there was only one; between prompts: position 0.50" in quick
+    assert "unknown: no full probe of these weights" in quick
 
 
 @pytest.mark.parametrize("width", [80, 100])
@@ -120,7 +120,7 @@ def test_a_probe_without_ranks_and_scores_above_nothing() -> None:
     told = report.text(bare, 80)
     assert "effective rank" not in told
     assert "none of 6 layers" in told
-    assert "not known" in told
+    assert "unknown" in told
     assert "Not measured in this probe." in report.page(bare, Path("probe.json"))
 
 
@@ -147,20 +147,20 @@ def test_equal_probes_are_equal_files(tmp_path: Path) -> None:
 
 def test_a_heat_map_is_shaded_from_0_to_the_greatest_of_its_column() -> None:
     shown = probe()
-    for column, drawn in zip(plots.columns(shown), report._heat(shown), strict=True):
+    for column, drawn in zip(plots.score_columns(shown), report._heat(shown), strict=True):
         values = [value for value in column.values if value is not None]
         shades = [cell["shade"] for cell in drawn["cells"]]
         assert shades[int(np.argmax(values))] == report.SHADES
         assert shades == [round(value / max(values) * report.SHADES) for value in values]
         over = tuple(cell["layer"] for cell in drawn["cells"] if cell["over"])
-        assert over == (shown.sensitive(column.kind) if column.score == "video" else ())
+        assert over == (shown.sensitive(column.sensitivity) if column.score == "video" else ())
 
 
 def test_numbers_of_a_column_have_three_digits_in_the_greatest() -> None:
-    assert [*map(plots.number([0.00123, 0.0456]), [0.00123, 0.0456, None])] == ["0.0012", "0.0456", "–"]
-    assert [*map(plots.number([12.34, 0.5]), [12.34, 0.5])] == ["12.3", "0.5"]
-    assert plots.number([12345.0])(12345.0) == "12345"
-    assert plots.number([0.0, -1.0])(0.0) == "0.00"
+    assert [*map(plots.number_format([0.00123, 0.0456]), [0.00123, 0.0456, None])] == ["0.0012", "0.0456", "–"]
+    assert [*map(plots.number_format([12.34, 0.5]), [12.34, 0.5])] == ["12.3", "0.5"]
+    assert plots.number_format([12345.0])(12345.0) == "12345"
+    assert plots.number_format([0.0, -1.0])(0.0) == "0.00"
 
 
 def test_a_folder_that_cannot_be_is_an_error(tmp_path: Path) -> None:

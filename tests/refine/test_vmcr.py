@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from longgen import plan, planner, preset
-from longgen.backbones.spec import TINY
+from longgen.backbones.wan import TINY
 from longgen.refine import vmcr
 from longgen.refine.vmcr import Vmcr
 from longgen.technique import Step

@@ -6,7 +6,6 @@ Legend: B batch, T latent frames, L frames of a clip, n tokens per latent frame.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,7 +22,9 @@ from longgen.backbones.find import find
 from longgen.backbones.settings import ModelSettings
 from longgen.catalog import technique
 from longgen.errors import UsageError
-from longgen.loops import direct
+from longgen.loops import sample
+from longgen.loops.denoiser import Denoiser
+from longgen.loops.state import State
 from longgen.pipelines.loading import load
 from longgen.plan import Plan
 from tests.backbones import family
@@ -51,7 +52,7 @@ def backbone(model_folder: Callable[[str], Path]) -> Callable[[str], Any]:
 def in_batches(model: Any, count: int) -> Any:
     """`model` with `count` clips in a call."""
     other = copy.copy(model)
-    other.model_settings = dataclasses.replace(model.model_settings, clip_batch=count)
+    other.model_settings = model.model_settings.replace(clip_batch=count)
     return other
 
 
@@ -60,14 +61,13 @@ def made(model: Any, *stack: dict[str, Any], frames_lat: int = T, steps: int = S
     return planner.build(preset.from_tables({"name": "a", "sample": sample, "technique": list(stack)}, "a"), model.spec)
 
 
-def sampled(model: Any, plan: Plan, on_step: Any = None, resume: direct.State | None = None, seed: int = family.SEED) -> Tensor:
+def sampled(model: Any, plan: Plan, on_step: Any = None, resume: State | None = None, seed: int = family.SEED) -> Tensor:
     """The latents of `plan`, as `longgen.run` samples them."""
     generator = torch.Generator().manual_seed(seed)
     noise = model.noise(plan, generator)
     if plan.noise is not None:
         noise = plan.noise.mix(noise, plan.geometry, generator)
-    sample = plan.sampling.sample if plan.sampling else direct.sample
-    return sample(model, plan, family.PROMPT, noise, on_step or (lambda state: None), resume, generator)
+    return sample(Denoiser(model, plan, family.PROMPT), noise, generator, on_step or (lambda state: None), resume)
 
 
 @contextmanager
@@ -182,7 +182,7 @@ def by_clips(model: Any, name: str, stack: dict[str, Any], steps: int = STEPS) -
     for transformer, forward in before:
         transformer.forward = looping(forward)
     try:
-        final = direct.sample(model, plain, family.PROMPT, noise, lambda state: None, None, generator)
+        final = sample(Denoiser(model, plain, family.PROMPT), noise, generator)
     finally:
         for transformer, forward in before:
             transformer.forward = forward
@@ -241,7 +241,7 @@ def test_what_the_model_sees_does_not_grow_with_the_video(backbone: Callable[[st
 def test_resuming_in_the_middle_gives_the_same_bits(backbone: Callable[[str], Any], name: str, stack: str) -> None:
     model = backbone(name)
     one = made(model, STACKS[stack], steps=4)
-    states: list[direct.State] = []
+    states: list[State] = []
     whole = sampled(model, one, lambda state: states.append(copy.deepcopy(state)))
     for state in states:
         with watched(model) as (seen, _):
@@ -254,7 +254,7 @@ def test_an_error_leaves_nothing_behind(backbone: Callable[[str], Any], name: st
     model = backbone("wan")
     plain, forward = sampled(model, made(model)), model.pipe.transformer.forward
 
-    def stop(state: direct.State) -> None:
+    def stop(state: State) -> None:
         raise family.StoppedError
 
     with pytest.raises(family.StoppedError):
@@ -313,12 +313,11 @@ def test_clips_cached_apart_are_as_each_alone(model_folder: Callable[[str], Path
     cached = load(find(str(model_folder("wan"))), ModelSettings("cpu", "fp32", cache="first-block:0.9"))
     one = made(cached, GENL | {"stride": L}, frames_lat=2 * L, steps=8)
     noise = torch.randn(cached.latent_shape(one), generator=torch.Generator().manual_seed(0))
-    ends = (lambda state: None, None, torch.Generator())
-    assert one.sampling is not None
-    together = one.sampling.sample(cached, one, family.PROMPT, noise, *ends)
+    generator = torch.Generator()
+    together = sample(Denoiser(cached, one, family.PROMPT), noise, generator)
     alone = made(cached, frames_lat=L, steps=8)
     for clip in (slice(0, L), slice(L, 2 * L)):
-        single = direct.sample(cached, alone, family.PROMPT, noise[:, :, clip], *ends)
+        single = sample(Denoiser(cached, alone, family.PROMPT), noise[:, :, clip], generator)
         assert (together[:, :, clip] - single).abs().max() < 1e-5
 
 
@@ -372,11 +371,10 @@ def test_a_stack_on_clips_side_by_side_is_the_stack_on_each(
     clips, single = made(model, GENL | {"stride": L}, *stack, frames_lat=2 * L), made(model, *stack, frames_lat=L)
     assert (sampled(model, clips) - sampled(model, made(model, GENL | {"stride": L}, frames_lat=2 * L))).abs().max() > 1e-3
     noise = torch.randn(model.latent_shape(clips), generator=torch.Generator().manual_seed(0))
-    ends = (lambda state: None, None, torch.Generator())
-    assert clips.sampling is not None
-    together = clips.sampling.sample(model, clips, family.PROMPT, noise, *ends)
+    generator = torch.Generator()
+    together = sample(Denoiser(model, clips, family.PROMPT), noise, generator)
     for clip in (slice(0, L), slice(L, 2 * L)):
-        alone = direct.sample(model, single, family.PROMPT, noise[:, :, clip], *ends)
+        alone = sample(Denoiser(model, single, family.PROMPT), noise[:, :, clip], generator)
         assert (together[:, :, clip] - alone).abs().max() < 1e-5
 
 
@@ -391,8 +389,7 @@ def test_freenoise_gives_the_noise_of_the_whole_video(backbone: Callable[[str], 
     assert stacked.noise is not None
     noise = stacked.noise.mix(independent, stacked.geometry, generator)
     assert noise.shape == model.latent_shape(stacked)
-    assert stacked.sampling is not None
-    expected = stacked.sampling.sample(model, stacked, family.PROMPT, noise, lambda state: None, None, generator)
+    expected = sample(Denoiser(model, stacked, family.PROMPT), noise, generator)
     assert torch.equal(sampled(model, stacked), expected)
     assert (expected - sampled(model, made(model, genl, frames_lat=25))).abs().max() > 1e-2
 

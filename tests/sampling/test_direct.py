@@ -10,7 +10,9 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 from longgen import checkpoint
-from longgen.loops import direct
+from longgen.loops import sample
+from longgen.loops.denoiser import Denoiser
+from longgen.loops.state import State
 from longgen.plan import Plan
 
 PROMPT = "a large red circle bouncing on a navy background"
@@ -22,17 +24,17 @@ SCHEDULERS = {
 }
 
 
-def run(tiny: Any, plan: Plan, resume: direct.State | None = None) -> tuple[torch.Tensor, dict[int, direct.State]]:
+def run(tiny: Any, plan: Plan, resume: State | None = None) -> tuple[torch.Tensor, dict[int, State]]:
     """Final latents, and every state as a checkpoint would keep it."""
-    states: dict[int, direct.State] = {}
+    states: dict[int, State] = {}
 
-    def keep(state: direct.State) -> None:
+    def keep(state: State) -> None:
         tensors, described = checkpoint.pack(state.scheduler, "scheduler")
         copies = {name: tensor.clone() for name, tensor in tensors.items()}
         states[state.done] = state._replace(latents=state.latents.clone(), scheduler=checkpoint.unpack(copies, described))
 
     noise = torch.randn(tiny.latent_shape(plan), generator=torch.Generator().manual_seed(0))
-    return direct.sample(tiny, plan, PROMPT, noise, keep, resume), states
+    return sample(Denoiser(tiny, plan, PROMPT), noise, torch.Generator(), keep, resume), states
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

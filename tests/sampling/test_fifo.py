@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,12 +17,16 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from longgen import planner, preset
-from longgen.backbones.spec import SPECS, TINY
+from longgen.backbones.registry import SPECS
+from longgen.backbones.wan import TINY
 from longgen.errors import UsageError
-from longgen.loops import direct
-from longgen.loops.direct import State
+from longgen.loops import fifo as fifo_loop
+from longgen.loops import sample, stream
+from longgen.loops.denoiser import Denoiser
+from longgen.loops.direct import direct
+from longgen.loops.state import State
 from longgen.plan import Plan
-from longgen.sampling.fifo import CHECKPOINT_ROUNDS, Fifo
+from longgen.sampling.fifo import Fifo
 from longgen.schedule import PromptSchedule, Shot
 from tests.backbones import family
 
@@ -41,13 +44,23 @@ def euler(steps: int) -> tuple[Tensor, Tensor]:
 def sampled(backbone: Any, made: Plan, on_step: Callable[[State], None] = lambda _: None, resume: State | None = None) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     noise = backbone.noise(made, generator)
-    assert made.sampling is not None
-    return made.sampling.sample(backbone, made, family.PROMPT, noise, on_step, resume, generator)
+    return sample(Denoiser(backbone, made, family.PROMPT), noise, generator, on_step, resume)
+
+
+def emitted(
+    fifo: Fifo, line: Tensor, noise: Tensor, length: int, sigmas: Tensor, timesteps: Tensor, predict: fifo_loop.Predict, batch: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One round for each frame of `noise`, which enter in turn: the frame that went out, and then the line."""
+    times, drops = fifo_loop.line_levels(sigmas, timesteps, fifo.lookahead_places(length))
+    for entering in noise.split(1, dim=2):
+        line = fifo_loop.denoise_line(line, times, drops, fifo.windows(length), length, predict, batch)
+        frame, line = fifo_loop.shift_line(line, entering, fifo.lookahead_places(length))
+        yield frame, line
 
 
 @contextmanager
 def batches_of(backbone: Any, count: int) -> Iterator[None]:
-    before, backbone.model_settings = backbone.model_settings, dataclasses.replace(backbone.model_settings, clip_batch=count)
+    before, backbone.model_settings = backbone.model_settings, backbone.model_settings.replace(clip_batch=count)
     try:
         yield
     finally:
@@ -79,12 +92,12 @@ def test_every_place_of_the_queue_is_kept_once(length: int, partitions: int, loo
 def test_every_frame_goes_down_one_level_a_round(length: int, partitions: int, lookahead: bool, batch: int) -> None:
     """A model that knows the clean frame of every noise: each frame's level can then be read off exactly."""
     fifo, steps, rounds = Fifo(partitions=partitions, lookahead=lookahead), length * partitions, 7
-    ahead = fifo.ahead(length)
+    ahead = fifo.lookahead_places(length)
     sigmas, timesteps = euler(steps)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(1, 2, steps + rounds, 1, 1, generator=generator, dtype=torch.float64)
     clip = torch.full((1, 2, length, 1, 1), 3.0, dtype=torch.float64)  # every frame, also of those that enter
-    line = fifo.filled(clip, noise[:, :, :steps], sigmas)
+    line = fifo_loop.initial_line(clip, noise[:, :, :steps], sigmas, ahead)
     calls: list[tuple[int, int, list[float]]] = []
     levels = [round(float(sigma), 9) for sigma in sigmas]
 
@@ -104,7 +117,7 @@ def test_every_frame_goes_down_one_level_a_round(length: int, partitions: int, l
             assert (line[:, :, ahead + place] - expected).abs().max() < 1e-9, (first, place)
 
     check(line, 0)
-    out = fifo.emitted(line, noise[:, :, steps:], length, sigmas, timesteps, true_velocity, batch)
+    out = emitted(fifo, line, noise[:, :, steps:], length, sigmas, timesteps, true_velocity, batch)
     for number, (frame, after) in enumerate(out):
         assert frame.shape == (1, 2, 1, 1, 1)
         assert (frame - 3.0).abs().max() < 1e-9
@@ -167,9 +180,9 @@ def test_equals_the_reference_loop(partitions: int, lookahead: bool) -> None:
         return torch.tanh(torch.einsum("ij,kcjhw->kcihw", mix, clips * (1 + times / 1000)[:, None, :, None, None].to(clips)))
 
     sigmas, timesteps = euler(steps)
-    line = fifo.filled(x0, noise[:, :, :steps], sigmas)
+    line = fifo_loop.initial_line(x0, noise[:, :, :steps], sigmas, fifo.lookahead_places(length))
     for batch in (1, 4):
-        rounds = fifo.emitted(line, noise[:, :, steps:], length, sigmas, timesteps, lambda x, t, _: model(x, t), batch)
+        rounds = emitted(fifo, line, noise[:, :, steps:], length, sigmas, timesteps, lambda x, t, _: model(x, t), batch)
         made = torch.cat([frame for frame, _ in rounds][steps - length :], dim=2)
         difference = (made - slow(model, x0, noise, count, lookahead, partitions)).abs().max().item()
         print(f"n = {partitions}, lookahead {lookahead}, {batch} at a time: max difference {difference:.1e}")
@@ -177,23 +190,30 @@ def test_equals_the_reference_loop(partitions: int, lookahead: bool) -> None:
         assert difference < 1e-9
 
 
-def test_the_loop_holds_one_line_whatever_comes_out() -> None:
+def test_the_loop_holds_one_line_whatever_comes_out(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A frame that goes out is a tensor of its own: as a view it would keep the line of its round."""
-    fifo, length, most = Fifo(partitions=2), 4, {}
-    sigmas, timesteps = euler(8)
-    for rounds in (10, 60):
-        lines: list[weakref.ref[Tensor]] = []
+    most = {}
+    lines: list[weakref.ref[Tensor]] = []
+    shift = fifo_loop.shift_line
+
+    def watched(line: Tensor, entering: Tensor, lookahead: int) -> tuple[Tensor, Tensor]:
+        frame, shifted = shift(line, entering, lookahead)
+        lines.append(weakref.ref(shifted))
+        return frame, shifted
+
+    monkeypatch.setattr(fifo_loop, "shift_line", watched)
+    for rounds in (10, 40):
+        lines.clear()
         kept, alive = [], []
-        start = torch.zeros(1, 3, 10, 2, 2, dtype=torch.float64)
-        noise = torch.zeros(1, 3, rounds, 2, 2, dtype=torch.float64)
-        for frame, line in fifo.emitted(start, noise, length, sigmas, timesteps, lambda clips, *_: clips):
+        plan = published({"name": "fifo", "frames": 2, "partitions": 2}, frames=4 * rounds - 3, size=[32, 32], guidance_scale=1.0)
+        denoiser, generator = Denoiser(tiny, plan, family.PROMPT), torch.Generator().manual_seed(0)
+        for frame in stream(denoiser, denoiser.initial_noise(generator), generator):
             kept.append(frame)
-            lines.append(weakref.ref(line))
-            alive.append(sum(one() is not None for one in lines))
-            assert frame.untyped_storage().nbytes() == 3 * 2 * 2 * 8
+            alive.append(sum(line() is not None for line in lines))
+            assert frame.untyped_storage().nbytes() == frame.nbytes
         assert len(kept) == rounds
         most[rounds] = max(alive)
-    assert most[10] == most[60] <= 2
+    assert most[10] == most[40] <= 2
 
 
 def published(*tables: dict[str, Any], backbone: str = "tiny", **sample: Any) -> Plan:
@@ -206,7 +226,8 @@ def test_the_schedule_has_a_step_for_every_place() -> None:
     assert made.rounds == 84 + 81 + 63  # the first clip, 81 frames, and those that are dropped
     assert made.calls == pytest.approx((84 + (81 + 63) * 8) / 84)
     assert (
-        "fifo keeps a noise level for every frame: 84 steps where tiny has 20, by the flow-matching Euler scheduler" in made.notes
+        "fifo keeps a noise level for every frame: 84 steps instead of 20 on tiny, with the flow-matching Euler scheduler"
+        in made.notes
     )
     made = published({"name": "fifo", "frames": 10, "partitions": 3, "lookahead": False}, frames=321, steps=30)
     assert (made.steps, made.rounds) == (30, 30 + 81 + 20)
@@ -225,7 +246,7 @@ def test_the_schedule_has_a_step_for_every_place() -> None:
         ({"partitions": 2.5}, "tiny", None, "valid integer"),
         ({"lookahead": 1}, "tiny", None, "valid boolean"),
         ({"stride": 1}, "tiny", None, "stride"),
-        ({"layers": [0]}, "tiny", None, "fifo.layers is given, and a technique of sampling"),
+        ({"layers": [0]}, "tiny", None, "fifo.layers cannot be set: a technique of the slot sampling"),
         ({}, "cogvideox-5b", None, r"fifo needs frame-timesteps \(one timestep for each latent frame\), which cogvideox-5b"),
         ({}, "cogvideox-2b", None, "fifo needs frame-timesteps"),
         ({}, "hunyuanvideo", None, "fifo needs frame-timesteps"),
@@ -240,7 +261,7 @@ def test_what_cannot_be_is_refused(table: dict[str, Any], backbone: str, steps: 
 def test_stacks_that_contradict_it_are_refused() -> None:
     with pytest.raises(UsageError, match="anchor and fifo both decide the anchor of clips"):
         published({"name": "fifo"}, {"name": "anchor"}, frames=321)
-    with pytest.raises(UsageError, match="vmcr edits the latent after a step, and with fifo no step is all frames'"):
+    with pytest.raises(UsageError, match="vmcr edits the latent after a step, but with fifo frames are never at the same step"):
         published({"name": "fifo"}, {"name": "vmcr"}, frames=321)
     assert published({"name": "fifo"}, {"name": "vmcr"}, frames=81).refinements  # where it is direct sampling, there are steps
     with pytest.raises(UsageError, match="both decide the order of sampling"):
@@ -251,7 +272,8 @@ def test_a_video_of_one_window_is_sampled_directly(tiny: Any) -> None:
     made = published({"name": "fifo"}, frames=17, steps=2)
     generator = torch.Generator().manual_seed(0)
     noise = tiny.noise(made, generator)
-    assert torch.equal(sampled(tiny, made), direct.sample(tiny, made, family.PROMPT, noise, lambda _: None, None, generator))
+    (latents,) = direct(Denoiser(tiny, made, family.PROMPT), noise, generator, lambda _: None, None)
+    assert torch.equal(sampled(tiny, made), latents)
     assert made.rounds == made.steps == 2
     assert not any("noise level" in note for note in made.notes)
 
@@ -273,14 +295,14 @@ def test_with_one_timestep_for_all_frames_velocities_are_the_pipelines(small: An
     made = made_for(small)
     states: list[State] = []
     sampled(small, made, lambda state: states.append(copy.deepcopy(state)))
-    assert states[0].done == made.steps == CHECKPOINT_ROUNDS
+    assert states[0].done == made.steps == fifo_loop.CHECKPOINT_ROUNDS
     generator = torch.Generator().manual_seed(0)
     small.noise(made, generator)
     noise = torch.randn(*small.latent_shape(made)[:2], 4, *small.latent_shape(made)[3:], generator=generator)
     plain = made_for(small, (), "direct", frames_lat=4)
     before, small.pipe.scheduler = small.pipe.scheduler, small.first_order(made)
     try:
-        stock = direct.sample(small, plain, family.PROMPT, noise, lambda _: None)
+        stock = sample(Denoiser(small, plain, family.PROMPT), noise, torch.Generator())
     finally:
         small.pipe.scheduler = before
     difference = (states[0].latents - stock).abs().max().item()
@@ -324,8 +346,7 @@ def test_negative_prompt_and_noise_count(small: Any, latents: Tensor) -> None:
     generator = torch.Generator().manual_seed(0)
     noise = small.noise(made, generator)
     noise[:, :, 6] += 1  # where the last frame that is kept begins
-    assert made.sampling is not None
-    other = made.sampling.sample(small, made, family.PROMPT, noise, lambda _: None, None, generator)
+    other = sample(Denoiser(small, made, family.PROMPT), noise, generator)
     change = (latents - other).flatten(3).abs().amax(dim=(0, 1, 3))
     assert change[6] > 0.1
     assert change.argmax() == 6
@@ -363,7 +384,7 @@ def test_windows_in_one_call_give_the_same(small: Any, latents: Tensor) -> None:
 
 
 def test_resume_gives_the_same_bits(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longgen.sampling.fifo.CHECKPOINT_ROUNDS", 5)
+    monkeypatch.setattr("longgen.loops.fifo.CHECKPOINT_ROUNDS", 5)
     made = made_for(small, frames_lat=9)
     states: list[State] = []
     whole = sampled(small, made, lambda state: states.append(copy.deepcopy(state)))
@@ -420,8 +441,8 @@ def test_two_experts_predict_the_frames_of_their_own_timesteps(model_folder: Cal
     times = torch.tensor([[0.0, 400.0, 875.0, 990.0]])
     clips = torch.randn(1, *backbone.latent_shape(made)[1:2], 4, *backbone.latent_shape(made)[3:])
     with torch.no_grad():
-        text, uncond = backbone.text(family.PROMPT), backbone.text("")
-        mixed = backbone.velocity(clips, times, text, uncond, made)
+        text, uncond = backbone.text(family.PROMPT), backbone.text(made.sample.negative_prompt)
+        mixed = Denoiser(backbone, made, family.PROMPT).predict(clips, times, 0, text)
         tokens = times.repeat_interleave(np.prod(made.call_grid[1:]), dim=1)
         for transformer, scale, own in (
             (backbone.pipe.transformer, made.sample.guidance_scale, times >= boundary),
@@ -434,7 +455,7 @@ def test_two_experts_predict_the_frames_of_their_own_timesteps(model_folder: Cal
 
 def test_a_step_cache_is_refused(tiny: Any) -> None:
     made = published({"name": "fifo", "frames": 4, "partitions": 2}, frames=33)
-    before, tiny.model_settings = tiny.model_settings, dataclasses.replace(tiny.model_settings, cache="first-block")
+    before, tiny.model_settings = tiny.model_settings, tiny.model_settings.replace(cache="first-block")
     try:
         with pytest.raises(UsageError, match="--cache first-block compares a frame with what stood at its place a round before"):
             sampled(tiny, made)

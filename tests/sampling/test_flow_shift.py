@@ -11,12 +11,17 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
-from longgen import planner, preset, resolve, run
+from longgen import planner, preset, resolve, run_settings
+from longgen.backbones.cogvideox import COGVIDEOX_5B
 from longgen.backbones.find import find
+from longgen.backbones.ltx import LTX_2B
+from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import COGVIDEOX_5B, LTX_2B, SPECS, TINY
+from longgen.backbones.wan import TINY
+from longgen.describe import plan_dict
 from longgen.errors import UsageError
-from longgen.loops import sampler, start
+from longgen.loops import sample
+from longgen.loops.denoiser import Denoiser
 from longgen.plan import Plan
 
 PROMPT = "a large red circle bouncing on a navy background"
@@ -30,7 +35,8 @@ SCHEDULERS: dict[str, tuple[Any, str]] = {  # the pipeline's, and what its class
 
 def sampled(backbone: Any, made: Plan) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    return sampler(made)(backbone, made, PROMPT, start(backbone, made, generator), lambda _: None, None, generator)
+    denoiser = Denoiser(backbone, made, PROMPT)
+    return sample(denoiser, denoiser.initial_noise(generator), generator)
 
 
 def levels(count: int, shift: float) -> np.ndarray:
@@ -78,7 +84,7 @@ def test_a_rollout_steps_on_shifted_levels(causal: Any) -> None:
 
 @pytest.mark.parametrize("spec", [COGVIDEOX_5B, LTX_2B], ids=lambda spec: spec.name)
 def test_a_family_without_one_refuses_it_at_plan_time(spec: Any) -> None:
-    with pytest.raises(UsageError, match=f"flow shift of 3 is asked, and {spec.name} takes none") as caught:
+    with pytest.raises(UsageError, match=rf"{spec.name} does not accept a flow shift \(3 was requested\)") as caught:
         planner.build(preset.load("direct", (), preset.Sample(flow_shift=3.0)), spec)
     assert "hunyuanvideo" in caught.value.expected
     assert planner.build(preset.load("direct"), spec).sample.flow_shift is None
@@ -106,18 +112,18 @@ def test_a_scheduler_that_has_none_refuses_it_before_sampling(
 def test_it_is_a_setting_that_decides_the_latents(tiny_plan: Callable[..., Plan]) -> None:
     """And a run of a version before it goes on: settings without one are those of the checkpoint's own."""
     own, shifted = tiny_plan("direct"), tiny_plan("direct", flow_shift=8.0)
-    kept, asked = (run.settings_of(one, PROMPT, 0, ModelSettings("cpu", "fp32")) for one in (own, shifted))
-    assert asked["sample"]["flow_shift"] == shifted.as_dict()["sample"]["flow_shift"] == 8.0
+    kept, asked = (run_settings.stored_settings(one, PROMPT, 0, ModelSettings("cpu", "fp32")) for one in (own, shifted))
+    assert asked["sample"]["flow_shift"] == plan_dict(shifted)["sample"]["flow_shift"] == 8.0
     assert "flow_shift" not in kept["sample"]
-    assert resolve.plan_of(asked, Path("run.json")).sample == shifted.sample
-    assert resolve.plan_of(kept, Path("run.json")).sample == own.sample
-    assert "sample" in run.IDENTITY
+    assert resolve.from_settings(asked, Path("run.json")).sample == shifted.sample
+    assert resolve.from_settings(kept, Path("run.json")).sample == own.sample
+    assert "sample" in run_settings.IDENTITY
 
 
 def test_what_the_authors_script_takes_is_said() -> None:
     for name, shift in (("wan2.1-1.3b", 5), ("wan2.1-14b", 5), ("wan2.2-t2v-a14b", 12), ("wan2.2-ti2v-5b", 5)):
         notes = planner.build(preset.load("direct"), SPECS[name]).notes
-        assert any(f"the authors' script takes {shift}: --flow-shift {shift}" in note for note in notes)
+        assert any(f"the authors' script uses {shift}: --flow-shift {shift}" in note for note in notes)
         told = planner.build(preset.load("direct", (), preset.Sample(flow_shift=3.0)), SPECS[name]).notes
         assert not any("script" in note for note in told)
     assert not any("script" in note for note in planner.build(preset.load("direct"), TINY).notes)

@@ -17,12 +17,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from longgen import progress, run
+from longgen import progress, run, rundir
 from longgen.backbones.find import find
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import TINY
+from longgen.backbones.wan import TINY
 from longgen.errors import LonggenError, UsageError
-from longgen.loops import magcache
+from longgen.loops import magcache, sample
+from longgen.loops.denoiser import Denoiser
 from longgen.pipelines.loading import load
 from longgen.plan import Plan
 from tests.backbones import family
@@ -160,9 +161,9 @@ def test_clips_that_move_are_refused_and_those_that_stand_skip(tiny_plan: Callab
     noise = backbone.noise(plan, torch.Generator().manual_seed(0))
     with magcache.skipping(backbone, plan, lambda: progress.no_report):
         hook = backbone.layers(backbone.transformers[0])[-1].register_forward_hook(count)
-        skipped = plan.sampling.sample(backbone, plan, "x", noise, progress.no_report, None, torch.Generator())
+        skipped = sample(Denoiser(backbone, plan, "x"), noise, torch.Generator())
         hook.remove()
-    computed = plan.sampling.sample(backbone, plan, "x", noise, progress.no_report, None, torch.Generator())
+    computed = sample(Denoiser(backbone, plan, "x"), noise, torch.Generator())
     pieces = round(plan.sampling.calls(plan.frames_lat, TINY.native_lat))
     print(f"{calls} of {2 * 5 * pieces} calls of the last block")
     assert 0 < calls < 2 * 5 * pieces
@@ -176,9 +177,9 @@ def test_a_run_measures_first_and_says_so(tiny_plan: Callable[..., Plan], tmp_pa
     backbone, seen, latents = load(TINY, model_settings), [], []
     for name in ("one", "two"):
         output = tmp_path / f"{name}.mp4"
-        run.generate_one(backbone, plan, family.PROMPT, 0, output, report=lambda now: seen.append(now.phase))
-        latents.append((run.run_folder(output) / "latents.safetensors").read_bytes())
+        run.generate_one(backbone, run.Job(plan, family.PROMPT, 0, output), report=lambda now: seen.append(now.phase))
+        latents.append((rundir.run_folder(output) / "latents.safetensors").read_bytes())
     assert [*dict.fromkeys(seen)] == ["calibrate", "sample", "decode"]
     assert seen.count("calibrate") == 7
     assert latents[0] == latents[1]
-    assert run.stored_record(tmp_path / "one.mp4")["settings"]["cache"] == "mag:0.5"
+    assert rundir.stored_record(tmp_path / "one.mp4")["settings"]["cache"] == "mag:0.5"

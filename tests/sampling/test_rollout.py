@@ -20,12 +20,13 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from longgen import planner, preset
+from longgen import cost, planner, preset
+from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import SPECS
 from longgen.errors import UsageError
-from longgen.loops import prompt_schedule, start
-from longgen.loops.direct import State
+from longgen.loops import prompt_schedule, sample, stream
+from longgen.loops.denoiser import Denoiser
+from longgen.loops.state import State
 from longgen.pipelines.loading import check_settings
 from longgen.plan import Plan
 from longgen.schedule import PromptSchedule, Shot
@@ -68,9 +69,9 @@ def built(backbone: Any, stack: Stack, frames_lat: int = 22, schedule: PromptSch
 def streamed(
     backbone: Any, made: Plan, on_step: Callable[[State], None] = lambda _: None, resume: State | None = None, prompt: str = RED
 ) -> Iterator[Tensor]:
-    assert made.sampling is not None
     generator = torch.Generator().manual_seed(0)
-    return made.sampling.stream(backbone, made, prompt, start(backbone, made, generator), on_step, resume, generator)
+    denoiser = Denoiser(backbone, made, prompt)
+    return stream(denoiser, denoiser.initial_noise(generator), generator, on_step, resume)
 
 
 def programs_for_chunk(backbone: Any, made: Plan, *arguments: Any, **named: Any) -> Tensor:
@@ -139,9 +140,9 @@ def test_what_is_left_unsaid_is_a_rollout_with_a_native_window(causal: Any) -> N
 
 def test_sample_is_the_stream_joined(causal: Any) -> None:
     made = built(causal, [], 8)
-    assert made.sampling is not None
     generator = torch.Generator().manual_seed(0)
-    joined = made.sampling.sample(causal, made, RED, start(causal, made, generator), lambda _: None, None, generator)
+    denoiser = Denoiser(causal, made, RED)
+    joined = sample(denoiser, denoiser.initial_noise(generator), generator)
     assert torch.equal(joined, programs_for_chunk(causal, made))
 
 
@@ -232,7 +233,7 @@ def test_memory_is_constant_over_350_chunks_beyond_the_rotary_table(causal: Any)
     slots, tokens, width, words = 3 + 6, 6, 72, 24
     assert frames == 1050
     assert seen == {(3, 3 * 3 * slots * tokens * width * 4, 2 * 3 * words * width * 4)}
-    assert made.cache_bytes("fp32") == sum(next(iter(seen))[1:])
+    assert cost.cache_bytes(made, "fp32") == sum(next(iter(seen))[1:])
     assert alive[60] == alive[1050 - 3]
 
 
@@ -426,12 +427,12 @@ def test_in_a_blend_a_chunk_has_the_mean_of_its_frames_texts(causal: Any) -> Non
     made = built(causal, [WINDOW, {"name": "rollout", "switch": "keep"}], 21, cut(2.75, blend=1), steps=1)
     assert made.shares is not None
     with torch.no_grad():
-        texts = prompt_schedule.texts_of(causal, made)
+        texts = Denoiser(causal, made, "").texts
     mixed = 0
     for index, text in enumerate(texts_given(causal, made)):
         share = made.shares[:, index // 2 * 3 : index // 2 * 3 + 3].mean(axis=1)
         mixed += 0 < share[0] < 1
-        assert torch.equal(text, prompt_schedule.mean_of(texts, share)["encoder_hidden_states"])
+        assert torch.equal(text, prompt_schedule.blend(texts, share)["encoder_hidden_states"])
     assert mixed > 2
 
 

@@ -14,10 +14,13 @@ from torch import Tensor
 
 import longgen
 from longgen import plan, planner, preset
-from longgen.backbones.spec import SPECS
-from longgen.backbones.tiny import measure
+from longgen.backbones.registry import SPECS
+from longgen.describe import plan_dict
 from longgen.errors import UsageError
-from longgen.loops import direct, prompt_schedule
+from longgen.loops import prompt_schedule, sample
+from longgen.loops.denoiser import Denoiser
+from longgen.loops.state import State
+from longgen.metrics import tiny_reading
 from longgen.schedule import PromptSchedule, Shot
 from tests.backbones import family
 
@@ -36,8 +39,7 @@ def build(backbone: Any, name: str, shots: PromptSchedule | None, sets: tuple[st
 def sampled(backbone: Any, made: plan.Plan, prompt: str, on_step: Any = lambda state: None, resume: Any = None) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     noise = backbone.noise(made, generator)
-    sample = made.sampling.sample if made.sampling else direct.sample
-    return sample(backbone, made, prompt, noise, on_step, resume, generator)
+    return sample(Denoiser(backbone, made, prompt), noise, generator, on_step, resume)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,7 @@ def test_a_clip_has_the_text_of_its_shot_and_a_mixture_where_two_meet(
     sample = dict(frames=5 * backbone.spec.stride_t + 1, steps=2, size=family.SIZE, fps=backbone.spec.stride_t)
     shots_of = schedule("a red ball", "two blue cats", each_s=3)
     made = build(backbone, "gen-l-video", shots_of, ("gen-l-video.frames=3", "gen-l-video.stride=1"), **sample)
-    texts = prompt_schedule.texts_of(backbone, made)
+    texts = Denoiser(backbone, made, "").texts
     given: list[dict[str, Tensor]] = []
     transformer = backbone.transformers[0]
     forward = transformer.forward
@@ -119,10 +121,10 @@ def test_a_clip_has_the_text_of_its_shot_and_a_mixture_where_two_meet(
     assert made.shares is not None
     assert made.shares[1].tolist() == [0, 0, 0, 1, 1, 1]
     for clip, held in enumerate(frames):
-        expected = prompt_schedule.mean_of(texts, made.shares[:, held].mean(axis=1))
+        expected = prompt_schedule.blend(texts, made.shares[:, held].mean(axis=1))
         for key, value in expected.items():
             assert torch.equal(given[clip][key][-1:].to(value), value), (clip, key)
-    mixed = prompt_schedule.mean_of(texts, np.array([1 / 3, 2 / 3]))["encoder_hidden_states"]
+    mixed = prompt_schedule.blend(texts, np.array([1 / 3, 2 / 3]))["encoder_hidden_states"]
     parts = [text["encoder_hidden_states"] for text in texts]
     assert torch.allclose(mixed, parts[0] / 3 + parts[1] * 2 / 3, atol=1e-6)
 
@@ -130,7 +132,7 @@ def test_a_clip_has_the_text_of_its_shot_and_a_mixture_where_two_meet(
 def test_a_schedule_in_one_pass_needs_cross_attention() -> None:
     both = schedule(RED, GREEN)
     for name in ("cogvideox-5b", "hunyuanvideo"):
-        with pytest.raises(UsageError, match="--schedule needs clips on"):
+        with pytest.raises(UsageError, match="--schedule requires clips on"):
             planner.build(preset.load("direct", sample=preset.Sample(frames=193)), SPECS[name], both)
         planner.build(preset.load("gen-l-video", sample=preset.Sample(frames=193)), SPECS[name], both)
 
@@ -138,8 +140,8 @@ def test_a_schedule_in_one_pass_needs_cross_attention() -> None:
 def test_a_plan_tells_its_shots() -> None:
     both = schedule(RED, GREEN, each_s=2)
     made = planner.build(preset.load("direct", sample=preset.Sample(frames=81)), SPECS["wan2.1-1.3b"], both)
-    assert made.as_dict()["schedule"] == both.as_dict()
-    assert PromptSchedule.from_dict(made.as_dict()["schedule"]) == both
+    assert plan_dict(made)["schedule"] == both.as_dict()
+    assert PromptSchedule.from_dict(plan_dict(made)["schedule"]) == both
 
 
 def test_the_python_face_takes_a_schedule(tmp_path: Path) -> None:
@@ -156,7 +158,7 @@ def test_a_shot_after_the_end_is_refused() -> None:
 @pytest.mark.parametrize("name", ["sliding-window", "gen-l-video"])
 def test_the_object_changes_at_the_asked_second(tiny: Any, name: str) -> None:
     made = build(tiny, name, schedule(RED, GREEN, each_s=10), frames=321)
-    reading = measure.read(np.concatenate(list(tiny.decode(sampled(tiny, made, RED)))))
+    reading = tiny_reading.read(np.concatenate(list(tiny.decode(sampled(tiny, made, RED)))))
     near = 0 if name == "sliding-window" else 2 * made.spec.fps  # clips that hold the cut have a mixture of both texts
     before, after = reading.colour[: 160 - near - 4], reading.colour[160 + near + 4 :]
     print(name, [sum(colour == asked for colour in part) / len(part) for part, asked in ((before, "red"), (after, "green"))])
@@ -166,9 +168,9 @@ def test_the_object_changes_at_the_asked_second(tiny: Any, name: str) -> None:
 
 def test_a_stopped_run_goes_on_to_the_same_latents(tiny: Any) -> None:
     made = build(tiny, "gen-l-video", schedule(RED, GREEN, each_s=5), frames=161, steps=4)
-    kept: list[direct.State] = []
+    kept: list[State] = []
 
-    def keep(state: direct.State) -> None:
+    def keep(state: State) -> None:
         kept.append(state._replace(latents=state.latents.clone(), scheduler={**state.scheduler}))
         if state.done == 2:
             raise KeyboardInterrupt

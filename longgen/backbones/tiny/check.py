@@ -11,7 +11,7 @@ At the native 81 frames and with no technique it prints, against the aims of the
     speed_px     mean speed of the object in pixels a frame, and that of rendered clips of the same sentences
     psnr_db      of the VAE, over rendered clips of the same sentences
 
-`longgen.backbones.tiny.measure` says how each is read off the frames.
+`longgen.metrics.tiny_reading` says how each is read off the frames.
 """
 
 from __future__ import annotations
@@ -30,16 +30,18 @@ from diffusers import AutoencoderKLWan
 from einops import rearrange
 
 from longgen import planner, preset
-from longgen.backbones import defaults, settings
-from longgen.backbones.spec import SPECS
-from longgen.backbones.tiny import clips, grammar, measure
-from longgen.loops import sampler, start
+from longgen.backbones import defaults, settings, tiny_grammar
+from longgen.backbones.registry import SPECS
+from longgen.backbones.tiny import clips
+from longgen.loops import sample
+from longgen.loops.denoiser import Denoiser
+from longgen.metrics import tiny_reading
 from longgen.pipelines import loading
 
 AIMS = {"colour": 0.95, "background": 0.98, "one_object": 0.90, "motion": 0.80, "psnr_db": 27.0}
 
 
-def rendered(words: grammar.Words, frames_px: int, seed: int) -> torch.Tensor:
+def rendered(words: tiny_grammar.Words, frames_px: int, seed: int) -> torch.Tensor:
     """A rendered clip [3, F, S, S] in [-1, 1]."""
     scene = clips.draw_scene(words, torch.Generator().manual_seed(seed))
     video, _ = clips.render(scene, torch.arange(frames_px, dtype=torch.float32))
@@ -70,18 +72,17 @@ def check(
     backbone = loading.load(spec, settings.ModelSettings(defaults.default_device(), "fp32"))
     scores: list[dict[str, float]] = []
     began = time.monotonic()
-    for number, words in enumerate(grammar.HELD_OUT[:count]):
+    for number, words in enumerate(tiny_grammar.HELD_OUT[:count]):
         generator = torch.Generator().manual_seed(seed + number)
-        sample = sampler(made)
-        noise = start(backbone, made, generator)
-        latents = sample(backbone, made, words.prompt, noise, lambda state: None, None, generator)
+        denoiser = Denoiser(backbone, made, words.prompt)
+        latents = sample(denoiser, denoiser.initial_noise(generator), generator)
         frames = np.concatenate(list(backbone.decode(latents)))
         truth = rendered(words, 81, seed + number)
-        score = measure.score(measure.read(frames), words) | {"psnr_db": psnr_db(backbone.pipe.vae, truth)}
-        score["rendered_speed_px"] = measure.score(measure.read(to_bytes(truth)), words)["speed_px"]
+        score = tiny_reading.score(tiny_reading.read(frames), words) | {"psnr_db": psnr_db(backbone.pipe.vae, truth)}
+        score["rendered_speed_px"] = tiny_reading.score(tiny_reading.read(to_bytes(truth)), words)["speed_px"]
         scores.append(score)
         shown = ", ".join(f"{key} {value:.2f}" for key, value in score.items())
-        print(f"{number + 1}/{count or len(grammar.HELD_OUT)} {words.prompt}: {shown}", file=sys.stderr, flush=True)
+        print(f"{number + 1}/{count or len(tiny_grammar.HELD_OUT)} {words.prompt}: {shown}", file=sys.stderr, flush=True)
     print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
     return {key: round(float(np.nanmean([score[key] for score in scores])), 4) for key in scores[0]}
 

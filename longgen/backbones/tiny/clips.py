@@ -12,26 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longgen.backbones.tiny import grammar
+from longgen.backbones import tiny_grammar
 
 SIDE = 64
-RGB = {
-    "red": (0.90, 0.10, 0.10),
-    "orange": (1.00, 0.52, 0.05),
-    "yellow": (0.98, 0.92, 0.15),
-    "green": (0.15, 0.80, 0.20),
-    "cyan": (0.10, 0.85, 0.90),
-    "blue": (0.15, 0.30, 1.00),
-    "pink": (1.00, 0.35, 0.75),
-    "white": (0.97, 0.97, 0.97),
-    "navy": (0.05, 0.07, 0.25),
-    "sand": (0.72, 0.60, 0.42),
-    "forest": (0.06, 0.25, 0.13),
-    "grey": (0.42, 0.42, 0.44),
-    "maroon": (0.30, 0.06, 0.12),
-}
 RADIUS_PX = {"small": 7.0, "large": 12.0}
-SHADE = 0.12  # the background runs from 1 + SHADE at the top to 1 - SHADE at the bottom
 PULSE = 0.3  # a pulsing shape's radius runs from 1 - PULSE to 1 + PULSE
 _EXTENT = {"circle": 1.0, "square": 0.9 * math.sqrt(2), "triangle": 1.3}  # circumradius over radius
 
@@ -40,13 +24,13 @@ _EXTENT = {"circle": 1.0, "square": 0.9 * math.sqrt(2), "triangle": 1.3}  # circ
 class Scene:
     """Everything that fixes a clip. `x`, `y`: (centre, amplitude, period, phase); a period is in frames, a phase in turns."""
 
-    words: grammar.Words
+    words: tiny_grammar.Words
     x: tuple[float, float, float, float]
     y: tuple[float, float, float, float]
     pulse: tuple[float, float]
 
 
-def draw_scene(words: grammar.Words, generator: torch.Generator) -> Scene:
+def draw_scene(words: tiny_grammar.Words, generator: torch.Generator) -> Scene:
     """One random clip that shows what `words` say."""
 
     def uniform(low: float, high: float) -> float:
@@ -103,7 +87,7 @@ def render(scene: Scene, times: Tensor) -> tuple[Tensor, Tensor]:
         slanted = dx.abs() * math.cos(math.pi / 6) - dy * 0.5
         distance = torch.maximum(slanted, dy.expand_as(slanted)) - 0.65 * radius
     cover = (0.5 - distance).clamp(0, 1).unsqueeze(1)
-    shade = torch.linspace(1 + SHADE, 1 - SHADE, SIDE).view(1, 1, -1, 1)
-    ground = torch.tensor(RGB[scene.words.background]).view(1, 3, 1, 1) * shade
-    shape = torch.tensor(RGB[scene.words.colour]).view(1, 3, 1, 1)
+    shade = torch.linspace(1 + tiny_grammar.SHADE, 1 - tiny_grammar.SHADE, SIDE).view(1, 1, -1, 1)
+    ground = torch.tensor(tiny_grammar.RGB[scene.words.background]).view(1, 3, 1, 1) * shade
+    shape = torch.tensor(tiny_grammar.RGB[scene.words.colour]).view(1, 3, 1, 1)
     return (ground + cover * (shape - ground)) * 2 - 1, cover

@@ -17,7 +17,7 @@ that a run can be stopped, or shared by several processes. Columns:
 
 `--json` also has the median sampling time of a clip, in seconds.
 
-`longgen.backbones.tiny.measure` says how each is read off the frames. The models are `tiny` and `tiny-causal`; nothing follows
+`longgen.metrics.tiny_reading` says how each is read off the frames. The models are `tiny` and `tiny-causal`; nothing follows
 for others.
 """
 
@@ -34,12 +34,12 @@ from typing import Any
 import numpy as np
 
 from longgen import plan, planner, preset
-from longgen.backbones import defaults, settings
-from longgen.backbones.spec import SPECS
-from longgen.backbones.tiny import grammar, measure
+from longgen.backbones import defaults, settings, tiny_grammar
+from longgen.backbones.registry import SPECS
 from longgen.errors import UsageError
 from longgen.layers import selection
-from longgen.loops import sampler, start
+from longgen.loops import sample
+from longgen.metrics import tiny_reading
 from longgen.pipelines import base, loading
 
 NATIVE = "81 frames"  # the row of the model's own clips, which speed is measured against
@@ -47,23 +47,25 @@ NATIVE_PX = 81
 KEY = ("backbone", "preset", "frames", "prompt", "seed")  # what tells one clip from another
 
 
-def clip(backbone: base.PipelineBackbone, made: plan.Plan, words: grammar.Words, seed: int) -> dict[str, Any]:
+def clip(backbone: base.PipelineBackbone, made: plan.Plan, words: tiny_grammar.Words, seed: int) -> dict[str, Any]:
     """Makes one clip and measures it."""
     import torch
 
+    from longgen.loops.denoiser import Denoiser
+
     generator = torch.Generator().manual_seed(seed)
-    noise, began = start(backbone, made, generator), time.monotonic()
-    sample = sampler(made)
-    latents = sample(backbone, made, words.prompt, noise, lambda state: None, None, generator)
+    denoiser = Denoiser(backbone, made, words.prompt)
+    noise, began = denoiser.initial_noise(generator), time.monotonic()
+    latents = sample(denoiser, noise, generator)
     seconds = time.monotonic() - began
     frames = np.concatenate(list(backbone.decode(latents)))
-    reading = measure.read(frames)
+    reading = tiny_reading.read(frames)
     levels = frames.mean(axis=(1, 2, 3))
     drift = abs(float(levels[-NATIVE_PX:].mean() - levels[:NATIVE_PX].mean()))
     second = made.spec.fps
     ends = [Counter(part).most_common(1)[0][0] for part in (reading.colour[:second], reading.colour[-second:])]
     kept = float(ends == [words.colour, words.colour])
-    return measure.score(reading, words) | {"kept": kept, "drift": drift, "seconds": round(seconds, 2)}
+    return tiny_reading.score(reading, words) | {"kept": kept, "drift": drift, "seconds": round(seconds, 2)}
 
 
 def measured(
@@ -74,11 +76,11 @@ def measured(
     plans = {NATIVE: planner.build(preset.load("direct"), spec)}
     for name in names:
         base, *own = name.split(",")
-        base, how = selection.split(base)
+        base, how = selection.split_name(base)
         techniques = {preset.name_of(technique) for technique in preset.load(base).techniques}
         own += [override for override in sets if override.split(".")[0] in techniques]
-        chosen, said = selection.chosen(preset.load(base, own, preset.Sample(frames=frames_px)), spec, how)
-        plans[name] = planner.build(chosen, spec, said=said)
+        chosen, said = selection.resolve_layers(preset.load(base, own, preset.Sample(frames=frames_px)), spec, how)
+        plans[name] = planner.build(chosen, spec, notes=said)
     done = {}
     if output.is_file():
         for line in output.read_text(encoding="utf-8").splitlines():
@@ -86,7 +88,7 @@ def measured(
             done[one["backbone"], one["preset"], one["frames"], one["prompt"], one["seed"]] = one
     backbone = None
     rows: dict[str, list[dict]] = {name: [] for name in plans}
-    for number, words in enumerate(grammar.HELD_OUT[:prompts]):
+    for number, words in enumerate(tiny_grammar.HELD_OUT[:prompts]):
         for seed in range(1000 * number, 1000 * number + seeds):
             for name, made in plans.items():
                 key = (model, name, made.frames_px, words.prompt, seed)

@@ -53,7 +53,8 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from longgen.backbones.tiny import clips, grammar
+from longgen.backbones import tiny_grammar
+from longgen.backbones.tiny import clips
 
 SEED = 2026
 CHECKPOINT_EVERY = 200
@@ -127,7 +128,7 @@ def start_framewise(vae: AutoencoderKLWan) -> None:
 
 def draw_clip(generator: torch.Generator, frames_px: int) -> tuple[Tensor, Tensor]:
     """Pixels [3, F, S, S] and weights [1, F, S, S] of one random training clip."""
-    words = grammar.TRAINING[int(torch.randint(len(grammar.TRAINING), (), generator=generator))]
+    words = tiny_grammar.TRAINING[int(torch.randint(len(tiny_grammar.TRAINING), (), generator=generator))]
     scene = clips.draw_scene(words, generator)
     start = torch.rand((), generator=generator) * (FRAMES_PX - frames_px)
     video, cover = clips.render(scene, torch.arange(frames_px) + start)
@@ -290,7 +291,7 @@ def train_decoder(work: Path, device: str, steps: int) -> None:
 
 def new_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word, lower case, letters only, `</s>` at the end; unknown words become `<unk>`."""
-    words = sorted({word for sentence in grammar.SENTENCES for word in sentence.prompt.split()})
+    words = sorted({word for sentence in tiny_grammar.SENTENCES for word in sentence.prompt.split()})
     vocabulary = {word: index for index, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(Regex("[^a-z]+"), " ")])
@@ -317,8 +318,8 @@ def encode_clips(work: Path, device: str, clips_count: int) -> None:
         generator = torch.Generator().manual_seed(SEED + 1 + shard)
         latents, sentences, since = [], [], time.time()
         for position in range(SHARD):
-            index = (shard * SHARD + position) % len(grammar.TRAINING)  # every sentence equally often
-            scene = clips.draw_scene(grammar.TRAINING[index], generator)
+            index = (shard * SHARD + position) % len(tiny_grammar.TRAINING)  # every sentence equally often
+            scene = clips.draw_scene(tiny_grammar.TRAINING[index], generator)
             video, _ = clips.render(scene, torch.arange(FRAMES_PX, dtype=torch.float32))
             with torch.autocast(torch.device(device).type, torch.bfloat16):
                 latent = vae.encode(video.transpose(0, 1)[None].to(device)).latent_dist.mode()
@@ -370,7 +371,7 @@ def train_transformer(work: Path, device: str, steps: int) -> None:
     transformer, text_encoder, tokenizer = new_transformer(device)
     mean_transformer, mean_text_encoder, _ = new_transformer(device)
     text = tokenizer(
-        [*(words.prompt for words in grammar.TRAINING), ""],
+        [*(words.prompt for words in tiny_grammar.TRAINING), ""],
         padding="max_length", max_length=TEXT_TOKENS, return_tensors="pt",
     )  # fmt: skip
 
@@ -433,7 +434,7 @@ def train_causal(work: Path, device: str, steps: int) -> None:
     for module in (transformer, mean_transformer):
         module.load_state_dict(start["transformer"])
     text_encoder.load_state_dict(start["text_encoder"])
-    text = tokenizer([*(words.prompt for words in grammar.TRAINING), ""], padding="max_length", max_length=TEXT_TOKENS,
+    text = tokenizer([*(words.prompt for words in tiny_grammar.TRAINING), ""], padding="max_length", max_length=TEXT_TOKENS,
                      return_tensors="pt")  # fmt: skip
     with torch.no_grad():
         embeds = embed(text_encoder, text.input_ids.to(device), text.attention_mask.to(device))

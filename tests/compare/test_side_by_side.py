@@ -1,4 +1,4 @@
-"""The video to watch and the sheet: what their pixels show."""
+"""The pixels of the side-by-side video and of the contact sheet."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from longgen.compare.labels import drawable, strip
-from longgen.compare.layout import BAR, GAP, HEIGHT, LABEL, TITLE, WIDTH, fitted, layout, shown
+from longgen.compare.labels import fit_text, text_strip
+from longgen.compare.layout import BAR, GAP, HEIGHT, LABEL, TITLE, WIDTH, fit_frame, fitted_size, layout
 from longgen.compare.side_by_side import NAMES, Tile, write
 from longgen.video import Writer, read_frames, size_and_fps
 
@@ -41,12 +41,19 @@ RED, GREEN, BLUE, GREY = (200, 30, 30), (30, 160, 40), (40, 50, 190), (128, 128,
 def test_tiles_show_their_videos_frame_by_frame(tmp_path: Path) -> None:
     tiles = [film(tmp_path / "a.mp4", [RED, GREEN]), film(tmp_path / "b.mp4", [GREY, BLUE])]
     seen: list[tuple[int, int]] = []
-    write(tiles, 2, "a title", tmp_path / "side" / "x.mp4", tmp_path / "sheets" / "x.png", lambda *at: seen.append(at))
+    write(
+        tiles,
+        2,
+        "a title",
+        tmp_path / "side" / "x.mp4",
+        tmp_path / "sheets" / "x.png",
+        lambda now: seen.append((now.done, now.total)),
+    )
     fps, frames = frames_of(tmp_path / "side" / "x.mp4")
     place = layout([SIZE, SIZE], 2)
     assert (fps, len(frames), frames.shape[2:0:-1]) == (8, 8, place.size)
     assert place.box == (384, 288)
-    assert seen == [(done, 8) for done in range(1, 9)]
+    assert seen == [(done, 8) for done in range(9)]
     for number, colours in enumerate(([RED] * 4 + [GREEN] * 4, [GREY] * 4 + [BLUE] * 4)):
         left, top = place.corner(number)
         tile = frames[:, top + LABEL + 8 : top + LABEL + 280, left + 8 : left + 376].astype(int)
@@ -74,7 +81,7 @@ def test_the_sheet_has_a_row_for_each_tile_and_moments_across(tmp_path: Path) ->
     assert np.abs(middle(0, 7) - GREEN).max() < 16
     assert np.abs(middle(1, 3) - GREY).max() < 16
     assert middle(1, 4).max() == middle(1, 7).max() == 0  # ended
-    assert middle(2, 0).max() == 0  # could not be made
+    assert middle(2, 0).max() == 0  # failed
 
 
 def test_a_short_video_stops_at_its_last_frame(tmp_path: Path) -> None:
@@ -160,12 +167,12 @@ def test_any_number_of_tiles_fits(size: tuple[int, int], count: int, row: int) -
      ((832, 480), (416, 999), (416, 240)), ((500, 500), (1200, 1200), (500, 500))],
 )  # fmt: skip
 def test_tiles_grow_by_whole_factors_only(size: tuple[int, int], room: tuple[float, float], given: tuple[int, int]) -> None:
-    assert fitted(size, room) == given
+    assert fitted_size(size, room) == given
 
 
 def test_an_enlarged_tile_has_the_pixels_of_its_video() -> None:
     frame = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    tile = shown(frame, (26, 20))  # three times, in the middle
+    tile = fit_frame(frame, (26, 20))  # three times, in the middle
     assert tile.shape == (20, 26, 3)
     np.testing.assert_array_equal(tile[1:19, 1:25], frame.repeat(3, axis=0).repeat(3, axis=1))
     assert tile[0].max() == tile[19].max() == tile[:, 0].max() == tile[:, 25].max() == 0
@@ -174,12 +181,12 @@ def test_an_enlarged_tile_has_the_pixels_of_its_video() -> None:
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text)[:20])
 @pytest.mark.parametrize("width", [8, 100, 700])
 def test_any_text_can_be_drawn(text: str, width: int) -> None:
-    picture = strip(text, (width, 24), 15, 250, 24)
+    picture = text_strip(text, (width, 24), 15, 250, 24)
     assert picture.shape == (24, width, 3)
-    assert (picture.max() > 100) == bool(drawable(text, 15, width - 2 * min(4, width // 8)))
+    assert (picture.max() > 100) == bool(fit_text(text, 15, width - 2 * min(4, width // 8)))
 
 
 def test_what_the_font_lacks_is_replaced_and_what_is_long_is_cut() -> None:
-    assert drawable("a🎈b\n c", 15, 200) == "a?b c"
-    assert drawable("Größe, привет", 15, 200) == "Größe, привет"
-    assert drawable("w" * 100, 15, 60).endswith("w…")
+    assert fit_text("a🎈b\n c", 15, 200) == "a?b c"
+    assert fit_text("Größe, привет", 15, 200) == "Größe, привет"
+    assert fit_text("w" * 100, 15, 60).endswith("w…")

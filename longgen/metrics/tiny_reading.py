@@ -1,7 +1,7 @@
-"""Reads off a 64x64 clip, without any weights, what it shows, to be held against the words of its prompt.
+"""Measures what a 64x64 clip of `tiny` shows (colour, background, objects, motion), to be compared with the words of its prompt.
 
 Legend: F frames, H rows, W columns, T tracked frames of one window, P trial periods. Positions, distances and areas
-are in pixels, times in frames, colours RGB in [0, 1]. The thresholds belong to the clips of `clips.draw_scene`.
+are in pixels, times in frames, colours RGB in [0, 1]. The thresholds fit the clips of `backbones.tiny.clips.draw_scene`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from longgen.backbones.tiny import clips, grammar
+from longgen.backbones import tiny_grammar
 
 # An object's rim lies at half the frame's strongest RGB distance from the background: halos stay outside. Never below
 # noise (0.04, at most 0.11), never so high that a second object is missed (the palette's least: orange on sand, 0.47).
@@ -41,7 +41,7 @@ class Reading:
     objects: tuple[int, ...]  # how many objects
     centre_px: np.ndarray  # [F, 2] x, y of the main object, nan where there is none
     area_px: np.ndarray  # [F], 0 where there is none
-    motion: str | None  # one of `grammar.MOTIONS`, None where it is none of them
+    motion: str | None  # one of `tiny_grammar.MOTIONS`, None where it is none of them
 
 
 def read(frames: np.ndarray) -> Reading:
@@ -49,7 +49,7 @@ def read(frames: np.ndarray) -> Reading:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
         raise ValueError(f"got {frames.dtype} {list(frames.shape)}; need uint8 [F, H, W, 3]: convert the frames first")
     pixels = frames.astype(np.float32) / 255
-    shade = np.linspace(1 + clips.SHADE, 1 - clips.SHADE, frames.shape[1], dtype=np.float32)[:, None, None]
+    shade = np.linspace(1 + tiny_grammar.SHADE, 1 - tiny_grammar.SHADE, frames.shape[1], dtype=np.float32)[:, None, None]
     # Even the largest shape covers a fifth of the picture, so the median of the unshaded pixels is background.
     unshaded = np.ascontiguousarray(np.moveaxis(pixels / shade, -1, 1)).reshape(len(frames), 3, -1)
     grounds = np.median(unshaded, axis=2)
@@ -73,13 +73,13 @@ def read(frames: np.ndarray) -> Reading:
         shape = np.pad((labels == main).astype(np.uint8), 1)
         depth = cv2.distanceTransform(shape, cv2.DIST_L2, 3)[1:-1, 1:-1]
         core = pixels[index][depth >= CORE * depth.max()]
-        colour.append(_nearest(np.median(core, axis=0), grammar.COLOURS))
-    background = tuple(_nearest(ground, grammar.BACKGROUNDS) for ground in grounds)
+        colour.append(_nearest(np.median(core, axis=0), tiny_grammar.COLOURS))
+    background = tuple(_nearest(ground, tiny_grammar.BACKGROUNDS) for ground in grounds)
     return Reading(tuple(colour), background, tuple(objects), centre_px, area_px, motion_kind(centre_px, area_px))
 
 
 def motion_kind(centre_px: np.ndarray, area_px: np.ndarray) -> str | None:
-    """The motion that most windows of a clip show, one of `grammar.MOTIONS`, or None where no motion has a majority.
+    """The motion that most windows of a clip show, one of `tiny_grammar.MOTIONS`, or None where no motion has a majority.
 
     `centre_px` [F, 2] and `area_px` [F] track one object; frames whose centre is nan are skipped.
     """
@@ -91,7 +91,7 @@ def motion_kind(centre_px: np.ndarray, area_px: np.ndarray) -> str | None:
     return motion if 2 * count > len(windows) else None
 
 
-def score(reading: Reading, words: grammar.Words) -> dict[str, float]:
+def score(reading: Reading, words: tiny_grammar.Words) -> dict[str, float]:
     """How far `reading` shows `words`.
 
     colour, background, one_object: share of the frames that have the asked colour, the asked background, exactly one
@@ -109,7 +109,7 @@ def score(reading: Reading, words: grammar.Words) -> dict[str, float]:
 
 
 def _nearest(rgb: np.ndarray, names: tuple[str, ...]) -> str:
-    return min(names, key=lambda name: float(np.square(rgb - clips.RGB[name]).sum()))
+    return min(names, key=lambda name: float(np.square(rgb - tiny_grammar.RGB[name]).sum()))
 
 
 def _window_motion(centre_px: np.ndarray, area_px: np.ndarray) -> str | None:

@@ -13,12 +13,13 @@ import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
 from typer.testing import CliRunner, Result
 
-from longgen import plan, run
+from longgen import plan, rundir
 from longgen.backbones.settings import ModelSettings
 from longgen.cli import app
-from longgen.compare.inputs import found
+from longgen.compare.inputs import read_videos
 from longgen.compare.record import Comparison, read
 from longgen.metrics.score import score_video
+from longgen.run_settings import stored_settings
 from longgen.video import Writer, read_settings
 
 PROMPTS = ("a red ball", "a blue ball")
@@ -40,7 +41,7 @@ def made(tiny_plan: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     monkeypatch.chdir(tmp_path)
 
     def write(name: str, preset: str, prompt: str, seed: int, frames: int = 9, **sample: int) -> Path:
-        settings = run.settings_of(tiny_plan(preset, frames=frames, **sample), prompt, seed, ModelSettings("cpu", "fp32"))
+        settings = stored_settings(tiny_plan(preset, frames=frames, **sample), prompt, seed, ModelSettings("cpu", "fp32"))
         return film(Path(name), frames, settings=settings)
 
     return write
@@ -100,9 +101,9 @@ def test_videos_of_several_prompts_are_watched_prompt_by_prompt(made: Callable[.
 def test_presets_of_one_name_that_differ_are_two_rows(made: Callable[..., Path]) -> None:
     few, more, again = (made(f"{name}.mp4", "direct", PROMPTS[0], seed, steps=steps)
                         for name, seed, steps in (("few", 0, 2), ("more", 0, 3), ("again", 1, 2)))  # fmt: skip
-    assert [one.label for one in found([few, more, again])] == ["direct", "direct #2", "direct"]
+    assert [one.label for one in read_videos([few, more, again])] == ["direct", "direct #2", "direct"]
     shutil.copy(few, "copy.mp4")
-    assert [one.label for one in found([few, Path("copy.mp4")])] == ["direct", "direct #2"]
+    assert [one.label for one in read_videos([few, Path("copy.mp4")])] == ["direct", "direct #2"]
     assert any("differ in steps: 2 (direct), 3 (direct #2)" in warning for warning in compared(few, more).warnings)
 
 
@@ -115,10 +116,10 @@ def test_edges_are_known_from_the_settings(made: Callable[..., Path]) -> None:
 def test_a_video_is_taken_once_whatever_it_is_called(made: Callable[..., Path]) -> None:
     path = made("videos/a.mp4", "direct", PROMPTS[0], 0)
     film(Path("videos/b.partial.mp4"))
-    run.run_folder(path).mkdir()
-    (run.run_folder(path) / "run.json").write_text("{}")
+    rundir.run_folder(path).mkdir()
+    (rundir.run_folder(path) / "run.json").write_text("{}")
     os.symlink(path.absolute(), "link.mp4")
-    assert [one.video for one in found([path, Path("link.mp4"), run.run_folder(path), Path("videos"), Path()])] == [path]
+    assert [one.video for one in read_videos([path, Path("link.mp4"), rundir.run_folder(path), Path("videos"), Path()])] == [path]
 
 
 def test_a_folder_of_an_earlier_comparison_is_compared_anew_in_its_place(made: Callable[..., Path]) -> None:
@@ -143,9 +144,9 @@ def test_settings_that_longgen_cannot_read_leave_a_video_without_edges(made: Cal
 @pytest.mark.parametrize(
     ("name", "code", "said"),
     [("text.mp4", 1, "text.mp4 could not be read as a video: it holds text"), ("cut.mp4", 1, "it is cut off: 99 bytes or more"),
-     ("dir.mp4", 3, "dir.mp4 holds no video"),
+     ("dir.mp4", 3, "dir.mp4 contains no video"),
      ("mixed", 1, "mixed/b.MOV could not be read as a video: it holds text"), ("none.mp4", 3, "none.mp4 is not there"),
-     ("empty", 3, "empty holds no video"), ("lost.run", 3, "lost.mp4 is not there"), ("bad", 1, "is no comparison")],
+     ("empty", 3, "empty contains no video"), ("lost.run", 3, "lost.mp4 does not exist"), ("bad", 1, "is not a comparison")],
 )  # fmt: skip
 def test_what_is_no_video_is_named_and_nothing_is_written(made: Callable[..., Path], name: str, code: int, said: str) -> None:
     good = film(Path("good.mp4"))
@@ -191,12 +192,12 @@ def test_a_folder_gives_every_video_in_it_and_says_what_is_left_out(made: Callab
         shutil.copy(source, Path("clips", name))
     shutil.copy(source, os.fsdecode(b"clips/i\xff.mp4"))
     told: list[str] = []
-    labels = [one.label for one in found([Path("clips")], told.append)]
+    labels = [one.label for one in read_videos([Path("clips")], told.append)]
     assert labels == ["A", "a", "b", "c", "d", "e", "f", os.fsdecode(b"i\xff")]
     assert told == [
-        "left out of clips, hidden: .g.mp4", "left out of clips, not complete yet: h.partial.mp4",
-        "left out of clips, a folder in it: inner", "left out of clips, a run without its video: made.run",
-        "left out of clips, not called .mp4, .m4v, .mov, .mkv, .webm, .avi: noext, notes.txt, song.wav",
+        "skipped in clips, hidden: .g.mp4", "skipped in clips, incomplete: h.partial.mp4",
+        "skipped in clips, a subfolder: inner", "skipped in clips, a run without its video: made.run",
+        "skipped in clips, not .mp4, .m4v, .mov, .mkv, .webm, .avi: noext, notes.txt, song.wav",
     ]  # fmt: skip
     result = compared("clips")
     assert result.warnings[:5] == told
@@ -205,12 +206,12 @@ def test_a_folder_gives_every_video_in_it_and_says_what_is_left_out(made: Callab
     again = longgen("out")
     assert again.exit_code == 0, again.stderr
     for name in (".g.mp4", "noext", "h.partial.mp4"):  # what is named is taken
-        assert [one.video.name for one in found([Path("clips", name)])] == [name]
-    assert "not complete yet" in found([Path("clips/h.partial.mp4")])[0].caveats[0]
+        assert [one.video.name for one in read_videos([Path("clips", name)])] == [name]
+    assert "incomplete" in read_videos([Path("clips/h.partial.mp4")])[0].caveats[0]
     for name in ("song.wav", "noext"):
         Path("clips", name).rename(Path("clips/inner", name))
     done = longgen("clips/inner")
-    assert (done.exit_code, "holds no video; not called .mp4" in done.stderr) == (3, True), done.stderr
+    assert (done.exit_code, "contains no video; not .mp4" in done.stderr) == (3, True), done.stderr
 
 
 def test_files_of_one_name_are_told_apart(made: Callable[..., Path]) -> None:
@@ -218,7 +219,7 @@ def test_files_of_one_name_are_told_apart(made: Callable[..., Path]) -> None:
     for name in names:
         film(Path(name), 3)
     run_of = made("d/made.mp4", "direct", PROMPTS[0], 0)
-    assert [one.label for one in found([*map(Path, names), run_of])] == [
+    assert [one.label for one in read_videos([*map(Path, names), run_of])] == [
         "a/x.mp4",
         "b/x.mp4",
         "y.mp4",
@@ -241,9 +242,9 @@ def test_one_file_named_twice_and_copies_are_noted(made: Callable[..., Path]) ->
     os.link(path, "hard.mp4")
     result = compared(path, path, "hard.mp4", other, "copy.mp4")
     assert [cell.preset for cell in result.cells] == ["a", "bb", "copy"]
-    assert result.warnings[:3] == ["a.mp4 is named more than once: it is taken once",
-                                   "hard.mp4 and a.mp4 are one file: it is taken once",
-                                   "equal byte for byte: a.mp4, copy.mp4"]  # fmt: skip
+    assert result.warnings[:3] == ["a.mp4 is listed more than once: it is used once",
+                                   "hard.mp4 and a.mp4 are the same file: it is used once",
+                                   "identical files: a.mp4, copy.mp4"]  # fmt: skip
 
 
 def test_times_of_a_video_are_its_own_and_caveats_are_told(made: Callable[..., Path]) -> None:

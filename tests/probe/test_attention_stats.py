@@ -1,4 +1,4 @@
-"""What is read off attention, against dense computation in double precision.
+"""Attention statistics against dense computation in double precision.
 
 Legend: B batch, K key frames, Q query frames, n tokens per frame, H heads, D head dim, L text tokens.
 """
@@ -12,7 +12,7 @@ from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor
 
 from longgen.attention.observer import AttentionInputs
-from longgen.pipelines.rotary import Rotary
+from longgen.attention.rotary import Rotary
 from longgen.probe import attention_stats
 
 B, K, SIDE, H, D, L = 2, 7, 3, 2, 24, 5
@@ -24,7 +24,7 @@ COS, SIN = (
 )
 
 
-def glimpse(queries: int = K, text: bool = False) -> AttentionInputs:
+def attention_inputs(queries: int = K, text: bool = False) -> AttentionInputs:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(B, frames * N, H, D, generator=generator) for frames in (queries, K, K))
     words = (torch.randn(B, L, H, D, generator=generator), torch.randn(B, L, H, D, generator=generator)) if text else None
@@ -36,7 +36,7 @@ def glimpse(queries: int = K, text: bool = False) -> AttentionInputs:
         return torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
     return AttentionInputs(
-        0, (queries, K), q, k, v, lambda x, times: ROTARY.turn(x, ROTARY.placed(frame, times, None)), attend, words
+        0, (queries, K), q, k, v, lambda x, times: ROTARY.rotate(x, ROTARY.frame_tables_at(frame, times, None)), attend, words
     )
 
 
@@ -64,7 +64,7 @@ def dense_logits(seen: AttentionInputs, shift: float = 0.0) -> Tensor:
 @pytest.mark.parametrize("shift", [-14.0, 7.0, 0.5])
 @pytest.mark.parametrize("queries", [K, 3])
 def test_the_logit_change_is_that_of_the_dense_logits(shift: float, queries: int) -> None:
-    seen = glimpse(queries)
+    seen = attention_inputs(queries)
     own, moved = dense_logits(seen), dense_logits(seen, shift)
     change, total = attention_stats.logit_change(seen, shift)
     assert change / D == pytest.approx(float((moved - own).square().sum()), rel=1e-5)
@@ -72,7 +72,7 @@ def test_the_logit_change_is_that_of_the_dense_logits(shift: float, queries: int
 
 
 def test_no_shift_changes_no_logit() -> None:
-    assert attention_stats.logit_change(glimpse(), 0.0)[0] == 0.0
+    assert attention_stats.logit_change(attention_inputs(), 0.0)[0] == 0.0
 
 
 def visible(queries: int) -> np.ndarray:
@@ -99,7 +99,7 @@ def dense_entropy(logits: Tensor) -> Tensor:
 @pytest.mark.parametrize("text", [False, True])
 @pytest.mark.parametrize("queries", [K, 3])
 def test_the_entropy_change_is_that_of_the_dense_softmax(queries: int, text: bool) -> None:
-    seen, shown = glimpse(queries, text), visible(queries)
+    seen, shown = attention_inputs(queries, text), visible(queries)
     whole, part = dense_entropy(dense_logits(seen)), dense_entropy(dense_part(seen, shown))
     change, total = attention_stats.entropy_change(seen, shown)
     assert change == pytest.approx(float((part - whole).square().sum()), rel=1e-4)
@@ -108,7 +108,7 @@ def test_the_entropy_change_is_that_of_the_dense_softmax(queries: int, text: boo
 
 def test_entropies_are_of_some_tokens_of_every_frame_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_stats, "QUERIES", 3)
-    seen = glimpse()
+    seen = attention_inputs()
     whole = dense_entropy(dense_logits(seen)).unflatten(-1, (K, N))[..., [0, 4, 8]]
     assert attention_stats.entropy_change(seen, np.ones((K, K), dtype=bool)) == (
         0.0,
@@ -119,7 +119,7 @@ def test_entropies_are_of_some_tokens_of_every_frame_where_there_are_many(monkey
 @pytest.mark.parametrize("text", [False, True])
 @pytest.mark.parametrize("queries", [K, 3])
 def test_the_effective_rank_is_that_of_the_singular_values_of_the_dense_output(queries: int, text: bool) -> None:
-    seen, shown = glimpse(queries, text), visible(queries)
+    seen, shown = attention_inputs(queries, text), visible(queries)
     values = seen.v.double() if seen.text is None else torch.cat([seen.v, seen.text[1]], dim=1).double()
     output = torch.einsum("bhqk,bkhd->bqhd", dense_part(seen, shown).softmax(dim=-1), values).flatten(2)
     singular = torch.linalg.svdvals(output)

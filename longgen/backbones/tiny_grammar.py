@@ -1,4 +1,4 @@
-"""The sentences that the `tiny` backbone knows, as plain data.
+"""The prompts that the `tiny` backbone was trained on, and the colours of their words, as plain data.
 
 A prompt is ``a {size} {colour} {shape} {motion} on a {background} background``; 2 x 8 x 3 x 5 x 5 = 1,200
 sentences. 48 of them are held out of training and used by `longgen.backbones.tiny.check`.
@@ -15,6 +15,23 @@ COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "pink", "white")
 SHAPES = ("circle", "square", "triangle")
 MOTIONS = ("bouncing", "sliding left and right", "moving up and down", "orbiting", "pulsing")
 BACKGROUNDS = ("navy", "sand", "forest", "grey", "maroon")
+
+RGB = {
+    "red": (0.90, 0.10, 0.10),
+    "orange": (1.00, 0.52, 0.05),
+    "yellow": (0.98, 0.92, 0.15),
+    "green": (0.15, 0.80, 0.20),
+    "cyan": (0.10, 0.85, 0.90),
+    "blue": (0.15, 0.30, 1.00),
+    "pink": (1.00, 0.35, 0.75),
+    "white": (0.97, 0.97, 0.97),
+    "navy": (0.05, 0.07, 0.25),
+    "sand": (0.72, 0.60, 0.42),
+    "forest": (0.06, 0.25, 0.13),
+    "grey": (0.42, 0.42, 0.44),
+    "maroon": (0.30, 0.06, 0.12),
+}
+SHADE = 0.12  # the background runs from 1 + SHADE at the top to 1 - SHADE at the bottom
 
 GRAMMAR = "a {size} {colour} {shape} {motion} on a {background} background"
 SLOTS = {"size": SIZES, "colour": COLOURS, "shape": SHAPES, "motion": MOTIONS, "background": BACKGROUNDS}

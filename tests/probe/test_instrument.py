@@ -1,9 +1,10 @@
-"""A watched model, and one with a layer changed: on real small pipelines of every family."""
+"""A watched model, and one with a layer modify_layer: on real small pipelines of every family."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from longgen import planner, preset
 from longgen.attention.lowering import lower
 from longgen.context.window import Window
 from longgen.frameplan import full_attention
-from longgen.loops import direct, start
+from longgen.loops import sample
+from longgen.loops.denoiser import Denoiser
 from longgen.plan import Plan
-from longgen.probe.instrument import Watch, changed, shifted, shown, watching, windowed
+from longgen.probe.instrument import AttentionRecorder, local_window, modify_layer, observable, recording, shift_keys
 from longgen.probe.measure import ALL
 from tests.backbones import family
 from tests.sampling import dense_rollout
@@ -45,21 +47,19 @@ def direct_plan(spec: Any, frames: int, **sample: Any) -> Plan:
     return planner.build(preset.Preset(name="direct", sample=wanted, techniques=techniques), spec)
 
 
-def sampled(backbone: Any, made: Plan, watch: Watch | None = None) -> torch.Tensor:
+def sampled(backbone: Any, made: Plan, recorder: AttentionRecorder | None = None) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
-    sample = direct.sample if made.sampling is None else made.sampling.sample
-    arguments = (backbone, made, PROMPT, start(backbone, made, generator))
-    if watch is None:
-        return sample(*arguments, lambda state: None, None, generator)
-    with watching(watch):
-        return sample(*arguments, lambda state: None, None, generator)
+    denoiser = Denoiser(backbone, made, PROMPT)
+    noise = denoiser.initial_noise(generator)
+    with nullcontext() if recorder is None else recording(recorder):
+        return sample(denoiser, noise, generator)
 
 
 def test_a_layer_without_time_scores_nothing_and_it_alone(planted: Any) -> None:
     made = direct_plan(planted.spec, 33, size=(32, 32))
-    watch = Watch(planted, made, STEPS, (-21, 21), ())
-    sampled(planted, shown(made, STEPS), watch)
-    scores = watch.change("shift -21", "shift 21")
+    recorder = AttentionRecorder(planted, made, STEPS, (-21, 21), ())
+    sampled(planted, observable(made, STEPS), recorder)
+    scores = recorder.relative_change("shift -21", "shift 21")
     assert scores[INERT] == 0
     assert min(score for layer, score in enumerate(scores) if layer != INERT) > 0.1
 
@@ -68,7 +68,7 @@ def test_to_shift_a_layer_without_time_changes_no_video_and_any_other_does(plant
     made = direct_plan(planted.spec, 33, size=(32, 32))
     own = sampled(planted, made)
     far = [
-        float((sampled(planted, changed(made, layer, shifted(21))) - own).norm() / own.norm())
+        float((sampled(planted, modify_layer(made, layer, shift_keys(21))) - own).norm() / own.norm())
         for layer in range(planted.spec.layers)
     ]
     assert far[INERT] < 1e-5  # rounding: its keys are turned, by nothing
@@ -79,17 +79,17 @@ def test_to_shift_a_layer_without_time_changes_no_video_and_any_other_does(plant
 def test_a_watched_generation_is_the_same(model_folder: Callable[[str], Path], name: str) -> None:
     backbone = family.loaded(model_folder(name))
     made = family.made(backbone, "direct", 17, 2)
-    watch = Watch(backbone, made, (1,), (-5, 5), (1, 2))
+    recorder = AttentionRecorder(backbone, made, (1,), (-5, 5), (1, 2))
     plain = family.sampled(backbone, made)
-    with watching(watch):
-        seen = family.sampled(backbone, shown(made, (1,)))
+    with recording(recorder):
+        seen = family.sampled(backbone, observable(made, (1,)))
     if backbone.spec.joint_text:  # its text and video are then two calls, and rounded apart
         torch.testing.assert_close(seen, plain, rtol=1e-4, atol=1e-5)
     else:
         assert torch.equal(seen, plain)
     assert backbone.step_state.observer is None
-    assert {step for _, step, _ in watch.sums} == {1}
-    ranks, change, position = watch.effective_rank(2), watch.change("window"), watch.change("shift 5")
+    assert {step for _, step, _ in recorder.sums} == {1}
+    ranks, change, position = recorder.effective_rank(2), recorder.relative_change("window"), recorder.relative_change("shift 5")
     assert len(ranks) == len(change) == len(position) == backbone.spec.layers
     assert min(ranks) >= 1
     assert min(position) > 0
@@ -97,28 +97,28 @@ def test_a_watched_generation_is_the_same(model_folder: Callable[[str], Path], n
 
 def test_a_window_of_the_whole_clip_changes_no_entropy(tiny: Any) -> None:
     made = direct_plan(tiny.spec, 33, size=(32, 32))  # shorter than the native length
-    watch = Watch(tiny, made, STEPS, (), (1,))
-    sampled(tiny, shown(made, STEPS), watch)
-    assert watch.change("window") == [0.0] * tiny.spec.layers
+    recorder = AttentionRecorder(tiny, made, STEPS, (), (1,))
+    sampled(tiny, observable(made, STEPS), recorder)
+    assert recorder.relative_change("window") == [0.0] * tiny.spec.layers
 
 
 def test_a_rollout_is_watched_without_a_trace(causal: Any) -> None:
     made = direct_plan(causal.spec, 81)
-    watch = Watch(causal, made, STEPS, (-9, 9), (1, 2))
-    assert torch.equal(sampled(causal, made, watch), sampled(causal, made))
-    assert min(watch.change("shift -9", "shift 9")) > 0
-    assert min(watch.change("window")) > 0
-    assert min(watch.effective_rank(1)) >= 1
+    recorder = AttentionRecorder(causal, made, STEPS, (-9, 9), (1, 2))
+    assert torch.equal(sampled(causal, made, recorder), sampled(causal, made))
+    assert min(recorder.relative_change("shift -9", "shift 9")) > 0
+    assert min(recorder.relative_change("window")) > 0
+    assert min(recorder.effective_rank(1)) >= 1
 
 
 def test_in_a_rollout_a_layer_is_changed_alone_and_for_good(causal: Any) -> None:
     made = direct_plan(causal.spec, 81)
     own = sampled(causal, made)
-    for change in (shifted(9), windowed):
-        one = sampled(causal, changed(made, 1, change))
+    for change in (shift_keys(9), local_window):
+        one = sampled(causal, modify_layer(made, 1, change))
         assert one.shape == own.shape
         assert not torch.allclose(one, own, atol=1e-3)
-    programs, table = changed(made, 1, shifted(9)).programs_for_chunk(12, 3, list(range(9)))
+    programs, table = modify_layer(made, 1, shift_keys(9)).programs_for_chunk(12, 3, list(range(9)))
     assert np.flatnonzero(table.any(axis=1)).tolist() == [1]
     moved = programs[table[1, 0]]
     assert moved is not None
@@ -129,8 +129,8 @@ def test_in_a_rollout_a_layer_is_changed_alone_and_for_good(causal: Any) -> None
 @pytest.mark.parametrize("layer", [0, 2])
 def test_a_changed_rollout_is_that_of_dense_attention(causal: Any, layer: int) -> None:
     made = direct_plan(causal.spec, 65)  # 17 latent frames, the last chunk of which is cut
-    for change, table in ((shifted(-9), {"name": "shift", "frames": -9}), (windowed, {"name": "window"})):
-        one = sampled(causal, changed(made, layer, change))
+    for change, table in ((shift_keys(-9), {"name": "shift", "frames": -9}), (local_window, {"name": "window"})):
+        one = sampled(causal, modify_layer(made, layer, change))
         expected = dense_rollout.rollout(causal, [table | {"layers": [layer]}], made.frames_lat, [PROMPT] * 6, seed=1)
         assert float((one - expected).abs().max() / expected.abs().max()) < 1e-5
 
@@ -141,10 +141,10 @@ def test_a_shift_is_run_at_once_and_exactly(model_folder: Callable[[str], Path],
     """The executor's own way for a table that is i - j but for a constant, against its way for any table."""
     backbone = family.loaded(model_folder(name))
     plain = family.made(backbone, "direct", 17, 2)
-    tables = shifted(late)(full_attention(plain.frames_lat), plain.geometry)
+    tables = shift_keys(late)(full_attention(plain.frames_lat), plain.geometry)
     assert len(lower(tables.passes[0], backbone.spec.joint_text).calls) == 1
     bent = tables.each(lambda one: replace(one, rel=one.rel + np.eye(plain.frames_lat) * 1e-9))  # of no such structure
     assert len(lower(bent.passes[0], backbone.spec.joint_text).calls) == plain.frames_lat
-    fast, slow = (family.sampled(backbone, changed(plain, 1, lambda plan, clip, to=to: to)) for to in (tables, bent))
+    fast, slow = (family.sampled(backbone, modify_layer(plain, 1, lambda plan, clip, to=to: to)) for to in (tables, bent))
     assert float((fast - slow).abs().max()) < 2e-4
     assert float((fast - family.sampled(backbone, plain)).abs().max()) > 1e-3

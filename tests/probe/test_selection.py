@@ -1,4 +1,4 @@
-"""Which layers a preset acts in: a probe that is kept or named, a published list, all, none, or dealt at random."""
+"""How the layers of a preset are resolved: a cached or named probe, a published list, all, none, or at random."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 
-from longgen import checkpoint, plan, planner, preset, resolve
-from longgen.backbones.spec import LTX_2B, TINY, TINY_CAUSAL, WAN_1_3B, WAN_14B, BackboneSpec
+from longgen import disk, plan, planner, preset
+from longgen.backbones.causal_wan import TINY_CAUSAL
+from longgen.backbones.ltx import LTX_2B
+from longgen.backbones.spec import BackboneSpec
+from longgen.backbones.wan import TINY, WAN_1_3B, WAN_14B
 from longgen.errors import LonggenError, MissingError, UsageError
 from longgen.layers import selection, store
 from longgen.layers.fingerprint import fingerprint
-from longgen.layers.probe_file import Probe, Run, Settings
-from longgen.probe.classify import judge
+from longgen.layers.probe_file import Probe, ProbeRun, ProbeSettings
+from longgen.probe.classify import classify
+from longgen.resolve import PlanRequest, resolve
 
 SAMPLE = preset.Sample(frames=321)
 
@@ -27,22 +31,22 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def probe_of(spec: BackboneSpec, frames: int = 321, weights: str | None = None, top: int = 2, lora: tuple[str, ...] = ()) -> Probe:
     """A probe whose first `top` layers are position-sensitive and whose last `top` are context-sensitive."""
     falling = [float(spec.layers - layer) for layer in range(spec.layers)]
-    settings = Settings(
+    settings = ProbeSettings(
         mode="quick", frames=frames, native_frames=81, size=(64, 64), steps=10, observed_steps=(0,), guidance_scale=3.0,
         shifts=(21,), windows=(1,), prompts=("a",), seeds=(0,), dtype="fp32", lora=lora,
     )  # fmt: skip
     scores: Any = {"position": {"attention": falling}, "context": {"attention": falling[::-1]}}
-    runs = [Run(prompt=0, seed=0, scores=scores)]
+    runs = [ProbeRun(prompt=0, seed=0, scores=scores)]
     return Probe(
         longgen="0", backbone=spec.name, weights=weights or fingerprint(spec, lora), settings=settings, runs=runs, seconds=1.0,
-        peak_memory_bytes=1, device="cpu", **judge(runs, {"1x": falling}, "attention", None, top),
+        peak_memory_bytes=1, device="cpu", **classify(runs, {"1x": falling}, "attention", None, top),
     )  # fmt: skip
 
 
 def keep(probe: Probe) -> Path:
-    path = store.folder_of(probe.weights, probe.settings) / "probe.json"
+    path = store.probe_folder(probe.weights, probe.settings) / "probe.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save_json(path, probe.as_dict())
+    disk.save_json(path, probe.as_dict())
     return path
 
 
@@ -56,12 +60,12 @@ def layers_of(made: plan.Plan) -> dict[str, tuple[int, ...]]:
      ("me@home.toml", ("me@home.toml", None)), ("freeloc@random:", ("freeloc@random:", None)), ("@all", ("", "all"))],
 )  # fmt: skip
 def test_names_with_a_choice_behind_them(name: str, expected: tuple[str, str | None]) -> None:
-    assert selection.split(name) == expected
+    assert selection.split_name(name) == expected
 
 
 def test_the_probe_that_is_kept_is_taken_and_written_out() -> None:
     path = keep(probe_of(TINY))
-    made = resolve.planned("freeloc", TINY, sample=SAMPLE)
+    made = resolve(PlanRequest("freeloc", TINY, sample=SAMPLE))
     assert layers_of(made) == {"vrpr": (0, 1), "tsa": (4, 5)}
     assert [note for note in made.notes if str(path) in note and "0-1" in note]
     written = preset.from_tables(made.preset.as_dict(), "again")  # what run.json and the video have
@@ -73,62 +77,62 @@ def test_the_newest_probe_of_the_length_is_taken() -> None:
     keep(probe_of(TINY, top=2))
     keep(probe_of(TINY, top=3).model_copy(update={"settings": probe_of(TINY).settings.model_copy(update={"seeds": (5,)})}))
     keep(probe_of(TINY, frames=161, top=1))
-    assert layers_of(resolve.planned("freeloc", TINY, sample=SAMPLE))["vrpr"] == (0, 1, 2)
+    assert layers_of(resolve(PlanRequest("freeloc", TINY, sample=SAMPLE)))["vrpr"] == (0, 1, 2)
 
 
 def test_a_probe_of_another_length_is_refused_with_the_reason() -> None:
     path = keep(probe_of(TINY, frames=161))
     for options in ({}, {"probe": str(path)}):
         with pytest.raises(UsageError, match=r"161.* frames, and this video has 321"):
-            resolve.planned("freeloc", TINY, sample=SAMPLE, **options)
+            resolve(PlanRequest("freeloc", TINY, sample=SAMPLE, **options))
     asked = preset.Sample(frames=159)  # 161 are made
-    assert layers_of(resolve.planned("freeloc", TINY, sample=asked))["vrpr"] == (0, 1)
+    assert layers_of(resolve(PlanRequest("freeloc", TINY, sample=asked)))["vrpr"] == (0, 1)
 
 
 def test_a_probe_of_other_weights_is_refused_with_the_reason(tmp_path: Path) -> None:
     path = tmp_path / "probe.json"
-    checkpoint.save_json(path, probe_of(TINY, weights="f" * 64).as_dict())
+    disk.save_json(path, probe_of(TINY, weights="f" * 64).as_dict())
     with pytest.raises(UsageError, match="other weights: tiny, fingerprint ffffffffffff"):
-        resolve.planned("freeloc", TINY, sample=SAMPLE, probe=str(path))
-    checkpoint.save_json(path, probe_of(TINY_CAUSAL).as_dict())
+        resolve(PlanRequest("freeloc", TINY, sample=SAMPLE, probe=str(path)))
+    disk.save_json(path, probe_of(TINY_CAUSAL).as_dict())
     with pytest.raises(UsageError, match="other weights: tiny-causal"):
-        resolve.planned("freeloc", TINY, sample=SAMPLE, probe=str(tmp_path))  # the folder of a report does too
+        resolve(PlanRequest("freeloc", TINY, sample=SAMPLE, probe=str(tmp_path)))  # the folder of a report does too
     with pytest.raises(UsageError, match="with 6 layers, ltx-2b has 28"):
-        resolve.planned("freeloc", LTX_2B, sample=SAMPLE, probe=str(path))
+        resolve(PlanRequest("freeloc", LTX_2B, sample=SAMPLE, probe=str(path)))
 
 
 def test_a_lora_makes_other_weights(tmp_path: Path) -> None:
     style = tmp_path / "style.safetensors"
     style.write_bytes(b"weights")
     keep(probe_of(TINY, lora=(f"{style}:0.5",)))
-    assert layers_of(resolve.planned("freeloc", TINY, sample=SAMPLE, lora=(f"{style}:0.5",)))["vrpr"] == (0, 1)
+    assert layers_of(resolve(PlanRequest("freeloc", TINY, sample=SAMPLE, lora=(f"{style}:0.5",))))["vrpr"] == (0, 1)
     for lora in ((), (f"{style}:0.7",)):
-        with pytest.raises(UsageError, match="nobody has probed"):
-            resolve.planned("freeloc", TINY, sample=SAMPLE, lora=lora)
+        with pytest.raises(UsageError, match="has not been probed at this length"):
+            resolve(PlanRequest("freeloc", TINY, sample=SAMPLE, lora=lora))
     style.write_bytes(b"another")
-    with pytest.raises(UsageError, match="nobody has probed"):
-        resolve.planned("freeloc", TINY, sample=SAMPLE, lora=(f"{style}:0.5",))
+    with pytest.raises(UsageError, match="has not been probed at this length"):
+        resolve(PlanRequest("freeloc", TINY, sample=SAMPLE, lora=(f"{style}:0.5",)))
 
 
 def test_without_a_probe_what_to_do_is_said() -> None:
-    with pytest.raises(UsageError, match="nobody has probed") as refused:
-        resolve.planned("freeloc", TINY, sample=SAMPLE)
+    with pytest.raises(UsageError, match="has not been probed at this length") as refused:
+        resolve(PlanRequest("freeloc", TINY, sample=SAMPLE))
     assert "longgen probe --backbone tiny" in refused.value.hint
-    with pytest.raises(UsageError, match="nobody has published"):
-        resolve.planned("freeloc", WAN_14B, sample=SAMPLE, probe="published")
+    with pytest.raises(UsageError, match="no list of sensitive layers has been published"):
+        resolve(PlanRequest("freeloc", WAN_14B, sample=SAMPLE, probe="published"))
 
 
 def test_the_published_list_serves_where_there_is_one() -> None:
-    made = resolve.planned("freeloc", WAN_1_3B, sample=SAMPLE)
+    made = resolve(PlanRequest("freeloc", WAN_1_3B, sample=SAMPLE))
     assert layers_of(made)["tsa"] == WAN_1_3B.verdicts["context-sensitive"]
     assert [note for note in made.notes if "published" in note]
 
 
 def test_all_and_none_need_no_probe() -> None:
-    made = resolve.planned("freeloc@all", TINY, sample=SAMPLE)
+    made = resolve(PlanRequest("freeloc@all", TINY, sample=SAMPLE))
     assert layers_of(made) == {"vrpr": tuple(range(6)), "tsa": tuple(range(6))}
     assert made.preset.name == "freeloc@all"
-    none = resolve.planned("freeloc", TINY, sample=SAMPLE, layers="none")
+    none = resolve(PlanRequest("freeloc", TINY, sample=SAMPLE, layers="none"))
     assert layers_of(none) == {"vrpr": (), "tsa": ()}
     assert not none.table.any()
 
@@ -136,7 +140,7 @@ def test_all_and_none_need_no_probe() -> None:
 def test_random_layers_are_as_many_and_repeat() -> None:
     keep(probe_of(TINY, top=2))
     draws = {
-        name: layers_of(resolve.planned(f"freeloc@{name}", TINY, sample=SAMPLE))
+        name: layers_of(resolve(PlanRequest(f"freeloc@{name}", TINY, sample=SAMPLE)))
         for name in ("random", "random:0", "random:1", "random:2")
     }
     assert draws["random"] == draws["random:0"]
@@ -149,27 +153,27 @@ def test_random_layers_are_as_many_and_repeat() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("freeloc", {"layers": "some"}, "no choice of layers"),
+        ("freeloc", {"layers": "some"}, "invalid --layers .some."),
         ("freeloc@all", {"layers": "none"}, "both choose layers"),
-        ("riflex", {"layers": "all"}, "leaves no layers to a probe"),
-        ("riflex@none", {}, "leaves no layers to a probe"),
-        ("direct", {"probe": "run"}, "leaves no layers to a probe"),
+        ("riflex", {"layers": "all"}, "does not select its layers by a probe"),
+        ("riflex@none", {}, "does not select its layers by a probe"),
+        ("direct", {"probe": "run"}, "does not select its layers by a probe"),
     ],
 )
 def test_wrong_choices(name: str, options: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        resolve.planned(name, TINY, sample=SAMPLE, **options)
+        resolve(PlanRequest(name, TINY, sample=SAMPLE, **options))
 
 
 def test_a_file_that_is_no_probe(tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match="is not there"):
-        resolve.planned("freeloc", TINY, sample=SAMPLE, probe=str(tmp_path / "probe.json"))
+    with pytest.raises(MissingError, match="does not exist"):
+        resolve(PlanRequest("freeloc", TINY, sample=SAMPLE, probe=str(tmp_path / "probe.json")))
     (tmp_path / "probe.json").write_text('{"schema": 1, "backbone": "tiny"}')
-    with pytest.raises(LonggenError, match=r"is no probe: .*required"):
-        resolve.planned("freeloc", TINY, sample=SAMPLE, probe=str(tmp_path / "probe.json"))
+    with pytest.raises(LonggenError, match=r"is not a probe: .*required"):
+        resolve(PlanRequest("freeloc", TINY, sample=SAMPLE, probe=str(tmp_path / "probe.json")))
     (tmp_path / "probe.json").write_bytes(b"\x00\x01 not JSON")
-    with pytest.raises(LonggenError, match="is no probe"):
-        resolve.planned("freeloc", TINY, sample=SAMPLE, probe=str(tmp_path))
+    with pytest.raises(LonggenError, match="is not a probe"):
+        resolve(PlanRequest("freeloc", TINY, sample=SAMPLE, probe=str(tmp_path)))
 
 
 def test_damaged_probes_in_the_cache_are_passed_over() -> None:
@@ -177,7 +181,7 @@ def test_damaged_probes_in_the_cache_are_passed_over() -> None:
     other = path.parent.with_name("other") / "probe.json"
     other.parent.mkdir()
     other.write_text("{}")
-    assert layers_of(resolve.planned("freeloc", TINY, sample=SAMPLE))["vrpr"] == (0, 1)
+    assert layers_of(resolve(PlanRequest("freeloc", TINY, sample=SAMPLE)))["vrpr"] == (0, 1)
 
 
 def test_every_backbone_that_could_be_probed_stands_in_the_list_of_presets() -> None:

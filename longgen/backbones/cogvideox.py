@@ -1,0 +1,90 @@
+"""CogVideoX 2B and 5B. Text and video share self-attention; the 2B model has absolute positions, added to its input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from longgen.backbones.model_config import (
+    MAX_CHANNELS,
+    MAX_FRAMES,
+    MAX_LAYERS,
+    MAX_PATCH,
+    MAX_STRIDE,
+    MAX_TOKENS,
+    MAX_WIDTH,
+    ModelConfigs,
+)
+from longgen.backbones.spec import RELATIVE_POSITIONS, WHOLE_CLIP, BackboneSpec, Family, transformer_sizes
+from longgen.errors import UsageError
+
+# CogVideo 7a1af71, inference/cli_demo.py: 50 steps, guidance 6, no negative prompt, 720x480; 49 frames at 8 fps are its README's.
+# The script also raises guidance over the steps (use_dynamic_cfg), which the model card's own example does not.
+COGVIDEOX_5B = BackboneSpec(
+    name="cogvideox-5b", family="cogvideox", source="zai-org/CogVideoX-5b", license="CogVideoX License",
+    about="CogVideoX, 5 billion parameters",
+    stride_t=4, stride_hw=8, patch=(1, 2, 2), native_px=49, fps=8, size=(720, 480), steps=50, guidance_scale=6.0,
+    negative_prompt="", dtype="bf16", layers=42, heads=48, head_dim=64, ffn_dim=12288, latent_channels=16, rotary_dims=16,
+    rotary_base=10000.0, intrinsic_component=2, text_tokens=226, parameters=5_570_283_072, companions=4_977_000_000,
+    capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP), joint_text=True, first_order="the DDIM scheduler",
+    fixed_shift="its noise levels are those of a DDPM schedule, which has no flow shift",
+)  # fmt: skip
+COGVIDEOX_2B = replace(
+    COGVIDEOX_5B, name="cogvideox-2b", source="zai-org/CogVideoX-2b", license="Apache-2.0", dtype="fp16", layers=30, heads=30,
+    about="CogVideoX, 2 billion parameters; absolute positions, so no technique can move its frames in time", ffn_dim=7680,
+    rotary_dims=0, intrinsic_component=None, parameters=1_693_783_872, capabilities=(WHOLE_CLIP,),
+)  # fmt: skip
+
+
+def from_configs(configs: ModelConfigs) -> BackboneSpec:
+    _, _, transformer, vae = configs
+    heads, head_dim = transformer.heads(multiple_of=4)
+    layers, width = transformer.integer("num_layers", MAX_LAYERS), heads * head_dim
+    if transformer.get("patch_size_t") is not None:
+        raise UsageError("CogVideoX 1.5 joins two latent frames into one token, which longgen cannot drive yet",
+                         expected="CogVideoX 2B or 5B of the first version", hint="choose another model")  # fmt: skip
+    rotary, patch = transformer["use_rotary_positional_embeddings"], transformer.integer("patch_size", MAX_PATCH)
+    if type(rotary) is not bool:
+        transformer.refuse("use_rotary_positional_embeddings", "true or false")
+    halvings = len(vae.integers("block_out_channels", MAX_WIDTH)) - 1
+    if halvings > 8:
+        vae.refuse("block_out_channels", "a list of at most 9 integers")
+    return replace(
+        COGVIDEOX_5B, stride_t=transformer.integer("temporal_compression_ratio", MAX_STRIDE), stride_hw=2**halvings,
+        patch=(1, patch, patch), native_px=transformer.integer("sample_frames", MAX_FRAMES), layers=layers, heads=heads,
+        head_dim=head_dim, ffn_dim=4 * width, latent_channels=transformer.integer("in_channels", MAX_CHANNELS),
+        rotary_dims=head_dim // 4 if rotary else 0, intrinsic_component=2 if rotary else None,
+        capabilities=COGVIDEOX_5B.capabilities if rotary else (WHOLE_CLIP,),
+        text_tokens=transformer.integer("max_text_seq_length", MAX_TOKENS),
+        parameters=layers * 12 * width * (width + transformer.integer("time_embed_dim", MAX_WIDTH)),
+    )  # fmt: skip
+
+
+def transformer_config(spec: BackboneSpec) -> dict[str, Any]:
+    return transformer_sizes(spec) | dict(
+        num_layers=spec.layers, use_rotary_positional_embeddings=spec.rotary_dims > 0, max_text_seq_length=spec.text_tokens
+    )
+
+
+def random_pipeline(spec: BackboneSpec, transformers: Sequence[Any], text: Any) -> Any:
+    import diffusers
+
+    published = dict(beta_schedule="scaled_linear", clip_sample=False, prediction_type="v_prediction", rescale_betas_zero_snr=True,
+                     timestep_spacing="trailing")  # fmt: skip
+    if spec.rotary_dims:
+        scheduler = diffusers.CogVideoXDPMScheduler(snr_shift_scale=1.0, **published)
+    else:
+        scheduler = diffusers.CogVideoXDDIMScheduler(**published)
+    pipe = diffusers.CogVideoXPipeline(None, text, None, transformers[0], scheduler)
+    shape = (1, spec.text_tokens, transformers[0].config.text_embed_dim)
+    pipe._get_t5_prompt_embeds = lambda *_, device=None, **__: text.embeddings(*shape, device=device)
+    return pipe
+
+
+FAMILY = Family(
+    name="cogvideox", title="CogVideoX", specs=(COGVIDEOX_2B, COGVIDEOX_5B), adapter="longgen.pipelines.cogvideox:CogVideoX",
+    pipeline="CogVideoXPipeline", from_configs=from_configs, transformer="CogVideoXTransformer3DModel",
+    transformer_config=transformer_config, random_pipeline=random_pipeline, peak_activations=(11.2, 4.6), batches_guidance=True,
+    broken_caches=("taylorseer", "seacache"),
+)  # fmt: skip

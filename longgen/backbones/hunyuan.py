@@ -1,0 +1,102 @@
+"""HunyuanVideo. Text and video share self-attention, and guidance is an input of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from longgen.backbones.model_config import MAX_CHANNELS, MAX_HEAD_DIM, MAX_LAYERS, MAX_PATCH, MAX_STRIDE, ModelConfigs
+from longgen.backbones.spec import RELATIVE_POSITIONS, WHOLE_CLIP, BackboneSpec, Family, transformer_sizes
+
+# HunyuanVideo fa14b00, hyvideo/config.py: 50 steps, embedded guidance 6 and no other, shift 7 as the checkpoint's own, 1280x720,
+# 129 frames; sample_video.py writes 24 fps. Its negative prompt is for guidance by two calls, which this model does not have.
+HUNYUANVIDEO = BackboneSpec(
+    name="hunyuanvideo", family="hunyuan", source="hunyuanvideo-community/HunyuanVideo", license="Tencent Hunyuan Community",
+    about="HunyuanVideo, 13 billion parameters",
+    stride_t=4, stride_hw=8, patch=(1, 2, 2), native_px=129, fps=24, size=(1280, 720), steps=50, guidance_scale=6.0,
+    negative_prompt="", dtype="bf16", layers=60, heads=24, head_dim=128, ffn_dim=12288, latent_channels=16, rotary_dims=16,
+    rotary_base=256.0, intrinsic_component=4, text_tokens=256, parameters=12_821_012_544, companions=8_400_000_000,
+    capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP), joint_text=True, embedded_guidance=True,
+)  # fmt: skip
+
+
+def from_configs(configs: ModelConfigs) -> BackboneSpec:
+    _, _, transformer, vae = configs
+    heads, head_dim = transformer.heads(multiple_of=2)
+    dual, single = (transformer.integer(key, MAX_LAYERS) for key in ("num_layers", "num_single_layers"))
+    ratio, base = transformer.number("mlp_ratio", 64), transformer.number("rope_theta", 1e12)
+    axes, patch = transformer.integers("rope_axes_dim", MAX_HEAD_DIM, count=3), transformer.integer("patch_size", MAX_PATCH)
+    if sum(axes) != head_dim or axes[0] % 2:
+        transformer.refuse("rope_axes_dim", f"even numbers that add up to attention_head_dim, {head_dim}")
+    stride_t, stride_hw = (vae.integer(f"{kind}_compression_ratio", MAX_STRIDE) for kind in ("temporal", "spatial"))
+    return replace(
+        HUNYUANVIDEO, stride_t=stride_t, stride_hw=stride_hw, patch=(transformer.integer("patch_size_t", MAX_PATCH), patch, patch),
+        layers=dual + single, heads=heads, head_dim=head_dim, ffn_dim=round(ratio * heads * head_dim),
+        latent_channels=transformer.integer("in_channels", MAX_CHANNELS), rotary_dims=axes[0], rotary_base=base,
+        intrinsic_component=min(4, axes[0] // 2),
+        parameters=round((dual * (20 + 4 * ratio) + single * (7 + 2 * ratio)) * (heads * head_dim) ** 2),
+    )  # fmt: skip
+
+
+def transformer_config(spec: BackboneSpec) -> dict[str, Any]:
+    dual, side = max(1, spec.layers // 3), (spec.head_dim - spec.rotary_dims) // 2
+    return transformer_sizes(spec) | dict(
+        num_layers=dual, num_single_layers=spec.layers - dual, mlp_ratio=spec.ffn_dim / spec.width,
+        rope_axes_dim=(spec.rotary_dims, side, side),
+    )  # fmt: skip
+
+
+def random_pipeline(spec: BackboneSpec, transformers: Sequence[Any], text: Any) -> Any:
+    import diffusers
+
+    config, scheduler = transformers[0].config, diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0)
+    pipe = diffusers.HunyuanVideoPipeline(text, None, transformers[0], None, scheduler, None, None)
+    pipe._get_llama_prompt_embeds = lambda *_, device=None, **__: (
+        text.embeddings(1, spec.text_tokens, config.text_embed_dim, device=device), text.mask(spec.text_tokens, device)
+    )  # fmt: skip
+    pipe._get_clip_prompt_embeds = lambda *_, device=None, **__: text.embeddings(1, config.pooled_projection_dim, device=device)
+    return pipe
+
+
+def tokenized(prompt: str) -> tuple[str, int, int]:
+    """Within the instruction that HunyuanVideoPipeline puts around prompts."""
+    from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+
+    before, _, after = DEFAULT_PROMPT_TEMPLATE["template"].partition("{}")
+    return f"{before}{prompt}{after}", len(before), DEFAULT_PROMPT_TEMPLATE["crop_start"]
+
+
+# (block in diffusers, block in the authors' code, (layers in diffusers that the authors fuse, their names; the second ComfyUI's))
+_AUTHOR_BLOCKS: list[tuple[str, str, list[tuple[tuple[str, ...], tuple[str, ...]]]]] = [
+    ("transformer_blocks.{}.", "double_blocks.{}.", [
+        (("attn.to_q", "attn.to_k", "attn.to_v"), ("img_attn_qkv", "img_attn.qkv")),
+        (("attn.to_out.0",), ("img_attn_proj", "img_attn.proj")),
+        (("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), ("txt_attn_qkv", "txt_attn.qkv")),
+        (("attn.to_add_out",), ("txt_attn_proj", "txt_attn.proj")), (("ff.net.0.proj",), ("img_mlp.fc1", "img_mlp.0")),
+        (("ff.net.2",), ("img_mlp.fc2", "img_mlp.2")), (("ff_context.net.0.proj",), ("txt_mlp.fc1", "txt_mlp.0")),
+        (("ff_context.net.2",), ("txt_mlp.fc2", "txt_mlp.2")), (("norm1.linear",), ("img_mod.linear", "img_mod.lin")),
+        (("norm1_context.linear",), ("txt_mod.linear", "txt_mod.lin"))]),
+    ("single_transformer_blocks.{}.", "single_blocks.{}.", [
+        (("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), ("linear1",)), (("proj_out",), ("linear2",)),
+        (("norm.linear",), ("modulation.linear", "modulation.lin"))]),
+]  # fmt: skip
+
+
+def author_layers(layers: Collection[str]) -> Mapping[str, tuple[str, ...]]:
+    table: dict[str, tuple[str, ...]] = {}
+    for block, author_block, rows in _AUTHOR_BLOCKS:
+        for number in {layer.split(".")[1] for layer in layers if layer.startswith(block.partition("{")[0])}:
+            for parts, names in rows:
+                targets = tuple(block.format(number) + part for part in parts)
+                if set(targets) <= set(layers):
+                    table |= {author_block.format(number) + name: targets for name in names}
+    return table
+
+
+FAMILY = Family(
+    name="hunyuan", title="HunyuanVideo", specs=(HUNYUANVIDEO,), adapter="longgen.pipelines.hunyuan:Hunyuan",
+    pipeline="HunyuanVideoPipeline", from_configs=from_configs, transformer="HunyuanVideoTransformer3DModel",
+    transformer_config=transformer_config, random_pipeline=random_pipeline, peak_activations=(11.2, 10.2),
+    broken_caches=("fastercache", "seacache"), tokenized=tokenized, author_layers=author_layers,
+)  # fmt: skip

@@ -1,0 +1,106 @@
+"""Every family of models, and every backbone by name: longgen's own, and those that installed packages register.
+
+Adding a family: a file of facts here (see `Family` in spec.py; it imports neither torch nor diffusers), an adapter in
+longgen/pipelines (a PipelineBackbone), a row in FAMILIES, and tests. Adding a model to a family: a BackboneSpec in its file.
+A package registers a `Family` in its pyproject.toml, under the family's name:
+
+    [project.entry-points."longgen.backbones"]
+    my-family = "my_package.facts:FAMILY"
+
+Plug-ins are imported when a name, a pipeline class or a family is not one of longgen's own, so that a broken one disturbs nobody
+who does not use it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import Any
+
+from longgen import plugins
+from longgen.backbones import causal_wan, cogvideox, hunyuan, ltx, wan
+from longgen.backbones.model_config import ModelConfigs
+from longgen.backbones.spec import BackboneSpec, Family
+from longgen.errors import UsageError
+
+GROUP = "longgen.backbones"
+FAMILIES = {
+    "wan": wan.FAMILY,
+    "causal-wan": causal_wan.FAMILY,
+    "ltx": ltx.FAMILY,
+    "cogvideox": cogvideox.FAMILY,
+    "hunyuan": hunyuan.FAMILY,
+}
+SPECS = {  # longgen's own, the built-in ones first
+    spec.name: spec
+    for spec in sorted((spec for family in FAMILIES.values() for spec in family.specs), key=lambda spec: not spec.built_in)
+}
+
+
+@functools.cache
+def plugin_families() -> dict[str, Family]:
+    """The families of installed packages by name. Raises UsageError that names the package of a broken one."""
+    families: dict[str, Family] = {}
+    for name, plugin in plugins.registered(GROUP, "backbone family", FAMILIES).items():
+        names = {*SPECS, *(spec.name for family in families.values() for spec in family.specs)}
+        fault = functools.partial(_fault, name, names)
+        families[name] = plugins.load(plugin.value, plugins.package(plugin), "backbone family", fault)
+    return families
+
+
+def _fault(name: str, taken: set[str], family: object) -> str | None:
+    if not isinstance(family, Family):
+        return "not a longgen.backbones.spec.Family"
+    if {family.name, *(spec.family for spec in family.specs)} != {name}:
+        return f"it is registered as '{name}', and its name or the family of a spec differs"
+    return next((f"there is another backbone '{spec.name}'" for spec in family.specs if spec.name in taken), None)
+
+
+def all_specs() -> dict[str, BackboneSpec]:
+    """Every backbone by name, those of installed packages last. Raises as `plugin_families`."""
+    return SPECS | {spec.name: spec for family in plugin_families().values() for spec in family.specs}
+
+
+def is_backbone(name: str) -> bool:
+    return name in SPECS or name in all_specs()
+
+
+def family_of(spec: BackboneSpec) -> Family:
+    """Raises UsageError where no installed package has the family of `spec`."""
+    if spec.family in FAMILIES:
+        return FAMILIES[spec.family]
+    if spec.family in plugin_families():
+        return plugin_families()[spec.family]
+    raise UsageError(f"{spec.name} is of the family {spec.family}, which no installed package registers",
+                     expected=", ".join([*FAMILIES, *plugin_families()]), hint="install the package that it came from")  # fmt: skip
+
+
+def adapter_of(spec: BackboneSpec) -> Any:
+    """The PipelineBackbone that drives `spec`. Importing it takes seconds, as diffusers does."""
+    module, name = family_of(spec).adapter.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def family_of_configs(configs: ModelConfigs) -> Family:
+    """The family of a diffusers pipeline, by the classes in its model_index.json. Raises UsageError where it is none of them."""
+    family = _match(FAMILIES, configs) or _match(plugin_families(), configs)
+    if family is None:
+        known = dict.fromkeys(family.pipeline for family in (FAMILIES | plugin_families()).values())
+        raise UsageError(f"--backbone {configs.source} is a {configs.model_index['_class_name']}", expected=", ".join(known),
+                         hint="choose another model")  # fmt: skip
+    return family
+
+
+def _match(families: dict[str, Family], configs: ModelConfigs) -> Family | None:
+    pipeline = configs.model_index.get("_class_name")
+    marked = (family for family in families.values() if family.marker and family.marker == configs.transformer_class)
+    unmarked = (family for family in families.values() if not family.marker and family.pipeline == pipeline)
+    return next(marked, None) or next(unmarked, None)
+
+
+def published_name(spec: BackboneSpec) -> str:
+    """The name of the published model that `spec` is a variant of: the one before its colon, or that of the model of its shape."""
+    base, published = spec.name.partition(":")[0], family_of(spec).specs
+    if base in SPECS or any(known.name == base for known in published):
+        return base
+    return next((known.name for known in published if known.same_shape(spec) and known.experts == spec.experts), base)

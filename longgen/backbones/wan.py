@@ -1,0 +1,137 @@
+"""Wan 2.1 and 2.2, and the built-in `tiny`, which has their architecture.
+
+Sizes, frames, fps, steps, guidance, negative prompts and shifts are those of the authors' own scripts, named at each row.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from longgen.backbones.model_config import MAX_CHANNELS, MAX_FRAMES, MAX_LAYERS, MAX_PATCH, MAX_STRIDE, ConfigError, ModelConfigs
+from longgen.backbones.spec import TINY_FOLDER, BackboneSpec, Family, substitute, transformer_sizes
+
+# Wan 2.1 9737cba and 2.2 42bf4cf, wan/configs/shared_config.py: sample_neg_prompt, whole. Their scripts use it for every size.
+_WAN_NEGATIVE = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，"
+    "多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，"
+    "背景人很多，倒着走"
+)
+
+TINY = BackboneSpec(
+    name="tiny", family="wan", source=str(TINY_FOLDER), license="Apache-2.0, with the package",
+    about="a small text-to-video model of our own, trained on rendered clips; runs on a CPU in seconds",
+    stride_t=4, stride_hw=16, patch=(1, 1, 1), native_px=81, fps=16, size=(64, 64), steps=20, guidance_scale=3.0,
+    negative_prompt="", dtype="fp32", layers=6, heads=4, head_dim=64, ffn_dim=768, latent_channels=48, rotary_dims=24,
+    rotary_base=10000.0, intrinsic_component=3, text_tokens=24, parameters=6_126_896, companions=4_566_960,
+    cpu_threads=1,  # two are barely faster on two idle cores and many times slower on busy ones
+)  # fmt: skip
+# FreeLOC's code ships these lists for Wan2.1-1.3B: a layer is in one of them. In its paper layer 28 is highly
+# position-sensitive and 18 is not; nobody has published lists for other models.
+_FREELOC = {
+    "position-sensitive": (2, 3, 5, 8, 12, 17, 19, 20, 21, 26, 27, 28, 29),
+    "context-sensitive": (0, 1, 4, 6, 7, 9, 10, 11, 13, 14, 15, 16, 18, 22, 23, 24, 25),
+}
+# Wan 2.1 9737cba, generate.py: 50 steps, guidance 5, shift 5 for text-to-video of every size. Its README: for this model guidance
+# 6 and shift 8 to 12; with diffusers shift 3 for 480p and 5 for 720p. The checkpoint's own scheduler has 3.
+WAN_1_3B = BackboneSpec(
+    name="wan2.1-1.3b", family="wan", source="Wan-AI/Wan2.1-T2V-1.3B-Diffusers", license="Apache-2.0",
+    about="Wan 2.1 text-to-video, 1.3 billion parameters, 480p",
+    stride_t=4, stride_hw=8, patch=(1, 2, 2), native_px=81, fps=16, size=(832, 480), steps=50, guidance_scale=5.0,
+    negative_prompt=_WAN_NEGATIVE, dtype="bf16", layers=30, heads=12, head_dim=128, ffn_dim=8960, latent_channels=16,
+    rotary_dims=44, rotary_base=10000.0, intrinsic_component=6, text_tokens=512, parameters=1_418_996_800, companions=5_807_802_867,
+    verdicts=_FREELOC, script_shift=5.0,
+)  # fmt: skip
+WAN_14B = replace(
+    WAN_1_3B, name="wan2.1-14b", source="Wan-AI/Wan2.1-T2V-14B-Diffusers", size=(832, 480), layers=40, heads=40,
+    about="Wan 2.1 text-to-video, 14 billion parameters, 480p and 720p", ffn_dim=13824, parameters=14_288_491_584, verdicts={},
+)  # fmt: skip
+# Wan 2.2 42bf4cf, wan/configs/wan_t2v_A14B.py: 40 steps, guidance 4 at high noise and 3 at low, boundary 0.875, shift 12.
+WAN_2_2_A14B = replace(
+    WAN_14B, name="wan2.2-t2v-a14b", source="Wan-AI/Wan2.2-T2V-A14B-Diffusers", steps=40, guidance_scale=4.0, guidance_scale_2=3.0,
+    about="Wan 2.2 text-to-video, two experts of 14 billion parameters, 480p and 720p", experts=2, parameters=2 * 14_288_491_584,
+    script_shift=12.0,
+)  # fmt: skip
+# The same, wan_ti2v_5B.py: 50 steps, guidance 5, 121 frames at 24 fps, shift 5, 1280x704.
+WAN_2_2_5B = replace(
+    WAN_1_3B, name="wan2.2-ti2v-5b", source="Wan-AI/Wan2.2-TI2V-5B-Diffusers", native_px=121, fps=24, size=(1280, 704),
+    about="Wan 2.2 text-to-video, 5 billion parameters, 720p, VAE with 16x16 pixels a cell", stride_hw=16, latent_channels=48,
+    heads=24, ffn_dim=14336, parameters=4_999_787_712, companions=6_385_000_000, verdicts={},
+)  # fmt: skip
+
+
+def from_configs(configs: ModelConfigs) -> BackboneSpec:
+    _, index, transformer, vae = configs
+    heads, head_dim = transformer.heads(multiple_of=2)
+    if head_dim < 6:
+        transformer.refuse("attention_head_dim", "at least 6: time, rows and columns share it")
+    ffn_dim, layers = transformer.integer("ffn_dim", 10**6), transformer.integer("num_layers", MAX_LAYERS)
+    width, rotary_dims = head_dim * heads, head_dim - 4 * (head_dim // 6)
+    experts = 2 if index.get("transformer_2", [None])[0] is not None else 1
+    base = WAN_2_2_5B if index.get("expand_timesteps") else WAN_2_2_A14B if experts == 2 else WAN_1_3B
+    patch_t, patch_h, patch_w = transformer.integers("patch_size", MAX_PATCH, count=3)
+    channels, out = transformer.integer("in_channels", MAX_CHANNELS), transformer.get("out_channels")
+    if type(out) is int and 0 < out < channels:
+        raise ConfigError(f"{transformer.file} says in_channels = {channels} and out_channels = {out}, as image-to-video and "
+                          "control models do", "a text-to-video transformer: as many in as out")  # fmt: skip
+    return replace(
+        base, stride_t=vae.integer("scale_factor_temporal", MAX_STRIDE, default=4),
+        stride_hw=vae.integer("scale_factor_spatial", MAX_STRIDE, default=8), patch=(patch_t, patch_h, patch_w),
+        most_lat=transformer.integer("rope_max_seq_len", MAX_FRAMES, default=base.most_lat), layers=layers,
+        heads=heads, head_dim=head_dim, ffn_dim=ffn_dim, latent_channels=channels, rotary_dims=rotary_dims, experts=experts,
+        intrinsic_component=min(WAN_1_3B.intrinsic_component or 1, rotary_dims // 2),
+        parameters=experts * layers * (8 * width**2 + 2 * width * ffn_dim),
+    )  # fmt: skip
+
+
+def transformer_config(spec: BackboneSpec) -> dict[str, Any]:
+    text = dict(text_dim=64, freq_dim=64) if spec.built_in else {}
+    return transformer_sizes(spec) | text | dict(patch_size=spec.patch, ffn_dim=spec.ffn_dim, num_layers=spec.layers)
+
+
+def random_pipeline(spec: BackboneSpec, transformers: Sequence[Any], text: Any) -> Any:
+    import diffusers
+
+    scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    second, boundary = (transformers[1], 0.875) if spec.experts == 2 else (None, None)
+    pipe = diffusers.WanPipeline(
+        None, text, None, scheduler, transformers[0], second, boundary_ratio=boundary,
+        expand_timesteps=spec.latent_channels == 48 and spec.stride_hw == 16 and spec.patch[1] == 2,
+    )  # fmt: skip
+    pipe.vae_scale_factor_temporal, pipe.vae_scale_factor_spatial = spec.stride_t, spec.stride_hw
+    shape = (1, spec.text_tokens, transformers[0].config.text_dim)
+    pipe._get_t5_prompt_embeds = lambda *_, device=None, **__: text.embeddings(*shape, device=device)
+    return pipe
+
+
+def tokenized(prompt: str) -> tuple[str, int, int]:
+    """As WanPipeline cleans prompts."""
+    import ftfy
+
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split()), 0, 0
+
+
+_AUTHOR_NAMES = [  # in diffusers -> in Wan's own code
+    ("attn1.", "self_attn."), ("attn2.", "cross_attn."), (".to_q", ".q"), (".to_k", ".k"), (".to_v", ".v"), (".to_out.0", ".o"),
+    ("ffn.net.0.proj", "ffn.0"), ("ffn.net.2", "ffn.2"), (".norm2", ".norm3"), (".scale_shift_table", ".modulation"),
+    ("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
+    ("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
+    ("condition_embedder.time_proj", "time_projection.1"), ("condition_embedder.text_embedder.linear_1", "text_embedding.0"),
+    ("condition_embedder.text_embedder.linear_2", "text_embedding.2"),
+]  # fmt: skip
+_AUTHOR_HEAD = {"proj_out": "head.head", "scale_shift_table": "head.modulation"}
+
+
+def author_layers(layers: Collection[str]) -> Mapping[str, tuple[str, ...]]:
+    names = {layer: substitute(layer, _AUTHOR_NAMES) for layer in layers}
+    return {_AUTHOR_HEAD.get(name, name): (layer,) for layer, name in names.items()}
+
+
+FAMILY = Family(
+    name="wan", title="Wan", specs=(TINY, WAN_1_3B, WAN_14B, WAN_2_2_A14B, WAN_2_2_5B), adapter="longgen.pipelines.wan:Wan",
+    pipeline="WanPipeline", from_configs=from_configs, transformer="WanTransformer3DModel",
+    transformer_config=transformer_config, random_pipeline=random_pipeline, peak_activations=(11.2, 4.0), vae_float32=True,
+    broken_caches=("pyramid-attention-broadcast", "fastercache", "taylorseer"), tokenized=tokenized, author_layers=author_layers,
+)  # fmt: skip

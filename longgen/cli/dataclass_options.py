@@ -1,0 +1,59 @@
+"""Lets a Typer command take dataclasses of options.
+
+    @dataclass(frozen=True)
+    class SizeOptions:
+        size: Annotated[str | None, typer.Option("--size", help="...")] = None
+        steps: Annotated[int | None, typer.Option("--steps")] = None
+
+    @with_dataclass_options
+    def command(name: str, size: SizeOptions) -> None: ...
+
+Typer sees a command with the parameters name, size and steps, in this order; the command gets `SizeOptions(size=..., steps=...)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+
+def with_dataclass_options(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` with each parameter that is annotated with a dataclass replaced by the fields of the dataclass.
+
+    Raises TypeError where two fields share a name.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    annotations = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    groups: dict[str, Any] = {name: group for name, group in annotations.items() if dataclasses.is_dataclass(group)}
+    if not groups:
+        return command
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        parameters += _fields(groups[name]) if name in groups else [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
+    names = [parameter.name for parameter in parameters]
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise TypeError(f"{command.__name__}: {', '.join(sorted(repeated))} is in two groups of options")
+
+    @functools.wraps(command)
+    def expanded(**values: Any) -> None:
+        options = {
+            name: group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+            for name, group in groups.items()
+        }
+        command(**values, **options)
+
+    expanded.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return expanded
+
+
+def _fields(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name])
+        for field in dataclasses.fields(group)
+    ]

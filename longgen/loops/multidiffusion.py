@@ -1,0 +1,86 @@
+"""MultiDiffusion in time: the pipeline as it is, whose transformer sees clips of native length; their predictions are averaged.
+
+Legend: B batch, C channels, T latent frames, L frames of a clip, K clips, n tokens per latent frame.
+
+A hook on the transformer takes the call for T frames, makes calls for clips of L, up to `clip_batch` at a time, and returns the
+weighted mean of their predictions, frame by frame. So the scheduler steps once, and guidance, LoRA, offload, quantization and
+both experts of Wan 2.2 are the pipeline's own. Each batch of clips has its own cache context, which is reset when clips
+move. (LTX-Video shifts its schedule by the tokens of the whole video, as its pipeline does, not by those of a clip.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from longgen.errors import UsageError
+from longgen.loops.denoiser import Denoiser
+from longgen.loops.direct import run_pipeline
+from longgen.loops.prompt_schedule import with_text
+from longgen.loops.state import OnStep, State
+from longgen.pipelines.step_state import ClipBatch
+from longgen.sampling.clips import Clips
+from longgen.sampling.multidiffusion import MultiDiffusion
+
+
+def multidiffusion(
+    denoiser: Denoiser, noise: Tensor, generator: torch.Generator, on_step: OnStep, resume: State | None
+) -> Iterator[Tensor]:
+    """Yields the latents of all frames, [1, C, T, h, w], at the end."""
+    backbone, plan = denoiser.backbone, denoiser.plan
+    assert isinstance(plan.sampling, MultiDiffusion)
+    cache = backbone.model_settings.cache
+    if cache is not None and any(frame_plan.anchor for frame_plan, _, _ in plan.branches().values()):
+        raise UsageError(f"--cache {cache} skips layers whose keys and values the anchor lends",
+                         expected="one of them", hint="leave --cache out, or --set anchor.weight=0")  # fmt: skip
+    shifts = torch.randint(plan.sampling.shifts(plan.call_geometry.frames_lat), (plan.steps,), generator=generator).tolist()
+    try:
+        latents = run_pipeline(denoiser, noise, generator, on_step, resume, _ClipwiseCall(denoiser, plan.sampling, shifts))
+    finally:
+        backbone.step_state.clips = None
+    yield latents
+
+
+class _ClipwiseCall:
+    """A model call for all frames, made clip by clip. shifts: of each step, what `layout.clips` takes."""
+
+    def __init__(self, denoiser: Denoiser, layout: MultiDiffusion, shifts: list[int]) -> None:
+        self.denoiser, self.layout, self.shifts = denoiser, layout, shifts
+        if denoiser.plan.shares is not None:
+            _ = denoiser.texts  # encoded now: the text encoder must not run inside a call of the transformer
+        self.previous_frames = np.empty(0)  # of the clips of the call before
+
+    def __call__(self, transformer: Any, call: Callable[..., Any], arguments: dict[str, Any], branch: int) -> Any:
+        denoiser, backbone, plan = self.denoiser, self.denoiser.backbone, self.denoiser.plan
+        length, batch, step = plan.call_geometry.frames_lat, backbone.model_settings.clip_batch, backbone.step_state.step
+        clips = self.layout.clips(plan.frames_lat, length, step.timesteps[step.index], self.shifts[step.index])
+        if not np.array_equal(clips.frames, self.previous_frames):
+            transformer._reset_stateful_cache()  # what a step cache holds is of other frames
+            self.previous_frames = clips.frames
+        x = backbone.by_frame(arguments["hidden_states"], plan.frames_lat)
+        total = torch.zeros_like(x, dtype=torch.float32)
+        anchor_cache: dict[Any, Any] = {}
+        for first in range(0, len(clips.frames), batch):
+            frames = torch.from_numpy(clips.frames[first : first + batch]).to(x.device)
+            weights = torch.from_numpy(clips.weight[first : first + batch]).to(total)
+            indices = range(first, first + len(frames))
+            rows = [(clip, clips.anchors[clip], sample) for clip in indices for sample in range(len(x))]
+            backbone.step_state.clips = ClipBatch(rows, anchor_cache)
+            batched = backbone.clip_arguments(arguments, torch.cat([x[:, clip] for clip in frames]), len(frames))  # [k B, L, ..]
+            if plan.shares is not None:
+                batched |= _texts(denoiser, clips, indices, arguments, branch)
+            with transformer.cache_context(f"clips-{branch}-{first}"):
+                (output,) = call(**batched)
+            for clip, weight, predicted in zip(frames, weights, backbone.by_frame(output, length).split(len(x)), strict=True):
+                total.index_add_(1, clip, predicted.float() * weight.view(-1, *[1] * (predicted.ndim - 2)))
+        return (backbone.from_frames(total.to(output.dtype)),)
+
+
+def _texts(denoiser: Denoiser, clips: Clips, indices: range, arguments: dict[str, Any], branch: int) -> dict[str, Tensor]:
+    """The text arguments of clips `indices` in one batch: each has the mean of its frames' texts."""
+    by_clip = [with_text(arguments, denoiser.text(clips.share(clip, denoiser.shares)), branch) for clip in indices]
+    return {name: torch.cat([text[name] for text in by_clip]) for name in by_clip[0]}

@@ -1,0 +1,131 @@
+"""The autoregressive rollout's loop: chunk after chunk, each denoised over a cache of the keys and values of those before.
+
+Equations and constants: `longgen.sampling.rollout`.
+
+Legend: c latent frames of a chunk, S steps, T latent frames of the video; sigma_j the noise level of step j; C channels.
+
+On resume the clean passes of finished chunks, 1 of S + 1 calls each, run again: a cache is larger than it is worth saving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from longgen.attention.kvcache import KVCache
+from longgen.loops.denoiser import Denoiser
+from longgen.loops.state import OnStep, State
+from longgen.pipelines import finite
+from longgen.pipelines.base import Text
+from longgen.plan import Plan
+from longgen.sampling.rollout import Rollout
+from longgen.schedule import by_chunk
+
+
+def rollout(
+    denoiser: Denoiser, noise: Tensor, generator: torch.Generator, on_step: OnStep, resume: State | None
+) -> Iterator[Tensor]:
+    """Yields chunks as they are done; those that an interrupted run had finished come first.
+
+    noise: of no frame, for its shape. A state holds the newest chunk; `resume.latents[i]` is chunk i.
+    """
+    backbone, plan = denoiser.backbone, denoiser.plan
+    technique, done = plan.sampling, 0 if resume is None else resume.done
+    assert isinstance(technique, Rollout)
+    chunk_lat = technique.chunk
+    if resume is not None and done == plan.rounds:
+        for index in range(done):
+            yield resume.latents[index][:, :, : plan.frames_lat - index * chunk_lat]
+        return
+    shape = (*noise.shape[:2], chunk_lat, *noise.shape[3:])
+    chunk_noise, shares = ChunkNoise(plan, shape, generator, resume), _shares_by_chunk(plan, chunk_lat)
+    recent = torch.zeros(shape, device=backbone.device)[:, :, :0]  # clean frames, as many as the cache may hold
+    with backbone.rolling(plan) as cache:
+        scheduler = backbone.frame_schedule(plan)
+        for index in range(plan.rounds):
+            start, text = index * chunk_lat, denoiser.text(shares[index])
+            if index and not np.array_equal(shares[index], shares[index - 1]):
+                _switch_prompt(denoiser, cache, start, text, recent)
+            cache.open(start, chunk_lat, *plan.programs_for_chunk(start + chunk_lat, chunk_lat, cache.frames))
+            if resume is not None and index < done:
+                x0 = resume.latents[index].to(backbone.device)
+            else:
+                x0 = _denoise_chunk(denoiser, scheduler, chunk_noise, text, f"chunk {index + 1} of {plan.rounds}")
+                on_step(State(index + 1, x0, {"carried": chunk_noise.last_frames}, generator.get_state()))
+            if index + 1 < plan.rounds:
+                _write_cache(denoiser, cache, x0, start, text)
+                recent = torch.cat([recent, x0], dim=2)[:, :, -plan.slots_lat :]
+            yield x0[:, :, : plan.frames_lat - start]
+    backbone.pipe.maybe_free_model_hooks()
+
+
+class ChunkNoise:
+    """Draws the noise of chunks, which a technique can correlate with that of the chunk before.
+
+    last_frames: for each step the last frame of noise [1, C, 1, h, w] that the technique mixed; None where there is none.
+    """
+
+    def __init__(self, plan: Plan, shape: tuple[int, ...], generator: torch.Generator, resume: State | None) -> None:
+        self.technique = plan.noise if plan.geometry.ratio > 1 else None
+        self.shape, self.generator = shape, generator
+        self.last_frames: list[Tensor | None] = [None] * plan.steps
+        if resume is not None:
+            generator.set_state(resume.generator)
+            self.last_frames = [*resume.scheduler["carried"]]
+
+    def draw(self, step: int) -> Tensor:
+        """The noise [1, C, c, h, w] that is added before `step`."""
+        noise = torch.randn(self.shape, generator=self.generator)
+        if self.technique is not None and self.technique.mixes(step):
+            noise = self.technique.mix_chunk(noise, self.last_frames[step])
+            self.last_frames[step] = noise[:, :, -1:].clone()
+        return noise
+
+
+def _denoise_chunk(denoiser: Denoiser, scheduler: Any, noise: ChunkNoise, text: Text, name: str) -> Tensor:
+    """The clean latents of the chunk that the cache is open for. Raises LonggenError for latents that are not finite."""
+    backbone, steps = denoiser.backbone, denoiser.plan.steps
+    sigmas, timesteps = scheduler.sigmas.tolist(), scheduler.timesteps.tolist()
+    x = noise.draw(0).to(backbone.device)
+    for step, timestep in enumerate(timesteps):
+        x0 = x - sigmas[step] * denoiser.predict(x, torch.full((1, x.shape[2]), timestep, device=x.device), step, text)
+        finite.check_latents(x0, backbone.model_settings, f"{name}, step {step + 1} of {steps}")
+        if step + 1 < steps:
+            x = (1 - sigmas[step + 1]) * x0 + sigmas[step + 1] * noise.draw(step + 1).to(backbone.device)
+    return x0
+
+
+def _write_cache(denoiser: Denoiser, cache: KVCache, x0: Tensor, start: int, text: Text) -> None:
+    """The clean pass: runs `x0`, from frame `start` on, for the keys and values that it leaves in the cache."""
+    technique = denoiser.plan.sampling
+    assert isinstance(technique, Rollout)
+    cache.writing = True
+    denoiser.predict(x0, torch.full((1, x0.shape[2]), technique.context_noise, device=x0.device), denoiser.plan.steps - 1, text)
+    cache.writing = False
+    cache.close(start)
+
+
+def _switch_prompt(denoiser: Denoiser, cache: KVCache, start: int, text: Text, recent: Tensor) -> None:
+    """What becomes of the cache where the prompt changes with the chunk at frame `start`. recent: the newest clean frames."""
+    plan = denoiser.plan
+    technique, sink_lat = plan.sampling, plan.sink_lat
+    assert isinstance(technique, Rollout)
+    cache.forget_text()
+    complete = len(cache.visible_to_all_layers) == start  # nothing has left the window yet
+    recached = [frame for frame in cache.visible_to_all_layers if complete or frame >= sink_lat]
+    if technique.switch == "flush":
+        cache.keep([frame for frame in cache.frames if frame < sink_lat or frame >= start - technique.kept])
+    elif technique.switch == "recache" and recached:
+        cache.open(recached[0], len(recached), *plan.programs_for_chunk(start, len(recached)))
+        _write_cache(denoiser, cache, recent[:, :, -len(recached) :], recached[0], text)
+
+
+def _shares_by_chunk(plan: Plan, chunk_lat: int) -> np.ndarray:
+    """[chunks, S]: the share of each shot's prompt in each chunk."""
+    if plan.schedule is None or plan.shares is None:
+        return np.ones((plan.rounds, 1))
+    return by_chunk(plan.schedule, plan.shares, chunk_lat)

@@ -1,0 +1,106 @@
+"""What makes a run the same run: the settings that its video, its run.json and its checkpoints store, and what follows from them.
+
+Stored settings are plain JSON, and may be of an earlier version of longgen: so the functions here read a mapping. Every field
+declares what it changes (see `longgen.backbones.settings.Setting`); the names below are derived from that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from longgen import __version__
+from longgen.backbones.settings import LATENT_SETTINGS, PIXEL_SETTINGS, ModelSettings, Setting, effect_of
+
+if TYPE_CHECKING:
+    from longgen.plan import Plan
+
+SCHEMA = 2  # of run.json and of the settings in every file; 2 has checksums
+LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "imageio-ffmpeg")
+
+
+class RunSettings(BaseModel):
+    """Everything needed to make the same video again.
+
+    schedule: prompts over time, where there are any; `prompt` is then the first. preset: every parameter written out, without its
+    sampling; sample: that, as the plan has it. libraries: the versions that ran.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
+
+    longgen: Annotated[str, Setting(changes_latents=False)] = __version__
+    schema_: Annotated[int, Field(alias="schema"), Setting(changes_latents=False)] = SCHEMA
+    prompt: Annotated[str, Setting(changes_latents=True)]
+    schedule: Annotated[dict[str, Any] | None, Setting(changes_latents=True)] = None
+    backbone: Annotated[str, Setting(changes_latents=True)]
+    preset: Annotated[dict[str, Any], Setting(changes_latents=True)]
+    sample: Annotated[dict[str, Any], Setting(changes_latents=True)]
+    seed: Annotated[int, Setting(changes_latents=True)]
+    model: Annotated[ModelSettings, Setting(changes_latents=False)]  # declared field by field
+    libraries: Annotated[dict[str, str], Setting(changes_latents=False)]
+
+    def stored(self) -> dict[str, Any]:
+        """The settings as JSON; those of the model beside the others."""
+        stored: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if name == "model":
+                stored |= self.model.stored()
+            elif value is not None:
+                stored[field.alias or name] = value
+        return stored
+
+
+IDENTITY = (*(name for name, field in RunSettings.model_fields.items() if effect_of(field).changes_latents), *LATENT_SETTINGS)
+TREATMENT = tuple(name for name in IDENTITY if name not in ("prompt", "seed"))  # videos equal in these share a row of a comparison
+# what should be equal in a whole comparison, beside the fields of `sample`; presets are what is compared
+MUST_AGREE = tuple(name for name in TREATMENT if name not in ("preset", "sample"))
+STORED_MODEL_SETTINGS = tuple(name for name in ModelSettings.model_fields if name in LATENT_SETTINGS + PIXEL_SETTINGS)
+
+
+def stored_settings(plan: Plan, prompt: str, seed: int, model_settings: ModelSettings) -> dict[str, Any]:
+    """The settings that the video of `prompt` and `seed` by `plan` stores."""
+    return RunSettings(
+        prompt=prompt,
+        schedule=None if plan.schedule is None else plan.schedule.as_dict(),
+        backbone=plan.spec.name,
+        preset={key: value for key, value in plan.preset.as_dict().items() if key != "sample"},
+        sample=plan.sample.model_dump(mode="json", exclude_none=True),  # without None, as runs of before a new field
+        seed=seed,
+        model=model_settings,
+        libraries={name: importlib.metadata.version(name) for name in LIBRARIES},
+    ).stored()
+
+
+def differences(stored: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The names of the settings that make two runs different ones."""
+    return [name for name in IDENTITY if stored.get(name) != other.get(name)]
+
+
+def content_hash(stored: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits of all that changes the frames: not the versions of libraries, nor where it ran."""
+    deciding = {name: stored.get(name) for name in IDENTITY}
+    deciding |= {name: stored.get(name, ModelSettings.model_fields[name].default) for name in PIXEL_SETTINGS}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def model_settings_in(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The model settings among stored ones that a run must be continued with."""
+    return {name: stored.get(name, ModelSettings.model_fields[name].default) for name in LATENT_SETTINGS}
+
+
+def version_warning(stored: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """A warning that `stored` settings are of other versions than those of `now`: continuing may differ from one run in one go."""
+    before, after = ({"longgen": one.get("longgen"), **(one.get("libraries") or {})} for one in (stored, now))
+    changed = [f"{name} {before.get(name)} (now {after[name]})" for name in after if before.get(name) != after[name]]
+    warnings = []
+    if changed:
+        warnings.append(f"what is here was made with {', '.join(changed)}: the rest may not be what one run would have given")
+    if stored.get("schema") == SCHEMA - 1:
+        warnings.append("it has no checksum, so that damage to it cannot be seen")
+    return "; ".join(warnings) or None

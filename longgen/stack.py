@@ -1,0 +1,100 @@
+"""From a stack of techniques to the program of every layer and step: which branches run there, each with its frame plan.
+
+The techniques of a stack apply in the order of `longgen.technique`. Layers and steps with equal tables share one `Program`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from longgen.errors import UsageError
+from longgen.frameplan import FramePlan, Geometry
+from longgen.program import Program
+from longgen.technique import FrameTechnique, FrequencyTechnique, Fusion, NoiseTechnique, Technique
+
+
+@dataclass(frozen=True)
+class PlacedTechnique:
+    """A technique of the stack with the layers and steps in which it acts."""
+
+    name: str
+    technique: Technique
+    layers: tuple[int, ...]
+    steps: tuple[int, ...]
+
+    @property
+    def makes_noise(self) -> bool:
+        """Whether it makes the initial noise, beside what its slot says."""
+        return isinstance(self.technique, NoiseTechnique) and self.technique.noise
+
+
+def programs_of(
+    stack: tuple[PlacedTechnique, ...], geometry: Geometry, stock: FramePlan, layers: int, steps: int
+) -> tuple[tuple[Program | None, ...], np.ndarray, list[str]]:
+    """The distinct programs, the table [L, S] of their indices, and the names of techniques without effect.
+
+    stock: the backbone's own attention, which the techniques change; index 0, None, stands for it. Raises UsageError for a stack
+    that leaves a frame without keys.
+    """
+    programs: list[Program | None] = [None]
+    index_of: dict[tuple[object, ...], int] = {}
+    table = np.zeros((layers, steps), dtype=np.int64)
+    by_cell: dict[tuple[tuple[int, ...], int], int] = {}  # (techniques, step) -> index: layers with the same techniques are alike
+    by_case: dict[tuple[tuple[int, ...], int | None], tuple[dict[str, FramePlan], Fusion | None]] = {}
+    effective: set[str] = set()
+    for layer, step in itertools.product(range(layers), range(steps)):
+        active = tuple(i for i, placed in enumerate(stack) if layer in placed.layers and step in placed.steps)
+        if not active:
+            continue
+        if (active, step) not in by_cell:
+            fuses = any(isinstance(stack[i].technique, Fusion) for i in active)
+            case = (active, step if fuses else None)  # without a fusion, all steps are alike
+            if case not in by_case:
+                by_case[case] = _branches([stack[i] for i in active], geometry, stock, step, steps, effective)
+            branches, fusion = by_case[case]
+            key = (tuple((name, plan.key) for name, plan in branches.items()), fusion)
+            if fusion is None and next(iter(branches.values())).is_stock:
+                index_of[key] = 0
+            elif key not in index_of:
+                index_of[key] = len(programs)
+                programs.append(Program(branches, fusion))
+            by_cell[active, step] = index_of[key]
+        table[layer, step] = by_cell[active, step]
+    return tuple(programs), table, [placed.name for placed in stack if placed.name not in effective]
+
+
+def _branches(
+    active: list[PlacedTechnique], geometry: Geometry, stock: FramePlan, step: int, steps: int, effective: set[str]
+) -> tuple[dict[str, FramePlan], Fusion | None]:
+    """The branches of one layer and step, and their fusion; adds to `effective` the names of techniques that changed a table."""
+    branches, fusion = {"main": stock}, None
+    for placed in active:
+        technique, before = placed.technique, {plan.key for plan in branches.values()}
+        if isinstance(technique, FrameTechnique | FrequencyTechnique):
+            branches = {name: technique.apply(plan, geometry) for name, plan in branches.items()}
+        elif isinstance(technique, Fusion):
+            fusion, branches = technique.settled(geometry), technique.branches(branches["main"], geometry, step, steps)
+        if {plan.key for plan in branches.values()} != before:
+            effective.add(placed.name)
+    for plan in branches.values():
+        check_visibility(" and ".join(placed.name for placed in active), plan)
+    if len(branches) > 1 and len({plan.key for plan in branches.values()}) == 1:
+        branches = {"main": next(iter(branches.values()))}  # equal branches fuse to themselves
+    return branches, fusion if len(branches) > 1 else None
+
+
+def check_visibility(names: str, plan: FramePlan) -> None:
+    """Raises UsageError where a query frame sees no key frame, or a chunk of a rollout not all of itself."""
+    for pass_ in plan.passes:
+        blind = np.flatnonzero((pass_.weight > 0) & ~pass_.visible.any(axis=1))
+        if len(blind):
+            raise UsageError(f"{names} leave frame {blind[0]} with no frame to attend to",
+                             expected="a stack in which every frame attends to at least one",
+                             hint="remove a technique, or widen a window")  # fmt: skip
+        queries, keys = plan.shape
+        if queries < keys and not pass_.visible[:, -queries:].all():
+            raise UsageError(f"{names} hide part of a chunk of {queries} latent frames from itself",
+                             expected=f"a window of at least {queries}", hint=f"--set window.frames={queries} or more")  # fmt: skip

@@ -1,0 +1,127 @@
+"""Which settings make a run the same run: declared once, at the field, and followed by everything that asks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longgen import preset, rundir
+from longgen.backbones.settings import ModelSettings
+from longgen.backbones.wan import TINY
+from longgen.errors import UsageError
+from longgen.planner import build
+from longgen.preset import Preset, Sample
+from longgen.run_settings import content_hash, differences, stored_settings
+
+PROMPT = "a small red circle moves left"
+MODEL: dict[str, tuple[Any, bool]] = {  # another value of each model setting, and whether it makes another run
+    "device": ("cuda", False),
+    "dtype": ("bf16", True),
+    "offload": ("model", False),
+    "lora": (("a.safetensors",), True),
+    "quantize": ("int8", True),
+    "attention": ("native", True),
+    "cache": ("first-block:0.1", True),
+    "compile": (True, True),
+    "vae_tiling": (True, False),
+    "clip_batch": (2, True),
+}
+STORED = (
+    '{"schema": 2, "prompt": "a small red circle moves left", "backbone": "tiny", "preset": {"schema": 1, "name": "'
+    'plain", "description": "d", "source": "s"}, "sample": {"frames": 9, "size": [64, 64], "steps": 2, "guidance_sc'
+    'ale": 3.0, "negative_prompt": "", "fps": 16}, "seed": 3, "dtype": "bf16", "lora": ["a:0.5"], "cache": "mag:0.1'
+    '", "clip_batch": 2, "vae_tiling": true}'
+)
+SAMPLE: dict[str, Any] = {
+    "frames": 9, "size": (128, 128), "steps": 3, "guidance_scale": 2.5, "negative_prompt": "blur", "fps": 9, "flow_shift": 2.0,
+}  # fmt: skip
+
+
+def test_every_model_setting_decides_a_run_or_does_not(tiny_plan: Any) -> None:
+    assert set(MODEL) == set(ModelSettings.model_fields)
+    plan, plain = tiny_plan("direct", frames=5, steps=2), ModelSettings("cpu", "fp32")
+    before = stored_settings(plan, PROMPT, 1, plain)
+    for name, (value, decides) in MODEL.items():
+        after = stored_settings(plan, PROMPT, 1, plain.replace(**{name: value}))
+        assert differences(before, after) == ([name] if decides else []), name
+        if decides:
+            with pytest.raises(UsageError, match=f"made with another {name}"):
+                rundir.check_same_run(before, after, Path("a.run"))
+
+
+def test_every_field_of_a_sample_decides(tiny_plan: Any) -> None:
+    assert set(SAMPLE) == set(preset.Sample.model_fields)
+    plain = ModelSettings("cpu", "fp32")
+    before = stored_settings(tiny_plan("direct", frames=5, steps=2), PROMPT, 1, plain)
+    for name, value in SAMPLE.items():
+        after = stored_settings(tiny_plan("direct", **{"frames": 5, "steps": 2, name: value}), PROMPT, 1, plain)
+        assert differences(before, after) == ["sample"], name
+    for name, other in (("prompt", ("x", 1)), ("seed", (PROMPT, 2))):
+        assert differences(before, stored_settings(tiny_plan("direct", frames=5, steps=2), *other, plain)) == [name]
+
+
+def test_what_a_video_stores_is_what_it_was_in_0_5() -> None:
+    """Byte for byte, and with it the names of a comparison's videos; the versions aside."""
+    plan = build(Preset(name="plain", description="d", source="s", sample=Sample(frames=9, steps=2)), TINY)
+    model = ModelSettings("cuda", "bf16", offload="model", lora=["a:0.5"], cache="mag:0.1", vae_tiling=True, clip_batch=2)
+    stored = stored_settings(plan, PROMPT, 3, model)
+    assert isinstance(stored.pop("longgen"), str)
+    assert {"torch", "diffusers"} < set(stored.pop("libraries"))
+    assert json.dumps(stored) == STORED
+    assert content_hash(stored) == "7d667938"
+    assert content_hash(stored | {"vae_tiling": False}) != content_hash(stored) == content_hash(json.loads(json.dumps(stored)))
+
+
+NEW_FIELD = r"""
+import sys, types, json
+from importlib.util import find_spec
+
+spec = find_spec("longgen.backbones.settings")
+source = open(spec.origin, encoding="utf-8").read()
+anchor = "    vae_tiling: "
+assert source.count(anchor) == 1
+module = sys.modules[spec.name] = types.ModuleType(spec.name)
+module.__spec__, module.__file__ = spec, spec.origin
+field = "    sharpness: Annotated[float, Setting(changes_latents=True)] = 1.0\n"
+exec(compile(source.replace(anchor, field + anchor), spec.origin, "exec"), module.__dict__)
+
+from pathlib import Path
+from longgen import run_settings
+from longgen.backbones.wan import TINY
+from longgen.compare.warnings import MUST_AGREE
+from longgen.describe import command_again
+from longgen.loops.magcache import dependencies
+from longgen.planner import build
+from longgen.preset import Preset, Sample
+
+plan = build(Preset(name="plain", sample=Sample(frames=9, steps=2)), TINY)
+plain = module.ModelSettings("cpu", "fp32")
+sharp = plain.replace(sharpness=2.0)
+before, after = (run_settings.stored_settings(plan, "a", 0, model) for model in (plain, sharp))
+print(json.dumps({
+    "not stored at its default": "sharpness" not in before,
+    "stored": after["sharpness"],
+    "identity": run_settings.differences(before, after),
+    "content hash": run_settings.content_hash(before) != run_settings.content_hash(after),
+    "rows of a comparison": "sharpness" in run_settings.TREATMENT,
+    "warnings of a comparison": "sharpness" in MUST_AGREE,
+    "key of MagCache": dependencies(plan, sharp)["sharpness"],
+    "command": "--sharpness 2.0" in command_again(after, Path("a.mp4")),
+    "resume": run_settings.model_settings_in(after)["sharpness"],
+}))
+"""
+
+
+def test_a_new_model_setting_is_one_field() -> None:
+    """Identity, content hash, comparison, MagCache's key and the command to make a video again follow from its declaration."""
+    done = subprocess.run([sys.executable, "-c", NEW_FIELD], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "not stored at its default": True, "stored": 2.0, "identity": ["sharpness"], "content hash": True,
+        "rows of a comparison": True, "warnings of a comparison": True, "key of MagCache": 2.0, "command": True, "resume": 2.0,
+    }  # fmt: skip

@@ -131,7 +131,7 @@ def cache_bytes(plan: Plan, dtype: str) -> int:
 
 
 def memory_bytes(plan: Plan, dtype: str, offload: str = "none") -> dict[str, int]:
-    """Estimated peak memory on the device, by part. Formula: README, "Memory"."""
+    """Estimated peak memory on the device, by part. Formula: `longgen docs cost-and-memory`."""
     spec, size, tokens = plan.spec, BYTES[dtype], math.prod(plan.call_grid)
     family = family_of(spec)
     in_attention, beside = family.peak_activations

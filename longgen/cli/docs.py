@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import longgen
-from longgen.cli.app import answer, app, reports_errors
+from longgen.cli.app import answer, app
 from longgen.cli.options import Json
 from longgen.errors import unknown_name
 
@@ -34,7 +34,6 @@ def summary(path: Path) -> str:
 
 
 @app.command()
-@reports_errors
 def docs(
     topic: Annotated[str | None, typer.Argument(help="The page to print (default: the list of pages).", show_default=False)] = None,
     path: Annotated[bool, typer.Option("--path", help="Print where the file is instead.")] = False,

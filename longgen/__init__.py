@@ -15,7 +15,7 @@ __version__ = "0.6.0"
 
 _NAMES = {
     "generate": "longgen.run:generate",
-    "build_plan": "longgen.plan:build",
+    "build_plan": "longgen.planner:build",
     "load_preset": "longgen.preset:load",
     "find_backbone": "longgen.backbones.find:find",
     "Sample": "longgen.preset:Sample",

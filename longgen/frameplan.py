@@ -77,12 +77,12 @@ class Pass:
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.columns if name not in PAIR_COLUMNS]
-        shapes = {name: table.shape for name, table in self.columns.items() if table.shape != self.rel.shape}
-        if unknown or shapes:
-            raise ValueError(f"pair columns {unknown or shapes} of a pass {self.rel.shape}: known are {', '.join(PAIR_COLUMNS)}")
-        used = {name: np.asarray(self.columns[name], dtype=np.float64) for name in PAIR_COLUMNS if name in self.columns}
-        kept = {name: table for name, table in used.items() if (table != PAIR_COLUMNS[name].neutral).any()}
-        object.__setattr__(self, "columns", kept)
+        misshapen = {name: table.shape for name, table in self.columns.items() if table.shape != self.rel.shape}
+        if unknown or misshapen:
+            raise ValueError(f"pair columns {unknown or misshapen} of a pass {self.rel.shape}: known are {', '.join(PAIR_COLUMNS)}")
+        tables = {name: np.asarray(self.columns[name], dtype=np.float64) for name in PAIR_COLUMNS if name in self.columns}
+        effective = {name: table for name, table in tables.items() if (table != PAIR_COLUMNS[name].neutral).any()}
+        object.__setattr__(self, "columns", effective)
 
     @property
     def tables(self) -> dict[str, np.ndarray]:

@@ -61,7 +61,7 @@ REL = RANDOM.uniform(-30, 30, (T, T))
 HALF = RANDOM.random(T)
 SINK = visible_from_ranges(local_windows(T, 3, "clip"))
 SINK[:, 0] = True
-STRIPE = np.where(RANDOM.random((T, T)) < 0.5, 1.0, RANDOM.choice([0.2, 0.4], (T, T)))
+BAND = np.where(RANDOM.random((T, T)) < 0.5, 1.0, RANDOM.choice([0.2, 0.4], (T, T)))
 HOLES = np.array([0, 0.5, 1, 1, 1, 0.25, 0, 1, 1])  # weights
 BLOCKS = Pass(full_attention(T).passes[0].rel, visible_from_ranges(local_windows(T, 5, "shift")) & (HOLES > 0)[:, None], HOLES)
 PLANS = {
@@ -80,11 +80,9 @@ PLANS = {
     "random rel": plan_of(rel=REL),
     "random rel and visible, scaled": plan_of(REL, SEEN, np.array([1.0, 0.5, 1.3, 1.0])),
     "gain": dataclasses.replace(plan_of(), logit_scale=1.7),
-    "stripes": FramePlan((Pass(full_attention(T).passes[0].rel, SEEN, np.ones(T), {"band": STRIPE}),)),
-    "stripes, random rel, scaled": FramePlan((Pass(REL, SEEN, np.ones(T), {"band": STRIPE}),), np.array([1.0, 0.5, 1.3, 1.0])),
-    "stripes beyond a window": FramePlan(
-        (Pass(full_attention(T).passes[0].rel, SINK | (STRIPE < 1), np.ones(T), {"band": STRIPE}),)
-    ),
+    "bands": FramePlan((Pass(full_attention(T).passes[0].rel, SEEN, np.ones(T), {"band": BAND}),)),
+    "bands, random rel, scaled": FramePlan((Pass(REL, SEEN, np.ones(T), {"band": BAND}),), np.array([1.0, 0.5, 1.3, 1.0])),
+    "bands beyond a window": FramePlan((Pass(full_attention(T).passes[0].rel, SINK | (BAND < 1), np.ones(T), {"band": BAND}),)),
     "overlapping blocks of some frames each": FramePlan((BLOCKS, Pass(BLOCKS.rel, SINK & (HOLES < 1)[:, None], 1 - HOLES))),
     "a pass of some frames, with random rel": FramePlan((Pass(REL, SEEN & (HOLES > 0)[:, None], np.sign(HOLES)),)),
     "two weighted passes": FramePlan((Pass(REL, SEEN, HALF), Pass(full_attention(T).passes[0].rel, SINK, 1 - HALF))),

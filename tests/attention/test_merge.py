@@ -55,14 +55,12 @@ MERGED = {
     "windows of a fusion": FREEPCA.branches(full_attention(T), CLIP, 0, 2)["local"],
     "windows of a fusion, groups": FREEPCA.branches(LongDiff().apply(full_attention(T), CLIP), CLIP, 0, 2)["local"],
 }
-STRIPED = {
+BANDED = {
     **{name: plan for name, plan in PLANS.items() if any(one.band is not None for one in plan.passes)},
-    "stripes of nine tokens": Tsa(dense=1, stripe=4, stripe_share=0.3).apply(full_attention(T), CLIP),
-    "stripes, with a tail": Tsa(dense=0, stripe=3, stripe_share=0.5, tail=True).apply(full_attention(T), CLIP),
-    "stripes, gain and scale": replace(
-        Tsa(dense=1, stripe=4).apply(full_attention(T), CLIP), logit_scale=1.7, frequency_scale=SCALE
-    ),
-    "stripes in tiers": Tsa(dense=1, stripe=4, reencode="vrpr").apply(
+    "bands of nine tokens": Tsa(dense=1, stripe=4, stripe_share=0.3).apply(full_attention(T), CLIP),
+    "bands, with a tail": Tsa(dense=0, stripe=3, stripe_share=0.5, tail=True).apply(full_attention(T), CLIP),
+    "bands, gain and scale": replace(Tsa(dense=1, stripe=4).apply(full_attention(T), CLIP), logit_scale=1.7, frequency_scale=SCALE),
+    "bands in tiers": Tsa(dense=1, stripe=4, reencode="vrpr").apply(
         Vrpr().apply(full_attention(T), Geometry(T, 5, (1.0,))), Geometry(T, 5, (1.0,))
     ),
 }
@@ -140,7 +138,7 @@ def test_logit_columns_equal_dense_softmax_merged_and_one_after_the_other(
 @pytest.mark.parametrize("way", ["bands apart", "one after the other"])
 @pytest.mark.parametrize("text", [False, True], ids=["no text", "text"])
 @pytest.mark.parametrize("columns", [None, *LOGITS])
-@pytest.mark.parametrize("name", ["stripes of nine tokens", "stripes, gain and scale", "stripes, random rel, scaled"])
+@pytest.mark.parametrize("name", ["bands of nine tokens", "bands, gain and scale", "bands, random rel, scaled"])
 def test_logit_columns_of_bands_equal_dense_softmax(
     name: str,
     columns: str | None,
@@ -150,41 +148,41 @@ def test_logit_columns_of_bands_equal_dense_softmax(
     qkv: tuple[Tensor, Tensor, Tensor],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    plan, ctx = STRIPED[name] if columns is None else with_columns(STRIPED[name], columns), with_text(ctx) if text else ctx
+    plan, ctx = BANDED[name] if columns is None else with_columns(BANDED[name], columns), with_text(ctx) if text else ctx
     if way != "bands apart":
         monkeypatch.setattr(LayerCall, "attention_with_lse", lambda self, q, masked=False: None)
-    assert (executor._banded(plan, ctx, *qkv) is not None) == (way == "bands apart" and name != "stripes, random rel, scaled")
+    assert (executor._banded(plan, ctx, *qkv) is not None) == (way == "bands apart" and name != "bands, random rel, scaled")
     exact = dense(plan, *qkv, ctx.rotary, ctx.stock, ctx.text)  # type: ignore[arg-type]
     assert (executor.run_plan(plan, ctx, *qkv).double() - exact).abs().max() < 5e-6
 
 
 def test_a_neutral_column_is_none(ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
-    for plan in (full_attention(T), MERGED["shifted groups"], STRIPED["stripes of nine tokens"]):
+    for plan in (full_attention(T), MERGED["shifted groups"], BANDED["bands of nine tokens"]):
         neutral = plan.each(lambda p: p.with_columns(**{name: np.full((T, T), c.neutral) for name, c in PAIR_COLUMNS.items()}))
         assert (neutral.key, neutral.density, neutral.is_stock) == (plan.key, plan.density, plan.is_stock)
         assert torch.equal(executor.run_plan(neutral, ctx, *qkv), executor.run_plan(plan, ctx, *qkv))
 
 
-@pytest.mark.parametrize("name", [*MERGED, *STRIPED])
-def test_a_backend_that_does_not_say_what_it_summed_gives_the_same(
+@pytest.mark.parametrize("name", [*MERGED, *BANDED])
+def test_a_backend_without_log_sum_exp_gives_the_same(
     name: str, ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LayerCall, "attention_with_lse", lambda self, q, masked=False: None)
-    plan = (MERGED | STRIPED)[name]
+    plan = (MERGED | BANDED)[name]
     exact = dense(plan, *qkv, ctx.rotary, ctx.stock)  # type: ignore[arg-type]
     assert (executor.run_plan(plan, ctx, *qkv).double() - exact).abs().max() < 5e-6
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 16])
-@pytest.mark.parametrize("name", STRIPED)
-def test_stripes_apart_equal_dense_softmax(
+@pytest.mark.parametrize("name", BANDED)
+def test_bands_apart_equal_dense_softmax(
     name: str, chunk: int, ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("longgen.frameplan.SMALLEST_CHUNK", chunk)
-    exact = dense(STRIPED[name], *qkv, ctx.rotary, ctx.stock)  # type: ignore[arg-type]
-    assert (executor.run_plan(STRIPED[name], ctx, *qkv).double() - exact).abs().max() < 5e-6
-    apart = executor._banded(STRIPED[name], ctx, *qkv) is not None
-    assert apart == (name not in ("stripes, random rel, scaled", "stripes in tiers"))
+    exact = dense(BANDED[name], *qkv, ctx.rotary, ctx.stock)  # type: ignore[arg-type]
+    assert (executor.run_plan(BANDED[name], ctx, *qkv).double() - exact).abs().max() < 5e-6
+    apart = executor._banded(BANDED[name], ctx, *qkv) is not None
+    assert apart == (name not in ("bands, random rel, scaled", "bands in tiers"))
 
 
 @pytest.mark.parametrize("name", ["windows", "windows, gain and scale", "tiers", "shifted groups"])
@@ -201,9 +199,9 @@ def test_half_precision_is_rounded_once(name: str, ctx: LayerCall, qkv: tuple[Te
     assert difference < 3 * stock
 
 
-def test_stripes_in_half_precision(ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_bands_in_half_precision(ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     half = tuple(x.bfloat16() for x in qkv)
-    plan = STRIPED["stripes of nine tokens"]
+    plan = BANDED["bands of nine tokens"]
     output = executor._banded(plan, ctx, *half)  # type: ignore[arg-type]
     assert output is not None
     assert output.dtype == torch.bfloat16
@@ -250,20 +248,20 @@ def test_windows_come_apart(
 @pytest.mark.parametrize("name", MERGED)
 def test_every_pair_is_computed_once_for_each_relative_time(name: str) -> None:
     passes = MERGED[name].passes
-    made = partition.partition(passes, N_FRAME)
+    parts = partition.partition(passes, N_FRAME)
     shown = [set() for _ in passes]  # type: list[set[tuple[int, int]]]
     computed: Counter[tuple[int, int, float]] = Counter()
-    for block in made.blocks:
+    for block in parts.blocks:
         for part in block.parts:
-            rows = made.order[slice(*part.queries)]
+            rows = parts.order[slice(*part.queries)]
             times = block.times[part.query_times][part.queries[0] - block.queries[0] : part.queries[1] - block.queries[0]]
             for row, time, members in zip(rows, times, part.members.T, strict=True):
                 for key in part.keys:
-                    rel = time - made.tables[part.table][key]
-                    computed[int(row), int(made.order[key]), round(rel, 5)] += 1
+                    rel = time - parts.tables[part.table][key]
+                    computed[int(row), int(parts.order[key]), round(rel, 5)] += 1
                     for index in np.flatnonzero(members):
-                        assert passes[index].rel[row, made.order[key]] == pytest.approx(rel, abs=1e-6)
-                        shown[index].add((int(row), int(made.order[key])))
+                        assert passes[index].rel[row, parts.order[key]] == pytest.approx(rel, abs=1e-6)
+                        shown[index].add((int(row), int(parts.order[key])))
     for one, own in zip(passes, shown, strict=True):
         assert own == {(int(i), int(j)) for i, j in np.argwhere(one.visible & (one.weight > 0)[:, None])}
     assert set(computed.values()) == {1}
@@ -294,9 +292,9 @@ def test_tiers_and_shifted_groups_are_recognised() -> None:
     tiers = partition.partition(Vrpr().apply(full_attention(81), long).passes, 1560)
     assert {tuple(np.unique(np.diff(table).round(6))) for table in tiers.tables} >= {(0.125,), (0.5,), (1.0,)}
     groups = LongDiff().apply(full_attention(81), long)
-    made = partition.partition(groups.passes, 1560)
-    assert (made.order[1], len(made.tables)) == (4, 1)
-    pairs = sum(len(part.keys) * part.members.shape[1] for block in made.blocks for part in block.parts)
+    parts = partition.partition(groups.passes, 1560)
+    assert (parts.order[1], len(parts.tables)) == (4, 1)
+    pairs = sum(len(part.keys) * part.members.shape[1] for block in parts.blocks for part in block.parts)
     assert pairs / 81**2 == pytest.approx(groups.density) == pytest.approx(1.75, abs=0.02)
     assert partition.partition(FreeNoise().apply(full_attention(81), long).passes, 1560).positions is not None
 
@@ -321,7 +319,7 @@ def test_only_the_native_backend_returns_the_log_sum_exp(ctx: LayerCall, qkv: tu
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_the_operator_gives_the_sum(dtype: torch.dtype) -> None:
+def test_the_kernel_returns_the_log_sum_exp(dtype: torch.dtype) -> None:
     operator = attention_with_lse(torch.device("cpu"), dtype, 24)
     assert operator is not None
     generator = torch.Generator().manual_seed(0)
@@ -352,9 +350,9 @@ def test_an_operator_that_refuses_or_lies_is_not_used(monkeypatch: pytest.Monkey
 def test_costs_agree_with_what_is_computed() -> None:
     plan = FreeNoise().apply(full_attention(81), Geometry(81, 21, (1.0,)))
     call_lists = [lowering.lower(one) for one in plan.passes]
-    made = partition.partition(plan.passes, 1560)
+    parts = partition.partition(plan.passes, 1560)
     per_pair = 81**2 * 1560**2
-    assert made.cost(1560) / per_pair == pytest.approx(plan.density, rel=0.05)
+    assert parts.cost(1560) / per_pair == pytest.approx(plan.density, rel=0.05)
     assert partition.sequential_cost(call_lists, 1560) / per_pair == pytest.approx(
         sum(one.density for one in plan.passes), rel=0.05
     )

@@ -4,10 +4,10 @@
 
 At the native 81 frames and with no technique it prints, against the aims of the project:
 
-    colour       share of frames whose object has the asked colour
-    background   share of frames with the asked background
+    colour       share of frames whose object has the colour of the prompt
+    background   share of frames with the background of the prompt
     one_object   share of frames with exactly one object
-    motion       share of clips whose tracked motion is of the asked kind
+    motion       share of clips whose tracked motion is that of the prompt
     speed_px     mean speed of the object in pixels a frame, and that of rendered clips of the same sentences
     psnr_db      of the VAE, over rendered clips of the same sentences
 
@@ -53,7 +53,7 @@ def to_bytes(video: torch.Tensor) -> np.ndarray:
 
 
 def psnr_db(vae: AutoencoderKLWan, video: torch.Tensor) -> float:
-    """Of one clip [3, F, S, S] through the VAE, on 8-bit pixels."""
+    """PSNR of one clip [3, F, S, S] after the VAE's encoding and decoding, on 8-bit pixels."""
     with torch.no_grad():
         again = vae.decode(vae.encode(video[None].to(vae.device)).latent_dist.mode()).sample[0].cpu()
     error = to_bytes(video).astype(np.float64) - to_bytes(again.clamp(-1, 1))
@@ -66,15 +66,15 @@ def check(
     """The measures over the held-out sentences; progress goes to stderr."""
     spec = SPECS[model]
     if source is not None:
-        own = str(source)
-        spec = dataclasses.replace(spec, checkpoint=own) if spec.causal else dataclasses.replace(spec, source=own)
-    made = planner.build(preset.load(preset_name, sample=preset.Sample(frames=frames_px)), spec)
+        place = str(source)
+        spec = dataclasses.replace(spec, checkpoint=place) if spec.causal else dataclasses.replace(spec, source=place)
+    plan = planner.build(preset.load(preset_name, sample=preset.Sample(frames=frames_px)), spec)
     backbone = loading.load(spec, settings.ModelSettings(defaults.default_device(), "fp32"))
     scores: list[dict[str, float]] = []
     began = time.monotonic()
     for number, words in enumerate(tiny_grammar.HELD_OUT[:count]):
         generator = torch.Generator().manual_seed(seed + number)
-        denoiser = Denoiser(backbone, made, words.prompt)
+        denoiser = Denoiser(backbone, plan, words.prompt)
         latents = sample(denoiser, denoiser.initial_noise(generator), generator)
         frames = np.concatenate(list(backbone.decode(latents)))
         truth = rendered(words, 81, seed + number)

@@ -5,12 +5,12 @@
 
 A preset may be followed by values of its own, `--preset flex,ans.noise=false`, and by `@all`, `@none` or `@random:1` for the layers
 that it leaves to a probe. Every preset makes the same clips: the first
-held-out sentences, and the same seeds. A line of `--output` is one clip; clips that are there already are not made again, so
+held-out sentences, and the same seeds. A line of `--output` is one clip; existing clips are not generated again, so
 that a run can be stopped, or shared by several processes. Columns:
 
-    colour kept   share of clips whose object has one and the same colour, the asked one, in the first and in the last second
+    colour kept   share of clips whose object has one and the same colour, that of the prompt, in the first and in the last second
     one object    share of frames with exactly one object
-    motion        share of clips whose tracked motion is of the asked kind
+    motion        share of clips whose tracked motion is that of the prompt
     speed         the object's mean speed, against the model's own 81-frame clips of the same sentences and seeds
     still         share of clips slower than half of that clip's 81-frame counterpart
     drift         mean change of brightness, either way, from the first to the last 81 frames, in levels of 255
@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from longgen import catalog, plan, planner, preset
+from longgen import catalog, planner, preset
 from longgen.backbones import defaults, settings, tiny_grammar
 from longgen.backbones.registry import SPECS
 from longgen.errors import UsageError
@@ -41,20 +41,21 @@ from longgen.layers import selection
 from longgen.loops import sample
 from longgen.metrics import tiny_reading
 from longgen.pipelines import base, loading
+from longgen.plan import Plan
 
 NATIVE = "81 frames"  # the row of the model's own clips, which speed is measured against
 NATIVE_PX = 81
 KEY = ("backbone", "preset", "frames", "prompt", "seed")  # what tells one clip from another
 
 
-def clip(backbone: base.PipelineBackbone, made: plan.Plan, words: tiny_grammar.Words, seed: int) -> dict[str, Any]:
-    """Makes one clip and measures it."""
+def clip(backbone: base.PipelineBackbone, plan: Plan, words: tiny_grammar.Words, seed: int) -> dict[str, Any]:
+    """Generates and measures one clip."""
     import torch
 
     from longgen.loops.denoiser import Denoiser
 
     generator = torch.Generator().manual_seed(seed)
-    denoiser = Denoiser(backbone, made, words.prompt)
+    denoiser = Denoiser(backbone, plan, words.prompt)
     noise, began = denoiser.initial_noise(generator), time.monotonic()
     latents = sample(denoiser, noise, generator)
     seconds = time.monotonic() - began
@@ -62,7 +63,7 @@ def clip(backbone: base.PipelineBackbone, made: plan.Plan, words: tiny_grammar.W
     reading = tiny_reading.read(frames)
     levels = frames.mean(axis=(1, 2, 3))
     drift = abs(float(levels[-NATIVE_PX:].mean() - levels[:NATIVE_PX].mean()))
-    second = made.spec.fps
+    second = plan.spec.fps
     ends = [Counter(part).most_common(1)[0][0] for part in (reading.colour[:second], reading.colour[-second:])]
     kept = float(ends == [words.colour, words.colour])
     return tiny_reading.score(reading, words) | {"kept": kept, "drift": drift, "seconds": round(seconds, 2)}
@@ -71,48 +72,48 @@ def clip(backbone: base.PipelineBackbone, made: plan.Plan, words: tiny_grammar.W
 def measured(
     model: str, names: list[str], frames_px: int, prompts: int, seeds: int, sets: list[str], output: Path
 ) -> dict[str, list[dict]]:
-    """Every clip's measures by preset, those of `NATIVE` first; what `output` lacks is made and appended to it."""
+    """Every clip's measures by preset, those of `NATIVE` first; clips that `output` lacks are generated and appended to it."""
     spec = SPECS[model]
     plans = {NATIVE: planner.build(preset.load("direct"), spec)}
     for name in names:
-        base, *own = name.split(",")
+        base, *overrides = name.split(",")
         base, how = selection.split_name(base)
         techniques = {catalog.name_of(technique) for technique in preset.load(base).techniques}
-        own += [override for override in sets if override.split(".")[0] in techniques]
-        chosen, said = selection.resolve_layers(preset.load(base, own, preset.Sample(frames=frames_px)), spec, how)
-        plans[name] = planner.build(chosen, spec, notes=said)
+        overrides += [override for override in sets if override.split(".")[0] in techniques]
+        selected, notes = selection.resolve_layers(preset.load(base, overrides, preset.Sample(frames=frames_px)), spec, how)
+        plans[name] = planner.build(selected, spec, notes=notes)
     done = {}
     if output.is_file():
         for line in output.read_text(encoding="utf-8").splitlines():
-            one = json.loads(line)
-            done[one["backbone"], one["preset"], one["frames"], one["prompt"], one["seed"]] = one
+            row = json.loads(line)
+            done[tuple(row[key] for key in KEY)] = row
     backbone = None
     rows: dict[str, list[dict]] = {name: [] for name in plans}
     for number, words in enumerate(tiny_grammar.HELD_OUT[:prompts]):
         for seed in range(1000 * number, 1000 * number + seeds):
-            for name, made in plans.items():
-                key = (model, name, made.frames_px, words.prompt, seed)
+            for name, plan in plans.items():
+                key = (model, name, plan.frames_px, words.prompt, seed)
                 if key not in done:
                     backbone = backbone or loading.load(spec, settings.ModelSettings(defaults.default_device(), "fp32"))
-                    one = dict(zip(KEY, key, strict=True)) | clip(backbone, made, words, seed)
+                    row = dict(zip(KEY, key, strict=True)) | clip(backbone, plan, words, seed)
                     with output.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(one) + "\n")
-                    print(json.dumps(one), file=sys.stderr, flush=True)
-                    done[key] = one
+                        file.write(json.dumps(row) + "\n")
+                    print(json.dumps(row), file=sys.stderr, flush=True)
+                    done[key] = row
                 rows[name].append(done[key])
     return rows
 
 
 def summary(rows: dict[str, list[dict]]) -> list[dict[str, Any]]:
     """One line of the table for each preset."""
-    native = np.array([one["speed_px"] for one in rows[NATIVE]])
+    native = np.array([row["speed_px"] for row in rows[NATIVE]])
     lines = []
     for name, clips in rows.items():
-        speed = np.array([one["speed_px"] for one in clips])
-        mean = {key: float(np.mean([one[key] for one in clips])) for key in ("kept", "one_object", "motion", "drift")}
+        speed = np.array([row["speed_px"] for row in clips])
+        mean = {key: float(np.mean([row[key] for row in clips])) for key in ("kept", "one_object", "motion", "drift")}
         lines.append({"name": name, **mean, "speed": float(np.nanmean(speed) / np.nanmean(native)),
                       "still": float(np.mean(speed < native / 2)), "clips": len(clips),
-                      "seconds": float(np.median([one["seconds"] for one in clips]))})  # fmt: skip
+                      "seconds": float(np.median([row["seconds"] for row in clips]))})  # fmt: skip
     return lines
 
 

@@ -28,9 +28,9 @@ def save(state: State, chunks: Chunks, in_chunks: bool) -> None:
 
 
 def read(backbone: PipelineBackbone, plan: Plan, chunks: Chunks) -> tuple[Tensor | None, State | None, dict[str, Any] | None]:
-    """What an interrupted run left beside `chunks`, checked: its latents, or else its state; and the settings it was made with.
+    """What an interrupted run left in the folder of `chunks`, checked: its latents, or else its state; and its settings.
 
-    Raises UsageError where it is another run's than the settings of `chunks`, LonggenError where it is damaged.
+    Raises UsageError if it is another run's than that of `chunks`, LonggenError if it is damaged.
     """
     folder, shape = chunks.folder.parent, backbone.latent_shape(plan)
     saved_latents, saved_step = folder / rundir.LATENTS, folder / rundir.STEP
@@ -50,8 +50,8 @@ def read(backbone: PipelineBackbone, plan: Plan, chunks: Chunks) -> tuple[Tensor
     if not saved_step.is_file():
         return None, None, None
     if backbone.model_settings.cache is not None:
-        raise UsageError(f"--resume in the middle of sampling with --cache {backbone.model_settings.cache}: the content of the cache "
-                         "is lost, so the latents would differ", expected="a run without a cache, or one that has been sampled",
+        raise UsageError(f"--resume in the middle of sampling with --cache {backbone.model_settings.cache}: the content of the "
+                         "cache is lost, so the latents would differ", expected="a run without a cache, or one that has been sampled",
                          hint="start again with --overwrite")  # fmt: skip
     tensors, stored = checkpoint.load_tensors(saved_step)
     rundir.check_same_run(stored, chunks.settings, saved_step)
@@ -64,7 +64,7 @@ def read(backbone: PipelineBackbone, plan: Plan, chunks: Chunks) -> tuple[Tensor
 
 
 def _state(path: Path, done: Any, plan: Plan, tensors: dict[str, Any], described: Any) -> State:
-    """The state of a sampling after `done` rounds. Raises LonggenError where it cannot be one."""
+    """The state of sampling after `done` rounds. Raises LonggenError if the tensors cannot be one."""
     if not isinstance(done, int) or isinstance(done, bool) or not 0 <= done <= plan.rounds:
         raise checkpoint.damaged(path, f"it says that {done} of {plan.rounds} rounds are done")
     generator, fresh = tensors.get("generator"), torch.Generator().get_state()

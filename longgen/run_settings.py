@@ -12,10 +12,11 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from longgen import __version__
 from longgen.backbones.settings import LATENT_SETTINGS, PIXEL_SETTINGS, ModelSettings, Setting, effect_of
+from longgen.closed import ClosedModel
 
 if TYPE_CHECKING:
     from longgen.plan import Plan
@@ -24,14 +25,14 @@ SCHEMA = 2  # of run.json and of the settings in every file; 2 has checksums
 LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "imageio-ffmpeg")
 
 
-class RunSettings(BaseModel):
+class RunSettings(ClosedModel):
     """Everything needed to make the same video again.
 
     schedule: prompts over time, where there are any; `prompt` is then the first. preset: every parameter written out, without its
     sampling; sample: that, as the plan has it. libraries: the versions that ran.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
+    model_config = ConfigDict(strict=True)
 
     longgen: Annotated[str, Setting(changes_latents=False)] = __version__
     schema_: Annotated[int, Field(alias="schema"), Setting(changes_latents=False)] = SCHEMA

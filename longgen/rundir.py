@@ -1,4 +1,4 @@
-"""What stands on the disk of a video: the MP4, the folder `NAME.run` beside it, and what may be made of them.
+"""The files of a run: the MP4, the folder `NAME.run` beside it, what may be resumed and what may be replaced.
 
     run.json                  settings, versions, what acted where, seconds per phase, peak memory; once finished the video's hash
     checkpoint.safetensors    after every step, until sampling is done
@@ -6,9 +6,9 @@
     latents/000000.safetensors, 000001 ...   in place of the two, where frames are made in chunks: each as soon as it is done
     earlier/                  of a finished run that --overwrite replaces: its record and latents, until the new video is complete
 
-A video is finished where its run.json says so, the settings in the MP4 are the run's, and the file is as the run left it. Where
-there is no run.json: where the settings in the MP4 are the ones asked for, and all frames can be read. Nothing that is finished
-and nothing that longgen did not make is replaced but with --overwrite. One process at a time works on a video: see `lock`.
+A video is finished if its run.json says so, the settings in the MP4 are the run's, and the file has the hash in run.json. Without
+a run.json: if the settings in the MP4 are the requested ones, and all frames can be read. Only --overwrite replaces a finished
+video, or a file that longgen did not write. One process at a time works on a video: see `lock`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from longgen.plan import Plan
 
 LATENTS, CHUNKS, STEP, RECORD, EARLIER = "latents.safetensors", "latents", "checkpoint.safetensors", "run.json", "earlier"
-REPLACES = "overwrite"  # in run.json: what stands under the video's name may be replaced
+REPLACES = "overwrite"  # key of run.json while the run may replace the file under the video's name
 
 
 class JobRequest(NamedTuple):
@@ -52,17 +52,17 @@ def lock(output: Path) -> AbstractContextManager[None]:
     return disk.held(run_folder(output) / disk.LOCK, str(output))
 
 
-def check_same_run(kept: dict[str, Any], settings: dict[str, Any], path: Path) -> None:
-    """Raises UsageError where what is kept at `path` is of another run."""
-    others = differences(kept, settings)
-    if others:
-        raise UsageError(f"--resume: {path} was made with another {', '.join(others)}",
+def check_same_run(stored: dict[str, Any], settings: dict[str, Any], path: Path) -> None:
+    """Raises UsageError if the settings stored at `path` are another run's."""
+    changed = differences(stored, settings)
+    if changed:
+        raise UsageError(f"--resume: {path} was made with another {', '.join(changed)}",
                          expected="the settings the run began with (longgen generate -o ... --resume alone takes them)",
                          hint="give the same settings, or --overwrite to start again")  # fmt: skip
 
 
 def stored_record(output: Path) -> dict[str, Any]:
-    """The run.json of an earlier run of `output`. Raises MissingError where there is none, LonggenError where it is damaged."""
+    """The run.json of an earlier run of `output`. Raises MissingError if there is none, LonggenError if it is damaged."""
     path = run_folder(output) / RECORD
     try:
         record = disk.load_record(path, lambda record: record.get("schema", 1) < SCHEMA)
@@ -79,14 +79,14 @@ def stored_record(output: Path) -> dict[str, Any]:
 
 
 def _record(output: Path) -> dict[str, Any] | None:
-    """The run.json of `output`, or None where there is none. Raises LonggenError where it is damaged."""
+    """The run.json of `output`, or None. Raises LonggenError if it is damaged."""
     with contextlib.suppress(MissingError):
         return stored_record(output)
     return None
 
 
 def unfinished_work(output: Path) -> str | None:
-    """What an earlier run left for `output` that a new one would lose, in words, or None."""
+    """A description of the unfinished work of an earlier run of `output`, which a new run would lose; None if there is none."""
     folder = run_folder(output)
     left = "latents that were not decoded" if (folder / LATENTS).is_file() else None
     if (folder / STEP).is_file():
@@ -106,7 +106,7 @@ def unfinished_work(output: Path) -> str | None:
 
 
 def is_finished(output: Path, settings: dict[str, Any], frames: int) -> bool:
-    """Whether `output` is the whole video of the run with `settings`. Raises LonggenError where run.json is damaged."""
+    """Whether `output` is the complete video of the run with `settings`. Raises LonggenError if run.json is damaged."""
     if not output.is_file():
         return False
     record = _record(output)
@@ -115,12 +115,12 @@ def is_finished(output: Path, settings: dict[str, Any], frames: int) -> bool:
     inside = settings_inside(output)
     if inside is None or differences(inside, settings):
         return False
-    kept = None if record is None else record.get("video")
-    return _has_all_frames(output, frames) if kept is None else disk.file_hash(output) == kept
+    video_hash = None if record is None else record.get("video")
+    return _has_all_frames(output, frames) if video_hash is None else disk.file_hash(output) == video_hash
 
 
 def settings_inside(video: Path) -> dict[str, Any] | None:
-    """The settings in an MP4 of longgen's; None for any other file."""
+    """The settings stored in an MP4 of longgen; None for any other file."""
     from longgen.video import read_settings
 
     try:
@@ -130,7 +130,7 @@ def settings_inside(video: Path) -> dict[str, Any] | None:
 
 
 def _has_all_frames(video: Path, frames: int) -> bool:
-    """Whether all of so many frames can be read."""
+    """Whether exactly `frames` frames can be read."""
     from longgen.video import read_frames, size_and_fps
 
     try:
@@ -140,7 +140,7 @@ def _has_all_frames(video: Path, frames: int) -> bool:
 
 
 def _boxes_end_with(video: Path) -> bool:
-    """Whether the boxes that the MP4 is made of end where the file does: of one that was cut off they do not."""
+    """Whether the boxes of the MP4 end where the file does; those of a truncated file do not."""
     with video.open("rb") as file:
         at, end = 0, file.seek(0, os.SEEK_END)
         while at < end:
@@ -155,21 +155,21 @@ def _boxes_end_with(video: Path) -> bool:
 
 
 def check_place(output: Path) -> None:
-    """Refuses names that no flag makes right: a folder, a special file, a run folder that is none, a place without permission."""
+    """Refuses names that no flag makes valid: a folder, a special file, a run folder that is a file, a place without permission."""
     if disk.what_stands_at(output) in ("a folder", "no ordinary file"):
         disk.check_new(output, overwrite=True)
     folder = run_folder(output)
     if disk.what_stands_at(folder) is not None and not folder.is_dir():
-        raise UsageError(f"{folder} is no folder, and what is kept of a run goes there", expected="another name, or that one free",
+        raise UsageError(f"{folder} is not a folder, and the files of the run go there", expected="another name, or that one free",
                          hint=f"give another --output, or move {folder} away")  # fmt: skip
     disk.check_writable(output)
     disk.check_writable(folder / RECORD)
 
 
 def already_finished(output: Path, settings: dict[str, Any], frames: int, resume: bool, overwrite: bool) -> bool:
-    """Whether `output` is finished, so that there is nothing to do; else it may be made, or gone on with.
+    """Whether `output` is finished, so that there is nothing to do; otherwise it may be made, or resumed.
 
-    Raises UsageError where something stands in the way that the two flags do not cover, LonggenError for what is damaged.
+    Raises UsageError if something is in the way that the two flags do not cover, LonggenError for damaged files.
     """
     check_place(output)
     if overwrite:
@@ -186,46 +186,48 @@ def already_finished(output: Path, settings: dict[str, Any], frames: int, resume
         raise UsageError(f"{folder} holds {left}", expected="--resume or --overwrite",
                          hint="--resume to go on from there, --overwrite to start again")  # fmt: skip
     else:
-        there = _describe(output, settings)
-        if there:
-            raise UsageError(f"{output} is there already: {there}", expected="a name that is free, or --overwrite",
+        existing = _describe(output, settings)
+        if existing:
+            raise UsageError(f"{output} exists already: {existing}", expected="a name that is free, or --overwrite",
                              hint="give another --output; --overwrite replaces what is there")  # fmt: skip
     return False
 
 
 def _check_video(output: Path, settings: dict[str, Any], record: dict[str, Any] | None) -> None:
-    """Refuses to go on with a run whose name has something under it that it may not replace."""
-    there = disk.what_stands_at(output)
-    if there is None or may_replace(output):
+    """Refuses to resume a run if its file name is taken by something that it may not replace."""
+    existing = disk.what_stands_at(output)
+    if existing is None or may_replace(output):
         return
-    inside = settings_inside(output) if there == "a file" else None
-    own = inside is not None and not differences(inside, settings)
-    if not own or record is None or record["status"] == "done":
-        reason = "it is not as its run left it" if own else _describe(output, settings)
-        raise UsageError(f"--resume: {output} is there: {reason}", expected="a name that is free, or the run's own video",
+    inside = settings_inside(output) if existing == "a file" else None
+    same_run = inside is not None and not differences(inside, settings)
+    if not same_run or record is None or record["status"] == "done":
+        reason = "it is not as its run left it" if same_run else _describe(output, settings)
+        raise UsageError(f"--resume: {output} exists: {reason}", expected="a name that is free, or the run's own video",
                          hint="move it away, then the same command; --overwrite makes it again")  # fmt: skip
 
 
 def may_replace(output: Path) -> bool:
-    """Whether the run that is under way may replace what stands under the name `output`."""
+    """Whether the run under way may replace the file `output`."""
     record = _record(output)
     return record is not None and record.get(REPLACES) is True
 
 
 def _describe(output: Path, settings: dict[str, Any]) -> str | None:
-    """What stands under the name `output`, for a person; None where there is nothing."""
-    there = disk.what_stands_at(output)
-    if there != "a file":
-        return there
+    """What exists under the name `output`, in words; None if nothing does."""
+    existing = disk.what_stands_at(output)
+    if existing != "a file":
+        return existing
     inside = settings_inside(output)
     if inside is None:
         return "a file that longgen did not make"
-    others = differences(inside, settings)
-    return f"a video with another {', '.join(others)}" if others else "a video of these settings, which is not whole or was changed"
+    changed = differences(inside, settings)
+    return (
+        f"a video with another {', '.join(changed)}" if changed else "a video of these settings, which is incomplete or was changed"
+    )
 
 
 def latent_shape(plan: Plan) -> tuple[int, int, int, int, int]:
-    """[1, C, T, h, w] of the latents of a run by `plan`."""
+    """The shape [1, C, T, h, w] of the latents of a run by `plan`."""
     (width, height), stride = plan.size, plan.spec.stride_hw
     return 1, plan.spec.latent_channels, plan.frames_lat, height // stride, width // stride
 
@@ -307,18 +309,18 @@ def _settings_at(output: Path, resume: bool) -> dict[str, Any] | None:
 
 
 def start_anew(output: Path) -> None:
-    """Takes what an earlier run left out of the way: of a finished one to `earlier`, where it stays until `clean_up`; else it goes.
+    """Removes what an earlier run left; that of a finished run moves to `earlier`, where it stays until `clean_up`.
 
-    The record stays until that of the new run takes its place, so that at every moment it is known whose the video is.
+    The record stays until that of the new run replaces it, so that at every moment it is known which run the video belongs to.
     """
     from longgen.checkpoint import Chunks
 
     folder = run_folder(output)
     try:
-        kept = output.is_file() and stored_record(output)["status"] == "done"
+        finished = output.is_file() and stored_record(output)["status"] == "done"
     except LonggenError:
-        kept = False
-    if kept:
+        finished = False
+    if finished:
         earlier = folder / EARLIER
         disk.make_folder(earlier)
         disk.save_json(earlier / RECORD, json.loads((folder / RECORD).read_text(encoding="utf-8")))
@@ -336,14 +338,14 @@ def start_anew(output: Path) -> None:
 
 
 def mark_decoded(output: Path) -> None:
-    """`longgen decode` made the whole video of the run beside it: the run is finished, and this is its video."""
+    """Records that `longgen decode` made the complete video of the run beside it: the run is finished."""
     record = _record(output)
     if record is not None:
         disk.save_record(run_folder(output) / RECORD, record | {"status": "done", "video": disk.file_hash(output)})
 
 
 def clean_up(output: Path) -> None:
-    """The video is complete: what `start_anew` put aside goes, and what processes that were killed left half-written."""
+    """Removes what `start_anew` put aside, and partial files of killed processes; for a video that is complete."""
     folder = run_folder(output)
     shutil.rmtree(folder / EARLIER, ignore_errors=True)
     for path in (output, folder / RECORD, folder / STEP, folder / LATENTS):

@@ -14,7 +14,7 @@ from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import TINY
 from longgen.compare.run import compare_presets
 from longgen.errors import UsageError
-from longgen.probe.measure import settings_for
+from longgen.probe.measure import make_settings
 
 WRONG_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"quantize": "int4"}, "None, fp8, int8"),
@@ -107,5 +107,5 @@ def test_lists_of_prompts_and_seeds_are_no_single_ones(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=said):
             compare_presets(plans, prompts, seeds, model_settings, tmp_path / "out")  # type: ignore[arg-type]
         with pytest.raises(UsageError, match=said):
-            settings_for(TINY, "quick", None, None, prompts, seeds, None, "fp32", ())  # type: ignore[arg-type]
+            make_settings(TINY, "quick", None, None, prompts, seeds, None, "fp32", ())  # type: ignore[arg-type]
     assert not any(tmp_path.iterdir())

@@ -24,12 +24,12 @@ SCRIPTS = {f"longgen.backbones.tiny.{name}" for name in ("train", "check", "effe
 # Who may import whom, types and imports inside functions included: a row names rows above it only. A row is a module of `longgen`
 # or a whole package; `backbones.tiny` is the laboratory in which the built-in model is trained and measured.
 ORDER = [
-    "errors", "textfile", "arguments", "units", "frames", "plugins",
+    "errors", "closed", "cache_folder", "device", "textfile", "arguments", "units", "frames", "plugins",
     "frameplan", "technique", "noise", "refine", "positions", "context", "fusion", "sampling", "catalog",
-    "backbones", "preset", "prompts", "schedule", "program", "plan", "cost",
+    "backbones", "preset", "prompts", "schedule", "program", "plan", "cost", "run_settings",
     "ffmpeg", "disk", "naming", "checkpoint", "video_info", "video",
     "layers", "planner", "resolve",
-    "attention", "pipelines", "progress", "rundir", "describe", "loops", "interrupted", "run",
+    "attention", "pipelines", "progress", "rundir", "record", "describe", "loops", "interrupted", "run",
     "metrics", "probe", "compare", "bench", "doctor", "backbones.tiny", "docs", "cli",
 ]  # fmt: skip
 ONLY_UNDER = {  # library -> the rows whose modules may import it

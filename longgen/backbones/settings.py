@@ -7,9 +7,10 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from longgen.backbones.spec import BackboneSpec
+from longgen.closed import ClosedModel
 from longgen.errors import UsageError, shown, unknown_name
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Setting:
     expected: str = ""
 
 
-class ModelSettings(BaseModel):
+class ModelSettings(ClosedModel):
     """How a model is loaded and run; every feature is diffusers' own. Raises UsageError for an unknown name or a wrong value.
 
     device: as torch names it. dtype: of the transformer. offload: what diffusers keeps in host memory. lora: files or hub ids,
@@ -45,7 +46,7 @@ class ModelSettings(BaseModel):
     takes part in comparisons, MagCache's key and the command that makes a video again.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
 
     device: Annotated[
         str, Field(pattern=r"^[a-z]+(:\d+)?$"), Setting(changes_latents=False, expected="cpu, cuda or cuda:1")

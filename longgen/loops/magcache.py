@@ -27,12 +27,13 @@ from typing import Annotated, Any, Literal
 import pydantic_core
 import torch
 from diffusers import MagCacheConfig
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from longgen import __version__, disk
 from longgen.backbones.settings import STEP_RATIO_SETTINGS, ModelSettings, parse_cache
 from longgen.backbones.tiny import grammar
 from longgen.cache_folder import cache_folder
+from longgen.closed import ClosedModel
 from longgen.errors import LonggenError, UsageError
 from longgen.layers.fingerprint import fingerprint
 from longgen.loops import PROMPTS, sample
@@ -47,12 +48,10 @@ _HOOK = "mag_cache_block_hook"
 Ratio = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class Ratios(BaseModel):
-    """The file. settings: see `dependencies`. ratios: for each transformer, by the name of the call, one for each of its steps; the
-    first is 1.
-    """
+class Ratios(ClosedModel):
+    """The file. settings: see `dependencies`. ratios: per transformer, by name of the call, one per step; the first is 1."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+    model_config = ConfigDict(strict=True)
 
     schema_: Literal[1] = Field(1, alias="schema")
     longgen: str
@@ -67,9 +66,9 @@ Report = Callable[[int], None]  # is told how many steps are done
 
 @contextmanager
 def skipping(backbone: PipelineBackbone, plan: Plan, calibrating: Callable[[], Report]) -> Iterator[None]:
-    """Within the context, the backbone's transformers skip steps of `plan`, where its setup says `mag`.
+    """Within the context, the backbone's transformers skip steps of `plan` if the model settings say `--cache mag`.
 
-    calibrating: called where the ratios have to be measured first. Raises UsageError for a plan that cannot skip so.
+    calibrating: called if the ratios have to be measured first. Raises UsageError for a plan that cannot skip steps.
     """
     if backbone.model_settings.cache is None or (cache := parse_cache(backbone.model_settings.cache, backbone.spec))[0] != "mag":
         yield
@@ -77,10 +76,10 @@ def skipping(backbone: PipelineBackbone, plan: Plan, calibrating: Callable[[], R
     if isinstance(plan.sampling, MultiDiffusion) and plan.sampling.shifts(plan.call_geometry.frames_lat) > 1:
         raise UsageError(f"--cache {backbone.model_settings.cache} takes what a step before added to a clip, and the clips of "
                          f"{plan.preset.name} move from step to step", expected="no --cache", hint="leave it out")  # fmt: skip
-    kept = ratios_of(backbone, plan, calibrating)
+    stored = ratios_of(backbone, plan, calibrating)
     configs = [
         MagCacheConfig(threshold=cache[1], num_inference_steps=len(ratios), mag_ratios=ratios) if ratios else None
-        for ratios in map(_farthest, kept.ratios)
+        for ratios in map(_farthest, stored.ratios)
     ]
     with _enabled(backbone, configs):
         yield

@@ -123,7 +123,7 @@ def test_scores_are_made_again_for_another_video(whole: tuple[Path, Result], tmp
     done = longgen(tmp_path, *GRID)
     assert done.exit_code == 5
     assert "videos failed" in done.stderr
-    assert "is there: a video with another" in done.stderr
+    assert "exists: a video with another" in done.stderr
     assert videos[0].read_bytes() == videos[3].read_bytes()
     after = [json.loads(score.read_text())["scores"] for score in scores]
     assert after == before

@@ -26,10 +26,10 @@ SCRIPTS = {f"longgen.backbones.tiny.{name}" for name in ("train", "check", "effe
 ORDER = [
     "errors", "closed", "cache_folder", "device", "textfile", "arguments", "units", "frames", "plugins",
     "frameplan", "technique", "noise", "refine", "positions", "context", "fusion", "sampling", "catalog",
-    "backbones", "preset", "prompts", "schedule", "program", "plan", "cost", "run_settings",
+    "backbones", "preset", "prompts", "schedule", "program", "stack", "plan", "cost", "run_settings",
     "ffmpeg", "disk", "naming", "checkpoint", "video_info", "video",
     "layers", "planner", "resolve",
-    "attention", "pipelines", "progress", "rundir", "record", "describe", "loops", "interrupted", "run",
+    "attention", "pipelines", "progress", "rundir", "describe", "record", "loops", "interrupted", "run",
     "metrics", "probe", "compare", "bench", "doctor", "backbones.tiny", "docs", "cli",
 ]  # fmt: skip
 ONLY_UNDER = {  # library -> the rows whose modules may import it

@@ -849,7 +849,7 @@ def test_variables_that_nobody_reads_are_said_to_be_such(monkeypatch: pytest.Mon
     ("args", "fragments"),
     [
         (["--attention", "flash"], ["--attention flash cannot run here", "native"]),
-        (["--attention", "flush"], ["--attention flush is no backend"]),
+        (["--attention", "flush"], ["--attention flush: diffusers has no such attention backend"]),
         (["--lora", "./nothing.safetensors"], ["--lora ./nothing.safetensors: no such file"]),
         (["--quantize", "int8"], ["torchao"]),
         (["--device", "cud"], ["--device cud"]),

@@ -30,7 +30,7 @@ def decode(
     chunks = checkpoint.Chunks(latents, {})
     tensors, stored = ({}, chunks.stored_settings()) if len(chunks) else checkpoint.load_tensors(latents)
     if "preset" not in stored or not (len(chunks) or "latents" in tensors):
-        raise LonggenError(f"{latents} holds no latents of a run", expected="a run's folder, or latents.safetensors in it",
+        raise LonggenError(f"{latents} holds no latents of a run", expected="a run folder, or the latents.safetensors in it",
                            hint="check the path")  # fmt: skip
     done = stored.get("done", 0)
     if not isinstance(done, int) or done < 0:

@@ -259,7 +259,7 @@ def test_overrides_go_to_the_presets_that_take_them() -> None:
         (["--prompt", "p", "--presets", "direct", "--metrics", "motion,"], 2, "invalid --metrics"),
         (["--prompt", "p", "--presets", "direct", "--seeds", "0,0"], 2, "0 is given twice"),
         (["--prompt", "p", "--presets", "direct", "-o", "empty.txt"], 2, "empty.txt is a file"),
-        (["--prompt", "p", "--presets", "direct", "-o", "empty.txt/below"], 1, "is no folder"),
+        (["--prompt", "p", "--presets", "direct", "-o", "empty.txt/below"], 1, "is not a folder"),
         (["--prompt", "p", "--presets", "direct,freespec", "--set", "window.frames=5"], 2, "no preset has this technique"),
         (["--prompt", "p", "--presets", "direct", "--set", "widow.frames=5"], 2, "did you mean window"),
         (["--prompt", "p", "--presets", "direct,gen-l-video", "--set", "gen-l-video.stride=0"], 2, "gen-l-video.stride"),

@@ -275,8 +275,8 @@ def test_lack_of_memory_is_named(films: list[Path], weights: Path, monkeypatch: 
         (["--metrics", "motion", "--vbench-json", "folder"], 2, "none are selected"),
         (["--vbench-json", "gone.json"], 3, "gone.json is not there"),
         (["--vbench-json", "bad.json"], 1, "bad.json holds no results of VBench"),
-        (["--metrics", SUBJECT, "--vbench-json", "bad.json/below"], 1, "is no folder"),
-        (["--export-vbench", "bad.json"], 1, "is no folder"),
+        (["--metrics", SUBJECT, "--vbench-json", "bad.json/below"], 1, "is not a folder"),
+        (["--export-vbench", "bad.json"], 1, "is not a folder"),
     ],
 )
 def test_what_cannot_be_is_refused_before_work(here: Path, args: list[str], code: int, said: str) -> None:

@@ -51,7 +51,7 @@ def read(backbone: PipelineBackbone, plan: Plan, chunks: Chunks) -> tuple[Tensor
         return None, None, None
     if backbone.model_settings.cache is not None:
         raise UsageError(f"--resume in the middle of sampling with --cache {backbone.model_settings.cache}: the content of the "
-                         "cache is lost, so the latents would differ", expected="a run without a cache, or one that has been sampled",
+                         "cache is lost, so the latents would differ", expected="a run without a cache, or a sampled one",
                          hint="start again with --overwrite")  # fmt: skip
     tensors, stored = checkpoint.load_tensors(saved_step)
     rundir.check_same_run(stored, chunks.settings, saved_step)

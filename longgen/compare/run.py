@@ -188,8 +188,8 @@ def _planned_cell(video: grid.PlannedVideo, error: str | None) -> Cell:
     plan, record = video.plan, {} if error else grid.record_of(video.output)
     return Cell(
         name=video.name, preset=plan.preset.name, prompt=video.prompt, seed=video.seed, status="failed" if error else "done",
-        error=error, fps=plan.sample.fps or plan.spec.fps, size=plan.size, cost_ratio=round(cost.ratio(plan), 4), notes=[*plan.notes],
-        seams=seams(plan), **_record_fields(record, video.settings),
+        error=error, fps=plan.sample.fps or plan.spec.fps, size=plan.size,
+        cost_ratio=round(cost.ratio(plan), 4), notes=[*plan.notes], seams=seams(plan), **_record_fields(record, video.settings),
     )  # fmt: skip
 
 
@@ -201,8 +201,8 @@ def _input_cell(video: inputs.InputVideo, counts: dict[str, int]) -> Cell:
     return Cell(
         name=f"{name}-{file_hash(video.video)[:8]}" + f"-{counts[name]}" * (counts[name] > 1), preset=video.label,
         prompt=video.prompt, seed=video.seed, status="done", fps=video.fps, size=video.size,
-        cost_ratio=None if plan is None else round(cost.ratio(plan), 4), notes=[] if plan is None else [*plan.notes], seams=video.seams,
-        caveats=video.caveats, **_record_fields(grid.record_of(video.video), video.settings),
+        cost_ratio=None if plan is None else round(cost.ratio(plan), 4), notes=[] if plan is None else [*plan.notes],
+        seams=video.seams, caveats=video.caveats, **_record_fields(grid.record_of(video.video), video.settings),
     )  # fmt: skip
 
 

@@ -106,16 +106,16 @@ class CausalWan(Wan):
     def rolling(self, plan: Plan) -> Iterator[KVCache]:
         """Within the context, the transformer sees its frames through the cache; afterwards it is as it was."""
         transformer, cache = self.pipe.transformer, KVCache(self.rotary(), plan.slots_lat)
-        own, texts = self.layers(transformer), self.text_layers(transformer)
-        before = [(layer, layer.processor) for layer in (*own, *texts)]
+        self_attention, cross_attention = self.layers(transformer), self.text_layers(transformer)
+        stocks = [(layer, layer.processor) for layer in (*self_attention, *cross_attention)]
         foreign_hooks.check_model(self.pipe, self.transformers)
-        foreign_hooks.check_processors([processor for _, processor in before], self.stock)
+        foreign_hooks.check_processors([processor for _, processor in stocks], self.stock)
         try:
-            for index, layer in enumerate(own):
+            for index, layer in enumerate(self_attention):
                 layer.set_processor(CachedAttention(cache, index, self.step_state, layer.processor, self.model_settings.attention))
-            for index, layer in enumerate(texts):
+            for index, layer in enumerate(cross_attention):
                 layer.set_processor(CachedText(cache, index, layer.processor))
             yield cache
         finally:
-            for layer, processor in before:
+            for layer, processor in stocks:
                 layer.set_processor(processor)

@@ -222,9 +222,7 @@ def _describe(output: Path, settings: dict[str, Any]) -> str | None:
     if inside is None:
         return "a file that longgen did not make"
     changed = differences(inside, settings)
-    return (
-        f"a video with another {', '.join(changed)}" if changed else "a video of these settings, which is incomplete or was changed"
-    )
+    return f"a video with another {', '.join(changed)}" if changed else "a video of these settings, incomplete or changed"
 
 
 def latent_shape(plan: Plan) -> tuple[int, int, int, int, int]:

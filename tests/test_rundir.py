@@ -252,7 +252,7 @@ def test_what_is_finished_is_known_by_record_settings_and_bytes(make: Generate) 
     for damaged in (whole[:-300], whole[: len(whole) // 2], b""):
         Path("a.mp4").write_bytes(damaged)
         for flags in ({}, {"resume": True}):
-            with pytest.raises(UsageError, match=r"a\.mp4 is there"):
+            with pytest.raises(UsageError, match=r"a\.mp4 exists"):
                 make(**flags)
     shutil.move("kept", "a.run")
     flipped = bytearray(whole)

@@ -26,7 +26,7 @@ SCRIPTS = {f"longgen.backbones.tiny.{name}" for name in ("train", "check", "effe
 ORDER = [
     "errors", "textfile", "arguments", "units", "frames",
     "frameplan", "technique", "noise", "refine", "positions", "context", "fusion", "sampling", "plugins", "catalog",
-    "backbones", "preset", "prompts", "schedule", "program", "plan", "cost",
+    "backbones", "preset", "prompts", "schedule", "program", "stack", "plan", "cost",
     "ffmpeg", "disk", "naming", "checkpoint", "video_info", "video",
     "layers", "planner", "resolve",
     "attention", "pipelines", "progress", "rundir", "describe", "describe_technique", "loops", "interrupted", "run",

@@ -51,8 +51,8 @@ def read(backbone: PipelineBackbone, plan: Plan, chunks: Chunks) -> tuple[Tensor
         return None, None, None
     if backbone.model_settings.cache is not None:
         raise UsageError(f"--resume in the middle of sampling with --cache {backbone.model_settings.cache}: the content of the "
-                         "cache is lost, so the latents would differ", expected="a run without a cache, or one that has been sampled",
-                         hint="start again with --overwrite")  # fmt: skip
+                         "cache is lost, so the latents would differ", hint="start again with --overwrite",
+                         expected="a run without a cache, or one that has been sampled")  # fmt: skip
     tensors, stored = checkpoint.load_tensors(saved_step)
     rundir.check_same_run(stored, chunks.settings, saved_step)
     if plan.sampling is not None and plan.sampling.streams and plan.call_geometry.frames_lat < plan.frames_lat:

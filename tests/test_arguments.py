@@ -99,6 +99,7 @@ def test_a_sample_says_what_cannot_be(values: dict[str, Any]) -> None:
 def test_numbers_of_numpy_are_whole_numbers() -> None:
     assert arguments.seeds(np.arange(3)) == (0, 1, 2)
     assert all(type(seed) is int for seed in arguments.seeds(np.arange(3)))
+    assert type(ModelSettings("cpu", "fp32", clip_batch=np.int64(2)).clip_batch) is int
 
 
 def test_lists_of_prompts_and_seeds_are_no_single_ones(tmp_path: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, SupportsIndex, get_args
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
@@ -89,6 +90,11 @@ class ModelSettings(ClosedModel):
     @classmethod
     def _lists_become_tuples(cls, lora: Any) -> Any:
         return tuple(lora) if isinstance(lora, list) else lora
+
+    @field_validator("clip_batch", mode="before")
+    @classmethod
+    def _numpy_integers_become_python_s(cls, clip_batch: Any) -> Any:
+        return operator.index(clip_batch) if isinstance(clip_batch, SupportsIndex) and not isinstance(clip_batch, bool) else clip_batch
 
     @field_validator("lora")
     @classmethod

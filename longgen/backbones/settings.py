@@ -94,7 +94,9 @@ class ModelSettings(ClosedModel):
     @field_validator("clip_batch", mode="before")
     @classmethod
     def _numpy_integers_become_python_s(cls, clip_batch: Any) -> Any:
-        return operator.index(clip_batch) if isinstance(clip_batch, SupportsIndex) and not isinstance(clip_batch, bool) else clip_batch
+        return (
+            operator.index(clip_batch) if isinstance(clip_batch, SupportsIndex) and not isinstance(clip_batch, bool) else clip_batch
+        )
 
     @field_validator("lora")
     @classmethod

@@ -78,7 +78,7 @@ def test_what_sampling_refuses_is_unsupported_by_name() -> None:
 def test_what_the_model_refuses_is_unsupported_for_all() -> None:
     found = composed(["self-forcing"], ["mag"], 33, spec=SPECS["tiny-causal"])
     assert [row.runs[0].verdict for row in found.rows] == ["unsupported", "unsupported"]
-    assert all("compares a step with the step before" in str(row.runs[0].error) for row in found.rows)
+    assert all("compares a step with the previous one" in str(row.runs[0].error) for row in found.rows)
 
 
 def test_ctrl_c_keeps_what_is_measured() -> None:

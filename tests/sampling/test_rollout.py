@@ -205,7 +205,7 @@ def test_the_transformer_is_as_it_was_after(causal: Any, end: str) -> None:
 
 
 def test_a_step_cache_is_refused() -> None:
-    with pytest.raises(UsageError, match="--cache first-block compares a step with the step before, and tiny-causal"):
+    with pytest.raises(UsageError, match="--cache first-block compares a step with the previous one, and tiny-causal"):
         check_settings(SPECS["tiny-causal"], ModelSettings("cpu", "fp32", cache="first-block"))
 
 

@@ -374,6 +374,15 @@ def test_a_broken_cache_is_refused_with_its_reason(name: str, spec: Any) -> None
         assert "first-block" in caught.value.expected
 
 
+def test_a_cache_that_its_family_refuses_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = replace(family_of(TINY), broken_caches=("first-block",))
+    monkeypatch.setattr("longgen.backbones.settings.family_of", lambda spec: changed)
+    with pytest.raises(UsageError, match="is refused: on tiny diffusers has no entry for the blocks") as caught:
+        parse_cache("first-block:0.1", TINY)
+    assert caught.value.expected == "mag, or NAME:THRESHOLD, as mag:0.05"
+    assert parse_cache("mag", TINY) == ("mag", 0.06)
+
+
 def test_a_cache_that_nobody_tried_is_refused() -> None:
     for text in ("fastercache", "wonder:0.1"):
         with pytest.raises(UsageError, match="longgen has not tried it"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
+import re
 import textwrap
 from typing import Any
 
@@ -67,9 +68,10 @@ def technique_dict(name: str, allow_code: bool = False) -> dict[str, Any]:
     }
 
 
-def technique_text(shown: dict[str, Any]) -> str:
-    """`technique_dict` for people."""
-    lines = [f"{shown['name']} ({shown['slot']}; {shown['paper']}; {shown['origin']})", "", shown["header"], "", "parameters"]
+def technique_text(shown: dict[str, Any], columns: int | None = None) -> str:
+    """`technique_dict` for people. columns: of the terminal, which the header is fitted to; None leaves it as it is written."""
+    title = f"{shown['name']} ({shown['slot']}; {shown['paper']}; {shown['origin']})"
+    lines = [title, "", *_fitted(shown["header"], columns), "", "parameters"]
     settings = {f"  {key} = {row['default']}": row for key, row in shown["parameters"].items()}
     column = 2 + max(map(len, settings))
     for setting, row in settings.items():
@@ -94,6 +96,25 @@ def technique_text(shown: dict[str, Any]) -> str:
     for heading, (reason, backbones) in zip(itertools.chain(["not on"], itertools.repeat("")), by_reason.items()):  # noqa: B905
         lines += _wrapped(f"{', '.join(backbones)}: {reason}", " " * 15, f"{heading:<15}")
     return "\n".join(lines)
+
+
+def _fitted(header: str, columns: int | None) -> list[str]:
+    """The lines of a header, none longer than `columns`: paragraphs are filled anew, equations keep their lines and indents."""
+    lines = header.splitlines()
+    if columns is None or all(len(line) <= columns for line in lines):
+        return lines
+    columns, fitted = max(40, columns), []
+    for is_prose, run in itertools.groupby(lines, lambda line: re.search(r"^ | {3}|^$", line) is None):
+        if is_prose:
+            fitted += textwrap.wrap(" ".join(run), columns, break_long_words=False, break_on_hyphens=False)
+            continue
+        for line in run:
+            body, tag = match.groups() if (match := re.fullmatch(r"(.*?\S) {2,}(\[[^\[\]]+\])", line)) else (line, "")
+            if tag:
+                line = f"{body}{tag:>{max(2 + len(tag), columns - len(body))}}"
+            indent = " " * (4 + len(line) - len(line.lstrip()))
+            fitted += textwrap.wrap(line, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
+    return fitted
 
 
 def _techniques_of(name: str) -> set[str]:

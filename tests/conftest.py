@@ -7,7 +7,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models are slower on two threads
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may ask the network
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,14 +39,15 @@ def causal() -> Any:
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A folder with a whole small diffusers pipeline of random weights: model_folder("ltx"). Names: tests/models."""
+    """A folder with a whole small diffusers pipeline of random weights: model_folder("ltx"). Names: tests/models/small.py."""
+    from tests.models import small
+
     made: dict[str, Path] = {}
 
     def build(name: str) -> Path:
         if name not in made:
             made[name] = tmp_path_factory.mktemp(name)
-            module = importlib.import_module(f"tests.models.{name.split('-')[0]}")
-            module.build(name, made[name])
+            small.build(name, made[name])
         return made[name]
 
     return build

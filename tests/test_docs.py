@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,14 +58,13 @@ def test_an_unknown_page_names_the_nearest() -> None:
     assert "did you mean presets" in result.stderr
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_on_a_terminal_a_page_is_rendered() -> None:
+def on_a_terminal(*words: str) -> str:
+    """What `longgen WORDS` shows on one of 80 columns, without colours and links."""
     import pty
 
     leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "longgen.cli", "docs", "harness"], stdout=follower, env={**os.environ, "TERM": "xterm"}
-    )
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    process = subprocess.Popen([sys.executable, "-m", "longgen.cli", *words], stdout=follower, env=environment)
     os.close(follower)
     shown = b""
     with contextlib.suppress(OSError):  # Linux ends the stream of a pseudo-terminal with an error
@@ -72,5 +72,21 @@ def test_on_a_terminal_a_page_is_rendered() -> None:
             shown += part
     os.close(leader)
     assert process.wait() == 0
-    assert b"The harness" in shown
-    assert b"# The harness" not in shown
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b\]8;[^\x1b]*\x1b\\", "", shown.decode()).replace("\r", "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_on_a_terminal_a_page_is_rendered_and_its_tables_are_whole() -> None:
+    shown = on_a_terminal("docs", "backbones")
+    assert "# Backbones" not in shown
+    assert "\n wan2.2-t2v-a14b  Wan-AI/" in shown
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("words", [("docs",), ("techniques", "show", "tsa"), ("techniques", "show", "rebase")], ids=" ".join)
+def test_on_a_terminal_no_line_is_longer_than_it(words: tuple[str, ...]) -> None:
+    shown, piped = on_a_terminal(*words), CliRunner().invoke(app, words).stdout
+    assert max(map(len, shown.splitlines())) <= 80 < max(map(len, piped.splitlines()))
+    assert shown.split() == piped.split()

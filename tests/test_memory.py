@@ -13,7 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from longgen import cost, planner, preset
-from longgen.backbones.registry import SPECS
+from longgen.backbones.registry import SPECS, family_of
 from longgen.backbones.settings import ModelSettings
 from longgen.bench.memory import AllocationTracker
 from longgen.pipelines import processors, random_weights
@@ -28,7 +28,7 @@ def arguments(made: Plan) -> dict[str, Any]:
     """A call of the model as its pipeline makes it, in bfloat16."""
     spec, tokens = made.spec, made.tokens
     frames, height, width = made.frames_lat, *(side // spec.stride_hw for side in reversed(made.size))
-    batch, kind = (2 if spec.family in ("ltx", "cogvideox") else 1), torch.bfloat16
+    batch, kind = (2 if family_of(spec).batches_guidance else 1), torch.bfloat16
     video = {"ltx": (tokens, spec.latent_channels), "cogvideox": (frames, spec.latent_channels, height, width)}
     shape = video.get(spec.family, (spec.latent_channels, frames, height, width))
     call: dict[str, Any] = dict(

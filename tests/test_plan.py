@@ -246,7 +246,13 @@ def test_exported_arrays(tiny_plan: Callable[..., Plan]) -> None:
 
 CAUSAL = [spec for spec in SPECS.values() if spec.causal]
 ROLLED = [name for name in preset.names() if any(catalog.name_of(one) == "rollout" for one in preset.load(name).techniques)]
-IN_ROLLOUTS = {"ans", "window", "sink", "rebase", "flex", "riflex", "ntk", "yarn", "rollout"}
+IN_ROLLOUTS = {  # by what they say they require
+    name for name in catalog.TECHNIQUES if {*catalog.technique(name).requires} <= {*SELF_FORCING.capabilities}
+}
+
+
+def test_rollouts_take_their_own_techniques() -> None:
+    assert {"ans", "window", "sink", "rebase", "flex", "riflex", "ntk", "yarn", "rollout"} <= IN_ROLLOUTS
 
 
 @pytest.mark.parametrize("name", catalog.TECHNIQUES)

@@ -17,6 +17,7 @@ from longgen.backbones.causal_wan import SELF_FORCING
 from longgen.backbones.cogvideox import COGVIDEOX_2B, COGVIDEOX_5B
 from longgen.backbones.hunyuan import HUNYUANVIDEO
 from longgen.backbones.ltx import LTX_2B
+from longgen.backbones.registry import FAMILIES, family_of
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import BackboneSpec
 from longgen.backbones.wan import WAN_1_3B
@@ -137,6 +138,10 @@ def test_the_other_families_direct_sampling_is_what_torch_counts(family: str) ->
         model.pipe(**model.call_arguments(direct, "a"), latents=model.packed(noise),
                    output_type="latent")  # fmt: skip
     hook.remove()
-    batch = 2 if family in ("ltx", "cogvideox", "cogvideox-2b") else 1  # both branches of guidance in one call
+    batch = 2 if family_of(spec).batches_guidance else 1  # both branches in one call
     for operations in counted(model, counter):
         assert batch * cost.flops(direct, None) == pytest.approx(operations, rel=WITHIN)
+
+
+def test_every_family_is_counted() -> None:
+    assert {spec.family for spec in (WAN, CAUSAL, *OTHERS.values())} == {*FAMILIES}

@@ -1,7 +1,6 @@
 """Every family of models, and every backbone by name: longgen's own, and those that installed packages register.
 
-Adding a family: a file of facts here (see `Family` in spec.py; it imports neither torch nor diffusers), an adapter in
-longgen/pipelines (a PipelineBackbone), a row in FAMILIES, and tests. Adding a model to a family: a BackboneSpec in its file.
+Adding a family: `longgen docs contributing`. Adding a model to a family: a BackboneSpec in its file of facts.
 A package registers a `Family` in its pyproject.toml, under the family's name:
 
     [project.entry-points."longgen.backbones"]

@@ -122,7 +122,7 @@ class ModelSettings(ClosedModel):
     @field_validator("cache")
     @classmethod
     def _cache_can_be_parsed(cls, cache: str | None) -> str | None:
-        if cache is not None and _cache_name(cache) not in CACHE_FAULTS:  # why those are refused depends on the backbone
+        if cache is not None and (_cache_name(cache) in CACHES or _cache_name(cache) not in CACHE_FAULTS):  # else by the backbone
             parse_cache(cache)
         return cache
 
@@ -174,6 +174,8 @@ CACHE_FAULTS = {  # of diffusers 0.42.1, on the families that list them in Famil
     "fastercache": "it assumes that both guidance branches are one batch of unpacked latents",
     "taylorseer": "its patterns match none of the model's attention layers, so that it does nothing",
     "seacache": "it needs the step and sigma, which only WanPipeline tells it",
+    "first-block": "diffusers has no entry for the blocks of its transformer",
+    "mag": "diffusers has no entry for the blocks of its transformer",
 }
 CACHES = {"first-block": 0.05, "mag": 0.06}  # name -> diffusers' own threshold
 
@@ -184,11 +186,13 @@ def parse_cache(text: str, spec: BackboneSpec | None = None) -> tuple[str, float
     Raises UsageError, with the reason where a cache is known to be broken on `spec`.
     """
     name, threshold = _cache_name(text), text.partition(":")[2]
-    if name not in CACHES:
-        broken = spec is not None and name in family_of(spec).broken_caches
-        why = f": on {spec.name} {CACHE_FAULTS[name]}" if spec is not None and broken else ": longgen has not tried it"
-        raise UsageError(f"--cache {text} is refused{why}", expected="first-block or mag, or NAME:THRESHOLD, as first-block:0.05",
-                         hint="take that, or leave --cache out")  # fmt: skip
+    broken = () if spec is None else family_of(spec).broken_caches
+    if name not in CACHES or name in broken:
+        why = f": on {spec.name} {CACHE_FAULTS[name]}" if spec is not None and name in broken else ": longgen has not tried it"
+        left = [cache for cache in CACHES if cache not in broken]
+        expected = f"{' or '.join(left)}, or NAME:THRESHOLD, as {left[0]}:0.05" if left else "no --cache"
+        raise UsageError(f"--cache {text} is refused{why}", expected=expected,
+                         hint="take that, or leave --cache out" if left else "leave --cache out")  # fmt: skip
     try:
         value = float(threshold or CACHES[name])
     except ValueError:

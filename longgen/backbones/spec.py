@@ -143,8 +143,8 @@ class Family:
     peak_activations: numbers alive at the peak of a block, in units of N tokens times d channels: in attention, and in the
     feed-forward beside the 2 f / d of its hidden layer, f its width. Counted in the published models on the meta device
     (tests/test_memory.py). batches_guidance: the pipeline runs both branches of guidance as one batch.
-    vae_float32: the VAE runs in float32, whatever the dtype. broken_caches: step caches of diffusers that do not work on it
-    (settings.CACHE_FAULTS says why).
+    vae_float32: the VAE runs in float32, whatever the dtype. broken_caches: step caches of diffusers that do not work on it,
+    first-block and mag among them where its registry of blocks lacks the transformer's (settings.CACHE_FAULTS says why).
     tokenized: a prompt -> the text that its pipeline tokenizes, and the characters and tokens before the prompt that do not count.
     author_layers: names of layers in diffusers -> the authors' name of a layer, which LoRA files use, to the layers in diffusers
     that it stands for: several where the authors fuse them.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
+import textwrap
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -43,7 +45,7 @@ def docs(
     pages = topics()
     if topic is None:
         width = max(map(len, pages))
-        rows = [f"{name:<{width}}  {page if path else summary(page)}" for name, page in pages.items()]
+        rows = [_fitted(f"{name:<{width}}  ", str(page) if path else summary(page), path) for name, page in pages.items()]
         answer(
             "\n".join(rows), [{"topic": name, "summary": summary(page), "path": str(page)} for name, page in pages.items()], as_json
         )
@@ -56,7 +58,32 @@ def docs(
         text = read(page)
         answer(str(page) if path else text, {"topic": name, "path": str(page), "text": text}, as_json)
         return
-    from rich.console import Console
-    from rich.markdown import Markdown
+    _render(read(page))
 
-    Console().print(Markdown(read(page)))
+
+def _fitted(name: str, text: str, one_line: bool) -> str:
+    """A row of the list: on a terminal in lines that fit it, else on one line, for other programs."""
+    if one_line or not sys.stdout.isatty():
+        return name + text
+    columns = max(40, shutil.get_terminal_size().columns)
+    return textwrap.fill(text, columns, initial_indent=name, subsequent_indent=" " * len(name), break_on_hyphens=False)
+
+
+def _render(text: str) -> None:
+    """Prints Markdown for a terminal, with every cell of its tables in full."""
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.markdown import Markdown, TableElement
+    from rich.table import Table
+
+    class Whole(TableElement):
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            for part in super().__rich_console__(console, options):
+                for index, column in enumerate(part.columns if isinstance(part, Table) else ()):
+                    column.overflow = "fold"
+                    column.no_wrap = index == 0 and all(len(str(cell)) <= 24 for cell in column.cells)  # names, to be copied
+                yield part
+
+    class Page(Markdown):
+        elements: ClassVar = Markdown.elements | {"table_open": Whole}
+
+    Console().print(Page(text))

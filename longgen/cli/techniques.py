@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from typing import Annotated
 
 import typer
@@ -32,4 +34,5 @@ def techniques_show(
     from longgen.describe_technique import technique_dict, technique_text
 
     shown = technique_dict(name, allow_code)
-    answer(technique_text(shown), shown, as_json)
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    answer(technique_text(shown, columns), shown, as_json)

@@ -27,6 +27,7 @@ import typer
 from typer.testing import CliRunner
 
 from longgen import catalog, describe, preset
+from longgen.backbones.registry import FAMILIES
 from longgen.backbones.spec import CAPABILITIES
 from longgen.cli import app
 from longgen.cli.docs import FOLDER, summary, topics
@@ -146,6 +147,16 @@ def backbones() -> str:
     return table(("name", "weights", "native", "steps, guidance", "license"), rows)
 
 
+def pipelines() -> str:
+    """The classes of diffusers that are driven, a row for each family."""
+    rows = []
+    for family in FAMILIES.values():
+        transformer = family.marker or family.transformer
+        own = ", ".join(f"`{spec.name}`" for spec in family.specs)
+        rows.append((family.title, f"`{family.pipeline}` with `{transformer}`", own))
+    return table(("family", "pipeline of diffusers", "here"), rows)
+
+
 def models() -> str:
     """The backbones with what they have really been run on by the authors of this repository."""
     rows = []
@@ -250,6 +261,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "presets": presets,
     "costs": costs,
     "backbones": backbones,
+    "pipelines": pipelines,
     "models": models,
     "capabilities": capabilities,
     "memory": memory,

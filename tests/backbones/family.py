@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +84,14 @@ def programmed(plain: Plan, frame_plan: FramePlan) -> Plan:
 
 
 def layer_inputs(backbone: Any, plan: Plan) -> list[dict[str, Any]]:
-    """What each layer is called with in the first step of `plan`, in the order of the calls."""
+    """What each layer is called with in the first step of `plan`, by name, in the order of the calls."""
     taken: list[dict[str, Any]] = []
+
+    def keep(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        taken.append(copy.deepcopy(inspect.signature(layer.forward).bind(*args, **kwargs).arguments))
+
     layers = [layer for transformer in backbone.transformers for layer in backbone.layers(transformer)]
-    hooks = [
-        layer.register_forward_pre_hook(lambda layer, args, kwargs: taken.append(copy.deepcopy(kwargs)), with_kwargs=True)
-        for layer in layers
-    ]
+    hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers]
     try:
         sampled(backbone, plan)
     finally:

@@ -18,10 +18,9 @@ from longgen.backbones.registry import SPECS, adapter_of
 from longgen.backbones.spec import BackboneSpec
 from longgen.backbones.wan import TINY, WAN_1_3B, WAN_14B
 from longgen.errors import LonggenError, MissingError, UsageError, unknown_name
-from tests.models import checkpoint, published
+from tests.models import checkpoint, published, small
 
 PUBLISHED = [spec for spec in SPECS.values() if spec.name != "tiny" and not spec.causal]
-SMALL = ["wan", "wan-experts", "wan-ti2v", "ltx", "cogvideox", "cogvideox-2b", "hunyuan"]
 NOT_OF_THE_CONFIGS = ("name", "source", "about", "license", "parameters", "companions", "size", "dtype", "steps")
 
 
@@ -45,7 +44,7 @@ def test_probed_layers_are_those_of_the_model_that_was_probed(tmp_path: Path) ->
     assert find(str(tmp_path)).verdicts == {}
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", small.ALL)
 def test_a_folder_s_spec_is_what_loading_it_gives(model_folder: Callable[[str], Path], name: str) -> None:
     folder = model_folder(name)
     spec = find(str(folder))

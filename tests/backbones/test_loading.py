@@ -30,10 +30,8 @@ from longgen.backbones.wan import TINY
 from longgen.errors import MissingError, UsageError
 from longgen.pipelines.loading import decoder, load
 from tests.backbones import family
-from tests.models import checkpoint
+from tests.models import checkpoint, small
 
-FAMILIES = ["wan", "ltx", "cogvideox", "hunyuan"]
-ALL = ["wan", "wan-experts", "wan-ti2v", "ltx", "cogvideox", "hunyuan"]
 RANK = 4
 
 
@@ -77,7 +75,7 @@ def loras(model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPath
     return make
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", small.PLAIN)
 def test_a_lora_acts_by_its_scale(loaded: Callable[..., Any], loras: Callable[[str, int], Path], name: str) -> None:
     folder = loras(name, 1)
     plain, none, half = (sampled(loaded(name, lora=lora)) for lora in ((), (f"{folder}:0",), (f"{folder}:0.5",)))
@@ -263,7 +261,7 @@ def test_the_message_of_a_missing_base_names_every_file_of_the_hub(
 # Quantization
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", small.ALL)
 def test_fp8_weights_are_stored_in_a_byte_and_act_in_the_transformer_s_dtype(loaded: Callable[..., Any], name: str) -> None:
     backbone = loaded(name, quantize="fp8")
     for transformer in backbone.transformers:
@@ -296,7 +294,7 @@ def test_int8_without_torchao_names_the_library(loaded: Callable[..., Any], monk
 # Attention backends
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", small.PLAIN)
 def test_the_attention_backend_reaches_stock_and_planned_layers(loaded: Callable[..., Any], name: str) -> None:
     plain, backbone = loaded(name), loaded(name, attention="_native_math")
     plan = family.made(backbone, "sliding-window", 33, 2, ("window.frames=3", "window.layers=[0]"))
@@ -339,10 +337,10 @@ def calls_of_blocks(backbone: Any, run: Callable[[], Any]) -> list[int]:
     return [calls[index] for index in range(len(layers))]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", small.taking("first-block"))
 def test_the_first_block_cache_skips_the_other_blocks(loaded: Callable[..., Any], name: str) -> None:
     """By threshold; each run begins anew."""
-    steps, branches = 6, 2 if name == "wan" else 1  # the others batch guidance, or have none
+    steps, branches = 6, small.calls_per_step(name)
     never, often = loaded(name, cache="first-block:0.000001"), loaded(name, cache="first-block:0.9")
     first, last = calls_of_blocks(never, lambda: sampled(never, steps))
     assert first == last == steps * branches
@@ -373,7 +371,16 @@ def test_a_broken_cache_is_refused_with_its_reason(name: str, spec: Any) -> None
     for text in (name, name.replace("-", "_").upper(), f"{name}:0.1"):
         with pytest.raises(UsageError, match=f"is refused: on {spec.name} {CACHE_FAULTS[name]}") as caught:
             parse_cache(text, spec)
-        assert "first-block" in caught.value.expected
+        assert ("first-block" in caught.value.expected) == ("first-block" not in family_of(spec).broken_caches)
+
+
+def test_a_cache_that_its_family_refuses_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = replace(family_of(TINY), broken_caches=("first-block",))
+    monkeypatch.setattr("longgen.backbones.settings.family_of", lambda spec: changed)
+    with pytest.raises(UsageError, match="is refused: on tiny diffusers has no entry for the blocks") as caught:
+        parse_cache("first-block:0.1", TINY)
+    assert caught.value.expected == "mag, or NAME:THRESHOLD, as mag:0.05"
+    assert parse_cache("mag", TINY) == ("mag", 0.06)
 
 
 def test_a_cache_that_nobody_tried_is_refused() -> None:
@@ -393,7 +400,7 @@ def test_a_threshold_that_cannot_be_is_refused(text: str) -> None:
 # VAE, offload, device
 
 
-@pytest.mark.parametrize("name", ["wan-ti2v", *FAMILIES[1:]])
+@pytest.mark.parametrize("name", ["wan-ti2v", *small.PLAIN[1:]])
 def test_vae_tiling_is_the_pipeline_s_own(loaded: Callable[..., Any], model_folder: Callable[[str], Path], name: str) -> None:
     backbone = loaded(name, vae_tiling=True)
     vae = backbone.pipe.vae
@@ -414,7 +421,7 @@ def test_vae_tiling_is_the_pipeline_s_own(loaded: Callable[..., Any], model_fold
     assert np.concatenate(list(alone)).shape == whole.shape
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", small.ALL)
 def test_the_vae_alone_decodes_as_the_pipeline_does(
     loaded: Callable[..., Any], model_folder: Callable[[str], Path], name: str
 ) -> None:
@@ -424,7 +431,7 @@ def test_the_vae_alone_decodes_as_the_pipeline_does(
     assert np.array_equal(np.concatenate(alone), np.concatenate(list(backbone.decode(latents))))
 
 
-@pytest.mark.parametrize("name", ["wan-experts", *FAMILIES[1:]])
+@pytest.mark.parametrize("name", ["wan-experts", *small.PLAIN[1:]])
 def test_group_offload_changes_nothing(loaded: Callable[..., Any], name: str) -> None:
     """From host to host, as no GPU is here: the hooks are diffusers' own, the transfers are not tested."""
     plain, offloaded = loaded(name), loaded(name)

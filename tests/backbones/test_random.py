@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from longgen import planner, preset
-from longgen.backbones.registry import SPECS
+from longgen.backbones.registry import FAMILIES, SPECS
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import BackboneSpec
 from longgen.errors import UsageError
@@ -86,3 +86,7 @@ def test_flags_act_as_on_a_loaded_model() -> None:
     assert [hooked(cache) for cache in (None, "mag", "first-block")] == [False, False, True]
     with pytest.raises(UsageError, match="no such attention backend"):
         random_weights.build(small("tiny"), ModelSettings("cpu", "fp32", attention="quick"))
+
+
+def test_every_family_is_here() -> None:
+    assert {SPECS[name].family for name in SIZES} == {*FAMILIES}

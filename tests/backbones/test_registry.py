@@ -9,11 +9,15 @@ from pathlib import Path
 
 import diffusers
 import pytest
+from diffusers.hooks._common import _ALL_TRANSFORMER_BLOCK_IDENTIFIERS as ALL_TRANSFORMER_BLOCK_IDENTIFIERS
+from diffusers.hooks._helpers import TransformerBlockRegistry
 
 import longgen
 from longgen.backbones.registry import FAMILIES, SPECS, adapter_of, family_of, published_name
-from longgen.backbones.settings import CACHE_FAULTS
+from longgen.backbones.settings import CACHE_FAULTS, CACHES
+from longgen.backbones.spec import BackboneSpec
 from longgen.pipelines.base import PipelineBackbone
+from tests.models import published, small
 
 PACKAGE = Path(longgen.__file__).parent
 
@@ -32,8 +36,25 @@ def test_a_family_names_classes_that_exist(name: str) -> None:
     assert set(family.broken_caches) <= CACHE_FAULTS.keys()
 
 
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_a_family_says_where_the_caches_of_blocks_do_not_work(spec: BackboneSpec) -> None:
+    """diffusers skips blocks whose classes it has in a registry."""
+    transformer = published.transformer(spec)
+    blocks = {type(block) for name in ALL_TRANSFORMER_BLOCK_IDENTIFIERS for block in getattr(transformer, name, ())}
+    assert blocks
+    if not {*CACHES} & {*family_of(spec).broken_caches}:
+        assert all(TransformerBlockRegistry.get(kind) for kind in blocks), "name first-block and mag in its broken_caches"
+
+
+def test_every_family_has_a_small_pipeline_and_tests_of_its_own() -> None:
+    """What shares Wan's classes has its tests beside Wan's."""
+    own = {name for name, family in FAMILIES.items() if not all(spec.causal for spec in family.specs)}
+    assert {*small.MODULES} == own
+    assert [name for name in own if not Path(__file__).with_name(f"test_{name.replace('-', '_')}.py").is_file()] == []
+
+
 def test_every_known_cache_fault_is_of_some_family() -> None:
-    assert {name for family in FAMILIES.values() for name in family.broken_caches} == {*CACHE_FAULTS}
+    assert {name for family in FAMILIES.values() for name in family.broken_caches} | {*CACHES} == {*CACHE_FAULTS}
 
 
 def test_the_built_in_ones_come_first() -> None:

@@ -15,6 +15,7 @@ from longgen.backbones.find import find
 from longgen.backbones.settings import ModelSettings
 from longgen.pipelines import token_limit
 from longgen.pipelines.loading import load
+from tests.models import small
 
 
 def embedded(backbone: Any, prompt: str) -> list[torch.Tensor]:
@@ -22,7 +23,7 @@ def embedded(backbone: Any, prompt: str) -> list[torch.Tensor]:
         return [part.float() for name, part in backbone.text(prompt).items() if name != "pooled_projections"]
 
 
-@pytest.mark.parametrize("name", ["tiny", "ltx", "cogvideox", "hunyuan"])
+@pytest.mark.parametrize("name", ["tiny", *small.PLAIN[1:]])
 def test_the_words_that_are_named_are_those_that_change_nothing(name: str, tiny: Any, model_folder: Callable[[str], Path]) -> None:
     backbone = tiny if name == "tiny" else load(find(str(model_folder(name))), ModelSettings("cpu", "fp32"))
     limit = backbone.spec.text_tokens

@@ -15,6 +15,7 @@ from diffusers import (
 
 from tests.models import t5
 
+NAMES = ("cogvideox", "cogvideox-2b")
 CHANNELS, TEXT_TOKENS = 4, 12
 SCHEDULE = dict(
     beta_schedule="scaled_linear", clip_sample=False, prediction_type="v_prediction", rescale_betas_zero_snr=True,

@@ -17,6 +17,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel,
 
 from tests.models.t5 import WORDS
 
+NAMES = ("hunyuan",)
+
 
 def build(name: str, folder: Path) -> None:
     with torch.random.fork_rng():

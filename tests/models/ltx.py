@@ -9,6 +9,7 @@ from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LT
 
 from tests.models import t5
 
+NAMES = ("ltx",)
 CHANNELS, HEADS, HEAD_DIM = 8, 2, 32
 
 

@@ -18,6 +18,7 @@ from longgen.backbones.causal_wan import TINY_CAUSAL
 from longgen.backbones.settings import ModelSettings
 from tests.models.t5 import WORDS
 
+NAMES = ("wan", "wan-experts", "wan-ti2v")
 BOUNDARY = 0.875  # Wan 2.2 A14B's: of 4 steps (999, 937, 833, 625) the second expert takes the last two
 
 

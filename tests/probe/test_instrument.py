@@ -23,6 +23,7 @@ from longgen.plan import Plan
 from longgen.probe.instrument import AttentionRecorder, local_window, modify_layer, observable, recording, shift_keys
 from longgen.probe.measure import ALL
 from tests.backbones import family
+from tests.models import small
 from tests.sampling import dense_rollout
 
 PROMPT = "a small red circle orbiting on a black background"
@@ -75,7 +76,7 @@ def test_to_shift_a_layer_without_time_changes_no_video_and_any_other_does(plant
     assert min(distance for layer, distance in enumerate(far) if layer != INERT) > 1e-2
 
 
-@pytest.mark.parametrize("name", ["wan", "wan-experts", "ltx", "cogvideox", "hunyuan"])
+@pytest.mark.parametrize("name", ["wan-experts", *small.PLAIN])
 def test_a_watched_generation_is_the_same(model_folder: Callable[[str], Path], name: str) -> None:
     backbone = family.loaded(model_folder(name))
     made = family.made(backbone, "direct", 17, 2)
@@ -135,7 +136,7 @@ def test_a_changed_rollout_is_that_of_dense_attention(causal: Any, layer: int) -
         assert float((one - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["wan", "ltx", "cogvideox", "hunyuan"])
+@pytest.mark.parametrize("name", small.PLAIN)
 @pytest.mark.parametrize("late", [-4, 9])
 def test_a_shift_is_run_at_once_and_exactly(model_folder: Callable[[str], Path], name: str, late: int) -> None:
     """The executor's own way for a table that is i - j but for a constant, against its way for any table."""

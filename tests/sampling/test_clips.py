@@ -28,8 +28,8 @@ from longgen.loops.state import State
 from longgen.pipelines.loading import load
 from longgen.plan import Plan
 from tests.backbones import family
+from tests.models import small
 
-FAMILIES = ["wan", "wan-experts", "wan-ti2v", "ltx", "cogvideox", "cogvideox-2b", "hunyuan"]
 L, T, STEPS = 4, 11, 3  # no multiple of the stride, and a dilated clip is padded
 GENL = {"name": "gen-l-video", "frames": L, "stride": 2, "weights": "pyramid"}
 GLCD = {"name": "glcd", "frames": L, "gamma0": 0.3}
@@ -191,7 +191,7 @@ def by_clips(model: Any, name: str, stack: dict[str, Any], steps: int = STEPS) -
 
 
 @pytest.mark.parametrize("stack", STACKS)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", small.ALL)
 def test_clips_are_as_a_plain_loop_makes_them(backbone: Callable[[str], Any], name: str, stack: str) -> None:
     """One clip a call and three; and the transformer never sees more than the clips of a call."""
     model = backbone(name)
@@ -201,7 +201,7 @@ def test_clips_are_as_a_plain_loop_makes_them(backbone: Callable[[str], Any], na
     for count in (1, 3):
         with watched(model) as (seen, attended):
             results.append(sampled(in_batches(model, count), made(model, STACKS[stack])))
-        guided = 2 if name.startswith(("cogvideox", "ltx")) else 1  # their guidance is one batch
+        guided = 2 if small.family_of(name).batches_guidance else 1
         assert {shape[1] for shape in attended} == {L * tokens}
         assert max(shape[0] for shape in attended) == count * guided
         assert max(shape[0] for shape in seen) == count * guided
@@ -211,7 +211,7 @@ def test_clips_are_as_a_plain_loop_makes_them(backbone: Callable[[str], Any], na
 
 
 @pytest.mark.parametrize("stack", STACKS)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", small.ALL)
 def test_a_video_of_one_clip_is_the_stock_pipeline_bit_for_bit(backbone: Callable[[str], Any], name: str, stack: str) -> None:
     model = backbone(name)
     second = {"guidance_scale_2": model.spec.guidance_scale_2} if model.spec.experts == 2 else {}
@@ -264,7 +264,7 @@ def test_an_error_leaves_nothing_behind(backbone: Callable[[str], Any], name: st
     assert torch.equal(sampled(model, made(model)), plain)
 
 
-@pytest.mark.parametrize("name", ["wan", "ltx", "cogvideox", "hunyuan"])
+@pytest.mark.parametrize("name", small.PLAIN)
 def test_clips_in_bf16(model_folder: Callable[[str], Path], backbone: Callable[[str], Any], name: str) -> None:
     half = family.loaded(model_folder(name), "bf16")
     one = made(half, GLCD, steps=2)
@@ -297,7 +297,7 @@ def test_every_batch_of_clips_has_its_own_cache(
     cached = load(find(str(model_folder(name))), ModelSettings("cpu", "fp32", cache="first-block:0.9"))
     never = load(find(str(model_folder(name))), ModelSettings("cpu", "fp32", cache="first-block:0.000001"))
     one = made(cached, GENL | {"stride": L}, frames_lat=3 * L, steps=8)
-    branches = 2 if name == "wan" else 1
+    branches = small.calls_per_step(name)
     plain = sampled(backbone(name), one)
     latents, first, last = block_calls(never, one)
     assert first == last == 3 * 8 * branches

@@ -27,6 +27,7 @@ from longgen.loops.denoiser import Denoiser
 from longgen.pipelines.loading import load
 from longgen.plan import Plan
 from tests.backbones import family
+from tests.models import small
 
 STEPS = 8
 
@@ -64,7 +65,7 @@ def sampled(backbone: Any, plan: Plan) -> tuple[Tensor, list[int], list[int]]:
         return family.sampled(backbone, plan), [calls[index] for index in range(len(backbone.transformers))], measured
 
 
-@pytest.mark.parametrize("name", ["wan", "wan-experts", "ltx", "cogvideox", "hunyuan"])
+@pytest.mark.parametrize("name", ["wan-experts", *small.taking("mag")])
 def test_it_skips_by_its_threshold_and_leaves_no_trace(
     cached: Callable[..., Any], home: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,9 +23,10 @@ from longgen.loops.state import State
 from longgen.metrics import tiny_reading
 from longgen.schedule import PromptSchedule, Shot
 from tests.backbones import family
+from tests.models import small
 
 RED, GREEN = (f"a large {what} bouncing on a navy background" for what in ("red circle", "green square"))
-FAMILIES = ["wan", "wan-experts", "ltx", "cogvideox", "hunyuan"]
+FAMILIES = ["wan-experts", *small.PLAIN]
 
 
 def schedule(*prompts: str, each_s: float = 1.0, blend: float = 0.0) -> PromptSchedule:

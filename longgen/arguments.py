@@ -20,9 +20,8 @@ def expect(name: str, value: Any, kinds: Any, expected: str, optional: bool = Fa
 
 def of_generate(given: Mapping[str, Any], sample: type, schedule: type) -> None:
     """Checks the parameters of `longgen.generate`, except seed and model. sample, schedule: the types of these two."""
-    for name in ("backbone", "duration", "layers", "probe", "device", "dtype"):
-        expect(name, given[name], str, "a string", optional=True)
-    expect("prompt", given["prompt"], str, "a string", optional=given["schedule"] is not None)
+    for name in ("backbone", "duration", "layers", "probe", "device", "dtype", "prompt"):
+        expect(name, given[name], str, "a string", optional=name != "prompt" or given["schedule"] is not None)
     expect("preset_name", given["preset_name"], str, "the name of a preset, or a TOML file")
     expect("output", given["output"], (str, os.PathLike), "an .mp4 file name, or a folder")
     expect("sample", given["sample"], sample, "longgen.Sample(frames=321, ...)", optional=True)
@@ -65,9 +64,7 @@ def seeds(values: Any) -> tuple[int, ...]:
 def texts(name: str, values: Any, empty: bool = False) -> list[str]:
     """`values` as a list of strings, not empty unless allowed; a lone string would be read letter by letter. Raises UsageError."""
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise UsageError(
-            f"{name} = {shown(values)} is not a list", expected='a list of strings, such as ["a red circle"]', hint="pass a list"
-        )
+        raise UsageError(f"{name} = {shown(values)} is not a list", 'a list of strings, such as ["a red circle"]', "pass a list")
     strings = [*values]
     for value in strings:
         expect(name, value, str, "strings")

@@ -9,7 +9,7 @@ the same for every plan, and small.
 from __future__ import annotations
 
 import math
-from weakref import WeakKeyDictionary
+from functools import lru_cache
 
 import numpy as np
 
@@ -58,13 +58,10 @@ def flops(plan: Plan, program: Program | None, grid: Grid | None = None, keys: i
     return linear + text + round(attention * program.density_at(grid[1] * grid[2])) + fusion
 
 
-_RATIOS: WeakKeyDictionary[Plan, tuple[float, float]] = WeakKeyDictionary()
-
-
+@lru_cache(maxsize=8)
 def _ratios(plan: Plan) -> tuple[float, float]:
-    if plan not in _RATIOS:
-        _RATIOS[plan] = _direct_ratios(plan) if plan.chunk_lat is None else _rollout_ratios(plan)
-    return _RATIOS[plan]
+    """`ratio` and `attention_ratio`."""
+    return _direct_ratios(plan) if plan.chunk_lat is None else _rollout_ratios(plan)
 
 
 def _direct_ratios(plan: Plan) -> tuple[float, float]:

@@ -1,21 +1,25 @@
-"""Plans, presets and backbones as text for people and as plain data for JSON. Prints nothing."""
+"""Plans, presets, backbones and techniques as text for people and as plain data for JSON. Prints nothing."""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import itertools
+import json
 import shlex
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from longgen import cost
+from longgen import catalog, cost
+from longgen import preset as presets
 from longgen.attention.lowering import lower
 from longgen.backbones import tiny_grammar
 from longgen.backbones.registry import SPECS
 from longgen.backbones.spec import BackboneSpec
-from longgen.catalog import name_of
 from longgen.errors import UsageError
 from longgen.frameplan import PAIR_COLUMNS, FramePlan, Pass, full_attention
 from longgen.plan import Plan
@@ -23,10 +27,13 @@ from longgen.planner import LONG, on_every_backbone
 from longgen.preset import Preset
 from longgen.run_settings import STORED_MODEL_SETTINGS
 from longgen.stack import PlacedTechnique
+from longgen.technique import LONGEST, Technique
+from longgen.terminal import aligned, fitted
 from longgen.textfile import on_one_line, visible
 from longgen.units import count_label, human_bytes
 
 SHADES = " ░▒▓█"
+WIDTH = 80  # columns of what is said of a technique
 MAP_SIDE = 40  # characters across a picture of a table
 PICTURED = 1  # passes of a branch whose table is drawn; the others look like it, shifted
 
@@ -35,11 +42,13 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
     """What would run: techniques, tables, cost and memory."""
     spec, sample = plan.spec, plan.sample
     width, height = plan.size
+    flow_shift = sample.flow_shift or spec.flow_shift
+    shift = "" if spec.fixed_shift else f", flow shift {flow_shift:g}" if flow_shift else ", the checkpoint's own flow shift"
     lines = [
         on_one_line(f"{plan.preset.name} on {spec.name}"),
         f"  {plan.frames_px} frames, {plan.duration_s:.1f} s at {sample.fps} fps, {width}x{height}",
         f"  {plan.frames_lat} latent frames ({spec.native_lat} native), {plan.tokens:,} tokens,"
-        f" {plan.steps} steps, guidance {sample.guidance_scale:g}{_shift(plan)}",
+        f" {plan.steps} steps, guidance {sample.guidance_scale:g}{shift}",
         "",
     ]
     for placed in plan.techniques:
@@ -48,7 +57,9 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
         lines.append(f"technique {placed.name} ({slots}; {placed.technique.paper})")
         if slot not in ("sampling", "noise"):
             lines.append(f"  layers {count_label(placed.layers, spec.layers)}; steps {count_label(placed.steps, plan.steps)}")
-        lines.append("  " + ", ".join(f"{key} = {_parameter(value)}" for key, value in _parameters(placed).items()))
+        lines.append("  " + ", ".join(
+            f"{key} = {'auto' if value is None else str(value).lower() if isinstance(value, bool) else value}"
+            for key, value in _parameters(placed).items()))  # fmt: skip
     if not plan.techniques:
         lines.append("no technique: the backbone's own attention")
     for number, shot in enumerate(plan.schedule.shots if plan.schedule else (), start=1):
@@ -76,11 +87,6 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
         *(f"note: {note}" for note in (plan.notes if notes else ())),
     ]
     return "\n".join(lines)
-
-
-def _shift(plan: Plan) -> str:
-    shift = plan.sample.flow_shift or plan.spec.flow_shift
-    return "" if plan.spec.fixed_shift else f", flow shift {shift:g}" if shift else ", the checkpoint's own flow shift"
 
 
 def plan_dict(plan: Plan) -> dict[str, Any]:
@@ -116,11 +122,6 @@ def _parameters(placed: PlacedTechnique) -> dict[str, Any]:
     return placed.technique.model_dump(mode="json", exclude={"layers", "steps"})
 
 
-def _parameter(value: Any) -> str:
-    """A parameter as a preset would have it; auto where the technique decides by length and backbone."""
-    return "auto" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def branch_lines(plan: FramePlan, tables: bool) -> list[str]:
     """One frame plan: what a few query frames see, and a picture of `visible`."""
     rows, frames = plan.shape
@@ -138,9 +139,8 @@ def branch_lines(plan: FramePlan, tables: bool) -> list[str]:
     if plan.anchor:
         lines.append(f"keys and values with {plan.anchor:g} of those of the first clip")
     if plan.key_frames is not None:
-        lines.append(
-            f"and {plan.key_frames.count(plan.frames_lat)} key frames for every frame, chosen from the layer's input as it runs"
-        )
+        count = plan.key_frames.count(plan.frames_lat)
+        lines.append(f"and {count} key frames for every frame, chosen from the layer's input as it runs")
     for index, pass_ in enumerate(plan.passes):
         if rows < frames:
             lines.append(f"frames {frames - rows} to {frames - 1} see {_row_label(pass_, 0)}")
@@ -164,22 +164,16 @@ def _pass_lines(pass_: Pass, index: int, picture_it: bool) -> list[str]:
 
 
 def _row_label(pass_: Pass, query: int) -> str:
-    """The key frames that frame `query` sees, its pair columns there, and the relative times."""
+    """The key frames that frame `query` sees, its pair columns there that are not neutral, and the relative times."""
     visible = pass_.visible[query]
-    rel = pass_.rel[:, visible] if len(pass_.rel) < len(visible) else pass_.rel[query, visible]  # of a whole chunk in a rollout
-    times = f"at relative times {rel.max() + 0.0:.4g} to {rel.min() + 0.0:.4g}"
-    return f"{count_label(tuple(np.flatnonzero(visible).tolist()), len(visible))}{_columns_label(pass_, query)}, {times}"
-
-
-def _columns_label(pass_: Pass, query: int) -> str:
-    """The key frames that frame `query` sees with pair columns other than neutral, and their values there."""
-    labels = []
+    label = count_label(tuple(np.flatnonzero(visible).tolist()), len(visible))
     for name, table in pass_.columns.items():
-        values, column = table[query, pass_.visible[query]], PAIR_COLUMNS[name]
+        values, column = table[query, visible], PAIR_COLUMNS[name]
         changed = values[values != column.neutral]
         if len(changed):
-            labels.append(f" ({len(changed)} of them {column.phrase.format(low=changed.min(), high=changed.max())})")
-    return "".join(labels)
+            label += f" ({len(changed)} of them {column.phrase.format(low=changed.min(), high=changed.max())})"
+    rel = pass_.rel[:, visible] if len(pass_.rel) < len(visible) else pass_.rel[query, visible]  # of a whole chunk in a rollout
+    return f"{label}, at relative times {rel.max() + 0.0:.4g} to {rel.min() + 0.0:.4g}"
 
 
 def _history(plan: Plan) -> np.ndarray:
@@ -202,6 +196,12 @@ def picture(visible: np.ndarray) -> list[str]:
         shares = [visible[top:bottom, a:b].mean() for a, b in itertools.pairwise(across)]
         rows.append("".join(SHADES[int(np.ceil(share * (len(SHADES) - 1)))] for share in shares).rstrip())
     return rows
+
+
+def backbone_dict(spec: BackboneSpec) -> dict[str, Any]:
+    """The facts of a backbone as plain data; for `tiny` also its grammar of prompts."""
+    words = {slot: list(words) for slot, words in tiny_grammar.SLOTS.items()}
+    return dataclasses.asdict(spec) | ({"grammar": tiny_grammar.GRAMMAR, "words": words} if spec.name == "tiny" else {})
 
 
 def backbone_text(spec: BackboneSpec) -> str:
@@ -231,51 +231,49 @@ def preset_row(preset: Preset) -> dict[str, Any]:
     plans = on_every_backbone(preset)
     costed = next((plan for plan in (plans[name] for name in COSTED) if isinstance(plan, Plan)), None)
     return {
-        "techniques": [name_of(technique) for technique in preset.techniques],
+        "techniques": [catalog.name_of(technique) for technique in preset.techniques],
         "backbones": [name for name, plan in plans.items() if isinstance(plan, Plan)],
         "refused": {name: error.given for name, error in plans.items() if isinstance(error, UsageError)},
         "cost_ratio": None if costed is None else round(cost.ratio(costed), 3),
     }
 
 
-def presets_text(presets: list[Preset]) -> str:
-    """A table of presets: cost, techniques, paper, and the backbones that can run each."""
+def presets_text(presets: list[dict[str, Any]]) -> str:
+    """A table of presets, each as its tables and `preset_row`: cost, techniques, backbones, paper."""
     rows = [("preset", "cost", "techniques", "backbones", "paper")]
-    for preset in presets:
-        row = preset_row(preset)
+    for row in presets:
         ratio = "" if row["cost_ratio"] is None else f"{row['cost_ratio']:.2f}"
-        techniques = " + ".join(row["techniques"]) or "none"
-        rows.append((preset.name, ratio, techniques, _able(row["backbones"], list(row["refused"])), preset.source.split(";")[0]))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, (*widths, 0), strict=True)).rstrip() for row in rows]
-    lines.append(f"cost: {cost.FLOOR} at {LONG} times the native length, on {' or else '.join(COSTED)}")
-    return "\n".join(lines)
+        techniques, source = " + ".join(row["techniques"]) or "none", row["source"].split(";")[0]
+        rows.append((row["name"], ratio, techniques, backbones_label(row), source))
+    lines = [line.rstrip() for line in aligned(rows, left=5)]
+    return "\n".join([*lines, f"cost: {cost.FLOOR} at {LONG} times the native length, on {' or else '.join(COSTED)}"])
 
 
-def _able(able: list[str], refused: list[str]) -> str:
-    """The backbones that can run a preset, in few words."""
-    causal = [name for name, spec in SPECS.items() if spec.causal]
-    others = [name for name in refused if name not in causal]
-    if not set(able) - set(causal):
-        return "causal" if not set(causal) & set(refused) else ", ".join(able) or "none"
+def backbones_label(row: Mapping[str, Any]) -> str:
+    """The backbones that can run the preset of `preset_row`, in few words."""
+    able, refused = row["backbones"], row["refused"]
+    causal = {name for name, spec in SPECS.items() if spec.causal}
+    if causal.issuperset(able):
+        return "causal" if causal.isdisjoint(refused) else ", ".join(able) or "none"
     if len(able) < 3:
         return ", ".join(able)
-    left_out = [*(["causal"] if set(causal) <= set(refused) else sorted(set(causal) & set(refused))), *others]
+    left_out = ["causal"] if causal.issubset(refused) else sorted(causal.intersection(refused))
+    left_out += [name for name in refused if name not in causal]
     return "all but " + ", ".join(left_out) if left_out else "all"
 
 
-def command_again(kept: Mapping[str, Any], video: Path) -> str:
+def command_again(settings: Mapping[str, Any], video: Path) -> str:
     """The shell command that reproduces `video` from the settings stored in it and a preset in THIS.toml.
 
     Every setting is a flag, so that no LONGGEN_* variable can override it.
     """
-    words = ["longgen generate", "--preset THIS.toml", _flag("seed", kept["seed"]), _flag("backbone", kept["backbone"])]
-    words += [_flag(name, value) for name, value in kept["sample"].items() if value is not None]
+    words = ["longgen generate", "--preset THIS.toml", _flag("seed", settings["seed"]), _flag("backbone", settings["backbone"])]
+    words += [_flag(name, value) for name, value in settings["sample"].items() if value is not None]
     for name in STORED_MODEL_SETTINGS:
-        for value in kept[name] if name == "lora" and name in kept else [kept.get(name)]:
+        for value in settings[name] if name == "lora" and name in settings else [settings.get(name)]:
             words += [] if value is None or value is False else [_flag(name, value)]
-    if kept.get("schedule") is None:
-        return " ".join([words[0], _flag("prompt", kept["prompt"]), *words[1:]])
+    if settings.get("schedule") is None:
+        return " ".join([words[0], _flag("prompt", settings["prompt"]), *words[1:]])
     shots = f"longgen inspect {_quoted(str(video.absolute()))} --schedule"
     return " ".join([f"{shots} | {words[0]} --schedule -", *words[1:]])
 
@@ -291,15 +289,126 @@ def _quoted(text: str) -> str:
     """`text` quoted as one word for a POSIX shell, on one line and without control characters."""
     if visible(text) == text and "\n" not in text and "\t" not in text:
         return shlex.quote(text)
-    if text.endswith("\n"):  # which command substitution would strip
-        return "$'" + "".join(_escaped(character, "'\\", "\\x{:02x}") for character in text) + "'"
-    escaped = "".join(_escaped(character, "\\", "\\0{:03o}") for character in text)
-    return f'"$(printf %b {shlex.quote(escaped)})"'
+    strips = text.endswith("\n")  # which command substitution would do
+    special, byte = ("'\\", "\\x{:02x}") if strips else ("\\", "\\0{:03o}")
+    escaped = ""
+    for character in text:
+        shown = character not in "\n\t" and visible(character) == character
+        escaped += "\\" * (character in special) + character if shown else "".join(map(byte.format, character.encode()))
+    return f"$'{escaped}'" if strips else f'"$(printf %b {shlex.quote(escaped)})"'
 
 
-def _escaped(character: str, special: str, byte: str) -> str:
-    if character in special:
-        return "\\" + character
-    if character in "\n\t" or visible(character) != character:
-        return "".join(byte.format(one) for one in character.encode())
-    return character
+# Techniques
+
+
+def header(technique: type[Technique]) -> str:
+    """The docstring of the technique's module: paper, equations, constants and their sources."""
+    return inspect.cleandoc(inspect.getmodule(technique).__doc__ or technique.__doc__ or "")
+
+
+def technique_row(name: str, technique: type[Technique]) -> dict[str, Any]:
+    """What `longgen techniques list` shows of a technique."""
+    summary = " ".join(header(technique).partition("\n\n")[0].split())
+    return {"name": name, "slot": technique.slot, "paper": technique.paper, "summary": summary, "origin": catalog.origin(name)}
+
+
+def technique_rows() -> list[dict[str, Any]]:
+    """A row for each technique that a preset can name; one that cannot be imported has the error in place of a summary."""
+    rows = []
+    for name in catalog.names():
+        try:
+            rows.append(technique_row(name, catalog.technique(name)))
+        except UsageError as error:
+            rows.append({"name": name, "slot": "unusable", "paper": "", "summary": error.given, "origin": catalog.origin(name)})
+    return rows
+
+
+def techniques_text(rows: list[dict[str, Any]]) -> str:
+    """`technique_rows` by slot, in lines of at most WIDTH columns."""
+    indent = " " * (4 + max(len(row["name"]) for row in rows))
+    lines = []
+    for slot in dict.fromkeys([*catalog.SLOTS, *(row["slot"] for row in rows)]):
+        lines.append(slot)
+        for row in (row for row in rows if row["slot"] == slot):
+            source = row["paper"] + ("" if row["origin"] == "built in" else f" [{row['origin']}]")
+            lines += [f"  {row['name']:<{len(indent) - 2}}{source}", *_wrapped(row["summary"], indent)]
+    return "\n".join(lines)
+
+
+def technique_dict(name: str, allow_code: bool = False) -> dict[str, Any]:
+    """Everything that `longgen techniques show` shows of the technique `name`. Raises UsageError."""
+    technique = catalog.technique(name, allow_code)
+    tables = {shipped: presets.parse_file(presets.folder() / f"{shipped}.toml") for shipped in presets.names()}  # none imported
+    alone = preset_row(Preset(name=name, techniques=(technique(),)))
+    return technique_row(name, technique) | {
+        "header": header(technique),
+        "parameters": _parameter_rows(technique),
+        "exclusive": list(technique.exclusive),
+        "requires": list(technique.requires),
+        "backbones": alone["backbones"],
+        "unsupported": alone["refused"],
+        "presets": [shipped for shipped, table in tables.items() if any(row["name"] == name for row in table.get("technique", []))],
+        "cost_ratio": alone["cost_ratio"],
+    }
+
+
+def technique_text(shown: dict[str, Any], columns: int | None = None) -> str:
+    """`technique_dict` for people."""
+    title = f"{shown['name']} ({shown['slot']}; {shown['paper']}; {shown['origin']})"
+    lines = [title, "", *fitted(shown["header"], columns), "", "parameters"]
+    settings = {f"  {key} = {row['default']}": row for key, row in shown["parameters"].items()}
+    column = 2 + max(map(len, settings))
+    for setting, row in settings.items():
+        about = "; ".join(filter(None, (row["type"], row["description"])))
+        lines += _wrapped(about, " " * column, f"{setting:<{column}}")
+    lines.append("  auto: decided by the clip's length and the backbone" if any(s.endswith("auto") for s in settings) else "")
+    costed = next((name for name in COSTED if name in shown["backbones"]), None)
+    cost = f"{shown['cost_ratio']:.2f} times direct sampling, at {LONG} times the native length of {costed}"
+    facts = {
+        "decides alone": ", ".join(shown["exclusive"]) or "nothing",
+        "in presets": ", ".join(shown["presets"]) or "none",
+        "cost": cost if costed else f"unknown: it runs on neither {' nor '.join(COSTED)}",
+        "runs on": ", ".join(shown["backbones"]) or "none",
+    }
+    lines += [""] if lines[-1] else []
+    for key, value in facts.items():
+        lines += _wrapped(value, " " * 15, f"{key:<15}")
+    by_reason: dict[str, list[str]] = {}
+    for backbone, reason in shown["unsupported"].items():
+        by_reason.setdefault(reason.replace(backbone, "the backbone"), []).append(backbone)
+    for number, (reason, backbones) in enumerate(by_reason.items()):
+        lines += _wrapped(f"{', '.join(backbones)}: {reason}", " " * 15, f"{'' if number else 'not on':<15}")
+    return "\n".join(lines)
+
+
+def _parameter_rows(technique: type[Technique]) -> dict[str, dict[str, str]]:
+    """By name, each parameter's type with its range, default and description; the technique's own before those of all."""
+    schema = technique.model_json_schema()
+    fields = sorted(technique.model_fields.items(), key=lambda field: field[0] in Technique.model_fields)
+    return {
+        key: {
+            "type": _type(schema["properties"][key]),
+            "default": "auto" if field.default is None else json.dumps(field.default),
+            "description": field.description or "",
+        }
+        for key, field in fields
+    }
+
+
+def _type(schema: dict[str, Any]) -> str:
+    """A JSON schema as words: "integer, 1 to 8"."""
+    if "anyOf" in schema:
+        return " or ".join(_type(inner) for inner in schema["anyOf"] if inner.get("type") != "null")
+    if "enum" in schema or "const" in schema:
+        return ", ".join(schema.get("enum", [schema.get("const")]))
+    if schema["type"] == "array":
+        items = schema.get("prefixItems")
+        return f"[{', '.join(map(_type, items))}]" if items else f"[{_type(schema['items'])}, ...]"
+    bounds = {"minimum": "from {:g}", "exclusiveMinimum": "above {:g}", "maximum": "to {:g}", "exclusiveMaximum": "below {:g}"}
+    limits = [text.format(schema[key]) for key, text in bounds.items() if key in schema and schema[key] != LONGEST]
+    return " ".join([schema["type"], *limits])
+
+
+def _wrapped(text: str, indent: str, first: str | None = None) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=indent if first is None else first, subsequent_indent=indent,
+                         break_long_words=False, break_on_hyphens=False)  # fmt: skip

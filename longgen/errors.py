@@ -66,6 +66,11 @@ class HungUp(Terminated):
     exit_code = 129
 
 
+def conflict(first: str, second: str, why: str = "", expected: str = "one of them", hint: str = "leave one out") -> UsageError:
+    """The error for two things that exclude each other."""
+    return UsageError(f"{first} cannot be combined with {second}{why and ': '}{why}", expected, hint)
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], hint: str) -> UsageError:
     """The error for an unknown name, with the closest known names."""
     names = sorted(known)

@@ -30,13 +30,12 @@ class PairColumn:
 
     kind: what the number is. A "share" of the key frame's tokens is seen; a "factor" multiplies the pair's attention logits; an
     "addend" is added to them, after all factors. Techniques that set the same column combine by that operation. phrase: how
-    `longgen plan` says it of a range {low} to {high}. tag: what stands before the table in the digest.
+    `longgen plan` says it of a range {low} to {high}.
     """
 
     name: str
     kind: Literal["share", "factor", "addend"]
     phrase: str
-    tag: bytes
 
     @property
     def neutral(self) -> float:
@@ -50,9 +49,9 @@ class PairColumn:
 PAIR_COLUMNS = {
     column.name: column
     for column in (
-        PairColumn("band", "share", "in a band of {low:g}", b""),
-        PairColumn("logit_scale", "factor", "with logits x {low:.4g} to {high:.4g}", b"logit_scale"),
-        PairColumn("logit_bias", "addend", "with {low:+.4g} to {high:+.4g} on their logits", b"logit_bias"),
+        PairColumn("band", "share", "in a band of {low:g}"),
+        PairColumn("logit_scale", "factor", "with logits x {low:.4g} to {high:.4g}"),
+        PairColumn("logit_bias", "addend", "with {low:+.4g} to {high:+.4g} on their logits"),
     )
 }
 """band: of a visible key frame, query token q sees the tokens k with |q - k| < band * n only, q and k counted within their frames
@@ -246,12 +245,8 @@ class FramePlan:
     def key(self) -> str:
         """A digest of the tables: equal plans have equal keys."""
         digest = hashlib.sha256(repr((self.logit_scale, self.key_frames, self.anchor)).encode())
-        for p in self.passes:
-            for table in (p.rel, p.visible, p.weight):
-                digest.update(np.ascontiguousarray(table).tobytes())
-            for name, table in p.columns.items():
-                digest.update(PAIR_COLUMNS[name].tag + np.ascontiguousarray(table).tobytes())
-            digest.update(b"" if p.columns else b"-")
+        for name, table in (item for p in self.passes for item in p.tables.items()):
+            digest.update(name.encode() + table.tobytes())
         digest.update(b"" if self.frequency_scale is None else self.frequency_scale.tobytes())
         return digest.hexdigest()[:16]
 

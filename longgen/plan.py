@@ -93,8 +93,7 @@ class Plan:
     @property
     def noise(self) -> NoiseTechnique | None:
         """The technique that makes the initial noise; None is independent Gaussian noise."""
-        techniques = (placed.technique for placed in self.techniques)
-        return next((each for each in techniques if isinstance(each, NoiseTechnique) and each.noise), None)
+        return next((p.technique for p in self.techniques if isinstance(p.technique, NoiseTechnique) and p.technique.noise), None)
 
     # Sampling: guidance, clips, chunks
 
@@ -139,8 +138,7 @@ class Plan:
     @property
     def sink_lat(self) -> int:
         """Latent frames at the beginning that the stack keeps visible to the whole video."""
-        frame_techniques = (placed.technique for placed in self.techniques if isinstance(placed.technique, FrameTechnique))
-        return max((technique.sink_lat for technique in frame_techniques), default=0)
+        return max((p.technique.sink_lat for p in self.techniques if isinstance(p.technique, FrameTechnique)), default=0)
 
     def programs_for_chunk(
         self, frames_lat: int, queries: int, held: Sequence[int] | None = None

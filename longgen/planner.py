@@ -43,10 +43,10 @@ def build(preset: Preset, spec: BackboneSpec, schedule: PromptSchedule | None = 
     sample = sample.model_copy(update={"frames": frames_px, "steps": steps})
     _check_size(spec, sample.size or spec.size, requested_px, call_lat)
     _check_sample(spec, sample)
-    if schedule is not None:
-        _check_schedule(schedule, spec, sample, frames_lat, call_lat, in_chunks=sampling is not None and sampling.in_chunks)
-
     in_chunks = sampling is not None and sampling.in_chunks
+    if schedule is not None:
+        _check_schedule(schedule, spec, sample, frames_lat, call_lat, in_chunks)
+
     geometry = Geometry(frames_lat, spec.native_lat, spec.frequencies, spec.intrinsic_component, in_chunks=in_chunks)
     call_geometry = replace(geometry, frames_lat=call_lat, in_clips=call_lat < frames_lat and not in_chunks)
     stack = tuple(sorted((_place(technique, spec, steps) for technique in techniques), key=_order))
@@ -185,8 +185,7 @@ def _check_stack(stack: tuple[PlacedTechnique, ...], geometry: Geometry, call_la
 
 def _frame_level_sampling(stack: tuple[PlacedTechnique, ...]) -> str | None:
     """The name of the technique that gives every frame a noise level of its own."""
-    levels = (p.name for p in stack if isinstance(p.technique, Sampling) and p.technique.frame_levels)
-    return next(levels, None)
+    return next((p.name for p in stack if isinstance(p.technique, Sampling) and p.technique.frame_levels), None)
 
 
 # Notes
@@ -199,8 +198,10 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
     if frames_px != requested_px:
         notes.append(f"rounded {requested_px} frames up to {frames_px} ({spec.name} generates {spec.stride_t}n+1)")
     for placed in plan.techniques:
-        given = placed.technique in plan.preset.techniques
-        if given and placed.name in without_effect and not _acts_outside_attention(placed.technique, plan):
+        acts_outside_attention = (isinstance(placed.technique, Refine) or (placed.makes_noise and plan.geometry.ratio > 1)
+                                  or (isinstance(placed.technique, Sampling) and call_lat < plan.frames_lat))  # fmt: skip
+        implied = placed.technique not in plan.preset.techniques
+        if not implied and placed.name in without_effect and not acts_outside_attention:
             notes.append(f"{placed.name} changes nothing at {frames_px} frames of {spec.name}: it is the identity there")
     edits = [placed.name for placed in plan.techniques if isinstance(placed.technique, Refine)]
     queue = _frame_level_sampling(plan.techniques) if call_lat < plan.frames_lat else None
@@ -222,15 +223,6 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
         width, height = spec.size
         notes.append(f"{plan.size[0]}x{plan.size[1]} is not the size {spec.name} was trained at ({width}x{height})")
     return notes
-
-
-def _acts_outside_attention(technique: Technique, plan: Plan) -> bool:
-    """Whether `technique` has an effect besides frame plans."""
-    if isinstance(technique, NoiseTechnique) and technique.noise and plan.geometry.ratio > 1:
-        return True
-    return isinstance(technique, Refine) or (
-        isinstance(technique, Sampling) and plan.call_geometry.frames_lat < plan.geometry.frames_lat
-    )
 
 
 # On every backbone

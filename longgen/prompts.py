@@ -17,7 +17,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,11 +32,11 @@ JSON_LINES = (".jsonl", ".ndjson")
 OTHERS = {  # file types that people may pass -> hint
     ".json": "write one object a line, to a .jsonl file",
     ".toml": "--schedule FILE.toml for prompts that change over time; else one prompt a line, in .txt",
-    ".yaml": "write one prompt a line, to a .txt file", ".yml": "write one prompt a line, to a .txt file",
-    ".xls": "save the sheet as .csv", ".xlsx": "save the sheet as .csv", ".ods": "save the sheet as .csv",
-    ".doc": "save it as plain text", ".docx": "save it as plain text", ".odt": "save it as plain text",
-    ".pdf": "save it as plain text", ".rtf": "save it as plain text",
-}  # fmt: skip
+    **dict.fromkeys((".yaml", ".yml"), "write one prompt a line, to a .txt file"),
+    **dict.fromkeys((".xls", ".xlsx", ".ods"), "save the sheet as .csv"),
+    **dict.fromkeys((".doc", ".docx", ".odt", ".pdf", ".rtf"), "save it as plain text"),
+}
+MOST_ERRORS = 20  # listed in a message
 ACCEPTED = "one prompt a line in .txt; a table in .csv or .tsv; JSON Lines in .jsonl"
 SIZE = re.compile(r"([1-9][0-9]{0,4})[x*]([1-9][0-9]{0,4})")
 
@@ -64,21 +64,15 @@ class Row(SampleFields):
         """The fields of the row that concern sampling."""
         return Sample(**{name: getattr(self, name) for name in Sample.model_fields})
 
-    def given(self) -> list[str]:
-        """The columns that are set, besides the prompt."""
-        return [name for name in COLUMNS[1:] if getattr(self, name) is not None]
 
-
-COLUMNS = ("prompt", *(name for name in ("seed", "output", "duration", "preset", *Sample.model_fields)))
+COLUMNS = ("prompt", "seed", "output", "duration", "preset", *Sample.model_fields)
 
 
 def parse_size(size: str, what: str = "--size") -> tuple[int, int]:
     """`832x480`, `832*480` or `832X480` as (width, height)."""
     match = SIZE.fullmatch(size.strip().lower())
     if match is None:
-        raise UsageError(
-            f"{what} {shown(size)} is not a frame size", expected="WIDTHxHEIGHT in pixels, as 832x480", hint="correct it"
-        )
+        raise UsageError(f"{what} {shown(size)} is not a frame size", "WIDTHxHEIGHT in pixels, as 832x480", "correct it")
     return int(match[1]), int(match[2])
 
 
@@ -87,8 +81,7 @@ def checked(prompt: str, what: str) -> str:
     if not prompt.isascii():
         with contextlib.suppress(UnicodeError):  # with other locales Python passes bytes as surrogates
             prompt = os.fsencode(prompt).decode()
-    wrong = textfile.flaw(prompt)
-    if wrong is not None:
+    if wrong := textfile.flaw(prompt):
         raise UsageError(f"{what} {wrong}", expected="a text that says what the video shows", hint="write one")
     return prompt
 
@@ -110,18 +103,18 @@ def read(path: Path, columns: Collection[str] = COLUMNS, why: str = "") -> tuple
     else:
         cells = _lines(text)
         _refuse_other_format(name, cells)
-    rows, disallowed = [], dict[str, int]()
     for line, values in cells:
         for key in values:
             if key in COLUMNS and key not in columns:
-                disallowed.setdefault(key, line)
-        row = _row(line, values, suffix in JSON_LINES, errors)
-        rows += [row] if row else []
-    if disallowed:
-        key, line = next(iter(disallowed.items()))
-        raise UsageError(f"{name}: line {line} gives {key}, {why}", expected=", ".join(columns),
-                         hint=f"leave the column {key} out")  # fmt: skip
-    errors += _clashes(rows)
+                raise UsageError(f"{name}: line {line} gives {key}, {why}", expected=", ".join(columns),
+                                 hint=f"leave the column {key} out")  # fmt: skip
+    parsed = [_row(line, values, suffix in JSON_LINES, errors) for line, values in cells]
+    rows = [row for row in parsed if row is not None]
+    first_lines: dict[str, int] = {}
+    for row in rows:
+        if row.output is not None:  # macOS and Windows file systems ignore case
+            first = first_lines.setdefault(row.output.casefold(), row.line)
+            errors += [f"line {row.line}: output = {shown(row.output)} is already used in line {first}"] * (first != row.line)
     if errors:
         errors.sort(key=lambda wrong: int(re.match(r"line (\d+)", wrong)[1]))  # type: ignore[index]
         rest = [f"and {len(errors) - MOST_ERRORS} more"] if len(errors) > MOST_ERRORS else []
@@ -130,10 +123,8 @@ def read(path: Path, columns: Collection[str] = COLUMNS, why: str = "") -> tuple
                          hint="correct these lines")  # fmt: skip
     if not rows:
         raise UsageError(f"{name} holds no prompt", expected=ACCEPTED, hint="write some")
-    return rows, _notes(path, rows)
-
-
-MOST_ERRORS = 20  # listed in a message
+    commented = [row.line for row in rows if row.prompt.startswith("#")]  # only possible in tables
+    return rows, [f"{path}: line {line} begins with # but is a prompt: tables have no comments" for line in commented[:1]]
 
 
 def _lines(text: str) -> list[tuple[int, dict[str, Any]]]:
@@ -166,52 +157,44 @@ def _table(text: str, delimiter: str, errors: list[str]) -> list[tuple[int, dict
     if delimiter == ",":
         delimiter = max(",;\t", key=lambda character: re.sub('"[^"]*"', "", head).count(character))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
-    titles: list[str] | None = None
-    cells = []
-    while True:
-        line = reader.line_num + 1
-        try:
-            row = [cell.strip() for cell in next(reader)]
-        except StopIteration:
-            break
-        except csv.Error as error:
-            reason = "unclosed quote" if "unexpected end" in str(error) else str(error)
-            errors.append(f"line {line}: {reason}")
-            break
-        if not any(row):
-            continue
-        if titles is None:
-            titles = [_column(cell) for cell in row]
-            wrong = _wrong_titles(titles)
-            if wrong:
-                errors.append(f"line {line}: {wrong}")
-                break
-            continue
-        if len(row) > len(titles) and any(row[len(titles) :]):
-            errors.append(f"line {line}: {len(row)} cells in {len(titles)} columns; put a text with "
-                          f"{'commas' if delimiter == ',' else 'tabs' if delimiter == chr(9) else 'semicolons'} in it in "
-                          "double quotes")  # fmt: skip
-            continue
-        values = {title: cell for title, cell in zip(titles, row, strict=False) if title and cell}
-        if any(cell for title, cell in zip(titles, row, strict=False) if not title):
-            errors.append(f"line {line}: a cell in a column without a name")
-        cells.append((line, values))
+    titles: list[str] = []
+    cells, line = [], 1
+    try:
+        for row in ([cell.strip() for cell in record] for record in reader):
+            first, line = line, reader.line_num + 1
+            named, rest = [*zip(titles, row, strict=False)], row[len(titles) :]
+            if not any(row):
+                continue
+            if not titles:
+                titles = [_column(cell) for cell in row]
+                if wrong := _wrong_titles(titles):
+                    errors.append(f"line {first}: {wrong}")
+                    break
+            elif any(rest):
+                separator = {",": "commas", "\t": "tabs", ";": "semicolons"}[delimiter]
+                errors.append(f"line {first}: {len(row)} cells in {len(titles)} columns; put a text with {separator} in it in "
+                              "double quotes")  # fmt: skip
+            else:
+                if any(cell for title, cell in named if not title):
+                    errors.append(f"line {first}: a cell in a column without a name")
+                cells.append((first, {title: cell for title, cell in named if title and cell}))
+    except csv.Error as error:
+        errors.append(f"line {line}: {'unclosed quote' if 'unexpected end' in str(error) else error}")
     return cells
 
 
-def _wrong_titles(titles: Sequence[str]) -> str | None:
-    unknown = [title for title in titles if title and title not in COLUMNS]
+def _wrong_titles(titles: list[str]) -> str | None:
     if "prompt" not in titles:
-        near = difflib.get_close_matches("prompt", [*titles], n=1, cutoff=0.6)
+        near = difflib.get_close_matches("prompt", titles, n=1, cutoff=0.6)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         return f"there is no column prompt{hint}: the first line must name the columns"
-    if unknown:
-        return unknown_column(unknown[0])
-    twice = next((title for title in titles if title and titles.count(title) > 1), None)
-    return None if twice is None else f"two columns are called {twice}"
+    if unknown := [title for title in titles if title and title not in COLUMNS]:
+        return _unknown_column(unknown[0])
+    repeated = [title for title in titles if title and titles.count(title) > 1]
+    return f"two columns are called {repeated[0]}" if repeated else None
 
 
-def unknown_column(name: str) -> str:
+def _unknown_column(name: str) -> str:
     near = difflib.get_close_matches(name[:100], COLUMNS, n=1, cutoff=0.5)
     return f"{shown(name)}: unknown column{f' (did you mean {near[0]}?)' if near else ''}"
 
@@ -236,7 +219,7 @@ def _objects(text: str, errors: list[str]) -> list[tuple[int, dict[str, Any]]]:
                 errors.append(f'line {number}: {shown(values)} is not an object; write {{"prompt": ...}}')
                 continue
             unknown = [key for key in values if key not in COLUMNS]
-            errors += [f"line {number}: {unknown_column(key)}" for key in unknown]
+            errors += [f"line {number}: {_unknown_column(key)}" for key in unknown]
             cells.append((number, {key: value for key, value in values.items() if value is not None and key not in unknown}))
     return cells
 
@@ -287,22 +270,3 @@ def _wrong_output(name: str) -> str | None:
     if any(ord(character) < 32 or ord(character) == 127 for character in name):
         return "contains a control character"
     return None if name.lower().endswith(".mp4") else "does not end in .mp4"
-
-
-def _clashes(rows: Iterable[Row]) -> list[str]:
-    """Errors for rows that would write the same file."""
-    seen: dict[str, int] = {}
-    errors = []
-    for row in rows:
-        if row.output is None:
-            continue
-        same = row.output.casefold()  # macOS and Windows file systems ignore case
-        if same in seen:
-            errors.append(f"line {row.line}: output = {shown(row.output)} is already used in line {seen[same]}")
-        seen.setdefault(same, row.line)
-    return errors
-
-
-def _notes(path: Path, rows: Sequence[Row]) -> list[str]:
-    commented = [row.line for row in rows if row.prompt.startswith("#")]  # only possible in tables
-    return [f"{path}: line {commented[0]} begins with # but is a prompt: tables have no comments"] if commented else []

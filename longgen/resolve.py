@@ -11,7 +11,7 @@ from longgen import catalog, units
 from longgen import preset as presets
 from longgen.backbones.find import find
 from longgen.backbones.spec import BackboneSpec
-from longgen.errors import LonggenError, UsageError, shown, unknown_name
+from longgen.errors import LonggenError, UsageError, conflict, shown, unknown_name
 from longgen.layers import selection
 from longgen.plan import Plan
 from longgen.planner import build
@@ -41,7 +41,7 @@ class PlanRequest:
     def load_preset(self) -> presets.Preset:
         """The preset under the overrides and the sample; a duration becomes frames at its fps. Raises UsageError."""
         if self.duration is not None and self.sample.frames is not None:
-            raise UsageError("--frames cannot be combined with --duration", expected="one of them", hint="leave one out")
+            raise conflict("--frames", "--duration")
         loaded = presets.load(selection.split_name(self.preset)[0], self.overrides, self.sample, self.allow_code)
         if self.duration is None:
             return loaded
@@ -63,8 +63,7 @@ def resolve(request: PlanRequest) -> Plan:
     """The plan of `request`. Raises UsageError for what cannot run."""
     how = selection.split_name(request.preset)[1]
     if how is not None and request.layers is not None:
-        raise UsageError(f"--layers {request.layers} cannot be combined with --preset {request.preset}: both choose layers",
-                         expected="one of them", hint="leave one out")  # fmt: skip
+        raise conflict(f"--layers {request.layers}", f"--preset {request.preset}", "both choose layers")
     loaded = request.load_preset()
     chosen, notes = selection.resolve_layers(loaded, request.spec, how or request.layers, request.probe, request.lora)
     return build(chosen, request.spec, request.schedule, notes)

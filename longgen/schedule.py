@@ -40,8 +40,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-KEYS = ("common", "blend", "shot")
-SHOT_KEYS = ("at", "prompt")
 MOST_LINES = 500  # of one statement, which is parsed again with each of its lines to find its end
 
 
@@ -83,7 +81,7 @@ def load(path: Path) -> PromptSchedule:
     text = textfile.read(path, "schedule") + "\n"
     tables = textfile.toml(text, f"schedule {path}")
     errors = _Errors(text)
-    errors.check_keys(0, tables, KEYS)
+    errors.check_keys(0, tables, ("common", "blend", "shot"))
     common = errors.read_text(0, "common", tables["common"]) if "common" in tables else ""
     blend = errors.read_time(0, "blend", tables.get("blend", "0s"))
     stack = tables.get("shot", [])
@@ -93,16 +91,9 @@ def load(path: Path) -> PromptSchedule:
     times: list[Fraction | None] = []
     shots = []
     for number, table in enumerate(stack, 1):
-        errors.check_keys(number, table, SHOT_KEYS)
-        prompt, at = "", None
-        if "prompt" in table:
-            prompt = errors.read_text(number, "prompt", table["prompt"])
-        else:
-            errors.add(number, "prompt", " is missing")
-        if "at" in table or number == 1:
-            at = errors.read_time(number, "at", table.get("at", "0s"))
-        else:
-            errors.add(number, "at", " is missing; only the first shot may omit it")
+        errors.check_keys(number, table, ("at", "prompt"))
+        prompt = errors.read_text(number, "prompt", table.get("prompt"))
+        at = errors.read_time(number, "at", table.get("at", "0s" if number == 1 else None))
         if number == 1 and at:
             errors.add(number, "at", f" = {shown(table['at'])}, but the first shot must begin at 0")
         before = next((time for time in reversed(times) if time is not None), None)
@@ -114,8 +105,8 @@ def load(path: Path) -> PromptSchedule:
         if blend is not None and start is not None and end is not None and 0 < end - start < blend:
             reason = f" is longer than shot {number}, {_say(end - start)}: the fades would overlap"
             errors.add(0, "blend", f" = {shown(tables['blend'])}{reason}")
-    if errors.found:
-        raise UsageError(f"schedule {path}:\n" + "\n".join(f"    {error}" for _, error in sorted(errors.found)),
+    if errors.messages:
+        raise UsageError(f"schedule {path}:\n" + "\n".join(f"    {message}" for _, message in sorted(errors.messages)),
                          expected="what each line names", hint="correct these lines")  # fmt: skip
     return PromptSchedule(tuple(shots), blend or Fraction(0))
 
@@ -126,24 +117,28 @@ class _Errors:
     def __init__(self, text: str) -> None:
         self.text = text
         self.lines: dict[tuple[int, str], int] = {}
-        self.found: list[tuple[int, str]] = []
+        self.messages: list[tuple[int, str]] = []
 
     def add(self, shot: int, key: str, error: str) -> None:
         self.lines.update(self.lines or _lines(self.text))  # slow, and only errors need them
         line = next((self.lines[place] for place in ((shot, key), (shot, ""), (0, "shot")) if place in self.lines), 1)
-        self.found.append((line, f"line {line}: {f'shot {shot}: ' * (shot > 0)}{key}{error}"))
+        self.messages.append((line, f"line {line}: {f'shot {shot}: ' * (shot > 0)}{key}{error}"))
 
     def check_keys(self, shot: int, table: Mapping[str, Any], known: tuple[str, ...]) -> None:
         for key in sorted(table.keys() - set(known)):
             self.add(shot, key[:100], f": unknown key; known keys: {', '.join(known)}")
 
     def read_text(self, shot: int, key: str, value: Any) -> str:
-        if not isinstance(value, str) or textfile.flaw(value):
-            self.add(shot, key, f" {textfile.flaw(value)}" if isinstance(value, str) else f" = {shown(value)} is not text")
-            return ""
-        return value.strip()
+        if isinstance(value, str) and not textfile.flaw(value):
+            return value.strip()
+        wrong = f"{textfile.flaw(value)}" if isinstance(value, str) else f"= {shown(value)} is not text"
+        self.add(shot, key, " is missing" if value is None else f" {wrong}")
+        return ""
 
     def read_time(self, shot: int, key: str, value: Any) -> Fraction | None:
+        if value is None:
+            self.add(shot, key, " is missing; only the first shot may omit it")
+            return None
         try:
             return units.seconds(value if isinstance(value, str) else "", "")
         except UsageError as error:
@@ -198,9 +193,7 @@ def weights(schedule: PromptSchedule, frames_px: int, stride: int, fps: int) -> 
     Raises UsageError where a shot is too short to have any.
     """
     shots, frames_lat = schedule.shots, frames.latent_frames(frames_px, stride)
-    fades = np.zeros(
-        (len(shots) + 1, frames.pixel_frames(frames_lat, stride))
-    )  # cumulative share of each shot; the last row stays 0
+    fades = np.zeros((len(shots) + 1, frames.pixel_frames(frames_lat, stride)))  # cumulative shares; the last row stays 0
     fades[0] = 1
     for fade, shot in zip(fades[1:], shots[1:], strict=False):
         start = shot.at - schedule.blend / 2

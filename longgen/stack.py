@@ -42,7 +42,7 @@ def programs_of(
     programs: list[Program | None] = [None]
     index_of: dict[tuple[object, ...], int] = {}
     table = np.zeros((layers, steps), dtype=np.int64)
-    by_case: dict[tuple[tuple[int, ...], int | None], tuple[dict[str, FramePlan], Fusion | None]] = {}
+    by_case: dict[tuple[tuple[int, ...], bool], tuple[dict[str, FramePlan], Fusion | None]] = {}
     effective: set[str] = set()
     alike: dict[tuple[int, ...], list[int]] = {}  # layers by the techniques that act in them
     for layer in range(layers):
@@ -51,8 +51,8 @@ def programs_of(
         active = tuple(i for i in in_layer if step in stack[i].steps)
         if not active:
             continue
-        fuses = any(isinstance(stack[i].technique, Fusion) for i in active)
-        case = (active, step if fuses else None)  # without a fusion, all steps are alike
+        techniques = (stack[i].technique for i in active)
+        case = active, any(isinstance(technique, Fusion) and step >= technique.split_step(steps) for technique in techniques)
         if case not in by_case:
             by_case[case] = _branches([stack[i] for i in active], geometry, stock, step, steps, effective)
         branches, fusion = by_case[case]

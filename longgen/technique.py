@@ -174,6 +174,10 @@ class Fusion(Technique):
         """The branches that step `step` of `steps` needs, made from the stack's `plan`. A single one is not fused."""
 
     @abstractmethod
+    def split_step(self, steps: int) -> int:
+        """The step of `steps` from which on `branches` are others; before it they are all the same, and from it on."""
+
+    @abstractmethod
     def fuse(self, attend: Attend, step: Step, grid: Grid) -> Tensor:
         """One output [B, N, C] of the branches, each computed as often as it is asked for."""
 

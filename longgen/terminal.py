@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 
@@ -24,3 +27,22 @@ def cut_to_width(line: str, width: int) -> str:
         if end > width:
             return line[: index - 1] + "…"
     return line
+
+
+def fitted(text: str, columns: int | None) -> list[str]:
+    """The lines of a technique's header, none longer than `columns`: paragraphs are refilled, equations keep their lines."""
+    lines = text.splitlines()
+    if columns is None or all(len(line) <= columns for line in lines):
+        return lines
+    columns, fitted = max(40, columns), []
+    for is_prose, run in itertools.groupby(lines, lambda line: re.search(r"^ | {3}|^$", line) is None):
+        if is_prose:
+            fitted += textwrap.wrap(" ".join(run), columns, break_long_words=False, break_on_hyphens=False)
+            continue
+        for line in run:
+            body, tag = match.groups() if (match := re.fullmatch(r"(.*?\S) {2,}(\[[^\[\]]+\])", line)) else (line, "")
+            if tag:
+                line = f"{body}{tag:>{max(2 + len(tag), columns - len(body))}}"
+            indent = " " * (4 + len(line) - len(line.lstrip()))
+            fitted += textwrap.wrap(line, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
+    return fitted

@@ -25,14 +25,7 @@ else:
 MOST_BYTES = 16_000_000  # of a file; the longest film script has half a million
 STDIN = "-"
 DEEPEST = 20  # nesting of tables and lists; longgen's own files have four levels at most
-BIDIRECTIONAL = {
-    0x200E,
-    0x200F,
-    0x2028,
-    0x2029,
-    *range(0x202A, 0x202F),
-    *range(0x2066, 0x206A),
-}  # they reorder a line
+BIDIRECTIONAL = {0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)}  # they reorder a line
 MARKS = (  # the longer ones first: UTF-32's little-endian mark begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"), (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),
@@ -51,19 +44,14 @@ def read(path: str | Path, what: str, unread: str = "cannot be read") -> str:
         else:
             with open(path, "rb") as file:
                 data = file.read(MOST_BYTES + 1)
-    except (FileNotFoundError, NotADirectoryError):
-        raise MissingError(f"{name} is not there", expected="a text file, or - for stdin", hint="check the path") from None
-    except IsADirectoryError:
-        raise UsageError(f"{name} cannot be read: it is a folder", expected="a text file", hint="name a file in it") from None
     except (OSError, ValueError, AttributeError) as error:  # a NUL in the name; a stdin that is closed
-        if getattr(error, "errno", None) == errno.ENAMETOOLONG:
-            raise MissingError(f"{name} is not there: the name is too long", expected="a text file",
-                               hint="check the path") from None  # fmt: skip
-        raise LonggenError(
-            f"{name} cannot be read: {getattr(error, 'strerror', None) or error}",
-            expected="a readable file",
-            hint="check its permissions",
-        ) from None
+        code, reason = getattr(error, "errno", None), getattr(error, "strerror", None) or error
+        if code in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+            long = ": the name is too long" * (code == errno.ENAMETOOLONG)
+            raise MissingError(f"{name} is not there{long}", "a text file, or - for stdin", "check the path") from None
+        if code == errno.EISDIR:
+            raise UsageError(f"{name} cannot be read: it is a folder", "a text file", "name a file in it") from None
+        raise LonggenError(f"{name} cannot be read: {reason}", "a readable file", "check its permissions") from None
     if len(data) > MOST_BYTES:
         raise UsageError(f"{name} is larger than {MOST_BYTES // 1_000_000} MB", expected="a text file", hint="check the path")
     mark, encoding = next(((mark, encoding) for mark, encoding in MARKS if data.startswith(mark)), (b"", "utf-8"))
@@ -103,12 +91,8 @@ def toml(text: str, name: str) -> dict[str, Any]:
     tables = parsed(lambda: tomllib.loads(text if text.endswith("\n") else text + "\n"), text, invalid)
     level, depth = [tables], 0
     while level:  # a.b.c = 1 nests without brackets, and later code is recursive
-        level = [
-            value
-            for table in level
-            for value in (table.values() if isinstance(table, dict) else table)
-            if isinstance(value, dict | list)
-        ]
+        values = [value for table in level for value in (table.values() if isinstance(table, dict) else table)]
+        level = [value for value in values if isinstance(value, dict | list)]
         depth += 1
         if depth > DEEPEST:
             raise invalid("it is nested too deeply")
@@ -117,10 +101,7 @@ def toml(text: str, name: str) -> dict[str, Any]:
 
 def toml_value(value: Any) -> str:
     """A number, boolean, string or list of these as TOML: JSON, plus the escapes that TOML and terminals require."""
-    return "".join(
-        f"\\u{ord(character):04x}" if visible(character) != character else character
-        for character in json.dumps(value, ensure_ascii=False)
-    )
+    return "".join(f"\\u{ord(c):04x}" if visible(c) != c else c for c in json.dumps(value, ensure_ascii=False))
 
 
 def parsed(parse: Callable[[], Any], text: str, invalid: Callable[[str], LonggenError]) -> Any:
@@ -154,7 +135,7 @@ def flaw(prompt: str) -> str | None:
 
 def visible(text: str) -> str:
     """`text` with control characters escaped, so that it cannot move the cursor of a terminal or change its colours."""
-    return "".join(character if character in "\n\t" or not _is_control(character) else _escaped(character) for character in text)
+    return "".join(_escaped(c) if c not in "\n\t" and _is_control(ord(c)) else c for c in text)
 
 
 def on_one_line(text: str, most: int = 0) -> str:
@@ -163,8 +144,7 @@ def on_one_line(text: str, most: int = 0) -> str:
     return line if not most or len(line) <= most else line[: most - 1].rstrip() + "…"
 
 
-def _is_control(character: str) -> bool:
-    code = ord(character)
+def _is_control(code: int) -> bool:
     return code < 32 or 127 <= code < 160 or 0xD800 <= code < 0xE000 or code in BIDIRECTIONAL
 
 

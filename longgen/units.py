@@ -16,18 +16,13 @@ def seconds(text: str, what: str) -> Fraction:
     """Parses a time such as `20s`, `1m30s`, `2m` or `7.5` to seconds. Raises UsageError, naming `what`, for anything else."""
     match = _DURATION.fullmatch(text.strip().lower())
     if not match or not any(match.groups()):
-        raise UsageError(
-            f"{what} {shown(text)} is not a time", expected="20s, 1m30s, 2m or 7.5 (seconds)", hint="use one of these forms"
-        )
+        raise UsageError(f"{what} {shown(text)} is not a time", "20s, 1m30s, 2m or 7.5 (seconds)", "use one of these forms")
     minutes, rest = (Fraction(group or 0) for group in match.groups())
     return 60 * minutes + rest
 
 
 def duration_frames(duration: str, fps: int) -> int:
-    """Parses a duration such as `20s`, `1m30s`, `2m` or `7.5` to pixel frames at `fps` frames a second; at least 1.
-
-    Raises UsageError for anything else, and for zero.
-    """
+    """Pixel frames, at least 1, of a time that `seconds` parses. Raises UsageError, also for zero."""
     duration_s = seconds(duration, "--duration")
     if duration_s == 0:
         raise UsageError(f"--duration {duration} is too short for a video", expected="20s, 1m30s, 2m or 7.5 (seconds)",

@@ -212,6 +212,10 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --json
     """,
     "doctor": "--json",
+    "docs": """
+        --path
+        --json
+    """,
     "presets": "",
     "presets list": "--json",
     "presets show": """
@@ -516,7 +520,7 @@ ERRORS: list[tuple[list[str], int, list[str]]] = [
     (["presets", "check", "direct", "-m", "tiny", "-m", "tiny"], 2, ["--backbone is given 2 times"]),
     # outputs
     ([*BATCH, "../files/text.txt", "-o", "x.mp4"], 2, ["x.mp4 names a single file", "a folder"]),
-    ([*GENERATE, "-o", "ball.avi"], 2, ["ball.avi", "MP4", "take ball.mp4"]),
+    ([*GENERATE, "-o", "ball.avi"], 2, ["ball.avi", "MP4", "use ball.mp4"]),
     ([*GENERATE, "-o", "../files/text.txt/ball.mp4"], 1, ["../files/text.txt/ball.mp4", "written"]),
     ([*GENERATE, "-o", "../files/text.txt/below/"], 1, ["../files/text.txt/below", "written"]),
     ([*GENERATE, "-o", f"{LONG}.mp4"], 2, ["xxx.mp4", "name"]),
@@ -807,7 +811,7 @@ def test_rows_that_cannot_be_are_refused_by_their_line() -> None:
     ("args", "note"),
     [
         (["-p", PROMPT, "--negative-prompt", "dark", "--cfg", "1"], "the negative prompt is ignored: guidance is off"),
-        (["-p", PROMPT, "--clip-batch", "2"], "--clip-batch 2 does nothing"),
+        (["-p", PROMPT, "--clip-batch", "2"], "--clip-batch 2 has no effect"),
         (["-p", f"{PROMPT} " + " ".join(f"w{n}" for n in range(30))], "has 40 tokens, and tiny reads 24; not read: 'w14 w15"),
         (["-p", PROMPT, "--negative-prompt", "no " * 30, "--cfg", "2"], "the negative prompt has 31 tokens, and tiny reads 24"),
         (["--schedule", "shots.toml"], "shot 2 has 32 tokens, and tiny reads 24; not read: 'x22"),

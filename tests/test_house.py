@@ -28,10 +28,10 @@ SCRIPTS = {
 # or a whole package; `backbones.tiny` is the laboratory in which the built-in model is trained and measured.
 ORDER = [
     "errors", "closed", "arguments", "textfile", "units", "frames", "plugins", "terminal", "html", "device", "cache_folder",
-    "ffmpeg", "disk", "naming", "checkpoint", "video_info", "video", "progress", "doctor",
+    "ffmpeg", "disk", "naming", "checkpoint", "video_info", "video", "progress",
     "frameplan", "technique", "noise", "refine", "positions", "context", "fusion", "sampling", "catalog",
     "backbones", "schedule", "preset", "prompts", "program", "stack", "plan", "cost", "layers", "planner", "resolve",
-    "attention", "pipelines", "run_settings", "rundir", "describe", "describe_technique", "loops", "interrupted", "record", "run",
+    "attention", "pipelines", "run_settings", "rundir", "describe", "loops", "interrupted", "record", "run",
     "metrics", "probe", "bench", "compare", "backbones.tiny", "cli", "docs",
 ]  # fmt: skip
 ONLY_UNDER = {  # library -> the rows whose modules may import it

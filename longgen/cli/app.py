@@ -43,10 +43,10 @@ class Command(typer.core.TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         if not ctx.params.get("quiet"):
-            known = _variables(ctx.find_root().command)
+            variables = _variables(ctx.find_root().command)
             for name in sorted(name for name in os.environ if name.startswith("LONGGEN_")):
-                if name not in known:
-                    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+                if name not in variables:
+                    near = difflib.get_close_matches(name, variables, n=1, cutoff=0.7)
                     say(f"note: longgen does not read the variable {name}{f' (did you mean {near[0]}?)' if near else ''}")
                 elif not os.environ[name]:
                     say(f"note: the variable {name} is empty, which counts as unset")
@@ -72,30 +72,22 @@ app = App(name="longgen", no_args_is_help=True, pretty_exceptions_enable=False, 
 
 
 def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turns the errors of longgen.errors into one message and their exit code; LONGGEN_DEBUG=1 shows the traceback."""
+    """Turns the errors of longgen.errors into a message and their exit code; LONGGEN_DEBUG=1 shows the traceback."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
-            _check_current_folder()
+            try:
+                os.getcwd()
+            except OSError:  # which libraries report badly
+                raise LonggenError("the current folder no longer exists", "an existing folder", "cd into another one") from None
             command(*args, **kwargs)
-        except typer.Exit:
-            raise
         except BaseException as error:
-            if os.environ.get("LONGGEN_DEBUG") == "1" or isinstance(error, SystemExit):
+            if isinstance(error, SystemExit | typer.Exit) or os.environ.get("LONGGEN_DEBUG") == "1":
                 raise
             raise typer.Exit(_report_error(error)) from None
 
     return wrapped
-
-
-def _check_current_folder() -> None:
-    """Raises LonggenError where the current folder was removed, which libraries report badly."""
-    try:
-        os.getcwd()
-    except OSError:
-        raise LonggenError("the current folder no longer exists", expected="an existing folder",
-                           hint="cd into another one") from None  # fmt: skip
 
 
 def _report_error(error: BaseException) -> int:
@@ -109,12 +101,12 @@ def _report_error(error: BaseException) -> int:
         by = "the terminal's end" if isinstance(stop, HungUp) else "SIGTERM" if isinstance(stop, Terminated) else "Ctrl-C"
         say(f"longgen: stopped by {by}; what was computed is on disk: the same command continues it, generate with --resume")
         return stop.exit_code if isinstance(stop, Terminated) else 130
-    known = error if isinstance(error, LonggenError) else _system_error(error)
-    if known is None:
+    report = error if isinstance(error, LonggenError) else _system_error(error)
+    if report is None:
         say(f"longgen: {type(error).__name__}: {error}\n  hint: this is a bug in longgen; LONGGEN_DEBUG=1 shows the traceback")
         return 1
-    say(f"longgen: {known}")
-    return known.exit_code
+    say(f"longgen: {report}")
+    return report.exit_code
 
 
 def _system_error(error: BaseException) -> LonggenError | None:
@@ -122,12 +114,10 @@ def _system_error(error: BaseException) -> LonggenError | None:
     if isinstance(error, MemoryError):
         return OutOfMemoryError(f"out of memory: {error or 'the host has no more'}", expected="the memory longgen plan estimates",
                                 hint="use fewer --frames or a smaller --size")  # fmt: skip
-    if isinstance(error, UnicodeEncodeError) and not locale.getpreferredencoding(False).lower().startswith("utf"):
-        return LonggenError(
-            f"{error.object[:100]!r} cannot be a file name in the locale encoding {locale.getpreferredencoding(False)}",
-            expected="a UTF-8 locale",
-            hint="set LC_ALL=C.UTF-8, or use ASCII names",
-        )
+    encoding = locale.getpreferredencoding(False)
+    if isinstance(error, UnicodeEncodeError) and not encoding.lower().startswith("utf"):
+        return LonggenError(f"{error.object[:100]!r} cannot be a file name in the locale encoding {encoding}",
+                            expected="a UTF-8 locale", hint="set LC_ALL=C.UTF-8, or use ASCII names")  # fmt: skip
     chain: list[BaseException] = []
     while error is not None and error not in chain:
         chain.append(error)
@@ -135,10 +125,8 @@ def _system_error(error: BaseException) -> LonggenError | None:
     if any(getattr(link, "errno", None) in (errno.EMFILE, errno.ENFILE) or "Too many open files" in str(link) for link in chain):
         return LonggenError("this process may open no more files", expected="a limit of 256 or more (ulimit -n)",
                             hint="raise it: ulimit -n 1024")  # fmt: skip
-    refused = (
-        next((link for link in chain if isinstance(link, OSError)), None) if isinstance(chain[0], OSError | ImportError) else None
-    )
-    if refused is None:
+    refused = next((link for link in chain if isinstance(link, OSError)), None)
+    if refused is None or not isinstance(chain[0], OSError | ImportError):
         return None
     what = refused.filename if isinstance(refused.filename, str) else "a file"
     return LonggenError(f"{what}: {refused.strerror or refused}", expected="files and folders with read and write permission",
@@ -151,26 +139,31 @@ def say(message: str) -> None:
         print(visible(message), file=sys.stderr, flush=True)
 
 
-def answer(text: str, data: Any, as_json: bool, made: bool = False) -> None:
-    """Prints the result on stdout. made: files were written, so a closed pipe is no failure; their paths then go to stderr.
+def logger(quiet: bool) -> Callable[[str], None]:
+    """`say`, or nothing where `quiet`."""
+    return (lambda message: None) if quiet else say
+
+
+def answer(text: str, data: Any, as_json: bool, wrote: bool = False) -> None:
+    """Prints the result on stdout. wrote: files were written, so a closed pipe is no failure; their paths then go to stderr.
 
     Raises LonggenError where stdout cannot be written.
     """
-    result = json.dumps(data, indent=2) if as_json else text if made else visible(text)
+    result = json.dumps(data, indent=2) if as_json else text if wrote else visible(text)
     try:
         if sys.stdout is None:
             raise BrokenPipeError
         print(visible(result) if sys.stdout.isatty() else result, flush=True)
     except BrokenPipeError:
         _discard_stdout()
-        if made or sys.stdout is None:
-            say(text if made else result)
+        if wrote or sys.stdout is None:
+            say(text if wrote else result)
             return
         raise typer.Exit(1) from None  # the reader is gone
     except (OSError, ValueError) as error:
         _discard_stdout()
         raise LonggenError(f"the result could not be written to stdout: {getattr(error, 'strerror', None) or error}"
-                           + (f"; the files were written: {text}" if made else ""), expected="a stdout with free space",
+                           + (f"; the files were written: {text}" if wrote else ""), expected="a stdout with free space",
                            hint="free some space, or redirect it elsewhere") from None  # fmt: skip
 
 
@@ -195,13 +188,14 @@ def root(
 
 _interrupt: KeyboardInterrupt | None = None  # by the first signal
 _reported = False  # whether the error that ended the command was printed
-_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-_KINDS = {"SIGINT": KeyboardInterrupt, "SIGTERM": Terminated, "SIGHUP": HungUp}
+_SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+if hasattr(signal, "SIGHUP"):  # not on Windows
+    _SIGNALS[signal.SIGHUP] = HungUp
 
 
 def _on_signal(number: int, frame: object) -> None:
     global _interrupt
-    _interrupt = _interrupt or _KINDS[signal.Signals(number).name]()
+    _interrupt = _interrupt or _SIGNALS[signal.Signals(number)]()
     raise _interrupt
 
 
@@ -209,11 +203,9 @@ def _escape_unencodable(error: UnicodeError) -> tuple[str | bytes, int]:
     """Codec error handler for streams: undecodable bytes of file names as they are, other characters as Python escapes."""
     assert isinstance(error, UnicodeEncodeError)
     part = error.object[error.start : error.end]
-    if all("\udc80" <= character <= "\udcff" for character in part):
-        return bytes(ord(character) - 0xDC00 for character in part), error.end
-    return "".join(
-        f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\U{ord(character):08x}" for character in part
-    ), error.end
+    if all("\udc80" <= c <= "\udcff" for c in part):
+        return bytes(ord(c) - 0xDC00 for c in part), error.end
+    return "".join(rf"\u{ord(c):04x}" if ord(c) < 0x10000 else rf"\U{ord(c):08x}" for c in part), error.end
 
 
 def main() -> None:

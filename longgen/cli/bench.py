@@ -8,25 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from longgen.cli import inputs
+from longgen.cli import options as opt
 from longgen.cli.app import answer, app, say
-from longgen.cli.inputs import choose_backbone, model_settings, parse_names, parse_size, warn_of_grammar
-from longgen.cli.options import (
-    AllowCode,
-    Attention,
-    Backbone,
-    Cache,
-    ClipBatch,
-    Compile,
-    DeviceOptions,
-    FlowShift,
-    Frames,
-    OutputOptions,
-    Probe,
-    Set,
-    Size,
-    given_options,
-)
-from longgen.errors import BatchError, Terminated, UsageError
+from longgen.errors import BatchError, Terminated, UsageError, conflict
 
 if TYPE_CHECKING:
     from longgen.backbones.settings import ModelSettings
@@ -43,7 +28,7 @@ class TargetOptions:
     """What is measured."""
 
     presets: Annotated[str, typer.Option("--presets", metavar="NAME,NAME", help="Presets or TOML files.")] = PRESETS
-    backbone: Backbone = None
+    backbone: opt.Backbone = None
     shape: Annotated[
         str | None,
         typer.Option("--shape", metavar="NAME", help="A synthetic transformer for measuring, in place of a model: cpu-attention."),
@@ -59,23 +44,23 @@ class TargetOptions:
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="The prompt for --accelerate, in place of a built-in one.")
     ] = None
-    frames: Frames = None
-    size: Size = None
-    flow_shift: FlowShift = None
+    frames: opt.Frames = None
+    size: opt.Size = None
+    flow_shift: opt.FlowShift = None
     steps: Annotated[int, typer.Option("--steps", min=1, metavar="K", help="How often each type of step is measured.")] = 3
-    overrides: Set = None
-    probe: Probe = None
-    allow_code: AllowCode = False
+    overrides: opt.Set = None
+    probe: opt.Probe = None
+    allow_code: opt.AllowCode = False
 
 
 @dataclass(frozen=True)
-class BenchModelOptions(DeviceOptions):
+class BenchModelOptions(opt.DeviceOptions):
     """The model settings that a step's time depends on."""
 
-    attention: Attention = None
-    cache: Cache = None
-    compile: Compile = False
-    clip_batch: ClipBatch = 1
+    attention: opt.Attention = None
+    cache: opt.Cache = None
+    compile: opt.Compile = False
+    clip_batch: opt.ClipBatch = 1
 
 
 @app.command()
@@ -85,32 +70,34 @@ def bench(
     model: BenchModelOptions,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.json", help="Write the JSON there too.")] = None,
     *,
-    options: OutputOptions,
+    options: opt.OutputOptions,
 ) -> None:
     """Measure what presets cost in time and memory: real steps of every type, relative to direct sampling and to their arithmetic.
 
     With --accelerate, whole runs: what step caches and compiling do to each preset's video, and to its time.
     """
     from longgen import disk, preset, run
+    from longgen.backbones import tiny_grammar
     from longgen.bench import accelerators, accelerators_table, table
     from longgen.bench import run as running
     from longgen.bench.synthetic import FRAMES, SHAPES
+    from longgen.loops import PROMPTS
     from longgen.progress import reporter
     from longgen.resolve import PlanRequest
 
-    given = given_options(context)  # of the command line alone: a variable may be set for other commands
+    given = opt.given_options(context)  # of the command line alone: a variable may be set for other commands
     _check_target(target, model, given)
     if target.shape is not None and target.shape not in SHAPES:
         raise UsageError(f"--shape {target.shape} does not exist", expected=", ".join(SHAPES), hint="use one of them")
     if output is not None:
         disk.check_new(output, options.overwrite)
-    spec = choose_backbone(target.backbone, options.quiet) if target.shape is None else SHAPES[target.shape]
-    settings = model_settings(spec, model.settings())
+    spec = inputs.choose_backbone(target.backbone, options.quiet) if target.shape is None else SHAPES[target.shape]
+    settings = inputs.model_settings(spec, model.settings())
     accelerate_by = _accelerators(target.accelerate, spec) if target.accelerate is not None else ()
-    sample = preset.Sample(frames=target.frames or FRAMES, size=parse_size(target.size), flow_shift=target.flow_shift)
+    sample = preset.Sample(frames=target.frames or FRAMES, size=opt.parse_size(target.size), flow_shift=target.flow_shift)
     probe = "published" if target.shape is not None and target.probe is None else target.probe
     request = PlanRequest("", spec, (*(target.overrides or ()),), sample, probe=probe, allow_code=target.allow_code)
-    plans = running.plan_presets(parse_names(target.presets), request)
+    plans = running.plan_presets(inputs.parse_names(target.presets), request)
 
     def load(settings: ModelSettings) -> PipelineBackbone:
         if target.shape is None and not target.random_weights:
@@ -119,10 +106,14 @@ def bench(
 
         return build(spec, settings)
 
+    prompt = target.prompt
+    if prompt is None:
+        prompt = tiny_grammar.HELD_OUT[0].prompt if spec.built_in else PROMPTS[0]
+    elif accelerate_by:
+        inputs.warn_of_grammar(spec, [prompt], options.quiet)
     result: AcceleratorReport | BenchResult
     with reporter(options.quiet, say) as report:
         if accelerate_by:
-            prompt = _prompt(target.prompt, spec, options.quiet)
             result = accelerators.measure_accelerators(plans, accelerate_by, load, settings, prompt, report)
             text = accelerators_table.text(result)
         else:
@@ -133,32 +124,30 @@ def bench(
 
 def _check_target(target: TargetOptions, model: BenchModelOptions, given: dict[str, str]) -> None:
     """Raises UsageError for options that cannot be combined."""
-    if target.accelerate is not None and (target.shape is not None or target.random_weights):
-        raise UsageError("--accelerate cannot be combined with --shape or --random-weights: it compares videos, which need trained "
-                         "weights", expected="a model with its own weights: --backbone", hint="leave them out")  # fmt: skip
-    if target.accelerate is not None and (model.cache is not None or model.compile):
-        raise UsageError("--accelerate cannot be combined with --cache or --compile (or LONGGEN_CACHE, LONGGEN_COMPILE)",
-                         expected="--accelerate alone, as --accelerate first-block:0.05,compile",
-                         hint="name there what to measure")  # fmt: skip
-    if target.accelerate is not None and "steps" in given:
-        raise UsageError("--accelerate cannot be combined with --steps: it measures whole runs", expected="one of them",
-                         hint="leave --steps out")  # fmt: skip
-    if target.accelerate is None and target.prompt is not None:
+    accelerate, alone = target.accelerate is not None, "leave the others out"
+    if accelerate and (target.shape is not None or target.random_weights):
+        raise conflict("--accelerate", "--shape or --random-weights", "it compares videos, which need trained weights",
+                       "a model with its own weights: --backbone", alone)  # fmt: skip
+    if accelerate and (model.cache is not None or model.compile):
+        raise conflict("--accelerate", "--cache or --compile (or LONGGEN_CACHE, LONGGEN_COMPILE)", "",
+                       "--accelerate alone, as --accelerate first-block:0.05,compile", "name there what to measure")  # fmt: skip
+    if accelerate and "steps" in given:
+        raise conflict("--accelerate", "--steps", "it measures whole runs", hint="leave --steps out")
+    if target.shape is not None and ("backbone" in given or target.random_weights):
+        raise conflict("--shape", "--backbone or --random-weights", "it replaces both", hint=alone)
+    if target.probe == "run":
+        raise conflict("--probe run", "bench", "it generates videos", "a probe's file, or published",
+                       "longgen probe first, or a preset @all")  # fmt: skip
+    if not accelerate and target.prompt is not None:
         raise UsageError("--prompt has no effect without --accelerate: the cost of a step does not depend on it",
                          expected="--prompt with --accelerate", hint="leave it out, or add --accelerate")  # fmt: skip
-    if target.shape is not None and ("backbone" in given or target.random_weights):
-        raise UsageError("--shape cannot be combined with --backbone or --random-weights: it replaces both", expected="one of them",
-                         hint="leave the others out")  # fmt: skip
-    if target.probe == "run":
-        raise UsageError("--probe run cannot be combined with bench: it generates videos", expected="a probe's file, or published",
-                         hint="longgen probe first, or a preset @all")  # fmt: skip
     if model.cache is not None and model.cache.partition(":")[0].startswith("mag"):
         raise UsageError(f"--cache {model.cache} calibrates on a whole video, but bench runs single steps",
                          expected="--cache first-block:THRESHOLD",
                          hint="use that, or --accelerate mag, which generates whole videos")  # fmt: skip
 
 
-def _write(result: AcceleratorReport | BenchResult, text: str, output: Path | None, options: OutputOptions) -> None:
+def _write(result: AcceleratorReport | BenchResult, text: str, output: Path | None, options: opt.OutputOptions) -> None:
     """The measurements to `output` and stdout; a BatchError where some failed, an exit code where they were interrupted."""
     from longgen import disk
 
@@ -169,7 +158,7 @@ def _write(result: AcceleratorReport | BenchResult, text: str, output: Path | No
                 disk.check_new(output, options.overwrite)  # again: another process may have written it meanwhile
                 disk.save_json(output, result.as_dict())
     finally:  # what was measured is printed, even where it could not be written
-        answer(text, result.as_dict(), options.as_json, made=output is not None)
+        answer(text, result.as_dict(), options.as_json, wrote=output is not None)
     if result.stopped is not None:
         terminated = isinstance(result.stopped, Terminated)
         say(f"longgen: stopped by {'SIGTERM' if terminated else 'Ctrl-C'}; what was measured until then is above")
@@ -180,12 +169,12 @@ def _write(result: AcceleratorReport | BenchResult, text: str, output: Path | No
                          hint="leave them out, or correct them")  # fmt: skip
 
 
-def _accelerators(given: str, spec: BackboneSpec) -> tuple[str, ...]:
+def _accelerators(text: str, spec: BackboneSpec) -> tuple[str, ...]:
     """`first-block,mag:0.1,compile` as names, each of which exists."""
     from longgen.backbones.settings import parse_cache
     from longgen.bench.accelerators import COMPILE
 
-    names = tuple(dict.fromkeys(parse_names(given)))
+    names = tuple(dict.fromkeys(inputs.parse_names(text)))
     if not names:
         raise UsageError("--accelerate names nothing", expected="first-block, mag and compile, as first-block:0.05,compile",
                          hint="name one")  # fmt: skip
@@ -193,14 +182,3 @@ def _accelerators(given: str, spec: BackboneSpec) -> tuple[str, ...]:
         if name != COMPILE:
             parse_cache(name, spec)
     return names
-
-
-def _prompt(given: str | None, spec: BackboneSpec, quiet: bool) -> str:
-    """The prompt given, or one that the model knows."""
-    from longgen.backbones import tiny_grammar
-    from longgen.loops import PROMPTS
-
-    if given is None:
-        return tiny_grammar.HELD_OUT[0].prompt if spec.built_in else PROMPTS[0]
-    warn_of_grammar(spec, [given], quiet)
-    return given

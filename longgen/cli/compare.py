@@ -9,29 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longgen.cli.app import answer, app, say
-from longgen.cli.inputs import (
-    choose_backbone,
-    model_settings,
-    parse_names,
-    parse_seeds,
-    read_prompts,
-    say_notes,
-    warn_of_grammar,
-)
-from longgen.cli.options import (
-    AllowCode,
-    Backbone,
-    Fps,
-    ModelOptions,
-    Negative,
-    OutputOptions,
-    Probe,
-    SampleOptions,
-    Seeds,
-    Set,
-    given_options,
-)
+from longgen.cli import inputs
+from longgen.cli import options as opt
+from longgen.cli.app import answer, app, logger, say
 from longgen.cli.probe import probe_first
 from longgen.errors import BatchError, UsageError
 
@@ -49,14 +29,12 @@ class GridOptions:
     """The grid: presets, prompts and seeds."""
 
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What the videos show.")] = None
-    prompts: Annotated[
-        Path | None, typer.Option("--prompts", metavar="FILE", help="One prompt a line in .txt; also .csv and .jsonl.")
-    ] = None
+    prompts: opt.PromptsFile = None
     presets: Annotated[
         str | None, typer.Option("--presets", metavar="NAME,NAME", help="Presets or TOML files, as direct,sliding-window,freespec.")
     ] = None
-    seeds: Seeds = "0"
-    negative_prompt: Negative = None
+    seeds: opt.Seeds = "0"
+    negative_prompt: opt.Negative = None
 
 
 @dataclass(frozen=True)
@@ -99,18 +77,18 @@ def compare(
     ] = None,
     *,
     cells: GridOptions,
-    sample: SampleOptions,
-    fps: Fps = None,
-    overrides: Set = None,
-    probe: Probe = None,
-    allow_code: AllowCode = False,
-    backbone: Backbone = None,
-    model: ModelOptions,
+    sample: opt.SampleOptions,
+    fps: opt.Fps = None,
+    overrides: opt.Set = None,
+    probe: opt.Probe = None,
+    allow_code: opt.AllowCode = False,
+    backbone: opt.Backbone = None,
+    model: opt.ModelOptions,
     measures: MetricOptions,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where everything goes (default: compare-PROMPT here).")
     ] = None,
-    options: OutputOptions,
+    options: opt.OutputOptions,
 ) -> None:
     """Compare presets: videos side by side, a table of metrics, a page to share.
 
@@ -121,7 +99,7 @@ def compare(
 
         check(measures.export_vbench, options.overwrite)
     if videos:
-        others = ", ".join(option for name, option in given_options(context).items() if name not in OF_VIDEOS)
+        others = ", ".join(option for name, option in opt.given_options(context).items() if name not in OF_VIDEOS)
         if others:
             raise UsageError(f"{others} cannot be combined with existing videos: such options are for making new ones",
                              expected="with videos: --baseline, --metrics, --vbench-weights, --vbench-json, --export-vbench, "
@@ -133,11 +111,11 @@ def compare(
                          hint='for example --presets direct,sliding-window --prompt "a red circle"')  # fmt: skip
     from longgen.resolve import PlanRequest
 
-    texts, seeds = read_prompts(cells.prompt, cells.prompts, options.quiet), parse_seeds(cells.seeds)
-    spec, loading = choose_backbone(backbone, options.quiet), model.settings()
+    texts, seeds = inputs.read_prompts(cells.prompt, cells.prompts, options.quiet), inputs.parse_seeds(cells.seeds)
+    spec, loading = inputs.choose_backbone(backbone, options.quiet), model.settings()
     request = PlanRequest("", spec, (*(overrides or ()),), sample.sample(fps, cells.negative_prompt), sample.duration, probe=probe,
                           lora=loading["lora"], allow_code=allow_code)  # fmt: skip
-    requests = [replace(request, preset=name) for name in parse_names(cells.presets)]
+    requests = [replace(request, preset=name) for name in inputs.parse_names(cells.presets)]
     compare_new(requests, texts, seeds, loading, output, measures, options)
 
 
@@ -148,7 +126,7 @@ def compare_new(
     loading: dict[str, Any],
     output: Path | None,
     measures: MetricOptions,
-    options: OutputOptions,
+    options: opt.OutputOptions,
 ) -> None:
     """`longgen compare --presets NAME,NAME`: makes the videos of the grid that do not exist yet."""
     from longgen import naming
@@ -157,29 +135,24 @@ def compare_new(
     from longgen.pipelines.checks import unused_settings
     from longgen.progress import reporter
 
-    def log(message: str) -> None:
-        if not options.quiet:
-            say(message)
-
     if any(request.probe in (None, "run") for request in requests):
         probe = _quick_probe(requests, loading, options.quiet)
         requests = [replace(request, probe=probe) for request in requests]
     plans = grid.plans(requests)
     spec = requests[0].spec
-    for note in dict.fromkeys(note for plan in plans for note in plan.notes):
-        log(f"note: {note}")
-    warn_of_grammar(spec, prompts, options.quiet)
-    settings = model_settings(spec, loading)
+    inputs.say_notes((note for plan in plans for note in plan.notes), options.quiet)
+    inputs.warn_of_grammar(spec, prompts, options.quiet)
+    settings = inputs.model_settings(spec, loading)
     default = Path(f"compare-{naming.slug(prompts[0])}")
     planned = grid.planned_videos(plans, dict.fromkeys(prompts), seeds, settings, default)
     folder = output or free_folder(default, lambda record: [f"videos/{video.name}.mp4" for video in planned])
     unused = [unused_settings(plan, settings) for plan in plans]
     if all(unused):  # a setting that one of the presets uses is meant for that one
-        say_notes((note for notes in unused for note in notes), options.quiet)
+        inputs.say_notes((note for notes in unused for note in notes), options.quiet)
     with reporter(options.quiet, say) as report:
         comparison = compare_presets(
-            plans, prompts, seeds, settings, folder, measures.baseline, measures.metrics, report, log, measures.vbench_weights,
-            measures.vbench_json or (), options.overwrite,
+            plans, prompts, seeds, settings, folder, measures.baseline, measures.metrics, report, logger(options.quiet),
+            measures.vbench_weights, measures.vbench_json or (), options.overwrite,
         )  # fmt: skip
     show(comparison, folder, measures.export_vbench, options)
 
@@ -192,44 +165,44 @@ def _quick_probe(requests: Sequence[PlanRequest], loading: dict[str, Any], quiet
     for request, preset in [(request, replace(request, overrides=()).load_preset()) for request in probing]:
         lacks = selection.probe_missing(preset, request.spec, request.lora) and not request.overrides
         if selection.uses_probe(preset) if request.probe == "run" else lacks:
-            if not quiet:
-                say(f"{preset.name} needs to know which layers of {request.spec.name} are sensitive: running a quick probe first")
+            logger(quiet)(
+                f"{preset.name} needs to know which layers of {request.spec.name} are sensitive: running a quick probe first"
+            )
             return probe_first(preset, request.spec, loading, quiet)
     return None
 
 
-def compare_existing(videos: list[Path], output: Path | None, measures: MetricOptions, options: OutputOptions) -> None:
+def compare_existing(videos: list[Path], output: Path | None, measures: MetricOptions, options: opt.OutputOptions) -> None:
     """`longgen compare VIDEO VIDEO`. The folder of an earlier comparison alone is compared again, in place."""
     from longgen import naming
-    from longgen.compare import inputs
+    from longgen.compare.inputs import expand_paths
     from longgen.compare.run import compare_videos, free_folder
     from longgen.progress import reporter
 
     in_place = len(videos) == 1 and (videos[0] / "compare.json").is_file()
     folder = output or (videos[0] if in_place else Path(f"compare-{naming.slug(videos[0].stem)}"))
     if output is None and not in_place:
-        folder = free_folder(folder, lambda record: [str(video.absolute()) for video in inputs.expand_paths(videos)])
+        folder = free_folder(folder, lambda record: [str(video.absolute()) for video in expand_paths(videos)])
     with reporter(options.quiet, say) as report:
         comparison = compare_videos(videos, folder, measures.baseline, measures.metrics, report, measures.vbench_weights,
                                     measures.vbench_json or (), options.overwrite or in_place)  # fmt: skip
     show(comparison, folder, measures.export_vbench, options)
 
 
-def show(comparison: Comparison, folder: Path, export_vbench: Path | None, options: OutputOptions) -> None:
+def show(comparison: Comparison, folder: Path, export_vbench: Path | None, options: opt.OutputOptions) -> None:
     """The comparison on stdout, its videos laid out for VBench; a BatchError where a video failed."""
     from longgen.compare.table import text
     from longgen.compare.vbench import export_for_vbench
 
-    answer(text(comparison), comparison.as_dict(), options.as_json, made=True)
-    if not options.quiet:
-        for watch in comparison.watch:
-            say(f"side by side: {folder / watch.side_by_side}")
-        say(f"report: {folder / 'report.html'}")
+    answer(text(comparison), comparison.as_dict(), options.as_json, wrote=True)
+    log = logger(options.quiet)
+    for watch in comparison.watch:
+        log(f"side by side: {folder / watch.side_by_side}")
+    log(f"report: {folder / 'report.html'}")
     if export_vbench is not None:
         commands = export_for_vbench(comparison, folder, export_vbench, options.overwrite)
-        if not options.quiet:
-            say("\n".join(["VBench's own program, where it is installed, scores the videos with:", *commands,
-                           "then --vbench-json FILE with each results_TIME_eval_results.json adds its numbers here"]))  # fmt: skip
+        log("\n".join(["VBench's own program, where it is installed, scores the videos with:", *commands,
+                       "then --vbench-json FILE with each results_TIME_eval_results.json adds its numbers here"]))  # fmt: skip
     failed = [cell for cell in comparison.cells if cell.status == "failed"]
     if failed:
         raise BatchError(f"{len(failed)} of {len(comparison.cells)} videos failed: {failed[0].name}: {failed[0].error}",

@@ -26,34 +26,26 @@ def with_dataclass_options(command: Callable[..., None]) -> Callable[..., None]:
     Raises TypeError where two fields share a name.
     """
     signature = inspect.signature(command, eval_str=True)
-    annotations = {name: parameter.annotation for name, parameter in signature.parameters.items()}
-    groups: dict[str, Any] = {name: group for name, group in annotations.items() if dataclasses.is_dataclass(group)}
-    if not groups:
-        return command
+    groups: dict[str, Any] = {}
     parameters: list[inspect.Parameter] = []
     for name, parameter in signature.parameters.items():
-        parameters += _fields(groups[name]) if name in groups else [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
+        if not dataclasses.is_dataclass(parameter.annotation):
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        groups[name] = group = parameter.annotation
+        hints = get_type_hints(group, include_extras=True)
+        parameters += [parameter.replace(name=field.name, kind=inspect.Parameter.KEYWORD_ONLY, default=field.default,
+                                         annotation=hints[field.name]) for field in dataclasses.fields(group)]  # fmt: skip
     names = [parameter.name for parameter in parameters]
-    repeated = {name for name in names if names.count(name) > 1}
-    if repeated:
+    if repeated := {name for name in names if names.count(name) > 1}:
         raise TypeError(f"{command.__name__}: {', '.join(sorted(repeated))} is in two groups of options")
 
     @functools.wraps(command)
     def expanded(**values: Any) -> None:
-        options = {
-            name: group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
-            for name, group in groups.items()
-        }
+        options = {name: group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+                   for name, group in groups.items()}  # fmt: skip
         command(**values, **options)
 
     expanded.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return expanded
-
-
-def _fields(group: Any) -> list[inspect.Parameter]:
-    hints = get_type_hints(group, include_extras=True)
-    return [
-        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name])
-        for field in dataclasses.fields(group)
-    ]

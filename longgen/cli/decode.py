@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from longgen.cli.app import answer, app, say
+from longgen.cli.app import answer, app, logger, say
 from longgen.cli.options import AllowCode, Device, OutputOptions, Tiling
 from longgen.errors import LonggenError, UsageError
 
@@ -35,8 +35,9 @@ def decode(
     done = stored.get("done", 0)
     if not isinstance(done, int) or done < 0:
         raise checkpoint.damaged(latents, f"it claims {done} finished steps")
-    if "done" in stored and not options.quiet:
-        say(f"note: {latents} is a checkpoint after step {stored['done']}; the video will be noisy")
+    log = logger(options.quiet)
+    if "done" in stored:
+        log(f"note: {latents} is a checkpoint after step {done}; the video will be noisy")
     plan = resolve.from_settings(stored, latents, allow_code)
     whole = rundir.latent_shape(plan)
     if done > plan.rounds:
@@ -71,8 +72,7 @@ def decode(
         seconds, frames_px = run.decode_to(target, frames_of, frames_lat, plan, where, settings, report)
         if frames_px == plan.frames_px and target.with_suffix(".run").absolute() == folder:
             rundir.mark_decoded(target)
-    if frames_px < plan.frames_px and not options.quiet:
-        reason = chunks.damage or "the stream was stopped before its end"
-        say(f"note: {reason}; these are {frames_px} frames of {plan.frames_px}")
+    if frames_px < plan.frames_px:
+        log(f"note: {chunks.damage or 'the stream was stopped before its end'}; these are {frames_px} frames of {plan.frames_px}")
     result = {"name": target.stem, "output": str(target), "frames": frames_px, "seconds": {"decode": seconds}}
-    answer(str(target), result, options.as_json, made=True)
+    answer(str(target), result, options.as_json, wrote=True)

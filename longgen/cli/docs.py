@@ -45,19 +45,16 @@ def docs(
     pages = topics()
     if topic is None:
         width = max(map(len, pages))
-        rows = [_fitted(f"{name:<{width}}  ", str(page) if path else summary(page), path) for name, page in pages.items()]
-        answer(
-            "\n".join(rows), [{"topic": name, "summary": summary(page), "path": str(page)} for name, page in pages.items()], as_json
-        )
-        return
+        rows = [{"topic": name, "summary": summary(page), "path": str(page)} for name, page in pages.items()]
+        lines = [_fitted(f"{row['topic']:<{width}}  ", row["path" if path else "summary"], path) for row in rows]
+        return answer("\n".join(lines), rows, as_json)
     name = topic.removesuffix(".md")
     if name not in pages:
         raise unknown_name("page of the documentation", topic, pages, "run longgen docs for the list")
     page = pages[name]
     if path or as_json or not sys.stdout.isatty():
         text = read(page)
-        answer(str(page) if path else text, {"topic": name, "path": str(page), "text": text}, as_json)
-        return
+        return answer(str(page) if path else text, {"topic": name, "path": str(page), "text": text}, as_json)
     _render(read(page))
 
 

@@ -9,37 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longgen.cli.app import answer, app, say
-from longgen.cli.inputs import (
-    choose_backbone,
-    jobs_of_rows,
-    model_settings,
-    plans_of_rows,
-    read_rows,
-    read_schedule,
-    say_notes,
-    stored_job,
-    stored_seed,
-    warn_of_grammar,
-)
-from longgen.cli.options import (
-    Backbone,
-    Fps,
-    Json,
-    ModelOptions,
-    Negative,
-    PresetOptions,
-    Quiet,
-    SampleOptions,
-    ScheduleFile,
-)
+from longgen.cli import inputs
+from longgen.cli import options as opt
+from longgen.cli.app import answer, app, logger, say
 from longgen.cli.probe import probe_first
-from longgen.errors import BatchError, UsageError
+from longgen.errors import BatchError, UsageError, conflict
 
 if TYPE_CHECKING:
     from longgen.backbones.settings import ModelSettings
     from longgen.resolve import PlanRequest
-    from longgen.run import Failure, Job, Result
+    from longgen.run import Job
     from longgen.rundir import JobRequest
 
 
@@ -48,11 +27,9 @@ class PromptOptions:
     """What the videos show: one of the first three."""
 
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What the video shows.")] = None
-    prompts: Annotated[
-        Path | None, typer.Option("--prompts", metavar="FILE", help="One prompt a line in .txt; a table in .csv; .jsonl.")
-    ] = None
-    schedule: ScheduleFile = None
-    negative_prompt: Negative = None
+    prompts: opt.PromptsFile = None
+    schedule: opt.ScheduleFile = None
+    negative_prompt: opt.Negative = None
 
 
 @dataclass(frozen=True)
@@ -67,23 +44,23 @@ class RunOptions:
     resume: Annotated[bool, typer.Option("--resume", help="Continue the stopped run of this output.")] = False
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over, and replace existing files.")] = False
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print what would run, load nothing.")] = False
-    as_json: Json = False
-    quiet: Quiet = False
+    as_json: opt.Json = False
+    quiet: opt.Quiet = False
 
 
 @app.command()
 def generate(
     context: typer.Context,
     text: PromptOptions,
-    sample: SampleOptions,
+    sample: opt.SampleOptions,
     *,
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, max=2**63 - 1, envvar="LONGGEN_SEED", help="(default: drawn and printed)")
     ] = None,
-    fps: Fps = None,
-    preset: PresetOptions,
-    backbone: Backbone = None,
-    model: ModelOptions,
+    fps: opt.Fps = None,
+    preset: opt.PresetOptions,
+    backbone: opt.Backbone = None,
+    model: opt.ModelOptions,
     options: RunOptions,
 ) -> None:
     """Make a video, or one for each line of a file of prompts."""
@@ -93,29 +70,33 @@ def generate(
     from longgen.resolve import PlanRequest
 
     if options.resume and options.overwrite:
-        raise UsageError("--resume cannot be combined with --overwrite", expected="one of them", hint="leave one out")
+        raise conflict("--resume", "--overwrite")
     from_record = options.resume and options.output and text.prompt is None and text.prompts is None and text.schedule is None
     loading = model.settings()
     if from_record:
-        stored, changes = stored_job(context, Path(options.output or ""), preset.allow_code)
-        asked, loading = [stored], loading | changes
+        stored, changes = inputs.stored_job(context, Path(options.output or ""), preset.allow_code)
+        requested, loading = [stored], loading | changes
     else:
         size = sample.sample(fps, text.negative_prompt)
-        schedule = read_schedule(text.schedule, text.prompt, text.prompts)
-        spec = choose_backbone(backbone, options.quiet)
+        schedule = inputs.read_schedule(text.schedule, text.prompt, text.prompts)
+        spec = inputs.choose_backbone(backbone, options.quiet)
         request = PlanRequest(preset.preset, spec, (*(preset.overrides or ()),), size, sample.duration, schedule, preset.layers,
                               preset.probe, loading["lora"], preset.allow_code)  # fmt: skip
-        asked = _requested(text, request, seed, loading, options)
-    settings = model_settings(asked[0].plan.spec, loading)
-    jobs = run.jobs_of(asked, settings, options.resume, options.overwrite)
+        requested = _requested(text, request, seed, loading, options)
+    settings = inputs.model_settings(requested[0].plan.spec, loading)
+    jobs = run.jobs_of(requested, settings, options.resume, options.overwrite)
     plans = dict.fromkeys(job.plan for job in jobs)
-    say_notes((note for plan in plans for note in unused_settings(plan, settings)), options.quiet)
+    inputs.say_notes((note for plan in plans for note in unused_settings(plan, settings)), options.quiet)
     if options.dry_run:
         return _print_dry_run(jobs, settings, options)
-    log = (lambda message: None) if options.quiet else say
     with reporter(options.quiet, say) as report:
-        results = run.generate_jobs(jobs, settings, options.resume, report, log, options.overwrite)
-    report_results(results, options.as_json, single=text.prompts is None)
+        results = run.generate_jobs(jobs, settings, options.resume, report, logger(options.quiet), options.overwrite)
+    data = [dataclasses.asdict(result) for result in results]
+    outputs = [row["output"] for row in data if "error" not in row]
+    answer("\n".join(outputs), data[0] if text.prompts is None else data, options.as_json, wrote=bool(outputs))
+    if len(outputs) < len(results):
+        raise BatchError(f"{len(results) - len(outputs)} of {len(results)} videos failed",
+                         hint="the same command with --resume --seed N makes the rest")  # fmt: skip
 
 
 def _requested(
@@ -125,7 +106,7 @@ def _requested(
     from longgen.prompts import Row
 
     shots = request.schedule.shots if request.schedule else ()
-    rows = [Row(prompt=shots[0].prompt)] if shots else read_rows(text.prompt, text.prompts, options.quiet)
+    rows = [Row(prompt=shots[0].prompt)] if shots else inputs.read_rows(text.prompt, text.prompts, options.quiet)
     if text.prompts is not None and options.resume and seed is None and any(row.seed is None for row in rows):
         raise UsageError("--prompts with --resume needs --seed: a drawn seed cannot be recovered",
                          expected="--seed N, as printed by the first run, or a column seed", hint="add it")  # fmt: skip
@@ -134,16 +115,16 @@ def _requested(
                          hint="give --output a folder")  # fmt: skip
     if request.probe == "run":
         if options.dry_run:
-            raise UsageError("--probe run cannot be combined with --dry-run: it runs the model", expected="one of them",
-                             hint="longgen probe first; --dry-run then uses the stored probe")  # fmt: skip
+            raise conflict("--probe run", "--dry-run", "it runs the model",
+                           hint="longgen probe first; --dry-run then uses the stored probe")  # fmt: skip
         probe = probe_first(request.load_preset(), request.spec, loading, options.quiet)
         request = dataclasses.replace(request, probe=probe)
-    plans = plans_of_rows(rows, request, options.quiet)
+    plans = inputs.plans_of_rows(rows, request, options.quiet)
     if options.resume and text.prompts is None and seed is None:
-        seed = stored_seed(options.output)
-    asked = jobs_of_rows(rows, plans, seed, options.output, options.quiet)
-    warn_of_grammar(request.spec, [shot.prompt for shot in shots or rows], options.quiet)
-    return asked
+        seed = inputs.stored_seed(options.output)
+    requested = inputs.jobs_of_rows(rows, plans, seed, options.output, options.quiet)
+    inputs.warn_of_grammar(request.spec, [shot.prompt for shot in shots or rows], options.quiet)
+    return requested
 
 
 def _print_dry_run(jobs: list[Job], settings: ModelSettings, options: RunOptions) -> None:
@@ -153,9 +134,9 @@ def _print_dry_run(jobs: list[Job], settings: ModelSettings, options: RunOptions
 
     plans = dict.fromkeys(job.plan for job in jobs)
     spec = jobs[0].plan.spec
-    say_notes(check_settings(spec, settings), options.quiet)
+    inputs.say_notes(check_settings(spec, settings), options.quiet)
     tokenizer = tokenizer_on_disk(spec)
-    say_notes((note for job in jobs for note in cut_notes(job.plan, [job.prompt], tokenizer)), options.quiet)
+    inputs.say_notes((note for job in jobs for note in cut_notes(job.plan, [job.prompt], tokenizer)), options.quiet)
     texts = []
     for plan in plans:
         outputs = ", ".join(str(job.output) for job in jobs if job.plan is plan)
@@ -164,13 +145,3 @@ def _print_dry_run(jobs: list[Job], settings: ModelSettings, options: RunOptions
                "frames": job.plan.frames_px, "sample": job.plan.sample.model_dump(mode="json")} for job in jobs]  # fmt: skip
     data = plan_dict(jobs[0].plan) | {"outputs": [str(job.output) for job in jobs], "videos": videos}
     answer("\n\n".join(texts), data, options.as_json)
-
-
-def report_results(results: list[Result | Failure], as_json: bool, single: bool) -> None:
-    """Results on stdout; a BatchError where some failed."""
-    data = [dataclasses.asdict(result) for result in results]
-    outputs = [entry["output"] for entry in data if "error" not in entry]
-    answer("\n".join(outputs), data[0] if single else data, as_json, made=bool(outputs))
-    if len(outputs) < len(results):
-        raise BatchError(f"{len(results) - len(outputs)} of {len(results)} videos failed",
-                         hint="the same command with --resume --seed N makes the rest")  # fmt: skip

@@ -12,7 +12,7 @@ import typer
 
 from longgen.cli.app import say
 from longgen.cli.options import given_options
-from longgen.errors import LonggenError, UsageError, shown
+from longgen.errors import LonggenError, UsageError, conflict, shown
 from longgen.textfile import on_one_line
 
 if TYPE_CHECKING:
@@ -48,12 +48,6 @@ def model_settings(spec: BackboneSpec, values: dict[str, Any]) -> ModelSettings:
     return ModelSettings(**values | {"device": device, "dtype": values["dtype"] or default_dtype(spec, device)})
 
 
-def parse_size(size: str | None) -> tuple[int, int] | None:
-    from longgen import prompts
-
-    return None if size is None else prompts.parse_size(size)
-
-
 def parse_names(text: str) -> list[str]:
     """`direct, freespec` as names."""
     return [name.strip() for name in text.split(",") if name.strip()]
@@ -64,12 +58,11 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     parts, expected = [part.strip() for part in text.split(",")], "different integers from 0 on, as 0,1,2"
     if not all(re.fullmatch(r"[0-9]{1,19}", part) and int(part) < 2**63 for part in parts):
         raise UsageError(f"--seeds {shown(text)} is not a list of seeds", expected=expected, hint="correct it")
-    seeds = [int(part) for part in parts]
-    repeated = next((seed for seed in seeds if seeds.count(seed) > 1), None)
-    if repeated is not None:
-        raise UsageError(f"--seeds {shown(text)}: {repeated} is given twice, and a seed makes one video", expected=expected,
+    seeds = tuple(map(int, parts))
+    if repeated := [seed for seed in seeds if seeds.count(seed) > 1]:
+        raise UsageError(f"--seeds {shown(text)}: {repeated[0]} is given twice, and a seed makes one video", expected=expected,
                          hint="leave one out")  # fmt: skip
-    return tuple(seeds)
+    return seeds
 
 
 def say_notes(notes: Iterable[str], quiet: bool) -> None:
@@ -88,8 +81,7 @@ def read_rows(
     from longgen import prompts as files
 
     if prompt is not None and prompts is not None:
-        raise UsageError("--prompt cannot be combined with --prompts", expected="--prompt TEXT, or --prompts FILE",
-                         hint="leave one out")  # fmt: skip
+        raise conflict("--prompt", "--prompts", expected="--prompt TEXT, or --prompts FILE")
     if prompt is not None:
         return [files.Row(prompt=files.checked(prompt, "--prompt"))]
     if prompts is None:
@@ -103,9 +95,8 @@ def read_rows(
 def read_prompts(prompt: str | None, prompts: Path | None, quiet: bool) -> list[str]:
     """The different prompts, of commands whose settings are the same for all."""
     texts = [row.prompt for row in read_rows(prompt, prompts, quiet, ("prompt",), ONE_SETTING)]
-    repeated = next((text for text in texts if texts.count(text) > 1), None)
-    if repeated is not None:
-        say_notes([f"'{on_one_line(repeated, 60)}' is given {texts.count(repeated)} times, and is used once"], quiet)
+    if repeated := [text for text in texts if texts.count(text) > 1]:
+        say_notes([f"'{on_one_line(repeated[0], 60)}' is given {texts.count(repeated[0])} times, and is used once"], quiet)
     return [*dict.fromkeys(texts)]
 
 
@@ -116,8 +107,8 @@ def read_schedule(path: Path | None, prompt: str | None = None, prompts: Path | 
     if path is None:
         return None
     if prompt is not None or prompts is not None:
-        other = "--prompt" if prompt is not None else "--prompts"
-        raise UsageError(f"--schedule cannot be combined with {other}", expected="one of the two", hint=f"leave {other} out")
+        other = "--prompts" if prompt is None else "--prompt"
+        raise conflict("--schedule", other, hint=f"leave {other} out")
     return schedule.load(path)
 
 
@@ -173,9 +164,9 @@ def jobs_of_rows(rows: Sequence[Row], plans: Sequence[Plan], seed: int | None, o
 
     jobs = []
     for row, plan in zip(rows, plans, strict=True):
-        given = seed if row.seed is None else row.seed
+        row_seed = seed if row.seed is None else row.seed
         target = output if row.output is None else str(Path(output or ".") / row.output)
-        jobs.append(rundir.JobRequest(plan, row.prompt, run.draw_seed() if given is None else given, target))
+        jobs.append(rundir.JobRequest(plan, row.prompt, run.draw_seed() if row_seed is None else row_seed, target))
     first_lines: dict[Any, int] = {}
     for row, job in zip(rows, jobs, strict=True):
         first = first_lines.setdefault((id(job.plan), job.prompt, job.seed), row.line)

@@ -10,7 +10,7 @@ import typer
 
 from longgen.cli.app import answer, app
 from longgen.cli.options import AllowCode, Json
-from longgen.errors import UsageError
+from longgen.errors import UsageError, conflict
 
 
 @app.command()
@@ -27,9 +27,7 @@ def inspect(
 
     stored = read_settings(video)
     if toml and schedule:
-        raise UsageError(
-            "--toml cannot be combined with --schedule: each prints a file", expected="one of them", hint="leave one out"
-        )
+        raise conflict("--toml", "--schedule", "each prints a file")
     if schedule:
         shots = resolve.from_settings(stored, video, allow_code).schedule
         if shots is None:

@@ -38,6 +38,9 @@ Backbone = Annotated[
     typer.Option("--backbone", "-m", envvar="LONGGEN_BACKBONE", metavar="NAME|HUB-ID|DIR",
                  help="The model (default: wan2.1-1.3b with a GPU, else tiny)."),
 ]  # fmt: skip
+PromptsFile = Annotated[
+    Path | None, typer.Option("--prompts", metavar="FILE", help="One prompt a line in .txt; a table in .csv; .jsonl.")
+]
 ScheduleFile = Annotated[
     Path | None,
     typer.Option("--schedule", metavar="FILE.toml", help="Prompts that change over time, in place of --prompt."),
@@ -135,11 +138,9 @@ class SampleOptions:
     def sample(self, fps: int | None, negative_prompt: str | None = None) -> Sample:
         """All but the duration. Raises UsageError for a size that is none."""
         from longgen.preset import Sample
-        from longgen.prompts import parse_size
 
-        return Sample(frames=self.frames, size=None if self.size is None else parse_size(self.size), steps=self.steps,
-                      guidance_scale=self.guidance_scale, negative_prompt=negative_prompt, flow_shift=self.flow_shift,
-                      fps=fps)  # fmt: skip
+        return Sample(frames=self.frames, size=parse_size(self.size), steps=self.steps, guidance_scale=self.guidance_scale,
+                      negative_prompt=negative_prompt, flow_shift=self.flow_shift, fps=fps)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,13 @@ class OutputOptions:
     overwrite: Overwrite = False
     as_json: Json = False
     quiet: Quiet = False
+
+
+def parse_size(size: str | None) -> tuple[int, int] | None:
+    """`832x480` as (width, height). Raises UsageError."""
+    from longgen import prompts
+
+    return None if size is None else prompts.parse_size(size)
 
 
 def given_options(context: typer.Context) -> dict[str, str]:

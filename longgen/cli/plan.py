@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longgen.cli.app import answer, app, say
-from longgen.cli.inputs import choose_backbone, read_schedule
-from longgen.cli.options import Backbone, Dtype, Fps, Offload, OutputOptions, PresetOptions, SampleOptions, ScheduleFile
-from longgen.errors import LonggenError, UsageError
+from longgen.cli import inputs
+from longgen.cli import options as opt
+from longgen.cli.app import answer, app, logger
+from longgen.errors import LonggenError, UsageError, conflict
 
 if TYPE_CHECKING:
     from longgen.plan import Plan
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 @app.command("plan")
 def plan_command(
-    preset: PresetOptions,
+    preset: opt.PresetOptions,
     *,
-    backbone: Backbone = None,
-    sample: SampleOptions,
-    fps: Fps = None,
-    schedule: ScheduleFile = None,
-    dtype: Dtype = None,
-    offload: Offload = "none",
+    backbone: opt.Backbone = None,
+    sample: opt.SampleOptions,
+    fps: opt.Fps = None,
+    schedule: opt.ScheduleFile = None,
+    dtype: opt.Dtype = None,
+    offload: opt.Offload = "none",
     export: Annotated[Path | None, typer.Option("--export", metavar="FILE.npz", help="Write the frame-plan tables.")] = None,
-    options: OutputOptions,
+    options: opt.OutputOptions,
 ) -> None:
     """Show what would run: its tables, its cost relative to direct sampling and its memory. Loads no weights."""
     from longgen import cost
@@ -35,16 +35,14 @@ def plan_command(
     from longgen.resolve import PlanRequest, resolve
 
     if preset.probe == "run":
-        raise UsageError("--probe run cannot be combined with plan: it runs the model, and plan loads no weights",
-                         expected="a probe's file, or published",
-                         hint="longgen probe first; plan then uses the stored probe")  # fmt: skip
-    spec, overrides = choose_backbone(backbone, quiet=True), (*(preset.overrides or ()),)
-    plan = resolve(PlanRequest(preset.preset, spec, overrides, sample.sample(fps), sample.duration, read_schedule(schedule),
+        raise conflict("--probe run", "plan", "it runs the model, and plan loads no weights", "a probe's file, or published",
+                       "longgen probe first; plan then uses the stored probe")  # fmt: skip
+    spec, overrides = inputs.choose_backbone(backbone, quiet=True), (*(preset.overrides or ()),)
+    plan = resolve(PlanRequest(preset.preset, spec, overrides, sample.sample(fps), sample.duration, inputs.read_schedule(schedule),
                                preset.layers, preset.probe, allow_code=preset.allow_code))  # fmt: skip
     if export is not None:
         _export(plan, export, options.overwrite)
-        if not options.quiet:
-            say(f"tables written to {export}")
+        logger(options.quiet)(f"tables written to {export}")
     dtype_name = dtype or plan.spec.dtype
     data = plan_dict(plan) | {"memory_bytes": cost.memory_bytes(plan, dtype_name, offload)}
     answer(plan_text(plan, dtype_name, offload), data, options.as_json)

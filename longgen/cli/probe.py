@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from longgen.cli.app import answer, app, say
-from longgen.cli.inputs import choose_backbone, model_settings, parse_seeds, parse_size, read_prompts, warn_of_grammar
-from longgen.cli.options import Backbone, DeviceOptions, Frames, Json, Lora, Overwrite, Quiet, Seeds, Size
+from longgen.cli import inputs
+from longgen.cli import options as opt
+from longgen.cli.app import answer, app, logger, say
 from longgen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,13 +26,11 @@ METRICS = Literal["attention", "latent", "video"]
 class RunsOptions:
     """The generations that are measured."""
 
-    backbone: Backbone = None
-    frames: Frames = None
+    backbone: opt.Backbone = None
+    frames: opt.Frames = None
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="In place of two built-in prompts.")] = None
-    prompts: Annotated[
-        Path | None, typer.Option("--prompts", metavar="FILE", help="One prompt a line in .txt; also .csv and .jsonl.")
-    ] = None
-    seeds: Seeds = "0,1"
+    prompts: opt.PromptsFile = None
+    seeds: opt.Seeds = "0,1"
 
 
 @dataclass(frozen=True)
@@ -58,20 +56,20 @@ class ReportOptions:
     """What is measured anew, and where the report goes."""
 
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Denoising steps of each run (default: 10 at most).")] = None
-    size: Size = None
+    size: opt.Size = None
     quick: Annotated[bool, typer.Option("--quick", help="Observe two ordinary generations; change no layer.")] = False
     again: Annotated[bool, typer.Option("--again", help="Repeat measurements that are already stored.")] = False
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Where the report goes (default: probe-BACKBONE-FRAMES here)."),
     ] = None
-    overwrite: Overwrite = False
+    overwrite: opt.Overwrite = False
 
 
 @app.command()
 def probe(
-    runs: RunsOptions, judge: JudgeOptions, options: ReportOptions, device: DeviceOptions, lora: Lora = None, as_json: Json = False,
-    quiet: Quiet = False,
+    runs: RunsOptions, judge: JudgeOptions, options: ReportOptions, device: opt.DeviceOptions, lora: opt.Lora = None,
+    as_json: opt.Json = False, quiet: opt.Quiet = False,
 ) -> None:  # fmt: skip
     """Find the layers that are sensitive to position and to context; presets such as freeloc use the result.
 
@@ -80,14 +78,14 @@ def probe(
     from longgen import disk, naming
     from longgen.probe import measure, report
 
-    spec = choose_backbone(runs.backbone, quiet)
-    texts = None if runs.prompt is None and runs.prompts is None else read_prompts(runs.prompt, runs.prompts, quiet)
+    spec = inputs.choose_backbone(runs.backbone, quiet)
+    texts = None if runs.prompt is None and runs.prompts is None else inputs.read_prompts(runs.prompt, runs.prompts, quiet)
     if texts is not None:
-        warn_of_grammar(spec, texts, quiet)
-    how = model_settings(spec, device.settings() | {"lora": tuple(lora or ())})
+        inputs.warn_of_grammar(spec, texts, quiet)
+    how = inputs.model_settings(spec, device.settings() | {"lora": tuple(lora or ())})
     settings = measure.make_settings(
-        spec, "quick" if options.quick else "full", runs.frames, options.steps, texts, parse_seeds(runs.seeds),
-        parse_size(options.size), how.dtype, how.lora,
+        spec, "quick" if options.quick else "full", runs.frames, options.steps, texts, inputs.parse_seeds(runs.seeds),
+        opt.parse_size(options.size), how.dtype, how.lora,
     )  # fmt: skip
     folder = options.output or report.free_folder(
         Path(f"probe-{naming.slug(spec.name)}-{settings.frames}"), spec.name, settings, options.overwrite
@@ -99,9 +97,9 @@ def probe(
     with disk.held(folder / disk.LOCK, str(folder)):
         report.check_output(folder, spec.name, settings, options.overwrite)
         written = report.write(result, folder)
-    answer(report.text(result), result.as_dict(), as_json, made=True)
-    if not quiet:
-        say(f"report: {next(path for path in written if path.suffix == '.html')}; stored for presets: {stored}")
+    answer(report.text(result), result.as_dict(), as_json, wrote=True)
+    page = next(path for path in written if path.suffix == ".html")
+    logger(quiet)(f"report: {page}; stored for presets: {stored}")
 
 
 def probe_first(preset: Preset, spec: BackboneSpec, loading: dict[str, Any], quiet: bool) -> str:
@@ -111,7 +109,7 @@ def probe_first(preset: Preset, spec: BackboneSpec, loading: dict[str, Any], qui
 
     if not selection.uses_probe(preset):
         return "run"  # which layer selection refuses
-    how, sample = model_settings(spec, loading), preset.sample_on(spec)
+    how, sample = inputs.model_settings(spec, loading), preset.sample_on(spec)
     frames_px = sample.frames or spec.native_px
     settings = measure.make_settings(spec, "quick", frames_px, None, None, (0, 1), sample.size, how.dtype, how.lora)
     return str(run_probe(spec, how, settings, JudgeOptions(), again=False, quiet=quiet)[1])
@@ -124,6 +122,5 @@ def run_probe(
     from longgen.probe.run import probe as run
     from longgen.progress import reporter
 
-    log = (lambda message: None) if quiet else say
     with reporter(quiet, say) as report:
-        return run(spec, how, settings, judge.metric, judge.threshold, judge.top, again, report, log)
+        return run(spec, how, settings, judge.metric, judge.threshold, judge.top, again, report, logger(quiet))

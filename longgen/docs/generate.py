@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import functools
-import json
 import os
 import re
 import shlex
@@ -26,12 +24,13 @@ from typing import Any
 import typer
 from typer.testing import CliRunner
 
-from longgen import catalog, describe, preset
-from longgen.backbones.registry import FAMILIES
+from longgen import catalog, cost, describe, planner, preset
+from longgen.backbones.registry import FAMILIES, SPECS
 from longgen.backbones.spec import CAPABILITIES
 from longgen.cli import app
 from longgen.cli.docs import FOLDER, summary, topics
 from longgen.metrics import METRICS
+from longgen.plan import Plan
 from longgen.units import human_bytes
 
 BLOCK = re.compile(r"(?<=^<!-- generated: )(.+?)( -->\n)(.*?)(?=^<!-- end -->$)", re.DOTALL | re.MULTILINE)
@@ -55,12 +54,6 @@ def run(line: str) -> str:
     return "\n".join(row.rstrip() for row in result.output.splitlines())
 
 
-@functools.cache
-def data(*words: str) -> Any:
-    """What `longgen WORDS --json` prints, parsed."""
-    return json.loads(run(shlex.join(["longgen", *words, "--json"])))
-
-
 def techniques() -> str:
     rows = []
     for slot, names in catalog.SLOTS.items():
@@ -68,8 +61,9 @@ def techniques() -> str:
             technique = catalog.technique(name)
             header = " ".join(str(sys.modules[technique.__module__].__doc__).split("\n\n")[0].split())
             what = header.partition(": ")[2] or header
-            where = describe.preset_row(preset.Preset(name=name, techniques=(technique(),)))["backbones"]
-            rows.append((f"`{name}`", slot, technique.paper, what.rstrip("."), _where(where), _attention_cost(name, where)))
+            alone = describe.preset_row(preset.Preset(name=name, techniques=(technique(),)))
+            attention = _attention_cost(name, alone["backbones"])
+            rows.append((f"`{name}`", slot, technique.paper, what.rstrip("."), describe.backbones_label(alone), attention))
     return table(("name", "slot", "paper", "what it does", "backbones", "cost"), rows)
 
 
@@ -78,72 +72,45 @@ def _attention_cost(name: str, backbones: list[str]) -> str:
     backbone = next((known for known in describe.COSTED if known in backbones), None)
     if backbone is None:
         return "–"
-    with tempfile.TemporaryDirectory() as folder:
 
-        def attention(*stack: str) -> float:
-            path = Path(folder, f"{'-'.join(stack)}.toml")
-            lines = ["schema = 1", f'name = "{path.stem}"', *(f'[[technique]]\nname = "{technique}"' for technique in stack)]
-            path.write_text("\n".join(lines), encoding="utf-8")
-            return data("plan", "--preset", str(path), "--backbone", backbone, "--frames", "321")["attention_ratio"]
+    def attention(*stack: str) -> float:
+        stacked = tuple(catalog.technique(technique)() for technique in stack)
+        alone = preset.Preset(name=name, techniques=stacked, sample=preset.Sample(frames=321))
+        return cost.attention_ratio(planner.build(alone, SPECS[backbone]))
 
-        if name == "sink":  # which adds to a context, and is nothing without
-            return f"{attention('window', name) - attention('window'):.2f} more"
-        return f"{attention(name):.2f}"
-
-
-def _where(names: list[str]) -> str:
-    """The backbones that can take a preset, in few words."""
-    return describe._able(names, [name for name in specs() if name not in names])
+    if name == "sink":  # which adds to a context, and is nothing without
+        return f"{attention('window', name) - attention('window'):.2f} more"
+    return f"{attention(name):.2f}"
 
 
 def presets() -> str:
     rows = []
-    for shipped in data("presets", "list"):
-        stack = " + ".join(f"`{technique}`" for technique in shipped["techniques"]) or "none"
-        cost = "–" if shipped["cost_ratio"] is None else f"{shipped['cost_ratio']:.2f}"
-        what = shipped["description"].rstrip(".")
-        rows.append((f"`{shipped['name']}`", what, stack, cost, _where(shipped["backbones"]), shipped["source"]))
+    for shipped in map(preset.load, preset.names()):
+        row = describe.preset_row(shipped)
+        stack = " + ".join(f"`{technique}`" for technique in row["techniques"]) or "none"
+        ratio = "–" if row["cost_ratio"] is None else f"{row['cost_ratio']:.2f}"
+        where = describe.backbones_label(row)
+        rows.append((f"`{shipped.name}`", shipped.description.rstrip("."), stack, ratio, where, shipped.source))
     return table(("name", "what it does", "techniques", "cost", "backbones", "source"), rows)
 
 
 def costs() -> str:
-    rows = []
-    for shipped in data("presets", "list"):
-        cells = [_cost(shipped["name"], backbone) if backbone in shipped["backbones"] else "–" for backbone in COST_COLUMNS]
-        rows.append((f"`{shipped['name']}`", *cells))
-    return table(("preset", *COST_COLUMNS), rows)
-
-
-def _cost(name: str, backbone: str) -> str:
     """All arithmetic against direct sampling, at 4 times the native length; in all layers where a probe is needed."""
-    native_px = specs()[backbone]["native_px"]
-    words = ["plan", "--preset", name, "--backbone", backbone, "--frames", str(4 * native_px - 3)]
-    asks_a_probe = any(
-        isinstance(technique.layers, str) and technique.layers != "all" for technique in preset.load(name).techniques
-    )
-    everywhere = ["--layers", "all"] if asks_a_probe and not specs()[backbone]["verdicts"] else []
-    return f"{data(*words, *everywhere)['cost_ratio']:.2f}"
-
-
-@functools.cache
-def specs() -> dict[str, dict[str, Any]]:
-    """What `longgen backbones list` knows, by name."""
-    return {spec["name"]: spec for spec in data("backbones", "list")}
-
-
-def in_package(spec: dict[str, Any]) -> bool:
-    return Path(spec["source"]).is_dir()
+    rows = []
+    for name in preset.names():
+        plans = planner.on_every_backbone(preset.load(name))
+        known = (plans[backbone] for backbone in COST_COLUMNS)
+        rows.append((f"`{name}`", *(f"{cost.ratio(plan):.2f}" if isinstance(plan, Plan) else "–" for plan in known)))
+    return table(("preset", *COST_COLUMNS), rows)
 
 
 def backbones() -> str:
     rows = []
-    for name, spec in specs().items():
-        width, height = spec["size"]
-        native = f"{spec['native_px']} frames, {width}x{height}, {spec['fps']} fps"
-        weights = (
-            "in the package" if in_package(spec) else " + ".join(filter(None, (spec["checkpoint"], spec["lora"], spec["source"])))
-        )
-        rows.append((f"`{name}`", weights, native, f"{spec['steps']}, {spec['guidance_scale']:g}", spec["license"]))
+    for spec in SPECS.values():
+        width, height = spec.size
+        native = f"{spec.native_px} frames, {width}x{height}, {spec.fps} fps"
+        weights = "in the package" if spec.built_in else " + ".join(filter(None, (spec.checkpoint, spec.lora, spec.source)))
+        rows.append((f"`{spec.name}`", weights, native, f"{spec.steps}, {spec.guidance_scale:g}", spec.license))
     return table(("name", "weights", "native", "steps, guidance", "license"), rows)
 
 
@@ -160,16 +127,14 @@ def pipelines() -> str:
 def models() -> str:
     """The backbones with what they have really been run on by the authors of this repository."""
     rows = []
-    for name, spec in specs().items():
-        ran = "CPU: every test and table here" if in_package(spec) else "not with these weights, not on a GPU"
-        rows.append((f"`{name}`", spec["about"], "{} frames, {}x{}".format(spec["native_px"], *spec["size"]), ran))
+    for spec in SPECS.values():
+        ran = "CPU: every test and table here" if spec.built_in else "not with these weights, not on a GPU"
+        rows.append((f"`{spec.name}`", spec.about, "{} frames, {}x{}".format(spec.native_px, *spec.size), ran))
     return table(("name", "model", "native", "run on"), rows)
 
 
 def capabilities() -> str:
-    rows = (
-        (f"`{name}`", *("yes" if one in spec["capabilities"] else "" for one in CAPABILITIES)) for name, spec in specs().items()
-    )
+    rows = ((f"`{spec.name}`", *("yes" * (each in spec.capabilities) for each in CAPABILITIES)) for spec in SPECS.values())
     meanings = "\n".join(f"- *{name}*: {meaning}" for name, meaning in CAPABILITIES.items())
     return f"{table(('name', *CAPABILITIES), rows)}\n\n{meanings}"
 
@@ -177,10 +142,9 @@ def capabilities() -> str:
 def memory() -> str:
     """The estimated peak by --offload, for 321 frames of Wan 2.1 1.3B with freespec."""
     kinds = ("none", "model", "group", "sequential")
-    words = ["plan", "--preset", "freespec", "--backbone", "wan2.1-1.3b", "--frames", "321", "--dtype", "bf16", "--offload"]
-    return table(
-        ("`--offload`", *kinds), [("estimate", *(human_bytes(data(*words, kind)["memory_bytes"]["peak"]) for kind in kinds))]
-    )
+    plan = planner.build(preset.load("freespec", sample=preset.Sample(frames=321)), SPECS["wan2.1-1.3b"])
+    peaks = (human_bytes(cost.memory_bytes(plan, "bf16", kind)["peak"]) for kind in kinds)
+    return table(("`--offload`", *kinds), [("estimate", *peaks)])
 
 
 def metrics() -> str:
@@ -191,10 +155,8 @@ def metrics() -> str:
 def commands() -> str:
     group = typer.main.get_command(app)
     named: dict[str, Any] = getattr(group, "commands", {})
-    return table(
-        ("command", "what it does"),
-        ((f"`longgen {name}`", str(command.help).split("\n\n")[0].replace("\n", " ")) for name, command in named.items()),
-    )
+    rows = ((f"`longgen {name}`", str(command.help).split("\n\n")[0].replace("\n", " ")) for name, command in named.items())
+    return table(("command", "what it does"), rows)
 
 
 def _walk(command: Any, name: str, parent: Any = None) -> Iterator[tuple[str, Any, Any]]:
@@ -257,22 +219,10 @@ def index() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "techniques": techniques,
-    "presets": presets,
-    "costs": costs,
-    "backbones": backbones,
-    "pipelines": pipelines,
-    "models": models,
-    "capabilities": capabilities,
-    "memory": memory,
-    "metrics": metrics,
-    "commands": commands,
-    "options": options,
-    "variables": variables,
-    "modules": modules,
-    "imports": imports,
-    "index": index,
-}
+    function.__name__: function
+    for function in (techniques, presets, costs, backbones, pipelines, models, capabilities, memory, metrics, commands, options,
+                     variables, modules, imports, index)
+}  # fmt: skip
 
 
 def block(name: str) -> str:
@@ -295,9 +245,7 @@ def files() -> list[Path]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m longgen.docs.generate", description="Write the generated parts of the documentation."
-    )
+    parser = argparse.ArgumentParser("python -m longgen.docs.generate", description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if a file is out of date")
     check = parser.parse_args(arguments).check
     stale = []

@@ -65,7 +65,10 @@ class FreeLong(Fusion):
     def branches(self, plan: FramePlan, geometry: Geometry, step: int, steps: int) -> dict[str, FramePlan]:
         ranges = local_windows(geometry.frames_lat, self.window or geometry.native_lat, self.edge)
         local = plan.see_only(visible_from_ranges(ranges))
-        return {"local": local} if step >= round(self.split * steps) else {"global": plan, "local": local}
+        return {"local": local} if step >= self.split_step(steps) else {"global": plan, "local": local}
+
+    def split_step(self, steps: int) -> int:
+        return round(self.split * steps)
 
     def fuse(self, attend: Callable[[str], Tensor], step: Step, grid: Grid) -> Tensor:
         """L + K_t K_h K_w (G - L) of the branches "global" and "local", each [B, N, C]."""

@@ -96,7 +96,10 @@ class FreeLongPlusPlus(Fusion, NoiseTechnique):
                              hint="--set freelongpp.sparse=false, or leave scales out")  # fmt: skip
         if self.sparse and settled.window is not None and frames_lat > settled.window:
             branches[name] = plan.see_only(np.broadcast_to(np.arange(frames_lat) % 2 == 0, (frames_lat, frames_lat)))
-        return dict(list(branches.items())[:1]) if step >= round(self.split * steps) else branches
+        return dict(list(branches.items())[:1]) if step >= self.split_step(steps) else branches
+
+    def split_step(self, steps: int) -> int:
+        return round(self.split * steps)
 
     def fuse(self, attend: Callable[[str], Tensor], step: Step, grid: Grid) -> Tensor:
         """Z_1 + the sum over l of G(c_l) (Z_l - Z_(l-1)), each Z_l [B, N, C]; one branch after the other."""

@@ -108,13 +108,16 @@ class FreePca(Fusion, NoiseTechnique):
             return {"global": plan}
         frame = np.arange(frames_lat)
         inside = [(frame >= start) & (frame < start + window) for start in settled.starts(frames_lat)]
-        fused = self.split is None or step < math.floor(self.split * steps + 1e-9)  # 0.29 of 100 is 29
+        fused = step < self.split_step(steps)
         share = np.ones(frames_lat) if fused else 1 / np.sum(inside, axis=0)
         local = replace(plan, passes=tuple(_within(p, frames, share) for frames in inside for p in plan.passes))
         if not fused:
             return {"local": local}
         scale = math.sqrt(math.log(frames_lat) / math.log(geometry.native_lat)) if self.entropy and geometry.ratio > 1 else 1.0
         return {"global": replace(plan, logit_scale=plan.logit_scale * scale), "local": local}
+
+    def split_step(self, steps: int) -> int:
+        return steps if self.split is None else math.floor(self.split * steps + 1e-9)  # 0.29 of 100 is 29
 
     def fuse(self, attend: Attend, step: Step, grid: Grid) -> Tensor:
         """The mean of the fused windows [B, N, C], one window after the other; from `until` on, the mean of the local ones."""

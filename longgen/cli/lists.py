@@ -1,0 +1,105 @@
+"""longgen presets, techniques and backbones: list, show and check."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from typing import Annotated
+
+import typer
+
+from longgen.cli.app import App, answer, app
+from longgen.cli.options import AllowCode, Backbone, Json, Set
+
+presets_app = App(no_args_is_help=True, help="List, show and check presets.")
+techniques_app = App(no_args_is_help=True, help="List and show techniques.")
+backbones_app = App(no_args_is_help=True, help="List and show backbones.")
+app.add_typer(presets_app, name="presets")
+app.add_typer(techniques_app, name="techniques")
+app.add_typer(backbones_app, name="backbones")
+
+
+@presets_app.command("list")
+def presets_list(as_json: Json = False) -> None:
+    """All presets that longgen ships: cost, techniques, backbones, paper."""
+    from longgen import preset
+    from longgen.describe import preset_row, presets_text
+
+    rows = [(shipped := preset.load(name)).as_dict() | preset_row(shipped) for name in preset.names()]
+    answer(presets_text(rows), rows, as_json)
+
+
+@presets_app.command("show")
+def presets_show(
+    name: Annotated[str, typer.Argument(help="A name or a TOML file.")],
+    overrides: Set = None,
+    allow_code: AllowCode = False,
+    as_json: Json = False,
+) -> None:
+    """Print a preset as TOML, with every parameter."""
+    from longgen import preset
+
+    loaded = preset.load(name, overrides or (), allow_code=allow_code)
+    answer(loaded.as_toml().rstrip(), loaded.as_dict(), as_json)
+
+
+@presets_app.command("check")
+def presets_check(
+    files: Annotated[list[str], typer.Argument(help="TOML files or names.")],
+    backbone: Backbone = None,
+    allow_code: AllowCode = False,
+    as_json: Json = False,
+) -> None:
+    """Check presets; with --backbone also whether that backbone can run them."""
+    from longgen import preset
+    from longgen.backbones.find import find
+    from longgen.planner import as_if_probed, build
+
+    for loaded in [preset.load(name, allow_code=allow_code) for name in files]:
+        if backbone is not None:
+            build(loaded, as_if_probed(find(backbone)))
+    answer("\n".join(f"{name}: fine" for name in files), [{"name": name, "ok": True} for name in files], as_json)
+
+
+@techniques_app.command("list")
+def techniques_list(as_json: Json = False) -> None:
+    """Every technique, built in or of an installed package: slot, paper, what it does."""
+    from longgen.describe import technique_rows, techniques_text
+
+    rows = technique_rows()
+    answer(techniques_text(rows), rows, as_json)
+
+
+@techniques_app.command("show")
+def techniques_show(
+    name: Annotated[str, typer.Argument(help="A technique's name; with --allow-code also package.module:Class.")],
+    allow_code: AllowCode = False,
+    as_json: Json = False,
+) -> None:
+    """A technique's equations, parameters, backbones, presets and cost."""
+    from longgen.describe import technique_dict, technique_text
+
+    technique = technique_dict(name, allow_code)
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    answer(technique_text(technique, columns), technique, as_json)
+
+
+@backbones_app.command("list")
+def backbones_list(as_json: Json = False) -> None:
+    """All backbones by name."""
+    from longgen.backbones.registry import all_specs
+    from longgen.describe import backbone_dict
+
+    specs = all_specs().values()
+    rows = [f"{spec.name:<16}{spec.native_px:>4} frames native  {spec.about}" for spec in specs]
+    answer("\n".join(rows), [backbone_dict(spec) for spec in specs], as_json)
+
+
+@backbones_app.command("show")
+def backbones_show(name: Annotated[str, typer.Argument(help="A name, a hub id or a folder.")], as_json: Json = False) -> None:
+    """Show the facts of a backbone; for tiny also the prompts that it understands."""
+    from longgen.backbones.find import find
+    from longgen.describe import backbone_dict, backbone_text
+
+    spec = find(name)
+    answer(backbone_text(spec), backbone_dict(spec), as_json)

@@ -67,12 +67,12 @@ def _from_weights(spec: BackboneSpec, place: str, says_causal: bool = True) -> B
     from longgen.backbones import checkpoints  # here: it imports torch
 
     weights, lora = _locate(spec, path)
-    contents = checkpoints.examine(weights)
-    width = contents.tensors["patch_embedding.weight"].shape[0]
+    tensors, causal = checkpoints.examine(weights)
+    width = tensors["patch_embedding.weight"].shape[0]
     bases = [from_folder(path)] if (path / "model_index.json").is_file() else [spec, WAN_14B]
     base = next((base for base in bases if base.width == width), bases[0])
-    checkpoints.config(weights, contents.tensors, base)  # raises where the sizes differ
-    if not says_causal and not contents.causal:
+    checkpoints.config(weights, tensors, base)  # raises where the sizes differ
+    if not says_causal and not causal:
         pipeline = next((str(folder) for folder in path.parents[:2] if (folder / "model_index.json").is_file()), "FOLDER")
         raise UsageError(f"{path} is a Wan transformer of width {width}, as {base.name}, and nothing in it says whether it is "
                          "causal (sees the past only) or bidirectional", expected=f"{', '.join(f'{name}:FILE' for name in CAUSAL)} "
@@ -81,7 +81,7 @@ def _from_weights(spec: BackboneSpec, place: str, says_causal: bool = True) -> B
     return replace(
         resized(spec, base), name=f"{spec.name}:{path}", about=f"{spec.name} with the weights in {weights.name}",
         license="see its model card", checkpoint=str(weights), lora=None if lora is None else str(lora),
-        parameters=sum(tensor.numel() for tensor in contents.tensors.values()),
+        parameters=sum(tensor.numel() for tensor in tensors.values()),
     )  # fmt: skip
 
 

@@ -134,10 +134,8 @@ def form(path: Path, expected: str, name: str | None = None) -> str:
                 members = archive.namelist()
         except (zipfile.BadZipFile, OSError, ValueError) as error:
             raise system_failure(error, name) or UsageError(
-                f"{name} is the beginning of a torch file or a ZIP archive: its end is missing",
-                expected=expected,
-                hint=DOWNLOAD_AGAIN,
-            ) from None
+                f"{name} is the beginning of a torch file or a ZIP archive: its end is missing", expected=expected,
+                hint=DOWNLOAD_AGAIN) from None  # fmt: skip
         if any(member.endswith("constants.pkl") for member in members):
             refuse("a TorchScript program", "choose another file")
         if any(member.endswith("data.pkl") for member in members):

@@ -53,7 +53,12 @@ def check_settings(spec: BackboneSpec, model_settings: ModelSettings) -> list[st
     if model_settings.quantize == "int8":
         int8_config(spec)
     if model_settings.attention is not None:
-        _check_attention(model_settings.attention)
+        from diffusers.models.attention_dispatch import AttentionBackendName, _check_attention_backend_requirements
+
+        try:
+            _check_attention_backend_requirements(AttentionBackendName(model_settings.attention))
+        except (ImportError, RuntimeError, ValueError) as error:
+            raise no_attention_backend(model_settings.attention, error) from error
     if model_settings.compile:
         _check_compiler(model_settings.device)
     return notes
@@ -84,15 +89,6 @@ def int8_config(spec: BackboneSpec) -> Any:
 def no_attention_backend(name: str, error: Exception) -> UsageError:
     return UsageError(f"--attention {name} cannot run here: {' '.join(str(error).split())[:300]}",
                       expected="one whose library is installed; native always is", hint="choose another")  # fmt: skip
-
-
-def _check_attention(name: str) -> None:
-    from diffusers.models.attention_dispatch import AttentionBackendName, _check_attention_backend_requirements
-
-    try:
-        _check_attention_backend_requirements(AttentionBackendName(name))
-    except (ImportError, RuntimeError, ValueError) as error:
-        raise no_attention_backend(name, error) from error
 
 
 def _check_compiler(device: str) -> None:

@@ -45,7 +45,9 @@ def component(kind: Any, source: str, name: str, dtype: torch.dtype, **options: 
     if issubclass(kind, transformers.PreTrainedModel):
         options["ignore_mismatched_sizes"] = True  # transformers' own error does not name the keys
     model, info = kind.from_pretrained(source, subfolder=name, dtype=dtype, output_loading_info=True, **options)
-    file = _weights_file(source, name)
+    folder = Path(source) / name
+    patterns = ("*.safetensors.index.json", "*.safetensors", "*.bin")
+    file = next((path for pattern in patterns for path in sorted(folder.glob(pattern))), folder)
     mismatched = sorted(f"{key} {tuple(shape)} for {tuple(expected)}" for key, shape, expected in info["mismatched_keys"])
     missing = sorted(info["missing_keys"])
     unread = sorted(key for key in info["unexpected_keys"] if not HARMLESS.search(key))
@@ -68,10 +70,3 @@ def component(kind: Any, source: str, name: str, dtype: torch.dtype, **options: 
                            expected="files in which they are equal, read by transformers 5.3 or newer",
                            hint=f"update transformers (here {transformers.__version__}), or download the file again")  # fmt: skip
     return model
-
-
-def _weights_file(source: str, name: str) -> str:
-    """The file of the model's weights; the index where there are several, the folder where there is none."""
-    folder = Path(source) / name
-    files = sorted(folder.glob("*.safetensors.index.json")) or sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    return str(files[0] if files else folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,9 @@ def load(spec: BackboneSpec, model_settings: ModelSettings) -> PipelineBackbone:
     except MissingError as error:
         raise _missing(spec, error.given) from None
     replaced = {} if checkpoint is None else {"transformer": None}  # neither downloaded nor read
-    try:
+    with _load_errors(spec):
         parts = integrity.components(adapter.kind, spec.source, dtypes, quantized, {*replaced})
         pipe = adapter.kind.from_pretrained(spec.source, dtype=dtypes, **parts, **replaced)
-    except LonggenError:
-        raise
-    except Exception as error:
-        raise _explain_load(spec, error) from error
     if checkpoint is not None:
         pipe.register_modules(transformer=checkpoints.load(checkpoint, dtype, quantized.get("transformer")))
     pipe.set_progress_bar_config(disable=True)
@@ -103,12 +100,8 @@ def decoder(spec: BackboneSpec, device: str, vae_tiling: bool = False) -> Callab
     check_settings(spec, model_settings)
     _set_threads(spec, device)
     adapter = adapter_of(spec)
-    try:
+    with _load_errors(spec):
         vae = integrity.component(adapter.vae_kind, spec.source, "vae", _vae_dtype(spec, model_settings)).to(device)
-    except LonggenError:
-        raise
-    except Exception as error:
-        raise _explain_load(spec, error) from error
     if vae_tiling:
         _tile(vae)
     return lambda latents: adapter.decoded(vae, latents, torch.device(device))
@@ -142,15 +135,20 @@ def _compile(transformer: Any, layers: list[Any]) -> None:
             block.forward = torch.compile(block.forward)
 
 
-def _explain_load(spec: BackboneSpec, error: Exception) -> LonggenError:
+@contextmanager
+def _load_errors(spec: BackboneSpec) -> Iterator[None]:
     """One of a few errors for the many types that diffusers raises: out of memory, a damaged file, or weights that are not here."""
-    if failure := system_failure(error, f"the weights of {spec.name}"):
-        return failure
-    reason = " ".join(str(error).split())[:300]
-    if Path(spec.source).is_dir():
-        return LonggenError(f"{spec.name}: a file in {spec.source} is missing or damaged: {type(error).__name__}: {reason}",
-                            expected="a complete diffusers folder", hint="copy or download it again")  # fmt: skip
-    return _missing(spec, f"{spec.source} could not be fetched: {reason}")
+    try:
+        yield
+    except LonggenError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        failure = system_failure(error, f"the weights of {spec.name}")
+        if failure is None and Path(spec.source).is_dir():
+            failure = LonggenError(f"{spec.name}: a file in {spec.source} is missing or damaged: {type(error).__name__}: {reason}",
+                                   expected="a complete diffusers folder", hint="copy or download it again")  # fmt: skip
+        raise failure or _missing(spec, f"{spec.source} could not be fetched: {reason}") from error
 
 
 def _missing(spec: BackboneSpec, reason: str) -> MissingError:

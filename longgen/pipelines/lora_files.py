@@ -1,4 +1,7 @@
-"""Finds and reads LoRA files of any trainer: safetensors or torch, on this machine or on the hub."""
+"""Finds and reads LoRA files of any trainer: safetensors or torch, on this machine or on the hub.
+
+diffusers, PEFT, DiffSynth, kohya, musubi, ComfyUI and the models' authors each have names of their own for the keys of a file.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,31 @@ from longgen.backbones import formats, weights_file
 from longgen.backbones.hub import not_fetched
 from longgen.backbones.system_errors import system_failure
 from longgen.errors import MissingError, UsageError
-from longgen.pipelines import lora_names
 
 EXPECTED = "a LoRA in safetensors made for this model, its folder, or a hub id (owner/name or owner/name/FILE)"
 _PATTERNS = ("*.safetensors", "*.sft"), ("*.pt", "*.pth", "*.ckpt", "*.bin")
+_PARTS = [  # the end of a key -> the part of a layer's LoRA
+    (r"[._]lora_A(\.[\w-]+)?\.weight|\.lora_A(\.[\w-]+)?|[._]lora_down\.weight|[._]lora\.down\.weight"
+     r"|\.lora_linear_layer\.down\.weight", "A"),
+    (r"[._]lora_B(\.[\w-]+)?\.bias|[._]lora_up\.bias", "bias"),
+    (r"[._]lora_B(\.[\w-]+)?\.weight|\.lora_B(\.[\w-]+)?|[._]lora_up\.weight|[._]lora\.up\.weight"
+     r"|\.lora_linear_layer\.up\.weight", "B"),
+    (r"\.alpha", "alpha"), (r"\.diff", "diff"), (r"\.diff_b", "diff_b"),
+]  # fmt: skip
+_UNSUPPORTED = [  # a part of a key -> what has it, where it is not a plain LoRA
+    (r"lokr_", "a LoKr of LyCORIS"), (r"hada_", "a LoHa of LyCORIS"), (r"(^|\.)b?oft_", "an OFT"),
+    (r"lora_mid", "a LoCon with lora_mid"),
+    (r"dora_scale|lora_magnitude_vector", "a DoRA"), (r"lora_embedding_", "a LoRA of embeddings"), (r"ia3_", "an (IA)3"),
+    (r"\.(w_norm|b_norm)$", "a LyCORIS file with norms"), (r"\.(a1|b1)\.weight$", "a GLoRA"),
+    (r"\.modules_to_save\.", "a LoRA with whole layers beside it (modules_to_save)"),
+]  # fmt: skip
+_TRAINERS = [  # a part of a key -> the trainer with such keys
+    (r"^lycoris_", "LyCORIS"), (r"^lora_(unet|te|transformer|dit)", "kohya or musubi"),
+    (r"\.lora_[AB]\.default\.|^pipe\.", "DiffSynth"),
+    (r"^base_model\.model\.", "PEFT"), (r"^diffusion_model\.", "ComfyUI"), (r"^transformer(_2)?\.", "diffusers"),
+]  # fmt: skip
+_TEXT_ENCODER = re.compile(r"^(lora_te\d?_|text_encoders?[\w]*\.|te\d?\.|cond_stage_model\.|conditioner\.|lora_te\.|text_model\.)")
+_SECOND_EXPERT = re.compile(r"(pipe\.)?(transformer_2|dit2)\.")
 _NO_WEIGHTS = re.compile(r"optimizer|scheduler|training_args|random_states|scaler", re.IGNORECASE)
 
 
@@ -138,16 +162,24 @@ def _several(place: str, files: list[str]) -> UsageError:
                       hint=f"name the right one, as {example}")  # fmt: skip
 
 
+def _part_of(name: str) -> tuple[str, str] | None:
+    """`diffusion_model.blocks.0.ffn.2.lora_down.weight` -> `diffusion_model.blocks.0.ffn.2`, `A`."""
+    for pattern, part in _PARTS:
+        if match := re.fullmatch(rf"(.+?)({pattern})", name):
+            return match[1], part
+    return None
+
+
 def read(place: str, path: Path) -> LoraFile:
     """The LoRA in the file at `path`, given as `place`. Raises UsageError where it is something else or not finite."""
     content, settings = _content(place, path)
     names = list(content)
-    for pattern, kind in lora_names.UNSUPPORTED:
+    for pattern, kind in _UNSUPPORTED:
         if any(re.search(pattern, name) for name in names):
             raise refused(place, f"it is {kind}, which longgen does not load", hint="take a plain LoRA of it, if there is one")
-    matching = (trainer for pattern, trainer in lora_names.TRAINERS if any(re.search(pattern, name) for name in names))
+    matching = (trainer for pattern, trainer in _TRAINERS if any(re.search(pattern, name) for name in names))
     trainer = next(matching, "an unknown trainer")
-    if not any(lora_names.part_of(name) for name in names):
+    if not any(_part_of(name) for name in names):
         model = formats.model_of(names) or ("a Wan transformer" if formats.is_wan(map(formats.unwrapped, names)) else None)
         first = ", ".join(names[:3]) or "nothing"
         raise refused(place, f"it is {model}, not a LoRA" if model else f"it is not a LoRA; it holds {first}")
@@ -155,17 +187,17 @@ def read(place: str, path: Path) -> LoraFile:
         raise refused(place, f"it holds {quantization}", hint="take its file in bf16 or fp16")
     parts: dict[tuple[str, int], dict[str, Tensor]] = {}
     text_weights, unknown = 0, []
-    two_experts = any(lora_names.SECOND_EXPERT.match(name) for name in names)
+    two_experts = any(_SECOND_EXPERT.match(name) for name in names)
     for name, value in content.items():
-        if lora_names.TEXT_ENCODER.match(name):
+        if _TEXT_ENCODER.match(name):
             text_weights += 1
             continue
-        split = lora_names.part_of(name)
+        split = _part_of(name)
         if split is None or not isinstance(value, Tensor):
             unknown.append(name)
             continue
         layer, part = split
-        expert = 0 if not two_experts else 2 if lora_names.SECOND_EXPERT.match(name) else 1
+        expert = 0 if not two_experts else 2 if _SECOND_EXPERT.match(name) else 1
         if not torch.isfinite(value.float()).all():
             raise refused(place, f"{name} has values that are NaN or infinite", hint="take an earlier checkpoint of the training")
         layer_parts = parts.setdefault((layer, expert), {})

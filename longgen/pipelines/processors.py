@@ -5,6 +5,7 @@ Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, L t
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +28,11 @@ def dispatch(q: Tensor, k: Tensor, v: Tensor, backend: Any, parallel: Any, mask:
     if mask is not None:
         backend, mask = AttentionBackendName.NATIVE, mask[None, None]  # most others refuse masks; [Nq, Nk] would mean [B, Nk]
     return dispatch_attention_fn(q, k, v, attn_mask=mask, dropout_p=0.0, is_causal=False, backend=backend, parallel_config=parallel)
+
+
+def project(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v [B, N, C] of `x`, before their norms."""
+    return attn.to_qkv(x).chunk(3, dim=-1) if attn.fused_projections else (attn.to_q(x), attn.to_k(x), attn.to_v(x))
 
 
 @dataclass
@@ -121,6 +127,23 @@ class PlannedAttention:
         self.programs, self.grid, self.step_state, self.rotary, self.stock = programs, grid, step_state, rotary, stock
         self._attention_backend = getattr(stock, "_attention_backend", None) or backend  # diffusers sets these two by name
         self._parallel_config = getattr(stock, "_parallel_config", None)
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Any:
+        """As diffusers calls a processor of self-attention, which passes arguments by these names."""
+        if self.idle():
+            return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        return self.attend(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+
+    @abstractmethod
+    def attend(self, attn: Any, x: Tensor, text: Any, mask: Tensor | None, rotary: Any) -> Any:
+        """What the module `attn` computes, by the program of this step. rotary: cos and sin as the transformer hands them over."""
 
     @torch.compiler.disable
     def idle(self) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longgen.backbones import formats, hub, wan, weights_file
+from longgen.backbones import formats, hub, wan
 from longgen.backbones.spec import BackboneSpec
 from longgen.backbones.system_errors import system_failure
 from longgen.cache_folder import cache_folder
@@ -35,10 +35,7 @@ _CONTAINERS = ("generator_ema", "generator", "model", "state_dict")  # the mean 
 
 
 def fetch(place: str) -> Path:
-    """The file or folder at `place`: a path, or `owner/name/path/in/repository` in the hub's local cache or on the hub.
-
-    Raises MissingError where it cannot be had.
-    """
+    """The file or folder at `place`: a path, or `owner/name/path/in/repository` on the hub. Raises MissingError."""
     path = Path(os.path.expanduser(place))
     if path.exists():
         return path
@@ -72,10 +69,7 @@ def download(place: str) -> str:
 
 
 def load(folder: Path, dtype: torch.dtype, quantization: Any = None) -> Any:
-    """The WanTransformer3DModel in `folder`. quantization: diffusers' configuration, or None.
-
-    Raises LonggenError where a file is missing or damaged.
-    """
+    """The WanTransformer3DModel in `folder`. quantization: diffusers' configuration. Raises LonggenError if it is damaged."""
     from diffusers import WanTransformer3DModel
 
     try:
@@ -94,10 +88,8 @@ def load(folder: Path, dtype: torch.dtype, quantization: Any = None) -> Any:
 def convert(spec: BackboneSpec) -> Path:
     """The folder of a WanTransformer3DModel with the weights of `spec.checkpoint`, `spec.lora` merged into them.
 
-    A checkpoint that is such a folder is returned as it is; else it is converted once, into the user's cache. Weights keep their
-    dtype.
-    Raises MissingError where they cannot be had, UsageError where they are another model's, LonggenError where they are damaged
-    or the cache cannot be written.
+    Such a folder is returned as it is; else it is converted once, into the user's cache. Weights keep their dtype. Raises
+    MissingError, UsageError where they are another model's, LonggenError where they are damaged or the cache cannot be written.
     """
     assert spec.checkpoint is not None
     path, lora = fetch(spec.checkpoint), fetch(spec.lora) if spec.lora else None
@@ -212,9 +204,9 @@ def examine(path: Path, data: bool = False) -> tuple[dict[str, Tensor], bool]:
         formats.check_shards(path)
         content: dict[str, Any] = {}
         for file in sorted(path.glob("*.safetensors")):
-            content |= weights_file.read(file, _EXPECTED, data=data)[0]
+            content |= formats.read(file, _EXPECTED, data=data)[0]
         return _renamed(content, path), formats.says_causal(texts)
-    content, metadata = weights_file.read(path, _EXPECTED, data=data)
+    content, metadata = formats.read(path, _EXPECTED, data=data)
     texts += [f"{key} {value}" for key, value in metadata.items() if len(value) < 10**5]
     outer: str | None = ""
     trained = False
@@ -243,7 +235,7 @@ def _renamed(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """The tensors of a Wan transformer under diffusers' names, without the prefixes of training's wrappers."""
     weights = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     model = formats.model_of(weights)
-    dtypes = (weights_file.DTYPE_NAMES.get(value.dtype, "") for value in weights.values() if value.ndim > 1)
+    dtypes = (formats.DTYPE_NAMES.get(str(value.dtype), "") for value in weights.values() if value.ndim > 1)
     if quantized := formats.quantized(weights, dtypes):
         of = model or ("a Wan transformer" if formats.is_wan(map(formats.unwrapped, weights)) else "a model")
         raise UsageError(f"{path} holds {quantized}, of {of}: longgen does not read them", expected=_EXPECTED, hint=formats.PLAIN)
@@ -269,7 +261,7 @@ def _diffusers_names(tensors: dict[str, Any]) -> dict[str, Any]:
 
 def _merged(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """`tensors` with the LoRA in `path` added, W + (alpha / rank) B A in float32; alpha is the rank where the file has none."""
-    content, _ = weights_file.read(path, _EXPECTED)
+    content, _ = formats.read(path, _EXPECTED)
     if isinstance(content.get("generator_lora"), Mapping):
         content = content["generator_lora"]
     parts: dict[str, dict[str, Tensor]] = {}  # by weight: A, B, alpha

@@ -91,8 +91,8 @@ def _locate(spec: BackboneSpec, path: Path) -> tuple[Path, Path | None]:
     In a folder: the file of the published name, at its place on the hub or at the top; else the only file of weights there; else
     a transformer that diffusers wrote. The LoRA lies beside a file, under its published name.
     """
-    published, published_lora = ("/".join((place or "").split("/")[2:]) for place in (spec.checkpoint, spec.lora))
-    weights, weights_name, lora_name = path, Path(published).name, Path(published_lora).name
+    published, lora_name = "/".join((spec.checkpoint or "").split("/")[2:]), Path(spec.lora or "").name
+    weights, weights_name = path, Path(published).name
     if path.is_dir():
         files = [] if (path / "config.json").is_file() else sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
         files = [file for file in files if file.name != lora_name]

@@ -113,10 +113,7 @@ def _no_pipeline(folder: Path) -> LonggenError:
 
 
 def _check_weights(folder: Path, headers: list[formats.Header], spec: BackboneSpec) -> None:
-    """Raises UsageError where the weights of a transformer, by their headers, are not those that its config describes.
-
-    diffusers silently drops weights where the config has fewer layers than the files.
-    """
+    """Raises UsageError where the weights are not those that the config describes: diffusers silently drops surplus layers."""
     formats.check_shards(folder)
     tensors = {name: entry for header in headers for name, entry in header.tensors.items()}
     quantized = formats.quantized(tensors, (dtype for dtype, shape in tensors.values() if len(shape) > 1))

@@ -6,9 +6,6 @@ A package registers a `Family` in its pyproject.toml, under the family's name:
 
     [project.entry-points."longgen.backbones"]
     my-family = "my_package.facts:FAMILY"
-
-Plug-ins are imported when a name, a pipeline class or a family is not one of longgen's own, so that a broken one disturbs nobody
-who does not use it.
 """
 
 from __future__ import annotations
@@ -24,13 +21,7 @@ from longgen.backbones.spec import BackboneSpec, Family
 from longgen.errors import UsageError
 
 GROUP = "longgen.backbones"
-FAMILIES = {
-    "wan": wan.FAMILY,
-    "causal-wan": causal_wan.FAMILY,
-    "ltx": ltx.FAMILY,
-    "cogvideox": cogvideox.FAMILY,
-    "hunyuan": hunyuan.FAMILY,
-}
+FAMILIES = {module.FAMILY.name: module.FAMILY for module in (wan, causal_wan, ltx, cogvideox, hunyuan)}
 SPECS = {  # longgen's own, the built-in ones first
     spec.name: spec
     for spec in sorted((spec for family in FAMILIES.values() for spec in family.specs), key=lambda spec: not spec.built_in)

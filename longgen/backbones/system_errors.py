@@ -33,10 +33,7 @@ _TEXTS = {  # what libraries write -> the errno that it stands for
 
 
 def system_failure(error: BaseException, what: str) -> LonggenError | None:
-    """The error that names memory, descriptors, permission or the disk as the reason why `what` was not loaded.
-
-    None where nothing in the chain of `error` says one of them.
-    """
+    """The error that `what` was not loaded for lack of memory, descriptors, permission or a disk; None where it is not that."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:

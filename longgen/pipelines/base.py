@@ -258,10 +258,7 @@ def to_frames(video: Tensor) -> np.ndarray:
     return (video.permute(1, 2, 3, 0).float().cpu().numpy() * 255).round().astype(np.uint8)
 
 
-@contextmanager
-def on_device(vae: Any) -> Iterator[None]:
+def to_device(vae: Any) -> None:
     """Moves an offloaded VAE to its device: model offload does so in decode() only, not where parts of it are called alone."""
-    offload = getattr(vae, "_hf_hook", None)
-    if offload is not None:
+    if (offload := getattr(vae, "_hf_hook", None)) is not None:
         offload.pre_forward(vae)
-    yield

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 def check_settings(spec: BackboneSpec, model_settings: ModelSettings) -> list[str]:
     """Raises UsageError where the device does not exist or `spec` cannot run with these settings on it. Returns notes.
 
-    Loads none of the model's weights. Raises MissingError where a LoRA or a library is missing, LonggenError where a file is
-    damaged.
+    Loads no weights of the model. Raises MissingError for a LoRA or a library, LonggenError where a file is damaged.
     """
     import torch
 
@@ -66,10 +65,10 @@ def check_settings(spec: BackboneSpec, model_settings: ModelSettings) -> list[st
 
 def unused_settings(plan: Plan, model_settings: ModelSettings) -> tuple[str, ...]:
     """Notes on settings that have no effect with `plan`."""
-    if model_settings.clip_batch > 1 and not plan.in_clips:
-        where = f"{plan.preset.name} gives {plan.spec.name} no clips at this length"
-        return (f"--clip-batch {model_settings.clip_batch} has no effect: {where}",)
-    return ()
+    if model_settings.clip_batch == 1 or plan.in_clips:
+        return ()
+    where = f"{plan.preset.name} gives {plan.spec.name} no clips at this length"
+    return (f"--clip-batch {model_settings.clip_batch} has no effect: {where}",)
 
 
 def int8_config(spec: BackboneSpec) -> Any:

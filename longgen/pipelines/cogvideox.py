@@ -19,7 +19,7 @@ from diffusers.models.attention_processor import Attention, CogVideoXAttnProcess
 from torch import Tensor
 
 from longgen.pipelines import foreign_hooks
-from longgen.pipelines.base import PipelineBackbone, on_device, to_frames, whole
+from longgen.pipelines.base import PipelineBackbone, to_device, to_frames, whole
 from longgen.pipelines.processors import PlannedAttention, project
 from longgen.plan import Plan
 
@@ -36,7 +36,7 @@ class CogVideoXAttentionPlan(PlannedAttention):
         k = attn.norm_k(k)
         (text_q, q), (text_k, k), (text_v, v) = ((part[:, :text_tokens], part[:, text_tokens:]) for part in (q, k, v))
         tables = None if rotary is None else (rotary[0][:, 0::2], rotary[1][:, 0::2])  # [N, D], every value twice
-        outputs = self.run_joint(attn, x, tables, q, k, v, (text_q, text_k, text_v))
+        outputs = self.run_joint(attn, x, tables, (q, k, v), (text_q, text_k, text_v))
         video, text = (attn.to_out[1](attn.to_out[0](part.type_as(q))) for part in outputs)
         return video, text
 
@@ -118,14 +118,14 @@ class CogVideoX(PipelineBackbone):
 
         With tiling, which diffusers does on the whole only, all frames come at once.
         """
-        with on_device(vae):
-            latents = 1 / vae.config.scaling_factor * whole(latents).to(device, vae.dtype)
-            if vae.use_tiling:
-                yield to_frames(vae.decode(latents).sample)
-                return
-            few, cache = vae.num_latent_frames_batch_size, None
-            first = latents.shape[2] % few + few  # the odd frame goes with the first ones
-            for part in (latents[:, :, :first], *latents[:, :, first:].split(few, dim=2)):
-                if part.shape[2]:
-                    video, cache = vae.decoder(part if vae.post_quant_conv is None else vae.post_quant_conv(part), conv_cache=cache)
-                    yield to_frames(video)
+        to_device(vae)
+        latents = 1 / vae.config.scaling_factor * whole(latents).to(device, vae.dtype)
+        if vae.use_tiling:
+            yield to_frames(vae.decode(latents).sample)
+            return
+        few, cache = vae.num_latent_frames_batch_size, None
+        first = latents.shape[2] % few + few  # the odd frame goes with the first ones
+        for part in (latents[:, :, :first], *latents[:, :, first:].split(few, dim=2)):
+            if part.shape[2]:
+                video, cache = vae.decoder(part if vae.post_quant_conv is None else vae.post_quant_conv(part), conv_cache=cache)
+                yield to_frames(video)

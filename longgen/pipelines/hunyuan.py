@@ -20,7 +20,7 @@ from torch import Tensor
 
 from longgen.attention.rotary import Tables
 from longgen.pipelines.base import PipelineBackbone, to_frames, whole
-from longgen.pipelines.processors import PlannedAttention
+from longgen.pipelines.processors import PlannedAttention, Tensors
 from longgen.plan import Plan
 
 
@@ -50,19 +50,18 @@ class HunyuanAttentionPlan(PlannedAttention):
 
     @torch.compiler.disable
     def run_samples(
-        self, layer: Any, features: Tensor, tables: Tables, video: tuple[Tensor, ...], text: tuple[Tensor, ...], mask: Tensor | None
+        self, layer: Any, features: Tensor, tables: Tables, video: Tensors, text: Tensors, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """`run_joint`, sample by sample, since prompts, and so keys, differ in length. video, text: q, k and v."""
-        videos, texts = [], []
+        (q, k, v), videos, texts = video, [], []
         for index in range(len(features)):
             rows = slice(index, index + 1)
             seen = slice(None) if mask is None else mask[index, 0, 0, -text[0].shape[1] :]
-            text_qkv = text[0][rows], text[1][rows, seen], text[2][rows, seen]
-            q, k, v = (x[rows] for x in video)
-            video_output, text_output = self.run_joint(layer, features[rows], tables, q, k, v, text_qkv, index)
+            video_qkv, text_qkv = (q[rows], k[rows], v[rows]), (text[0][rows], text[1][rows, seen], text[2][rows, seen])
+            video_output, text_output = self.run_joint(layer, features[rows], tables, video_qkv, text_qkv, index)
             videos.append(video_output)
             texts.append(text_output)
-        return torch.cat(videos).type_as(video[0]), torch.cat(texts).type_as(video[0])
+        return torch.cat(videos).type_as(q), torch.cat(texts).type_as(q)
 
 
 class Hunyuan(PipelineBackbone):

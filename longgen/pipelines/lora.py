@@ -60,10 +60,7 @@ class LayerUpdates:
 
 
 def check(spec: BackboneSpec, texts: tuple[str, ...]) -> list[str]:
-    """Whether every LoRA of `texts` can be read and fits the model of `spec`, none of which is loaded. Returns notes.
-
-    Raises MissingError, UsageError, or LonggenError where a file is damaged.
-    """
+    """Notes on the LoRAs of `texts`. Raises LonggenError where one cannot be read or does not fit the model of `spec`."""
     if not diffusers.utils.USE_PEFT_BACKEND:
         raise MissingError("--lora needs the library peft, which is not installed", expected="pip install 'longgen[lora]'",
                            hint="install it, or leave --lora out")  # fmt: skip
@@ -109,10 +106,7 @@ def shapes_of(transformer: Any) -> Shapes:
 
 
 def layer_aliases(shapes: Mapping[str, Any], family: Family) -> dict[str, tuple[str, ...]]:
-    """What trainers call the layers that have parameters in `shapes`, with `_` for `.` -> the layers in diffusers.
-
-    Several where the model's authors fuse them.
-    """
+    """What trainers call the layers with parameters in `shapes`, with `_` for `.` -> the layers in diffusers, several if fused."""
     layers = {name.removesuffix(".weight").removesuffix(".bias") for name in shapes}
     table = {layer: (layer,) for layer in layers} | dict(family.author_layers(layers))
     table |= {layer.removesuffix(".0"): (layer,) for layer in layers if layer.endswith(".to_out.0")}
@@ -145,7 +139,6 @@ def fit(file: LoraFile, spec: BackboneSpec, shapes: Shapes, expert: int = 1, exp
         raise _no_such_layers(file, spec, unmatched, len(layers))
     pairs: dict[str, tuple[Tensor, Tensor, float]] = {}
     additions: dict[str, Tensor] = {}
-
     for layer, parts in layers.items():
         targets = table[bare(layer)]
         weight, bias = f"{targets[0]}.weight", f"{targets[0]}.bias"
@@ -183,9 +176,8 @@ def _pair(
     rows = [shape[0] if shape else 0 for shape in weights]
     given, needed = (b.shape[0], *a.shape[1:]), (sum(rows), *weights[0][1:])
     if given != needed:
-        if file.width not in (None, spec.width):
-            raise _other_width(file, spec)
-        raise refused(file.place, f"{layer} is for a layer of {list(given)}; that of {spec.name} is {list(needed)}")
+        width, sizes = _other_width(file, spec), f"{list(given)}; that of {spec.name} is {list(needed)}"
+        raise refused(file.place, f"it is made for {width}" if width else f"{layer} is for a layer of {sizes}")
     return a, b.split(rows)
 
 
@@ -206,31 +198,27 @@ def _scale(file: LoraFile, parts: Mapping[str, Tensor], rank: int, target: str) 
     return alpha / rank**0.5 if file.settings.get("use_rslora") else alpha / rank
 
 
-def _other_width(file: LoraFile, spec: BackboneSpec) -> UsageError:
-    return refused(file.place, f"it is made for width {_width_and_models(file.width)}; {spec.name} has {spec.width}",
-                   hint="take a LoRA made for this model, or the --backbone that it was made for")  # fmt: skip
-
-
-def _width_and_models(width: int | None) -> str:
-    names = [spec.name for spec in SPECS.values() if spec.width == width and not spec.causal]
-    return f"{width} ({', '.join(names)})" if names else str(width)
+def _other_width(file: LoraFile, spec: BackboneSpec) -> str:
+    """In words, the width that `file` was made for; empty where it is that of `spec`, or unknown."""
+    if file.width in (None, spec.width):
+        return ""
+    names = ", ".join(known.name for known in SPECS.values() if known.width == file.width and not known.causal)
+    return f"width {file.width}{f' ({names})' if names else ''}; {spec.name} has {spec.width}"
 
 
 def _no_such_layers(file: LoraFile, spec: BackboneSpec, unmatched: list[str], count: int) -> UsageError:
     """The error for layers that the model does not have: it is another model, or a smaller one."""
-    names = [bare(layer) for layer in unmatched]
+    names, width = [bare(layer) for layer in unmatched], _other_width(file, spec)
     model = next((model for pattern, model in _MODELS if any(re.search(pattern, name) for name in names)), None)
-    width = ""
-    if file.width not in (None, spec.width):
-        if len(unmatched) < count:
-            return _other_width(file, spec)
-        width = f", of width {_width_and_models(file.width)} where {spec.name} has {spec.width}"
+    of_width = f", of {width}" if width else ""
     if len(unmatched) == count and model != f"a {family_of(spec).title} model":
         maker = f"for {model}" if model else f"for a model that longgen does not know (in names of {file.trainer})"
-        return refused(file.place, f"it is {maker}{width}: {spec.name} has no layer {unmatched[0]}, nor any other of its {count}")
-    more = f", and so {len(unmatched) - 1} more of its {count} layers" if len(unmatched) > 1 else f", one of its {count} layers"
+        return refused(file.place, f"it is {maker}{of_width}: there is no layer {unmatched[0]}, nor any other of its {count}")
+    if width and len(unmatched) < count:
+        return refused(file.place, f"it is made for {width}")
+    others = f"and so {len(unmatched) - 1} more of its {count} layers" if len(unmatched) > 1 else f"one of its {count} layers"
     maker = f" (it is for {model})" if model and ("image" in model or "VACE" in model) else ""
-    return refused(file.place, f"{spec.name} has no layer {unmatched[0]}{more}{maker}{width}")
+    return refused(file.place, f"{spec.name} has no layer {unmatched[0]}, {others}{maker}{of_width}")
 
 
 def load(pipe: Any, spec: BackboneSpec, texts: tuple[str, ...]) -> None:

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longgen.backbones import formats, weights_file
+from longgen.backbones import formats
 from longgen.backbones.hub import not_fetched
 from longgen.backbones.system_errors import system_failure
 from longgen.errors import MissingError, UsageError
 
 EXPECTED = "a LoRA in safetensors made for this model, its folder, or a hub id (owner/name or owner/name/FILE)"
-_PATTERNS = ("*.safetensors", "*.sft"), ("*.pt", "*.pth", "*.ckpt", "*.bin")
 _PARTS = [  # the end of a key -> the part of a layer's LoRA
     (r"[._]lora_A(\.[\w-]+)?\.weight|\.lora_A(\.[\w-]+)?|[._]lora_down\.weight|[._]lora\.down\.weight"
      r"|\.lora_linear_layer\.down\.weight", "A"),
@@ -79,7 +78,12 @@ def locate(place: str) -> Path | None:
     if os.path.exists(path):
         return path
     missing = MissingError(f"--lora {place}: no such file", expected=EXPECTED, hint="check the path")
-    if not _may_be_hub_id(place):
+    names_file = path.suffix.lower() in formats.SUFFIXES
+    if (
+        not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)+", place)
+        or names_file == (place.count("/") == 1)
+        or (names_file and os.path.isdir(place.split("/")[0]))
+    ):
         raise missing
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -93,7 +97,7 @@ def locate(place: str) -> Path | None:
         return None
     except HFValidationError:
         raise missing from None
-    return _only_file(folder, place) if _weights_in(folder) else None
+    return _only_file(folder, place) if _weights(path.name for path in folder.iterdir()) else None
 
 
 def fetch(place: str) -> Path:
@@ -106,8 +110,7 @@ def fetch(place: str) -> Path:
     hub_id, file = f"{owner}/{name}", "/".join(inner)
     try:
         names = [sibling.rfilename for sibling in HfApi().model_info(hub_id, timeout=10).siblings or ()]
-        safetensors = [name for name in names if name.endswith(".safetensors")]
-        files = safetensors or [name for name in names if name.endswith((".pt", ".bin"))]
+        files = _weights(names)
         if not file and len(files) == 1:
             file = files[0]
         if file in names:
@@ -121,36 +124,27 @@ def fetch(place: str) -> Path:
     raise _several(place, [f"{hub_id}/{name}" for name in files])
 
 
-def _may_be_hub_id(place: str) -> bool:
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)+", place) or place.startswith((".", "/", "~")):
-        return False
-    names_file = Path(place).suffix.lower() in formats.SUFFIXES
-    return not names_file if place.count("/") == 1 else names_file and not os.path.isdir(place.split("/")[0])
-
-
-def _weights_in(folder: Path) -> list[Path]:
-    """The files of weights in `folder`: safetensors, or torch's where there are none."""
-    for patterns in _PATTERNS:
-        files = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if not _NO_WEIGHTS.search(path.name)]
-        if files:
-            return files
-    return []
+def _weights(names: Iterable[str]) -> list[str]:
+    """The files of weights among `names`: safetensors, or torch's where there are none."""
+    names = sorted(name for name in names if not _NO_WEIGHTS.search(Path(name).name))
+    endings = (".safetensors", ".sft"), (".pt", ".pth", ".ckpt", ".bin")
+    return next((files for ending in endings if (files := [name for name in names if name.endswith(ending)])), [])
 
 
 def _only_file(folder: Path, place: str) -> Path:
     try:
-        names = [path.name for path in folder.iterdir()]
+        names = sorted(path.name for path in folder.iterdir())
     except OSError as error:
         raise system_failure(error, f"--lora {place}") or MissingError(
             f"--lora {place} cannot be read", expected=EXPECTED, hint="check the path") from None  # fmt: skip
-    files = _weights_in(folder)
+    files = _weights(names)
     if not files:
-        content = f"it holds {', '.join(sorted(names)[:4])}" if names else "it is empty"
+        content = f"it holds {', '.join(names[:4])}" if names else "it is empty"
         raise MissingError(f"--lora {place}: the folder has no weights in it; {content}", expected=EXPECTED,
                            hint="check the folder")  # fmt: skip
     if len(files) > 1:
-        raise _several(place, [str(path) for path in files])
-    return files[0]
+        raise _several(place, [str(folder / name) for name in files])
+    return folder / files[0]
 
 
 def _several(place: str, files: list[str]) -> UsageError:
@@ -214,7 +208,7 @@ def read(place: str, path: Path) -> LoraFile:
 def _content(place: str, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors of a file, and PEFT's settings from its metadata or the adapter_config.json beside it."""
     content: Any
-    content, metadata = weights_file.read(path, EXPECTED, name=f"--lora {path}")
+    content, metadata = formats.read(path, EXPECTED, name=f"--lora {path}")
     settings: dict[str, Any] = {}
     try:
         if "lora_adapter_metadata" in metadata:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from longgen.attention.rotary import Tables
 from longgen.pipelines import foreign_hooks
-from longgen.pipelines.base import Expert, PipelineBackbone, Text, Velocities, on_device, to_frames, whole
+from longgen.pipelines.base import Expert, PipelineBackbone, Text, Velocities, to_device, to_frames, whole
 from longgen.pipelines.processors import PlannedAttention, project
 from longgen.plan import Plan
 
@@ -102,23 +102,19 @@ class Wan(PipelineBackbone):
         diffusers does on the whole only, all frames come at once.
         """
         config = vae.config
-        with on_device(vae):
-            mean, std = (
-                torch.tensor(v, device=device, dtype=vae.dtype).view(1, -1, 1, 1, 1)
-                for v in (config.latents_mean, config.latents_std)
-            )
-            if vae.use_tiling:
-                latents = whole(latents).to(device, vae.dtype) / (1.0 / std) + mean
-                yield to_frames(vae.decode(latents, return_dict=False)[0])
-                return
-            vae.clear_cache()
-            parts = [latents] if isinstance(latents, Tensor) else latents
-            # divided by the inverse, as WanPipeline does; what comes whole is prepared whole, for the same rounding
-            prepared = (vae.post_quant_conv(part.to(device, vae.dtype) / (1.0 / std) + mean) for part in parts)
-            for index, latent in enumerate(frame for part in prepared for frame in part.split(1, dim=2)):
-                vae._conv_idx = [0]
-                video = vae.decoder(latent, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=index == 0)
-                if config.patch_size is not None:
-                    video = unpatchify(video, patch_size=config.patch_size)
-                yield to_frames(video)
-            vae.clear_cache()
+        to_device(vae)
+        mean, std = (torch.tensor(statistic, device=device, dtype=vae.dtype).view(1, -1, 1, 1, 1)
+                     for statistic in (config.latents_mean, config.latents_std))  # fmt: skip
+        if vae.use_tiling:
+            latents = whole(latents).to(device, vae.dtype) / (1.0 / std) + mean
+            yield to_frames(vae.decode(latents, return_dict=False)[0])
+            return
+        vae.clear_cache()
+        parts = [latents] if isinstance(latents, Tensor) else latents
+        # divided by the inverse, as WanPipeline does; what comes whole is prepared whole, for the same rounding
+        prepared = (vae.post_quant_conv(part.to(device, vae.dtype) / (1.0 / std) + mean) for part in parts)
+        for index, latent in enumerate(frame for part in prepared for frame in part.split(1, dim=2)):
+            vae._conv_idx = [0]
+            video = vae.decoder(latent, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=index == 0)
+            yield to_frames(video if config.patch_size is None else unpatchify(video, patch_size=config.patch_size))
+        vae.clear_cache()

@@ -401,7 +401,7 @@ def test_a_conversion_is_made_once(
     spec = saved({"generator": weights}, {"generator_lora": lora(weights, TARGETS)})
     folder = checkpoints.convert(spec)
     assert folder.parent == cache
-    monkeypatch.setattr(checkpoints, "read", None)
+    monkeypatch.setattr(checkpoints, "examine", None)
     assert checkpoints.convert(spec) == folder
     assert [path.name for path in cache.iterdir()] == [folder.name]
 

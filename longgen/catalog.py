@@ -19,45 +19,25 @@ from longgen import plugins
 from longgen.errors import UsageError, shown, unknown_name
 from longgen.technique import Technique
 
-NOISE = {
-    "ans": "longgen.noise.ans:Ans",
-    "glc-noise": "longgen.noise.glc:GlcNoise",
-}
-POSITIONS = {
-    "vrpr": "longgen.positions.vrpr:Vrpr",
-    "longdiff": "longgen.positions.longdiff:LongDiff",
-    "riflex": "longgen.positions.riflex:Riflex",
-    "flex": "longgen.positions.flex:Flex",
-    "ntk": "longgen.positions.ntk:Ntk",
-    "yarn": "longgen.positions.yarn:Yarn",
-    "rebase": "longgen.positions.rebase:Rebase",
-}
-CONTEXT = {  # in the order in which they apply
-    "window": "longgen.context.window:Window",
-    "tsa": "longgen.context.tsa:Tsa",
-    "keyframes": "longgen.context.keyframes:Keyframes",
-    "freenoise": "longgen.context.freenoise:FreeNoise",
-    "sink": "longgen.context.sink:Sink",
-    "anchor": "longgen.context.anchor:Anchor",
-}
-FUSION = {
-    "freelong": "longgen.fusion.freelong:FreeLong",
-    "freelongpp": "longgen.fusion.freelongpp:FreeLongPlusPlus",
-    "freepca": "longgen.fusion.freepca:FreePca",
-    "freespec": "longgen.fusion.freespec:FreeSpec",
-}
-SAMPLING = {
-    "gen-l-video": "longgen.sampling.gen_l_video:GenLVideo",
-    "glcd": "longgen.sampling.glcd:Glcd",
-    "fifo": "longgen.sampling.fifo:Fifo",
-    "rollout": "longgen.sampling.rollout:Rollout",
-}
-REFINE = {
-    "vmcr": "longgen.refine.vmcr:Vmcr",
-}
-SLOTS = {"noise": NOISE, "positions": POSITIONS, "context": CONTEXT, "fusion": FUSION, "sampling": SAMPLING, "refine": REFINE}
 GROUP = "longgen.techniques"  # of entry points
-TECHNIQUES = {name: place for slot in SLOTS.values() for name, place in slot.items()}
+SLOTS = {  # slot, a package of longgen -> technique -> module and class; those of `context` in the order in which they apply
+    "noise": {"ans": "ans:Ans", "glc-noise": "glc:GlcNoise"},
+    "positions": {
+        "vrpr": "vrpr:Vrpr", "longdiff": "longdiff:LongDiff", "riflex": "riflex:Riflex", "flex": "flex:Flex", "ntk": "ntk:Ntk",
+        "yarn": "yarn:Yarn", "rebase": "rebase:Rebase",
+    },
+    "context": {
+        "window": "window:Window", "tsa": "tsa:Tsa", "keyframes": "keyframes:Keyframes", "freenoise": "freenoise:FreeNoise",
+        "sink": "sink:Sink", "anchor": "anchor:Anchor",
+    },
+    "fusion": {
+        "freelong": "freelong:FreeLong", "freelongpp": "freelongpp:FreeLongPlusPlus", "freepca": "freepca:FreePca",
+        "freespec": "freespec:FreeSpec",
+    },
+    "sampling": {"gen-l-video": "gen_l_video:GenLVideo", "glcd": "glcd:Glcd", "fifo": "fifo:Fifo", "rollout": "rollout:Rollout"},
+    "refine": {"vmcr": "vmcr:Vmcr"},
+}  # fmt: skip
+TECHNIQUES = {name: f"longgen.{slot}.{place}" for slot, table in SLOTS.items() for name, place in table.items()}
 
 
 @functools.cache  # packages are installed before longgen starts

@@ -16,10 +16,7 @@ from longgen.errors import UsageError
 
 
 def registered(group: str, kind: str, built_in: Collection[str]) -> dict[str, EntryPoint]:
-    """The entry points of `group` by name. kind: in words, what they register.
-
-    Raises UsageError where a name is taken, by another package or by longgen itself.
-    """
+    """The entry points of `group` by name. kind: what they register, in words. Raises UsageError where a name is taken."""
     plugins: dict[str, EntryPoint] = {}
     for plugin in sorted(entry_points(group=group), key=lambda plugin: (plugin.name, package(plugin))):
         owner = "longgen" if plugin.name in built_in else package(plugins[plugin.name]) if plugin.name in plugins else None

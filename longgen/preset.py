@@ -113,7 +113,7 @@ class Preset(BaseModel):
         sample = self.sample.model_dump(mode="json", exclude_none=True)
         sample |= {name: table.model_dump(mode="json", exclude_none=True) for name, table in self.backbone_samples.items()}
         head = {"schema": SCHEMA, "name": self.name, "description": self.description, "source": self.source}
-        return head | ({"sample": sample} if sample else {}) | ({"technique": tables} if tables else {})
+        return head | {key: value for key, value in (("sample", sample), ("technique", tables)) if value}
 
     def as_toml(self) -> str:
         """The preset as a TOML file that `load` reads back equal; parameters left to the backbone are comments."""
@@ -124,12 +124,11 @@ class Preset(BaseModel):
         sample = tables.pop("sample", {})
         by_backbone = [(f"[sample.{textfile.toml_value(name)}]", sample.pop(name)) for name in self.backbone_samples]
         sections = [("", tables), ("[sample]", sample), *by_backbone, *(("[[technique]]", table) for table in techniques)]
-        return "\n".join(
-            "\n".join([*([head] if head else []), *(f"{key} = {textfile.toml_value(value)}" for key, value in table.items())])
-            + "\n"
-            for head, table in sections
-            if table
-        )
+        texts = []
+        for head, table in sections:
+            lines = [f"{key} = {textfile.toml_value(value)}\n" for key, value in table.items()]
+            texts += ["".join([f"{head}\n" if head else "", *lines])] if lines else []
+        return "\n".join(texts)
 
 
 def folder() -> Path:
@@ -149,8 +148,15 @@ def load(name: str, overrides: Iterable[str] = (), sample: Sample | None = None,
     allow_code: whether it may name techniques as "package.module:Class", which imports the module. Raises UsageError for an unknown
     name, key or value, MissingError for a missing file.
     """
-    tables = parse_file(_find(name))
-    overrides = [*overrides]
+    path, overrides = Path(name), [*overrides]
+    if not name.endswith(".toml") and "/" not in name:
+        if name not in names():
+            raise unknown_name("preset", name, names(), "longgen presets list, or give a path that ends in .toml")
+        path = folder() / f"{name}.toml"
+    elif not os.path.isfile(name):  # not Path.is_file, which raises where a name is too long
+        raise MissingError(f"preset file {name} does not exist", expected="a TOML file, or one of " + ", ".join(names()),
+                           hint="check the path")  # fmt: skip
+    tables = parse_file(path)
     keys = [override.partition("=")[0].strip() for override in overrides]
     if duplicate := next((key for key in keys if keys.count(key) > 1), None):
         raise UsageError(f"--set {shown(duplicate)} is given twice", expected="one value for a parameter", hint="leave one out")
@@ -165,17 +171,6 @@ def override_target(override: str) -> tuple[str, str]:
     module, colon, rest = override.partition("=")[0].strip().rpartition(":")
     name, _, key = rest.partition(".")
     return module + colon + name, key
-
-
-def _find(name: str) -> Path:
-    if not name.endswith(".toml") and "/" not in name:
-        if name not in names():
-            raise unknown_name("preset", name, names(), "longgen presets list, or give a path that ends in .toml")
-        return folder() / f"{name}.toml"
-    if not os.path.isfile(name):  # not Path.is_file, which raises where a name is too long
-        raise MissingError(f"preset file {name} does not exist", expected="a TOML file, or one of " + ", ".join(names()),
-                           hint="check the path")  # fmt: skip
-    return Path(name)
 
 
 def parse_file(path: Path) -> dict[str, Any]:
@@ -209,10 +204,9 @@ def from_tables(tables: Mapping[str, Any], origin: str, allow_code: bool = False
             errors.append(f"technique[{position}]: {error.given}")
         except ValidationError as error:
             errors += [explain(name, detail, technique) for detail in error.errors()]
-    for key in ("techniques", "layers", "steps", "backbone_samples"):
-        if key in rest:
-            errors.append(f"{key}: unknown key at the top; techniques are [[technique]] tables")
-            del rest[key]
+    misplaced = [key for key in ("techniques", "layers", "steps", "backbone_samples") if key in rest]
+    errors += [f"{key}: unknown key at the top; techniques are [[technique]] tables" for key in misplaced]
+    rest = {key: value for key, value in rest.items() if key not in misplaced}
     samples: dict[str, Sample] = {}
     if isinstance(table := rest.get("sample", {}), dict):
         tables = {key: value for key, value in table.items() if isinstance(value, dict) and key not in Sample.model_fields}
@@ -259,11 +253,12 @@ def explain(name: str, detail: Any, model: type[BaseModel]) -> str:
 def _apply_override(tables: dict[str, Any], override: str, allow_code: bool) -> None:
     _, equals, text = override.partition("=")
     name, key = override_target(override)
+    place = f"--set {shown(override)}"
     if not (equals and name and key):
-        raise UsageError(f"--set {shown(override)} is not technique.key=value", expected="TECHNIQUE.KEY=VALUE",
+        raise UsageError(f"{place} is not technique.key=value", expected="TECHNIQUE.KEY=VALUE",
                          hint="write it like window.frames=21")  # fmt: skip
     try:
-        parsed = textfile.toml(f"value = {text}", f"--set {shown(override)}")
+        parsed = textfile.toml(f"value = {text}", place)
         value = parsed["value"] if len(parsed) == 1 else text
     except UsageError as error:
         if "[[[[" in text or "{" in text or re.search("[0-9]{1000}", text):  # meant as TOML
@@ -274,12 +269,12 @@ def _apply_override(tables: dict[str, Any], override: str, allow_code: bool) -> 
         return  # from_tables reports it
     targets = [table for table in stack if table.get("name") == name]
     if key == "name":
-        raise UsageError(f"--set {shown(override)}: a technique's name is not a parameter", expected="technique.key=value",
+        raise UsageError(f"{place}: a technique's name is not a parameter", expected="technique.key=value",
                          hint="choose another preset")  # fmt: skip
     if not targets:
         catalog.technique(name, allow_code)
         stacked = ", ".join(str(table.get("name")) for table in stack) or "none"
-        raise UsageError(f"--set {shown(override)}: the preset has no technique '{name}'", expected=f"its techniques: {stacked}",
+        raise UsageError(f"{place}: the preset has no technique '{name}'", expected=f"its techniques: {stacked}",
                          hint="choose a preset that has it, or write one")  # fmt: skip
     for table in targets:
         table[key] = value

@@ -14,15 +14,13 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from longgen.backbones import formats, wan, weights_file
-from longgen.backbones.hub import not_fetched
+from longgen.backbones import formats, hub, wan
 from longgen.backbones.spec import BackboneSpec
 from longgen.backbones.system_errors import system_failure
 from longgen.cache_folder import cache_folder
@@ -36,19 +34,8 @@ _LORA = "a LoRA, not a transformer: give it with --lora"
 _CONTAINERS = ("generator_ema", "generator", "model", "state_dict")  # the mean of training is what the authors sample with
 
 
-@dataclass(frozen=True)
-class Contents:
-    """A Wan transformer in a file or a folder. tensors: under diffusers' names. causal: whether something there says that it is."""
-
-    tensors: dict[str, Tensor]
-    causal: bool
-
-
 def fetch(place: str) -> Path:
-    """The file or folder at `place`: a path, or `owner/name/path/in/repository` in the hub's local cache or on the hub.
-
-    Raises MissingError where it cannot be had.
-    """
+    """The file or folder at `place`: a path, or `owner/name/path/in/repository` on the hub. Raises MissingError."""
     path = Path(os.path.expanduser(place))
     if path.exists():
         return path
@@ -56,7 +43,7 @@ def fetch(place: str) -> Path:
     inner = "/".join(rest).strip("/")
     if path.is_absolute() or place.startswith(".") or not inner:
         raise MissingError(f"{place}: no such file", expected=_EXPECTED, hint="check the path")
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     hub_id = f"{owner}/{name}"
@@ -69,16 +56,9 @@ def fetch(place: str) -> Path:
             raise LocalEntryNotFoundError(f"no weights in {folder}")
         return folder
 
-    try:
-        try:
-            return get(local=True)
-        except LocalEntryNotFoundError:
-            HfApi().model_info(hub_id, timeout=10)  # fails at once without network, where downloads try for 23 s
-            return get(local=False)
-    except Exception as error:
-        raise not_fetched(place, error, "the file in the Hugging Face cache, or a path to it",
-                          f"on a machine with network: {download(place)}; then copy it here and give --backbone NAME:PATH, as "
-                          "self-forcing:weights/self_forcing_dmd.pt") from None  # fmt: skip
+    return hub.fetch(place, hub_id, get, "the file in the Hugging Face cache, or a path to it",
+                     f"on a machine with network: {download(place)}; then copy it here and give --backbone NAME:PATH, as "
+                     "self-forcing:weights/self_forcing_dmd.pt")  # fmt: skip
 
 
 def download(place: str) -> str:
@@ -89,10 +69,7 @@ def download(place: str) -> str:
 
 
 def load(folder: Path, dtype: torch.dtype, quantization: Any = None) -> Any:
-    """The WanTransformer3DModel in `folder`. quantization: diffusers' configuration, or None.
-
-    Raises LonggenError where a file is missing or damaged.
-    """
+    """The WanTransformer3DModel in `folder`. quantization: diffusers' configuration. Raises LonggenError if it is damaged."""
     from diffusers import WanTransformer3DModel
 
     try:
@@ -111,10 +88,8 @@ def load(folder: Path, dtype: torch.dtype, quantization: Any = None) -> Any:
 def convert(spec: BackboneSpec) -> Path:
     """The folder of a WanTransformer3DModel with the weights of `spec.checkpoint`, `spec.lora` merged into them.
 
-    A checkpoint that is such a folder is returned as it is; else it is converted once, into the user's cache. Weights keep their
-    dtype.
-    Raises MissingError where they cannot be had, UsageError where they are another model's, LonggenError where they are damaged
-    or the cache cannot be written.
+    Such a folder is returned as it is; else it is converted once, into the user's cache. Weights keep their dtype. Raises
+    MissingError, UsageError where they are another model's, LonggenError where they are damaged or the cache cannot be written.
     """
     assert spec.checkpoint is not None
     path, lora = fetch(spec.checkpoint), fetch(spec.lora) if spec.lora else None
@@ -125,7 +100,7 @@ def convert(spec: BackboneSpec) -> Path:
     if folder.is_dir():
         return folder
     try:
-        tensors = read(path)
+        tensors, _ = examine(path, data=True)
         if lora is not None:
             tensors = _merged(tensors, lora)
         model = _model(config(path, tensors, spec), path, tensors)
@@ -211,19 +186,13 @@ def config(path: Path, tensors: Mapping[str, Tensor], spec: BackboneSpec) -> dic
     return settings
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """The transformer in a file, or in a diffusers folder, under diffusers' names. Weights stay on disk until they are used.
+def examine(path: Path, data: bool = False) -> tuple[dict[str, Tensor], bool]:
+    """The Wan transformer in a file or a diffusers folder, under diffusers' names, and whether something says that it is causal.
 
+    Weights stay on disk until they are used; without `data`, those of safetensors files are on the meta device. A model is causal
+    if its metadata, its config or its names say so, or if it comes from the training of a causal model: such trainers save a
+    `generator` and its moving average. Names and shapes of the weights are those of a bidirectional model.
     Raises UsageError where it is something else, LonggenError where a file is damaged.
-    """
-    return examine(path, data=True).tensors
-
-
-def examine(path: Path, data: bool = False) -> Contents:
-    """As `read`, and whether the model is causal. Without `data`, tensors of safetensors files are on the meta device.
-
-    A model is causal if its metadata, its config or its names say so, or if it comes from the training of a causal model: such
-    trainers save a `generator` and its moving average. Names and shapes of the weights are those of a bidirectional model.
     """
     config = path.joinpath("config.json") if path.is_dir() else path.with_name("config.json")
     small = config.is_file() and config.stat().st_size < 10**6
@@ -235,26 +204,24 @@ def examine(path: Path, data: bool = False) -> Contents:
         formats.check_shards(path)
         content: dict[str, Any] = {}
         for file in sorted(path.glob("*.safetensors")):
-            content |= weights_file.read(file, _EXPECTED, data=data)[0]
-        return Contents(_renamed(content, path), formats.says_causal(texts))
-    content, metadata = weights_file.read(path, _EXPECTED, data=data)
+            content |= formats.read(file, _EXPECTED, data=data)[0]
+        return _renamed(content, path), formats.says_causal(texts)
+    content, metadata = formats.read(path, _EXPECTED, data=data)
     texts += [f"{key} {value}" for key, value in metadata.items() if len(value) < 10**5]
+    outer: str | None = ""
     trained = False
-    while True:
+    while outer is not None:
         if outer := next((key for key in _CONTAINERS if isinstance(content.get(key), Mapping) and content[key]), None):
             texts += [str(key) for key in content]
             content = {str(key): value for key, value in content[outer].items()}
         elif outer := next((key for key in _CONTAINERS[:2] if any(name.startswith(f"{key}.") for name in content)), None):
-            prefix = f"{outer}."
-            content = {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
-        else:
-            break
+            content = {name.removeprefix(f"{outer}."): value for name, value in content.items() if name.startswith(f"{outer}.")}
         trained = trained or outer in _CONTAINERS[:2]
     if "generator_lora" in content:
         raise _other(path, _LORA, content)
     if isinstance(content.get("critic"), Mapping):
         raise _other(path, "only the critic of a training, without the transformer that makes videos", content)
-    return Contents(_renamed(content, path), trained or formats.says_causal([*texts, *content]))
+    return _renamed(content, path), trained or formats.says_causal([*texts, *content])
 
 
 def _class_of(folder: Path) -> str:
@@ -268,7 +235,7 @@ def _renamed(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """The tensors of a Wan transformer under diffusers' names, without the prefixes of training's wrappers."""
     weights = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     model = formats.model_of(weights)
-    dtypes = (weights_file.DTYPE_NAMES.get(value.dtype, "") for value in weights.values() if value.ndim > 1)
+    dtypes = (formats.DTYPE_NAMES.get(str(value.dtype), "") for value in weights.values() if value.ndim > 1)
     if quantized := formats.quantized(weights, dtypes):
         of = model or ("a Wan transformer" if formats.is_wan(map(formats.unwrapped, weights)) else "a model")
         raise UsageError(f"{path} holds {quantized}, of {of}: longgen does not read them", expected=_EXPECTED, hint=formats.PLAIN)
@@ -294,7 +261,7 @@ def _diffusers_names(tensors: dict[str, Any]) -> dict[str, Any]:
 
 def _merged(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """`tensors` with the LoRA in `path` added, W + (alpha / rank) B A in float32; alpha is the rank where the file has none."""
-    content, _ = weights_file.read(path, _EXPECTED)
+    content, _ = formats.read(path, _EXPECTED)
     if isinstance(content.get("generator_lora"), Mapping):
         content = content["generator_lora"]
     parts: dict[str, dict[str, Tensor]] = {}  # by weight: A, B, alpha

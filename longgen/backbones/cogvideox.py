@@ -6,16 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from longgen.backbones.model_config import (
-    MAX_CHANNELS,
-    MAX_FRAMES,
-    MAX_LAYERS,
-    MAX_PATCH,
-    MAX_STRIDE,
-    MAX_TOKENS,
-    MAX_WIDTH,
-    ModelConfigs,
-)
+from longgen.backbones.model_config import ModelConfigs
 from longgen.backbones.spec import RELATIVE_POSITIONS, WHOLE_CLIP, BackboneSpec, Family, transformer_sizes
 from longgen.errors import UsageError
 
@@ -40,24 +31,24 @@ COGVIDEOX_2B = replace(
 def from_configs(configs: ModelConfigs) -> BackboneSpec:
     _, _, transformer, vae = configs
     heads, head_dim = transformer.heads(multiple_of=4)
-    layers, width = transformer.integer("num_layers", MAX_LAYERS), heads * head_dim
+    layers, width = transformer.integer("num_layers"), heads * head_dim
     if transformer.get("patch_size_t") is not None:
         raise UsageError("CogVideoX 1.5 joins two latent frames into one token, which longgen cannot drive yet",
                          expected="CogVideoX 2B or 5B of the first version", hint="choose another model")  # fmt: skip
-    rotary, patch = transformer["use_rotary_positional_embeddings"], transformer.integer("patch_size", MAX_PATCH)
+    rotary, patch = transformer["use_rotary_positional_embeddings"], transformer.integer("patch_size")
     if type(rotary) is not bool:
         transformer.refuse("use_rotary_positional_embeddings", "true or false")
-    halvings = len(vae.integers("block_out_channels", MAX_WIDTH)) - 1
+    halvings = len(vae.integers("block_out_channels")) - 1
     if halvings > 8:
         vae.refuse("block_out_channels", "a list of at most 9 integers")
     return replace(
-        COGVIDEOX_5B, stride_t=transformer.integer("temporal_compression_ratio", MAX_STRIDE), stride_hw=2**halvings,
-        patch=(1, patch, patch), native_px=transformer.integer("sample_frames", MAX_FRAMES), layers=layers, heads=heads,
-        head_dim=head_dim, ffn_dim=4 * width, latent_channels=transformer.integer("in_channels", MAX_CHANNELS),
+        COGVIDEOX_5B, stride_t=transformer.integer("temporal_compression_ratio"), stride_hw=2**halvings,
+        patch=(1, patch, patch), native_px=transformer.integer("sample_frames"), layers=layers, heads=heads,
+        head_dim=head_dim, ffn_dim=4 * width, latent_channels=transformer.integer("in_channels"),
         rotary_dims=head_dim // 4 if rotary else 0, intrinsic_component=2 if rotary else None,
         capabilities=COGVIDEOX_5B.capabilities if rotary else (WHOLE_CLIP,),
-        text_tokens=transformer.integer("max_text_seq_length", MAX_TOKENS),
-        parameters=layers * 12 * width * (width + transformer.integer("time_embed_dim", MAX_WIDTH)),
+        text_tokens=transformer.integer("max_text_seq_length"),
+        parameters=layers * 12 * width * (width + transformer.integer("time_embed_dim")),
     )  # fmt: skip
 
 

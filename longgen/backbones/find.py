@@ -67,12 +67,12 @@ def _from_weights(spec: BackboneSpec, place: str, says_causal: bool = True) -> B
     from longgen.backbones import checkpoints  # here: it imports torch
 
     weights, lora = _locate(spec, path)
-    contents = checkpoints.examine(weights)
-    width = contents.tensors["patch_embedding.weight"].shape[0]
+    tensors, causal = checkpoints.examine(weights)
+    width = tensors["patch_embedding.weight"].shape[0]
     bases = [from_folder(path)] if (path / "model_index.json").is_file() else [spec, WAN_14B]
     base = next((base for base in bases if base.width == width), bases[0])
-    checkpoints.config(weights, contents.tensors, base)  # raises where the sizes differ
-    if not says_causal and not contents.causal:
+    checkpoints.config(weights, tensors, base)  # raises where the sizes differ
+    if not says_causal and not causal:
         pipeline = next((str(folder) for folder in path.parents[:2] if (folder / "model_index.json").is_file()), "FOLDER")
         raise UsageError(f"{path} is a Wan transformer of width {width}, as {base.name}, and nothing in it says whether it is "
                          "causal (sees the past only) or bidirectional", expected=f"{', '.join(f'{name}:FILE' for name in CAUSAL)} "
@@ -81,7 +81,7 @@ def _from_weights(spec: BackboneSpec, place: str, says_causal: bool = True) -> B
     return replace(
         resized(spec, base), name=f"{spec.name}:{path}", about=f"{spec.name} with the weights in {weights.name}",
         license="see its model card", checkpoint=str(weights), lora=None if lora is None else str(lora),
-        parameters=sum(tensor.numel() for tensor in contents.tensors.values()),
+        parameters=sum(tensor.numel() for tensor in tensors.values()),
     )  # fmt: skip
 
 
@@ -91,8 +91,8 @@ def _locate(spec: BackboneSpec, path: Path) -> tuple[Path, Path | None]:
     In a folder: the file of the published name, at its place on the hub or at the top; else the only file of weights there; else
     a transformer that diffusers wrote. The LoRA lies beside a file, under its published name.
     """
-    published, published_lora = ("/".join((place or "").split("/")[2:]) for place in (spec.checkpoint, spec.lora))
-    weights, weights_name, lora_name = path, Path(published).name, Path(published_lora).name
+    published, lora_name = "/".join((spec.checkpoint or "").split("/")[2:]), Path(spec.lora or "").name
+    weights, weights_name = path, Path(published).name
     if path.is_dir():
         files = [] if (path / "config.json").is_file() else sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
         files = [file for file in files if file.name != lora_name]

@@ -1,4 +1,4 @@
-"""Identifies a file of weights by its first bytes and its tensor names: no weight is read, and no code in it is run.
+"""Identifies a file of weights by its first bytes and its tensor names, and reads it; no code in it is run.
 
 Names of formats and of their keys are those of the projects that write them: safetensors, GGUF (llama.cpp), ComfyUI's scaled fp8,
 bitsandbytes, GPTQ and AWQ, nunchaku (SVDQuant), torchao and optimum-quanto.
@@ -10,11 +10,12 @@ import json
 import math
 import re
 import stat
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from longgen.backbones.system_errors import system_failure
 from longgen.errors import LonggenError, MissingError, UsageError
@@ -24,18 +25,21 @@ MOST_HEADER = 100_000_000  # bytes: safetensors' own limit
 DOWNLOAD_AGAIN = "download it again, and compare its size with the one on its page"
 PLAIN = "take the file in bf16 or fp16 that it was made from; --quantize fp8 or int8 makes the weights small when they are loaded"
 _UNPACK = "unpack it, and give the file that is in it"
-_MAGICS = [  # first bytes -> what has them, what to do
-    (b"GGUF", "a GGUF file, of weights quantized for llama.cpp or ComfyUI-GGUF", PLAIN),
-    (b"version https://git-lfs", "a Git LFS pointer: the lines that stand for a file which was not downloaded",
+_OTHER = "choose another file"
+_MAGICS = [  # what the first bytes match -> what has them, what to do
+    (rb"\Z", "an empty file", DOWNLOAD_AGAIN),
+    (rb"\0+\Z", "filled with zeros where its format would stand: a download that was not finished", DOWNLOAD_AGAIN),
+    (rb"GGUF", "a GGUF file, of weights quantized for llama.cpp or ComfyUI-GGUF", PLAIN),
+    (rb"version https://git-lfs", "a Git LFS pointer: the lines that stand for a file which was not downloaded",
      "git lfs pull in its repository, or hf download"),
-    (b"\x1f\x8b", "a gzip archive", _UNPACK), (b"7z\xbc\xaf", "a 7-Zip archive", _UNPACK), (b"Rar!", "a RAR archive", _UNPACK),
-    (b"BZh", "a bzip2 archive", _UNPACK), (b"\xfd7zXZ", "an xz archive", _UNPACK), (b"(\xb5/\xfd", "a zstd archive", _UNPACK),
-    (b"\x89HDF", "an HDF5 file, as Keras writes it", "choose another file"),
-    (b"\x93NUMPY", "a NumPy array", "choose another file"), (b"\x89PNG", "a PNG picture", "choose another file"),
-    (b"\xff\xd8\xff", "a JPEG picture", "choose another file"), (b"RIFF", "a media file", "choose another file"),
-    (b"%PDF", "a PDF document", "choose another file"),
+    (rb"\x1f\x8b", "a gzip archive", _UNPACK), (rb"7z\xbc\xaf", "a 7-Zip archive", _UNPACK), (rb"Rar!", "a RAR archive", _UNPACK),
+    (rb"BZh", "a bzip2 archive", _UNPACK), (rb"\xfd7zXZ", "an xz archive", _UNPACK), (rb"\(\xb5/\xfd", "a zstd archive", _UNPACK),
+    (rb"\x89HDF", "an HDF5 file, as Keras writes it", _OTHER), (rb"\x93NUMPY", "a NumPy array", _OTHER),
+    (rb"\x89PNG", "a PNG picture", _OTHER), (rb"\xff\xd8\xff", "a JPEG picture", _OTHER), (rb"RIFF", "a media file", _OTHER),
+    (rb"%PDF", "a PDF document", _OTHER), (rb".{4}ftyp", "a video", _OTHER),
+    (rb"[\xef\xbb\xbf\s]*(?i:<!doctype|<html|<head|<\?xml|<body)",
+     "a web page and no weights: a download that failed, or that needs a login", DOWNLOAD_AGAIN),
 ]  # fmt: skip
-_PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<body")
 _QUANTIZED = [  # a name of a tensor -> what it tells of the weights
     (r"\.(absmax|quant_map|nested_absmax|nested_quant_map)$|\.quant_state\.",
      "weights that bitsandbytes quantized to 4 bits (nf4 or fp4)"),
@@ -79,6 +83,11 @@ WRAPPERS = {"model", "module", "diffusion_model", "transformer", "base_model", "
 _CAUSAL = re.compile(r"causal|causvid|self[-_ ]?forcing|long[-_ ]?live|frames?_per_block|rolling[-_ ]?forcing", re.IGNORECASE)
 
 
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32", "I16": "int16",
+          "I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}  # fmt: skip
+DTYPE_NAMES = {f"torch.{dtype}": name for name, dtype in DTYPES.items()}  # safetensors' name by torch's
+
+
 @dataclass(frozen=True)
 class Header:
     """The header of a safetensors file. tensors: name -> its dtype, as safetensors writes it, and its shape."""
@@ -114,18 +123,9 @@ def form(path: Path, expected: str, name: str | None = None) -> str:
             f"{name} cannot be read: {getattr(error, 'strerror', None) or error}", expected=expected, hint="check the path"
         ) from None
 
-    if not head:
-        refuse("an empty file", DOWNLOAD_AGAIN)
-    if not any(head):
-        refuse("filled with zeros where its format would stand: a download that was not finished", DOWNLOAD_AGAIN)
-    for magic, what, hint in _MAGICS:
-        if head.startswith(magic):
+    for pattern, what, hint in _MAGICS:
+        if re.match(pattern, head, re.DOTALL):
             refuse(what, hint)
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if start.startswith(_PAGES):
-        refuse("a web page and no weights: a download that failed, or that needs a login", DOWNLOAD_AGAIN)
-    if head[4:8] == b"ftyp":
-        refuse("a video", "choose another file")
     if head[8:9] == b"{" or (len(head) > 8 and int.from_bytes(head[:8], "little") <= size and head[8:9] in b" \t\r\n{"):
         return "safetensors"
     if head.startswith(b"PK"):
@@ -134,20 +134,18 @@ def form(path: Path, expected: str, name: str | None = None) -> str:
                 members = archive.namelist()
         except (zipfile.BadZipFile, OSError, ValueError) as error:
             raise system_failure(error, name) or UsageError(
-                f"{name} is the beginning of a torch file or a ZIP archive: its end is missing",
-                expected=expected,
-                hint=DOWNLOAD_AGAIN,
-            ) from None
+                f"{name} is the beginning of a torch file or a ZIP archive: its end is missing", expected=expected,
+                hint=DOWNLOAD_AGAIN) from None  # fmt: skip
         if any(member.endswith("constants.pkl") for member in members):
-            refuse("a TorchScript program", "choose another file")
+            refuse("a TorchScript program", _OTHER)
         if any(member.endswith("data.pkl") for member in members):
             return "zip"
         if members and all(member.endswith(".npy") for member in members):
-            refuse("a NumPy archive", "choose another file")
+            refuse("a NumPy archive", _OTHER)
         refuse(f"a ZIP archive with {_some(members)}", _UNPACK)
     if head[:1] == b"\x80" and head[1] <= 5:
         return "pickle"
-    if start[:1] in (b"{", b"["):
+    if re.match(rb"[\xef\xbb\xbf\s]*[{\[]", head):
         index = b"weight_map" in head
         refuse("the index of weights in several files" if index else "JSON text and no weights",
                "give the folder that holds the files" if index else "give the weights that it belongs to")  # fmt: skip
@@ -158,10 +156,7 @@ def form(path: Path, expected: str, name: str | None = None) -> str:
 
 
 def header(path: Path, expected: str, name: str | None = None) -> Header:
-    """The header of the safetensors file at `path`. name: as in `form`.
-
-    Raises LonggenError where it is cut off or damaged, UsageError where it is something else.
-    """
+    """The header of the safetensors file at `path`. name: as in `form`. Raises LonggenError if damaged, UsageError if another."""
     name = name or str(path)
     if form(path, expected, name) != "safetensors":
         raise UsageError(f"{name} is a torch file in spite of its name", expected=expected, hint="give it the ending .pt")
@@ -190,6 +185,44 @@ def header(path: Path, expected: str, name: str | None = None) -> Header:
     if 8 + length + end > size:
         raise damaged(f"{size} of its {8 + length + end} bytes are there")
     return Header(tensors, {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {})
+
+
+def read(path: Path, expected: str, name: str | None = None, data: bool = True) -> tuple[dict[str, Any], Mapping[str, str]]:
+    """The content of the torch or safetensors file at `path` by key, and its metadata. name: as in `form`.
+
+    Code in a pickle is never run. Weights stay on disk until they are used; without `data`, those of a safetensors file are on
+    the meta device. Raises UsageError where the file is something else, LonggenError where it is damaged.
+    """
+    import torch  # here: it costs seconds, and most calls read headers only
+    from safetensors.torch import load_file
+
+    name = name or str(path)
+    kind = form(path, expected, name)
+    try:
+        if kind == "safetensors":
+            table = header(path, expected, name)
+            if data:
+                return load_file(path), table.metadata
+            tensors = {key: torch.empty(shape, dtype=getattr(torch, DTYPES.get(dtype, "uint8")), device="meta")
+                       for key, (dtype, shape) in table.tensors.items()}  # fmt: skip
+            return tensors, table.metadata
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols: what cannot be read is an error below
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
+    except LonggenError:
+        raise
+    except Exception as error:  # torch has no error of its own for what is no torch file
+        if failure := system_failure(error, name):
+            raise failure from error
+        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise UsageError(f"{name} holds code ({code[1]}), which longgen does not run", expected=expected,
+                             hint="choose another file, or have its author save only the weights") from None  # fmt: skip
+        raise UsageError(f"{name} is neither a torch nor a safetensors file, or only a part of one", expected=expected,
+                         hint="choose another file, or download it again") from None  # fmt: skip
+    if not isinstance(content, Mapping):
+        raise UsageError(f"{name} holds a {type(content).__name__}, not a dictionary of weights", expected=expected,
+                         hint="choose another file, or download it again")  # fmt: skip
+    return {str(key): value for key, value in content.items()}, {}
 
 
 def check_shards(folder: Path) -> None:

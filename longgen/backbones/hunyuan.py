@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from longgen.backbones.model_config import MAX_CHANNELS, MAX_HEAD_DIM, MAX_LAYERS, MAX_PATCH, MAX_STRIDE, ModelConfigs
+from longgen.backbones.model_config import ModelConfigs
 from longgen.backbones.spec import RELATIVE_POSITIONS, WHOLE_CLIP, BackboneSpec, Family, transformer_sizes
 
 # HunyuanVideo fa14b00, hyvideo/config.py: 50 steps, embedded guidance 6 and no other, shift 7 as the checkpoint's own, 1280x720,
@@ -24,16 +24,16 @@ HUNYUANVIDEO = BackboneSpec(
 def from_configs(configs: ModelConfigs) -> BackboneSpec:
     _, _, transformer, vae = configs
     heads, head_dim = transformer.heads(multiple_of=2)
-    dual, single = (transformer.integer(key, MAX_LAYERS) for key in ("num_layers", "num_single_layers"))
+    dual, single = (transformer.integer(key) for key in ("num_layers", "num_single_layers"))
     ratio, base = transformer.number("mlp_ratio", 64), transformer.number("rope_theta", 1e12)
-    axes, patch = transformer.integers("rope_axes_dim", MAX_HEAD_DIM, count=3), transformer.integer("patch_size", MAX_PATCH)
+    axes, patch = transformer.integers("rope_axes_dim", count=3), transformer.integer("patch_size")
     if sum(axes) != head_dim or axes[0] % 2:
         transformer.refuse("rope_axes_dim", f"even numbers that add up to attention_head_dim, {head_dim}")
-    stride_t, stride_hw = (vae.integer(f"{kind}_compression_ratio", MAX_STRIDE) for kind in ("temporal", "spatial"))
+    stride_t, stride_hw = (vae.integer(f"{kind}_compression_ratio") for kind in ("temporal", "spatial"))
     return replace(
-        HUNYUANVIDEO, stride_t=stride_t, stride_hw=stride_hw, patch=(transformer.integer("patch_size_t", MAX_PATCH), patch, patch),
+        HUNYUANVIDEO, stride_t=stride_t, stride_hw=stride_hw, patch=(transformer.integer("patch_size_t"), patch, patch),
         layers=dual + single, heads=heads, head_dim=head_dim, ffn_dim=round(ratio * heads * head_dim),
-        latent_channels=transformer.integer("in_channels", MAX_CHANNELS), rotary_dims=axes[0], rotary_base=base,
+        latent_channels=transformer.integer("in_channels"), rotary_dims=axes[0], rotary_base=base,
         intrinsic_component=min(4, axes[0] // 2),
         parameters=round((dual * (20 + 4 * ratio) + single * (7 + 2 * ratio)) * (heads * head_dim) ** 2),
     )  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from longgen.backbones.model_config import MAX_CHANNELS, MAX_LAYERS, MAX_PATCH, ModelConfigs
+from longgen.backbones.model_config import ModelConfigs
 from longgen.backbones.spec import BackboneSpec, Family, substitute, transformer_sizes
 
 # LTX-Video 5a592aa (the release of 0.9), inference.py: 40 steps, guidance 3, 704x480, 121 frames at 25 fps, this negative prompt;
@@ -25,15 +25,15 @@ LTX_2B = BackboneSpec(
 def from_configs(configs: ModelConfigs) -> BackboneSpec:
     _, _, transformer, vae = configs
     heads, head_dim = transformer.heads(multiple_of=2)
-    layers, width = transformer.integer("num_layers", MAX_LAYERS), heads * head_dim
+    layers, width = transformer.integer("num_layers"), heads * head_dim
     scaling = vae["spatio_temporal_scaling"]
     if not isinstance(scaling, list) or not all(type(halves) is bool for halves in scaling) or sum(scaling) > 8:
         vae.refuse("spatio_temporal_scaling", "a list of true and false, at most 8 of them true")
     stride = 2 ** sum(scaling)
     return replace(
-        LTX_2B, stride_t=vae.integer("patch_size_t", MAX_PATCH) * stride, stride_hw=vae.integer("patch_size", MAX_PATCH) * stride,
+        LTX_2B, stride_t=vae.integer("patch_size_t") * stride, stride_hw=vae.integer("patch_size") * stride,
         layers=layers, heads=heads, head_dim=head_dim, ffn_dim=4 * width,
-        latent_channels=transformer.integer("in_channels", MAX_CHANNELS), rotary_dims=2 * (width // 6),
+        latent_channels=transformer.integer("in_channels"), rotary_dims=2 * (width // 6),
         parameters=layers * 16 * width**2,
     )  # fmt: skip
 

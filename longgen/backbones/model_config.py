@@ -11,35 +11,39 @@ from longgen.errors import MissingError, UsageError
 
 FILES = ("model_index.json", "transformer/config.json", "vae/config.json")
 EXPECTED_FOLDER = "a diffusers folder, with " + ", ".join(FILES)
-MAX_LAYERS, MAX_HEADS, MAX_HEAD_DIM, MAX_WIDTH, MAX_CHANNELS, MAX_STRIDE = 1000, 1024, 1024, 2**17, 4096, 256
-MAX_FRAMES, MAX_TOKENS, MAX_PATCH = 10**6, 10**6, 16
-
-
-class ConfigError(Exception):
-    """An impossible value in a config: what it is, and what is expected."""
+MAX_WIDTH, MAX_CHANNELS = 2**17, 4096
+MAXIMA = {  # of the integers in configs, by key
+    "num_layers": 1000, "num_single_layers": 1000, "num_attention_heads": 1024, "attention_head_dim": 1024, "rope_axes_dim": 1024,
+    "ffn_dim": 10**6, "in_channels": MAX_CHANNELS, "block_out_channels": MAX_WIDTH, "time_embed_dim": MAX_WIDTH,
+    "patch_size": 16, "patch_size_t": 16, "sample_frames": 10**6, "rope_max_seq_len": 10**6, "max_text_seq_length": 10**6,
+    "scale_factor_temporal": 256, "scale_factor_spatial": 256, "temporal_compression_ratio": 256, "spatial_compression_ratio": 256,
+}  # fmt: skip
 
 
 class Config(dict[str, Any]):
-    """A config whose errors name its file: KeyError for a missing key, ConfigError for a value out of range."""
+    """A config of the pipeline `source`. Raises UsageError that names the file for a missing key and an impossible value."""
 
-    def __init__(self, file: str, content: Any) -> None:
+    def __init__(self, source: str, file: str, content: Any) -> None:
+        self.source, self.file = source, file
         if not isinstance(content, dict):
-            raise KeyError(f"{file} is not a JSON object")
+            self.fail("is not a JSON object")
         super().__init__(content)
-        self.file = file
 
     def __missing__(self, key: str) -> Any:
-        raise KeyError(f"{self.file} has no {key}")
+        self.fail(f"has no {key}")
+
+    def fail(self, fault: str, expected: str = "a model that diffusers wrote") -> NoReturn:
+        raise UsageError(f"--backbone {self.source}: {self.file} {fault}", expected=expected, hint="copy or download it again")
 
     def refuse(self, key: str, expected: str) -> NoReturn:
-        raise ConfigError(f"{self.file} says {key} = {json.dumps(self[key])[:80]}", expected)
+        self.fail(f"says {key} = {json.dumps(self[key])[:80]}", expected)
 
-    def integer(self, key: str, maximum: int, multiple_of: int = 1, default: int | None = None) -> int:
-        """The integer at `key`, from 1 to `maximum` and a multiple of `multiple_of`."""
+    def integer(self, key: str, multiple_of: int = 1, default: int | None = None) -> int:
+        """The integer at `key`, from 1 to its maximum and a multiple of `multiple_of`."""
         value = self[key] if default is None or key in self else default
-        if type(value) is not int or not 1 <= value <= maximum or value % multiple_of:
+        if type(value) is not int or not 1 <= value <= MAXIMA[key] or value % multiple_of:
             also = f", a multiple of {multiple_of}" if multiple_of > 1 else ""
-            self.refuse(key, f"an integer from {multiple_of} to {maximum}{also}")
+            self.refuse(key, f"an integer from {multiple_of} to {MAXIMA[key]}{also}")
         return value
 
     def number(self, key: str, maximum: float) -> float:
@@ -48,17 +52,17 @@ class Config(dict[str, Any]):
             self.refuse(key, f"a number above 0, to {maximum:g}")
         return float(value)
 
-    def integers(self, key: str, maximum: int, count: int | None = None) -> list[int]:
-        """The list of integers from 1 to `maximum` at `key`; `count` of them."""
+    def integers(self, key: str, count: int | None = None) -> list[int]:
+        """The list of integers from 1 to its maximum at `key`; `count` of them."""
         value = self[key]
-        valid = isinstance(value, list) and value and all(type(item) is int and 1 <= item <= maximum for item in value)
+        valid = isinstance(value, list) and value and all(type(item) is int and 1 <= item <= MAXIMA[key] for item in value)
         if not valid or count not in (None, len(value)):
-            self.refuse(key, f"a list of {count or 'several'} integers from 1 to {maximum}")
+            self.refuse(key, f"a list of {count or 'several'} integers from 1 to {MAXIMA[key]}")
         return value
 
     def heads(self, multiple_of: int) -> tuple[int, int]:
         """Attention heads, and channels of each."""
-        return self.integer("num_attention_heads", MAX_HEADS), self.integer("attention_head_dim", MAX_HEAD_DIM, multiple_of)
+        return self.integer("num_attention_heads"), self.integer("attention_head_dim", multiple_of)
 
 
 class ModelConfigs(NamedTuple):
@@ -69,23 +73,15 @@ class ModelConfigs(NamedTuple):
     transformer: Config
     vae: Config
 
-    @property
-    def transformer_class(self) -> object:
-        """The class of the transformer as model_index.json names it; None where it names none."""
-        entry = self.model_index.get("transformer")
-        return entry[-1] if isinstance(entry, list) and entry else None
-
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file of a diffusers folder. Raises MissingError or UsageError that names the file."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise MissingError(f"{path} is not there", expected=EXPECTED_FOLDER,
-                           hint="give the folder that holds model_index.json") from None  # fmt: skip
     except OSError as error:
+        fault = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
         raise system_failure(error, str(path)) or MissingError(
-            f"{path} cannot be read: {error.strerror}", expected="a diffusers folder", hint="check the file") from None  # fmt: skip
+            f"{path} {fault}", expected=EXPECTED_FOLDER, hint="give the folder that holds model_index.json") from None  # fmt: skip
     except (ValueError, RecursionError) as error:
         reason = "it nests too deeply" if isinstance(error, RecursionError) else error
         raise UsageError(f"{path} is damaged: {reason}", expected="JSON as diffusers writes it", hint="download it again") from None

@@ -5,9 +5,6 @@ A package registers a `Family` in its pyproject.toml, under the family's name:
 
     [project.entry-points."longgen.backbones"]
     my-family = "my_package.facts:FAMILY"
-
-Plug-ins are imported when a name, a pipeline class or a family is not one of longgen's own, so that a broken one disturbs nobody
-who does not use it.
 """
 
 from __future__ import annotations
@@ -23,13 +20,7 @@ from longgen.backbones.spec import BackboneSpec, Family
 from longgen.errors import UsageError
 
 GROUP = "longgen.backbones"
-FAMILIES = {
-    "wan": wan.FAMILY,
-    "causal-wan": causal_wan.FAMILY,
-    "ltx": ltx.FAMILY,
-    "cogvideox": cogvideox.FAMILY,
-    "hunyuan": hunyuan.FAMILY,
-}
+FAMILIES = {module.FAMILY.name: module.FAMILY for module in (wan, causal_wan, ltx, cogvideox, hunyuan)}
 SPECS = {  # longgen's own, the built-in ones first
     spec.name: spec
     for spec in sorted((spec for family in FAMILIES.values() for spec in family.specs), key=lambda spec: not spec.built_in)
@@ -66,12 +57,11 @@ def is_backbone(name: str) -> bool:
 
 def family_of(spec: BackboneSpec) -> Family:
     """Raises UsageError where no installed package has the family of `spec`."""
-    if spec.family in FAMILIES:
-        return FAMILIES[spec.family]
-    if spec.family in plugin_families():
-        return plugin_families()[spec.family]
-    raise UsageError(f"{spec.name} is of the family {spec.family}, which no installed package registers",
-                     expected=", ".join([*FAMILIES, *plugin_families()]), hint="install the package that it came from")  # fmt: skip
+    families = FAMILIES if spec.family in FAMILIES else FAMILIES | plugin_families()
+    if spec.family not in families:
+        raise UsageError(f"{spec.name} is of the family {spec.family}, which no installed package registers",
+                         expected=", ".join(families), hint="install the package that it came from")  # fmt: skip
+    return families[spec.family]
 
 
 def adapter_of(spec: BackboneSpec) -> Any:
@@ -82,19 +72,13 @@ def adapter_of(spec: BackboneSpec) -> Any:
 
 def family_of_configs(configs: ModelConfigs) -> Family:
     """The family of a diffusers pipeline, by the classes in its model_index.json. Raises UsageError where it is none of them."""
-    family = _match(FAMILIES, configs) or _match(plugin_families(), configs)
-    if family is None:
-        known = dict.fromkeys(family.pipeline for family in (FAMILIES | plugin_families()).values())
-        raise UsageError(f"--backbone {configs.source} is a {configs.model_index['_class_name']}", expected=", ".join(known),
-                         hint="choose another model")  # fmt: skip
-    return family
-
-
-def _match(families: dict[str, Family], configs: ModelConfigs) -> Family | None:
-    pipeline = configs.model_index.get("_class_name")
-    marked = (family for family in families.values() if family.marker and family.marker == configs.transformer_class)
-    unmarked = (family for family in families.values() if not family.marker and family.pipeline == pipeline)
-    return next(marked, None) or next(unmarked, None)
+    pipeline, transformer = configs.model_index["_class_name"], configs.model_index.get("transformer") or ()
+    for families in (FAMILIES.values, lambda: plugin_families().values()):
+        for family in sorted(families(), key=lambda family: family.marker is None):  # those that a transformer's class tells first
+            if family.marker in transformer if family.marker else family.pipeline == pipeline:
+                return family
+    known = dict.fromkeys(family.pipeline for family in (FAMILIES | plugin_families()).values())
+    raise UsageError(f"--backbone {configs.source} is a {pipeline}", expected=", ".join(known), hint="choose another model")
 
 
 def published_name(spec: BackboneSpec) -> str:

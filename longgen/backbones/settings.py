@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, SupportsIndex, get_args
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from longgen.backbones.registry import family_of
 from longgen.backbones.spec import BackboneSpec
@@ -36,6 +36,10 @@ class Setting:
     expected: str = ""
 
 
+LoraText = Annotated[str, Field(pattern=r"\S")]
+CACHE_EXPECTED = "first-block or mag, or NAME:THRESHOLD, as first-block:0.05"
+
+
 class ModelSettings(ClosedModel):
     """How a model is loaded and run; every feature is diffusers' own. Raises UsageError for an unknown name or a wrong value.
 
@@ -43,32 +47,19 @@ class ModelSettings(ClosedModel):
     each with an optional `:scale`. quantize: 8-bit weights. attention: an attention backend of diffusers. cache: a step cache, as
     `first-block:0.05`. compile: torch.compile of the transformer's blocks. clip_batch: clips denoised in one forward pass, where
     sampling is multidiffusion or FIFO. vae_tiling: the VAE decodes in tiles.
-
-    A new setting is one field here: its `Setting` says whether it belongs to the identity of a run, is stored in the video, and
-    takes part in comparisons, MagCache's key and the command that makes a video again.
     """
 
     model_config = ConfigDict(strict=True)
 
-    device: Annotated[
-        str, Field(pattern=r"^[a-z]+(:\d+)?$"), Setting(changes_latents=False, expected="cpu, cuda or cuda:1")
-    ]  # fmt: skip
+    device: Annotated[str, Field(pattern=r"^[a-z]+(:\d+)?$"), Setting(changes_latents=False, expected="cpu, cuda or cuda:1")]
     dtype: Annotated[Literal["fp32", "bf16", "fp16"], Setting(changes_latents=True)]
     offload: Annotated[Literal["none", "model", "group", "sequential"], Setting(changes_latents=False)] = "none"
-    lora: Annotated[
-        tuple[Annotated[str, Field(pattern=r"\S")], ...],
-        Setting(changes_latents=True, expected='texts in a list, as ["style.safetensors:0.8"]'),
-    ] = ()
+    lora: Annotated[tuple[LoraText, ...], Setting(True, expected='texts in a list, as ["style.safetensors:0.8"]')] = ()
     quantize: Annotated[Literal[None, "fp8", "int8"], Setting(changes_latents=True)] = None
     attention: Annotated[
-        str | None,
-        Setting(changes_latents=True, changes_step_ratios=False, expected="an attention backend of diffusers, as native"),
+        str | None, Setting(True, changes_step_ratios=False, expected="an attention backend of diffusers, as native")
     ] = None
-    cache: Annotated[
-        str | None,
-        Setting(changes_latents=True, changes_step_ratios=False,
-                expected="first-block or mag, or NAME:THRESHOLD, as first-block:0.05"),
-    ] = None  # fmt: skip
+    cache: Annotated[str | None, Setting(True, changes_step_ratios=False, expected=CACHE_EXPECTED)] = None
     compile: Annotated[bool, Setting(changes_latents=True, changes_step_ratios=False, expected="False, True")] = False
     clip_batch: Annotated[int, Field(ge=1), Setting(changes_latents=True, changes_step_ratios=False, expected="1 or more")] = 1
     vae_tiling: Annotated[bool, Setting(changes_latents=False, changes_pixels=True, expected="False, True")] = False
@@ -94,37 +85,24 @@ class ModelSettings(ClosedModel):
     @field_validator("clip_batch", mode="before")
     @classmethod
     def _numpy_integers_become_python_s(cls, clip_batch: Any) -> Any:
-        return (
-            operator.index(clip_batch) if isinstance(clip_batch, SupportsIndex) and not isinstance(clip_batch, bool) else clip_batch
-        )
+        is_integer = isinstance(clip_batch, SupportsIndex) and not isinstance(clip_batch, bool)
+        return operator.index(clip_batch) if is_integer else clip_batch
 
-    @field_validator("lora")
-    @classmethod
-    def _lora_can_be_parsed(cls, lora: tuple[str, ...]) -> tuple[str, ...]:
-        for text in lora:
+    @model_validator(mode="after")
+    def _texts_can_be_parsed(self) -> Self:
+        for text in self.lora:
             parse_lora(text)
-        return lora
-
-    @field_validator("attention")
-    @classmethod
-    def _attention_is_a_backend(cls, attention: str | None) -> str | None:
-        if attention is not None:
-            from diffusers.models.attention_dispatch import (
-                AttentionBackendName,  # here: it costs seconds, and loading needs it anyway
-            )
+        name = None if self.cache is None else _cache_name(self.cache)
+        if self.cache is not None and (name in CACHES or name not in CACHE_FAULTS):  # the backbone decides about the others
+            parse_cache(self.cache)
+        if self.attention is not None:
+            from diffusers.models.attention_dispatch import AttentionBackendName  # here: it costs seconds
 
             names = [backend.value for backend in AttentionBackendName]
-            if attention not in names:
-                raise UsageError(f"--attention {attention}: diffusers has no such attention backend", expected=", ".join(names),
-                                 hint="choose one of them")  # fmt: skip
-        return attention
-
-    @field_validator("cache")
-    @classmethod
-    def _cache_can_be_parsed(cls, cache: str | None) -> str | None:
-        if cache is not None and (_cache_name(cache) in CACHES or _cache_name(cache) not in CACHE_FAULTS):  # else by the backbone
-            parse_cache(cache)
-        return cache
+            if self.attention not in names:
+                raise UsageError(f"--attention {self.attention}: diffusers has no such attention backend",
+                                 expected=", ".join(names), hint="choose one of them")  # fmt: skip
+        return self
 
     def replace(self, **changes: Any) -> Self:
         """These settings with `changes`, checked. Raises UsageError."""
@@ -181,10 +159,7 @@ CACHES = {"first-block": 0.05, "mag": 0.06}  # name -> diffusers' own threshold
 
 
 def parse_cache(text: str, spec: BackboneSpec | None = None) -> tuple[str, float]:
-    """`first-block[:threshold]` or `mag[:threshold]` as its name and threshold.
-
-    Raises UsageError, with the reason where a cache is known to be broken on `spec`.
-    """
+    """`first-block[:threshold]` or `mag[:threshold]` as its name and threshold. Raises UsageError, also if broken on `spec`."""
     name, threshold = _cache_name(text), text.partition(":")[2]
     broken = () if spec is None else family_of(spec).broken_caches
     if name not in CACHES or name in broken:

@@ -122,10 +122,8 @@ class BackboneSpec:
 
     def same_shape(self, other: BackboneSpec) -> bool:
         """Whether both transformers have layers of the same number and sizes."""
-        return all(getattr(self, name) == getattr(other, name) for name in SHAPE)
-
-
-SHAPE = ("layers", "heads", "head_dim", "ffn_dim", "latent_channels")
+        names = ("layers", "heads", "head_dim", "ffn_dim", "latent_channels")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ class Family:
 
     title: as its authors write it. specs: the published models. adapter: "module:Class" of its PipelineBackbone.
     pipeline: diffusers' class, as model_index.json names it. marker: the class of the transformer there that tells this family
-    from another with the same pipeline. from_configs: the spec of a model of this family, by its configs; raises ConfigError.
+    from another with the same pipeline. from_configs: the spec of a model of this family, by its configs; raises UsageError.
     transformer: diffusers' class. transformer_config: its arguments for a spec, where no config.json is at hand; the class's
     defaults are the rest. random_pipeline: (spec, transformers, text) -> a diffusers pipeline with the published scheduler, whose
     text encoder is replaced by `text` (pipelines.random_weights.RandomText); without VAE and tokenizer.

@@ -7,10 +7,22 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator
 
 from longgen.errors import LonggenError, MissingError, OutOfMemoryError
 
+_FAILURES: dict[int, tuple[type[LonggenError], str, str, str]] = {  # errno -> the error, what is wrong, expected, hint
+    errno.ENOMEM: (
+        OutOfMemoryError, "out of memory while loading {what}: {text}", "memory for the weights, as longgen plan estimates it",
+        "close other programs, raise the limit (ulimit -v, the job's memory), or take --dtype bf16, --quantize fp8 or a smaller "
+        "--backbone"),
+    errno.EMFILE: (LonggenError, "{what} cannot be opened: too many files are open already", "a free file descriptor",
+                   "raise the limit (ulimit -n 4096), or close what else has files open"),
+    errno.EACCES: (MissingError, "{file} may not be read: permission denied", "a file that this user may read",
+                   "ls -l {file}; chmod u+r, or ask its owner"),
+    errno.EIO: (LonggenError, "{what} cannot be read: the disk or the network folder reports an error ({text})",
+                "a disk that can be read", "copy the file to another disk, and check this one"),
+}  # fmt: skip
+_ALIKE = {errno.ENFILE: errno.EMFILE, errno.EPERM: errno.EACCES}
 _TEXTS = {  # what libraries write -> the errno that it stands for
     errno.ENOMEM: r"can('|no)t allocate memory|out of memory|not enough memory|os error 12\b|\[errno 12\]|failed to map segment|"
     r"std::bad_alloc|memory allocation of \d+ bytes|unable to allocate|error code 12\b|can't start new thread",
@@ -21,47 +33,28 @@ _TEXTS = {  # what libraries write -> the errno that it stands for
 
 
 def system_failure(error: BaseException, what: str) -> LonggenError | None:
-    """The error that names memory, descriptors, permission or the disk as the reason why `what` was not loaded.
-
-    None where nothing in the chain of `error` says one of them.
-    """
-    for link in _chain(error):
-        code, text = _code(link), " ".join(str(link).split())[:200]
-        if code == errno.ENOMEM:
-            return OutOfMemoryError(f"out of memory while loading {what}: {text or 'the host has no more'}",
-                                    expected="memory for the weights, as longgen plan estimates it",
-                                    hint="close other programs, raise the limit (ulimit -v, the job's memory), or take --dtype "
-                                       "bf16, --quantize fp8 or a smaller --backbone")  # fmt: skip
-        if code in (errno.EMFILE, errno.ENFILE):
-            return LonggenError(f"{what} cannot be opened: too many files are open already", expected="a free file descriptor",
-                                hint="raise the limit (ulimit -n 4096), or close what else has files open")  # fmt: skip
-        if code in (errno.EACCES, errno.EPERM):
-            name = getattr(link, "filename", None) or what
-            return MissingError(f"{name} may not be read: permission denied", expected="a file that this user may read",
-                                hint=f"ls -l {name}; chmod u+r, or ask its owner")  # fmt: skip
-        if code == errno.EIO:
-            return LonggenError(f"{what} cannot be read: the disk or the network folder reports an error ({text})",
-                                expected="a disk that can be read",
-                                hint="copy the file to another disk, and check this one")  # fmt: skip
+    """The error that `what` was not loaded for lack of memory, descriptors, permission or a disk; None where it is not that."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    for link in chain:
+        code = _code(link)
+        if (code := _ALIKE.get(code, code)) in _FAILURES:
+            kind, *texts = _FAILURES[code]
+            text = " ".join(str(link).split())[:200] or "the host has no more"
+            return kind(*(part.format(what=what, text=text, file=getattr(link, "filename", None) or what) for part in texts))
     return None
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        yield link
-        seen.add(id(link))
-        link = link.__cause__ or link.__context__
-
-
-def _code(error: BaseException) -> int | None:
-    """The errno of one error, by its type, its number or its text."""
+def _code(error: BaseException) -> int:
+    """The errno of one error, by its type, its number or its text; 0 for another."""
     if isinstance(error, LonggenError):
-        return None
+        return 0
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
         return errno.ENOMEM
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     text = str(error).lower()
-    return next((code for code, pattern in _TEXTS.items() if re.search(pattern, text)), None)
+    return next((code for code, pattern in _TEXTS.items() if re.search(pattern, text)), 0)

@@ -17,20 +17,11 @@ MOTIONS = ("bouncing", "sliding left and right", "moving up and down", "orbiting
 BACKGROUNDS = ("navy", "sand", "forest", "grey", "maroon")
 
 RGB = {
-    "red": (0.90, 0.10, 0.10),
-    "orange": (1.00, 0.52, 0.05),
-    "yellow": (0.98, 0.92, 0.15),
-    "green": (0.15, 0.80, 0.20),
-    "cyan": (0.10, 0.85, 0.90),
-    "blue": (0.15, 0.30, 1.00),
-    "pink": (1.00, 0.35, 0.75),
-    "white": (0.97, 0.97, 0.97),
-    "navy": (0.05, 0.07, 0.25),
-    "sand": (0.72, 0.60, 0.42),
-    "forest": (0.06, 0.25, 0.13),
-    "grey": (0.42, 0.42, 0.44),
+    "red": (0.90, 0.10, 0.10), "orange": (1.00, 0.52, 0.05), "yellow": (0.98, 0.92, 0.15), "green": (0.15, 0.80, 0.20),
+    "cyan": (0.10, 0.85, 0.90), "blue": (0.15, 0.30, 1.00), "pink": (1.00, 0.35, 0.75), "white": (0.97, 0.97, 0.97),
+    "navy": (0.05, 0.07, 0.25), "sand": (0.72, 0.60, 0.42), "forest": (0.06, 0.25, 0.13), "grey": (0.42, 0.42, 0.44),
     "maroon": (0.30, 0.06, 0.12),
-}
+}  # fmt: skip
 SHADE = 0.12  # the background runs from 1 + SHADE at the top to 1 - SHADE at the bottom
 
 GRAMMAR = "a {size} {colour} {shape} {motion} on a {background} background"

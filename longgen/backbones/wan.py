@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from longgen.backbones.model_config import MAX_CHANNELS, MAX_FRAMES, MAX_LAYERS, MAX_PATCH, MAX_STRIDE, ConfigError, ModelConfigs
+from longgen.backbones.model_config import ModelConfigs
 from longgen.backbones.spec import TINY_FOLDER, BackboneSpec, Family, substitute, transformer_sizes
 
 # Wan 2.1 9737cba and 2.2 42bf4cf, wan/configs/shared_config.py: sample_neg_prompt, whole. Their scripts use it for every size.
@@ -67,19 +67,19 @@ def from_configs(configs: ModelConfigs) -> BackboneSpec:
     heads, head_dim = transformer.heads(multiple_of=2)
     if head_dim < 6:
         transformer.refuse("attention_head_dim", "at least 6: time, rows and columns share it")
-    ffn_dim, layers = transformer.integer("ffn_dim", 10**6), transformer.integer("num_layers", MAX_LAYERS)
+    ffn_dim, layers = transformer.integer("ffn_dim"), transformer.integer("num_layers")
     width, rotary_dims = head_dim * heads, head_dim - 4 * (head_dim // 6)
     experts = 2 if index.get("transformer_2", [None])[0] is not None else 1
     base = WAN_2_2_5B if index.get("expand_timesteps") else WAN_2_2_A14B if experts == 2 else WAN_1_3B
-    patch_t, patch_h, patch_w = transformer.integers("patch_size", MAX_PATCH, count=3)
-    channels, out = transformer.integer("in_channels", MAX_CHANNELS), transformer.get("out_channels")
+    patch_t, patch_h, patch_w = transformer.integers("patch_size", count=3)
+    channels, out = transformer.integer("in_channels"), transformer.get("out_channels")
     if type(out) is int and 0 < out < channels:
-        raise ConfigError(f"{transformer.file} says in_channels = {channels} and out_channels = {out}, as image-to-video and "
-                          "control models do", "a text-to-video transformer: as many in as out")  # fmt: skip
+        transformer.fail(f"says in_channels = {channels} and out_channels = {out}, as image-to-video and control models do",
+                         "a text-to-video transformer: as many in as out")  # fmt: skip
     return replace(
-        base, stride_t=vae.integer("scale_factor_temporal", MAX_STRIDE, default=4),
-        stride_hw=vae.integer("scale_factor_spatial", MAX_STRIDE, default=8), patch=(patch_t, patch_h, patch_w),
-        most_lat=transformer.integer("rope_max_seq_len", MAX_FRAMES, default=base.most_lat), layers=layers,
+        base, stride_t=vae.integer("scale_factor_temporal", default=4),
+        stride_hw=vae.integer("scale_factor_spatial", default=8), patch=(patch_t, patch_h, patch_w),
+        most_lat=transformer.integer("rope_max_seq_len", default=base.most_lat), layers=layers,
         heads=heads, head_dim=head_dim, ffn_dim=ffn_dim, latent_channels=channels, rotary_dims=rotary_dims, experts=experts,
         intrinsic_component=min(WAN_1_3B.intrinsic_component or 1, rotary_dims // 2),
         parameters=experts * layers * (8 * width**2 + 2 * width * ffn_dim),

@@ -90,9 +90,15 @@ class PipelineBackbone:
     def encoded(self, prompt: str) -> dict[str, Tensor]:
         """`text`, unchecked."""
 
-    @abstractmethod
+    def encode_prompt(self, prompt: str, **options: Any) -> Any:
+        """What the pipeline's own `encode_prompt` returns."""
+        length, device = self.spec.text_tokens, self.pipe._execution_device
+        return self.pipe.encode_prompt(prompt, max_sequence_length=length, device=device, **options)
+
     def rotary(self) -> Rotary | None:
         """The temporal rotary positions, or None where the model has none."""
+        frequencies = np.array(self.spec.frequencies)
+        return Rotary(frequencies, np.arange(len(frequencies))) if len(frequencies) else None
 
     def latent_shape(self, plan: Plan) -> tuple[int, int, int, int, int]:
         """[1, C, T, height, width] of the latents of `plan`."""
@@ -117,13 +123,15 @@ class PipelineBackbone:
         if shift is None:
             return scheduler
         config, kind = scheduler.config, type(scheduler).__name__
+        fault = "has no flow shift"
         if config.get("use_dynamic_shifting"):
-            raise _no_shift(plan, f"its {kind} shifts the noise levels by the number of tokens")
-        if config.get("use_flow_sigmas") and "flow_shift" in config:
+            fault = "shifts the noise levels by the number of tokens"
+        elif config.get("use_flow_sigmas") and "flow_shift" in config:
             return type(scheduler).from_config(config, flow_shift=shift)
-        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        elif isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
             return type(scheduler).from_config(config, shift=shift)
-        raise _no_shift(plan, f"its {kind} has no flow shift")
+        raise UsageError(f"a flow shift of {shift:g} is asked, and {plan.spec.name} takes none: its {kind} {fault}",
+                         expected="no --flow-shift, and none in the preset", hint="leave it out")  # fmt: skip
 
     def first_order(self, plan: Plan) -> Any:
         """A first-order scheduler, which keeps edits of the latent; the pipeline's own where it is first-order."""
@@ -230,9 +238,12 @@ class PipelineBackbone:
                 layer.set_processor(processor)
 
 
-def _no_shift(plan: Plan, reason: str) -> UsageError:
-    return UsageError(f"a flow shift of {plan.sample.flow_shift:g} is asked, and {plan.spec.name} takes none: {reason}",
-                      expected="no --flow-shift, and none in the preset", hint="leave it out")  # fmt: skip
+def split_guidance(predicted: Tensor, uncond: Text | None) -> Velocities:
+    """The prediction of one batch as its two branches; with guidance the unconditional half comes first."""
+    if uncond is None:
+        return predicted, None
+    unconditional, cond = predicted.chunk(2)
+    return cond, unconditional
 
 
 def whole(latents: Tensor | Iterator[Tensor]) -> Tensor:
@@ -247,10 +258,7 @@ def to_frames(video: Tensor) -> np.ndarray:
     return (video.permute(1, 2, 3, 0).float().cpu().numpy() * 255).round().astype(np.uint8)
 
 
-@contextmanager
-def on_device(vae: Any) -> Iterator[None]:
+def to_device(vae: Any) -> None:
     """Moves an offloaded VAE to its device: model offload does so in decode() only, not where parts of it are called alone."""
-    offload = getattr(vae, "_hf_hook", None)
-    if offload is not None:
+    if (offload := getattr(vae, "_hf_hook", None)) is not None:
         offload.pre_forward(vae)
-    yield

@@ -21,10 +21,10 @@ from torch import Tensor
 from longgen.attention.kvcache import KVCache
 from longgen.attention.rotary import Tables
 from longgen.pipelines import foreign_hooks
-from longgen.pipelines.base import Text, Velocities
+from longgen.pipelines.base import Text, Velocities, split_guidance
 from longgen.pipelines.processors import dispatch
 from longgen.pipelines.step_state import StepState
-from longgen.pipelines.wan import Wan
+from longgen.pipelines.wan import Wan, qkv
 from longgen.plan import Plan
 
 
@@ -40,15 +40,8 @@ class CachedAttention:
         self, attn: WanAttention, hidden_states: Tensor, text: None, mask: Tensor | None, rotary: tuple[Tensor, Tensor]
     ) -> Tensor:
         foreign_hooks.check_mask(mask)
-        if attn.fused_projections:
-            q, k, v = attn.to_qkv(hidden_states).chunk(3, dim=-1)
-        else:
-            q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-        q = attn.norm_q(q).unflatten(2, (attn.heads, -1))  # one after the other, so that few are alive
-        k = attn.norm_k(k).unflatten(2, (attn.heads, -1))
-        v = v.unflatten(2, (attn.heads, -1))
-        cos, sin = rotary  # [1, c n, 1, D], every value twice
-        output = self.run((cos[0, :, 0, 0::2], sin[0, :, 0, 1::2]), q, k, v)
+        tables, q, k, v = qkv(attn, hidden_states, rotary)
+        output = self.run(tables, q, k, v)
         return attn.to_out[1](attn.to_out[0](output.type_as(q)))
 
     @torch.compiler.disable  # every layer and chunk would be a graph
@@ -97,15 +90,14 @@ class CausalWan(Wan):
         batch = 1 if uncond is None else 2
         x_batch, times = x.to(transformer.dtype).expand(batch, -1, -1, -1, -1), timesteps[:, 0].expand(batch)
         predicted = transformer(hidden_states=x_batch, timestep=times, return_dict=False, **words)[0].to(x)
-        if uncond is None:
-            return predicted, None
-        unconditional, cond = predicted.chunk(2)
-        return cond, unconditional
+        return split_guidance(predicted, uncond)
 
     @contextmanager
     def rolling(self, plan: Plan) -> Iterator[KVCache]:
         """Within the context, the transformer sees its frames through the cache; afterwards it is as it was."""
-        transformer, cache = self.pipe.transformer, KVCache(self.rotary(), plan.slots_lat)
+        rotary = self.rotary()
+        assert rotary is not None
+        transformer, cache = self.pipe.transformer, KVCache(rotary, plan.slots_lat)
         self_attention, cross_attention = self.layers(transformer), self.text_layers(transformer)
         stocks = [(layer, layer.processor) for layer in (*self_attention, *cross_attention)]
         foreign_hooks.check_model(self.pipe, self.transformers)

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 def check_settings(spec: BackboneSpec, model_settings: ModelSettings) -> list[str]:
     """Raises UsageError where the device does not exist or `spec` cannot run with these settings on it. Returns notes.
 
-    Loads none of the model's weights. Raises MissingError where a LoRA or a library is missing, LonggenError where a file is
-    damaged.
+    Loads no weights of the model. Raises MissingError for a LoRA or a library, LonggenError where a file is damaged.
     """
     import torch
 
@@ -53,7 +52,12 @@ def check_settings(spec: BackboneSpec, model_settings: ModelSettings) -> list[st
     if model_settings.quantize == "int8":
         int8_config(spec)
     if model_settings.attention is not None:
-        _check_attention(model_settings.attention)
+        from diffusers.models.attention_dispatch import AttentionBackendName, _check_attention_backend_requirements
+
+        try:
+            _check_attention_backend_requirements(AttentionBackendName(model_settings.attention))
+        except (ImportError, RuntimeError, ValueError) as error:
+            raise no_attention_backend(model_settings.attention, error) from error
     if model_settings.compile:
         _check_compiler(model_settings.device)
     return notes
@@ -61,10 +65,10 @@ def check_settings(spec: BackboneSpec, model_settings: ModelSettings) -> list[st
 
 def unused_settings(plan: Plan, model_settings: ModelSettings) -> tuple[str, ...]:
     """Notes on settings that have no effect with `plan`."""
-    if model_settings.clip_batch > 1 and not plan.in_clips:
-        where = f"{plan.preset.name} gives {plan.spec.name} no clips at this length"
-        return (f"--clip-batch {model_settings.clip_batch} has no effect: {where}",)
-    return ()
+    if model_settings.clip_batch == 1 or plan.in_clips:
+        return ()
+    where = f"{plan.preset.name} gives {plan.spec.name} no clips at this length"
+    return (f"--clip-batch {model_settings.clip_batch} has no effect: {where}",)
 
 
 def int8_config(spec: BackboneSpec) -> Any:
@@ -84,15 +88,6 @@ def int8_config(spec: BackboneSpec) -> Any:
 def no_attention_backend(name: str, error: Exception) -> UsageError:
     return UsageError(f"--attention {name} cannot run here: {' '.join(str(error).split())[:300]}",
                       expected="one whose library is installed; native always is", hint="choose another")  # fmt: skip
-
-
-def _check_attention(name: str) -> None:
-    from diffusers.models.attention_dispatch import AttentionBackendName, _check_attention_backend_requirements
-
-    try:
-        _check_attention_backend_requirements(AttentionBackendName(name))
-    except (ImportError, RuntimeError, ValueError) as error:
-        raise no_attention_backend(name, error) from error
 
 
 def _check_compiler(device: str) -> None:

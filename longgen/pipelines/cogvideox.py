@@ -10,48 +10,34 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import wraps
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXDPMScheduler, CogVideoXPipeline, DiffusionPipeline
+from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXDPMScheduler, CogVideoXPipeline
 from diffusers.models.attention_processor import Attention, CogVideoXAttnProcessor2_0, FusedCogVideoXAttnProcessor2_0
 from torch import Tensor
 
-from longgen.attention.rotary import Rotary
 from longgen.pipelines import foreign_hooks
-from longgen.pipelines.base import PipelineBackbone, on_device, to_frames, whole
-from longgen.pipelines.processors import PlannedAttention
+from longgen.pipelines.base import PipelineBackbone, to_device, to_frames, whole
+from longgen.pipelines.processors import PlannedAttention, project
 from longgen.plan import Plan
 
 
 class CogVideoXAttentionPlan(PlannedAttention):
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    def attend(
+        self, attn: Attention, x: Tensor, text: Tensor, mask: Tensor | None, rotary: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
-        if self.idle():
-            return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-        foreign_hooks.check_mask(attention_mask)
-        text_tokens = encoder_hidden_states.shape[1]
-        joint = torch.cat([encoder_hidden_states, hidden_states], dim=1)
-        if attn.fused_projections:
-            q, k, v = attn.to_qkv(joint).chunk(3, dim=-1)
-        else:
-            q, k, v = attn.to_q(joint), attn.to_k(joint), attn.to_v(joint)
-        q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, v))
+        foreign_hooks.check_mask(mask)
+        text_tokens = text.shape[1]
+        q, k, v = project(attn, torch.cat([text, x], dim=1))
+        q, k, v = (part.unflatten(2, (attn.heads, -1)) for part in (q, k, v))
         q = attn.norm_q(q)
         k = attn.norm_k(k)
-        (text_q, q), (text_k, k), (text_v, v) = ((x[:, :text_tokens], x[:, text_tokens:]) for x in (q, k, v))
-        tables = None
-        if image_rotary_emb is not None:
-            tables = image_rotary_emb[0][:, 0::2], image_rotary_emb[1][:, 0::2]  # [N, D], every value twice
-        video, text = self.run_joint(attn, hidden_states, tables, q, k, v, (text_q, text_k, text_v))
-        text, video = (attn.to_out[1](attn.to_out[0](x.type_as(q))) for x in (text, video))
+        (text_q, q), (text_k, k), (text_v, v) = ((part[:, :text_tokens], part[:, text_tokens:]) for part in (q, k, v))
+        tables = None if rotary is None else (rotary[0][:, 0::2], rotary[1][:, 0::2])  # [N, D], every value twice
+        outputs = self.run_joint(attn, x, tables, (q, k, v), (text_q, text_k, text_v))
+        video, text = (attn.to_out[1](attn.to_out[0](part.type_as(q))) for part in outputs)
         return video, text
 
 
@@ -71,10 +57,10 @@ class RememberingDPMScheduler(CogVideoXDPMScheduler):
 
 
 class CogVideoX(PipelineBackbone):
-    kind: ClassVar[type[DiffusionPipeline]] = CogVideoXPipeline
-    vae_kind: ClassVar[Any] = AutoencoderKLCogVideoX
-    processor: ClassVar[type[PlannedAttention]] = CogVideoXAttentionPlan
-    stock: ClassVar[tuple[type, ...]] = (CogVideoXAttnProcessor2_0, FusedCogVideoXAttnProcessor2_0)
+    kind = CogVideoXPipeline
+    vae_kind = AutoencoderKLCogVideoX
+    processor = CogVideoXAttentionPlan
+    stock = (CogVideoXAttnProcessor2_0, FusedCogVideoXAttnProcessor2_0)
 
     def __post_init__(self) -> None:
         if isinstance(self.pipe.scheduler, CogVideoXDPMScheduler):
@@ -86,14 +72,8 @@ class CogVideoX(PipelineBackbone):
         return [block.attn1 for block in transformer.transformer_blocks]
 
     def encoded(self, prompt: str) -> dict[str, Tensor]:
-        embeds, _ = self.pipe.encode_prompt(
-            prompt, do_classifier_free_guidance=False, max_sequence_length=self.spec.text_tokens, device=self.pipe._execution_device
-        )
+        embeds, _ = self.encode_prompt(prompt, do_classifier_free_guidance=False)
         return {"encoder_hidden_states": embeds}
-
-    def rotary(self) -> Rotary | None:
-        frequencies = np.array(self.spec.frequencies)
-        return Rotary(frequencies, np.arange(len(frequencies))) if len(frequencies) else None
 
     def noise(self, plan: Plan, generator: torch.Generator) -> Tensor:
         _, channels, time, height, width = self.latent_shape(plan)
@@ -138,14 +118,14 @@ class CogVideoX(PipelineBackbone):
 
         With tiling, which diffusers does on the whole only, all frames come at once.
         """
-        with on_device(vae):
-            latents = 1 / vae.config.scaling_factor * whole(latents).to(device, vae.dtype)
-            if vae.use_tiling:
-                yield to_frames(vae.decode(latents).sample)
-                return
-            few, cache = vae.num_latent_frames_batch_size, None
-            first = latents.shape[2] % few + few  # the odd frame goes with the first ones
-            for part in (latents[:, :, :first], *latents[:, :, first:].split(few, dim=2)):
-                if part.shape[2]:
-                    video, cache = vae.decoder(part if vae.post_quant_conv is None else vae.post_quant_conv(part), conv_cache=cache)
-                    yield to_frames(video)
+        to_device(vae)
+        latents = 1 / vae.config.scaling_factor * whole(latents).to(device, vae.dtype)
+        if vae.use_tiling:
+            yield to_frames(vae.decode(latents).sample)
+            return
+        few, cache = vae.num_latent_frames_batch_size, None
+        first = latents.shape[2] % few + few  # the odd frame goes with the first ones
+        for part in (latents[:, :, :first], *latents[:, :, first:].split(few, dim=2)):
+            if part.shape[2]:
+                video, cache = vae.decoder(part if vae.post_quant_conv is None else vae.post_quant_conv(part), conv_cache=cache)
+                yield to_frames(video)

@@ -50,9 +50,8 @@ def check_picture(video: Tensor) -> None:
 def remedies(model_settings: ModelSettings) -> str:
     """What may help, the most likely first."""
     dtype, backend = model_settings.dtype, model_settings.attention or "the default"
-    tries = [f"without --lora {', '.join(model_settings.lora)}"] if model_settings.lora else []
-    tries += [f"without --quantize {model_settings.quantize}"] if model_settings.quantize is not None else []
-    tries += [f"without --cache {model_settings.cache}"] if model_settings.cache is not None else []
+    given = {"lora": ", ".join(model_settings.lora), "quantize": model_settings.quantize, "cache": model_settings.cache}
+    tries = [f"without --{name} {value}" for name, value in given.items() if value]
     tries += ["without --compile"] if model_settings.compile else []
     tries += [{"fp16": "--dtype bf16 or fp32", "bf16": "--dtype fp32"}.get(dtype, f"another --dtype than {dtype}")]
     tries += [f"another --attention backend than {backend}, as _native_math"]

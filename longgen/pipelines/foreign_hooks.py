@@ -27,12 +27,10 @@ def check_model(pipe: Any, transformers: Iterable[Any]) -> None:
             raise UsageError(f"the {name} runs in parallel ({mode}), which longgen cannot drive: its latents would be wrong",
                              expected="a model on one device, with offload if need be",
                              hint="load it without enable_parallelism, tensor parallelism and sharding")  # fmt: skip
-    for transformer in transformers:
-        for hook in _hooks(transformer):
-            if hook not in HOOKS | CACHES:
-                raise UsageError(f"the transformer has the hook {hook} of diffusers, which longgen does not know",
-                                 expected="a model without it; step caches by cache=, as first-block:0.05",
-                                 hint="disable it (transformer.disable_cache() for caches), or load the model again")  # fmt: skip
+    for hook in (hook for transformer in transformers for hook in _hooks(transformer) if hook not in HOOKS | CACHES):
+        raise UsageError(f"the transformer has the hook {hook} of diffusers, which longgen does not know",
+                         expected="a model without it; step caches by cache=, as first-block:0.05",
+                         hint="disable it (transformer.disable_cache() for caches), or load the model again")  # fmt: skip
 
 
 def check_uncached(transformers: Iterable[Any], doing: str) -> None:
@@ -65,11 +63,10 @@ def _parallel_modes(model: torch.nn.Module) -> Iterator[str]:
         for holder in (module, getattr(module, "processor", None)):
             if getattr(holder, "_parallel_config", None) is not None:
                 yield type(holder._parallel_config).__name__  # type: ignore[union-attr]
-        registry = getattr(module, "_diffusers_hook", None)
-        yield from (name for name in (registry.hooks if registry else ()) if name.startswith(PARALLEL))
         if type(module).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel", "DataParallel"):
             yield type(module).__name__
         yield from ("DTensor" for weight in module._parameters.values() if type(weight).__name__ == "DTensor")
+    yield from (name for name in _hooks(model) if name.startswith(PARALLEL))
 
 
 def _hooks(model: torch.nn.Module) -> Iterator[str]:

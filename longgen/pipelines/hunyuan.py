@@ -9,51 +9,39 @@ whose text has projections of its own, then the single-stream ones. Guidance is 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLHunyuanVideo, DiffusionPipeline, HunyuanVideoPipeline
+from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoPipeline
 from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
 from torch import Tensor
 
-from longgen.attention.rotary import Rotary, Tables
+from longgen.attention.rotary import Tables
 from longgen.pipelines.base import PipelineBackbone, to_frames, whole
-from longgen.pipelines.processors import PlannedAttention
+from longgen.pipelines.processors import PlannedAttention, Tensors
 from longgen.plan import Plan
 
 
 class HunyuanAttentionPlan(PlannedAttention):
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    def attend(
+        self, attn: Attention, x: Tensor, text: Tensor, mask: Tensor | None, rotary: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        if self.idle():
-            return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-        assert encoder_hidden_states is not None
-        assert image_rotary_emb is not None
-        text_tokens = encoder_hidden_states.shape[1]
-        if attn.add_q_proj is None:
-            joint = torch.cat([hidden_states, encoder_hidden_states], dim=1)
-            q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (attn.to_q(joint), attn.to_k(joint), attn.to_v(joint)))
-            q = attn.norm_q(q)
-            k = attn.norm_k(k)
-            (q, text_q), (k, text_k), (v, text_v) = ((x[:, :-text_tokens], x[:, -text_tokens:]) for x in (q, k, v))
+        text_tokens = text.shape[1]
+        joint = attn.add_q_proj is None
+        tokens = torch.cat([x, text], dim=1) if joint else x
+        q, k, v = (part.unflatten(2, (attn.heads, -1)) for part in (attn.to_q(tokens), attn.to_k(tokens), attn.to_v(tokens)))
+        q = attn.norm_q(q)
+        k = attn.norm_k(k)
+        if joint:
+            (q, text_q), (k, text_k), (v, text_v) = ((part[:, :-text_tokens], part[:, -text_tokens:]) for part in (q, k, v))
         else:
-            projected = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-            q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in projected)
-            q = attn.norm_q(q)
-            k = attn.norm_k(k)
-            added = (project(encoder_hidden_states) for project in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj))
-            text_q, text_k, text_v = (x.unflatten(2, (attn.heads, -1)) for x in added)
+            added = (projection(text) for projection in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj))
+            text_q, text_k, text_v = (part.unflatten(2, (attn.heads, -1)) for part in added)
             text_q, text_k = attn.norm_added_q(text_q), attn.norm_added_k(text_k)
-        tables = image_rotary_emb[0][:, 0::2], image_rotary_emb[1][:, 0::2]  # [N, D], every value twice
-        video, text = self.run_samples(attn, hidden_states, tables, (q, k, v), (text_q, text_k, text_v), attention_mask)
+        tables = rotary[0][:, 0::2], rotary[1][:, 0::2]  # [N, D], every value twice
+        video, text = self.run_samples(attn, x, tables, (q, k, v), (text_q, text_k, text_v), mask)
         if getattr(attn, "to_out", None) is not None:
             video = attn.to_out[1](attn.to_out[0](video))
         if getattr(attn, "to_add_out", None) is not None:
@@ -62,40 +50,34 @@ class HunyuanAttentionPlan(PlannedAttention):
 
     @torch.compiler.disable
     def run_samples(
-        self, layer: Any, features: Tensor, tables: Tables, video: tuple[Tensor, ...], text: tuple[Tensor, ...], mask: Tensor | None
+        self, layer: Any, features: Tensor, tables: Tables, video: Tensors, text: Tensors, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """`run_joint`, sample by sample, since prompts, and so keys, differ in length. video, text: q, k and v."""
-        videos, texts = [], []
+        (q, k, v), videos, texts = video, [], []
         for index in range(len(features)):
             rows = slice(index, index + 1)
             seen = slice(None) if mask is None else mask[index, 0, 0, -text[0].shape[1] :]
-            text_qkv = text[0][rows], text[1][rows, seen], text[2][rows, seen]
-            q, k, v = (x[rows] for x in video)
-            video_output, text_output = self.run_joint(layer, features[rows], tables, q, k, v, text_qkv, index)
+            video_qkv, text_qkv = (q[rows], k[rows], v[rows]), (text[0][rows], text[1][rows, seen], text[2][rows, seen])
+            video_output, text_output = self.run_joint(layer, features[rows], tables, video_qkv, text_qkv, index)
             videos.append(video_output)
             texts.append(text_output)
-        return torch.cat(videos).type_as(video[0]), torch.cat(texts).type_as(video[0])
+        return torch.cat(videos).type_as(q), torch.cat(texts).type_as(q)
 
 
 class Hunyuan(PipelineBackbone):
-    kind: ClassVar[type[DiffusionPipeline]] = HunyuanVideoPipeline
-    vae_kind: ClassVar[Any] = AutoencoderKLHunyuanVideo
-    processor: ClassVar[type[PlannedAttention]] = HunyuanAttentionPlan
-    stock: ClassVar[tuple[type, ...]] = (HunyuanVideoAttnProcessor2_0,)
+    kind = HunyuanVideoPipeline
+    vae_kind = AutoencoderKLHunyuanVideo
+    processor = HunyuanAttentionPlan
+    stock = (HunyuanVideoAttnProcessor2_0,)
 
     @staticmethod
     def layers(transformer: Any) -> list[Attention]:
         return [block.attn for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks)]
 
     def encoded(self, prompt: str) -> dict[str, Tensor]:
-        embeds, pooled, mask = self.pipe.encode_prompt(
-            prompt, max_sequence_length=self.spec.text_tokens, device=self.pipe._execution_device
-        )
+        embeds, pooled, mask = self.encode_prompt(prompt)
         names = ("encoder_hidden_states", "pooled_projections", "encoder_attention_mask")
         return {name: part.to(self.pipe.transformer.dtype) for name, part in zip(names, (embeds, pooled, mask), strict=True)}
-
-    def rotary(self) -> Rotary:
-        return Rotary(np.array(self.spec.frequencies), np.arange(len(self.spec.frequencies)))
 
     def call_arguments(self, plan: Plan, prompt: str) -> dict[str, Any]:
         arguments = super().call_arguments(plan, prompt)

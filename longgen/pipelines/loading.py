@@ -1,15 +1,24 @@
-"""Loads a diffusers pipeline and applies the model settings: offload, LoRA, quantization, attention, cache, compile, tiling."""
+"""Loads a diffusers pipeline and applies the model settings: offload, LoRA, quantization, attention, cache, compile, tiling.
+
+Its files have to give all weights: the libraries' warnings, or silence, are errors here. A missing key leaves random weights in a
+text encoder and none in a diffusers model; an unread key belongs to another model than the config describes; tied embeddings that
+differ are a bug of transformers 5.0 to 5.2 with Wan's text encoder.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
-from diffusers import FirstBlockCacheConfig
+import transformers
+from diffusers import DiffusionPipeline, FirstBlockCacheConfig
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
@@ -21,18 +30,21 @@ from longgen.backbones.settings import ModelSettings, parse_cache, parse_lora
 from longgen.backbones.spec import BackboneSpec
 from longgen.backbones.system_errors import system_failure
 from longgen.errors import LonggenError, MissingError
-from longgen.pipelines import integrity, lora, lora_files
+from longgen.pipelines import lora, lora_files
 from longgen.pipelines.base import PipelineBackbone
 from longgen.pipelines.checks import check_settings, int8_config, no_attention_backend
 
+LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
+# Saved by older versions, and now derived from the config; and the half of a T5 that an encoder does not have.
+HARMLESS = re.compile(r"(^|\.)(position_ids|inv_freq)$|^decoder\.|^lm_head\.weight$")
+EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")  # of a T5 encoder: one tensor by two names
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load(spec: BackboneSpec, model_settings: ModelSettings) -> PipelineBackbone:
     """Loads the pipeline of `spec` from its folder, the local cache or the hub.
 
-    Raises MissingError where the weights or a library cannot be had, LonggenError where a file is damaged, UsageError
-    where diffusers does not support a setting.
+    Raises MissingError for weights and libraries, LonggenError for damaged files, UsageError for settings that do not work.
     """
     notes = check_settings(spec, model_settings)
     _set_threads(spec, model_settings.device)
@@ -51,13 +63,9 @@ def load(spec: BackboneSpec, model_settings: ModelSettings) -> PipelineBackbone:
     except MissingError as error:
         raise _missing(spec, error.given) from None
     replaced = {} if checkpoint is None else {"transformer": None}  # neither downloaded nor read
-    try:
-        parts = integrity.components(adapter.kind, spec.source, dtypes, quantized, {*replaced})
+    with _load_errors(spec):
+        parts = components(adapter.kind, spec.source, dtypes, quantized, {*replaced})
         pipe = adapter.kind.from_pretrained(spec.source, dtype=dtypes, **parts, **replaced)
-    except LonggenError:
-        raise
-    except Exception as error:
-        raise _explain_load(spec, error) from error
     if checkpoint is not None:
         pipe.register_modules(transformer=checkpoints.load(checkpoint, dtype, quantized.get("transformer")))
     pipe.set_progress_bar_config(disable=True)
@@ -103,15 +111,60 @@ def decoder(spec: BackboneSpec, device: str, vae_tiling: bool = False) -> Callab
     check_settings(spec, model_settings)
     _set_threads(spec, device)
     adapter = adapter_of(spec)
-    try:
-        vae = integrity.component(adapter.vae_kind, spec.source, "vae", _vae_dtype(spec, model_settings)).to(device)
-    except LonggenError:
-        raise
-    except Exception as error:
-        raise _explain_load(spec, error) from error
+    with _load_errors(spec):
+        vae = component(adapter.vae_kind, spec.source, "vae", _vae_dtype(spec, model_settings)).to(device)
     if vae_tiling:
         _tile(vae)
     return lambda latents: adapter.decoded(vae, latents, torch.device(device))
+
+
+def components(
+    pipeline: type[DiffusionPipeline], source: str, dtypes: dict[str, torch.dtype], quantized: dict[str, Any], without: set[str]
+) -> dict[str, Any]:
+    """The checked models of the pipeline in `source` by name, but for those in `without`. quantized: configurations by name.
+
+    Raises LonggenError where keys are missing, unread or contradict each other; and whatever the libraries raise.
+    """
+    models = {}
+    for name, entry in pipeline.load_config(source).items():
+        library, kind = entry if isinstance(entry, (list, tuple)) and len(entry) == 2 else (None, None)
+        model = getattr(LIBRARIES.get(str(library)), kind, None) if isinstance(kind, str) else None
+        if name not in without and isinstance(model, type) and issubclass(model, torch.nn.Module):
+            options = {"quantization_config": quantized[name]} if name in quantized else {}
+            models[name] = component(model, source, name, dtypes.get(name, dtypes["default"]), **options)
+    return models
+
+
+def component(kind: Any, source: str, name: str, dtype: torch.dtype, **options: Any) -> Any:
+    """The model `name` of the pipeline in `source`, checked. Raises as `components`."""
+    if issubclass(kind, transformers.PreTrainedModel):
+        options["ignore_mismatched_sizes"] = True  # transformers' own error does not name the keys
+    model, info = kind.from_pretrained(source, subfolder=name, dtype=dtype, output_loading_info=True, **options)
+    folder = Path(source) / name
+    patterns = ("*.safetensors.index.json", "*.safetensors", "*.bin")
+    file = next((path for pattern in patterns for path in sorted(folder.glob(pattern))), folder)
+    mismatched = sorted(f"{key} {tuple(shape)} for {tuple(expected)}" for key, shape, expected in info["mismatched_keys"])
+    missing = sorted(info["missing_keys"])
+    unread = sorted(key for key in info["unexpected_keys"] if not HARMLESS.search(key))
+    empty = sorted(key for key, weight in (*model.named_parameters(), *model.named_buffers()) if weight.is_meta)
+    faults = {
+        "has sizes that its config.json does not:": mismatched,
+        "has no": missing or empty,
+        f"holds weights that {kind.__name__} does not read:": unread,
+    }
+    for fault, keys in faults.items():
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise LonggenError(f"{name}: {file} {fault} {', '.join(keys[:3])}{more}",
+                               expected=f"the weights of a {kind.__name__}, as its config.json describes it",
+                               hint="copy or download it again; the config and the weights must be of one model")  # fmt: skip
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    shared, encoder = (weights.get(key) for key in EMBEDDINGS)
+    if shared is not None and encoder is not None and shared is not encoder and not torch.equal(shared, encoder):
+        raise LonggenError(f"{name}: {' and '.join(EMBEDDINGS)} of {file} differ, and are one embedding",
+                           expected="files in which they are equal, read by transformers 5.3 or newer",
+                           hint=f"update transformers (here {transformers.__version__}), or download the file again")  # fmt: skip
+    return model
 
 
 def _set_threads(spec: BackboneSpec, device: str) -> None:
@@ -142,15 +195,20 @@ def _compile(transformer: Any, layers: list[Any]) -> None:
             block.forward = torch.compile(block.forward)
 
 
-def _explain_load(spec: BackboneSpec, error: Exception) -> LonggenError:
+@contextmanager
+def _load_errors(spec: BackboneSpec) -> Iterator[None]:
     """One of a few errors for the many types that diffusers raises: out of memory, a damaged file, or weights that are not here."""
-    if failure := system_failure(error, f"the weights of {spec.name}"):
-        return failure
-    reason = " ".join(str(error).split())[:300]
-    if Path(spec.source).is_dir():
-        return LonggenError(f"{spec.name}: a file in {spec.source} is missing or damaged: {type(error).__name__}: {reason}",
-                            expected="a complete diffusers folder", hint="copy or download it again")  # fmt: skip
-    return _missing(spec, f"{spec.source} could not be fetched: {reason}")
+    try:
+        yield
+    except LonggenError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        failure = system_failure(error, f"the weights of {spec.name}")
+        if failure is None and Path(spec.source).is_dir():
+            failure = LonggenError(f"{spec.name}: a file in {spec.source} is missing or damaged: {type(error).__name__}: {reason}",
+                                   expected="a complete diffusers folder", hint="copy or download it again")  # fmt: skip
+        raise failure or _missing(spec, f"{spec.source} could not be fetched: {reason}") from error
 
 
 def _missing(spec: BackboneSpec, reason: str) -> MissingError:

@@ -21,13 +21,27 @@ import diffusers
 import torch
 from torch import Tensor
 
+from longgen.backbones import formats
 from longgen.backbones.registry import SPECS, family_of
 from longgen.backbones.settings import parse_lora
-from longgen.backbones.spec import BackboneSpec
+from longgen.backbones.spec import BackboneSpec, Family
 from longgen.backbones.system_errors import system_failure
 from longgen.errors import LonggenError, MissingError, UsageError
-from longgen.pipelines import lora_files, lora_names
+from longgen.pipelines import lora_files
 from longgen.pipelines.lora_files import LoraFile, refused
+
+_MODELS = [  # a part of a layer's name, with _ for . -> the model that has such layers
+    (r"k_img|v_img|img_emb|image_embedder", "a Wan image-to-video model"), (r"vace_", "a Wan VACE model"),
+    (r"individual_token_refiner|img_attn_qkv|context_embedder_token_refiner", "HunyuanVideo"),
+    (r"transformer_blocks_\d+_(img_mod|txt_mlp)", "Qwen-Image"),
+    (r"double_blocks|single_transformer_blocks|ff_context", "FLUX or HunyuanVideo"),
+    (r"joint_blocks", "Stable Diffusion 3"),
+    (r"(down|up|mid)_block|input_blocks|output_blocks|middle_block", "Stable Diffusion (a UNet)"),
+    (r"(?<!transformer_)blocks_\d+_(self_attn|cross_attn|attn[12]|ffn)", "a Wan model"),
+    (r"transformer_blocks_\d+_attn", "LTX-Video or CogVideoX"),
+]  # fmt: skip
+_UNET = re.compile(r"^(lora_(unet|transformer|dit|wan)|lycoris(_transformer|_unet)?)[._]")
+_OUTER = {"base_model", "model", "pipe", "dit", "unet", "lora"} | formats.WRAPPERS
 
 Shapes = Mapping[str, tuple[int, ...]]  # of a transformer's parameters
 
@@ -46,10 +60,7 @@ class LayerUpdates:
 
 
 def check(spec: BackboneSpec, texts: tuple[str, ...]) -> list[str]:
-    """Whether every LoRA of `texts` can be read and fits the model of `spec`, none of which is loaded. Returns notes.
-
-    Raises MissingError, UsageError, or LonggenError where a file is damaged.
-    """
+    """Notes on the LoRAs of `texts`. Raises LonggenError where one cannot be read or does not fit the model of `spec`."""
     if not diffusers.utils.USE_PEFT_BACKEND:
         raise MissingError("--lora needs the library peft, which is not installed", expected="pip install 'longgen[lora]'",
                            hint="install it, or leave --lora out")  # fmt: skip
@@ -94,6 +105,23 @@ def shapes_of(transformer: Any) -> Shapes:
     return {name: tuple(parameter.shape) for name, parameter in transformer.named_parameters()}
 
 
+def layer_aliases(shapes: Mapping[str, Any], family: Family) -> dict[str, tuple[str, ...]]:
+    """What trainers call the layers with parameters in `shapes`, with `_` for `.` -> the layers in diffusers, several if fused."""
+    layers = {name.removesuffix(".weight").removesuffix(".bias") for name in shapes}
+    table = {layer: (layer,) for layer in layers} | dict(family.author_layers(layers))
+    table |= {layer.removesuffix(".0"): (layer,) for layer in layers if layer.endswith(".to_out.0")}
+    return {name.replace(".", "_"): targets for name, targets in table.items()}
+
+
+def bare(layer: str) -> str:
+    """A trainer's name of a layer without its prefixes, with `_` for `.`."""
+    layer = _UNET.sub("", layer).replace(".processor", "")
+    parts = layer.split(".")
+    while len(parts) > 1 and (parts[0] in _OUTER or parts[0] in ("transformer_2", "dit2")):
+        parts = parts[1:]
+    return "_".join(part for part in parts if not part.startswith("_") or part not in formats.WRAPPERS)
+
+
 def fit(file: LoraFile, spec: BackboneSpec, shapes: Shapes, expert: int = 1, experts: tuple[int, ...] = (1, 2)) -> LayerUpdates:
     """`file` on the transformer number `expert` of `spec`, whose parameters have `shapes`. experts: for which the user gave it.
 
@@ -104,28 +132,17 @@ def fit(file: LoraFile, spec: BackboneSpec, shapes: Shapes, expert: int = 1, exp
         raise refused(place, f"it is for two experts, and {spec.name} has one transformer")
     if numbers == {2} and experts == (1,):
         raise refused(place, "its weights are for the second expert", hint="give it with 2= or without a number")
-    table = lora_names.layer_aliases(shapes, family_of(spec))
+    table = layer_aliases(shapes, family_of(spec))
     layers = {layer: parts for (layer, number), parts in file.parts.items() if number in (0, expert)}
-    unmatched = [layer for layer in layers if lora_names.bare(layer) not in table]
+    unmatched = [layer for layer in layers if bare(layer) not in table]
     if unmatched:
         raise _no_such_layers(file, spec, unmatched, len(layers))
     pairs: dict[str, tuple[Tensor, Tensor, float]] = {}
     additions: dict[str, Tensor] = {}
-
-    def add(parameter: str, layer: str, value: Tensor) -> None:
-        if not value.any():
-            return
-        if shapes.get(parameter) != tuple(value.shape):
-            actual = f"is {list(shapes[parameter])}" if parameter in shapes else "does not exist"
-            raise refused(place, f"{layer} adds {list(value.shape)} to {parameter}, which {actual} in {spec.name}")
-        additions[parameter] = value
-
     for layer, parts in layers.items():
-        targets = table[lora_names.bare(layer)]
-        if "diff" in parts:
-            add(f"{targets[0]}.weight" if f"{targets[0]}.weight" in shapes else targets[0], layer, parts["diff"])
-        if "diff_b" in parts:
-            add(f"{targets[0]}.bias", layer, parts["diff_b"])
+        targets = table[bare(layer)]
+        weight, bias = f"{targets[0]}.weight", f"{targets[0]}.bias"
+        added = {weight if weight in shapes else targets[0]: parts.get("diff"), bias: parts.get("diff_b")}
         if {"A", "B"} & parts.keys() or not {"diff", "diff_b"} & parts.keys():
             a, split_b = _pair(file, spec, layer, parts, [shapes.get(f"{target}.weight", ()) for target in targets])
             scale = _scale(file, parts, a.shape[0], targets[0])
@@ -134,7 +151,14 @@ def fit(file: LoraFile, spec: BackboneSpec, shapes: Shapes, expert: int = 1, exp
                     raise refused(place, f"{target} has two LoRAs, one of them called {layer}")
                 pairs[target] = (a, b.contiguous(), scale)
             if "bias" in parts:
-                add(f"{targets[0]}.bias", layer, scale * parts["bias"])
+                added[bias] = scale * parts["bias"]
+        for parameter, value in added.items():
+            if value is None or not value.any():
+                continue
+            if shapes.get(parameter) != tuple(value.shape):
+                actual = f"is {list(shapes[parameter])}" if parameter in shapes else "does not exist"
+                raise refused(place, f"{layer} adds {list(value.shape)} to {parameter}, which {actual} in {spec.name}")
+            additions[parameter] = value
     return LayerUpdates(pairs, additions)
 
 
@@ -152,9 +176,8 @@ def _pair(
     rows = [shape[0] if shape else 0 for shape in weights]
     given, needed = (b.shape[0], *a.shape[1:]), (sum(rows), *weights[0][1:])
     if given != needed:
-        if file.width not in (None, spec.width):
-            raise _other_width(file, spec)
-        raise refused(file.place, f"{layer} is for a layer of {list(given)}; that of {spec.name} is {list(needed)}")
+        width, sizes = _other_width(file, spec), f"{list(given)}; that of {spec.name} is {list(needed)}"
+        raise refused(file.place, f"it is made for {width}" if width else f"{layer} is for a layer of {sizes}")
     return a, b.split(rows)
 
 
@@ -175,31 +198,27 @@ def _scale(file: LoraFile, parts: Mapping[str, Tensor], rank: int, target: str) 
     return alpha / rank**0.5 if file.settings.get("use_rslora") else alpha / rank
 
 
-def _other_width(file: LoraFile, spec: BackboneSpec) -> UsageError:
-    return refused(file.place, f"it is made for width {_width_and_models(file.width)}; {spec.name} has {spec.width}",
-                   hint="take a LoRA made for this model, or the --backbone that it was made for")  # fmt: skip
-
-
-def _width_and_models(width: int | None) -> str:
-    names = [spec.name for spec in SPECS.values() if spec.width == width and not spec.causal]
-    return f"{width} ({', '.join(names)})" if names else str(width)
+def _other_width(file: LoraFile, spec: BackboneSpec) -> str:
+    """In words, the width that `file` was made for; empty where it is that of `spec`, or unknown."""
+    if file.width in (None, spec.width):
+        return ""
+    names = ", ".join(known.name for known in SPECS.values() if known.width == file.width and not known.causal)
+    return f"width {file.width}{f' ({names})' if names else ''}; {spec.name} has {spec.width}"
 
 
 def _no_such_layers(file: LoraFile, spec: BackboneSpec, unmatched: list[str], count: int) -> UsageError:
     """The error for layers that the model does not have: it is another model, or a smaller one."""
-    names = [lora_names.bare(layer) for layer in unmatched]
-    model = next((model for pattern, model in lora_names.MODELS if any(re.search(pattern, name) for name in names)), None)
-    width = ""
-    if file.width not in (None, spec.width):
-        if len(unmatched) < count:
-            return _other_width(file, spec)
-        width = f", of width {_width_and_models(file.width)} where {spec.name} has {spec.width}"
+    names, width = [bare(layer) for layer in unmatched], _other_width(file, spec)
+    model = next((model for pattern, model in _MODELS if any(re.search(pattern, name) for name in names)), None)
+    of_width = f", of {width}" if width else ""
     if len(unmatched) == count and model != f"a {family_of(spec).title} model":
         maker = f"for {model}" if model else f"for a model that longgen does not know (in names of {file.trainer})"
-        return refused(file.place, f"it is {maker}{width}: {spec.name} has no layer {unmatched[0]}, nor any other of its {count}")
-    more = f", and so {len(unmatched) - 1} more of its {count} layers" if len(unmatched) > 1 else f", one of its {count} layers"
+        return refused(file.place, f"it is {maker}{of_width}: there is no layer {unmatched[0]}, nor any other of its {count}")
+    if width and len(unmatched) < count:
+        return refused(file.place, f"it is made for {width}")
+    others = f"and so {len(unmatched) - 1} more of its {count} layers" if len(unmatched) > 1 else f"one of its {count} layers"
     maker = f" (it is for {model})" if model and ("image" in model or "VACE" in model) else ""
-    return refused(file.place, f"{spec.name} has no layer {unmatched[0]}{more}{maker}{width}")
+    return refused(file.place, f"{spec.name} has no layer {unmatched[0]}, {others}{maker}{of_width}")
 
 
 def load(pipe: Any, spec: BackboneSpec, texts: tuple[str, ...]) -> None:
@@ -214,22 +233,19 @@ def load(pipe: Any, spec: BackboneSpec, texts: tuple[str, ...]) -> None:
         file, name = lora_files.read(place, lora_files.fetch(place)), f"lora-{index}"
         for expert in experts[: spec.experts]:
             transformer, updates = transformers[expert - 1], fit(file, spec, shapes[expert - 1], expert, experts)
-            _add(transformer, updates.additions, scale, place)
+            for parameter, value in updates.additions.items():
+                module = transformer.get_submodule(parameter.rpartition(".")[0])
+                weight = getattr(getattr(module, "base_layer", module), parameter.rpartition(".")[2])
+                if type(weight.data) is not Tensor:
+                    raise refused(place, f"it adds to {parameter}, which --quantize int8 has packed",
+                                  hint="leave --quantize out, or take fp8")  # fmt: skip
+                weight.data = (weight.data.float() + scale * value.to(weight.device).float()).to(weight.dtype)
             if updates.pairs:
                 _load_adapter(pipe, transformer, updates, name, place, expert)
                 scales[name] = scale
     if scales:
         with quiet():
             pipe.set_adapters(list(scales), list(scales.values()))
-
-
-def _add(transformer: Any, additions: Mapping[str, Tensor], scale: float, place: str) -> None:
-    for name, value in additions.items():
-        module = transformer.get_submodule(name.rpartition(".")[0])
-        parameter = getattr(getattr(module, "base_layer", module), name.rpartition(".")[2])
-        if type(parameter.data) is not Tensor:
-            raise refused(place, f"it adds to {name}, which --quantize int8 has packed", hint="leave --quantize out, or take fp8")
-        parameter.data = (parameter.data.float() + scale * value.to(parameter.device).float()).to(parameter.dtype)
 
 
 def _load_adapter(pipe: Any, transformer: Any, updates: LayerUpdates, name: str, place: str, expert: int) -> None:
@@ -257,14 +273,11 @@ def _load_adapter(pipe: Any, transformer: Any, updates: LayerUpdates, name: str,
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silences the libraries' logs and warnings: what they would report is checked here, and becomes a note or an error."""
-    loggers = [logging.getLogger(name) for name in ("diffusers", "peft", "transformers", "accelerate")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(disabled)

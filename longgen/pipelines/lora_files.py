@@ -1,4 +1,7 @@
-"""Finds and reads LoRA files of any trainer: safetensors or torch, on this machine or on the hub."""
+"""Finds and reads LoRA files of any trainer: safetensors or torch, on this machine or on the hub.
+
+diffusers, PEFT, DiffSynth, kohya, musubi, ComfyUI and the models' authors each have names of their own for the keys of a file.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +17,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longgen.backbones import formats, weights_file
+from longgen.backbones import formats
 from longgen.backbones.hub import not_fetched
 from longgen.backbones.system_errors import system_failure
 from longgen.errors import MissingError, UsageError
-from longgen.pipelines import lora_names
 
 EXPECTED = "a LoRA in safetensors made for this model, its folder, or a hub id (owner/name or owner/name/FILE)"
-_PATTERNS = ("*.safetensors", "*.sft"), ("*.pt", "*.pth", "*.ckpt", "*.bin")
+_PARTS = [  # the end of a key -> the part of a layer's LoRA
+    (r"[._]lora_A(\.[\w-]+)?\.weight|\.lora_A(\.[\w-]+)?|[._]lora_down\.weight|[._]lora\.down\.weight"
+     r"|\.lora_linear_layer\.down\.weight", "A"),
+    (r"[._]lora_B(\.[\w-]+)?\.bias|[._]lora_up\.bias", "bias"),
+    (r"[._]lora_B(\.[\w-]+)?\.weight|\.lora_B(\.[\w-]+)?|[._]lora_up\.weight|[._]lora\.up\.weight"
+     r"|\.lora_linear_layer\.up\.weight", "B"),
+    (r"\.alpha", "alpha"), (r"\.diff", "diff"), (r"\.diff_b", "diff_b"),
+]  # fmt: skip
+_UNSUPPORTED = [  # a part of a key -> what has it, where it is not a plain LoRA
+    (r"lokr_", "a LoKr of LyCORIS"), (r"hada_", "a LoHa of LyCORIS"), (r"(^|\.)b?oft_", "an OFT"),
+    (r"lora_mid", "a LoCon with lora_mid"),
+    (r"dora_scale|lora_magnitude_vector", "a DoRA"), (r"lora_embedding_", "a LoRA of embeddings"), (r"ia3_", "an (IA)3"),
+    (r"\.(w_norm|b_norm)$", "a LyCORIS file with norms"), (r"\.(a1|b1)\.weight$", "a GLoRA"),
+    (r"\.modules_to_save\.", "a LoRA with whole layers beside it (modules_to_save)"),
+]  # fmt: skip
+_TRAINERS = [  # a part of a key -> the trainer with such keys
+    (r"^lycoris_", "LyCORIS"), (r"^lora_(unet|te|transformer|dit)", "kohya or musubi"),
+    (r"\.lora_[AB]\.default\.|^pipe\.", "DiffSynth"),
+    (r"^base_model\.model\.", "PEFT"), (r"^diffusion_model\.", "ComfyUI"), (r"^transformer(_2)?\.", "diffusers"),
+]  # fmt: skip
+_TEXT_ENCODER = re.compile(r"^(lora_te\d?_|text_encoders?[\w]*\.|te\d?\.|cond_stage_model\.|conditioner\.|lora_te\.|text_model\.)")
+_SECOND_EXPERT = re.compile(r"(pipe\.)?(transformer_2|dit2)\.")
 _NO_WEIGHTS = re.compile(r"optimizer|scheduler|training_args|random_states|scaler", re.IGNORECASE)
 
 
@@ -55,7 +78,12 @@ def locate(place: str) -> Path | None:
     if os.path.exists(path):
         return path
     missing = MissingError(f"--lora {place}: no such file", expected=EXPECTED, hint="check the path")
-    if not _may_be_hub_id(place):
+    names_file = path.suffix.lower() in formats.SUFFIXES
+    if (
+        not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)+", place)
+        or names_file == (place.count("/") == 1)
+        or (names_file and os.path.isdir(place.split("/")[0]))
+    ):
         raise missing
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -69,7 +97,7 @@ def locate(place: str) -> Path | None:
         return None
     except HFValidationError:
         raise missing from None
-    return _only_file(folder, place) if _weights_in(folder) else None
+    return _only_file(folder, place) if _weights(path.name for path in folder.iterdir()) else None
 
 
 def fetch(place: str) -> Path:
@@ -82,8 +110,7 @@ def fetch(place: str) -> Path:
     hub_id, file = f"{owner}/{name}", "/".join(inner)
     try:
         names = [sibling.rfilename for sibling in HfApi().model_info(hub_id, timeout=10).siblings or ()]
-        safetensors = [name for name in names if name.endswith(".safetensors")]
-        files = safetensors or [name for name in names if name.endswith((".pt", ".bin"))]
+        files = _weights(names)
         if not file and len(files) == 1:
             file = files[0]
         if file in names:
@@ -97,36 +124,27 @@ def fetch(place: str) -> Path:
     raise _several(place, [f"{hub_id}/{name}" for name in files])
 
 
-def _may_be_hub_id(place: str) -> bool:
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)+", place) or place.startswith((".", "/", "~")):
-        return False
-    names_file = Path(place).suffix.lower() in formats.SUFFIXES
-    return not names_file if place.count("/") == 1 else names_file and not os.path.isdir(place.split("/")[0])
-
-
-def _weights_in(folder: Path) -> list[Path]:
-    """The files of weights in `folder`: safetensors, or torch's where there are none."""
-    for patterns in _PATTERNS:
-        files = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if not _NO_WEIGHTS.search(path.name)]
-        if files:
-            return files
-    return []
+def _weights(names: Iterable[str]) -> list[str]:
+    """The files of weights among `names`: safetensors, or torch's where there are none."""
+    names = sorted(name for name in names if not _NO_WEIGHTS.search(Path(name).name))
+    endings = (".safetensors", ".sft"), (".pt", ".pth", ".ckpt", ".bin")
+    return next((files for ending in endings if (files := [name for name in names if name.endswith(ending)])), [])
 
 
 def _only_file(folder: Path, place: str) -> Path:
     try:
-        names = [path.name for path in folder.iterdir()]
+        names = sorted(path.name for path in folder.iterdir())
     except OSError as error:
         raise system_failure(error, f"--lora {place}") or MissingError(
             f"--lora {place} cannot be read", expected=EXPECTED, hint="check the path") from None  # fmt: skip
-    files = _weights_in(folder)
+    files = _weights(names)
     if not files:
-        content = f"it holds {', '.join(sorted(names)[:4])}" if names else "it is empty"
+        content = f"it holds {', '.join(names[:4])}" if names else "it is empty"
         raise MissingError(f"--lora {place}: the folder has no weights in it; {content}", expected=EXPECTED,
                            hint="check the folder")  # fmt: skip
     if len(files) > 1:
-        raise _several(place, [str(path) for path in files])
-    return files[0]
+        raise _several(place, [str(folder / name) for name in files])
+    return folder / files[0]
 
 
 def _several(place: str, files: list[str]) -> UsageError:
@@ -138,16 +156,24 @@ def _several(place: str, files: list[str]) -> UsageError:
                       hint=f"name the right one, as {example}")  # fmt: skip
 
 
+def _part_of(name: str) -> tuple[str, str] | None:
+    """`diffusion_model.blocks.0.ffn.2.lora_down.weight` -> `diffusion_model.blocks.0.ffn.2`, `A`."""
+    for pattern, part in _PARTS:
+        if match := re.fullmatch(rf"(.+?)({pattern})", name):
+            return match[1], part
+    return None
+
+
 def read(place: str, path: Path) -> LoraFile:
     """The LoRA in the file at `path`, given as `place`. Raises UsageError where it is something else or not finite."""
     content, settings = _content(place, path)
     names = list(content)
-    for pattern, kind in lora_names.UNSUPPORTED:
+    for pattern, kind in _UNSUPPORTED:
         if any(re.search(pattern, name) for name in names):
             raise refused(place, f"it is {kind}, which longgen does not load", hint="take a plain LoRA of it, if there is one")
-    matching = (trainer for pattern, trainer in lora_names.TRAINERS if any(re.search(pattern, name) for name in names))
+    matching = (trainer for pattern, trainer in _TRAINERS if any(re.search(pattern, name) for name in names))
     trainer = next(matching, "an unknown trainer")
-    if not any(lora_names.part_of(name) for name in names):
+    if not any(_part_of(name) for name in names):
         model = formats.model_of(names) or ("a Wan transformer" if formats.is_wan(map(formats.unwrapped, names)) else None)
         first = ", ".join(names[:3]) or "nothing"
         raise refused(place, f"it is {model}, not a LoRA" if model else f"it is not a LoRA; it holds {first}")
@@ -155,17 +181,17 @@ def read(place: str, path: Path) -> LoraFile:
         raise refused(place, f"it holds {quantization}", hint="take its file in bf16 or fp16")
     parts: dict[tuple[str, int], dict[str, Tensor]] = {}
     text_weights, unknown = 0, []
-    two_experts = any(lora_names.SECOND_EXPERT.match(name) for name in names)
+    two_experts = any(_SECOND_EXPERT.match(name) for name in names)
     for name, value in content.items():
-        if lora_names.TEXT_ENCODER.match(name):
+        if _TEXT_ENCODER.match(name):
             text_weights += 1
             continue
-        split = lora_names.part_of(name)
+        split = _part_of(name)
         if split is None or not isinstance(value, Tensor):
             unknown.append(name)
             continue
         layer, part = split
-        expert = 0 if not two_experts else 2 if lora_names.SECOND_EXPERT.match(name) else 1
+        expert = 0 if not two_experts else 2 if _SECOND_EXPERT.match(name) else 1
         if not torch.isfinite(value.float()).all():
             raise refused(place, f"{name} has values that are NaN or infinite", hint="take an earlier checkpoint of the training")
         layer_parts = parts.setdefault((layer, expert), {})
@@ -182,7 +208,7 @@ def read(place: str, path: Path) -> LoraFile:
 def _content(place: str, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors of a file, and PEFT's settings from its metadata or the adapter_config.json beside it."""
     content: Any
-    content, metadata = weights_file.read(path, EXPECTED, name=f"--lora {path}")
+    content, metadata = formats.read(path, EXPECTED, name=f"--lora {path}")
     settings: dict[str, Any] = {}
     try:
         if "lora_adapter_metadata" in metadata:

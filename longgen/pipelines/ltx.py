@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLLTXVideo, DiffusionPipeline, LTXPipeline
+from diffusers import AutoencoderKLLTXVideo, LTXPipeline
 from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideoAttnProcessor
 from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 from einops import rearrange
@@ -22,36 +22,26 @@ from torch import Tensor
 
 from longgen.attention.rotary import Rotary
 from longgen.pipelines import foreign_hooks
-from longgen.pipelines.base import PipelineBackbone, Text, Velocities, to_frames, whole
+from longgen.pipelines.base import PipelineBackbone, Text, Velocities, split_guidance, to_frames, whole
 from longgen.pipelines.processors import PlannedAttention
 from longgen.plan import Plan
 
 
 class LtxAttentionPlan(PlannedAttention):
-    def __call__(
-        self,
-        attn: LTXAttention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        if self.idle():
-            return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-        foreign_hooks.check_mask(attention_mask)
-        assert image_rotary_emb is not None
-        q, k, v = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states)), attn.to_v(hidden_states)
-        q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, v))
-        cos, sin = image_rotary_emb  # [B, N, C], every value twice, samples alike
-        output = self.run(attn, hidden_states, (cos[0, :, 0::2], sin[0, :, 0::2]), q, k, v)
+    def attend(self, attn: LTXAttention, x: Tensor, text: None, mask: Tensor | None, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        foreign_hooks.check_mask(mask)
+        q, k, v = attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(x)), attn.to_v(x)
+        q, k, v = (part.unflatten(2, (attn.heads, -1)) for part in (q, k, v))
+        cos, sin = rotary  # [B, N, C], every value twice, samples alike
+        output = self.run(attn, x, (cos[0, :, 0::2], sin[0, :, 0::2]), q, k, v)
         return attn.to_out[1](attn.to_out[0](output.type_as(q)))
 
 
 class Ltx(PipelineBackbone):
-    kind: ClassVar[type[DiffusionPipeline]] = LTXPipeline
-    vae_kind: ClassVar[Any] = AutoencoderKLLTXVideo
-    processor: ClassVar[type[PlannedAttention]] = LtxAttentionPlan
-    stock: ClassVar[tuple[type, ...]] = (LTXVideoAttnProcessor,)
+    kind = LTXPipeline
+    vae_kind = AutoencoderKLLTXVideo
+    processor = LtxAttentionPlan
+    stock = (LTXVideoAttnProcessor,)
 
     @staticmethod
     def layers(transformer: Any) -> list[LTXAttention]:
@@ -62,9 +52,7 @@ class Ltx(PipelineBackbone):
         return [block.attn2 for block in transformer.transformer_blocks]
 
     def encoded(self, prompt: str) -> dict[str, Tensor]:
-        embeds, mask, _, _ = self.pipe.encode_prompt(
-            prompt, do_classifier_free_guidance=False, max_sequence_length=self.spec.text_tokens, device=self.pipe._execution_device
-        )
+        embeds, mask, _, _ = self.encode_prompt(prompt, do_classifier_free_guidance=False)
         return {"encoder_hidden_states": embeds, "encoder_attention_mask": mask}
 
     def rotary(self) -> Rotary:
@@ -107,10 +95,7 @@ class Ltx(PipelineBackbone):
             rope_interpolation_scale=(self.spec.stride_t / self.spec.fps, self.spec.stride_hw, self.spec.stride_hw), **words,
         )  # fmt: skip
         predicted = rearrange(output.to(x), "b (t h w) c -> b c t h w", t=time, h=rows, w=columns)
-        if uncond is None:
-            return predicted, None
-        unconditional, cond = predicted.chunk(2)
-        return cond, unconditional
+        return split_guidance(predicted, uncond)
 
     def clip_arguments(self, arguments: dict[str, Any], part: Tensor, count: int) -> dict[str, Any]:
         return super().clip_arguments(arguments, part, count) | {"num_frames": part.shape[1]}

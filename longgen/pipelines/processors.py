@@ -5,6 +5,8 @@ Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, L t
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,12 +23,19 @@ from longgen.pipelines.step_state import ClipBatch, StepState
 from longgen.program import Program
 from longgen.technique import Grid
 
+Tensors = tuple[Tensor, Tensor, Tensor]  # q, k and v
+
 
 def dispatch(q: Tensor, k: Tensor, v: Tensor, backend: Any, parallel: Any, mask: Tensor | None = None) -> Tensor:
     """diffusers' attention of q [B, Nq, H, D] over k, v [B, Nk, H, D]. mask [Nq, Nk]: bool, or what is added to the logits."""
     if mask is not None:
         backend, mask = AttentionBackendName.NATIVE, mask[None, None]  # most others refuse masks; [Nq, Nk] would mean [B, Nk]
     return dispatch_attention_fn(q, k, v, attn_mask=mask, dropout_p=0.0, is_causal=False, backend=backend, parallel_config=parallel)
+
+
+def project(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v [B, N, C] of `x`, before their norms."""
+    return attn.to_qkv(x).chunk(3, dim=-1) if attn.fused_projections else (attn.to_q(x), attn.to_k(x), attn.to_v(x))
 
 
 @dataclass
@@ -110,17 +119,28 @@ class PlannedAttention:
     """
 
     def __init__(
-        self,
-        programs: tuple[Program | None, ...],
-        grid: Grid,
-        step_state: StepState,
-        rotary: Rotary | None,
-        stock: Any,
-        backend: Any,
+        self, programs: Sequence[Program | None], grid: Grid, step_state: StepState, rotary: Rotary | None, stock: Any, backend: Any
     ):
         self.programs, self.grid, self.step_state, self.rotary, self.stock = programs, grid, step_state, rotary, stock
         self._attention_backend = getattr(stock, "_attention_backend", None) or backend  # diffusers sets these two by name
         self._parallel_config = getattr(stock, "_parallel_config", None)
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Any:
+        """As diffusers calls a processor of self-attention, which passes arguments by these names."""
+        if self.idle():
+            return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        return self.attend(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+
+    @abstractmethod
+    def attend(self, attn: Any, x: Tensor, text: Any, mask: Tensor | None, rotary: Any) -> Any:
+        """What the module `attn` computes, by the program of this step. rotary: cos and sin as the transformer hands them over."""
 
     @torch.compiler.disable
     def idle(self) -> bool:
@@ -134,21 +154,13 @@ class PlannedAttention:
 
     @torch.compiler.disable
     def run_joint(
-        self,
-        layer: Any,
-        features: Tensor,
-        tables: Tables | None,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        text: tuple[Tensor, Tensor, Tensor],
-        first: int = 0,
+        self, layer: Any, features: Tensor, tables: Tables | None, qkv: Tensors, text: Tensors, first: int = 0
     ) -> tuple[Tensor, Tensor]:
         """`run` where `text`, q, k and v [B, L, H, D], takes part in self-attention; its output [B, L, H * D] comes second.
 
         first: the number of the first sample among those of the model's call.
         """
-        text_q, text_k, text_v = text
+        (q, k, v), (text_q, text_k, text_v) = qkv, text
         call = self.call(layer, features, tables, (text_k, text_v), first)
         video = executor.run(self._program, call, q, k, v, self.step_state.step)
         return video, executor.run_text(self._program, call, text_q, k, v)
@@ -180,12 +192,7 @@ class ScheduledCrossAttention:
 
     @torch.compiler.disable  # which frames read which text changes with the clip
     def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        rotary: Any = None,
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None, rotary: Any
     ) -> Tensor:
         """hidden_states [B, N, C], encoder_hidden_states [B, S L, C], attention_mask [B, 1, S L] or None."""
         shares = self.step_state.shares

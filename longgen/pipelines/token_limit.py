@@ -34,8 +34,11 @@ def cut_notes(plan: Plan, prompts: Iterable[str], tokenizer: Tokenizer | None) -
     for name, text in texts:
         tokens, unread = _truncated(plan.spec, tokenizer, text)
         if unread:
+            quoted = on_one_line(unread)
+            if len(quoted) > MAX_QUOTED:
+                quoted = f"{quoted[: MAX_QUOTED // 2].rstrip()} … {quoted[-MAX_QUOTED // 2 :].lstrip()}"
             limit = f"{plan.spec.name} reads {plan.spec.text_tokens}"
-            notes.append(f"{name} has {tokens} tokens, and {limit}; not read: '{_quoted(unread)}'")
+            notes.append(f"{name} has {tokens} tokens, and {limit}; not read: '{quoted}'")
     return tuple(notes)
 
 
@@ -75,8 +78,3 @@ def _truncated(spec: BackboneSpec, tokenizer: Tokenizer, text: str) -> tuple[int
     first_unread = encoded.offsets[tokens_before + spec.text_tokens - trailing][0]
     end = chars_before + len(text) if chars_before else None
     return tokens, tokenized[first_unread:end].strip()
-
-
-def _quoted(unread: str) -> str:
-    line = on_one_line(unread)
-    return line if len(line) <= MAX_QUOTED else f"{line[: MAX_QUOTED // 2].rstrip()} … {line[-MAX_QUOTED // 2 :].lstrip()}"

@@ -7,52 +7,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, DiffusionPipeline, WanPipeline
+from diffusers import AutoencoderKLWan, WanPipeline
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import Tensor
 
-from longgen.attention.rotary import Rotary
+from longgen.attention.rotary import Tables
 from longgen.pipelines import foreign_hooks
-from longgen.pipelines.base import Expert, PipelineBackbone, Text, Velocities, on_device, to_frames, whole
-from longgen.pipelines.processors import PlannedAttention
+from longgen.pipelines.base import Expert, PipelineBackbone, Text, Velocities, to_device, to_frames, whole
+from longgen.pipelines.processors import PlannedAttention, project
 from longgen.plan import Plan
 
 
+def qkv(attn: WanAttention, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tables, Tensor, Tensor, Tensor]:
+    """The rotary tables [N, D / 2] of `rotary`, and q, k and v [B, N, H, D] of the features `x` [B, N, C]."""
+    q, k, v = project(attn, x)
+    q = attn.norm_q(q).unflatten(2, (attn.heads, -1))  # one after the other, so that few are alive
+    k = attn.norm_k(k).unflatten(2, (attn.heads, -1))
+    v = v.unflatten(2, (attn.heads, -1))
+    cos, sin = rotary  # [1, N, 1, D], every value twice
+    return (cos[0, :, 0, 0::2], sin[0, :, 0, 1::2]), q, k, v
+
+
 class WanAttentionPlan(PlannedAttention):
-    def __call__(
-        self,
-        attn: WanAttention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        if self.idle():
-            return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
-        foreign_hooks.check_mask(attention_mask)
-        assert rotary_emb is not None
-        if attn.fused_projections:
-            q, k, v = attn.to_qkv(hidden_states).chunk(3, dim=-1)
-        else:
-            q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-        q = attn.norm_q(q).unflatten(2, (attn.heads, -1))  # one after the other, so that few are alive
-        k = attn.norm_k(k).unflatten(2, (attn.heads, -1))
-        v = v.unflatten(2, (attn.heads, -1))
-        cos, sin = rotary_emb  # [1, N, 1, D], every value twice
-        output = self.run(attn, hidden_states, (cos[0, :, 0, 0::2], sin[0, :, 0, 1::2]), q, k, v)
+    def attend(self, attn: WanAttention, x: Tensor, text: None, mask: Tensor | None, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        foreign_hooks.check_mask(mask)
+        tables, q, k, v = qkv(attn, x, rotary)
+        output = self.run(attn, x, tables, q, k, v)
         return attn.to_out[1](attn.to_out[0](output.type_as(q)))
 
 
 class Wan(PipelineBackbone):
-    kind: ClassVar[type[DiffusionPipeline]] = WanPipeline
-    vae_kind: ClassVar[Any] = AutoencoderKLWan
-    processor: ClassVar[type[PlannedAttention]] = WanAttentionPlan
-    stock: ClassVar[tuple[type, ...]] = (WanAttnProcessor,)
+    kind = WanPipeline
+    vae_kind = AutoencoderKLWan
+    processor = WanAttentionPlan
+    stock = (WanAttnProcessor,)
 
     @staticmethod
     def layers(transformer: Any) -> list[WanAttention]:
@@ -63,13 +56,8 @@ class Wan(PipelineBackbone):
         return [block.attn2 for block in transformer.blocks]
 
     def encoded(self, prompt: str) -> dict[str, Tensor]:
-        embeds, _ = self.pipe.encode_prompt(
-            prompt, do_classifier_free_guidance=False, max_sequence_length=self.spec.text_tokens, device=self.pipe._execution_device
-        )
+        embeds, _ = self.encode_prompt(prompt, do_classifier_free_guidance=False)
         return {"encoder_hidden_states": embeds.to(self.pipe.transformer.dtype)}
-
-    def rotary(self) -> Rotary:
-        return Rotary(np.array(self.spec.frequencies), np.arange(len(self.spec.frequencies)))
 
     def experts(self, plan: Plan) -> list[Expert]:
         """As WanPipeline divides the schedule between the two of Wan 2.2, and guides each."""
@@ -114,23 +102,19 @@ class Wan(PipelineBackbone):
         diffusers does on the whole only, all frames come at once.
         """
         config = vae.config
-        with on_device(vae):
-            mean, std = (
-                torch.tensor(v, device=device, dtype=vae.dtype).view(1, -1, 1, 1, 1)
-                for v in (config.latents_mean, config.latents_std)
-            )
-            if vae.use_tiling:
-                latents = whole(latents).to(device, vae.dtype) / (1.0 / std) + mean
-                yield to_frames(vae.decode(latents, return_dict=False)[0])
-                return
-            vae.clear_cache()
-            parts = [latents] if isinstance(latents, Tensor) else latents
-            # divided by the inverse, as WanPipeline does; what comes whole is prepared whole, for the same rounding
-            prepared = (vae.post_quant_conv(part.to(device, vae.dtype) / (1.0 / std) + mean) for part in parts)
-            for index, latent in enumerate(frame for part in prepared for frame in part.split(1, dim=2)):
-                vae._conv_idx = [0]
-                video = vae.decoder(latent, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=index == 0)
-                if config.patch_size is not None:
-                    video = unpatchify(video, patch_size=config.patch_size)
-                yield to_frames(video)
-            vae.clear_cache()
+        to_device(vae)
+        mean, std = (torch.tensor(statistic, device=device, dtype=vae.dtype).view(1, -1, 1, 1, 1)
+                     for statistic in (config.latents_mean, config.latents_std))  # fmt: skip
+        if vae.use_tiling:
+            latents = whole(latents).to(device, vae.dtype) / (1.0 / std) + mean
+            yield to_frames(vae.decode(latents, return_dict=False)[0])
+            return
+        vae.clear_cache()
+        parts = [latents] if isinstance(latents, Tensor) else latents
+        # divided by the inverse, as WanPipeline does; what comes whole is prepared whole, for the same rounding
+        prepared = (vae.post_quant_conv(part.to(device, vae.dtype) / (1.0 / std) + mean) for part in parts)
+        for index, latent in enumerate(frame for part in prepared for frame in part.split(1, dim=2)):
+            vae._conv_idx = [0]
+            video = vae.decoder(latent, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=index == 0)
+            yield to_frames(video if config.patch_size is None else unpatchify(video, patch_size=config.patch_size))
+        vae.clear_cache()

@@ -150,7 +150,7 @@ def test_names_that_are_diffusers_are_kept(saved: Callable[..., BackboneSpec], t
 
 def test_weights_keep_their_dtype(saved: Callable[..., BackboneSpec], weights: dict[str, Tensor]) -> None:
     folder = checkpoints.convert(saved({name: weight.bfloat16() for name, weight in weights.items()}))
-    assert {weight.dtype for weight in checkpoints.read(folder).values()} == {torch.bfloat16}
+    assert {weight.dtype for weight in checkpoints.examine(folder, data=True)[0].values()} == {torch.bfloat16}
 
 
 def test_the_settings_are_those_of_the_model(
@@ -206,7 +206,7 @@ def test_a_lora_is_merged_in_float32_and_stored_as_the_weight(
     parts = {name: part.bfloat16() for name, part in lora(weights, TARGETS[:1]).items()}
     a, b = (part.float() for part in parts.values())
     name = f"{TARGETS[0]}.weight"
-    merged = checkpoints.read(checkpoints.convert(saved(halves, parts)))["blocks.0.attn1.to_q.weight"]
+    merged = checkpoints.examine(checkpoints.convert(saved(halves, parts)), data=True)[0]["blocks.0.attn1.to_q.weight"]
     assert torch.equal(merged, (halves[name].float() + b @ a).bfloat16())
 
 
@@ -401,7 +401,7 @@ def test_a_conversion_is_made_once(
     spec = saved({"generator": weights}, {"generator_lora": lora(weights, TARGETS)})
     folder = checkpoints.convert(spec)
     assert folder.parent == cache
-    monkeypatch.setattr(checkpoints, "read", None)
+    monkeypatch.setattr(checkpoints, "examine", None)
     assert checkpoints.convert(spec) == folder
     assert [path.name for path in cache.iterdir()] == [folder.name]
 
@@ -417,7 +417,7 @@ def test_what_changes_is_converted_anew(
     spec = saved({"generator": changed})
     os.utime(spec.checkpoint, ns=(stamp + 1000, stamp + 1000))
     made.append(checkpoints.convert(spec))
-    assert torch.equal(checkpoints.read(made[-1])["proj_out.bias"], weights["head.head.bias"] + 1)
+    assert torch.equal(checkpoints.examine(made[-1], data=True)[0]["proj_out.bias"], weights["head.head.bias"] + 1)
     made.append(checkpoints.convert(replace(spec, heads=4, head_dim=12)))
     assert checkpoints.convert(replace(spec, heads=4, head_dim=12)) == made[-1]
     for seed in (0, 1):

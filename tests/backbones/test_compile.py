@@ -24,7 +24,7 @@ from longgen.backbones.wan import TINY
 from longgen.errors import UsageError
 from longgen.loops import magcache, sample
 from longgen.loops.denoiser import Denoiser
-from longgen.pipelines import loading
+from longgen.pipelines import checks
 from longgen.pipelines.loading import load
 from longgen.plan import Plan
 from tests.backbones import family
@@ -160,7 +160,7 @@ def causal_tiny() -> tuple[Any, Any]:
 @pytest.mark.filterwarnings(INDUCTOR)
 def test_inductor_makes_code_that_agrees(loaded: Callable[..., Any]) -> None:
     try:
-        loading._check_compiler("cpu")
+        checks._check_compiler("cpu")
     except UsageError as error:
         pytest.skip(error.given)
     plain, backbone = loaded("wan"), loaded("wan", compile=True)

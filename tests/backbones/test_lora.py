@@ -29,7 +29,7 @@ from longgen.cli import app
 from longgen.errors import LonggenError, MissingError, UsageError
 from longgen.pipelines import lora, lora_files
 from longgen.pipelines.loading import check_settings, load
-from longgen.pipelines.lora_names import layer_aliases
+from longgen.pipelines.lora import layer_aliases
 from tests.models import published
 from tests.models.checkpoint import wans_name
 

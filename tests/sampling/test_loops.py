@@ -56,7 +56,7 @@ def test_a_plan_has_the_loop_of_its_technique_unless_one_call_covers_the_video(
     assert f"{chosen.__module__}:{chosen.__name__}" == LOOPS[loop]
 
 
-@pytest.mark.parametrize("name", catalog.SAMPLING)
+@pytest.mark.parametrize("name", catalog.SLOTS["sampling"])
 def test_every_technique_of_sampling_names_a_loop_that_is_there(name: str) -> None:
     technique = catalog.technique(name)
     assert issubclass(technique, Sampling)

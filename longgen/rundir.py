@@ -43,6 +43,15 @@ class JobRequest(NamedTuple):
     output: str | None
 
 
+class Job(NamedTuple):
+    """One video to make: each has its own plan, since prompts may come with lengths and negative prompts of their own."""
+
+    plan: Plan
+    prompt: str
+    seed: int
+    output: Path
+
+
 def run_folder(output: Path) -> Path:
     return output.with_suffix(".run")
 
@@ -73,9 +82,7 @@ def stored_record(output: Path) -> dict[str, Any]:
         raise MissingError(f"--resume: {path} is not there", expected="the --output of a run that was interrupted",
                            hint="leave --resume out to start") from None  # fmt: skip
     except (KeyError, TypeError):
-        raise LonggenError(
-            f"{path} is damaged", expected="run.json as longgen writes it", hint="start again with --overwrite"
-        ) from None
+        raise disk.damaged(path, "it is no record of a run") from None
 
 
 def _record(output: Path) -> dict[str, Any] | None:
@@ -135,24 +142,9 @@ def _has_all_frames(video: Path, frames: int) -> bool:
     from longgen.video_info import facts
 
     try:
-        return _boxes_end_with(video) and sum(1 for _ in read_frames(video, facts(video).size)) == frames
+        return facts(video).cut is None and sum(1 for _ in read_frames(video, facts(video).size)) == frames
     except LonggenError:
         return False
-
-
-def _boxes_end_with(video: Path) -> bool:
-    """Whether the boxes of the MP4 end where the file does; those of a truncated file do not."""
-    with video.open("rb") as file:
-        at, end = 0, file.seek(0, os.SEEK_END)
-        while at < end:
-            file.seek(at)
-            head = file.read(16)
-            length = int.from_bytes(head[:4], "big")
-            length = int.from_bytes(head[8:16], "big") if length == 1 else length
-            if length < 8:
-                return False
-            at += length
-    return at == end
 
 
 def check_place(output: Path) -> None:
@@ -234,15 +226,17 @@ def latent_shape(plan: Plan) -> tuple[int, int, int, int, int]:
 # ---- where each video goes -------------------------------------------------------------------------------------------------------
 
 
-def assigned(requests: Sequence[JobRequest], model_settings: ModelSettings, resume: bool, overwrite: bool) -> list[Path]:
-    """The file of each requested video, checked by `already_finished`. A default name that another run has gets a number.
+def jobs_of(
+    requests: Sequence[JobRequest], model_settings: ModelSettings, resume: bool = False, overwrite: bool = False
+) -> list[Job]:
+    """The requests with their files, checked by `already_finished`. A default name that another run has gets a number.
 
     A run that exists, finished or not, is found by its settings whatever its number, so that a name depends on nothing but the
-    video: not on its place in a file of prompts. Raises UsageError, LonggenError.
+    video: not on its place in a file of prompts. Raises UsageError, LonggenError, before anything is loaded.
     """
     taken = _explicit_names(requests)
     listings: dict[Path, list[str]] = {}
-    outputs = []
+    jobs = []
     for request in requests:
         output = naming.output_path(request.output, request.prompt, request.seed)
         settings = stored_settings(request.plan, request.prompt, request.seed, model_settings)
@@ -252,8 +246,8 @@ def assigned(requests: Sequence[JobRequest], model_settings: ModelSettings, resu
         check_place(output)
         with lock(output) if run_folder(output).is_dir() else nullcontext():  # the state of a run under way says little
             already_finished(output, settings, request.plan.frames_px, resume, overwrite)
-        outputs.append(output)
-    return outputs
+        jobs.append(Job(request.plan, request.prompt, request.seed, output))
+    return jobs
 
 
 def _explicit_names(requests: Sequence[JobRequest]) -> set[str]:

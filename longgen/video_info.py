@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from longgen import ffmpeg
 from longgen.errors import LonggenError, MissingError, UsageError
@@ -77,6 +77,16 @@ def comment(path: Path) -> str:
             raise
         raise LonggenError(error.given.replace(UNREADABLE, "is no video, or damaged", 1), expected="an MP4 written by longgen",
                            hint=error.hint) from None  # fmt: skip
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """The JSON object in the comment of the video at `path`; empty if there is none. Raises MissingError or LonggenError."""
+    text = comment(path)
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def unreadable(path: Path, reason: str, hint: str = "check the file") -> LonggenError:
@@ -182,17 +192,9 @@ def _matrix(
     if rgb or layout.startswith(("gray", "mono", "ya")):
         return None, notes
     if space not in MATRICES:
-        from_longgen = "longgen" in _json_of(comment(path))
+        from_longgen = "longgen" in settings_of(path)
         return "bt601" if from_longgen or (size[0] < 1280 and size[1] <= 576) else "bt709", notes
     return MATRICES[space], notes
-
-
-def _json_of(text: str) -> dict[str, object]:
-    try:
-        content = json.loads(text)
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _rate(packets: str, nominal: Fraction) -> tuple[float, tuple[float, ...] | None]:

@@ -23,7 +23,7 @@ from longgen.backbones import settings
 from longgen.checkpoint import Chunks
 from longgen.errors import OutOfMemoryError, UsageError
 from longgen.pipelines import loading
-from longgen.video import read_frames, read_settings
+from longgen.video import Writer, read_frames, read_settings
 
 PROMPT = "a large red circle bouncing on a navy background"
 BASE = [
@@ -379,7 +379,8 @@ def test_the_folder_of_a_stream_is_decoded_frame_by_frame(tiny: Any, stream: tup
     again = decoded(str(folder / "latents"), "-o", str(folder.parent / "again.mp4"))
     assert again["frames"] == 17
     kept = torch.cat([*chunks], dim=2)[:, :, : plan.frames_lat]
-    assert run.decode_to(folder.parent / "ours.mp4", tiny.decode, iter(kept.split(1, dim=2)), plan, "cpu", chunks.settings)[1] == 17
+    writer = Writer(folder.parent / "ours.mp4", plan.size, plan.spec.fps, chunks.settings)
+    assert run.write_video(writer, tiny.decode(iter(kept.split(1, dim=2)))) == 17
     files = {(folder.parent / f"{name}.mp4").read_bytes() for name in ("ball", "again", "ours")}
     assert len(files) == 1
     assert read_settings(folder.with_suffix(".mp4")) == json.loads(json.dumps(chunks.settings))

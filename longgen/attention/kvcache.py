@@ -84,7 +84,7 @@ class KVCache:
     """rotary: the model's. capacity: slots. frames: those cached, in order; after them come the newest, `newest` of them.
 
     visible_to_all_layers: the cached and newest frames that every program shows. texts: the prompt's keys and values for
-    cross-attention, by layer, until `forget_text`. writing: whether the pass is the clean one, which stores keys.
+    cross-attention, by layer, until it changes. writing: whether the pass is the clean one, which stores keys.
     """
 
     rotary: Rotary
@@ -104,7 +104,9 @@ class KVCache:
         Cached frames from `start` on are forgotten.
         """
         self._table, self.newest = table, newest
-        plans = {index: _plan(programs[index], start + newest, newest) for index in np.unique(table).tolist()}
+        chosen = {index: programs[index] for index in np.unique(table).tolist()}
+        plans = {index: full_attention(start + newest, newest) if program is None else program.branches["main"]
+                 for index, program in chosen.items()}  # fmt: skip
         seen = np.stack([plan.passes[0].visible.any(axis=0) for plan in plans.values()])
         self.keep([frame for frame in self.frames if frame < start and seen[:, frame].any()])
         slots = [*self.frames, *range(start, start + newest)]
@@ -126,9 +128,6 @@ class KVCache:
     def close(self, start: int) -> None:
         """The newest frames, from `start` on, which were written, are cached from now on."""
         self.frames = [*self.frames, *range(start, start + self.newest)]
-
-    def forget_text(self) -> None:
-        self.texts.clear()
 
     def attend(
         self,
@@ -184,7 +183,3 @@ class KVCache:
 
         keys, values = torch.cat([cache.keys[:, :start], k], dim=1), torch.cat([cache.values[:, :start], v], dim=1)
         return AttentionInputs(layer, (self.newest, len(self.frames) + self.newest), q, keys, values, rotate, attend)
-
-
-def _plan(program: Program | None, frames_lat: int, queries: int) -> FramePlan:
-    return full_attention(frames_lat, queries) if program is None else program.branches["main"]

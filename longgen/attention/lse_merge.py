@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longgen.attention.context import AttentionContext
+from longgen.attention.context import AttentionContext, LayerInputs
 from longgen.attention.lowering import Range, ranges_of
 from longgen.attention.lse_kernels import AttentionWithLSE
 from longgen.attention.partition import Block, Part, Partition
@@ -80,35 +80,27 @@ class PlanMerge:
     partition: Partition
     kernel: AttentionWithLSE
 
-    def mean(
-        self,
-        ctx: AttentionContext,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        chosen: np.ndarray | None = None,
-        band: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
+    def mean(self, inputs: LayerInputs, chosen: np.ndarray | None = None, band: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """The weighted mean [B, N, H, D] of the plan's passes."""
-        order = self.partition.order
+        order, v = self.partition.order, inputs.v
         weights = np.stack([pass_.weight for pass_ in self.plan.passes])[:, order]
         total = torch.zeros_like(v, memory_format=torch.contiguous_format).unflatten(1, (self.plan.frames_lat, -1))
-        for block in self.blocks(ctx, q, k, v, chosen, band):
+        for block in self.blocks(inputs, chosen, band):
             output = block.mean(weights).to(v).unflatten(1, (block.rows[1] - block.rows[0], -1))
             total[:, _frame_index(order[slice(*block.rows)])] = output
         return total.flatten(1, 2)
 
-    def groups(self, count: int, ctx: AttentionContext, q: Tensor, k: Tensor, v: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def groups(self, count: int, inputs: LayerInputs) -> Iterator[tuple[int, Tensor]]:
         """The weighted sum of each of `count` equal groups of passes, [B, F n, H, D] over the F frames that have a weight in it.
 
         They come as they are completed, so that few are held at a time.
         """
-        plan, order = self.plan, self.partition.order
+        plan, order, v = self.plan, self.partition.order, inputs.v
         weights = np.stack([pass_.weight for pass_ in plan.passes]).reshape(count, -1, plan.frames_lat)
         computed = np.any(weights > 0, axis=1)  # [groups, T]
         missing = computed.sum(axis=1)
         outputs: dict[int, Tensor] = {}
-        for block in self.blocks(ctx, q, k, v):
+        for block in self.blocks(inputs):
             frames = order[slice(*block.rows)]
             for group in np.flatnonzero(computed[:, frames].any(axis=1)).tolist():
                 group_frames, rows = np.flatnonzero(computed[group]), np.flatnonzero(computed[group, frames])
@@ -124,15 +116,10 @@ class PlanMerge:
                     yield group, outputs.pop(group).flatten(1, 2)
 
     def blocks(
-        self,
-        ctx: AttentionContext,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        chosen: np.ndarray | None = None,
-        band: tuple[Tensor, Tensor] | None = None,
+        self, inputs: LayerInputs, chosen: np.ndarray | None = None, band: tuple[Tensor, Tensor] | None = None
     ) -> Iterator[PartialOutputs]:
         """The partial outputs of all parts, a block of query frames at a time."""
+        ctx, q, k = inputs.ctx, inputs.q, inputs.k
         frames_lat, scale, order = self.plan.frames_lat, self.plan.frequency_scale, self.partition.order
         tokens, frames = q.shape[1] // frames_lat, np.arange(frames_lat)
         positions, tables = self.partition.positions, self.partition.tables
@@ -140,7 +127,7 @@ class PlanMerge:
         def in_order(x: Tensor) -> Tensor:
             return x if np.array_equal(order, frames) else x.unflatten(1, (frames_lat, tokens))[:, order].flatten(1, 2)
 
-        v = in_order(v)
+        v = in_order(inputs.v)
         if positions is not None:
             native = all(np.array_equal(times, frames) for times in (order, positions, tables[0]))
             q = ctx.rotate(in_order(q), None if native else positions, scale)

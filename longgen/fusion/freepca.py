@@ -51,7 +51,7 @@ from pydantic import Field, model_validator
 
 from longgen.errors import UsageError
 from longgen.frameplan import FramePlan, Geometry, Pass
-from longgen.technique import LONGEST, Attend, Fusion, Grid, NoiseTechnique, Step
+from longgen.technique import LONGEST, Attend, Fusion, Grid, NoiseTechnique, Step, check_stride
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -83,10 +83,7 @@ class FreePca(Fusion, NoiseTechnique):
         """This technique with `window` and `stride` set, which `fuse` needs. Raises UsageError where they do not fit."""
         window = self.window or geometry.native_lat
         stride = self.stride or max(1, round(window / 4))
-        if stride > window:
-            raise UsageError(f"freepca.stride = {stride} is more than the window of {window} latent frames: frames between two "
-                             "windows would be in none", expected=f"1 to {window}",
-                             hint=f"--set freepca.stride={window} for windows side by side, or leave it out")  # fmt: skip
+        check_stride("freepca", stride, window)
         if self.components > window - 1:
             raise UsageError(f"freepca.components = {self.components}, but {window} latent frames have {window - 1} components "
                              "besides their mean", expected=f"0 to {window - 1}",

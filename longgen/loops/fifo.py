@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from longgen.errors import UsageError
+from longgen.loops import OnStep, State
 from longgen.loops.denoiser import Denoiser
-from longgen.loops.state import OnStep, State
 from longgen.pipelines import finite, foreign_hooks
 from longgen.plan import Plan
 from longgen.sampling.fifo import Fifo

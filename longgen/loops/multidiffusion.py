@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from longgen.errors import UsageError
+from longgen.loops import OnStep, State
 from longgen.loops.denoiser import Denoiser
 from longgen.loops.direct import run_pipeline
 from longgen.loops.prompt_schedule import with_text
-from longgen.loops.state import OnStep, State
 from longgen.pipelines.step_state import ClipBatch
 from longgen.sampling.clips import Clips
 from longgen.sampling.multidiffusion import MultiDiffusion

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from longgen.attention.kvcache import KVCache
+from longgen.loops import OnStep, State
 from longgen.loops.denoiser import Denoiser
-from longgen.loops.state import OnStep, State
 from longgen.pipelines import finite
 from longgen.pipelines.base import Text
 from longgen.plan import Plan
@@ -114,7 +114,7 @@ def _switch_prompt(denoiser: Denoiser, cache: KVCache, start: int, text: Text, r
     plan = denoiser.plan
     technique, sink_lat = plan.sampling, plan.sink_lat
     assert isinstance(technique, Rollout)
-    cache.forget_text()
+    cache.texts.clear()
     complete = len(cache.visible_to_all_layers) == start  # nothing has left the window yet
     recached = [frame for frame in cache.visible_to_all_layers if complete or frame >= sink_lat]
     if technique.switch == "flush":

@@ -22,9 +22,8 @@ from longgen.backbones.find import find
 from longgen.backbones.settings import ModelSettings
 from longgen.catalog import technique
 from longgen.errors import UsageError
-from longgen.loops import sample
+from longgen.loops import State, sample
 from longgen.loops.denoiser import Denoiser
-from longgen.loops.state import State
 from longgen.pipelines.loading import load
 from longgen.plan import Plan
 from tests.backbones import family

@@ -21,11 +21,10 @@ from longgen import planner, preset
 from longgen.backbones.registry import SPECS
 from longgen.backbones.wan import TINY
 from longgen.errors import UsageError
+from longgen.loops import State, sample, stream
 from longgen.loops import fifo as fifo_loop
-from longgen.loops import sample, stream
 from longgen.loops.denoiser import Denoiser
 from longgen.loops.direct import direct
-from longgen.loops.state import State
 from longgen.plan import Plan
 from longgen.sampling.fifo import Fifo
 from longgen.schedule import PromptSchedule, Shot

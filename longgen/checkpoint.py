@@ -41,10 +41,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], settings: dict[str, Any
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and settings of a file that `save_tensors` wrote. Raises MissingError or LonggenError.
-
-    A file of 0.5.0 or before, which has no checksum, is read as it is.
-    """
+    """Tensors and settings of a file that `save_tensors` wrote, in 0.5.0 without a checksum. Raises MissingError, LonggenError."""
     if not path.is_file():
         raise MissingError(f"{path} is not there", expected="a safetensors file that longgen wrote", hint="check the path")
     try:

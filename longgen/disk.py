@@ -87,9 +87,6 @@ def make_folder(folder: Path) -> None:
                            hint="give another --output") from None  # fmt: skip
 
 
-# ---- records: JSON with a checksum -----------------------------------------------------------------------------------------
-
-
 def save_text(path: Path, text: str) -> None:
     """Writes UTF-8; what it cannot encode, as parts of some file names, becomes `?`."""
     replace_file(path, lambda partial: _write_text(partial, text))
@@ -144,9 +141,6 @@ def file_hash(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-# ---- output checks and locks ----------------------------------------------------------------------------------------------------
 
 
 def what_stands_at(path: Path) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import unicodedata
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 
 from longgen import disk, ffmpeg
@@ -52,7 +52,7 @@ def _suffix(output: str) -> str:
     return ".mp4" if Path(output).name == ".mp4" else Path(output).suffix
 
 
-def output_path(output: str | None, prompt: str, seed: int, taken: Collection[Path] = ()) -> Path:
+def output_path(output: str | None, prompt: str, seed: int) -> Path:
     """The path of the video: `output` if it is an .mp4 file name, else `<slug>-<seed>.mp4` in the folder `output`."""
     if output is not None:
         ffmpeg.check_output(output)
@@ -72,16 +72,12 @@ def output_path(output: str | None, prompt: str, seed: int, taken: Collection[Pa
                              hint="give another name")  # fmt: skip
         raise UsageError(f"--output {shown}: longgen writes MP4 only", expected="a name in .mp4, or a folder",
                          hint=f"use {Path(output).with_suffix('.mp4')}")  # fmt: skip
-    keys = {key_of(path) for path in taken}
-    return first_free(Path(output or ".") / f"{slug(prompt)}-{seed}.mp4", lambda path: key_of(path) in keys)
+    return Path(output or ".") / f"{slug(prompt)}-{seed}.mp4"
 
 
-def first_free(path: Path, is_taken: Callable[[Path], bool], folder: bool = False) -> Path:
-    """`path`, or with the first number from 2 on after its stem (of a `folder`, after its whole name) that is not taken."""
-    candidates = (
-        path.with_name(f"{path.name}-{number}") if folder and number > 1 else numbered(path, number)
-        for number in itertools.count(1)
-    )
+def first_free(folder: Path, is_taken: Callable[[Path], bool]) -> Path:
+    """`folder`, or with the first number from 2 on after its name that is not taken."""
+    candidates = itertools.chain([folder], (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2)))
     return next(candidate for candidate in candidates if not is_taken(candidate))
 
 

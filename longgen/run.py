@@ -71,10 +71,7 @@ class Failure:
 
 
 class RunRecord:
-    """run.json: what a run was made with, where and how long, written anew at each of its stages.
-
-    seconds: by phase; a phase that an earlier run did is 0.
-    """
+    """run.json: what a run was made with, where and how long (`seconds` by phase), written anew at each of its stages."""
 
     def __init__(self, output: Path, plan: Plan, run_settings: dict[str, Any], device: str, load_s: float) -> None:
         self.path, self.device = run_folder(output) / rundir.RECORD, device
@@ -162,10 +159,7 @@ def generate_one(
 
 
 def _sample(backbone: PipelineBackbone, job: Job, chunks: Chunks, state: State | None, phase: Phase) -> tuple[Tensor | None, bool]:
-    """The latents of `job`, with a checkpoint after every step, and whether the video was decoded as they came.
-
-    Latents are None where frames are made in chunks, which are then on disk. state: where an interrupted run stopped.
-    """
+    """The latents of `job` (None where they are in chunks on disk), and whether the video was decoded as they came."""
     import torch
 
     from longgen import interrupted, loops

@@ -50,9 +50,7 @@ class Step:
 
 
 class Technique(BaseModel):
-    """Parameters that every technique has.
-
-    layers: "all", the indices of the transformer blocks it acts on, or a probe's verdict on the backbone's layers.
+    """layers: "all", the indices of the transformer blocks it acts on, or a probe's verdict on the backbone's layers.
     steps: the part of the schedule it acts in, as [from, to) in fractions of the number of steps.
     """
 
@@ -170,6 +168,7 @@ class Fusion(Technique):
     """A technique that runs attention in several branches and makes one output of them."""
 
     slot: ClassVar[str] = "fusion"
+    exclusive: ClassVar[tuple[str, ...]] = ("the fusion of branches", "the context window")
     requires: ClassVar[tuple[str, ...]] = ("whole-clip",)
 
     def settled(self, geometry: Geometry) -> Fusion:

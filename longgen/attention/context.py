@@ -29,10 +29,7 @@ class AttentionContext(Protocol):
         """
 
     def rotate(self, x: Tensor, positions: np.ndarray | None, scale: np.ndarray | None) -> Tensor:
-        """x [B, T n, H, D] with its rotary embedding in space and at times `positions` [T] (None: 0, 1, .. T-1).
-
-        scale: factors on the temporal frequencies.
-        """
+        """x [B, T n, H, D] rotated in space and to times `positions` [T] (None: 0 .. T-1), by frequencies times `scale`."""
 
     def rotate_time(self, x: Tensor, unrotated: Tensor, frames: np.ndarray, times: np.ndarray, scale: np.ndarray | None) -> None:
         """In place, the `frames` of x [B, f n, H, D] become those of `unrotated`, rotated in time to `times`."""

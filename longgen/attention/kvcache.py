@@ -164,7 +164,10 @@ class KVCache:
         if self.writing:
             cache.keys[:, start:end] = k
         elif observer is not None:
-            observer(self._inputs(layer, attend, frame, q, k, v))
+            all_keys, all_values = (torch.cat([past[:, :start], x], dim=1) for past, x in ((cache.keys, k), (cache.values, v)))
+            shape = (self.newest, len(self.frames) + self.newest)
+            rotate = lambda x, times: self.rotary.rotate(x, self.rotary.frame_tables_at(frame, times, None))  # noqa: E731
+            observer(AttentionInputs(layer, shape, q, all_keys, all_values, rotate, attend))
         q = self.rotary.rotate(q, view.query_tables or newest_tables)
         if view.logit_scale != 1:
             q = q * view.logit_scale
@@ -173,13 +176,3 @@ class KVCache:
             return attend(q, keys, values)
         rows = zip(q.split(tokens, dim=1), view.logits.swapaxes(0, 1), strict=True)
         return torch.cat([attend_scaled(attend, logits, row, keys, values) for row, logits in rows], dim=1)
-
-    def _inputs(self, layer: int, attend: Attend, frame: Tables, q: Tensor, k: Tensor, v: Tensor) -> AttentionInputs:
-        """For an observer: all cached frames and the newest."""
-        start, cache = k.shape[1] // self.newest * len(self.frames), self.layers[layer]
-
-        def rotate(x: Tensor, times: np.ndarray) -> Tensor:
-            return self.rotary.rotate(x, self.rotary.frame_tables_at(frame, times, None))
-
-        keys, values = torch.cat([cache.keys[:, :start], k], dim=1), torch.cat([cache.values[:, :start], v], dim=1)
-        return AttentionInputs(layer, (self.newest, len(self.frames) + self.newest), q, keys, values, rotate, attend)

@@ -13,6 +13,7 @@ added to its lse and leaves its output as it is. Partial outputs are held for a 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -91,10 +92,7 @@ class PlanMerge:
         return total.flatten(1, 2)
 
     def groups(self, count: int, inputs: LayerInputs) -> Iterator[tuple[int, Tensor]]:
-        """The weighted sum of each of `count` equal groups of passes, [B, F n, H, D] over the F frames that have a weight in it.
-
-        They come as they are completed, so that few are held at a time.
-        """
+        """The sum of each of `count` equal groups of passes, [B, F n, H, D] over its F weighted frames, as they are completed."""
         plan, order, v = self.plan, self.partition.order, inputs.v
         weights = np.stack([pass_.weight for pass_ in plan.passes]).reshape(count, -1, plan.frames_lat)
         computed = np.any(weights > 0, axis=1)  # [groups, T]
@@ -175,23 +173,20 @@ class PlanMerge:
 
     def _queries(self, block: Block, ctx: AttentionContext, q: Tensor) -> Callable[[Part], Tensor]:
         """Gives the block's queries [B, f n, H, D] as a part needs them; `q` has no time yet unless all have one position."""
-        rotated: dict[int, Tensor] = {}
-        scaled: dict[tuple[int, float], Tensor] = {}
 
-        def queries(part: Part) -> Tensor:
-            row, factor = part.query_times, part.logits[0] * self.plan.logit_scale
-            if row not in rotated:
-                rotated[row] = q
-                if self.partition.positions is None:
-                    rotated[row] = q.clone()
-                    ctx.rotate_time(rotated[row], q, np.arange(block.times.shape[1]), block.times[row], self.plan.frequency_scale)
-            if factor == 1:
-                return rotated[row]
-            if (row, factor) not in scaled:
-                scaled[row, factor] = rotated[row] * factor
-            return scaled[row, factor]
+        @functools.cache
+        def rotated(row: int) -> Tensor:
+            if self.partition.positions is not None:
+                return q
+            at_times = q.clone()
+            ctx.rotate_time(at_times, q, np.arange(block.times.shape[1]), block.times[row], self.plan.frequency_scale)
+            return at_times
 
-        return queries
+        @functools.cache
+        def scaled(row: int, factor: float) -> Tensor:
+            return rotated(row) if factor == 1 else rotated(row) * factor
+
+        return lambda part: scaled(part.query_times, part.logits[0] * self.plan.logit_scale)
 
 
 def _frame_index(frames: np.ndarray) -> slice | Tensor:

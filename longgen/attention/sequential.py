@@ -47,10 +47,7 @@ def run_passes(plan: FramePlan, inputs: LayerInputs, rotated: RotatedQK | None =
 
 
 def _attention_calls(calls: CallList, plan: FramePlan, inputs: LayerInputs, rotated: RotatedQK) -> Iterator[tuple[Range, Tensor]]:
-    """The outputs of one pass: a range of query frames and its output [B, f n, H, D], call by call.
-
-    rotated: the last pass's rotated q and k, which this pass reuses or replaces by its own.
-    """
+    """Ranges of query frames and their outputs [B, f n, H, D] in one pass. rotated: q and k of the last, to reuse or replace."""
     ctx, scale, tokens = inputs.ctx, plan.frequency_scale, inputs.q.shape[1] // plan.frames_lat
     rebuilt = calls.rotates_keys or calls.time_offset != 0  # LTX's own tables carry an offset: for q and k, or for neither
     positions = calls.positions if rebuilt else unless_native(calls.positions)
@@ -125,10 +122,7 @@ def _banded(bands: np.ndarray, logits: np.ndarray | None, inputs: LayerInputs, t
 def attend_scaled(
     attend: Callable[..., Tensor], logits: np.ndarray, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None
 ) -> Tensor:
-    """`attend` with factors and addends on the logits of each key frame, or of each key: `logits` [2, frames or Nk].
-
-    seen: [Nq, Nk], which keys each query sees; all unless given.
-    """
+    """`attend` with factors and addends on the logits of key frames or keys, `logits` [2, frames or Nk]. seen: bool [Nq, Nk]."""
     factor, addend = (torch.from_numpy(row).to(q).repeat_interleave(k.shape[1] // len(row)) for row in logits)
     if not (logits[0] == 1).all():
         k = k * factor[:, None, None]

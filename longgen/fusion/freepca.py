@@ -50,7 +50,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from longgen.errors import UsageError
-from longgen.frameplan import FramePlan, Geometry, Pass
+from longgen.frameplan import FramePlan, Geometry
 from longgen.technique import LONGEST, Attend, Fusion, Grid, NoiseTechnique, Step, check_stride
 
 if TYPE_CHECKING:
@@ -61,9 +61,7 @@ COLUMNS = 2**17  # values of a frame in double precision at a time
 
 
 class FreePca(Fusion, NoiseTechnique):
-    slot: ClassVar[str] = "fusion"
     paper: ClassVar[str] = "FreePCA, arXiv 2505.01172"
-    exclusive: ClassVar[tuple[str, ...]] = ("the fusion of branches", "the context window")
 
     until: float = Field(UNTIL, ge=0, le=1000)
     split: float | None = Field(None, ge=0, le=1)
@@ -107,7 +105,9 @@ class FreePca(Fusion, NoiseTechnique):
         inside = [(frame >= start) & (frame < start + window) for start in settled.starts(frames_lat)]
         fused = self.split is None or step < math.floor(self.split * steps + 1e-9)  # 0.29 of 100 is 29
         share = np.ones(frames_lat) if fused else 1 / np.sum(inside, axis=0)
-        local = replace(plan, passes=tuple(_within(p, frames, share) for frames in inside for p in plan.passes))
+        passes = (replace(p, visible=p.visible & frames[:, None] & frames, weight=p.weight * share * frames)
+                  for frames in inside for p in plan.passes)  # fmt: skip
+        local = replace(plan, passes=tuple(passes))
         if not fused:
             return {"local": local}
         scale = math.sqrt(math.log(frames_lat) / math.log(geometry.native_lat)) if self.entropy and geometry.ratio > 1 else 1.0
@@ -162,11 +162,6 @@ class FreePca(Fusion, NoiseTechnique):
         mean = blocks.mean(dim=3, keepdim=True)
         mixed = (blocks - mean + mean[:, :, :1]).flatten(2, 3)
         return torch.cat([noise[:, :, :window], mixed[:, :, window:frames_lat]], dim=2)
-
-
-def _within(pass_: Pass, inside: np.ndarray, share: np.ndarray) -> Pass:
-    """`pass_` restricted to the frames `inside` [T] bool, with `share` [T] of its weight."""
-    return replace(pass_, visible=pass_.visible & inside[:, None] & inside, weight=pass_.weight * share * inside)
 
 
 def covariance(local: Tensor, global_: Tensor) -> Tensor:

@@ -48,7 +48,6 @@ ROWS = 8192  # of F in double precision at a time
 
 class FreeSpec(Fusion):
     paper: ClassVar[str] = "FreeSpec, arXiv 2605.06509"
-    exclusive: ClassVar[tuple[str, ...]] = ("the fusion of branches", "the context window")
 
     split: float = Field(0.5, ge=0, le=1)
     kappa: float = Field(3.0, ge=0)

@@ -42,7 +42,9 @@ def rollout(
             yield resume.latents[index][:, :, : plan.frames_lat - index * chunk_lat]
         return
     shape = (*noise.shape[:2], chunk_lat, *noise.shape[3:])
-    chunk_noise, shares = ChunkNoise(plan, shape, generator, resume), _shares_by_chunk(plan, chunk_lat)
+    chunk_noise, shares = ChunkNoise(plan, shape, generator, resume), np.ones((plan.rounds, 1))  # shares [chunks, S]
+    if plan.schedule is not None and plan.shares is not None:
+        shares = by_chunk(plan.schedule, plan.shares, chunk_lat)
     recent = torch.zeros(shape, device=backbone.device)[:, :, :0]  # clean frames, as many as the cache may hold
     with backbone.rolling(plan) as cache:
         scheduler = backbone.frame_schedule(plan)
@@ -122,10 +124,3 @@ def _switch_prompt(denoiser: Denoiser, cache: KVCache, start: int, text: Text, r
     elif technique.switch == "recache" and recached:
         cache.open(recached[0], len(recached), *plan.programs_for_chunk(start, len(recached)))
         _write_cache(denoiser, cache, recent[:, :, -len(recached) :], recached[0], text)
-
-
-def _shares_by_chunk(plan: Plan, chunk_lat: int) -> np.ndarray:
-    """[chunks, S]: the share of each shot's prompt in each chunk."""
-    if plan.schedule is None or plan.shares is None:
-        return np.ones((plan.rounds, 1))
-    return by_chunk(plan.schedule, plan.shares, chunk_lat)

@@ -300,7 +300,7 @@ def test_a_run_with_a_cache_does_not_go_on_in_the_middle(tiny: Any, tiny_plan: A
     (rundir.run_folder(output) / "checkpoint.safetensors").touch()
     cached = copy.copy(tiny)
     cached.model_settings = tiny.model_settings.replace(cache="first-block:0.1")
-    with pytest.raises(UsageError, match="what the cache held is lost"):
+    with pytest.raises(UsageError, match="the content of the cache is lost"):
         run.generate_one(cached, run.Job(tiny_plan("direct", frames=17, steps=2), PROMPT, 0, output), resume=True)
 
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from longgen.disk import make_folder, replace_file
+from longgen.disk import damaged, make_folder, replace_file
 from longgen.errors import LonggenError, MissingError
 
 UNCHECKED_SCHEMA = 1  # of settings in files of longgen 0.5.0 and before, which have no checksum
@@ -41,10 +41,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], settings: dict[str, Any
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and settings of a file that `save_tensors` wrote. Raises MissingError or LonggenError.
-
-    A file of 0.5.0 or before, which has no checksum, is read as it is.
-    """
+    """Tensors and settings of a file that `save_tensors` wrote, in 0.5.0 without a checksum. Raises MissingError, LonggenError."""
     if not path.is_file():
         raise MissingError(f"{path} is not there", expected="a safetensors file that longgen wrote", hint="check the path")
     try:
@@ -64,11 +61,6 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if stored["checksum"] != _checksum(tensors, settings):
         raise damaged(path, "its content does not fit its checksum")
     return tensors, settings
-
-
-def damaged(path: Path, reason: str) -> LonggenError:
-    return LonggenError(f"{path} is damaged: {reason}", expected="a safetensors file that longgen wrote, changed by nobody",
-                        hint="remove it, or start again with --overwrite")  # fmt: skip
 
 
 def check_latents(path: Path, latents: Tensor | None, shape: tuple[int | None, ...]) -> Tensor:
@@ -155,12 +147,9 @@ class Chunks:
         """The latents [1, C, c, h, w] of chunk `index`."""
         return self._read(range(self._count)[index])[0]["latents"]
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return (self[index] for index in range(self._count))
-
     def frames(self, count: int) -> Iterator[Tensor]:
         """The first `count` latent frames [1, C, 1, h, w], or as many as there are, one at a time."""
-        return itertools.islice((frame for chunk in self for frame in chunk.split(1, dim=2)), count)
+        return itertools.islice((frame for index in range(self._count) for frame in self[index].split(1, dim=2)), count)
 
     def append(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Writes the next chunk: its "latents" [1, C, c, h, w] among `tensors`, and what `pack` described as `state`."""

@@ -87,9 +87,6 @@ def make_folder(folder: Path) -> None:
                            hint="give another --output") from None  # fmt: skip
 
 
-# ---- records: JSON with a checksum -----------------------------------------------------------------------------------------
-
-
 def save_text(path: Path, text: str) -> None:
     """Writes UTF-8; what it cannot encode, as parts of some file names, becomes `?`."""
     replace_file(path, lambda partial: _write_text(partial, text))
@@ -119,12 +116,12 @@ def load_record(path: Path, unchecked: Callable[[dict[str, Any]], bool] = lambda
     except FileNotFoundError:
         raise MissingError(f"{path} is not there", expected="a file written by longgen", hint="check the path") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(path, str(error)) from None
+        raise damaged(path, str(error)) from None
     if not isinstance(record, dict):
-        raise _damaged(path, "it is not a record")
+        raise damaged(path, "it is not a record")
     checksum = record.pop("checksum", None)
     if checksum != _checksum(record) and not (checksum is None and unchecked(record)):
-        raise _damaged(path, "its checksum does not match")
+        raise damaged(path, "its checksum does not match")
     return record
 
 
@@ -132,7 +129,7 @@ def _checksum(content: dict[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=32).hexdigest()
 
 
-def _damaged(path: Path, reason: str) -> LonggenError:
+def damaged(path: Path, reason: str) -> LonggenError:
     return LonggenError(f"{path} is damaged: {reason}", expected="the file as longgen wrote it, unedited",
                         hint="remove it, or start again with --overwrite")  # fmt: skip
 
@@ -146,9 +143,6 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-# ---- output checks and locks ----------------------------------------------------------------------------------------------------
-
-
 def what_stands_at(path: Path) -> str | None:
     """The kind of file at `path`, in words; None if there is none. Raises UsageError for an invalid name."""
     try:
@@ -156,9 +150,7 @@ def what_stands_at(path: Path) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(f"{_short(path)} cannot be written: {reason}", expected="a name that the file system accepts",
-                         hint="give another --output") from None  # fmt: skip
+        raise _invalid_name(path, error) from None
     if stat.S_ISLNK(mode):
         return "a symbolic link"
     if stat.S_ISDIR(mode):
@@ -191,17 +183,21 @@ def check_writable(path: Path, option: str = "--output") -> None:
             folder = folder.parent
         is_folder = folder.is_dir()
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(f"{_short(path)} cannot be written: {reason}", expected="a name that the file system accepts",
-                         hint=f"give another {option}") from None  # fmt: skip
+        raise _invalid_name(path, error, option) from None
     if not is_folder or not os.access(folder, os.W_OK | os.X_OK):
         raise LonggenError(f"{path} cannot be written: {folder} is {'not writable' if is_folder else 'not a folder'}",
                            expected="a path in a writable folder", hint=f"give another {option}")  # fmt: skip
 
 
-def _short(path: Path) -> str:
-    text = str(path)
-    return text if len(text) <= 200 else f"{text[:100]}…{text[-60:]}"
+def shortened(name: str) -> str:
+    """`name` for a message: of a very long one, its beginning and its end."""
+    return name if len(name) <= 200 else f"{name[:100]}…{name[-60:]}"
+
+
+def _invalid_name(path: Path, error: OSError | ValueError, option: str = "--output") -> UsageError:
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return UsageError(f"{shortened(str(path))} cannot be written: {reason}", hint=f"give another {option}",
+                      expected="a name that the file system accepts")  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor
 from longgen import checkpoint, rundir
 from longgen.checkpoint import Chunks
 from longgen.errors import UsageError
-from longgen.loops.state import State
+from longgen.loops import State
 from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import itertools
 import os
 import unicodedata
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 
-from longgen import ffmpeg
+from longgen import disk, ffmpeg
 from longgen.errors import UsageError
 
 LONGEST_NAME = 230  # bytes; file systems allow 255, and temporary names are longer by up to 17
@@ -44,12 +44,15 @@ def key_of(path: Path) -> str:
 
 def is_file_name(output: str) -> bool:
     """Whether `output` is a file name; otherwise it is a folder for files with default names."""
-    return not output.endswith(("/", os.sep)) and (Path(output).suffix != "" or Path(output).name == ".mp4") and (
-        Path(output).suffix.lower() == ".mp4" or Path(output).name == ".mp4" or not os.path.isdir(output)
-    )  # fmt: skip
+    suffix = _suffix(output)
+    return not output.endswith(("/", os.sep)) and suffix != "" and (suffix.lower() == ".mp4" or not os.path.isdir(output))
 
 
-def output_path(output: str | None, prompt: str, seed: int, taken: Collection[Path] = ()) -> Path:
+def _suffix(output: str) -> str:
+    return ".mp4" if Path(output).name == ".mp4" else Path(output).suffix
+
+
+def output_path(output: str | None, prompt: str, seed: int) -> Path:
     """The path of the video: `output` if it is an .mp4 file name, else `<slug>-<seed>.mp4` in the folder `output`."""
     if output is not None:
         ffmpeg.check_output(output)
@@ -58,28 +61,23 @@ def output_path(output: str | None, prompt: str, seed: int, taken: Collection[Pa
             f"--output {output!r}: the name contains a NUL byte", expected="a name in .mp4, or a folder", hint="remove it"
         )
     if output is not None and is_file_name(output):
-        suffix = ".mp4" if Path(output).name == ".mp4" else Path(output).suffix
-        shown = output if len(output) <= 200 else f"{output[:100]}…{output[-60:]}"
+        suffix, shown = _suffix(output).lower(), disk.shortened(output)
         if output.endswith(".partial.mp4"):
             raise UsageError(f"--output {shown}: that suffix marks incomplete videos", expected="another name in .mp4",
                              hint=f"use {output.removesuffix('.partial.mp4')}.mp4")  # fmt: skip
-        if suffix.lower() == ".mp4" and 4 < len(os.fsencode(Path(output).name)) <= LONGEST_NAME:
+        if suffix == ".mp4" and 4 < len(os.fsencode(Path(output).name)) <= LONGEST_NAME:
             return Path(output)
-        if suffix.lower() == ".mp4":
+        if suffix == ".mp4":
             raise UsageError(f"--output {shown}: the name is empty or too long", expected=f"a name of at most {LONGEST_NAME} bytes",
                              hint="give another name")  # fmt: skip
         raise UsageError(f"--output {shown}: longgen writes MP4 only", expected="a name in .mp4, or a folder",
                          hint=f"use {Path(output).with_suffix('.mp4')}")  # fmt: skip
-    keys = {key_of(path) for path in taken}
-    return first_free(Path(output or ".") / f"{slug(prompt)}-{seed}.mp4", lambda path: key_of(path) in keys)
+    return Path(output or ".") / f"{slug(prompt)}-{seed}.mp4"
 
 
-def first_free(path: Path, is_taken: Callable[[Path], bool], folder: bool = False) -> Path:
-    """`path`, or with the first number from 2 on after its stem (of a `folder`, after its whole name) that is not taken."""
-    candidates = (
-        path.with_name(f"{path.name}-{number}") if folder and number > 1 else numbered(path, number)
-        for number in itertools.count(1)
-    )
+def first_free(folder: Path, is_taken: Callable[[Path], bool]) -> Path:
+    """`folder`, or with the first number from 2 on after its name that is not taken."""
+    candidates = itertools.chain([folder], (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2)))
     return next(candidate for candidate in candidates if not is_taken(candidate))
 
 

@@ -65,8 +65,7 @@ def reporter(quiet: bool, say: Callable[[str], None]) -> Iterator[Callable[[Prog
         if now.phase == last["phase"] and not finished and clock - last["time"] < PLAIN_EVERY_S:
             return
         last.update(phase=now.phase, time=clock)
-        eta = f", {clock_text(now.eta_s)} left" if now.eta_s is not None and not finished else ""
-        say(f"{now.phase} {now.done}/{now.total}, {clock_text(now.elapsed_s)}{eta}, {human_bytes(now.memory_bytes)}")
+        say(f"{now.phase} {now.done}/{now.total}, {_times(now)}")
 
     if not sys.stderr.isatty():
         yield plain
@@ -75,22 +74,21 @@ def reporter(quiet: bool, say: Callable[[str], None]) -> Iterator[Callable[[Prog
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
 
-    columns = (
-        TextColumn("{task.description:<7}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}  {task.fields[times]}"),
-    )
+    columns = TextColumn("{task.description:<7}"), BarColumn(), TextColumn("{task.completed}/{task.total}  {task.fields[times]}")
     with Bars(*columns, console=Console(stderr=True), refresh_per_second=8) as bars:
         tasks: dict[str, Any] = {}
 
         def live(now: Progress) -> None:
             if now.phase not in tasks or now.done == 0:
                 tasks[now.phase] = bars.add_task(now.phase, total=now.total, times="")
-            eta = f", {clock_text(now.eta_s)} left" if now.eta_s is not None and now.done < now.total else ""
-            times = f"{clock_text(now.elapsed_s)}{eta}, {human_bytes(now.memory_bytes)}"
-            bars.update(tasks[now.phase], completed=now.done, times=times)
+            bars.update(tasks[now.phase], completed=now.done, times=_times(now))
 
         yield live
+
+
+def _times(now: Progress) -> str:
+    eta = f", {clock_text(now.eta_s)} left" if now.eta_s is not None and now.done < now.total else ""
+    return f"{clock_text(now.elapsed_s)}{eta}, {human_bytes(now.memory_bytes)}"
 
 
 def clock_text(seconds: float) -> str:

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import platform
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from longgen import arguments, disk, ffmpeg, preset, rundir
 from longgen.backbones import defaults
 from longgen.backbones.settings import ModelSettings
-from longgen.device import memory_bytes, translate_oom
+from longgen.describe import plan_dict
+from longgen.device import device_name, memory_bytes, translate_oom
 from longgen.errors import LonggenError, UsageError
 from longgen.plan import Plan
 from longgen.progress import Phase, Progress, no_report
-from longgen.record import RunRecord
 from longgen.resolve import PlanRequest, resolve
-from longgen.run_settings import stored_settings, version_warning
-from longgen.rundir import JobRequest, run_folder
+from longgen.run_settings import SCHEMA, stored_settings, version_warning
+from longgen.rundir import Job, JobRequest, jobs_of, run_folder
 from longgen.schedule import PromptSchedule
 from longgen.textfile import on_one_line
 
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 
     from longgen.backbones.spec import BackboneSpec
     from longgen.checkpoint import Chunks
-    from longgen.loops.state import State
+    from longgen.loops import State
     from longgen.pipelines.base import PipelineBackbone
+    from longgen.video import Writer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,25 +70,30 @@ class Failure:
     error: str
 
 
-class Job(NamedTuple):
-    """One video to make: each has its own plan, since prompts may come with lengths and negative prompts of their own."""
+class RunRecord:
+    """run.json: what a run was made with, where and how long (`seconds` by phase), written anew at each of its stages."""
 
-    plan: Plan
-    prompt: str
-    seed: int
-    output: Path
+    def __init__(self, output: Path, plan: Plan, run_settings: dict[str, Any], device: str, load_s: float) -> None:
+        self.path, self.device = run_folder(output) / rundir.RECORD, device
+        self.seconds = {"load": round(load_s, 3), "sample": 0.0, "decode": 0.0}
+        described = plan_dict(plan)
+        self.content: dict[str, Any] = {
+            "schema": SCHEMA,
+            "status": "running",
+            "settings": run_settings,
+            "frames": plan.frames_px,
+            "latent_frames": plan.frames_lat,
+            **{name: described[name] for name in ("techniques", "branches", "cost_ratio", "notes")},
+            "device": device_name(device),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "seconds": {},
+            "peak_memory_bytes": 0,
+        }
 
-
-def jobs_of(
-    requests: Iterable[JobRequest], model_settings: ModelSettings, resume: bool = False, overwrite: bool = False
-) -> list[Job]:
-    """Jobs with the files that they write; see `longgen.rundir.assigned`.
-
-    Raises UsageError where something stands in the way, before anything is loaded.
-    """
-    requests = [*requests]
-    outputs = rundir.assigned(requests, model_settings, resume, overwrite)
-    return [Job(*request[:3], output) for request, output in zip(requests, outputs, strict=True)]
+    def write(self, status: str, **more: Any) -> None:
+        self.content.update(status=status, seconds=self.seconds, peak_memory_bytes=memory_bytes(self.device), **more)
+        disk.save_record(self.path, self.content)
 
 
 def generate_one(
@@ -106,6 +113,7 @@ def generate_one(
 
     from longgen import checkpoint, interrupted
     from longgen.loops import magcache
+    from longgen.video import Writer
 
     plan, output, folder, device = job.plan, job.output, run_folder(job.output), str(backbone.device)
     run_settings = stored_settings(plan, job.prompt, job.seed, backbone.model_settings)
@@ -140,8 +148,10 @@ def generate_one(
         record.write("sampled")
         if not decoded:
             with translate_oom("decoding", device, f"the latents are kept: longgen decode {folder}"):
-                frames_lat = chunks.frames(plan.frames_lat) if latents is None else latents
-                record.seconds["decode"], _ = decode_to(output, backbone.decode, frames_lat, plan, device, run_settings, report)
+                phase = Phase("decode", plan.frames_px, device, report)
+                frames = backbone.decode(chunks.frames(plan.frames_lat) if latents is None else latents)
+                write_video(Writer(output, plan.size, plan.sample.fps or plan.spec.fps, run_settings), frames, phase)
+                record.seconds["decode"] = round(phase.seconds, 3)
         record.content.pop(rundir.REPLACES, None)
         record.write("done", video=disk.file_hash(output))
         rundir.clean_up(output)
@@ -149,14 +159,12 @@ def generate_one(
 
 
 def _sample(backbone: PipelineBackbone, job: Job, chunks: Chunks, state: State | None, phase: Phase) -> tuple[Tensor | None, bool]:
-    """The latents of `job`, with a checkpoint after every step, and whether the video was decoded as they came.
-
-    Latents are None where frames are made in chunks, which are then on disk. state: where an interrupted run stopped.
-    """
+    """The latents of `job` (None where they are in chunks on disk), and whether the video was decoded as they came."""
     import torch
 
     from longgen import interrupted, loops
     from longgen.loops.denoiser import Denoiser
+    from longgen.video import Writer
 
     plan, in_chunks = job.plan, job.plan.chunk_lat is not None
 
@@ -172,7 +180,8 @@ def _sample(backbone: PipelineBackbone, job: Job, chunks: Chunks, state: State |
         frames = _copied(frames, on_host)
     decoded = loops.streams(plan, backbone.model_settings.offload)
     if decoded:  # sampling reports the progress of both
-        decode_to(job.output, backbone.decode, frames, plan, str(backbone.device), chunks.settings)
+        writer = Writer(job.output, plan.size, plan.sample.fps or plan.spec.fps, chunks.settings)
+        write_video(writer, backbone.decode(frames))
     else:
         for _ in frames:
             pass
@@ -259,25 +268,16 @@ def load(
     return backbone, phase.seconds
 
 
-def decode_to(
-    output: Path,
-    decode: Callable[[Any], Iterator[np.ndarray]],
-    latents: Tensor | Iterator[Tensor],
-    plan: Plan,
-    device: str,
-    settings: dict[str, Any],
-    report: Callable[[Progress], None] = no_report,
-) -> tuple[float, int]:
-    """Decodes latents [1, C, T, h, w], or their frames as they come, into the MP4 `output`; returns its seconds and its frames."""
-    from longgen.video import Writer
-
-    phase, done = Phase("decode", plan.frames_px, device, report), 0
-    with Writer(output, plan.size, plan.sample.fps or plan.spec.fps, settings) as writer:
-        for frames_px in decode(latents):
+def write_video(writer: Writer, frames: Iterator[np.ndarray], phase: Phase | None = None) -> int:
+    """Writes decoded `frames`, [F, height, width, 3] uint8 at a time, as they come; returns their number."""
+    done = 0
+    with writer:
+        for frames_px in frames:
             writer.add(frames_px)
             done += len(frames_px)
-            phase.at(done)
-    return round(phase.seconds, 3), done
+            if phase is not None:
+                phase.at(done)
+    return done
 
 
 def draw_seed() -> int:

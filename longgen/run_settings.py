@@ -47,14 +47,8 @@ class RunSettings(ClosedModel):
 
     def stored(self) -> dict[str, Any]:
         """The settings as JSON; those of the model beside the others."""
-        stored: dict[str, Any] = {}
-        for name, field in type(self).model_fields.items():
-            value = getattr(self, name)
-            if name == "model":
-                stored |= self.model.stored()
-            elif value is not None:
-                stored[field.alias or name] = value
-        return stored
+        stored = {field.alias or name: getattr(self, name) for name, field in type(self).model_fields.items() if name != "model"}
+        return {name: value for name, value in stored.items() if value is not None} | self.model.stored()
 
 
 IDENTITY = (*(name for name, field in RunSettings.model_fields.items() if effect_of(field).changes_latents), *LATENT_SETTINGS)

@@ -14,6 +14,7 @@ video, or a file that longgen did not write. One process at a time works on a vi
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -41,6 +42,15 @@ class JobRequest(NamedTuple):
     prompt: str
     seed: int
     output: str | None
+
+
+class Job(NamedTuple):
+    """One video to make: each has its own plan, since prompts may come with lengths and negative prompts of their own."""
+
+    plan: Plan
+    prompt: str
+    seed: int
+    output: Path
 
 
 def run_folder(output: Path) -> Path:
@@ -73,9 +83,7 @@ def stored_record(output: Path) -> dict[str, Any]:
         raise MissingError(f"--resume: {path} is not there", expected="the --output of a run that was interrupted",
                            hint="leave --resume out to start") from None  # fmt: skip
     except (KeyError, TypeError):
-        raise LonggenError(
-            f"{path} is damaged", expected="run.json as longgen writes it", hint="start again with --overwrite"
-        ) from None
+        raise disk.damaged(path, "it is no record of a run") from None
 
 
 def _record(output: Path) -> dict[str, Any] | None:
@@ -107,6 +115,9 @@ def unfinished_work(output: Path) -> str | None:
 
 def is_finished(output: Path, settings: dict[str, Any], frames: int) -> bool:
     """Whether `output` is the complete video of the run with `settings`. Raises LonggenError if run.json is damaged."""
+    from longgen.video import read_frames
+    from longgen.video_info import facts
+
     if not output.is_file():
         return False
     record = _record(output)
@@ -115,8 +126,12 @@ def is_finished(output: Path, settings: dict[str, Any], frames: int) -> bool:
     inside = settings_inside(output)
     if inside is None or differences(inside, settings):
         return False
-    video_hash = None if record is None else record.get("video")
-    return _has_all_frames(output, frames) if video_hash is None else disk.file_hash(output) == video_hash
+    if record is not None and record.get("video") is not None:
+        return disk.file_hash(output) == record["video"]
+    try:
+        return facts(output).cut is None and sum(1 for _ in read_frames(output, facts(output).size)) == frames
+    except LonggenError:
+        return False
 
 
 def settings_inside(video: Path) -> dict[str, Any] | None:
@@ -127,32 +142,6 @@ def settings_inside(video: Path) -> dict[str, Any] | None:
         return read_settings(video)
     except LonggenError:
         return None
-
-
-def _has_all_frames(video: Path, frames: int) -> bool:
-    """Whether exactly `frames` frames can be read."""
-    from longgen.video import read_frames
-    from longgen.video_info import facts
-
-    try:
-        return _boxes_end_with(video) and sum(1 for _ in read_frames(video, facts(video).size)) == frames
-    except LonggenError:
-        return False
-
-
-def _boxes_end_with(video: Path) -> bool:
-    """Whether the boxes of the MP4 end where the file does; those of a truncated file do not."""
-    with video.open("rb") as file:
-        at, end = 0, file.seek(0, os.SEEK_END)
-        while at < end:
-            file.seek(at)
-            head = file.read(16)
-            length = int.from_bytes(head[:4], "big")
-            length = int.from_bytes(head[8:16], "big") if length == 1 else length
-            if length < 8:
-                return False
-            at += length
-    return at == end
 
 
 def check_place(output: Path) -> None:
@@ -182,7 +171,14 @@ def already_finished(output: Path, settings: dict[str, Any], frames: int, resume
     if resume:
         if record is not None:
             check_same_run(record["settings"], settings, folder / RECORD if left is None or not output.exists() else output)
-        _check_video(output, settings, record)
+        existing = disk.what_stands_at(output)
+        if existing is not None and not may_replace(output):  # the name is taken by what the run may not replace
+            inside = settings_inside(output) if existing == "a file" else None
+            same_run = inside is not None and not differences(inside, settings)
+            if not same_run or record is None or record["status"] == "done":
+                reason = "it is not as its run left it" if same_run else _describe(output, settings)
+                raise UsageError(f"--resume: {output} exists: {reason}", expected="a name that is free, or the run's own video",
+                                 hint="move it away, then the same command; --overwrite makes it again")  # fmt: skip
     elif left:
         raise UsageError(f"{folder} holds {left}", expected="--resume or --overwrite",
                          hint="--resume to go on from there, --overwrite to start again")  # fmt: skip
@@ -192,19 +188,6 @@ def already_finished(output: Path, settings: dict[str, Any], frames: int, resume
             raise UsageError(f"{output} exists already: {existing}", expected="a name that is free, or --overwrite",
                              hint="give another --output; --overwrite replaces what is there")  # fmt: skip
     return False
-
-
-def _check_video(output: Path, settings: dict[str, Any], record: dict[str, Any] | None) -> None:
-    """Refuses to resume a run if its file name is taken by something that it may not replace."""
-    existing = disk.what_stands_at(output)
-    if existing is None or may_replace(output):
-        return
-    inside = settings_inside(output) if existing == "a file" else None
-    same_run = inside is not None and not differences(inside, settings)
-    if not same_run or record is None or record["status"] == "done":
-        reason = "it is not as its run left it" if same_run else _describe(output, settings)
-        raise UsageError(f"--resume: {output} exists: {reason}", expected="a name that is free, or the run's own video",
-                         hint="move it away, then the same command; --overwrite makes it again")  # fmt: skip
 
 
 def may_replace(output: Path) -> bool:
@@ -231,43 +214,34 @@ def latent_shape(plan: Plan) -> tuple[int, int, int, int, int]:
     return 1, plan.spec.latent_channels, plan.frames_lat, height // stride, width // stride
 
 
-# ---- where each video goes -------------------------------------------------------------------------------------------------------
-
-
-def assigned(requests: Sequence[JobRequest], model_settings: ModelSettings, resume: bool, overwrite: bool) -> list[Path]:
-    """The file of each requested video, checked by `already_finished`. A default name that another run has gets a number.
+def jobs_of(
+    requests: Sequence[JobRequest], model_settings: ModelSettings, resume: bool = False, overwrite: bool = False
+) -> list[Job]:
+    """The requests with their files, checked by `already_finished`. A default name that another run has gets a number.
 
     A run that exists, finished or not, is found by its settings whatever its number, so that a name depends on nothing but the
-    video: not on its place in a file of prompts. Raises UsageError, LonggenError.
+    video: not on its place in a file of prompts. Raises UsageError, LonggenError, before anything is loaded.
     """
-    taken = _explicit_names(requests)
+    outputs = [naming.output_path(request.output, request.prompt, request.seed) for request in requests]
+    named = [request.output is not None and naming.is_file_name(request.output) for request in requests]
+    taken: dict[str, Path] = {}
+    for output in itertools.compress(outputs, named):
+        other = taken.setdefault(naming.key_of(run_folder(output)), output)
+        if other is not output:
+            raise UsageError(f"two videos go to {output}" + f" and {other}" * (output != other), hint="rename one",
+                             expected="a name for each, which differ in more than case")  # fmt: skip
     listings: dict[Path, list[str]] = {}
-    outputs = []
-    for request in requests:
-        output = naming.output_path(request.output, request.prompt, request.seed)
+    jobs = []
+    for request, output, has_name in zip(requests, outputs, named, strict=True):
         settings = stored_settings(request.plan, request.prompt, request.seed, model_settings)
-        if request.output is None or not naming.is_file_name(request.output):
-            output = _numbered(output, settings, taken, listings, resume)
-            taken.add(naming.key_of(run_folder(output)))
+        if not has_name:
+            output = _numbered(output, settings, {*taken}, listings, resume)
+            taken[naming.key_of(run_folder(output))] = output
         check_place(output)
         with lock(output) if run_folder(output).is_dir() else nullcontext():  # the state of a run under way says little
             already_finished(output, settings, request.plan.frames_px, resume, overwrite)
-        outputs.append(output)
-    return outputs
-
-
-def _explicit_names(requests: Sequence[JobRequest]) -> set[str]:
-    """The keys of the files that requests name themselves. Raises UsageError where two are one file."""
-    files: dict[str, Path] = {}
-    for request in requests:
-        if request.output is not None and naming.is_file_name(request.output):
-            path = naming.output_path(request.output, request.prompt, request.seed)
-            key = naming.key_of(run_folder(path))
-            if key in files:
-                raise UsageError(f"two videos go to {path}" + f" and {files[key]}" * (path != files[key]), hint="rename one",
-                                 expected="a name for each, which differ in more than case")  # fmt: skip
-            files[key] = path
-    return set(files)
+        jobs.append(Job(request.plan, request.prompt, request.seed, output))
+    return jobs
 
 
 def _numbered(path: Path, settings: dict[str, Any], taken: set[str], listings: dict[Path, list[str]], resume: bool) -> Path:
@@ -302,9 +276,6 @@ def _settings_at(output: Path, resume: bool) -> dict[str, Any] | None:
             raise
         return None
     return settings_inside(output) if record is None else record["settings"]
-
-
-# ---- the folder of a run ---------------------------------------------------------------------------------------------------------
 
 
 def start_anew(output: Path) -> None:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol, get_ar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from longgen.errors import UsageError
 from longgen.frameplan import FramePlan, Geometry
 
 if TYPE_CHECKING:
@@ -49,9 +50,7 @@ class Step:
 
 
 class Technique(BaseModel):
-    """Parameters that every technique has.
-
-    layers: "all", the indices of the transformer blocks it acts on, or a probe's verdict on the backbone's layers.
+    """layers: "all", the indices of the transformer blocks it acts on, or a probe's verdict on the backbone's layers.
     steps: the part of the schedule it acts in, as [from, to) in fractions of the number of steps.
     """
 
@@ -74,6 +73,14 @@ class Technique(BaseModel):
     def step_range(self, steps: int) -> range:
         """The steps of a schedule of `steps` in which it acts."""
         return range(round(self.steps[0] * steps), round(self.steps[1] * steps))
+
+
+def check_stride(name: str, stride: int, window: int) -> None:
+    """Raises UsageError where windows of `window` latent frames, `stride` apart, would leave gaps."""
+    if stride > window:
+        raise UsageError(f"{name}.stride = {stride} is more than the window of {window} latent frames: frames between two "
+                         "windows would be in none", expected=f"1 to {window}",
+                         hint=f"--set {name}.stride={window} for windows side by side, or leave it out")  # fmt: skip
 
 
 class NoiseTechnique(Technique):
@@ -149,20 +156,19 @@ class Attend(Protocol):
 
     def __call__(self, branch: str) -> Tensor:
         """The output of `branch`, [B, N, C]."""
-        ...
 
     def apart(self, branch: str, groups: int) -> Iterator[tuple[int, Tensor]]:
         """The number and the output of each of `groups` equal groups of the branch's passes, in the order in which they are done.
 
         [B, F n, C]: of the F frames that have a weight in the group. What groups have in common is computed once.
         """
-        ...
 
 
 class Fusion(Technique):
     """A technique that runs attention in several branches and makes one output of them."""
 
     slot: ClassVar[str] = "fusion"
+    exclusive: ClassVar[tuple[str, ...]] = ("the fusion of branches", "the context window")
     requires: ClassVar[tuple[str, ...]] = ("whole-clip",)
 
     def settled(self, geometry: Geometry) -> Fusion:

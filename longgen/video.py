@@ -17,7 +17,7 @@ import numpy as np
 
 from longgen import disk, ffmpeg
 from longgen.errors import LonggenError
-from longgen.video_info import comment, facts, unreadable
+from longgen.video_info import facts, settings_of, unreadable
 
 CRF = 18  # constant rate factor of x264: visually lossless
 LOOKAHEAD = 12  # frames; the default of 40 would delay frames by seconds
@@ -35,7 +35,7 @@ def is_partial(path: Path) -> bool:
     return ".partial" in path.name and path.suffix.lower() == ".mp4"
 
 
-class Writer:
+class Writer(contextlib.AbstractContextManager["Writer"]):
     """Streams frames into an H.264 yuv420p MP4, which appears under its name only when it is complete.
 
     Until then it grows as a fragmented `NAME.partial.mp4`, which can be played meanwhile, 26 frames behind (measured: 12 of a
@@ -66,9 +66,6 @@ class Writer:
             "-movflags", "+delay_moov+default_base_moof", "-frag_duration", str(round(1_000_000 * FRAGMENT / fps)),
             "-flush_packets", "1", "-f", "mp4", ffmpeg.url(self.partial),
         ]  # fmt: skip
-
-    def __enter__(self) -> Writer:
-        return self
 
     def add(self, frames: np.ndarray) -> None:
         """Appends frames [F, height, width, 3] uint8. Raises LonggenError if ffmpeg has stopped."""
@@ -143,11 +140,8 @@ class Writer:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings embedded in a video that longgen wrote. Raises MissingError or LonggenError if there are none."""
-    try:
-        settings = json.loads(comment(path))
-    except ValueError:
-        settings = None
-    if not isinstance(settings, dict) or "longgen" not in settings:
+    settings = settings_of(path)
+    if "longgen" not in settings:
         raise LonggenError(f"{path} holds no longgen settings", expected="an MP4 written by longgen and not re-encoded",
                            hint="look for run.json in the folder NAME.run next to it")  # fmt: skip
     return settings

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from longgen import ffmpeg
 from longgen.errors import LonggenError, MissingError, UsageError
@@ -38,8 +38,11 @@ TONE_MAP = (
 )
 UNREADABLE = "could not be read as a video"
 JITTER_S = 0.001  # rounding of timestamps: Matroska counts milliseconds
-PICTURES = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"RIFF....WEBP": "WebP"}
-SOUNDS = {b"RIFF....WAVE": "WAV", b"ID3": "MP3", b"\xff\xfb": "MP3", b"fLaC": "FLAC"}
+NO_VIDEOS = {
+    rb"\x89PNG": "a picture (PNG)", rb"\xff\xd8\xff": "a picture (JPEG)", rb"BM": "a picture (BMP)", rb"II\*\0": "a picture (TIFF)",
+    rb"MM\0\*": "a picture (TIFF)", rb"(?s)RIFF....WEBP": "a picture (WebP)", rb"(?s)RIFF....WAVE": "sound (WAV)",
+    rb"ID3|\xff\xfb": "sound (MP3)", rb"fLaC": "sound (FLAC)",
+}  # fmt: skip
 LISTS = {  # formats that refer to other files
     rb"\s*#EXTM3U": "an HLS playlist", rb"\s*ffconcat": "a list of files for ffmpeg's concat",
     rb"\s*(<\?xml[^>]*>\s*)?<MPD": "a DASH manifest", rb"v=0\r?\no=": "a description of a stream (SDP)",
@@ -77,6 +80,16 @@ def comment(path: Path) -> str:
             raise
         raise LonggenError(error.given.replace(UNREADABLE, "is no video, or damaged", 1), expected="an MP4 written by longgen",
                            hint=error.hint) from None  # fmt: skip
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """The JSON object in the comment of the video at `path`; empty if there is none. Raises MissingError or LonggenError."""
+    text = comment(path)
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def unreadable(path: Path, reason: str, hint: str = "check the file") -> LonggenError:
@@ -182,17 +195,9 @@ def _matrix(
     if rgb or layout.startswith(("gray", "mono", "ya")):
         return None, notes
     if space not in MATRICES:
-        from_longgen = "longgen" in _json_of(comment(path))
+        from_longgen = "longgen" in settings_of(path)
         return "bt601" if from_longgen or (size[0] < 1280 and size[1] <= 576) else "bt709", notes
     return MATRICES[space], notes
-
-
-def _json_of(text: str) -> dict[str, object]:
-    try:
-        content = json.loads(text)
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _rate(packets: str, nominal: Fraction) -> tuple[float, tuple[float, ...] | None]:
@@ -266,14 +271,14 @@ def _reason(path: Path, stderr: bytes, status: int) -> str:
     for start, kind in LISTS.items():
         if re.match(start, head):
             return f"it is {kind}, which refers to other files; longgen does not open them"
-    for kinds, what in ((PICTURES, "a picture"), (SOUNDS, "sound")):
-        for begins, name in kinds.items():
-            if re.match(rb"(?s)" + (begins if b"...." in begins else re.escape(begins)), head):
-                return f"it is {what} ({name})"
+    for start, kind in NO_VIDEOS.items():
+        if re.match(start, head):
+            return f"it is {kind}"
     output = stderr.decode(errors="replace")
     if "moov atom not found" in output and _is_mp4(head):
         return "it is cut off, or still being written: its index, which comes last, is missing"
-    if _text(head):
+    words = head.decode(errors="ignore")
+    if len(words) > 0.9 * len(head) and all(letter.isprintable() or letter in "\r\n\t\f\ufeff" for letter in words):
         return "it holds text"
     cut = _cut(path, output)
     if cut is not None:
@@ -286,8 +291,3 @@ def _reason(path: Path, stderr: bytes, status: int) -> str:
     if "not on whitelist" in output or "moov atom not found" in output or "Invalid data found" in output:
         return "its format is not supported, or its beginning is damaged"
     return f"none of its frames could be decoded ({ffmpeg.error_line(stderr, status) or 'ffmpeg gives no reason'})"
-
-
-def _text(head: bytes) -> bool:
-    words = head.decode(errors="ignore")
-    return len(words) > 0.9 * len(head) and all(letter.isprintable() or letter in "\r\n\t\f\ufeff" for letter in words)

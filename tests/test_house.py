@@ -31,7 +31,7 @@ ORDER = [
     "ffmpeg", "disk", "naming", "checkpoint", "video_info", "video", "progress",
     "frameplan", "technique", "noise", "refine", "positions", "context", "fusion", "sampling", "catalog",
     "backbones", "schedule", "preset", "prompts", "program", "stack", "plan", "cost", "layers", "planner", "resolve",
-    "attention", "pipelines", "run_settings", "rundir", "describe", "loops", "interrupted", "record", "run",
+    "attention", "pipelines", "run_settings", "rundir", "describe", "loops", "interrupted", "run",
     "metrics", "probe", "bench", "compare", "backbones.tiny", "cli", "docs",
 ]  # fmt: skip
 ONLY_UNDER = {  # library -> the rows whose modules may import it

@@ -23,7 +23,7 @@ from longgen.backbones import settings
 from longgen.checkpoint import Chunks
 from longgen.errors import OutOfMemoryError, UsageError
 from longgen.pipelines import loading
-from longgen.video import read_frames, read_settings
+from longgen.video import Writer, read_frames, read_settings
 
 PROMPT = "a large red circle bouncing on a navy background"
 BASE = [
@@ -300,7 +300,7 @@ def test_a_run_with_a_cache_does_not_go_on_in_the_middle(tiny: Any, tiny_plan: A
     (rundir.run_folder(output) / "checkpoint.safetensors").touch()
     cached = copy.copy(tiny)
     cached.model_settings = tiny.model_settings.replace(cache="first-block:0.1")
-    with pytest.raises(UsageError, match="what the cache held is lost"):
+    with pytest.raises(UsageError, match="the content of the cache is lost"):
         run.generate_one(cached, run.Job(tiny_plan("direct", frames=17, steps=2), PROMPT, 0, output), resume=True)
 
 
@@ -379,7 +379,8 @@ def test_the_folder_of_a_stream_is_decoded_frame_by_frame(tiny: Any, stream: tup
     again = decoded(str(folder / "latents"), "-o", str(folder.parent / "again.mp4"))
     assert again["frames"] == 17
     kept = torch.cat([*chunks], dim=2)[:, :, : plan.frames_lat]
-    assert run.decode_to(folder.parent / "ours.mp4", tiny.decode, iter(kept.split(1, dim=2)), plan, "cpu", chunks.settings)[1] == 17
+    writer = Writer(folder.parent / "ours.mp4", plan.size, plan.spec.fps, chunks.settings)
+    assert run.write_video(writer, tiny.decode(iter(kept.split(1, dim=2)))) == 17
     files = {(folder.parent / f"{name}.mp4").read_bytes() for name in ("ball", "again", "ours")}
     assert len(files) == 1
     assert read_settings(folder.with_suffix(".mp4")) == json.loads(json.dumps(chunks.settings))

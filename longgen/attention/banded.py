@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longgen.attention.context import AttentionContext
+from longgen.attention.context import LayerInputs
 from longgen.attention.lowering import CallList, lower
 from longgen.attention.lse_kernels import AttentionWithLSE
 from longgen.attention.sequential import frames_of, windows_of
@@ -73,14 +73,12 @@ def split(pass_: Pass) -> tuple[Pass, Bands] | None:
     return replace(pass_, visible=seen & ~banded, columns=pass_.without_shares), Bands(tuple(bands), native)
 
 
-def attend_bands(
-    bands: Bands, plan: FramePlan, ctx: AttentionContext, kernel: AttentionWithLSE, q: Tensor, k: Tensor, v: Tensor
-) -> tuple[Tensor, Tensor]:
+def attend_bands(bands: Bands, plan: FramePlan, inputs: LayerInputs, kernel: AttentionWithLSE) -> tuple[Tensor, Tensor]:
     """Attention to the bands alone: output [B, T, n, H, D] and lse [B, T, H, n], -inf for frames that see none."""
-    by_frame = (plan.frames_lat, q.shape[1] // plan.frames_lat)
-    positions, tokens = bands.bands[0].calls.positions, by_frame[1]
-    q, k = (ctx.rotate(x, None if bands.native else positions, plan.frequency_scale).unflatten(1, by_frame) for x in (q, k))
-    q, v = q if plan.logit_scale == 1 else q * plan.logit_scale, v.unflatten(1, by_frame)
+    tokens = inputs.q.shape[1] // plan.frames_lat
+    positions = None if bands.native else bands.bands[0].calls.positions
+    q, k = (inputs.ctx.rotate(x, positions, plan.frequency_scale) for x in (inputs.q, inputs.k))
+    q, k, v = (x.unflatten(1, (-1, tokens)) for x in (q if plan.logit_scale == 1 else q * plan.logit_scale, k, inputs.v))
     precise = torch.promote_types(v.dtype, torch.float32)
     total = torch.zeros_like(v, dtype=precise, memory_format=torch.contiguous_format)
     total_lse = total.new_full((*v.shape[:2], v.shape[3], tokens), -torch.inf)

@@ -5,6 +5,7 @@ Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, L t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -26,34 +27,38 @@ class AttentionContext(Protocol):
 
         Appends the keys and values of `text`. mask [Nq, Nk]: True where a key is seen, or the float that is added to the logits.
         """
-        ...
 
     def rotate(self, x: Tensor, positions: np.ndarray | None, scale: np.ndarray | None) -> Tensor:
-        """x [B, T n, H, D] with its rotary embedding in space and at times `positions` [T] (None: 0, 1, .. T-1).
-
-        scale: factors on the temporal frequencies.
-        """
-        ...
+        """x [B, T n, H, D] rotated in space and to times `positions` [T] (None: 0 .. T-1), by frequencies times `scale`."""
 
     def rotate_time(self, x: Tensor, unrotated: Tensor, frames: np.ndarray, times: np.ndarray, scale: np.ndarray | None) -> None:
         """In place, the `frames` of x [B, f n, H, D] become those of `unrotated`, rotated in time to `times`."""
-        ...
 
     def attention_with_lse(self, q: Tensor, masked: bool = False) -> AttentionWithLSE | None:
         """A kernel for tensors like q that computes what `attend` does, text excluded, and returns the log-sum-exp.
 
         None where the attention backend has none. masked: one that takes a mask.
         """
-        ...
 
     def observe(self, q: Tensor, k: Tensor, v: Tensor) -> None:
         """Shows this call to the observer, if there is one."""
-        ...
 
     def anchored(self, k: Tensor, v: Tensor, weight: float) -> tuple[Tensor, Tensor]:
         """k and v with `weight` of those of each sample's anchor clip, which was computed before; k and v where there is none."""
-        ...
 
     def sample(self, index: int) -> AttentionContext:
         """The context of one sample of the batch."""
-        ...
+
+
+@dataclass(frozen=True, eq=False)
+class LayerInputs:
+    """q, k, v [B, N, H, D] of one layer in one model call, before rotary embedding, and the layer's context."""
+
+    ctx: AttentionContext
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+    @property
+    def text_tokens(self) -> int:
+        return 0 if self.ctx.text is None else self.ctx.text[0].shape[1]

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from longgen.attention.banded import attend_bands, split
-from longgen.attention.context import AttentionContext
+from longgen.attention.context import AttentionContext, LayerInputs
 from longgen.attention.lse_merge import PlanMerge
 from longgen.attention.partition import partition, sequential_cost
 from longgen.attention.sequential import RotatedQK, call_list, run_passes, unless_native
@@ -41,9 +41,9 @@ def run(program: Program, ctx: AttentionContext, q: Tensor, k: Tensor, v: Tensor
         k, v = ctx.anchored(k, v, anchor)
 
     if program.fusion is None:
-        (branch,) = program.branches
-        return Branches(program, ctx, q, k, v)(branch)
-    return program.fusion.fuse(Branches(program, SharedRotation(ctx, q, k), q, k, v), step, ctx.grid)
+        (plan,) = program.branches.values()
+        return run_plan(plan, LayerInputs(ctx, q, k, v)).flatten(2)
+    return program.fusion.fuse(Branches(program, LayerInputs(SharedRotation(ctx, q, k), q, k, v)), step, ctx.grid)
 
 
 class SharedRotation:
@@ -69,26 +69,23 @@ class Branches:
     """The attention outputs of a program's branches, computed on demand (`longgen.technique.Attend`)."""
 
     program: Program
-    ctx: AttentionContext
-    q: Tensor
-    k: Tensor
-    v: Tensor
+    inputs: LayerInputs
 
     def __call__(self, branch: str) -> Tensor:
-        return run_plan(self.program.branches[branch], self.ctx, self.q, self.k, self.v).flatten(2)
+        return run_plan(self.program.branches[branch], self.inputs).flatten(2)
 
     def apart(self, branch: str, groups: int) -> Iterator[tuple[int, Tensor]]:
-        plan, qkv = self.program.branches[branch], (self.q, self.k, self.v)
-        merge = merge_if_cheaper(plan, self.ctx, self.q) if plan.key_frames is None else None
+        plan = self.program.branches[branch]
+        merge = merge_if_cheaper(plan, self.inputs) if plan.key_frames is None else None
         if merge is not None:
-            yield from ((group, output.flatten(2)) for group, output in merge.groups(groups, self.ctx, *qkv))
+            yield from ((group, output.flatten(2)) for group, output in merge.groups(groups, self.inputs))
             return
-        size, tokens = len(plan.passes) // groups, self.q.shape[1] // plan.frames_lat
+        size, tokens = len(plan.passes) // groups, self.inputs.q.shape[1] // plan.frames_lat
         rotated: RotatedQK = {}
         for group in range(groups):
             part = replace(plan, passes=plan.passes[group * size : (group + 1) * size])
             frames = np.flatnonzero(np.any([pass_.weight > 0 for pass_ in part.passes], axis=0))
-            output = run_plan(part, self.ctx, *qkv) if plan.key_frames else run_passes(part, self.ctx, *qkv, rotated)
+            output = run_plan(part, self.inputs) if plan.key_frames else run_passes(part, self.inputs, rotated)
             yield group, output.unflatten(1, (-1, tokens))[:, frames].flatten(1, 2).flatten(2)
 
 
@@ -100,55 +97,54 @@ def run_text(program: Program, ctx: AttentionContext, text_q: Tensor, k: Tensor,
     return ctx.attend(text_q, k, v).flatten(2)
 
 
-def run_plan(plan: FramePlan, ctx: AttentionContext, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def run_plan(plan: FramePlan, inputs: LayerInputs) -> Tensor:
     """The weighted mean [B, N, H, D] of the plan's passes; zero for frames that no pass computes."""
     if plan.key_frames is not None:
-        return _with_key_frames(plan, ctx, q, k, v)
-    merge = merge_if_cheaper(plan, ctx, q)
+        return _with_key_frames(plan, inputs)
+    merge = merge_if_cheaper(plan, inputs)
     if merge is not None:
-        return merge.mean(ctx, q, k, v)
-    banded = _banded(plan, ctx, q, k, v)
-    return run_passes(plan, ctx, q, k, v) if banded is None else banded
+        return merge.mean(inputs)
+    banded = _banded(plan, inputs)
+    return run_passes(plan, inputs) if banded is None else banded
 
 
-def merge_if_cheaper(plan: FramePlan, ctx: AttentionContext, q: Tensor) -> PlanMerge | None:
+def merge_if_cheaper(plan: FramePlan, inputs: LayerInputs) -> PlanMerge | None:
     """What merges the plan's passes, where that is cheaper than one after the other."""
-    kernel = ctx.attention_with_lse(q)
+    kernel = inputs.ctx.attention_with_lse(inputs.q)
     if kernel is None or any(pass_.band is not None for pass_ in plan.passes):
         return None
     if len(plan.passes) == 1 and plan.passes[0].logits is None and not call_list(plan.passes[0], False).rotates_keys:
         return None
-    tokens, text_tokens = q.shape[1] // plan.frames_lat, 0 if ctx.text is None else ctx.text[0].shape[1]
+    tokens, text_tokens = inputs.q.shape[1] // plan.frames_lat, inputs.text_tokens
     parts = partition(plan.passes, tokens, plan.key_frames is not None, text_tokens)
-    calls = [call_list(pass_, ctx.text is not None) for pass_ in plan.passes]
+    calls = [call_list(pass_, text_tokens > 0) for pass_ in plan.passes]
     cheaper = parts.cost(tokens, text_tokens) < sequential_cost(calls, tokens, text_tokens)
     return PlanMerge(plan, parts, kernel) if cheaper else None
 
 
-def _banded(plan: FramePlan, ctx: AttentionContext, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
+def _banded(plan: FramePlan, inputs: LayerInputs) -> Tensor | None:
     """`run_plan` of one pass with bands, computed apart from what is seen whole; None where that cannot be."""
     if len(plan.passes) > 1 or plan.passes[0].band is None:
         return None
-    kernel, masked_kernel = ctx.attention_with_lse(q), ctx.attention_with_lse(q, masked=True)
-    parts = None if kernel is None or masked_kernel is None else split(plan.passes[0])
-    if kernel is None or masked_kernel is None or parts is None:
+    kernel, masked_kernel = (inputs.ctx.attention_with_lse(inputs.q, masked) for masked in (False, True))
+    if kernel is None or masked_kernel is None or (parts := split(plan.passes[0])) is None:
         return None
-    whole, text_tokens = replace(plan, passes=parts[:1]), 0 if ctx.text is None else ctx.text[0].shape[1]
-    merge = PlanMerge(whole, partition(whole.passes, q.shape[1] // plan.frames_lat, text_tokens=text_tokens), kernel)
-    return merge.mean(ctx, q, k, v, band=attend_bands(parts[1], plan, ctx, masked_kernel, q, k, v))
+    whole, tokens = replace(plan, passes=parts[:1]), inputs.q.shape[1] // plan.frames_lat
+    merge = PlanMerge(whole, partition(whole.passes, tokens, text_tokens=inputs.text_tokens), kernel)
+    return merge.mean(inputs, band=attend_bands(parts[1], plan, inputs, masked_kernel))
 
 
-def _with_key_frames(plan: FramePlan, ctx: AttentionContext, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _with_key_frames(plan: FramePlan, inputs: LayerInputs) -> Tensor:
     """`run_plan` for each sample with the key frames that its own features choose."""
     assert plan.key_frames is not None
-    outputs, merge = [], merge_if_cheaper(plan, ctx, q)
-    for index in range(q.shape[0]):
+    outputs, merge = [], merge_if_cheaper(plan, inputs)
+    for index, (q, k, v) in enumerate(zip(*(x.split(1) for x in (inputs.q, inputs.k, inputs.v)), strict=True)):
+        sample = LayerInputs(inputs.ctx.sample(index), q, k, v)
         chosen = np.zeros(plan.frames_lat, dtype=bool)
-        chosen[plan.key_frames.choose(ctx.features[index].unflatten(0, (plan.frames_lat, -1)))] = True
-        sample, rows = ctx.sample(index), slice(index, index + 1)
+        chosen[plan.key_frames.choose(inputs.ctx.features[index].unflatten(0, (plan.frames_lat, -1)))] = True
         if merge is not None:
-            outputs.append(merge.mean(sample, q[rows], k[rows], v[rows], chosen))
+            outputs.append(merge.mean(sample, chosen))
         else:
             visible = np.broadcast_to(chosen, (len(chosen), len(chosen)))
-            outputs.append(run_passes(replace(plan, key_frames=None).see_also(visible), sample, q[rows], k[rows], v[rows]))
+            outputs.append(run_passes(replace(plan, key_frames=None).see_also(visible), sample))
     return torch.cat(outputs)

@@ -84,7 +84,7 @@ class KVCache:
     """rotary: the model's. capacity: slots. frames: those cached, in order; after them come the newest, `newest` of them.
 
     visible_to_all_layers: the cached and newest frames that every program shows. texts: the prompt's keys and values for
-    cross-attention, by layer, until `forget_text`. writing: whether the pass is the clean one, which stores keys.
+    cross-attention, by layer, until it changes. writing: whether the pass is the clean one, which stores keys.
     """
 
     rotary: Rotary
@@ -104,7 +104,9 @@ class KVCache:
         Cached frames from `start` on are forgotten.
         """
         self._table, self.newest = table, newest
-        plans = {index: _plan(programs[index], start + newest, newest) for index in np.unique(table).tolist()}
+        chosen = {index: programs[index] for index in np.unique(table).tolist()}
+        plans = {index: full_attention(start + newest, newest) if program is None else program.branches["main"]
+                 for index, program in chosen.items()}  # fmt: skip
         seen = np.stack([plan.passes[0].visible.any(axis=0) for plan in plans.values()])
         self.keep([frame for frame in self.frames if frame < start and seen[:, frame].any()])
         slots = [*self.frames, *range(start, start + newest)]
@@ -126,9 +128,6 @@ class KVCache:
     def close(self, start: int) -> None:
         """The newest frames, from `start` on, which were written, are cached from now on."""
         self.frames = [*self.frames, *range(start, start + self.newest)]
-
-    def forget_text(self) -> None:
-        self.texts.clear()
 
     def attend(
         self,
@@ -165,7 +164,10 @@ class KVCache:
         if self.writing:
             cache.keys[:, start:end] = k
         elif observer is not None:
-            observer(self._inputs(layer, attend, frame, q, k, v))
+            all_keys, all_values = (torch.cat([past[:, :start], x], dim=1) for past, x in ((cache.keys, k), (cache.values, v)))
+            shape = (self.newest, len(self.frames) + self.newest)
+            rotate = lambda x, times: self.rotary.rotate(x, self.rotary.frame_tables_at(frame, times, None))  # noqa: E731
+            observer(AttentionInputs(layer, shape, q, all_keys, all_values, rotate, attend))
         q = self.rotary.rotate(q, view.query_tables or newest_tables)
         if view.logit_scale != 1:
             q = q * view.logit_scale
@@ -174,17 +176,3 @@ class KVCache:
             return attend(q, keys, values)
         rows = zip(q.split(tokens, dim=1), view.logits.swapaxes(0, 1), strict=True)
         return torch.cat([attend_scaled(attend, logits, row, keys, values) for row, logits in rows], dim=1)
-
-    def _inputs(self, layer: int, attend: Attend, frame: Tables, q: Tensor, k: Tensor, v: Tensor) -> AttentionInputs:
-        """For an observer: all cached frames and the newest."""
-        start, cache = k.shape[1] // self.newest * len(self.frames), self.layers[layer]
-
-        def rotate(x: Tensor, times: np.ndarray) -> Tensor:
-            return self.rotary.rotate(x, self.rotary.frame_tables_at(frame, times, None))
-
-        keys, values = torch.cat([cache.keys[:, :start], k], dim=1), torch.cat([cache.values[:, :start], v], dim=1)
-        return AttentionInputs(layer, (self.newest, len(self.frames) + self.newest), q, keys, values, rotate, attend)
-
-
-def _plan(program: Program | None, frames_lat: int, queries: int) -> FramePlan:
-    return full_attention(frames_lat, queries) if program is None else program.branches["main"]

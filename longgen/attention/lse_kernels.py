@@ -39,21 +39,16 @@ def attention_with_lse(device: torch.device, dtype: torch.dtype, head_dim: int, 
     return None
 
 
-def _flash_cpu(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Any:
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask)
-
-
 def _flash(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Any:
     if mask is not None:
         raise NotImplementedError
     return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)
 
 
-def _efficient(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Any:
-    return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, mask, True)
-
-
-_OPERATORS = {"cpu": (_flash_cpu,), "cuda": (_flash, _efficient)}
+_OPERATORS: dict[str, tuple[Callable[..., Any], ...]] = {  # of q, k, v and a mask
+    "cpu": (lambda q, k, v, mask: torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask),),
+    "cuda": (_flash, lambda q, k, v, mask: torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, mask, True)),
+}
 
 
 def _works(call: AttentionWithLSE, device: torch.device, dtype: torch.dtype, head_dim: int, masked: bool = False) -> bool:

@@ -13,6 +13,7 @@ added to its lse and leaves its output as it is. Partial outputs are held for a 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longgen.attention.context import AttentionContext
+from longgen.attention.context import AttentionContext, LayerInputs
 from longgen.attention.lowering import Range, ranges_of
 from longgen.attention.lse_kernels import AttentionWithLSE
 from longgen.attention.partition import Block, Part, Partition
@@ -80,35 +81,24 @@ class PlanMerge:
     partition: Partition
     kernel: AttentionWithLSE
 
-    def mean(
-        self,
-        ctx: AttentionContext,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        chosen: np.ndarray | None = None,
-        band: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
+    def mean(self, inputs: LayerInputs, chosen: np.ndarray | None = None, band: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """The weighted mean [B, N, H, D] of the plan's passes."""
-        order = self.partition.order
+        order, v = self.partition.order, inputs.v
         weights = np.stack([pass_.weight for pass_ in self.plan.passes])[:, order]
         total = torch.zeros_like(v, memory_format=torch.contiguous_format).unflatten(1, (self.plan.frames_lat, -1))
-        for block in self.blocks(ctx, q, k, v, chosen, band):
+        for block in self.blocks(inputs, chosen, band):
             output = block.mean(weights).to(v).unflatten(1, (block.rows[1] - block.rows[0], -1))
             total[:, _frame_index(order[slice(*block.rows)])] = output
         return total.flatten(1, 2)
 
-    def groups(self, count: int, ctx: AttentionContext, q: Tensor, k: Tensor, v: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """The weighted sum of each of `count` equal groups of passes, [B, F n, H, D] over the F frames that have a weight in it.
-
-        They come as they are completed, so that few are held at a time.
-        """
-        plan, order = self.plan, self.partition.order
+    def groups(self, count: int, inputs: LayerInputs) -> Iterator[tuple[int, Tensor]]:
+        """The sum of each of `count` equal groups of passes, [B, F n, H, D] over its F weighted frames, as they are completed."""
+        plan, order, v = self.plan, self.partition.order, inputs.v
         weights = np.stack([pass_.weight for pass_ in plan.passes]).reshape(count, -1, plan.frames_lat)
         computed = np.any(weights > 0, axis=1)  # [groups, T]
         missing = computed.sum(axis=1)
         outputs: dict[int, Tensor] = {}
-        for block in self.blocks(ctx, q, k, v):
+        for block in self.blocks(inputs):
             frames = order[slice(*block.rows)]
             for group in np.flatnonzero(computed[:, frames].any(axis=1)).tolist():
                 group_frames, rows = np.flatnonzero(computed[group]), np.flatnonzero(computed[group, frames])
@@ -124,15 +114,10 @@ class PlanMerge:
                     yield group, outputs.pop(group).flatten(1, 2)
 
     def blocks(
-        self,
-        ctx: AttentionContext,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        chosen: np.ndarray | None = None,
-        band: tuple[Tensor, Tensor] | None = None,
+        self, inputs: LayerInputs, chosen: np.ndarray | None = None, band: tuple[Tensor, Tensor] | None = None
     ) -> Iterator[PartialOutputs]:
         """The partial outputs of all parts, a block of query frames at a time."""
+        ctx, q, k = inputs.ctx, inputs.q, inputs.k
         frames_lat, scale, order = self.plan.frames_lat, self.plan.frequency_scale, self.partition.order
         tokens, frames = q.shape[1] // frames_lat, np.arange(frames_lat)
         positions, tables = self.partition.positions, self.partition.tables
@@ -140,7 +125,7 @@ class PlanMerge:
         def in_order(x: Tensor) -> Tensor:
             return x if np.array_equal(order, frames) else x.unflatten(1, (frames_lat, tokens))[:, order].flatten(1, 2)
 
-        v = in_order(v)
+        v = in_order(inputs.v)
         if positions is not None:
             native = all(np.array_equal(times, frames) for times in (order, positions, tables[0]))
             q = ctx.rotate(in_order(q), None if native else positions, scale)
@@ -188,23 +173,20 @@ class PlanMerge:
 
     def _queries(self, block: Block, ctx: AttentionContext, q: Tensor) -> Callable[[Part], Tensor]:
         """Gives the block's queries [B, f n, H, D] as a part needs them; `q` has no time yet unless all have one position."""
-        rotated: dict[int, Tensor] = {}
-        scaled: dict[tuple[int, float], Tensor] = {}
 
-        def queries(part: Part) -> Tensor:
-            row, factor = part.query_times, part.logits[0] * self.plan.logit_scale
-            if row not in rotated:
-                rotated[row] = q
-                if self.partition.positions is None:
-                    rotated[row] = q.clone()
-                    ctx.rotate_time(rotated[row], q, np.arange(block.times.shape[1]), block.times[row], self.plan.frequency_scale)
-            if factor == 1:
-                return rotated[row]
-            if (row, factor) not in scaled:
-                scaled[row, factor] = rotated[row] * factor
-            return scaled[row, factor]
+        @functools.cache
+        def rotated(row: int) -> Tensor:
+            if self.partition.positions is not None:
+                return q
+            at_times = q.clone()
+            ctx.rotate_time(at_times, q, np.arange(block.times.shape[1]), block.times[row], self.plan.frequency_scale)
+            return at_times
 
-        return queries
+        @functools.cache
+        def scaled(row: int, factor: float) -> Tensor:
+            return rotated(row) if factor == 1 else rotated(row) * factor
+
+        return lambda part: scaled(part.query_times, part.logits[0] * self.plan.logit_scale)
 
 
 def _frame_index(frames: np.ndarray) -> slice | Tensor:

@@ -67,10 +67,7 @@ class Rotary:
         return _rotate_pairs(x, cos, sin)
 
     def rotate_time(self, x: Tensor, unrotated: Tensor, frames: np.ndarray, times: np.ndarray, scale: np.ndarray | None) -> None:
-        """In place, the `frames` of x [B, T, n, H, D] become those of `unrotated`, rotated in time to `times`.
-
-        The pairs of space stay as they are.
-        """
+        """In place, the `frames` of x [B, T, n, H, D] become those of `unrotated`, rotated to `times` in their temporal pairs."""
         cos, sin = self.angles(times, scale, x.device)
         count, run = len(self.pairs), bool(len(frames)) and frames[-1] - frames[0] + 1 == len(frames)
         places = slice(int(frames[0]), int(frames[-1]) + 1) if run else torch.from_numpy(frames).to(x.device)

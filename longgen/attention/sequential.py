@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longgen.attention.context import AttentionContext
+from longgen.attention.context import LayerInputs
 from longgen.attention.lowering import AttentionCall, CallList, Range, lower
 from longgen.frameplan import FramePlan, Pass
 
@@ -23,14 +23,14 @@ RotatedQK = dict[tuple[bytes, float, bool], tuple[Tensor, Tensor]]
 SMALLEST_BLOCK = 64  # query tokens: below, calls cost more than the keys they save
 
 
-def run_passes(plan: FramePlan, ctx: AttentionContext, q: Tensor, k: Tensor, v: Tensor, rotated: RotatedQK | None = None) -> Tensor:
+def run_passes(plan: FramePlan, inputs: LayerInputs, rotated: RotatedQK | None = None) -> Tensor:
     """The weighted mean [B, N, H, D] of the plan's passes. rotated: see `_attention_calls`; shared by plans of the same q and k."""
-    frames_lat, tokens = plan.frames_lat, q.shape[1] // plan.frames_lat
+    frames_lat, tokens, v = plan.frames_lat, inputs.q.shape[1] // plan.frames_lat, inputs.v
     total: Tensor | None = None
     rotated = {} if rotated is None else rotated
     for pass_ in plan.passes:
         alone = len(plan.passes) == 1 and (pass_.weight == 1).all()
-        for (first, last), output in _attention_calls(call_list(pass_, ctx.text is not None), plan, ctx, q, k, v, rotated):
+        for (first, last), output in _attention_calls(call_list(pass_, inputs.text_tokens > 0), plan, inputs, rotated):
             if alone and last - first == frames_lat:
                 return output
             if total is None:
@@ -46,52 +46,42 @@ def run_passes(plan: FramePlan, ctx: AttentionContext, q: Tensor, k: Tensor, v: 
     return total
 
 
-def _attention_calls(
-    calls: CallList, plan: FramePlan, ctx: AttentionContext, q: Tensor, k: Tensor, v: Tensor, rotated: RotatedQK
-) -> Iterator[tuple[Range, Tensor]]:
-    """The outputs of one pass: a range of query frames and its output [B, f n, H, D], call by call.
-
-    rotated: the last pass's rotated q and k, which this pass reuses or replaces by its own.
-    """
-    scale = plan.frequency_scale
-    tokens = q.shape[1] // plan.frames_lat
+def _attention_calls(calls: CallList, plan: FramePlan, inputs: LayerInputs, rotated: RotatedQK) -> Iterator[tuple[Range, Tensor]]:
+    """Ranges of query frames and their outputs [B, f n, H, D] in one pass. rotated: q and k of the last, to reuse or replace."""
+    ctx, scale, tokens = inputs.ctx, plan.frequency_scale, inputs.q.shape[1] // plan.frames_lat
     rebuilt = calls.rotates_keys or calls.time_offset != 0  # LTX's own tables carry an offset: for q and k, or for neither
     positions = calls.positions if rebuilt else unless_native(calls.positions)
     key = (calls.positions.tobytes(), calls.time_offset, calls.rotates_keys)
     if key not in rotated:
         rotated.clear()
-        rotated_q = ctx.rotate(q, positions, scale)
+        rotated_q = ctx.rotate(inputs.q, positions, scale)
         if plan.logit_scale != 1:
             rotated_q = rotated_q * plan.logit_scale
-        if calls.rotates_keys:
-            rotated[key] = rotated_q, ctx.rotate(k, np.zeros(plan.frames_lat), None)
-        else:
-            offset = calls.time_offset
-            rotated[key] = rotated_q, ctx.rotate(k, positions if offset == 0 else calls.positions - offset, scale)
-    q, k = rotated[key]
-    at_time_0 = k if calls.rotates_keys else None
-    if at_time_0 is not None:
-        k = at_time_0.clone(memory_format=torch.contiguous_format)
+        key_times = positions if calls.time_offset == 0 else calls.positions - calls.time_offset
+        rotated_k = ctx.rotate(inputs.k, *(np.zeros(plan.frames_lat), None) if calls.rotates_keys else (key_times, scale))
+        rotated[key] = rotated_q, rotated_k
+    q, at_time_0 = rotated[key]
+    k = at_time_0.clone(memory_format=torch.contiguous_format) if calls.rotates_keys else at_time_0
     for call in calls.calls:
-        first, last = (frame * tokens for frame in call.queries)
-        queries = q[:, first:last]
+        queries = frames_of(q, (call.queries,), tokens)
         if call.sliding:
-            yield call.queries, _sliding(call, ctx, queries, k, v, tokens)
+            yield call.queries, _sliding(call, LayerInputs(ctx, queries, k, inputs.v), tokens)
             continue
-        if at_time_0 is not None and call.rotated is not None and call.times is not None and len(call.rotated):
+        if call.rotated is not None and call.times is not None and len(call.rotated):
             ctx.rotate_time(k, at_time_0, call.rotated, call.times, scale)
-        keys, values = frames_of(k, call.keys, tokens), frames_of(v, call.keys, tokens)
+        keys, values = frames_of(k, call.keys, tokens), frames_of(inputs.v, call.keys, tokens)
         if call.bands is not None:
-            yield call.queries, _banded(call.bands, call.logits, ctx, queries, keys, values, tokens)
+            yield call.queries, _banded(call.bands, call.logits, LayerInputs(ctx, queries, keys, values), tokens)
         elif call.logits is not None:
             yield call.queries, attend_scaled(ctx.attend, call.logits, queries, keys, values)
         else:
             yield call.queries, ctx.attend(queries, keys, values)
 
 
-def _sliding(call: AttentionCall, ctx: AttentionContext, q: Tensor, k: Tensor, v: Tensor, tokens: int) -> Tensor:
+def _sliding(call: AttentionCall, inputs: LayerInputs, tokens: int) -> Tensor:
     """Sliding windows: one batched call over views of k and v, or a call for each query frame where text joins them."""
     (start, stop), count = call.keys[0], call.queries[1] - call.queries[0]
+    ctx, q, k, v = inputs.ctx, inputs.q, inputs.k, inputs.v
     output = torch.empty_like(q)
     if ctx.text is not None:
         for shift in range(count):
@@ -105,14 +95,12 @@ def _sliding(call: AttentionCall, ctx: AttentionContext, q: Tensor, k: Tensor, v
     return output
 
 
-def _banded(
-    bands: np.ndarray, logits: np.ndarray | None, ctx: AttentionContext, q: Tensor, k: Tensor, v: Tensor, tokens: int
-) -> Tensor:
+def _banded(bands: np.ndarray, logits: np.ndarray | None, inputs: LayerInputs, tokens: int) -> Tensor:
     """One query frame over whole frames and bands of frames, exact in tokens: a block of query tokens at a time.
 
     A block as long as the narrowest band is half wide reads half as many keys again as it needs; the mask discards them.
     """
-    output = torch.empty_like(q)
+    ctx, q, output = inputs.ctx, inputs.q, torch.empty_like(inputs.q)
     block = max(SMALLEST_BLOCK, math.ceil(bands.min() * tokens))
     index = torch.arange(tokens, device=q.device)
     widths = [tokens if share >= 1 else math.ceil(share * tokens) for share in bands]  # |q - k| < width
@@ -121,7 +109,8 @@ def _banded(
         spans = [(max(0, first - width + 1), min(tokens, last + width - 1)) for width in widths]
         rows = index[first:last, None]
         seen = torch.cat([(rows - index[a:b]).abs() < width for (a, b), width in zip(spans, widths, strict=True)], dim=1)
-        keys, values = (torch.cat([x[:, j * tokens + a : j * tokens + b] for j, (a, b) in enumerate(spans)], dim=1) for x in (k, v))
+        ranges = tuple((j * tokens + a, j * tokens + b) for j, (a, b) in enumerate(spans))
+        keys, values = (frames_of(x, ranges, 1) for x in (inputs.k, inputs.v))
         if logits is None:
             output[:, first:last] = ctx.attend(q[:, first:last], keys, values, seen)
         else:
@@ -133,10 +122,7 @@ def _banded(
 def attend_scaled(
     attend: Callable[..., Tensor], logits: np.ndarray, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None
 ) -> Tensor:
-    """`attend` with factors and addends on the logits of each key frame, or of each key: `logits` [2, frames or Nk].
-
-    seen: [Nq, Nk], which keys each query sees; all unless given.
-    """
+    """`attend` with factors and addends on the logits of key frames or keys, `logits` [2, frames or Nk]. seen: bool [Nq, Nk]."""
     factor, addend = (torch.from_numpy(row).to(q).repeat_interleave(k.shape[1] // len(row)) for row in logits)
     if not (logits[0] == 1).all():
         k = k * factor[:, None, None]

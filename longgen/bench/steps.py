@@ -22,9 +22,8 @@ import torch
 
 from longgen.bench.memory import AllocationTracker, weight_bytes
 from longgen.bench.step_types import CLEAN, FIRST, LAST, ROUND, StepType
-from longgen.loops import PROMPTS, loop_of, sample
+from longgen.loops import PROMPTS, State, loop_of, sample
 from longgen.loops.denoiser import Denoiser
-from longgen.loops.state import State
 from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan
 from longgen.sampling.fifo import Fifo

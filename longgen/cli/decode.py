@@ -23,7 +23,7 @@ def decode(
     options: OutputOptions,
 ) -> None:
     """Turn saved latents into a video, without sampling again."""
-    from longgen import checkpoint, disk, naming, progress, resolve, run, rundir
+    from longgen import checkpoint, disk, naming, progress, resolve, run, rundir, video
 
     if latents.suffix == ".run":
         latents = latents / ("latents" if (latents / "latents").is_dir() else "latents.safetensors")
@@ -69,7 +69,10 @@ def decode(
         frames_of = decoder(plan.spec, where, vae_tiling)
         loading.at(1)
         frames_lat = chunks.frames(plan.frames_lat) if len(chunks) else tensors["latents"]
-        seconds, frames_px = run.decode_to(target, frames_of, frames_lat, plan, where, settings, report)
+        decoding = progress.Phase("decode", plan.frames_px, where, report)
+        writer = video.Writer(target, plan.size, plan.sample.fps or plan.spec.fps, settings)
+        frames_px = run.write_video(writer, frames_of(frames_lat), decoding)
+        seconds = round(decoding.seconds, 3)
         if frames_px == plan.frames_px and target.with_suffix(".run").absolute() == folder:
             rundir.mark_decoded(target)
     if frames_px < plan.frames_px:

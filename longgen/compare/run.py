@@ -169,7 +169,7 @@ def free_folder(folder: Path, videos: Callable[[Path], Iterable[str]]) -> Path:
     def is_taken(candidate: Path) -> bool:
         return os.path.lexists(candidate) and (not candidate.is_dir() or _compares(candidate, videos(candidate)) is False)
 
-    return naming.first_free(folder, is_taken, folder=True)
+    return naming.first_free(folder, is_taken)
 
 
 def _compares(folder: Path, videos: Iterable[str]) -> bool | None:

@@ -35,9 +35,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from longgen.errors import UsageError
 from longgen.frameplan import FramePlan, Geometry
-from longgen.technique import LONGEST, FrameTechnique, NoiseTechnique
+from longgen.technique import LONGEST, FrameTechnique, NoiseTechnique, check_stride
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -82,10 +81,7 @@ class FreeNoise(FrameTechnique, NoiseTechnique):
         """W and S for `geometry`. Raises UsageError where the windows would leave gaps."""
         window = self.window or geometry.native_lat
         stride = self.stride or max(1, round(window / 4))
-        if stride > window:
-            raise UsageError(f"freenoise.stride = {stride} is more than the window of {window} latent frames: frames between "
-                             "two windows would be in none", expected=f"1 to {window}",
-                             hint=f"--set freenoise.stride={window} for windows side by side, or leave it out")  # fmt: skip
+        check_stride("freenoise", stride, window)
         return window, stride
 
     def check_noise(self, geometry: Geometry) -> None:

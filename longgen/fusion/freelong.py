@@ -53,7 +53,6 @@ CHANNELS = 256  # filtered at a time
 
 class FreeLong(Fusion):
     paper: ClassVar[str] = "FreeLong, arXiv 2407.19918"
-    exclusive: ClassVar[tuple[str, ...]] = ("the fusion of branches", "the context window")
 
     split: float = Field(0.5, ge=0, le=1)
     cutoff_time: float = Field(0.25, gt=0, le=1)

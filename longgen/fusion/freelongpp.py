@@ -50,9 +50,7 @@ Scale = Annotated[float, Field(gt=0, le=1000)]
 
 
 class FreeLongPlusPlus(Fusion, NoiseTechnique):
-    slot: ClassVar[str] = "fusion"
     paper: ClassVar[str] = "FreeLong++, arXiv 2507.00162"
-    exclusive: ClassVar[tuple[str, ...]] = ("the fusion of branches", "the context window")
 
     split: float = Field(1.0, ge=0, le=1)
     scales: Annotated[tuple[Scale, ...], Field(strict=False, min_length=1, max_length=16)] | None = None

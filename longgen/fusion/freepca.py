@@ -50,8 +50,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from longgen.errors import UsageError
-from longgen.frameplan import FramePlan, Geometry, Pass
-from longgen.technique import LONGEST, Attend, Fusion, Grid, NoiseTechnique, Step
+from longgen.frameplan import FramePlan, Geometry
+from longgen.technique import LONGEST, Attend, Fusion, Grid, NoiseTechnique, Step, check_stride
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -61,9 +61,7 @@ COLUMNS = 2**17  # values of a frame in double precision at a time
 
 
 class FreePca(Fusion, NoiseTechnique):
-    slot: ClassVar[str] = "fusion"
     paper: ClassVar[str] = "FreePCA, arXiv 2505.01172"
-    exclusive: ClassVar[tuple[str, ...]] = ("the fusion of branches", "the context window")
 
     until: float = Field(UNTIL, ge=0, le=1000)
     split: float | None = Field(None, ge=0, le=1)
@@ -83,10 +81,7 @@ class FreePca(Fusion, NoiseTechnique):
         """This technique with `window` and `stride` set, which `fuse` needs. Raises UsageError where they do not fit."""
         window = self.window or geometry.native_lat
         stride = self.stride or max(1, round(window / 4))
-        if stride > window:
-            raise UsageError(f"freepca.stride = {stride} is more than the window of {window} latent frames: frames between two "
-                             "windows would be in none", expected=f"1 to {window}",
-                             hint=f"--set freepca.stride={window} for windows side by side, or leave it out")  # fmt: skip
+        check_stride("freepca", stride, window)
         if self.components > window - 1:
             raise UsageError(f"freepca.components = {self.components}, but {window} latent frames have {window - 1} components "
                              "besides their mean", expected=f"0 to {window - 1}",
@@ -110,7 +105,9 @@ class FreePca(Fusion, NoiseTechnique):
         inside = [(frame >= start) & (frame < start + window) for start in settled.starts(frames_lat)]
         fused = step < self.split_step(steps)
         share = np.ones(frames_lat) if fused else 1 / np.sum(inside, axis=0)
-        local = replace(plan, passes=tuple(_within(p, frames, share) for frames in inside for p in plan.passes))
+        passes = (replace(p, visible=p.visible & frames[:, None] & frames, weight=p.weight * share * frames)
+                  for frames in inside for p in plan.passes)  # fmt: skip
+        local = replace(plan, passes=tuple(passes))
         if not fused:
             return {"local": local}
         scale = math.sqrt(math.log(frames_lat) / math.log(geometry.native_lat)) if self.entropy and geometry.ratio > 1 else 1.0
@@ -168,11 +165,6 @@ class FreePca(Fusion, NoiseTechnique):
         mean = blocks.mean(dim=3, keepdim=True)
         mixed = (blocks - mean + mean[:, :, :1]).flatten(2, 3)
         return torch.cat([noise[:, :, :window], mixed[:, :, window:frames_lat]], dim=2)
-
-
-def _within(pass_: Pass, inside: np.ndarray, share: np.ndarray) -> Pass:
-    """`pass_` restricted to the frames `inside` [T] bool, with `share` [T] of its weight."""
-    return replace(pass_, visible=pass_.visible & inside[:, None] & inside, weight=pass_.weight * share * inside)
 
 
 def covariance(local: Tensor, global_: Tensor) -> Tensor:

@@ -48,7 +48,6 @@ ROWS = 8192  # of F in double precision at a time
 
 class FreeSpec(Fusion):
     paper: ClassVar[str] = "FreeSpec, arXiv 2605.06509"
-    exclusive: ClassVar[tuple[str, ...]] = ("the fusion of branches", "the context window")
 
     split: float = Field(0.5, ge=0, le=1)
     kappa: float = Field(3.0, ge=0)
@@ -93,8 +92,11 @@ class FreeSpec(Fusion):
 
 def gram(features: Tensor) -> Tensor:
     """The Gram matrix F^T F of F [B, N, C] in double precision, [B, C, C]; converts ROWS rows at a time."""
+    import torch
+
     batch, _, channels = features.shape
-    total = features.new_zeros(batch, channels, channels, dtype=_double(features))
+    double = torch.float32 if features.device.type == "mps" else torch.float64
+    total = features.new_zeros(batch, channels, channels, dtype=double)
     for rows in features.split(ROWS, dim=1):
         rows = rows.to(total.dtype)
         total.baddbmm_(rows.mT, rows)
@@ -123,9 +125,3 @@ def reconstruct(global_: Tensor, local: Tensor, alpha: float, beta: float, basis
     ratio = torch.where(base_singular > floor, target / base_singular.clamp_min(1e-300), 1.0)
     change = (base_vectors * (ratio - 1).unsqueeze(1)) @ base_vectors.mT  # M - 1: rounding then affects the change only
     return base + base @ change.to(base.dtype)
-
-
-def _double(features: Tensor):
-    import torch
-
-    return torch.float32 if features.device.type == "mps" else torch.float64

@@ -11,17 +11,35 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from longgen.errors import unknown_name
+from longgen.progress import no_report
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from longgen.loops.denoiser import Denoiser
-    from longgen.loops.state import OnStep, State
     from longgen.plan import Plan
 
+
+class State(NamedTuple):
+    """A run after `done` rounds.
+
+    latents: as the loop needs them to go on: the pipeline's latents, the frames so far and the queue, or the newest chunk.
+    scheduler: what the scheduler, or the loop in its place, keeps between steps. generator: the state of the random generator.
+    """
+
+    done: int
+    latents: Tensor
+    scheduler: dict[str, Any]
+    generator: Tensor
+
+
+OnStep = Callable[[State], None]
+"""Called after each round with a state whose latents are finite; the state is only valid during the call."""
+
+if TYPE_CHECKING:
     Loop = Callable[[Denoiser, Tensor, Generator, OnStep, State | None], Iterator[Tensor]]
 
 LOOPS = {
@@ -54,7 +72,7 @@ def stream(
 ) -> Iterator[Tensor]:
     """Latent frames [1, C, 1, h, w] of the plan's loop, in their order and as soon as they are done."""
     loop = loop_of(denoiser.plan)
-    for latents in loop(denoiser, noise, generator, on_step or _ignore, resume):
+    for latents in loop(denoiser, noise, generator, on_step or no_report, resume):
         yield from latents.split(1, dim=2)
 
 
@@ -64,8 +82,4 @@ def sample(
     """All latents [1, C, T, h, w] of the plan's loop, before the VAE."""
     import torch  # here, so that the command line can read this module without it
 
-    return torch.cat([*loop_of(denoiser.plan)(denoiser, noise, generator, on_step or _ignore, resume)], dim=2)
-
-
-def _ignore(state: State) -> None:
-    """Without checkpoints."""
+    return torch.cat([*loop_of(denoiser.plan)(denoiser, noise, generator, on_step or no_report, resume)], dim=2)

@@ -14,9 +14,9 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor
 
+from longgen.loops import OnStep, State
 from longgen.loops.denoiser import Denoiser
 from longgen.loops.prompt_schedule import TextPerFrame
-from longgen.loops.state import OnStep, State
 from longgen.pipelines import finite, foreign_hooks
 from longgen.pipelines.step_state import StepState
 

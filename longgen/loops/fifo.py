@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from longgen.errors import UsageError
+from longgen.loops import OnStep, State
 from longgen.loops.denoiser import Denoiser
-from longgen.loops.state import OnStep, State
 from longgen.pipelines import finite, foreign_hooks
 from longgen.plan import Plan
 from longgen.sampling.fifo import Fifo
@@ -31,7 +31,10 @@ def fifo(denoiser: Denoiser, noise: Tensor, generator: torch.Generator, on_step:
     backbone, plan, settings = denoiser.backbone, denoiser.plan, denoiser.backbone.model_settings
     queue, length, steps = plan.sampling, plan.call_geometry.frames_lat, plan.steps
     assert isinstance(queue, Fifo)
-    _refuse_step_caches(denoiser)
+    if settings.cache is not None:
+        raise UsageError(f"--cache {settings.cache} compares a frame with what stood at its place a round before, and "
+                         "fifo moves frames on", expected="no --cache", hint="leave it out")  # fmt: skip
+    foreign_hooks.check_uncached(backbone.transformers, "fifo moves frames on from round to round")
     lookahead, early = queue.lookahead_places(length), steps - length  # `early` frames go out before the first that is kept
     line_lat = lookahead + steps
     counts = (length, early, steps)  # drawn before the first step, so that a run that goes on draws the same
@@ -59,7 +62,9 @@ def fifo(denoiser: Denoiser, noise: Tensor, generator: torch.Generator, on_step:
         if frames[0].shape[2]:
             yield frames[0]
         times, drops = line_levels(sigmas, timesteps, lookahead)
-        batch = settings.clip_batch if _same_in_all_steps(plan) else 1  # windows are at different steps
+        fused = any(program is not None and program.fusion is not None for program in plan.programs)
+        same_in_all_steps = not fused and (plan.table == plan.table[:, :1]).all()
+        batch = settings.clip_batch if same_in_all_steps else 1  # windows are at different steps
         for round_ in range(max(done, steps), plan.rounds):
             frame_lat = round_ - steps - early  # the frame that goes out; below zero it is dropped
             predict = functools.partial(denoiser.predict, text=denoiser.text(denoiser.shares[:, max(0, frame_lat)]))
@@ -115,17 +120,3 @@ def shift_line(line: Tensor, entering: Tensor, lookahead: int) -> tuple[Tensor, 
 def _checkpoint(plan: Plan, done: int, parts: list[Tensor], generator: torch.Generator, on_step: OnStep) -> None:
     if done % CHECKPOINT_ROUNDS == 0 or done == plan.rounds:
         on_step(State(done, torch.cat(parts, dim=2), {}, generator.get_state()))
-
-
-def _same_in_all_steps(plan: Plan) -> bool:
-    """Whether windows at different steps can share a model call."""
-    fused = any(program is not None and program.fusion is not None for program in plan.programs)
-    return bool((plan.table == plan.table[:, :1]).all()) and not fused
-
-
-def _refuse_step_caches(denoiser: Denoiser) -> None:
-    cache = denoiser.backbone.model_settings.cache
-    if cache is not None:
-        raise UsageError(f"--cache {cache} compares a frame with what stood at its place a round before, and "
-                         "fifo moves frames on", expected="no --cache", hint="leave it out")  # fmt: skip
-    foreign_hooks.check_uncached(denoiser.backbone.transformers, "fifo moves frames on from round to round")

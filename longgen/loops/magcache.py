@@ -36,9 +36,8 @@ from longgen.cache_folder import cache_folder
 from longgen.closed import ClosedModel
 from longgen.errors import LonggenError, UsageError
 from longgen.layers.fingerprint import fingerprint
-from longgen.loops import PROMPTS, sample
+from longgen.loops import PROMPTS, State, sample
 from longgen.loops.denoiser import Denoiser
-from longgen.loops.state import State
 from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan
 from longgen.planner import build

@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from longgen.errors import UsageError
+from longgen.loops import OnStep, State
 from longgen.loops.denoiser import Denoiser
 from longgen.loops.direct import run_pipeline
 from longgen.loops.prompt_schedule import with_text
-from longgen.loops.state import OnStep, State
 from longgen.pipelines.step_state import ClipBatch
-from longgen.sampling.clips import Clips
 from longgen.sampling.multidiffusion import MultiDiffusion
 
 
@@ -72,15 +71,11 @@ class _ClipwiseCall:
             backbone.step_state.clips = ClipBatch(rows, anchor_cache)
             batched = backbone.clip_arguments(arguments, torch.cat([x[:, clip] for clip in frames]), len(frames))  # [k B, L, ..]
             if plan.shares is not None:
-                batched |= _texts(denoiser, clips, indices, arguments, branch)
+                texts = [denoiser.text(clips.share(clip, denoiser.shares)) for clip in indices]  # the mean of a clip's frames
+                by_clip = [with_text(arguments, text, branch) for text in texts]
+                batched |= {name: torch.cat([text[name] for text in by_clip]) for name in by_clip[0]}
             with transformer.cache_context(f"clips-{branch}-{first}"):
                 (output,) = call(**batched)
             for clip, weight, predicted in zip(frames, weights, backbone.by_frame(output, length).split(len(x)), strict=True):
                 total.index_add_(1, clip, predicted.float() * weight.view(-1, *[1] * (predicted.ndim - 2)))
         return (backbone.from_frames(total.to(output.dtype)),)
-
-
-def _texts(denoiser: Denoiser, clips: Clips, indices: range, arguments: dict[str, Any], branch: int) -> dict[str, Tensor]:
-    """The text arguments of clips `indices` in one batch: each has the mean of its frames' texts."""
-    by_clip = [with_text(arguments, denoiser.text(clips.share(clip, denoiser.shares)), branch) for clip in indices]
-    return {name: torch.cat([text[name] for text in by_clip]) for name in by_clip[0]}

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from longgen.attention.kvcache import KVCache
+from longgen.loops import OnStep, State
 from longgen.loops.denoiser import Denoiser
-from longgen.loops.state import OnStep, State
 from longgen.pipelines import finite
 from longgen.pipelines.base import Text
 from longgen.plan import Plan
@@ -42,7 +42,9 @@ def rollout(
             yield resume.latents[index][:, :, : plan.frames_lat - index * chunk_lat]
         return
     shape = (*noise.shape[:2], chunk_lat, *noise.shape[3:])
-    chunk_noise, shares = ChunkNoise(plan, shape, generator, resume), _shares_by_chunk(plan, chunk_lat)
+    chunk_noise, shares = ChunkNoise(plan, shape, generator, resume), np.ones((plan.rounds, 1))  # shares [chunks, S]
+    if plan.schedule is not None and plan.shares is not None:
+        shares = by_chunk(plan.schedule, plan.shares, chunk_lat)
     recent = torch.zeros(shape, device=backbone.device)[:, :, :0]  # clean frames, as many as the cache may hold
     with backbone.rolling(plan) as cache:
         scheduler = backbone.frame_schedule(plan)
@@ -114,7 +116,7 @@ def _switch_prompt(denoiser: Denoiser, cache: KVCache, start: int, text: Text, r
     plan = denoiser.plan
     technique, sink_lat = plan.sampling, plan.sink_lat
     assert isinstance(technique, Rollout)
-    cache.forget_text()
+    cache.texts.clear()
     complete = len(cache.visible_to_all_layers) == start  # nothing has left the window yet
     recached = [frame for frame in cache.visible_to_all_layers if complete or frame >= sink_lat]
     if technique.switch == "flush":
@@ -122,10 +124,3 @@ def _switch_prompt(denoiser: Denoiser, cache: KVCache, start: int, text: Text, r
     elif technique.switch == "recache" and recached:
         cache.open(recached[0], len(recached), *plan.programs_for_chunk(start, len(recached)))
         _write_cache(denoiser, cache, recent[:, :, -len(recached) :], recached[0], text)
-
-
-def _shares_by_chunk(plan: Plan, chunk_lat: int) -> np.ndarray:
-    """[chunks, S]: the share of each shot's prompt in each chunk."""
-    if plan.schedule is None or plan.shares is None:
-        return np.ones((plan.rounds, 1))
-    return by_chunk(plan.schedule, plan.shares, chunk_lat)

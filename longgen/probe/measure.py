@@ -30,9 +30,8 @@ from longgen.backbones.spec import RELATIVE_POSITIONS, BackboneSpec
 from longgen.context.window import Window
 from longgen.errors import LonggenError, UsageError
 from longgen.layers.probe_file import ProbeRun, ProbeSettings, ScoreName
-from longgen.loops import PROMPTS, sample
+from longgen.loops import PROMPTS, State, sample
 from longgen.loops.denoiser import Denoiser
-from longgen.loops.state import State
 from longgen.metrics.score import Scorer
 from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan

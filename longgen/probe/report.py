@@ -146,7 +146,7 @@ def free_folder(folder: Path, backbone: str, settings: ProbeSettings, overwrite:
             return False
         return not candidate.is_dir() or any(os.path.lexists(candidate / name) for name in FILES)
 
-    return naming.first_free(folder, is_taken, folder=True)
+    return naming.first_free(folder, is_taken)
 
 
 def _reports(folder: Path, backbone: str, settings: ProbeSettings) -> bool:

@@ -25,10 +25,9 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from longgen.errors import UsageError
 from longgen.sampling.clips import Clips, merged, overlapping, triangular
 from longgen.sampling.multidiffusion import MultiDiffusion
-from longgen.technique import LONGEST
+from longgen.technique import LONGEST, check_stride
 
 
 class GenLVideo(MultiDiffusion):
@@ -39,10 +38,7 @@ class GenLVideo(MultiDiffusion):
 
     def frames_per_call(self, frames_lat: int, native_lat: int) -> int:
         length = self.frames or native_lat
-        if self.stride and self.stride > length:
-            raise UsageError(f"gen-l-video.stride = {self.stride} is more than the {length} latent frames of a clip: frames "
-                             "between two clips would be in none", expected=f"1 to {length}",
-                             hint=f"--set gen-l-video.stride={length} for clips side by side, or leave it out")  # fmt: skip
+        check_stride("gen-l-video", self.stride or 1, length)
         return super().frames_per_call(frames_lat, native_lat)
 
     def clips(self, frames_lat: int, length: int, timestep: float, shift: int) -> Clips:

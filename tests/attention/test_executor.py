@@ -15,6 +15,7 @@ from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor
 
 from longgen.attention import executor, lowering, sequential
+from longgen.attention.context import LayerInputs
 from longgen.attention.rotary import Rotary
 from longgen.frameplan import FramePlan, Pass, full_attention, visible_from_ranges
 from longgen.frames import local_windows
@@ -92,7 +93,10 @@ PLANS = {
 @pytest.mark.parametrize("name", PLANS)
 def test_equals_dense_softmax(name: str, ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     difference = (
-        (executor.run_plan(PLANS[name], ctx, *qkv).double() - dense(PLANS[name], *qkv, ctx.rotary, ctx.stock)).abs().max().item()
+        (executor.run_plan(PLANS[name], LayerInputs(ctx, *qkv)).double() - dense(PLANS[name], *qkv, ctx.rotary, ctx.stock))
+        .abs()
+        .max()
+        .item()
     )
     print(f"{name}: max difference {difference:.2e}")
     assert difference < 1e-5
@@ -101,7 +105,7 @@ def test_equals_dense_softmax(name: str, ctx: LayerCall, qkv: tuple[Tensor, Tens
 def test_neutral_is_the_stock_call(ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     q, k, v = qkv
     stock = ctx.attend(ctx.rotate(q, None, None), ctx.rotate(k, None, None), v)
-    assert torch.equal(executor.run_plan(full_attention(T), ctx, q, k, v), stock)
+    assert torch.equal(executor.run_plan(full_attention(T), LayerInputs(ctx, q, k, v)), stock)
 
 
 def test_rotation_to_native_positions_is_the_stock_rotation(ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -112,10 +116,10 @@ def test_rotation_to_native_positions_is_the_stock_rotation(ctx: LayerCall, qkv:
 
 def test_the_tables_matter(ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     """Each plan differs from the neutral one, so that the comparisons above are not empty."""
-    plain = executor.run_plan(full_attention(T), ctx, *qkv)
+    plain = executor.run_plan(full_attention(T), LayerInputs(ctx, *qkv))
     for name, plan in PLANS.items():
         if name != "neutral":
-            assert (executor.run_plan(plan, ctx, *qkv) - plain).abs().max() > 1e-2, name
+            assert (executor.run_plan(plan, LayerInputs(ctx, *qkv)) - plain).abs().max() > 1e-2, name
 
 
 @pytest.mark.parametrize(
@@ -168,7 +172,7 @@ def test_key_frames_are_chosen_for_each_sample_from_its_features(ctx: LayerCall,
     window = visible_from_ranges(local_windows(T, 3, "clip"))
     plan = dataclasses.replace(plan_of(visible=window), key_frames=EveryThird())
     assert plan.density == pytest.approx(window.mean() + 2 / T * (1 - window.mean()))
-    output = executor.run_plan(plan, dataclasses.replace(ctx, features=features), *qkv)
+    output = executor.run_plan(plan, LayerInputs(dataclasses.replace(ctx, features=features), *qkv))
     for sample, key in enumerate([4, 7]):
         seen = window.copy()
         seen[:, [0, key]] = True
@@ -187,7 +191,7 @@ def test_a_fusion_s_branches_are_computed_when_they_are_asked_for(ctx: LayerCall
 
     branches = {"one": PLANS["shifted window"], "other": PLANS["interpolated"]}
     fused = executor.run(Program(branches, Difference()), ctx, *qkv, Step(0, (1000.0,)))  # type: ignore[arg-type]
-    parts = [executor.run_plan(plan, ctx, *qkv).flatten(2) for plan in branches.values()]
+    parts = [executor.run_plan(plan, LayerInputs(ctx, *qkv)).flatten(2) for plan in branches.values()]
     assert torch.equal(fused, parts[0] - parts[1])
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from longgen.attention import executor, lowering, lse_kernels, lse_merge, partition
+from longgen.attention.context import LayerInputs
 from longgen.attention.lse_kernels import attention_with_lse
 from longgen.attention.sequential import run_passes
 from longgen.context.freenoise import FreeNoise
@@ -95,7 +96,7 @@ def merged(plan: FramePlan, ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor], 
     assert operator is not None
     text_tokens = 0 if ctx.text is None else TEXT_TOKENS
     parts = partition.partition(plan.passes, N_FRAME, seen is not None, text_tokens)
-    return lse_merge.PlanMerge(plan, parts, operator).mean(ctx, *qkv, chosen=seen)
+    return lse_merge.PlanMerge(plan, parts, operator).mean(LayerInputs(ctx, *qkv), chosen=seen)
 
 
 @pytest.mark.parametrize("name", MERGED)
@@ -128,7 +129,7 @@ def test_logit_columns_equal_dense_softmax_merged_and_one_after_the_other(
     plan = with_columns(MERGED[name], columns)
     ctx = with_text(ctx) if text else ctx
     exact = dense(plan, *qkv, ctx.rotary, ctx.stock, ctx.text)  # type: ignore[arg-type]
-    outputs = merged(plan, ctx, qkv), run_passes(plan, ctx, *qkv), executor.run_plan(plan, ctx, *qkv)
+    outputs = merged(plan, ctx, qkv), run_passes(plan, LayerInputs(ctx, *qkv)), executor.run_plan(plan, LayerInputs(ctx, *qkv))
     differences = [(output.double() - exact).abs().max().item() for output in outputs]
     print(f"{name}, {columns}: max difference {max(differences):.1e}")
     assert max(differences) < 5e-6
@@ -151,16 +152,18 @@ def test_logit_columns_of_bands_equal_dense_softmax(
     plan, ctx = BANDED[name] if columns is None else with_columns(BANDED[name], columns), with_text(ctx) if text else ctx
     if way != "bands apart":
         monkeypatch.setattr(LayerCall, "attention_with_lse", lambda self, q, masked=False: None)
-    assert (executor._banded(plan, ctx, *qkv) is not None) == (way == "bands apart" and name != "bands, random rel, scaled")
+    assert (executor._banded(plan, LayerInputs(ctx, *qkv)) is not None) == (
+        way == "bands apart" and name != "bands, random rel, scaled"
+    )
     exact = dense(plan, *qkv, ctx.rotary, ctx.stock, ctx.text)  # type: ignore[arg-type]
-    assert (executor.run_plan(plan, ctx, *qkv).double() - exact).abs().max() < 5e-6
+    assert (executor.run_plan(plan, LayerInputs(ctx, *qkv)).double() - exact).abs().max() < 5e-6
 
 
 def test_a_neutral_column_is_none(ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     for plan in (full_attention(T), MERGED["shifted groups"], BANDED["bands of nine tokens"]):
         neutral = plan.each(lambda p: p.with_columns(**{name: np.full((T, T), c.neutral) for name, c in PAIR_COLUMNS.items()}))
         assert (neutral.key, neutral.density, neutral.is_stock) == (plan.key, plan.density, plan.is_stock)
-        assert torch.equal(executor.run_plan(neutral, ctx, *qkv), executor.run_plan(plan, ctx, *qkv))
+        assert torch.equal(executor.run_plan(neutral, LayerInputs(ctx, *qkv)), executor.run_plan(plan, LayerInputs(ctx, *qkv)))
 
 
 @pytest.mark.parametrize("name", [*MERGED, *BANDED])
@@ -170,7 +173,7 @@ def test_a_backend_without_log_sum_exp_gives_the_same(
     monkeypatch.setattr(LayerCall, "attention_with_lse", lambda self, q, masked=False: None)
     plan = (MERGED | BANDED)[name]
     exact = dense(plan, *qkv, ctx.rotary, ctx.stock)  # type: ignore[arg-type]
-    assert (executor.run_plan(plan, ctx, *qkv).double() - exact).abs().max() < 5e-6
+    assert (executor.run_plan(plan, LayerInputs(ctx, *qkv)).double() - exact).abs().max() < 5e-6
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 16])
@@ -180,8 +183,8 @@ def test_bands_apart_equal_dense_softmax(
 ) -> None:
     monkeypatch.setattr("longgen.frameplan.SMALLEST_CHUNK", chunk)
     exact = dense(BANDED[name], *qkv, ctx.rotary, ctx.stock)  # type: ignore[arg-type]
-    assert (executor.run_plan(BANDED[name], ctx, *qkv).double() - exact).abs().max() < 5e-6
-    apart = executor._banded(BANDED[name], ctx, *qkv) is not None
+    assert (executor.run_plan(BANDED[name], LayerInputs(ctx, *qkv)).double() - exact).abs().max() < 5e-6
+    apart = executor._banded(BANDED[name], LayerInputs(ctx, *qkv)) is not None
     assert apart == (name not in ("bands, random rel, scaled", "bands in tiers"))
 
 
@@ -193,7 +196,7 @@ def test_half_precision_is_rounded_once(name: str, ctx: LayerCall, qkv: tuple[Te
     difference = (output.double() - exact).abs().max().item()
     direct = replace(full_attention(T), logit_scale=MERGED[name].logit_scale, frequency_scale=MERGED[name].frequency_scale)
     plain = dense(direct, *half, ctx.rotary, ctx.stock)  # type: ignore[arg-type]
-    stock = (executor.run_plan(direct, ctx, *half).double() - plain).abs().max().item()  # type: ignore[arg-type]
+    stock = (executor.run_plan(direct, LayerInputs(ctx, *half)).double() - plain).abs().max().item()  # type: ignore[arg-type]
     print(f"{name}: max difference {difference:.1e}, of the stock call {stock:.1e}")
     assert output.dtype == torch.bfloat16
     assert difference < 3 * stock
@@ -202,7 +205,7 @@ def test_half_precision_is_rounded_once(name: str, ctx: LayerCall, qkv: tuple[Te
 def test_bands_in_half_precision(ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     half = tuple(x.bfloat16() for x in qkv)
     plan = BANDED["bands of nine tokens"]
-    output = executor._banded(plan, ctx, *half)  # type: ignore[arg-type]
+    output = executor._banded(plan, LayerInputs(ctx, *half))  # type: ignore[arg-type]
     assert output is not None
     assert output.dtype == torch.bfloat16
     assert (output.double() - dense(plan, *half, ctx.rotary, ctx.stock)).abs().max() < 0.03  # type: ignore[arg-type]
@@ -235,7 +238,7 @@ def test_windows_come_apart(
         monkeypatch.setattr(LayerCall, "attention_with_lse", lambda self, q, masked=False: None)
     plan = MERGED[name]
     starts = FREEPCA.starts(T)
-    branches = executor.Branches(Program({"local": plan}), ctx, *qkv)
+    branches = executor.Branches(Program({"local": plan}), LayerInputs(ctx, *qkv))
     windows = dict(branches.apart("local", len(starts)))
     assert sorted(windows) == list(range(len(starts)))
     size = len(plan.passes) // len(starts)
@@ -302,11 +305,12 @@ def test_tiers_and_shifted_groups_are_recognised() -> None:
 def test_merging_is_taken_where_it_is_cheaper(ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     long = replace(ctx, grid=(81, 4, 4))
     q = torch.zeros(1, 81 * 64, 2, 24)
+    inputs = LayerInputs(long, q, q, q)
     clip = Geometry(81, 21, (1.0,))
-    assert executor.merge_if_cheaper(FreeNoise().apply(full_attention(81), clip), long, q) is not None
-    assert executor.merge_if_cheaper(LongDiff().apply(full_attention(81), clip), long, q) is not None
-    assert executor.merge_if_cheaper(full_attention(81), long, q) is None
-    assert executor.merge_if_cheaper(plan_of(test_executor.REL), ctx, qkv[0]) is None
+    assert executor.merge_if_cheaper(FreeNoise().apply(full_attention(81), clip), inputs) is not None
+    assert executor.merge_if_cheaper(LongDiff().apply(full_attention(81), clip), inputs) is not None
+    assert executor.merge_if_cheaper(full_attention(81), inputs) is None
+    assert executor.merge_if_cheaper(plan_of(test_executor.REL), LayerInputs(ctx, *qkv)) is None
 
 
 def test_only_the_native_backend_returns_the_log_sum_exp(ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from longgen import catalog, plan, planner, preset
 from longgen.attention import executor
+from longgen.attention.context import LayerInputs
 from longgen.attention.rotary import Rotary
 from longgen.backbones.cogvideox import COGVIDEOX_2B, COGVIDEOX_5B
 from longgen.backbones.hunyuan import HUNYUANVIDEO
@@ -93,7 +94,7 @@ def worst_difference(made: plan.Plan, family: str) -> float:
     call, qkv = call_of(family, made.spec, made.call_geometry.frames_lat, seed=0)
     worst = 0.0
     for frame_plan, _, _ in made.branches().values():
-        output = executor.run_plan(frame_plan, call, *qkv)
+        output = executor.run_plan(frame_plan, LayerInputs(call, *qkv))
         worst = max(worst, (output.double() - expected(frame_plan, call, qkv)).abs().max().item())
     return worst
 

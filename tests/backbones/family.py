@@ -20,9 +20,8 @@ from longgen.backbones.find import find
 from longgen.backbones.settings import ModelSettings
 from longgen.frameplan import FramePlan, Pass, full_attention, visible_from_ranges
 from longgen.frames import local_windows
-from longgen.loops import sample
+from longgen.loops import State, sample
 from longgen.loops.denoiser import Denoiser
-from longgen.loops.state import State
 from longgen.pipelines.loading import load
 from longgen.plan import Plan
 from longgen.program import Program

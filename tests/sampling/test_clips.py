@@ -22,9 +22,8 @@ from longgen.backbones.find import find
 from longgen.backbones.settings import ModelSettings
 from longgen.catalog import technique
 from longgen.errors import UsageError
-from longgen.loops import sample
+from longgen.loops import State, sample
 from longgen.loops.denoiser import Denoiser
-from longgen.loops.state import State
 from longgen.pipelines.loading import load
 from longgen.plan import Plan
 from tests.backbones import family
@@ -398,7 +397,9 @@ def test_freenoise_gives_the_noise_of_the_whole_video(backbone: Callable[[str], 
 @pytest.mark.parametrize("key", ["layers", "steps"])
 def test_layers_and_steps_do_not_concern_the_order_of_sampling(backbone: Callable[[str], Any], name: str, key: str) -> None:
     given = {"layers": [0], "steps": [0.0, 0.5]}[key]
-    with pytest.raises(UsageError, match=rf"{name}\.{key} is given, and a technique of sampling acts on all of them") as caught:
+    with pytest.raises(
+        UsageError, match=rf"{name}\.{key} cannot be set: a technique of the slot sampling applies to all"
+    ) as caught:
         made(backbone("wan"), {"name": name, key: given})
     assert caught.value.hint == f"leave {name}.{key} out"
 

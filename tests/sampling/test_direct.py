@@ -10,9 +10,8 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 from longgen import checkpoint
-from longgen.loops import sample
+from longgen.loops import State, sample
 from longgen.loops.denoiser import Denoiser
-from longgen.loops.state import State
 from longgen.plan import Plan
 
 PROMPT = "a large red circle bouncing on a navy background"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,11 +20,10 @@ from longgen import planner, preset
 from longgen.backbones.registry import SPECS
 from longgen.backbones.wan import TINY
 from longgen.errors import UsageError
+from longgen.loops import State, sample, stream
 from longgen.loops import fifo as fifo_loop
-from longgen.loops import sample, stream
 from longgen.loops.denoiser import Denoiser
 from longgen.loops.direct import direct
-from longgen.loops.state import State
 from longgen.plan import Plan
 from longgen.sampling.fifo import Fifo
 from longgen.schedule import PromptSchedule, Shot
@@ -61,7 +59,7 @@ def emitted(
 
 @contextmanager
 def batches_of(backbone: Any, count: int) -> Iterator[None]:
-    before, backbone.model_settings = backbone.model_settings, dataclasses.replace(backbone.model_settings, clip_batch=count)
+    before, backbone.model_settings = backbone.model_settings, backbone.model_settings.model_copy(update={"clip_batch": count})
     try:
         yield
     finally:
@@ -226,9 +224,8 @@ def test_the_schedule_has_a_step_for_every_place() -> None:
     assert (plan.steps, plan.sample.steps, plan.call_geometry.frames_lat) == (84, 84, 21)
     assert plan.rounds == 84 + 81 + 63  # the first clip, 81 frames, and those that are dropped
     assert plan.calls == pytest.approx((84 + (81 + 63) * 8) / 84)
-    assert (
-        "fifo keeps a noise level for every frame: 84 steps where tiny has 20, by the flow-matching Euler scheduler" in plan.notes
-    )
+    note = "fifo keeps a noise level for every frame: 84 steps instead of 20 on tiny, with the flow-matching Euler scheduler"
+    assert note in plan.notes
     plan = published({"name": "fifo", "frames": 10, "partitions": 3, "lookahead": False}, frames=321, steps=30)
     assert (plan.steps, plan.rounds) == (30, 30 + 81 + 20)
     assert plan.calls == pytest.approx((30 + 101 * 3) / 30)
@@ -246,7 +243,7 @@ def test_the_schedule_has_a_step_for_every_place() -> None:
         ({"partitions": 2.5}, "tiny", None, "valid integer"),
         ({"lookahead": 1}, "tiny", None, "valid boolean"),
         ({"stride": 1}, "tiny", None, "stride"),
-        ({"layers": [0]}, "tiny", None, "fifo.layers is given, and a technique of sampling"),
+        ({"layers": [0]}, "tiny", None, "fifo.layers cannot be set: a technique of the slot sampling"),
         ({}, "cogvideox-5b", None, r"fifo needs frame-timesteps \(one timestep for each latent frame\), which cogvideox-5b"),
         ({}, "cogvideox-2b", None, "fifo needs frame-timesteps"),
         ({}, "hunyuanvideo", None, "fifo needs frame-timesteps"),
@@ -261,7 +258,7 @@ def test_what_cannot_be_is_refused(table: dict[str, Any], backbone: str, steps: 
 def test_stacks_that_contradict_it_are_refused() -> None:
     with pytest.raises(UsageError, match="anchor and fifo both decide the anchor of clips"):
         published({"name": "fifo"}, {"name": "anchor"}, frames=321)
-    with pytest.raises(UsageError, match="vmcr edits the latent after a step, and with fifo no step is all frames'"):
+    with pytest.raises(UsageError, match="vmcr edits the latent after a step, but with fifo frames are never at the same step"):
         published({"name": "fifo"}, {"name": "vmcr"}, frames=321)
     assert published({"name": "fifo"}, {"name": "vmcr"}, frames=81).refinements  # where it is direct sampling, there are steps
     with pytest.raises(UsageError, match="both decide the order of sampling"):
@@ -455,7 +452,7 @@ def test_two_experts_predict_the_frames_of_their_own_timesteps(model_folder: Cal
 
 def test_a_step_cache_is_refused(tiny: Any) -> None:
     plan = published({"name": "fifo", "frames": 4, "partitions": 2}, frames=33)
-    before, tiny.model_settings = tiny.model_settings, dataclasses.replace(tiny.model_settings, cache="first-block")
+    before, tiny.model_settings = tiny.model_settings, tiny.model_settings.model_copy(update={"cache": "first-block"})
     try:
         with pytest.raises(UsageError, match="--cache first-block compares a frame with what stood at its place a round before"):
             sampled(tiny, plan)

@@ -112,7 +112,7 @@ def test_the_length_of_the_video_has_no_end() -> None:
 def test_a_stride_that_leaves_frames_out_is_refused(sets: list[str], frames_px: int, length: int) -> None:
     """By the plan, whatever the length of the video."""
     with pytest.raises(
-        UsageError, match=rf"gen-l-video.stride = {length + 1} is more than the {length} latent frames of a clip"
+        UsageError, match=rf"gen-l-video.stride = {length + 1} is more than the window of {length} latent frames"
     ) as caught:
         built(*sets, frames_px=frames_px)
     assert caught.value.expected == f"1 to {length}"

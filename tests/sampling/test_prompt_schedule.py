@@ -17,9 +17,8 @@ from longgen import plan, planner, preset
 from longgen.backbones.registry import SPECS
 from longgen.describe import plan_dict
 from longgen.errors import UsageError
-from longgen.loops import prompt_schedule, sample
+from longgen.loops import State, prompt_schedule, sample
 from longgen.loops.denoiser import Denoiser
-from longgen.loops.state import State
 from longgen.metrics import tiny_reading
 from longgen.schedule import PromptSchedule, Shot
 from tests.backbones import family

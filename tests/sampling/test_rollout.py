@@ -24,9 +24,8 @@ from longgen import planner, preset
 from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
 from longgen.errors import UsageError
-from longgen.loops import prompt_schedule, sample, stream
+from longgen.loops import State, prompt_schedule, sample, stream
 from longgen.loops.denoiser import Denoiser
-from longgen.loops.state import State
 from longgen.pipelines.loading import check_settings
 from longgen.plan import Plan
 from longgen.schedule import PromptSchedule, Shot

@@ -19,6 +19,7 @@ from longgen.bench.run import plan_presets
 from longgen.errors import UsageError
 from longgen.pipelines import loading
 from longgen.progress import Progress
+from longgen.resolve import PlanRequest
 
 PROMPT = "a small cyan triangle orbiting on a sand background"
 SETUP = ModelSettings("cpu", "fp32")
@@ -26,7 +27,7 @@ SETUP = ModelSettings("cpu", "fp32")
 
 def composed(names: list[str], accelerators: list[str], frames: int, steps: int | None = None, spec: BackboneSpec = TINY,
              sets: tuple[str, ...] = (), **more: Any) -> AcceleratorReport:  # fmt: skip
-    made = plan_presets(names, spec, sets, preset.Sample(frames=frames, steps=steps), None)
+    made = plan_presets(names, PlanRequest("", spec, sets, preset.Sample(frames=frames, steps=steps)))
     return measure_accelerators(
         made, accelerators, lambda model_settings: loading.load(spec, model_settings), SETUP, PROMPT, **more
     )
@@ -77,7 +78,7 @@ def test_what_sampling_refuses_is_unsupported_by_name() -> None:
 def test_what_the_model_refuses_is_unsupported_for_all() -> None:
     found = composed(["self-forcing"], ["mag"], 33, spec=SPECS["tiny-causal"])
     assert [row.runs[0].verdict for row in found.rows] == ["unsupported", "unsupported"]
-    assert all("compares a step with the step before" in str(row.runs[0].error) for row in found.rows)
+    assert all("compares a step with the previous one" in str(row.runs[0].error) for row in found.rows)
 
 
 def test_ctrl_c_keeps_what_is_measured() -> None:
@@ -96,12 +97,9 @@ def test_ctrl_c_keeps_what_is_measured() -> None:
 def test_without_direct_sampling_there_is_nothing_to_say() -> None:
     with pytest.raises(UsageError, match="63 does not fit tiny"):
         measure_accelerators(
-            plan_presets([], TINY, (), preset.Sample(size=(63, 64)), None),
-            ["mag"],
-            lambda model_settings: loading.load(TINY, model_settings),
-            SETUP,
-            "",
-        )
+            plan_presets([], PlanRequest("", TINY, (), preset.Sample(size=(63, 64)))), ["mag"],
+            lambda model_settings: loading.load(TINY, model_settings), SETUP, "",
+        )  # fmt: skip
 
 
 def test_the_table() -> None:

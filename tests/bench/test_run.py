@@ -122,7 +122,7 @@ def test_an_override_goes_where_its_technique_is() -> None:
     made = planned("sliding-window", "freelong", sets=("window.frames=5",))
     assert all(isinstance(plan, Plan) for plan in made.values())
     assert cost.ratio(made["sliding-window"]) < cost.ratio(planned("sliding-window")["sliding-window"])  # type: ignore[union-attr]
-    with pytest.raises(UsageError, match="no preset has this technique"):
+    with pytest.raises(UsageError, match="applies to none of the presets"):
         planned("freelong", sets=("window.frames=5",))
 
 

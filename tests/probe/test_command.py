@@ -117,7 +117,7 @@ def test_a_probe_that_was_killed_goes_on(place: Path) -> None:
         (["probe", "--backbone", "tiny", "--quick", "--metric", "video"], 2, "attention alone"),
         (["probe", "--backbone", "tiny", "-o", "empty.txt"], 2, "is a file"),
         (["plan", "--backbone", "tiny", "--preset", "freeloc", "--probe", "run"], 2, "loads no weights"),
-        ([*GENERATE, "--preset", "freeloc", "--probe", "run", "--dry-run"], 2, "loads nothing"),
+        ([*GENERATE, "--preset", "freeloc", "--probe", "run", "--dry-run"], 2, "it runs the model"),
         ([*GENERATE, "--preset", "freeloc", "--probe", "nowhere.json"], 3, "does not exist"),
         ([*GENERATE, "--preset", "freeloc", "--probe", "empty.txt"], 1, "is not a probe"),
         ([*GENERATE, "--preset", "freeloc", "--probe", "foreign.json"], 2, "other weights"),

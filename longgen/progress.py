@@ -28,6 +28,10 @@ class Progress(NamedTuple):
     memory_bytes: int
 
 
+OnProgress = Callable[[Progress], None]
+Log = Callable[[str], None]
+
+
 def no_report(message: object) -> None:
     """Discards a report, for callers that want none."""
 
@@ -35,7 +39,7 @@ def no_report(message: object) -> None:
 class Phase:
     """Times one phase and reports its progress. done: steps that an earlier run did, which say nothing of the time to go."""
 
-    def __init__(self, name: str, total: int, device: str, report: Callable[[Progress], None], done: int = 0) -> None:
+    def __init__(self, name: str, total: int, device: str, report: OnProgress, done: int = 0) -> None:
         self.name, self.total, self.device, self.report, self.first = name, total, device, report, done
         self.start = time.monotonic()
         self.at(done)
@@ -53,7 +57,7 @@ class Phase:
 
 
 @contextmanager
-def reporter(quiet: bool, say: Callable[[str], None]) -> Iterator[Callable[[Progress], None]]:
+def reporter(quiet: bool, say: Log) -> Iterator[OnProgress]:
     """A function that shows progress on stderr: a live bar in a terminal, elsewhere a line by `say` now and then."""
     if quiet:
         yield no_report
@@ -79,14 +83,17 @@ def reporter(quiet: bool, say: Callable[[str], None]) -> Iterator[Callable[[Prog
         tasks: dict[str, Any] = {}
 
         def live(now: Progress) -> None:
-            if now.phase not in tasks or now.done == 0:
-                tasks[now.phase] = bars.add_task(now.phase, total=now.total, times="")
-            bars.update(tasks[now.phase], completed=now.done, times=_times(now))
+            task, last_done = tasks.get(now.phase, (None, 0))
+            if task is None or now.done < last_done:  # another phase of this name, such as the next video's
+                task = bars.add_task(now.phase, total=now.total, times="")
+            tasks[now.phase] = task, now.done
+            bars.update(task, completed=now.done, total=now.total, times=_times(now))
 
         yield live
 
 
 def _times(now: Progress) -> str:
+    """Elapsed time, time to go and peak memory."""
     eta = f", {clock_text(now.eta_s)} left" if now.eta_s is not None and now.done < now.total else ""
     return f"{clock_text(now.elapsed_s)}{eta}, {human_bytes(now.memory_bytes)}"
 

@@ -427,7 +427,7 @@ def test_a_stream_of_other_settings_does_not_go_on_and_a_fresh_run_removes_it(
 
 
 def test_the_name_of_a_growing_video_is_not_for_a_whole_one() -> None:
-    with pytest.raises(UsageError, match="not complete yet") as caught:
+    with pytest.raises(UsageError, match="marks incomplete videos") as caught:
         naming.output_path("films/ball.partial.mp4", PROMPT, 0)
     assert caught.value.hint == "take films/ball.mp4"
 

@@ -9,7 +9,7 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from longgen import cost, progress
 from longgen.backbones.settings import ModelSettings
-from longgen.bench.record import DIRECT
+from longgen.bench.record import DIRECT, Report, rounded
 from longgen.bench.run import Plans, capture_error, settings_of, versions
 from longgen.device import device_name
 from longgen.errors import LonggenError
@@ -25,9 +25,8 @@ from longgen.loops import magcache, sample
 from longgen.loops.denoiser import Denoiser
 from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan
-from longgen.progress import Phase, Progress
+from longgen.progress import OnProgress, Phase
 
-SCHEMA = 1
 COMPILE = "compile"  # the other accelerators are step caches
 SEED = 1  # MagCache calibrates its ratios with 0, and would know that video
 
@@ -55,6 +54,19 @@ class AcceleratedRun:
             return "not measured"
         return "approximate" if self.difference else "equal"
 
+    def as_dict(self, plain_seconds: float) -> dict[str, Any]:
+        """plain_seconds: of sampling without an accelerator."""
+        fields = {"accelerator": self.accelerator, "verdict": self.verdict}
+        if self.difference is None:
+            return fields | ({} if self.error is None else {"reason": self.error})
+        return fields | {
+            "relative_difference": self.difference,
+            "psnr_db": rounded(self.psnr, 2),
+            "computed": rounded(self.computed),
+            "seconds": round(self.seconds, 3),
+            "time_ratio": round(self.seconds / plain_seconds, 4),
+        }
+
 
 @dataclass
 class AcceleratedPreset:
@@ -68,47 +80,17 @@ class AcceleratedPreset:
     def as_dict(self) -> dict[str, Any]:
         if self.error is not None or not self.seconds:
             return {"preset": self.preset, "error": self.error or "not measured"}
-        runs = [self._run_as_dict(run) for run in self.runs]
+        runs = [run.as_dict(self.seconds) for run in self.runs]
         return {"preset": self.preset, "seconds": round(self.seconds, 3), "accelerators": runs}
 
-    def _run_as_dict(self, run: AcceleratedRun) -> dict[str, Any]:
-        fields = {"accelerator": run.accelerator, "verdict": run.verdict}
-        if run.difference is None:
-            return fields | ({} if run.error is None else {"reason": run.error})
-        return fields | {
-            "relative_difference": run.difference,
-            "psnr_db": None if run.psnr is None else round(run.psnr, 2),
-            "computed": None if run.computed is None else round(run.computed, 4),
-            "seconds": round(run.seconds, 3),
-            "time_ratio": round(run.seconds / self.seconds, 4),
-        }
 
+class AcceleratorReport(Report):
+    """What accelerators do to presets."""
 
-@dataclass
-class AcceleratorReport:
-    """The result. settings: what was run. stopped: what interrupted it."""
-
-    model: str
-    device: str
-    versions: dict[str, str]
-    settings: dict[str, Any]
     rows: list[AcceleratedPreset]
-    stopped: KeyboardInterrupt | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "schema": SCHEMA,
-            "backbone": self.model,
-            "device": self.device,
-            "versions": self.versions,
-            "settings": self.settings,
-            "stopped": self.stopped is not None,
-            "presets": [row.as_dict() for row in self.rows],
-        }
 
 
-@dataclass
-class _Sampled:
+class _Sampled(NamedTuple):
     latents: Tensor
     seconds: float
     calls: int
@@ -140,7 +122,7 @@ def measure_accelerators(
     load: Callable[[ModelSettings], PipelineBackbone],
     model_settings: ModelSettings,
     prompt: str,
-    report: Callable[[Progress], None] = progress.no_report,
+    report: OnProgress = progress.no_report,
 ) -> AcceleratorReport:
     """Measures the presets of `plans` with each of `accelerators`: `compile`, or a cache such as `first-block:0.1`.
 
@@ -158,28 +140,32 @@ def measure_accelerators(
             rows[-1].error = plan.given
     settings = settings_of(baseline, model_settings) | {"prompt": prompt, "seed": SEED}
     result = AcceleratorReport(baseline.spec.name, device_name(model_settings.device), versions(), settings, rows)
-    repeats = 1 + sum(map(_repeats, accelerators))
+    repeats = sum(map(_repeats, (None, *accelerators)))
     phase = Phase("bench", repeats * sum(plan.rounds for _, plan in planned), model_settings.device, report)
     meter = _Meter(phase, repeats * sum(cost.ratio(plan) for _, plan in planned))
+    originals: dict[str, _Sampled] = {}  # by preset, without an accelerator
     try:
-        plain = _sample_plain(planned, load(model_settings), prompt, meter)
-        for number, accelerator in enumerate(accelerators):
+        for number, accelerator in enumerate((None, *accelerators)):
             gc.collect()  # the previous model has reference cycles
             if model_settings.device.startswith("cuda"):
                 torch.cuda.empty_cache()
-            runs = [(row.runs[number], plan, original) for (row, plan), original in zip(planned, plain, strict=True)]
+            change = {"compile": True} if accelerator == COMPILE else {"cache": accelerator} if accelerator else {}
             try:
-                change = {"compile": True} if accelerator == COMPILE else {"cache": accelerator}
                 model = load(model_settings.replace(**change))
             except LonggenError as error:
-                for accelerated, plan, _ in runs:
-                    accelerated.error = error.given
+                if accelerator is None:
+                    raise
+                for row, plan in planned:
+                    row.runs[number - 1].error = error.given
                     meter.finish(plan, _repeats(accelerator))
                 continue
-            for accelerated, plan, original in runs:
-                with capture_error(accelerated):
-                    if original is not None:
-                        _accelerate(accelerated, plan, original, model, prompt, meter)
+            for row, plan in planned:
+                with capture_error(row.runs[number - 1] if accelerator else row):
+                    if accelerator is None:
+                        originals[row.preset] = _sample(model, plan, prompt, meter, 0)
+                        row.seconds = originals[row.preset].seconds
+                    elif row.preset in originals:
+                        _accelerate(row.runs[number - 1], plan, originals[row.preset], model, prompt, meter)
                 meter.finish(plan, _repeats(accelerator))
             del model
     except KeyboardInterrupt as stop:
@@ -187,23 +173,9 @@ def measure_accelerators(
     return result
 
 
-def _repeats(accelerator: str) -> int:
+def _repeats(accelerator: str | None) -> int:
     """The first run of compiled blocks compiles them."""
     return 2 if accelerator == COMPILE else 1
-
-
-def _sample_plain(
-    planned: Sequence[tuple[AcceleratedPreset, Plan]], model: PipelineBackbone, prompt: str, meter: _Meter
-) -> list[_Sampled | None]:
-    """What each preset samples without an accelerator."""
-    samples: list[_Sampled | None] = []
-    for row, plan in planned:
-        samples.append(None)
-        with capture_error(row):
-            samples[-1] = sampled = _sample(model, plan, prompt, meter, 0)
-            row.seconds = sampled.seconds
-        meter.finish(plan, 1)
-    return samples
 
 
 def _accelerate(run: AcceleratedRun, plan: Plan, original: _Sampled, model: PipelineBackbone, prompt: str, meter: _Meter) -> None:
@@ -223,11 +195,8 @@ def _sample(backbone: PipelineBackbone, plan: Plan, prompt: str, meter: _Meter, 
         nonlocal calls
         calls += 1
 
-    def calibrating() -> Callable[[int], None]:
-        return Phase("calibrate", plan.steps, meter.phase.device, meter.phase.report).at
-
     clock = time.process_time if backbone.device.type == "cpu" else time.perf_counter  # others may use the machine too
-    with magcache.skipping(backbone, plan, calibrating):
+    with magcache.skipping(backbone, plan, lambda: Phase("calibrate", plan.steps, meter.phase.device, meter.phase.report).at):
         generator = torch.Generator().manual_seed(SEED)
         denoiser = Denoiser(backbone, plan, prompt)
         noise = denoiser.initial_noise(generator)

@@ -33,15 +33,11 @@ class AllocationTracker(TorchDispatchMode):
         inputs = {id(storage) for storage in _storages((args, kwargs))}
         for storage in _storages(result):
             if id(storage) not in inputs and storage not in self._known:
-                self._track(storage)
+                self._known.add(storage)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._release, storage.nbytes())
         return result
-
-    def _track(self, storage: torch.UntypedStorage) -> None:
-        count = storage.nbytes()
-        self._known.add(storage)
-        self.now += count
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._release, count)
 
     def _release(self, count: int) -> None:
         self.now -= count

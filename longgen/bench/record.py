@@ -59,20 +59,40 @@ class PresetTiming:
 
 
 @dataclass
-class BenchResult:
-    """A benchmark. model: name of the backbone or the synthetic shape. settings: what was run. weights_bytes: of the transformers.
+class Report:
+    """A benchmark. model: name of the backbone or the synthetic shape. settings: what was run. stopped: what interrupted it.
 
-    stopped: what interrupted it.
+    weights_bytes: of the transformers, where memory is measured.
     """
 
     model: str
-    shape: bool
     device: str
     versions: dict[str, str]
     settings: dict[str, Any]
-    rows: list[PresetTiming]
-    weights_bytes: int = 0
+    rows: list[Any]
+    shape: bool = False
+    weights_bytes: int | None = None
     stopped: KeyboardInterrupt | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "shape" if self.shape else "backbone": self.model,
+            **{name: getattr(self, name) for name in ("device", "versions", "settings")},
+            **({} if self.weights_bytes is None else {"weights_bytes": self.weights_bytes}),
+            "stopped": self.stopped is not None,
+            "presets": [self._row(row) for row in self.rows],
+        }
+
+    def _row(self, row: Any) -> dict[str, Any]:
+        return row.as_dict()
+
+
+@dataclass
+class BenchResult(Report):
+    """Time and memory of presets."""
+
+    rows: list[PresetTiming]
 
     @property
     def direct(self) -> PresetTiming | None:
@@ -94,33 +114,21 @@ class BenchResult:
             return None
         return row.peak_bytes / self.direct.peak_bytes
 
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "schema": SCHEMA,
-            "shape" if self.shape else "backbone": self.model,
-            "device": self.device,
-            "versions": self.versions,
-            "settings": self.settings,
-            "weights_bytes": self.weights_bytes,
-            "stopped": self.stopped is not None,
-            "presets": [self._row(row) for row in self.rows],
-        }
-
     def _row(self, row: PresetTiming) -> dict[str, Any]:
         if not row.complete:
             return {"preset": row.preset, "error": row.error or "not measured"}
         return {
             "preset": row.preset,
-            "ratio_to_direct": _rounded(self.time_ratio(row)),
-            "floor": _rounded(row.floor),
-            "ratio_to_floor": _rounded(self.floor_ratio(row)),
+            "ratio_to_direct": rounded(self.time_ratio(row)),
+            "floor": rounded(row.floor),
+            "ratio_to_floor": rounded(self.floor_ratio(row)),
             "run_seconds": round(row.run_seconds, 3),
             "seconds_per_step": {timing.name: round(timing.median, 5) for timing in row.timings},
             "steps": {timing.name: timing.as_dict() for timing in row.timings},
             "peak_memory_bytes": row.peak_bytes,
-            "memory_ratio_to_direct": _rounded(self.memory_ratio(row)),
+            "memory_ratio_to_direct": rounded(self.memory_ratio(row)),
         }
 
 
-def _rounded(ratio: float | None) -> float | None:
-    return None if ratio is None else round(ratio, 4)
+def rounded(number: float | None, digits: int = 4) -> float | None:
+    return None if number is None else round(number, digits)

@@ -6,8 +6,8 @@ import functools
 import importlib.metadata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -21,7 +21,7 @@ from longgen.device import device_name
 from longgen.errors import LonggenError
 from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan
-from longgen.progress import Phase, Progress
+from longgen.progress import OnProgress, Phase
 from longgen.resolve import PlanRequest, check_overrides, resolve
 
 Plans = dict[str, Plan | LonggenError]
@@ -33,12 +33,10 @@ class HasError(Protocol):
     error: str | None
 
 
-@dataclass
-class Target:
-    """One measurement of `row`, which yields the `timings`. work: its FLOPs, for the time estimate."""
+class Target(NamedTuple):
+    """One measurement of `row`. work: its FLOPs, for the time estimate."""
 
     row: PresetTiming
-    timings: dict[str, StepTiming]
     measure: steps.MeasureStep
     work: float
 
@@ -67,7 +65,7 @@ def bench(
     model_settings: ModelSettings,
     rounds: int,
     shape: bool = False,
-    report: Callable[[Progress], None] = progress.no_report,
+    report: OnProgress = progress.no_report,
 ) -> BenchResult:
     """Measures every step type of the presets in `plans`, and of the stock pipeline, `rounds` times. Ctrl-C keeps what is done.
 
@@ -79,7 +77,7 @@ def bench(
         raise baseline
     rows, targets = _targets(plans, baseline, model_settings.cache is not None)
     settings = settings_of(baseline, model_settings) | {"rounds": rounds}
-    result = BenchResult(baseline.spec.name, shape, device_name(model_settings.device), versions(), settings, rows)
+    result = BenchResult(baseline.spec.name, device_name(model_settings.device), versions(), settings, rows, shape, 0)
     model = load()
     result.weights_bytes = weight_bytes(model.transformers)
     done, left = 0.0, rounds * sum(target.work for target in targets)
@@ -90,7 +88,7 @@ def bench(
             if target.row.error is None:
                 with capture_error(target.row):
                     for name, step in target.measure(model, number // len(targets), number < len(targets)).items():
-                        timing = target.timings[name]
+                        timing = next(timing for timing in target.row.timings if timing.name == name)
                         timing.seconds.append(step.seconds)
                         if step.peak_bytes is not None:
                             timing.peak_bytes = max(timing.peak_bytes or 0, step.peak_bytes)
@@ -104,16 +102,10 @@ def bench(
 def _targets(plans: Plans, baseline: Plan, cached: bool) -> tuple[list[PresetTiming], list[Target]]:
     """A row for the stock pipeline, unless the backbone is causal, and for each preset; and what to measure for them, in order."""
     rows, targets = [], []
-
-    def add(row: PresetTiming, types: Sequence[StepType], measure: steps.MeasureStep, work: float) -> None:
-        timings = {step_type.name: StepTiming(step_type.name, step_type.count) for step_type in types}
-        row.timings.extend(timings.values())
-        targets.append(Target(row, timings, measure, work))
-
     if baseline.chunk_lat is None:
-        rows.append(PresetTiming(steps.STOCK))
         stock = StepType(steps.STOCK, baseline.steps, baseline, tuple(range(baseline.steps)))
-        add(rows[0], [stock], functools.partial(steps.measure_stock, stock, cached), cost.ratio(baseline))
+        rows.append(PresetTiming(stock.name, [StepTiming(stock.name, stock.count)]))
+        targets.append(Target(rows[0], functools.partial(steps.measure_stock, stock, cached), cost.ratio(baseline)))
     for name, plan in plans.items():
         rows.append(PresetTiming(plan.preset.name if isinstance(plan, Plan) else name))
         if not isinstance(plan, Plan):
@@ -121,7 +113,8 @@ def _targets(plans: Plans, baseline: Plan, cached: bool) -> tuple[list[PresetTim
             continue
         rows[-1].floor = cost.ratio(plan) / cost.ratio(baseline)
         for types, measure in steps.measurements(plan, step_types(plan), cached):
-            add(rows[-1], types, measure, cost.ratio(types[0].plan))
+            rows[-1].timings += [StepTiming(step_type.name, step_type.count) for step_type in types]
+            targets.append(Target(rows[-1], measure, cost.ratio(types[0].plan)))
     return rows, targets
 
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from longgen import progress
 from longgen.bench.memory import AllocationTracker, weight_bytes
 from longgen.bench.step_types import CLEAN, FIRST, LAST, ROUND, StepType
 from longgen.loops import PROMPTS, State, loop_of, sample
@@ -131,13 +132,17 @@ def measurements(plan: Plan, types: Sequence[StepType], cached: bool) -> list[tu
     return [([step_type], functools.partial(measure_step, step_type)) for step_type in types]
 
 
+def _start(backbone: PipelineBackbone, plan: Plan, seed: int) -> tuple[Denoiser, torch.Tensor, torch.Generator]:
+    """What a loop needs: the denoiser, the initial noise and the generator that drew it."""
+    denoiser, generator = Denoiser(backbone, plan, PROMPTS[0]), torch.Generator().manual_seed(seed)
+    return denoiser, denoiser.initial_noise(generator), generator
+
+
 def measure_step(step_type: StepType, backbone: PipelineBackbone, seed: int, counting: bool) -> dict[str, Measurement]:
     """A step of this type of direct sampling or MultiDiffusion."""
-    watch, generator = _stopwatch(step_type, backbone, counting), torch.Generator().manual_seed(seed)
-    denoiser = Denoiser(backbone, step_type.plan, PROMPTS[0])
-    noise = denoiser.initial_noise(generator)
+    watch, start = _stopwatch(step_type, backbone, counting), _start(backbone, step_type.plan, seed)
     with watch.running():
-        sample(denoiser, noise, generator, watch.step_ended)
+        sample(*start, watch.step_ended)
     return {step_type.name: watch.last_step()}
 
 
@@ -151,10 +156,9 @@ def measure_schedule(
     plan: Plan, types: Sequence[StepType], backbone: PipelineBackbone, seed: int, counting: bool
 ) -> dict[str, Measurement]:
     """All steps of a run by `plan`, with a step cache that skips what it will."""
-    watch, generator = Stopwatch(backbone, plan.steps, counting, brief=False), torch.Generator().manual_seed(seed)
-    denoiser = Denoiser(backbone, plan, PROMPTS[0])
+    watch, start = Stopwatch(backbone, plan.steps, counting, brief=False), _start(backbone, plan, seed)
     with watch.running():
-        sample(denoiser, denoiser.initial_noise(generator), generator, watch.step_ended)
+        sample(*start, watch.step_ended)
     seconds = [end - before for before, end in itertools.pairwise((watch.began, *watch.ends))]
     means = {step_type.name: sum(seconds[step] for step in step_type.steps) / len(step_type.steps) for step_type in types}
     return {name: Measurement(mean, watch.peak_bytes) for name, mean in means.items()}
@@ -164,9 +168,9 @@ def measure_stock(
     step_type: StepType, cached: bool, backbone: PipelineBackbone, seed: int, counting: bool
 ) -> dict[str, Measurement]:
     """A step of the stock diffusers pipeline, without anything of longgen installed. step_type: of direct sampling."""
-    plan, generator = step_type.plan, torch.Generator().manual_seed(seed)
+    plan = step_type.plan
     watch = Stopwatch(backbone, plan.steps, counting, brief=False) if cached else _stopwatch(step_type, backbone, counting)
-    latents = backbone.packed(Denoiser(backbone, plan, PROMPTS[0]).initial_noise(generator))
+    _, noise, generator = _start(backbone, plan, seed)
 
     def after_step(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         watch.step_ended()
@@ -174,7 +178,7 @@ def measure_stock(
 
     with watch.running():
         backbone.pipe(
-            **backbone.call_arguments(plan, PROMPTS[0]), latents=latents, generator=generator, output_type="latent",
+            **backbone.call_arguments(plan, PROMPTS[0]), latents=backbone.packed(noise), generator=generator, output_type="latent",
             callback_on_step_end=after_step,
         )  # fmt: skip
     if cached:
@@ -184,19 +188,15 @@ def measure_stock(
 
 def measure_queue(step_type: StepType, backbone: PipelineBackbone, seed: int, counting: bool) -> dict[str, Measurement]:
     """A round of a full FIFO queue: the time between two frames of a run resumed there."""
-    plan, generator = step_type.plan, torch.Generator().manual_seed(seed)
+    plan = step_type.plan
     assert isinstance(plan.sampling, Fifo)
-    denoiser, watch = Denoiser(backbone, plan, PROMPTS[0]), Stopwatch(backbone, 2, counting)
-    noise = denoiser.initial_noise(generator)
+    watch, (denoiser, noise, generator) = Stopwatch(backbone, 2, counting), _start(backbone, plan, seed)
     length = plan.call_geometry.frames_lat
-    hidden, slots = (
-        plan.steps - length,
-        plan.steps + plan.sampling.lookahead_places(length),
-    )  # frames that leave unshown; the queue's length
+    slots = plan.steps + plan.sampling.lookahead_places(length)
     queue = torch.randn(*noise.shape[:2], slots, *noise.shape[3:], generator=generator)
-    resume = State(plan.steps + hidden, queue, {}, generator.get_state())
+    resume = State(plan.steps + plan.steps - length, queue, {}, generator.get_state())  # steps - length frames leave unshown
     with watch.running():
-        for _ in loop_of(plan)(denoiser, noise, generator, _ignore, resume):
+        for _ in loop_of(plan)(denoiser, noise, generator, progress.no_report, resume):
             watch.step_ended()
     return {step_type.name: watch.last_step()}
 
@@ -205,16 +205,13 @@ def measure_rollout(plan: Plan, backbone: PipelineBackbone, seed: int, counting:
     """The first chunk and, after the clean passes over chunks of noise, the last one, with its peak memory."""
     assert isinstance(plan.sampling, Rollout)
     assert plan.chunk_lat is not None
-    generator = torch.Generator().manual_seed(seed)
-    denoiser, watch = Denoiser(backbone, plan, PROMPTS[0]), Stopwatch(backbone, 1, False, brief=False)
-    noise = denoiser.initial_noise(generator)
+    watch, (denoiser, noise, generator) = Stopwatch(backbone, 1, False, brief=False), _start(backbone, plan, seed)
     with watch.running():
         sample(denoiser, noise, generator, watch.step_ended)
     results = {FIRST: watch.last_step()}
     if plan.rounds == 1:
         return results
-    chunk = torch.randn(*noise.shape[:2], plan.chunk_lat, *noise.shape[3:], generator=generator)
-    chunks = [chunk] * (plan.rounds - 1)
+    chunks = [torch.randn(*noise.shape[:2], plan.chunk_lat, *noise.shape[3:], generator=generator)] * (plan.rounds - 1)
     resume = State(len(chunks), chunks, {"carried": [None] * plan.steps}, generator.get_state())  # type: ignore[arg-type]
     peak = None
     for counted in (True, False) if counting and backbone.device.type == "cpu" else (False,):  # counting slows
@@ -229,7 +226,3 @@ def measure_rollout(plan: Plan, backbone: PipelineBackbone, seed: int, counting:
     results[LAST] = Measurement(watch.ends[0] - last, peak)
     results[CLEAN] = Measurement(passes / len(chunks), None)
     return results
-
-
-def _ignore(state: State) -> None:
-    """Without checkpoints."""

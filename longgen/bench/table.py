@@ -38,7 +38,7 @@ def text(result: BenchResult) -> str:
         )
         lines += ["", *textwrap.wrap(note, WIDTH)]
     legend = (f"a run: sampling alone. floor: {FLOOR}; x floor: time relative to it. memory: peak, including "
-              f"{human_bytes(result.weights_bytes)} of weights.")  # fmt: skip
+              f"{human_bytes(result.weights_bytes or 0)} of weights.")  # fmt: skip
     return "\n".join([*lines, "", *textwrap.wrap(legend, WIDTH)])
 
 

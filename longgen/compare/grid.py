@@ -9,23 +9,26 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longgen import cost, disk, naming, progress, run, rundir
+from longgen import cost, disk, naming, run, rundir
 from longgen.backbones.settings import ModelSettings
 from longgen.errors import LonggenError, UsageError
+from longgen.frames import pixel_frames
 from longgen.pipelines import base
 from longgen.pipelines.token_limit import cut_notes, tokenizer_of
 from longgen.plan import Plan
-from longgen.progress import Phase, Progress
+from longgen.progress import Log, OnProgress, Phase, no_report
 from longgen.resolve import PlanRequest, check_overrides, resolve
 from longgen.run_settings import content_hash, stored_settings
+from longgen.sampling.multidiffusion import MultiDiffusion
 from longgen.textfile import on_one_line
 
 PROMPT_LENGTH = 50  # characters of a prompt in a log line
+ANY_TIMESTEP = 500.0  # clips that move from step to step have no fixed boundaries, so one step is representative
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,11 +41,6 @@ class PlannedVideo:
     seed: int
     output: Path
     settings: dict[str, Any]
-
-    @property
-    def finished(self) -> bool:
-        """Raises LonggenError if its record is damaged."""
-        return rundir.is_finished(self.output, self.settings, self.plan.frames_px)
 
 
 def plans(requests: Sequence[PlanRequest]) -> list[Plan]:
@@ -79,10 +77,7 @@ def planned_videos(
 
 
 def generate_videos(
-    videos: Sequence[PlannedVideo],
-    model_settings: ModelSettings,
-    report: Callable[[Progress], None] = progress.no_report,
-    log: Callable[[str], None] = progress.no_report,
+    videos: Sequence[PlannedVideo], model_settings: ModelSettings, report: OnProgress = no_report, log: Log = no_report
 ) -> Iterator[tuple[PlannedVideo, str | None]]:
     """Generates the missing videos on one loaded model. Yields each as soon as it is settled, with an error if it failed."""
     missing = [video for video in videos if not _finished(video)]
@@ -117,14 +112,12 @@ def generate_videos(
 
 def _finished(video: PlannedVideo) -> bool:
     try:
-        return video.finished
+        return rundir.is_finished(video.output, video.settings, video.plan.frames_px)
     except LonggenError:  # a damaged record, which generating it reports
         return False
 
 
-def _generate(
-    video: PlannedVideo, backbone: base.PipelineBackbone, report: Callable[[Progress], None], log: Callable[[str], None]
-) -> None:
+def _generate(video: PlannedVideo, backbone: base.PipelineBackbone, report: OnProgress, log: Log) -> None:
     """Generates `video`, resuming an interrupted run if possible."""
     folder = rundir.run_folder(video.output)
     with rundir.lock(video.output):
@@ -142,9 +135,35 @@ def _generate(
             disk.save_record(folder / rundir.RECORD, rundir.stored_record(video.output) | {"resumed": True})
 
 
-def record_of(video: Path) -> dict[str, Any]:
-    """The run.json beside `video`; empty if there is none, or a damaged one."""
-    try:
-        return rundir.stored_record(video)
-    except LonggenError:
-        return {}
+def record_fields(video: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a Cell from the run.json beside `video`; without one, `settings` alone."""
+    record: dict[str, Any] = {"settings": settings}
+    with contextlib.suppress(LonggenError):  # there is none, or a damaged one
+        record |= rundir.stored_record(video)
+    fields = {key: record[key] for key in ("settings", "seconds", "peak_memory_bytes") if key in record}
+    return fields | {"details": {key: record[key] for key in ("device", "resumed") if key in record}}
+
+
+def plan_fields(plan: Plan) -> dict[str, Any]:
+    """Fields of a Cell from its plan."""
+    return {"cost_ratio": round(cost.ratio(plan), 4), "notes": [*plan.notes], "seams": seams(plan)}
+
+
+def seams(plan: Plan) -> list[int]:
+    """The pixel frames, from 1 on, right after a boundary: of a rollout's chunks, or the start or end of a MultiDiffusion clip.
+
+    There are none for clips that move from step to step or are strided, since no boundary stays in place, and none for FIFO queues
+    and attention windows, which advance frame by frame.
+    """
+    edges: set[int] = set()
+    if plan.chunk_lat is not None:
+        edges.update(range(plan.chunk_lat, plan.frames_lat, plan.chunk_lat))
+    sampling, length = plan.sampling, plan.call_geometry.frames_lat
+    if isinstance(sampling, MultiDiffusion) and length < plan.frames_lat and sampling.shifts(length) == 1:
+        clips = sampling.clips(plan.frames_lat, length, ANY_TIMESTEP, 0)
+        for frames, weight in zip(clips.frames, clips.weight, strict=True):
+            weighted = frames[weight > 0]
+            if weighted[-1] - weighted[0] == len(weighted) - 1:
+                edges.update((int(weighted[0]), int(weighted[-1]) + 1))
+    first = (pixel_frames(edge, plan.spec.stride_t) for edge in edges if 0 < edge < plan.frames_lat)
+    return sorted(frame for frame in first if frame < plan.frames_px)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from longgen import progress, resolve
-from longgen.compare.record import read
-from longgen.compare.seams import seams
+from longgen import naming, progress, resolve
+from longgen.compare.grid import plan_fields, record_fields
+from longgen.compare.record import Cell, read
+from longgen.compare.scores import file_hash
 from longgen.errors import LonggenError, MissingError, UsageError
-from longgen.plan import Plan
+from longgen.progress import Log
 from longgen.run_settings import TREATMENT
 from longgen.video import is_partial, read_settings
 from longgen.video_info import facts, unreadable
@@ -23,32 +24,7 @@ SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")  # of the videos of
 LISTED = 8  # names written out
 
 
-@dataclass(frozen=True)
-class InputVideo:
-    """A video and its embedded settings, which are empty if longgen did not write it. label: of its row in tables.
-
-    caveats: notes on the file, phrased to follow its name.
-    """
-
-    video: Path
-    label: str
-    size: tuple[int, int]
-    fps: float
-    settings: dict[str, Any]
-    plan: Plan | None
-    seams: list[int]
-    caveats: list[str] = field(default_factory=list)
-
-    @property
-    def prompt(self) -> str | None:
-        return self.settings.get("prompt")
-
-    @property
-    def seed(self) -> int | None:
-        return self.settings.get("seed")
-
-
-def expand_paths(paths: Sequence[Path], log: Callable[[str], None] = progress.no_report) -> list[Path]:
+def expand_paths(paths: Sequence[Path], log: Log = progress.no_report) -> list[Path]:
     """The videos behind `paths`, each once: a path is a video, a run folder, a folder of an earlier comparison, or one of videos.
 
     log: receives a sentence about what is skipped. Raises LonggenError.
@@ -85,7 +61,7 @@ def _identity(video: Path) -> object:
     return (stat.st_dev, stat.st_ino) if stat.st_ino else os.path.realpath(video)
 
 
-def _videos_in(folder: Path, log: Callable[[str], None]) -> list[Path]:
+def _videos_in(folder: Path, log: Log) -> list[Path]:
     """The videos of `folder`; what is skipped is logged."""
     inner = folder / "videos"
     if inner.is_dir():  # of an interrupted comparison
@@ -130,17 +106,16 @@ def join_names(names: Sequence[str]) -> str:
     return ", ".join(names[:LISTED]) + more
 
 
-def read_videos(paths: Sequence[Path], log: Callable[[str], None] = progress.no_report) -> list[InputVideo]:
-    """The videos of `paths`. Raises LonggenError for an unreadable or truncated one, and UsageError if there is none.
+def read_videos(paths: Sequence[Path], log: Log = progress.no_report) -> dict[Path, Cell]:
+    """The videos of `paths` as cells without scores. Raises LonggenError for an unreadable or truncated one, UsageError for none.
 
     Rows are labelled by preset; where two presets of one name differ otherwise, the second gets `#2` after its name. Other videos
     are labelled by file name, with as much of the path as tells them apart. log: receives what is skipped, and why.
     """
     labels: dict[str, str] = {}  # by settings
     taken: set[tuple[str, object, object]] = set()
-    counts: dict[str, int] = {}  # of labels by preset
-    videos: list[InputVideo] = []
-    foreign: list[int] = []  # indices of those that longgen did not write
+    counts = Counter[str]()  # of labels by preset
+    cells: dict[Path, Cell] = {}
     for path in expand_paths(paths, log):
         info, settings = facts(path), _settings(path)
         caveats = [*info.notes]
@@ -148,33 +123,33 @@ def read_videos(paths: Sequence[Path], log: Callable[[str], None] = progress.no_
             raise unreadable(path, info.cut, "copy or download it again; ffmpeg -i FILE -c copy WHOLE.mp4 keeps what there is")
         if is_partial(path):
             caveats.append("it is incomplete; its frames so far are compared")
-        if not settings:
-            foreign.append(len(videos))
-            videos.append(InputVideo(path, "", info.size, info.fps, {}, None, [], caveats))
-            continue
-        name = str(settings["preset"].get("name"))
-        treatment = json.dumps([name, *(settings.get(key) for key in TREATMENT)], sort_keys=True)
-        sample = settings.get("prompt"), settings.get("seed")
-        if treatment not in labels or (labels[treatment], *sample) in taken:
-            counts[name] = counts.get(name, 0) + 1
-            labels[treatment] = name if counts[name] == 1 else f"{name} #{counts[name]}"
-            if counts[name] > 1:
-                log(f"{labels[treatment]} is {path}, and videos with the same settings")
-        label = labels[treatment]
-        taken.add((label, *sample))
-        plan, edges = None, []
-        try:
-            plan = resolve.from_settings(settings, path)
-            edges = seams(plan)
-        except LonggenError:
-            pass  # of an unknown backbone, or another version of longgen
-        videos.append(InputVideo(path, label, info.size, info.fps, settings, plan, edges, caveats))
-    if not videos:
+        fields = record_fields(path, settings) | {"preset": "", "fps": info.fps, "size": info.size, "caveats": caveats}
+        if settings:
+            name = str(settings["preset"].get("name"))
+            treatment = json.dumps([name, *(settings.get(key) for key in TREATMENT)], sort_keys=True)
+            sample = settings["prompt"], settings["seed"]
+            if treatment not in labels or (labels[treatment], *sample) in taken:
+                counts[name] += 1
+                labels[treatment] = name if counts[name] == 1 else f"{name} #{counts[name]}"
+                if counts[name] > 1:
+                    log(f"{labels[treatment]} is {path}, and videos with the same settings")
+            taken.add((labels[treatment], *sample))
+            fields["preset"] = labels[treatment]
+            with contextlib.suppress(LonggenError):  # of an unknown backbone, or another version of longgen
+                fields |= plan_fields(resolve.from_settings(settings, path))
+        cells[path] = Cell(name="", status="done", prompt=settings.get("prompt"), seed=settings.get("seed"), **fields)
+    if not cells:
         raise UsageError("there is no video to compare", expected="videos, or folders with some", hint="list one")
-    file_labels = _file_labels([videos[index].video for index in foreign], {label for label, _, _ in taken})
-    for index, label in zip(foreign, file_labels, strict=True):
-        videos[index] = replace(videos[index], label=label)
-    return videos
+    foreign = [path for path, cell in cells.items() if not cell.preset]
+    file_labels = dict(zip(foreign, _file_labels(foreign, {label for label, _, _ in taken}), strict=True))
+    names = Counter[str]()
+    for path, cell in cells.items():
+        label = file_labels.get(path, cell.preset)
+        words = "-".join(naming.slug(str(part), (60, 60)) for part in (label, cell.prompt, cell.seed) if part is not None)
+        names[words] += 1
+        name = f"{words}-{file_hash(path)[:8]}" + f"-{names[words]}" * (names[words] > 1)
+        cells[path] = cell.model_copy(update={"name": name, "preset": label})
+    return cells
 
 
 def _file_labels(files: Sequence[Path], taken: Collection[str]) -> list[str]:
@@ -194,7 +169,5 @@ def _settings(video: Path) -> dict[str, Any]:
         settings = read_settings(video)
     except LonggenError:
         return {}
-    complete = {"prompt", "seed", "preset", "sample", "backbone", "dtype"} <= settings.keys() and isinstance(
-        settings["preset"], dict
-    )
-    return settings if complete else {}
+    complete = {"prompt", "seed", "preset", "sample", "backbone", "dtype"} <= settings.keys()
+    return settings if complete and isinstance(settings["preset"], dict) else {}

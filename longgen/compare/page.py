@@ -11,8 +11,7 @@ import hashlib
 import json
 import math
 import shlex
-from collections.abc import Iterable, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -22,6 +21,7 @@ from longgen.compare import statistics
 from longgen.compare.record import Cell, Comparison, MetricValue, PresetRow
 from longgen.errors import LonggenError
 from longgen.metrics import KNOWN, Metric, describe, in_order
+from longgen.progress import clock_text
 from longgen.units import human_bytes
 
 EMBED_BYTES = 64_000_000  # of all videos together: up to this the page embeds them, up to 85 MB in all; beyond it links to them
@@ -38,11 +38,13 @@ CURVES = {  # unit and meaning of curves that are not metrics, or differ from th
     "saturation": ("Lab", "Mean distance from grey."),
     "sharpness": ("Lab", "Mean difference of lightness from a blurred copy."),
 }
-COSTS = {  # by column, with the field of a row that holds it
-    Metric("cost", "×", "lower", "FLOPs of the transformer, relative to direct sampling of the same length."): "cost_ratio",
-    Metric("time", "s", "lower", "Seconds of sampling and decoding a video; median over videos."): "seconds",
-    Metric("memory", "", "lower", "Peak memory of the GPU if there is one, else of the process."): "peak_memory_bytes",
-}
+COSTS: dict[Metric, tuple[str, Callable[[float], str]]] = {  # with the field of a row that holds it, and its format
+    Metric("cost", "×", "lower", "FLOPs of the transformer, relative to direct sampling of the same length."):
+        ("cost_ratio", "{:.2f}".format),
+    Metric("time", "s", "lower", "Seconds of sampling and decoding a video; median over videos."): ("seconds", "{:.1f}".format),
+    Metric("memory", "", "lower", "Peak memory of the GPU if there is one, else of the process."):
+        ("peak_memory_bytes", human_bytes),
+}  # fmt: skip
 
 
 class TableCell(NamedTuple):
@@ -146,19 +148,13 @@ def _data(comparison: Comparison, sizes: dict[str, int], embedded: bool) -> dict
 
 def _tile(cell: Cell, comparison: Comparison, exists: bool, embedded: bool) -> dict[str, Any]:
     error = cell.error or "failed" if cell.status == "failed" else None if exists else f"{cell.video} is missing"
-    return {
-        "name": cell.name,
+    return cell.model_dump(include={"name", "frames", "fps", "times", "size", "seams"}) | {
         "preset": comparison.presets.index(cell.preset),
         "prompt": comparison.prompts.index(cell.prompt),
         "seed": comparison.seeds.index(cell.seed),
         "cost": _cost_label(cell),
         "error": error,
         "link": None if embedded or error or cell.video is None else _link(cell.video),
-        "frames": cell.frames,
-        "fps": cell.fps,
-        "times": cell.times,
-        "size": cell.size,
-        "seams": cell.seams,
         "curves": {name: [None if value is None else float(f"{value:.{CURVE_DIGITS}g}") for value in curve]
                    for name, curve in cell.curves.items()},
     }  # fmt: skip
@@ -168,7 +164,7 @@ def _cost_label(cell: Cell) -> str:
     """Cost and time, briefly."""
     seconds = statistics.generation_seconds(cell) if {"sample", "decode"} <= cell.seconds.keys() else None
     cost = "" if cell.cost_ratio is None else f"{cell.cost_ratio:.2f}× cost"
-    return " · ".join(filter(None, (cost, "" if seconds is None else _duration(seconds))))
+    return " · ".join(filter(None, (cost, "" if seconds is None else clock_text(seconds))))
 
 
 def _link(file: str) -> str:
@@ -191,25 +187,19 @@ def _columns(comparison: Comparison) -> list[Metric]:
     """The columns: motion first, since consistency means little without it; then the other metrics and the costs."""
     metrics = [describe(name) for name in in_order(name for row in comparison.table for name in row.metrics)]
     metrics.sort(key=lambda metric: metric.name != "motion")
-    empty = {"peak_memory_bytes": 0}
-    return [*metrics, *(column for column, field in COSTS.items()
-                        if any(getattr(row, field) != empty.get(field) for row in comparison.table))]  # fmt: skip
+    return [*metrics, *(column for column, (field, _) in COSTS.items() if any(getattr(row, field) for row in comparison.table))]
 
 
 def _table_cells(row: PresetRow, columns: Sequence[Metric], comparison: Comparison) -> list[TableCell]:
     """The cells of a preset's row."""
-    cost, seconds, memory = row.cost_ratio, row.seconds, row.peak_memory_bytes
-    costs = {
-        "cost": TableCell("" if cost is None else f"{cost:.2f}", cost),
-        "time": TableCell("" if seconds is None else f"{seconds:.1f}", seconds),
-        "memory": TableCell(human_bytes(memory) if memory else "", memory or None),
-    }
     best, still = statistics.best_presets(comparison.table), statistics.still_presets(comparison.table)
     cells = []
     for column in columns:
         name = column.name
         if name not in row.metrics:
-            cells.append(costs.get(name, TableCell("")))
+            field, write = COSTS.get(column, ("", str))
+            cost = getattr(row, field, None)
+            cells.append(TableCell(write(cost), cost) if cost else TableCell(""))
             continue
         value = row.metrics[name]
         decimals = _decimals(other.metrics[name] for other in comparison.table if name in other.metrics)
@@ -248,17 +238,13 @@ def _few_pairs(comparison: Comparison) -> int:
     return most if 2 <= most < statistics.LEAST_PAIRS else 0
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
-
-
 def _details(cell: Cell) -> dict[str, Any]:
     """A cell in full: labelled facts, the commands that reproduce it, and its settings."""
     facts = {
         "error": cell.error,
         "video": cell.video,
         "length": f"{cell.frames} frames at {cell.fps:.4g} fps, {cell.size[0]}×{cell.size[1]}" if cell.frames else None,
-        "time": ", ".join(f"{phase} {_duration(seconds)}" for phase, seconds in cell.seconds.items()),
+        "time": ", ".join(f"{phase} {clock_text(seconds)}" for phase, seconds in cell.seconds.items()),
         "memory": human_bytes(cell.peak_memory_bytes) if cell.peak_memory_bytes else None,
         "cost": None if cell.cost_ratio is None else f"{cell.cost_ratio:.3g} times direct sampling",
         "notes": "; ".join([*cell.notes, *cell.caveats]),

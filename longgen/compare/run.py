@@ -11,23 +11,22 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from longgen import __version__, arguments, cost, disk, ffmpeg, naming, progress, run_settings, rundir
+from longgen import __version__, arguments, disk, ffmpeg, naming, progress, run_settings, rundir
 from longgen.backbones.defaults import default_device
 from longgen.backbones.settings import ModelSettings
 from longgen.compare import grid, inputs, side_by_side, statistics
 from longgen.compare.record import Cell, Comparison, PromptView, read
 from longgen.compare.scores import file_hash, parse_metrics, video_scores
-from longgen.compare.seams import seams
 from longgen.compare.vbench import VBenchScores
 from longgen.compare.warnings import collect_warnings
 from longgen.device import device_name
 from longgen.errors import LonggenError, UsageError
 from longgen.plan import Plan
-from longgen.progress import Phase, Progress
+from longgen.progress import Log, OnProgress, Phase
 
 BASELINE = "direct"  # if it is among the presets and no other is named
 LIBRARIES = (*run_settings.LIBRARIES, "scipy")
@@ -41,8 +40,8 @@ def compare_presets(
     folder: Path,
     baseline: str | None = None,
     metrics: str | None = None,
-    report: Callable[[Progress], None] = progress.no_report,
-    log: Callable[[str], None] = progress.no_report,
+    report: OnProgress = progress.no_report,
+    log: Log = progress.no_report,
     vbench_weights: Path | None = None,
     vbench_json: Sequence[Path] = (),
     overwrite: bool = False,
@@ -78,7 +77,7 @@ def compare_videos(
     folder: Path,
     baseline: str | None = None,
     metrics: str | None = None,
-    report: Callable[[Progress], None] = progress.no_report,
+    report: OnProgress = progress.no_report,
     vbench_weights: Path | None = None,
     vbench_json: Sequence[Path] = (),
     overwrite: bool = False,
@@ -90,18 +89,17 @@ def compare_videos(
     """
     notes: list[str] = []
     videos = inputs.read_videos(paths, notes.append)
-    labels = [*dict.fromkeys(video.label for video in videos)]
+    labels = [*dict.fromkeys(cell.preset for cell in videos.values())]
     baseline = _baseline(baseline, labels)
-    files = _file_names(_groups([video.prompt for video in videos]))
-    check_output(folder, [_relative(video.video, folder) for video in videos], files.values(), overwrite)
+    files = _file_names(_groups([cell.prompt for cell in videos.values()]))
+    check_output(folder, [_relative(video, folder) for video in videos], files.values(), overwrite)
     vbench = VBenchScores(parse_metrics(metrics), vbench_weights, vbench_json, default_device())
     with disk.held(folder / disk.LOCK, str(folder)):
         notes += _duplicates(videos)
-        counts: dict[str, int] = {}
         cells: list[Cell] = []
         phase = Phase("score", len(videos), "cpu", report)
-        for number, video in enumerate(videos, start=1):
-            cells.append(_scored(_input_cell(video, counts), video.video, folder, vbench.names))
+        for number, (video, cell) in enumerate(videos.items(), start=1):
+            cells.append(_scored(cell, video, folder, vbench.names))
             phase.at(number)
         for cell in cells:
             if cell.error is not None:
@@ -185,35 +183,12 @@ def _compares(folder: Path, videos: Iterable[str]) -> bool | None:
 
 def _planned_cell(video: grid.PlannedVideo, error: str | None) -> Cell:
     """The cell of a video of the grid, not scored yet."""
-    plan, record = video.plan, {} if error else grid.record_of(video.output)
+    plan, fields = video.plan, {"settings": video.settings} if error else grid.record_fields(video.output, video.settings)
     return Cell(
         name=video.name, preset=plan.preset.name, prompt=video.prompt, seed=video.seed, status="failed" if error else "done",
         error=error, fps=plan.sample.fps or plan.spec.fps, size=plan.size,
-        cost_ratio=round(cost.ratio(plan), 4), notes=[*plan.notes], seams=seams(plan), **_record_fields(record, video.settings),
+        **grid.plan_fields(plan), **fields,
     )  # fmt: skip
-
-
-def _input_cell(video: inputs.InputVideo, counts: dict[str, int]) -> Cell:
-    """The cell of an existing video, not scored yet. counts: of names in use, to which this one's is added."""
-    parts = [video.label, *([] if video.prompt is None else [video.prompt]), *([] if video.seed is None else [str(video.seed)])]
-    name, plan = "-".join(naming.slug(part, (60, 60)) for part in parts), video.plan
-    counts[name] = counts.get(name, 0) + 1
-    return Cell(
-        name=f"{name}-{file_hash(video.video)[:8]}" + f"-{counts[name]}" * (counts[name] > 1), preset=video.label,
-        prompt=video.prompt, seed=video.seed, status="done", fps=video.fps, size=video.size,
-        cost_ratio=None if plan is None else round(cost.ratio(plan), 4), notes=[] if plan is None else [*plan.notes],
-        seams=video.seams, caveats=video.caveats, **_record_fields(grid.record_of(video.video), video.settings),
-    )  # fmt: skip
-
-
-def _record_fields(record: Mapping[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a cell from its run.json; without one, `settings` alone."""
-    return {
-        "settings": record.get("settings", settings),
-        "seconds": record.get("seconds", {}),
-        "peak_memory_bytes": record.get("peak_memory_bytes", 0),
-        "details": {key: record[key] for key in ("device", "resumed") if key in record},
-    }
 
 
 def _scored(cell: Cell, video: Path, folder: Path, names: Sequence[str]) -> Cell:
@@ -234,11 +209,11 @@ def _scored(cell: Cell, video: Path, folder: Path, names: Sequence[str]) -> Cell
     return Cell.model_validate(cell.model_dump() | fields)
 
 
-def _duplicates(videos: Sequence[inputs.InputVideo]) -> list[str]:
+def _duplicates(videos: Iterable[Path]) -> list[str]:
     """A sentence for each group of identical files."""
     groups: dict[str, list[str]] = {}
     for video in videos:
-        groups.setdefault(file_hash(video.video), []).append(str(video.video))
+        groups.setdefault(file_hash(video), []).append(str(video))
     return [f"identical files: {inputs.join_names(names)}" for names in groups.values() if len(names) > 1]
 
 
@@ -253,7 +228,7 @@ def _file_names(prompts: Iterable[str | None]) -> dict[str | None, str]:
 
 
 def _write_view(
-    cells: Sequence[Cell], row: int, prompt: str | None, name: str, folder: Path, report: Callable[[Progress], None]
+    cells: Sequence[Cell], row: int, prompt: str | None, name: str, folder: Path, report: OnProgress
 ) -> list[PromptView]:
     """Writes the side-by-side video and the sheet of `cells`, with `row` of them beside each other; none if all failed."""
     if all(cell.status == "failed" for cell in cells):
@@ -261,18 +236,16 @@ def _write_view(
     several_seeds, several_prompts = len({cell.seed for cell in cells}) > 1, len({cell.prompt for cell in cells}) > 1
     tiles = []
     for cell in cells:
-        label = ", ".join([cell.preset, *([f"seed {cell.seed}"] if several_seeds and cell.seed is not None else []),
-                           *([cell.prompt] if several_prompts and cell.prompt is not None else [])])  # fmt: skip
-        if cell.status == "failed" or cell.video is None:
-            tiles.append(side_by_side.Tile(label))
-        else:
-            video = folder / cell.video
-            tiles.append(
-                side_by_side.Tile(label, video, cell.size, cell.fps, cell.frames, file_hash(video), tuple(cell.times or ()))
-            )
-    video, sheet = folder / "side-by-side" / f"{name}.mp4", folder / "sheets" / f"{name}.png"
-    side_by_side.write(tiles, row, prompt or f"{len(cells)} videos", video, sheet, report)
-    return [PromptView(prompt=prompt, side_by_side=f"side-by-side/{name}.mp4", sheet=f"sheets/{name}.png")]
+        seed = f"seed {cell.seed}" if several_seeds and cell.seed is not None else None
+        tile = side_by_side.Tile(", ".join(filter(None, (cell.preset, seed, cell.prompt if several_prompts else None))))
+        if cell.status == "done" and cell.video is not None:
+            video, times = folder / cell.video, tuple(cell.times or ())
+            tile = side_by_side.Tile(tile.label, video, cell.size, cell.fps, cell.frames, file_hash(video), times)
+        tiles.append(tile)
+    view = PromptView(prompt=prompt, side_by_side=f"side-by-side/{name}.mp4", sheet=f"sheets/{name}.png")
+    title = prompt or f"{len(cells)} videos"
+    side_by_side.write(tiles, row, title, folder / view.side_by_side, folder / view.sheet, report)
+    return [view]
 
 
 def _finish(
@@ -280,7 +253,7 @@ def _finish(
     views: list[PromptView],
     vbench: VBenchScores,
     folder: Path,
-    report: Callable[[Progress], None],
+    report: OnProgress,
     notes: Sequence[str],
     **fields: Any,
 ) -> Comparison:

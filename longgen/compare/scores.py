@@ -76,11 +76,7 @@ def cached(cache_file: Path, key: dict[str, Any], compute: Callable[[], dict[str
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return hash_of([path])
 
 
 @cache
@@ -90,11 +86,13 @@ def code_hash() -> str:
     return hash_of(files, [cv2.__version__, np.__version__])
 
 
-def hash_of(files: Iterable[Path], versions: Sequence[str]) -> str:
+def hash_of(files: Iterable[Path], versions: Sequence[str] = ()) -> str:
     """SHA-256 of the contents of `files` and of `versions`, in hexadecimal digits."""
     digest = hashlib.sha256(" ".join(versions).encode())
-    for file in files:
-        digest.update(file.read_bytes())
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 

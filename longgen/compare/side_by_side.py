@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -13,12 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from longgen import __version__, disk, progress
-from longgen.compare.labels import text_strip
-from longgen.compare.layout import BAR, GAP, LABEL, TITLE, WIDTH, Layout, fit_frame, fitted_size, layout
-from longgen.errors import LonggenError
-from longgen.progress import Phase, Progress, clock_text
-from longgen.video import Writer, read_frames, read_settings
+from longgen import __version__, disk, progress, rundir
+from longgen.compare.layout import BAR, GAP, LABEL, TITLE, WIDTH, Layout, fit_frame, fitted_size, layout, text_strip
+from longgen.progress import OnProgress, Phase, clock_text
+from longgen.video import Writer, read_frames
 
 MOMENTS = 8  # columns of the sheet
 VERSION = 2  # of the look of both files: another version writes them again
@@ -78,14 +76,7 @@ class _FrameCursor:
             self._frames.close()
 
 
-def write(
-    tiles: Sequence[Tile],
-    row: int,
-    title: str,
-    video: Path,
-    sheet: Path,
-    report: Callable[[Progress], None] = progress.no_report,
-) -> None:
+def write(tiles: Sequence[Tile], row: int, title: str, video: Path, sheet: Path, report: OnProgress = progress.no_report) -> None:
     """Writes the MP4 `video` and the PNG `sheet` of `tiles`, of which `row` belong beside each other, unless both are up to date.
 
     Videos are matched frame by frame or, if frame rates differ or vary, by time at the highest of them.
@@ -94,7 +85,7 @@ def write(
     tables = [{key: value for key, value in asdict(tile).items() if key not in implied} | {"video": tile.video is not None,
               "size": [*tile.size]} for tile in tiles]  # fmt: skip
     contents = {"version": VERSION, "row": row, "title": title, "tiles": tables}
-    if sheet.is_file() and _contents(video) == contents:
+    if sheet.is_file() and (rundir.settings_inside(video) or {}).get("shows") == contents:
         return
     done = [tile for tile in tiles if tile.video is not None]
     grid = layout([tile.size for tile in done] + [done[0].size] * (len(tiles) - len(done)), row)
@@ -130,19 +121,16 @@ def write(
     disk.replace_file(sheet, lambda partial: Image.fromarray(picture).save(partial, format="PNG"))
 
 
-def _contents(video: Path) -> object:
-    """What an existing `video` shows; None if there is none."""
-    try:
-        return read_settings(video).get("shows")
-    except LonggenError:
-        return None
+def _titled(size: tuple[int, int], title: str) -> np.ndarray:
+    """An empty picture [H, W, 3] of `size` (width, height) under its title."""
+    canvas = np.full((size[1], size[0], 3), PAPER, np.uint8)
+    canvas[:TITLE] = text_strip(title, (size[0], TITLE), PLAIN, INK, PAPER)
+    return canvas
 
 
 def _background(tiles: Sequence[Tile], grid: Layout, title: str) -> np.ndarray:
     """The picture [H, W, 3] with everything static."""
-    width, height = grid.size
-    canvas = np.full((height, width, 3), PAPER, np.uint8)
-    canvas[:TITLE] = text_strip(title, (width, TITLE), PLAIN, INK, PAPER)
+    canvas = _titled(grid.size, title)
     for number, tile in enumerate(tiles):
         left, top = grid.corner(number)
         label = tile.label if tile.video is not None else f"{tile.label} (failed)"
@@ -171,9 +159,7 @@ def _sheet(
     labels: Sequence[str], times: Sequence[str], thumbs: Sequence[Sequence[np.ndarray | None]], size: tuple[int, int], title: str
 ) -> np.ndarray:
     """The sheet [H, W, 3]: a row per label, a column per time; None is left black."""
-    width, height = NAMES + len(times) * (size[0] + GAP), TITLE + LABEL + len(labels) * (size[1] + GAP)
-    sheet = np.full((height, width, 3), PAPER, np.uint8)
-    sheet[:TITLE] = text_strip(title, (width, TITLE), PLAIN, INK, PAPER)
+    sheet = _titled((NAMES + len(times) * (size[0] + GAP), TITLE + LABEL + len(labels) * (size[1] + GAP)), title)
     for column, time in enumerate(times):
         left = NAMES + column * (size[0] + GAP)
         sheet[TITLE : TITLE + LABEL, left : left + size[0]] = text_strip(time, (size[0], LABEL), SMALL, INK, PAPER)

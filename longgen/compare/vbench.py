@@ -6,10 +6,11 @@ DIR/vbench-export.json        {path in the folder of --export-vbench: name of a 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from longgen.metrics.vbench.export import CUSTOM, export_videos
 from longgen.metrics.vbench.results import read_results, write_results
 from longgen.metrics.vbench.scorer import VBench
 from longgen.metrics.vbench.weights import find
-from longgen.progress import Phase, Progress
+from longgen.progress import OnProgress, Phase
 
 EXPORT_FILE = "vbench-export.json"
 LIBRARIES = ("torch", "transformers", "torchvision", "pyiqa")  # that the scores depend on
@@ -61,7 +62,7 @@ class VBenchScores:
         self._weights, self._folder, self._device = find(needed, weights), weights, device
         self._networks: VBench | None = None  # loaded when the video model is gone
 
-    def join(self, cells: Sequence[Cell], folder: Path, report: Callable[[Progress], None]) -> tuple[list[Cell], list[str]]:
+    def join(self, cells: Sequence[Cell], folder: Path, report: OnProgress) -> tuple[list[Cell], list[str]]:
         """`cells` with their VBench scores, and warnings. folder: of the comparison."""
         given, warnings = self._match_results(cells, folder)
         done = [cell for cell in cells if cell.status == "done"] if self._dimensions or self._keys else []
@@ -124,7 +125,9 @@ class VBenchScores:
         """
         cell_of = {str(folder / cell.video): cell.name for cell in cells if cell.video}
         names = {*cell_of.values()}
-        cell_of |= {path: name for path, name in _exported(folder).items() if name in names}
+        with contextlib.suppress(OSError, ValueError):  # there may be no earlier export
+            exports = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
+            cell_of |= {path: name for path, name in exports.items() if name in names}
         results: dict[str, dict[str, float]] = {}
         warnings = []
         for file, videos in self._given.items():
@@ -159,11 +162,3 @@ def export_for_vbench(comparison: Comparison, folder: Path, export: Path, overwr
 
 def _prompt(cell: Cell) -> str:
     return cell.preset if cell.prompt is None else cell.prompt
-
-
-def _exported(folder: Path) -> Mapping[str, str]:
-    """Names of cells by path, of an earlier export."""
-    try:
-        return json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}

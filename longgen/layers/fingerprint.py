@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -44,7 +45,12 @@ def _weight_files(source: str, pipeline: bool) -> list[Path]:
     """The weight files of `source`, which is a file, a folder or a hub repository; of a whole pipeline, its transformers' only."""
     path = Path(os.path.expanduser(source))
     if not path.exists():
-        path = _hub_snapshot(source)
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+        owner, name, *inner = source.split("/") if "/" in source else ["", source]
+        with contextlib.suppress(LocalEntryNotFoundError, HFValidationError):
+            path = Path(snapshot_download(f"{owner}/{name}", local_files_only=True)).joinpath(*inner)
     if path.is_file():
         return [path]
     folders = [path / "transformer", path / "transformer_2"] if pipeline else [path, path / "transformer"]
@@ -54,14 +60,3 @@ def _weight_files(source: str, pipeline: bool) -> list[Path]:
         raise MissingError(f"the weights of {source} are not on this machine", expected="weights in the local cache or in a folder",
                            hint="generate with it once, which downloads them")  # fmt: skip
     return files
-
-
-def _hub_snapshot(source: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    owner, name, *inner = source.split("/") if "/" in source else ["", source]
-    try:
-        return Path(snapshot_download(f"{owner}/{name}", local_files_only=True)).joinpath(*inner)
-    except (LocalEntryNotFoundError, HFValidationError):
-        return Path(source)  # which does not exist

@@ -1,17 +1,25 @@
-"""Schema of probe.json: the settings of a probe, every score it measured, and the verdict on each layer.
+"""Schema of probe.json: the settings of a probe, every score it measured, and the verdict on each layer; and the cache of probes.
 
-All scores are kept, so that another rule or metric gives new verdicts without measuring again.
+All scores are kept, so that another rule or metric gives new verdicts without measuring again. The cache is keyed by the weights
+and the settings that a probe was measured with:
+
+~/.cache/longgen/probes/<fingerprint>/<settings>/probe.json     and, until the probe is done, `parts/` beside it
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from longgen.backbones.spec import BackboneSpec
+from longgen.cache_folder import cache_folder
 from longgen.closed import ClosedModel
 from longgen.errors import LonggenError, MissingError
+from longgen.layers.fingerprint import fingerprint
 from longgen.technique import VERDICTS, LayerVerdict
 
 SCHEMA = 1
@@ -121,3 +129,22 @@ def read(path: Path) -> Probe:
     except OSError as error:
         raise LonggenError(f"{path} cannot be read: {error.strerror}", expected="a readable probe.json",
                            hint="check the path") from None  # fmt: skip
+
+
+def probe_folder(weights: str, settings: ProbeSettings) -> Path:
+    """The cache folder of a probe with these settings of the weights with this fingerprint."""
+    return cache_folder("probes") / weights[:16] / hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:16]
+
+
+def cached_probes(spec: BackboneSpec, lora: tuple[str, ...] = ()) -> list[tuple[Probe, Path]]:
+    """All cached probes of the weights of `spec`, newest first; none if the weights are not on this machine."""
+    try:
+        weights = fingerprint(spec, lora)
+    except MissingError:
+        return []
+    probes = []
+    for path in (cache_folder("probes") / weights[:16]).glob("*/probe.json"):
+        with contextlib.suppress(LonggenError):  # of another version
+            probes.append((read(path), path))
+    probes.sort(key=lambda entry: entry[1].stat().st_mtime, reverse=True)
+    return [(probe, path) for probe, path in probes if probe.weights == weights]

@@ -17,8 +17,7 @@ from longgen import frames
 from longgen.backbones.spec import BackboneSpec
 from longgen.errors import MissingError, UsageError
 from longgen.layers.fingerprint import fingerprint
-from longgen.layers.probe_file import SENSITIVITIES, VERDICT_OF, Probe, read
-from longgen.layers.store import cached_probes
+from longgen.layers.probe_file import SENSITIVITIES, VERDICT_OF, Probe, cached_probes, read
 from longgen.preset import Preset
 from longgen.technique import VERDICTS
 from longgen.units import count_label
@@ -95,47 +94,45 @@ def _verdicts(
 ) -> tuple[Mapping[str, tuple[int, ...]] | None, str]:
     """Layers by verdict and their origin in words; None if there is neither a probe nor a published list."""
     frames_px = _frames_px(preset, spec)
-    if probe is not None and probe != PUBLISHED:
-        path = Path(probe)
-        named = read(path / "probe.json" if path.is_dir() else path)
-        unchecked = _check(named, path, spec, frames_px, lora)
-        return _layers_by_verdict(named), f"by the probe {path}{unchecked}"
+    hint = f"longgen probe --backbone {spec.name} --frames {frames_px}, or --probe run"
+    chosen: tuple[Probe, str] | None = None
     if probe is None:
         cached = cached_probes(spec, lora)
         for candidate, path in cached:
-            if candidate.settings.frames == frames_px:
+            if chosen is None and candidate.settings.frames == frames_px:
                 short = f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
-                return _layers_by_verdict(candidate), f"by the {candidate.settings.mode} probe in {short}"
-        if cached and not spec.verdicts:
+                chosen = candidate, f"by the {candidate.settings.mode} probe in {short}"
+        if chosen is None and cached and not spec.verdicts:
             lengths = ", ".join(str(length) for length in sorted({candidate.settings.frames for candidate, _ in cached}))
             raise UsageError(f"{spec.name} was probed for {lengths} frames, and this video has {frames_px}",
-                             expected="a probe for the same length",
-                             hint=f"longgen probe --backbone {spec.name} --frames {frames_px}, or --probe run")  # fmt: skip
-    if probe == PUBLISHED and not spec.verdicts:
+                             expected="a probe for the same length", hint=hint)  # fmt: skip
+    elif probe != PUBLISHED:
+        path = Path(probe)
+        named = read(path / "probe.json" if path.is_dir() else path)
+        chosen = named, f"by the probe {path}{_check(named, path, spec, frames_px, lora, hint)}"
+    elif not spec.verdicts:
         raise UsageError(f"--probe published: no list of sensitive layers has been published for {spec.name}",
                          expected="a backbone with a published list (wan2.1-1.3b)",
                          hint="--probe run, or longgen probe first")  # fmt: skip
-    return (spec.verdicts or None), "by the published list"
+    if chosen is None:
+        return (spec.verdicts or None), "by the published list"
+    return {VERDICT_OF[sensitivity]: chosen[0].sensitive(sensitivity) for sensitivity in SENSITIVITIES}, chosen[1]
 
 
-def _layers_by_verdict(probe: Probe) -> dict[str, tuple[int, ...]]:
-    return {VERDICT_OF[sensitivity]: probe.sensitive(sensitivity) for sensitivity in SENSITIVITIES}
-
-
-def _check(probe: Probe, path: Path, spec: BackboneSpec, frames_px: int, lora: tuple[str, ...]) -> str:
+def _check(probe: Probe, path: Path, spec: BackboneSpec, frames_px: int, lora: tuple[str, ...], hint: str) -> str:
     """Raises UsageError if `probe` is of other weights or another length; notes it if the weights cannot be compared."""
-    hint = f"longgen probe --backbone {spec.name} --frames {frames_px}, or --probe run"
-    if len(probe.layers) != spec.layers:
-        raise UsageError(f"--probe {path} is of {probe.backbone} with {len(probe.layers)} layers, {spec.name} has {spec.layers}",
-                         expected=f"a probe of {spec.name}", hint=hint)  # fmt: skip
     try:
         weights = fingerprint(spec, lora)
     except MissingError:
         weights = ""
-    if weights and probe.weights != weights:
-        raise UsageError(f"--probe {path} is of other weights: {probe.backbone}, fingerprint {probe.weights[:12]}, but {spec.name} "
-                         f"has {weights[:12]}", expected="a probe of the same weights", hint=hint)  # fmt: skip
-    if probe.settings.frames != frames_px:
-        raise UsageError(f"--probe {path} is for {probe.settings.frames} frames, and this video has {frames_px}",
-                         expected="a probe for the same length", hint=hint)  # fmt: skip
+    for differs, given, expected in (
+        (len(probe.layers) != spec.layers,
+         f"of {probe.backbone} with {len(probe.layers)} layers, {spec.name} has {spec.layers}", f"of {spec.name}"),
+        (weights and probe.weights != weights, f"of other weights: {probe.backbone}, fingerprint {probe.weights[:12]}, but "
+         f"{spec.name} has {weights[:12]}", "of the same weights"),
+        (probe.settings.frames != frames_px,
+         f"for {probe.settings.frames} frames, and this video has {frames_px}", "for the same length"),
+    ):  # fmt: skip
+        if differs:
+            raise UsageError(f"--probe {path} is {given}", expected=f"a probe {expected}", hint=hint)
     return "" if weights else f" (the weights of {spec.name} are not on this machine, so they were not compared)"

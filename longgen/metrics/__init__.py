@@ -24,51 +24,23 @@ class Metric:
 
 
 _ROWS = (
-    Metric(
-        "motion", "%/s", "neither",
-        "Speed of edges and textures, in per cent of the shorter side per second; objects that differ from their background in "
-        "hue alone, at equal brightness, hardly count.",
-    ),
-    Metric(
-        "freeze", "%", "lower",
-        "Share of frames that are nearly identical to the previous frame.",
-    ),
-    Metric(
-        "repetition", "%", "lower",
-        "How closely the picture recurs after a fixed period of 2 s or more (100: exactly; up to 20 may be chance); naturally "
-        "periodic motion, such as an orbit, scores as high.",
-    ),
-    Metric(
-        "seam", "×", "lower",
-        "How much more the picture changes across a technique's boundaries than next to them; 1 means no visible seam.",
-    ),
-    Metric(
-        "drift", "Lab/s", "lower",
-        "Drift of colour, contrast, saturation and sharpness per second, in Lab units (2 is a visible difference); "
-        "intended changes of the scene count too.",
-    ),
-    Metric(
-        "flicker", "%", "lower",
-        "Fast changes of brightness that motion does not explain, in per cent of the full range.",
-    ),
-    Metric(
-        "smoothness", "dB", "higher",
-        "How well each frame is predicted by warping its two neighbours halfway (60: exactly); a video that hardly moves is "
-        "smooth too, so read it together with motion.",
-    ),
-    Metric(
-        "subject_colour", "%", "higher",
-        "Share of frames whose main object has the colour in the prompt (prompts of the built-in grammar only).",
-    ),
-    Metric(
-        "subject_one_object", "%", "higher",
-        "Share of frames with exactly one object (prompts of the built-in grammar only).",
-    ),
-    Metric(
-        "subject_motion", "%", "higher",
-        "100 if the object moves as the prompt says in most segments of 81 frames, otherwise 0 (prompts of the built-in "
-        "grammar only).",
-    ),
+    Metric("motion", "%/s", "neither", "Speed of edges and textures, in per cent of the shorter side per second; objects that "
+           "differ from their background in hue alone, at equal brightness, hardly count."),
+    Metric("freeze", "%", "lower", "Share of frames that are nearly identical to the previous frame."),
+    Metric("repetition", "%", "lower", "How closely the picture recurs after a fixed period of 2 s or more (100: exactly; up to "
+           "20 may be chance); naturally periodic motion, such as an orbit, scores as high."),
+    Metric("seam", "×", "lower", "How much more the picture changes across a technique's boundaries than next to them; 1 means no "
+           "visible seam."),
+    Metric("drift", "Lab/s", "lower", "Drift of colour, contrast, saturation and sharpness per second, in Lab units (2 is a "
+           "visible difference); intended changes of the scene count too."),
+    Metric("flicker", "%", "lower", "Fast changes of brightness that motion does not explain, in per cent of the full range."),
+    Metric("smoothness", "dB", "higher", "How well each frame is predicted by warping its two neighbours halfway (60: exactly); a "
+           "video that hardly moves is smooth too, so read it together with motion."),
+    Metric("subject_colour", "%", "higher", "Share of frames whose main object has the colour in the prompt (prompts of the "
+           "built-in grammar only)."),
+    Metric("subject_one_object", "%", "higher", "Share of frames with exactly one object (prompts of the built-in grammar only)."),
+    Metric("subject_motion", "%", "higher", "100 if the object moves as the prompt says in most segments of 81 frames, otherwise "
+           "0 (prompts of the built-in grammar only)."),
 )  # fmt: skip
 METRICS = {metric.name: metric for metric in _ROWS}  # in the order of tables
 KNOWN = METRICS | {row.key: Metric(row.key, "of 1", row.better, row.about) for row in DIMENSIONS.values()}

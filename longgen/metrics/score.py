@@ -6,23 +6,19 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from longgen.backbones import tiny_grammar
 from longgen.errors import UsageError
-from longgen.metrics import seam
-from longgen.metrics.change import Change
+from longgen.metrics import tiny_reading
+from longgen.metrics.change import Change, seam_ratios
 from longgen.metrics.colour import PARTS, Colour, drift
 from longgen.metrics.flow import Flow
 from longgen.metrics.picture import picture
 from longgen.metrics.repetition import Repetition
 from longgen.video import read_frames
 from longgen.video_info import facts
-
-if TYPE_CHECKING:
-    from longgen.metrics.subject import Subject
 
 GRAMMAR_SHAPE = (64, 64, 3)  # of a frame of the built-in grammar
 LEAST_PX = 16  # of a side: smaller frames have no trackable content
@@ -66,7 +62,7 @@ class Scorer:
         self._shape: tuple[int, ...] | None = None
         self._change, self._flow = Change(), Flow(fps)
         self._colour, self._repetition = Colour(fps), Repetition(fps)
-        self._subject: Subject | None = None
+        self._readings: list[tiny_reading.Reading] = []  # of frames of the built-in grammar
 
     def add(self, frames: np.ndarray) -> None:
         """`frames` [F, H, W, 3] uint8. Raises UsageError for another type, or for a size that differs from the previous frames."""
@@ -75,10 +71,6 @@ class Scorer:
                              expected=f"uint8 [F, H, W, 3] of at least {LEAST_PX} pixels a side")  # fmt: skip
         if self._shape is None:
             self._shape = frames.shape[1:]
-            if self._words and self._shape == GRAMMAR_SHAPE:
-                from longgen.metrics.subject import Subject  # loads torch
-
-                self._subject = Subject(self._words)
         if frames.shape[1:] != self._shape:
             raise UsageError(f"frames that are {list(frames.shape[1:])} after frames that are {list(self._shape)}",
                              expected="frames of one size", hint="use a new Scorer for each video")  # fmt: skip
@@ -86,8 +78,8 @@ class Scorer:
             now = picture(frame)
             for metric in (self._change, self._flow, self._colour, self._repetition):
                 metric.add(now)
-            if self._subject:
-                self._subject.add(frame)
+            if self._words and self._shape == GRAMMAR_SHAPE:
+                self._readings.append(tiny_reading.read(frame[None]))
 
     def result(self, times: Sequence[float] | None = None) -> Score:
         """The score of the frames so far. times: of each frame and of the end, for a variable frame rate."""
@@ -96,7 +88,7 @@ class Scorer:
         curves = {name: np.array(values, dtype=float) for name, values in lists.items()} | self._colour.curves()
         if times is not None:  # the flow assumed a constant frame rate
             curves["motion"][1:] /= np.diff(times)[:-1] * self._fps
-        seams = seam.ratios(curves["difference"], self._seams, self._fps)
+        seams = seam_ratios(curves["difference"], self._seams, self._fps)
         seam_at = max(seams, key=lambda frame: seams[frame]) if seams else None
         strength, lag_s = self._repetition.result() or (None, None)
         slopes = self._colour.slopes(None if times is None else np.array(times[:-1]))
@@ -109,8 +101,9 @@ class Scorer:
             "flicker": _mean(curves["flicker"]),
             "smoothness": _mean(curves["smoothness"]),
         }
-        if self._subject:
-            values |= self._subject.values()
+        if self._words and self._readings:
+            shares = tiny_reading.score(tiny_reading.joined(self._readings), self._words)
+            values |= {f"subject_{name}": 100 * shares[name] for name in ("colour", "one_object", "motion")}
         details: dict[str, float | int | None] = {
             "repetition_lag_s": lag_s,
             "seam_at": seam_at,

@@ -6,8 +6,9 @@ are in pixels, times in frames, colours RGB in [0, 1]. The thresholds fit the cl
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -76,6 +77,14 @@ def read(frames: np.ndarray) -> Reading:
         colour.append(_nearest(np.median(core, axis=0), tiny_grammar.COLOURS))
     background = tuple(_nearest(ground, tiny_grammar.BACKGROUNDS) for ground in grounds)
     return Reading(tuple(colour), background, tuple(objects), centre_px, area_px, motion_kind(centre_px, area_px))
+
+
+def joined(parts: Sequence[Reading]) -> Reading:
+    """The reading of a clip from those of its parts, such as single frames."""
+    columns = {name: [getattr(part, name) for part in parts] for name in Reading.__annotations__}
+    colour, background, objects = (tuple(itertools.chain(*columns[name])) for name in ("colour", "background", "objects"))
+    centre_px, area_px = np.concatenate(columns["centre_px"]), np.concatenate(columns["area_px"])
+    return Reading(colour, background, objects, centre_px, area_px, motion_kind(centre_px, area_px))
 
 
 def motion_kind(centre_px: np.ndarray, area_px: np.ndarray) -> str | None:

@@ -18,7 +18,6 @@ entropies and outputs, but not in the logit change: no shift moves them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -72,23 +71,17 @@ def _entropy(logits: Tensor) -> Tensor:
 
 def output_gram(inputs: AttentionInputs, visible: np.ndarray) -> Tensor:
     """F^T F [B, C, C] in double precision, of the layer's output where query frame i sees the key frames `visible` [Q, K]."""
-    total: Tensor | None = None
-    for output in _outputs(inputs, visible):
-        part = gram(output)
-        total = part if total is None else total + part
-    assert total is not None
-    return total
-
-
-def _outputs(inputs: AttentionInputs, visible: np.ndarray) -> Iterator[Tensor]:
-    """Outputs [B, f n, C] of runs of query frames with equal rows of `visible`."""
     frames, tokens = inputs.shape[0], inputs.q.shape[1] // inputs.shape[0]
     q, k = inputs.rotate(inputs.q, inputs.times[-frames:]), inputs.rotate(inputs.k, inputs.times)
-    edges = [0, *(np.flatnonzero((visible[1:] != visible[:-1]).any(axis=1)) + 1).tolist(), frames]
+    edges = [0, *(np.flatnonzero((visible[1:] != visible[:-1]).any(axis=1)) + 1).tolist(), frames]  # between unequal rows
+    total: Tensor | None = None
     for first, last in itertools.pairwise(edges):
         ranges = [slice(start * tokens, stop * tokens) for start, stop in ranges_of(visible[first])]
         keys, values = (torch.cat([x[:, part] for part in ranges], dim=1) for x in (k, inputs.v))
-        yield inputs.attend(q[:, first * tokens : last * tokens], keys, values).flatten(2)
+        part = gram(inputs.attend(q[:, first * tokens : last * tokens], keys, values).flatten(2))
+        total = part if total is None else total + part
+    assert total is not None
+    return total
 
 
 def effective_rank(grams: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,14 +30,14 @@ from longgen.backbones.spec import RELATIVE_POSITIONS, BackboneSpec
 from longgen.context.window import Window
 from longgen.errors import LonggenError, UsageError
 from longgen.layers.probe_file import ProbeRun, ProbeSettings, ScoreName
-from longgen.loops import PROMPTS, State, sample
+from longgen.loops import PROMPTS, sample
 from longgen.loops.denoiser import Denoiser
 from longgen.metrics.score import Scorer
 from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan
 from longgen.planner import LONG
 from longgen.probe.instrument import AttentionRecorder, local_window, modify_layer, observable, recording, shift_keys
-from longgen.progress import Phase, Progress
+from longgen.progress import OnProgress, Phase
 
 STEPS = 4  # in which attention is recorded
 MOST_STEPS = 10  # of a probing run, unless --steps says otherwise
@@ -99,14 +99,12 @@ class PartialResults:
         return disk.load_record(self.folder / f"{name}.json")
 
     def save(self, name: str, values: dict[str, Any]) -> None:
-        disk.make_folder(self.folder)
         disk.save_record(self.folder / f"{name}.json", values)
 
     def load_latents(self, name: str) -> Tensor:
         return checkpoint.load_tensors(self.folder / f"{name}.safetensors")[0]["latents"]
 
     def save_latents(self, name: str, latents: Tensor) -> None:
-        disk.make_folder(self.folder)
         checkpoint.save_tensors(self.folder / f"{name}.safetensors", {"latents": latents}, {})
 
     def clear(self) -> None:
@@ -116,6 +114,7 @@ class PartialResults:
             self.folder.rmdir()
 
 
+@dataclass
 class ProbeRunner:
     """Executes the runs of a probe. load_model: called only if a run is left to do. phase: counts runs.
 
@@ -123,19 +122,16 @@ class ProbeRunner:
     their own while the model generates the next.
     """
 
-    def __init__(
-        self,
-        load_model: Callable[[], PipelineBackbone],
-        settings: ProbeSettings,
-        results: PartialResults,
-        cost: dict[int, float],
-        left: float,
-        phase: Phase,
-    ) -> None:
-        self.load_model, self.settings, self.results, self.cost, self.left = load_model, settings, results, cost, left
-        self.phase, self.runs, self.computed = phase, 0, 0.0
-        self.thread = ThreadPoolExecutor(max_workers=1)
-        self.scoring: Future[None] | None = None
+    load_model: Callable[[], PipelineBackbone]
+    settings: ProbeSettings
+    results: PartialResults
+    cost: dict[int, float]
+    left: float
+    phase: Phase
+    runs: int = 0
+    computed: float = 0.0
+    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(max_workers=1))
+    scoring: Future[None] | None = None
 
     def record(self, name: str, plan: Plan, prompt: str, seed: int, shifts: tuple[int, ...], windows: tuple[int, ...]) -> None:
         """A generation by `plan` whose attention is recorded."""
@@ -192,12 +188,10 @@ class ProbeRunner:
     def _sample(self, model: PipelineBackbone, plan: Plan, prompt: str, seed: int) -> Tensor:
         cost = self.cost[plan.frames_px]
 
-        def on_step(state: State) -> None:
-            self._report(cost * state.done / plan.rounds)
-
         generator = torch.Generator().manual_seed(seed)
         denoiser = Denoiser(model, plan, prompt)
-        latents = sample(denoiser, denoiser.initial_noise(generator), generator, on_step)
+        latents = sample(denoiser, denoiser.initial_noise(generator), generator,
+                         lambda state: self._report(cost * state.done / plan.rounds))  # fmt: skip
         self.computed += cost
         return latents
 
@@ -216,9 +210,10 @@ def measure(
     settings: ProbeSettings,
     results: PartialResults,
     device: str,
-    report: Callable[[Progress], None],
+    report: OnProgress,
 ) -> tuple[list[ProbeRun], dict[str, list[float]]]:
     """The scores of every prompt and seed, and the mean effective ranks by window, one per layer."""
+    disk.make_folder(results.folder)
     native, long = (
         planner.build(_stock_preset(spec, preset.Sample(frames=count, size=settings.size, steps=settings.steps)), spec)
         for count in (settings.native_frames, settings.frames)

@@ -6,6 +6,7 @@ backbone, which belong into a caption. Made with matplotlib's objects, without p
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -28,20 +29,35 @@ MOST_MARKERS = 40  # layers up to which a curve has a marker at each
 LINE_STYLES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 
 
+class ScoreCell(NamedTuple):
+    """A score of one layer. share: of the column's maximum. over: whether it makes the layer sensitive."""
+
+    layer: int
+    value: str
+    share: float
+    over: bool
+
+
 class ScoreColumn(NamedTuple):
-    """One score of all layers, None where a layer lacks it. decides: whether verdicts are based on it."""
+    """One score of all layers. decides: whether verdicts are based on it."""
 
     sensitivity: Sensitivity
     score: ScoreName
-    values: list[float | None]
     decides: bool
+    cells: list[ScoreCell]
 
 
 def score_columns(probe: Probe) -> list[ScoreColumn]:
     """The scores that the probe has, position before context."""
-    columns = [ScoreColumn(key, score, [row.scores.get(key, {}).get(score) for row in probe.layers], score == probe.metric)
-               for key in SENSITIVITIES for score in SCORE_NAMES]  # fmt: skip
-    return [column for column in columns if any(value is not None for value in column.values)]
+    columns = []
+    for key, score in itertools.product(SENSITIVITIES, SCORE_NAMES):
+        values = [row.scores.get(key, {}).get(score) for row in probe.layers]
+        end, write, over = scale_end(values), number_format(values), probe.sensitive(key) if score == probe.metric else ()
+        cells = [ScoreCell(row.layer, write(value), (value or 0) / end, row.layer in over)
+                 for row, value in zip(probe.layers, values, strict=True)]  # fmt: skip
+        if any(value is not None for value in values):
+            columns.append(ScoreColumn(key, score, score == probe.metric, cells))
+    return columns
 
 
 def effective_ranks(probe: Probe) -> dict[str, list[float | None]]:
@@ -70,18 +86,16 @@ def scores_figure(probe: Probe) -> Figure:
     row_in = ROW_IN if len(probe.layers) <= DENSE else DENSE_ROW_IN
     figure = Figure(figsize=(1.2 + 0.9 * len(columns), 0.9 + row_in * len(probe.layers)), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    cells = np.ones((len(probe.layers), len(columns), 4))
+    colors = np.ones((len(probe.layers), len(columns), 4))
     for x, column in enumerate(columns):
-        end, write = scale_end(column.values), number_format(column.values)
-        sensitive = probe.sensitive(column.sensitivity) if column.decides else ()
-        for y, (row, value) in enumerate(zip(probe.layers, column.values, strict=True)):
-            cells[y, x] = colormaps[COLOR_MAPS[column.sensitivity]](DARKEST * (value or 0) / end)
-            ink = "white" if cells[y, x, :3] @ LUMA < 0.5 else "black"
+        for y, cell in enumerate(column.cells):
+            colors[y, x] = colormaps[COLOR_MAPS[column.sensitivity]](DARKEST * cell.share)
+            ink = "white" if colors[y, x, :3] @ LUMA < 0.5 else "black"
             if len(probe.layers) <= DENSE:
-                axes.text(x, y, write(value), ha="center", va="center", fontsize=7, color=ink)
-            if row.layer in sensitive:
+                axes.text(x, y, cell.value, ha="center", va="center", fontsize=7, color=ink)
+            if cell.over:
                 axes.plot(x - 0.4, y, "o", markersize=2, color=ink)
-    axes.imshow(cells, aspect="auto", interpolation="nearest")
+    axes.imshow(colors, aspect="auto", interpolation="nearest")
     for x in range(1, len(columns)):
         axes.axvline(x - 0.5, color="white", linewidth=2 if columns[x].sensitivity == columns[x - 1].sensitivity else 8)
     axes.set_xticks(range(len(columns)), [f"{column.sensitivity}\n{column.score}" for column in columns], fontsize=8)

@@ -188,25 +188,12 @@ def page(probe: Probe, file: Path) -> str:
         findings=_findings(probe),
         settings=_settings(probe),
         lists={key: count_label(probe.sensitive(key), len(probe.layers)) for key in SENSITIVITIES},
-        heat=_heat(probe),
+        heat=score_columns(probe),
+        shades=SHADES,
         curves=_curves(probe),
         heads=list(columns),
         rows=[*zip(probe.layers, numbers, strict=True)],
     )
-
-
-def _heat(probe: Probe) -> list[dict[str, Any]]:
-    """The heat map by columns: each cell's number, its shade 0 to SHADES, and whether it makes the layer sensitive."""
-    heat = []
-    for column in score_columns(probe):
-        end, write = scale_end(column.values), number_format(column.values)
-        sensitive = probe.sensitive(column.sensitivity) if column.decides else ()
-        cells = [
-            {"layer": row.layer, "value": write(value), "shade": round((value or 0) / end * SHADES), "over": row.layer in sensitive}
-            for row, value in zip(probe.layers, column.values, strict=True)
-        ]
-        heat.append({"kind": column.sensitivity, "score": column.score, "decides": column.decides, "cells": cells})
-    return heat
 
 
 def _curves(probe: Probe) -> dict[str, Any] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,14 @@ from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import RELATIVE_POSITIONS, BackboneSpec
 from longgen.device import device_name
 from longgen.errors import MissingError, UsageError
-from longgen.layers import store
 from longgen.layers.fingerprint import fingerprint
-from longgen.layers.probe_file import Probe, ProbeSettings, ScoreName, read
+from longgen.layers.probe_file import Probe, ProbeSettings, ScoreName, cached_probes, probe_folder, read
 from longgen.pipelines import loading
 from longgen.pipelines.base import PipelineBackbone
 from longgen.pipelines.token_limit import cut_notes, tokenizer_of
 from longgen.probe.classify import classify
 from longgen.probe.measure import PartialResults, measure
-from longgen.progress import Progress, memory_bytes
+from longgen.progress import Log, OnProgress, memory_bytes
 from longgen.resolve import PlanRequest, resolve
 
 
@@ -35,8 +33,8 @@ def probe(
     threshold: float | None = None,
     top: int | None = None,
     again: bool = False,
-    report: Callable[[Progress], None] = progress.no_report,
-    log: Callable[[str], None] = progress.no_report,
+    report: OnProgress = progress.no_report,
+    log: Log = progress.no_report,
 ) -> tuple[Probe, Path]:
     """The probe of `spec` with `settings` and its path in the cache; measured if it is not cached, or if `again`.
 
@@ -46,13 +44,19 @@ def probe(
     metric = metric or ("latent" if settings.mode == "full" else "attention")
     _check_rule(spec, settings, metric, threshold, top)
 
-    load_model = _loader(spec, model_settings, settings, log)
+    @cache
+    def load_model() -> PipelineBackbone:
+        model = loading.load(spec, model_settings)
+        for note in [*model.notes, *cut_notes(resolve(PlanRequest("direct", spec)), settings.prompts, tokenizer_of(model))]:
+            log(f"note: {note}")
+        return model
+
     try:
         weights = fingerprint(spec, model_settings.lora)
     except MissingError:
         load_model()  # downloads them
         weights = fingerprint(spec, model_settings.lora)
-    folder = store.probe_folder(weights, settings)
+    folder = probe_folder(weights, settings)
     path, results = folder / "probe.json", PartialResults(folder / "parts")
     with disk.held(folder / disk.LOCK, f"the probe in {folder}"):
         if again:
@@ -76,7 +80,7 @@ def probe(
             )
         if settings.mode == "quick":
             fields["agreement"] = next(
-                (other.agreement for other, _ in store.cached_probes(spec, model_settings.lora)
+                (other.agreement for other, _ in cached_probes(spec, model_settings.lora)
                  if other.settings.mode == "full" and other.settings.frames == settings.frames),
                 fields["agreement"],
             )  # fmt: skip
@@ -92,27 +96,12 @@ def probe(
 
 def _check_rule(spec: BackboneSpec, settings: ProbeSettings, metric: ScoreName, threshold: float | None, top: int | None) -> None:
     """Raises UsageError where scores cannot become verdicts in this way."""
-    if settings.mode == "quick" and metric != "attention":
-        raise UsageError(f"--quick with --metric {metric}: a quick probe measures attention alone", expected="--metric attention",
-                         hint="leave --quick out")  # fmt: skip
-    if threshold is not None and not math.isfinite(threshold):
-        raise UsageError(f"--threshold {threshold} is not a score", expected="a number of 0 or more", hint="leave it out")
-    if top is not None and threshold is not None:
-        raise UsageError("--top cannot be combined with --threshold", expected="one of them", hint="leave one out")
-    if top is not None and top > spec.layers:
-        raise UsageError(f"--top {top}: {spec.name} has {spec.layers} layers", expected=f"0 to {spec.layers}", hint="pass fewer")
-
-
-def _loader(
-    spec: BackboneSpec, model_settings: ModelSettings, settings: ProbeSettings, log: Callable[[str], None]
-) -> Callable[[], PipelineBackbone]:
-    """A function that loads the model on its first call and logs its notes."""
-
-    @cache
-    def load_model() -> PipelineBackbone:
-        model = loading.load(spec, model_settings)
-        for note in [*model.notes, *cut_notes(resolve(PlanRequest("direct", spec)), settings.prompts, tokenizer_of(model))]:
-            log(f"note: {note}")
-        return model
-
-    return load_model
+    for wrong, given, expected, hint in (
+        (settings.mode == "quick" and metric != "attention",
+         f"--quick with --metric {metric}: a quick probe measures attention alone", "--metric attention", "leave --quick out"),
+        (not math.isfinite(threshold or 0), f"--threshold {threshold} is not a score", "a number of 0 or more", "leave it out"),
+        (None not in (top, threshold), "--top cannot be combined with --threshold", "one of them", "leave one out"),
+        ((top or 0) > spec.layers, f"--top {top}: {spec.name} has {spec.layers} layers", f"0 to {spec.layers}", "pass fewer"),
+    ):  # fmt: skip
+        if wrong:
+            raise UsageError(given, expected, hint)

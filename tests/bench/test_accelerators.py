@@ -97,12 +97,9 @@ def test_ctrl_c_keeps_what_is_measured() -> None:
 def test_without_direct_sampling_there_is_nothing_to_say() -> None:
     with pytest.raises(UsageError, match="63 does not fit tiny"):
         measure_accelerators(
-            plan_presets([], PlanRequest("", TINY, (), preset.Sample(size=(63, 64)))),
-            ["mag"],
-            lambda model_settings: loading.load(TINY, model_settings),
-            SETUP,
-            "",
-        )
+            plan_presets([], PlanRequest("", TINY, (), preset.Sample(size=(63, 64)))), ["mag"],
+            lambda model_settings: loading.load(TINY, model_settings), SETUP, "",
+        )  # fmt: skip
 
 
 def test_the_table() -> None:

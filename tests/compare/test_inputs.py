@@ -101,9 +101,9 @@ def test_videos_of_several_prompts_are_watched_prompt_by_prompt(made: Callable[.
 def test_presets_of_one_name_that_differ_are_two_rows(made: Callable[..., Path]) -> None:
     few, more, again = (made(f"{name}.mp4", "direct", PROMPTS[0], seed, steps=steps)
                         for name, seed, steps in (("few", 0, 2), ("more", 0, 3), ("again", 1, 2)))  # fmt: skip
-    assert [one.label for one in read_videos([few, more, again])] == ["direct", "direct #2", "direct"]
+    assert [cell.preset for cell in read_videos([few, more, again]).values()] == ["direct", "direct #2", "direct"]
     shutil.copy(few, "copy.mp4")
-    assert [one.label for one in read_videos([few, Path("copy.mp4")])] == ["direct", "direct #2"]
+    assert [cell.preset for cell in read_videos([few, Path("copy.mp4")]).values()] == ["direct", "direct #2"]
     assert any("differ in steps: 2 (direct), 3 (direct #2)" in warning for warning in compared(few, more).warnings)
 
 
@@ -119,7 +119,7 @@ def test_a_video_is_taken_once_whatever_it_is_called(made: Callable[..., Path]) 
     rundir.run_folder(path).mkdir()
     (rundir.run_folder(path) / "run.json").write_text("{}")
     os.symlink(path.absolute(), "link.mp4")
-    assert [one.video for one in read_videos([path, Path("link.mp4"), rundir.run_folder(path), Path("videos"), Path()])] == [path]
+    assert [*read_videos([path, Path("link.mp4"), rundir.run_folder(path), Path("videos"), Path()])] == [path]
 
 
 def test_a_folder_of_an_earlier_comparison_is_compared_anew_in_its_place(made: Callable[..., Path]) -> None:
@@ -192,7 +192,7 @@ def test_a_folder_gives_every_video_in_it_and_says_what_is_left_out(made: Callab
         shutil.copy(source, Path("clips", name))
     shutil.copy(source, os.fsdecode(b"clips/i\xff.mp4"))
     told: list[str] = []
-    labels = [one.label for one in read_videos([Path("clips")], told.append)]
+    labels = [cell.preset for cell in read_videos([Path("clips")], told.append).values()]
     assert labels == ["A", "a", "b", "c", "d", "e", "f", os.fsdecode(b"i\xff")]
     assert told == [
         "skipped in clips, hidden: .g.mp4", "skipped in clips, incomplete: h.partial.mp4",
@@ -206,8 +206,8 @@ def test_a_folder_gives_every_video_in_it_and_says_what_is_left_out(made: Callab
     again = longgen("out")
     assert again.exit_code == 0, again.stderr
     for name in (".g.mp4", "noext", "h.partial.mp4"):  # what is named is taken
-        assert [one.video.name for one in read_videos([Path("clips", name)])] == [name]
-    assert "incomplete" in read_videos([Path("clips/h.partial.mp4")])[0].caveats[0]
+        assert [video.name for video in read_videos([Path("clips", name)])] == [name]
+    assert "incomplete" in next(iter(read_videos([Path("clips/h.partial.mp4")]).values())).caveats[0]
     for name in ("song.wav", "noext"):
         Path("clips", name).rename(Path("clips/inner", name))
     done = longgen("clips/inner")
@@ -219,7 +219,7 @@ def test_files_of_one_name_are_told_apart(made: Callable[..., Path]) -> None:
     for name in names:
         film(Path(name), 3)
     run_of = made("d/made.mp4", "direct", PROMPTS[0], 0)
-    assert [one.label for one in read_videos([*map(Path, names), run_of])] == [
+    assert [cell.preset for cell in read_videos([*map(Path, names), run_of]).values()] == [
         "a/x.mp4",
         "b/x.mp4",
         "y.mp4",

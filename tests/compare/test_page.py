@@ -16,6 +16,7 @@ from longgen.backbones.settings import ModelSettings
 from longgen.backbones.wan import TINY
 from longgen.compare import page, statistics
 from longgen.compare.record import Cell, Comparison, PromptView
+from longgen.describe import plan_dict
 from longgen.errors import LonggenError
 from longgen.metrics import METRICS
 from longgen.run_settings import stored_settings
@@ -439,7 +440,7 @@ def test_the_command_makes_the_same_plan_again(preset_name: str) -> None:
     assert answer.exit_code == 0, answer.output
     told = json.loads(answer.stdout)
     assert [one["output"] for one in told.pop("videos")] == told.pop("outputs")
-    assert told == json.loads(json.dumps(made.as_dict()))
+    assert told == json.loads(json.dumps(plan_dict(made)))
 
 
 def test_a_changed_preset_is_taken_from_its_video() -> None:

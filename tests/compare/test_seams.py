@@ -8,7 +8,7 @@ import pytest
 
 from longgen import plan, planner, preset
 from longgen.backbones.causal_wan import TINY_CAUSAL
-from longgen.compare.seams import seams
+from longgen.compare.grid import seams
 
 Make = Callable[..., plan.Plan]
 

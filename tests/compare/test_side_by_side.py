@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from longgen.compare.labels import fit_text, text_strip
-from longgen.compare.layout import BAR, GAP, HEIGHT, LABEL, TITLE, WIDTH, fit_frame, fitted_size, layout
+from longgen.compare.layout import BAR, GAP, HEIGHT, LABEL, TITLE, WIDTH, fit_frame, fit_text, fitted_size, layout, text_strip
 from longgen.compare.side_by_side import NAMES, Tile, write
 from longgen.video import Writer, read_frames
 from longgen.video_info import facts

@@ -10,7 +10,6 @@ from longgen.backbones import tiny_grammar
 from longgen.backbones.tiny import clips
 from longgen.metrics import tiny_reading
 from longgen.metrics.score import Scorer
-from longgen.metrics.subject import Subject
 
 WORDS = tiny_grammar.Words("large", "cyan", "circle", "orbiting", "maroon")
 OTHER = WORDS._replace(colour="red", motion="bouncing")
@@ -22,10 +21,9 @@ def render(words: tiny_grammar.Words = WORDS, frames_px: int = 81) -> np.ndarray
 
 
 def values(frames: np.ndarray, words: tiny_grammar.Words) -> dict[str, float]:
-    subject = Subject(words)
-    for frame in frames:
-        subject.add(frame)
-    return subject.values()
+    scorer = Scorer(16, prompt=words.prompt)
+    scorer.add(frames)
+    return {name: value for name, value in scorer.result().values.items() if name.startswith("subject_") and value is not None}
 
 
 def test_a_clip_shows_its_own_words_and_not_others() -> None:

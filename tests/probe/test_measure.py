@@ -14,8 +14,7 @@ from longgen.backbones.cogvideox import COGVIDEOX_2B
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.wan import TINY
 from longgen.errors import UsageError
-from longgen.layers import store
-from longgen.layers.probe_file import Probe, ProbeSettings, read
+from longgen.layers.probe_file import Probe, ProbeSettings, cached_probes, read
 from longgen.probe import run
 from longgen.probe.measure import PartialResults, make_settings, measure
 from longgen.progress import Progress
@@ -111,9 +110,9 @@ def test_a_probe_is_kept_and_found_again_and_judged_anew_without_measuring(small
     assert again.runs == made.runs
     assert again.seconds == made.seconds
     assert len(again.sensitive("position")) == len(again.sensitive("context")) == 2
-    assert [found for found, _ in store.cached_probes(SMALL)] == [again]
-    assert store.cached_probes(SMALL, lora=("style.safetensors",)) == []
-    assert store.cached_probes(TINY_CAUSAL) == []
+    assert [found for found, _ in cached_probes(SMALL)] == [again]
+    assert cached_probes(SMALL, lora=("style.safetensors",)) == []
+    assert cached_probes(TINY_CAUSAL) == []
 
 
 def test_measuring_again_gives_the_same(small: ProbeSettings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,12 +148,14 @@ def test_equal_probes_are_equal_files(tmp_path: Path) -> None:
 
 def test_a_heat_map_is_shaded_from_0_to_the_greatest_of_its_column() -> None:
     shown = probe()
-    for column, drawn in zip(plots.score_columns(shown), report._heat(shown), strict=True):
-        values = [value for value in column.values if value is not None]
-        shades = [cell["shade"] for cell in drawn["cells"]]
+    page = report.page(shown, Path("probe.json"))
+    for column in plots.score_columns(shown):
+        values = [row.scores[column.sensitivity][column.score] for row in shown.layers]
+        drawn = re.findall(rf"{column.sensitivity} by {column.score}: .*\n.*--{column.sensitivity[0]}(\d)", page)
+        shades = [int(shade) for shade in drawn]
         assert shades[int(np.argmax(values))] == report.SHADES
         assert shades == [round(value / max(values) * report.SHADES) for value in values]
-        over = tuple(cell["layer"] for cell in drawn["cells"] if cell["over"])
+        over = tuple(cell.layer for cell in column.cells if cell.over)
         assert over == (shown.sensitive(column.sensitivity) if column.score == "video" else ())
 
 
@@ -165,7 +168,7 @@ def test_numbers_of_a_column_have_three_digits_in_the_greatest() -> None:
 
 def test_a_folder_that_cannot_be_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(LonggenError, match=r"the folder .*file cannot be made"):
+    with pytest.raises(LonggenError, match=r"the folder .*file cannot be created"):
         report.write(probe(), tmp_path / "file")
 
 

@@ -13,9 +13,9 @@ from longgen.backbones.ltx import LTX_2B
 from longgen.backbones.spec import BackboneSpec
 from longgen.backbones.wan import TINY, WAN_1_3B, WAN_14B
 from longgen.errors import LonggenError, MissingError, UsageError
-from longgen.layers import selection, store
+from longgen.layers import selection
 from longgen.layers.fingerprint import fingerprint
-from longgen.layers.probe_file import Probe, ProbeRun, ProbeSettings
+from longgen.layers.probe_file import Probe, ProbeRun, ProbeSettings, probe_folder
 from longgen.probe.classify import classify
 from longgen.resolve import PlanRequest, resolve
 
@@ -44,7 +44,7 @@ def probe_of(spec: BackboneSpec, frames: int = 321, weights: str | None = None, 
 
 
 def keep(probe: Probe) -> Path:
-    path = store.probe_folder(probe.weights, probe.settings) / "probe.json"
+    path = probe_folder(probe.weights, probe.settings) / "probe.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     disk.save_json(path, probe.as_dict())
     return path

@@ -20,7 +20,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from longgen import planner, preset
+from longgen import cost, planner, preset
 from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
 from longgen.errors import UsageError
@@ -232,7 +232,7 @@ def test_memory_is_constant_over_350_chunks_beyond_the_rotary_table(causal: Any)
     slots, tokens, width, words = 3 + 6, 6, 72, 24
     assert frames == 1050
     assert seen == {(3, 3 * 3 * slots * tokens * width * 4, 2 * 3 * words * width * 4)}
-    assert plan.cache_bytes("fp32") == sum(next(iter(seen))[1:])
+    assert cost.cache_bytes(plan, "fp32") == sum(next(iter(seen))[1:])
     assert alive[60] == alive[1050 - 3]
 
 
@@ -450,13 +450,13 @@ def texts_given(backbone: Any, plan: Plan) -> list[Tensor]:
 
 def test_a_shot_that_no_chunk_shows_is_refused(causal: Any) -> None:
     """A latent frame of chunk 4 alone has the green shot; at an edge of chunks half a second would do."""
-    with pytest.raises(UsageError, match=r"shot 2 at 3\.25s is too short to be in any chunk of 3 latent frames") as caught:
+    with pytest.raises(UsageError, match=r"shot 2 at 3\.25s is too short to appear in any chunk of 3 latent frames") as caught:
         built(causal, [], 21, cut(3.25, 3.5))
     assert caught.value.expected == "shots of 0.75s or longer, before the video ends"
     assert caught.value.hint
-    with pytest.raises(UsageError, match=r"shot 3 at 4\.75s is too short to be in any chunk"):
+    with pytest.raises(UsageError, match=r"shot 3 at 4\.75s is too short to appear in any chunk"):
         built(causal, [], 20, cut(3.25, 4.75))  # the last latent frame of two that the last chunk shows
-    with pytest.raises(UsageError, match=r"shot 2 at 3\.25s is too short to be in any chunk"):
+    with pytest.raises(UsageError, match=r"shot 2 at 3\.25s is too short to appear in any chunk"):
         built(causal, [], 21, cut(3.25, 3.75))  # two of chunk 4, of which it has not the first
     built(causal, [], 21, cut(3.25, 4))
     built(causal, [], 21, cut(3.25, 3.5, blend=0.25))  # a mean of all of them

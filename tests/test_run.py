@@ -258,7 +258,7 @@ def test_a_folder_serves_as_backbone(tmp_path: Path, tiny: Any) -> None:
 def test_resume_without_a_prompt_takes_no_other_settings(whole: Path) -> None:
     code, out, err = longgen(whole, "generate", "-o", "ball.mp4", "--resume", "--frames", "17", "--seed", "3")
     assert (code, out) == (2, "")
-    assert "--frames, --seed is given" in err
+    assert "--frames, --seed cannot be combined with it" in err
     code, out, err = longgen(whole, "generate", "-o", "ball.mp4", "--resume", "--dry-run", "--json")
     assert code == 0, err
     assert (json.loads(out)["outputs"], json.loads(out)["frames"]) == (["ball.mp4"], 121)
@@ -429,7 +429,7 @@ def test_a_stream_of_other_settings_does_not_go_on_and_a_fresh_run_removes_it(
 def test_the_name_of_a_growing_video_is_not_for_a_whole_one() -> None:
     with pytest.raises(UsageError, match="marks incomplete videos") as caught:
         naming.output_path("films/ball.partial.mp4", PROMPT, 0)
-    assert caught.value.hint == "take films/ball.mp4"
+    assert caught.value.hint == "use films/ball.mp4"
 
 
 # ---- streams: a causal model ---------------------------------------------------------------------------------------------

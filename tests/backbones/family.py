@@ -87,7 +87,9 @@ def layer_inputs(backbone: Any, plan: Plan) -> list[dict[str, Any]]:
     taken: list[dict[str, Any]] = []
 
     def keep(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        taken.append(copy.deepcopy(inspect.signature(layer.forward).bind(*args, **kwargs).arguments))
+        bound = inspect.signature(layer.forward).bind(*args, **kwargs)
+        named = {name: value for name, value in bound.arguments.items() if name not in ("kwargs", "cross_attention_kwargs")}
+        taken.append(copy.deepcopy(named | kwargs))
 
     layers = [layer for transformer in backbone.transformers for layer in backbone.layers(transformer)]
     hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers]

@@ -245,8 +245,16 @@ class FramePlan:
     def key(self) -> str:
         """A digest of the tables: equal plans have equal keys."""
         digest = hashlib.sha256(repr((self.logit_scale, self.key_frames, self.anchor)).encode())
-        for name, table in (item for p in self.passes for item in p.tables.items()):
-            digest.update(name.encode() + table.tobytes())
+        for p in self.passes:
+            for table in (p.rel, p.visible, p.weight):
+                digest.update(np.ascontiguousarray(table).tobytes())
+            for (
+                name,
+                table,
+            ) in p.columns.items():  # the first of PAIR_COLUMNS has no tag, so that keys are those of earlier versions
+                tag = b"" if name == next(iter(PAIR_COLUMNS)) else name.encode()
+                digest.update(tag + np.ascontiguousarray(table).tobytes())
+            digest.update(b"" if p.columns else b"-")
         digest.update(b"" if self.frequency_scale is None else self.frequency_scale.tobytes())
         return digest.hexdigest()[:16]
 

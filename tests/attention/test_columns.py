@@ -14,6 +14,7 @@ from pydantic import Field
 
 from longgen import catalog, planner, preset
 from longgen.backbones.causal_wan import SELF_FORCING
+from longgen.backbones.wan import WAN_1_3B
 from longgen.describe import branch_lines
 from longgen.frameplan import FramePlan, Geometry, Pass, distances, full_attention
 from longgen.plan import Plan
@@ -90,3 +91,14 @@ def test_columns_combine_by_what_they_are() -> None:
     pass_ = pass_.with_columns(band=ones / 4, logit_scale=3 * ones, logit_bias=2 * ones)
     assert {name: table[0, 0] for name, table in pass_.columns.items()} == {"band": 0.25, "logit_scale": 6, "logit_bias": 3}
     assert list(pass_.tables) == ["rel", "visible", "weight", "band", "logit_scale", "logit_bias"]
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("direct", "0de04e7453ba5596"), ("sliding-window", "1bcc43cde04f7783"), ("tsa", "c6bcec9337d1e6ae"),
+     ("freenoise", "dffbf7e927b68557")],
+)  # fmt: skip
+def test_plans_have_the_keys_of_earlier_versions(name: str, key: str) -> None:
+    """Columns came with 0.7.0; the tables of these presets are those of 0.6.0, and so are their digests."""
+    plan = planner.build(preset.load(name, (), preset.Sample(frames=241)), WAN_1_3B)
+    assert plan.branches()["main"][0].key == key

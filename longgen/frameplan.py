@@ -75,10 +75,7 @@ class Pass:
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.columns if name not in PAIR_COLUMNS]
-        misshapen = {name: table.shape for name, table in self.columns.items() if table.shape != self.rel.shape}
-        if unknown or misshapen:
-            raise ValueError(f"pair columns {unknown or misshapen} of a pass {self.rel.shape}: known are {', '.join(PAIR_COLUMNS)}")
+        self._check(self.columns)
         tables = {name: np.asarray(self.columns[name], dtype=np.float64) for name in PAIR_COLUMNS if name in self.columns}
         effective = {name: table for name, table in tables.items() if (table != PAIR_COLUMNS[name].neutral).any()}
         object.__setattr__(self, "columns", effective)
@@ -90,8 +87,18 @@ class Pass:
 
     def with_columns(self, **tables: np.ndarray) -> Pass:
         """This pass with `tables` [Q, T] merged into its columns: the least share, product of factors, sum of addends."""
+        self._check(tables)  # before they are combined, which broadcasts
         both = {name: PAIR_COLUMNS[name].combine(self.column(name), table) for name, table in tables.items()}
         return replace(self, columns={**self.columns, **both})
+
+    def _check(self, tables: Mapping[str, np.ndarray]) -> None:
+        """Raises ValueError for columns that are not known, of another shape than the pass, or not a number somewhere."""
+        unknown = [name for name in tables if name not in PAIR_COLUMNS]
+        misshapen = {name: np.shape(table) for name, table in tables.items() if np.shape(table) != self.rel.shape}
+        if unknown or misshapen:
+            raise ValueError(f"pair columns {unknown or misshapen} of a pass {self.rel.shape}: known are {', '.join(PAIR_COLUMNS)}")
+        if undefined := [name for name, table in tables.items() if np.isnan(table).any()]:
+            raise ValueError(f"pair columns {undefined} of a pass hold NaN")
 
     @property
     def without_shares(self) -> dict[str, np.ndarray]:

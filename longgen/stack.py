@@ -74,7 +74,12 @@ def _branches(
     for placed in active:
         technique, before = placed.technique, {plan.key for plan in branches.values()}
         if isinstance(technique, FrameTechnique | FrequencyTechnique):
-            branches = {name: technique.apply(plan, geometry) for name, plan in branches.items()}
+            try:
+                branches = {name: technique.apply(plan, geometry) for name, plan in branches.items()}
+            except ValueError as error:  # of tables that cannot be, as a technique from outside may make them
+                raise UsageError(f"{placed.name} makes a frame plan that cannot be: {error}",
+                                 expected="tables [Q, T] of finite numbers",
+                                 hint="correct the technique, or remove it") from error  # fmt: skip
         elif isinstance(technique, Fusion):
             fusion, branches = technique.settled(geometry), technique.branches(branches["main"], geometry, step, steps)
         if {plan.key for plan in branches.values()} != before:

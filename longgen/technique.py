@@ -172,7 +172,7 @@ class Fusion(Technique):
     requires: ClassVar[tuple[str, ...]] = ("whole-clip",)
 
     def settled(self, geometry: Geometry) -> Fusion:
-        """This technique with what it leaves to the clip filled in: `fuse` and `operations` run on this one."""
+        """This technique with what it leaves to the clip filled in: `fuse` and `flops` run on this one."""
         return self
 
     @abstractmethod
@@ -181,7 +181,7 @@ class Fusion(Technique):
 
     @abstractmethod
     def split_step(self, steps: int) -> int:
-        """The step of `steps` from which on `branches` are others; before it they are all the same, and from it on."""
+        """The step at which `branches` change: they are built once for all steps before it, and once for it and all after."""
 
     @abstractmethod
     def fuse(self, attend: Attend, step: Step, grid: Grid) -> Tensor:

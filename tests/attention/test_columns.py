@@ -16,6 +16,7 @@ from longgen import catalog, planner, preset
 from longgen.backbones.causal_wan import SELF_FORCING
 from longgen.backbones.wan import WAN_1_3B
 from longgen.describe import branch_lines
+from longgen.errors import UsageError
 from longgen.frameplan import FramePlan, Geometry, Pass, distances, full_attention
 from longgen.plan import Plan
 from longgen.technique import FrameTechnique
@@ -83,6 +84,18 @@ def test_unknown_columns_and_wrong_shapes_are_errors() -> None:
         Pass(pass_.rel, pass_.visible, pass_.weight, {"decay": pass_.rel})
     with pytest.raises(ValueError, match=r"\{'band': \(2, 2\)\} of a pass \(3, 3\)"):
         Pass(pass_.rel, pass_.visible, pass_.weight, {"band": np.ones((2, 2))})
+    with pytest.raises(ValueError, match=r"pair columns \['decay'\]"):
+        pass_.with_columns(decay=pass_.rel)
+    with pytest.raises(ValueError, match=r"\{'logit_bias': \(1, 3\)\} of a pass \(3, 3\)"):
+        pass_.with_columns(logit_bias=pass_.rel[:1])
+    with pytest.raises(ValueError, match=r"\['logit_bias'\] of a pass hold NaN"):
+        pass_.with_columns(logit_bias=np.full((3, 3), np.nan))
+
+
+def test_a_technique_that_makes_such_tables_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LogitDecay, "apply", lambda self, plan, geometry: plan.each(lambda p: p.with_columns(logit_bias=p.rel[:1])))
+    with pytest.raises(UsageError, match="logitdecay makes a frame plan that cannot be: pair columns"):
+        planner.build(preset.from_tables({"name": "one", "technique": [{"name": "logitdecay"}]}, "one"), WAN_1_3B)
 
 
 def test_columns_combine_by_what_they_are() -> None:

@@ -1,0 +1,165 @@
+"""One case of the sweep: a preset on a small model on the simulated device, with what has to hold.
+
+sample    the latents are finite, and no operator was refused
+values    they are those of the same run on the CPU, but for rounding
+decode    as many frames as planned
+resume    a run that stopped half-way and went on from its files has the same latents, bit for bit
+schedule  two prompts, one after the other
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from longgen import interrupted, planner, preset
+from longgen.backbones.find import find
+from longgen.backbones.registry import SPECS
+from longgen.backbones.settings import ModelSettings
+from longgen.backbones.spec import BackboneSpec
+from longgen.checkpoint import Chunks
+from longgen.loops import State, sample
+from longgen.loops.denoiser import Denoiser
+from longgen.pipelines.loading import load
+from longgen.plan import Plan
+from longgen.refine.vmcr import Vmcr
+from longgen.schedule import PromptSchedule, Shot
+from tests.models import small
+from tests.simcuda.log import Log
+from tests.simcuda.tensor import CudaTensor
+
+FAMILIES = ("tiny", "tiny-causal", *small.ALL)
+CHECKS = ("sample", "values", "decode", "resume", "schedule")
+PROMPT, OTHER, SEED, STEPS = "a red ball", "a small cyan triangle", 0, 4
+SETS = {"freeloc": ("vrpr.layers=all", "tsa.layers=all"), "fifo": ("fifo.partitions=1",)}
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.02}  # |x' - x| / |x| of the latents after STEPS steps
+LENGTHS = 4  # native clips in a video
+
+
+@dataclass
+class Outcome:
+    """steady: launches and so on of a step, the most of those after the first. difference: of `values`."""
+
+    status: str = "ok"  # or "refused", "failed"
+    message: str = ""
+    steady: dict[str, int] = field(default_factory=dict)
+    difference: float | None = None
+
+
+def spec_of(family: str, folder: Path) -> BackboneSpec:
+    """The model of `family`, written to `folder` where it is not there yet."""
+    if family in SPECS:
+        return SPECS[family]
+    if not (folder / family).is_dir():
+        small.build(family, folder / family)
+    spec = find(str(folder / family))
+    return dataclasses.replace(spec, native_px=4 * spec.stride_t + 1)
+
+
+def planned(spec: BackboneSpec, name: str, schedule: PromptSchedule | None = None) -> Plan:
+    size = (64, 64) if spec.built_in else (64, 32)
+    frames = LENGTHS * (spec.native_px - 1) + 1 if not spec.built_in else 2 * spec.native_px
+    sampled = preset.Sample(frames=frames, steps=None if name == "fifo" else STEPS, size=size)
+    return planner.build(preset.load(name, SETS.get(name, ()), sampled), spec, schedule)
+
+
+def two_prompts(spec: BackboneSpec) -> PromptSchedule:
+    return PromptSchedule((Shot(Fraction(0), PROMPT), Shot(Fraction(spec.native_px, spec.fps), OTHER)))
+
+
+def check(backbone: Any, on_host: Any, plan: Plan, checks: tuple[str, ...], log: Log) -> Outcome:
+    """Runs `checks` on `backbone`, of the device. on_host: the same model on the CPU. Raises what the run raises."""
+    outcome, counts = Outcome(), []
+
+    def count(state: State) -> None:
+        counts.append(log.totals())
+        log.events.clear()
+
+    log.clear()
+    latents = run(backbone, plan, count)
+    steady = counts[1:] or counts
+    outcome.steady = {kind: max(step[kind] for step in steady) for kind in steady[0]}
+    _require(bool(torch.isfinite(latents).all()), "sample: the latents are not finite")
+    if "values" in checks:
+        expected = run(on_host, plan)
+        outcome.difference = float((latents - expected).norm() / expected.norm())
+        most = TOLERANCE[backbone.model_settings.dtype]
+        _require(outcome.difference < most, f"values: {outcome.difference:.1e} from the CPU's, {most:g} at most")
+    if "decode" in checks:
+        frames = sum(map(len, backbone.decode(latents.to(backbone.device))))
+        _require(frames == plan.frames_px, f"decode: {frames} frames for {plan.frames_px}")
+    if "resume" in checks:
+        again = resumed(backbone, plan)
+        _require(torch.equal(again, latents), f"resume: {(again - latents).abs().max():.1e} from the run that was not stopped")
+    if "schedule" in checks:
+        run(backbone, planned(backbone.spec, plan.preset.name, two_prompts(backbone.spec)))
+    return outcome
+
+
+def run(backbone: Any, plan: Plan, on_step: Any = None, resume: State | None = None) -> Tensor:
+    """The latents of `plan`, on the host."""
+    generator = torch.Generator().manual_seed(SEED)
+    denoiser = Denoiser(backbone, plan, PROMPT)
+    noise = denoiser.initial_noise(generator)
+    return sample(denoiser, noise, generator, on_step, resume).float().cpu()
+
+
+def resumed(backbone: Any, plan: Plan) -> Tensor:
+    """As `run`, stopped half-way and continued from what `longgen generate` keeps on disk."""
+
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    in_chunks = plan.chunk_lat is not None
+    with tempfile.TemporaryDirectory() as folder:
+        chunks = Chunks(Path(folder) / "chunks", {})
+
+        def save(state: State) -> None:
+            interrupted.save(state, chunks, in_chunks)
+            if 2 * state.done >= plan.rounds:
+                raise Stop
+
+        try:
+            run(backbone, plan, save)
+        except Stop:
+            pass
+        _, state, _ = interrupted.read(backbone, plan, Chunks(Path(folder) / "chunks", {}))
+        assert state is not None
+        return run(backbone, plan, resume=state)
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise AssertionError(message)
+
+
+@contextmanager
+def gradients_on_host() -> Iterator[None]:
+    """VMCR's gradient is computed on the host, for autograd knows no simulated device; its loss on the device first."""
+    change = Vmcr.change
+
+    def changed(self: Vmcr, x0: Tensor, dx0_dx: float, step: Any) -> Tensor:
+        if not isinstance(x0, CudaTensor):
+            return change(self, x0, dx0_dx, step)
+        self.loss(x0.float())
+        with _disable_current_modes(), torch._C.DisableTorchFunction():
+            on_host = change(self, x0.values, dx0_dx, step)
+        return CudaTensor(on_host)  # type: ignore[no-any-return]
+
+    with mock.patch.object(Vmcr, "change", changed):
+        yield
+
+
+def loaded(spec: BackboneSpec, device: str, dtype: str, offload: str = "none") -> Any:
+    return load(spec, ModelSettings(device, dtype, offload=offload))

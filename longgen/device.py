@@ -1,15 +1,29 @@
-"""The machine that a model runs on: its name in records, its peak memory, and what to do when memory runs out."""
+"""The machine that a model runs on: its name in records, its peak memory, and which errors are a lack of memory."""
 
 from __future__ import annotations
 
-import gc
+import contextlib
+import errno
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 
-from longgen.errors import OutOfMemoryError
+_HOST = (
+    r"can('|no)t allocate memory|not enough memory|insufficient memory|unable to allocate|std::bad_alloc|"
+    r"memory allocation of \d+ bytes|error code 12\b|os error 12\b|\[errno 12\]|os error 1455\b|failed to map segment|"
+    r"can't start new thread"  # for lack of room for its stack
+)
+_LIBRARIES = (  # CUDA, cuBLAS, cuSOLVER, cuDNN, cuFFT, HIP, rocBLAS, MIOpen
+    r"_status_alloc_failed|cufft_alloc_failed|status_internal_error_(host|device)_allocation_failed|miopenstatusallocfailed|"
+    r"(cuda|hip)erroroutofmemory|(cuda|hip)errormemoryallocation|rocblas_status_memory_error|"
+    r"cublas_status_not_initialized.*cublascreate"  # the handle's workspace does not fit
+)
+_OUT_OF_MEMORY = re.compile(rf"\bout of memory\b|{_LIBRARIES}|{_HOST}")
+_OF_HOST = re.compile(_HOST)
+
+_seen = {"anonymous": 0, "file": 0}  # the most resident memory of this process so far, in bytes
 
 
 def device_name(device: str) -> str:
@@ -22,7 +36,11 @@ def device_name(device: str) -> str:
 
 
 def memory_bytes(device: str) -> int:
-    """Peak memory so far: of the GPU where there is one, else of the process."""
+    """Peak memory so far: of the GPU where there is one, else of the process.
+
+    On Linux mapped files, as weights and libraries, do not count, for the system can drop them: it is the peak of all less the
+    most of files, and no less than what was in use at any call of this function. Elsewhere it is the peak of all.
+    """
     if device.startswith("cuda"):
         import torch
 
@@ -33,22 +51,44 @@ def memory_bytes(device: str) -> int:
         return psutil.Process().memory_info().peak_wset
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    resident = _resident_bytes()
+    for kind, size in resident.items():
+        _seen[kind] = max(_seen[kind], size)
+    return max(peak - _seen["file"], _seen["anonymous"]) if resident else peak
 
 
-@contextmanager
-def translate_oom(stage: str, device: str, remains: str) -> Iterator[None]:
-    """Turns the many out-of-memory errors of libraries into one OutOfMemoryError, with the stage and the cheapest remedy.
+def _resident_bytes() -> dict[str, int]:
+    """Memory of this process now, anonymous and of files, as Linux tells it; nothing where it does not."""
+    names = {"RssAnon": "anonymous", "RssFile": "file"}
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        lines = (line.split() for line in file)
+        return {names[line[0][:-1]]: int(line[1]) * 1024 for line in lines if line[0][:-1] in names}
+    return {}
 
-    remains: what is on disk, or what else helps; the end of the hint.
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether `error` itself says that memory ran out, on the host or on a device; not what else has to do with memory.
+
+    An illegal memory access is a bug, and too little shared memory of Triton a kernel that does not suit the card.
     """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError, on a GPU a kind of it
-        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
-            raise
-        gc.collect()
-        offload = "add --offload model (or sequential), or " if device.startswith("cuda") else ""
-        reason = " ".join(str(error).split())[:200] or "the host has no more"
-        raise OutOfMemoryError(f"out of memory while {stage}: {reason}", expected="what longgen plan estimates fits the device",
-                               hint=f"{offload}take fewer --frames or a smaller --size; {remains}") from error  # fmt: skip
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
+        return True
+    if isinstance(error, OSError) and error.errno is not None:  # its text may be a file's name
+        return error.errno == errno.ENOMEM
+    return isinstance(error, Exception) and _OUT_OF_MEMORY.search(str(error).lower()) is not None
+
+
+def lacks_host_memory(error: BaseException) -> bool:
+    """Whether an error of which `lacks_memory` is true says that it was the host's."""
+    return isinstance(error, MemoryError) or _OF_HOST.search(str(error).lower()) is not None
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """`error`, what it was raised from or while handling, and so on: libraries wrap the errors of others."""
+    links: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in links:
+        yield link
+        links.append(link)
+        link = link.__cause__ or link.__context__

@@ -19,8 +19,9 @@ from longgen import arguments, disk, ffmpeg, preset, rundir
 from longgen.backbones import defaults
 from longgen.backbones.settings import ModelSettings
 from longgen.describe import plan_dict
-from longgen.device import device_name, memory_bytes, translate_oom
+from longgen.device import device_name, memory_bytes
 from longgen.errors import LonggenError, UsageError
+from longgen.out_of_memory import translate_oom
 from longgen.plan import Plan
 from longgen.progress import Phase, Progress, no_report
 from longgen.resolve import PlanRequest, resolve
@@ -138,7 +139,8 @@ def generate_one(
         record.write("running")
         if latents is None:
             skipping = magcache.skipping(backbone, plan, lambda: Phase("calibrate", plan.steps, device, report).at)
-            with translate_oom("sampling", device, "then add --resume"), skipping:
+            remains = "the checkpoint is kept: --resume goes on, with another --offload too"
+            with translate_oom("sampling", backbone.model_settings, remains, plan), skipping:
                 phase = Phase("sample", plan.rounds, device, report, done=state.done if state else 0)
                 latents, decoded = _sample(backbone, job, chunks, state, phase)
                 record.seconds["sample"] = round(phase.seconds, 3)
@@ -147,7 +149,8 @@ def generate_one(
         (folder / rundir.STEP).unlink(missing_ok=True)
         record.write("sampled")
         if not decoded:
-            with translate_oom("decoding", device, f"the latents are kept: longgen decode {folder}"):
+            remains = f"the latents are kept: longgen decode {folder}"
+            with translate_oom("decoding", backbone.model_settings, remains, plan, decoding=True):
                 phase = Phase("decode", plan.frames_px, device, report)
                 frames = backbone.decode(chunks.frames(plan.frames_lat) if latents is None else latents)
                 write_video(Writer(output, plan.size, plan.sample.fps or plan.spec.fps, run_settings), frames, phase)
@@ -224,7 +227,7 @@ def generate_jobs(
                     continue
                 load_s = 0.0
                 if backbone is None:
-                    backbone, load_s = load(job.plan.spec, model_settings, report)
+                    backbone, load_s = load(job.plan.spec, model_settings, report, job.plan)
                     for note in backbone.notes:
                         log(f"note: {note}")
                     if model_settings.compile:
@@ -256,13 +259,16 @@ def _announced(job: Job, backbone: PipelineBackbone, log: Callable[[str], None])
 
 
 def load(
-    spec: BackboneSpec, model_settings: ModelSettings, report: Callable[[Progress], None] = no_report
+    spec: BackboneSpec, model_settings: ModelSettings, report: Callable[[Progress], None] = no_report, plan: Plan | None = None
 ) -> tuple[PipelineBackbone, float]:
-    """The model of `spec`, and the seconds it took. Raises OutOfMemoryError, and what `longgen.pipelines.loading.load` does."""
+    """The model of `spec`, and the seconds it took. plan: what it will run, for the hint where memory runs out.
+
+    Raises OutOfMemoryError, and what `longgen.pipelines.loading.load` does.
+    """
     from longgen.pipelines import loading
 
     phase = Phase("load", 1, "cpu", report)
-    with translate_oom("loading the model", model_settings.device, "or a smaller --backbone"):
+    with translate_oom("loading the model", model_settings, "or a smaller --backbone", plan):
         backbone = loading.load(spec, model_settings)
     phase.at(1)
     return backbone, phase.seconds

@@ -18,10 +18,12 @@ from imageio_ffmpeg import count_frames_and_secs
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from longgen import cli, device, naming, preset, run, run_settings, rundir
+from longgen import cli, naming, preset, run, run_settings, rundir
 from longgen.backbones import settings
+from longgen.backbones.settings import ModelSettings
 from longgen.checkpoint import Chunks
 from longgen.errors import OutOfMemoryError, UsageError
+from longgen.out_of_memory import translate_oom
 from longgen.pipelines import loading
 from longgen.video import Writer, read_frames, read_settings
 
@@ -284,10 +286,10 @@ def test_lack_of_memory_has_its_own_exit_code_and_names_the_stage(tmp_path: Path
 
 def test_an_error_without_words_is_named_too() -> None:
     with pytest.raises(OutOfMemoryError, match="out of memory while decoding: the host has no more"):  # noqa: SIM117
-        with device.translate_oom("decoding", "cpu", "the latents are kept"):
+        with translate_oom("decoding", ModelSettings("cpu", "fp32"), "the latents are kept"):
             raise MemoryError
     with pytest.raises(RuntimeError, match="another matter"):  # noqa: SIM117
-        with device.translate_oom("decoding", "cpu", ""):
+        with translate_oom("decoding", ModelSettings("cpu", "fp32"), ""):
             raise RuntimeError("another matter")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import re
 
+from longgen.device import chain, lacks_memory
 from longgen.errors import LonggenError, MissingError, OutOfMemoryError
 
 _FAILURES: dict[int, tuple[type[LonggenError], str, str, str]] = {  # errno -> the error, what is wrong, expected, hint
@@ -24,8 +25,6 @@ _FAILURES: dict[int, tuple[type[LonggenError], str, str, str]] = {  # errno -> t
 }  # fmt: skip
 _ALIKE = {errno.ENFILE: errno.EMFILE, errno.EPERM: errno.EACCES}
 _TEXTS = {  # what libraries write -> the errno that it stands for
-    errno.ENOMEM: r"can('|no)t allocate memory|out of memory|not enough memory|os error 12\b|\[errno 12\]|failed to map segment|"
-    r"std::bad_alloc|memory allocation of \d+ bytes|unable to allocate|error code 12\b|can't start new thread",
     errno.EMFILE: r"too many open files|os error 2[34]\b|\[errno 2[34]\]",
     errno.EACCES: r"permission denied|os error 13\b|\[errno 13\]|operation not permitted",
     errno.EIO: r"input/output error|os error 5\b|\[errno 5\]|stale file handle",
@@ -34,12 +33,7 @@ _TEXTS = {  # what libraries write -> the errno that it stands for
 
 def system_failure(error: BaseException, what: str) -> LonggenError | None:
     """The error that `what` was not loaded for lack of memory, descriptors, permission or a disk; None where it is not that."""
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    for link in chain:
+    for link in chain(error):
         code = _code(link)
         if (code := _ALIKE.get(code, code)) in _FAILURES:
             kind, *texts = _FAILURES[code]
@@ -52,7 +46,7 @@ def _code(error: BaseException) -> int:
     """The errno of one error, by its type, its number or its text; 0 for another."""
     if isinstance(error, LonggenError):
         return 0
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
+    if lacks_memory(error):
         return errno.ENOMEM
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno

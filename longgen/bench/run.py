@@ -9,22 +9,22 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
-import torch
-
 from longgen import arguments, cost, progress
 from longgen.backbones.settings import ModelSettings
 from longgen.bench import steps
 from longgen.bench.memory import weight_bytes
 from longgen.bench.record import DIRECT, BenchResult, PresetTiming, StepTiming
 from longgen.bench.step_types import StepType, step_types
-from longgen.device import device_name
-from longgen.errors import LonggenError
+from longgen.device import chain, device_name, lacks_memory
+from longgen.errors import LonggenError, OutOfMemoryError
+from longgen.out_of_memory import cheapest
 from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan
 from longgen.progress import OnProgress, Phase
 from longgen.resolve import PlanRequest, check_overrides, resolve
 
 Plans = dict[str, Plan | LonggenError]
+LACKING = "out of memory"  # how the error of a row begins that could not be measured for it
 
 
 class HasError(Protocol):
@@ -69,7 +69,8 @@ def bench(
 ) -> BenchResult:
     """Measures every step type of the presets in `plans`, and of the stock pipeline, `rounds` times. Ctrl-C keeps what is done.
 
-    plans: from `plan_presets`. load: called once all plans are known. Raises the error of direct sampling.
+    plans: from `plan_presets`. load: called once all plans are known. Raises the error of direct sampling, and OutOfMemoryError where
+    no step fits.
     """
     rounds = arguments.whole_number("rounds", rounds, 1)
     baseline = plans[DIRECT]
@@ -96,6 +97,11 @@ def bench(
             phase.at(number + 1, done, left)
     except KeyboardInterrupt as stop:
         result.stopped = stop
+    if all((row.error or "").startswith(LACKING) for row in rows):
+        remedy = cheapest(baseline, model_settings)
+        raise OutOfMemoryError(f"{rows[0].error}, and so of every preset",
+                               expected="what longgen plan estimates fits the device",
+                               hint=f"{f'{remedy}; or ' if remedy else ''}fewer --frames or a smaller --size") from None  # fmt: skip
     return result
 
 
@@ -125,8 +131,10 @@ def capture_error(row: HasError) -> Iterator[None]:
         yield
     except LonggenError as error:
         row.error = error.given
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        row.error = f"out of memory: {' '.join(str(error).split())[:100]}"
+    except Exception as error:
+        if not any(map(lacks_memory, chain(error))):
+            raise
+        row.error = f"{LACKING}: {' '.join(str(error).split())[:100]}"
 
 
 def versions() -> dict[str, str]:

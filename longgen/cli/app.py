@@ -20,6 +20,7 @@ import typer.core
 
 from longgen import __version__
 from longgen.cli.dataclass_options import with_dataclass_options
+from longgen.device import chain, lacks_memory
 from longgen.errors import HungUp, LonggenError, OutOfMemoryError, Terminated, UsageError
 from longgen.textfile import visible
 
@@ -111,22 +112,20 @@ def _report_error(error: BaseException) -> int:
 
 def _system_error(error: BaseException) -> LonggenError | None:
     """The error of the operating system behind `error`, in words; None where `error` is a bug."""
-    if isinstance(error, MemoryError):
-        return OutOfMemoryError(f"out of memory: {error or 'the host has no more'}", expected="the memory longgen plan estimates",
+    links = [*chain(error)]
+    if lacking := next((link for link in links if lacks_memory(link)), None):
+        reason = " ".join(str(lacking).split())[:200] or "the host has no more"
+        return OutOfMemoryError(f"out of memory: {reason}", expected="the memory longgen plan estimates",
                                 hint="use fewer --frames or a smaller --size")  # fmt: skip
     encoding = locale.getpreferredencoding(False)
     if isinstance(error, UnicodeEncodeError) and not encoding.lower().startswith("utf"):
         return LonggenError(f"{error.object[:100]!r} cannot be a file name in the locale encoding {encoding}",
                             expected="a UTF-8 locale", hint="set LC_ALL=C.UTF-8, or use ASCII names")  # fmt: skip
-    chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    if any(getattr(link, "errno", None) in (errno.EMFILE, errno.ENFILE) or "Too many open files" in str(link) for link in chain):
+    if any(getattr(link, "errno", None) in (errno.EMFILE, errno.ENFILE) or "Too many open files" in str(link) for link in links):
         return LonggenError("this process may open no more files", expected="a limit of 256 or more (ulimit -n)",
                             hint="raise it: ulimit -n 1024")  # fmt: skip
-    refused = next((link for link in chain if isinstance(link, OSError)), None)
-    if refused is None or not isinstance(chain[0], OSError | ImportError):
+    refused = next((link for link in links if isinstance(link, OSError)), None)
+    if refused is None or not isinstance(links[0], OSError | ImportError):
         return None
     what = refused.filename if isinstance(refused.filename, str) else "a file"
     return LonggenError(f"{what}: {refused.strerror or refused}", expected="files and folders with read and write permission",

@@ -24,6 +24,8 @@ def decode(
 ) -> None:
     """Turn saved latents into a video, without sampling again."""
     from longgen import checkpoint, disk, naming, progress, resolve, run, rundir, video
+    from longgen.backbones.settings import ModelSettings
+    from longgen.out_of_memory import translate_oom
 
     if latents.suffix == ".run":
         latents = latents / ("latents" if (latents / "latents").is_dir() else "latents.safetensors")
@@ -62,16 +64,18 @@ def decode(
     with rundir.lock(target), progress.reporter(options.quiet, say) as report:
         disk.check_new(target, options.overwrite)  # again: another process may have made it
         loading = progress.Phase("load", 1, "cpu", report)
-        from longgen.backbones.defaults import default_device
+        from longgen.backbones.defaults import default_device, default_dtype
         from longgen.pipelines.loading import decoder
 
         where = device or default_device()
-        frames_of = decoder(plan.spec, where, vae_tiling)
-        loading.at(1)
-        frames_lat = chunks.frames(plan.frames_lat) if len(chunks) else tensors["latents"]
-        decoding = progress.Phase("decode", plan.frames_px, where, report)
-        writer = video.Writer(target, plan.size, plan.sample.fps or plan.spec.fps, settings)
-        frames_px = run.write_video(writer, frames_of(frames_lat), decoding)
+        model_settings = ModelSettings(where, default_dtype(plan.spec, where), vae_tiling=vae_tiling)
+        with translate_oom("decoding", model_settings, "the latents are kept; or --device cpu", decoding=True):
+            frames_of = decoder(plan.spec, where, vae_tiling)
+            loading.at(1)
+            frames_lat = chunks.frames(plan.frames_lat) if len(chunks) else tensors["latents"]
+            decoding = progress.Phase("decode", plan.frames_px, where, report)
+            writer = video.Writer(target, plan.size, plan.sample.fps or plan.spec.fps, settings)
+            frames_px = run.write_video(writer, frames_of(frames_lat), decoding)
         seconds = round(decoding.seconds, 3)
         if frames_px == plan.frames_px and target.with_suffix(".run").absolute() == folder:
             rundir.mark_decoded(target)

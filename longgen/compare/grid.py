@@ -16,7 +16,7 @@ from typing import Any
 
 from longgen import cost, disk, naming, run, rundir
 from longgen.backbones.settings import ModelSettings
-from longgen.errors import LonggenError, UsageError
+from longgen.errors import LonggenError, OutOfMemoryError, UsageError
 from longgen.frames import pixel_frames
 from longgen.pipelines import base
 from longgen.pipelines.token_limit import cut_notes, tokenizer_of
@@ -90,7 +90,7 @@ def generate_videos(
         if video in missing:
             log(f"[{number}/{len(videos)}] {video.plan.preset.name}, seed {video.seed}, {on_one_line(video.prompt, PROMPT_LENGTH)}")
             if backbone is None or phase is None:
-                backbone, _ = run.load(video.plan.spec, model_settings, report)
+                backbone, _ = run.load(video.plan.spec, model_settings, report, video.plan)
                 phase = Phase("videos", len(videos), model_settings.device, report, number - 1)
                 cut = (note for video in videos for note in cut_notes(video.plan, [video.prompt], tokenizer_of(backbone)))
                 for note in dict.fromkeys([*backbone.notes, *cut]):
@@ -99,6 +99,8 @@ def generate_videos(
                 _generate(video, backbone, report, log)
             except LonggenError as failure:
                 error = failure.given
+                if isinstance(failure, OutOfMemoryError):
+                    log(f"hint: {failure.hint}")
             except Exception as failure:  # a bug, in longgen or in a library: the other videos need not wait for the fix
                 if os.environ.get("LONGGEN_DEBUG") == "1":
                     raise

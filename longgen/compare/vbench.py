@@ -20,6 +20,7 @@ import torch
 from longgen import disk
 from longgen.compare.record import Cell, Comparison
 from longgen.compare.scores import DECODING, cached, file_hash, hash_of, rounded
+from longgen.device import chain, lacks_memory
 from longgen.errors import OutOfMemoryError, UsageError
 from longgen.metrics import in_order, vbench
 from longgen.metrics.vbench import DIMENSIONS, PREFIX, musiq, raft
@@ -106,7 +107,9 @@ class VBenchScores:
             try:
                 self._networks = self._networks or VBench(self._device, self._folder, self._dimensions)
                 score = self._networks.score(video)
-            except torch.OutOfMemoryError as error:
+            except Exception as error:
+                if not any(map(lacks_memory, chain(error))):
+                    raise
                 reason = " ".join(str(error).split())[:200]
                 raise OutOfMemoryError(f"out of memory while VBench scored {video.name}: {reason}",
                                        expected="memory for its networks and pictures of this size",

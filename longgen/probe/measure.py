@@ -26,6 +26,7 @@ from torch import Tensor
 
 from longgen import arguments, checkpoint, cost, disk, frames, planner, preset
 from longgen.backbones import tiny_grammar
+from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import RELATIVE_POSITIONS, BackboneSpec
 from longgen.context.window import Window
 from longgen.errors import LonggenError, UsageError
@@ -33,6 +34,7 @@ from longgen.layers.probe_file import ProbeRun, ProbeSettings, ScoreName
 from longgen.loops import PROMPTS, sample
 from longgen.loops.denoiser import Denoiser
 from longgen.metrics.score import Scorer
+from longgen.out_of_memory import translate_oom
 from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan
 from longgen.planner import LONG
@@ -209,7 +211,7 @@ def measure(
     spec: BackboneSpec,
     settings: ProbeSettings,
     results: PartialResults,
-    device: str,
+    model_settings: ModelSettings,
     report: OnProgress,
 ) -> tuple[list[ProbeRun], dict[str, list[float]]]:
     """The scores of every prompt and seed, and the mean effective ranks by window, one per layer."""
@@ -226,18 +228,20 @@ def measure(
         (f"{number}-{seed}", number, prompt, seed) for number, prompt in enumerate(settings.prompts) for seed in settings.seeds
     ]
     left = len(samples) * sum(flops[frames_px] * count for frames_px, count in counts.items())
-    phase = Phase("probe", len(samples) * sum(counts.values()), device, report)
+    phase = Phase("probe", len(samples) * sum(counts.values()), model_settings.device, report)
     runner = ProbeRunner(load_model, settings, results, flops, left, phase)
     shift_of = {f"shift{by:+}": shift_keys(by) for by in shifts}
+    remains = "finished runs are kept: the same command goes on"
     try:
-        for name, _, prompt, seed in samples:
-            runner.record(f"{name}-native", native, prompt, seed, shifts, ())
-            runner.record(f"{name}-long", long, prompt, seed, (), settings.windows)
-            for layer, (label, shift) in itertools.product(layers, shift_of.items()):
-                runner.compare(f"{name}-{label}-{layer}", modify_layer(native, layer, shift), prompt, seed, f"{name}-native")
-            for layer in layers:
-                runner.compare(f"{name}-window-{layer}", modify_layer(long, layer, local_window), prompt, seed, f"{name}-long")
-        runner.wait()
+        with translate_oom("probing", model_settings, remains, long):
+            for name, _, prompt, seed in samples:
+                runner.record(f"{name}-native", native, prompt, seed, shifts, ())
+                runner.record(f"{name}-long", long, prompt, seed, (), settings.windows)
+                for layer, (label, shift) in itertools.product(layers, shift_of.items()):
+                    runner.compare(f"{name}-{label}-{layer}", modify_layer(native, layer, shift), prompt, seed, f"{name}-native")
+                for layer in layers:
+                    runner.compare(f"{name}-window-{layer}", modify_layer(long, layer, local_window), prompt, seed, f"{name}-long")
+            runner.wait()
     finally:
         runner.thread.shutdown()
     runs, ranks = [], []

@@ -17,6 +17,7 @@ from longgen.errors import MissingError, UsageError
 from longgen.layers.fingerprint import fingerprint
 from longgen.layers.probe_file import Probe, ProbeSettings, ScoreName, cached_probes, probe_folder, read
 from longgen.pipelines import loading
+from longgen.out_of_memory import translate_oom
 from longgen.pipelines.base import PipelineBackbone
 from longgen.pipelines.token_limit import cut_notes, tokenizer_of
 from longgen.probe.classify import classify
@@ -46,7 +47,8 @@ def probe(
 
     @cache
     def load_model() -> PipelineBackbone:
-        model = loading.load(spec, model_settings)
+        with translate_oom("loading the model", model_settings, "or a smaller --backbone"):
+            model = loading.load(spec, model_settings)
         for note in [*model.notes, *cut_notes(resolve(PlanRequest("direct", spec)), settings.prompts, tokenizer_of(model))]:
             log(f"note: {note}")
         return model
@@ -64,7 +66,7 @@ def probe(
         cached = read(path) if path.is_file() and not again else None
         if cached is None:
             start, device = time.monotonic(), model_settings.device
-            runs, effective_ranks = measure(load_model, spec, settings, results, device, report)
+            runs, effective_ranks = measure(load_model, spec, settings, results, model_settings, report)
             costs: dict[str, Any] = {"seconds": round(time.monotonic() - start, 1), "peak_memory_bytes": memory_bytes(device),
                      "device": device_name(device)}  # fmt: skip
         else:

@@ -24,6 +24,8 @@ PROMPT = "a small red circle orbiting on a black background"
 
 SMALL = dataclasses.replace(TINY, native_px=9)  # three latent frames, so that few are more
 
+ON_CPU = ModelSettings("cpu", "fp32")
+
 
 def settings(mode: Any = "full", seeds: tuple[int, ...] = (0,)) -> ProbeSettings:
     """One shift, 32x32 pixels, two steps, 25 frames."""
@@ -46,7 +48,7 @@ def test_a_full_probe_has_every_score_and_goes_on_where_it_was_stopped(tiny: Any
 
         return report
 
-    whole = measure(lambda: tiny, SMALL, settings(), PartialResults(tmp_path / "whole"), "cpu", until(-1))
+    whole = measure(lambda: tiny, SMALL, settings(), PartialResults(tmp_path / "whole"), ON_CPU, until(-1))
     assert [now.done for now in reports if now.total != 14] == []
     assert reports[-1].done == 14  # two that are watched, a shift and a window for each of six layers
     assert reports[-1].eta_s == pytest.approx(0, abs=1e-6)
@@ -54,8 +56,8 @@ def test_a_full_probe_has_every_score_and_goes_on_where_it_was_stopped(tiny: Any
     parts = PartialResults(tmp_path / "parts")
     for stop in (1, 5, 9):
         with pytest.raises(StoppedError):
-            measure(lambda: loads.append("loaded") or tiny, SMALL, settings(), parts, "cpu", until(stop))
-    again = measure(lambda: tiny, SMALL, settings(), parts, "cpu", until(-1))
+            measure(lambda: loads.append("loaded") or tiny, SMALL, settings(), parts, ON_CPU, until(stop))
+    again = measure(lambda: tiny, SMALL, settings(), parts, ON_CPU, until(-1))
     assert again == whole
     assert len(loads) == 9  # a run each, and never one twice
     (found,), ranks = whole
@@ -68,14 +70,14 @@ def test_a_full_probe_has_every_score_and_goes_on_where_it_was_stopped(tiny: Any
 
 def test_a_part_that_the_disk_lost_is_made_again(tiny: Any, tmp_path: Path) -> None:
     parts = PartialResults(tmp_path)
-    first = measure(lambda: tiny, SMALL, settings("quick"), parts, "cpu", lambda now: None)
+    first = measure(lambda: tiny, SMALL, settings("quick"), parts, ON_CPU, lambda now: None)
     (tmp_path / "0-0-long.json").write_text('{"cont')
-    assert measure(lambda: tiny, SMALL, settings("quick"), parts, "cpu", lambda now: None) == first
+    assert measure(lambda: tiny, SMALL, settings("quick"), parts, ON_CPU, lambda now: None) == first
 
 
 def test_quick_is_what_full_reads_off_attention(tiny: Any, tmp_path: Path) -> None:
-    full, ranks = measure(lambda: tiny, SMALL, settings(), PartialResults(tmp_path / "full"), "cpu", lambda now: None)
-    quick, same = measure(lambda: tiny, SMALL, settings("quick"), PartialResults(tmp_path / "quick"), "cpu", lambda now: None)
+    full, ranks = measure(lambda: tiny, SMALL, settings(), PartialResults(tmp_path / "full"), ON_CPU, lambda now: None)
+    quick, same = measure(lambda: tiny, SMALL, settings("quick"), PartialResults(tmp_path / "quick"), ON_CPU, lambda now: None)
     assert same == ranks
     for kind in ("position", "context"):
         assert quick[0].scores[kind] == {"attention": full[0].scores[kind]["attention"]}  # type: ignore[index]
@@ -165,7 +167,7 @@ def test_defaults_of_settings() -> None:
 
 def test_a_rollout_is_probed_too(causal: Any, tmp_path: Path) -> None:
     wanted = make_settings(causal.spec, "full", 37, 2, [PROMPT], (0,), (32, 32), "fp32", ())
-    (found,), ranks = measure(lambda: causal, causal.spec, wanted, PartialResults(tmp_path), "cpu", lambda now: None)
+    (found,), ranks = measure(lambda: causal, causal.spec, wanted, PartialResults(tmp_path), ON_CPU, lambda now: None)
     for scores in found.scores.values():
         assert all(len(values) == causal.spec.layers and min(values) > 0 for values in scores.values())
     assert len(ranks["4x"]) == causal.spec.layers

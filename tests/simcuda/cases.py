@@ -42,9 +42,8 @@ from tests.simcuda.tensor import CudaTensor
 FAMILIES = ("tiny", "tiny-causal", *small.ALL)
 CHECKS = ("sample", "values", "decode", "resume", "schedule")
 PROMPT, OTHER, SEED, STEPS = "a red ball", "a small cyan triangle", 0, 4
-SETS = {"freeloc": ("vrpr.layers=all", "tsa.layers=all"), "fifo": ("fifo.partitions=1",)}
+SETS = {"freeloc": ("vrpr.layers=all", "tsa.layers=all", "tsa.reencode=vrpr"), "fifo": ("fifo.partitions=1",)}
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.02}  # |x' - x| / |x| of the latents after STEPS steps
-LENGTHS = 4  # native clips in a video
 
 
 @dataclass
@@ -60,18 +59,20 @@ class Outcome:
 def spec_of(family: str, folder: Path) -> BackboneSpec:
     """The model of `family`, written to `folder` where it is not there yet."""
     if family in SPECS:
-        return SPECS[family]
-    if not (folder / family).is_dir():
-        small.build(family, folder / family)
-    spec = find(str(folder / family))
-    return dataclasses.replace(spec, native_px=4 * spec.stride_t + 1)
+        spec = SPECS[family]
+    else:
+        if not (folder / family).is_dir():
+            small.build(family, folder / family)
+        spec = find(str(folder / family))
+    return dataclasses.replace(spec, native_px=(8 if spec.causal else 4) * spec.stride_t + 1)
 
 
 def planned(spec: BackboneSpec, name: str, schedule: PromptSchedule | None = None) -> Plan:
+    """Of a video of several times the training length, in few steps."""
+    frames = (2 if spec.causal else 4) * (spec.native_px - 1) + 1
     size = (64, 64) if spec.built_in else (64, 32)
-    frames = LENGTHS * (spec.native_px - 1) + 1 if not spec.built_in else 2 * spec.native_px
-    sampled = preset.Sample(frames=frames, steps=None if name == "fifo" else STEPS, size=size)
-    return planner.build(preset.load(name, SETS.get(name, ()), sampled), spec, schedule)
+    steps = None if name == "fifo" else STEPS  # one for each place of its queue
+    return planner.build(preset.load(name, SETS.get(name, ()), preset.Sample(frames=frames, steps=steps, size=size)), spec, schedule)
 
 
 def two_prompts(spec: BackboneSpec) -> PromptSchedule:

@@ -38,6 +38,8 @@ class Functions(TorchFunctionMode):
         if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], CudaTensor):
             where = tuple(map(_index, args[1])) if isinstance(args[1], tuple) else _index(args[1])
             return func(args[0], where, *args[2:])
+        if func is Tensor.new_tensor and isinstance(args[0], CudaTensor) and not _on_host(kwargs.get("device")):
+            return torch.tensor(*args[1:], **{"dtype": args[0].dtype, **kwargs, "device": CUDA})
         if func is torch.nn.functional.scaled_dot_product_attention:
             return _attention(func, *args, **kwargs)
         if func in (torch.tensor, torch.as_tensor, torch.from_numpy) and _is_cuda(kwargs.get("device")):
@@ -50,6 +52,10 @@ class Functions(TorchFunctionMode):
 
 def _is_cuda(device: Any) -> bool:
     return device is not None and torch.device(device).type == "cuda"
+
+
+def _on_host(device: Any) -> bool:
+    return device is not None and torch.device(device).type == "cpu"
 
 
 def _placed(x: Any) -> Any:

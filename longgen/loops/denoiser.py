@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from longgen.attention.device_tables import on_device
 from longgen.loops.prompt_schedule import blend
 from longgen.pipelines.base import PipelineBackbone, Text
 from longgen.plan import Plan
@@ -62,20 +63,23 @@ class Denoiser:
 
     @torch.no_grad()
     def predict(self, x: Tensor, timesteps: Tensor, step: int, text: Text) -> Tensor:
-        """Classifier-free guidance: the guided velocity of clips `x` [K, C, L, h, w] whose frames are at `timesteps` [K, L].
+        """Classifier-free guidance: the guided velocity of clips `x` [K, C, L, h, w] whose frames are at `timesteps` [K, L], on the host.
 
         uncond + scale (cond - uncond); without guidance cond alone. Where a model has two experts, each predicts the frames of its
         own timesteps and sees the other's. step: of the schedule; it selects what the plan does.
         """
         self.backbone.step_state.index = step
         guided = torch.zeros_like(x)
+        sent = on_device(timesteps.numpy(), x.device)  # the same few in every round
         for expert in self.backbone.experts(self.plan):
             frames = (timesteps >= expert.from_timestep) & (timesteps < expert.below_timestep)
             if not frames.any():
                 continue
-            cond, uncond = self.backbone.velocity(expert.transformer, x, timesteps, text, self.uncond)
+            cond, uncond = self.backbone.velocity(expert.transformer, x, sent, text, self.uncond)
             velocity = cond if uncond is None else uncond + expert.guidance_scale * (cond - uncond)
-            guided = torch.where(frames[:, None, :, None, None], velocity.to(x), guided)
+            if frames.all():
+                return velocity.to(x)
+            guided = torch.where(on_device(frames.numpy(), x.device)[:, None, :, None, None], velocity.to(x), guided)
         return guided
 
     def predict_x0(self, before: Tensor, after: Tensor, step: int) -> tuple[Tensor, float]:

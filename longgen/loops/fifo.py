@@ -23,7 +23,7 @@ from longgen.sampling.fifo import Fifo
 
 CHECKPOINT_ROUNDS = 8  # a checkpoint holds all frames so far; one a round would write them T times
 
-Predict = Callable[[Tensor, Tensor, int], Tensor]  # of clips [K, C, f, h, w], timesteps [K, f] and a step: velocities
+Predict = Callable[[Tensor, Tensor, int], Tensor]  # of clips [K, C, f, h, w], timesteps [K, f] on the host and a step: velocities
 
 
 def fifo(denoiser: Denoiser, noise: Tensor, generator: torch.Generator, on_step: OnStep, resume: State | None) -> Iterator[Tensor]:
@@ -47,7 +47,7 @@ def fifo(denoiser: Denoiser, noise: Tensor, generator: torch.Generator, on_step:
     with backbone.installed(plan):  # which also puts the pipeline's scheduler back
         scheduler = backbone.pipe.scheduler = backbone.frame_schedule(plan)
         latents = latents.to(backbone.device, torch.float32)
-        sigmas, timesteps = scheduler.sigmas.to(latents), scheduler.timesteps.to(latents)
+        sigmas, timesteps = (table.to("cpu", latents.dtype) for table in (scheduler.sigmas, scheduler.timesteps))
 
         for step in range(done, steps):  # the first clip, as usual
             velocity = denoiser.predict(latents, timesteps[step].expand(1, length), step, denoiser.text(denoiser.shares[:, 0]))
@@ -58,10 +58,11 @@ def fifo(denoiser: Denoiser, noise: Tensor, generator: torch.Generator, on_step:
         if done > steps:
             frames, line = [latents[:, :, :-line_lat]], latents[:, :, -line_lat:]
         else:
-            frames, line = [latents[:, :, :0]], initial_line(latents, noise[:, :, :steps].to(latents), sigmas, lookahead)
+            frames, line = [latents[:, :, :0]], initial_line(latents, noise[:, :, :steps].to(latents), sigmas.to(latents), lookahead)
         if frames[0].shape[2]:
             yield frames[0]
         times, drops = line_levels(sigmas, timesteps, lookahead)
+        drops = drops.to(latents)
         fused = any(program is not None and program.fusion is not None for program in plan.programs)
         same_in_all_steps = not fused and (plan.table == plan.table[:, :1]).all()
         batch = settings.clip_batch if same_in_all_steps else 1  # windows are at different steps
@@ -69,9 +70,8 @@ def fifo(denoiser: Denoiser, noise: Tensor, generator: torch.Generator, on_step:
             frame_lat = round_ - steps - early  # the frame that goes out; below zero it is dropped
             predict = functools.partial(denoiser.predict, text=denoiser.text(denoiser.shares[:, max(0, frame_lat)]))
             line = denoise_line(line, times, drops, queue.windows(length), length, predict, batch)
+            finite.check_latents(line, settings, f"round {round_ + 1} of {plan.rounds}")
             frame, line = shift_line(line, noise[:, :, round_ : round_ + 1], lookahead)
-            for part in (frame, line):
-                finite.check_latents(part, settings, f"round {round_ + 1} of {plan.rounds}")
             frames += [frame] if frame_lat >= 0 else []
             _checkpoint(plan, round_ + 1, [*frames, line], generator, on_step)
             if frame_lat >= 0:

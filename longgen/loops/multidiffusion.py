@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from longgen.attention.device_tables import on_device
 from longgen.errors import UsageError
 from longgen.loops import OnStep, State
 from longgen.loops.denoiser import Denoiser
@@ -64,8 +65,8 @@ class _ClipwiseCall:
         total = torch.zeros_like(x, dtype=torch.float32)
         anchor_cache: dict[Any, Any] = {}
         for first in range(0, len(clips.frames), batch):
-            frames = torch.from_numpy(clips.frames[first : first + batch]).to(x.device)
-            weights = torch.from_numpy(clips.weight[first : first + batch]).to(total)
+            frames = on_device(clips.frames[first : first + batch], x.device)
+            weights = on_device(clips.weight[first : first + batch], x.device, total.dtype)
             indices = range(first, first + len(frames))
             rows = [(clip, clips.anchors[clip], sample) for clip in indices for sample in range(len(x))]
             backbone.step_state.clips = ClipBatch(rows, anchor_cache)

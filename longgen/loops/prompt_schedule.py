@@ -47,7 +47,7 @@ class TextPerFrame:
     """Model calls over all frames get the texts of all shots, and their frames the `shares` [S, T] of each."""
 
     def __init__(self, texts: list[Text], shares: np.ndarray, step_state: StepState) -> None:
-        self.texts, self.shares, self.step_state = texts, torch.from_numpy(shares), step_state
+        self.texts, self.shares, self.step_state = texts, shares, step_state
 
     def __call__(self, transformer: Any, call: Callable[..., Any], arguments: dict[str, Any], branch: int) -> Any:
         by_shot = [with_text(arguments, text, branch) for text in self.texts]

@@ -94,7 +94,7 @@ def _denoise_chunk(denoiser: Denoiser, scheduler: Any, noise: ChunkNoise, text: 
     sigmas, timesteps = scheduler.sigmas.tolist(), scheduler.timesteps.tolist()
     x = noise.draw(0).to(backbone.device)
     for step, timestep in enumerate(timesteps):
-        x0 = x - sigmas[step] * denoiser.predict(x, torch.full((1, x.shape[2]), timestep, device=x.device), step, text)
+        x0 = x - sigmas[step] * denoiser.predict(x, torch.full((1, x.shape[2]), timestep), step, text)
         finite.check_latents(x0, backbone.model_settings, f"{name}, step {step + 1} of {steps}")
         if step + 1 < steps:
             x = (1 - sigmas[step + 1]) * x0 + sigmas[step + 1] * noise.draw(step + 1).to(backbone.device)
@@ -106,7 +106,7 @@ def _write_cache(denoiser: Denoiser, cache: KVCache, x0: Tensor, start: int, tex
     technique = denoiser.plan.sampling
     assert isinstance(technique, Rollout)
     cache.writing = True
-    denoiser.predict(x0, torch.full((1, x0.shape[2]), technique.context_noise, device=x0.device), denoiser.plan.steps - 1, text)
+    denoiser.predict(x0, torch.full((1, x0.shape[2]), technique.context_noise), denoiser.plan.steps - 1, text)
     cache.writing = False
     cache.close(start)
 

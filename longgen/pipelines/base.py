@@ -163,7 +163,7 @@ class PipelineBackbone:
 
     def levels(self, step: int) -> tuple[tuple[float, float], tuple[float, float], float]:
         """(alpha, sigma) of x = alpha x0 + sigma noise before and after `step`, and d x0 / d x for a constant model output."""
-        before, after = self.pipe.scheduler.sigmas[step : step + 2].tolist()
+        before, after = self.step_state.scheduled("sigmas")[step : step + 2]
         return (1 - before, before), (1 - after, after), 1.0
 
     def by_frame(self, x: Tensor, frames_lat: int) -> Tensor:

@@ -91,7 +91,7 @@ class CogVideoX(PipelineBackbone):
     def levels(self, step: int) -> tuple[tuple[float, float], tuple[float, float], float]:
         scheduler = self.pipe.scheduler
         stride = scheduler.config.num_train_timesteps // scheduler.num_inference_steps
-        timestep = int(scheduler.timesteps[step])
+        timestep = int(self.step_state.step.timesteps[step])
         after = scheduler.alphas_cumprod[timestep - stride] if timestep >= stride else scheduler.final_alpha_cumprod
         (before, sigma), (next_alpha, next_sigma) = (
             (float(share) ** 0.5, (1 - float(share)) ** 0.5) for share in (scheduler.alphas_cumprod[timestep], after)

@@ -54,9 +54,9 @@ class HunyuanAttentionPlan(PlannedAttention):
     ) -> tuple[Tensor, Tensor]:
         """`run_joint`, sample by sample, since prompts, and so keys, differ in length. video, text: q, k and v."""
         (q, k, v), videos, texts = video, [], []
+        shown = [slice(None)] * len(q) if mask is None else self.step_state.visible_text(mask, text[0].shape[1])
         for index in range(len(features)):
-            rows = slice(index, index + 1)
-            seen = slice(None) if mask is None else mask[index, 0, 0, -text[0].shape[1] :]
+            rows, seen = slice(index, index + 1), shown[index]
             video_qkv, text_qkv = (q[rows], k[rows], v[rows]), (text[0][rows], text[1][rows, seen], text[2][rows, seen])
             video_output, text_output = self.run_joint(layer, features[rows], tables, video_qkv, text_qkv, index)
             videos.append(video_output)

@@ -16,6 +16,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from torch import Tensor
 
 from longgen.attention import executor
+from longgen.attention.device_tables import on_device
 from longgen.attention.lse_kernels import AttentionWithLSE, attention_with_lse
 from longgen.attention.observer import AttentionInputs, Observer
 from longgen.attention.rotary import Rotary, Tables
@@ -203,8 +204,8 @@ class ScheduledCrossAttention:
         masks = [None] * len(shares) if attention_mask is None else attention_mask.chunk(len(shares), dim=-1)
         output = torch.zeros_like(frames)
         for share, text, mask in zip(shares, texts, masks, strict=True):
-            seen = share.nonzero().flatten()
-            if len(seen):
-                part = self.stock(attn, frames[:, seen].flatten(1, 2), text, mask, rotary).unflatten(1, (len(seen), -1))
-                output[:, seen] += share[seen].to(part).view(-1, 1, 1) * part
+            if count := np.count_nonzero(share):
+                seen = on_device(np.flatnonzero(share), frames.device)
+                part = self.stock(attn, frames[:, seen].flatten(1, 2), text, mask, rotary).unflatten(1, (count, -1))
+                output[:, seen] += on_device(share[share != 0], part.device, part.dtype).view(-1, 1, 1) * part
         return output.flatten(1, 2)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from longgen.technique import Step
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from longgen.attention.observer import Observer
 
 
@@ -32,12 +34,29 @@ class StepState:
     index: int = 0
     clips: ClipBatch | None = None
     observer: Observer | None = None  # sees each call of each layer that does not run the stock attention
-    shares: Tensor | None = None  # [shots, frames]: the texts of this call, one after the other, and each frame's share of them
-    _timesteps: tuple[Any, tuple[float, ...]] = (None, ())  # of the scheduler, and as numbers
+    shares: np.ndarray | None = None  # [shots, frames]: the texts of this call, one after the other, and each frame's share of them
+    _read: dict[str, tuple[Any, tuple[float, ...]]] = field(default_factory=dict)  # tensors of the scheduler, and as numbers
+    _text: tuple[Any, list[slice | Tensor]] = (None, [])  # the last mask, and the text that it shows
 
     @property
     def step(self) -> Step:
-        timesteps = self.pipe.scheduler.timesteps
-        if self._timesteps[0] is not timesteps:  # read once a schedule: they may be on a GPU
-            self._timesteps = (timesteps, tuple(timesteps.tolist()))
-        return Step(self.index, self._timesteps[1])
+        return Step(self.index, self.scheduled("timesteps"))
+
+    def scheduled(self, name: str) -> tuple[float, ...]:
+        """The scheduler's `timesteps` or `sigmas`, read once a schedule: they may be on a GPU."""
+        tensor = getattr(self.pipe.scheduler, name)
+        if name not in self._read or self._read[name][0] is not tensor:
+            self._read[name] = (tensor, tuple(tensor.tolist()))
+        return self._read[name][1]
+
+    def visible_text(self, mask: Tensor, text_tokens: int) -> list[slice | Tensor]:
+        """For each sample the text tokens that `mask` [B, 1, 1, N + L] shows, among the last `text_tokens` of its keys.
+
+        Read from the device once a model call, all of whose layers have the same mask.
+        """
+        if self._text[0] is not mask:
+            shown = [row.nonzero().flatten() for row in mask[:, 0, 0, -text_tokens:].cpu()]
+            first = [tokens.equal(torch.arange(len(tokens))) for tokens in shown]  # as all of diffusers' are
+            self._text = (mask, [slice(len(tokens)) if is_first else tokens.to(mask.device)
+                                 for tokens, is_first in zip(shown, first, strict=True)])  # fmt: skip
+        return self._text[1]

@@ -61,7 +61,8 @@ def _works(call: AttentionWithLSE, device: torch.device, dtype: torch.dtype, hea
         output, lse = call(q, k, v, mask) if masked else call(q, k, v)
     except (RuntimeError, NotImplementedError):
         return False
-    logits = torch.einsum("bqhd,bkhd->bhqk", q.double(), k.double()) / head_dim**0.5 + (mask.double() if masked else 0)
-    exact = torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), v.double())
-    errors = ((output.double() - exact).abs().max(), (lse.double() - logits.logsumexp(-1)).abs().max())
+    q, k, v, mask = (x.cpu().double() for x in (q, k, v, mask))  # not every device has doubles
+    logits = torch.einsum("bqhd,bkhd->bhqk", q, k) / head_dim**0.5 + (mask if masked else 0)
+    exact = torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), v)
+    errors = ((output.cpu().double() - exact).abs().max(), (lse.cpu().double() - logits.logsumexp(-1)).abs().max())
     return lse.dtype in (torch.float32, torch.float64) and all(float(error) < TOLERANCE for error in errors)

@@ -100,7 +100,8 @@ def set_up(backbone: PipelineBackbone) -> None:
     elif model_settings.offload == "sequential":
         pipe.enable_sequential_cpu_offload(device=model_settings.device)
     elif model_settings.offload == "group":
-        pipe.enable_group_offload(onload_device=torch.device(model_settings.device), offload_type="leaf_level", use_stream=True)
+        use_stream = not model_settings.device.startswith("mps")  # which has none
+        pipe.enable_group_offload(torch.device(model_settings.device), offload_type="leaf_level", use_stream=use_stream)
     else:
         pipe.to(model_settings.device)
 

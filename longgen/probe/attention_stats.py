@@ -57,9 +57,9 @@ def entropy_change(inputs: AttentionInputs, visible: np.ndarray) -> tuple[float,
         logits = torch.einsum("bqhd,bkhd->bhqk", rows, k.float())
         mask = torch.from_numpy(visible[frame]).to(q.device).repeat_interleave(tokens)
         mask = torch.cat([mask, mask.new_ones(k.shape[1] - len(mask))])  # text is visible to all
-        full, limited = _entropy(logits), _entropy(logits[..., mask])
-        change += float((limited - full).double().square().sum())
-        total += float(full.double().square().sum())
+        full, limited = (_entropy(part).cpu().double() for part in (logits, logits[..., mask]))  # not every device has doubles
+        change += float((limited - full).square().sum())
+        total += float(full.square().sum())
     return change, total
 
 

@@ -173,8 +173,11 @@ def _guard() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def simulated(total_bytes: int = 80 * 10**9) -> Iterator[Log]:
-    """Within the context there is one GPU, `cuda:0`, of so many bytes; what is left of it afterwards must not be used."""
+def simulated(total_bytes: int = 80 * 10**9, float64: bool = True) -> Iterator[Log]:
+    """Within the context there is one GPU, `cuda:0`, of so many bytes; what is left of it afterwards must not be used.
+
+    float64: whether it has double precision, which Apple's have not.
+    """
     from longgen.attention import device_tables
     from longgen.attention.lse_kernels import attention_with_lse
 
@@ -184,6 +187,7 @@ def simulated(total_bytes: int = 80 * 10**9) -> Iterator[Log]:
             stack.enter_context(patch)
         for mode in (Functions(), Dispatch()):
             stack.enter_context(mode)
+        stack.enter_context(mock.patch.dict(tensor.dtypes, float64=float64))
         for forget in (attention_with_lse.cache_clear, device_tables.forget, tensor.forget):
             forget()
             stack.callback(forget)

@@ -26,6 +26,7 @@ ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_s
 FREE = VIEWS | ALLOCATIONS | {"_local_scalar_dense"}  # launch no kernel
 
 log = Log()
+dtypes: dict[str, bool] = {"float64": True}  # whether the device has it
 _pinned: set[int] = set()  # storages of the host that were pinned, by address
 
 
@@ -124,11 +125,11 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     host_args, host_kwargs = tree_unflatten([x.values if isinstance(x, CudaTensor) else x for x in flat], spec)
     if asked is not None:
         host_kwargs = {**host_kwargs, "device": torch.device("cpu")}
-    if name == "_to_copy" and host_kwargs.pop("pin_memory", None):
-        pass
     with _device_rules(name, on_device):
         out = func(*host_args, **host_kwargs)
     _count(name, args, kwargs, on_device, on_host, to_device)
+    if to_device and not dtypes["float64"] and any(getattr(x, "dtype", None) == torch.float64 for x in tree_flatten(out)[0]):
+        raise log.fault(name, "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
     if any(part.alias_info is not None and part.alias_info.is_write for part in func._schema.returns):  # in place
         given = {id(x.values): x for x in on_device}
         return tree_map(lambda x: given.get(id(x), x), out)

@@ -23,7 +23,7 @@ _LIBRARIES = (  # CUDA, cuBLAS, cuSOLVER, cuDNN, cuFFT, HIP, rocBLAS, MIOpen
 _OUT_OF_MEMORY = re.compile(rf"\bout of memory\b|{_LIBRARIES}|{_HOST}")
 _OF_HOST = re.compile(_HOST)
 
-_seen = {"anonymous": 0, "file": 0}  # the most resident memory of this process so far, in bytes
+_seen = {"RssAnon": 0, "RssFile": 0}  # the most bytes of this process that were anonymous, or of files, as Linux calls them
 
 
 def device_name(device: str) -> str:
@@ -49,21 +49,25 @@ def memory_bytes(device: str) -> int:
         import psutil
 
         return psutil.Process().memory_info().peak_wset
-    import resource
+    now = _resident_bytes()
+    if not now:
+        import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    resident = _resident_bytes()
-    for kind, size in resident.items():
-        _seen[kind] = max(_seen[kind], size)
-    return max(peak - _seen["file"], _seen["anonymous"]) if resident else peak
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    for kind in _seen:
+        _seen[kind] = max(_seen[kind], now[kind])
+    return max(now["VmHWM"] - _seen["RssFile"], _seen["RssAnon"])
 
 
 def _resident_bytes() -> dict[str, int]:
-    """Memory of this process now, anonymous and of files, as Linux tells it; nothing where it does not."""
-    names = {"RssAnon": "anonymous", "RssFile": "file"}
+    """Resident memory of this process: its peak, and what is anonymous and what of files now. Nothing where Linux does not say.
+
+    Not by getrusage, whose peak is also that of the process that started this one.
+    """
     with contextlib.suppress(OSError, ValueError), open("/proc/self/status", encoding="ascii", errors="replace") as file:
-        lines = (line.split() for line in file)
-        return {names[line[0][:-1]]: int(line[1]) * 1024 for line in lines if line[0][:-1] in names}
+        lines = (line.partition(":") for line in file)
+        found = {name: int(value.split()[0]) * 1024 for name, _, value in lines if name in ("VmHWM", *_seen)}
+        return found if len(found) == 1 + len(_seen) else {}
     return {}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from longgen import cost
 from longgen.backbones.settings import ModelSettings
@@ -33,7 +33,7 @@ class Remedy(NamedTuple):
 def remedies(plan: Plan, settings: ModelSettings) -> list[Remedy]:
     """What lowers the peak of `plan`, the cheapest in time first; those that would start the run over come last."""
     offloads = {"none": ("model", "group"), "model": ("group",)}.get(settings.offload, ())
-    changes = {
+    changes: dict[str, dict[str, Any]] = {
         **{f"--offload {name}": {"offload": name} for name in offloads if settings.device.startswith(GPUS)},
         "--clip-batch 1": {"clip_batch": 1},
         "--dtype bf16": {"dtype": "bf16" if settings.dtype == "fp32" else settings.dtype},
@@ -58,7 +58,9 @@ def _peak(plan: Plan, settings: ModelSettings) -> int:
 
 
 @contextmanager
-def translate_oom(stage: str, settings: ModelSettings, remains: str, plan: Plan | None = None, decoding: bool = False) -> Iterator[None]:
+def translate_oom(
+    stage: str, settings: ModelSettings, remains: str, plan: Plan | None = None, decoding: bool = False
+) -> Iterator[None]:
     """Turns the many out-of-memory errors of libraries into one OutOfMemoryError, with the stage and the cheapest remedy.
 
     remains: what is on disk, or what else helps; the end of the hint. plan: what runs, where it is known. decoding: whether the VAE
@@ -85,8 +87,8 @@ def _hint(cause: BaseException, settings: ModelSettings, remains: str, plan: Pla
     if decoding:
         if plan is not None and settings.offload == "none" and settings.device.startswith(GPUS):
             memory = cost.memory_bytes(plan, settings.dtype)
-            alone = f"loads the VAE alone, which saves about {human_bytes(memory['weights'])} of {human_bytes(memory['peak'])}, estimated"
-            remains = f"{remains} {alone}"
+            saving, peak = human_bytes(memory["weights"]), human_bytes(memory["peak"])
+            remains = f"{remains} loads the VAE alone, which saves about {saving} of {peak}, estimated"
         return remains if settings.vae_tiling else f"--vae-tiling decodes in tiles; {remains}"
     if plan is not None and (remedy := cheapest(plan, settings)) is not None:
         return f"{remedy}{'' if remedy.goes_on else ' (the run starts over)'}; or {'; '.join(parts)}"

@@ -30,8 +30,8 @@ ORDER = [
     "errors", "closed", "arguments", "textfile", "units", "frames", "plugins", "terminal", "html", "device", "cache_folder",
     "ffmpeg", "disk", "naming", "checkpoint", "video_info", "video", "progress",
     "frameplan", "technique", "noise", "refine", "positions", "context", "fusion", "sampling", "catalog",
-    "backbones", "schedule", "preset", "prompts", "program", "stack", "plan", "cost", "out_of_memory", "layers", "planner", "resolve",
-    "attention", "pipelines", "run_settings", "rundir", "describe", "loops", "interrupted", "run",
+    "backbones", "schedule", "preset", "prompts", "program", "stack", "plan", "cost", "out_of_memory", "layers", "planner",
+    "resolve", "attention", "pipelines", "run_settings", "rundir", "describe", "loops", "interrupted", "run",
     "metrics", "probe", "bench", "compare", "backbones.tiny", "cli", "docs",
 ]  # fmt: skip
 ONLY_UNDER = {  # library -> the rows whose modules may import it

@@ -1,8 +1,10 @@
-"""Memory that runs out in each phase of a run on a (simulated) GPU: exit code 4, what was computed is kept, and a remedy is named."""
+"""Memory that runs out in each phase of a run on a simulated GPU: exit code 4, what was computed is kept, a remedy is named."""
 
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,8 @@ from longgen.units import human_bytes
 from tests.simcuda import simulated
 
 LACK = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB"
-RUN = ["generate", "--prompt", "a red ball", "--backbone", "tiny", "--device", "cuda", "--dtype", "fp32", "--frames", "17", "--steps", "4",
-       "--size", "64x64", "--seed", "1", "--quiet"]  # fmt: skip
+RUN = ["generate", "--prompt", "a red ball", "--backbone", "tiny", "--device", "cuda", "--dtype", "fp32", "--frames", "17",
+       "--steps", "4", "--size", "64x64", "--seed", "1", "--quiet"]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,9 @@ RUN = ["generate", "--prompt", "a red ball", "--backbone", "tiny", "--device", "
         RuntimeError("HIP error: hipErrorOutOfMemory"),
         RuntimeError("HIP out of memory. Tried to allocate 2.00 GiB"),
         RuntimeError("MPS backend out of memory (MPS allocated: 17 GB, max allowed: 18 GB)"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        ),
         RuntimeError("std::bad_alloc"),
         OSError(errno.ENOMEM, "Cannot allocate memory"),
     ],
@@ -53,7 +57,10 @@ def test_a_lack_of_memory_is_one_by_every_way(error: Exception) -> None:
     assert isinstance(failure, OutOfMemoryError)
     wrapped = ValueError("a library's own words")
     wrapped.__cause__ = error
-    with pytest.raises(OutOfMemoryError) as told, out_of_memory.translate_oom("sampling", ModelSettings("cuda", "bf16"), "it is kept"):
+    with (
+        pytest.raises(OutOfMemoryError) as told,
+        out_of_memory.translate_oom("sampling", ModelSettings("cuda", "bf16"), "it is kept"),
+    ):
         raise wrapped
     assert (" ".join(str(error).split())[:200] or "the host has no more") in told.value.given
 
@@ -172,7 +179,22 @@ def test_each_phase_has_the_exit_code_and_goes_on(phase: str) -> None:
 
 @pytest.mark.usefixtures("gpu")
 def test_bench_without_a_step_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    args = ["bench", "--backbone", "tiny", "--device", "cuda", "--dtype", "fp32", "--frames", "17", "--size", "64x64", "--presets", "direct", "-q"]
+    args = [
+        "bench",
+        "--backbone",
+        "tiny",
+        "--device",
+        "cuda",
+        "--dtype",
+        "fp32",
+        "--frames",
+        "17",
+        "--size",
+        "64x64",
+        "--presets",
+        "direct",
+        "-q",
+    ]
     monkeypatch.setattr(diffusers.WanTransformer3DModel, "forward", lacking)
     done = CliRunner().invoke(app, args)
     assert done.exit_code == 4, done.stderr
@@ -182,7 +204,23 @@ def test_bench_without_a_step_that_fits(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.usefixtures("gpu")
 def test_a_probe_keeps_its_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    args = ["probe", "--backbone", "tiny", "--device", "cuda", "--dtype", "fp32", "--quick", "--frames", "97", "--steps", "2", "--size", "64x64", "-q"]
+    args = [
+        "probe",
+        "--backbone",
+        "tiny",
+        "--device",
+        "cuda",
+        "--dtype",
+        "fp32",
+        "--quick",
+        "--frames",
+        "97",
+        "--steps",
+        "2",
+        "--size",
+        "64x64",
+        "-q",
+    ]
     monkeypatch.setattr(diffusers.WanTransformer3DModel, "forward", lacking)
     done = CliRunner().invoke(app, args)
     assert done.exit_code == 4, done.stderr
@@ -191,7 +229,28 @@ def test_a_probe_keeps_its_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 def test_a_library_that_lacks_memory_elsewhere_has_the_exit_code_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longgen.planner.build", lacking)
+    monkeypatch.setattr("longgen.cost.memory_bytes", lacking)
     done = CliRunner().invoke(app, ["plan", "--backbone", "tiny", "--preset", "direct"])
     assert done.exit_code == 4, done.stderr
     assert issubclass(OutOfMemoryError, LonggenError)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux tells anonymous memory from files")
+def test_mapped_files_are_not_counted_as_memory(tmp_path: Path) -> None:
+    """Weights that are mapped can be dropped by the system, and are read again."""
+    code = """
+import mmap, sys
+from longgen import device
+start = device.memory_bytes("cpu")
+with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as weights:
+    total = sum(weights[place] for place in range(0, len(weights), 4096))
+    mapped = device.memory_bytes("cpu") - start
+    held = bytearray(b"1" * 100 * 2**20)
+    print(mapped, device.memory_bytes("cpu") - start)
+"""
+    file = tmp_path / "weights"
+    file.write_bytes(b"0" * 200 * 2**20)
+    run = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True, check=True)
+    mapped, held = map(int, run.stdout.split())
+    assert mapped < 20 * 2**20
+    assert 90 * 2**20 < held < 250 * 2**20

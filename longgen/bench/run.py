@@ -69,8 +69,8 @@ def bench(
 ) -> BenchResult:
     """Measures every step type of the presets in `plans`, and of the stock pipeline, `rounds` times. Ctrl-C keeps what is done.
 
-    plans: from `plan_presets`. load: called once all plans are known. Raises the error of direct sampling, and OutOfMemoryError where
-    no step fits.
+    plans: from `plan_presets`. load: called once all plans are known. Raises the error of direct sampling, and OutOfMemoryError
+    where no step fits.
     """
     rounds = arguments.whole_number("rounds", rounds, 1)
     baseline = plans[DIRECT]
@@ -99,9 +99,10 @@ def bench(
         result.stopped = stop
     if all((row.error or "").startswith(LACKING) for row in rows):
         remedy = cheapest(baseline, model_settings)
+        lead = "" if remedy is None else f"{remedy}; or "
         raise OutOfMemoryError(f"{rows[0].error}, and so of every preset",
                                expected="what longgen plan estimates fits the device",
-                               hint=f"{f'{remedy}; or ' if remedy else ''}fewer --frames or a smaller --size") from None  # fmt: skip
+                               hint=f"{lead}fewer --frames or a smaller --size")  # fmt: skip
     return result
 
 

@@ -15,8 +15,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from longgen import disk
 from longgen.compare.record import Cell, Comparison
 from longgen.compare.scores import DECODING, cached, file_hash, hash_of, rounded

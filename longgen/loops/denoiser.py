@@ -63,10 +63,11 @@ class Denoiser:
 
     @torch.no_grad()
     def predict(self, x: Tensor, timesteps: Tensor, step: int, text: Text) -> Tensor:
-        """Classifier-free guidance: the guided velocity of clips `x` [K, C, L, h, w] whose frames are at `timesteps` [K, L], on the host.
+        """Classifier-free guidance: the guided velocity of clips `x` [K, C, L, h, w] whose frames are at `timesteps` [K, L].
 
-        uncond + scale (cond - uncond); without guidance cond alone. Where a model has two experts, each predicts the frames of its
-        own timesteps and sees the other's. step: of the schedule; it selects what the plan does.
+        timesteps: on the host, which decides by them and so need not wait. uncond + scale (cond - uncond); without guidance cond
+        alone. Where a model has two experts, each predicts the frames of its own timesteps and sees the other's. step: of the
+        schedule; it selects what the plan does.
         """
         self.backbone.step_state.index = step
         guided = torch.zeros_like(x)

@@ -58,7 +58,10 @@ def fifo(denoiser: Denoiser, noise: Tensor, generator: torch.Generator, on_step:
         if done > steps:
             frames, line = [latents[:, :, :-line_lat]], latents[:, :, -line_lat:]
         else:
-            frames, line = [latents[:, :, :0]], initial_line(latents, noise[:, :, :steps].to(latents), sigmas.to(latents), lookahead)
+            frames, line = (
+                [latents[:, :, :0]],
+                initial_line(latents, noise[:, :, :steps].to(latents), sigmas.to(latents), lookahead),
+            )
         if frames[0].shape[2]:
             yield frames[0]
         times, drops = line_levels(sigmas, timesteps, lookahead)

@@ -16,8 +16,8 @@ from longgen.device import device_name
 from longgen.errors import MissingError, UsageError
 from longgen.layers.fingerprint import fingerprint
 from longgen.layers.probe_file import Probe, ProbeSettings, ScoreName, cached_probes, probe_folder, read
-from longgen.pipelines import loading
 from longgen.out_of_memory import translate_oom
+from longgen.pipelines import loading
 from longgen.pipelines.base import PipelineBackbone
 from longgen.pipelines.token_limit import cut_notes, tokenizer_of
 from longgen.probe.classify import classify

@@ -76,7 +76,9 @@ def _attention(
         return func(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, **options)  # type: ignore[no-any-return]
     name = "scaled_dot_product_attention"
     if not all(isinstance(x, CudaTensor) for x in parts):
-        raise tensor.log.fault(name, "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!")
+        raise tensor.log.fault(
+            name, "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"
+        )
     if not query.dtype == key.dtype == value.dtype:
         raise tensor.log.fault(name, f"Expected query, key, and value to have the same dtype, but got {query.dtype}, {key.dtype}")
     if attn_mask is not None and attn_mask.dtype not in (torch.bool, query.dtype):
@@ -157,7 +159,9 @@ def _patches(total_bytes: int) -> Iterator[Any]:
     yield mock.patch.object(Tensor, "pin_memory", lambda self, *a, **k: tensor.pin(self))
     yield mock.patch.object(Tensor, "is_pinned", lambda self, *a, **k: tensor.is_pinned(self))
     yield mock.patch.object(Tensor, "data", property(_data.__get__, _set_data))
-    yield mock.patch.object(shutil, "which", lambda name, *a, **k: f"/usr/bin/{name}" if name == "nvidia-smi" else which(name, *a, **k))
+    yield mock.patch.object(
+        shutil, "which", lambda name, *a, **k: f"/usr/bin/{name}" if name == "nvidia-smi" else which(name, *a, **k)
+    )
 
 
 @contextlib.contextmanager

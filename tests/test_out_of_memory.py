@@ -169,6 +169,8 @@ def test_each_phase_has_the_exit_code_and_goes_on(phase: str) -> None:
     if phase == "decode":
         assert Path("ball.run/latents.safetensors").is_file()
         assert "--vae-tiling" in done.stderr
+    if phase not in ("later step", "decode"):  # nothing was computed
+        return
     done = longgen("--resume", "--offload", "model")  # as the message says
     assert done.exit_code == 0, done.stderr
     resumed = load_tensors(Path("ball.run/latents.safetensors"))[0]["latents"]

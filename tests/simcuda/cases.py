@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +23,13 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch._dynamo
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import _disable_current_modes
 
 from longgen import interrupted, planner, preset
+from longgen.attention.device_costs import ACCELERATOR
 from longgen.backbones.find import find
 from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
@@ -141,6 +146,30 @@ def resumed(backbone: Any, plan: Plan) -> Tensor:
         _, state, _ = interrupted.read(backbone, plan, Chunks(Path(folder) / "chunks", {}))
         assert state is not None
         return run(backbone, plan, resume=state)
+
+
+def graphs(spec: BackboneSpec, names: list[str]) -> dict[str, int]:
+    """Graphs that --compile has made after each preset, on the host by the accelerators' way of attention.
+
+    Nothing that depends on step, layer or program may be in one, so they hardly grow. A model without a compiled graph raises.
+    """
+    counted = {}
+    torch._dynamo.reset()
+    counters.clear()
+    with contextlib.ExitStack() as stack:
+        eager = functools.partial(torch.compile, backend="eager")  # traces all that inductor would see, and generates no code
+        stack.enter_context(mock.patch.object(torch, "compile", eager))
+        stack.enter_context(torch._dynamo.config.patch(fail_on_recompile_limit_hit=True))
+        for name, module in [*sys.modules.items()]:
+            if name.startswith("longgen.") and hasattr(module, "costs_on"):
+                stack.enter_context(mock.patch.object(module, "costs_on", lambda kind: ACCELERATOR))
+        backbone = load(spec, ModelSettings("cpu", "fp32", compile=True))
+        for name in names:
+            with contextlib.suppress(UsageError):
+                run(backbone, planned(spec, name))
+                counted[name] = counters["stats"]["unique_graphs"]
+    _require(max(counted.values()) > 0, "compile: there is no graph")
+    return counted
 
 
 def _require(holds: bool, message: str) -> None:

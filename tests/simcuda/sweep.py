@@ -1,10 +1,10 @@
 """Every preset on every small model, offload and dtype, on the simulated device.
 
     python -m tests.simcuda.sweep [--family wan ltx] [--preset tsa] [--offload none] [--dtype bf16] [--check sample decode]
-                                  [--done FILE] [--lines]
+                                  [--done FILE] [--lines] [--compile]
 
 Prints a row a case and exits with 1 where one failed. --done: a file of finished cases, which are not run again. --lines: where
-copies and waits of the last step came from.
+copies and waits of the last step came from. --compile: instead, whether graphs of torch.compile grow with presets.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from tests.simcuda import cases, simulated
 from tests.simcuda.log import LAUNCH, Log
 
 PRESETS = sorted(path.stem for path in Path("presets").glob("*.toml"))
+MOST_GRAPHS = 10  # of stock layers, of planned ones before and behind attention, of two kinds of blocks, and of clips
 OFFLOADS, DTYPES = ("none", "model", "group"), ("bf16", "fp16", "fp32")
 
 
@@ -40,6 +41,8 @@ def main() -> int:
     if options.done is not None and options.done.is_file():
         done = dict(json.loads(line) for line in options.done.read_text().splitlines())
     failed = 0
+    if options.compile:
+        return _compile(options.family, options.preset)
     with tempfile.TemporaryDirectory() as folder:
         for family in options.family:
             spec = cases.spec_of(family, Path(folder))
@@ -60,6 +63,17 @@ def main() -> int:
                                     file.write(json.dumps([names[name], outcome.status]) + "\n")
     print(f"{failed} failed")
     return 1 if failed else 0
+
+
+def _compile(families: list[str], presets: list[str]) -> int:
+    """Prints the graphs of each family; 1 where they grow with presets."""
+    grown = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for family in families:
+            counted = cases.graphs(cases.spec_of(family, Path(folder)), presets)
+            grown += max(counted.values()) > MOST_GRAPHS
+            print(f"{family:16} graphs {counted}", flush=True)
+    return 1 if grown else 0
 
 
 def _run(backbone: Any, on_host: Any, name: str, options: Any, log: Log, case: str) -> cases.Outcome:
@@ -91,6 +105,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=DTYPES[:2])
     parser.add_argument("--check", nargs="+", choices=cases.CHECKS, default=cases.CHECKS)
     parser.add_argument("--done", type=Path)
+    parser.add_argument("--compile", action="store_true", help="instead, count the graphs of --compile after each preset")
     parser.add_argument("--lines", action="store_true")
     parser.add_argument("--trace", action="store_true", help="tracebacks of failures")
     return parser.parse_args()

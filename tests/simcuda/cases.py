@@ -162,7 +162,7 @@ def graphs(spec: BackboneSpec, names: list[str]) -> dict[str, int]:
         stack.enter_context(torch._dynamo.config.patch(fail_on_recompile_limit_hit=True))
         for name, module in [*sys.modules.items()]:
             if name.startswith("longgen.") and hasattr(module, "costs_on"):
-                stack.enter_context(mock.patch.object(module, "costs_on", lambda kind: ACCELERATOR))
+                stack.enter_context(mock.patch.object(module, "costs_on", return_value=ACCELERATOR))
         backbone = load(spec, ModelSettings("cpu", "fp32", compile=True))
         for name in names:
             with contextlib.suppress(UsageError):

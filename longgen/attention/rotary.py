@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from longgen.attention.device_costs import costs_on
 from longgen.attention.device_tables import double_on, on_device
 
 Tables = tuple[Tensor, Tensor]  # cos and sin, [N, P] each
-Times = np.ndarray | Tensor  # in latent frames; a tensor where they are known on the device alone
+Times: TypeAlias = np.ndarray | Tensor  # in latent frames; a tensor where they are known on the device alone
 BLOCK = 2**22  # values that a CPU has in single precision at a time
 MOST_BYTES = 256 * 2**20  # of tables kept; those not used for longest go first
 
@@ -104,15 +104,15 @@ class Rotary:
         """x [B, T n, H, D] rotated by the stock tables [N, P] with their temporal pairs at `positions` [T]."""
         if not costs_on(x.device.type).batched and isinstance(positions, np.ndarray):
             return self.rotate(x, self.tables_at(stock, positions, scale))
-        rotated = self.rotate(x, stock)
-        by_frame = (part.unflatten(1, (len(positions), -1)) for part in (rotated, x))
-        self.rotate_time(*by_frame, np.arange(len(positions)), positions, scale)
+        rotated, frames_lat = self.rotate(x, stock), len(positions)
+        by_frame, unrotated = (part.unflatten(1, (frames_lat, -1)) for part in (rotated, x))
+        self.rotate_time(by_frame, unrotated, np.arange(frames_lat), positions, scale)
         return rotated
 
     def rotate_time(self, x: Tensor, unrotated: Tensor, frames: Times, times: Times, scale: np.ndarray | None) -> None:
         """In place, the `frames` of x [B, T, n, H, D] become those of `unrotated`, rotated to `times` in their temporal pairs."""
         cos, sin = self.angles(times, scale, x.device)
-        run = isinstance(frames, np.ndarray) and bool(len(frames)) and frames[-1] - frames[0] + 1 == len(frames)
+        run = isinstance(frames, np.ndarray) and bool(len(frames)) and (np.diff(frames) == 1).all()
         at = slice(int(frames[0]), int(frames[-1]) + 1) if run else frames
         if isinstance(at, np.ndarray):
             at = on_device(at, x.device)

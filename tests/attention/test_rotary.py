@@ -111,7 +111,7 @@ def test_times_may_be_known_on_the_device_alone(name: str, scale: np.ndarray | N
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("frames", [np.arange(1, 4), np.array([4, 0, 2])])
+@pytest.mark.parametrize("frames", [np.arange(1, 4), np.array([2, 0, 4])])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", ROTARIES)
 @pytest.mark.parametrize("batched", [False, True])

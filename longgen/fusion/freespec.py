@@ -25,6 +25,14 @@ Computed exactly without an SVD of an N x C matrix: F_hat = F_l + F_l V_l diag(s
 from the eigenvectors and -values of the C x C Gram matrices, accumulated in double precision (in single, singular
 values below 3e-4 of the largest are lost). Where s_l is at rounding level the ratio is 1.
 
+On an accelerator F is in half precision, whose products are exact in single: PARTIAL rows are summed in single precision
+and these sums in double, so that no Gram matrix waits for a card's double precision. With u = 2^-24 an entry changes by at
+most u PARTIAL of its sum of |f_i f_j|, and typically by u PARTIAL / sqrt(3 N), 2e-7 at 126,000 tokens; in bf16 only s_l^2
+above 6e-5 of their mean are changed at all. Measured as a share of what rounding the output to bf16 changes, C = 256, rows
+added one after the other, as no kernel is worse: 0.1 % on a spectrum over three decades, 2 % with a mean of ten times the
+rest, 23 % with one of thirty. Eigenproblems in single precision would change 0.5, 19 and 128 %: they stay in double. Both
+wait for the device, and nothing else here does.
+
 Neutral: alpha = 0 and lambda = 0 give the local branch exactly; at native length both branches are the same.
 """
 

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 ROWS = 8192  # of F in double precision at a time
 PARTIAL = 2048  # rows of F in half precision that are summed in single
-PARTIALS = 8  # sums at a time
+PARTIALS = 8  # sums at a time, and no more than half of what F holds
 
 
 class FreeSpec(Fusion):
@@ -106,24 +106,28 @@ class FreeSpec(Fusion):
 
 
 def gram(features: Tensor) -> Tensor:
-    """The Gram matrix F^T F of F [B, N, C] in double precision, [B, C, C]; some rows at a time."""
+    """The Gram matrix F^T F of F [B, N, C] in double precision, [B, C, C]; some rows at a time.
+
+    Where the device has no double precision, its sum in single, on the CPU.
+    """
     import torch
 
     from longgen.device_tables import double_on
 
-    batch, _, channels = features.shape
+    batch, tokens, channels = features.shape
     total = features.new_zeros(batch, channels, channels, dtype=double_on(features.device))
     if costs_on(features.device.type).batched and features.dtype.itemsize == 2:
-        for rows in features.split(PARTIAL * PARTIALS, dim=1):
+        at_a_time = min(PARTIALS, max(1, tokens // (4 * channels)))
+        for rows in features.split(PARTIAL * at_a_time, dim=1):
             lacking = -rows.shape[1] % PARTIAL
             single = torch.nn.functional.pad(rows.float(), (0, 0, 0, lacking)) if lacking else rows.float()
             parts = single.unflatten(1, (-1, PARTIAL))
             total += (parts.mT @ parts).sum(dim=1, dtype=total.dtype)
-        return total
-    for rows in features.split(ROWS, dim=1):
-        rows = rows.to(total.dtype)
-        total.baddbmm_(rows.mT, rows)
-    return total
+    else:
+        for rows in features.split(ROWS, dim=1):
+            rows = rows.to(total.dtype)
+            total.baddbmm_(rows.mT, rows)
+    return total if total.dtype == torch.float64 else total.cpu().double()
 
 
 def reconstruct(global_: Tensor, local: Tensor, alpha: float, beta: float, basis: str) -> Tensor:
@@ -141,11 +145,11 @@ def reconstruct(global_: Tensor, local: Tensor, alpha: float, beta: float, basis
     base_singular = base_values.clamp_min(0).sqrt()  # ascending
     other_singular = torch.linalg.eigvalsh(other_gram).clamp_min(0).sqrt()
     count = min(base.shape[1:])
-    rank = torch.arange(base.shape[2] - 1, -1, -1, device=base.device, dtype=base_singular.dtype)  # 0 for the largest
+    rank = torch.arange(base.shape[2] - 1, -1, -1, device=base_gram.device, dtype=base_singular.dtype)  # 0 for the largest
     to_global = alpha * torch.exp(-beta * rank / count)
     global_singular, local_singular = (other_singular, base_singular) if basis == "local" else (base_singular, other_singular)
     target = to_global * global_singular + (1 - to_global) * local_singular
     floor = torch.finfo(base.dtype).eps * base_values.clamp_min(0).mean(dim=1, keepdim=True).sqrt()  # rounding is spread evenly
     ratio = (target / base_singular.clamp_min(1e-300)).masked_fill_(base_singular <= floor, 1.0)
     change = (base_vectors * (ratio - 1).unsqueeze(1)) @ base_vectors.mT  # M - 1: rounding then affects the change only
-    return base + base @ change.to(base.dtype)
+    return base + base @ change.to(base)

@@ -92,6 +92,13 @@ def test_an_accelerator_sums_few_rows_in_single_precision(
     assert torch.equal(gram(single), x.double().mT @ x.double())  # products of single precision are not exact in it
 
 
+def test_a_device_without_double_precision_leaves_eigenproblems_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = features(300, 12)
+    monkeypatch.setattr("longgen.device_tables.double_on", lambda _: torch.float32)
+    assert gram(x).dtype == torch.float64
+    assert torch.equal(gram(x), gram(x).float().double())
+
+
 @pytest.mark.parametrize(("decay", "mean"), [(3.0, 0.0), (2.0, 0.0), (3.0, 10.0)])
 def test_sums_in_single_precision_change_less_than_rounding_the_result(decay: float, mean: float, accelerator: None) -> None:
     """Also where a kernel adds row after row: one product for each row of a sum stands for it."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from longgen.attention.batched import BatchedPass, BlockCall
 from longgen.attention.context import LayerInputs
-from longgen.attention.device_tables import on_device
+from longgen.attention.device_tables import double_on, on_device
 from longgen.attention.lse_kernels import AttentionWithLSE
 from longgen.attention.sequential import windows_of
 from longgen.frameplan import FramePlan
@@ -142,7 +142,7 @@ def _add_chosen(mean: StreamingMean, lowered: BatchedPass, rotated: _Rotated, v:
     keys, values = (of_frames(x) for x in (rotated.keys(lowered.tables[chosen.table]), v))
     addends = picked(chosen.addend, mean.lse.dtype)
     factors = None if (chosen.factor == 1).all() else picked(chosen.factor, inputs.q.dtype)
-    times = picked(chosen.times, torch.float64) if chosen.times.ndim > 1 else None
+    times = picked(chosen.times, double_on(device)) if chosen.times.ndim > 1 else None
     call, tokens = BlockCall(0, frames_lat, 0, 1), len(v) // frames_lat
     for index in range(len(keys)):
         q = rotated.queries(chosen.times, 1.0) if times is None else rotated.queries_at(list(times[index]))

@@ -36,9 +36,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from longgen.attention.device_costs import CallCosts
 from longgen.attention.lowering import SAME, ranges_of
 from longgen.attention.partition import NEUTRAL, key_tables, logit_codes
+from longgen.device_costs import CallCosts
 from longgen.frameplan import Pass, distances
 
 
@@ -126,7 +126,9 @@ class BatchedPass:
         rows = np.array([call.count * call.queries for call in self.calls])
         pairs = rows @ [call.keys * tokens or text_tokens for call in self.calls]
         rotated = self.rotations * len(self.tables[0])
-        return float((pairs + costs.merge * rows.sum() + costs.rotate * rotated) * tokens + costs.call * (len(rows) + self.rotations))
+        return float(
+            (pairs + costs.merge * rows.sum() + costs.rotate * rotated) * tokens + costs.call * (len(rows) + self.rotations)
+        )
 
 
 @lru_cache(maxsize=64)

@@ -4,7 +4,7 @@ Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, H h
 
 The mean so far and its lse take in the output and lse of one more call:
 
-    share = sigmoid(lse_call - lse)   mean = (1 - share) mean + share output   lse = log(exp lse + exp lse_call)
+    share = sigmoid(lse_call - lse)   mean = mean - share mean + share output   lse = log(exp lse + exp lse_call)
 
 exact in real arithmetic, and stable. Samples count as heads ([N, B H, D]), so that one call has the blocks of all samples. Nothing
 is read from the device. Beside q, k and v there are one rotated q and k at a time, the mean in single precision, and one output.
@@ -43,7 +43,7 @@ class StreamingMean:
             mean_lse.copy_(lse)
             return
         share = (lse - mean_lse).sigmoid_()[..., None]
-        mean.mul_(1 - share).addcmul_(output, share)
+        mean.addcmul_(mean, share, value=-1).addcmul_(output, share)
         torch.logaddexp(mean_lse, lse, out=mean_lse)
 
 

@@ -35,7 +35,7 @@ class Rotary:
 
     frequencies: np.ndarray
     pairs: np.ndarray
-    _cache: OrderedDict[tuple[Any, ...], Tables] = field(default_factory=OrderedDict)
+    _cache: OrderedDict[tuple[Any, ...], Tables] = field(default_factory=OrderedDict, repr=False, compare=False)
 
     @property
     def places(self) -> slice:

@@ -7,8 +7,9 @@ frame-major: the tokens of a latent frame are n neighbours, in raster order. q, 
 For any table the result equals one softmax over [N, N] whose logits between frames i and j are rotated to rel[i, j], changed by the
 pass's columns and masked by visible[i, j] and the bands; tests hold that slow form. Where the attention backend returns the
 log-sum-exp, and that is cheaper, passes are merged from parts (`partition`, `lse_merge`) and bands are computed apart (`banded`);
-else one pass runs after the other (`lowering`, `sequential`). A pass at p[i] - p[j] without columns always runs the second way,
-full attention as the stock call.
+else one pass runs after the other (`lowering`, `sequential`). On a CPU a pass at p[i] - p[j] without columns always runs the second
+way, full attention as the stock call. An accelerator takes a single pass in calls of many blocks each (`batched`, `streaming`),
+where that is cheaper.
 
 Text inside self-attention (CogVideoX, HunyuanVideo) is seen by every query frame, from the time rel[i, 0] - rel[0, 0] [derived].
 """
@@ -24,10 +25,13 @@ import torch
 from torch import Tensor
 
 from longgen.attention.banded import attend_bands, split
+from longgen.attention.batched import lower_batched
 from longgen.attention.context import AttentionContext, LayerInputs
 from longgen.attention.lse_merge import PlanMerge
 from longgen.attention.partition import partition, sequential_cost
 from longgen.attention.sequential import RotatedQK, call_list, run_passes, unless_native
+from longgen.attention.streaming import attend_batched
+from longgen.device_costs import costs_on
 from longgen.frameplan import FramePlan
 from longgen.program import Program
 from longgen.technique import Step
@@ -99,6 +103,8 @@ def run_text(program: Program, ctx: AttentionContext, text_q: Tensor, k: Tensor,
 
 def run_plan(plan: FramePlan, inputs: LayerInputs) -> Tensor:
     """The weighted mean [B, N, H, D] of the plan's passes; zero for frames that no pass computes."""
+    if (batched := _batched(plan, inputs)) is not None:
+        return batched
     if plan.key_frames is not None:
         return _with_key_frames(plan, inputs)
     merge = merge_if_cheaper(plan, inputs)
@@ -122,6 +128,20 @@ def merge_if_cheaper(plan: FramePlan, inputs: LayerInputs) -> PlanMerge | None:
     return PlanMerge(plan, parts, kernel) if cheaper else None
 
 
+def _batched(plan: FramePlan, inputs: LayerInputs) -> Tensor | None:
+    """`run_plan` of one pass in few calls on an accelerator; None where that cannot be or does not pay."""
+    costs, kernel = costs_on(inputs.q.device.type), inputs.ctx.attention_with_lse(inputs.q)
+    pass_, text_tokens, tokens = plan.passes[0], inputs.text_tokens, inputs.q.shape[1] // plan.frames_lat
+    if not costs.batched or kernel is None or len(plan.passes) > 1 or pass_.band is not None:
+        return None
+    lowered = lower_batched(pass_, text_tokens > 0, plan.key_frames is not None)
+    if plan.key_frames is None:
+        calls = [call_list(pass_, text_tokens > 0)]
+        if lowered.cost(costs, tokens, text_tokens) >= sequential_cost(calls, tokens, text_tokens, costs):
+            return None
+    return attend_batched(plan, lowered, inputs, kernel)
+
+
 def _banded(plan: FramePlan, inputs: LayerInputs) -> Tensor | None:
     """`run_plan` of one pass with bands, computed apart from what is seen whole; None where that cannot be."""
     if len(plan.passes) > 1 or plan.passes[0].band is None:
@@ -141,7 +161,7 @@ def _with_key_frames(plan: FramePlan, inputs: LayerInputs) -> Tensor:
     for index, (q, k, v) in enumerate(zip(*(x.split(1) for x in (inputs.q, inputs.k, inputs.v)), strict=True)):
         sample = LayerInputs(inputs.ctx.sample(index), q, k, v)
         chosen = np.zeros(plan.frames_lat, dtype=bool)
-        chosen[plan.key_frames.choose(inputs.ctx.features[index].unflatten(0, (plan.frames_lat, -1)))] = True
+        chosen[plan.key_frames.choose(inputs.ctx.features[index].unflatten(0, (plan.frames_lat, -1))).tolist()] = True
         if merge is not None:
             outputs.append(merge.mean(sample, chosen))
         else:

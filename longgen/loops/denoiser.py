@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longgen.attention.device_tables import on_device
+from longgen.device_tables import on_device
 from longgen.loops.prompt_schedule import blend
 from longgen.pipelines.base import PipelineBackbone, Text
 from longgen.plan import Plan

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longgen.attention.device_tables import on_device
+from longgen.device_tables import on_device
 from longgen.errors import UsageError
 from longgen.loops import OnStep, State
 from longgen.loops.denoiser import Denoiser

@@ -29,12 +29,12 @@ from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import _disable_current_modes
 
 from longgen import interrupted, planner, preset
-from longgen.attention.device_costs import ACCELERATOR
 from longgen.backbones.find import find
 from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import BackboneSpec
 from longgen.checkpoint import Chunks
+from longgen.device_costs import ACCELERATOR
 from longgen.errors import UsageError
 from longgen.loops import State, sample
 from longgen.loops.denoiser import Denoiser

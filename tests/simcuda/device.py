@@ -182,7 +182,7 @@ def simulated(total_bytes: int = 80 * 10**9, float64: bool = True) -> Iterator[L
 
     float64: whether it has double precision, which Apple's have not.
     """
-    from longgen.attention import device_tables
+    from longgen import device_tables
     from longgen.attention.lse_kernels import attention_with_lse
 
     with contextlib.ExitStack() as stack:

@@ -1,0 +1,103 @@
+"""Peak rates of GPUs, and how long a list of operators takes at them: estimates, never measurements.
+
+Rates are the publishers', dense (without sparsity): H100 SXM and H200 SXM data sheets (2023), A100 80GB SXM data sheet (2021), NVIDIA Ada
+GPU architecture white paper (2022, RTX 4090). What a kernel reaches of them is assumed, but for attention: FlashAttention-2, torch's
+own, reaches 35% of an H100 [FlashAttention-3, arXiv 2407.08608] and up to 73% of an A100 [FlashAttention-2, arXiv 2307.08691].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from longgen.errors import unknown_name
+
+HALF, SINGLE, DOUBLE = "half", "float32", "float64"
+PRECISIONS = (HALF, SINGLE, DOUBLE)
+MATMUL, ATTENTION, EIGEN, OTHER = "matmul", "attention", "eigenproblem", "other"
+
+TERA = 1e12
+MATMUL_SHARE = 0.7  # of the peak rate that matrix products reach [assumed]
+BANDWIDTH_SHARE = 0.8  # of the peak bandwidth that element-wise kernels reach [assumed]
+WAIT_S = 20e-6  # of the host for the device, beside what the device computes until then [assumed]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU. matmul: TFLOPS of matrix products by precision; vector: of everything else. bandwidth: TB/s.
+
+    attention_share: of `matmul` that attention reaches. eigen: TFLOPS of symmetric eigenproblems at 10 n^3 operations, in double
+    precision [assumed]. launch_s: of the host for a kernel. patterns: parts of the device's name by which it is known.
+    """
+
+    name: str
+    title: str
+    matmul: dict[str, float]
+    vector: dict[str, float]
+    bandwidth: float
+    attention_share: float
+    eigen: float
+    patterns: tuple[str, ...]
+    launch_s: float = 5e-6
+
+
+CARDS = {
+    card.name: card
+    for card in (
+        Card("h100", "an H100", {HALF: 989, SINGLE: 67, DOUBLE: 67}, {HALF: 134, SINGLE: 67, DOUBLE: 34}, 3.35, 0.35, 0.3, ("H100",)),
+        Card("h200", "an H200", {HALF: 989, SINGLE: 67, DOUBLE: 67}, {HALF: 134, SINGLE: 67, DOUBLE: 34}, 4.8, 0.35, 0.3, ("H200",)),
+        Card("a100", "an A100", {HALF: 312, SINGLE: 19.5, DOUBLE: 19.5}, {HALF: 39, SINGLE: 19.5, DOUBLE: 9.7}, 2.0, 0.7, 0.25, ("A100",)),
+        Card("4090", "an RTX 4090", {HALF: 165, SINGLE: 82.6, DOUBLE: 1.3}, {HALF: 82.6, SINGLE: 82.6, DOUBLE: 1.3}, 1.01, 0.7, 0.15, ("RTX 4090",)),
+    )
+}  # fmt: skip
+DEFAULT = "h100"
+
+
+class Operator(NamedTuple):
+    """A call of an operator. name: torch's. flops: floating-point operations in `precision`. bytes: read and written by the device.
+
+    launches: kernels, 1 but for views and copies from the host; copies: from the host; waits: of the host for the device.
+    """
+
+    name: str
+    kind: str
+    precision: str
+    flops: float
+    bytes: float
+    launches: int = 1
+    copies: int = 0
+    waits: int = 0
+
+
+def card_named(name: str) -> Card:
+    """Raises UsageError for a card that is not in the table."""
+    if name not in CARDS:
+        raise unknown_name("card", name, CARDS, "use one of them")
+    return CARDS[name]
+
+
+def card_of(device_name: str) -> Card | None:
+    """The card that a driver calls `device_name`, as `NVIDIA H100 80GB HBM3`; None if it is not in the table."""
+    return next((card for card in CARDS.values() if any(pattern in device_name for pattern in card.patterns)), None)
+
+
+def device_seconds(operator: Operator, card: Card) -> float:
+    """The time of one call on the device: of its arithmetic or of its bytes, whichever is longer."""
+    rates = {
+        MATMUL: card.matmul[operator.precision] * MATMUL_SHARE,
+        ATTENTION: card.matmul[operator.precision] * card.attention_share,
+        EIGEN: card.eigen,
+        OTHER: card.vector[operator.precision],
+    }
+    return max(operator.flops / (rates[operator.kind] * TERA), operator.bytes / (card.bandwidth * BANDWIDTH_SHARE * TERA))
+
+
+def seconds(operators: Iterable[tuple[Operator, float]], card: Card) -> float:
+    """The time of operators, each with how often it is called: of the host, which launches, or of the device; and the waits."""
+    host = device = waits = 0.0
+    for operator, count in operators:
+        host += count * operator.launches * card.launch_s
+        device += count * device_seconds(operator, card)
+        waits += count * (operator.copies + operator.waits) * WAIT_S
+    return max(host, device) + waits

@@ -107,9 +107,8 @@ def count_plan(plan: Plan, dtype: str) -> list[StepCount]:
     """What every type of step of `plan` asks of a GPU in `dtype`. Raises LonggenError where operators cannot be counted."""
     small, kinds = _representative(plan)
     types = step_types(small)
-    with fake_cuda() as mode, torch.no_grad():
-        watch = _Watch(_backbone(small, dtype, mode), mode)
-        counted = _counted(small, types, watch)
+    with fake_cuda() as mode, torch.no_grad(), OperatorCounter(DEVICE, mode) as counter:
+        counted = _counted(small, types, _Watch(_backbone(small, dtype), counter))
     guided = 1 if family_of(plan.spec).batches_guidance or not plan.guided else 2
     in_a_run = {step_type.name: step_type.count for step_type in step_types(plan)}
     results = []
@@ -173,12 +172,12 @@ def _blocks_of(adapter: type[PipelineBackbone], transformer: Any) -> list[torch.
     return [transformer.get_submodule(names[layer].rpartition(".")[0]) for layer in adapter.layers(transformer)]
 
 
-def _backbone(plan: Plan, dtype: str, mode: Any) -> PipelineBackbone:
+def _backbone(plan: Plan, dtype: str) -> PipelineBackbone:
     """The backbone of `plan` whose pipeline is on the CPU and whose transformers are on the fake device."""
     spec, torch_dtype = plan.spec, loading.DTYPES[dtype]
     experts = []
     for _ in range(spec.experts):
-        with mode, DEVICE:
+        with DEVICE:
             model = random_weights.untrained(spec).eval().requires_grad_(False)
             kept = model._keep_in_fp32_modules or ()
             for path, parameter in model.named_parameters():
@@ -201,8 +200,8 @@ class _Finished(Exception):
 class _Watch:
     """Stands in for the transformers' forwards: runs the calls that matter on the fake device and answers all with zeros."""
 
-    def __init__(self, backbone: PipelineBackbone, mode: Any) -> None:
-        self.backbone, self.mode = backbone, mode
+    def __init__(self, backbone: PipelineBackbone, counter: OperatorCounter) -> None:
+        self.backbone, self.counter = backbone, counter
         self.on_call: Callable[[Callable[[], Any]], None] = lambda run: None
         self.done = 0
 
@@ -221,38 +220,29 @@ class _Watch:
                 del transformer.forward
 
     def _forward(self, forward: Callable[..., Any], transformer: Any, *args: Any, **kwargs: Any) -> Any:
-        with self.mode:
-            args, kwargs = tree_map(_on_device, (args, kwargs))
-
-        def run() -> Any:
-            with self.mode:
-                return forward(transformer, *args, **kwargs)
-
-        self.on_call(run)
+        self.on_call(functools.partial(forward, transformer, *tree_map(_on_device, args), **tree_map(_on_device, kwargs)))
         self.done += 1
         x = kwargs["hidden_states"]
         return (torch.zeros(x.shape, dtype=x.dtype),)
 
     def count(self, run: Callable[[], Any]) -> dict[str, Operators]:
         """The operators of a call by place: the number of the layer whose block calls them, or nothing outside of blocks."""
-        with self.mode:
-            counter = OperatorCounter(DEVICE)
         hooks = []
         for transformer in self.backbone.transformers:
             for number, block in enumerate(_blocks_of(type(self.backbone), transformer)):
-                hooks.append(block.register_forward_pre_hook(functools.partial(_enter, counter, str(number))))
-                hooks.append(block.register_forward_hook(functools.partial(_enter, counter, "")))
+                hooks.append(block.register_forward_pre_hook(functools.partial(self._enter, str(number))))
+                hooks.append(block.register_forward_hook(functools.partial(self._enter, "")))
+        self.counter.place, self.counter.by_place = "", {}
         try:
-            with self.mode, counter:
-                run()
+            run()
         finally:
+            self.counter.place = None
             for hook in hooks:
                 hook.remove()
-        return counter.by_place
+        return self.counter.by_place
 
-
-def _enter(counter: OperatorCounter, place: str, *_: Any) -> None:
-    counter.place = place
+    def _enter(self, place: str, *_: Any) -> None:
+        self.counter.place = place
 
 
 def _on_device(value: Any) -> Any:

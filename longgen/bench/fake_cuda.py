@@ -47,6 +47,8 @@ def fake_cuda() -> Iterator[FakeTensorMode]:
         stack.enter_context(mock.patch.object(torch.cuda, "_lazy_init", lambda: None))
         stack.enter_context(mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", _attention))
         stack.enter_context(mock.patch.object(processors, "attention_with_lse", _attention_with_lse))
+        stack.callback(torch._C._set_only_lift_cpu_tensors, torch._C._only_lift_cpu_tensors())
+        torch._C._set_only_lift_cpu_tensors(True)  # a list becomes a tensor of the host, and then goes to the device as an operator
         stack.callback(device_tables.forget)
         _mode = _mode or FakeTensorMode(allow_non_fake_inputs=True)  # one for all: what is cached must not meet another mode
         yield _mode

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -53,26 +54,34 @@ VALUES: dict[str, Callable[..., Any]] = {  # of operators whose result, or its s
 
 
 class OperatorCounter(TorchDispatchMode):
-    """Within the context, counts the operators that touch `device`. by_place: of each place its operators, with their numbers.
+    """Within the context, operators that touch `device` run in `mode`, without values, and can be counted; all others run as ever.
 
-    place: where the next operators are counted; whoever enters a layer sets it.
+    place: where the next operators are counted, as a layer; None: they are not. by_place: of each place its operators.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, mode: FakeTensorMode) -> None:
         super().__init__()
-        self.device, self.place = device, ""
+        self.device, self.mode = device, mode
+        self.place: str | None = None
         self.by_place: dict[str, Counter[Operator]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
         name, kwargs = func._schema.name.split("::")[1], kwargs or {}
-        inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        leaves = tree_leaves((args, kwargs))
+        inputs = [x for x in leaves if isinstance(x, Tensor)]
         on_device = any(x.device == self.device for x in inputs)
-        masked = name == "index" and on_device and any(isinstance(x, Tensor) and x.dtype == torch.bool for x in args[1])
+        if not on_device and self.device not in leaves:
+            return func(*args, **kwargs)
+        masked = name == "index" and any(isinstance(x, Tensor) and x.dtype == torch.bool for x in args[1])
         if masked:
             args = _without_masks(args)
-        output = VALUES[name](*args, **kwargs) if on_device and name in VALUES else func(*args, **kwargs)
-        outputs = [x for x in tree_leaves(output) if isinstance(x, Tensor)]
-        if (on_device or any(x.device == self.device for x in outputs)) and name not in FREE:
+        if on_device and name in VALUES:
+            with self.mode:
+                output = VALUES[name](*args, **kwargs)
+        else:
+            output = self.mode.__torch_dispatch__(func, types, args, kwargs)  # as if it were entered, which takes longer
+        if self.place is not None and name not in FREE:
+            outputs = [x for x in tree_leaves(output) if isinstance(x, Tensor)]
             operator = self._operator(func, name, args, kwargs, inputs, outputs, output, masked)
             self.by_place.setdefault(self.place, Counter())[operator] += 1
         return output

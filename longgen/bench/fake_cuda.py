@@ -46,6 +46,7 @@ def fake_cuda() -> Iterator[FakeTensorMode]:
         registry[_CUDA] = registry[_META]
         stack.enter_context(mock.patch.object(torch.cuda, "_lazy_init", lambda: None))
         stack.enter_context(mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", _attention))
+        stack.enter_context(mock.patch.object(Tensor, "new_tensor", _new_tensor))
         stack.enter_context(mock.patch.object(processors, "attention_with_lse", _attention_with_lse))
         stack.callback(torch._C._set_only_lift_cpu_tensors, torch._C._only_lift_cpu_tensors())
         torch._C._set_only_lift_cpu_tensors(True)  # a list becomes a tensor of the host, and then goes to the device as an operator
@@ -62,6 +63,11 @@ def _guards() -> Any:
     except (OSError, ValueError) as error:
         raise LonggenError(f"operators cannot be counted here: {library.name} of torch {torch.__version__} cannot be used ({error})",
                            expected="torch for Linux or macOS", hint="count on another machine: no GPU is needed") from error  # fmt: skip
+
+
+def _new_tensor(x: Tensor, data: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """`x.new_tensor(data)`: torch's own is on `meta` where `x` is a fake tensor."""
+    return torch.tensor(data, dtype=dtype or x.dtype).to(x.device)
 
 
 def _attention(

@@ -297,4 +297,3 @@ def _counted(plan: Plan, types: Sequence[StepType], watch: _Watch) -> dict[str, 
     if missing := [step_type.name for step_type in types if step_type.name not in counted]:
         raise LonggenError(f"no model call of {missing[0]} could be counted")
     return counted
-

@@ -113,7 +113,9 @@ def _flops(
         kind = ATTENTION if "attention" in name else MATMUL
         return kind, float(flop_registry[packet](*args, **kwargs, out_val=output))
     numbers = (x for x in outputs if x.dtype.is_floating_point or x.dtype.is_complex)
-    return OTHER, 0.0 if name in WRITTEN or name in ("_to_copy", "clone", "cat", "stack") else float(sum(x.numel() for x in numbers))
+    return OTHER, 0.0 if name in WRITTEN or name in ("_to_copy", "clone", "cat", "stack") else float(
+        sum(x.numel() for x in numbers)
+    )
 
 
 def _transformed(x: Tensor, dims: Sequence[int]) -> int:

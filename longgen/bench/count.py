@@ -1,10 +1,10 @@
 """Counts what one layer asks of a GPU, by type of step, at the published size and without a GPU.
 
-The transformer is diffusers' own with few layers, on a device of shapes (`longgen.bench.fake_cuda`); the pipeline and the loop around
-it are the real ones on the CPU, and see zeros as its predictions. Layers are alike that have the same programs in all steps and the same
-kind of block: of each kind the model has two, and the second of them is counted in a call that is not the first of its type, which
-is how a layer runs in most of a video. Whatever else a call does, the first layers' share of what is done once a call
-included, is the rest of the model. Text encoder and VAE are not counted.
+The transformer is diffusers' own with few layers, on a device of shapes (`longgen.bench.fake_cuda`); the pipeline and the loop
+around it are the real ones on the CPU, and see zeros as its predictions. Layers are alike that have the same programs in all steps
+and the same kind of block: of each kind the model has two, and the second of them is counted in a call that is not the first of its
+type, which is how a layer runs in most of a video. Whatever else a call does, the first layers' share of what is done once a call
+included, is the rest of the model. Text encoder, VAE and what a rollout does to its cache between calls are not counted.
 """
 
 from __future__ import annotations
@@ -82,14 +82,10 @@ def total(operators: Operators, field: str) -> int:
 
 def as_dict(operators: Operators) -> dict[str, Any]:
     """Operators as plain data: launches, attention calls, copies, waits, operations by precision, eigenproblems and bytes."""
-    flops = {precision: 0.0 for precision in PRECISIONS}
+    flops, kinds, names = dict.fromkeys(PRECISIONS, 0.0), Counter[str](), Counter[str]()
     for operator, number in operators.items():
         flops[operator.precision] += number * operator.flops
-    kinds = Counter[str]()
-    for operator, number in operators.items():
         kinds[operator.kind] += number
-    names = Counter[str]()
-    for operator, number in operators.items():
         names[operator.name] += number * operator.launches
     return {
         "launches": total(operators, "launches"),
@@ -135,7 +131,7 @@ def _windows(plan: Plan) -> float:
 
 
 def _representative(plan: Plan) -> tuple[Plan, dict[int, tuple[str, int]]]:
-    """`plan` on as few layers as show every kind of layer twice; by number of the second of each its block and how many are alike."""
+    """`plan` on as few layers as show every kind twice; and by number of the second of each, its block and how many are alike."""
     spec, blocks = plan.spec, _blocks(plan.spec)
     alike: dict[tuple[bytes, str], list[int]] = {}
     for layer, block in enumerate(blocks):

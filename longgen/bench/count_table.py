@@ -15,7 +15,7 @@ from longgen.units import about_time
 
 SCHEMA = 1
 WIDTH = 80
-HEADS = ("preset", "step", "layers", "launches", "attn", "copies", "waits", "eigh", "TFLOP", "f64", "GB")
+HEADS = ("preset", "step", "x", "launches", "attn", "copy", "wait", "eigh", "TFLOP", "f64", "GB")
 
 Counts = Mapping[str, Sequence[StepCount] | str]  # by preset, or why it could not be counted
 
@@ -71,10 +71,12 @@ def count_text(counts: Counts, yardstick: Plan, dtype: str, cards: Sequence[Card
     for name, found in counts.items():
         if isinstance(found, str):
             lines += ["", *textwrap.wrap(f"{name}: {found}", WIDTH, subsequent_indent="  ")]
-    legend = ("A row is one layer in one model call after the first. layers: how many are alike. copies: from the host; waits: of the "
-              "host; TFLOP: all arithmetic, f64: of it in double precision; GB: read and written. a run: sampling alone, without text "
-              f"encoder and VAE, estimated from each card's published rates ({MATMUL_SHARE:.0%} of them for matrix products) and "
-              f"{cards[0].launch_s * 1e6:g} microseconds a launch: nothing here is measured.")  # fmt: skip
+    legend = (
+        "A row is one layer in one model call after the first. x: how many are alike. attn: attention calls; copy: from the host; "
+        "wait: of the host; TFLOP: all arithmetic, f64: of it in double precision; GB: read and written. a run: sampling alone, "
+        f"without text encoder and VAE, estimated from each card's published rates ({MATMUL_SHARE:.0%} of them for matrix products) "
+        f"and {cards[0].launch_s * 1e6:g} microseconds a launch: nothing here is measured."
+    )
     return "\n".join([*lines, "", *textwrap.wrap(legend, WIDTH)])
 
 

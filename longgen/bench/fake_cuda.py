@@ -1,9 +1,9 @@
 """Tensors on a CUDA device that is not there: they have a shape, a dtype and a device, and neither memory nor values.
 
-torch's FakeTensorMode makes them, but calls the guard of the device, which switches devices around an operator: a torch without CUDA
-has none, and a torch with CUDA and no GPU has one that fails. Within the context CUDA's place in torch's registry of guards holds that
-of `meta`, which does nothing; the registry is a symbol of libc10. The device has a number that no real one has, so that no
-cache of tables by device can mix the two.
+torch's FakeTensorMode makes them, but torch also asks for the guard of the device, which switches devices around an operator: a torch
+without CUDA has none, and one with CUDA and no GPU has one that fails. Within the context CUDA's place in torch's registry of guards, a
+symbol of libc10, holds the guard of `meta`, which does nothing. The device has a number that no real one has, so that no cache of
+tables by device can mix the two.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def fake_cuda() -> Iterator[FakeTensorMode]:
     with ExitStack() as stack:
         stack.callback(registry.__setitem__, _CUDA, registry[_CUDA])
         registry[_CUDA] = registry[_META]
-        stack.enter_context(mock.patch.object(torch.cuda, "_lazy_init", lambda: None))
+        stack.enter_context(mock.patch.object(torch.cuda, "_lazy_init"))
         stack.enter_context(mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", _attention))
         stack.enter_context(mock.patch.object(Tensor, "new_tensor", _new_tensor))
         stack.enter_context(mock.patch.object(processors, "attention_with_lse", _attention_with_lse))
@@ -61,8 +61,11 @@ def _guards() -> Any:
     try:
         return (ctypes.c_void_p * (_META + 1)).in_dll(ctypes.CDLL(str(library)), _REGISTRY)
     except (OSError, ValueError) as error:
-        raise LonggenError(f"operators cannot be counted here: {library.name} of torch {torch.__version__} cannot be used ({error})",
-                           expected="torch for Linux or macOS", hint="count on another machine: no GPU is needed") from error  # fmt: skip
+        raise LonggenError(
+            f"operators cannot be counted here: {library.name} of torch {torch.__version__} cannot be used ({error})",
+            expected="torch for Linux or macOS",
+            hint="count on another machine: no GPU is needed",
+        ) from error
 
 
 def _new_tensor(x: Tensor, data: Any, dtype: torch.dtype | None = None) -> Tensor:

@@ -1,7 +1,7 @@
 """Counts operators on a fake device as they are called: kernels, copies, waits, floating-point operations and bytes.
 
-Matrix products, attention, Fourier transforms and eigenproblems are counted by formula (10 n^3 operations an eigenproblem), every other
-operator as one operation an element that it writes. Bytes are those of a kernel's inputs and outputs: what a cache of the device
+Matrix products, attention, Fourier transforms and eigenproblems are counted by formula (10 n^3 operations an eigenproblem), every
+other operator as one operation an element that it writes. Bytes are those of a kernel's inputs and outputs: what a cache of the device
 holds is not known. An operator whose result depends on values is a wait, and goes on with values that keep its shape.
 """
 
@@ -22,15 +22,17 @@ from torch.utils.flop_counter import flop_registry
 from longgen.cards import ATTENTION, DOUBLE, EIGEN, HALF, MATMUL, OTHER, SINGLE, Operator
 
 FREE = frozenset({  # of the host alone: views, and memory that nothing is written to
-    "view", "_unsafe_view", "unsqueeze", "squeeze", "transpose", "permute", "expand", "slice", "select", "split", "split_with_sizes",
-    "unbind", "as_strided", "detach", "alias", "t", "chunk", "diagonal", "unfold", "empty", "empty_like", "empty_strided", "new_empty",
-    "new_empty_strided", "view_as_real", "view_as_complex", "_reshape_alias", "lift_fresh", "is_pinned", "_conj", "resize_", "device",
-    "real", "imag", "_neg_view", "resolve_conj", "movedim", "numpy_T", "set_", "is_same_size", "sym_size", "_has_same_storage_numel",
+    "view", "_unsafe_view", "_reshape_alias", "unsqueeze", "squeeze", "transpose", "permute", "movedim", "t", "numpy_T", "expand",
+    "slice", "select", "split", "split_with_sizes", "chunk", "unbind", "diagonal", "unfold", "as_strided", "detach", "alias",
+    "lift_fresh", "view_as_real", "view_as_complex", "real", "imag", "_conj", "_neg_view", "resolve_conj", "empty", "empty_like",
+    "empty_strided", "new_empty", "new_empty_strided", "resize_", "set_", "device", "is_pinned", "is_same_size", "sym_size",
+    "_has_same_storage_numel",
 })  # fmt: skip
 WAITS = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "bincount", "_unique2", "equal", "_linalg_eigh", "linalg_qr"})
-GATHERED = frozenset({"index", "index_select", "gather", "embedding", "take_along_dim", "index_put_", "index_copy_", "index_add_"})
-WRITTEN = frozenset({"fill_", "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "zero_", "arange", "new_zeros", "new_full",
-                     "new_ones", "copy_", "scalar_tensor", "linspace", "eye"})  # fmt: skip
+GATHERED = frozenset({"index", "index_select", "gather", "embedding", "index_put_", "index_copy_", "index_add_"})
+FILLED = frozenset({"fill_", "zero_", "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones",
+                    "new_full", "copy_", "arange", "linspace", "eye", "scalar_tensor"})  # fmt: skip
+MOVED = frozenset({"_to_copy", "clone", "cat", "stack"})  # without arithmetic
 DOUBLES = (torch.float64, torch.complex128)
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -113,9 +115,7 @@ def _flops(
         kind = ATTENTION if "attention" in name else MATMUL
         return kind, float(flop_registry[packet](*args, **kwargs, out_val=output))
     numbers = (x for x in outputs if x.dtype.is_floating_point or x.dtype.is_complex)
-    return OTHER, 0.0 if name in WRITTEN or name in ("_to_copy", "clone", "cat", "stack") else float(
-        sum(x.numel() for x in numbers)
-    )
+    return OTHER, 0.0 if name in FILLED | MOVED else float(sum(x.numel() for x in numbers))
 
 
 def _transformed(x: Tensor, dims: Sequence[int]) -> int:
@@ -129,7 +129,7 @@ def _bytes(name: str, inputs: list[Tensor], outputs: list[Tensor]) -> float:
     if name in GATHERED:
         moved = sum(_nbytes(x) for x in inputs[1:]) if name.endswith("_") else written
         return 2 * moved
-    if name in WRITTEN:
+    if name in FILLED:
         return written + (_nbytes(inputs[1]) if name == "copy_" else 0)
     return written + sum(_nbytes(x) for x in inputs)
 
@@ -139,7 +139,7 @@ def _nbytes(x: Tensor) -> int:
 
 
 def _without_masks(args: Sequence[Any]) -> Sequence[Any]:
-    """The arguments of `index` with numbers in place of masks, whose result would have a shape that depends on values: as if it were true everywhere."""
+    """The arguments of `index` with numbers in place of masks, as if these were true everywhere: the shape depends on them."""
     x, indices = args[0], list(args[1])
     for dim, index in enumerate(indices):
         if isinstance(index, Tensor) and index.dtype == torch.bool:

@@ -181,10 +181,21 @@ def _count(
 def _check_target(target: TargetOptions, model: BenchModelOptions, given: dict[str, str]) -> None:
     """Raises UsageError for options that cannot be combined."""
     accelerate, alone = target.accelerate is not None, "leave the others out"
-    measured = [name for name in ("accelerate", "random_weights", "prompt", "steps", "device", "offload", "attention", "cache", "compile",
-                                  "clip_batch") if name in given]  # fmt: skip
+    running = (
+        "accelerate",
+        "random_weights",
+        "prompt",
+        "steps",
+        "device",
+        "offload",
+        "attention",
+        "cache",
+        "compile",
+        "clip_batch",
+    )
+    measured = [given[name] for name in running if name in given]
     if target.count and measured:
-        raise conflict("--count", ", ".join(given[name] for name in measured), "nothing is run, and what is counted is the eager model",
+        raise conflict("--count", ", ".join(measured), "nothing is run, and the model is counted as it is",
                        "--count with --presets, --backbone or --shape, --frames, --size, --dtype and --card", alone)  # fmt: skip
     if target.card is not None and not target.count:
         raise UsageError("--card has no effect without --count: times are measured on the device at hand",

@@ -1,8 +1,9 @@
 """Peak rates of GPUs, and how long a list of operators takes at them: estimates, never measurements.
 
 Rates are the publishers', dense (without sparsity): data sheets of the H100 SXM, the H200 SXM and the A100 80GB SXM, and the Ada
-architecture's white paper (RTX 4090, bf16 with sums in float32). What kernels reach of them is assumed [derived], except attention:
-FlashAttention-2, which torch has, reaches 35% of an H100 [arXiv 2407.08608] and up to 73% of an A100 [arXiv 2307.08691].
+architecture's white paper (RTX 4090, bf16 with sums in float32). What kernels reach of them is assumed [derived], except
+attention: FlashAttention-2, which torch has, reaches 35% of an H100 [arXiv 2407.08608] and up to 73% of an A100 [arXiv
+2307.08691].
 """
 
 from __future__ import annotations

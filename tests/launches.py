@@ -3,9 +3,9 @@
     python -m tests.launches                         every preset on every family, as the table of longgen/docs/launches.md
     python -m tests.launches wan2.1-1.3b vrpr,tsa    some of them
 
-freeloc@stripes is the paper's combination, stripes at VRPR's times, in all layers. Counted as `longgen bench --count` does, at four
-times the native length: launches of a layer in one model call after the first, at most over the kinds of step and layer; copies from
-the host, and waits other than eigenproblems', of which there must be none.
+freeloc@stripes is the paper's combination, stripes at VRPR's times, in all layers. Counted as `longgen bench --count` does, at
+four times the native length: launches of a layer in one model call after the first, at most over the kinds of step and layer;
+copies from the host, and waits other than eigenproblems', of which there must be none.
 """
 
 from __future__ import annotations

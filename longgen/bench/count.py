@@ -1,10 +1,11 @@
 """Counts what one layer asks of a GPU, by type of step, at the published size and without a GPU.
 
 The transformer is diffusers' own with few layers, on a device of shapes (`longgen.bench.fake_cuda`); the pipeline and the loop
-around it are the real ones on the CPU, and see zeros as its predictions. Layers are alike that have the same programs in all steps
-and the same kind of block: of each kind the model has two, and the second of them is counted in a call that is not the first of its
-type, which is how a layer runs in most of a video. Whatever else a call does, the first layers' share of what is done once a call
-included, is the rest of the model. Text encoder, VAE and what a rollout does to its cache between calls are not counted.
+around it are the real ones on the CPU, and see zeros as its predictions. Layers are alike that have the same programs in all
+steps and the same kind of block: of each kind the model has two, and the second of them is counted in a call that is not the
+first of its type, which is how a layer runs in most of a video. Whatever else a call does, the first layers' share of what is
+done once a call included, is the rest of the model. Text encoder, VAE and what a rollout does to its cache between calls are not
+counted.
 """
 
 from __future__ import annotations

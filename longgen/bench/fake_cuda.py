@@ -1,9 +1,9 @@
 """Tensors on a CUDA device that is not there: they have a shape, a dtype and a device, and neither memory nor values.
 
-torch's FakeTensorMode makes them, but torch also asks for the guard of the device, which switches devices around an operator: a torch
-without CUDA has none, and one with CUDA and no GPU has one that fails. Within the context CUDA's place in torch's registry of guards, a
-symbol of libc10, holds the guard of `meta`, which does nothing. The device has a number that no real one has, so that no cache of
-tables by device can mix the two.
+torch's FakeTensorMode makes them, but torch also asks for the guard of the device, which switches devices around an operator: a
+torch without CUDA has none, and one with CUDA and no GPU has one that fails. Within the context CUDA's place in torch's registry
+of guards, a symbol of libc10, holds the guard of `meta`, which does nothing. The device has a number that no real one has, so
+that no cache of tables by device can mix the two.
 """
 
 from __future__ import annotations

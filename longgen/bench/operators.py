@@ -1,8 +1,8 @@
 """Counts operators on a fake device as they are called: kernels, copies, waits, floating-point operations and bytes.
 
 Matrix products, attention, Fourier transforms and eigenproblems are counted by formula (10 n^3 operations an eigenproblem), every
-other operator as one operation an element that it writes. Bytes are those of a kernel's inputs and outputs: what a cache of the device
-holds is not known. An operator whose result depends on values is a wait, and goes on with values that keep its shape.
+other operator as one operation an element that it writes. Bytes are those of a kernel's inputs and outputs: what a cache of the
+device holds is not known. An operator whose result depends on values is a wait, and goes on with values that keep its shape.
 """
 
 from __future__ import annotations

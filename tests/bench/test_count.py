@@ -122,12 +122,7 @@ def test_every_family_s_layers_are_counted(family: str) -> None:
     spec = OTHERS[family]
     batch = 2 if family_of(spec).batches_guidance else 1
     for name in ("direct", "sliding-window"):
-        plan = (
-            planner.build(preset.load(name, (), preset.Sample(frames=4 * spec.native_px - 3)), spec)
-            if name in preset.names()
-            else None
-        )
-        assert plan is not None
+        plan = plan_at(name, spec, 2 * spec.native_px - 1)
         (count,) = count_plan(plan, "bf16")
         assert sum(layer.layers for layer in count.layers) == spec.layers
         for number in range(len(count.layers)):
@@ -141,7 +136,7 @@ def test_double_precision_and_eigenproblems_are_apart() -> None:
     fusion = plan.programs[plan.table[0, 0]].fusion  # type: ignore[union-attr]
     assert fusion is not None
     assert fused["eigenproblems"] == 2
-    assert fused["operations"][DOUBLE] == pytest.approx(fusion.double_flops(plan.call_grid, plan.spec.width), rel=WITHIN)
+    assert fused["operations"][DOUBLE] == pytest.approx(fusion.double_flops(plan.call_grid, plan.spec.width), rel=0.04)
 
 
 def test_the_depth_of_the_model_does_not_matter() -> None:
@@ -152,7 +147,9 @@ def test_the_depth_of_the_model_does_not_matter() -> None:
 
 
 def test_layers_with_other_programs_are_counted_apart() -> None:
-    plan = planner.build(preset.load("vrpr", ("vrpr.layers=[0, 2, 3]",), preset.Sample(frames=129)), replace(WAN, layers=5))
+    plan = planner.build(
+        preset.load("sliding-window", ("window.layers=[0, 2, 3]",), preset.Sample(frames=129)), replace(WAN, layers=5)
+    )
     (count,) = count_plan(plan, "bf16")
     assert sorted(layer.layers for layer in count.layers) == [2, 3]
     stock, planned_ = sorted(count.layers, key=lambda layer: total(layer.operators, "launches"))
@@ -161,7 +158,8 @@ def test_layers_with_other_programs_are_counted_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "spec"), [("gen-l-video", SHAPE), ("glc-diffusion", SHAPE), ("fifo", SHAPE), ("self-forcing", CAUSAL), ("longlive", CAUSAL)]
+    ("name", "spec"),
+    [("gen-l-video", SHAPE), ("glc-diffusion", SHAPE), ("fifo", SHAPE), ("self-forcing", CAUSAL), ("longlive", CAUSAL)],
 )  # fmt: skip
 def test_every_loop_s_steps_are_counted(name: str, spec: BackboneSpec) -> None:
     plan = plan_of(name, spec=spec, steps=None)
@@ -209,7 +207,7 @@ def test_an_unknown_card_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("name", "backbone"),
-    [("direct", "wan2.1-1.3b"), ("freespec", "wan2.1-1.3b"), ("gen-l-video", "wan2.1-1.3b"), ("direct", "ltx-2b"),
+    [("direct", "wan2.1-1.3b"), ("freespec", "wan2.1-1.3b"), ("gen-l-video", "ltx-2b"),
      ("direct", "cogvideox-5b"), ("direct", "hunyuanvideo")],
 )  # fmt: skip
 def test_what_plan_quotes_is_what_the_count_gives(name: str, backbone: str) -> None:

@@ -152,9 +152,9 @@ def _layer_seconds(plan: Plan, program: Program | None, card: Card, dtype: str, 
         attention += round(every_pair * (program.density_at(grid[1] * grid[2]) - program.spared - 1))
         if program.fusion is not None:
             fusion = program.fusion
-            whole, double, eigen = (count(grid, spec.width) for count in (fusion.flops, fusion.double_flops, fusion.eigen_flops))
-            for flops_, kind, of in ((whole - double, MATMUL, SINGLE), (double - eigen, MATMUL, DOUBLE), (eigen, EIGEN, DOUBLE)):
-                device += arithmetic_seconds(flops_, kind, of, card)
+            eigen = fusion.double_flops(grid, spec.width)  # nothing but eigenproblems is in double precision on a GPU
+            device += arithmetic_seconds(fusion.flops(grid, spec.width) - eigen, MATMUL, precision, card)
+            device += arithmetic_seconds(eigen, EIGEN, DOUBLE, card)
     device += arithmetic_seconds(linear, MATMUL, precision, card) + arithmetic_seconds(attention, ATTENTION, precision, card)
     branches = 2 if plan.guided else 1
     calls = 1 if family.batches_guidance or plan.chunk_lat is not None else branches

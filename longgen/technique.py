@@ -196,11 +196,7 @@ class Fusion(Technique):
         """Floating-point operations of `fuse` for one sample, attention apart."""
 
     def double_flops(self, grid: Grid, channels: int) -> int:
-        """Those of `flops` that are in double precision, eigenproblems included."""
-        return 0
-
-    def eigen_flops(self, grid: Grid, channels: int) -> int:
-        """Those of `double_flops` that are of eigenproblems, which no device does at its peak rate."""
+        """Those of `flops` that are in double precision on an accelerator too."""
         return 0
 
 

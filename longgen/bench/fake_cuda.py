@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from longgen.attention import device_tables
+from longgen import device_tables
 from longgen.attention.lse_kernels import AttentionWithLSE
 from longgen.errors import LonggenError
 from longgen.pipelines import processors

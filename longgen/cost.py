@@ -153,7 +153,7 @@ def _layer_seconds(plan: Plan, program: Program | None, card: Card, dtype: str, 
         if program.fusion is not None:
             fusion = program.fusion
             eigen = fusion.double_flops(grid, spec.width)  # nothing but eigenproblems is in double precision on a GPU
-            device += arithmetic_seconds(fusion.flops(grid, spec.width) - eigen, MATMUL, precision, card)
+            device += arithmetic_seconds(fusion.flops(grid, spec.width) - eigen, MATMUL, SINGLE, card)
             device += arithmetic_seconds(eigen, EIGEN, DOUBLE, card)
     device += arithmetic_seconds(linear, MATMUL, precision, card) + arithmetic_seconds(attention, ATTENTION, precision, card)
     branches = 2 if plan.guided else 1

@@ -197,7 +197,7 @@ def _check_target(target: TargetOptions, model: BenchModelOptions, given: dict[s
     if target.count and measured:
         raise conflict("--count", ", ".join(measured), "nothing is run, and the model is counted as it is",
                        "--count with --presets, --backbone or --shape, --frames, --size, --dtype and --card", alone)  # fmt: skip
-    if target.card is not None and not target.count:
+    if "card" in given and not target.count:
         raise UsageError("--card has no effect without --count: times are measured on the device at hand",
                          expected="--card with --count", hint="leave it out, or add --count")  # fmt: skip
     if accelerate and (target.shape is not None or target.random_weights):

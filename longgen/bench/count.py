@@ -104,8 +104,15 @@ def count_plan(plan: Plan, dtype: str) -> list[StepCount]:
     """What every type of step of `plan` asks of a GPU in `dtype`. Raises LonggenError where operators cannot be counted."""
     small, kinds = _representative(plan)
     types = step_types(small)
-    with fake_cuda() as mode, torch.no_grad(), OperatorCounter(DEVICE, mode) as counter:
-        counted = _counted(small, types, _Watch(_backbone(small, dtype), counter))
+    try:
+        with fake_cuda() as mode, torch.no_grad(), OperatorCounter(DEVICE, mode) as counter:
+            counted = _counted(small, types, _Watch(_backbone(small, dtype), counter))
+    except RuntimeError as error:  # of torch, for an operator that cannot be called without values
+        raise LonggenError(
+            f"operators of {plan.preset.name} cannot be counted: {' '.join(str(error).split())[:200]}",
+            expected="operators that torch can call on tensors without memory",
+            hint="leave the preset out, or measure it: longgen bench",
+        ) from error
     guided = 1 if family_of(plan.spec).batches_guidance or not plan.guided else 2
     in_a_run = {step_type.name: step_type.count for step_type in step_types(plan)}
     results = []

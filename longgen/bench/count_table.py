@@ -89,11 +89,16 @@ def _count_rows(name: str, counts: Sequence[StepCount]) -> list[tuple[str, ...]]
             names = ("launches", "attention_calls", "copies_from_host", "waits", "eigenproblems")
             rows.append((
                 name, count.name, str(layer.layers), *(f"{found[key]:,}" for key in names),
-                f"{sum(operations[precision] for precision in PRECISIONS) / 1e12:.3g}",
-                f"{operations[DOUBLE] / 1e12:.2g}", f"{found['bytes'] / 1e9:.3g}",
+                _short(sum(operations[precision] for precision in PRECISIONS) / 1e12),
+                _short(operations[DOUBLE] / 1e12), _short(found["bytes"] / 1e9),
             ))  # fmt: skip
             name = ""
     return rows
+
+
+def _short(number: float) -> str:
+    """Three digits; what is too small for the table is only said to be there."""
+    return f"{number:.3g}" if number >= 0.01 or not number else "<.01"
 
 
 def _estimates(counts: Sequence[StepCount], direct: Sequence[StepCount] | None, cards: Sequence[Card]) -> list[str]:

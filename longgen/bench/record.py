@@ -105,10 +105,11 @@ class Report:
 
 @dataclass
 class BenchResult(Report):
-    """Time and memory of presets. card: the card, of those whose rates are known, by whose rates times were estimated."""
+    """Time and memory of presets. card: by whose rates times were estimated. no_estimate: why not, where its rates are known."""
 
     rows: list[PresetTiming]
     card: str | None = None
+    no_estimate: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         return super().as_dict() | ({} if self.card is None else {"card": self.card})

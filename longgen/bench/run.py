@@ -78,12 +78,15 @@ def bench(
     if not isinstance(baseline, Plan):
         raise baseline
     rows, targets = _targets(plans, baseline, model_settings.cache is not None)
-    card = card_of_run(model_settings)
+    card, no_estimate = card_of_run(model_settings), ""
     if card is not None:
-        _estimate(rows, plans, card, model_settings.dtype)
+        try:
+            _estimate(rows, plans, card, model_settings.dtype)
+        except LonggenError as error:  # what is measured does not depend on it
+            card, no_estimate = None, error.given
     settings = settings_of(baseline, model_settings) | {"rounds": rounds}
     result = BenchResult(baseline.spec.name, device_name(model_settings.device), versions(), settings, rows, shape, 0)
-    result.card = None if card is None else card.name
+    result.card, result.no_estimate = (None if card is None else card.name), no_estimate
     model = load()
     result.weights_bytes = weight_bytes(model.transformers)
     done, left = 0.0, rounds * sum(target.work for target in targets)

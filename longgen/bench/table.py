@@ -35,6 +35,8 @@ def text(result: BenchResult) -> str:
     if off:
         note = f"estimates, from the rates of {CARDS[str(result.card)].title}, were off by: {', '.join(off)} of what was measured"
         lines += ["", *textwrap.wrap(note, WIDTH)]
+    if result.no_estimate:
+        lines += ["", *textwrap.wrap(f"no estimate: {result.no_estimate}", WIDTH)]
     lines += failures({row.preset: row.error for row in result.rows if not row.complete})
     spread = max((max(timing.seconds) / min(timing.seconds) for row in complete for timing in row.timings), default=1)
     if spread > NOISY:

@@ -163,7 +163,10 @@ def _count(
     with reporter(options.quiet, say) as report:
         phase = Phase("count", len(plans), "cpu", report)
         for number, (name, plan) in enumerate(plans.items(), start=1):
-            counts[name] = plan.given if isinstance(plan, LonggenError) else count_plan(plan, dtype)
+            try:
+                counts[name] = plan.given if isinstance(plan, LonggenError) else count_plan(plan, dtype)
+            except LonggenError as error:
+                counts[name] = error.given
             phase.at(number, number, len(plans) - number)
     found: Counts = counts
     data = count_dict(found, yardstick, dtype, chosen)

@@ -21,7 +21,7 @@ from longgen.bench.count import StepCount, as_dict, count_plan, run_seconds, tot
 from longgen.bench.operators import OperatorCounter
 from longgen.bench.step_types import step_types
 from longgen.cards import CARDS, DOUBLE, EIGEN, HALF, MATMUL, OTHER, Operator
-from longgen.errors import UsageError
+from longgen.errors import LonggenError, UsageError
 from longgen.pipelines import processors
 from longgen.plan import Plan
 from tests.bench.small import CAUSAL, SETUP, SHAPE, built, plan_of, planned
@@ -247,3 +247,23 @@ def test_without_a_known_card_nothing_is_estimated() -> None:
     result = run.bench(planned(steps=4), lambda: built(), SETUP, 1, True)
     assert "card" not in result.as_dict()
     assert "estimate" not in table.text(result)
+
+
+def test_an_estimate_that_cannot_be_made_stops_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(plan: Plan, dtype: str) -> None:
+        raise LonggenError("operators of direct cannot be counted: of no account")
+
+    monkeypatch.setattr(run, "card_of_run", lambda settings: CARDS["a100"])
+    monkeypatch.setattr(run, "count_plan", fails)
+    result = run.bench(planned(steps=4), lambda: built(), SETUP, 1, True)
+    assert result.rows[0].complete
+    assert "no estimate: operators of direct cannot be counted" in table.text(result)
+
+
+def test_an_operator_that_needs_values_is_an_error_of_the_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    def values(x: torch.Tensor) -> None:
+        raise RuntimeError("aten.unknown needs values")
+
+    monkeypatch.setattr(processors.executor, "run", lambda *_: values(torch.ones(1)))
+    with pytest.raises(LonggenError, match="operators of sliding-window cannot be counted: aten.unknown needs values"):
+        count_plan(plan_of("sliding-window"), "bf16")

@@ -159,7 +159,7 @@ class Family:
     transformer_config: Callable[[BackboneSpec], dict[str, Any]]
     random_pipeline: Callable[[BackboneSpec, Sequence[Any], Any], Any]
     peak_activations: tuple[float, float]
-    moved: float
+    moved: float = 180.0
     batches_guidance: bool = False
     vae_float32: bool = False
     marker: str | None = None

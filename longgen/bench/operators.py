@@ -74,8 +74,10 @@ class OperatorCounter(TorchDispatchMode):
         on_device = any(x.device == self.device for x in inputs)
         if not on_device and self.device not in leaves:
             return func(*args, **kwargs)
-        masked = name == "index" and any(isinstance(x, Tensor) and x.dtype == torch.bool for x in args[1])
-        if masked:
+        masked = name in ("index", "index_put_") and any(isinstance(x, Tensor) and x.dtype == torch.bool for x in args[1])
+        if masked and name == "index_put_" and args[2].numel() == 1:
+            masked = False  # filled under the mask, without its indices
+        if masked and name == "index":
             with self.mode:
                 args = _without_masks(args)
         if on_device and name in VALUES:

@@ -58,6 +58,8 @@ def counter_of(work: Any) -> Counter[Operator]:
         (lambda x: x.cpu(), 0, 0, 1),
         (lambda x: float(x[0, 0]), 1, 0, 1),
         (lambda x: x[x > 0], 2, 0, 1),
+        (lambda x: x.index_put_((x[:, 0] > 0,), x), 2, 0, 1),
+        (lambda x: x.masked_fill_(x > 0, 1.0), 2, 0, 0),
         (lambda x: (x > 0).nonzero(), 2, 0, 1),
         (lambda x: torch.bincount(x.flatten().long(), minlength=9), 2, 0, 1),
         (lambda x: torch.linalg.eigh(x[:, :4]), 1, 0, 1),

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
 from longgen.cards import ATTENTION, DOUBLE, EIGEN, HALF, MATMUL, OTHER, SINGLE, Operator
@@ -89,7 +89,7 @@ class OperatorCounter(TorchDispatchMode):
             outputs = [x for x in tree_leaves(output) if isinstance(x, Tensor)]
             operator = self._operator(func, name, args, kwargs, inputs, outputs, output, masked)
             self.by_place.setdefault(self.place, Counter())[operator] += 1
-        return output
+        return tree_map(_with_values, output) if on_device else output
 
     def _operator(
         self, func: Any, name: str, args: Any, kwargs: Any, inputs: list[Tensor], outputs: list[Tensor], output: Any, masked: bool
@@ -102,6 +102,13 @@ class OperatorCounter(TorchDispatchMode):
         launches = int(not (copies and name in ("_to_copy", "copy_")) and not fetched)
         waits = int(fetched or masked or name in WAITS)
         return Operator(name, kind, precision, flops, _bytes(name, inputs, outputs), launches, copies, waits)
+
+
+def _with_values(value: Any) -> Any:
+    """What comes to the host, with values that it may read: masks are true everywhere, numbers 0."""
+    if not isinstance(value, FakeTensor) or value.device.type != "cpu":
+        return value
+    return torch.full(value.shape, value.dtype == torch.bool, dtype=value.dtype)
 
 
 def _flops(

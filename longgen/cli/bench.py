@@ -174,10 +174,10 @@ def _count(
         disk.make_folder(output.parent)
         disk.save_json(output, data)
     answer(count_text(found, yardstick, dtype, chosen), data, options.as_json, wrote=output is not None)
-    failed = {name: error for name, error in counts.items() if isinstance(error, str)}
+    failed = {name: fault for name, fault in counts.items() if isinstance(fault, str)}
     if failed:
-        name, error = next(iter(failed.items()))
-        raise BatchError(f"{len(failed)} of {len(counts)} could not be counted: {name}: {error}",
+        name, fault = next(iter(failed.items()))
+        raise BatchError(f"{len(failed)} of {len(counts)} could not be counted: {name}: {fault}",
                          hint="leave them out, or correct them")  # fmt: skip
 
 

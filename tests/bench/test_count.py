@@ -56,6 +56,7 @@ def counter_of(work: Any) -> Counter[Operator]:
         (lambda x: x[:, [1, 2]], 1, 1, 0),
         (lambda x: x.new_tensor([1.0, 2.0]), 0, 1, 0),
         (lambda x: x.cpu(), 0, 0, 1),
+        (lambda x: (x > 0).cpu().nonzero().tolist()[23], 1, 0, 1),
         (lambda x: float(x[0, 0]), 1, 0, 1),
         (lambda x: x[x > 0], 2, 0, 1),
         (lambda x: x.index_put_((x[:, 0] > 0,), x), 2, 0, 1),

@@ -108,6 +108,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
     "plan": SHARED
     + """
         --schedule
+        --card $LONGGEN_CARD
         --export
         --overwrite
     """,
@@ -175,6 +176,8 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --backbone -m $LONGGEN_BACKBONE
         --shape
         --random-weights
+        --count
+        --card $LONGGEN_CARD
         --accelerate
         --prompt -p
         --frames -f --num-frames $LONGGEN_FRAMES

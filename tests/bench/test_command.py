@@ -80,6 +80,10 @@ def test_a_preset_that_cannot_be_ends_in_exit_5_with_the_rest_measured() -> None
         (["--accelerate", "wonder", "--backbone", "tiny"], "--cache wonder is refused"),
         (["--accelerate", ",", "--backbone", "tiny"], "--accelerate names nothing"),
         (["--prompt", "a cat"], "does not depend on it"),
+        (["--count", "--steps", "2"], "--count cannot be combined with --steps"),
+        (["--count", "--device", "cpu", "--compile"], "--count cannot be combined with --device, --compile"),
+        (["--count", "--card", "h1000"], "expected: 4090, a100, h100, h200"),
+        (["--card", "h100"], "--card has no effect without --count"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_anything_runs(args: list[str], said: str) -> None:
@@ -87,6 +91,39 @@ def test_what_cannot_be_asked_is_refused_before_anything_runs(args: list[str], s
     assert done.exit_code == 2
     assert said in done.stderr
     assert done.stdout == ""
+
+
+COUNT = ["bench", "--count", "--shape", "small", "--frames", "81", "--card", "h100,4090", "--presets"]
+
+
+def test_counts_as_one_object(place: Path) -> None:
+    done = longgen(*COUNT, "sliding-window,freespec", "--json", "-o", "out.json", "--quiet")
+    assert done.exit_code == 0, done.stderr
+    data = json.loads(done.stdout)
+    assert data == json.loads((place / "out.json").read_text())
+    assert done.stderr == ""
+    assert [*data] == ["schema", "backbone", "measured", "settings", "cards", "presets"]
+    assert data["measured"] is False
+    assert [*data["cards"]] == ["h100", "4090"]
+    assert [row["preset"] for row in data["presets"]] == ["direct", "sliding-window", "freespec"]
+    fused, _ = data["presets"][2]["steps"]
+    assert set(fused) == {"step", "in_a_run", "model_calls", "layers", "rest_of_model", "estimated_seconds"}
+    (layer,) = fused["layers"]
+    assert set(layer) == {"block", "layers", "launches", "attention_calls", "copies_from_host", "waits", "eigenproblems",
+                          "operations", "bytes", "by_operator"}  # fmt: skip
+    assert layer["launches"] == sum(layer["by_operator"].values())
+    assert layer["eigenproblems"] == layer["waits"] == 2
+    assert all(seconds > 0 for row in data["presets"] for seconds in row["estimated_run_seconds"].values())
+
+
+def test_counts_as_a_table() -> None:
+    done = longgen(*COUNT, "sliding-window,self-forcing")
+    assert done.exit_code == 5
+    assert "1 of 3 could not be counted: self-forcing: rollout needs kv-cache" in done.stderr
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines if line.startswith(("direct", "sliding-window"))] == ["direct", "sliding-window"] * 2
+    assert "nothing here is measured" in " ".join(done.stdout.split())
 
 
 @pytest.mark.parametrize(("kind", "code"), [(KeyboardInterrupt, 130), (Terminated, 75)])

@@ -141,6 +141,7 @@ class Family:
     peak_activations: numbers alive at the peak of a block, in units of N tokens times d channels: in attention, and in the
     feed-forward beside the 2 f / d of its hidden layer, f its width. Counted in the published models on the meta device
     (tests/test_memory.py). batches_guidance: the pipeline runs both branches of guidance as one batch.
+    folders: of a diffusers pipeline of this family, beside those of its transformers: what a download needs.
     vae_float32: the VAE runs in float32, whatever the dtype. broken_caches: step caches of diffusers that do not work on it,
     first-block and mag among them where its registry of blocks lacks the transformer's (settings.CACHE_FAULTS says why).
     tokenized: a prompt -> the text that its pipeline tokenizes, and the characters and tokens before the prompt that do not count.
@@ -159,6 +160,7 @@ class Family:
     random_pipeline: Callable[[BackboneSpec, Sequence[Any], Any], Any]
     peak_activations: tuple[float, float]
     batches_guidance: bool = False
+    folders: tuple[str, ...] = ("scheduler", "text_encoder", "tokenizer", "vae")
     vae_float32: bool = False
     marker: str | None = None
     broken_caches: tuple[str, ...] = ()

@@ -47,8 +47,12 @@ def doctor(as_json: Json = False) -> None:
 def _gpu() -> Finding:
     import torch
 
-    if not torch.cuda.is_available():
-        return Finding("gpu", True, f"none usable by torch {torch.__version__}: the default backbone is tiny")
+    from longgen.backbones.defaults import gpu_driver, has_gpu
+
+    if not has_gpu():
+        driver = gpu_driver()
+        but = "" if driver is None else f", although a driver is here ({driver}); a torch built for it may help"
+        return Finding("gpu", True, f"none usable by torch {torch.__version__}{but}: the default backbone is tiny")
     cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return Finding("gpu", True, "; ".join(f"{card.name}, {card.total_memory / 1e9:.0f} GB" for card in cards))
 

@@ -57,8 +57,8 @@ def fetch(place: str) -> Path:
         return folder
 
     return hub.fetch(place, hub_id, get, "the file in the Hugging Face cache, or a path to it",
-                     f"on a machine with network: {hub.download_command(place)}; then copy it here and give --backbone NAME:PATH, as "
-                     "self-forcing:weights/self_forcing_dmd.pt")  # fmt: skip
+                     f"on a machine with network: {hub.download_command(place)}; then copy it here and give --backbone "
+                     "NAME:PATH, as self-forcing:weights/self_forcing_dmd.pt")  # fmt: skip
 
 
 def load(folder: Path, dtype: torch.dtype, quantization: Any = None) -> Any:

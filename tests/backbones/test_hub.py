@@ -52,15 +52,13 @@ def test_every_part_of_the_pipeline_is_named(spec: Any) -> None:
 @pytest.mark.parametrize("spec", PUBLISHED, ids=lambda spec: spec.name)
 def test_the_hubs_own_program_takes_the_commands(spec: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub.cli import hf
-    from typer.testing import CliRunner
 
     calls = []
     monkeypatch.setattr("huggingface_hub.cli.download.snapshot_download", lambda **options: calls.append(options) or "FOLDER")
     monkeypatch.setattr("huggingface_hub.cli.download.hf_hub_download", lambda **options: calls.append(options) or "FILE")
     commands = hub.download_commands(spec)
     for command in commands:
-        done = CliRunner().invoke(hf.app, shlex.split(command)[1:])
-        assert done.exit_code == 0, done.output
+        hf.app(args=shlex.split(command)[1:], standalone_mode=False)
     assert [call["repo_id"] for call in calls] == [
         "/".join(place.split("/")[:2]) for place in (spec.source, spec.checkpoint, spec.lora) if place
     ]

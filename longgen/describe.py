@@ -30,7 +30,7 @@ from longgen.stack import PlacedTechnique
 from longgen.technique import LONGEST, Technique
 from longgen.terminal import aligned, fitted
 from longgen.textfile import on_one_line, visible
-from longgen.units import count_label, human_bytes
+from longgen.units import count_label, human_bytes, short
 
 SHADES = " ░▒▓█"
 WIDTH = 80  # columns of what is said of a technique
@@ -42,13 +42,12 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
     """What would run: techniques, tables, cost and memory."""
     spec, sample = plan.spec, plan.sample
     width, height = plan.size
-    flow_shift = sample.flow_shift or spec.flow_shift
-    shift = "" if spec.fixed_shift else f", flow shift {flow_shift:g}" if flow_shift else ", the checkpoint's own flow shift"
+    shift = flow_shift_label(spec, sample.flow_shift, plan.token_shift)
     lines = [
         on_one_line(f"{plan.preset.name} on {spec.name}"),
         f"  {plan.frames_px} frames, {plan.duration_s:.1f} s at {sample.fps} fps, {width}x{height}",
         f"  {plan.frames_lat} latent frames ({spec.native_lat} native), {plan.tokens:,} tokens,"
-        f" {plan.steps} steps, guidance {sample.guidance_scale:g}{shift}",
+        f" {plan.steps} steps, guidance {sample.guidance_scale:g}{', ' * bool(shift)}{shift}",
         "",
     ]
     for placed in plan.techniques:
@@ -87,6 +86,19 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
         *(f"note: {note}" for note in (plan.notes if notes else ())),
     ]
     return "\n".join(lines)
+
+
+def flow_shift_label(spec: BackboneSpec, chosen: float | None = None, by_tokens: float | None = None) -> str:
+    """The flow shift that sampling uses, and whose it is; empty where there is none. by_tokens: the backbone's for a clip."""
+    if chosen is None and spec.fixed_shift is not None:
+        return ""
+    if chosen or spec.flow_shift:
+        return f"flow shift {chosen or spec.flow_shift:g}"
+    if spec.checkpoint_shift is not None:
+        return f"flow shift {spec.checkpoint_shift:g} (the checkpoint's own)"
+    if spec.token_shift is not None:
+        return f"flow shift {short(by_tokens)} (by the number of tokens)" if by_tokens else "flow shift by the number of tokens"
+    return "the checkpoint's own flow shift"
 
 
 def plan_dict(plan: Plan) -> dict[str, Any]:
@@ -214,6 +226,7 @@ def backbone_text(spec: BackboneSpec) -> str:
         "lengths": f"{spec.stride_t}n+1 frames",
         "sizes": "width a multiple of {}, height of {}".format(*spec.size_multiple),
         "defaults": f"{spec.steps} steps, guidance {spec.guidance_scale:g}, {spec.dtype}",
+        "scheduler": ", ".join(filter(None, (spec.scheduler, flow_shift_label(spec)))),
         "transformer": f"{spec.layers} layers, {spec.heads} heads x {spec.head_dim}, {spec.parameters / 1e6:,.0f}M parameters",
         "can": ", ".join(spec.capabilities),
     }

@@ -59,7 +59,10 @@ def _from_configs(source: str, paths: list[Path]) -> BackboneSpec:
                          expected=f"a model that diffusers wrote: {known}", hint="copy or download it again") from None  # fmt: skip
     verdicts = next((known.verdicts for known in family.specs if known.same_shape(spec)), {})
     about = f"{'causal ' if spec.causal else ''}{family.pipeline}, read from its configs"
-    return replace(spec, name=source, source=source, about=about, license="see its model card", verdicts=verdicts)
+    scheduler = (configs.model_index.get("scheduler") or [None, None])[-1]
+    return replace(spec, name=source, source=source, about=about, license="see its model card", verdicts=verdicts, advised=(),
+                   scheduler=scheduler if isinstance(scheduler, str) else spec.scheduler, checkpoint_shift=None,
+                   token_shift=None)  # fmt: skip
 
 
 def _check_sizes(spec: BackboneSpec, transformer: Config, vae: Config) -> None:

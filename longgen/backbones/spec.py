@@ -94,6 +94,7 @@ class BackboneSpec:
     least_steps: int = 1  # that its scheduler can take
     experts: int = 1  # transformers that share the schedule; `parameters` counts them all
     guidance_scale_2: float | None = None  # of the second expert
+    boundary: float | None = None  # noise level, 0 to 1, below which it predicts
     embedded_guidance: bool = False  # guidance is an input of the model, and no negative prompt is read
     verdicts: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)  # published verdict -> layers
 

@@ -54,7 +54,7 @@ WAN_14B = replace(
 WAN_2_2_A14B = replace(
     WAN_14B, name="wan2.2-t2v-a14b", source="Wan-AI/Wan2.2-T2V-A14B-Diffusers", steps=40, guidance_scale=4.0, guidance_scale_2=3.0,
     about="Wan 2.2 text-to-video, two experts of 14 billion parameters, 480p and 720p", experts=2, parameters=2 * 14_288_491_584,
-    advised=(("flow_shift", 12.0),), advised_in="its script",
+    boundary=0.875, advised=(("flow_shift", 12.0),), advised_in="its script",
 )  # fmt: skip
 # The same, wan_ti2v_5B.py: 50 steps, guidance 5, 121 frames at 24 fps, shift 5, 1280x704.
 WAN_2_2_5B = replace(
@@ -99,7 +99,7 @@ def random_pipeline(spec: BackboneSpec, transformers: Sequence[Any], text: Any) 
 
     shift = spec.checkpoint_shift or WAN_1_3B.checkpoint_shift
     scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
-    second, boundary = (transformers[1], 0.875) if spec.experts == 2 else (None, None)
+    second, boundary = (transformers[1], spec.boundary) if spec.experts == 2 else (None, None)
     pipe = diffusers.WanPipeline(
         None, text, None, scheduler, transformers[0], second, boundary_ratio=boundary,
         expand_timesteps=spec.latent_channels == 48 and spec.stride_hw == 16 and spec.patch[1] == 2,

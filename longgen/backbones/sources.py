@@ -99,6 +99,7 @@ _SELF_FORCING = {
     "scheduler": Published("FlowMatchScheduler", "self-forcing utils/scheduler.py", "here diffusers' class, of the same levels"),
     "negative prompt": Published("", _OWN_SAMPLER),
 }
+_LONGLIVE = "longlive configs/longlive_inference.yaml"
 _COG_SCRIPT, _COG_README = "cogvideo inference/cli_demo.py", "cogvideo README.md"
 _RENAMED = "here the organisation's new name, as on GitHub"
 _COG_2B = {
@@ -140,14 +141,14 @@ SOURCES: dict[str, dict[str, Published]] = {
     },
     "self-forcing": _SELF_FORCING,
     "longlive": _SELF_FORCING | {
-        "hub id": Published("Wan2.1-T2V-1.3B", "longlive configs/longlive_inference.yaml", "here diffusers' copy of it"),
-        "file": Published("Efficient-Large-Model/LongLive-1.3B/models/longlive_base.pt", "longlive configs/longlive_inference.yaml"),
-        "LoRA": Published("Efficient-Large-Model/LongLive-1.3B/models/lora.pt", "longlive configs/longlive_inference.yaml"),
+        "hub id": Published("Wan2.1-T2V-1.3B", _LONGLIVE, "here diffusers' copy of it"),
+        "file": Published("Efficient-Large-Model/LongLive-1.3B/models/longlive_base.pt", _LONGLIVE),
+        "LoRA": Published("Efficient-Large-Model/LongLive-1.3B/models/lora.pt", _LONGLIVE),
         "size": Published((832, 480), "longlive configs/default_config.yaml"),
         "frames": Published(81, "longlive configs/default_config.yaml"),
         "fps": Published(16, "longlive inference.py"),
-        "steps": Published(4, "longlive configs/longlive_inference.yaml"),
-        "flow shift": Published(5.0, "longlive configs/longlive_inference.yaml"),
+        "steps": Published(4, _LONGLIVE),
+        "flow shift": Published(5.0, _LONGLIVE),
     },
     "ltx-2b": {
         "hub id": Published("Lightricks/LTX-Video", "ltx README.md"),

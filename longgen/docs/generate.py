@@ -258,8 +258,8 @@ def index() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
-    for function in (techniques, presets, costs, backbones, settings, downloads, pipelines, models, capabilities, memory, metrics, commands, options,
-                     variables, modules, imports, index)
+    for function in (techniques, presets, costs, backbones, settings, downloads, pipelines, models, capabilities, memory,
+                     metrics, commands, options, variables, modules, imports, index)
 }  # fmt: skip
 
 

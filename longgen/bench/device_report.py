@@ -7,6 +7,7 @@ device, the libraries and what was run: measurements of others are not mixed wit
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from longgen import disk, html
 from longgen.bench.record import DIRECT, StepTiming, rounded
 from longgen.bench.steps import STOCK
 from longgen.errors import LonggenError, UsageError
+from longgen.terminal import MISSING, aligned
+from longgen.units import human_bytes
 
 SCHEMA = 1
 FILES = ("gpu.json", "gpu.html")
@@ -24,6 +27,7 @@ TARGETS = {  # time relative to direct sampling, of 321 frames of TARGETS_OF on 
     "longdiff": 1.7,
 }  # fmt: skip
 TARGETS_OF = ("wan2.1-1.3b", 321)
+COLUMNS = 80  # of the report as text
 TOLERANCE = 1e-3  # relative error in float32 that is rounding, after a few steps of a random network
 
 
@@ -138,7 +142,8 @@ class DeviceReport:
     def summary(self) -> list[str]:
         """The findings in a few sentences."""
         equal = sum(check.equal for check in self.checks.values())
-        lines = [f"{equal} of {len(self.checks)} presets equal the CPU within {TOLERANCE:g} on small shapes, in float32."]
+        lines = ["A rehearsal: the device is the CPU itself."] if self.device.startswith("cpu") else []
+        lines += [f"{equal} of {len(self.checks)} presets equal the CPU within {TOLERANCE:g} on small shapes, in float32."]
         measured = [name for name, timing in self.timings.items() if timing.complete]
         lines.append(f"{len(measured)} of {len(self.timings)} were measured at full size.")
         judged = {name: self.met(name) for name in TARGETS if self.met(name) is not None}
@@ -156,6 +161,28 @@ class DeviceReport:
         if self.stopped:
             lines.append(f"Stopped: {self.stopped}.")
         return lines
+
+    def text(self) -> str:
+        """The summary, a table of at most 80 columns, and what failed."""
+        lines = [line for sentence in self.summary() for line in textwrap.wrap(sentence, COLUMNS)]
+        rows = [("preset", "x direct", "target", "floor", "estimate", "peak", "estimate", "CPU")]
+        for row in self.rows():
+            peak, check = row["peak_memory_bytes"], self.checks.get(row["preset"])
+            rows.append((
+                row["preset"][:20],
+                _number(row["ratio_to_direct"]) + {True: " ok", False: "  !", None: "   "}[row["target_met"]],
+                _number(row["target"]),
+                _number(row["floor"]),
+                _percent(row["estimate_error"]),
+                MISSING if peak is None else human_bytes(peak),
+                _percent(row["memory_estimate_error"]),
+                MISSING if check is None else "equal" if check.equal else "failed" if check.failure else "differs",
+            ))  # fmt: skip
+        lines += ["", *(line.rstrip() for line in aligned(rows)), ""]
+        for name, fault in self.failures.items():
+            lines += textwrap.wrap(f"{name}: {fault}", COLUMNS, subsequent_indent="  ")
+        legend = "x direct: time of a run relative to direct sampling. estimate: how much that of time and of memory was off."
+        return "\n".join([*lines, *textwrap.wrap(legend, COLUMNS)])
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a preset, measured or not, with what follows from the measurements."""
@@ -241,6 +268,14 @@ def _difference(theirs: Any, ours: Any) -> str:
         key = next(key for key in (*ours, *theirs) if ours.get(key) != theirs.get(key))
         return f"{key} is {theirs.get(key)} there and {ours.get(key)} here"
     return f"{theirs} there and {ours} here"
+
+
+def _number(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.2f}"
+
+
+def _percent(share: float | None) -> str:
+    return MISSING if share is None else f"{share:+.0%}"
 
 
 def _finite(number: float | None) -> float | None:

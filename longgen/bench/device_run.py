@@ -28,15 +28,22 @@ from longgen.bench.run import versions
 from longgen.bench.step_types import ROUND, StepType, step_types
 from longgen.device import device_name
 from longgen.errors import LonggenError, UsageError
+from longgen.frames import pixel_frames
 from longgen.layers.selection import uses_probe
 from longgen.pipelines import random_weights
 from longgen.plan import Plan
+from longgen.planner import LONG
 from longgen.preset import Sample
 from longgen.progress import OnProgress, Phase
 from longgen.resolve import PlanRequest, resolve
 
 ROUNDS = 3  # of measurements at full size, while time is left
 Measure = Callable[[], None]
+
+
+def default_frames(spec: BackboneSpec) -> int:
+    """LONG times the native length: 321 frames of Wan 2.1, which the targets are for."""
+    return pixel_frames(LONG * spec.native_lat - LONG + 1, spec.stride_t)
 
 
 def new_report(spec: BackboneSpec, settings: ModelSettings, frames: int, size: tuple[int, int] | None) -> DeviceReport:

@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from longgen.backbones.registry import family_of
+from longgen.cards import ATTENTION, DOUBLE, EIGEN, HALF, MATMUL, SINGLE, Card, arithmetic_seconds, moving_seconds
 from longgen.plan import Plan
 from longgen.program import Program
 from longgen.technique import Grid
@@ -21,6 +22,8 @@ from longgen.technique import Grid
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 FLOOR = "arithmetic against direct sampling"  # what `ratio` is, in the words of plan, bench and presets
 COSTED_CHUNKS = 33  # of a rollout; between them cost is interpolated linearly
+STOCK_LAUNCHES = 90  # kernels of a layer of Wan, as `longgen bench --count` counts them
+LAUNCHES = 600  # and at most of one that follows a plan, longdiff's apart: the launch budget (tests/launches.py)
 PLAN_OVERHEAD = 2.0  # more, at most, in attention that follows a plan
 
 
@@ -43,6 +46,16 @@ def flops(plan: Plan, program: Program | None, grid: Grid | None = None, keys: i
     keys: in a rollout, the tokens attended to, those of the chunk included.
     """
     grid = grid or plan.call_grid
+    linear, attention = _stock_flops(plan, grid, keys)
+    if program is None:
+        return linear + attention
+    fusion = program.fusion.flops(grid, plan.spec.width) if program.fusion else 0
+    every_pair = 4 * math.prod(grid) * (keys or math.prod(grid)) * plan.spec.width
+    return linear + attention - every_pair + round(every_pair * program.density_at(grid[1] * grid[2])) + fusion
+
+
+def _stock_flops(plan: Plan, grid: Grid, keys: int | None) -> tuple[int, int]:
+    """FLOPs of one layer of the backbone itself: of its matrix products, and of its attention, to video and text."""
     tokens, width, spec = math.prod(grid), plan.spec.width, plan.spec
     if spec.joint_text:
         linear = (tokens + spec.text_tokens) * (8 * width**2 + 4 * width * spec.ffn_dim)
@@ -51,11 +64,7 @@ def flops(plan: Plan, program: Program | None, grid: Grid | None = None, keys: i
         linear = tokens * (12 * width**2 + 4 * width * spec.ffn_dim)
         linear += 0 if keys else spec.text_tokens * 4 * width**2  # a rollout projects the text's keys and values once
         text = 4 * tokens * spec.text_tokens * width
-    attention = 4 * tokens * (keys or tokens) * width
-    if program is None:
-        return linear + text + attention
-    fusion = program.fusion.flops(grid, width) if program.fusion else 0
-    return linear + text + round(attention * program.density_at(grid[1] * grid[2])) + fusion
+    return linear, text + 4 * tokens * (keys or tokens) * width
 
 
 @lru_cache(maxsize=8)
@@ -84,9 +93,7 @@ def chunk_flops(plan: Plan) -> np.ndarray:
 
 def _counted_chunks(plan: Plan) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
     """A sample of a rollout's chunks, numbered from 1, and of each its FLOPs and its density by step [S], means over layers."""
-    chunk = plan.call_geometry.frames_lat
-    numbers = np.unique(np.linspace(1, plan.rounds, min(plan.rounds, COSTED_CHUNKS)).round().astype(int))
-    counts = []
+    chunk, numbers, counts = plan.call_geometry.frames_lat, _sampled_chunks(plan), []
     for frames_lat in (numbers * chunk).tolist():
         programs, table = plan.programs_for_chunk(frames_lat, chunk)
         keys = frames_lat * math.prod(plan.call_grid[1:])
@@ -94,6 +101,10 @@ def _counted_chunks(plan: Plan) -> tuple[np.ndarray, list[tuple[np.ndarray, np.n
         density = np.array([program.density if program else 1.0 for program in programs])
         counts.append((arithmetic[table].mean(axis=0), density[table].mean(axis=0)))
     return numbers, counts
+
+
+def _sampled_chunks(plan: Plan) -> np.ndarray:
+    return np.unique(np.linspace(1, plan.rounds, min(plan.rounds, COSTED_CHUNKS)).round().astype(int))
 
 
 def _rollout_ratios(plan: Plan) -> tuple[float, float]:
@@ -111,6 +122,43 @@ def _rollout_ratios(plan: Plan) -> tuple[float, float]:
         float(np.interp(chunks, numbers, arithmetic).sum()) / (flops(plan, None, plan.grid) * steps),
         float(np.interp(chunks, numbers, pairs).sum()) / (plan.frames_lat**2 * steps),
     )
+
+
+def seconds(plan: Plan, card: Card, dtype: str) -> float:
+    """Estimated seconds of sampling on `card`: the blocks' arithmetic and bytes at the rates of kernels, or else their launches.
+
+    `longgen bench --count` counts what is assumed here: bytes, and launches, at most LAUNCHES in a layer that follows a plan.
+    """
+    if plan.chunk_lat is None:
+        by_program = np.array([_layer_seconds(plan, program, card, dtype) for program in plan.programs])
+        return float(by_program[plan.table].sum() * plan.calls)
+    numbers, chunk, by_chunk = _sampled_chunks(plan), plan.call_geometry.frames_lat, []
+    for frames_lat in (numbers * chunk).tolist():
+        programs, table = plan.programs_for_chunk(frames_lat, chunk)
+        keys = frames_lat * math.prod(plan.call_grid[1:])
+        by_program = np.array([_layer_seconds(plan, program, card, dtype, keys) for program in programs])
+        by_chunk.append(by_program[table].sum() * (plan.steps + 1) / plan.steps)  # and the pass that fills the cache
+    return float(np.interp(np.arange(1, plan.rounds + 1), numbers, by_chunk).sum())
+
+
+def _layer_seconds(plan: Plan, program: Program | None, card: Card, dtype: str, keys: int | None = None) -> float:
+    """Of one layer in one step's calls for one clip or chunk, both branches of guidance included."""
+    spec, family, grid = plan.spec, family_of(plan.spec), plan.call_grid
+    tokens, precision = math.prod(grid), SINGLE if dtype == "fp32" else HALF
+    linear, attention = _stock_flops(plan, grid, keys)
+    device = moving_seconds(family.moved * BYTES[dtype] * tokens * spec.width, card)
+    if program is not None:
+        every_pair = 4 * tokens * (keys or tokens) * spec.width
+        attention += round(every_pair * (program.density_at(grid[1] * grid[2]) - program.spared - 1))
+        if program.fusion is not None:
+            fusion = program.fusion
+            whole, double, eigen = (count(grid, spec.width) for count in (fusion.flops, fusion.double_flops, fusion.eigen_flops))
+            for flops_, kind, of in ((whole - double, MATMUL, SINGLE), (double - eigen, MATMUL, DOUBLE), (eigen, EIGEN, DOUBLE)):
+                device += arithmetic_seconds(flops_, kind, of, card)
+    device += arithmetic_seconds(linear, MATMUL, precision, card) + arithmetic_seconds(attention, ATTENTION, precision, card)
+    branches = 2 if plan.guided else 1
+    calls = 1 if family.batches_guidance or plan.chunk_lat is not None else branches
+    return max(branches * device, calls * (STOCK_LAUNCHES if program is None else LAUNCHES) * card.launch_s)
 
 
 def _direct_steps(plan: Plan) -> int:

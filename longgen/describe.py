@@ -20,6 +20,7 @@ from longgen.attention.lowering import lower
 from longgen.backbones import tiny_grammar
 from longgen.backbones.registry import SPECS
 from longgen.backbones.spec import BackboneSpec
+from longgen.cards import Card
 from longgen.errors import UsageError
 from longgen.frameplan import PAIR_COLUMNS, FramePlan, Pass, full_attention
 from longgen.plan import Plan
@@ -30,7 +31,7 @@ from longgen.stack import PlacedTechnique
 from longgen.technique import LONGEST, Technique
 from longgen.terminal import aligned, fitted
 from longgen.textfile import on_one_line, visible
-from longgen.units import count_label, human_bytes, short
+from longgen.units import about_time, count_label, human_bytes, short
 
 SHADES = " ░▒▓█"
 WIDTH = 80  # columns of what is said of a technique
@@ -38,8 +39,8 @@ MAP_SIDE = 40  # characters across a picture of a table
 PICTURED = 1  # passes of a branch whose table is drawn; the others look like it, shifted
 
 
-def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: bool = True) -> str:
-    """What would run: techniques, tables, cost and memory."""
+def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: bool = True, card: Card | None = None) -> str:
+    """What would run: techniques, tables, cost and memory; and the time that sampling may take on `card`."""
     spec, sample = plan.spec, plan.sample
     width, height = plan.size
     shift = flow_shift_label(spec, sample.flow_shift, plan.token_shift)
@@ -83,8 +84,10 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
         f"memory estimate ({dtype}, offload {offload}): {human_bytes(memory['peak'])}"
         f" = transformer {human_bytes(memory['weights'])}, activations {human_bytes(memory['activations'])},"
         f" text encoder and VAE {human_bytes(memory['companions'])}",
+        *([] if card is None else [f"time estimate: about {about_time(cost.seconds(plan, card, dtype))} on {card.title}, estimated "
+                                   "from its rates and not measured; sampling alone"]),
         *(f"note: {note}" for note in (plan.notes if notes else ())),
-    ]
+    ]  # fmt: skip
     return "\n".join(lines)
 
 

@@ -195,6 +195,14 @@ class Fusion(Technique):
     def flops(self, grid: Grid, channels: int) -> int:
         """Floating-point operations of `fuse` for one sample, attention apart."""
 
+    def double_flops(self, grid: Grid, channels: int) -> int:
+        """Those of `flops` that are in double precision, eigenproblems included."""
+        return 0
+
+    def eigen_flops(self, grid: Grid, channels: int) -> int:
+        """Those of `double_flops` that are of eigenproblems, which no device does at its peak rate."""
+        return 0
+
 
 class Sampling(Technique):
     """A technique that decides in which order, and with which others, frames are denoised. It has no `layers` or `steps`.

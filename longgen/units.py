@@ -52,3 +52,12 @@ def human_bytes(count: float) -> str:
         return "0 B"
     power = min(int(math.log10(count)) // 3, 4)
     return f"{count / 1000**power:.3g} {['B', 'kB', 'MB', 'GB', 'TB'][power]}"
+
+
+def about_time(seconds_: float) -> str:
+    """`40 s`, `6 min` or `2.1 h`: two significant digits, for estimates."""
+    if seconds_ < 100:
+        return f"{seconds_:.2g} s"
+    if seconds_ < 100 * 60:
+        return f"{float(f'{seconds_ / 60:.2g}'):g} min"
+    return f"{float(f'{seconds_ / 3600:.2g}'):g} h"

@@ -28,7 +28,7 @@ SCRIPTS = {
 # or a whole package; `backbones.tiny` is the laboratory in which the built-in model is trained and measured.
 ORDER = [
     "errors", "closed", "arguments", "textfile", "units", "frames", "plugins", "terminal", "html", "device", "cache_folder",
-    "ffmpeg", "disk", "naming", "checkpoint", "video_info", "video", "progress",
+    "cards", "ffmpeg", "disk", "naming", "checkpoint", "video_info", "video", "progress",
     "frameplan", "technique", "noise", "refine", "positions", "context", "fusion", "sampling", "catalog",
     "backbones", "schedule", "preset", "prompts", "program", "stack", "plan", "cost", "layers", "planner", "resolve",
     "attention", "pipelines", "run_settings", "rundir", "describe", "loops", "interrupted", "run",

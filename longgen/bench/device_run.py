@@ -26,6 +26,7 @@ from longgen.bench.device_report import TARGETS, Check, DeviceReport, Timing
 from longgen.bench.record import DIRECT, StepTiming
 from longgen.bench.run import versions
 from longgen.bench.step_types import ROUND, StepType, step_types
+from longgen.cards import card_of
 from longgen.device import device_name
 from longgen.errors import LonggenError, UsageError
 from longgen.frames import pixel_frames
@@ -180,7 +181,7 @@ class Target(NamedTuple):
 
 def _targets(report: DeviceReport, plans: dict[str, Plan], settings: ModelSettings) -> list[Target]:
     """The stock pipeline, where direct sampling is among `plans`, and each of these."""
-    targets = []
+    targets, card = [], card_of(report.device)
     for name, plan in plans.items():
         if name == DIRECT:
             stock = StepType(steps.STOCK, plan.steps, plan, tuple(range(plan.steps)))
@@ -189,6 +190,7 @@ def _targets(report: DeviceReport, plans: dict[str, Plan], settings: ModelSettin
         types, memory = step_types(plan), cost.memory_bytes(plan, settings.dtype)
         timing = report.timings.setdefault(name, Timing(
             plan.spec.name, [StepTiming(each.name, each.count) for each in types], floor=cost.ratio(plan),
+            estimated_seconds=None if card is None else cost.seconds(plan, card, settings.dtype),
             estimated_bytes=memory["weights"] + memory["activations"],
         ))  # fmt: skip
         parts = steps.measurements(plan, types, cached=False)

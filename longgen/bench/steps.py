@@ -189,16 +189,26 @@ def measure_stock(
 def measure_queue(step_type: StepType, backbone: PipelineBackbone, seed: int, counting: bool) -> dict[str, Measurement]:
     """A round of a full FIFO queue: the time between two frames of a run resumed there."""
     plan = step_type.plan
-    assert isinstance(plan.sampling, Fifo)
     watch, (denoiser, noise, generator) = Stopwatch(backbone, 2, counting), _start(backbone, plan, seed)
+    with watch.running():
+        for _ in loop_of(plan)(denoiser, noise, generator, progress.no_report, full_queue(plan, noise, generator)):
+            watch.step_ended()
+    return {step_type.name: watch.last_step()}
+
+
+def full_queue(plan: Plan, noise: torch.Tensor, generator: torch.Generator) -> State:
+    """A FIFO queue of noise where the first frame that is shown leaves it."""
+    assert isinstance(plan.sampling, Fifo)
     length = plan.call_geometry.frames_lat
     slots = plan.steps + plan.sampling.lookahead_places(length)
     queue = torch.randn(*noise.shape[:2], slots, *noise.shape[3:], generator=generator)
-    resume = State(plan.steps + plan.steps - length, queue, {}, generator.get_state())  # steps - length frames leave unshown
-    with watch.running():
-        for _ in loop_of(plan)(denoiser, noise, generator, progress.no_report, resume):
-            watch.step_ended()
-    return {step_type.name: watch.last_step()}
+    return State(plan.steps + plan.steps - length, queue, {}, generator.get_state())  # steps - length frames leave unshown
+
+
+def last_chunk(plan: Plan, noise: torch.Tensor, generator: torch.Generator) -> State:
+    """A rollout before its last chunk, with noise as the chunks that are done."""
+    chunks = [torch.randn(*noise.shape[:2], plan.chunk_lat, *noise.shape[3:], generator=generator)] * (plan.rounds - 1)  # type: ignore[arg-type]
+    return State(len(chunks), chunks, {"carried": [None] * plan.steps}, generator.get_state())  # type: ignore[arg-type]
 
 
 def measure_rollout(plan: Plan, backbone: PipelineBackbone, seed: int, counting: bool) -> dict[str, Measurement]:
@@ -211,9 +221,7 @@ def measure_rollout(plan: Plan, backbone: PipelineBackbone, seed: int, counting:
     results = {FIRST: watch.last_step()}
     if plan.rounds == 1:
         return results
-    chunks = [torch.randn(*noise.shape[:2], plan.chunk_lat, *noise.shape[3:], generator=generator)] * (plan.rounds - 1)
-    resume = State(len(chunks), chunks, {"carried": [None] * plan.steps}, generator.get_state())  # type: ignore[arg-type]
-    peak = None
+    resume, peak = last_chunk(plan, noise, generator), None
     for counted in (True, False) if counting and backbone.device.type == "cpu" else (False,):  # counting slows
         watch = Stopwatch(backbone, 1, counted, brief=False)
         passes, last = 0.0, 0.0
@@ -224,5 +232,5 @@ def measure_rollout(plan: Plan, backbone: PipelineBackbone, seed: int, counting:
                 watch.reset_peak()
         peak = watch.peak_bytes if watch.peak_bytes is not None else peak
     results[LAST] = Measurement(watch.ends[0] - last, peak)
-    results[CLEAN] = Measurement(passes / len(chunks), None)
+    results[CLEAN] = Measurement(passes / resume.done, None)
     return results

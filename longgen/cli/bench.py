@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from longgen.cli import inputs
 from longgen.cli import options as opt
 from longgen.cli.app import answer, app, say
-from longgen.errors import BatchError, Terminated, UsageError, conflict
+from longgen.errors import BatchError, LonggenError, Terminated, UsageError, conflict
 
 if TYPE_CHECKING:
     from longgen.backbones.settings import ModelSettings
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from longgen.bench.record import BenchResult
     from longgen.pipelines.base import PipelineBackbone
 
+COUNTED = "wan2.1-1.3b"  # the backbone that --count takes where none is named
 PRESETS = "direct,sliding-window,freenoise,freeloc,freelong,freepca,freespec,longdiff"
 
 
@@ -36,6 +37,15 @@ class TargetOptions:
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Build the model from its known dimensions; nothing is downloaded.")
     ] = False
+    count: Annotated[
+        bool,
+        typer.Option(
+            "--count",
+            help="Count instead, without a GPU, what a layer asks of one (launches, copies, waits, "
+            "operations, bytes), and estimate the time of a run.",
+        ),
+    ] = False
+    card: opt.Card = None
     accelerate: Annotated[
         str | None,
         typer.Option("--accelerate", metavar="NAME,NAME",
@@ -74,7 +84,8 @@ def bench(
 ) -> None:
     """Measure what presets cost in time and memory: real steps of every type, relative to direct sampling and to their arithmetic.
 
-    With --accelerate, whole runs: what step caches and compiling do to each preset's video, and to its time.
+    With --accelerate, whole runs: what step caches and compiling do to each preset's video, and to its time. With --count,
+    nothing runs: operators are counted at the published size, and times are estimated from a card's published rates.
     """
     from longgen import disk, preset, run
     from longgen.backbones import tiny_grammar
@@ -91,6 +102,9 @@ def bench(
         raise UsageError(f"--shape {target.shape} does not exist", expected=", ".join(SHAPES), hint="use one of them")
     if output is not None:
         disk.check_new(output, options.overwrite)
+    if target.count:
+        _count(target, model, given, output, options)
+        return
     spec = inputs.choose_backbone(target.backbone, options.quiet) if target.shape is None else SHAPES[target.shape]
     settings = inputs.model_settings(spec, model.settings())
     accelerate_by = _accelerators(target.accelerate, spec) if target.accelerate is not None else ()
@@ -122,9 +136,70 @@ def bench(
     _write(result, text, output, options)
 
 
+def _count(
+    target: TargetOptions, model: BenchModelOptions, given: dict[str, str], output: Path | None, options: opt.OutputOptions
+) -> None:
+    """`--count`: by preset what a layer asks of a GPU."""
+    from longgen import cards, disk, frames, preset
+    from longgen.bench import run as running
+    from longgen.bench.count import count_plan
+    from longgen.bench.count_table import Counts, count_dict, count_text
+    from longgen.bench.synthetic import SHAPES
+    from longgen.planner import LONG
+    from longgen.progress import Phase, reporter
+    from longgen.resolve import PlanRequest
+
+    names = inputs.parse_names(target.card) if target.card is not None else []
+    chosen = [cards.card_named(name) for name in names] or [cards.card_here() or cards.CARDS[cards.DEFAULT]]
+    spec = SHAPES[target.shape] if target.shape else inputs.choose_backbone(target.backbone or COUNTED, options.quiet)
+    long = frames.pixel_frames(LONG * spec.native_lat - LONG + 1, spec.stride_t)
+    sample = preset.Sample(frames=target.frames or long, size=opt.parse_size(target.size), flow_shift=target.flow_shift)
+    probe = target.probe or ("published" if spec.verdicts else None)
+    request = PlanRequest("", spec, (*(target.overrides or ()),), sample, probe=probe, allow_code=target.allow_code)
+    plans, dtype = running.plan_presets(inputs.parse_names(target.presets), request), model.dtype or spec.dtype
+    yardstick, counts = plans[running.DIRECT], dict[str, Any]()
+    if isinstance(yardstick, LonggenError):
+        raise yardstick
+    with reporter(options.quiet, say) as report:
+        phase = Phase("count", len(plans), "cpu", report)
+        for number, (name, plan) in enumerate(plans.items(), start=1):
+            counts[name] = plan.given if isinstance(plan, LonggenError) else count_plan(plan, dtype)
+            phase.at(number, number, len(plans) - number)
+    found: Counts = counts
+    data = count_dict(found, yardstick, dtype, chosen)
+    if output is not None:
+        disk.make_folder(output.parent)
+        disk.save_json(output, data)
+    answer(count_text(found, yardstick, dtype, chosen), data, options.as_json, wrote=output is not None)
+    failed = {name: error for name, error in counts.items() if isinstance(error, str)}
+    if failed:
+        name, error = next(iter(failed.items()))
+        raise BatchError(f"{len(failed)} of {len(counts)} could not be counted: {name}: {error}",
+                         hint="leave them out, or correct them")  # fmt: skip
+
+
 def _check_target(target: TargetOptions, model: BenchModelOptions, given: dict[str, str]) -> None:
     """Raises UsageError for options that cannot be combined."""
     accelerate, alone = target.accelerate is not None, "leave the others out"
+    running = (
+        "accelerate",
+        "random_weights",
+        "prompt",
+        "steps",
+        "device",
+        "offload",
+        "attention",
+        "cache",
+        "compile",
+        "clip_batch",
+    )
+    measured = [given[name] for name in running if name in given]
+    if target.count and measured:
+        raise conflict("--count", ", ".join(measured), "nothing is run, and the model is counted as it is",
+                       "--count with --presets, --backbone or --shape, --frames, --size, --dtype and --card", alone)  # fmt: skip
+    if target.card is not None and not target.count:
+        raise UsageError("--card has no effect without --count: times are measured on the device at hand",
+                         expected="--card with --count", hint="leave it out, or add --count")  # fmt: skip
     if accelerate and (target.shape is not None or target.random_weights):
         raise conflict("--accelerate", "--shape or --random-weights", "it compares videos, which need trained weights",
                        "a model with its own weights: --backbone", alone)  # fmt: skip

@@ -73,6 +73,11 @@ Dtype = Annotated[
     typer.Option("--dtype", envvar="LONGGEN_DTYPE",
                  help="Precision of the transformer (default: the model's own on a GPU, fp32 on a CPU)."),
 ]  # fmt: skip
+Card = Annotated[
+    str | None,
+    typer.Option("--card", envvar="LONGGEN_CARD", metavar="NAME",
+                 help="The GPU whose time is estimated: h100, h200, a100 or 4090 (default: this machine's, else h100)."),
+]  # fmt: skip
 Offload = Annotated[
     Literal["none", "model", "group", "sequential"],
     typer.Option("--offload", envvar="LONGGEN_OFFLOAD", help="What diffusers keeps in host memory; slower from left to right."),

@@ -26,17 +26,19 @@ def plan_command(
     schedule: opt.ScheduleFile = None,
     dtype: opt.Dtype = None,
     offload: opt.Offload = "none",
+    card: opt.Card = None,
     export: Annotated[Path | None, typer.Option("--export", metavar="FILE.npz", help="Write the frame-plan tables.")] = None,
     options: opt.OutputOptions,
 ) -> None:
-    """Show what would run: its tables, its cost relative to direct sampling and its memory. Loads no weights."""
-    from longgen import cost
+    """Show what would run: its tables, its cost relative to direct sampling, its memory and time, estimated. Loads no weights."""
+    from longgen import cards, cost
     from longgen.describe import plan_dict, plan_text
     from longgen.resolve import PlanRequest, resolve
 
     if preset.probe == "run":
         raise conflict("--probe run", "plan", "it runs the model, and plan loads no weights", "a probe's file, or published",
                        "longgen probe first; plan then uses the stored probe")  # fmt: skip
+    shown_card = cards.card_named(card) if card is not None else None
     spec, overrides = inputs.choose_backbone(backbone, quiet=True), (*(preset.overrides or ()),)
     plan = resolve(PlanRequest(preset.preset, spec, overrides, sample.sample(fps), sample.duration, inputs.read_schedule(schedule),
                                preset.layers, preset.probe, allow_code=preset.allow_code))  # fmt: skip
@@ -44,8 +46,15 @@ def plan_command(
         _export(plan, export, options.overwrite)
         logger(options.quiet)(f"tables written to {export}")
     dtype_name = dtype or plan.spec.dtype
-    data = plan_dict(plan) | {"memory_bytes": cost.memory_bytes(plan, dtype_name, offload)}
-    answer(plan_text(plan, dtype_name, offload), data, options.as_json)
+    data = plan_dict(plan) | {"memory_bytes": cost.memory_bytes(plan, dtype_name, offload), "estimate": None}
+    if not plan.spec.built_in:
+        shown_card = shown_card or cards.card_here() or cards.CARDS[cards.DEFAULT]
+        data["estimate"] = {
+            "card": shown_card.name,
+            "seconds": round(cost.seconds(plan, shown_card, dtype_name), 1),
+            "measured": False,
+        }
+    answer(plan_text(plan, dtype_name, offload, card=None if plan.spec.built_in else shown_card), data, options.as_json)
 
 
 def _export(plan: Plan, export: Path, overwrite: bool) -> None:

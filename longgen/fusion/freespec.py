@@ -75,6 +75,13 @@ class FreeSpec(Fusion):
         """Two Gram matrices, two eigenproblems (about 10 C^3 each) and one product, in floating-point operations."""
         return 6 * math.prod(grid) * channels**2 + 20 * channels**3
 
+    def double_flops(self, grid: Grid, channels: int) -> int:
+        """The Gram matrices and the eigenproblems."""
+        return 4 * math.prod(grid) * channels**2 + 20 * channels**3
+
+    def eigen_flops(self, grid: Grid, channels: int) -> int:
+        return 20 * channels**3
+
     def fade(self, step: Step) -> float:
         """exp(-kappa p): 1 at the first step, exp(-kappa) at the split."""
         first = step.timesteps[0]

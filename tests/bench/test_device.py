@@ -21,6 +21,7 @@ from longgen.bench.device_report import TARGETS, Check, DeviceReport, Timing
 from longgen.bench.record import StepTiming
 from longgen.cli import app
 from longgen.errors import LonggenError
+from longgen.preset import Sample
 
 HOSTILE = '<script>ran = 1</script> {{ 7 * 7 }} & "quoted"'
 SMALL = ["doctor", "--gpu", "--device", "cpu", "--frames", "33", "--output", "out", "--quiet"]
@@ -153,6 +154,18 @@ def test_rates_have_their_units_in_their_names() -> None:
     rates = card_rates("cpu", "fp32")
     assert all(rate > 0 for rate in rates.values())
     assert {name.rsplit("_", 1)[1] for name in rates} == {"tflops", "microseconds", "second"}
+
+
+def test_time_is_estimated_on_a_card_whose_rates_are_known() -> None:
+    """And on no other, which a report says by a dash."""
+    spec = SPECS["wan2.1-1.3b"]
+    plans = {"direct": device_run.make_plan("direct", spec, Sample(frames=321))}
+    for device, known in (("cuda (NVIDIA H100 80GB HBM3)", True), ("cuda (another)", False)):
+        report = a_report()
+        report.device = device
+        device_run._targets(report, plans, ModelSettings("cpu", "bf16"))
+        assert (report.timings["direct"].estimated_seconds is not None) == known
+    assert report.timings["stock"].estimated_bytes is None
 
 
 # The command

@@ -26,7 +26,7 @@ from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan
 from longgen.preset import Sample
 
-HEADS, LAYERS, TOKENS = 2, 3, (6, 4)  # of the small model; tokens across and down a frame
+HEADS, LAYERS, TOKENS = 2, 3, (4, 3)  # of the small model; tokens across and down a frame
 STEPS = 4  # of a run: enough for presets that act in a part of the schedule
 ROUNDS = 4  # of a run that takes more, as a queue's
 MakePlan = Callable[[str, BackboneSpec, Sample], Plan]

@@ -29,7 +29,7 @@ from longgen.preset import Preset
 from longgen.run_settings import STORED_MODEL_SETTINGS
 from longgen.stack import PlacedTechnique
 from longgen.technique import LONGEST, Technique
-from longgen.terminal import aligned, fitted
+from longgen.terminal import aligned, cut_to_width, fitted
 from longgen.textfile import on_one_line, visible
 from longgen.units import about_time, count_label, human_bytes, short
 
@@ -221,6 +221,8 @@ def backbone_dict(spec: BackboneSpec) -> dict[str, Any]:
 
 def backbone_text(spec: BackboneSpec) -> str:
     """The facts of a backbone; for `tiny` also the sentences that it knows."""
+    below = "" if spec.boundary is None else f", below {spec.boundary:g}"
+    low_noise = "" if spec.guidance_scale_2 is None else f" ({spec.guidance_scale_2:g} at low noise{below})"
     rows = {
         "what": spec.about,
         "weights": "in the package" if spec.built_in else ", ".join(filter(None, (spec.checkpoint, spec.lora, spec.source))),
@@ -228,8 +230,9 @@ def backbone_text(spec: BackboneSpec) -> str:
         "native": f"{spec.native_px} frames ({spec.native_lat} latent), {spec.size[0]}x{spec.size[1]}, {spec.fps} fps",
         "lengths": f"{spec.stride_t}n+1 frames",
         "sizes": "width a multiple of {}, height of {}".format(*spec.size_multiple),
-        "defaults": f"{spec.steps} steps, guidance {spec.guidance_scale:g}, {spec.dtype}",
+        "defaults": f"{spec.steps} steps, guidance {spec.guidance_scale:g}{low_noise}, {spec.dtype}",
         "scheduler": ", ".join(filter(None, (spec.scheduler, flow_shift_label(spec)))),
+        "negative": cut_to_width(on_one_line(spec.negative_prompt), WIDTH - 14) or "none",
         "transformer": f"{spec.layers} layers, {spec.heads} heads x {spec.head_dim}, {spec.parameters / 1e6:,.0f}M parameters",
         "can": ", ".join(spec.capabilities),
     }

@@ -79,8 +79,10 @@ def from_configs(configs: ModelConfigs) -> BackboneSpec:
     if type(out) is int and 0 < out < channels:
         transformer.fail(f"says in_channels = {channels} and out_channels = {out}, as image-to-video and control models do",
                          "a text-to-video transformer: as many in as out")  # fmt: skip
+    share = index.get("boundary_ratio")
     return replace(
-        base, stride_t=vae.integer("scale_factor_temporal", default=4),
+        base, boundary=share if type(share) is float and 0 < share < 1 else base.boundary,
+        stride_t=vae.integer("scale_factor_temporal", default=4),
         stride_hw=vae.integer("scale_factor_spatial", default=8), patch=(patch_t, patch_h, patch_w),
         most_lat=transformer.integer("rope_max_seq_len", default=base.most_lat), layers=layers,
         heads=heads, head_dim=head_dim, ffn_dim=ffn_dim, latent_channels=channels, rotary_dims=rotary_dims, experts=experts,

@@ -76,7 +76,8 @@ class OperatorCounter(TorchDispatchMode):
             return func(*args, **kwargs)
         masked = name == "index" and any(isinstance(x, Tensor) and x.dtype == torch.bool for x in args[1])
         if masked:
-            args = _without_masks(args)
+            with self.mode:
+                args = _without_masks(args)
         if on_device and name in VALUES:
             with self.mode:
                 output = VALUES[name](*args, **kwargs)

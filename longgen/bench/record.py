@@ -12,12 +12,16 @@ DIRECT = "direct"
 
 @dataclass
 class StepTiming:
-    """Timings of a step type. count: steps of it in a run. seconds: of each measured step. peak_bytes: the maximum."""
+    """Timings of a step type. count: steps of it in a run. seconds: of each measured step. peak_bytes: the maximum.
+
+    estimated: the seconds of such a step by `longgen.bench.count`, on a device whose rates are known.
+    """
 
     name: str
     count: float
     seconds: list[float] = field(default_factory=list)
     peak_bytes: int | None = None
+    estimated: float | None = None
 
     @property
     def median(self) -> float:
@@ -52,6 +56,17 @@ class PresetTiming:
     def run_seconds(self) -> float:
         """Sampling time of a whole run: the median of each step type times its count."""
         return sum(timing.median * timing.count for timing in self.timings)
+
+    @property
+    def estimated_seconds(self) -> float | None:
+        """`run_seconds` as it was estimated before; None where the device's rates are unknown."""
+        parts = [None if timing.estimated is None else timing.estimated * timing.count for timing in self.timings]
+        return None if None in parts else sum(part for part in parts if part is not None)
+
+    @property
+    def estimate_error(self) -> float | None:
+        """By how much the estimate was off, as a share of what was measured: above 0 where it was too long."""
+        return None if self.estimated_seconds is None else self.estimated_seconds / self.run_seconds - 1
 
     @property
     def peak_bytes(self) -> int | None:
@@ -90,9 +105,13 @@ class Report:
 
 @dataclass
 class BenchResult(Report):
-    """Time and memory of presets."""
+    """Time and memory of presets. card: the card, of those whose rates are known, by whose rates times were estimated."""
 
     rows: list[PresetTiming]
+    card: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return super().as_dict() | ({} if self.card is None else {"card": self.card})
 
     @property
     def direct(self) -> PresetTiming | None:
@@ -127,7 +146,13 @@ class BenchResult(Report):
             "steps": {timing.name: timing.as_dict() for timing in row.timings},
             "peak_memory_bytes": row.peak_bytes,
             "memory_ratio_to_direct": rounded(self.memory_ratio(row)),
+            **self._estimate(row),
         }
+
+    def _estimate(self, row: PresetTiming) -> dict[str, Any]:
+        if self.card is None:
+            return {}
+        return {"estimated_run_seconds": rounded(row.estimated_seconds, 3), "estimate_error": rounded(row.estimate_error)}
 
 
 def rounded(number: float | None, digits: int = 4) -> float | None:

@@ -14,9 +14,11 @@ import torch
 from longgen import arguments, cost, progress
 from longgen.backbones.settings import ModelSettings
 from longgen.bench import steps
+from longgen.bench.count import count_plan
 from longgen.bench.memory import weight_bytes
 from longgen.bench.record import DIRECT, BenchResult, PresetTiming, StepTiming
 from longgen.bench.step_types import StepType, step_types
+from longgen.cards import Card, card_of
 from longgen.device import device_name
 from longgen.errors import LonggenError
 from longgen.pipelines.base import PipelineBackbone
@@ -76,8 +78,12 @@ def bench(
     if not isinstance(baseline, Plan):
         raise baseline
     rows, targets = _targets(plans, baseline, model_settings.cache is not None)
+    card = card_of_run(model_settings)
+    if card is not None:
+        _estimate(rows, plans, card, model_settings.dtype)
     settings = settings_of(baseline, model_settings) | {"rounds": rounds}
     result = BenchResult(baseline.spec.name, device_name(model_settings.device), versions(), settings, rows, shape, 0)
+    result.card = None if card is None else card.name
     model = load()
     result.weights_bytes = weight_bytes(model.transformers)
     done, left = 0.0, rounds * sum(target.work for target in targets)
@@ -97,6 +103,24 @@ def bench(
     except KeyboardInterrupt as stop:
         result.stopped = stop
     return result
+
+
+def card_of_run(model_settings: ModelSettings) -> Card | None:
+    """The card whose rates tell how long the run takes; None on other devices, and with settings that change what is launched."""
+    changed = model_settings.cache or model_settings.attention or model_settings.compile or model_settings.clip_batch > 1
+    if not model_settings.device.startswith("cuda") or changed or model_settings.offload != "none":
+        return None
+    return card_of(torch.cuda.get_device_name(model_settings.device))
+
+
+def _estimate(rows: list[PresetTiming], plans: Plans, card: Card, dtype: str) -> None:
+    """The estimated seconds of every step, before any is measured: the table then says by how much they were off."""
+    for plan in plans.values():
+        if isinstance(plan, Plan):
+            seconds = {count.name: count.seconds(card) for count in count_plan(plan, dtype)}
+            names = (plan.preset.name, steps.STOCK) if plan.preset.name == DIRECT else (plan.preset.name,)
+            for timing in (timing for row in rows if row.preset in names for timing in row.timings):
+                timing.estimated = seconds.get(DIRECT if timing.name == steps.STOCK else timing.name)
 
 
 def _targets(plans: Plans, baseline: Plan, cached: bool) -> tuple[list[PresetTiming], list[Target]]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from longgen.bench.record import BenchResult, PresetTiming
+from longgen.cards import CARDS
 from longgen.cost import FLOOR
 from longgen.progress import clock_text
 from longgen.terminal import MISSING, WIDTH, aligned
@@ -30,6 +31,10 @@ def text(result: BenchResult) -> str:
     for line, row in zip(placed, rows, strict=True):
         steps = [part.replace(NO_BREAK, " ") for part in textwrap.wrap(row[-1], WIDTH - indent)]
         lines += [f"{line}  {steps[0]}", *(" " * indent + part for part in steps[1:])]
+    off = [f"{row.preset} {row.estimate_error:+.0%}" for row in complete if row.estimate_error is not None]
+    if off:
+        note = f"estimates, from the rates of {CARDS[str(result.card)].title}, were off by: {', '.join(off)} of what was measured"
+        lines += ["", *textwrap.wrap(note, WIDTH)]
     lines += failures({row.preset: row.error for row in result.rows if not row.complete})
     spread = max((max(timing.seconds) / min(timing.seconds) for row in complete for timing in row.timings), default=1)
     if spread > NOISY:

@@ -1,0 +1,33 @@
+"""The launch budget on a sample of presets and families; `python -m tests.launches` has all of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from longgen import preset
+from tests import launches
+
+SAMPLE = [
+    *(("wan2.1-1.3b", name) for name in ("direct", "riflex", "sliding-window", "freelong", "freespec", "sink-window", "vrpr", "tsa",
+                                         "freenoise", "freepca", "keyframes")),
+    ("ltx-2b", "longdiff"),
+    ("cogvideox-5b", "keyframes"),
+    ("cogvideox-2b", "sliding-window"),
+    ("hunyuanvideo", "sink-window"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("backbone", "name"), SAMPLE)
+def test_a_layer_launches_no_more_than_its_budget_and_neither_copies_nor_waits(backbone: str, name: str) -> None:
+    assert launches.faults(name, launches.count(name, backbone)) == []
+
+
+def test_every_preset_has_a_budget() -> None:
+    assert {name.partition("@")[0] for name in launches.PRESETS} == {*preset.names()}
+    assert {*launches.BUDGETS} <= {*preset.names()}
+    assert {launches.budget(name) for name in launches.PRESETS} == {250, 400, 600, 1500}
+
+
+def test_what_is_over_is_said() -> None:
+    assert launches.faults("vrpr", launches.Cost(600, 0, 0)) == []
+    assert launches.faults("vrpr", launches.Cost(601, 2, 3)) == ["601 launches, of 600", "2 copies from the host", "3 waits"]

@@ -71,12 +71,12 @@ def _from_configs(source: str, paths: list[Path]) -> BackboneSpec:
 
 def _shift(config: Any) -> dict[str, Any]:
     """The fields of a spec that a scheduler's config decides. A value that is none is left to diffusers, which reads it again."""
-    values = config if isinstance(config, dict) else {}
-    by_tokens = [values.get(name) for name in ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")]
+    values: dict[str, Any] = config if isinstance(config, dict) else {}
+    by_tokens: list[Any] = [values.get(name) for name in ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")]
     numbers = all(type(value) in (int, float) and math.isfinite(value) for value in by_tokens)
     if values.get("use_dynamic_shifting") is True:
         return {"token_shift": TokenShift(*by_tokens)} if numbers and by_tokens[2] != by_tokens[3] else {}
-    shift = values.get("flow_shift") if values.get("use_flow_sigmas") is True else values.get("shift")
+    shift: Any = values.get("flow_shift") if values.get("use_flow_sigmas") is True else values.get("shift")
     return {"checkpoint_shift": float(shift)} if type(shift) in (int, float) and 0 < shift < math.inf else {}
 
 

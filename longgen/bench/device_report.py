@@ -136,9 +136,12 @@ class DeviceReport:
         """What failed or differs from the CPU, by preset."""
         faults: dict[str, list[str]] = {}
         for name, check in self.checks.items():
-            if not check.equal:
-                differs = f"differs from the CPU by {check.error:.1e} in float32, more than {TOLERANCE:g}"
-                faults.setdefault(name, []).append(f"check: {check.failure}" if check.failure else differs)
+            if check.failure is not None:
+                faults.setdefault(name, []).append(f"check: {check.failure}")
+            elif not check.equal:
+                faults.setdefault(name, []).append(
+                    f"differs from the CPU by {check.error or 0:.1e} in float32, more than {TOLERANCE:g}"
+                )
         for name, timing in self.timings.items():
             if timing.failure:
                 faults.setdefault(name, []).append(f"full size: {timing.failure}")
@@ -249,8 +252,10 @@ def resume(folder: Path, new: DeviceReport) -> DeviceReport:
             raise ValueError(f"it has schema {stored['schema']}, not {SCHEMA}")
         checks = {name: Check(**check) for name, check in stored["checks"].items()}
         timings = {name: _timing(timing) for name, timing in stored["timings"].items()}
-        report = DeviceReport(*(stored[name] for name in ("version", "device", "versions", "settings", "card")), checks, timings,
-                              stored["unsupported"], float(stored["seconds"]))  # fmt: skip
+        report = DeviceReport(
+            stored["version"], stored["device"], stored["versions"], stored["settings"], stored["card"], checks, timings,
+            stored["unsupported"], float(stored["seconds"]),
+        )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise LonggenError(f"{path} is damaged: {error}", expected="the file as longgen wrote it",
                            hint="--overwrite starts again") from None  # fmt: skip

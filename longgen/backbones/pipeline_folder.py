@@ -63,10 +63,10 @@ def _from_configs(source: str, paths: list[Path]) -> BackboneSpec:
                          expected=f"a model that diffusers wrote: {known}", hint="copy or download it again") from None  # fmt: skip
     verdicts = next((known.verdicts for known in family.specs if known.same_shape(spec)), {})
     about = f"{'causal ' if spec.causal else ''}{family.pipeline}, read from its configs"
-    scheduler = (configs.model_index.get("scheduler") or [None, None])[-1]
+    entry = configs.model_index.get("scheduler")  # its library and class; a rollout has a scheduler of its own
+    known = isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str) and not spec.causal
     return replace(spec, name=source, source=source, about=about, license="see its model card", verdicts=verdicts, advised=(),
-                   scheduler=scheduler if isinstance(scheduler, str) else spec.scheduler, checkpoint_shift=None,
-                   token_shift=None)  # fmt: skip
+                   scheduler=entry[1] if known else spec.scheduler, checkpoint_shift=None, token_shift=None)  # fmt: skip
 
 
 def _shift(config: Any) -> dict[str, Any]:

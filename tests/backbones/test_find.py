@@ -49,6 +49,10 @@ def test_its_scheduler_says_its_shift(spec: BackboneSpec, tmp_path: Path) -> Non
     index.write_text(json.dumps(json.loads(index.read_text()) | {"scheduler": ["diffusers", spec.scheduler]}))
     unknown = find(str(tmp_path))
     assert (unknown.scheduler, unknown.checkpoint_shift, unknown.token_shift) == (spec.scheduler, None, None)
+    for entry in ({"a": 1}, 7, [None], ["diffusers", 7], None):
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"scheduler": entry}))
+        assert find(str(tmp_path)).scheduler  # that of the published model
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"scheduler": ["diffusers", spec.scheduler]}))
     scheduler = family_of(spec).random_pipeline(spec, [published.transformer(spec)] * spec.experts, None).scheduler
     scheduler.save_config(tmp_path / "scheduler")
     found = find(str(tmp_path))

@@ -64,9 +64,9 @@ def _from_configs(source: str, paths: list[Path]) -> BackboneSpec:
     verdicts = next((known.verdicts for known in family.specs if known.same_shape(spec)), {})
     about = f"{'causal ' if spec.causal else ''}{family.pipeline}, read from its configs"
     entry = configs.model_index.get("scheduler")  # its library and class; a rollout has a scheduler of its own
-    known = isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str) and not spec.causal
+    named = entry[1] if isinstance(entry, list) and len(entry) == 2 and not spec.causal else None
     return replace(spec, name=source, source=source, about=about, license="see its model card", verdicts=verdicts, advised=(),
-                   scheduler=entry[1] if known else spec.scheduler, checkpoint_shift=None, token_shift=None)  # fmt: skip
+                   scheduler=named if isinstance(named, str) else spec.scheduler, checkpoint_shift=None, token_shift=None)  # fmt: skip
 
 
 def _shift(config: Any) -> dict[str, Any]:

@@ -66,7 +66,8 @@ def _from_configs(source: str, paths: list[Path]) -> BackboneSpec:
     entry = configs.model_index.get("scheduler")  # its library and class; a rollout has a scheduler of its own
     named = entry[1] if isinstance(entry, list) and len(entry) == 2 and not spec.causal else None
     return replace(spec, name=source, source=source, about=about, license="see its model card", verdicts=verdicts, advised=(),
-                   scheduler=named if isinstance(named, str) else spec.scheduler, checkpoint_shift=None, token_shift=None)  # fmt: skip
+                   scheduler=named if isinstance(named, str) else spec.scheduler, checkpoint_shift=None,
+                   token_shift=None)  # fmt: skip
 
 
 def _shift(config: Any) -> dict[str, Any]:

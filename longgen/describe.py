@@ -29,9 +29,9 @@ from longgen.preset import Preset
 from longgen.run_settings import STORED_MODEL_SETTINGS
 from longgen.stack import PlacedTechnique
 from longgen.technique import LONGEST, Technique
-from longgen.terminal import aligned, fitted
+from longgen.terminal import aligned, cut_to_width, fitted
 from longgen.textfile import on_one_line, visible
-from longgen.units import about_time, count_label, human_bytes
+from longgen.units import about_time, count_label, human_bytes, short
 
 SHADES = " ░▒▓█"
 WIDTH = 80  # columns of what is said of a technique
@@ -43,13 +43,12 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
     """What would run: techniques, tables, cost and memory; and the time that sampling may take on `card`."""
     spec, sample = plan.spec, plan.sample
     width, height = plan.size
-    flow_shift = sample.flow_shift or spec.flow_shift
-    shift = "" if spec.fixed_shift else f", flow shift {flow_shift:g}" if flow_shift else ", the checkpoint's own flow shift"
+    shift = flow_shift_label(spec, sample.flow_shift, plan.token_shift)
     lines = [
         on_one_line(f"{plan.preset.name} on {spec.name}"),
         f"  {plan.frames_px} frames, {plan.duration_s:.1f} s at {sample.fps} fps, {width}x{height}",
         f"  {plan.frames_lat} latent frames ({spec.native_lat} native), {plan.tokens:,} tokens,"
-        f" {plan.steps} steps, guidance {sample.guidance_scale:g}{shift}",
+        f" {plan.steps} steps, guidance {sample.guidance_scale:g}{', ' * bool(shift)}{shift}",
         "",
     ]
     for placed in plan.techniques:
@@ -90,6 +89,19 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
         *(f"note: {note}" for note in (plan.notes if notes else ())),
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def flow_shift_label(spec: BackboneSpec, chosen: float | None = None, by_tokens: float | None = None) -> str:
+    """The flow shift that sampling uses, and whose it is; empty where there is none. by_tokens: the backbone's for a clip."""
+    if chosen is None and spec.fixed_shift is not None:
+        return ""
+    if chosen or spec.flow_shift:
+        return f"flow shift {chosen or spec.flow_shift:g}"
+    if spec.checkpoint_shift is not None:
+        return f"flow shift {spec.checkpoint_shift:g} (the checkpoint's own)"
+    if spec.token_shift is not None:
+        return f"flow shift {short(by_tokens)} (by the number of tokens)" if by_tokens else "flow shift by the number of tokens"
+    return "the checkpoint's own flow shift"
 
 
 def plan_dict(plan: Plan) -> dict[str, Any]:
@@ -209,6 +221,8 @@ def backbone_dict(spec: BackboneSpec) -> dict[str, Any]:
 
 def backbone_text(spec: BackboneSpec) -> str:
     """The facts of a backbone; for `tiny` also the sentences that it knows."""
+    below = "" if spec.boundary is None else f", below {spec.boundary:g}"
+    low_noise = "" if spec.guidance_scale_2 is None else f" ({spec.guidance_scale_2:g} at low noise{below})"
     rows = {
         "what": spec.about,
         "weights": "in the package" if spec.built_in else ", ".join(filter(None, (spec.checkpoint, spec.lora, spec.source))),
@@ -216,7 +230,9 @@ def backbone_text(spec: BackboneSpec) -> str:
         "native": f"{spec.native_px} frames ({spec.native_lat} latent), {spec.size[0]}x{spec.size[1]}, {spec.fps} fps",
         "lengths": f"{spec.stride_t}n+1 frames",
         "sizes": "width a multiple of {}, height of {}".format(*spec.size_multiple),
-        "defaults": f"{spec.steps} steps, guidance {spec.guidance_scale:g}, {spec.dtype}",
+        "defaults": f"{spec.steps} steps, guidance {spec.guidance_scale:g}{low_noise}, {spec.dtype}",
+        "scheduler": ", ".join(filter(None, (spec.scheduler, flow_shift_label(spec)))),
+        "negative": cut_to_width(on_one_line(spec.negative_prompt), WIDTH - 14) or "none",
         "transformer": f"{spec.layers} layers, {spec.heads} heads x {spec.head_dim}, {spec.parameters / 1e6:,.0f}M parameters",
         "can": ", ".join(spec.capabilities),
     }

@@ -78,6 +78,17 @@ class Plan:
     def tokens(self) -> int:
         return math.prod(self.grid)
 
+    @property
+    def token_shift(self) -> float | None:
+        """The flow shift of the backbone's own scheduler, where it follows from the number of tokens.
+
+        A pipeline counts those of the whole video, in clips too; a queue, which is a loop of longgen's, those of a model call.
+        """
+        if self.spec.token_shift is None:
+            return None
+        queue = self.in_clips and self.sampling is not None and self.sampling.frame_levels
+        return self.spec.token_shift.at(math.prod(self.call_grid) if queue else self.tokens)
+
     # Techniques by role
 
     @property

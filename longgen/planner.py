@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -19,8 +20,10 @@ from longgen.preset import Preset, Sample
 from longgen.schedule import PromptSchedule, by_chunk, check, weights
 from longgen.stack import PlacedTechnique, programs_of
 from longgen.technique import VERDICTS, FrameTechnique, FrequencyTechnique, NoiseTechnique, Refine, Sampling, Technique
+from longgen.units import short
 
 MOST_STEPS = 1000  # every scheduler here has so many noise levels to choose from
+MOST_SHIFT = 1e7  # flow shift, near which sigma = s t / (1 + (s - 1) t) is 1 in float32 for every t
 LONG = 4  # times the native length: where the costs of presets are compared
 
 
@@ -58,6 +61,7 @@ def build(preset: Preset, spec: BackboneSpec, schedule: PromptSchedule | None = 
         table_geometry, stock = call_geometry, full_attention(call_lat)
     programs, table, without_effect = programs_of(stack, table_geometry, stock, spec.layers, steps)
     plan = Plan(spec, preset, sample, frames_px, frames_lat, geometry, call_geometry, stack, programs, table, (), schedule)
+    _check_shift(plan)
     return replace(plan, notes=(*notes, *_notes(plan, requested, requested_px, without_effect)))
 
 
@@ -106,6 +110,22 @@ def _check_sample(spec: BackboneSpec, sample: Sample) -> None:
     if spec.embedded_guidance and sample.negative_prompt:
         raise UsageError(f"{spec.name} reads no negative prompt: its guidance is an input of the model",
                          expected="no --negative-prompt", hint="leave it out")  # fmt: skip
+
+
+def _check_shift(plan: Plan) -> None:
+    """Where a shift by the number of tokens makes all noise levels 1 in float32, the scheduler goes on to divide by zero."""
+    by_tokens, spec = plan.token_shift, plan.spec
+    if plan.sample.flow_shift is None and by_tokens is not None and by_tokens > MOST_SHIFT:
+        native = f"--flow-shift {_native_shift(spec):.3g}"
+        raise UsageError(f"{plan.tokens:,} tokens are too many for {spec.name}'s own noise levels, which it shifts by their number",
+                         expected=f"{native} (that of its native size and length) or another, or fewer frames",
+                         hint=f"add {native}")  # fmt: skip
+
+
+def _native_shift(spec: BackboneSpec) -> float:
+    """The shift by the number of tokens at the native size and length."""
+    assert spec.token_shift is not None
+    return spec.token_shift.at(spec.native_lat * math.prod(spec.frame_grid(spec.size)))
 
 
 def _check_schedule(
@@ -213,9 +233,14 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
     if call_lat > spec.native_lat and not plan.table.any():
         notes.append(f"{frames_px} frames is {frames_px / spec.native_px:.1f} times the length {spec.name} was trained on, and no "
                      "technique is active: expect slow or frozen motion; longgen presets list shows the alternatives")  # fmt: skip
-    if sample.flow_shift is None and spec.script_shift is not None and spec.name in SPECS:
-        notes.append(f"using the checkpoint's own flow shift; the authors' script uses {spec.script_shift:g}: --flow-shift "
-                     f"{spec.script_shift:g}")  # fmt: skip
+    notes += _shift_notes(plan)
+    advised = {name: value for name, value in spec.advised if getattr(requested, name) is None} if spec.name in SPECS else {}
+    if advised:
+        ours = {"flow_shift": spec.checkpoint_shift, "guidance_scale": spec.guidance_scale}
+        words = {name: name.partition("_scale")[0].replace("_", " ") for name in advised}
+        flags = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in advised.items())
+        theirs, default = (" and ".join(f"{words[name]} {values[name]:g}" for name in advised) for values in (advised, ours))
+        notes.append(f"the publisher takes {theirs} in {spec.advised_in}: {flags}; the default is {default}")
     if requested.negative_prompt and not spec.embedded_guidance and not plan.guided:
         notes.append(f"the negative prompt is ignored: guidance is off at a guidance scale of {sample.guidance_scale:g}; "
                       "it needs more than 1")  # fmt: skip
@@ -223,6 +248,22 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
         width, height = spec.size
         notes.append(f"{plan.size[0]}x{plan.size[1]} is not the size {spec.name} was trained at ({width}x{height})")
     return notes
+
+
+def _shift_notes(plan: Plan) -> list[str]:
+    """Where the backbone shifts its noise levels by the number of tokens, which grows with the length."""
+    spec, sample = plan.spec, plan.sample
+    if spec.token_shift is None:
+        return []
+    native = _native_shift(spec)
+    by_tokens = plan.token_shift or native
+    if sample.flow_shift is not None:
+        return [f"flow shift {sample.flow_shift:g} replaces {spec.name}'s own, which follows from the number of tokens and is "
+                f"{short(by_tokens)} here"]  # fmt: skip
+    if by_tokens <= native * 1.01:
+        return []
+    return [f"{spec.name} shifts its noise levels by the number of tokens: {short(by_tokens)} here, {short(native)} at its native "
+            f"size and length, which --flow-shift {native:.3g} keeps"]  # fmt: skip
 
 
 # On every backbone

@@ -41,6 +41,11 @@ def count_label(numbers: tuple[int, ...], total: int) -> str:
     return f"{', '.join(runs) or 'none'} of {total}"
 
 
+def short(number: float) -> str:
+    """A positive number with three digits or, from 100, as an integer: `11.9`, `2,718`; from a million as `1e+07`."""
+    return f"{number:,.0f}" if 100 <= number < 1e6 else f"{number:.3g}"
+
+
 def human_bytes(count: float) -> str:
     """`1.5 GB`: units of powers of 1000, three significant digits."""
     if count < 1:

@@ -214,7 +214,20 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --allow-code
         --json
     """,
-    "doctor": "--json",
+    "doctor": """
+        --gpu
+        --presets
+        --backbone -m $LONGGEN_BACKBONE
+        --frames -f --num-frames $LONGGEN_FRAMES
+        --size $LONGGEN_SIZE
+        --dtype $LONGGEN_DTYPE
+        --device $LONGGEN_DEVICE
+        --minutes
+        --output -o
+        --overwrite
+        --json
+        --quiet -q
+    """,
     "docs": """
         --path
         --json

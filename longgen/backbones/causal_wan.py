@@ -11,7 +11,7 @@ from longgen.backbones.wan import TINY, WAN_1_3B
 
 TINY_CAUSAL = replace(
     TINY, name="tiny-causal", family="causal-wan", checkpoint=str(TINY_CAUSAL_FOLDER), steps=6, guidance_scale=1.0,
-    flow_shift=5.0,
+    flow_shift=5.0, scheduler="FlowMatchEulerDiscreteScheduler", checkpoint_shift=None,
     about="the causal sibling of tiny: three latent frames at a time, of any number; runs on a CPU in seconds",
     capabilities=(RELATIVE_POSITIONS, KV_CACHE),
 )  # fmt: skip
@@ -21,7 +21,7 @@ SELF_FORCING = replace(
     WAN_1_3B, name="self-forcing", family="causal-wan", checkpoint="gdhe17/Self-Forcing/checkpoints/self_forcing_dmd.pt",
     about="Self-Forcing: Wan 2.1 of 1.3 billion parameters made causal, four steps, three latent frames at a time", steps=4,
     guidance_scale=1.0, negative_prompt="", capabilities=(RELATIVE_POSITIONS, KV_CACHE), verdicts={}, flow_shift=5.0,
-    script_shift=None,
+    scheduler="FlowMatchEulerDiscreteScheduler", checkpoint_shift=None, advised=(), advised_in="",
 )  # fmt: skip
 LONGLIVE = replace(
     SELF_FORCING, name="longlive", checkpoint="Efficient-Large-Model/LongLive-1.3B/models/longlive_base.pt",

@@ -57,15 +57,8 @@ def fetch(place: str) -> Path:
         return folder
 
     return hub.fetch(place, hub_id, get, "the file in the Hugging Face cache, or a path to it",
-                     f"on a machine with network: {download(place)}; then copy it here and give --backbone NAME:PATH, as "
-                     "self-forcing:weights/self_forcing_dmd.pt")  # fmt: skip
-
-
-def download(place: str) -> str:
-    """The command that downloads what `fetch` looks for at `place`."""
-    owner, name, *inner = place.split("/")
-    file = "/".join(inner)
-    return f"hf download {owner}/{name} " + (file if Path(file).suffix else f'--include "{file}/*"')
+                     f"on a machine with network: {hub.download_command(place)}; then copy it here and give --backbone "
+                     "NAME:PATH, as self-forcing:weights/self_forcing_dmd.pt")  # fmt: skip
 
 
 def load(folder: Path, dtype: torch.dtype, quantization: Any = None) -> Any:

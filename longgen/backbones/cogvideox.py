@@ -19,12 +19,14 @@ COGVIDEOX_5B = BackboneSpec(
     negative_prompt="", dtype="bf16", layers=42, heads=48, head_dim=64, ffn_dim=12288, latent_channels=16, rotary_dims=16,
     rotary_base=10000.0, intrinsic_component=2, text_tokens=226, parameters=5_570_283_072, companions=4_977_000_000,
     capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP), joint_text=True, first_order="the DDIM scheduler",
-    fixed_shift="its noise levels are those of a DDPM schedule, which has no flow shift",
+    fixed_shift="its scheduler takes evenly spaced timesteps of a DDPM schedule, whose shift (snr_shift_scale) the model was "
+    "trained with", scheduler="CogVideoXDPMScheduler",
 )  # fmt: skip
 COGVIDEOX_2B = replace(
     COGVIDEOX_5B, name="cogvideox-2b", source="zai-org/CogVideoX-2b", license="Apache-2.0", dtype="fp16", layers=30, heads=30,
     about="CogVideoX, 2 billion parameters; absolute positions, so no technique can move its frames in time", ffn_dim=7680,
     rotary_dims=0, intrinsic_component=None, parameters=1_693_783_872, capabilities=(WHOLE_CLIP,),
+    scheduler="CogVideoXDDIMScheduler",
 )  # fmt: skip
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
+from longgen.backbones.registry import family_of
+from longgen.backbones.spec import BackboneSpec
 from longgen.errors import MissingError
 
 T = TypeVar("T")
@@ -30,3 +34,28 @@ def not_fetched(what: str, error: Exception, expected: str, hint: str) -> Missin
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     given = f"{what} is not in the local cache and cannot be fetched from the hub: {reason}"
     return MissingError(given, expected=expected, hint=hint)
+
+
+def download_command(place: str) -> str:
+    """The command that downloads what is at `place`: `owner/name/path/in/repository`, of a file or a folder."""
+    owner, name, *inner = place.split("/")
+    file = "/".join(inner)
+    return f"hf download {owner}/{name} " + (file if Path(file).suffix else f'--include "{file}/*"')
+
+
+def download_patterns(spec: BackboneSpec) -> list[str]:
+    """The files of the hub id `spec.source` that are loaded, as globs: its diffusers folders, not the single files beside them.
+
+    Those of Lightricks/LTX-Video are over 100 GB. Where `spec.checkpoint` replaces the transformer, its config alone.
+    """
+    transformers = ("transformer/*", *(("transformer_2/*",) if spec.experts == 2 else ()))
+    parts = ("transformer/config.json",) if spec.checkpoint else transformers
+    return ["model_index.json", *(f"{folder}/*" for folder in family_of(spec).folders), *parts]
+
+
+def download_commands(spec: BackboneSpec) -> list[str]:
+    """The commands that download all of `spec` into FOLDER, and nothing that is not loaded."""
+    included = " ".join(f'--include "{pattern}"' for pattern in download_patterns(spec))
+    files = [place for place in (spec.checkpoint, spec.lora) if place and not os.path.exists(place)]
+    commands = [f"hf download {spec.source} {included}", *map(download_command, files)]
+    return [f"{command} --local-dir FOLDER" for command in commands]

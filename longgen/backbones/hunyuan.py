@@ -18,6 +18,7 @@ HUNYUANVIDEO = BackboneSpec(
     negative_prompt="", dtype="bf16", layers=60, heads=24, head_dim=128, ffn_dim=12288, latent_channels=16, rotary_dims=16,
     rotary_base=256.0, intrinsic_component=4, text_tokens=256, parameters=12_821_012_544, companions=8_400_000_000,
     capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP), joint_text=True, embedded_guidance=True,
+    scheduler="FlowMatchEulerDiscreteScheduler", checkpoint_shift=7.0,
 )  # fmt: skip
 
 
@@ -50,7 +51,10 @@ def transformer_config(spec: BackboneSpec) -> dict[str, Any]:
 def random_pipeline(spec: BackboneSpec, transformers: Sequence[Any], text: Any) -> Any:
     import diffusers
 
-    config, scheduler = transformers[0].config, diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0)
+    config, scheduler = (
+        transformers[0].config,
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=spec.checkpoint_shift or HUNYUANVIDEO.checkpoint_shift),
+    )
     pipe = diffusers.HunyuanVideoPipeline(text, None, transformers[0], None, scheduler, None, None)
     pipe._get_llama_prompt_embeds = lambda *_, device=None, **__: (
         text.embeddings(1, spec.text_tokens, config.text_embed_dim, device=device), text.mask(spec.text_tokens, device)
@@ -98,5 +102,6 @@ FAMILY = Family(
     name="hunyuan", title="HunyuanVideo", specs=(HUNYUANVIDEO,), adapter="longgen.pipelines.hunyuan:Hunyuan",
     pipeline="HunyuanVideoPipeline", from_configs=from_configs, transformer="HunyuanVideoTransformer3DModel",
     transformer_config=transformer_config, random_pipeline=random_pipeline, peak_activations=(11.2, 10.2), moved=125,
+    folders=("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae"),
     broken_caches=("fastercache", "seacache"), tokenized=tokenized, author_layers=author_layers,
 )  # fmt: skip

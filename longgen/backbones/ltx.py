@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from longgen.backbones.model_config import ModelConfigs
-from longgen.backbones.spec import BackboneSpec, Family, substitute, transformer_sizes
+from longgen.backbones.spec import BackboneSpec, Family, TokenShift, substitute, transformer_sizes
 
 # LTX-Video 5a592aa (the release of 0.9), inference.py: 40 steps, guidance 3, 704x480, 121 frames at 25 fps, this negative prompt;
 # configs/ltxv-2b-0.9.yaml adds spatiotemporal guidance, which diffusers' LTXPipeline does not have.
@@ -18,7 +18,7 @@ LTX_2B = BackboneSpec(
     negative_prompt="worst quality, inconsistent motion, blurry, jittery, distorted", dtype="bf16", layers=28, heads=32,
     head_dim=64, ffn_dim=8192, latent_channels=128, rotary_dims=682, rotary_span_s=20, rotary_base=10000.0,
     intrinsic_component=None, text_tokens=128, parameters=1_923_385_472, companions=5_181_000_000, least_steps=2,
-    fixed_shift="its pipeline shifts the noise levels by the number of tokens",
+    scheduler="FlowMatchEulerDiscreteScheduler", token_shift=TokenShift(0.95, 2.05, 1024, 4096),
 )  # fmt: skip
 
 
@@ -45,9 +45,11 @@ def transformer_config(spec: BackboneSpec) -> dict[str, Any]:
 def random_pipeline(spec: BackboneSpec, transformers: Sequence[Any], text: Any) -> Any:
     import diffusers
 
+    shift = spec.token_shift or LTX_2B.token_shift
+    assert shift is not None
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, base_image_seq_len=1024, max_image_seq_len=4096,
-        shift_terminal=0.1,
+        use_dynamic_shifting=True, base_shift=shift.base_log, max_shift=shift.most_log, base_image_seq_len=shift.base_tokens,
+        max_image_seq_len=shift.most_tokens, shift_terminal=0.1,
     )  # fmt: skip
     pipe = diffusers.LTXPipeline(scheduler, None, text, None, transformers[0])
     shape = (1, spec.text_tokens, transformers[0].config.caption_channels)

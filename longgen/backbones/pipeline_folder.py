@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from longgen.backbones import formats, hub, registry
 from longgen.backbones.causal_wan import SELF_FORCING
 from longgen.backbones.model_config import EXPECTED_FOLDER, FILES, MAX_CHANNELS, MAX_WIDTH, Config, ModelConfigs, read_json
-from longgen.backbones.spec import BackboneSpec
+from longgen.backbones.spec import BackboneSpec, TokenShift
 from longgen.backbones.system_errors import system_failure
 from longgen.errors import LonggenError, MissingError, UsageError
 
@@ -28,7 +30,9 @@ def from_folder(folder: Path) -> BackboneSpec:
         if headers[part]:
             _check_weights(folder / part, headers[part], spec)
     parameters = sizes.pop("transformer") + sizes.pop("transformer_2")
-    return replace(spec, parameters=parameters or spec.parameters, companions=sum(sizes.values()) or spec.companions)
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    return replace(spec, parameters=parameters or spec.parameters, companions=sum(sizes.values()) or spec.companions,
+                   **(_shift(read_json(scheduler)) if scheduler.is_file() else {}))  # fmt: skip
 
 
 def from_hub(hub_id: str) -> BackboneSpec:
@@ -59,7 +63,22 @@ def _from_configs(source: str, paths: list[Path]) -> BackboneSpec:
                          expected=f"a model that diffusers wrote: {known}", hint="copy or download it again") from None  # fmt: skip
     verdicts = next((known.verdicts for known in family.specs if known.same_shape(spec)), {})
     about = f"{'causal ' if spec.causal else ''}{family.pipeline}, read from its configs"
-    return replace(spec, name=source, source=source, about=about, license="see its model card", verdicts=verdicts)
+    entry = configs.model_index.get("scheduler")  # its library and class; a rollout has a scheduler of its own
+    named = entry[1] if isinstance(entry, list) and len(entry) == 2 and not spec.causal else None
+    return replace(spec, name=source, source=source, about=about, license="see its model card", verdicts=verdicts, advised=(),
+                   scheduler=named if isinstance(named, str) else spec.scheduler, checkpoint_shift=None,
+                   token_shift=None)  # fmt: skip
+
+
+def _shift(config: Any) -> dict[str, Any]:
+    """The fields of a spec that a scheduler's config decides. A value that is none is left to diffusers, which reads it again."""
+    values: dict[str, Any] = config if isinstance(config, dict) else {}
+    by_tokens: list[Any] = [values.get(name) for name in ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")]
+    numbers = all(type(value) in (int, float) and math.isfinite(value) for value in by_tokens)
+    if values.get("use_dynamic_shifting") is True:
+        return {"token_shift": TokenShift(*by_tokens)} if numbers and by_tokens[2] != by_tokens[3] else {}
+    shift: Any = values.get("flow_shift") if values.get("use_flow_sigmas") is True else values.get("shift")
+    return {"checkpoint_shift": float(shift)} if type(shift) in (int, float) and 0 < shift < math.inf else {}
 
 
 def _check_sizes(spec: BackboneSpec, transformer: Config, vae: Config) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from longgen.backbones.model_config import ModelConfigs
@@ -22,6 +22,19 @@ TINY_FOLDER = Path(__file__).parent / "tiny" / "weights"
 TINY_CAUSAL_FOLDER = TINY_FOLDER.with_name("weights-causal")
 
 
+class TokenShift(NamedTuple):
+    """A flow shift that grows with the number of tokens: its logarithm is a straight line through two points."""
+
+    base_log: float
+    most_log: float
+    base_tokens: int
+    most_tokens: int
+
+    def at(self, tokens: int) -> float:
+        slope = (self.most_log - self.base_log) / (self.most_tokens - self.base_tokens)
+        return math.exp(min(self.base_log + slope * (tokens - self.base_tokens), 700.0))  # a float ends at exp(709)
+
+
 @dataclass(frozen=True)
 class BackboneSpec:
     """Everything about one text-to-video model that is known before its weights are loaded.
@@ -30,8 +43,9 @@ class BackboneSpec:
     native_px: pixel frames of a training clip. size: (width, height) in pixels. rotary_dims: temporal rotary channels.
     rotary_span_s: see `frequencies`. text_tokens: the length prompts are padded to. cpu_threads: the fastest number on a CPU;
     None leaves it to torch. flow_shift: the default shift of the noise levels; None: the checkpoint's scheduler has it.
-    script_shift: the default of the authors' own script, which may differ from diffusers' copy of the checkpoint. fixed_shift:
-    why the shift cannot be chosen.
+    scheduler: diffusers' class of that one. checkpoint_shift: its shift, or token_shift: how it follows from the number of tokens;
+    None where they are not known. fixed_shift: why the shift cannot be chosen. advised: options and values that the publisher takes
+    where the defaults here are others, and advised_in: where. All of these with their sources: longgen.backbones.sources.
     checkpoint: weights that replace the transformer in `source`: a .pt or .safetensors file, a folder that diffusers wrote, or
     `owner/name/path/in/repository` on the hub. lora: a LoRA that is merged into them, in the same forms.
     """
@@ -69,13 +83,18 @@ class BackboneSpec:
     checkpoint: str | None = None
     lora: str | None = None
     flow_shift: float | None = None
-    script_shift: float | None = None
+    scheduler: str = "UniPCMultistepScheduler"
+    checkpoint_shift: float | None = None
+    token_shift: TokenShift | None = None
+    advised: tuple[tuple[str, float], ...] = ()
+    advised_in: str = ""
     fixed_shift: str | None = None
     joint_text: bool = False  # text tokens take part in self-attention; else cross-attention reads them
     first_order: str = "the flow-matching Euler scheduler"  # the scheduler used where a technique edits the latent
     least_steps: int = 1  # that its scheduler can take
     experts: int = 1  # transformers that share the schedule; `parameters` counts them all
     guidance_scale_2: float | None = None  # of the second expert
+    boundary: float | None = None  # noise level, 0 to 1, below which it predicts
     embedded_guidance: bool = False  # guidance is an input of the model, and no negative prompt is read
     verdicts: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)  # published verdict -> layers
 
@@ -142,6 +161,7 @@ class Family:
     feed-forward beside the 2 f / d of its hidden layer, f its width. Counted in the published models on the meta device
     (tests/test_memory.py). moved: numbers that a block's kernels read and write beside matrix products and attention, in the same
     units, as `longgen bench --count` counts them. batches_guidance: the pipeline runs both branches of guidance as one batch.
+    folders: of a diffusers pipeline of this family, beside those of its transformers: what a download needs.
     vae_float32: the VAE runs in float32, whatever the dtype. broken_caches: step caches of diffusers that do not work on it,
     first-block and mag among them where its registry of blocks lacks the transformer's (settings.CACHE_FAULTS says why).
     tokenized: a prompt -> the text that its pipeline tokenizes, and the characters and tokens before the prompt that do not count.
@@ -161,6 +181,7 @@ class Family:
     peak_activations: tuple[float, float]
     moved: float = 180.0
     batches_guidance: bool = False
+    folders: tuple[str, ...] = ("scheduler", "text_encoder", "tokenizer", "vae")
     vae_float32: bool = False
     marker: str | None = None
     broken_caches: tuple[str, ...] = ()

@@ -25,7 +25,7 @@ TINY = BackboneSpec(
     about="a small text-to-video model of our own, trained on rendered clips; runs on a CPU in seconds",
     stride_t=4, stride_hw=16, patch=(1, 1, 1), native_px=81, fps=16, size=(64, 64), steps=20, guidance_scale=3.0,
     negative_prompt="", dtype="fp32", layers=6, heads=4, head_dim=64, ffn_dim=768, latent_channels=48, rotary_dims=24,
-    rotary_base=10000.0, intrinsic_component=3, text_tokens=24, parameters=6_126_896, companions=4_566_960,
+    rotary_base=10000.0, intrinsic_component=3, text_tokens=24, parameters=6_126_896, companions=4_566_960, checkpoint_shift=3.0,
     cpu_threads=1,  # two are barely faster on two idle cores and many times slower on busy ones
 )  # fmt: skip
 # FreeLOC's code ships these lists for Wan2.1-1.3B: a layer is in one of them. In its paper layer 28 is highly
@@ -35,30 +35,33 @@ _FREELOC = {
     "context-sensitive": (0, 1, 4, 6, 7, 9, 10, 11, 13, 14, 15, 16, 18, 22, 23, 24, 25),
 }
 # Wan 2.1 9737cba, generate.py: 50 steps, guidance 5, shift 5 for text-to-video of every size. Its README: for this model guidance
-# 6 and shift 8 to 12; with diffusers shift 3 for 480p and 5 for 720p. The checkpoint's own scheduler has 3.
+# 6 and shift 8 to 12; with diffusers guidance 5, and shift 3 for 480p and 5 for 720p. The checkpoint's own scheduler has 3.
 WAN_1_3B = BackboneSpec(
     name="wan2.1-1.3b", family="wan", source="Wan-AI/Wan2.1-T2V-1.3B-Diffusers", license="Apache-2.0",
     about="Wan 2.1 text-to-video, 1.3 billion parameters, 480p",
     stride_t=4, stride_hw=8, patch=(1, 2, 2), native_px=81, fps=16, size=(832, 480), steps=50, guidance_scale=5.0,
     negative_prompt=_WAN_NEGATIVE, dtype="bf16", layers=30, heads=12, head_dim=128, ffn_dim=8960, latent_channels=16,
     rotary_dims=44, rotary_base=10000.0, intrinsic_component=6, text_tokens=512, parameters=1_418_996_800, companions=5_807_802_867,
-    verdicts=_FREELOC, script_shift=5.0,
+    verdicts=_FREELOC, checkpoint_shift=3.0, advised=(("guidance_scale", 6.0), ("flow_shift", 8.0)),
+    advised_in="its README (shift 8 to 12, by the result)",
 )  # fmt: skip
 WAN_14B = replace(
     WAN_1_3B, name="wan2.1-14b", source="Wan-AI/Wan2.1-T2V-14B-Diffusers", size=(832, 480), layers=40, heads=40,
     about="Wan 2.1 text-to-video, 14 billion parameters, 480p and 720p", ffn_dim=13824, parameters=14_288_491_584, verdicts={},
+    advised=(("flow_shift", 5.0),), advised_in="its script, and diffusers' example for 720p",
 )  # fmt: skip
 # Wan 2.2 42bf4cf, wan/configs/wan_t2v_A14B.py: 40 steps, guidance 4 at high noise and 3 at low, boundary 0.875, shift 12.
 WAN_2_2_A14B = replace(
     WAN_14B, name="wan2.2-t2v-a14b", source="Wan-AI/Wan2.2-T2V-A14B-Diffusers", steps=40, guidance_scale=4.0, guidance_scale_2=3.0,
     about="Wan 2.2 text-to-video, two experts of 14 billion parameters, 480p and 720p", experts=2, parameters=2 * 14_288_491_584,
-    script_shift=12.0,
+    boundary=0.875, advised=(("flow_shift", 12.0),), advised_in="its script",
 )  # fmt: skip
 # The same, wan_ti2v_5B.py: 50 steps, guidance 5, 121 frames at 24 fps, shift 5, 1280x704.
 WAN_2_2_5B = replace(
     WAN_1_3B, name="wan2.2-ti2v-5b", source="Wan-AI/Wan2.2-TI2V-5B-Diffusers", native_px=121, fps=24, size=(1280, 704),
     about="Wan 2.2 text-to-video, 5 billion parameters, 720p, VAE with 16x16 pixels a cell", stride_hw=16, latent_channels=48,
     heads=24, ffn_dim=14336, parameters=4_999_787_712, companions=6_385_000_000, verdicts={},
+    checkpoint_shift=5.0, advised=(), advised_in="",
 )  # fmt: skip
 
 
@@ -76,8 +79,10 @@ def from_configs(configs: ModelConfigs) -> BackboneSpec:
     if type(out) is int and 0 < out < channels:
         transformer.fail(f"says in_channels = {channels} and out_channels = {out}, as image-to-video and control models do",
                          "a text-to-video transformer: as many in as out")  # fmt: skip
+    share = index.get("boundary_ratio")
     return replace(
-        base, stride_t=vae.integer("scale_factor_temporal", default=4),
+        base, boundary=share if type(share) is float and 0 < share < 1 else base.boundary,
+        stride_t=vae.integer("scale_factor_temporal", default=4),
         stride_hw=vae.integer("scale_factor_spatial", default=8), patch=(patch_t, patch_h, patch_w),
         most_lat=transformer.integer("rope_max_seq_len", default=base.most_lat), layers=layers,
         heads=heads, head_dim=head_dim, ffn_dim=ffn_dim, latent_channels=channels, rotary_dims=rotary_dims, experts=experts,
@@ -94,8 +99,9 @@ def transformer_config(spec: BackboneSpec) -> dict[str, Any]:
 def random_pipeline(spec: BackboneSpec, transformers: Sequence[Any], text: Any) -> Any:
     import diffusers
 
-    scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-    second, boundary = (transformers[1], 0.875) if spec.experts == 2 else (None, None)
+    shift = spec.checkpoint_shift or WAN_1_3B.checkpoint_shift
+    scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    second, boundary = (transformers[1], spec.boundary) if spec.experts == 2 else (None, None)
     pipe = diffusers.WanPipeline(
         None, text, None, scheduler, transformers[0], second, boundary_ratio=boundary,
         expand_timesteps=spec.latent_channels == 48 and spec.stride_hw == 16 and spec.patch[1] == 2,

@@ -1,18 +1,24 @@
-"""longgen doctor: checks what generating needs on this machine, changing nothing."""
+"""longgen doctor: checks what generating needs on this machine, changing nothing; with --gpu it measures the GPU."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from longgen.cli.app import answer, app
-from longgen.cli.options import Json
-from longgen.errors import LonggenError
+from longgen.cli import inputs
+from longgen.cli import options as opt
+from longgen.cli.app import answer, app, say
+from longgen.errors import LonggenError, MissingError, UsageError
+
+if TYPE_CHECKING:
+    from longgen.backbones.settings import ModelSettings
+    from longgen.backbones.spec import BackboneSpec
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "pydantic", "typer", "imageio-ffmpeg")
 FREE_ENOUGH = 5 * 1000**3  # bytes of free disk space, below which a long run may not fit
@@ -24,9 +30,101 @@ class Finding(NamedTuple):
     value: str
 
 
+@dataclass(frozen=True)
+class GpuOptions:
+    """What --gpu measures, for how long, and where it writes."""
+
+    gpu: Annotated[
+        bool,
+        typer.Option("--gpu", help="Measure the GPU: every preset at full size with random weights, and on small shapes against "
+                                   "the CPU. Nothing is downloaded."),
+    ] = False  # fmt: skip
+    presets: Annotated[str | None, typer.Option("--presets", metavar="NAME,NAME", help="The presets (default: all).")] = None
+    backbone: opt.Backbone = None
+    frames: opt.Frames = None
+    size: opt.Size = None
+    dtype: opt.Dtype = None
+    device: opt.Device = None
+    minutes: Annotated[
+        float,
+        typer.Option("--minutes", min=0, max=10_000, help="Start no measurement after so long; the same command goes on later."),
+    ] = 10.0
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where gpu.json and gpu.html are written.")] = (
+        Path("longgen-gpu")
+    )
+
+
 @app.command()
-def doctor(as_json: Json = False) -> None:
-    """Check this machine: versions, GPU, ffmpeg, disk, caches."""
+def doctor(context: typer.Context, gpu: GpuOptions, *, options: opt.OutputOptions) -> None:
+    """Check this machine: versions, GPU, ffmpeg, disk, caches.
+
+    With --gpu, measure what longgen does on it, in ten minutes: time and memory of every preset, and whether it equals the CPU.
+    """
+    if gpu.gpu:
+        _measure(gpu, options)
+        return
+    given = opt.given_options(context)  # of the command line alone: a variable may be set for other commands
+    for parameter, option in given.items():
+        if parameter not in ("as_json", "quiet"):
+            raise UsageError(f"{option} has no effect without --gpu", expected="--gpu, or no other option than --json",
+                             hint=f"add --gpu, or leave {option} out")  # fmt: skip
+    _check(options.as_json)
+
+
+def _measure(gpu: GpuOptions, options: opt.OutputOptions) -> None:
+    """Measures the GPU, going on with what is in the output folder."""
+    from longgen import disk, preset
+    from longgen.backbones.registry import SPECS
+    from longgen.bench import device_report, device_run
+    from longgen.pipelines.checks import check_settings
+    from longgen.progress import reporter
+
+    spec, settings = _target(gpu)
+    check_settings(spec, settings)
+    names = preset.names() if gpu.presets is None else inputs.parse_names(gpu.presets)
+    for name in names:
+        if name not in preset.names():
+            preset.load(name)  # an unknown name, or a file, whose error says what there is
+    causal = SPECS["tiny-causal" if spec.built_in else "self-forcing"]
+    frames = gpu.frames or device_run.default_frames(spec)
+    new = device_run.new_report(spec, settings, frames, opt.parse_size(gpu.size))
+    if disk.what_stands_at(gpu.output) not in (None, "a folder"):
+        raise UsageError(f"--output {gpu.output} is {disk.what_stands_at(gpu.output)}", expected="a folder, or a free name",
+                         hint="give another name")  # fmt: skip
+    for file in device_report.FILES:
+        disk.check_writable(gpu.output / file)
+    disk.make_folder(gpu.output)
+    with disk.held(gpu.output / ".gpu.lock", str(gpu.output)), reporter(options.quiet, say) as on_progress:
+        report = new if options.overwrite else device_report.resume(gpu.output, new)
+        device_run.run(report, spec, causal, settings, names, gpu.minutes, gpu.output, on_progress)
+    page = gpu.output / device_report.FILES[1]
+    answer(f"{report.text()}\n\n{page}", report.as_dict(), options.as_json, wrote=True)
+    if report.failures:
+        raise typer.Exit(1)
+
+
+def _target(gpu: GpuOptions) -> tuple[BackboneSpec, ModelSettings]:
+    """The backbone and how it runs. Raises MissingError where there is no GPU."""
+    from longgen.backbones.defaults import has_gpu
+    from longgen.backbones.find import find
+
+    if gpu.device is None and not has_gpu():
+        raise MissingError(f"--gpu: {_gpu().value.partition(':')[0]}", expected="a GPU that torch can use",
+                           hint="to rehearse it on the CPU: --gpu --device cpu --backbone tiny")  # fmt: skip
+    on_cpu = gpu.device is not None and gpu.device.partition(":")[0] == "cpu"
+    spec = find(gpu.backbone or ("tiny" if on_cpu else "wan2.1-1.3b"))
+    if on_cpu and not spec.built_in:
+        raise UsageError(f"--device cpu with {spec.name}: a step at full size takes hours there", expected="--backbone tiny",
+                         hint="leave --backbone out to rehearse, or --device out to measure a GPU")  # fmt: skip
+    if spec.causal:
+        raise UsageError(f"--backbone {spec.name} is causal: direct sampling, which others are compared with, does not run on it",
+                         expected="another backbone; causal presets are measured on self-forcing in any case",
+                         hint="leave --backbone out")  # fmt: skip
+    return spec, inputs.model_settings(spec, {"device": gpu.device, "dtype": gpu.dtype})
+
+
+def _check(as_json: bool) -> None:
+    """Looks for what generating needs."""
     from importlib import metadata
 
     findings = [Finding("python", sys.version_info >= (3, 10), sys.version.split()[0])]
@@ -47,8 +145,12 @@ def doctor(as_json: Json = False) -> None:
 def _gpu() -> Finding:
     import torch
 
-    if not torch.cuda.is_available():
-        return Finding("gpu", True, f"none usable by torch {torch.__version__}: the default backbone is tiny")
+    from longgen.backbones.defaults import gpu_driver, has_gpu
+
+    if not has_gpu():
+        driver = gpu_driver()
+        but = "" if driver is None else f", although a driver is here ({driver}); a torch built for it may help"
+        return Finding("gpu", True, f"none usable by torch {torch.__version__}{but}: the default backbone is tiny")
     cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return Finding("gpu", True, "; ".join(f"{card.name}, {card.total_memory / 1e9:.0f} GB" for card in cards))
 

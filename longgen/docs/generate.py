@@ -25,6 +25,7 @@ import typer
 from typer.testing import CliRunner
 
 from longgen import catalog, cost, describe, planner, preset
+from longgen.backbones import hub, sources
 from longgen.backbones.registry import FAMILIES, SPECS
 from longgen.backbones.spec import CAPABILITIES
 from longgen.cli import app
@@ -112,6 +113,43 @@ def backbones() -> str:
         weights = "in the package" if spec.built_in else " + ".join(filter(None, (spec.checkpoint, spec.lora, spec.source)))
         rows.append((f"`{spec.name}`", weights, native, f"{spec.steps}, {spec.guidance_scale:g}", spec.license))
     return table(("name", "weights", "native", "steps, guidance", "license"), rows)
+
+
+def _setting(value: object) -> str:
+    """A setting as text for a table."""
+    if isinstance(value, str):
+        text = value if len(value) < 70 else f"{value[:24]}… ({len(value)} characters)"
+        return "none" if not value else f"“{text}”" if " " in text else f"`{text}`"
+    if isinstance(value, tuple) and len(value) == 4:
+        return "{:g} to {:g} in logarithm, from {} to {} tokens".format(*value)
+    return "x".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}"
+
+
+def _source(where: str) -> str:
+    """`repository path` of `longgen.backbones.sources` as a link."""
+    name, path = where.split(" ", 1)
+    repository, commit = sources.REPOSITORIES[name]
+    return f"[{name} {path}](https://github.com/{repository}/blob/{commit}/{path})"
+
+
+def settings() -> str:
+    """Every setting of every published backbone beside its publisher's, a table each."""
+    parts = []
+    for name, rows in sources.SOURCES.items():
+        used = sources.in_use(SPECS[name])
+        cells = [
+            (key, _setting(used[key]), "the same" if used[key] == source.value else f"{_setting(source.value)} ({source.why})",
+             _source(source.where))
+            for key, source in rows.items()
+        ]  # fmt: skip
+        parts.append(f"### {name}\n\n" + table(("setting", "default here", "publisher", "source"), cells))
+    return "\n\n".join(parts)
+
+
+def downloads() -> str:
+    """The commands that download each published backbone."""
+    commands = (f"# {name}\n" + "\n".join(hub.download_commands(SPECS[name])) for name in sources.SOURCES)
+    return "```bash\n" + "\n\n".join(commands) + "\n```"
 
 
 def pipelines() -> str:
@@ -220,8 +258,8 @@ def index() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
-    for function in (techniques, presets, costs, backbones, pipelines, models, capabilities, memory, metrics, commands, options,
-                     variables, modules, imports, index)
+    for function in (techniques, presets, costs, backbones, settings, downloads, pipelines, models, capabilities, memory,
+                     metrics, commands, options, variables, modules, imports, index)
 }  # fmt: skip
 
 

@@ -118,19 +118,20 @@ class PipelineBackbone:
         return latents
 
     def shifted(self, plan: Plan) -> Any:
-        """The pipeline's scheduler; where `plan` has a flow shift, one like it with that shift. Raises UsageError."""
+        """The pipeline's scheduler; where `plan` has a flow shift, one like it with that shift. Raises UsageError.
+
+        It replaces a shift by the number of tokens, whose logarithm pipelines call mu and then hand over in vain.
+        """
         scheduler, shift = self.pipe.scheduler, plan.sample.flow_shift
         if shift is None:
             return scheduler
-        config, kind = scheduler.config, type(scheduler).__name__
-        fault = "has no flow shift"
-        if config.get("use_dynamic_shifting"):
-            fault = "shifts the noise levels by the number of tokens"
-        elif config.get("use_flow_sigmas") and "flow_shift" in config:
-            return type(scheduler).from_config(config, flow_shift=shift)
-        elif isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-            return type(scheduler).from_config(config, shift=shift)
-        raise UsageError(f"a flow shift of {shift:g} is asked, and {plan.spec.name} takes none: its {kind} {fault}",
+        config, kind = scheduler.config, type(scheduler)
+        static = {"use_dynamic_shifting": False} if config.get("use_dynamic_shifting") else {}
+        if config.get("use_flow_sigmas") and "flow_shift" in config:
+            return kind.from_config(config, flow_shift=shift, **static)
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            return kind.from_config(config, shift=shift, **static)
+        raise UsageError(f"a flow shift of {shift:g} is asked, and {plan.spec.name} takes none: its {kind.__name__} has none",
                          expected="no --flow-shift, and none in the preset", hint="leave it out")  # fmt: skip
 
     def first_order(self, plan: Plan) -> Any:

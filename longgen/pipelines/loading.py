@@ -23,7 +23,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from longgen.backbones import checkpoints
+from longgen.backbones import checkpoints, hub
 from longgen.backbones.defaults import default_dtype
 from longgen.backbones.registry import SPECS, adapter_of, family_of
 from longgen.backbones.settings import ModelSettings, parse_cache, parse_lora
@@ -216,10 +216,7 @@ def _missing(spec: BackboneSpec, reason: str) -> MissingError:
     """The error for weights that are not here, with the commands that download them and the name that they then have."""
     base, files = spec.name.partition(":")[0], [place for place in (spec.checkpoint, spec.lora) if place]
     name = f"{base}:FOLDER" if files and base in SPECS else "FOLDER"
-    excluded = ' --exclude "transformer/*.safetensors"' if files else ""
-    remote = [checkpoints.download(place) for place in files if not os.path.exists(place)]
-    commands = [f"{command} --local-dir FOLDER" for command in (f"hf download {spec.source}{excluded}", *remote)]
     return MissingError(f"the weights of {spec.name} are not on this machine: {reason}",
                         expected=f"{' and '.join([*files, spec.source])} in the Hugging Face cache, or in a folder",
-                        hint=f"on a machine with network: {'; '.join(commands)}; "
+                        hint=f"on a machine with network: {'; '.join(hub.download_commands(spec))}; "
                            f"then --backbone {name}; or --backbone tiny, which needs no download")  # fmt: skip

@@ -14,14 +14,17 @@ from diffusers import DiffusionPipeline, WanTransformer3DModel
 
 from longgen.backbones.causal_wan import LONGLIVE, SELF_FORCING
 from longgen.backbones.find import find
-from longgen.backbones.registry import SPECS, adapter_of
+from longgen.backbones.registry import SPECS, adapter_of, family_of
 from longgen.backbones.spec import BackboneSpec
 from longgen.backbones.wan import TINY, WAN_1_3B, WAN_14B
 from longgen.errors import LonggenError, MissingError, UsageError, unknown_name
 from tests.models import checkpoint, published, small
 
 PUBLISHED = [spec for spec in SPECS.values() if spec.name != "tiny" and not spec.causal]
-NOT_OF_THE_CONFIGS = ("name", "source", "about", "license", "parameters", "companions", "size", "dtype", "steps")
+NOT_OF_THE_CONFIGS = (
+    "name", "source", "about", "license", "parameters", "companions", "size", "dtype", "steps", "advised", "advised_in"
+)  # fmt: skip
+OF_THE_SCHEDULER = ("scheduler", "checkpoint_shift", "token_shift")
 
 
 @pytest.mark.parametrize("spec", PUBLISHED, ids=lambda spec: spec.name)
@@ -30,10 +33,34 @@ def test_a_folder_with_a_published_model_s_configs_has_its_spec(spec: BackboneSp
     published.write_configs(spec, tmp_path)
     found = find(str(tmp_path))
     for part in vars(spec):
-        if part not in NOT_OF_THE_CONFIGS:
+        if part not in NOT_OF_THE_CONFIGS + OF_THE_SCHEDULER:
             assert getattr(found, part) == getattr(spec, part), part
     assert found.source == str(tmp_path)
     assert found.parameters == pytest.approx(spec.parameters, rel=0.1)
+
+
+@pytest.mark.parametrize("spec", PUBLISHED, ids=lambda spec: spec.name)
+def test_its_scheduler_says_its_shift(spec: BackboneSpec, tmp_path: Path) -> None:
+    """As the published one does; without the file nothing is known of the shift, and with values that are none too."""
+    published.write_configs(spec, tmp_path)
+    for file in tmp_path.glob("scheduler/*"):
+        file.unlink()
+    index = tmp_path / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"scheduler": ["diffusers", spec.scheduler]}))
+    unknown = find(str(tmp_path))
+    assert (unknown.scheduler, unknown.checkpoint_shift, unknown.token_shift) == (spec.scheduler, None, None)
+    for entry in ({"a": 1}, 7, [None], ["diffusers", 7], None):
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"scheduler": entry}))
+        assert find(str(tmp_path)).scheduler  # that of the published model
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"scheduler": ["diffusers", spec.scheduler]}))
+    scheduler = family_of(spec).random_pipeline(spec, [published.transformer(spec)] * spec.experts, None).scheduler
+    scheduler.save_config(tmp_path / "scheduler")
+    found = find(str(tmp_path))
+    assert [getattr(found, part) for part in OF_THE_SCHEDULER] == [getattr(spec, part) for part in OF_THE_SCHEDULER]
+    config = tmp_path / "scheduler" / "scheduler_config.json"
+    for broken in ("[1]", '{"use_flow_sigmas": true, "flow_shift": "3"}', '{"shift": -1}', '{"use_dynamic_shifting": true}'):
+        config.write_text(broken)
+        assert find(str(tmp_path)) == unknown
 
 
 def test_probed_layers_are_those_of_the_model_that_was_probed(tmp_path: Path) -> None:

@@ -236,12 +236,13 @@ def test_a_causal_backbone_that_is_not_there_names_its_downloads(causal: tuple[P
     with pytest.raises(MissingError, match=r"gdhe17/Self-Forcing/checkpoints/self_forcing_dmd\.pt is not in the") as caught:
         load(SELF_FORCING, ModelSettings("cpu", "fp32"))
     assert "hf download gdhe17/Self-Forcing checkpoints/self_forcing_dmd.pt --local-dir FOLDER" in caught.value.hint
-    assert "hf download Wan-AI/Wan2.1-T2V-1.3B-Diffusers" in caught.value.hint
+    assert 'hf download Wan-AI/Wan2.1-T2V-1.3B-Diffusers --include "model_index.json"' in caught.value.hint
     folder, _ = causal
     spec = replace(find(f"self-forcing:{folder}"), source="nobody/nothing")
     with pytest.raises(MissingError, match=r"are not on this machine: nobody/nothing could not be fetched") as caught:
         load(spec, ModelSettings("cpu", "fp32"))
-    assert 'hf download nobody/nothing --exclude "transformer/*.safetensors" --local-dir FOLDER; then' in caught.value.hint
+    assert 'hf download nobody/nothing --include "model_index.json"' in caught.value.hint
+    assert '--include "vae/*" --include "transformer/config.json" --local-dir FOLDER; then' in caught.value.hint
     assert "--backbone self-forcing:FOLDER" in caught.value.hint
 
 
@@ -254,7 +255,7 @@ def test_the_message_of_a_missing_base_names_every_file_of_the_hub(
         load(LONGLIVE, ModelSettings("cpu", "fp32"))
     for file in ("longlive_base.pt", "lora.pt"):
         assert f"hf download Efficient-Large-Model/LongLive-1.3B models/{file} --local-dir FOLDER" in caught.value.hint
-    assert "hf download Wan-AI/Wan2.1-T2V-1.3B-Diffusers --exclude" in caught.value.hint
+    assert '--include "transformer/config.json" --local-dir FOLDER' in caught.value.hint
     assert "--backbone longlive:FOLDER" in caught.value.hint
 
 

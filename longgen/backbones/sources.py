@@ -1,0 +1,180 @@
+"""Where the settings of the published backbones are from: each with the value that its publisher takes, and the file that says so.
+
+`SOURCES[backbone][setting]` stands beside the specs, which hold the values in use; `differences` compares the two. Where they
+differ, `why` says why the default here is another one, and a setting that has an option is named when planning (`spec.advised`).
+Read in the publishers' repositories at the commits in REPOSITORIES. Nothing here is read at run time but by the documentation.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from longgen.backbones.registry import SPECS
+from longgen.backbones.spec import BackboneSpec
+
+REPOSITORIES = {  # short name -> the repository on GitHub, and the commit that was read
+    "wan2.1": ("Wan-Video/Wan2.1", "9737cba"),
+    "wan2.2": ("Wan-Video/Wan2.2", "42bf4cf"),
+    "self-forcing": ("guandeh17/Self-Forcing", "33593df"),
+    "longlive": ("NVlabs/LongLive", "e52d9ef"),
+    "ltx": ("Lightricks/LTX-Video", "5a592aa"),
+    "cogvideo": ("zai-org/CogVideo", "7a1af71"),
+    "hunyuan": ("Tencent-Hunyuan/HunyuanVideo", "fa14b00"),
+    "diffusers": ("huggingface/diffusers", "58eb52c"),
+}
+
+
+class Published(NamedTuple):
+    """A setting as its publisher has it. where: `repository path` by the names of REPOSITORIES. why: of another default here."""
+
+    value: Any
+    where: str
+    why: str = ""
+
+
+def in_use(spec: BackboneSpec) -> dict[str, Any]:
+    """The settings of `spec`, by the names that people read."""
+    shift = spec.flow_shift or spec.checkpoint_shift or (None if spec.token_shift is None else tuple(spec.token_shift))
+    settings = {
+        "hub id": spec.source,
+        "file": spec.checkpoint,
+        "LoRA": spec.lora,
+        "size": spec.size,
+        "frames": spec.native_px,
+        "fps": spec.fps,
+        "steps": spec.steps,
+        "guidance": spec.guidance_scale,
+        "guidance at low noise": spec.guidance_scale_2,
+        "boundary": spec.boundary,
+        "flow shift": shift,
+        "scheduler": spec.scheduler,
+        "negative prompt": spec.negative_prompt,
+    }
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def differences(name: str) -> dict[str, tuple[Any, Published]]:
+    """The settings of the backbone `name` whose value in use is not its publisher's: both."""
+    used = in_use(SPECS[name])
+    return {key: (used[key], source) for key, source in SOURCES[name].items() if used[key] != source.value}
+
+
+_WAN_NEGATIVE = SPECS["wan2.1-1.3b"].negative_prompt  # tests/sampling/test_flow_shift.py checks that it is whole
+_WAN_SCRIPT, _WAN_SHARED = "wan2.1 generate.py", "wan2.1 wan/configs/shared_config.py"
+_WAN_DOCS, _CONVERTED = "diffusers docs/source/en/api/pipelines/wan.md", "diffusers scripts/convert_wan_to_diffusers.py"
+_OWN_SHIFT = "here the checkpoint's own, so that a run without options is diffusers' pipeline bit for bit"
+_OWN_GUIDANCE = "here that of its script, of diffusers' pipeline and of its README's example with diffusers"
+_SMALLER = "here the other one of its list, which fits more cards"
+
+_WAN_1_3B = {
+    "hub id": Published("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "wan2.1 README.md"),
+    "size": Published((832, 480), "wan2.1 wan/configs/__init__.py"),
+    "frames": Published(81, _WAN_SCRIPT),
+    "fps": Published(16, _WAN_SHARED),
+    "steps": Published(50, _WAN_SCRIPT),
+    "guidance": Published(6.0, "wan2.1 README.md", _OWN_GUIDANCE),
+    "flow shift": Published(8.0, "wan2.1 README.md", f"up to 12, by the result; {_OWN_SHIFT}"),
+    "scheduler": Published("UniPCMultistepScheduler", _CONVERTED),
+    "negative prompt": Published(_WAN_NEGATIVE, _WAN_SHARED),
+}
+_WAN_14B = _WAN_1_3B | {
+    "hub id": Published("Wan-AI/Wan2.1-T2V-14B-Diffusers", "wan2.1 README.md"),
+    "size": Published((1280, 720), _WAN_SCRIPT, _SMALLER),
+    "guidance": Published(5.0, _WAN_SCRIPT),
+    "flow shift": Published(5.0, _WAN_SCRIPT, _OWN_SHIFT),
+}
+_A14B, _5B, _SHARED_22 = (f"wan2.2 wan/configs/{file}.py" for file in ("wan_t2v_A14B", "wan_ti2v_5B", "shared_config"))
+_SELF_FORCING_CONFIG, _SELF_FORCING_BASE = "self-forcing configs/self_forcing_dmd.yaml", "self-forcing configs/default_config.yaml"
+_DISTILLED = "distilled: one call a step"
+_OWN_SAMPLER = "self-forcing pipeline/causal_inference.py"
+_SELF_FORCING = {
+    "hub id": Published("Wan-AI/Wan2.1-T2V-1.3B", "self-forcing README.md", "here diffusers' copy of it"),
+    "file": Published("gdhe17/Self-Forcing/checkpoints/self_forcing_dmd.pt", "self-forcing README.md"),
+    "size": Published((832, 480), _SELF_FORCING_BASE),
+    "frames": Published(81, _SELF_FORCING_BASE),
+    "fps": Published(16, "self-forcing inference.py"),
+    "steps": Published(4, _SELF_FORCING_CONFIG),
+    "guidance": Published(1.0, _OWN_SAMPLER),
+    "flow shift": Published(5.0, _SELF_FORCING_CONFIG),
+    "scheduler": Published("FlowMatchScheduler", "self-forcing utils/scheduler.py", "here diffusers' class, of the same levels"),
+    "negative prompt": Published("", _OWN_SAMPLER),
+}
+_LONGLIVE = "longlive configs/longlive_inference.yaml"
+_COG_SCRIPT, _COG_README = "cogvideo inference/cli_demo.py", "cogvideo README.md"
+_RENAMED = "here the organisation's new name, as on GitHub"
+_COG_2B = {
+    "hub id": Published("THUDM/CogVideoX-2b", _COG_README, _RENAMED),
+    "size": Published((720, 480), _COG_SCRIPT),
+    "frames": Published(49, _COG_README),
+    "fps": Published(8, _COG_README),
+    "steps": Published(50, _COG_SCRIPT),
+    "guidance": Published(6.0, _COG_SCRIPT),
+    "scheduler": Published("CogVideoXDDIMScheduler", _COG_SCRIPT),  # which names it for 2B, and DPM for 5B
+    "negative prompt": Published("", _COG_SCRIPT),
+}
+_HUNYUAN = "hunyuan hyvideo/config.py"
+
+SOURCES: dict[str, dict[str, Published]] = {
+    "wan2.1-1.3b": _WAN_1_3B,
+    "wan2.1-14b": _WAN_14B,
+    "wan2.2-t2v-a14b": _WAN_14B | {
+        "hub id": Published("Wan-AI/Wan2.2-T2V-A14B-Diffusers", "wan2.2 README.md"),
+        "size": Published((1280, 720), "wan2.2 generate.py", _SMALLER),
+        "frames": Published(81, _SHARED_22),
+        "fps": Published(16, _SHARED_22),
+        "steps": Published(40, _A14B),
+        "guidance": Published(4.0, _A14B),
+        "guidance at low noise": Published(3.0, _A14B),
+        "boundary": Published(0.875, _A14B),
+        "flow shift": Published(12.0, _A14B, _OWN_SHIFT),
+        "negative prompt": Published(_WAN_NEGATIVE, _SHARED_22),
+    },
+    "wan2.2-ti2v-5b": _WAN_1_3B | {
+        "hub id": Published("Wan-AI/Wan2.2-TI2V-5B-Diffusers", "wan2.2 README.md"),
+        "size": Published((1280, 704), "wan2.2 README.md"),
+        "frames": Published(121, _5B),
+        "fps": Published(24, _5B),
+        "steps": Published(50, _5B),
+        "guidance": Published(5.0, _5B),
+        "flow shift": Published(5.0, _5B),
+        "negative prompt": Published(_WAN_NEGATIVE, _SHARED_22),
+    },
+    "self-forcing": _SELF_FORCING,
+    "longlive": _SELF_FORCING | {
+        "hub id": Published("Wan2.1-T2V-1.3B", _LONGLIVE, "here diffusers' copy of it"),
+        "file": Published("Efficient-Large-Model/LongLive-1.3B/models/longlive_base.pt", _LONGLIVE),
+        "LoRA": Published("Efficient-Large-Model/LongLive-1.3B/models/lora.pt", _LONGLIVE),
+        "size": Published((832, 480), "longlive configs/default_config.yaml"),
+        "frames": Published(81, "longlive configs/default_config.yaml"),
+        "fps": Published(16, "longlive inference.py"),
+        "steps": Published(4, _LONGLIVE),
+        "flow shift": Published(5.0, _LONGLIVE),
+    },
+    "ltx-2b": {
+        "hub id": Published("Lightricks/LTX-Video", "ltx README.md"),
+        "size": Published((704, 480), "ltx inference.py"),
+        "frames": Published(121, "ltx inference.py"),
+        "fps": Published(25, "ltx inference.py"),
+        "steps": Published(40, "ltx inference.py"),
+        "guidance": Published(3.0, "ltx inference.py"),
+        "flow shift": Published((0.95, 2.05, 1024, 4096), "diffusers scripts/convert_ltx_to_diffusers.py"),
+        "scheduler": Published("FlowMatchEulerDiscreteScheduler", "diffusers scripts/convert_ltx_to_diffusers.py"),
+        "negative prompt": Published("worst quality, inconsistent motion, blurry, jittery, distorted", "ltx inference.py"),
+    },
+    "cogvideox-2b": _COG_2B,
+    "cogvideox-5b": _COG_2B | {
+        "hub id": Published("THUDM/CogVideoX-5b", _COG_README, _RENAMED),
+        "scheduler": Published("CogVideoXDPMScheduler", _COG_SCRIPT),
+    },
+    "hunyuanvideo": {
+        "hub id": Published("hunyuanvideo-community/HunyuanVideo", "diffusers docs/source/en/api/pipelines/hunyuan_video.md"),
+        "size": Published((1280, 720), _HUNYUAN),
+        "frames": Published(129, _HUNYUAN),
+        "fps": Published(24, "hunyuan sample_video.py"),
+        "steps": Published(50, _HUNYUAN),
+        "guidance": Published(6.0, _HUNYUAN),
+        "flow shift": Published(7.0, _HUNYUAN),
+        "scheduler": Published("FlowMatchEulerDiscreteScheduler", "diffusers scripts/convert_hunyuan_video_to_diffusers.py"),
+        "negative prompt": Published("", _HUNYUAN),
+    },
+}  # fmt: skip

@@ -10,6 +10,7 @@ import dataclasses
 import os
 import platform
 import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -261,11 +262,10 @@ def load(
     """The model of `spec`, and the seconds it took. Raises OutOfMemoryError, and what `longgen.pipelines.loading.load` does."""
     from longgen.pipelines import loading
 
-    phase = Phase("load", 1, "cpu", report)
+    start = time.monotonic()
     with translate_oom("loading the model", model_settings.device, "or a smaller --backbone"):
-        backbone = loading.load(spec, model_settings)
-    phase.at(1)
-    return backbone, phase.seconds
+        backbone = loading.load(spec, model_settings, report)
+    return backbone, time.monotonic() - start
 
 
 def write_video(writer: Writer, frames: Iterator[np.ndarray], phase: Phase | None = None) -> int:

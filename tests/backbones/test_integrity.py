@@ -59,6 +59,7 @@ def test_weights_that_are_missing_left_over_or_at_odds_are_named(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     file = changed(model_folder(name), tmp_path / "broken", part, change)
+    capfd.readouterr()  # of writing the model
     with pytest.raises(LonggenError) as caught:
         family.loaded(tmp_path / "broken")
     assert f"{part}: " in caught.value.given

@@ -53,14 +53,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def load(spec: BackboneSpec, model_settings: ModelSettings, report: OnProgress = no_report) -> PipelineBackbone:
     """Loads the pipeline of `spec` from its folder, the local cache or the hub.
 
-    report: gets the progress, by bytes, from a thread too. Raises MissingError for weights and libraries, LonggenError for damaged files, UsageError for settings that do not work.
+    report: gets the progress by bytes, from another thread too. Raises MissingError for weights and libraries, LonggenError for
+    damaged files, UsageError for settings that do not work.
     """
     notes = check_settings(spec, model_settings)
     _set_threads(spec, model_settings.device)
     adapter = adapter_of(spec)
-    for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()  # what they warn of on loading is an error below
-        logging.disable_progress_bar()  # the command line shows its own
+    _silence_libraries()
     for text in model_settings.lora:  # before gigabytes are read
         lora_files.fetch(parse_lora(text)[0])
     dtype = DTYPES[model_settings.dtype]
@@ -124,6 +123,7 @@ def decoder(spec: BackboneSpec, device: str, vae_tiling: bool = False) -> Callab
     model_settings = ModelSettings(device, default_dtype(spec, device), vae_tiling=vae_tiling)
     check_settings(spec, model_settings)
     _set_threads(spec, device)
+    _silence_libraries()
     adapter = adapter_of(spec)
     with _load_errors(spec):
         vae = component(adapter.vae_kind, spec.source, "vae", _vae_dtype(spec, model_settings)).to(device)
@@ -133,7 +133,7 @@ def decoder(spec: BackboneSpec, device: str, vae_tiling: bool = False) -> Callab
 
 
 def model_kinds(pipeline: type[DiffusionPipeline], source: str, without: set[str]) -> dict[str, Any]:
-    """The classes of the models of the pipeline in `source` by component, but for those in `without`. Raises as the libraries do."""
+    """The classes of the models of the pipeline in `source` by component, but for those in `without`."""
     kinds = {}
     for name, entry in pipeline.load_config(source).items():
         library, kind = entry if isinstance(entry, (list, tuple)) and len(entry) == 2 else (None, None)
@@ -206,7 +206,7 @@ def _check_embedding(model: Any, name: str, folder: Path) -> None:
     rows = sorted({0, 1, len(weight) // 2, len(weight) - 1} & {*range(len(weight))})
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
-            key = next((key for key in file.keys() if EMBEDDING.search(key)), None)  # noqa: SIM118: it is no dictionary
+            key = next(filter(EMBEDDING.search, file.keys()), None)
             if key is None:
                 continue
             stored = torch.stack([file.get_slice(key)[row] for row in rows]).to(weight.dtype)
@@ -215,6 +215,12 @@ def _check_embedding(model: Any, name: str, folder: Path) -> None:
                                expected="the rows of the file, as transformers 5.3 or newer reads them",
                                hint=f"update transformers (here {transformers.__version__})")  # fmt: skip
         return
+
+
+def _silence_libraries() -> None:
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()  # what they warn of on loading is an error here
+        logging.disable_progress_bar()  # the command line shows its own
 
 
 def _set_threads(spec: BackboneSpec, device: str) -> None:

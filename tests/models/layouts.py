@@ -111,9 +111,9 @@ def _wan_22_vae(version: str) -> Config:
 
 def _wan_index(version: str, **more: Any) -> Config:
     return _diffusers(
-        "WanPipeline", version, scheduler=["diffusers", "UniPCMultistepScheduler"], text_encoder=["transformers", "UMT5EncoderModel"],
-        tokenizer=["transformers", "T5TokenizerFast"], transformer=["diffusers", "WanTransformer3DModel"],
-        vae=["diffusers", "AutoencoderKLWan"], **more,
+        "WanPipeline", version, scheduler=["diffusers", "UniPCMultistepScheduler"],
+        text_encoder=["transformers", "UMT5EncoderModel"], tokenizer=["transformers", "T5TokenizerFast"],
+        transformer=["diffusers", "WanTransformer3DModel"], vae=["diffusers", "AutoencoderKLWan"], **more,
     )  # fmt: skip
 
 

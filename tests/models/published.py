@@ -31,7 +31,7 @@ WAN_VAE_22 = dict(
     scale_factor_spatial=16,
 )  # fmt: skip
 DEPTHS = ("num_layers", "num_single_layers", "num_hidden_layers", "num_refiner_layers")
-WORDS = "a small cyan triangle orbiting on sand background worst quality blurry".split()
+WORDS = ["a", "small", "cyan", "triangle", "orbiting", "on", "sand", "background", "worst", "quality", "blurry"]
 Shapes = dict[str, tuple[str, tuple[int, ...]]]  # of a file's weights: name -> dtype, as safetensors names it, and shape
 
 
@@ -57,19 +57,19 @@ def write_configs(spec: BackboneSpec, folder: Path) -> None:
 
 
 def write(name: str, folder: Path, layers: int | None = None) -> Path:
-    """The folder of the backbone `name`. layers: of transformer and text encoder, random; None: all of them, of zeros in holes."""
+    """The folder of the backbone `name`. layers: of transformer and text encoder, random; None: all, holes, and no tokenizer."""
     layout = LAYOUTS[name]
     for path, config in layout.configs.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(json_text(_shallow(config, layers)))
+        (folder / path).write_text(json_text(shallow(config, layers)))
     for component, count in layout.files.items():
         shapes = weights(layout, component, layers)
         stem = "model" if component.startswith("text_encoder") else "diffusion_pytorch_model"
-        limits = (5_000_000_000, 10_000_000_000) if layers is None else ()
-        for file, part in split(shapes, stem, count, limits, folder / component).items():
-            write_part = checkpoint.sparse if layers is None else _random
+        for file, part in split(shapes, stem, count, folder / component).items():
+            write_part = checkpoint.sparse if layers is None else write_random
             write_part(folder / component / file, part, {"format": "pt"})
-    _write_tokenizers(layout, folder)
+    if layers is not None:
+        write_tokenizers(layout, folder)
     return folder
 
 
@@ -79,7 +79,7 @@ def json_text(content: Any) -> str:
 
 def weights(layout: Layout, component: str, layers: int | None = None) -> Shapes:
     """The weights of a component as its published files name them."""
-    config = _shallow(layout.configs[f"{component}/config.json"], layers)
+    config = shallow(layout.configs[f"{component}/config.json"], layers)
     library, kind = layout.configs["model_index.json"][component]
     with torch.device("meta"):
         if library == "diffusers":
@@ -94,26 +94,35 @@ def weights(layout: Layout, component: str, layers: int | None = None) -> Shapes
     return shapes
 
 
-def split(shapes: Shapes, stem: str, count: int, limits: tuple[int, ...], folder: Path) -> dict[str, Shapes]:
-    """The weights of each of `count` files; writes their index where there are several. limits: bytes of a file at most, to try."""
+def split(shapes: Shapes, stem: str, count: int, folder: Path) -> dict[str, Shapes]:
+    """The weights of each of `count` files; writes their index where there are several.
+
+    The libraries fill files up to 5 GB, and in some versions of diffusers to 10. Fewer weights are in as many files.
+    """
     if count == 1:
         return {f"{stem}.safetensors": shapes}
-    total = sum(map(_size, shapes.values()))
-    for limit in (*limits, 1 + max(total // count, 1)):
-        parts: list[Shapes] = [{}]
-        for key, entry in shapes.items():
-            if parts[-1] and sum(map(_size, parts[-1].values())) + _size(entry) > limit:
-                parts.append({})
-            parts[-1][key] = entry
-        if len(parts) == count:
-            break
-    else:  # few weights, of which one is most: as many files all the same
+    parts = next((parts for limit in (5e9, 1e10) if len(parts := _filled(shapes, limit)) == count), None)
+    if parts is None:
         keys = list(shapes)
         parts = [{key: shapes[key] for key in keys[index::count]} for index in range(count)]
     files = {f"{stem}-{index:05d}-of-{count:05d}.safetensors": part for index, part in enumerate(parts, start=1)}
+    total = sum(map(_size, shapes.values()))
     index = {"metadata": {"total_size": total}, "weight_map": {key: file for file, part in files.items() for key in part}}
     (folder / f"{stem}.safetensors.index.json").write_text(json_text(index))
     return files
+
+
+def _filled(shapes: Shapes, limit: float) -> list[Shapes]:
+    """Files of at most `limit` bytes, filled in the order of the weights."""
+    parts: list[Shapes] = [{}]
+    room = limit
+    for key, entry in shapes.items():
+        room -= _size(entry)
+        if room < 0 and parts[-1]:
+            parts.append({})
+            room = limit - _size(entry)
+        parts[-1][key] = entry
+    return parts
 
 
 def _size(entry: tuple[str, tuple[int, ...]]) -> int:
@@ -121,12 +130,15 @@ def _size(entry: tuple[str, tuple[int, ...]]) -> int:
     return (4 if dtype == "F32" else 2) * int(torch.Size(shape).numel())
 
 
-def _shallow(config: Config, layers: int | None) -> Config:
-    """`config` with `layers` layers at most, where it is one of a transformer or a text encoder."""
-    return config if layers is None else config | {key: min(layers, config[key]) for key in DEPTHS if key in config}
+def shallow(config: Config, layers: int | None) -> Config:
+    """`config` with `layers` layers at most, where it is one of a transformer or a text encoder; 3 of a Llama, which skips 2."""
+    if layers is None:
+        return config
+    least = 3 if config.get("model_type") == "llama" else 1
+    return config | {key: min(max(layers, least), config[key]) for key in DEPTHS if key in config}
 
 
-def _random(path: Path, shapes: Shapes, metadata: dict[str, str]) -> None:
+def write_random(path: Path, shapes: Shapes, metadata: dict[str, str]) -> None:
     """A file of random weights, written in pieces: matrices of small numbers, gains near 1."""
     checkpoint.sparse(path, shapes, metadata)
     generator = torch.Generator().manual_seed(len(path.parts[-1]) + sum(map(ord, path.parts[-2])))
@@ -147,12 +159,12 @@ def _pieces(block: np.ndarray, size: int) -> Iterator[memoryview]:
         size -= len(block)
 
 
-def _write_tokenizers(layout: Layout, folder: Path) -> None:
+def write_tokenizers(layout: Layout, folder: Path) -> None:
     """Tokenizers of the kinds and vocabulary sizes that the repositories have, of a few words and numbered fillers."""
     index = layout.configs["model_index.json"]
     text = layout.configs["text_encoder/config.json"]
     place = folder / "tokenizer"
-    place.mkdir()
+    place.mkdir(parents=True)
     if layout.sentencepiece:
         (place / "spiece.model").write_bytes(sentencepiece_model(32000))
         extra = [f"<extra_id_{number}>" for number in range(100)]

@@ -30,7 +30,7 @@ class Progress(NamedTuple):
     unit: str = ""
 
     @property
-    def count(self) -> str:
+    def counted(self) -> str:
         """`3/20`, or `1.2 GB/3.5 GB`."""
         done, total = (human_bytes(self.done), human_bytes(self.total)) if self.unit == "bytes" else (self.done, self.total)
         return f"{done}/{total}"
@@ -77,7 +77,7 @@ def reporter(quiet: bool, say: Log) -> Iterator[OnProgress]:
         if now.phase == last["phase"] and not finished and clock - last["time"] < PLAIN_EVERY_S:
             return
         last.update(phase=now.phase, time=clock)
-        say(f"{now.phase} {now.count}, {_times(now)}")
+        say(f"{now.phase} {now.counted}, {_times(now)}")
 
     if not sys.stderr.isatty():
         yield plain
@@ -95,7 +95,7 @@ def reporter(quiet: bool, say: Log) -> Iterator[OnProgress]:
             if task is None or now.done < last_done:  # another phase of this name, such as the next video's
                 task = bars.add_task(now.phase, total=now.total, count="", times="")
             tasks[now.phase] = task, now.done
-            bars.update(task, completed=now.done, total=now.total, count=now.count, times=_times(now))
+            bars.update(task, completed=now.done, total=now.total, count=now.counted, times=_times(now))
 
         yield live
 

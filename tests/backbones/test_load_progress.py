@@ -68,7 +68,7 @@ def test_bytes_are_reported_while_a_component_is_read(counter: Callable[[int], N
     assert sorted(report.done for report in reports) == [report.done for report in reports]
     assert {(report.phase, report.total, report.unit) for report in reports} == {("load", 1000, "bytes")}
     assert next(report for report in reports if report.done == 350).eta_s is not None
-    assert (reports[0].count, reports[-1].count) == ("0 B/1 kB", "1 kB/1 kB")
+    assert (reports[0].counted, reports[-1].counted) == ("0 B/1 kB", "1 kB/1 kB")
 
 
 def test_a_load_that_fails_is_not_reported_as_done(counter: Callable[[int], None], folder: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_model_that_is_not_here_yet_is_one_step() -> None:
     with LoadProgress("nobody/nothing", ["transformer"], reports.append) as progress:
         progress.start("transformer")
         progress.finish()
-    assert [report.count for report in reports] == ["0/1", "0/1", "1/1"]
+    assert [report.counted for report in reports] == ["0/1", "0/1", "1/1"]
 
 
 def test_only_the_files_that_are_read_are_counted(tmp_path: Path) -> None:

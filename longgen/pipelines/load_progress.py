@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from longgen.backbones import hub
 from longgen.progress import OnProgress, Phase
 
 if TYPE_CHECKING:
@@ -24,15 +25,7 @@ COUNTERS = Path("/proc/self/io")
 
 def folder_of(source: str) -> Path | None:
     """The folder of the pipeline `source`: itself, or the local cache's of a hub id; None where it is not on this machine."""
-    if Path(source).is_dir():
-        return Path(source)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(source, local_files_only=True))
-    except (HFValidationError, LocalEntryNotFoundError, OSError):
-        return None
+    return Path(source) if Path(source).is_dir() else hub.cached_folder(source)
 
 
 def weight_files(folder: Path) -> list[Path]:

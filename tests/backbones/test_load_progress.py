@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import IncompleteSnapshotError
 
 from longgen.backbones.find import find
 from longgen.backbones.registry import adapter_of
 from longgen.backbones.settings import ModelSettings
 from longgen.errors import LonggenError
+from longgen.layers.fingerprint import fingerprint
 from longgen.pipelines import load_progress, loading
 from longgen.pipelines.load_progress import LoadProgress, weight_files
 from longgen.progress import Progress
@@ -96,6 +100,41 @@ def test_a_model_that_is_not_here_yet_is_one_step() -> None:
         progress.start("transformer")
         progress.finish()
     assert [report.counted for report in reports] == ["0/1", "0/1", "1/1"]
+
+
+@pytest.fixture
+def in_the_hub_s_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Path], Path]:
+    """A copy of a pipeline as owner/name in the local cache; the repository has other files too, which are not here."""
+
+    def copied(folder: Path) -> Path:
+        snapshot = tmp_path / "hub" / "models--owner--name" / "snapshots" / ("0" * 40)
+        shutil.copytree(folder, snapshot)
+
+        def snapshot_download(*arguments: Any, **options: Any) -> str:
+            raise IncompleteSnapshotError("all single files are missing", snapshot_path=str(snapshot))
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+        return snapshot
+
+    return copied
+
+
+def test_a_part_of_a_repository_in_the_cache_is_a_pipeline(
+    in_the_hub_s_cache: Callable[[Path], Path], model_folder: Callable[[str], Path]
+) -> None:
+    """LTX-Video's has 100 GB of single files that nobody downloads. Its probe is found, its bytes are counted."""
+    snapshot = in_the_hub_s_cache(model_folder("ltx"))
+    assert load_progress.folder_of("owner/name") == snapshot
+    there = replace(find(str(model_folder("ltx"))), source="owner/name")
+    assert fingerprint(there) == fingerprint(find(str(model_folder("ltx"))))
+    reports: list[Progress] = []
+    with LoadProgress("owner/name", ["vae"], reports.append):
+        pass
+    assert reports[-1].total == (snapshot / "vae" / "diffusion_pytorch_model.safetensors").stat().st_size
+
+
+def test_what_is_no_hub_id_is_in_no_cache() -> None:
+    assert [load_progress.folder_of(source) for source in ("/none/at/all", "nobody/nothing")] == [None, None]
 
 
 def test_only_the_files_that_are_read_are_counted(tmp_path: Path) -> None:

@@ -28,6 +28,10 @@ def layout(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return request.param, published.write(request.param, tmp_path_factory.mktemp("published") / request.param)
 
 
+def test_every_published_model_has_a_layout() -> None:
+    assert {*LAYOUTS} == {name for name, spec in SPECS.items() if not spec.built_in and not spec.causal}
+
+
 def test_a_published_folder_has_the_spec_that_is_known(layout: tuple[str, Path]) -> None:
     """Every number: channels, heads, layers, strides, sizes of transformer and companions, which its files give."""
     name, folder = layout

@@ -73,9 +73,10 @@ class LoadProgress:
         last = 0
         while not self.stop.wait(EVERY_S):
             with self.lock:
-                if last < self.done < self.total:
-                    last = self.done
-                    self.phase.at(last)
+                done = self.done
+                if last < done < self.total:  # the end is reported where it is reached
+                    last = done
+                    self.phase.at(done)
 
     def __enter__(self) -> Self:
         self.thread.start()

@@ -26,6 +26,7 @@ import transformers
 from diffusers import DiffusionPipeline, FirstBlockCacheConfig
 from diffusers.utils import logging as diffusers_logging
 from safetensors import safe_open
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
@@ -47,6 +48,7 @@ LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 HARMLESS = re.compile(r"(^|\.)(position_ids|inv_freq)$|^decoder\.|^lm_head\.weight$")
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")  # of a T5 encoder: one tensor by two names
 EMBEDDING = re.compile(r"(^|\.)(shared|embed_tokens|token_embedding)\.weight$")  # of any text encoder, in its files
+TOKENIZER_RULES = ("normalizer", "pre_tokenizer")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -79,6 +81,7 @@ def load(spec: BackboneSpec, model_settings: ModelSettings, report: OnProgress =
         with _load_errors(spec):
             parts = components(kinds, spec.source, dtypes, quantized, device, progress)
             pipe = adapter.kind.from_pretrained(spec.source, dtype=dtypes, **parts, **replaced)
+            pipe.register_modules(**tokenizers_of_files(pipe, spec.source))
         if checkpoint is not None:
             pipe.register_modules(transformer=checkpoints.load(checkpoint, dtype, quantized.get("transformer")))
         pipe.set_progress_bar_config(disable=True)
@@ -164,6 +167,23 @@ def components(
         models[name] = model if device is None else model.to(device)
         progress.finish()
     return models
+
+
+def tokenizers_of_files(pipe: DiffusionPipeline, source: str) -> dict[str, Any]:
+    """The tokenizers of `pipe` that do not cut text as their tokenizer.json says, by name, read as it says.
+
+    Classes of transformers 5 put their own rules in place of the file's: HunyuanVideo's index names LlamaTokenizerFast, whose rules
+    are those of Llama 2, and its file those of Llama 3, whose spaces and line ends would be lost.
+    """
+    tokenizers = {}
+    for name, tokenizer in pipe.components.items():
+        path = (folder_of(source) or Path(source)) / name / "tokenizer.json"
+        rules = getattr(tokenizer, "backend_tokenizer", None)
+        if rules is not None and path.is_file():
+            written = Tokenizer.from_file(str(path))
+            if any(str(getattr(rules, part)) != str(getattr(written, part)) for part in TOKENIZER_RULES):
+                tokenizers[name] = transformers.PreTrainedTokenizerFast.from_pretrained(path.parent)
+    return tokenizers
 
 
 def component(kind: Any, source: str, name: str, dtype: torch.dtype, **options: Any) -> Any:

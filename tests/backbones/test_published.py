@@ -7,10 +7,12 @@ import inspect
 import threading
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import CLIPTextModel, CLIPTokenizer, T5Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import CLIPTextModel, CLIPTokenizer, LlamaTokenizerFast, T5Tokenizer
 
 from longgen.backbones.find import find
 from longgen.backbones.registry import SPECS, adapter_of, published_name
@@ -117,6 +119,29 @@ def test_a_tokenizer_that_is_a_sentencepiece_model_alone_is_read(tmp_path: Path)
     tokenizer = T5Tokenizer.from_pretrained(tmp_path / "tokenizer")
     ids = tokenizer("a cyan triangle, orbiting", padding="max_length", max_length=10).input_ids
     assert tokenizer.convert_ids_to_tokens(ids) == ["▁a", "▁cyan", "▁triangle", ",", "▁orbiting", "</s>", *["<pad>"] * 4]
+
+
+def test_a_tokenizer_cuts_text_as_its_file_says_whatever_its_class(tmp_path: Path) -> None:
+    """HunyuanVideo's index names LlamaTokenizerFast, which in transformers 5 has rules of its own: no spaces, no line ends."""
+    rules = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    written = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    written.pre_tokenizer = rules
+    written.add_special_tokens(["<|begin_of_text|>", "<|eot_id|>", "<pad>"])
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    written.save(str(folder / "tokenizer.json"))
+    names = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "pad_token": "<pad>"}
+    config = names | {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "right", "model_max_length": 8192}
+    (folder / "tokenizer_config.json").write_text(published.json_text(config))
+    stock = LlamaTokenizerFast.from_pretrained(folder)
+    pipe = SimpleNamespace(components={"tokenizer": stock, "vae": None})
+    (tokenizer,) = loading.tokenizers_of_files(pipe, str(tmp_path)).values()
+    text = "a cat\n\nsat"
+    assert tokenizer(text).input_ids == written.encode(text).ids != stock(text).input_ids
+    assert (tokenizer.padding_side, tokenizer.pad_token, tokenizer.model_max_length) == ("right", "<pad>", 8192)
+    pipe.components["tokenizer"] = tokenizer
+    assert loading.tokenizers_of_files(pipe, str(tmp_path)) == {}
 
 
 def test_a_tokenizer_of_a_vocabulary_and_merges_is_read(tmp_path: Path) -> None:

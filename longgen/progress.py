@@ -17,7 +17,8 @@ PLAIN_EVERY_S = 5.0  # seconds between progress lines where stderr is not a term
 class Progress(NamedTuple):
     """One report: `done` of `total` steps of a phase, such as load, calibrate (a step cache), sample, decode, score.
 
-    elapsed_s: since the phase began. eta_s: still to come, None where nothing tells. memory_bytes: the peak so far.
+    elapsed_s: since the phase began. eta_s: still to come, None where nothing tells. memory_bytes: the peak so far. unit: "bytes"
+    where these are counted; a load reports from a thread of its own.
     """
 
     phase: str
@@ -26,6 +27,13 @@ class Progress(NamedTuple):
     elapsed_s: float
     eta_s: float | None
     memory_bytes: int
+    unit: str = ""
+
+    @property
+    def counted(self) -> str:
+        """`3/20`, or `1.2 GB/3.5 GB`."""
+        done, total = (human_bytes(self.done), human_bytes(self.total)) if self.unit == "bytes" else (self.done, self.total)
+        return f"{done}/{total}"
 
 
 OnProgress = Callable[[Progress], None]
@@ -39,8 +47,8 @@ def no_report(message: object) -> None:
 class Phase:
     """Times one phase and reports its progress. done: steps that an earlier run did, which say nothing of the time to go."""
 
-    def __init__(self, name: str, total: int, device: str, report: OnProgress, done: int = 0) -> None:
-        self.name, self.total, self.device, self.report, self.first = name, total, device, report, done
+    def __init__(self, name: str, total: int, device: str, report: OnProgress, done: int = 0, unit: str = "") -> None:
+        self.name, self.total, self.device, self.report, self.first, self.unit = name, total, device, report, done, unit
         self.start = time.monotonic()
         self.at(done)
 
@@ -53,7 +61,7 @@ class Phase:
         if computed is None:
             computed, left = done - self.first, self.total - done
         eta_s = self.seconds / computed * left if computed else None
-        self.report(Progress(self.name, done, self.total, self.seconds, eta_s, memory_bytes(self.device)))
+        self.report(Progress(self.name, done, self.total, self.seconds, eta_s, memory_bytes(self.device), self.unit))
 
 
 @contextmanager
@@ -69,7 +77,7 @@ def reporter(quiet: bool, say: Log) -> Iterator[OnProgress]:
         if now.phase == last["phase"] and not finished and clock - last["time"] < PLAIN_EVERY_S:
             return
         last.update(phase=now.phase, time=clock)
-        say(f"{now.phase} {now.done}/{now.total}, {_times(now)}")
+        say(f"{now.phase} {now.counted}, {_times(now)}")
 
     if not sys.stderr.isatty():
         yield plain
@@ -78,16 +86,16 @@ def reporter(quiet: bool, say: Log) -> Iterator[OnProgress]:
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
 
-    columns = TextColumn("{task.description:<7}"), BarColumn(), TextColumn("{task.completed}/{task.total}  {task.fields[times]}")
+    columns = TextColumn("{task.description:<7}"), BarColumn(), TextColumn("{task.fields[count]}  {task.fields[times]}")
     with Bars(*columns, console=Console(stderr=True), refresh_per_second=8) as bars:
         tasks: dict[str, Any] = {}
 
         def live(now: Progress) -> None:
             task, last_done = tasks.get(now.phase, (None, 0))
             if task is None or now.done < last_done:  # another phase of this name, such as the next video's
-                task = bars.add_task(now.phase, total=now.total, times="")
+                task = bars.add_task(now.phase, total=now.total, count="", times="")
             tasks[now.phase] = task, now.done
-            bars.update(task, completed=now.done, total=now.total, times=_times(now))
+            bars.update(task, completed=now.done, total=now.total, count=now.counted, times=_times(now))
 
         yield live
 

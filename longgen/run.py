@@ -10,6 +10,7 @@ import dataclasses
 import os
 import platform
 import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -267,11 +268,10 @@ def load(
     """
     from longgen.pipelines import loading
 
-    phase = Phase("load", 1, "cpu", report)
+    start = time.monotonic()
     with translate_oom("loading the model", model_settings, "or a smaller --backbone", plan):
-        backbone = loading.load(spec, model_settings)
-    phase.at(1)
-    return backbone, phase.seconds
+        backbone = loading.load(spec, model_settings, report)
+    return backbone, time.monotonic() - start
 
 
 def write_video(writer: Writer, frames: Iterator[np.ndarray], phase: Phase | None = None) -> int:

@@ -30,7 +30,7 @@ Generate = Callable[..., run.Result]
 def make(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generate:
     """`longgen.generate` of one step and five frames in an empty folder, with a model that is loaded already."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loading, "load", lambda spec, model_settings: tiny)
+    monkeypatch.setattr(loading, "load", lambda spec, model_settings, *_: tiny)
 
     def generate(
         output: str = "a.mp4", prompt: str = PROMPT, seed: int = 1, frames: int = 5, steps: int = 1, **more: Any
@@ -175,7 +175,7 @@ def test_what_is_there_stays_unless_it_may_be_replaced(
     put(tmp_path / "a.mp4")
     names = sorted(path.name for path in tmp_path.rglob("*"))
     with monkeypatch.context() as patch:
-        patch.setattr(loading, "load", lambda spec, model_settings: pytest.fail("refused too late"))
+        patch.setattr(loading, "load", lambda spec, model_settings, *_: pytest.fail("refused too late"))
         for flags in ({}, {"resume": True}):
             if flags and put is latents_of_another:
                 continue

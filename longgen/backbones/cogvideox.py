@@ -17,7 +17,7 @@ COGVIDEOX_5B = BackboneSpec(
     about="CogVideoX, 5 billion parameters",
     stride_t=4, stride_hw=8, patch=(1, 2, 2), native_px=49, fps=8, size=(720, 480), steps=50, guidance_scale=6.0,
     negative_prompt="", dtype="bf16", layers=42, heads=48, head_dim=64, ffn_dim=12288, latent_channels=16, rotary_dims=16,
-    rotary_base=10000.0, intrinsic_component=2, text_tokens=226, parameters=5_570_283_072, companions=4_977_000_000,
+    rotary_base=10000.0, intrinsic_component=2, text_tokens=226, parameters=5_570_283_072, companions=4_977_894_563,
     capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP), joint_text=True, first_order="the DDIM scheduler",
     fixed_shift="its scheduler takes evenly spaced timesteps of a DDPM schedule, whose shift (snr_shift_scale) the model was "
     "trained with", scheduler="CogVideoXDPMScheduler",
@@ -44,12 +44,10 @@ def from_configs(configs: ModelConfigs) -> BackboneSpec:
     if halvings > 8:
         vae.refuse("block_out_channels", "a list of at most 9 integers")
     return replace(
-        COGVIDEOX_5B, stride_t=transformer.integer("temporal_compression_ratio"), stride_hw=2**halvings,
+        COGVIDEOX_5B if rotary else COGVIDEOX_2B, stride_t=transformer.integer("temporal_compression_ratio"), stride_hw=2**halvings,
         patch=(1, patch, patch), native_px=transformer.integer("sample_frames"), layers=layers, heads=heads,
         head_dim=head_dim, ffn_dim=4 * width, latent_channels=transformer.integer("in_channels"),
-        rotary_dims=head_dim // 4 if rotary else 0, intrinsic_component=2 if rotary else None,
-        capabilities=COGVIDEOX_5B.capabilities if rotary else (WHOLE_CLIP,),
-        text_tokens=transformer.integer("max_text_seq_length"),
+        rotary_dims=head_dim // 4 if rotary else 0, text_tokens=transformer.integer("max_text_seq_length"),
         parameters=layers * 12 * width * (width + transformer.integer("time_embed_dim")),
     )  # fmt: skip
 

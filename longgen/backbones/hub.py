@@ -29,6 +29,23 @@ def fetch(what: str, hub_id: str, get: Callable[[bool], T], expected: str, hint:
         raise not_fetched(what, error, expected, hint) from None
 
 
+def cached_folder(hub_id: str) -> Path | None:
+    """The folder of the repository `hub_id` in the local cache, whole or in part; None where there is none.
+
+    Mostly it is a part: nobody wants all of LTX-Video's single files, 100 GB of them.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, local_files_only=True))
+    except HFValidationError:
+        return None
+    except LocalEntryNotFoundError as error:  # newer versions of the client refuse a part, and say where it is
+        place = getattr(error, "snapshot_path", None)
+        return None if place is None else Path(place)
+
+
 def not_fetched(what: str, error: Exception, expected: str, hint: str) -> MissingError:
     """The error for `what`, which the client of the hub did not get for the reason `error`."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -17,7 +17,7 @@ LTX_2B = BackboneSpec(
     stride_t=8, stride_hw=32, patch=(1, 1, 1), native_px=121, fps=25, size=(704, 480), steps=40, guidance_scale=3.0,
     negative_prompt="worst quality, inconsistent motion, blurry, jittery, distorted", dtype="bf16", layers=28, heads=32,
     head_dim=64, ffn_dim=8192, latent_channels=128, rotary_dims=682, rotary_span_s=20, rotary_base=10000.0,
-    intrinsic_component=None, text_tokens=128, parameters=1_923_385_472, companions=5_181_000_000, least_steps=2,
+    intrinsic_component=None, text_tokens=128, parameters=1_923_385_472, companions=5_181_504_561, least_steps=2,
     scheduler="FlowMatchEulerDiscreteScheduler", token_shift=TokenShift(0.95, 2.05, 1024, 4096),
 )  # fmt: skip
 

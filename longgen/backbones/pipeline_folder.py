@@ -61,10 +61,13 @@ def _from_configs(source: str, paths: list[Path]) -> BackboneSpec:
         known = ", ".join(dict.fromkeys(family.pipeline for family in registry.FAMILIES.values()))
         raise UsageError(f"--backbone {source}: its configs are not as diffusers writes them: {error}",
                          expected=f"a model that diffusers wrote: {known}", hint="copy or download it again") from None  # fmt: skip
-    verdicts = next((known.verdicts for known in family.specs if known.same_shape(spec)), {})
+    same = next((known for known in family.specs if known.same_shape(spec) and known.experts == spec.experts), None)
     about = f"{'causal ' if spec.causal else ''}{family.pipeline}, read from its configs"
+    if same is not None and not spec.causal:  # several causal models have one shape
+        about += f"; of the shape of {same.name}"
     entry = configs.model_index.get("scheduler")  # its library and class; a rollout has a scheduler of its own
     named = entry[1] if isinstance(entry, list) and len(entry) == 2 and not spec.causal else None
+    verdicts = {} if same is None else same.verdicts
     return replace(spec, name=source, source=source, about=about, license="see its model card", verdicts=verdicts, advised=(),
                    scheduler=named if isinstance(named, str) else spec.scheduler, checkpoint_shift=None,
                    token_shift=None)  # fmt: skip

@@ -60,7 +60,7 @@ WAN_2_2_A14B = replace(
 WAN_2_2_5B = replace(
     WAN_1_3B, name="wan2.2-ti2v-5b", source="Wan-AI/Wan2.2-TI2V-5B-Diffusers", native_px=121, fps=24, size=(1280, 704),
     about="Wan 2.2 text-to-video, 5 billion parameters, 720p, VAE with 16x16 pixels a cell", stride_hw=16, latent_channels=48,
-    heads=24, ffn_dim=14336, parameters=4_999_787_712, companions=6_385_000_000, verdicts={},
+    heads=24, ffn_dim=14336, parameters=4_999_787_712, companions=6_385_599_004, verdicts={},
     checkpoint_shift=5.0, advised=(), advised_in="",
 )  # fmt: skip
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from pathlib import Path
 
+from longgen.backbones import hub
 from longgen.backbones.spec import BackboneSpec
 from longgen.errors import MissingError
 
@@ -45,12 +45,9 @@ def _weight_files(source: str, pipeline: bool) -> list[Path]:
     """The weight files of `source`, which is a file, a folder or a hub repository; of a whole pipeline, its transformers' only."""
     path = Path(os.path.expanduser(source))
     if not path.exists():
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
         owner, name, *inner = source.split("/") if "/" in source else ["", source]
-        with contextlib.suppress(LocalEntryNotFoundError, HFValidationError):
-            path = Path(snapshot_download(f"{owner}/{name}", local_files_only=True)).joinpath(*inner)
+        folder = hub.cached_folder(f"{owner}/{name}")
+        path = path if folder is None else folder.joinpath(*inner)
     if path.is_file():
         return [path]
     folders = [path / "transformer", path / "transformer_2"] if pipeline else [path, path / "transformer"]

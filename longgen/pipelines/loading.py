@@ -1,8 +1,13 @@
 """Loads a diffusers pipeline and applies the model settings: offload, LoRA, quantization, attention, cache, compile, tiling.
 
 Its files have to give all weights: the libraries' warnings, or silence, are errors here. A missing key leaves random weights in a
-text encoder and none in a diffusers model; an unread key belongs to another model than the config describes; tied embeddings that
-differ are a bug of transformers 5.0 to 5.2 with Wan's text encoder.
+text encoder and none in a diffusers model; an unread key belongs to another model than the config describes; an embedding that is
+not the file's, or not one by both its names, is a bug of transformers 5.0 to 5.2 with Wan's text encoder.
+
+Each component is read once, from memory-mapped files and straight into its dtype, and is moved to its device before the next is
+read where it is to stay there: the host holds the weights of one component, not of all.
+
+Legend: V rows of an embedding.
 """
 
 from __future__ import annotations
@@ -20,6 +25,8 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline, FirstBlockCacheConfig
 from diffusers.utils import logging as diffusers_logging
+from safetensors import safe_open
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
@@ -33,25 +40,28 @@ from longgen.errors import LonggenError, MissingError
 from longgen.pipelines import lora, lora_files
 from longgen.pipelines.base import PipelineBackbone
 from longgen.pipelines.checks import check_settings, int8_config, no_attention_backend
+from longgen.pipelines.load_progress import LoadProgress, folder_of, weight_files
+from longgen.progress import OnProgress, no_report
 
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 # Saved by older versions, and now derived from the config; and the half of a T5 that an encoder does not have.
 HARMLESS = re.compile(r"(^|\.)(position_ids|inv_freq)$|^decoder\.|^lm_head\.weight$")
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")  # of a T5 encoder: one tensor by two names
+EMBEDDING = re.compile(r"(^|\.)(shared|embed_tokens|token_embedding)\.weight$")  # of any text encoder, in its files
+TOKENIZER_RULES = ("normalizer", "pre_tokenizer")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load(spec: BackboneSpec, model_settings: ModelSettings) -> PipelineBackbone:
+def load(spec: BackboneSpec, model_settings: ModelSettings, report: OnProgress = no_report) -> PipelineBackbone:
     """Loads the pipeline of `spec` from its folder, the local cache or the hub.
 
-    Raises MissingError for weights and libraries, LonggenError for damaged files, UsageError for settings that do not work.
+    report: gets the progress by bytes, from another thread too. Raises MissingError for weights and libraries, LonggenError for
+    damaged files, UsageError for settings that do not work.
     """
     notes = check_settings(spec, model_settings)
     _set_threads(spec, model_settings.device)
     adapter = adapter_of(spec)
-    for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()  # what they warn of on loading is an error below
-        logging.disable_progress_bar()  # the command line shows its own
+    _silence_libraries()
     for text in model_settings.lora:  # before gigabytes are read
         lora_files.fetch(parse_lora(text)[0])
     dtype = DTYPES[model_settings.dtype]
@@ -63,15 +73,21 @@ def load(spec: BackboneSpec, model_settings: ModelSettings) -> PipelineBackbone:
     except MissingError as error:
         raise _missing(spec, error.given) from None
     replaced = {} if checkpoint is None else {"transformer": None}  # neither downloaded nor read
+    stays = model_settings.offload == "none" and not model_settings.lora and model_settings.quantize is None
+    device = torch.device(model_settings.device) if stays else None  # else the host's memory is where they are changed first
     with _load_errors(spec):
-        parts = components(adapter.kind, spec.source, dtypes, quantized, {*replaced})
-        pipe = adapter.kind.from_pretrained(spec.source, dtype=dtypes, **parts, **replaced)
-    if checkpoint is not None:
-        pipe.register_modules(transformer=checkpoints.load(checkpoint, dtype, quantized.get("transformer")))
-    pipe.set_progress_bar_config(disable=True)
-    lora.load(pipe, spec, model_settings.lora)
-    backbone = adapter(spec, pipe, model_settings)
-    set_up(backbone)
+        kinds = model_kinds(adapter.kind, spec.source, {*replaced})
+    with LoadProgress(spec.source, kinds, report) as progress:
+        with _load_errors(spec):
+            parts = components(kinds, spec.source, dtypes, quantized, device, progress)
+            pipe = adapter.kind.from_pretrained(spec.source, dtype=dtypes, **parts, **replaced)
+            pipe.register_modules(**tokenizers_of_files(pipe, spec.source))
+        if checkpoint is not None:
+            pipe.register_modules(transformer=checkpoints.load(checkpoint, dtype, quantized.get("transformer")))
+        pipe.set_progress_bar_config(disable=True)
+        lora.load(pipe, spec, model_settings.lora)
+        backbone = adapter(spec, pipe, model_settings)
+        set_up(backbone)
     backbone.notes = tuple(notes)
     return backbone
 
@@ -111,6 +127,7 @@ def decoder(spec: BackboneSpec, device: str, vae_tiling: bool = False) -> Callab
     model_settings = ModelSettings(device, default_dtype(spec, device), vae_tiling=vae_tiling)
     check_settings(spec, model_settings)
     _set_threads(spec, device)
+    _silence_libraries()
     adapter = adapter_of(spec)
     with _load_errors(spec):
         vae = component(adapter.vae_kind, spec.source, "vae", _vae_dtype(spec, model_settings)).to(device)
@@ -119,21 +136,55 @@ def decoder(spec: BackboneSpec, device: str, vae_tiling: bool = False) -> Callab
     return lambda latents: adapter.decoded(vae, latents, torch.device(device))
 
 
-def components(
-    pipeline: type[DiffusionPipeline], source: str, dtypes: dict[str, torch.dtype], quantized: dict[str, Any], without: set[str]
-) -> dict[str, Any]:
-    """The checked models of the pipeline in `source` by name, but for those in `without`. quantized: configurations by name.
-
-    Raises LonggenError where keys are missing, unread or contradict each other; and whatever the libraries raise.
-    """
-    models = {}
+def model_kinds(pipeline: type[DiffusionPipeline], source: str, without: set[str]) -> dict[str, Any]:
+    """The classes of the models of the pipeline in `source` by component, but for those in `without`."""
+    kinds = {}
     for name, entry in pipeline.load_config(source).items():
         library, kind = entry if isinstance(entry, (list, tuple)) and len(entry) == 2 else (None, None)
         model = getattr(LIBRARIES.get(str(library)), kind, None) if isinstance(kind, str) else None
         if name not in without and isinstance(model, type) and issubclass(model, torch.nn.Module):
-            options = {"quantization_config": quantized[name]} if name in quantized else {}
-            models[name] = component(model, source, name, dtypes.get(name, dtypes["default"]), **options)
+            kinds[name] = model
+    return kinds
+
+
+def components(
+    kinds: dict[str, Any],
+    source: str,
+    dtypes: dict[str, torch.dtype],
+    quantized: dict[str, Any],
+    device: torch.device | None,
+    progress: LoadProgress,
+) -> dict[str, Any]:
+    """The checked models of the pipeline in `source` by name, each on `device` before the next is read; None leaves them.
+
+    quantized: configurations by name. Raises LonggenError where keys are missing, unread or contradict each other; and whatever
+    the libraries raise.
+    """
+    models = {}
+    for name, kind in kinds.items():
+        options = {"quantization_config": quantized[name]} if name in quantized else {}
+        progress.start(name)
+        model = component(kind, source, name, dtypes.get(name, dtypes["default"]), **options)
+        models[name] = model if device is None else model.to(device)
+        progress.finish()
     return models
+
+
+def tokenizers_of_files(pipe: DiffusionPipeline, source: str) -> dict[str, Any]:
+    """The tokenizers of `pipe` that do not cut text as their tokenizer.json says, by name, read as it says.
+
+    Classes of transformers 5 put their own rules in place of the file's: HunyuanVideo's index names LlamaTokenizerFast, whose rules
+    are those of Llama 2, and its file those of Llama 3, whose spaces and line ends would be lost.
+    """
+    tokenizers = {}
+    for name, tokenizer in pipe.components.items():
+        path = (folder_of(source) or Path(source)) / name / "tokenizer.json"
+        rules = getattr(tokenizer, "backend_tokenizer", None)
+        if rules is not None and path.is_file():
+            written = Tokenizer.from_file(str(path))
+            if any(str(getattr(rules, part)) != str(getattr(written, part)) for part in TOKENIZER_RULES):
+                tokenizers[name] = transformers.PreTrainedTokenizerFast.from_pretrained(path.parent)
+    return tokenizers
 
 
 def component(kind: Any, source: str, name: str, dtype: torch.dtype, **options: Any) -> Any:
@@ -141,7 +192,7 @@ def component(kind: Any, source: str, name: str, dtype: torch.dtype, **options: 
     if issubclass(kind, transformers.PreTrainedModel):
         options["ignore_mismatched_sizes"] = True  # transformers' own error does not name the keys
     model, info = kind.from_pretrained(source, subfolder=name, dtype=dtype, output_loading_info=True, **options)
-    folder = Path(source) / name
+    folder = (folder_of(source) or Path(source)) / name
     patterns = ("*.safetensors.index.json", "*.safetensors", "*.bin")
     file = next((path for pattern in patterns for path in sorted(folder.glob(pattern))), folder)
     mismatched = sorted(f"{key} {tuple(shape)} for {tuple(expected)}" for key, shape, expected in info["mismatched_keys"])
@@ -165,7 +216,32 @@ def component(kind: Any, source: str, name: str, dtype: torch.dtype, **options: 
         raise LonggenError(f"{name}: {' and '.join(EMBEDDINGS)} of {file} differ, and are one embedding",
                            expected="files in which they are equal, read by transformers 5.3 or newer",
                            hint=f"update transformers (here {transformers.__version__}), or download the file again")  # fmt: skip
+    if issubclass(kind, transformers.PreTrainedModel):
+        _check_embedding(model, name, folder)
     return model
+
+
+def _check_embedding(model: Any, name: str, folder: Path) -> None:
+    """Raises LonggenError where rows of the text encoder's embedding are not those of its file: nothing else would show it."""
+    weight = model.get_input_embeddings().weight
+    rows = sorted({0, 1, len(weight) // 2, len(weight) - 1} & {*range(len(weight))})
+    for path in weight_files(folder):
+        with safe_open(path, framework="pt") as file:
+            key = next(filter(EMBEDDING.search, file.keys()), None)
+            if key is None:
+                continue
+            stored = torch.stack([file.get_slice(key)[row] for row in rows]).to(weight.dtype)
+        if not torch.equal(stored, weight[rows].cpu()):
+            raise LonggenError(f"{name}: its embedding is not {key} of {path}: {type(model).__name__} was read wrongly",
+                               expected="the rows of the file, as transformers 5.3 or newer reads them",
+                               hint=f"update transformers (here {transformers.__version__})")  # fmt: skip
+        return
+
+
+def _silence_libraries() -> None:
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()  # what they warn of on loading is an error here
+        logging.disable_progress_bar()  # the command line shows its own
 
 
 def _set_threads(spec: BackboneSpec, device: str) -> None:

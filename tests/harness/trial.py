@@ -51,7 +51,7 @@ def warm() -> None:
 
     load, loaded = loading.load, dict[Any, Any]()
 
-    def once(spec: Any, model_settings: Any) -> Any:
+    def once(spec: Any, model_settings: Any, *_: Any) -> Any:
         if (spec.name, model_settings) not in loaded:
             loaded[spec.name, model_settings] = load(spec, model_settings)
         return loaded[spec.name, model_settings]

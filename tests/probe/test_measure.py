@@ -88,7 +88,7 @@ def test_quick_is_what_full_reads_off_attention(tiny: Any, tmp_path: Path) -> No
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Any) -> ProbeSettings:
     """ProbeSettings of a quick probe, with an empty cache and tiny loaded already."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("longgen.pipelines.loading.load", lambda spec, model_settings: tiny)
+    monkeypatch.setattr("longgen.pipelines.loading.load", lambda spec, model_settings, *_: tiny)
     return settings("quick", seeds=(0, 1))
 
 

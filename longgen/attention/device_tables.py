@@ -7,6 +7,7 @@ layer and step read are sent once and looked up by their values afterwards.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Hashable
 
 import numpy as np
 import torch
@@ -27,6 +28,17 @@ def on_device(table: np.ndarray, device: torch.device, dtype: torch.dtype | None
     kept = sum(tensor.nbytes for tensor in _tables.values())
     while kept > MOST_BYTES and len(_tables) > 1:
         kept -= _tables.popitem(last=False)[1].nbytes
+    return _tables[key]
+
+
+def kept_on(key: tuple[Hashable, ...], device: torch.device, make: Callable[[], Tensor]) -> Tensor:
+    """`make()`, a tensor on `device` that depends on `key` alone; not to be changed in place."""
+    if device.type == "cpu":
+        return make()
+    key = (*key, str(device))
+    if key not in _tables:
+        _tables[key] = make()
+    _tables.move_to_end(key)
     return _tables[key]
 
 

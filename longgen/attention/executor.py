@@ -23,8 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from longgen.attention import band_batches
 from longgen.attention.banded import attend_bands, split
 from longgen.attention.context import AttentionContext, LayerInputs
+from longgen.attention.device_costs import costs_on
 from longgen.attention.lse_merge import PlanMerge
 from longgen.attention.partition import partition, sequential_cost
 from longgen.attention.sequential import RotatedQK, call_list, run_passes, unless_native
@@ -127,7 +129,19 @@ def _banded(plan: FramePlan, inputs: LayerInputs) -> Tensor | None:
     if len(plan.passes) > 1 or plan.passes[0].band is None:
         return None
     kernel, masked_kernel = (inputs.ctx.attention_with_lse(inputs.q, masked) for masked in (False, True))
-    if kernel is None or masked_kernel is None or (parts := split(plan.passes[0])) is None:
+    if kernel is None or masked_kernel is None:
+        return None
+    costs = costs_on(inputs.q.device.type)
+    if costs.batched:
+        batches = band_batches.split(plan.passes[0])
+        if batches is None:
+            return None
+        whole, tokens = replace(plan, passes=batches[:1]), inputs.q.shape[1] // plan.frames_lat
+        band = band_batches.attend_bands(batches[1], plan, inputs, masked_kernel, costs.call)
+        merge = PlanMerge(whole, partition(whole.passes, tokens, text_tokens=inputs.text_tokens), kernel)
+        return merge.mean(inputs, band=band)
+    parts = split(plan.passes[0])
+    if parts is None:
         return None
     whole, tokens = replace(plan, passes=parts[:1]), inputs.q.shape[1] // plan.frames_lat
     merge = PlanMerge(whole, partition(whole.passes, tokens, text_tokens=inputs.text_tokens), kernel)

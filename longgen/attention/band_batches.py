@@ -1,0 +1,386 @@
+"""Banded attention inside frames in few launches: all chunks of all frames in one call. For accelerators; `banded` suits a CPU.
+
+Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, w width of the band, m query tokens of a chunk, s key
+tokens of its span, C chunks, R query frames of a call, K key frames of a call, H heads, D head dim, G = B C H.
+
+Of a key frame, query token q sees the tokens k with |q - k| < w. A frame is cut into chunks that need no padding:
+
+    two ends      tokens 0 .. m - 1 and n - m .. n - 1   s = m + w - 1, the last end in reverse order: one mask serves both
+    C middle ones m tokens each, between the ends        s = m + 2 w - 2, one mask serves all
+
+Where frames are small beside the band there are ends alone, or one chunk of the whole frame. q, k and v are copied chunk by chunk to
+
+    q' [T, m, G, D]    k', v' [T, s, G, D]
+
+so that samples and chunks are more heads, and the key frames of a query frame are neighbours:
+
+    sliding   R query frames that each see K frames, one later than the frame before   a batch of R views, mask [m, K s]
+    block     R query frames that between them see K frames                            one sequence, mask [R m, K s]
+
+`cuts` chooses chunks and calls by cost. Each query frame is in one call of a band, and bands are merged by their log-sum-exp.
+
+As in `longgen.attention.partition`, rel[i, j] = p[i] - b[j] with few tables of key times b. A band is the pairs of frames on one side
+of the query frame that agree on b, on p, on the share seen and on the logit columns: VRPR's three tiers are six bands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from longgen.attention.context import LayerInputs
+from longgen.attention.device_tables import kept_on
+from longgen.attention.lowering import Range
+from longgen.attention.lse_kernels import AttentionWithLSE
+from longgen.attention.sequential import unless_native, windows_of
+from longgen.frameplan import FramePlan, Pass
+
+SIZES = (16, 32, 64, 128, 192, 256, 384, 512)  # m of the middle chunks
+TILE = 64  # query tokens that a kernel computes at a time
+COPIED = 0.75  # times N tokens that k' of one call may have
+COPY = 350  # pairs of tokens attended in the time in which a key and its value are copied, on an H100 [derived]
+MOST_ROWS = 16  # query frames of a block
+LARGEST_MASK = 2**22  # elements of a block's
+ALIGNED = 16  # keys: rows of masks begin at multiples of it
+NOTHING = -1e30  # the log-sum-exp of no keys: finite, so that two of them have a difference
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """windows [T, 2]: the key frames (half-open) that each query frame, rotated to `query_times` [T], sees of its table.
+
+    Their logits are multiplied by `factor`, then `addend` is added.
+    """
+
+    query_times: np.ndarray
+    windows: np.ndarray
+    factor: float
+    addend: float
+
+
+@dataclass(frozen=True, eq=False)
+class KeyTable:
+    """Bands of keys rotated to `key_times` [T], of which the same `share` of a frame is seen."""
+
+    share: float
+    key_times: np.ndarray
+    bands: tuple[Band, ...]
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """`count` chunks of `size` query tokens, the first at token `first`; the `span` key tokens begin `before` tokens earlier.
+
+    ends: two chunks instead, one at each end of the frame, the second in reverse order.
+    """
+
+    first: int
+    size: int
+    before: int
+    span: int
+    count: int
+    ends: bool = False
+
+    @property
+    def copied(self) -> int:
+        """Key tokens of a frame."""
+        return self.count * self.span
+
+    def cost(self, query_frames: int, key_frames: int) -> int:
+        """Of a call's sequence, in pairs of tokens computed."""
+        return self.count * -(-query_frames * self.size // TILE) * TILE * key_frames * self.span
+
+
+@dataclass(frozen=True)
+class BandCall:
+    """Query frames `rows`. sliding: they see `keys` each, one frame later than the frame before; else all are in `keys`."""
+
+    rows: Range
+    keys: Range
+    sliding: bool
+
+
+CutChunks = tuple[Chunks, tuple[tuple[BandCall, ...], ...]]  # with the calls of every band
+
+
+@lru_cache(maxsize=64)
+def split(pass_: Pass) -> tuple[Pass, tuple[tuple[KeyTable, ...], ...]] | None:
+    """`pass_` without the pairs of frames seen in bands, and these by their share; None where there are none."""
+    assert pass_.band is not None
+    seen = pass_.visible & (pass_.weight > 0)[:, None]
+    banded = seen & (pass_.band < 1)
+    if not banded.any():
+        return None
+    logits = np.stack([np.ones_like(pass_.rel), np.zeros_like(pass_.rel)]) if pass_.logits is None else pass_.logits
+    shares = tuple(
+        tuple(KeyTable(share, *table) for table in _by_key_times(pass_.rel, banded & (pass_.band == share), logits))
+        for share in np.unique(pass_.band[banded]).tolist()
+    )
+    return replace(pass_, visible=seen & ~banded, columns=pass_.without_shares), shares
+
+
+def _by_key_times(rel: np.ndarray, pairs: np.ndarray, logits: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[Band, ...]]]:
+    """Key times [T] and the bands of `pairs` that have them, those first that most pairs have."""
+    values = np.unique(logits[:, pairs], axis=1).T.tolist()
+    before = np.tri(len(rel), dtype=bool)
+    kinds = [
+        (factor, addend, side & (logits[0] == factor) & (logits[1] == addend)) for factor, addend in values for side in (before, ~before)
+    ]
+    left = pairs.copy()
+    while left.any():
+        fits = []
+        for key_times in _candidates(rel, left):
+            fits.append((key_times, [_fitting(rel + key_times, left & of_kind, key_times) for _, _, of_kind in kinds]))
+        key_times, found = max(fits, key=lambda fit: sum(int(fitting.sum()) for _, fitting in fit[1]))
+        bands = []
+        for (factor, addend, _), (query_times, fitting) in zip(kinds, found, strict=True):
+            left &= ~fitting
+            bands += [Band(query_times, windows, factor, addend) for windows in _windows(fitting)]
+        yield key_times, tuple(bands)
+
+
+def _candidates(rel: np.ndarray, pairs: np.ndarray) -> list[np.ndarray]:
+    """Times of the keys [T]: the backbone's own, those by which most neighbours differ, and one for all."""
+    both, steps = pairs[:, :-1] & pairs[:, 1:], rel[:, :-1] - rel[:, 1:]
+    moves = np.zeros(both.shape[1])
+    for j in np.flatnonzero(both.any(axis=0)):
+        moves[j] = _most_common(steps[both[:, j], j])
+    return [np.arange(len(rel), dtype=np.float64), np.concatenate([[0.0], np.cumsum(moves)]), np.zeros(len(rel))]
+
+
+def _fitting(times: np.ndarray, pairs: np.ndarray, key_times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The time [T] of each query frame at which it sees most of its `pairs`, of those that `times` [T, T] asks for, and these."""
+    query_times = key_times.copy()
+    for i in np.flatnonzero(pairs.any(axis=1)):
+        query_times[i] = _most_common(times[i, pairs[i]])
+    return query_times, pairs & (times.round(7) == query_times.round(7)[:, None])
+
+
+def _most_common(values: np.ndarray) -> float:
+    _, first_of, counts = np.unique(values.round(7), return_index=True, return_counts=True)
+    return float(values[first_of[counts.argmax()]])
+
+
+def _windows(pairs: np.ndarray) -> Iterator[np.ndarray]:
+    """`pairs` [T, T] as windows [T, 2]: the first range of each query frame, then its second, and so on."""
+    left = pairs.copy()
+    while left.any():
+        begin = left.argmax(axis=1)
+        after = ~left & (np.arange(left.shape[1]) > begin[:, None])
+        end = np.where(after.any(axis=1), after.argmax(axis=1), left.shape[1])
+        windows = np.where(left.any(axis=1)[:, None], np.stack([begin, end], axis=1), 0)
+        yield windows
+        for i, (start, stop) in enumerate(windows):
+            left[i, start:stop] = False
+
+
+def chunkings(share: float, tokens: int) -> Iterator[tuple[Chunks, ...]]:
+    """All ways in which a frame of `tokens` is cut; chunks of one call are apart."""
+    width = math.ceil(share * tokens)
+    yield (Chunks(0, tokens, 0, tokens, 1),)
+    half = -(-tokens // 2)
+    yield (Chunks(0, half, 0, min(tokens, half + width - 1), 2, ends=True),)
+    for size in SIZES:
+        count, span = (tokens - 2 * width) // size, size + 2 * width - 2
+        if count < 1:
+            break
+        end = -(-(tokens - count * size) // 2)  # where that is rounded up, one token is computed twice
+        together = max(1, int(COPIED * tokens / span))
+        calls = -(-count // together)
+        edges = [count * call // calls for call in range(calls + 1)]
+        middle = [
+            Chunks(end + size * first, size, width - 1, span, last - first) for first, last in zip(edges, edges[1:], strict=False)
+        ]
+        yield (Chunks(0, end, 0, end + width - 1, 2, ends=True), *middle)
+
+
+@lru_cache(maxsize=64)
+def cuts(tables: tuple[KeyTable, ...], tokens: int, call: float) -> tuple[CutChunks, ...]:
+    """Chunks of frames of `tokens`, each with its calls for every band of `tables`, at the least cost.
+
+    tables: of one share (they hash by identity). call: the cost of a call, in pairs of tokens attended.
+    """
+    bands = [band for table in tables for band in table.bands]
+    cheapest, least = list[CutChunks](), math.inf
+    for chunking in chunkings(tables[0].share, tokens):
+        cut, cost = [], 0.0
+        for chunks in chunking:
+            calls = [_calls(band.windows, chunks, call) for band in bands]
+            cost += sum(cost for cost, _ in calls) + call * (len(bands) + len(tables))  # a merge and a copy are launches, too
+            cost += COPY * chunks.copied * len(tables[0].key_times) * len(tables)
+            cut.append((chunks, tuple(of_band for _, of_band in calls)))
+        if cost < least:
+            cheapest, least = cut, cost
+    return tuple(cheapest)
+
+
+def _calls(windows: np.ndarray, chunks: Chunks, call: float) -> tuple[float, tuple[BandCall, ...]]:
+    """The cheapest calls and their cost, by cutting the query frames at every place there is."""
+    begins, ends = windows.T.tolist()
+    best: list[tuple[float, BandCall | None]] = [(0.0, None)]  # up to a query frame, with the last call
+    run = 0  # where the frames began of which each sees what the one before does, one frame later
+    for stop in range(1, len(begins) + 1):
+        newest = stop - 1
+        if newest and (begins[newest], ends[newest]) != (begins[newest - 1] + 1, ends[newest - 1] + 1):
+            run = newest
+        if begins[newest] == ends[newest]:
+            best.append((best[-1][0], None))
+            continue
+        keys = ends[newest] - begins[newest]
+        options = [
+            (best[start][0] + (stop - start) * chunks.cost(1, keys), BandCall((start, stop), (begins[start], ends[start]), True))
+            for start in {run, newest}
+        ]
+        for start in range(newest - 1, max(-1, newest - MOST_ROWS), -1):
+            first, last = min(begins[start:stop]), max(ends[start:stop])
+            if begins[start] == ends[start] or (stop - start) * chunks.size * (last - first) * chunks.span > LARGEST_MASK:
+                break
+            options.append((best[start][0] + chunks.cost(stop - start, last - first), BandCall((start, stop), (first, last), False)))
+        cost, chosen = min(options, key=lambda option: option[0])
+        best.append((cost + call, chosen))
+    calls, stop = [], len(begins)
+    while stop:
+        chosen = best[stop][1]
+        calls += [] if chosen is None else [chosen]
+        stop = stop - 1 if chosen is None else chosen.rows[0]
+    return best[-1][0], tuple(reversed(calls))
+
+
+def attend_bands(
+    shares: tuple[tuple[KeyTable, ...], ...], plan: FramePlan, inputs: LayerInputs, kernel: AttentionWithLSE, call: float
+) -> tuple[Tensor, Tensor]:
+    """Attention to the bands alone: output [B, T, n, H, D] and lse [B, T, H, n], NOTHING for frames that see none."""
+    result: tuple[Tensor, Tensor] | None = None
+    for tables in shares:
+        cut = cuts(tables, inputs.q.shape[1] // plan.frames_lat, call)
+        part = _of_share(tables, cut, plan, inputs, kernel)
+        if result is not None:
+            _merge_into(*result, *part)
+        result = result or part
+    assert result is not None
+    return result
+
+
+def _of_share(
+    tables: tuple[KeyTable, ...], cut: tuple[CutChunks, ...], plan: FramePlan, inputs: LayerInputs, kernel: AttentionWithLSE
+) -> tuple[Tensor, Tensor]:
+    """`attend_bands` of bands of one share, with the chunks and calls of `cut`."""
+    ctx, scale, v = inputs.ctx, plan.frequency_scale, inputs.v.unflatten(1, (plan.frames_lat, -1))
+    batch, frames_lat, tokens, heads, head_dim = v.shape
+    precise = torch.promote_types(v.dtype, torch.float32)
+    width = math.ceil(tables[0].share * tokens)
+    totals = []
+    for chunks, _ in cut:
+        shape = frames_lat, chunks.size, batch * chunks.count * heads, head_dim
+        totals.append((v.new_zeros(shape), v.new_full((frames_lat, shape[2], chunks.size), NOTHING, dtype=precise)))
+    done = 0
+    for table in tables:
+        bands = table.bands
+        native = all(unless_native(times) is None for times in (table.key_times, *(band.query_times for band in bands)))
+        rotated = {
+            band.query_times.tobytes(): ctx.rotate(inputs.q, None if native else band.query_times, scale)
+            for band in {band.query_times.tobytes(): band for band in bands}.values()
+        }
+        k = ctx.rotate(inputs.k, None if native else table.key_times, scale)
+        for (chunks, calls), total in zip(cut, totals, strict=True):
+            keys, values = (_copied(x.unflatten(1, (frames_lat, -1)), chunks, keys=True) for x in (k, inputs.v))
+            queries = {times: _copied(x.unflatten(1, (frames_lat, -1)), chunks) for times, x in rotated.items()}
+            for band, of_band in zip(bands, calls[done : done + len(bands)], strict=True):
+                factor, q = band.factor * plan.logit_scale, queries[band.query_times.tobytes()]
+                qkv = (q if factor == 1 else q * factor, keys, values)
+                for (start, stop), output, lse in _outputs(qkv, band, of_band, chunks, width, kernel):
+                    _merge_into(*(x[start:stop] for x in total), output, lse if band.addend == 0 else lse + band.addend)
+        done += len(bands)
+    del rotated, k, keys, values, queries, q, qkv
+    output = torch.empty_like(v, memory_format=torch.contiguous_format)
+    lse = v.new_empty(batch, frames_lat, heads, tokens, dtype=precise)
+    for chunks, _ in cut:
+        _put_back(output, lse, chunks, *totals.pop(0))
+    return output, lse
+
+
+def _copied(x: Tensor, chunks: Chunks, keys: bool = False) -> Tensor:
+    """The query or key tokens of `chunks` in x [B, T, n, H, D], as [T, m, G, D] or [T, s, G, D]."""
+    length = chunks.span if keys else chunks.size
+    if chunks.ends:
+        tokens = x.permute(1, 2, 0, 3, 4)
+        return torch.stack([tokens[:, :length], tokens[:, -length:].flip(1)], dim=3).flatten(2, 4)
+    start = chunks.first - (chunks.before if keys else 0)
+    parts = x[:, :, start : start + (chunks.count - 1) * chunks.size + length].unfold(2, length, chunks.size)
+    return parts.permute(1, 5, 0, 2, 3, 4).contiguous().flatten(2, 4)
+
+
+def _put_back(output: Tensor, lse: Tensor, chunks: Chunks, part: Tensor, part_lse: Tensor) -> None:
+    """`part` [T, m, G, D] and `part_lse` [T, G, m] to their places in `output` [B, T, n, H, D] and `lse` [B, T, H, n]."""
+    shape = len(output), chunks.count, output.shape[3]
+    part = part.unflatten(2, shape).permute(2, 0, 3, 1, 4, 5)  # [B, T, C, m, H, D]
+    part_lse = part_lse.unflatten(1, shape).permute(1, 0, 3, 2, 4)  # [B, T, H, C, m]
+    if chunks.ends:
+        output[:, :, : chunks.size], lse[..., : chunks.size] = part[:, :, 0], part_lse[:, :, :, 0]
+        output[:, :, -chunks.size :], lse[..., -chunks.size :] = part[:, :, 1].flip(2), part_lse[:, :, :, 1].flip(3)
+        return
+    tokens = slice(chunks.first, chunks.first + chunks.count * chunks.size)
+    output[:, :, tokens].unflatten(2, (chunks.count, -1)).copy_(part)
+    lse[..., tokens].unflatten(3, (chunks.count, -1)).copy_(part_lse)
+
+
+def _outputs(
+    qkv: tuple[Tensor, Tensor, Tensor], band: Band, calls: tuple[BandCall, ...], chunks: Chunks, width: int, kernel: AttentionWithLSE
+) -> Iterator[tuple[Range, Tensor, Tensor]]:
+    """Neighbouring query frames with output [R, m, G, D] and lse [R, G, m]. qkv: q' [T, m, G, D], k' and v' [T, s, G, D]."""
+    q, *kv = qkv
+    longest = max((call.keys[1] - call.keys[0] for call in calls if call.sliding), default=0)
+    parts: list[tuple[Range, Tensor, Tensor]] = []
+    for call in calls:
+        (start, stop), (first, last) = call.rows, call.keys
+        count, frames = stop - start, last - first
+        if call.sliding:
+            mask = _mask(chunks, width, ((0, longest),), q)[:, : frames * chunks.span]
+            views = (windows_of(x.flatten(0, 1), first * chunks.span, frames * chunks.span, count, chunks.span) for x in kv)
+            output, lse = kernel(q[start:stop], *views, mask)
+        else:
+            mask = _mask(chunks, width, tuple((a - first, b - first) for a, b in band.windows[start:stop].tolist()), q)
+            output, lse = kernel(q[start:stop].flatten(0, 1)[None], *(x[first:last].flatten(0, 1)[None] for x in kv), mask)
+            output, lse = output[0].unflatten(0, (count, -1)), lse[0].unflatten(1, (count, -1)).transpose(0, 1)
+        if parts and parts[-1][0][1] != start:
+            yield _joined(parts)
+            parts = []
+        parts.append((call.rows, output, lse))
+    if parts:
+        yield _joined(parts)
+
+
+def _joined(parts: list[tuple[Range, Tensor, Tensor]]) -> tuple[Range, Tensor, Tensor]:
+    if len(parts) == 1:
+        return parts[0]
+    rows, outputs, lse = zip(*parts, strict=True)
+    return (rows[0][0], rows[-1][1]), torch.cat(outputs), torch.cat(lse)
+
+
+def _mask(chunks: Chunks, width: int, windows: tuple[Range, ...], like: Tensor) -> Tensor:
+    """What is added to logits [R m, K s], -inf where a key is not seen, of `like`'s type; `windows` of the query frames, K the last."""
+    last = max(stop for _, stop in windows)
+
+    def made() -> Tensor:
+        index = torch.arange(max(chunks.size, chunks.span), device=like.device)
+        seen = (index[: chunks.size, None] + chunks.before - index[: chunks.span]).abs() < width
+        columns = last * chunks.span
+        mask = like.new_full((len(windows) * chunks.size, -(-columns // ALIGNED) * ALIGNED), -torch.inf)[:, :columns]
+        for rows, (start, stop) in zip(mask.split(chunks.size), windows, strict=True):
+            rows.unflatten(1, (last, -1))[:, start:stop].masked_fill_(seen[:, None], 0)
+        return mask
+
+    return kept_on((chunks.size, chunks.before, chunks.span, width, windows, like.dtype), like.device, made)
+
+
+def _merge_into(total: Tensor, total_lse: Tensor, output: Tensor, lse: Tensor) -> None:
+    """In place, merges attention over more keys into `total` [.., m, H, D] and `total_lse` [.., H, m]."""
+    share = (lse - total_lse).sigmoid_().transpose(-1, -2)[..., None]
+    total.copy_(torch.lerp(total.to(share.dtype), output.to(share.dtype), share))
+    torch.logaddexp(total_lse, lse, out=total_lse)

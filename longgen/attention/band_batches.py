@@ -8,7 +8,7 @@ Of a key frame, query token q sees the tokens k with |q - k| < w. A frame is cut
     two ends      tokens 0 .. m - 1 and n - m .. n - 1   s = m + w - 1, the last end in reverse order: one mask serves both
     C middle ones m tokens each, between the ends        s = m + 2 w - 2, one mask serves all
 
-Where frames are small beside the band there are ends alone, or one chunk of the whole frame. q, k and v are copied chunk by chunk to
+Where frames are small beside the band there are ends alone, or one chunk of the whole frame. q, k and v are copied, chunk by chunk:
 
     q' [T, m, G, D]    k', v' [T, s, G, D]
 
@@ -19,12 +19,13 @@ so that samples and chunks are more heads, and the key frames of a query frame a
 
 `cuts` chooses chunks and calls by cost. Each query frame is in one call of a band, and bands are merged by their log-sum-exp.
 
-As in `longgen.attention.partition`, rel[i, j] = p[i] - b[j] with few tables of key times b. A band is the pairs of frames on one side
-of the query frame that agree on b, on p, on the share seen and on the logit columns: VRPR's three tiers are six bands.
+As in `longgen.attention.partition`, rel[i, j] = p[i] - b[j] with few tables of key times b. A band is the pairs of frames on one
+side of the query frame that agree on b, on p, on the share seen and on the logit columns: three tiers of VRPR are six bands.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -36,14 +37,14 @@ from torch import Tensor
 
 from longgen.attention.context import LayerInputs
 from longgen.attention.device_tables import kept_on
-from longgen.attention.lowering import Range
+from longgen.attention.lowering import SAME, Range
 from longgen.attention.lse_kernels import AttentionWithLSE
 from longgen.attention.sequential import unless_native, windows_of
 from longgen.frameplan import FramePlan, Pass
 
 SIZES = (16, 32, 64, 128, 192, 256, 384, 512)  # m of the middle chunks
 TILE = 64  # query tokens that a kernel computes at a time
-COPIED = 0.75  # times N tokens that k' of one call may have
+COPIED = 1.0  # times N tokens that k' of one call may have
 COPY = 350  # pairs of tokens attended in the time in which a key and its value are copied, on an H100 [derived]
 MOST_ROWS = 16  # query frames of a block
 LARGEST_MASK = 2**22  # elements of a block's
@@ -126,45 +127,76 @@ def split(pass_: Pass) -> tuple[Pass, tuple[tuple[KeyTable, ...], ...]] | None:
 
 
 def _by_key_times(rel: np.ndarray, pairs: np.ndarray, logits: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[Band, ...]]]:
-    """Key times [T] and the bands of `pairs` that have them, those first that most pairs have."""
-    values = np.unique(logits[:, pairs], axis=1).T.tolist()
+    """Key times [T] and the bands of `pairs` that have them.
+
+    Pairs at one distance i - j stay together, so that windows slide: any one distance fits any key times, and those key times are
+    taken first with which most of them fit one time of each query frame.
+    """
     before = np.tri(len(rel), dtype=bool)
     kinds = [
-        (factor, addend, side & (logits[0] == factor) & (logits[1] == addend)) for factor, addend in values for side in (before, ~before)
+        (factor, addend, pairs & side & (logits[0] == factor) & (logits[1] == addend))
+        for factor, addend in np.unique(logits[:, pairs], axis=1).T.tolist()
+        for side in (before, ~before)
     ]
-    left = pairs.copy()
-    while left.any():
-        fits = []
-        for key_times in _candidates(rel, left):
-            fits.append((key_times, [_fitting(rel + key_times, left & of_kind, key_times) for _, _, of_kind in kinds]))
-        key_times, found = max(fits, key=lambda fit: sum(int(fitting.sum()) for _, fitting in fit[1]))
-        bands = []
-        for (factor, addend, _), (query_times, fitting) in zip(kinds, found, strict=True):
-            left &= ~fitting
-            bands += [Band(query_times, windows, factor, addend) for windows in _windows(fitting)]
-        yield key_times, tuple(bands)
+    tables: list[tuple[np.ndarray, list[Band]]] = []
+    while any(left.any() for _, _, left in kinds):
+        most, chosen = 0, tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]()
+        for key_times in (*(key_times for key_times, _ in tables), *_candidates(rel, pairs)):
+            fitting = [_fitting(rel + key_times, left) for _, _, left in kinds]
+            count = sum(int(fits.sum()) for _, fits in fitting)
+            if count > most:
+                most, chosen = count, (key_times, fitting)
+        if not any(chosen[0] is key_times for key_times, _ in tables):
+            tables.append((chosen[0], []))
+        bands = next(bands for key_times, bands in tables if key_times is chosen[0])
+        for (factor, addend, left), (query_times, fits) in zip(kinds, chosen[1], strict=True):
+            left &= ~fits
+            pairs = pairs & ~fits
+            bands += [
+                Band(np.where(np.isnan(query_times), chosen[0], query_times), windows, factor, addend) for windows in _windows(fits)
+            ]
+    yield from ((key_times, tuple(bands)) for key_times, bands in tables)
 
 
-def _candidates(rel: np.ndarray, pairs: np.ndarray) -> list[np.ndarray]:
-    """Times of the keys [T]: the backbone's own, those by which most neighbours differ, and one for all."""
-    both, steps = pairs[:, :-1] & pairs[:, 1:], rel[:, :-1] - rel[:, 1:]
-    moves = np.zeros(both.shape[1])
-    for j in np.flatnonzero(both.any(axis=0)):
-        moves[j] = _most_common(steps[both[:, j], j])
-    return [np.arange(len(rel), dtype=np.float64), np.concatenate([[0.0], np.cumsum(moves)]), np.zeros(len(rel))]
+def _candidates(rel: np.ndarray, pairs: np.ndarray) -> Iterator[np.ndarray]:
+    """Times of the keys [T]: the backbone's own, one for all, and those with which two neighbouring distances fit."""
+    yield np.arange(len(rel), dtype=np.float64)
+    yield np.zeros(len(rel))
+    steps = np.where(pairs[:, :-1] & pairs[:, 1:], rel[:, :-1] - rel[:, 1:], np.nan)
+    candidates = {}
+    for distance in range(1, len(rel)):
+        before, after = steps.diagonal(-distance), steps.diagonal(distance - 1)  # of key frames before the query frame, and after
+        moves = np.full(len(rel) - 1, np.nan)
+        moves[len(moves) - len(after) :] = after
+        moves[: len(before)] = np.where(np.isnan(before), moves[: len(before)], before)
+        if not np.isnan(moves).all():
+            times = np.concatenate([[0.0], np.cumsum(np.nan_to_num(moves))])
+            candidates[times.round(7).tobytes()] = times
+    yield from candidates.values()
 
 
-def _fitting(times: np.ndarray, pairs: np.ndarray, key_times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The time [T] of each query frame at which it sees most of its `pairs`, of those that `times` [T, T] asks for, and these."""
-    query_times = key_times.copy()
-    for i in np.flatnonzero(pairs.any(axis=1)):
-        query_times[i] = _most_common(times[i, pairs[i]])
-    return query_times, pairs & (times.round(7) == query_times.round(7)[:, None])
-
-
-def _most_common(values: np.ndarray) -> float:
-    _, first_of, counts = np.unique(values.round(7), return_index=True, return_counts=True)
-    return float(values[first_of[counts.argmax()]])
+def _fitting(times: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Query times [T], NaN where it has none, that most `pairs` [T, T] fit which ask for `times` [T, T], and these."""
+    by_distance = {}
+    for distance in range(1 - len(times), len(times)):
+        asked = np.full(len(times), np.nan)
+        i = np.arange(max(0, distance), min(len(times), len(times) + distance))
+        asked[i] = np.where(pairs[i, i - distance], times[i, i - distance], np.nan)
+        if not np.isnan(asked).all():
+            by_distance[distance] = asked
+    best, distances_of, most = np.full(len(times), np.nan), list[int](), 0
+    for seed in by_distance:
+        query_times, fitting, count = by_distance[seed].copy(), list[int](), 0
+        for distance in sorted(by_distance, key=lambda distance: abs(distance - seed)):
+            asked = by_distance[distance]
+            if not (np.abs(asked - query_times) > SAME).any():
+                query_times = np.where(np.isnan(query_times), asked, query_times)
+                fitting.append(distance)
+                count += int((~np.isnan(asked)).sum())
+        if count > most:
+            best, distances_of, most = query_times, fitting, count
+    apart = np.subtract.outer(np.arange(len(times)), np.arange(len(times)))
+    return best, pairs & np.isin(apart, distances_of)
 
 
 def _windows(pairs: np.ndarray) -> Iterator[np.ndarray]:
@@ -194,9 +226,7 @@ def chunkings(share: float, tokens: int) -> Iterator[tuple[Chunks, ...]]:
         together = max(1, int(COPIED * tokens / span))
         calls = -(-count // together)
         edges = [count * call // calls for call in range(calls + 1)]
-        middle = [
-            Chunks(end + size * first, size, width - 1, span, last - first) for first, last in zip(edges, edges[1:], strict=False)
-        ]
+        middle = [Chunks(end + size * first, size, width - 1, span, last - first) for first, last in itertools.pairwise(edges)]
         yield (Chunks(0, end, 0, end + width - 1, 2, ends=True), *middle)
 
 
@@ -209,9 +239,12 @@ def cuts(tables: tuple[KeyTable, ...], tokens: int, call: float) -> tuple[CutChu
     bands = [band for table in tables for band in table.bands]
     cheapest, least = list[CutChunks](), math.inf
     for chunking in chunkings(tables[0].share, tokens):
-        cut, cost = [], 0.0
+        cut, cost, known = list[CutChunks](), 0.0, dict[tuple[int, int, int], list[tuple[float, tuple[BandCall, ...]]]]()
         for chunks in chunking:
-            calls = [_calls(band.windows, chunks, call) for band in bands]
+            alike = chunks.size, chunks.span, chunks.count
+            if alike not in known:
+                known[alike] = [_calls(band.windows, chunks, call) for band in bands]
+            calls = known[alike]
             cost += sum(cost for cost, _ in calls) + call * (len(bands) + len(tables))  # a merge and a copy are launches, too
             cost += COPY * chunks.copied * len(tables[0].key_times) * len(tables)
             cut.append((chunks, tuple(of_band for _, of_band in calls)))
@@ -241,7 +274,9 @@ def _calls(windows: np.ndarray, chunks: Chunks, call: float) -> tuple[float, tup
             first, last = min(begins[start:stop]), max(ends[start:stop])
             if begins[start] == ends[start] or (stop - start) * chunks.size * (last - first) * chunks.span > LARGEST_MASK:
                 break
-            options.append((best[start][0] + chunks.cost(stop - start, last - first), BandCall((start, stop), (first, last), False)))
+            options.append(
+                (best[start][0] + chunks.cost(stop - start, last - first), BandCall((start, stop), (first, last), False))
+            )
         cost, chosen = min(options, key=lambda option: option[0])
         best.append((cost + call, chosen))
     calls, stop = [], len(begins)
@@ -258,7 +293,7 @@ def attend_bands(
     """Attention to the bands alone: output [B, T, n, H, D] and lse [B, T, H, n], NOTHING for frames that see none."""
     result: tuple[Tensor, Tensor] | None = None
     for tables in shares:
-        cut = cuts(tables, inputs.q.shape[1] // plan.frames_lat, call)
+        cut = cuts(tables, inputs.q.shape[1] // plan.frames_lat, call / len(inputs.q))
         part = _of_share(tables, cut, plan, inputs, kernel)
         if result is not None:
             _merge_into(*result, *part)
@@ -331,7 +366,12 @@ def _put_back(output: Tensor, lse: Tensor, chunks: Chunks, part: Tensor, part_ls
 
 
 def _outputs(
-    qkv: tuple[Tensor, Tensor, Tensor], band: Band, calls: tuple[BandCall, ...], chunks: Chunks, width: int, kernel: AttentionWithLSE
+    qkv: tuple[Tensor, Tensor, Tensor],
+    band: Band,
+    calls: tuple[BandCall, ...],
+    chunks: Chunks,
+    width: int,
+    kernel: AttentionWithLSE,
 ) -> Iterator[tuple[Range, Tensor, Tensor]]:
     """Neighbouring query frames with output [R, m, G, D] and lse [R, G, m]. qkv: q' [T, m, G, D], k' and v' [T, s, G, D]."""
     q, *kv = qkv
@@ -364,7 +404,7 @@ def _joined(parts: list[tuple[Range, Tensor, Tensor]]) -> tuple[Range, Tensor, T
 
 
 def _mask(chunks: Chunks, width: int, windows: tuple[Range, ...], like: Tensor) -> Tensor:
-    """What is added to logits [R m, K s], -inf where a key is not seen, of `like`'s type; `windows` of the query frames, K the last."""
+    """What is added to logits, of `like`'s type [R m, K s]: -inf where a key is not seen. windows: of the R query frames, in K."""
     last = max(stop for _, stop in windows)
 
     def made() -> Tensor:

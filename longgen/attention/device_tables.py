@@ -42,6 +42,8 @@ def kept_on(key: tuple[Hashable, ...], device: torch.device, make: Callable[[], 
         _tables[key] = make()
     _tables.move_to_end(key)
     return _tables[key]
+
+
 def double_on(device: torch.device) -> torch.dtype:
     """The most precise type of numbers on `device`: Apple's GPUs have no double precision."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -29,6 +29,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from longgen.attention.device_costs import CPU, CallCosts
 from longgen.attention.lowering import SAME, CallList, Range
 from longgen.frameplan import Pass, distances
 
@@ -94,7 +95,7 @@ class Partition:
         return pairs * tokens + (MERGE * merged + ROTATE * rotated) * tokens + CALL * len(parts)
 
 
-def sequential_cost(call_lists: list[CallList], tokens: int, text_tokens: int = 0) -> float:
+def sequential_cost(call_lists: list[CallList], tokens: int, text_tokens: int = 0, costs: CallCosts = CPU) -> float:
     """That of passes computed one after the other."""
     calls = [call for call_list in call_lists for call in call_list.calls]
     queries = [call.queries[1] - call.queries[0] for call in calls]
@@ -102,7 +103,9 @@ def sequential_cost(call_lists: list[CallList], tokens: int, text_tokens: int = 
     rotated = sum(2 * len(call_list.positions) for call_list in call_lists)
     rotated += sum(len(call.rotated) for call in calls if call.rotated is not None)
     count = sum(frames if call.sliding and text_tokens else 1 for frames, call in zip(queries, calls, strict=True))
-    return pairs * tokens**2 + sum(queries) * tokens * text_tokens + ROTATE * rotated * tokens + CALL * count
+    if costs.batched:  # where rotation is as many launches as a call
+        count += 2 * len(call_lists) + sum(call.rotated is not None for call in calls)
+    return pairs * tokens**2 + sum(queries) * tokens * text_tokens + costs.rotate * rotated * tokens + costs.call * count
 
 
 @lru_cache(maxsize=64)
@@ -116,7 +119,7 @@ def partition(passes: tuple[Pass, ...], tokens: int, at_run_time: bool = False, 
     computed = np.stack([pass_.weight > 0 for pass_ in passes])
     visible = np.stack([pass_.visible for pass_ in passes]) & computed[:, :, None]
     seen = np.broadcast_to(computed[:, :, None], visible.shape) if at_run_time else visible
-    logits, logit_code = _logit_codes(passes)
+    logits, logit_code = logit_codes(passes)
     text_times = np.where(computed, rel[:, :, 0] - rel[:, :1, 0], np.nan) if text_tokens else None
     frames = np.arange(rel.shape[1])
     if (rel == distances(len(frames)))[seen].all():  # the backbone's own times, for which it may have its own tables
@@ -127,7 +130,7 @@ def partition(passes: tuple[Pass, ...], tokens: int, at_run_time: bool = False, 
     for stride in STRIDES[: len(frames)]:
         order = np.concatenate([frames[residue::stride] for residue in range(stride)])
         ordered = [x[:, order][:, :, order] for x in (rel, seen, visible, logit_code)]
-        tables, table, joined = _key_tables(ordered[0], ordered[1])
+        tables, table, joined = key_tables(ordered[0], ordered[1])
         if joined > 1.1 * most:
             kinds = _Kinds(tables, table, logits, ordered[3])
             times = None if text_times is None else text_times[:, order]
@@ -139,7 +142,7 @@ def partition(passes: tuple[Pass, ...], tokens: int, at_run_time: bool = False, 
     return cheapest
 
 
-def _logit_codes(passes: tuple[Pass, ...]) -> tuple[list[tuple[float, float]], np.ndarray]:
+def logit_codes(passes: tuple[Pass, ...]) -> tuple[list[tuple[float, float]], np.ndarray]:
     """The distinct (factor, addend) of the passes' logit columns, and which one each pair has [P, T, T]."""
     shape = (len(passes), *passes[0].rel.shape)
     if all(pass_.logits is None for pass_ in passes):
@@ -150,7 +153,7 @@ def _logit_codes(passes: tuple[Pass, ...]) -> tuple[list[tuple[float, float]], n
     return [(float(factor), float(addend)) for factor, addend in values.T], code.reshape(shape)
 
 
-def _key_tables(rel: np.ndarray, seen: np.ndarray) -> tuple[list[np.ndarray], np.ndarray, int]:
+def key_tables(rel: np.ndarray, seen: np.ndarray) -> tuple[list[np.ndarray], np.ndarray, int]:
     """Times of the keys [T] each, the table of each pair [P, T, T], and how many pairs have an equal neighbour on the first."""
     left, table, tables, first = seen.copy(), np.zeros(seen.shape, dtype=np.int64), list[np.ndarray](), 0
     steps = rel[..., :-1] - rel[..., 1:]

@@ -40,6 +40,7 @@ from longgen.attention.device_tables import kept_on
 from longgen.attention.lowering import SAME, Range
 from longgen.attention.lse_kernels import AttentionWithLSE
 from longgen.attention.sequential import unless_native, windows_of
+from longgen.attention.streaming import StreamingMean, merge
 from longgen.frameplan import FramePlan, Pass
 
 SIZES = (16, 32, 64, 128, 192, 256, 384, 512)  # m of the middle chunks
@@ -49,7 +50,6 @@ COPY = 350  # pairs of tokens attended in the time in which a key and its value 
 MOST_ROWS = 16  # query frames of a block
 LARGEST_MASK = 2**22  # elements of a block's
 ALIGNED = 16  # keys: rows of masks begin at multiples of it
-NOTHING = -1e30  # the log-sum-exp of no keys: finite, so that two of them have a difference
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,17 +111,16 @@ CutChunks = tuple[Chunks, tuple[tuple[BandCall, ...], ...]]  # with the calls of
 
 
 @lru_cache(maxsize=64)
-def split(pass_: Pass) -> tuple[Pass, tuple[tuple[KeyTable, ...], ...]] | None:
-    """`pass_` without the pairs of frames seen in bands, and these by their share; None where there are none."""
+def split(pass_: Pass) -> tuple[Pass, tuple[tuple[KeyTable, ...], ...]]:
+    """`pass_` without the pairs of frames seen in bands, and these by their share."""
     assert pass_.band is not None
     seen = pass_.visible & (pass_.weight > 0)[:, None]
     banded = seen & (pass_.band < 1)
-    if not banded.any():
-        return None
     logits = np.stack([np.ones_like(pass_.rel), np.zeros_like(pass_.rel)]) if pass_.logits is None else pass_.logits
+    computed = banded & (logits[1] > -np.inf)
     shares = tuple(
-        tuple(KeyTable(share, *table) for table in _by_key_times(pass_.rel, banded & (pass_.band == share), logits))
-        for share in np.unique(pass_.band[banded]).tolist()
+        tuple(KeyTable(share, *table) for table in _by_key_times(pass_.rel, computed & (pass_.band == share), logits))
+        for share in np.unique(pass_.band[computed]).tolist()
     )
     return replace(pass_, visible=seen & ~banded, columns=pass_.without_shares), shares
 
@@ -287,57 +286,45 @@ def _calls(windows: np.ndarray, chunks: Chunks, call: float) -> tuple[float, tup
     return best[-1][0], tuple(reversed(calls))
 
 
-def attend_bands(
-    shares: tuple[tuple[KeyTable, ...], ...], plan: FramePlan, inputs: LayerInputs, kernel: AttentionWithLSE, call: float
-) -> tuple[Tensor, Tensor]:
-    """Attention to the bands alone: output [B, T, n, H, D] and lse [B, T, H, n], NOTHING for frames that see none."""
-    result: tuple[Tensor, Tensor] | None = None
-    for tables in shares:
-        cut = cuts(tables, inputs.q.shape[1] // plan.frames_lat, call / len(inputs.q))
-        part = _of_share(tables, cut, plan, inputs, kernel)
-        if result is not None:
-            _merge_into(*result, *part)
-        result = result or part
-    assert result is not None
-    return result
+def add_bands(
+    mean: StreamingMean,
+    bands: tuple[tuple[KeyTable, ...], ...],
+    plan: FramePlan,
+    inputs: LayerInputs,
+    kernel: AttentionWithLSE,
+    call: float,
+) -> None:
+    """Adds attention to `bands`, by their share. kernel: one that takes a mask. call: as in `cuts`."""
+    ctx, scale, frames_lat = inputs.ctx, plan.frequency_scale, plan.frames_lat
+    tokens = inputs.q.shape[1] // frames_lat
+    for tables in bands:
+        cut, done = cuts(tables, tokens, call / len(inputs.q)), 0
+        for table in tables:
+            times = {band.query_times.tobytes(): band.query_times for band in table.bands}
+            native = all(unless_native(of_frames) is None for of_frames in (table.key_times, *times.values()))
+            q, k = {}, _by_frame(ctx.rotate(inputs.k, None if native else table.key_times, scale), frames_lat)
+            for key, query_times in times.items():
+                q[key] = _by_frame(ctx.rotate(inputs.q, None if native else query_times, scale), frames_lat)
+            for chunks, calls in cut:
+                keys, values = (_copied(x, chunks, keys=True) for x in (k, _by_frame(inputs.v, frames_lat)))
+                queries = {key: _copied(x, chunks) for key, x in q.items()}
+                for band, of_band in zip(table.bands, calls[done : done + len(table.bands)], strict=True):
+                    factor, of_times = band.factor * plan.logit_scale, queries[band.query_times.tobytes()]
+                    qkv = (of_times if factor == 1 else of_times * factor, keys, values)
+                    for rows, output, lse in _outputs(qkv, band, of_band, chunks, math.ceil(table.share * tokens), kernel):
+                        _add(
+                            mean,
+                            chunks,
+                            rows,
+                            output,
+                            lse if band.addend == 0 else lse + band.addend,
+                            (len(inputs.q), frames_lat, inputs.q.shape[2]),
+                        )
+            done += len(table.bands)
 
 
-def _of_share(
-    tables: tuple[KeyTable, ...], cut: tuple[CutChunks, ...], plan: FramePlan, inputs: LayerInputs, kernel: AttentionWithLSE
-) -> tuple[Tensor, Tensor]:
-    """`attend_bands` of bands of one share, with the chunks and calls of `cut`."""
-    ctx, scale, v = inputs.ctx, plan.frequency_scale, inputs.v.unflatten(1, (plan.frames_lat, -1))
-    batch, frames_lat, tokens, heads, head_dim = v.shape
-    precise = torch.promote_types(v.dtype, torch.float32)
-    width = math.ceil(tables[0].share * tokens)
-    totals = []
-    for chunks, _ in cut:
-        shape = frames_lat, chunks.size, batch * chunks.count * heads, head_dim
-        totals.append((v.new_zeros(shape), v.new_full((frames_lat, shape[2], chunks.size), NOTHING, dtype=precise)))
-    done = 0
-    for table in tables:
-        bands = table.bands
-        native = all(unless_native(times) is None for times in (table.key_times, *(band.query_times for band in bands)))
-        rotated = {
-            band.query_times.tobytes(): ctx.rotate(inputs.q, None if native else band.query_times, scale)
-            for band in {band.query_times.tobytes(): band for band in bands}.values()
-        }
-        k = ctx.rotate(inputs.k, None if native else table.key_times, scale)
-        for (chunks, calls), total in zip(cut, totals, strict=True):
-            keys, values = (_copied(x.unflatten(1, (frames_lat, -1)), chunks, keys=True) for x in (k, inputs.v))
-            queries = {times: _copied(x.unflatten(1, (frames_lat, -1)), chunks) for times, x in rotated.items()}
-            for band, of_band in zip(bands, calls[done : done + len(bands)], strict=True):
-                factor, q = band.factor * plan.logit_scale, queries[band.query_times.tobytes()]
-                qkv = (q if factor == 1 else q * factor, keys, values)
-                for (start, stop), output, lse in _outputs(qkv, band, of_band, chunks, width, kernel):
-                    _merge_into(*(x[start:stop] for x in total), output, lse if band.addend == 0 else lse + band.addend)
-        done += len(bands)
-    del rotated, k, keys, values, queries, q, qkv
-    output = torch.empty_like(v, memory_format=torch.contiguous_format)
-    lse = v.new_empty(batch, frames_lat, heads, tokens, dtype=precise)
-    for chunks, _ in cut:
-        _put_back(output, lse, chunks, *totals.pop(0))
-    return output, lse
+def _by_frame(x: Tensor, frames_lat: int) -> Tensor:
+    return x.unflatten(1, (frames_lat, -1))
 
 
 def _copied(x: Tensor, chunks: Chunks, keys: bool = False) -> Tensor:
@@ -351,18 +338,21 @@ def _copied(x: Tensor, chunks: Chunks, keys: bool = False) -> Tensor:
     return parts.permute(1, 5, 0, 2, 3, 4).contiguous().flatten(2, 4)
 
 
-def _put_back(output: Tensor, lse: Tensor, chunks: Chunks, part: Tensor, part_lse: Tensor) -> None:
-    """`part` [T, m, G, D] and `part_lse` [T, G, m] to their places in `output` [B, T, n, H, D] and `lse` [B, T, H, n]."""
-    shape = len(output), chunks.count, output.shape[3]
-    part = part.unflatten(2, shape).permute(2, 0, 3, 1, 4, 5)  # [B, T, C, m, H, D]
-    part_lse = part_lse.unflatten(1, shape).permute(1, 0, 3, 2, 4)  # [B, T, H, C, m]
+def _add(mean: StreamingMean, chunks: Chunks, rows: Range, output: Tensor, lse: Tensor, shape: tuple[int, int, int]) -> None:
+    """Adds output [R, m, G, D] and lse [R, G, m] of query frames `rows` to those of all; shape: of B, T and H."""
+    batch, frames_lat, heads = shape
+    mean_output, mean_lse = (
+        x.unflatten(0, (frames_lat, -1)).unflatten(2, (batch, heads))[slice(*rows)] for x in (mean.output, mean.lse)
+    )
+    output, lse = (x.unflatten(2, (batch, chunks.count, heads)) for x in (output, lse.transpose(1, 2)))  # [R, m, B, C, H, ..]
     if chunks.ends:
-        output[:, :, : chunks.size], lse[..., : chunks.size] = part[:, :, 0], part_lse[:, :, :, 0]
-        output[:, :, -chunks.size :], lse[..., -chunks.size :] = part[:, :, 1].flip(2), part_lse[:, :, :, 1].flip(3)
+        first, last = slice(chunks.size), slice(mean_lse.shape[1] - chunks.size, None)
+        merge(mean_output[:, first], mean_lse[:, first], output[:, :, :, 0], lse[:, :, :, 0])
+        merge(mean_output[:, last], mean_lse[:, last], output[:, :, :, 1].flip(1), lse[:, :, :, 1].flip(1))
         return
     tokens = slice(chunks.first, chunks.first + chunks.count * chunks.size)
-    output[:, :, tokens].unflatten(2, (chunks.count, -1)).copy_(part)
-    lse[..., tokens].unflatten(3, (chunks.count, -1)).copy_(part_lse)
+    in_chunks = (x[:, tokens].unflatten(1, (chunks.count, -1)).movedim(1, 3) for x in (mean_output, mean_lse))
+    merge(*in_chunks, output, lse)
 
 
 def _outputs(
@@ -417,10 +407,3 @@ def _mask(chunks: Chunks, width: int, windows: tuple[Range, ...], like: Tensor) 
         return mask
 
     return kept_on((chunks.size, chunks.before, chunks.span, width, windows, like.dtype), like.device, made)
-
-
-def _merge_into(total: Tensor, total_lse: Tensor, output: Tensor, lse: Tensor) -> None:
-    """In place, merges attention over more keys into `total` [.., m, H, D] and `total_lse` [.., H, m]."""
-    share = (lse - total_lse).sigmoid_().transpose(-1, -2)[..., None]
-    total.copy_(torch.lerp(total.to(share.dtype), output.to(share.dtype), share))
-    torch.logaddexp(total_lse, lse, out=total_lse)

@@ -126,7 +126,9 @@ class BatchedPass:
         rows = np.array([call.count * call.queries for call in self.calls])
         pairs = rows @ [call.keys * tokens or text_tokens for call in self.calls]
         rotated = self.rotations * len(self.tables[0])
-        return float((pairs + costs.merge * rows.sum() + costs.rotate * rotated) * tokens + costs.call * (len(rows) + self.rotations))
+        return float(
+            (pairs + costs.merge * rows.sum() + costs.rotate * rotated) * tokens + costs.call * (len(rows) + self.rotations)
+        )
 
 
 @lru_cache(maxsize=64)

@@ -15,6 +15,7 @@ Text inside self-attention (CogVideoX, HunyuanVideo) is seen by every query fram
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longgen.attention import band_batches
+from longgen.attention.band_batches import add_bands
+from longgen.attention.band_batches import split as split_in_batches
 from longgen.attention.banded import attend_bands, split
 from longgen.attention.batched import lower_batched
 from longgen.attention.context import AttentionContext, LayerInputs
@@ -132,8 +134,15 @@ def _batched(plan: FramePlan, inputs: LayerInputs) -> Tensor | None:
     """`run_plan` of one pass in few calls on an accelerator; None where that cannot be or does not pay."""
     costs, kernel = costs_on(inputs.q.device.type), inputs.ctx.attention_with_lse(inputs.q)
     pass_, text_tokens, tokens = plan.passes[0], inputs.text_tokens, inputs.q.shape[1] // plan.frames_lat
-    if not costs.batched or kernel is None or len(plan.passes) > 1 or pass_.band is not None:
+    if not costs.batched or kernel is None or len(plan.passes) > 1:
         return None
+    if pass_.band is not None:
+        masked_kernel = inputs.ctx.attention_with_lse(inputs.q, masked=True)
+        if masked_kernel is None or plan.key_frames is not None:
+            return None
+        whole, bands = split_in_batches(pass_)
+        add = functools.partial(add_bands, bands=bands, plan=plan, inputs=inputs, kernel=masked_kernel, call=costs.call)
+        return attend_batched(plan, lower_batched(whole, text_tokens > 0), inputs, kernel, add)
     lowered = lower_batched(pass_, text_tokens > 0, plan.key_frames is not None)
     if plan.key_frames is None:
         calls = [call_list(pass_, text_tokens > 0)]
@@ -147,19 +156,7 @@ def _banded(plan: FramePlan, inputs: LayerInputs) -> Tensor | None:
     if len(plan.passes) > 1 or plan.passes[0].band is None:
         return None
     kernel, masked_kernel = (inputs.ctx.attention_with_lse(inputs.q, masked) for masked in (False, True))
-    if kernel is None or masked_kernel is None:
-        return None
-    costs = costs_on(inputs.q.device.type)
-    if costs.batched:
-        batches = band_batches.split(plan.passes[0])
-        if batches is None:
-            return None
-        whole, tokens = replace(plan, passes=batches[:1]), inputs.q.shape[1] // plan.frames_lat
-        band = band_batches.attend_bands(batches[1], plan, inputs, masked_kernel, costs.call)
-        merge = PlanMerge(whole, partition(whole.passes, tokens, text_tokens=inputs.text_tokens), kernel)
-        return merge.mean(inputs, band=band)
-    parts = split(plan.passes[0])
-    if parts is None:
+    if kernel is None or masked_kernel is None or (parts := split(plan.passes[0])) is None:
         return None
     whole, tokens = replace(plan, passes=parts[:1]), inputs.q.shape[1] // plan.frames_lat
     merge = PlanMerge(whole, partition(whole.passes, tokens, text_tokens=inputs.text_tokens), kernel)

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longgen.attention.device_costs import costs_on
-from longgen.attention.device_tables import double_on, on_device
+from longgen.device_costs import costs_on
+from longgen.device_tables import double_on, on_device
 
 Tables = tuple[Tensor, Tensor]  # cos and sin, [N, P] each
 Times: TypeAlias = np.ndarray | Tensor  # in latent frames; a tensor where they are known on the device alone

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from longgen.attention import rotary as module
-from longgen.attention.device_costs import ACCELERATOR
 from longgen.attention.rotary import Rotary, Tables
+from longgen.device_costs import ACCELERATOR
 
 T, TOKENS, HEADS, DIM = 5, 6, 3, 12
 FREQUENCIES = 10000.0 ** (-np.arange(3) / 3)

@@ -36,11 +36,11 @@ import torch
 from torch import Tensor
 
 from longgen.attention.context import LayerInputs
-from longgen.attention.device_tables import kept_on
 from longgen.attention.lowering import SAME, Range
 from longgen.attention.lse_kernels import AttentionWithLSE
 from longgen.attention.sequential import unless_native, windows_of
 from longgen.attention.streaming import StreamingMean, merge
+from longgen.device_tables import kept_on
 from longgen.frameplan import FramePlan, Pass
 
 SIZES = (16, 32, 64, 128, 192, 256, 384, 512)  # m of the middle chunks
@@ -295,36 +295,66 @@ def add_bands(
     call: float,
 ) -> None:
     """Adds attention to `bands`, by their share. kernel: one that takes a mask. call: as in `cuts`."""
-    ctx, scale, frames_lat = inputs.ctx, plan.frequency_scale, plan.frames_lat
-    tokens = inputs.q.shape[1] // frames_lat
+    tokens, adding = inputs.q.shape[1] // plan.frames_lat, _Adding(mean, plan, inputs, kernel)
     for tables in bands:
         cut, done = cuts(tables, tokens, call / len(inputs.q)), 0
         for table in tables:
-            times = {band.query_times.tobytes(): band.query_times for band in table.bands}
-            native = all(unless_native(of_frames) is None for of_frames in (table.key_times, *times.values()))
-            q, k = {}, _by_frame(ctx.rotate(inputs.k, None if native else table.key_times, scale), frames_lat)
-            for key, query_times in times.items():
-                q[key] = _by_frame(ctx.rotate(inputs.q, None if native else query_times, scale), frames_lat)
-            for chunks, calls in cut:
-                keys, values = (_copied(x, chunks, keys=True) for x in (k, _by_frame(inputs.v, frames_lat)))
-                queries = {key: _copied(x, chunks) for key, x in q.items()}
-                for band, of_band in zip(table.bands, calls[done : done + len(table.bands)], strict=True):
-                    factor, of_times = band.factor * plan.logit_scale, queries[band.query_times.tobytes()]
-                    qkv = (of_times if factor == 1 else of_times * factor, keys, values)
-                    for rows, output, lse in _outputs(qkv, band, of_band, chunks, math.ceil(table.share * tokens), kernel):
-                        _add(
-                            mean,
-                            chunks,
-                            rows,
-                            output,
-                            lse if band.addend == 0 else lse + band.addend,
-                            (len(inputs.q), frames_lat, inputs.q.shape[2]),
-                        )
-            done += len(table.bands)
+            stop = done + len(table.bands)
+            adding.add(table, [(chunks, calls[done:stop]) for chunks, calls in cut])
+            done = stop
 
 
-def _by_frame(x: Tensor, frames_lat: int) -> Tensor:
-    return x.unflatten(1, (frames_lat, -1))
+@dataclass
+class _Adding:
+    """Adds bands to `mean`. What is copied or rotated lives as long as a method runs."""
+
+    mean: StreamingMean
+    plan: FramePlan
+    inputs: LayerInputs
+    kernel: AttentionWithLSE
+
+    def add(self, table: KeyTable, cut: list[CutChunks]) -> None:
+        times = {band.query_times.tobytes(): band.query_times for band in table.bands}
+        native = all(unless_native(of_frames) is None for of_frames in (table.key_times, *times.values()))
+
+        def rotated(x: Tensor, times: np.ndarray) -> Tensor:
+            x = self.inputs.ctx.rotate(x, None if native else times, self.plan.frequency_scale)
+            return x.unflatten(1, (self.plan.frames_lat, -1))
+
+        k, q = rotated(self.inputs.k, table.key_times), {key: rotated(self.inputs.q, of_frames) for key, of_frames in times.items()}
+        for chunks, calls in cut:
+            self._add_chunks(table, chunks, calls, q, k)
+
+    def _add_chunks(
+        self, table: KeyTable, chunks: Chunks, calls: tuple[tuple[BandCall, ...], ...], q: dict[bytes, Tensor], k: Tensor
+    ) -> None:
+        """q: by query times, and k [B, T, n, H, D]."""
+        width = math.ceil(table.share * k.shape[2])
+        kv = [_copied(x, chunks, keys=True) for x in (k, self.inputs.v.view_as(k))]
+        queries: dict[bytes, Tensor] = {}
+        for band, of_band in zip(table.bands, calls, strict=True):
+            times, factor = band.query_times.tobytes(), band.factor * self.plan.logit_scale
+            if times not in queries:
+                queries = {times: _copied(q[times], chunks)}
+            scaled = queries[times] if factor == 1 else queries[times] * factor
+            for rows, output, lse in _outputs((scaled, *kv), band, of_band, chunks, width, self.kernel):
+                self._merge(chunks, rows, output, lse if band.addend == 0 else lse + band.addend)
+
+    def _merge(self, chunks: Chunks, rows: Range, output: Tensor, lse: Tensor) -> None:
+        """Merges output [R, m, G, D] and lse [R, G, m] of query frames `rows`."""
+        batch, frames_lat, heads = len(self.inputs.q), self.plan.frames_lat, self.inputs.q.shape[2]
+        mean, mean_lse = (
+            x.unflatten(0, (frames_lat, -1)).unflatten(2, (batch, heads))[slice(*rows)] for x in (self.mean.output, self.mean.lse)
+        )  # [R, n, B, H, ..]
+        output, lse = (x.unflatten(2, (batch, chunks.count, heads)) for x in (output, lse.transpose(1, 2)))  # [R, m, B, C, H, ..]
+        if chunks.ends:
+            first, last = slice(chunks.size), slice(mean.shape[1] - chunks.size, None)
+            merge(mean[:, first], mean_lse[:, first], output[:, :, :, 0], lse[:, :, :, 0])
+            merge(mean[:, last], mean_lse[:, last], output[:, :, :, 1].flip(1), lse[:, :, :, 1].flip(1))
+            return
+        tokens = slice(chunks.first, chunks.first + chunks.count * chunks.size)
+        in_chunks = [x[:, tokens].unflatten(1, (chunks.count, -1)).movedim(1, 3) for x in (mean, mean_lse)]
+        merge(*in_chunks, output, lse)
 
 
 def _copied(x: Tensor, chunks: Chunks, keys: bool = False) -> Tensor:
@@ -336,23 +366,6 @@ def _copied(x: Tensor, chunks: Chunks, keys: bool = False) -> Tensor:
     start = chunks.first - (chunks.before if keys else 0)
     parts = x[:, :, start : start + (chunks.count - 1) * chunks.size + length].unfold(2, length, chunks.size)
     return parts.permute(1, 5, 0, 2, 3, 4).contiguous().flatten(2, 4)
-
-
-def _add(mean: StreamingMean, chunks: Chunks, rows: Range, output: Tensor, lse: Tensor, shape: tuple[int, int, int]) -> None:
-    """Adds output [R, m, G, D] and lse [R, G, m] of query frames `rows` to those of all; shape: of B, T and H."""
-    batch, frames_lat, heads = shape
-    mean_output, mean_lse = (
-        x.unflatten(0, (frames_lat, -1)).unflatten(2, (batch, heads))[slice(*rows)] for x in (mean.output, mean.lse)
-    )
-    output, lse = (x.unflatten(2, (batch, chunks.count, heads)) for x in (output, lse.transpose(1, 2)))  # [R, m, B, C, H, ..]
-    if chunks.ends:
-        first, last = slice(chunks.size), slice(mean_lse.shape[1] - chunks.size, None)
-        merge(mean_output[:, first], mean_lse[:, first], output[:, :, :, 0], lse[:, :, :, 0])
-        merge(mean_output[:, last], mean_lse[:, last], output[:, :, :, 1].flip(1), lse[:, :, :, 1].flip(1))
-        return
-    tokens = slice(chunks.first, chunks.first + chunks.count * chunks.size)
-    in_chunks = (x[:, tokens].unflatten(1, (chunks.count, -1)).movedim(1, 3) for x in (mean_output, mean_lse))
-    merge(*in_chunks, output, lse)
 
 
 def _outputs(

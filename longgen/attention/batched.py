@@ -36,9 +36,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from longgen.attention.device_costs import CallCosts
 from longgen.attention.lowering import SAME, ranges_of
 from longgen.attention.partition import NEUTRAL, key_tables, logit_codes
+from longgen.device_costs import CallCosts
 from longgen.frameplan import Pass, distances
 
 

@@ -29,11 +29,11 @@ from longgen.attention.band_batches import split as split_in_batches
 from longgen.attention.banded import attend_bands, split
 from longgen.attention.batched import lower_batched
 from longgen.attention.context import AttentionContext, LayerInputs
-from longgen.attention.device_costs import costs_on
 from longgen.attention.lse_merge import PlanMerge
 from longgen.attention.partition import partition, sequential_cost
 from longgen.attention.sequential import RotatedQK, call_list, run_passes, unless_native
 from longgen.attention.streaming import attend_batched
+from longgen.device_costs import costs_on
 from longgen.frameplan import FramePlan
 from longgen.program import Program
 from longgen.technique import Step

@@ -29,8 +29,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from longgen.attention.device_costs import CPU, CallCosts
 from longgen.attention.lowering import SAME, CallList, Range
+from longgen.device_costs import CPU, CallCosts
 from longgen.frameplan import Pass, distances
 
 STRIDES = (1, 2, 3, 4, 5, 6, 7, 8)

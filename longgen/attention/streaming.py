@@ -22,9 +22,9 @@ from torch import Tensor
 
 from longgen.attention.batched import BatchedPass, BlockCall
 from longgen.attention.context import LayerInputs
-from longgen.attention.device_tables import double_on, on_device
 from longgen.attention.lse_kernels import AttentionWithLSE
 from longgen.attention.sequential import windows_of
+from longgen.device_tables import double_on, on_device
 from longgen.frameplan import FramePlan
 
 

@@ -17,11 +17,11 @@ from longgen import planner, preset
 from longgen.attention import executor
 from longgen.attention.batched import BatchedPass, lower_batched
 from longgen.attention.context import LayerInputs
-from longgen.attention.device_costs import ACCELERATOR
 from longgen.attention.streaming import attend_batched
 from longgen.backbones.registry import SPECS
 from longgen.context.keyframes import Keyframes
 from longgen.context.sink import Sink
+from longgen.device_costs import ACCELERATOR
 from longgen.frameplan import FramePlan, Pass, distances, full_attention
 from longgen.pipelines.processors import LayerCall
 from longgen.positions.vrpr import Vrpr

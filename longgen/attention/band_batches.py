@@ -45,7 +45,7 @@ from longgen.frameplan import FramePlan, Pass
 
 SIZES = (16, 32, 64, 128, 192, 256, 384, 512)  # m of the middle chunks
 TILE = 64  # query tokens that a kernel computes at a time
-COPIED = 1.0  # times N tokens that k' of one call may have
+HELD = 3.0  # times N tokens: k', v', q' and the output, twice, of chunks that are computed together, where there is a choice
 COPY = 350  # pairs of tokens attended in the time in which a key and its value are copied, on an H100 [derived]
 MOST_ROWS = 16  # query frames of a block
 LARGEST_MASK = 2**22  # elements of a block's
@@ -92,6 +92,11 @@ class Chunks:
     def copied(self) -> int:
         """Key tokens of a frame."""
         return self.count * self.span
+
+    @property
+    def held(self) -> int:
+        """Tokens of a frame in k', v', q' and, twice, the output."""
+        return self.count * (2 * self.span + 3 * self.size)
 
     def cost(self, query_frames: int, key_frames: int) -> int:
         """Of a call's sequence, in pairs of tokens computed."""
@@ -222,7 +227,7 @@ def chunkings(share: float, tokens: int) -> Iterator[tuple[Chunks, ...]]:
         if count < 1:
             break
         end = -(-(tokens - count * size) // 2)  # where that is rounded up, one token is computed twice
-        together = max(1, int(COPIED * tokens / span))
+        together = max(1, int(HELD * tokens / (2 * span + 3 * size)))
         calls = -(-count // together)
         edges = [count * call // calls for call in range(calls + 1)]
         middle = [Chunks(end + size * first, size, width - 1, span, last - first) for first, last in itertools.pairwise(edges)]
@@ -237,7 +242,9 @@ def cuts(tables: tuple[KeyTable, ...], tokens: int, call: float) -> tuple[CutChu
     """
     bands = [band for table in tables for band in table.bands]
     cheapest, least = list[CutChunks](), math.inf
-    for chunking in chunkings(tables[0].share, tokens):
+    ways = list(chunkings(tables[0].share, tokens))
+    held = [max(chunks.held for chunks in chunking) for chunking in ways]
+    for chunking in (way for way, most in zip(ways, held, strict=True) if most <= max(HELD * tokens, min(held))):
         cut, cost, known = list[CutChunks](), 0.0, dict[tuple[int, int, int], list[tuple[float, tuple[BandCall, ...]]]]()
         for chunks in chunking:
             alike = chunks.size, chunks.span, chunks.count
@@ -314,31 +321,35 @@ class _Adding:
     kernel: AttentionWithLSE
 
     def add(self, table: KeyTable, cut: list[CutChunks]) -> None:
-        times = {band.query_times.tobytes(): band.query_times for band in table.bands}
-        native = all(unless_native(of_frames) is None for of_frames in (table.key_times, *times.values()))
+        """Adds the bands of `table`, with their calls in `cut`; for two query times at a time q is kept."""
+        times = list({band.query_times.tobytes(): band.query_times for band in table.bands}.values())
+        native = all(unless_native(of_frames) is None for of_frames in (table.key_times, *times))
 
         def rotated(x: Tensor, times: np.ndarray) -> Tensor:
             x = self.inputs.ctx.rotate(x, None if native else times, self.plan.frequency_scale)
             return x.unflatten(1, (self.plan.frames_lat, -1))
 
-        k, q = rotated(self.inputs.k, table.key_times), {key: rotated(self.inputs.q, of_frames) for key, of_frames in times.items()}
-        for chunks, calls in cut:
-            self._add_chunks(table, chunks, calls, q, k)
+        k = rotated(self.inputs.k, table.key_times)
+        for first in range(0, len(times), 2):
+            q = {of_frames.tobytes(): rotated(self.inputs.q, of_frames) for of_frames in times[first : first + 2]}
+            for chunks, calls in cut:
+                self._add_chunks(table, chunks, calls, q, k)
+            del q
 
     def _add_chunks(
         self, table: KeyTable, chunks: Chunks, calls: tuple[tuple[BandCall, ...], ...], q: dict[bytes, Tensor], k: Tensor
     ) -> None:
-        """q: by query times, and k [B, T, n, H, D]."""
+        """Adds those bands of `table` whose query times have a q [B, T, n, H, D]."""
         width = math.ceil(table.share * k.shape[2])
         kv = [_copied(x, chunks, keys=True) for x in (k, self.inputs.v.view_as(k))]
-        queries: dict[bytes, Tensor] = {}
-        for band, of_band in zip(table.bands, calls, strict=True):
-            times, factor = band.query_times.tobytes(), band.factor * self.plan.logit_scale
-            if times not in queries:
-                queries = {times: _copied(q[times], chunks)}
-            scaled = queries[times] if factor == 1 else queries[times] * factor
-            for rows, output, lse in _outputs((scaled, *kv), band, of_band, chunks, width, self.kernel):
-                self._merge(chunks, rows, output, lse if band.addend == 0 else lse + band.addend)
+        for times, x in q.items():
+            queries = _copied(x, chunks)
+            for band, of_band in zip(table.bands, calls, strict=True):
+                if band.query_times.tobytes() == times:
+                    factor = band.factor * self.plan.logit_scale
+                    qkv = (queries if factor == 1 else queries * factor, *kv)
+                    for rows, output, lse in _outputs(qkv, band, of_band, chunks, width, self.kernel):
+                        self._merge(chunks, rows, output, lse if band.addend == 0 else lse + band.addend)
 
     def _merge(self, chunks: Chunks, rows: Range, output: Tensor, lse: Tensor) -> None:
         """Merges output [R, m, G, D] and lse [R, G, m] of query frames `rows`."""

@@ -50,7 +50,7 @@ class StreamingMean:
 def merge(mean: Tensor, mean_lse: Tensor, output: Tensor, lse: Tensor) -> None:
     """In place, merges `output` [.., D] and `lse` [..] of more keys into the mean so far."""
     share = (lse - mean_lse).sigmoid_()[..., None]
-    mean.mul_(1 - share).addcmul_(output, share)
+    mean.addcmul_(mean, share, value=-1).addcmul_(output, share)
     torch.logaddexp(mean_lse, lse, out=mean_lse)
 
 

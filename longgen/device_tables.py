@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MOST_BYTES = 64 * 2**20  # of tables kept; the one not used for longest goes first
+MOST_BYTES = 256 * 2**20  # of tables kept; the one not used for longest goes first
 
 _tables: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
 
@@ -26,11 +26,7 @@ def on_device(table: np.ndarray, device: torch.device, dtype: torch.dtype | None
     if key in _tables:
         _tables.move_to_end(key)
         return _tables[key]
-    _tables[key] = torch.from_numpy(np.array(table)).to(dtype).to(device)
-    kept = sum(tensor.nbytes for tensor in _tables.values())
-    while kept > MOST_BYTES and len(_tables) > 1:
-        kept -= _tables.popitem(last=False)[1].nbytes
-    return _tables[key]
+    return _keep(key, torch.from_numpy(np.array(table)).to(dtype).to(device))
 
 
 def kept_on(key: tuple[Hashable, ...], device: torch.device, make: Callable[[], Tensor]) -> Tensor:
@@ -38,10 +34,18 @@ def kept_on(key: tuple[Hashable, ...], device: torch.device, make: Callable[[], 
     if device.type == "cpu":
         return make()
     key = (*key, str(device))
-    if key not in _tables:
-        _tables[key] = make()
-    _tables.move_to_end(key)
-    return _tables[key]
+    if key in _tables:
+        _tables.move_to_end(key)
+        return _tables[key]
+    return _keep(key, make())
+
+
+def _keep(key: tuple[object, ...], table: Tensor) -> Tensor:
+    _tables[key] = table
+    kept = sum(tensor.nbytes for tensor in _tables.values())
+    while kept > MOST_BYTES and len(_tables) > 1:
+        kept -= _tables.popitem(last=False)[1].nbytes
+    return table
 
 
 def double_on(device: torch.device) -> torch.dtype:

@@ -78,7 +78,8 @@ class KeyTable:
 class Chunks:
     """`count` chunks of `size` query tokens, the first at token `first`; the `span` key tokens begin `before` tokens earlier.
 
-    ends: two chunks instead, one at each end of the frame, the second in reverse order.
+    ends: where it is not 0, there are two chunks instead, one at each end of the frame, the second in reverse order; of its tokens
+    these come first, and the others are among those of other chunks.
     """
 
     first: int
@@ -86,7 +87,7 @@ class Chunks:
     before: int
     span: int
     count: int
-    ends: bool = False
+    ends: int = 0
 
     @property
     def copied(self) -> int:
@@ -221,17 +222,19 @@ def chunkings(share: float, tokens: int) -> Iterator[tuple[Chunks, ...]]:
     width = math.ceil(share * tokens)
     yield (Chunks(0, tokens, 0, tokens, 1),)
     half = -(-tokens // 2)
-    yield (Chunks(0, half, 0, min(tokens, half + width - 1), 2, ends=True),)
+    if tokens > 1:
+        yield (Chunks(0, half, 0, min(tokens, half + width - 1), 2, ends=tokens // 2),)
     for size in SIZES:
         count, span = (tokens - 2 * width) // size, size + 2 * width - 2
         if count < 1:
             break
-        end = -(-(tokens - count * size) // 2)  # where that is rounded up, one token is computed twice
+        outside = tokens - count * size
+        end = -(-outside // 2)
         together = max(1, int(HELD * tokens / (2 * span + 3 * size)))
         calls = -(-count // together)
         edges = [count * call // calls for call in range(calls + 1)]
         middle = [Chunks(end + size * first, size, width - 1, span, last - first) for first, last in itertools.pairwise(edges)]
-        yield (Chunks(0, end, 0, end + width - 1, 2, ends=True), *middle)
+        yield (Chunks(0, end, 0, end + width - 1, 2, ends=outside // 2), *middle)
 
 
 @lru_cache(maxsize=64)
@@ -359,9 +362,9 @@ class _Adding:
         )  # [R, n, B, H, ..]
         output, lse = (x.unflatten(2, (batch, chunks.count, heads)) for x in (output, lse.transpose(1, 2)))  # [R, m, B, C, H, ..]
         if chunks.ends:
-            first, last = slice(chunks.size), slice(mean.shape[1] - chunks.size, None)
+            first, last = slice(chunks.size), slice(mean.shape[1] - chunks.ends, None)
             merge(mean[:, first], mean_lse[:, first], output[:, :, :, 0], lse[:, :, :, 0])
-            merge(mean[:, last], mean_lse[:, last], output[:, :, :, 1].flip(1), lse[:, :, :, 1].flip(1))
+            merge(mean[:, last], mean_lse[:, last], *(x[:, : chunks.ends, :, 1].flip(1) for x in (output, lse)))
             return
         tokens = slice(chunks.first, chunks.first + chunks.count * chunks.size)
         in_chunks = [x[:, tokens].unflatten(1, (chunks.count, -1)).movedim(1, 3) for x in (mean, mean_lse)]

@@ -4,7 +4,7 @@ Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, H h
 
 The mean so far and its lse take in the output and lse of one more call:
 
-    share = sigmoid(lse_call - lse)   mean = (1 - share) mean + share output   lse = log(exp lse + exp lse_call)
+    share = sigmoid(lse_call - lse)   mean = mean - share mean + share output   lse = log(exp lse + exp lse_call)
 
 exact in real arithmetic, and stable. Samples count as heads ([N, B H, D]), so that one call has the blocks of all samples. Nothing
 is read from the device. Beside q, k and v there are one rotated q and k at a time, the mean in single precision, and one output.
@@ -67,6 +67,17 @@ def attend_batched(
     more: Callable[[StreamingMean], None] | None = None,
 ) -> Tensor:
     """The output [B, N, H, D] of `plan`, which has one pass, `lowered`. more: adds what its query frames see besides."""
+    mean = _mean(plan, lowered, inputs, kernel)
+    if more is not None:
+        more(mean)
+    weight, output = plan.passes[0].weight, torch.empty_like(inputs.v, memory_format=torch.contiguous_format)
+    if (weight != 1).any():
+        mean.output.unflatten(0, (len(weight), -1)).mul_(on_device(weight, output.device, mean.output.dtype)[:, None, None, None])
+    return output.copy_(mean.output.unflatten(1, inputs.v.shape[::2]).transpose(0, 1))
+
+
+def _mean(plan: FramePlan, lowered: BatchedPass, inputs: LayerInputs, kernel: AttentionWithLSE) -> StreamingMean:
+    """Of what `lowered` computes; all else is freed on return."""
     rotated, v = _Rotated(plan, lowered.native, inputs), samples_as_heads(inputs.v)
     mean, tokens = StreamingMean(v), len(v) // plan.frames_lat
     for group in lowered.groups:
@@ -83,13 +94,7 @@ def attend_batched(
             mean.add(call, tokens, output, lse + addend if addend else lse)
     if lowered.chosen is not None:
         _add_chosen(mean, lowered, rotated, v, kernel)
-    del rotated, v
-    if more is not None:
-        more(mean)
-    weight, output = plan.passes[0].weight, torch.empty_like(inputs.v, memory_format=torch.contiguous_format)
-    if (weight != 1).any():
-        mean.output.unflatten(0, (len(weight), -1)).mul_(on_device(weight, output.device, mean.output.dtype)[:, None, None, None])
-    return output.copy_(mean.output.unflatten(1, inputs.v.shape[::2]).transpose(0, 1))
+    return mean
 
 
 def samples_as_heads(x: Tensor) -> Tensor:

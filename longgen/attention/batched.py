@@ -36,7 +36,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from longgen.attention.lowering import SAME, ranges_of
+from longgen.attention.lowering import SAME, Range, ranges_of
 from longgen.attention.partition import NEUTRAL, key_tables, logit_codes
 from longgen.device_costs import CallCosts
 from longgen.frameplan import Pass, distances
@@ -206,7 +206,7 @@ def _runs(mask: np.ndarray, query_times: np.ndarray) -> list[_Run]:
     """The runs of `mask` [T, T] in which a query frame has one time, followed from query frame to query frame."""
     runs, active = list[_Run](), list[_Run]()
     for row, seen in enumerate(mask):
-        pieces = []
+        pieces = list[Range]()
         for start, stop in ranges_of(seen):
             cuts = start + 1 + np.flatnonzero(np.abs(np.diff(query_times[row, start:stop])) > SAME)
             pieces += itertools.pairwise([start, *cuts.tolist(), stop])
@@ -234,7 +234,7 @@ def _runs(mask: np.ndarray, query_times: np.ndarray) -> list[_Run]:
 
 def _calls(run: _Run) -> Iterator[BlockCall]:
     """The calls that compute `run`."""
-    units = []  # query frames that see the same keys: the first, how many, their key frames
+    units = list[tuple[int, int, int, int]]()  # query frames that see the same keys: the first, how many, their key frames
     for row, (first, stop) in enumerate(zip(run.first, run.stop, strict=True), run.row):
         if units and units[-1][2:] == (first, stop):
             units[-1] = (units[-1][0], units[-1][1] + 1, first, stop)

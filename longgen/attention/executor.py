@@ -7,8 +7,9 @@ frame-major: the tokens of a latent frame are n neighbours, in raster order. q, 
 For any table the result equals one softmax over [N, N] whose logits between frames i and j are rotated to rel[i, j], changed by the
 pass's columns and masked by visible[i, j] and the bands; tests hold that slow form. Where the attention backend returns the
 log-sum-exp, and that is cheaper, passes are merged from parts (`partition`, `lse_merge`) and bands are computed apart (`banded`);
-else one pass runs after the other (`lowering`, `sequential`). A pass at p[i] - p[j] without columns always runs the second way,
-full attention as the stock call.
+else one pass runs after the other (`lowering`, `sequential`). On a CPU a pass at p[i] - p[j] without columns always runs the second
+way, full attention as the stock call. An accelerator takes a single pass in calls of many blocks each (`batched`, `streaming`),
+where that is cheaper.
 
 Text inside self-attention (CogVideoX, HunyuanVideo) is seen by every query frame, from the time rel[i, 0] - rel[0, 0] [derived].
 """

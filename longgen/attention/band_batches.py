@@ -145,21 +145,17 @@ def _by_key_times(rel: np.ndarray, pairs: np.ndarray, logits: np.ndarray) -> Ite
     ]
     tables: list[tuple[np.ndarray, list[Band]]] = []
     while any(left.any() for _, _, left in kinds):
-        most, chosen = 0, tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]()
-        for key_times in (*(key_times for key_times, _ in tables), *_candidates(rel, pairs)):
-            fitting = [_fitting(rel + key_times, left) for _, _, left in kinds]
-            count = sum(int(fits.sum()) for _, fits in fitting)
-            if count > most:
-                most, chosen = count, (key_times, fitting)
-        if not any(chosen[0] is key_times for key_times, _ in tables):
-            tables.append((chosen[0], []))
-        bands = next(bands for key_times, bands in tables if key_times is chosen[0])
-        for (factor, addend, left), (query_times, fits) in zip(kinds, chosen[1], strict=True):
+        candidates = (*(key_times for key_times, _ in tables), *_candidates(rel, pairs))
+        fittings = [[_fitting(rel + key_times, left) for _, _, left in kinds] for key_times in candidates]
+        most = int(np.argmax([sum(int(fits.sum()) for _, fits in fitting) for fitting in fittings]))
+        if most >= len(tables):
+            tables.append((candidates[most], []))
+        key_times, bands = tables[min(most, len(tables) - 1)]
+        for (factor, addend, left), (query_times, fits) in zip(kinds, fittings[most], strict=True):
             left &= ~fits
             pairs = pairs & ~fits
-            bands += [
-                Band(np.where(np.isnan(query_times), chosen[0], query_times), windows, factor, addend) for windows in _windows(fits)
-            ]
+            query_times = np.where(np.isnan(query_times), key_times, query_times)
+            bands += [Band(query_times, windows, factor, addend) for windows in _windows(fits)]
     yield from ((key_times, tuple(bands)) for key_times, bands in tables)
 
 
@@ -211,7 +207,7 @@ def _windows(pairs: np.ndarray) -> Iterator[np.ndarray]:
         begin = left.argmax(axis=1)
         after = ~left & (np.arange(left.shape[1]) > begin[:, None])
         end = np.where(after.any(axis=1), after.argmax(axis=1), left.shape[1])
-        windows = np.where(left.any(axis=1)[:, None], np.stack([begin, end], axis=1), 0)
+        windows = np.where(left.any(axis=1, keepdims=True), np.stack([begin, end], axis=1), 0)
         yield windows
         for i, (start, stop) in enumerate(windows):
             left[i, start:stop] = False
@@ -288,11 +284,11 @@ def _calls(windows: np.ndarray, chunks: Chunks, call: float) -> tuple[float, tup
             )
         cost, chosen = min(options, key=lambda option: option[0])
         best.append((cost + call, chosen))
-    calls, stop = [], len(begins)
+    calls, stop = list[BandCall](), len(begins)
     while stop:
-        chosen = best[stop][1]
-        calls += [] if chosen is None else [chosen]
-        stop = stop - 1 if chosen is None else chosen.rows[0]
+        last_call = best[stop][1]
+        calls += [] if last_call is None else [last_call]
+        stop = stop - 1 if last_call is None else last_call.rows[0]
     return best[-1][0], tuple(reversed(calls))
 
 
@@ -367,8 +363,8 @@ class _Adding:
             merge(mean[:, last], mean_lse[:, last], *(x[:, : chunks.ends, :, 1].flip(1) for x in (output, lse)))
             return
         tokens = slice(chunks.first, chunks.first + chunks.count * chunks.size)
-        in_chunks = [x[:, tokens].unflatten(1, (chunks.count, -1)).movedim(1, 3) for x in (mean, mean_lse)]
-        merge(*in_chunks, output, lse)
+        mean, mean_lse = (x[:, tokens].unflatten(1, (chunks.count, -1)).movedim(1, 3) for x in (mean, mean_lse))
+        merge(mean, mean_lse, output, lse)
 
 
 def _copied(x: Tensor, chunks: Chunks, keys: bool = False) -> Tensor:

@@ -7,12 +7,13 @@ layer and step read are sent once and looked up by their values afterwards.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Hashable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-MOST_BYTES = 64 * 2**20  # of tables kept; the one not used for longest goes first
+MOST_BYTES = 256 * 2**20  # of tables kept; the one not used for longest goes first
 
 _tables: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
 
@@ -25,11 +26,26 @@ def on_device(table: np.ndarray, device: torch.device, dtype: torch.dtype | None
     if key in _tables:
         _tables.move_to_end(key)
         return _tables[key]
-    _tables[key] = torch.from_numpy(np.array(table)).to(dtype).to(device)
+    return _keep(key, torch.from_numpy(np.array(table)).to(dtype).to(device))
+
+
+def kept_on(key: tuple[Hashable, ...], device: torch.device, make: Callable[[], Tensor]) -> Tensor:
+    """`make()`, a tensor on `device` that depends on `key` alone; not to be changed in place."""
+    if device.type == "cpu":
+        return make()
+    key = (*key, str(device))
+    if key in _tables:
+        _tables.move_to_end(key)
+        return _tables[key]
+    return _keep(key, make())
+
+
+def _keep(key: tuple[object, ...], table: Tensor) -> Tensor:
+    _tables[key] = table
     kept = sum(tensor.nbytes for tensor in _tables.values())
     while kept > MOST_BYTES and len(_tables) > 1:
         kept -= _tables.popitem(last=False)[1].nbytes
-    return _tables[key]
+    return table
 
 
 def double_on(device: torch.device) -> torch.dtype:

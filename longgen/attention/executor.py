@@ -16,6 +16,7 @@ Text inside self-attention (CogVideoX, HunyuanVideo) is seen by every query fram
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from longgen.attention.band_batches import add_bands
+from longgen.attention.band_batches import split as split_in_batches
 from longgen.attention.banded import attend_bands, split
 from longgen.attention.batched import lower_batched
 from longgen.attention.context import AttentionContext, LayerInputs
@@ -132,8 +135,15 @@ def _batched(plan: FramePlan, inputs: LayerInputs) -> Tensor | None:
     """`run_plan` of one pass in few calls on an accelerator; None where that cannot be or does not pay."""
     costs, kernel = costs_on(inputs.q.device.type), inputs.ctx.attention_with_lse(inputs.q)
     pass_, text_tokens, tokens = plan.passes[0], inputs.text_tokens, inputs.q.shape[1] // plan.frames_lat
-    if not costs.batched or kernel is None or len(plan.passes) > 1 or pass_.band is not None:
+    if not costs.batched or kernel is None or len(plan.passes) > 1:
         return None
+    if pass_.band is not None:
+        masked_kernel = inputs.ctx.attention_with_lse(inputs.q, masked=True)
+        if masked_kernel is None or plan.key_frames is not None:
+            return None
+        whole, bands = split_in_batches(pass_)
+        add = functools.partial(add_bands, bands=bands, plan=plan, inputs=inputs, kernel=masked_kernel, call=costs.call)
+        return attend_batched(plan, lower_batched(whole, text_tokens > 0), inputs, kernel, add)
     lowered = lower_batched(pass_, text_tokens > 0, plan.key_frames is not None)
     if plan.key_frames is None:
         calls = [call_list(pass_, text_tokens > 0)]

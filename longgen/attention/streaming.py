@@ -14,6 +14,8 @@ Key frames chosen at run time: a call for each of the S, of all query frames, wh
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -42,9 +44,14 @@ class StreamingMean:
             mean.copy_(output)
             mean_lse.copy_(lse)
             return
-        share = (lse - mean_lse).sigmoid_()[..., None]
-        mean.addcmul_(mean, share, value=-1).addcmul_(output, share)
-        torch.logaddexp(mean_lse, lse, out=mean_lse)
+        merge(mean, mean_lse, output, lse)
+
+
+def merge(mean: Tensor, mean_lse: Tensor, output: Tensor, lse: Tensor) -> None:
+    """In place, merges `output` [.., D] and `lse` [..] of more keys into the mean so far."""
+    share = (lse - mean_lse).sigmoid_()[..., None]
+    mean.addcmul_(mean, share, value=-1).addcmul_(output, share)
+    torch.logaddexp(mean_lse, lse, out=mean_lse)
 
 
 def blocks_of(x: Tensor, first: int, frames: int, step: int, call: BlockCall, tokens: int) -> Tensor:
@@ -52,8 +59,25 @@ def blocks_of(x: Tensor, first: int, frames: int, step: int, call: BlockCall, to
     return windows_of(x, first * tokens, frames * tokens, call.count, step * tokens)
 
 
-def attend_batched(plan: FramePlan, lowered: BatchedPass, inputs: LayerInputs, kernel: AttentionWithLSE) -> Tensor:
-    """The output [B, N, H, D] of `plan`, which has one pass, `lowered`."""
+def attend_batched(
+    plan: FramePlan,
+    lowered: BatchedPass,
+    inputs: LayerInputs,
+    kernel: AttentionWithLSE,
+    more: Callable[[StreamingMean], None] | None = None,
+) -> Tensor:
+    """The output [B, N, H, D] of `plan`, which has one pass, `lowered`. more: adds what its query frames see besides."""
+    mean = _mean(plan, lowered, inputs, kernel)
+    if more is not None:
+        more(mean)
+    weight, output = plan.passes[0].weight, torch.empty_like(inputs.v, memory_format=torch.contiguous_format)
+    if (weight != 1).any():
+        mean.output.unflatten(0, (len(weight), -1)).mul_(on_device(weight, output.device, mean.output.dtype)[:, None, None, None])
+    return output.copy_(mean.output.unflatten(1, inputs.v.shape[::2]).transpose(0, 1))
+
+
+def _mean(plan: FramePlan, lowered: BatchedPass, inputs: LayerInputs, kernel: AttentionWithLSE) -> StreamingMean:
+    """Of what `lowered` computes; all else is freed on return."""
     rotated, v = _Rotated(plan, lowered.native, inputs), samples_as_heads(inputs.v)
     mean, tokens = StreamingMean(v), len(v) // plan.frames_lat
     for group in lowered.groups:
@@ -70,11 +94,7 @@ def attend_batched(plan: FramePlan, lowered: BatchedPass, inputs: LayerInputs, k
             mean.add(call, tokens, output, lse + addend if addend else lse)
     if lowered.chosen is not None:
         _add_chosen(mean, lowered, rotated, v, kernel)
-    del rotated, v
-    weight, output = plan.passes[0].weight, torch.empty_like(inputs.v, memory_format=torch.contiguous_format)
-    if (weight != 1).any():
-        mean.output.unflatten(0, (len(weight), -1)).mul_(on_device(weight, output.device, mean.output.dtype)[:, None, None, None])
-    return output.copy_(mean.output.unflatten(1, inputs.v.shape[::2]).transpose(0, 1))
+    return mean
 
 
 def samples_as_heads(x: Tensor) -> Tensor:

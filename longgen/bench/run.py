@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
+import torch
+
 from longgen import arguments, cost, progress
 from longgen.backbones.settings import ModelSettings
 from longgen.bench import steps

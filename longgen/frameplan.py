@@ -168,8 +168,9 @@ class KeyFrames(Protocol):
         """How many there will be."""
         ...
 
-    def choose(self, features: Tensor) -> list[int]:
-        """The key frames of one sample's layer input `features` [T, n, C]."""
+    def choose(self, features: Tensor) -> Tensor:
+        """The key frames [S] int64, all different, of one sample's layer input `features` [T, n, C]: on its device, unread by the
+        host, which would wait for it. S is `count`."""
         ...
 
 

@@ -141,7 +141,7 @@ def _with_key_frames(plan: FramePlan, inputs: LayerInputs) -> Tensor:
     for index, (q, k, v) in enumerate(zip(*(x.split(1) for x in (inputs.q, inputs.k, inputs.v)), strict=True)):
         sample = LayerInputs(inputs.ctx.sample(index), q, k, v)
         chosen = np.zeros(plan.frames_lat, dtype=bool)
-        chosen[plan.key_frames.choose(inputs.ctx.features[index].unflatten(0, (plan.frames_lat, -1)))] = True
+        chosen[plan.key_frames.choose(inputs.ctx.features[index].unflatten(0, (plan.frames_lat, -1))).tolist()] = True
         if merge is not None:
             outputs.append(merge.mean(sample, chosen))
         else:

@@ -25,7 +25,6 @@ Neutral: L >= N - 1, where the window is the clip, which is the default at nativ
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -74,12 +73,19 @@ class MostInformative:
     def count(self, frames_lat: int) -> int:
         return self.segments
 
-    def choose(self, features: Tensor) -> list[int]:
-        """The key frames of `features` [T, n, C], in any floating-point dtype, ascending."""
-        score = scores(features).tolist()
-        size, longer = divmod(len(score), self.segments)  # the first `longer` segments have one frame more
-        bounds = [index * size + min(index, longer) for index in range(self.segments + 1)]
-        return [max(range(start, stop), key=score.__getitem__) for start, stop in itertools.pairwise(bounds)]
+    def choose(self, features: Tensor) -> Tensor:
+        """The key frames [S] of `features` [T, n, C], in any floating-point dtype, ascending."""
+        import torch  # lazy: plans need no torch
+
+        score, first, chosen = scores(features), 0, []
+        size, longer = divmod(len(score), self.segments)
+        for count, length in ((longer, size + 1), (self.segments - longer, size)):  # the first segments have one frame more
+            last = first + count * length
+            if count:
+                starts = torch.arange(first, last, length, device=score.device)
+                chosen.append(starts + score[first:last].view(count, length).argmax(dim=1))  # the first of equals
+            first = last
+        return torch.cat(chosen)
 
 
 def scores(features: Tensor) -> Tensor:
@@ -90,9 +96,9 @@ def scores(features: Tensor) -> Tensor:
     planes = torch.stack([features.amax(-1).float(), features.mean(-1, dtype=torch.float32), features.amin(-1).float()])
     planes = _min_max_scaled(planes.flatten(1)).view(3, frames_lat, tokens)
     bins = (planes * BINS).long().clamp(0, BINS - 1)  # exact: BINS is a power of two
-    frame = torch.arange(3 * frames_lat, device=features.device).view(3, frames_lat, 1)
-    counts = torch.bincount((bins + BINS * frame).flatten(), minlength=3 * frames_lat * BINS)
-    share = counts.view(3, frames_lat, BINS).float() / tokens
+    counts = torch.zeros(3, frames_lat, BINS, dtype=torch.long, device=features.device)
+    counts.scatter_add_(2, bins, torch.ones_like(bins))  # `bincount` would make the host wait
+    share = counts.float() / tokens
     entropy = -torch.xlogy(share, share).sum(-1).mean(0)
     difference = torch.zeros_like(entropy)
     difference[1:] = planes.diff(dim=1).abs().mean(dim=(0, 2))

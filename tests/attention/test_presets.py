@@ -83,7 +83,7 @@ def expected(frame_plan: FramePlan, call: LayerCall, qkv: tuple[Tensor, Tensor, 
     for index in range(B):
         one, sample = slice(index, index + 1), call.sample(index)
         seen = np.zeros(frame_plan.frames_lat, dtype=bool)
-        seen[frame_plan.key_frames.choose(sample.features[0].unflatten(0, (frame_plan.frames_lat, -1)))] = True
+        seen[frame_plan.key_frames.choose(sample.features[0].unflatten(0, (frame_plan.frames_lat, -1))).tolist()] = True
         chosen = replace(frame_plan, key_frames=None).see_also(np.broadcast_to(seen, (len(seen), len(seen))))
         outputs.append(dense(chosen, *(x[one] for x in qkv), rotary, stock, sample.text))
     return torch.cat(outputs)

@@ -63,7 +63,7 @@ def test_scores_and_choice_equal_loops(frames_lat: int, segments: int, seed: int
     error = np.abs(scores(x).numpy() - expected).max()
     print(f"T {frames_lat} seed {seed}: largest difference of scores {error:.1e}")
     assert error < 1e-5
-    assert MostInformative(segments).choose(x) == chosen_by_loops(expected, segments)
+    assert MostInformative(segments).choose(x).tolist() == chosen_by_loops(expected, segments)
 
 
 def test_both_criteria_decide() -> None:
@@ -72,7 +72,7 @@ def test_both_criteria_decide() -> None:
     frames = chosen_by_loops(scores_by_loops(x.numpy()), 4)
     assert frames != chosen_by_loops(entropy, 4)
     assert frames != chosen_by_loops(difference, 4)
-    assert MostInformative(4).choose(x) == frames
+    assert MostInformative(4).choose(x).tolist() == frames
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -95,14 +95,14 @@ def test_the_edges_of_the_histogram() -> None:
 
 
 def test_equal_frames_give_the_first_of_each_segment() -> None:
-    assert MostInformative(3).choose(torch.ones(10, 5, 4)) == [0, 4, 7]
+    assert MostInformative(3).choose(torch.ones(10, 5, 4)).tolist() == [0, 4, 7]
     alternating = features(1).repeat(12, 1, 1)
-    assert MostInformative(4).choose(alternating) == [0, 3, 6, 9]
+    assert MostInformative(4).choose(alternating).tolist() == [0, 3, 6, 9]
 
 
 def test_scale_and_offset_of_the_features_do_not_matter() -> None:
     x = features(41)
-    assert MostInformative(4).choose(x * 8 + 16) == MostInformative(4).choose(x)
+    assert torch.equal(MostInformative(4).choose(x * 8 + 16), MostInformative(4).choose(x))
 
 
 @pytest.mark.parametrize(

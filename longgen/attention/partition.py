@@ -127,7 +127,7 @@ def partition(passes: tuple[Pass, ...], tokens: int, at_run_time: bool = False, 
     for stride in STRIDES[: len(frames)]:
         order = np.concatenate([frames[residue::stride] for residue in range(stride)])
         ordered = [x[:, order][:, :, order] for x in (rel, seen, visible, logit_code)]
-        tables, table, joined = _key_tables(ordered[0], ordered[1])
+        tables, table, joined = key_tables(ordered[0], ordered[1])
         if joined > 1.1 * most:
             kinds = _Kinds(tables, table, logits, ordered[3])
             times = None if text_times is None else text_times[:, order]
@@ -150,7 +150,7 @@ def _logit_codes(passes: tuple[Pass, ...]) -> tuple[list[tuple[float, float]], n
     return [(float(factor), float(addend)) for factor, addend in values.T], code.reshape(shape)
 
 
-def _key_tables(rel: np.ndarray, seen: np.ndarray) -> tuple[list[np.ndarray], np.ndarray, int]:
+def key_tables(rel: np.ndarray, seen: np.ndarray) -> tuple[list[np.ndarray], np.ndarray, int]:
     """Times of the keys [T] each, the table of each pair [P, T, T], and how many pairs have an equal neighbour on the first."""
     left, table, tables, first = seen.copy(), np.zeros(seen.shape, dtype=np.int64), list[np.ndarray](), 0
     steps = rel[..., :-1] - rel[..., 1:]

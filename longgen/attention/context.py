@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from longgen.attention.lse_kernels import AttentionWithLSE
+from longgen.attention.rotary import Times
 from longgen.technique import Grid
 
 
@@ -28,10 +29,10 @@ class AttentionContext(Protocol):
         Appends the keys and values of `text`. mask [Nq, Nk]: True where a key is seen, or the float that is added to the logits.
         """
 
-    def rotate(self, x: Tensor, positions: np.ndarray | None, scale: np.ndarray | None) -> Tensor:
+    def rotate(self, x: Tensor, positions: Times | None, scale: np.ndarray | None) -> Tensor:
         """x [B, T n, H, D] rotated in space and to times `positions` [T] (None: 0 .. T-1), by frequencies times `scale`."""
 
-    def rotate_time(self, x: Tensor, unrotated: Tensor, frames: np.ndarray, times: np.ndarray, scale: np.ndarray | None) -> None:
+    def rotate_time(self, x: Tensor, unrotated: Tensor, frames: Times, times: Times, scale: np.ndarray | None) -> None:
         """In place, the `frames` of x [B, f n, H, D] become those of `unrotated`, rotated in time to `times`."""
 
     def attention_with_lse(self, q: Tensor, masked: bool = False) -> AttentionWithLSE | None:

@@ -24,10 +24,13 @@ import torch
 from torch import Tensor
 
 from longgen.attention.banded import attend_bands, split
+from longgen.attention.batched import lower_batched
 from longgen.attention.context import AttentionContext, LayerInputs
+from longgen.attention.device_costs import costs_on
 from longgen.attention.lse_merge import PlanMerge
 from longgen.attention.partition import partition, sequential_cost
 from longgen.attention.sequential import RotatedQK, call_list, run_passes, unless_native
+from longgen.attention.streaming import attend_batched
 from longgen.frameplan import FramePlan
 from longgen.program import Program
 from longgen.technique import Step
@@ -99,6 +102,8 @@ def run_text(program: Program, ctx: AttentionContext, text_q: Tensor, k: Tensor,
 
 def run_plan(plan: FramePlan, inputs: LayerInputs) -> Tensor:
     """The weighted mean [B, N, H, D] of the plan's passes; zero for frames that no pass computes."""
+    if (batched := _batched(plan, inputs)) is not None:
+        return batched
     if plan.key_frames is not None:
         return _with_key_frames(plan, inputs)
     merge = merge_if_cheaper(plan, inputs)
@@ -120,6 +125,20 @@ def merge_if_cheaper(plan: FramePlan, inputs: LayerInputs) -> PlanMerge | None:
     calls = [call_list(pass_, text_tokens > 0) for pass_ in plan.passes]
     cheaper = parts.cost(tokens, text_tokens) < sequential_cost(calls, tokens, text_tokens)
     return PlanMerge(plan, parts, kernel) if cheaper else None
+
+
+def _batched(plan: FramePlan, inputs: LayerInputs) -> Tensor | None:
+    """`run_plan` of one pass in few calls on an accelerator; None where that cannot be or does not pay."""
+    costs, kernel = costs_on(inputs.q.device.type), inputs.ctx.attention_with_lse(inputs.q)
+    pass_, text_tokens, tokens = plan.passes[0], inputs.text_tokens, inputs.q.shape[1] // plan.frames_lat
+    if not costs.batched or kernel is None or len(plan.passes) > 1 or pass_.band is not None:
+        return None
+    lowered = lower_batched(pass_, text_tokens > 0, plan.key_frames is not None)
+    if plan.key_frames is None:
+        calls = [call_list(pass_, text_tokens > 0)]
+        if lowered.cost(costs, tokens, text_tokens) >= sequential_cost(calls, tokens, text_tokens, costs):
+            return None
+    return attend_batched(plan, lowered, inputs, kernel)
 
 
 def _banded(plan: FramePlan, inputs: LayerInputs) -> Tensor | None:

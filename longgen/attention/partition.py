@@ -29,6 +29,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from longgen.attention.device_costs import CPU, CallCosts
 from longgen.attention.lowering import SAME, CallList, Range
 from longgen.frameplan import Pass, distances
 
@@ -94,7 +95,7 @@ class Partition:
         return pairs * tokens + (MERGE * merged + ROTATE * rotated) * tokens + CALL * len(parts)
 
 
-def sequential_cost(call_lists: list[CallList], tokens: int, text_tokens: int = 0) -> float:
+def sequential_cost(call_lists: list[CallList], tokens: int, text_tokens: int = 0, costs: CallCosts = CPU) -> float:
     """That of passes computed one after the other."""
     calls = [call for call_list in call_lists for call in call_list.calls]
     queries = [call.queries[1] - call.queries[0] for call in calls]
@@ -102,7 +103,7 @@ def sequential_cost(call_lists: list[CallList], tokens: int, text_tokens: int = 
     rotated = sum(2 * len(call_list.positions) for call_list in call_lists)
     rotated += sum(len(call.rotated) for call in calls if call.rotated is not None)
     count = sum(frames if call.sliding and text_tokens else 1 for frames, call in zip(queries, calls, strict=True))
-    return pairs * tokens**2 + sum(queries) * tokens * text_tokens + ROTATE * rotated * tokens + CALL * count
+    return pairs * tokens**2 + sum(queries) * tokens * text_tokens + costs.rotate * rotated * tokens + costs.call * count
 
 
 @lru_cache(maxsize=64)
@@ -116,7 +117,7 @@ def partition(passes: tuple[Pass, ...], tokens: int, at_run_time: bool = False, 
     computed = np.stack([pass_.weight > 0 for pass_ in passes])
     visible = np.stack([pass_.visible for pass_ in passes]) & computed[:, :, None]
     seen = np.broadcast_to(computed[:, :, None], visible.shape) if at_run_time else visible
-    logits, logit_code = _logit_codes(passes)
+    logits, logit_code = logit_codes(passes)
     text_times = np.where(computed, rel[:, :, 0] - rel[:, :1, 0], np.nan) if text_tokens else None
     frames = np.arange(rel.shape[1])
     if (rel == distances(len(frames)))[seen].all():  # the backbone's own times, for which it may have its own tables
@@ -139,7 +140,7 @@ def partition(passes: tuple[Pass, ...], tokens: int, at_run_time: bool = False, 
     return cheapest
 
 
-def _logit_codes(passes: tuple[Pass, ...]) -> tuple[list[tuple[float, float]], np.ndarray]:
+def logit_codes(passes: tuple[Pass, ...]) -> tuple[list[tuple[float, float]], np.ndarray]:
     """The distinct (factor, addend) of the passes' logit columns, and which one each pair has [P, T, T]."""
     shape = (len(passes), *passes[0].rel.shape)
     if all(pass_.logits is None for pass_ in passes):

@@ -4,99 +4,150 @@ Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, H h
 table (1 where all heads do, else H), P = S D / 2 channel pairs of a table, C temporal components.
 
 All four families rotate neighbouring channel pairs by cos and sin; they differ in which pairs belong to time.
+
+A CPU rotates a few values at a time, by whole tables that are kept. An accelerator rotates all at once, by the stock tables, and
+then the temporal pairs again from the same x, by their angles of each frame: thirteen launches, and no table to keep. Either way
+the same products are rounded once.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from longgen.attention.device_costs import costs_on
+from longgen.attention.device_tables import double_on, on_device
+
 Tables = tuple[Tensor, Tensor]  # cos and sin, [N, P] each
-BLOCK = 2**22  # values that are in single precision at a time
+Times: TypeAlias = np.ndarray | Tensor  # in latent frames; a tensor where they are known on the device alone
+BLOCK = 2**22  # values that a CPU has in single precision at a time
+MOST_BYTES = 256 * 2**20  # of tables kept; those not used for longest go first
 
 
 @dataclass
 class Rotary:
-    """frequencies: [C] float64, radians a latent frame. pairs: [C], their places among the P pairs. cache: of tables."""
+    """frequencies: [C] float64, radians a latent frame. pairs: [C], their places among the P pairs, equally far apart."""
 
     frequencies: np.ndarray
     pairs: np.ndarray
-    cache: dict[tuple[Any, ...], Tables] = field(default_factory=dict)
+    _cache: OrderedDict[tuple[Any, ...], Tables] = field(default_factory=OrderedDict)
 
-    def angles(self, positions: np.ndarray, scale: np.ndarray | None, device: torch.device) -> Tables:
-        """cos and sin [f, C] float32 of time `positions` [f]: computed in double precision, then rounded."""
-        key = (*_key(positions, scale), device)
-        if key not in self.cache:
-            self.cache[key] = self._angles(positions, scale, device)
-        return self.cache[key]
+    @property
+    def places(self) -> slice:
+        """`pairs` as a slice."""
+        first, *rest = self.pairs.tolist() or [0]
+        step = rest[0] - first if rest else 1
+        return slice(first, first + step * len(self.pairs), step)
+
+    def angles(self, times: Times, scale: np.ndarray | None, device: torch.device) -> Tables:
+        """cos and sin [f, C] float32 of `times` [f]: computed in double precision, where the device has it, then rounded."""
+        if isinstance(times, Tensor):
+            angles = times.to(double_on(device))[:, None] * on_device(self._scaled(scale), device, double_on(device))
+            return angles.cos().float(), angles.sin().float()
+        key = (*_key(times, scale), device)
+        return self._kept(key) or self._keep(key, self._angles(times, scale, device))
 
     def tables_at(self, stock: Tables, positions: np.ndarray, scale: np.ndarray | None) -> Tables:
         """The stock tables [N, P] with their temporal pairs at `positions` [T]."""
         key = ("all", *_key(positions, scale), stock[0].shape, stock[0].device)
-        if key not in self.cache:
-            frames = [table.unflatten(0, (len(positions), -1)) for table in stock]
-            self.cache[key] = self._with_angles(frames, self.angles(positions, scale, stock[0].device))
-        return self.cache[key]
+        if (kept := self._kept(key)) is not None:
+            return kept
+        frames = [table.unflatten(0, (len(positions), -1)) for table in stock]
+        return self._keep(key, self._with_angles(frames, self.angles(positions, scale, stock[0].device)))
 
-    def frame_tables_at(self, frame: Tables, positions: np.ndarray, scale: np.ndarray | None) -> Tables:
+    def frame_tables_at(self, frame: Tables, positions: Times, scale: np.ndarray | None) -> Tables:
         """Tables [F n, P] of frames at `positions` [F], from the stock tables [n, P] of one frame. Not cached: rollouts never
         ask for the same positions twice."""
-        frames = [table.expand(len(positions), -1, -1) for table in frame]
-        return self._with_angles(frames, self._angles(positions, scale, frame[0].device))
+        frames, device = [table.expand(len(positions), -1, -1) for table in frame], frame[0].device
+        known = isinstance(positions, np.ndarray)
+        return self._with_angles(frames, (self._angles if known else self.angles)(positions, scale, device))
 
-    def _angles(self, positions: np.ndarray, scale: np.ndarray | None, device: torch.device) -> Tables:
-        angles = torch.from_numpy(np.outer(positions, self.frequencies if scale is None else self.frequencies * scale))
+    def _scaled(self, scale: np.ndarray | None) -> np.ndarray:
+        return self.frequencies if scale is None else self.frequencies * scale
+
+    def _angles(self, times: np.ndarray, scale: np.ndarray | None, device: torch.device) -> Tables:
+        angles = torch.from_numpy(np.outer(times, self._scaled(scale)))
         return angles.cos().float().to(device), angles.sin().float().to(device)
+
+    def _kept(self, key: tuple[Any, ...]) -> Tables | None:
+        if key in self._cache:
+            self._cache.move_to_end(key)
+        return self._cache.get(key)
+
+    def _keep(self, key: tuple[Any, ...], tables: Tables) -> Tables:
+        self._cache[key] = tables
+        kept = sum(cos.nbytes + sin.nbytes for cos, sin in self._cache.values())
+        while kept > MOST_BYTES and len(self._cache) > 1:
+            kept -= sum(table.nbytes for table in self._cache.popitem(last=False)[1])
+        return tables
 
     def _with_angles(self, frames: list[Tensor], angles: Tables) -> Tables:
         """Tables `frames` [F, n, P], cos and sin, with temporal pairs `angles` [F, C], as [F n, P]."""
         tables = []
         for table, time in zip(frames, angles, strict=True):
             table = table.float().clone(memory_format=torch.contiguous_format)
-            table[:, :, self.pairs] = time[:, None, :]
+            table[:, :, self.places] = time[:, None, :]
             tables.append(table.flatten(0, 1))
         return tables[0], tables[1]
 
     def rotate(self, x: Tensor, tables: Tables) -> Tensor:
         """x [B, N, H, D] rotated by tables [N, P]."""
         cos, sin = (table.view(len(table), -1, x.shape[-1] // 2) for table in tables)
-        return _rotate_pairs(x, cos, sin)
+        return _rotate_pairs(x.unflatten(-1, (-1, 2)), cos, sin).flatten(-2)
 
-    def rotate_time(self, x: Tensor, unrotated: Tensor, frames: np.ndarray, times: np.ndarray, scale: np.ndarray | None) -> None:
+    def rotate_to(self, x: Tensor, stock: Tables, positions: Times, scale: np.ndarray | None) -> Tensor:
+        """x [B, T n, H, D] rotated by the stock tables [N, P] with their temporal pairs at `positions` [T]."""
+        if not costs_on(x.device.type).batched and isinstance(positions, np.ndarray):
+            return self.rotate(x, self.tables_at(stock, positions, scale))
+        rotated, frames_lat = self.rotate(x, stock), len(positions)
+        by_frame, unrotated = (part.unflatten(1, (frames_lat, -1)) for part in (rotated, x))
+        self.rotate_time(by_frame, unrotated, np.arange(frames_lat), positions, scale)
+        return rotated
+
+    def rotate_time(self, x: Tensor, unrotated: Tensor, frames: Times, times: Times, scale: np.ndarray | None) -> None:
         """In place, the `frames` of x [B, T, n, H, D] become those of `unrotated`, rotated to `times` in their temporal pairs."""
         cos, sin = self.angles(times, scale, x.device)
-        count, run = len(self.pairs), bool(len(frames)) and frames[-1] - frames[0] + 1 == len(frames)
-        places = slice(int(frames[0]), int(frames[-1]) + 1) if run else torch.from_numpy(frames).to(x.device)
-        if count <= x.shape[-1] // 2 and (self.pairs == np.arange(count)).all():  # the first channels of every head
-            x, unrotated = x[..., : 2 * count], unrotated[..., : 2 * count]
-            if x.dtype == torch.float32 and run:
-                factors = torch.complex(cos, sin)[:, None, None]
-                pairs, out = (torch.view_as_complex(part[:, places].unflatten(-1, (-1, 2))) for part in (unrotated, x))
-                torch.mul(pairs, factors, out=out)
+        run = isinstance(frames, np.ndarray) and bool(len(frames)) and (np.diff(frames) == 1).all()
+        at = slice(int(frames[0]), int(frames[-1]) + 1) if run else frames
+        if isinstance(at, np.ndarray):
+            at = on_device(at, x.device)
+        count = len(self.pairs)
+        if count <= x.shape[-1] // 2 and self.places == slice(0, count, 1):  # the first channels of every head
+            x, unrotated = (part[..., : 2 * count].unflatten(-1, (-1, 2)) for part in (x, unrotated))
+            cos, sin = cos[:, None, None], sin[:, None, None]
+            if x.dtype == torch.float32 and run and not costs_on(x.device.type).batched:
+                pairs, out = (torch.view_as_complex(part[:, at]) for part in (unrotated, x))
+                torch.mul(pairs, torch.complex(cos, sin), out=out)
                 return
-            x[:, places] = _rotate_pairs(unrotated[:, places], cos[:, None, None], sin[:, None, None])
         else:  # pairs here and there among all heads' channels
-            x, unrotated = (part.flatten(3).unflatten(3, (-1, 2)) for part in (x, unrotated))
-            pairs = _rotate_pairs(unrotated[:, places][..., self.pairs, :].flatten(3), cos[:, None], sin[:, None])
-            x[:, places] = x[:, places].index_copy(3, torch.from_numpy(self.pairs).to(x.device), pairs.unflatten(3, (-1, 2)))
+            x, unrotated = (part.flatten(3).unflatten(3, (-1, 2))[:, :, :, self.places] for part in (x, unrotated))
+            cos, sin = cos[:, None], sin[:, None]
+        x[:, at] = _rotate_pairs(unrotated[:, at], cos, sin)  # which may be x itself
 
 
 def _key(positions: np.ndarray, scale: np.ndarray | None) -> tuple[bytes, bytes | None]:
     return positions.tobytes(), None if scale is None else scale.tobytes()
 
 
-def _rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [B, N, .., D] by cos, sin [N, .., D / 2], as diffusers does it: in float32, rounded once; BLOCK values at a time."""
-    out = torch.empty_like(x)
-    count = max(1, BLOCK * x.shape[1] // max(1, x.numel()))
-    for first in range(0, x.shape[1], count):
-        rows = slice(first, first + count)
-        even, odd = x[:, rows].unflatten(-1, (-1, 2)).unbind(-1)
+def _rotate_pairs(pairs: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`pairs` [B, N, .., P, 2] by cos, sin [N, .., P], as diffusers does it: in float32, rounded once."""
+    out = torch.empty_like(pairs)
+    if costs_on(pairs.device.type).batched:
+        (even, odd), (out_even, out_odd) = pairs.unbind(-1), out.unbind(-1)
+        first, second = even * cos, odd * sin
+        torch.sub(first, second, out=out_even)
+        torch.add(torch.mul(even, sin, out=first), torch.mul(odd, cos, out=second), out=out_odd)
+        return out
+    count = max(1, BLOCK * pairs.shape[1] // max(1, pairs.numel()))
+    for start in range(0, pairs.shape[1], count):
+        rows = slice(start, start + count)
+        even, odd = pairs[:, rows].unbind(-1)
         rotated, by_cos, by_sin = out[:, rows], cos[rows], sin[rows]
-        rotated[..., 0::2] = even * by_cos - odd * by_sin
-        rotated[..., 1::2] = even * by_sin + odd * by_cos
+        rotated[..., 0] = even * by_cos - odd * by_sin
+        rotated[..., 1] = even * by_sin + odd * by_cos
     return out

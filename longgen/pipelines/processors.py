@@ -18,7 +18,7 @@ from torch import Tensor
 from longgen.attention import executor
 from longgen.attention.lse_kernels import AttentionWithLSE, attention_with_lse
 from longgen.attention.observer import AttentionInputs, Observer
-from longgen.attention.rotary import Rotary, Tables
+from longgen.attention.rotary import Rotary, Tables, Times
 from longgen.pipelines.step_state import ClipBatch, StepState
 from longgen.program import Program
 from longgen.technique import Grid
@@ -66,15 +66,15 @@ class LayerCall:
                 mask = torch.cat([mask, mask.new_ones(shape) if mask.dtype == torch.bool else mask.new_zeros(shape)], dim=1)
         return dispatch(q, k, v, self.backend, self.parallel, mask)
 
-    def rotate(self, x: Tensor, positions: np.ndarray | None, scale: np.ndarray | None) -> Tensor:
+    def rotate(self, x: Tensor, positions: Times | None, scale: np.ndarray | None) -> Tensor:
         if self.rotary is None or self.stock is None:
             return x
-        if positions is None and scale is not None:
-            positions = np.arange(self.grid[0], dtype=np.float64)
-        tables = self.stock if positions is None else self.rotary.tables_at(self.stock, positions, scale)
-        return self.rotary.rotate(x, tables)
+        if positions is None and scale is None:
+            return self.rotary.rotate(x, self.stock)
+        times = np.arange(self.grid[0], dtype=np.float64) if positions is None else positions
+        return self.rotary.rotate_to(x, self.stock, times, scale)
 
-    def rotate_time(self, x: Tensor, unrotated: Tensor, frames: np.ndarray, times: np.ndarray, scale: np.ndarray | None) -> None:
+    def rotate_time(self, x: Tensor, unrotated: Tensor, frames: Times, times: Times, scale: np.ndarray | None) -> None:
         if self.rotary is not None:
             x, unrotated = (tensor.unflatten(1, (-1, self.grid[1] * self.grid[2])) for tensor in (x, unrotated))
             self.rotary.rotate_time(x, unrotated, frames, times, scale)

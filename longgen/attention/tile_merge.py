@@ -1,11 +1,13 @@
 """Computes the passes of a frame plan by tiles and merges them by log-sum-exp, in few launches: `lse_merge` for accelerators.
 
-Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, F query frames of a block, R its query rows, A rows of
-its tiles, E entries and V rows of a query frame, K key frames chosen at run time, G groups of S passes, H heads, D head dim.
+Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, L text tokens, X blocks at once, F query frames of a
+block, R its query rows, A rows of its tiles, E entries and V rows of a query frame, K key frames chosen at run time, G groups of S
+passes, H heads, D head dim.
 
 The formulas are those of `longgen.attention.lse_merge`. Which rows of which tiles are merged for a query frame is a table, so the
-log-sum-exp of all passes of a block is one softmax over the E entries of each query frame, and each tile's output is added once.
-Tables are on the device, and key frames chosen at run time are read there: the host waits for nothing.
+log-sum-exp of all passes is one softmax over the E entries of each query frame, and each tile's output is added once. Samples count
+as heads ([N, B H, D]), so that a call has the blocks of all samples as views. Tables are on the device, and key frames chosen at run
+time are read there: the host waits for nothing.
 """
 
 from __future__ import annotations
@@ -20,11 +22,25 @@ from torch import Tensor
 from longgen.attention.context import LayerInputs
 from longgen.attention.device_tables import on_device
 from longgen.attention.lse_kernels import AttentionWithLSE
-from longgen.attention.tiling import TileBlock, Tiling
+from longgen.attention.sequential import windows_of
+from longgen.attention.streaming import samples_as_heads
+from longgen.attention.tiling import TileBlocks, Tiling
 from longgen.frameplan import FramePlan
 
-ROTATED = 0.5  # times T query rows that are rotated at a time, at most
-SHARES = 0.5  # times the numbers in a block's query rows: shares of passes at a time, at most, while these are several
+ROTATED = 0.5  # times T query rows that are rotated at a time, at most, where several blocks are
+SHARES = 0.25  # times T frames of numbers in single precision: the shares of passes at a time, at most, where several are
+
+
+@dataclass(frozen=True)
+class _KeysValues:
+    """keys: for each table, values, text: keys and values, or None: [N or L, B H, D]. chosen: of each sample, the key frames [K]
+    chosen at run time; selected: their keys and values [K, n, B H, D]."""
+
+    keys: list[Tensor]
+    values: Tensor
+    text: list[Tensor] | None
+    chosen: list[Tensor]
+    selected: list[Tensor]
 
 
 @dataclass
@@ -35,162 +51,152 @@ class TileMerge:
     tiling: Tiling
     kernel: AttentionWithLSE
 
-    def mean(self, inputs: LayerInputs, chosen: list[Tensor] | None = None) -> Tensor:
-        """The weighted mean [B, N, H, D] of the plan's passes. chosen: of each sample, the key frames [K] chosen at run time."""
-        v = inputs.v
-        total = torch.zeros_like(v, memory_format=torch.contiguous_format).unflatten(1, (self.plan.frames_lat, -1))
-        for block, outputs in self._blocks(inputs, chosen):
-            total[:, slice(*block.queries)] = outputs[0]
-        return total.flatten(1, 2)
+    def mean(self, inputs: LayerInputs) -> Tensor:
+        """The weighted mean [B, N, H, D] of the plan's passes."""
+        total = torch.zeros_like(inputs.v, memory_format=torch.contiguous_format)
+        by_frame = total.unflatten(1, (self.plan.frames_lat, -1))
+        for blocks, outputs in self._outputs(inputs):
+            by_frame[:, _index(blocks.queries, total.device)] = outputs[0].to(total)
+        return total
 
     def groups(self, count: int, inputs: LayerInputs) -> Iterator[tuple[int, Tensor]]:
         """The sum of each of `count` equal groups of passes, [B, F n, H, D] over its F weighted frames, as they are completed."""
         frames_lat, v = self.plan.frames_lat, inputs.v
-        computed = np.stack([pass_.weight > 0 for pass_ in self.plan.passes]).reshape(count, -1, frames_lat).any(axis=1)
-        sums: dict[int, Tensor] = {}
-        for block, outputs in self._blocks(inputs, None):
-            first, last = block.queries
-            for group in range(*block.groups):
-                rows = np.flatnonzero(computed[group, first:last])
-                if len(rows) and group not in sums:
-                    sums[group] = v.new_empty(len(v), computed[group].sum(), v.shape[1] // frames_lat, *v.shape[2:])
-                start = int(computed[group, :first].sum())
-                for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1) if len(rows) else ():
-                    sums[group][:, start : start + len(run)] = outputs[group - block.groups[0], :, run[0] : run[-1] + 1]
-                    start += len(run)
+        weights = np.stack([pass_.weight for pass_ in self.plan.passes]).reshape(count, -1, frames_lat)
+        computed = (weights > 0).any(axis=1)
+        missing, sums = computed.sum(axis=1), dict[int, Tensor]()
+        for blocks, outputs in self._outputs(inputs):
+            for group in range(*blocks.groups):
+                rows = np.flatnonzero(computed[group, blocks.queries])
+                if not len(rows):
+                    continue
+                if group not in sums:
+                    sums[group] = v.new_empty(len(v), missing[group], v.shape[1] // frames_lat, *v.shape[2:])
+                places = np.searchsorted(np.flatnonzero(computed[group]), blocks.queries[rows])
+                output = outputs[group - blocks.groups[0]][:, _index(rows, v.device)]
+                sums[group][:, _index(places, v.device)] = output.to(v)
+                missing[group] -= len(rows)
             del outputs
-            for group in [group for group in sums if not computed[group, last:].any()]:
+            for group in [group for group in sums if not missing[group]]:
                 yield group, sums.pop(group).flatten(1, 2)
 
-    def _blocks(self, inputs: LayerInputs, chosen: list[Tensor] | None) -> Iterator[tuple[TileBlock, Tensor]]:
-        """Each block, and the outputs [G, B, F, n, H, D] of its groups, in single precision or better."""
-        keys, v = self._keys(inputs), self._in_order(inputs.v)
-        selected = None
-        if chosen is not None:
-            places = on_device(np.argsort(self.tiling.order), v.device)
-            tokens = v.shape[1] // self.plan.frames_lat
-            selected = [
-                tuple(x[index].unflatten(0, (-1, tokens)).index_select(0, places[frames]) for x in (keys[0], v))
-                for index, frames in enumerate(chosen)
-            ]
-        for block, q in self._queries(inputs):
-            yield block, self._outputs(block, q, keys, v, inputs, chosen, selected)
+    def _outputs(self, inputs: LayerInputs) -> Iterator[tuple[TileBlocks, Tensor]]:
+        """Blocks, and the outputs [G, B, X F, n, H, D] of their groups, in single precision or better."""
+        keys_values, shape = self._keys_values(inputs), inputs.v.shape[::2]
+        for blocks, q in self._queries(inputs):
+            sums = self._sums(blocks, q, keys_values)
+            yield blocks, sums.flatten(1, 2).unflatten(3, shape).movedim(3, 1)
 
     def _in_order(self, x: Tensor) -> Tensor:
         """x [B, N, H, D] with its frames in the order of the keys."""
         order = self.tiling.order
-        if np.array_equal(order, np.arange(len(order))):
-            return x
-        return x.unflatten(1, (len(order), -1)).index_select(1, on_device(order, x.device)).flatten(1, 2)
+        return x.unflatten(1, (len(order), -1))[:, _index(order, x.device)].flatten(1, 2)
 
-    def _native(self, times: np.ndarray | None) -> bool:
-        """Whether `times` of queries, and those of all keys, are the backbone's own."""
-        frames = np.arange(self.plan.frames_lat)
-        return times is not None and all(np.array_equal(x, frames) for x in (times, self.tiling.order, self.tiling.tables[0]))
+    def _native(self) -> bool:
+        """Whether all is at the backbone's own times."""
+        times, frames = (self.tiling.positions, self.tiling.order, *self.tiling.tables), np.arange(self.plan.frames_lat)
+        return all(x is not None and np.array_equal(x, frames) for x in times)
 
-    def _keys(self, inputs: LayerInputs) -> list[Tensor]:
-        """The keys [B, N, H, D] in order, at the times of each table."""
-        ctx, scale, tables, positions = inputs.ctx, self.plan.frequency_scale, self.tiling.tables, self.tiling.positions
-        if positions is not None:
-            return [ctx.rotate(self._in_order(inputs.k), None if self._native(positions) else tables[0], scale)]
-        frames = np.arange(self.plan.frames_lat)
-        spatial = ctx.rotate(self._in_order(inputs.k), np.zeros(len(frames)), None)
-        keys = [spatial.clone() for _ in tables]
-        for times, copy in zip(tables, keys, strict=True):
-            ctx.rotate_time(copy, spatial, frames, times, scale)
-        return keys
+    def _keys_values(self, inputs: LayerInputs) -> _KeysValues:
+        ctx, scale, tables = inputs.ctx, self.plan.frequency_scale, self.tiling.tables
+        k, v = self._in_order(inputs.k), samples_as_heads(self._in_order(inputs.v))
+        keys = [samples_as_heads(ctx.rotate(k, None if self._native() else times, scale)) for times in tables]
+        text = None if ctx.text is None else [samples_as_heads(x) for x in ctx.text]
+        if self.plan.key_frames is None:
+            return _KeysValues(keys, v, text, [], [])
+        frames_lat, batch, selected = self.plan.frames_lat, len(inputs.v), []
+        chosen = [self.plan.key_frames.choose(sample) for sample in ctx.features.unflatten(1, (frames_lat, -1))]
+        places = on_device(np.argsort(self.tiling.order), v.device)
+        for x in (keys[0], v):
+            samples = x.unflatten(0, (frames_lat, -1)).unflatten(2, (batch, -1)).unbind(2)
+            of_frames = [sample.index_select(0, places[frames]) for sample, frames in zip(samples, chosen, strict=True)]
+            selected.append(torch.stack(of_frames, dim=2).flatten(2, 3))
+        return _KeysValues(keys, v, text, chosen, selected)
 
-    def _queries(self, inputs: LayerInputs) -> Iterator[tuple[TileBlock, Tensor]]:
-        """Each block and its query rows [B, R n, H, D], rotated and scaled."""
+    def _queries(self, inputs: LayerInputs) -> Iterator[tuple[TileBlocks, Tensor]]:
+        """Blocks and their query rows [X, R, n, B H, D], rotated and scaled."""
         ctx, scale, positions, blocks = inputs.ctx, self.plan.frequency_scale, self.tiling.positions, self.tiling.blocks
-        spatial = positions is None
-        q = ctx.rotate(inputs.q, np.zeros(self.plan.frames_lat) if spatial else None if self._native(positions) else positions,
-                       None if spatial else scale)  # fmt: skip
+        if positions is None:
+            q = ctx.rotate(inputs.q, np.zeros(self.plan.frames_lat), None)  # in space; time is added below
+        else:
+            q = ctx.rotate(inputs.q, None if self._native() else positions, scale)
         q, start = q.unflatten(1, (self.plan.frames_lat, -1)), 0
         while start < len(blocks):
             stop, count = start, 0
-            while stop < len(blocks) and (stop == start or count + len(blocks[stop].frames) <= ROTATED * self.plan.frames_lat):
+            while stop < len(blocks) and (not count or count + len(blocks[stop].frames) <= ROTATED * self.plan.frames_lat):
                 count, stop = count + len(blocks[stop].frames), stop + 1
             frames, times, factors = (
-                np.concatenate([getattr(block, name) for block in blocks[start:stop]]) for name in ("frames", "times", "factors")
+                np.concatenate([getattr(same, name) for same in blocks[start:stop]]) for name in ("frames", "times", "factors")
             )
-            run = np.array_equal(frames, np.arange(frames[0], frames[0] + len(frames)))
-            rows = q[:, frames[0] : frames[0] + len(frames)] if run else q.index_select(1, on_device(frames, q.device))
-            if spatial:
-                rotated = rows.clone(memory_format=torch.contiguous_format)
-                ctx.rotate_time(rotated.flatten(1, 2), rows.flatten(1, 2), np.arange(len(frames)), times, scale)
-                rows = rotated
+            rows = q[:, _index(frames, q.device)]
+            if positions is None:
+                ctx.rotate_time(rows.flatten(1, 2), rows.flatten(1, 2), np.arange(len(frames)), times, scale)
             factors = factors * self.plan.logit_scale
-            if (factors == factors[0]).all():
-                rows = rows if factors[0] == 1 else rows * float(factors[0])
-            else:
+            if not (factors == 1).all():
                 rows = rows * on_device(factors, q.device, q.dtype)[:, None, None, None]
-            place = 0
-            for block in blocks[start:stop]:
-                yield block, rows[:, place : place + len(block.frames)].flatten(1, 2)
-                place += len(block.frames)
+            rows = samples_as_heads(rows.flatten(1, 2)).unflatten(0, (len(frames), -1))
+            for same in blocks[start:stop]:
+                row, rows = rows[: len(same.frames)], rows[len(same.frames) :]
+                yield same, row.unflatten(0, (same.count, -1))
             start = stop
 
-    def _outputs(
-        self, block: TileBlock, q: Tensor, keys: list[Tensor], v: Tensor, inputs: LayerInputs,
-        chosen: list[Tensor] | None, selected: list[tuple[Tensor, ...]] | None,
-    ) -> Tensor:  # fmt: skip
-        batch, _, heads, dim = q.shape
-        rows, tokens = len(block.frames), q.shape[1] // len(block.frames)
+    def _sums(self, blocks: TileBlocks, q: Tensor, keys_values: _KeysValues) -> Tensor:
+        """The outputs [G, X, F, n, B H, D] of the groups, from query rows q [X, R, n, B H, D]."""
+        count, rows, tokens, heads, dim = q.shape
         outputs, lse = [], []
-        for tile in block.tiles:
-            tile_q = q[:, tile.rows[0] * tokens : tile.rows[1] * tokens]
-            columns = slice(tile.keys[0] * tokens, tile.keys[1] * tokens)
-            tile_kv = inputs.ctx.text if tile.text else (keys[tile.table][:, columns], v[:, columns])
-            assert tile_kv is not None
-            output, tile_lse = self.kernel(tile_q, *tile_kv)
-            outputs.append(output)
+        for tile in blocks.tiles:
+            start, length = tile.keys[0] * tokens, (tile.keys[1] - tile.keys[0]) * tokens
+            if tile.text:
+                assert keys_values.text is not None
+                kv = [x.expand(count, -1, -1, -1) for x in keys_values.text]
+            else:
+                tensors = keys_values.keys[tile.table], keys_values.values
+                kv = [windows_of(x, start, length, count, blocks.step * tokens) for x in tensors]
+            output, tile_lse = self.kernel(q[:, slice(*tile.rows)].flatten(1, 2), *kv)
+            outputs.append(output.unflatten(1, (-1, tokens)))
             lse.append(tile_lse)
-        if selected is not None:
-            by_sample = [self.kernel(q[index].expand(len(k), -1, -1, -1), k, values) for index, (k, values) in enumerate(selected)]
-            lse.append(torch.stack([sample_lse.transpose(0, 1).flatten(1) for _, sample_lse in by_sample]))
-        shares = self._shares(block, torch.cat(lse, dim=2).unflatten(2, (-1, tokens)), chosen, q.numel())
-        sums = shares.new_zeros(len(shares), batch, rows + 1, tokens, heads, dim)  # and a row of zeros
+        if keys_values.chosen:
+            chosen_q = q.flatten(0, 2).expand(len(keys_values.selected[0]), -1, -1, -1)
+            output, chosen_lse = self.kernel(chosen_q, *keys_values.selected)  # [K, X R n, B H, D], [K, B H, X R n]
+            outputs += output.unflatten(1, q.shape[:3]).unbind()
+            lse.append(chosen_lse.unflatten(2, (count, -1)).permute(2, 1, 0, 3).flatten(2))
+        shares = self._shares(blocks, torch.cat(lse, dim=2).unflatten(2, (-1, tokens)), keys_values.chosen, dim)
+        sums = shares.new_zeros(len(shares), count, rows + 1, tokens, heads, dim)  # and a row of zeros
+        spans = [(tile.groups, tile.rows) for tile in blocks.tiles] + [((0, len(shares)), (0, rows))] * len(keys_values.chosen)
         start = 0
-        for tile, output in zip(block.tiles, outputs, strict=True):
-            groups, count = slice(*tile.groups), tile.rows[1] - tile.rows[0]
-            target = sums[groups, :, slice(*tile.rows)]
-            target.addcmul_(output.unflatten(1, (count, tokens)), _by_channel(shares[groups, :, :, start : start + count]))
-            start += count
-        if selected is not None:
-            for index, (output, _) in enumerate(by_sample):
-                for key_output in output:
-                    share = _by_channel(shares[:, index, :, start : start + rows])
-                    sums[:, index, :rows].addcmul_(key_output.unflatten(0, (rows, tokens)), share)
-                    start += rows
-                start -= rows * len(output)
-        if np.array_equal(block.frames, np.arange(*block.queries)):
+        for index, output in enumerate(outputs):
+            tile_groups, tile_rows = spans[min(index, len(spans) - 1)]
+            stop = start + tile_rows[1] - tile_rows[0]
+            share = shares[slice(*tile_groups), :, :, start:stop].permute(0, 1, 3, 4, 2)[..., None]
+            sums[slice(*tile_groups), :, slice(*tile_rows)].addcmul_(output, share)
+            start = stop
+        if rows * count == len(blocks.queries) and np.array_equal(blocks.frames, blocks.queries):
             return sums[:, :, :rows]
-        versions = on_device(block.merge.versions, q.device)
-        return sums.index_select(2, versions.flatten()).unflatten(2, versions.shape).sum(dim=3)
+        versions = blocks.merge.versions
+        return sums.index_select(2, on_device(versions.ravel(), q.device)).unflatten(2, versions.shape).sum(dim=3)
 
-    def _shares(self, block: TileBlock, lse: Tensor, chosen: list[Tensor] | None, numbers: int) -> Tensor:
-        """The share [G, B, H, A, n] of each row of the block's tiles in its frame's outputs; lse [B, H, A, n]."""
-        merge, device = block.merge, lse.device
+    def _shares(self, blocks: TileBlocks, lse: Tensor, chosen: list[Tensor], dim: int) -> Tensor:
+        """The share [G, X, B H, A, n] of each row of the tiles in its frame's outputs; lse [X, B H, A, n]."""
+        merge, device, batch = blocks.merge, lse.device, max(1, len(chosen))
         entries, places = on_device(merge.entries, device), on_device(merge.shares, device)
         masks, weights = (on_device(table, device, lse.dtype) for table in (merge.masks, merge.weights))
-        masks = masks[:, :, None]  # [G, S, B or 1, F, E]
-        if chosen is not None:
-            assert merge.hidden is not None
+        masks = masks[:, :, :, None]  # [G, S, X, B or 1, F, E]
+        if merge.hidden is not None:
             hidden = on_device(merge.hidden, device, lse.dtype)
-            by_sample = torch.stack([hidden.index_select(4, frames).flatten(3) for frames in chosen], dim=2)
-            masks = torch.cat([masks.expand(-1, -1, len(chosen), -1, -1), by_sample], dim=4)
-        lse = lse.index_select(2, entries.flatten()).unflatten(2, entries.shape)  # [B, H, F, E, n]
-        count = max(1, int(SHARES * numbers // max(1, len(masks) * lse.numel())))  # of passes at a time
+            by_sample = torch.stack([hidden.index_select(5, frames).flatten(4) for frames in chosen], dim=3)
+            masks = torch.cat([masks.expand(-1, -1, -1, batch, -1, -1), by_sample], dim=5)
+        most = SHARES * self.plan.frames_lat * lse.shape[1] * lse.shape[3] * dim
+        lse = lse.index_select(2, entries.flatten()).unflatten(2, entries.shape).unflatten(1, (batch, -1))  # [X, B, H, F, E, n]
+        at_once = max(1, int(most // (len(masks) * lse.numel())))
         shares: Tensor | None = None
-        for part, weight in zip(masks.split(count, dim=1), weights.split(count, dim=1), strict=True):
-            softmax = (lse + part[:, :, :, None, :, :, None]).softmax(dim=5)  # [G, S, B, H, F, E, n]
-            weighted = softmax.mul_(weight[:, :, None, None, :, None, None]).sum(dim=1)
+        for part, weight in zip(masks.split(at_once, dim=1), weights.split(at_once, dim=1), strict=True):
+            softmax = (lse + part[:, :, :, :, None, :, :, None]).softmax(dim=6)  # [G, S, X, B, H, F, E, n]
+            weighted = softmax.mul_(weight[:, :, :, None, None, :, None, None]).sum(dim=1)
             shares = weighted if shares is None else shares.add_(weighted)
         assert shares is not None
-        return shares.flatten(3, 4).index_select(3, places)
+        return shares.flatten(2, 3).flatten(3, 4).index_select(3, places)
 
 
-def _by_channel(shares: Tensor) -> Tensor:
-    """shares [.., H, A, n] as [.., A, n, H, 1]."""
-    return shares.movedim(-3, -1)[..., None]
+def _index(frames: np.ndarray, device: torch.device) -> slice | Tensor:
+    """`frames` as a slice where they are neighbours."""
+    return slice(int(frames[0]), int(frames[-1]) + 1) if (np.diff(frames) == 1).all() else on_device(frames, device)

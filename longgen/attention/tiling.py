@@ -1,7 +1,7 @@
 """Covers the passes of a frame plan with few, large attention calls, for devices on which a call costs more than its arithmetic.
 
 Legend: T latent frames, P passes, i query frame, j key frame, R query rows of a block, C key columns, F query frames of a block,
-G groups of S passes, A rows of all tiles of a block, E entries of a query frame, V rows of a query frame.
+G groups of S passes, A rows of all tiles of a block, E entries and V rows of a query frame, X blocks at once.
 
 As in `longgen.attention.partition`, a pair of frames is computed once for each logit that passes have for it, and passes are merged
 by log-sum-exp. What differs is the shape of the calls:
@@ -13,11 +13,14 @@ by log-sum-exp. What differs is the shape of the calls:
 
 All rows of a block of neighbouring query frames that meet a column share its call: for LongDiff the block's frames at three times,
 for FreeNoise those in several windows. Rows without a code that lie between others are computed in vain where that costs less than
-a second call. Blocks are cut by dynamic programming for the least cost, with what a block holds bounded.
+a second call. Blocks are cut by dynamic programming for the least cost, or all of one length, so that those between the clip's ends
+are alike and several are computed at once over strided views of the keys; with what is held bounded.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -30,22 +33,22 @@ from longgen.frameplan import Pass, distances
 
 STRIDES = 32  # most frames between neighbours in the order of the keys
 BLOCK = 48  # query frames, at most
+EQUAL = 8  # query frames of blocks of one length, at most
 HELD = 2.0  # times T frames of partial outputs that a block may hold, while it has more than one query frame
-BLOCK_CALLS = 3  # what merging a block costs, in calls
+BLOCK_CALLS = 3  # what merging blocks costs, in calls, and that again where key frames are chosen at run time
 ENTRIES = 5e7  # of the table of codes: plans with more rows are left to `longgen.attention.partition`
 
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """Query rows `rows` of the block attend to the key columns `keys` of one table, both half-open, or to the text.
+    """Query rows `rows` of a block attend to the key columns `keys` of one table, both half-open, or to the text.
 
-    codes: of each row; 0 where it is computed in vain. groups: those that the tile's rows take part in, and any between them.
+    groups: those that the tile's rows take part in, and any between them.
     """
 
     rows: Range
     keys: Range
     table: int
-    codes: np.ndarray
     text: bool
     groups: Range
 
@@ -54,10 +57,10 @@ class Tile:
 class Merge:
     """How the rows of a block's tiles, one tile after the other, become its outputs.
 
-    entries [F, E]: which of the A rows are merged for a query frame; the first is a blank. masks [G, S, F, E]: what is added to their
-    log-sum-exp, -inf where a row has no part in the pass. weights [G, S, F]. shares [A]: the place of each row among the F E entries;
-    0, a blank, for rows computed in vain. versions [F, V]: the rows of the block that are the frame's; R where it has fewer.
-    hidden [G, S, F, V, T]: as masks, for each key frame that may be chosen at run time, whose rows come last: V for each.
+    entries [F, E]: which of the A rows are merged for a query frame; the first is a blank. masks [G, S, X, F, E]: what is added to
+    their log-sum-exp, -inf where a row has no part in the pass. weights [G, S, X, F]. shares [A]: the place of each row among the
+    F E entries; 0, a blank, for rows computed in vain. versions [F, V]: the rows of the block that are the frame's; R where it has
+    fewer. hidden [G, S, X, F, V, T]: as masks, for each key frame that may be chosen at run time, whose V rows come last.
     """
 
     entries: np.ndarray
@@ -69,13 +72,16 @@ class Merge:
 
 
 @dataclass(frozen=True, eq=False)
-class TileBlock:
-    """Query frames `queries` (half-open) and all their tiles. frames, times, factors [R]: of each row.
+class TileBlocks:
+    """X blocks that are computed at once: their tiles are equal, but for keys that are `step` columns later in each.
 
-    groups: those that compute any of the frames (half-open), to which the tiles' and `merge` refer.
+    queries [X F]: the query frames of all blocks. frames, times, factors [X R]: of each row. groups: those that compute any of the
+    frames (half-open), to which the tiles' and `merge` refer.
     """
 
-    queries: Range
+    count: int
+    step: int
+    queries: np.ndarray
     frames: np.ndarray
     times: np.ndarray
     factors: np.ndarray
@@ -92,7 +98,7 @@ class Tiling:
 
     order: np.ndarray
     tables: tuple[np.ndarray, ...]
-    blocks: tuple[TileBlock, ...]
+    blocks: tuple[TileBlocks, ...]
     positions: np.ndarray | None
     cost: float
 
@@ -120,8 +126,9 @@ def tile(
         for stride in sorted({1, 1 + int(np.argmax(neighbours))}):
             order = _strided(frames, stride)
             tables, table, _ = key_tables(rel[:, :, order], seen[:, :, order])
-            if len(tables) == 1 or not chosen:
-                tilers.append(_Tiler(passes, order, tables, table[:, :, np.argsort(order)], seen))
+            if chosen:  # they are attended to from all rows, whose times are those of one table
+                tables, table = tables[:1], np.zeros_like(table)
+            tilers.append(_Tiler(passes, order, tables, table[:, :, np.argsort(order)], seen))
     tilings = []
     for tiler in tilers:
         if tiler.entries <= ENTRIES:
@@ -195,83 +202,153 @@ class _Tiler:
 
     def tiling(self, tokens: int, costs: CallCosts, chosen: int, text_tokens: int, groups: int) -> Tiling:
         self.tokens, self.costs, self.chosen, self.text_tokens, self.groups = tokens, costs, chosen, text_tokens, groups
+        self.spans = dict[Range, tuple[np.ndarray, list[tuple[Range, Range, int, np.ndarray, bool]]]]()
         self.weights = np.stack([pass_.weight for pass_ in self.passes]).reshape(groups, -1, self.frames_lat)
-        best, cuts = [0.0] + [np.inf] * self.frames_lat, [0] * (self.frames_lat + 1)
-        for first in range(self.frames_lat):
-            for last in range(first + 1, min(first + BLOCK, self.frames_lat) + 1):
-                cost, held = self._cost(first, last)
-                if last - first > 1 and held > HELD * self.frames_lat:
-                    break
-                if best[first] + cost < best[last]:
-                    best[last], cuts[last] = best[first] + cost, first
-        blocks, last = list[TileBlock](), self.frames_lat
-        while last:
-            blocks.insert(0, self._block(cuts[last], last))
-            last = cuts[last]
+        ways = [self._at_once(self._cheapest_cuts(0, self.frames_lat))]
+        for length in range(1, EQUAL + 1):
+            blocks = [(first, min(first + length, self.frames_lat)) for first in range(0, self.frames_lat, length)]
+            if length == 1 or max(map(self._held, blocks)) <= HELD * self.frames_lat:
+                several = {block for same in self._at_once(blocks) if len(same) > 1 for block in same}
+                recut = list[Range]()
+                for alike, run in itertools.groupby(blocks, key=several.__contains__):
+                    queries = list(run)
+                    recut += queries if alike else self._cheapest_cuts(queries[0][0], queries[-1][1])
+                ways.append(self._at_once(recut))
+        totals = [sum(self._cost(same[0], len(same)) for same in way) for way in ways]
+        least = int(np.argmin(totals))
         positions = None
         if len(self.tables) == 1 and len(self.row_frames) == len(set(self.row_frames.tolist())):
             positions = np.arange(self.frames_lat, dtype=np.float64)
             positions[self.row_frames] = self.row_times
         rotated = len(self.tables) * self.frames_lat + len(self.row_frames)
-        cost = best[-1] + costs.rotate * rotated * tokens
-        return Tiling(self.order, tuple(self.tables), tuple(block for block in blocks if len(block.frames)), positions, cost)
+        blocks = tuple(self._blocks(same) for same in ways[least])
+        return Tiling(self.order, tuple(self.tables), blocks, positions, totals[least] + costs.rotate * rotated * tokens)
 
-    def _cost(self, first: int, last: int) -> tuple[float, int]:
-        """What a block costs, and how many frames of partial outputs it holds, sums of several groups included."""
-        tiles = self._tiles(first, last)[1]
+    def _cheapest_cuts(self, start: int, stop: int) -> list[Range]:
+        """The blocks of query frames start .. stop - 1 that cost least, each computed by itself."""
+        best, cuts = {start: 0.0}, dict[int, int]()
+        for first in range(start, stop):
+            for last in range(first + 1, min(first + BLOCK, stop) + 1):
+                if last - first > 1 and self._held((first, last)) > HELD * self.frames_lat:
+                    break
+                cost = best[first] + self._cost((first, last))
+                if cost < best.get(last, math.inf):
+                    best[last], cuts[last] = cost, first
+        queries, last = list[Range](), stop
+        while last > start:
+            queries.insert(0, (cuts[last], last))
+            last = cuts[last]
+        return queries
+
+    def _at_once(self, queries: list[Range]) -> list[list[Range]]:
+        """The blocks that are computed at once: alike, their keys equally far apart, and no more than may be held."""
+        alike: dict[object, list[Range]] = {}
+        for block in queries:
+            if self.bounds[block[0]] < self.bounds[block[1]]:
+                alike.setdefault(self._shape(block), []).append(block)
+        at_once = []
+        for blocks in alike.values():
+            most = int(HELD * self.frames_lat // max(1, self._held(blocks[0])))
+            starts = [self._start(block) for block in blocks]
+            first = 0
+            while first < len(blocks):
+                last = first + 1
+                while last < len(blocks) and last - first < most and (
+                    starts[last] - starts[last - 1] == starts[first + 1] - starts[first] >= 0
+                ):
+                    last += 1
+                at_once.append(blocks[first:last])
+                first = last
+        return sorted(at_once)
+
+    def _start(self, block: Range) -> int:
+        """The first key column of the first tile that is not the text's."""
+        return next((tile[1][0] for tile in self._tiles(*block)[1] if not tile[4]), 0)
+
+    def _shape(self, block: Range) -> object:
+        """Equal for blocks that can be computed at once."""
+        order, tiles = self._tiles(*block)
+        start = self._start(block)
+        frames = self.row_frames[order + self.bounds[block[0]]] - block[0]
+        return block[1] - block[0], frames.tobytes(), tuple(
+            (rows, (-1, -1) if text else (keys[0] - start, keys[1] - start), table, (codes > 0).tobytes(), text)
+            for rows, keys, table, codes, text in tiles
+        )  # fmt: skip
+
+    def _held(self, block: Range) -> int:
+        """Frames of partial outputs that a block holds, sums of several groups included."""
+        groups = int((self.weights[:, :, slice(*block)] > 0).any(axis=(1, 2)).sum())
+        rows = self.chosen * int(self.bounds[block[1]] - self.bounds[block[0]]) + 2 * (groups - 1) * (block[1] - block[0])
+        return rows + sum(stop - start for (start, stop), *_ in self._tiles(*block)[1])
+
+    def _cost(self, block: Range, count: int = 1) -> float:
+        """What `count` blocks like `block` cost together."""
+        tiles = self._tiles(*block)[1]
         rows = [stop - start for (start, stop), *_ in tiles]
         keys = [self.text_tokens if text else (stop - start) * self.tokens for _, (start, stop), _, _, text in tiles]
-        chosen = self.chosen * int(self.bounds[last] - self.bounds[first])
-        groups = int((self.weights[:, :, first:last] > 0).any(axis=(1, 2)).sum())
+        chosen = self.chosen * int(self.bounds[block[1]] - self.bounds[block[0]])
         pairs = sum(a * b for a, b in zip(rows, keys, strict=True)) + chosen * self.tokens
-        held = sum(rows) + chosen
-        calls = self.costs.call * (len(tiles) + (chosen > 0) + BLOCK_CALLS)
-        return pairs * self.tokens + calls + self.costs.merge * held * self.tokens, held + 2 * (groups - 1) * (last - first)
+        calls = self.costs.call * (len(tiles) + BLOCK_CALLS * (1 + (chosen > 0)))
+        return calls + count * self.tokens * (pairs + self.costs.merge * (sum(rows) + chosen))
 
-    def _block(self, first: int, last: int) -> TileBlock:
-        order, spans = self._tiles(first, last)
-        computing = np.flatnonzero((self.weights[:, :, first:last] > 0).any(axis=(1, 2)))
-        groups = (int(computing[0]), int(computing[-1]) + 1) if len(computing) else (0, 0)
-        rows = order + self.bounds[first]
-        frames = self.row_frames[rows]
+    def _blocks(self, blocks: list[Range]) -> TileBlocks:
+        spans = [self._tiles(*block) for block in blocks]
+        frames_of = np.concatenate([np.arange(*block) for block in blocks])
+        rows_of = np.stack([order + self.bounds[first] for (order, _), (first, _) in zip(spans, blocks, strict=True)])  # [X, R]
+        computing = np.flatnonzero((self.weights[:, :, frames_of] > 0).any(axis=(1, 2)))
+        groups = int(computing[0]), int(computing[-1]) + 1
+        weights = self.weights[slice(*groups)][:, :, frames_of]
+        weights = weights.reshape(*weights.shape[:2], len(blocks), -1)
         addends = self.codebook.reshape(len(self.codebook), self.groups, -1)[:, slice(*groups)]  # [codes, G, S]
-        entries: list[list[tuple[int, int]]] = [[] for _ in range(first, last)]
-        tiles, count = [], 0
-        for rows_of, keys, table, codes, text in spans:
-            member = np.flatnonzero((addends[codes] > -np.inf).any(axis=(0, 2)))
-            tiles.append(Tile(rows_of, keys, table, codes, text, (int(member[0]), int(member[-1]) + 1)))
-            for row, code in zip(range(*rows_of), codes.tolist(), strict=True):
-                if code:
-                    entries[frames[row] - first].append((count + row - rows_of[0], code))
-            count += rows_of[1] - rows_of[0]
-        versions = [np.flatnonzero(frames == frame) for frame in range(first, last)]
+        frames, count = self.row_frames[rows_of[0]] - blocks[0][0], rows_of.shape[1]
+        length = blocks[0][1] - blocks[0][0]
+        entries: list[list[tuple[int, np.ndarray]]] = [[] for _ in range(length)]  # row and its codes [X]
+        tiles, start = [], 0
+        for same in zip(*(tiles for _, tiles in spans), strict=True):
+            rows, keys, table, _, text = same[0]
+            codes = np.stack([tile[3] for tile in same])  # [X, rows]
+            member = np.flatnonzero((addends[codes] > -np.inf).any(axis=(0, 1, 3)))
+            tiles.append(Tile(rows, keys, table, text, (int(member[0]), int(member[-1]) + 1)))
+            for index, row in enumerate(range(*rows)):
+                if codes[0, index]:
+                    entries[frames[row]].append((start + index, codes[:, index]))
+            start += rows[1] - rows[0]
+        versions = [np.flatnonzero(frames == frame) for frame in range(length)]
         most = max(map(len, versions))
-        versions_FV = np.array([np.pad(version, (0, most - len(version)), constant_values=len(rows)) for version in versions])
+        versions_FV = np.array([np.pad(version, (0, most - len(version)), constant_values=count) for version in versions])
         static = 1 + max(map(len, entries))
-        entries_FE = np.zeros((last - first, static + self.chosen * most), dtype=np.int64)
-        codes_FE = np.zeros((last - first, static), dtype=np.int64)
-        shares = np.zeros(count + self.chosen * len(rows), dtype=np.int64)
+        entries_FE = np.zeros((length, static + self.chosen * most), dtype=np.int64)
+        codes_XFE = np.zeros((len(blocks), length, static), dtype=np.int64)
+        shares = np.zeros(start + self.chosen * count, dtype=np.int64)
         for frame, (pairs, version) in enumerate(zip(entries, versions, strict=True)):
-            for entry, (row, code) in enumerate(pairs, start=1):
-                entries_FE[frame, entry], codes_FE[frame, entry] = row, code
+            for entry, (row, row_codes) in enumerate(pairs, start=1):
+                entries_FE[frame, entry], codes_XFE[:, frame, entry] = row, row_codes
                 shares[row] = frame * entries_FE.shape[1] + entry
             for index, row in enumerate(version.tolist()):
                 for key in range(self.chosen):
-                    entry, place = static + index * self.chosen + key, count + key * len(rows) + row
+                    entry, place = static + index * self.chosen + key, start + key * count + row
                     entries_FE[frame, entry], shares[place] = place, frame * entries_FE.shape[1] + entry
-        weights = self.weights[slice(*groups), :, first:last]
-        masks = np.moveaxis(addends[codes_FE], (0, 1), (2, 3))  # [G, S, F, E]
+        masks = np.moveaxis(addends[codes_XFE], (3, 4), (0, 1))  # [G, S, X, F, E]
         masks = np.where(weights[..., None] > 0, masks, 0.0)  # any finite numbers, whose weight is 0
         hidden = None
         if self.chosen:
             by_row = self.addends[self.hidden.reshape(*self.weights.shape[:2], *self.hidden.shape[1:])[slice(*groups)]]
-            by_row = by_row[:, :, self.place][..., rows]  # [G, S, T, R]
-            by_row = np.concatenate([by_row, np.full((*by_row.shape[:3], 1), -np.inf)], axis=3)
-            hidden = np.moveaxis(by_row[..., versions_FV], 2, 4)
-        return TileBlock((first, last), frames, self.row_times[rows], self.row_factors[rows], tuple(tiles), groups,
-                         Merge(entries_FE, masks, weights, shares, versions_FV, hidden))  # fmt: skip
+            by_row = by_row[:, :, self.place][..., rows_of]  # [G, S, T, X, R]
+            by_row = np.concatenate([by_row, np.full((*by_row.shape[:4], 1), -np.inf)], axis=4)
+            hidden = np.moveaxis(by_row[..., versions_FV], 2, 5)
+        step = self._start(blocks[1]) - self._start(blocks[0]) if len(blocks) > 1 else 0
+        rows = rows_of.ravel()
+        return TileBlocks(
+            len(blocks), step, frames_of, self.row_frames[rows], self.row_times[rows], self.row_factors[rows], tuple(tiles), groups,
+            Merge(entries_FE, masks, weights, shares, versions_FV, hidden),
+        )  # fmt: skip
 
     def _tiles(self, first: int, last: int) -> tuple[np.ndarray, list[tuple[Range, Range, int, np.ndarray, bool]]]:
+        if (first, last) not in self.spans:
+            self.spans[first, last] = self._spans(first, last)
+        return self.spans[first, last]
+
+    def _spans(self, first: int, last: int) -> tuple[np.ndarray, list[tuple[Range, Range, int, np.ndarray, bool]]]:
         """The order of the block's rows, and rows, keys, table, codes and whether it is the text of each tile."""
         code = self.codes[:, self.bounds[first] : self.bounds[last]]
         differs = (code[1:] != code[:-1]).any(axis=1)

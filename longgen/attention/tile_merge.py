@@ -56,7 +56,7 @@ class TileMerge:
         total = torch.zeros_like(inputs.v, memory_format=torch.contiguous_format)
         by_frame = total.unflatten(1, (self.plan.frames_lat, -1))
         for blocks, outputs in self._outputs(inputs):
-            by_frame[:, _index(blocks.queries, total.device)] = outputs[0].to(total)
+            _put(by_frame, blocks.queries, outputs[0])
         return total
 
     def groups(self, count: int, inputs: LayerInputs) -> Iterator[tuple[int, Tensor]]:
@@ -73,8 +73,7 @@ class TileMerge:
                 if group not in sums:
                     sums[group] = v.new_empty(len(v), missing[group], v.shape[1] // frames_lat, *v.shape[2:])
                 places = np.searchsorted(np.flatnonzero(computed[group]), blocks.queries[rows])
-                output = outputs[group - blocks.groups[0]][:, _index(rows, v.device)]
-                sums[group][:, _index(places, v.device)] = output.to(v)
+                _put(sums[group], places, outputs[group - blocks.groups[0]][:, _index(rows, v.device)])
                 missing[group] -= len(rows)
             del outputs
             for group in [group for group in sums if not missing[group]]:
@@ -200,3 +199,9 @@ class TileMerge:
 def _index(frames: np.ndarray, device: torch.device) -> slice | Tensor:
     """`frames` as a slice where they are neighbours."""
     return slice(int(frames[0]), int(frames[-1]) + 1) if (np.diff(frames) == 1).all() else on_device(frames, device)
+
+
+def _put(x: Tensor, frames: np.ndarray, values: Tensor) -> None:
+    """In place, the `frames` of x [B, T, ...] become `values` [B, f, ...], rounded to its type."""
+    at = _index(frames, x.device)
+    x[:, at] = values if isinstance(at, slice) else values.to(x.dtype)

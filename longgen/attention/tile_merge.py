@@ -87,9 +87,9 @@ class TileMerge:
             yield blocks, sums.flatten(1, 2).unflatten(3, shape).movedim(3, 1)
 
     def _in_order(self, x: Tensor) -> Tensor:
-        """x [B, N, H, D] with its frames in the order of the keys."""
-        order = self.tiling.order
-        return x.unflatten(1, (len(order), -1))[:, _index(order, x.device)].flatten(1, 2)
+        """x [B, N, H, D] with its frames in the order of the keys; x itself where that is theirs."""
+        at = _index(self.tiling.order, x.device)
+        return x if isinstance(at, slice) else x.unflatten(1, (len(at), -1))[:, at].flatten(1, 2)
 
     def _native(self) -> bool:
         """Whether all is at the backbone's own times."""
@@ -160,7 +160,8 @@ class TileMerge:
             outputs += output.unflatten(1, q.shape[:3]).unbind()
             lse.append(chosen_lse.unflatten(2, (count, -1)).permute(2, 1, 0, 3).flatten(2))
         shares = self._shares(blocks, torch.cat(lse, dim=2).unflatten(2, (-1, tokens)), keys_values.chosen, dim)
-        sums = shares.new_zeros(len(shares), count, rows + 1, tokens, heads, dim)  # and a row of zeros
+        once = np.array_equal(blocks.frames, blocks.queries)  # each frame has one row; else there is a row of zeros
+        sums = shares.new_zeros(len(shares), count, rows + (not once), tokens, heads, dim)
         spans = [(tile.groups, tile.rows) for tile in blocks.tiles] + [((0, len(shares)), (0, rows))] * len(keys_values.chosen)
         start = 0
         for index, output in enumerate(outputs):
@@ -169,8 +170,8 @@ class TileMerge:
             share = shares[slice(*tile_groups), :, :, start:stop].permute(0, 1, 3, 4, 2)[..., None]
             sums[slice(*tile_groups), :, slice(*tile_rows)].addcmul_(output, share)
             start = stop
-        if rows * count == len(blocks.queries) and np.array_equal(blocks.frames, blocks.queries):
-            return sums[:, :, :rows]
+        if once:
+            return sums
         versions = blocks.merge.versions
         return sums.index_select(2, on_device(versions.ravel(), q.device)).unflatten(2, versions.shape).sum(dim=3)
 

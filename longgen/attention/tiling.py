@@ -248,14 +248,13 @@ class _Tiler:
                 alike.setdefault(self._shape(block), []).append(block)
         at_once = []
         for blocks in alike.values():
-            most = int(HELD * self.frames_lat // max(1, self._held(blocks[0])))
             starts = [self._start(block) for block in blocks]
             first = 0
             while first < len(blocks):
                 last = first + 1
-                while last < len(blocks) and last - first < most and (
-                    starts[last] - starts[last - 1] == starts[first + 1] - starts[first] >= 0
-                ):
+                while last < len(blocks) and starts[last] - starts[last - 1] == starts[first + 1] - starts[first] >= 0:
+                    if self.groups > 1 or self._held(*blocks[first : last + 1]) > HELD * self.frames_lat:
+                        break
                     last += 1
                 at_once.append(blocks[first:last])
                 first = last
@@ -275,11 +274,13 @@ class _Tiler:
             for rows, keys, table, codes, text in tiles
         )  # fmt: skip
 
-    def _held(self, block: Range) -> int:
-        """Frames of partial outputs that a block holds, sums of several groups included."""
-        groups = int((self.weights[:, :, slice(*block)] > 0).any(axis=(1, 2)).sum())
-        rows = self.chosen * int(self.bounds[block[1]] - self.bounds[block[0]]) + 2 * (groups - 1) * (block[1] - block[0])
-        return rows + sum(stop - start for (start, stop), *_ in self._tiles(*block)[1])
+    def _held(self, *blocks: Range) -> int:
+        """Frames of partial outputs that blocks alike hold, and of sums in single precision where several groups have one each."""
+        first, last = blocks[0]
+        rows = self.chosen * int(self.bounds[last] - self.bounds[first])
+        rows += sum(stop - start for (start, stop), *_ in self._tiles(first, last)[1])
+        groups = int((self.weights[:, :, first:last] > 0).any(axis=(1, 2)).sum())
+        return len(blocks) * (rows + 2 * (groups - 1) * (last - first))
 
     def _cost(self, block: Range, count: int = 1) -> float:
         """What `count` blocks like `block` cost together."""

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 
 UNTIL = 250.0
 COLUMNS = 2**17  # values of a frame in double precision at a time
+CHANGES = 1.0  # times T frames that windows wait with for their eigenproblems, at most, where several are solved at once
 ROUNDING = 1e-6  # of the energy: components below are noise, where products are in single precision
 
 
@@ -146,7 +147,7 @@ class FreePca(Fusion, NoiseTechnique):
         return fused.unflatten(1, (frames_lat, -1)).div_(windows_of[:, None, None]).flatten(1, 2)
 
     def fuse_at_once(self, attend: Attend, global_: Tensor, grid: Grid) -> Tensor:
-        """`fuse` of all windows with one eigenproblem, for which alone the host waits; `global_` [B, N, C].
+        """`fuse` with one eigenproblem for several windows, for which alone the host waits; `global_` [B, N, C].
 
         Covariances are products in single precision over the channels of a token, summed in double precision over tokens: their
         error is below 1e-6 of the energy, where the rounding of bfloat16 changes that by more.
@@ -158,23 +159,24 @@ class FreePca(Fusion, NoiseTechnique):
         frames = global_.unflatten(1, (frames_lat, -1))  # [B, T, n, C]
         fused, count = torch.zeros_like(frames), np.zeros(frames_lat)
         changes: dict[int, Tensor] = {}
-        covariances: dict[int, Tensor] = {}
-        for position, local in attend.apart("local", len(starts)):
-            rows = slice(starts[position], starts[position] + window)
+        covariances: list[Tensor] = []
+        for done, (position, local) in enumerate(attend.apart("local", len(starts)), start=1):
+            rows, by_frame = slice(starts[position], starts[position] + window), local.unflatten(1, (window, -1))
             count[rows] += 1
-            by_frame = local.unflatten(1, (window, -1))
             fused[:, rows] += by_frame
             if position:
-                covariances[position] = covariance_on_device(by_frame, frames[:, rows])
+                covariances.append(covariance_on_device(by_frame, frames[:, rows]))
                 changes[position] = torch.sub(frames[:, rows], by_frame, out=by_frame)
             del local, by_frame
-        if changes:
-            positions = sorted(changes)
-            components = tuple(min(position, self.components) for position in positions)
-            matrices = mixing_at_once(torch.stack([covariances[position] for position in positions]), components).to(fused)
-            for position, matrix in zip(positions, matrices, strict=True):
-                rows = slice(starts[position], starts[position] + window)
-                fused[:, rows].flatten(2).baddbmm_(matrix, changes.pop(position).flatten(2))
+            if changes and ((len(changes) + 1) * window > CHANGES * frames_lat or done == len(starts)):
+                components = tuple(min(position, self.components) for position in changes)
+                matrices = mixing_at_once(torch.stack(covariances), components).to(fused)
+                for (position, change), matrix in zip(changes.items(), matrices, strict=True):
+                    rows = slice(starts[position], starts[position] + window)
+                    fused[:, rows].flatten(2).baddbmm_(matrix, change.flatten(2))
+                del change
+                changes.clear()
+                covariances.clear()
         return fused.div_(_on(fused.device, fused.dtype, tuple(count.tolist()))[:, None, None]).flatten(1, 2)
 
     def share(self, branch: str) -> float:
@@ -242,11 +244,10 @@ def mixing_at_once(covariances: Tensor, components: tuple[int, ...]) -> Tensor:
     local, cross, global_ = (covariances[..., :window, :window], covariances[..., :window, window:], covariances[..., window:, window:])
     centred = _centred(window, covariances.device, covariances.dtype)
     vectors = centred @ torch.linalg.eigh(centred.T @ global_ @ centred).eigenvectors
-    agreement, of_local, of_global = ((vectors * (matrix @ vectors)).sum(dim=-2) for matrix in (cross, local, global_))
-    energy = (matrix.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True) for matrix in (local, global_))
-    real = [part > ROUNDING * whole for part, whole in zip((of_local, of_global), energy, strict=True)]
-    tiny = torch.finfo(covariances.dtype).tiny
-    cosine = (agreement / (of_local * of_global).clamp_min(tiny).sqrt()).where(real[0] & real[1], -1.0)
+    agreement, *energies = (vectors * (torch.stack([cross, local, global_]) @ vectors)).sum(dim=-2)
+    energy = torch.stack(energies)
+    real = (energy > ROUNDING * energy.sum(dim=-1, keepdim=True)).all(dim=0)
+    cosine = (agreement * energy.prod(dim=0).clamp_min(torch.finfo(energy.dtype).tiny).rsqrt()).where(real, -1.0)
     most = max(components)
     chosen = _on(cosine.device, cosine.dtype, tuple(tuple(float(rank < count) for rank in range(most)) for count in components))
     top = vectors.gather(-1, cosine.topk(most).indices[..., None, :].expand(-1, -1, window, -1))

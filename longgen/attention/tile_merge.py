@@ -5,9 +5,12 @@ block, R its query rows, A rows of its tiles, E entries and V rows of a query fr
 passes, H heads, D head dim.
 
 The formulas are those of `longgen.attention.lse_merge`. Which rows of which tiles are merged for a query frame is a table, so the
-log-sum-exp of all passes is one softmax over the E entries of each query frame, and each tile's output is added once. Samples count
-as heads ([N, B H, D]), so that a call has the blocks of all samples as views. Tables are on the device, and key frames chosen at run
-time are read there: the host waits for nothing.
+log-sum-exp of all passes is one softmax over the E entries of each query frame, and each tile's output is added once. Samples
+count as heads ([N, B H, D]), so that a call has the blocks of all samples as views. Tables are on the device, and key frames chosen
+at run time are read there: the host waits for nothing.
+
+A chosen key frame is attended to from all query rows of a block, its log-sum-exp being -inf in the passes that see it anyway or at
+another time.
 """
 
 from __future__ import annotations
@@ -63,7 +66,7 @@ class TileMerge:
         """The sum of each of `count` equal groups of passes, [B, F n, H, D] over its F weighted frames, as they are completed."""
         frames_lat, v = self.plan.frames_lat, inputs.v
         weights = np.stack([pass_.weight for pass_ in self.plan.passes]).reshape(count, -1, frames_lat)
-        computed = (weights > 0).any(axis=1)
+        computed: np.ndarray = np.any(weights > 0, axis=1)
         missing, sums = computed.sum(axis=1), dict[int, Tensor]()
         for blocks, outputs in self._outputs(inputs):
             for group in range(*blocks.groups):
@@ -71,7 +74,7 @@ class TileMerge:
                 if not len(rows):
                     continue
                 if group not in sums:
-                    sums[group] = v.new_empty(len(v), missing[group], v.shape[1] // frames_lat, *v.shape[2:])
+                    sums[group] = v.new_empty(len(v), int(missing[group]), v.shape[1] // frames_lat, *v.shape[2:])
                 places = np.searchsorted(np.flatnonzero(computed[group]), blocks.queries[rows])
                 _put(sums[group], places, outputs[group - blocks.groups[0]][:, _index(rows, v.device)])
                 missing[group] -= len(rows)
@@ -83,8 +86,7 @@ class TileMerge:
         """Blocks, and the outputs [G, B, X F, n, H, D] of their groups, in single precision or better."""
         keys_values, shape = self._keys_values(inputs), inputs.v.shape[::2]
         for blocks, q in self._queries(inputs):
-            sums = self._sums(blocks, q, keys_values)
-            yield blocks, sums.flatten(1, 2).unflatten(3, shape).movedim(3, 1)
+            yield blocks, self._sums(blocks, q, keys_values).flatten(1, 2).unflatten(3, shape).movedim(3, 1)
 
     def _in_order(self, x: Tensor) -> Tensor:
         """x [B, N, H, D] with its frames in the order of the keys; x itself where that is theirs."""
@@ -142,7 +144,7 @@ class TileMerge:
     def _sums(self, blocks: TileBlocks, q: Tensor, keys_values: _KeysValues) -> Tensor:
         """The outputs [G, X, F, n, B H, D] of the groups, from query rows q [X, R, n, B H, D]."""
         count, rows, tokens, heads, dim = q.shape
-        outputs, lse = [], []
+        outputs, lse = list[Tensor](), list[Tensor]()
         for tile in blocks.tiles:
             start, length = tile.keys[0] * tokens, (tile.keys[1] - tile.keys[0]) * tokens
             if tile.text:

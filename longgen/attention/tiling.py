@@ -27,7 +27,7 @@ from functools import lru_cache
 import numpy as np
 
 from longgen.attention.device_costs import CallCosts
-from longgen.attention.lowering import SAME, Range
+from longgen.attention.lowering import Range
 from longgen.attention.partition import NEUTRAL, key_tables
 from longgen.frameplan import Pass, distances
 
@@ -123,7 +123,8 @@ def tile(
     else:
         strides = range(1, min(STRIDES, len(frames)) + 1)
         neighbours = [_neighbours(rel, seen, _strided(frames, stride)) for stride in strides]
-        for stride in sorted({1, 1 + int(np.argmax(neighbours))}):
+        best = 1 + int(np.argmax(neighbours))
+        for stride in {best} if neighbours[best - 1] > 1.1 * neighbours[0] else sorted({1, best}):
             order = _strided(frames, stride)
             tables, table, _ = key_tables(rel[:, :, order], seen[:, :, order])
             if chosen:  # they are attended to from all rows, whose times are those of one table
@@ -168,7 +169,7 @@ class _Tiler:
         self.entries = min(distinct * self.frames_lat, int(seen.sum())) * len(tables) * self.frames_lat * len(passes)
 
     def encode(self, visible: np.ndarray, seen: np.ndarray, computed: np.ndarray, text_tokens: int) -> None:
-        p, i, j = np.nonzero(seen)
+        p, i, _ = np.nonzero(seen)
         columns, times = self.columns[seen], self.times[seen]
         factors, addends = np.stack([_logits(pass_) for pass_ in self.passes], axis=1)[:, seen]
         if text_tokens:
@@ -177,7 +178,9 @@ class _Tiler:
             p, i = np.concatenate([p, text_p]), np.concatenate([i, text_i])
             columns = np.concatenate([columns, np.full(len(text_p), len(self.tables) * self.frames_lat)])
             times = np.concatenate([times, text_times])
-            factors, addends = (np.concatenate([x, np.full(len(text_p), y)]) for x, y in zip((factors, addends), NEUTRAL, strict=True))
+            factors, addends = (
+                np.concatenate([x, np.full(len(text_p), y)]) for x, y in zip((factors, addends), NEUTRAL, strict=True)
+            )
         time_values, time_codes = _codes(times)
         factor_values, factor_codes = _codes(factors)
         addend_values, addend_codes = _codes(addends)
@@ -206,11 +209,11 @@ class _Tiler:
         self.weights = np.stack([pass_.weight for pass_ in self.passes]).reshape(groups, -1, self.frames_lat)
         ways = [self._at_once(self._cheapest_cuts(0, self.frames_lat))]
         for length in range(1, EQUAL + 1):
-            blocks = [(first, min(first + length, self.frames_lat)) for first in range(0, self.frames_lat, length)]
-            if length == 1 or max(map(self._held, blocks)) <= HELD * self.frames_lat:
-                several = {block for same in self._at_once(blocks) if len(same) > 1 for block in same}
+            equal = [(first, min(first + length, self.frames_lat)) for first in range(0, self.frames_lat, length)]
+            if length == 1 or max(map(self._held, equal)) <= HELD * self.frames_lat:
+                several = {block for same in self._at_once(equal) if len(same) > 1 for block in same}
                 recut = list[Range]()
-                for alike, run in itertools.groupby(blocks, key=several.__contains__):
+                for alike, run in itertools.groupby(equal, key=several.__contains__):
                     queries = list(run)
                     recut += queries if alike else self._cheapest_cuts(queries[0][0], queries[-1][1])
                 ways.append(self._at_once(recut))

@@ -241,7 +241,11 @@ def mixing_at_once(covariances: Tensor, components: tuple[int, ...]) -> Tensor:
     import torch
 
     window = covariances.shape[2] // 2
-    local, cross, global_ = (covariances[..., :window, :window], covariances[..., :window, window:], covariances[..., window:, window:])
+    local, cross, global_ = (
+        covariances[..., :window, :window],
+        covariances[..., :window, window:],
+        covariances[..., window:, window:],
+    )
     centred = _centred(window, covariances.device, covariances.dtype)
     vectors = centred @ torch.linalg.eigh(centred.T @ global_ @ centred).eigenvectors
     agreement, *energies = (vectors * (torch.stack([cross, local, global_]) @ vectors)).sum(dim=-2)

@@ -24,7 +24,7 @@ from longgen.positions.longdiff import LongDiff
 from longgen.program import Program
 from tests.attention.dense import dense
 from tests.attention.test_executor import N_FRAME, T, ctx, qkv
-from tests.attention.test_merge import CLIP, FREEPCA, LOGITS, MERGED, TEXT_TOKENS, WITH_COLUMNS, with_columns, with_text
+from tests.attention.test_merge import FREEPCA, LOGITS, MERGED, TEXT_TOKENS, WITH_COLUMNS, with_columns, with_text
 
 __all__ = ["ctx", "qkv"]
 
@@ -127,9 +127,10 @@ def test_windows_come_apart(name: str, text: bool, ctx: LayerCall, qkv: tuple[Te
 
 
 LONG = {  # latent frames, native ones, tokens of a frame and of text: the published sizes at about four times the native length
-    "wan2.1-1.3b": (81, 21, 1560, 0), "ltx-2b": (61, 16, 330, 0), "cogvideox-5b": (49, 13, 1350, 226), "hunyuanvideo": (129, 33, 3600, 256),
+    "wan2.1-1.3b": (81, 21, 1560, 0), "ltx-2b": (61, 16, 330, 0), "cogvideox-5b": (49, 13, 1350, 226),
+    "hunyuanvideo": (129, 33, 3600, 256),
 }  # fmt: skip
-MOST = {"freenoise": (60, 7), "freepca": (90, 12), "longdiff": (240, 16), "longdiff and key frames": (260, 24)}  # tiles, blocks
+MOST = {"freenoise": (60, 7), "freepca": (90, 12), "longdiff": (240, 16), "longdiff and key frames": (260, 24)}
 
 
 @pytest.mark.parametrize("name", MOST)

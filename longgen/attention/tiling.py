@@ -114,8 +114,9 @@ def tile(
     """
     rel = np.stack([pass_.rel for pass_ in passes])
     computed = np.stack([pass_.weight > 0 for pass_ in passes])
-    visible = np.stack([pass_.visible for pass_ in passes]) & computed[:, :, None]
-    seen = np.broadcast_to(computed[:, :, None], visible.shape) if chosen else visible
+    possible = computed[:, :, None] & np.stack([_logits(pass_)[1] > -np.inf for pass_ in passes])
+    visible = possible & np.stack([pass_.visible for pass_ in passes])
+    seen = possible if chosen else visible
     frames = np.arange(rel.shape[1])
     tilers = []
     if (rel == distances(len(frames)))[seen].all():  # the backbone's own times, for which it may have its own tables
@@ -333,6 +334,8 @@ class _Tiler:
                     entry, place = static + index * self.chosen + key, start + key * count + row
                     entries_FE[frame, entry], shares[place] = place, frame * entries_FE.shape[1] + entry
         masks = np.moveaxis(addends[codes_XFE], (3, 4), (0, 1))  # [G, S, X, F, E]
+        if not self.chosen:
+            weights = np.where((masks > -np.inf).any(axis=4), weights, 0.0)  # a query that sees nothing
         masks = np.where(weights[..., None] > 0, masks, 0.0)  # any finite numbers, whose weight is 0
         hidden = None
         if self.chosen:

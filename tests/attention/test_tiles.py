@@ -176,3 +176,17 @@ def test_plans_of_too_many_rows_are_left_to_the_other_way(ctx: LayerCall, qkv: t
     assert executor.tiles_if_cheaper(plan, LayerInputs(ctx, *qkv)) is None
     assert (executor.run_plan(plan, LayerInputs(ctx, *qkv)).double() - dense(plan, *qkv, ctx.rotary, ctx.stock)).abs().max() < 5e-6  # type: ignore[arg-type]
     tiling.tile.cache_clear()
+
+
+def test_a_query_that_sees_nothing_and_a_bias_that_hides(ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    plan, blind = MERGED["windows"], np.ones((T, T), dtype=bool)
+    blind[4] = False
+    output = tiled(plan.see_only(blind), ctx, qkv).unflatten(1, (T, -1))
+    exact = dense(plan, *qkv, ctx.rotary, ctx.stock).unflatten(1, (T, -1))  # type: ignore[arg-type]
+    others = np.arange(T) != 4
+    assert (output[:, 4] == 0).all()
+    assert (output[:, others].double() - exact[:, others]).abs().max() < 5e-6
+    bias = np.where(np.arange(T) == 3, -np.inf, 0.0) + np.zeros((T, T))
+    hidden = replace(plan, passes=plan.passes).each(lambda pass_: pass_.with_columns(logit_bias=bias))
+    seen = np.broadcast_to(np.arange(T) != 3, (T, T))
+    assert (tiled(hidden, ctx, qkv) - tiled(plan.see_only(seen), ctx, qkv)).abs().max() < 1e-6

@@ -195,6 +195,10 @@ class Fusion(Technique):
     def flops(self, grid: Grid, channels: int) -> int:
         """Floating-point operations of `fuse` for one sample, attention apart."""
 
+    def double_flops(self, grid: Grid, channels: int) -> int:
+        """Those of `flops` that are in double precision on an accelerator too."""
+        return 0
+
 
 class Sampling(Technique):
     """A technique that decides in which order, and with which others, frames are denoised. It has no `layers` or `steps`.

@@ -27,8 +27,8 @@ SCRIPTS = {
 # Who may import whom, types and imports inside functions included: a row names rows above it only. A row is a module of `longgen`
 # or a whole package; `backbones.tiny` is the laboratory in which the built-in model is trained and measured.
 ORDER = [
-    "errors", "closed", "arguments", "textfile", "units", "frames", "plugins", "terminal", "html", "device", "cache_folder",
-    "ffmpeg", "disk", "naming", "checkpoint", "video_info", "video", "progress",
+    "errors", "closed", "arguments", "textfile", "units", "frames", "plugins", "terminal", "html", "device", "device_costs",
+    "device_tables", "cache_folder", "ffmpeg", "disk", "naming", "checkpoint", "video_info", "video", "progress",
     "frameplan", "technique", "noise", "refine", "positions", "context", "fusion", "sampling", "catalog",
     "backbones", "schedule", "preset", "prompts", "program", "stack", "plan", "cost", "layers", "planner", "resolve",
     "attention", "pipelines", "run_settings", "rundir", "describe", "loops", "interrupted", "run",

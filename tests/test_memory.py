@@ -13,9 +13,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from longgen import cost, planner, preset
+from longgen.attention import rotary
 from longgen.backbones.registry import SPECS, family_of
 from longgen.backbones.settings import ModelSettings
 from longgen.bench.memory import AllocationTracker
+from longgen.device_costs import ACCELERATOR
+from longgen.fusion import freelong, freespec
 from longgen.pipelines import processors, random_weights
 from longgen.pipelines.wan import Wan
 from longgen.plan import Plan
@@ -124,3 +127,12 @@ def test_attention_that_follows_a_plan_takes_two_more_where_attention_decides() 
     assert (estimates[1] - estimates[0]) / unit == pytest.approx(2, abs=1e-3)
     assert estimates[1] == pytest.approx(alive(made), rel=0.04)
     assert estimates[0] == pytest.approx(alive(direct), rel=0.04)
+
+
+@pytest.mark.parametrize("name", ["ntk", "freelong", "freelongpp", "freespec"])
+def test_an_accelerator_that_works_on_all_at_once_stays_inside_the_estimate(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rotation in one block, few blocks of channels, sums of rows side by side: where attention decides the peak."""
+    for module in (rotary, freelong, freespec):
+        monkeypatch.setattr(module, "costs_on", lambda _: ACCELERATOR)
+    made = made_for(name, "wan2.1-14b", 321)
+    assert alive(made) < cost.memory_bytes(made, "bf16")["activations"]

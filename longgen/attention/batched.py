@@ -36,9 +36,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from longgen.attention.device_costs import CallCosts
 from longgen.attention.lowering import SAME, ranges_of
 from longgen.attention.partition import NEUTRAL, key_tables, logit_codes
+from longgen.device_costs import CallCosts
 from longgen.frameplan import Pass, distances
 
 
@@ -118,14 +118,17 @@ class BatchedPass:
     @property
     def rotations(self) -> int:
         """How often q or k are rotated."""
-        return len(self.tables) + len({(group.table, group.times.tobytes()) for group in self.groups})
+        times = [group.times.tobytes() for group in self.groups]
+        return len(self.tables) + len(times[:1]) + sum(one != other for one, other in itertools.pairwise(times))
 
     def cost(self, costs: CallCosts, tokens: int, text_tokens: int = 0) -> float:
-        """In pairs of tokens attended, at `tokens` a frame."""
+        """In pairs of tokens attended, at `tokens` a frame. Rotating q or k is as many launches as a call."""
         rows = np.array([call.count * call.queries for call in self.calls])
         pairs = rows @ [call.keys * tokens or text_tokens for call in self.calls]
         rotated = self.rotations * len(self.tables[0])
-        return float((pairs + costs.merge * rows.sum() + costs.rotate * rotated) * tokens + costs.call * len(rows))
+        return float(
+            (pairs + costs.merge * rows.sum() + costs.rotate * rotated) * tokens + costs.call * (len(rows) + self.rotations)
+        )
 
 
 @lru_cache(maxsize=64)

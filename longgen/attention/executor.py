@@ -26,13 +26,13 @@ from torch import Tensor
 from longgen.attention.banded import attend_bands, split
 from longgen.attention.batched import lower_batched
 from longgen.attention.context import AttentionContext, LayerInputs
-from longgen.attention.device_costs import costs_on
 from longgen.attention.lse_merge import PlanMerge
 from longgen.attention.partition import partition, sequential_cost
 from longgen.attention.sequential import RotatedQK, call_list, run_passes, unless_native
 from longgen.attention.streaming import attend_batched
 from longgen.attention.tile_merge import TileMerge
 from longgen.attention.tiling import tile
+from longgen.device_costs import costs_on
 from longgen.frameplan import FramePlan
 from longgen.program import Program
 from longgen.technique import Step

@@ -24,6 +24,7 @@ from longgen.attention.lowering import SAME, Range, ranges_of
 from longgen.attention.observer import AttentionInputs, Observer
 from longgen.attention.rotary import Rotary, Tables
 from longgen.attention.sequential import attend_scaled, frames_of
+from longgen.device_tables import on_device
 from longgen.frameplan import FramePlan, full_attention
 from longgen.program import Program
 
@@ -119,10 +120,11 @@ class KVCache:
         """Evicts all cached frames but these."""
         slots = [self.frames.index(frame) for frame in frames]
         if slots != list(range(len(slots))):
+            chosen = np.array(slots)
             for layer in self.layers.values():
                 for x in (layer.keys, layer.values):
                     by_frame = x.unflatten(1, (self.capacity, -1))
-                    by_frame[:, : len(slots)] = by_frame[:, slots]
+                    by_frame[:, : len(slots)] = by_frame[:, on_device(chosen, x.device)]
         self.frames = frames
 
     def close(self, start: int) -> None:

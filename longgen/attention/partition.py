@@ -29,8 +29,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from longgen.attention.device_costs import CPU, CallCosts
 from longgen.attention.lowering import SAME, CallList, Range
+from longgen.device_costs import CPU, CallCosts
 from longgen.frameplan import Pass, distances
 
 STRIDES = (1, 2, 3, 4, 5, 6, 7, 8)
@@ -103,6 +103,8 @@ def sequential_cost(call_lists: list[CallList], tokens: int, text_tokens: int = 
     rotated = sum(2 * len(call_list.positions) for call_list in call_lists)
     rotated += sum(len(call.rotated) for call in calls if call.rotated is not None)
     count = sum(frames if call.sliding and text_tokens else 1 for frames, call in zip(queries, calls, strict=True))
+    if costs.batched:  # where rotation is as many launches as a call
+        count += 2 * len(call_lists) + sum(call.rotated is not None for call in calls)
     return pairs * tokens**2 + sum(queries) * tokens * text_tokens + costs.rotate * rotated * tokens + costs.call * count
 
 

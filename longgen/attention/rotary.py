@@ -6,7 +6,7 @@ table (1 where all heads do, else H), P = S D / 2 channel pairs of a table, C te
 All four families rotate neighbouring channel pairs by cos and sin; they differ in which pairs belong to time.
 
 A CPU rotates a few values at a time, by whole tables that are kept. An accelerator rotates all at once, by the stock tables, and
-then the temporal pairs again from the same x, by their angles of each frame: thirteen launches, and no table to keep. Either way
+then the temporal pairs again from the same x, by their angles of each frame: nine launches, and no table to keep. Either way
 the same products are rounded once.
 """
 
@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longgen.attention.device_costs import costs_on
-from longgen.attention.device_tables import double_on, on_device
+from longgen.device_costs import costs_on
+from longgen.device_tables import double_on, on_device
 
 Tables = tuple[Tensor, Tensor]  # cos and sin, [N, P] each
 Times: TypeAlias = np.ndarray | Tensor  # in latent frames; a tensor where they are known on the device alone
@@ -139,9 +139,9 @@ def _rotate_pairs(pairs: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     out = torch.empty_like(pairs)
     if costs_on(pairs.device.type).batched:
         (even, odd), (out_even, out_odd) = pairs.unbind(-1), out.unbind(-1)
-        first, second = even * cos, odd * sin
-        torch.sub(first, second, out=out_even)
-        torch.add(torch.mul(even, sin, out=first), torch.mul(odd, cos, out=second), out=out_odd)
+        product = even * cos  # the one product that is held in single precision
+        torch.addcmul(product, odd, sin, value=-1, out=out_even)
+        torch.addcmul(torch.mul(even, sin, out=product), odd, cos, out=out_odd)
         return out
     count = max(1, BLOCK * pairs.shape[1] // max(1, pairs.numel()))
     for start in range(0, pairs.shape[1], count):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from longgen.attention.context import LayerInputs
 from longgen.attention.lowering import AttentionCall, CallList, Range, lower
+from longgen.device_tables import on_device
 from longgen.frameplan import FramePlan, Pass
 
 RotatedQK = dict[tuple[bytes, float, bool], tuple[Tensor, Tensor]]
@@ -41,7 +42,8 @@ def run_passes(plan: FramePlan, inputs: LayerInputs, rotated: RotatedQK | None =
             elif (weights := pass_.weight[first:last]).max() == weights.min():
                 rows.add_(output, alpha=float(weights[0]))
             else:
-                rows.addcmul_(output, torch.from_numpy(weights).to(output).repeat_interleave(tokens).view(1, -1, 1, 1))
+                by_token = on_device(weights, output.device, output.dtype).repeat_interleave(tokens)
+                rows.addcmul_(output, by_token.view(1, -1, 1, 1))
     assert total is not None
     return total
 
@@ -123,11 +125,14 @@ def attend_scaled(
     attend: Callable[..., Tensor], logits: np.ndarray, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None
 ) -> Tensor:
     """`attend` with factors and addends on the logits of key frames or keys, `logits` [2, frames or Nk]. seen: bool [Nq, Nk]."""
-    factor, addend = (torch.from_numpy(row).to(q).repeat_interleave(k.shape[1] // len(row)) for row in logits)
+
+    def by_key(row: np.ndarray) -> Tensor:
+        return on_device(row, q.device, q.dtype).repeat_interleave(k.shape[1] // len(row))
+
     if not (logits[0] == 1).all():
-        k = k * factor[:, None, None]
+        k = k * by_key(logits[0])[:, None, None]
     if not (logits[1] == 0).all():
-        mask = addend.expand(q.shape[1], -1)
+        mask = by_key(logits[1]).expand(q.shape[1], -1)
         return attend(q, k, v, mask if seen is None else mask.masked_fill(~seen, -torch.inf))
     return attend(q, k, v) if seen is None else attend(q, k, v, seen)
 

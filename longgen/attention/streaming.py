@@ -4,7 +4,7 @@ Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, H h
 
 The mean so far and its lse take in the output and lse of one more call:
 
-    share = sigmoid(lse_call - lse)   mean = (1 - share) mean + share output   lse = log(exp lse + exp lse_call)
+    share = sigmoid(lse_call - lse)   mean = mean - share mean + share output   lse = log(exp lse + exp lse_call)
 
 exact in real arithmetic, and stable. Samples count as heads ([N, B H, D]), so that one call has the blocks of all samples. Nothing
 is read from the device. Beside q, k and v there are one rotated q and k at a time, the mean in single precision, and one output.
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from longgen.attention.batched import BatchedPass, BlockCall
 from longgen.attention.context import LayerInputs
-from longgen.attention.device_tables import on_device
 from longgen.attention.lse_kernels import AttentionWithLSE
 from longgen.attention.sequential import windows_of
+from longgen.device_tables import double_on, on_device
 from longgen.frameplan import FramePlan
 
 
@@ -43,7 +43,7 @@ class StreamingMean:
             mean_lse.copy_(lse)
             return
         share = (lse - mean_lse).sigmoid_()[..., None]
-        mean.mul_(1 - share).addcmul_(output, share)
+        mean.addcmul_(mean, share, value=-1).addcmul_(output, share)
         torch.logaddexp(mean_lse, lse, out=mean_lse)
 
 
@@ -142,7 +142,7 @@ def _add_chosen(mean: StreamingMean, lowered: BatchedPass, rotated: _Rotated, v:
     keys, values = (of_frames(x) for x in (rotated.keys(lowered.tables[chosen.table]), v))
     addends = picked(chosen.addend, mean.lse.dtype)
     factors = None if (chosen.factor == 1).all() else picked(chosen.factor, inputs.q.dtype)
-    times = picked(chosen.times, torch.float64) if chosen.times.ndim > 1 else None
+    times = picked(chosen.times, double_on(device)) if chosen.times.ndim > 1 else None
     call, tokens = BlockCall(0, frames_lat, 0, 1), len(v) // frames_lat
     for index in range(len(keys)):
         q = rotated.queries(chosen.times, 1.0) if times is None else rotated.queries_at(list(times[index]))

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from longgen.attention.context import LayerInputs
-from longgen.attention.device_tables import on_device
 from longgen.attention.lse_kernels import AttentionWithLSE
 from longgen.attention.sequential import windows_of
 from longgen.attention.streaming import samples_as_heads
 from longgen.attention.tiling import TileBlocks, Tiling
+from longgen.device_tables import on_device
 from longgen.frameplan import FramePlan
 
 ROTATED = 0.5  # times T query rows that are rotated at a time, at most, where several blocks are

@@ -26,9 +26,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from longgen.attention.device_costs import CallCosts
 from longgen.attention.lowering import Range
 from longgen.attention.partition import NEUTRAL, key_tables
+from longgen.device_costs import CallCosts
 from longgen.frameplan import Pass, distances
 
 STRIDES = 32  # most frames between neighbours in the order of the keys

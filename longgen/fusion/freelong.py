@@ -16,7 +16,8 @@ edge with the right [code]; "reflect", the default, pads by half-sample symmetri
 token is blended with one at the opposite end [derived].
 
 Computed exactly without an FFT: P is separable and real, so F = L + K_t K_h K_w (G - L) with small real matrices whose
-rows sum to one, in blocks of channels, in single precision or better.
+rows sum to one, in blocks of channels, in single precision or better. An accelerator takes few blocks, whose temporaries
+are at most what one branch holds.
 
 Differs from the reference: frequencies are those of the FFT's bins (the code's are off by 1 / N where N is odd, and lose
 up to a quarter of the mean at N = 5); before the output projection, which is linear; every layer is fused (the code
@@ -40,6 +41,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from longgen.device_costs import costs_on
 from longgen.frameplan import FramePlan, Geometry, visible_from_ranges
 from longgen.frames import local_windows
 from longgen.technique import LONGEST, Fusion, Grid, Step
@@ -48,7 +50,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Boundary = Literal["circular", "reflect"]
-CHANNELS = 256  # filtered at a time
+CHANNELS = 256  # that a CPU filters at a time
+BLOCKS = 6  # of channels on an accelerator: a difference, and single precision before and after a product, in a sixth
 
 
 class FreeLong(Fusion):
@@ -90,8 +93,10 @@ def add_low_pass(
     total: Tensor, coarse: Tensor, fine: Tensor, grid: Grid, cutoff_time: float, cutoff_space: float | None, boundary: Boundary
 ) -> None:
     """Adds the low frequencies of `coarse` - `fine` to `total` in place, all [B, N, C], in blocks of channels."""
-    for first in range(0, total.shape[2], CHANNELS):
-        block = slice(first, first + CHANNELS)
+    channels = total.shape[2]
+    width = math.ceil(channels / BLOCKS) if costs_on(total.device.type).batched else CHANNELS
+    for first in range(0, channels, width):
+        block = slice(first, first + width)
         total[..., block] += low_pass(coarse[..., block] - fine[..., block], grid, cutoff_time, cutoff_space, boundary)
 
 
@@ -102,13 +107,15 @@ def low_pass(difference: Tensor, grid: Grid, cutoff_time: float, cutoff_space: f
     """
     import torch  # lazy: plans need no torch
 
+    from longgen.device_tables import on_device
+
     batch, tokens, channels = difference.shape
     filtered = difference.to(torch.promote_types(difference.dtype, torch.float32))
     outer, inner = batch, tokens * channels
     for length, cutoff in zip(grid, (cutoff_time, cutoff_space, cutoff_space), strict=True):
         inner //= length
         if cutoff is not None:
-            matrix = torch.from_numpy(kernel(length, cutoff, boundary)).to(filtered)
+            matrix = on_device(kernel(length, cutoff, boundary), filtered.device, filtered.dtype)
             filtered = matrix @ filtered.reshape(outer, length, inner)  # a view: the axes before and after are merged
         outer *= length
     return filtered.reshape(batch, tokens, channels)

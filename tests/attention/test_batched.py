@@ -17,11 +17,11 @@ from longgen import planner, preset
 from longgen.attention import executor
 from longgen.attention.batched import BatchedPass, lower_batched
 from longgen.attention.context import LayerInputs
-from longgen.attention.device_costs import ACCELERATOR
 from longgen.attention.streaming import attend_batched
 from longgen.backbones.registry import SPECS
 from longgen.context.keyframes import Keyframes
 from longgen.context.sink import Sink
+from longgen.device_costs import ACCELERATOR
 from longgen.frameplan import FramePlan, Pass, distances, full_attention
 from longgen.pipelines.processors import LayerCall
 from longgen.positions.vrpr import Vrpr
@@ -103,13 +103,15 @@ def test_grouped_frames_share_a_call() -> None:
     assert len(causal.calls) <= 5
 
 
-MOST_CALLS = {"vrpr": 45, "sink-window": 7, "keyframes": 11, "sliding-window": 3}
+MOST_CALLS = {"vrpr": 45, "sink-window": 7, "keyframes": 12, "sliding-window": 3}
 
 
 @pytest.mark.parametrize("name", ["wan2.1-1.3b", "ltx-2b", "cogvideox-5b", "cogvideox-2b", "hunyuanvideo"])
 @pytest.mark.parametrize("technique", MOST_CALLS)
 def test_calls_at_published_sizes(name: str, technique: str) -> None:
     spec = SPECS[name]
+    if technique == "vrpr" and not spec.rotary_dims:
+        pytest.skip("has no relative positions")
     sample = preset.Sample(frames=4 * (spec.native_px - 1) + 1)
     plan = planner.build(preset.load(technique, ("vrpr.layers=all",) if technique == "vrpr" else (), sample), spec)
     ((frame_plan, _, _),) = plan.branches().values()
@@ -207,6 +209,7 @@ def test_key_frames_that_are_chosen_at_run_time(name: str, text: bool, ctx: Laye
 @pytest.mark.parametrize("family", test_presets.SPECS)
 def test_presets_on_an_accelerator(family: str, name: str, frames_lat: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor, "costs_on", lambda device_type: ACCELERATOR)
+    monkeypatch.setattr(executor, "sequential_cost", lambda *_: np.inf)  # at so few tokens
     spec = replace(test_presets.SPECS[family], native_px=8 * test_presets.SPECS[family].stride_t + 1)
     sets = ("vrpr.layers=all",) if name == "vrpr" else ()
     sample = preset.Sample(frames=(frames_lat - 1) * spec.stride_t + 1, steps=2)
@@ -218,7 +221,10 @@ def test_presets_on_an_accelerator(family: str, name: str, frames_lat: int, monk
     assert difference < 2e-5
 
 
-def test_where_it_is_used(ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "expected"), [("neutral", False), ("shifted window", True), ("random rel", False)])
+def test_where_it_is_used(
+    name: str, expected: bool, ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On accelerators alone, where it is cheaper, and where the backend has log-sum-exp."""
     used: list[FramePlan] = []
 
@@ -227,13 +233,12 @@ def test_where_it_is_used(ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor], mo
         return attend_batched(plan, *rest)
 
     monkeypatch.setattr(executor, "attend_batched", spy)
-    inputs = LayerInputs(ctx, *qkv)
-    executor.run_plan(SINGLE["tiers"], inputs)
+    inputs = LayerInputs(with_text(ctx), *qkv)
+    executor.run_plan(SINGLE[name], inputs)
     assert used == []
     monkeypatch.setattr(executor, "costs_on", lambda device_type: ACCELERATOR)
-    for name in ("neutral", "tiers", "random visible"):
-        executor.run_plan(SINGLE[name], inputs)
-    assert used == [SINGLE["tiers"]]
+    executor.run_plan(SINGLE[name], inputs)
+    assert used == [SINGLE[name]] * expected
     monkeypatch.setattr(LayerCall, "attention_with_lse", lambda self, q, masked=False: None)
-    executor.run_plan(SINGLE["tiers"], inputs)
-    assert len(used) == 1
+    executor.run_plan(SINGLE[name], inputs)
+    assert len(used) == expected

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from longgen.attention import rotary as module
-from longgen.attention.device_costs import ACCELERATOR
 from longgen.attention.rotary import Rotary, Tables
+from longgen.device_costs import ACCELERATOR
 
 T, TOKENS, HEADS, DIM = 5, 6, 3, 12
 FREQUENCIES = 10000.0 ** (-np.arange(3) / 3)
@@ -58,6 +58,12 @@ def by_hand(x: Tensor, tables: Tables) -> Tensor:
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
 
 
+def assert_rounded_once(x: Tensor, expected: Tensor) -> None:
+    """Equal but for how the CPU fuses a product with a sum, which may turn the last bit."""
+    assert ((x - expected).abs() <= torch.finfo(x.dtype).eps * (expected.abs() + 1)).all()
+    assert (x == expected).float().mean() > (0.99 if x.dtype != torch.float32 else 0.5)
+
+
 def by_frame(x: Tensor) -> Tensor:
     return x.unflatten(1, (T, TOKENS))
 
@@ -72,13 +78,14 @@ def test_rotation_rounds_as_diffusers_does(name: str, dtype: torch.dtype, monkey
         assert torch.equal(rotary.rotate(x, stock), expected)
     monkeypatch.setattr(module, "costs_on", lambda _: ACCELERATOR)
     with Launches() as counted:
-        assert torch.equal(rotary.rotate(x, stock), expected)
-    assert sum(counted.counts.values()) == 7, counted.counts  # one of them compares
+        rotated = rotary.rotate(x, stock)
+    assert_rounded_once(rotated, expected)
+    assert sum(counted.counts.values()) == 4, counted.counts
 
 
 @pytest.mark.parametrize("scale", [None, np.array([1.0, 0.5, 0.25])])
 @pytest.mark.parametrize("name", ROTARIES)
-def test_an_accelerator_keeps_no_tables_and_rounds_the_same(
+def test_an_accelerator_keeps_no_tables_and_rounds_once(
     name: str, scale: np.ndarray | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rotary, x, stock = made(name)
@@ -86,11 +93,11 @@ def test_an_accelerator_keeps_no_tables_and_rounds_the_same(
     assert torch.equal(expected, by_hand(x, rotary.tables_at(stock, POSITIONS, scale)))
     rotary._cache.clear()
     monkeypatch.setattr(module, "costs_on", lambda _: ACCELERATOR)
-    assert torch.equal(rotary.rotate_to(x, stock, POSITIONS, scale), expected)
+    assert_rounded_once(rotary.rotate_to(x, stock, POSITIONS, scale), expected)
     assert [len(cos) for cos, _ in rotary._cache.values()] == [T]  # angles by frame
     with Launches() as counted:
         rotary.rotate_to(x, stock, POSITIONS, scale)
-    assert sum(counted.counts.values()) == 13, counted.counts
+    assert sum(counted.counts.values()) == 9, counted.counts
 
 
 @pytest.mark.parametrize("scale", [None, np.array([1.0, 0.5, 0.25])])

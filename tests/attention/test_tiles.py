@@ -14,9 +14,9 @@ from torch import Tensor
 
 from longgen.attention import executor, tile_merge, tiling
 from longgen.attention.context import LayerInputs
-from longgen.attention.device_costs import ACCELERATOR, CPU, CallCosts
 from longgen.context.freenoise import FreeNoise
 from longgen.context.keyframes import Keyframes
+from longgen.device_costs import ACCELERATOR, CPU, CallCosts
 from longgen.frameplan import FramePlan, Geometry, full_attention
 from longgen.fusion.freepca import FreePca
 from longgen.pipelines.processors import LayerCall

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from longgen import plan, preset
+from longgen.device_costs import ACCELERATOR
 from longgen.frameplan import Geometry, full_attention
 from longgen.frames import local_windows
 from longgen.fusion import freelong
@@ -104,6 +106,23 @@ def test_channels_in_blocks_equal_channels_at_once(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(freelong, "CHANNELS", 3)
     add_low_pass(blocks, one, other, grid, 0.25, 0.25, "reflect")
     assert torch.allclose(whole, blocks, rtol=0, atol=1e-14)
+
+
+def test_an_accelerator_filters_few_blocks_of_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid, filtered = (4, 3, 2), list[int]()
+
+    def counted(difference: Tensor, *rest: Any) -> Tensor:
+        filtered.append(difference.shape[2])
+        return low_pass(difference, *rest)
+
+    one, other = features(grid, 1000), features(grid, 1000, seed=1)
+    on_cpu, on_accelerator = other.clone(), other.clone()
+    monkeypatch.setattr(freelong, "low_pass", counted)
+    add_low_pass(on_cpu, one, other, grid, 0.25, 0.25, "reflect")
+    monkeypatch.setattr(freelong, "costs_on", lambda _: ACCELERATOR)
+    add_low_pass(on_accelerator, one, other, grid, 0.25, 0.25, "reflect")
+    assert filtered == [256, 256, 256, 232] + [167] * 5 + [165]
+    assert torch.allclose(on_cpu, on_accelerator, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

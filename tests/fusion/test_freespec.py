@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
+from longgen.device_costs import ACCELERATOR
 from longgen.frameplan import Geometry, full_attention
+from longgen.fusion import freespec
+from longgen.fusion.freelong import FreeLong
 from longgen.fusion.freespec import FreeSpec, gram, reconstruct
 from longgen.technique import Step
 
@@ -63,6 +67,66 @@ def test_gram_in_pieces_equals_gram_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     x = features(100, 12)
     monkeypatch.setattr("longgen.fusion.freespec.ROWS", 7)
     assert torch.allclose(gram(x), x.double().mT @ x.double(), rtol=1e-12)
+
+
+@pytest.fixture
+def accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(freespec, "costs_on", lambda _: ACCELERATOR)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_accelerator_sums_few_rows_in_single_precision(
+    dtype: torch.dtype, accelerator: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The products of halves are exact in it; 7 rows at a time leave the last sum with less."""
+    x = features(100, 12).to(dtype)
+    exact = x.double().mT @ x.double()
+    monkeypatch.setattr(freespec, "PARTIAL", 7)
+    monkeypatch.setattr(freespec, "PARTIALS", 3)
+    for rows in (1, 21, 63, 100):
+        part = x[:, :rows].double().mT @ x[:, :rows].double()
+        assert (gram(x[:, :rows]) - part).abs().max() < 7 * 2**-24 * exact.diagonal(dim1=1, dim2=2).max()
+    assert gram(x).dtype == torch.float64
+    assert not torch.equal(gram(x), exact)
+    single = x.float()
+    assert torch.equal(gram(single), x.double().mT @ x.double())  # products of single precision are not exact in it
+
+
+def test_a_device_without_double_precision_leaves_eigenproblems_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = features(300, 12)
+    monkeypatch.setattr("longgen.device_tables.double_on", lambda _: torch.float32)
+    assert gram(x).dtype == torch.float64
+    assert torch.equal(gram(x), gram(x).float().double())
+
+
+@pytest.mark.parametrize(("decay", "mean"), [(3.0, 0.0), (2.0, 0.0), (3.0, 10.0)])
+def test_sums_in_single_precision_change_less_than_rounding_the_result(decay: float, mean: float, accelerator: None) -> None:
+    """Also where a kernel adds row after row: one product for each row of a sum stands for it."""
+    common = torch.randn(64, generator=torch.Generator().manual_seed(3))
+    global_, local = (features(6000, 64, decay, seed, batch=1) for seed in (1, 2))
+    global_, local = ((x / x.square().mean().sqrt() + mean * common).bfloat16() for x in (global_, local))
+    floor = torch.finfo(torch.bfloat16).eps
+
+    def change(of: Callable[[Tensor], Tensor]) -> Tensor:
+        values, vectors = torch.linalg.eigh(of(local))
+        own, other = values.clamp_min(0).sqrt(), torch.linalg.eigvalsh(of(global_)).clamp_min(0).sqrt()
+        weight = torch.exp(-2.0 * torch.arange(63, -1, -1) / 64)
+        ratio = torch.where(own > floor * values.mean().sqrt(), (weight * other + (1 - weight) * own) / own, 1.0)
+        return local.double() @ ((vectors * (ratio - 1).unsqueeze(1)) @ vectors.mT)
+
+    def one_after_the_other(x: Tensor) -> Tensor:
+        total = torch.zeros(1, 64, 64, dtype=torch.float64)
+        for rows in x.float().split(freespec.PARTIAL, dim=1):
+            part = torch.zeros(1, 64, 64)
+            for row in rows.unbind(1):
+                part.baddbmm_(row[:, :, None], row[:, None])
+            total += part
+        return total
+
+    expected = change(lambda x: x.double().mT @ x.double())
+    rounding = ((local + expected).bfloat16() - (local + expected)).norm()
+    for summed in (gram, one_after_the_other):
+        assert (change(summed) - expected).norm() < 0.03 * rounding
 
 
 def test_alpha_and_lambda_zero_are_the_local_branch_exactly() -> None:
@@ -138,3 +202,5 @@ def test_the_paper_s_ablations_differ_from_each_other_and_from_the_branches(abla
 def test_operations_are_two_gram_matrices_a_product_and_two_eigenproblems() -> None:
     tokens, channels = 300, 24
     assert FreeSpec().flops(GRID, channels) == 3 * 2 * tokens * channels**2 + 2 * 10 * channels**3
+    assert FreeSpec().double_flops(GRID, channels) == 2 * 10 * channels**3
+    assert FreeLong().double_flops(GRID, channels) == 0

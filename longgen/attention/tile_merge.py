@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -36,8 +37,8 @@ SHARES = 0.25  # times T frames of numbers in single precision: the shares of pa
 
 @dataclass(frozen=True)
 class _KeysValues:
-    """keys: for each table, values, text: keys and values, or None: [N or L, B H, D]. chosen: of each sample, the key frames [K]
-    chosen at run time; selected: their keys and values [K, n, B H, D]."""
+    """keys: for each table, values, text: keys and values, or None: [1, N or L, B H, D], or [B, N or L, H, D] where samples do not
+    count as heads. chosen: of each sample, the key frames [K] chosen at run time; selected: their keys and values [K, n, B H, D]."""
 
     keys: list[Tensor]
     values: Tensor
@@ -86,7 +87,19 @@ class TileMerge:
         """Blocks, and the outputs [G, B, X F, n, H, D] of their groups, in single precision or better."""
         keys_values, shape = self._keys_values(inputs), inputs.v.shape[::2]
         for blocks, q in self._queries(inputs):
-            yield blocks, self._sums(blocks, q, keys_values).flatten(1, 2).unflatten(3, shape).movedim(3, 1)
+            if self._folds:
+                yield blocks, self._sums(blocks, q, keys_values).flatten(1, 2).unflatten(3, shape).movedim(3, 1)
+            else:
+                yield blocks, self._sums(blocks, q, keys_values)
+
+    @cached_property
+    def _folds(self) -> bool:
+        """Whether samples count as heads, which copies those of several; else no blocks are at once, and samples take their place."""
+        return self.plan.key_frames is not None or any(blocks.count > 1 for blocks in self.tiling.blocks)
+
+    def _folded(self, x: Tensor) -> Tensor:
+        """x [B, N, H, D] as calls take it: [1, N, B H, D] or itself."""
+        return samples_as_heads(x)[None] if self._folds else x
 
     def _in_order(self, x: Tensor) -> Tensor:
         """x [B, N, H, D] with its frames in the order of the keys; x itself where that is theirs."""
@@ -100,22 +113,22 @@ class TileMerge:
 
     def _keys_values(self, inputs: LayerInputs) -> _KeysValues:
         ctx, scale, tables = inputs.ctx, self.plan.frequency_scale, self.tiling.tables
-        k, v = self._in_order(inputs.k), samples_as_heads(self._in_order(inputs.v))
-        keys = [samples_as_heads(ctx.rotate(k, None if self._native() else times, scale)) for times in tables]
-        text = None if ctx.text is None else [samples_as_heads(x) for x in ctx.text]
+        k, v = self._in_order(inputs.k), self._folded(self._in_order(inputs.v))
+        keys = [self._folded(ctx.rotate(k, None if self._native() else times, scale)) for times in tables]
+        text = None if ctx.text is None else [self._folded(x) for x in ctx.text]
         if self.plan.key_frames is None:
             return _KeysValues(keys, v, text, [], [])
         frames_lat, batch, selected = self.plan.frames_lat, len(inputs.v), []
         chosen = [self.plan.key_frames.choose(sample) for sample in ctx.features.unflatten(1, (frames_lat, -1))]
         places = on_device(np.argsort(self.tiling.order), v.device)
         for x in (keys[0], v):
-            samples = x.unflatten(0, (frames_lat, -1)).unflatten(2, (batch, -1)).unbind(2)
+            samples = x[0].unflatten(0, (frames_lat, -1)).unflatten(2, (batch, -1)).unbind(2)
             of_frames = [sample.index_select(0, places[frames]) for sample, frames in zip(samples, chosen, strict=True)]
             selected.append(torch.stack(of_frames, dim=2).flatten(2, 3))
         return _KeysValues(keys, v, text, chosen, selected)
 
     def _queries(self, inputs: LayerInputs) -> Iterator[tuple[TileBlocks, Tensor]]:
-        """Blocks and their query rows [X, R, n, B H, D], rotated and scaled."""
+        """Blocks and their query rows [X, R, n, B H, D], or [B, R, n, H, D], rotated and scaled."""
         ctx, scale, positions, blocks = inputs.ctx, self.plan.frequency_scale, self.tiling.positions, self.tiling.blocks
         if positions is None:
             q = ctx.rotate(inputs.q, np.zeros(self.plan.frames_lat), None)  # in space; time is added below
@@ -135,14 +148,14 @@ class TileMerge:
             factors = factors * self.plan.logit_scale
             if not (factors == 1).all():
                 rows = rows * on_device(factors, q.device, q.dtype)[:, None, None, None]
-            rows = samples_as_heads(rows.flatten(1, 2)).unflatten(0, (len(frames), -1))
+            rows = self._folded(rows.flatten(1, 2)).unflatten(1, (len(frames), -1))
             for same in blocks[start:stop]:
-                row, rows = rows[: len(same.frames)], rows[len(same.frames) :]
-                yield same, row.unflatten(0, (same.count, -1))
+                row, rows = rows[:, : len(same.frames)], rows[:, len(same.frames) :]
+                yield same, row[0].unflatten(0, (same.count, -1)) if self._folds else row
             start = stop
 
     def _sums(self, blocks: TileBlocks, q: Tensor, keys_values: _KeysValues) -> Tensor:
-        """The outputs [G, X, F, n, B H, D] of the groups, from query rows q [X, R, n, B H, D]."""
+        """The outputs [G, X, F, n, B H, D] of the groups, from query rows q [X, R, n, B H, D]; or with B, H for X, B H."""
         count, rows, tokens, heads, dim = q.shape
         outputs, lse = list[Tensor](), list[Tensor]()
         for tile in blocks.tiles:
@@ -150,9 +163,11 @@ class TileMerge:
             if tile.text:
                 assert keys_values.text is not None
                 kv = [x.expand(count, -1, -1, -1) for x in keys_values.text]
-            else:
-                tensors = keys_values.keys[tile.table], keys_values.values
+            elif blocks.count > 1:
+                tensors = keys_values.keys[tile.table][0], keys_values.values[0]
                 kv = [windows_of(x, start, length, count, blocks.step * tokens) for x in tensors]
+            else:
+                kv = [x[:, start : start + length] for x in (keys_values.keys[tile.table], keys_values.values)]
             output, tile_lse = self.kernel(q[:, slice(*tile.rows)].flatten(1, 2), *kv)
             outputs.append(output.unflatten(1, (-1, tokens)))
             lse.append(tile_lse)

@@ -6,8 +6,8 @@ passes, H heads, D head dim.
 
 The formulas are those of `longgen.attention.lse_merge`. Which rows of which tiles are merged for a query frame is a table, so the
 log-sum-exp of all passes is one softmax over the E entries of each query frame, and each tile's output is added once. Samples
-count as heads ([N, B H, D]), so that a call has the blocks of all samples as views. Tables are on the device, and key frames chosen
-at run time are read there: the host waits for nothing.
+count as heads ([N, B H, D]) where a call has several blocks, as views; else they take the place of blocks. Tables are on the
+device, and key frames chosen at run time are read there: the host waits for nothing.
 
 A chosen key frame is attended to from all query rows of a block, its log-sum-exp being -inf in the passes that see it anyway or at
 another time.
@@ -38,7 +38,8 @@ SHARES = 0.25  # times T frames of numbers in single precision: the shares of pa
 @dataclass(frozen=True)
 class _KeysValues:
     """keys: for each table, values, text: keys and values, or None: [1, N or L, B H, D], or [B, N or L, H, D] where samples do not
-    count as heads. chosen: of each sample, the key frames [K] chosen at run time; selected: their keys and values [K, n, B H, D]."""
+    count as heads. chosen: of each sample, the key frames [K] chosen at run time; selected: their keys and values [K, n, B H, D].
+    """
 
     keys: list[Tensor]
     values: Tensor
@@ -94,7 +95,7 @@ class TileMerge:
 
     @cached_property
     def _folds(self) -> bool:
-        """Whether samples count as heads, which copies those of several; else no blocks are at once, and samples take their place."""
+        """Whether samples count as heads, which copies them; else no blocks are at once, and samples take their place."""
         return self.plan.key_frames is not None or any(blocks.count > 1 for blocks in self.tiling.blocks)
 
     def _folded(self, x: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ from longgen.attention.lse_merge import PlanMerge
 from longgen.attention.partition import partition, sequential_cost
 from longgen.attention.sequential import RotatedQK, call_list, run_passes, unless_native
 from longgen.attention.streaming import attend_batched
+from longgen.attention.tile_merge import TileMerge
+from longgen.attention.tiling import tile
 from longgen.device_costs import costs_on
 from longgen.frameplan import FramePlan
 from longgen.program import Program
@@ -83,7 +85,9 @@ class Branches:
 
     def apart(self, branch: str, groups: int) -> Iterator[tuple[int, Tensor]]:
         plan = self.program.branches[branch]
-        merge = merge_if_cheaper(plan, self.inputs) if plan.key_frames is None else None
+        merge = tiles_if_cheaper(plan, self.inputs, groups) or (
+            merge_if_cheaper(plan, self.inputs) if plan.key_frames is None else None
+        )
         if merge is not None:
             yield from ((group, output.flatten(2)) for group, output in merge.groups(groups, self.inputs))
             return
@@ -108,6 +112,8 @@ def run_plan(plan: FramePlan, inputs: LayerInputs) -> Tensor:
     """The weighted mean [B, N, H, D] of the plan's passes; zero for frames that no pass computes."""
     if (batched := _batched(plan, inputs)) is not None:
         return batched
+    if (tiles := tiles_if_cheaper(plan, inputs)) is not None:
+        return tiles.mean(inputs)
     if plan.key_frames is not None:
         return _with_key_frames(plan, inputs)
     merge = merge_if_cheaper(plan, inputs)
@@ -115,6 +121,21 @@ def run_plan(plan: FramePlan, inputs: LayerInputs) -> Tensor:
         return merge.mean(inputs)
     banded = _banded(plan, inputs)
     return run_passes(plan, inputs) if banded is None else banded
+
+
+def tiles_if_cheaper(plan: FramePlan, inputs: LayerInputs, groups: int = 1) -> TileMerge | None:
+    """What merges several passes, or groups of them, on an accelerator, where that is cheaper than one after the other."""
+    costs, kernel = costs_on(inputs.q.device.type), inputs.ctx.attention_with_lse(inputs.q)
+    if not costs.batched or kernel is None or len(plan.passes) == 1 or any(pass_.band is not None for pass_ in plan.passes):
+        return None
+    tokens, text_tokens = inputs.q.shape[1] // plan.frames_lat, inputs.text_tokens
+    chosen = 0 if plan.key_frames is None else plan.key_frames.count(plan.frames_lat)
+    tiling = tile(plan.passes, tokens, costs, chosen, text_tokens, groups)
+    if tiling is None:
+        return None
+    calls = [call_list(pass_, text_tokens > 0) for pass_ in plan.passes]  # which would wait to know the key frames
+    cheaper = chosen > 0 or tiling.cost < sequential_cost(calls, tokens, text_tokens, costs)
+    return TileMerge(plan, tiling, kernel) if cheaper else None
 
 
 def merge_if_cheaper(plan: FramePlan, inputs: LayerInputs) -> PlanMerge | None:

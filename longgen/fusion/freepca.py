@@ -44,6 +44,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -54,10 +55,13 @@ from longgen.frameplan import FramePlan, Geometry
 from longgen.technique import LONGEST, Attend, Fusion, Grid, NoiseTechnique, Step, check_stride
 
 if TYPE_CHECKING:
+    import torch
     from torch import Generator, Tensor
 
 UNTIL = 250.0
 COLUMNS = 2**17  # values of a frame in double precision at a time
+CHANGES = 1.0  # times T frames that windows wait with for their eigenproblems, at most, where several are solved at once
+ROUNDING = 1e-6  # of the energy: components below are noise, where products are in single precision
 
 
 class FreePca(Fusion, NoiseTechnique):
@@ -121,6 +125,8 @@ class FreePca(Fusion, NoiseTechnique):
         frames_lat, tokens, window = grid[0], grid[1] * grid[2], self.window
         assert window is not None
         global_ = attend("global") if self.split is not None or step.timesteps[step.index] > self.until else None
+        if global_ is not None and global_.device.type != "cpu":
+            return self.fuse_at_once(attend, global_, grid)
         starts, count, fused = self.starts(frames_lat), np.zeros(frames_lat), None
         for position, local in attend.apart("local", len(starts)):
             start = starts[position]
@@ -137,8 +143,41 @@ class FreePca(Fusion, NoiseTechnique):
                 change = matrix @ (global_mw - local_mw)
                 fused[sample, rows] += change.view(-1, fused.shape[2])
         assert fused is not None
-        windows_of = fused.new_tensor(count).repeat_interleave(tokens)
-        return fused.div_(windows_of[:, None])
+        windows_of = _on(fused.device, fused.dtype, tuple(count.tolist()))
+        return fused.unflatten(1, (frames_lat, -1)).div_(windows_of[:, None, None]).flatten(1, 2)
+
+    def fuse_at_once(self, attend: Attend, global_: Tensor, grid: Grid) -> Tensor:
+        """`fuse` with one eigenproblem for several windows, for which alone the host waits; `global_` [B, N, C].
+
+        Covariances are products in single precision over the channels of a token, summed in double precision over tokens: their
+        error is below 1e-6 of the energy, where the rounding of bfloat16 changes that by more.
+        """
+        import torch
+
+        frames_lat, window, starts = grid[0], self.window, self.starts(grid[0])
+        assert window is not None
+        frames = global_.unflatten(1, (frames_lat, -1))  # [B, T, n, C]
+        fused, count = torch.zeros_like(frames), np.zeros(frames_lat)
+        changes: dict[int, Tensor] = {}
+        covariances: list[Tensor] = []
+        for done, (position, local) in enumerate(attend.apart("local", len(starts)), start=1):
+            rows, by_frame = slice(starts[position], starts[position] + window), local.unflatten(1, (window, -1))
+            count[rows] += 1
+            fused[:, rows] += by_frame
+            if position:
+                covariances.append(covariance_on_device(by_frame, frames[:, rows]))
+                changes[position] = torch.sub(frames[:, rows], by_frame, out=by_frame)
+            del local, by_frame
+            if changes and ((len(changes) + 1) * window > CHANGES * frames_lat or done == len(starts)):
+                components = tuple(min(position, self.components) for position in changes)
+                matrices = mixing_at_once(torch.stack(covariances), components).to(fused)
+                for (position, change), matrix in zip(changes.items(), matrices, strict=True):
+                    rows = slice(starts[position], starts[position] + window)
+                    fused[:, rows].flatten(2).baddbmm_(matrix, change.flatten(2))
+                del change
+                changes.clear()
+                covariances.clear()
+        return fused.div_(_on(fused.device, fused.dtype, tuple(count.tolist()))[:, None, None]).flatten(1, 2)
 
     def share(self, branch: str) -> float:
         return 1 - self.until / 1000 if branch == "global" and self.split is None else 1.0
@@ -181,6 +220,59 @@ def covariance(local: Tensor, global_: Tensor) -> Tensor:
         both -= both.mean(dim=1, keepdim=True)
         total.addmm_(both.flatten(0, 1), both.flatten(0, 1).T)
     return total.cpu().double()  # small: its eigenproblem on a GPU takes longer than this copy
+
+
+def covariance_on_device(local: Tensor, global_: Tensor) -> Tensor:
+    """Joint covariances [B, 2 W, 2 W] as `covariance`, of local and global frames [B, W, n, C]: float64, or float32 on MPS."""
+    import torch
+
+    batch, window, tokens, channels = local.shape
+    both = torch.empty(2, window, batch, tokens, channels, dtype=torch.float32, device=local.device)
+    both[0], both[1] = local.transpose(0, 1), global_.transpose(0, 1)
+    both -= both.mean(dim=1, keepdim=True)
+    frames = both.view(2 * window, batch * tokens, channels).transpose(0, 1)
+    products = frames @ frames.mT  # [B n, 2 W, 2 W]
+    double = torch.float32 if local.device.type == "mps" else torch.float64
+    return products.unflatten(0, (batch, tokens)).sum(dim=1, dtype=double)
+
+
+def mixing_at_once(covariances: Tensor, components: tuple[int, ...]) -> Tensor:
+    """`mixing` of joint covariances [P, B, 2 W, 2 W] of P windows, of which each has its number of `components`: [P, B, W, W]."""
+    import torch
+
+    window = covariances.shape[2] // 2
+    local, cross, global_ = (
+        covariances[..., :window, :window],
+        covariances[..., :window, window:],
+        covariances[..., window:, window:],
+    )
+    centred = _centred(window, covariances.device, covariances.dtype)
+    vectors = centred @ torch.linalg.eigh(centred.T @ global_ @ centred).eigenvectors
+    agreement, *energies = (vectors * (torch.stack([cross, local, global_]) @ vectors)).sum(dim=-2)
+    energy = torch.stack(energies)
+    real = (energy > ROUNDING * energy.sum(dim=-1, keepdim=True)).all(dim=0)
+    cosine = (agreement * energy.prod(dim=0).clamp_min(torch.finfo(energy.dtype).tiny).rsqrt()).where(real, -1.0)
+    most = max(components)
+    chosen = _on(cosine.device, cosine.dtype, tuple(tuple(float(rank < count) for rank in range(most)) for count in components))
+    top = vectors.gather(-1, cosine.topk(most).indices[..., None, :].expand(-1, -1, window, -1))
+    return (top * chosen[:, None, None]) @ top.mT + 1 / window
+
+
+@lru_cache(maxsize=16)
+def _centred(window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A basis [W, W - 1] of the complement of the constant vector."""
+    import torch
+
+    columns = torch.cat([torch.ones(window, 1, dtype=torch.float64), torch.eye(window, dtype=torch.float64)[:, 1:]], dim=1)
+    return torch.linalg.qr(columns).Q[:, 1:].to(dtype).to(device)
+
+
+@lru_cache(maxsize=16)
+def _on(device: torch.device, dtype: torch.dtype, values: tuple[float, ...] | tuple[tuple[float, ...], ...]) -> Tensor:
+    """A table on the device, which waits for a copy once."""
+    import torch
+
+    return torch.tensor(values, dtype=dtype).to(device)
 
 
 def mixing(covariance: Tensor, components: int) -> Tensor:

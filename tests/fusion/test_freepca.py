@@ -135,6 +135,54 @@ def test_single_precision_chooses_and_mixes_alike() -> None:
     assert (fused - exact).abs().max() < 1e-5 * exact.abs().max()
 
 
+@pytest.mark.parametrize("changes", [0.3, 1.0, 9.0], ids="eigenproblems wait with {} clips of windows".format)
+@pytest.mark.parametrize(
+    ("frames_lat", "sets"),
+    [(81, {}), (30, {"window": 8, "stride": 8, "components": 0}), (30, {"window": 8, "stride": 5, "components": 7}),
+     (5, {"window": 2, "stride": 1, "components": 1})],
+    ids=str,
+)  # fmt: skip
+def test_windows_at_once_equal_explicit_pca(
+    frames_lat: int, sets: dict[str, int], changes: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an accelerator: eigenproblems of several windows at once, products in single precision."""
+    monkeypatch.setattr(freepca, "CHANGES", changes)
+    solved, eigh = [], torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrices: solved.append(len(matrices)) or eigh(matrices))
+    clip, technique = Geometry(frames_lat, 21 if frames_lat == 81 else 4, (1.0,)), FreePca(**sets)  # type: ignore[arg-type]
+    settled = technique.settled(clip)
+    assert settled.window is not None
+    assert settled.stride is not None
+    outputs = case(technique, clip, 6, 5).of(Tensor.float)
+    first = starts(frames_lat, settled.window, settled.stride)
+    exact = by_windows(outputs, first, settled.window, technique.components, frames_lat)
+    solved.clear()
+    fused = settled.fuse_at_once(outputs, outputs("global"), (frames_lat, 2, 3))
+    assert (fused - exact).abs().max() < 1e-5 * exact.abs().max()
+    assert sum(solved) == len(first) - 1
+    assert max(solved) <= max(1, changes * frames_lat / settled.window)
+    assert changes < 9 or len(solved) == 1
+
+
+def test_covariances_in_single_precision_are_within_a_millionth_of_the_energy() -> None:
+    one, other = (moving(2, 8, 4000, seed).float().view(2, 8, 20, 200) for seed in (1, 2))
+    products = freepca.covariance_on_device(one, other)
+    for sample in (0, 1):
+        exact = covariance(one[sample].flatten(1), other[sample].flatten(1))
+        assert (products[sample] - exact).abs().max() < 1e-6 * exact.trace()
+        matrices = freepca.mixing_at_once(products[None], (3,))
+        assert (matrices[0, sample] - mixing(exact, 3)).abs().max() < 1e-4
+
+
+def test_components_without_energy_come_last_at_once() -> None:
+    time = torch.arange(8, dtype=torch.float64)
+    one = torch.cos(math.pi * (time + 0.5) / 8)[:, None] * torch.ones(1, 5, dtype=torch.float64)
+    matrices = freepca.mixing_at_once(covariance(one, 0.5 * one)[None, None], (1,))
+    assert (matrices[0, 0] - mixing(covariance(one, 0.5 * one), 1)).abs().max() < 1e-12
+    still = torch.ones(8, 5, dtype=torch.float64)
+    assert torch.isfinite(freepca.mixing_at_once(covariance(still, still)[None, None], (3,))).all()
+
+
 def test_each_sample_chooses_its_own_components() -> None:
     technique, grid = FreePca(), (81, 2, 3)
     outputs = case(technique, CLIP, 6, 5)

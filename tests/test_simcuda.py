@@ -69,7 +69,7 @@ def steady(folder: Path) -> Callable[..., Counter[tuple[str, str]]]:
             with contextlib.suppress(StopIteration, RuntimeError):  # a generator makes the second of the first
                 cases.run(backbone, plan, on_step)
         steady = steps[step - 1]
-        stock = [key for key in steady if key[1] in ("loops/direct.py", "attention/device_tables.py")]  # the pipeline's own call
+        stock = [key for key in steady if key[1] in ("loops/direct.py", "device_tables.py")]  # the pipeline's own call
         return Counter({key: times for key, times in steady.items() if key not in stock})
 
     return count

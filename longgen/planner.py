@@ -116,10 +116,10 @@ def _check_shift(plan: Plan) -> None:
     """Where a shift by the number of tokens makes all noise levels 1 in float32, the scheduler goes on to divide by zero."""
     by_tokens, spec = plan.token_shift, plan.spec
     if plan.sample.flow_shift is None and by_tokens is not None and by_tokens > MOST_SHIFT:
-        native = f"--flow-shift {_native_shift(spec):.3g}"
+        native = _native_shift(spec)
+        option = f"--flow-shift {native:.3g} (that of its native size and length)" if native <= MOST_SHIFT else "a --flow-shift"
         raise UsageError(f"{plan.tokens:,} tokens are too many for {spec.name}'s own noise levels, which it shifts by their number",
-                         expected=f"{native} (that of its native size and length) or another, or fewer frames",
-                         hint=f"add {native}")  # fmt: skip
+                         expected=f"{option}, fewer frames or a smaller size", hint="use one of them")  # fmt: skip
 
 
 def _native_shift(spec: BackboneSpec) -> float:

@@ -28,7 +28,7 @@ def test_the_words_that_are_named_are_those_that_change_nothing(name: str, tiny:
     backbone = tiny if name == "tiny" else load(find(str(model_folder(name))), ModelSettings("cpu", "fp32"))
     limit = backbone.spec.text_tokens
     words = [("small", "cyan", "triangle", "orbiting", "sand")[index % 5] for index in range(limit + 5)]
-    made = planner.build(preset.load("direct"), backbone.spec)
+    made = planner.build(preset.load("direct", (), preset.Sample(size=(64, 64))), backbone.spec)
     made = replace(made, sample=made.sample.model_copy(update={"negative_prompt": None}))
     tokenizer = token_limit.tokenizer_of(backbone)
     (note,) = token_limit.cut_notes(made, [" ".join(words)], tokenizer)

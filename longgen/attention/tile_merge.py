@@ -62,6 +62,7 @@ class TileMerge:
         by_frame = total.unflatten(1, (self.plan.frames_lat, -1))
         for blocks, outputs in self._outputs(inputs):
             _put(by_frame, blocks.queries, outputs[0])
+            del outputs  # before the next block's
         return total
 
     def groups(self, count: int, inputs: LayerInputs) -> Iterator[tuple[int, Tensor]]:

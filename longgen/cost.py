@@ -181,6 +181,7 @@ def memory_bytes(plan: Plan, dtype: str, offload: str = "none") -> dict[str, int
     family = family_of(spec)
     in_attention, beside = family.peak_activations
     alive = max(in_attention + PLAN_OVERHEAD * bool(plan.table.any()), beside + 2 * spec.ffn_dim / spec.width)
+    alive += family.token_modulation * (plan.sampling is not None and plan.sampling.frame_levels)
     batch = 2 if family.batches_guidance and plan.guided else 1
     activations = round(alive * batch * tokens * spec.width * size) + 8 * tokens * spec.head_dim + cache_bytes(plan, dtype)
     weights, companions = size * spec.parameters, size * spec.companions

@@ -101,7 +101,7 @@ def author_layers(layers: Collection[str]) -> Mapping[str, tuple[str, ...]]:
 FAMILY = Family(
     name="hunyuan", title="HunyuanVideo", specs=(HUNYUANVIDEO,), adapter="longgen.pipelines.hunyuan:Hunyuan",
     pipeline="HunyuanVideoPipeline", from_configs=from_configs, transformer="HunyuanVideoTransformer3DModel",
-    transformer_config=transformer_config, random_pipeline=random_pipeline, peak_activations=(11.2, 10.2), moved=125,
+    transformer_config=transformer_config, random_pipeline=random_pipeline, peak_activations=(16.8, 10.2), moved=125,
     folders=("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae"),
     broken_caches=("fastercache", "seacache"), tokenized=tokenized, author_layers=author_layers,
 )  # fmt: skip

@@ -69,6 +69,6 @@ def author_layers(layers: Collection[str]) -> Mapping[str, tuple[str, ...]]:
 FAMILY = Family(
     name="ltx", title="LTX-Video", specs=(LTX_2B,), adapter="longgen.pipelines.ltx:Ltx", pipeline="LTXPipeline",
     from_configs=from_configs, transformer="LTXVideoTransformer3DModel", transformer_config=transformer_config,
-    random_pipeline=random_pipeline, peak_activations=(11.2, 8.0), moved=180, batches_guidance=True,
+    random_pipeline=random_pipeline, peak_activations=(15.2, 8.0), token_modulation=13.0, moved=180, batches_guidance=True,
     broken_caches=("fastercache", "taylorseer", "seacache"), author_layers=author_layers,
 )  # fmt: skip

@@ -159,8 +159,9 @@ class Family:
     text encoder is replaced by `text` (pipelines.random_weights.RandomText); without VAE and tokenizer.
     peak_activations: numbers alive at the peak of a block, in units of N tokens times d channels: in attention, and in the
     feed-forward beside the 2 f / d of its hidden layer, f its width. Counted in the published models on the meta device
-    (tests/test_memory.py). moved: numbers that a block's kernels read and write beside matrix products and attention, in the same
-    units, as `longgen bench --count` counts them. batches_guidance: the pipeline runs both branches of guidance as one batch.
+    (tests/test_memory.py). token_modulation: as many more where frames have noise levels of their own. moved: numbers that a
+    block's kernels read and write beside matrix products and attention, in the same units, as `longgen bench --count` counts
+    them. batches_guidance: the pipeline runs both branches of guidance as one batch.
     folders: of a diffusers pipeline of this family, beside those of its transformers: what a download needs.
     vae_float32: the VAE runs in float32, whatever the dtype. broken_caches: step caches of diffusers that do not work on it,
     first-block and mag among them where its registry of blocks lacks the transformer's (settings.CACHE_FAULTS says why).
@@ -179,6 +180,7 @@ class Family:
     transformer_config: Callable[[BackboneSpec], dict[str, Any]]
     random_pipeline: Callable[[BackboneSpec, Sequence[Any], Any], Any]
     peak_activations: tuple[float, float]
+    token_modulation: float = 0.0
     moved: float = 180.0
     batches_guidance: bool = False
     folders: tuple[str, ...] = ("scheduler", "text_encoder", "tokenizer", "vae")

@@ -139,6 +139,6 @@ FAMILY = Family(
     name="wan", title="Wan", specs=(TINY, WAN_1_3B, WAN_14B, WAN_2_2_A14B, WAN_2_2_5B), adapter="longgen.pipelines.wan:Wan",
     pipeline="WanPipeline", from_configs=from_configs, transformer="WanTransformer3DModel",
     transformer_config=transformer_config, random_pipeline=random_pipeline, peak_activations=(11.2, 4.0), moved=185,
-    vae_float32=True, broken_caches=("pyramid-attention-broadcast", "fastercache", "taylorseer"), tokenized=tokenized,
-    author_layers=author_layers,
+    token_modulation=21.0, vae_float32=True, broken_caches=("pyramid-attention-broadcast", "fastercache", "taylorseer"),
+    tokenized=tokenized, author_layers=author_layers,
 )  # fmt: skip

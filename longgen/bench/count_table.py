@@ -74,8 +74,9 @@ def count_text(counts: Counts, yardstick: Plan, dtype: str, cards: Sequence[Card
     legend = (
         "A row is one layer in one model call after the first. x: how many are alike. attn: attention calls; copy: from the host; "
         "wait: of the host; TFLOP: all arithmetic, f64: of it in double precision; GB: read and written. a run: sampling alone, "
-        f"without text encoder and VAE; ratio: to direct's; estimated from a card's published rates ({MATMUL_SHARE:.0%} of them for matrix products) "
-        f"and {cards[0].launch_s * 1e6:g} microseconds a launch: nothing here is measured."
+        "without text encoder and VAE; ratio: to direct's; estimated from a card's published rates "
+        f"({MATMUL_SHARE:.0%} of them for matrix products) and {cards[0].launch_s * 1e6:g} microseconds a launch: "
+        "nothing here is measured."
     )
     return "\n".join([*lines, "", *textwrap.wrap(legend, WIDTH)])
 

@@ -92,6 +92,7 @@ def _mean(plan: FramePlan, lowered: BatchedPass, inputs: LayerInputs, kernel: At
                 keys, values = (blocks_of(x, call.key, call.keys, call.key_step, call, tokens) for x in (k, v))
             output, lse = kernel(queries, keys, values)
             mean.add(call, tokens, output, lse + addend if addend else lse)
+            del output, lse  # before the next call's
     if lowered.chosen is not None:
         _add_chosen(mean, lowered, rotated, v, kernel)
     return mean
@@ -172,3 +173,4 @@ def _add_chosen(mean: StreamingMean, lowered: BatchedPass, rotated: _Rotated, v:
         output, lse = kernel(q[None], keys[index][None], values[index][None])
         by_frame = lse.unflatten(2, (frames_lat, -1)).unflatten(1, (batch, -1)) + addends[index][:, None, :, None]
         mean.add(call, tokens, output, by_frame.flatten(1, 2).flatten(2, 3))
+        del q, output, lse, by_frame

@@ -62,6 +62,7 @@ class TileMerge:
         by_frame = total.unflatten(1, (self.plan.frames_lat, -1))
         for blocks, outputs in self._outputs(inputs):
             _put(by_frame, blocks.queries, outputs[0])
+            del outputs  # before the next block's
         return total
 
     def groups(self, count: int, inputs: LayerInputs) -> Iterator[tuple[int, Tensor]]:
@@ -209,7 +210,8 @@ class TileMerge:
         shares: Tensor | None = None
         for part, weight in zip(masks.split(at_once, dim=1), weights.split(at_once, dim=1), strict=True):
             softmax = (lse + part[:, :, :, :, None, :, :, None]).softmax(dim=6)  # [G, S, X, B, H, F, E, n]
-            weighted = softmax.mul_(weight[:, :, :, None, None, :, None, None]).sum(dim=1)
+            weighted = softmax.mul_(weight[:, :, :, None, None, :, None, None])
+            weighted = weighted.sum(dim=1) if weighted.shape[1] > 1 else weighted.squeeze(1)
             shares = weighted if shares is None else shares.add_(weighted)
         assert shares is not None
         return shares.flatten(2, 3).flatten(3, 4).index_select(3, places)

@@ -34,7 +34,7 @@ from longgen.frameplan import Pass, distances
 STRIDES = 32  # most frames between neighbours in the order of the keys
 BLOCK = 48  # query frames, at most
 EQUAL = 8  # query frames of blocks of one length, at most
-HELD = 2.0  # times T frames of partial outputs that a block may hold, while it has more than one query frame
+HELD = 2.1  # times T frames of partial outputs that a block may hold, while it has more than one query frame
 BLOCK_CALLS = 3  # what merging blocks costs, in calls, and that again where key frames are chosen at run time
 ENTRIES = 5e7  # of the table of codes: plans with more rows are left to `longgen.attention.partition`
 

@@ -50,6 +50,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from pydantic import Field, model_validator
 
+from longgen.device_costs import costs_on
 from longgen.errors import UsageError
 from longgen.frameplan import FramePlan, Geometry
 from longgen.technique import LONGEST, Attend, Fusion, Grid, NoiseTechnique, Step, check_stride
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
 
 UNTIL = 250.0
 COLUMNS = 2**17  # values of a frame in double precision at a time
-CHANGES = 1.0  # times T frames that windows wait with for their eigenproblems, at most, where several are solved at once
+CHANGES = 1.05  # times T frames that windows wait with for their eigenproblems, at most, where several are solved at once
 ROUNDING = 1e-6  # of the energy: components below are noise, where products are in single precision
 
 
@@ -125,7 +126,7 @@ class FreePca(Fusion, NoiseTechnique):
         frames_lat, tokens, window = grid[0], grid[1] * grid[2], self.window
         assert window is not None
         global_ = attend("global") if self.split is not None or step.timesteps[step.index] > self.until else None
-        if global_ is not None and global_.device.type != "cpu":
+        if global_ is not None and costs_on(global_.device.type).batched:
             return self.fuse_at_once(attend, global_, grid)
         starts, count, fused = self.starts(frames_lat), np.zeros(frames_lat), None
         for position, local in attend.apart("local", len(starts)):
@@ -149,34 +150,38 @@ class FreePca(Fusion, NoiseTechnique):
     def fuse_at_once(self, attend: Attend, global_: Tensor, grid: Grid) -> Tensor:
         """`fuse` with one eigenproblem for several windows, for which alone the host waits; `global_` [B, N, C].
 
-        Covariances are products in single precision over the channels of a token, summed in double precision over tokens: their
-        error is below 1e-6 of the energy, where the rounding of bfloat16 changes that by more.
+        With D = G - L a window but the first is G + (A - 1) D, so that all of G is taken at once and a window adds one product.
+        Covariances are products in single precision over the channels of a token, of what differs from the clip's mean, summed in
+        double precision over tokens: their error is below 1e-6 of the energy, where the rounding of bfloat16 changes that by more.
         """
         import torch
 
         frames_lat, window, starts = grid[0], self.window, self.starts(grid[0])
         assert window is not None
         frames = global_.unflatten(1, (frames_lat, -1))  # [B, T, n, C]
-        fused, count = torch.zeros_like(frames), np.zeros(frames_lat)
-        changes: dict[int, Tensor] = {}
-        covariances: list[Tensor] = []
-        for done, (position, local) in enumerate(attend.apart("local", len(starts)), start=1):
-            rows, by_frame = slice(starts[position], starts[position] + window), local.unflatten(1, (window, -1))
+        windows, count = [slice(start, start + window) for start in starts], np.zeros(frames_lat)
+        for rows in windows[1:]:
             count[rows] += 1
-            fused[:, rows] += by_frame
+        fused = frames * _on(frames.device, frames.dtype, tuple(count.tolist()))[:, None, None]
+        count[windows[0]] += 1
+        mean, at_once = frames.mean(dim=1, dtype=torch.float32), max(1, int(CHANGES * frames_lat / window))
+        products = mean.new_empty(at_once, mean.shape[0] * mean.shape[1], 2 * window, 2 * window)
+        changes: dict[int, Tensor] = {}
+        for done, (position, local) in enumerate(attend.apart("local", len(starts)), start=1):
+            rows, by_frame = windows[position], local.unflatten(1, (window, -1))
             if position:
-                covariances.append(covariance_on_device(by_frame, frames[:, rows]))
+                products_of_frames(by_frame, frames[:, rows], mean, out=products[len(changes)])
                 changes[position] = torch.sub(frames[:, rows], by_frame, out=by_frame)
+            else:
+                fused[:, rows].add_(by_frame)
             del local, by_frame
-            if changes and ((len(changes) + 1) * window > CHANGES * frames_lat or done == len(starts)):
+            if changes and (len(changes) == at_once or done == len(starts)):
                 components = tuple(min(position, self.components) for position in changes)
-                matrices = mixing_at_once(torch.stack(covariances), components).to(fused)
-                for (position, change), matrix in zip(changes.items(), matrices, strict=True):
-                    rows = slice(starts[position], starts[position] + window)
-                    fused[:, rows].flatten(2).baddbmm_(matrix, change.flatten(2))
+                matrices = mixing_at_once(covariances(products[: len(changes)], len(fused)), components).to(fused)
+                for (position, change), matrix in zip(changes.items(), matrices.unbind(), strict=True):
+                    fused[:, windows[position]].flatten(2).baddbmm_(matrix, change.flatten(2))
                 del change
                 changes.clear()
-                covariances.clear()
         return fused.div_(_on(fused.device, fused.dtype, tuple(count.tolist()))[:, None, None]).flatten(1, 2)
 
     def share(self, branch: str) -> float:
@@ -222,49 +227,60 @@ def covariance(local: Tensor, global_: Tensor) -> Tensor:
     return total.cpu().double()  # small: its eigenproblem on a GPU takes longer than this copy
 
 
-def covariance_on_device(local: Tensor, global_: Tensor) -> Tensor:
-    """Joint covariances [B, 2 W, 2 W] as `covariance`, of local and global frames [B, W, n, C]: float64, or float32 on MPS."""
+def products_of_frames(local: Tensor, global_: Tensor, mean: Tensor, out: Tensor) -> None:
+    """Products of frames [B n, 2 W, 2 W] for each token, of local and global frames [B, W, n, C] less `mean` [B, n, C]."""
     import torch
 
     batch, window, tokens, channels = local.shape
-    both = torch.empty(2, window, batch, tokens, channels, dtype=torch.float32, device=local.device)
-    both[0], both[1] = local.transpose(0, 1), global_.transpose(0, 1)
-    both -= both.mean(dim=1, keepdim=True)
+    both = torch.empty(2, window, batch, tokens, channels, dtype=mean.dtype, device=mean.device)
+    for values, target in zip((local, global_), both, strict=True):
+        torch.sub(values.transpose(0, 1), mean, out=target)
     frames = both.view(2 * window, batch * tokens, channels).transpose(0, 1)
-    products = frames @ frames.mT  # [B n, 2 W, 2 W]
-    double = torch.float32 if local.device.type == "mps" else torch.float64
-    return products.unflatten(0, (batch, tokens)).sum(dim=1, dtype=double)
+    torch.bmm(frames, frames.mT, out=out)
+
+
+def covariances(products: Tensor, batch: int) -> Tensor:
+    """The sum [P, B, 2 W, 2 W] over tokens of `products` [P, B n, 2 W, 2 W]: float64, or float32 on MPS. Not centred."""
+    import torch
+
+    double = torch.float32 if products.device.type == "mps" else torch.float64
+    return products.unflatten(1, (batch, -1)).sum(dim=2, dtype=double)
 
 
 def mixing_at_once(covariances: Tensor, components: tuple[int, ...]) -> Tensor:
-    """`mixing` of joint covariances [P, B, 2 W, 2 W] of P windows, of which each has its number of `components`: [P, B, W, W]."""
+    """A - 1 [P, B, W, W], A as of `mixing`, for P windows with joint covariances [P, B, 2 W, 2 W] and their numbers `components`.
+
+    The covariances need not be centred: they are in a basis without the constant vector.
+    """
     import torch
 
-    window = covariances.shape[2] // 2
-    local, cross, global_ = (
-        covariances[..., :window, :window],
-        covariances[..., :window, window:],
-        covariances[..., window:, window:],
-    )
-    centred = _centred(window, covariances.device, covariances.dtype)
-    vectors = centred @ torch.linalg.eigh(centred.T @ global_ @ centred).eigenvectors
-    agreement, *energies = (vectors * (torch.stack([cross, local, global_]) @ vectors)).sum(dim=-2)
-    energy = torch.stack(energies)
-    real = (energy > ROUNDING * energy.sum(dim=-1, keepdim=True)).all(dim=0)
-    cosine = (agreement * energy.prod(dim=0).clamp_min(torch.finfo(energy.dtype).tiny).rsqrt()).where(real, -1.0)
-    most = max(components)
-    chosen = _on(cosine.device, cosine.dtype, tuple(tuple(float(rank < count) for rank in range(most)) for count in components))
-    top = vectors.gather(-1, cosine.topk(most).indices[..., None, :].expand(-1, -1, window, -1))
-    return (top * chosen[:, None, None]) @ top.mT + 1 / window
+    device, double, size = covariances.device, covariances.dtype, covariances.shape[2] // 2 - 1
+    (basis, both_bases, rest), windows = _centred(size + 1, device, double), covariances.flatten(0, 1)
+    joint = both_bases.T @ (windows @ both_bases)  # [P B, 2 (W - 1), 2 (W - 1)]
+    vectors = torch.linalg.eigh(joint[:, size:, size:]).eigenvectors
+    along = (joint.view(len(joint), -1, size) @ vectors).view(-1, 2, size, 2, size)  # local and global rows, and columns
+    products = along.mul_(vectors[:, None, :, None]).sum(dim=2)  # [P B, 2, 2, W - 1]
+    energy = products.diagonal(dim1=1, dim2=2)  # [P B, W - 1, 2]
+    noise = (energy <= ROUNDING * energy.sum(dim=1, keepdim=True)).any(dim=2)
+    cosine = (products[:, 0, 1] * energy.prod(dim=2).rsqrt()).masked_fill_(noise, -1.0)
+    most, batch = max(components), covariances.shape[1]
+    top = vectors.gather(2, cosine.topk(most).indices[:, None].expand(-1, size, -1))
+    if min(components) < most:
+        kept = tuple(tuple(float(rank < count) for rank in range(most)) for count in components for _ in range(batch))
+        top = top * _on(device, double, kept)[:, None]
+    top = basis @ top
+    return torch.baddbmm(rest, top, top.mT).unflatten(0, (-1, batch))
 
 
 @lru_cache(maxsize=16)
-def _centred(window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A basis [W, W - 1] of the complement of the constant vector."""
+def _centred(window: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """A basis [W, W - 1] of the complement of the constant vector, it for local and global frames, and 11^T / W - 1 [W, W]."""
     import torch
 
     columns = torch.cat([torch.ones(window, 1, dtype=torch.float64), torch.eye(window, dtype=torch.float64)[:, 1:]], dim=1)
-    return torch.linalg.qr(columns).Q[:, 1:].to(dtype).to(device)
+    basis, rest = torch.linalg.qr(columns).Q[:, 1:], 1 / window - torch.eye(window, dtype=torch.float64)
+    basis, both, rest = (x.to(dtype).to(device) for x in (basis, torch.block_diag(basis, basis), rest))
+    return basis, both, rest
 
 
 @lru_cache(maxsize=16)

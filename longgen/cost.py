@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from longgen.backbones.registry import family_of
+from longgen.backbones.spec import BackboneSpec
 from longgen.cards import ATTENTION, DOUBLE, EIGEN, HALF, MATMUL, SINGLE, Card, arithmetic_seconds, moving_seconds
 from longgen.plan import Plan
 from longgen.program import Program
@@ -173,6 +174,12 @@ def cache_bytes(plan: Plan, dtype: str) -> int:
     batch = 2 if plan.guided else 1
     tokens = 3 * plan.slots_lat * math.prod(plan.grid[1:]) + 2 * plan.spec.text_tokens
     return BYTES[dtype] * batch * tokens * plan.spec.width * plan.spec.layers
+
+
+def room(spec: BackboneSpec) -> float:
+    """By how much the peak of a block is above that of attention which follows a plan, in [B, N, C] tensors."""
+    in_attention, beside = family_of(spec).peak_activations
+    return max(0.0, beside + 2 * spec.ffn_dim / spec.width - in_attention - PLAN_OVERHEAD)
 
 
 def memory_bytes(plan: Plan, dtype: str, offload: str = "none") -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,9 +19,10 @@ WAN = ["plan", "--backbone", "wan2.1-1.3b", "--preset", "sliding-window", "--fra
 
 
 @pytest.fixture(autouse=True)
-def driver(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What nvidia-smi says; empty: it is not there."""
+def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """What nvidia-smi says; empty: it is not there. The driver's files are those in `gpus` of the test's folder: none."""
     names: list[str] = []
+    monkeypatch.setattr(cards, "DRIVER_INFORMATION", str(tmp_path / "gpus/*/information"))
     monkeypatch.setattr(cards.shutil, "which", lambda tool: "/usr/bin/nvidia-smi" if names else None)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout="\n".join(names)))
     return names
@@ -45,6 +47,15 @@ def test_the_card_of_the_machine_is_taken_and_another_can_be_named(driver: list[
     driver.append("NVIDIA A100-SXM4-80GB")
     assert "on an A100, estimated" in planned(*WAN)[0]
     assert "on an RTX 4090, estimated" in planned(*WAN, "--card", "4090")[0]
+
+
+def test_the_card_is_found_without_nvidia_smi(tmp_path: Path) -> None:
+    for bus, model in (("0000:17:00.0", "NVIDIA A100-SXM4-80GB"), ("0000:65:00.0", "NVIDIA H200")):
+        (folder := tmp_path / "gpus" / bus).mkdir(parents=True)
+        (folder / "information").write_text(f"Model: \t\t {model}\nIRQ:   \t\t 24\n", encoding="utf-8")
+    assert "on an A100, estimated" in planned(*WAN)[0]
+    (tmp_path / "gpus/0000:17:00.0/information").write_text("IRQ: 24\n", encoding="utf-8")
+    assert cards.card_here() is None
 
 
 def test_a_card_that_is_not_known_leaves_the_default(driver: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,10 +45,10 @@ from longgen.frameplan import FramePlan, Pass
 
 SIZES = (16, 32, 64, 128, 192, 256, 384, 512)  # m of the middle chunks
 TILE = 64  # query tokens that a kernel computes at a time
-HELD = 3.0  # times N tokens: k', v', q' and the output, twice, of chunks that are computed together, where there is a choice
+HELD = 3.0  # times N tokens, and the layer's room more: k', v', q' and the output, twice, of chunks that are computed together
 COPY = 350  # pairs of tokens attended in the time in which a key and its value are copied, on an H100 [derived]
 MOST_ROWS = 16  # query frames of a block
-LARGEST_MASK = 2**22  # elements of a block's
+LARGEST_MASK = 2**24  # elements of a block's
 ALIGNED = 16  # keys: rows of masks begin at multiples of it
 
 
@@ -213,8 +213,8 @@ def _windows(pairs: np.ndarray) -> Iterator[np.ndarray]:
             left[i, start:stop] = False
 
 
-def chunkings(share: float, tokens: int) -> Iterator[tuple[Chunks, ...]]:
-    """All ways in which a frame of `tokens` is cut; chunks of one call are apart."""
+def chunkings(share: float, tokens: int, room: float = 0.0) -> Iterator[tuple[Chunks, ...]]:
+    """All ways in which a frame of `tokens` is cut; chunks of one call are apart. room: as in `cuts`."""
     width = math.ceil(share * tokens)
     yield (Chunks(0, tokens, 0, tokens, 1),)
     half = -(-tokens // 2)
@@ -226,7 +226,7 @@ def chunkings(share: float, tokens: int) -> Iterator[tuple[Chunks, ...]]:
             break
         outside = tokens - count * size
         end = -(-outside // 2)
-        together = max(1, int(HELD * tokens / (2 * span + 3 * size)))
+        together = max(1, int((HELD + room) * tokens / (2 * span + 3 * size)))
         calls = -(-count // together)
         edges = [count * call // calls for call in range(calls + 1)]
         middle = [Chunks(end + size * first, size, width - 1, span, last - first) for first, last in itertools.pairwise(edges)]
@@ -234,16 +234,17 @@ def chunkings(share: float, tokens: int) -> Iterator[tuple[Chunks, ...]]:
 
 
 @lru_cache(maxsize=64)
-def cuts(tables: tuple[KeyTable, ...], tokens: int, call: float) -> tuple[CutChunks, ...]:
+def cuts(tables: tuple[KeyTable, ...], tokens: int, call: float, room: float = 0.0) -> tuple[CutChunks, ...]:
     """Chunks of frames of `tokens`, each with its calls for every band of `tables`, at the least cost.
 
-    tables: of one share (they hash by identity). call: the cost of a call, in pairs of tokens attended.
+    tables: of one share (they hash by identity). call: the cost of a call, in pairs of tokens attended. room: times N tokens that
+    may be held beyond `HELD`.
     """
     bands = [band for table in tables for band in table.bands]
     cheapest, least = list[CutChunks](), math.inf
-    ways = list(chunkings(tables[0].share, tokens))
+    ways = list(chunkings(tables[0].share, tokens, room))
     held = [max(chunks.held for chunks in chunking) for chunking in ways]
-    for chunking in (way for way, most in zip(ways, held, strict=True) if most <= max(HELD * tokens, min(held))):
+    for chunking in (way for way, most in zip(ways, held, strict=True) if most <= max((HELD + room) * tokens, min(held))):
         cut, cost, known = list[CutChunks](), 0.0, dict[tuple[int, int, int], list[tuple[float, tuple[BandCall, ...]]]]()
         for chunks in chunking:
             alike = chunks.size, chunks.span, chunks.count
@@ -303,7 +304,7 @@ def add_bands(
     """Adds attention to `bands`, by their share. kernel: one that takes a mask. call: as in `cuts`."""
     tokens, adding = inputs.q.shape[1] // plan.frames_lat, _Adding(mean, plan, inputs, kernel)
     for tables in bands:
-        cut, done = cuts(tables, tokens, call / len(inputs.q)), 0
+        cut, done = cuts(tables, tokens, call / len(inputs.q), inputs.ctx.room), 0
         for table in tables:
             stop = done + len(table.bands)
             adding.add(table, [(chunks, calls[done:stop]) for chunks, calls in cut])

@@ -22,6 +22,7 @@ class AttentionContext(Protocol):
     grid: Grid  # latent frames, rows and columns of tokens
     features: Tensor  # the layer's input [B, N, C], text excluded
     text: tuple[Tensor, Tensor] | None  # keys and values [B, L, H, D], where text takes part in self-attention
+    room: float  # [B, N, C] tensors that attention may hold before the block's peak, in its feed-forward, is passed
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """The backbone's own attention: q [B, Nq, H, D], k and v [B, Nk, H, D] -> [B, Nq, H, D].

@@ -66,7 +66,7 @@ def count_text(counts: Counts, yardstick: Plan, dtype: str, cards: Sequence[Card
              "counted without a GPU")  # fmt: skip
     rows = [HEADS, *(row for name, found in done.items() for row in _count_rows(name, found))]
     lines = [*textwrap.wrap(title, WIDTH), "", *aligned(rows, left=2), ""]
-    lines += aligned([("a run, estimated", *(f"{card.name}  x direct" for card in cards)),
+    lines += aligned([("a run, estimated", *(f"{card.name}  ratio" for card in cards)),
                       *((name, *_estimates(found, done.get(DIRECT), cards)) for name, found in done.items())])  # fmt: skip
     for name, found in counts.items():
         if isinstance(found, str):
@@ -74,8 +74,9 @@ def count_text(counts: Counts, yardstick: Plan, dtype: str, cards: Sequence[Card
     legend = (
         "A row is one layer in one model call after the first. x: how many are alike. attn: attention calls; copy: from the host; "
         "wait: of the host; TFLOP: all arithmetic, f64: of it in double precision; GB: read and written. a run: sampling alone, "
-        f"without text encoder and VAE, estimated from a card's published rates ({MATMUL_SHARE:.0%} of them for matrix products) "
-        f"and {cards[0].launch_s * 1e6:g} microseconds a launch: nothing here is measured."
+        "without text encoder and VAE; ratio: to direct's; estimated from a card's published rates "
+        f"({MATMUL_SHARE:.0%} of them for matrix products) and {cards[0].launch_s * 1e6:g} microseconds a launch: "
+        "nothing here is measured."
     )
     return "\n".join([*lines, "", *textwrap.wrap(legend, WIDTH)])
 
@@ -107,5 +108,5 @@ def _estimates(counts: Sequence[StepCount], direct: Sequence[StepCount] | None, 
     for card in cards:
         seconds = run_seconds(counts, card)
         ratio = MISSING if direct is None else f"{seconds / run_seconds(direct, card):.2f}"
-        cells.append(f"{about_time(seconds)}  {ratio:>8}")
+        cells.append(f"{about_time(seconds)}  {ratio:>5}")
     return cells

@@ -84,8 +84,9 @@ def bench(
 ) -> None:
     """Measure what presets cost in time and memory: real steps of every type, relative to direct sampling and to their arithmetic.
 
-    With --accelerate, whole runs: what step caches and compiling do to each preset's video, and to its time. With --count,
-    nothing runs: operators are counted at the published size, and times are estimated from a card's published rates.
+    With --accelerate, whole runs: what step caches and compiling do to each preset's video, and to its time.
+
+    With --count, nothing runs: operators are counted at the published size, and times are estimated from a card's published rates.
     """
     from longgen import disk, preset, run
     from longgen.backbones import tiny_grammar

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from longgen.backbones.settings import ModelSettings
     from longgen.backbones.spec import BackboneSpec
 
-LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "pydantic", "typer", "imageio-ffmpeg")
+LIBRARIES = (
+    "torch", "diffusers", "transformers", "accelerate", "safetensors", "sentencepiece", "protobuf", "pydantic", "typer",
+    "imageio-ffmpeg",
+)  # fmt: skip
 FREE_ENOUGH = 5 * 1000**3  # bytes of free disk space, below which a long run may not fit
 
 

@@ -76,7 +76,8 @@ Dtype = Annotated[
 Card = Annotated[
     str | None,
     typer.Option("--card", envvar="LONGGEN_CARD", metavar="NAME",
-                 help="The GPU whose time is estimated: h100, h200, a100 or 4090 (default: this machine's, else h100)."),
+                 help="The GPU whose time is estimated: h100, h200, a100 or 4090; in bench several, with commas (default: this "
+                      "machine's, else h100)."),
 ]  # fmt: skip
 Offload = Annotated[
     Literal["none", "model", "group", "sequential"],

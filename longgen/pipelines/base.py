@@ -19,6 +19,7 @@ import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from longgen import cost
 from longgen.attention.kvcache import KVCache
 from longgen.attention.rotary import Rotary
 from longgen.backbones.settings import ModelSettings
@@ -212,7 +213,7 @@ class PipelineBackbone:
         foreign_hooks.check_model(self.pipe, self.transformers)
         scheduler = self.pipe.scheduler
         chosen = self.first_order(plan) if plan.refinements else self.shifted(plan)
-        rotary = self.rotary()
+        rotary, room = self.rotary(), cost.room(self.spec)
         stocks = [(layer, layer.processor) for transformer in self.transformers for layer in self.layers(transformer)]
         texts = [(layer, layer.processor) for transformer in self.transformers for layer in self.text_layers(transformer)]
         replaced = [stock for index, (_, stock) in enumerate(stocks) if plan.table[index % self.spec.layers].any()]
@@ -227,7 +228,7 @@ class PipelineBackbone:
                 key = (row.tobytes(), type(stock))
                 if key not in processors:
                     programs, backend = tuple(plan.programs[program] for program in row), self.model_settings.attention
-                    processors[key] = self.processor(programs, plan.call_grid, self.step_state, rotary, stock, backend)
+                    processors[key] = self.processor(programs, plan.call_grid, self.step_state, rotary, stock, backend, room)
                 layer.set_processor(processors[key])
             if plan.shares is not None:
                 for layer, stock in texts:

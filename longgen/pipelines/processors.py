@@ -44,7 +44,7 @@ class LayerCall:
     """One call of one layer: the `AttentionContext` of a diffusers model.
 
     text: keys and values [B, L, H, D] that every query sees. layer: identifies the layer. clips: the clips of the model's call, of
-    which this one's samples begin at `first`.
+    which this one's samples begin at `first`. room: as in `AttentionContext`.
     """
 
     grid: Grid
@@ -58,6 +58,7 @@ class LayerCall:
     clips: ClipBatch | None = None
     first: int = 0
     observer: Observer | None = None
+    room: float = 0.0
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         if self.text is not None:
@@ -120,9 +121,17 @@ class PlannedAttention:
     """
 
     def __init__(
-        self, programs: Sequence[Program | None], grid: Grid, step_state: StepState, rotary: Rotary | None, stock: Any, backend: Any
+        self,
+        programs: Sequence[Program | None],
+        grid: Grid,
+        step_state: StepState,
+        rotary: Rotary | None,
+        stock: Any,
+        backend: Any,
+        room: float = 0.0,
     ):
         self.programs, self.grid, self.step_state, self.rotary, self.stock = programs, grid, step_state, rotary, stock
+        self.room = room
         self._attention_backend = getattr(stock, "_attention_backend", None) or backend  # diffusers sets these two by name
         self._parallel_config = getattr(stock, "_parallel_config", None)
 
@@ -179,7 +188,7 @@ class PlannedAttention:
         state = self.step_state
         return LayerCall(
             self.grid, features, self.rotary, tables, self._attention_backend, self._parallel_config,
-            text, id(layer), state.clips, first, state.observer,
+            text, id(layer), state.clips, first, state.observer, self.room,
         )  # fmt: skip
 
 

@@ -150,8 +150,9 @@ def lower_batched(pass_: Pass, with_text: bool = False, at_run_time: bool = Fals
     lowered = _lowered(pass_, tables, _runs_by_neighbours(pass_, tables, table, seen), seen, with_text, at_run_time)
     if len(lowered.calls) <= MANY or not (diagonals := list(by_key_times(pass_.rel, seen, logits, TABLES))):
         return lowered
-    other = _lowered(pass_, [times for times, _ in diagonals], _runs_by_diagonals(diagonals), seen, with_text, at_run_time)
-    return min(lowered, other, key=lambda way: len(way.calls) + way.rotations)
+    tables = [times for times, _ in diagonals]
+    ways = [_lowered(pass_, tables, _runs_by_diagonals(diagonals, cut), seen, with_text, at_run_time) for cut in (False, True)]
+    return min(lowered, *ways, key=lambda way: len(way.calls) + way.rotations)
 
 
 def _logits(pass_: Pass) -> np.ndarray:
@@ -168,13 +169,55 @@ def _runs_by_neighbours(pass_: Pass, tables: list[np.ndarray], table: np.ndarray
                 yield index, logits[code], run
 
 
-def _runs_by_diagonals(diagonals: list[tuple[np.ndarray, tuple[Band, ...]]]) -> _TableRuns:
+def _runs_by_diagonals(diagonals: list[tuple[np.ndarray, tuple[Band, ...]]], cut: bool) -> _TableRuns:
+    """cut: runs end where they grow, slide or shrink no longer, so that the corners of many share the times of queries."""
     for index, (key_times, bands) in enumerate(diagonals):
-        frames = np.arange(len(key_times))
+        frames, runs = np.arange(len(key_times)), list[tuple[tuple[float, float], _Run]]()
         for band in bands:
             mask = (frames >= band.windows[:, :1]) & (frames < band.windows[:, 1:])
             for run in _runs(mask, np.broadcast_to(band.query_times[:, None], mask.shape)):
-                yield index, (band.factor, band.addend), run
+                runs += [((band.factor, band.addend), piece) for piece in (_pieces(run) if cut else (run,))]
+        if cut:
+            runs.sort(key=lambda run: len(run[1].times))
+        yield from ((index, logit, run) for logit, run in runs)
+
+
+def _pieces(run: _Run) -> Iterator[_Run]:
+    steps = [*zip(np.diff(run.first).tolist(), np.diff(run.stop).tolist(), strict=True)]
+    begin = 0
+    while begin < len(run.first):
+        end = begin + 1
+        while end < len(run.first) and steps[end - 1] == steps[begin]:
+            end += 1
+        rows = slice(begin, end)
+        yield _Run(run.row + begin, run.frames_lat, run.first[rows], run.stop[rows], run.times[rows])
+        begin = end
+
+
+def _combined(calls: list[BlockCall]) -> list[BlockCall]:
+    """`calls` of one group, or fewer: blocks of one size at equal steps, whichever call they came from."""
+    blocks: dict[Range, list[Range]] = {}
+    for call in calls:
+        places = ((call.query + t * call.step, call.key + t * call.key_step) for t in range(call.count))
+        blocks.setdefault((call.queries, call.keys), []).extend(places)
+    combined = []
+    for (queries, keys), left in blocks.items():
+        left.sort()
+        while left:
+            query, key = left[0]
+            longest = [left[0]]
+            for second in left[1:]:
+                step, key_step = second[0] - query, second[1] - key
+                if step >= queries and key_step >= 0:
+                    place, row = left[0], list[Range]()
+                    while place in left:
+                        row.append(place)
+                        place = place[0] + step, place[1] + key_step
+                    longest = max(longest, row, key=len)
+            step, key_step = (longest[1][0] - query, longest[1][1] - key) if len(longest) > 1 else (0, 0)
+            combined.append(BlockCall(query, queries, key, keys, len(longest), step, key_step))
+            left = [place for place in left if place not in longest]
+    return min(calls, combined, key=len)
 
 
 def _lowered(
@@ -198,7 +241,8 @@ def _lowered(
     for index, rotation, logit in sorted(calls, key=lambda key: (order.index(key[0]), key[1], key[2])):
         times = text_times if index < 0 else rotations[index][rotation]
         group = []
-        for call in sorted(calls[index, rotation, logit], key=lambda call: -call.count * call.queries):
+        of_group = calls[index, rotation, logit] if index < 0 else _combined(calls[index, rotation, logit])
+        for call in sorted(of_group, key=lambda call: -call.count * call.queries):
             group.append(replace(call, fresh=not begun[call.rows].any()))
             begun[call.rows] = True
         table_of = None if index < 0 else order.index(index) - with_text

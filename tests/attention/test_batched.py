@@ -124,13 +124,13 @@ def test_calls_at_published_sizes(name: str, technique: str) -> None:
     assert lowered.rotations <= 2 + (9 if technique == "vrpr" else 0)
 
 
-@pytest.mark.parametrize(("variant", "calls"), [("code", 30), ("paper", 95)])
+@pytest.mark.parametrize(("variant", "calls"), [("code", 30), ("paper", 51)])
 def test_tiers_that_round_frames_take_few_calls(variant: str, calls: int) -> None:
     """Neighbouring key frames of floor(i / 2) - floor(j / 2) agree on a time in every second frame only, diagonals throughout."""
     rel = Vrpr(variant=variant, w1=10, w2=14, g1=2, g2=8).times(Geometry(81, 21, (1.0,)))  # type: ignore[arg-type]
     lowered = covered(Pass(rel, np.ones(rel.shape, dtype=bool), np.ones(81)))
     assert len(lowered.calls) <= calls
-    assert lowered.rotations <= 17
+    assert lowered.rotations <= 21
 
 
 def batched(plan: FramePlan, ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:

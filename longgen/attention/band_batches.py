@@ -19,8 +19,8 @@ so that samples and chunks are more heads, and the key frames of a query frame a
 
 `cuts` chooses chunks and calls by cost. Each query frame is in one call of a band, and bands are merged by their log-sum-exp.
 
-As in `longgen.attention.partition`, rel[i, j] = p[i] - b[j] with few tables of key times b. A band is the pairs of frames on one
-side of the query frame that agree on b, on p, on the share seen and on the logit columns: three tiers of VRPR are six bands.
+A band is the pairs of frames on one side of the query frame that agree on the times of keys and of queries
+(`longgen.attention.key_times`), on the share seen and on the logit columns: three tiers of VRPR are six bands.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ import torch
 from torch import Tensor
 
 from longgen.attention.context import LayerInputs
-from longgen.attention.lowering import SAME, Range
+from longgen.attention.key_times import Band, by_key_times
+from longgen.attention.lowering import Range
 from longgen.attention.lse_kernels import AttentionWithLSE
 from longgen.attention.sequential import unless_native, windows_of
 from longgen.attention.streaming import StreamingMean, merge
@@ -50,19 +51,6 @@ COPY = 350  # pairs of tokens attended in the time in which a key and its value 
 MOST_ROWS = 16  # query frames of a block
 LARGEST_MASK = 2**24  # elements of a block's
 ALIGNED = 16  # keys: rows of masks begin at multiples of it
-
-
-@dataclass(frozen=True, eq=False)
-class Band:
-    """windows [T, 2]: the key frames (half-open) that each query frame, rotated to `query_times` [T], sees of its table.
-
-    Their logits are multiplied by `factor`, then `addend` is added.
-    """
-
-    query_times: np.ndarray
-    windows: np.ndarray
-    factor: float
-    addend: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,92 +113,10 @@ def split(pass_: Pass) -> tuple[Pass, tuple[tuple[KeyTable, ...], ...]]:
     logits = np.stack([np.ones_like(pass_.rel), np.zeros_like(pass_.rel)]) if pass_.logits is None else pass_.logits
     computed = banded & (logits[1] > -np.inf)
     shares = tuple(
-        tuple(KeyTable(share, *table) for table in _by_key_times(pass_.rel, computed & (pass_.band == share), logits))
+        tuple(KeyTable(share, *table) for table in by_key_times(pass_.rel, computed & (pass_.band == share), logits))
         for share in np.unique(pass_.band[computed]).tolist()
     )
     return replace(pass_, visible=seen & ~banded, columns=pass_.without_shares), shares
-
-
-def _by_key_times(rel: np.ndarray, pairs: np.ndarray, logits: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[Band, ...]]]:
-    """Key times [T] and the bands of `pairs` that have them.
-
-    Pairs at one distance i - j stay together, so that windows slide: any one distance fits any key times, and those key times are
-    taken first with which most of them fit one time of each query frame.
-    """
-    before = np.tri(len(rel), dtype=bool)
-    kinds = [
-        (factor, addend, pairs & side & (logits[0] == factor) & (logits[1] == addend))
-        for factor, addend in np.unique(logits[:, pairs], axis=1).T.tolist()
-        for side in (before, ~before)
-    ]
-    tables: list[tuple[np.ndarray, list[Band]]] = []
-    while any(left.any() for _, _, left in kinds):
-        candidates = (*(key_times for key_times, _ in tables), *_candidates(rel, pairs))
-        fittings = [[_fitting(rel + key_times, left) for _, _, left in kinds] for key_times in candidates]
-        most = int(np.argmax([sum(int(fits.sum()) for _, fits in fitting) for fitting in fittings]))
-        if most >= len(tables):
-            tables.append((candidates[most], []))
-        key_times, bands = tables[min(most, len(tables) - 1)]
-        for (factor, addend, left), (query_times, fits) in zip(kinds, fittings[most], strict=True):
-            left &= ~fits
-            pairs = pairs & ~fits
-            query_times = np.where(np.isnan(query_times), key_times, query_times)
-            bands += [Band(query_times, windows, factor, addend) for windows in _windows(fits)]
-    yield from ((key_times, tuple(bands)) for key_times, bands in tables)
-
-
-def _candidates(rel: np.ndarray, pairs: np.ndarray) -> Iterator[np.ndarray]:
-    """Times of the keys [T]: the backbone's own, one for all, and those with which two neighbouring distances fit."""
-    yield np.arange(len(rel), dtype=np.float64)
-    yield np.zeros(len(rel))
-    steps = np.where(pairs[:, :-1] & pairs[:, 1:], rel[:, :-1] - rel[:, 1:], np.nan)
-    candidates = {}
-    for distance in range(1, len(rel)):
-        before, after = steps.diagonal(-distance), steps.diagonal(distance - 1)  # of key frames before the query frame, and after
-        moves = np.full(len(rel) - 1, np.nan)
-        moves[len(moves) - len(after) :] = after
-        moves[: len(before)] = np.where(np.isnan(before), moves[: len(before)], before)
-        if not np.isnan(moves).all():
-            times = np.concatenate([[0.0], np.cumsum(np.nan_to_num(moves))])
-            candidates[times.round(7).tobytes()] = times
-    yield from candidates.values()
-
-
-def _fitting(times: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Query times [T], NaN where it has none, that most `pairs` [T, T] fit which ask for `times` [T, T], and these."""
-    by_distance = {}
-    for distance in range(1 - len(times), len(times)):
-        asked = np.full(len(times), np.nan)
-        i = np.arange(max(0, distance), min(len(times), len(times) + distance))
-        asked[i] = np.where(pairs[i, i - distance], times[i, i - distance], np.nan)
-        if not np.isnan(asked).all():
-            by_distance[distance] = asked
-    best, distances_of, most = np.full(len(times), np.nan), list[int](), 0
-    for seed in by_distance:
-        query_times, fitting, count = by_distance[seed].copy(), list[int](), 0
-        for distance in sorted(by_distance, key=lambda distance: abs(distance - seed)):
-            asked = by_distance[distance]
-            if not (np.abs(asked - query_times) > SAME).any():
-                query_times = np.where(np.isnan(query_times), asked, query_times)
-                fitting.append(distance)
-                count += int((~np.isnan(asked)).sum())
-        if count > most:
-            best, distances_of, most = query_times, fitting, count
-    apart = np.subtract.outer(np.arange(len(times)), np.arange(len(times)))
-    return best, pairs & np.isin(apart, distances_of)
-
-
-def _windows(pairs: np.ndarray) -> Iterator[np.ndarray]:
-    """`pairs` [T, T] as windows [T, 2]: the first range of each query frame, then its second, and so on."""
-    left = pairs.copy()
-    while left.any():
-        begin = left.argmax(axis=1)
-        after = ~left & (np.arange(left.shape[1]) > begin[:, None])
-        end = np.where(after.any(axis=1), after.argmax(axis=1), left.shape[1])
-        windows = np.where(left.any(axis=1, keepdims=True), np.stack([begin, end], axis=1), 0)
-        yield windows
-        for i, (start, stop) in enumerate(windows):
-            left[i, start:stop] = False
 
 
 def chunkings(share: float, tokens: int, room: float = 0.0) -> Iterator[tuple[Chunks, ...]]:

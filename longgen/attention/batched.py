@@ -6,8 +6,9 @@ An accelerator computes many blocks in one call as fast as one large block, and 
 is `count` blocks: some neighbouring query frames that see some neighbouring key frames, and as many again `step` and `key_step`
 frames later. Strided views of q, k and v are such blocks (`longgen.attention.streaming` runs them).
 
-As in `longgen.attention.partition`, rel[i, j] = p[i] - b[j] with few tables of key times b; in every query frame, key frames that
-agree on b, p and the pair's logit columns are runs. A run is followed from query frame to query frame, and its two ends decide:
+As in `longgen.attention.partition`, rel[i, j] = p[i] - b[j] with few tables of key times b, or where those need many calls, with
+those of `longgen.attention.key_times`; in every query frame, key frames that agree on b, p and the pair's logit columns are runs.
+A run is followed from query frame to query frame, and its two ends decide:
 
     both stay                 one block
     both move alike           one call: blocks one after the other
@@ -36,10 +37,13 @@ from functools import lru_cache
 
 import numpy as np
 
+from longgen.attention.key_times import Band, by_key_times
 from longgen.attention.lowering import SAME, Range, ranges_of
-from longgen.attention.partition import NEUTRAL, key_tables, logit_codes
+from longgen.attention.partition import NEUTRAL, TABLES, key_tables, logit_codes
 from longgen.device_costs import CallCosts
 from longgen.frameplan import Pass, distances
+
+MANY = 64  # calls of a pass, beyond which key times are looked for that fit whole diagonals, which takes seconds
 
 
 @dataclass(frozen=True)
@@ -137,30 +141,108 @@ def lower_batched(pass_: Pass, with_text: bool = False, at_run_time: bool = Fals
 
     at_run_time: key frames that are chosen at run time come to these.
     """
-    rel, frames = pass_.rel, np.arange(len(pass_.rel))
+    frames, logits, seen = np.arange(len(pass_.rel)), _logits(pass_), pass_.visible & (pass_.weight > 0)[:, None]
+    seen &= logits[1] > -np.inf
+    if not (pass_.rel != distances(len(frames)))[seen].any():
+        runs = _runs_by_neighbours(pass_, [frames.astype(np.float64)], np.zeros(pass_.rel.shape, dtype=np.int64), seen)
+        return _lowered(pass_, [frames.astype(np.float64)], runs, seen, with_text, at_run_time)
+    tables, (table,), _ = key_tables(pass_.rel[None], seen[None])
+    lowered = _lowered(pass_, tables, _runs_by_neighbours(pass_, tables, table, seen), seen, with_text, at_run_time)
+    if len(lowered.calls) <= MANY or not (diagonals := list(by_key_times(pass_.rel, seen, logits, TABLES))):
+        return lowered
+    tables = [times for times, _ in diagonals]
+    ways = [_lowered(pass_, tables, _runs_by_diagonals(diagonals, cut), seen, with_text, at_run_time) for cut in (False, True)]
+    return min(lowered, *ways, key=lambda way: len(way.calls) + way.rotations)
+
+
+def _logits(pass_: Pass) -> np.ndarray:
+    return np.stack([np.ones_like(pass_.rel), np.zeros_like(pass_.rel)]) if pass_.logits is None else pass_.logits
+
+
+def _runs_by_neighbours(pass_: Pass, tables: list[np.ndarray], table: np.ndarray, seen: np.ndarray) -> _TableRuns:
+    """The runs of pairs `seen` [T, T], of which each is rotated to the `table` that is given for it."""
     logits, (logit_code,) = logit_codes((pass_,))
-    seen = pass_.visible & (pass_.weight > 0)[:, None] & (np.array(logits)[logit_code, 1] > -np.inf)
-    tables, table = [frames.astype(np.float64)], np.zeros(rel.shape, dtype=np.int64)
-    if (rel != distances(len(frames)))[seen].any():
-        tables, (table,), _ = key_tables(rel[None], seen[None])
-    query_times = rel + np.stack(tables)[table, frames]
-    text_times = rel[:, 0] - rel[0, 0]
-    calls = {(-1, 0, NEUTRAL): [BlockCall(0, len(frames), 0, 0)]} if with_text else {}
-    rotations: list[list[np.ndarray]] = []
+    query_times = pass_.rel + np.stack(tables)[table, np.arange(len(table))]
     for index in range(len(tables)):
-        rotations.append([text_times] if with_text else [])
         for code in np.unique(logit_code[seen & (table == index)]).tolist():
             for run in _runs(seen & (table == index) & (logit_code == code), query_times):
-                rotation = _rotation(rotations[index], run)
-                calls.setdefault((index, rotation, logits[code]), []).extend(_calls(run))
+                yield index, logits[code], run
+
+
+def _runs_by_diagonals(diagonals: list[tuple[np.ndarray, tuple[Band, ...]]], cut: bool) -> _TableRuns:
+    """cut: runs end where they grow, slide or shrink no longer, so that the corners of many share the times of queries."""
+    for index, (key_times, bands) in enumerate(diagonals):
+        frames, runs = np.arange(len(key_times)), list[tuple[tuple[float, float], _Run]]()
+        for band in bands:
+            mask = (frames >= band.windows[:, :1]) & (frames < band.windows[:, 1:])
+            for run in _runs(mask, np.broadcast_to(band.query_times[:, None], mask.shape)):
+                runs += [((band.factor, band.addend), piece) for piece in (_pieces(run) if cut else (run,))]
+        if cut:
+            runs.sort(key=lambda run: len(run[1].times))
+        yield from ((index, logit, run) for logit, run in runs)
+
+
+def _pieces(run: _Run) -> Iterator[_Run]:
+    steps = [*zip(np.diff(run.first).tolist(), np.diff(run.stop).tolist(), strict=True)]
+    begin = 0
+    while begin < len(run.first):
+        end = begin + 1
+        while end < len(run.first) and steps[end - 1] == steps[begin]:
+            end += 1
+        rows = slice(begin, end)
+        yield _Run(run.row + begin, run.frames_lat, run.first[rows], run.stop[rows], run.times[rows])
+        begin = end
+
+
+def _combined(calls: list[BlockCall]) -> list[BlockCall]:
+    """`calls` of one group, or fewer: blocks of one size at equal steps, whichever call they came from."""
+    blocks: dict[Range, list[Range]] = {}
+    for call in calls:
+        places = ((call.query + t * call.step, call.key + t * call.key_step) for t in range(call.count))
+        blocks.setdefault((call.queries, call.keys), []).extend(places)
+    combined = []
+    for (queries, keys), left in blocks.items():
+        left.sort()
+        while left:
+            query, key = left[0]
+            longest = [left[0]]
+            for second in left[1:]:
+                step, key_step = second[0] - query, second[1] - key
+                if step >= queries and key_step >= 0:
+                    place, row = left[0], list[Range]()
+                    while place in left:
+                        row.append(place)
+                        place = place[0] + step, place[1] + key_step
+                    longest = max(longest, row, key=len)
+            step, key_step = (longest[1][0] - query, longest[1][1] - key) if len(longest) > 1 else (0, 0)
+            combined.append(BlockCall(query, queries, key, keys, len(longest), step, key_step))
+            left = [place for place in left if place not in longest]
+    return min(calls, combined, key=len)
+
+
+def _lowered(
+    pass_: Pass, tables: list[np.ndarray], runs: _TableRuns, seen: np.ndarray, with_text: bool, at_run_time: bool
+) -> BatchedPass:
+    """The calls of `runs`, which have all pairs `seen` [T, T]."""
+    frames, text_times = np.arange(len(pass_.rel)), pass_.rel[:, 0] - pass_.rel[0, 0]
+    calls = {(-1, 0, NEUTRAL): [BlockCall(0, len(frames), 0, 0)]} if with_text else {}
+    rotations = [[text_times] if with_text else [] for _ in tables]
+    row_of_own = np.full(len(frames), -1)  # the table by which a query frame sees itself
+    for index, logit, run in runs:
+        rotation = _rotation(rotations[index], run)
+        calls.setdefault((index, rotation, logit), []).extend(_calls(run))
+        for row, (first, stop) in enumerate(zip(run.first, run.stop, strict=True), run.row):
+            if first <= row < stop:
+                row_of_own[row] = index
     used = {index: min(rotation for other, rotation, _ in calls if other == index) for index, _, _ in calls}
-    own = np.bincount(table.diagonal()[seen.diagonal()], minlength=len(tables))  # query frames that see themselves by each table
+    own = np.bincount(row_of_own[row_of_own >= 0], minlength=len(tables))  # query frames that see themselves by each table
     order = sorted(used, key=lambda index: (index >= 0, used[index] if with_text else 0, -own[index]))
     groups, begun = [], np.zeros(len(frames), dtype=bool)
     for index, rotation, logit in sorted(calls, key=lambda key: (order.index(key[0]), key[1], key[2])):
         times = text_times if index < 0 else rotations[index][rotation]
         group = []
-        for call in sorted(calls[index, rotation, logit], key=lambda call: -call.count * call.queries):
+        of_group = calls[index, rotation, logit] if index < 0 else _combined(calls[index, rotation, logit])
+        for call in sorted(of_group, key=lambda call: -call.count * call.queries):
             group.append(replace(call, fresh=not begun[call.rows].any()))
             begun[call.rows] = True
         table_of = None if index < 0 else order.index(index) - with_text
@@ -200,6 +282,9 @@ class _Run:
     first: list[int]
     stop: list[int]
     times: list[float]
+
+
+_TableRuns = Iterator[tuple[int, tuple[float, float], _Run]]  # with the table of its keys, and factor and addend of its logits
 
 
 def _runs(mask: np.ndarray, query_times: np.ndarray) -> list[_Run]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from longgen import planner, preset
+from longgen.attention import batched as batched_lowering
 from longgen.attention import executor
 from longgen.attention.batched import BatchedPass, lower_batched
 from longgen.attention.context import LayerInputs
@@ -22,7 +23,7 @@ from longgen.backbones.registry import SPECS
 from longgen.context.keyframes import Keyframes
 from longgen.context.sink import Sink
 from longgen.device_costs import ACCELERATOR
-from longgen.frameplan import FramePlan, Pass, distances, full_attention
+from longgen.frameplan import FramePlan, Geometry, Pass, distances, full_attention
 from longgen.pipelines.processors import LayerCall
 from longgen.positions.vrpr import Vrpr
 from tests.attention import test_presets
@@ -82,8 +83,10 @@ def random_pass(seed: int) -> Pass:
     return pass_ if seed % 5 else pass_.with_columns(logit_bias=rng.choice([0, 0.5], rel.shape))
 
 
+@pytest.mark.parametrize("many", [0, batched_lowering.MANY])
 @pytest.mark.parametrize("seed", range(60))
-def test_every_pair_is_computed_once_whatever_the_table(seed: int) -> None:
+def test_every_pair_is_computed_once_whatever_the_table(seed: int, many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batched_lowering, "MANY", many)  # 0: key times that fit diagonals are looked for
     covered(random_pass(seed), with_text=bool(seed % 3))
 
 
@@ -119,6 +122,15 @@ def test_calls_at_published_sizes(name: str, technique: str) -> None:
     print(f"{technique} on {name}, T {frame_plan.frames_lat}: {len(lowered.calls)} calls, {lowered.rotations} rotations")
     assert len(lowered.calls) <= MOST_CALLS[technique] + spec.joint_text
     assert lowered.rotations <= 2 + (9 if technique == "vrpr" else 0)
+
+
+@pytest.mark.parametrize(("variant", "calls"), [("code", 30), ("paper", 51)])
+def test_tiers_that_round_frames_take_few_calls(variant: str, calls: int) -> None:
+    """Neighbouring key frames of floor(i / 2) - floor(j / 2) agree on a time in every second frame only, diagonals throughout."""
+    rel = Vrpr(variant=variant, w1=10, w2=14, g1=2, g2=8).times(Geometry(81, 21, (1.0,)))  # type: ignore[arg-type]
+    lowered = covered(Pass(rel, np.ones(rel.shape, dtype=bool), np.ones(81)))
+    assert len(lowered.calls) <= calls
+    assert lowered.rotations <= 21
 
 
 def batched(plan: FramePlan, ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:

@@ -177,6 +177,25 @@ def _guard() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _gradients_on_host() -> Iterator[None]:
+    """VMCR's gradient is computed on the host, for autograd knows no simulated device; its loss on the device first."""
+    from longgen.refine.vmcr import Vmcr
+
+    change = Vmcr.change
+
+    def changed(self: Vmcr, x0: Tensor, dx0_dx: float, step: Any) -> Tensor:
+        if not isinstance(x0, CudaTensor):
+            return change(self, x0, dx0_dx, step)
+        self.loss(x0.float())
+        with _disable_current_modes(), torch._C.DisableTorchFunction():
+            on_host = change(self, x0.values, dx0_dx, step)
+        return CudaTensor(on_host)  # type: ignore[no-any-return]
+
+    with mock.patch.object(Vmcr, "change", changed):
+        yield
+
+
+@contextlib.contextmanager
 def simulated(total_bytes: int = 80 * 10**9, float64: bool = True) -> Iterator[Log]:
     """Within the context there is one GPU, `cuda:0`, of so many bytes; what is left of it afterwards must not be used.
 
@@ -187,6 +206,7 @@ def simulated(total_bytes: int = 80 * 10**9, float64: bool = True) -> Iterator[L
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(_guard())
+        stack.enter_context(_gradients_on_host())
         for patch in _patches(total_bytes):
             stack.enter_context(patch)
         for mode in (Functions(), Dispatch()):

@@ -98,7 +98,7 @@ class Branches:
             part = replace(plan, passes=plan.passes[group * size : (group + 1) * size])
             computed = np.any([pass_.weight > 0 for pass_ in part.passes], axis=0)
             output = run_plan(part, self.inputs) if plan.key_frames else run_passes(part, self.inputs, rotated)
-            yield group, frames_of(output, ranges_of(computed), tokens).flatten(2)
+            yield group, frames_of(output, ranges_of(computed), tokens).flatten(2).clone()  # and not a view, which keeps all
 
 
 def run_text(program: Program, ctx: AttentionContext, text_q: Tensor, k: Tensor, v: Tensor) -> Tensor:

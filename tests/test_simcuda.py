@@ -80,6 +80,13 @@ def test_a_step_waits_once_for_us(steady: Callable[..., Counter[tuple[str, str]]
     assert steady("wan", "riflex", 3, schedule=True) == {(WAIT, STEPWISE): 1}
 
 
+@pytest.mark.parametrize(("family", "name"), [("cogvideox-2b", "freepca"), ("ltx", "tsa"), ("ltx", "keyframes")])
+def test_layers_copy_nothing_and_wait_for_eigenproblems_alone(family: str, name: str, steady: Callable[..., Any]) -> None:
+    """FreePCA's windows, where tiles do not pay, were merged by the CPU's partition with tables sent in every layer."""
+    found = steady(family, name, 2)
+    assert found.keys() - {(WAIT, "fusion/freepca.py")} == {(WAIT, STEPWISE)}
+
+
 def test_text_masks_are_read_once_a_model_call(steady: Callable[..., Counter[tuple[str, str]]]) -> None:
     """And not twice a layer and sample."""
     assert steady("hunyuan", "sliding-window", 3) == {(WAIT, STEPWISE): 1, (TO_HOST, "pipelines/step_state.py"): 1}

@@ -42,7 +42,7 @@ class Generator(_Generator, metaclass=_AnyGenerator):
 
     def __new__(cls, device: Any = "cpu") -> Any:
         made = super().__new__(cls, "cpu")
-        made.place = CUDA if _is_cuda(device) else torch.device(device)
+        made.place = CUDA if str(device).startswith("cuda") else torch.device(str(device))
         return made
 
     @property

@@ -30,9 +30,10 @@ from longgen.attention.band_batches import split as split_in_batches
 from longgen.attention.banded import attend_bands, split
 from longgen.attention.batched import lower_batched
 from longgen.attention.context import AttentionContext, LayerInputs
+from longgen.attention.lowering import ranges_of
 from longgen.attention.lse_merge import PlanMerge
 from longgen.attention.partition import partition, sequential_cost
-from longgen.attention.sequential import RotatedQK, call_list, run_passes, unless_native
+from longgen.attention.sequential import RotatedQK, call_list, frames_of, run_passes, unless_native
 from longgen.attention.streaming import attend_batched
 from longgen.attention.tile_merge import TileMerge
 from longgen.attention.tiling import tile
@@ -95,9 +96,9 @@ class Branches:
         rotated: RotatedQK = {}
         for group in range(groups):
             part = replace(plan, passes=plan.passes[group * size : (group + 1) * size])
-            frames = np.flatnonzero(np.any([pass_.weight > 0 for pass_ in part.passes], axis=0))
+            computed = np.any([pass_.weight > 0 for pass_ in part.passes], axis=0)
             output = run_plan(part, self.inputs) if plan.key_frames else run_passes(part, self.inputs, rotated)
-            yield group, output.unflatten(1, (-1, tokens))[:, frames].flatten(1, 2).flatten(2)
+            yield group, frames_of(output, ranges_of(computed), tokens).flatten(2).clone()  # and not a view, which keeps all
 
 
 def run_text(program: Program, ctx: AttentionContext, text_q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -139,9 +140,9 @@ def tiles_if_cheaper(plan: FramePlan, inputs: LayerInputs, groups: int = 1) -> T
 
 
 def merge_if_cheaper(plan: FramePlan, inputs: LayerInputs) -> PlanMerge | None:
-    """What merges the plan's passes, where that is cheaper than one after the other."""
+    """What merges the plan's passes on the CPU, where that is cheaper than one after the other; tiles do it on accelerators."""
     kernel = inputs.ctx.attention_with_lse(inputs.q)
-    if kernel is None or any(pass_.band is not None for pass_ in plan.passes):
+    if costs_on(inputs.q.device.type).batched or kernel is None or any(pass_.band is not None for pass_ in plan.passes):
         return None
     if len(plan.passes) == 1 and plan.passes[0].logits is None and not call_list(plan.passes[0], False).rotates_keys:
         return None

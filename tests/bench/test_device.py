@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,8 @@ from longgen.bench.record import StepTiming
 from longgen.cli import app
 from longgen.errors import LonggenError
 from longgen.preset import Sample
+from tests.bench.small import SHAPE
+from tests.simcuda import kernels, simulated
 
 HOSTILE = '<script>ran = 1</script> {{ 7 * 7 }} & "quoted"'
 SMALL = ["doctor", "--gpu", "--device", "cpu", "--frames", "17", "--output", "out", "--quiet"]
@@ -138,6 +141,21 @@ def test_a_small_model_of_every_family_is_compared(family: str) -> None:
     assert check.equal
     assert check.error == 0
     assert 1e-4 < check.error_in_dtype < 0.3  # type: ignore[operator]
+
+
+def test_presets_equal_the_cpu_on_a_simulated_device_beyond_the_native_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command checks on a card: other kernels, and the ways of attention that accelerators take."""
+    monkeypatch.setattr(device_check, "STEPS", 2)
+    small = device_check.small(replace(SHAPE, native_px=17))
+    with simulated() as log:
+        pair = device_check.Pair(small, "cuda", "bf16")
+        log.clear()
+        for name in ("sliding-window", "tsa", "glc-diffusion"):
+            check = pair.check(device_check.small_plan(name, small, device_run.make_plan, 33))
+            assert check.equal, f"{name}: {check.error}"
+            assert check.error_in_dtype < 0.1, name  # type: ignore[operator]
+        kernels_used = {name for name, *_ in log.attention}
+        assert {kernels.FLASH, kernels.EFFICIENT} <= kernels_used
 
 
 def test_a_difference_is_told_from_rounding_and_a_shape_or_nan_is_infinite() -> None:

@@ -29,12 +29,36 @@ GUARDS, KINDS, CUDA_KIND, META_KIND = "_ZN3c104impl26device_guard_impl_registryE
 _data = torch._C.TensorBase.data
 
 
+_Generator = torch.Generator
+
+
+class _AnyGenerator(type(torch.Generator)):  # type: ignore[misc]
+    def __instancecheck__(cls, x: Any) -> bool:
+        return isinstance(x, _Generator)
+
+
+class Generator(_Generator, metaclass=_AnyGenerator):
+    """A generator that says where it is, and draws on the host. Operators get it as one of PyTorch's own, which does not say."""
+
+    def __new__(cls, device: Any = "cpu") -> Any:
+        made = super().__new__(cls, "cpu")
+        made.place = CUDA if str(device).startswith("cuda") else torch.device(str(device))
+        return made
+
+    @property
+    def device(self) -> Any:
+        return self.place
+
+
 class Functions(TorchFunctionMode):
     """What does not reach the dispatcher of operators: device names, Python's indexing, attention's choice of a kernel."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args = tuple(_placed(x) for x in args)
         kwargs = {name: _placed(x) for name, x in (kwargs or {}).items()}
+        if isinstance(kwargs.get("generator"), _Generator):
+            with tensor.drawing_from(kwargs["generator"].device):
+                return func(*args, **kwargs)
         if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], CudaTensor):
             where = tuple(map(_index, args[1])) if isinstance(args[1], tuple) else _index(args[1])
             return func(args[0], where, *args[2:])
@@ -156,6 +180,7 @@ def _patches(total_bytes: int) -> Iterator[Any]:
     }  # fmt: skip
     yield from (mock.patch.object(torch.cuda, name, value) for name, value in cuda.items())
     yield from (mock.patch.object(torch.accelerator, name, value) for name, value in accelerator.items())
+    yield mock.patch.object(torch, "Generator", Generator)
     yield mock.patch.object(Tensor, "pin_memory", lambda self, *a, **k: tensor.pin(self))
     yield mock.patch.object(Tensor, "is_pinned", lambda self, *a, **k: tensor.is_pinned(self))
     yield mock.patch.object(Tensor, "data", property(_data.__get__, _set_data))
@@ -177,6 +202,25 @@ def _guard() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _gradients_on_host() -> Iterator[None]:
+    """VMCR's gradient is computed on the host, for autograd knows no simulated device; its loss on the device first."""
+    from longgen.refine.vmcr import Vmcr
+
+    change = Vmcr.change
+
+    def changed(self: Vmcr, x0: Tensor, dx0_dx: float, step: Any) -> Tensor:
+        if not isinstance(x0, CudaTensor):
+            return change(self, x0, dx0_dx, step)
+        self.loss(x0.float())
+        with _disable_current_modes(), torch._C.DisableTorchFunction():
+            on_host = change(self, x0.values, dx0_dx, step)
+        return CudaTensor(on_host)  # type: ignore[no-any-return]
+
+    with mock.patch.object(Vmcr, "change", changed):
+        yield
+
+
+@contextlib.contextmanager
 def simulated(total_bytes: int = 80 * 10**9, float64: bool = True) -> Iterator[Log]:
     """Within the context there is one GPU, `cuda:0`, of so many bytes; what is left of it afterwards must not be used.
 
@@ -187,6 +231,7 @@ def simulated(total_bytes: int = 80 * 10**9, float64: bool = True) -> Iterator[L
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(_guard())
+        stack.enter_context(_gradients_on_host())
         for patch in _patches(total_bytes):
             stack.enter_context(patch)
         for mode in (Functions(), Dispatch()):

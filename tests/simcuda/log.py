@@ -48,12 +48,14 @@ class Log:
 
 
 def line_of_caller() -> str:
-    """The innermost line of longgen in the call stack, else of diffusers, transformers or accelerate."""
+    """The innermost line of longgen in the call stack, else of diffusers, transformers or accelerate; of tables, who asked."""
     library = ""
     frame = sys._getframe(1)
     while frame is not None:
         path = frame.f_code.co_filename
-        if "/longgen/longgen/" in path or ("/longgen/" in path and "/tests/" not in path):
+        if path.endswith("/longgen/device_tables.py"):
+            pass
+        elif "/longgen/longgen/" in path or ("/longgen/" in path and "/tests/" not in path):
             return f"{path.rpartition('/longgen/')[2]}:{frame.f_lineno}"
         if not library and any(f"/{name}/" in path for name in ("diffusers", "transformers", "accelerate")):
             library = f"{'/'.join(path.split('/')[-2:])}:{frame.f_lineno}"

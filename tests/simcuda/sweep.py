@@ -53,7 +53,7 @@ def main() -> int:
                     open_names = [name for name, case in names.items() if done.get(case) not in ("ok", "refused")]
                     if not open_names:
                         continue
-                    with simulated() as log, cases.gradients_on_host():
+                    with simulated() as log:
                         backbone = cases.loaded(spec, "cuda", dtype, offload)
                         for name in open_names:
                             outcome = _run(backbone, on_host, name, options, log, names[name])
@@ -91,7 +91,7 @@ def _run(backbone: Any, on_host: Any, name: str, options: Any, log: Log, case: s
     difference = "" if outcome.difference is None else f"; {outcome.difference:.0e} from the CPU's"
     print(f"{case:40} {outcome.status:8} {time.monotonic() - began:5.1f} s  {counted}{difference}{outcome.message}", flush=True)
     if options.lines:
-        for event, count in log.events.most_common():
+        for event, count in outcome.last.most_common():
             if event.kind != LAUNCH:
                 print(f"    {count:5} {event.kind:10} {event.operator:24} {event.line}")
     return outcome

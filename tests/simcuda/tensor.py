@@ -27,6 +27,7 @@ FREE = VIEWS | ALLOCATIONS | {"_local_scalar_dense"}  # launch no kernel
 
 log = Log()
 dtypes: dict[str, bool] = {"float64": True}  # whether the device has it
+_generators = ["cpu"]  # types of device of those that are drawn from, the innermost last
 _pinned: set[int] = set()  # storages of the host that were pinned, by address
 
 
@@ -98,6 +99,16 @@ def is_pinned(tensor: Tensor) -> bool:
     return not isinstance(tensor, CudaTensor) and tensor.untyped_storage().data_ptr() in _pinned
 
 
+@contextlib.contextmanager
+def drawing_from(device: torch.device) -> Any:
+    """Within the context, a generator that an operator takes is one of `device`."""
+    _generators.append(device.type)
+    try:
+        yield
+    finally:
+        _generators.pop()
+
+
 def forget() -> None:
     log.clear()
     _pinned.clear()
@@ -111,13 +122,13 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     on_host = [x for x in flat if isinstance(x, Tensor) and not isinstance(x, CudaTensor)]
     asked = None if kwargs.get("device") is None else torch.device(kwargs["device"]).type
     to_device = asked == "cuda" if asked is not None else bool(on_device)
+    if kwargs.get("generator") is not None and _generators[-1] != ("cuda" if to_device else "cpu"):
+        expected = "cuda" if to_device else "cpu"
+        raise log.fault(name, f"Expected a '{expected}' device type for generator but found '{_generators[-1]}'")
     if not on_device and not to_device:
         return func(*args, **kwargs)
     if on_device and name not in COPIES | INDEXING and any(x.ndim for x in on_host):
         raise log.fault(name, "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!")
-    generator = kwargs.get("generator")
-    if generator is not None and generator.device.type != "cuda":
-        raise log.fault(name, f"Expected a 'cuda' device type for generator but found '{generator.device.type}'")
     if name in (kernels.FLASH, kernels.EFFICIENT, kernels.CUDNN):
         return _attend(name, args, kwargs)
     if name == "is_pinned":

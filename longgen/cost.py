@@ -26,6 +26,7 @@ COSTED_CHUNKS = 33  # of a rollout; between them cost is interpolated linearly
 STOCK_LAUNCHES = 90  # kernels of a layer of Wan, as `longgen bench --count` counts them
 LAUNCHES = 600  # and at most of one that follows a plan, longdiff's apart: the launch budget (tests/launches.py)
 PLAN_OVERHEAD = 2.0  # more, at most, in attention that follows a plan
+BANDS_OVERHEAD = 1.25  # and where it has bands inside frames, whose chunks are held
 
 
 def ratio(plan: Plan) -> float:
@@ -187,7 +188,10 @@ def memory_bytes(plan: Plan, dtype: str, offload: str = "none") -> dict[str, int
     spec, size, tokens = plan.spec, BYTES[dtype], math.prod(plan.call_grid)
     family = family_of(spec)
     in_attention, beside = family.peak_activations
-    alive = max(in_attention + PLAN_OVERHEAD * bool(plan.table.any()), beside + 2 * spec.ffn_dim / spec.width)
+    banded = any(pass_.band is not None for program in plan.programs if program for branch in program.branches.values()
+                 for pass_ in branch.passes)  # fmt: skip
+    in_attention += PLAN_OVERHEAD * bool(plan.table.any()) + BANDS_OVERHEAD * banded
+    alive = max(in_attention, beside + 2 * spec.ffn_dim / spec.width)
     alive += family.token_modulation * (plan.sampling is not None and plan.sampling.frame_levels)
     batch = 2 if family.batches_guidance and plan.guided else 1
     activations = round(alive * batch * tokens * spec.width * size) + 8 * tokens * spec.head_dim + cache_bytes(plan, dtype)

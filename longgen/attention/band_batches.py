@@ -46,7 +46,7 @@ from longgen.frameplan import FramePlan, Pass
 
 SIZES = (16, 32, 64, 128, 192, 256, 384, 512)  # m of the middle chunks
 TILE = 64  # query tokens that a kernel computes at a time
-HELD = 3.0  # times N tokens, and the layer's room more: k', v', q' and the output, twice, of chunks that are computed together
+HELD = 4.0  # times N tokens, and the layer's room more: k', v', q' and the output, twice, of chunks that are computed together
 COPY = 350  # pairs of tokens attended in the time in which a key and its value are copied, on an H100 [derived]
 MOST_ROWS = 16  # query frames of a block
 LARGEST_MASK = 2**24  # elements of a block's

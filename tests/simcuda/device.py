@@ -54,6 +54,8 @@ class Functions(TorchFunctionMode):
     """What does not reach the dispatcher of operators: device names, Python's indexing, attention's choice of a kernel."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.device:
+            return func(*args, **(kwargs or {}))
         args = tuple(_placed(x) for x in args)
         kwargs = {name: _placed(x) for name, x in (kwargs or {}).items()}
         if isinstance(kwargs.get("generator"), _Generator):

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 ROWS = 8192  # of F in double precision at a time
 PARTIAL = 2048  # rows of F in half precision that are summed in single
-PARTIALS = 8  # sums at a time, and no more than half of what F holds
+PARTIALS = 16  # sums at a time, and no more than half of what F holds
 
 
 class FreeSpec(Fusion):

@@ -2,6 +2,7 @@
 
     python -m longgen.backbones.tiny.train --work DIR [--stages images,video,latents,decoder,transformer,export]
     python -m longgen.backbones.tiny.train --work DIR --stages unpack,latents,causal,export-causal
+    python -m longgen.backbones.tiny.train --work DIR --stages unpack,latents,pictures,export-pictures
 
 | stage | learns | by |
 |---|---|---|
@@ -13,6 +14,8 @@
 | export | nothing: writes the diffusers folder | fp16 safetensors |
 | unpack | nothing: lays out the shipped `tiny` | as the finished stages video and transformer |
 | causal | a causal transformer, from tiny's | flow matching on chunks of three latents, each at its own noise level, block-causal |
+| pictures | to go on from clean first latents, starting at tiny | flow matching; the clean ones are at time 0 |
+| export-pictures | nothing: writes the transformer's folder | fp16 safetensors |
 | export-causal | nothing: writes the transformer's folder | fp16 safetensors; text encoder and VAE are tiny's |
 
 Every stage writes a checkpoint each `CHECKPOINT_EVERY` steps and goes on from it; one that is done is skipped. The stages
@@ -32,6 +35,9 @@ The shipped weights: seed 2026, on two cores of an AMD EPYC (AVX-512, bf16), tor
 images 2,000 steps in 6 minutes, video 2,600 in 18, latents 3,072 clips in 6, decoder 4,000 steps in 29 and transformer 4,400
 in 90, beside other work: about two hours with the last two side by side. (The first 400 steps of video ran on two threads.) causal
 1,600 steps in 75 minutes, beside much other work.
+
+weights-pictures is the transformer of the stage pictures, which nothing loads yet: 900 steps on 1,280 of the clips (five shards), in
+90 minutes beside much other work; of these the first 400 at the learning rates of a run of 2,000 steps.
 """
 
 from __future__ import annotations
@@ -40,6 +46,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +106,8 @@ CAUSAL_BATCH = 6
 CAUSAL_TIME_SHIFT = 3.0
 CONTEXT_NOISE = 0.15  # the most noise on the clean past, so that a rollout forgives its own errors
 TIME_SHIFT = 2.0
+PICTURED = 0.5  # of the clips, which begin with clean latents; the others are as in the stage transformer
+MOST_CLEAN_LAT = 6
 FLOW_SHIFT = 3.0
 OBJECT_WEIGHT = 7.0  # pixels of the shape and its rim; the background would drown small shapes otherwise
 LATENT_NOISE = 0.03
@@ -206,9 +215,9 @@ def fit(
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 "generator": generator.get_state(),
             }
-            partial = path.with_suffix(".partial")
-            torch.save(state, partial)
-            os.replace(partial, path)
+            unfinished = path.with_suffix(".partial")
+            torch.save(state, unfinished)
+            os.replace(unfinished, path)
 
 
 def adamw(module: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
@@ -325,9 +334,9 @@ def encode_clips(work: Path, device: str, clips_count: int) -> None:
                 latent = vae.encode(video.transpose(0, 1)[None].to(device)).latent_dist.mode()
             latents.append(latent.float().cpu())
             sentences.append(index)
-        partial = path.with_suffix(".partial")
-        save_file({"latents": torch.cat(latents), "sentences": torch.tensor(sentences)}, partial)
-        os.replace(partial, path)
+        unfinished = path.with_suffix(".partial")
+        save_file({"latents": torch.cat(latents), "sentences": torch.tensor(sentences)}, unfinished)
+        os.replace(unfinished, path)
         print(f"latents {shard + 1}/{clips_count // SHARD} shards, {(time.time() - since) / SHARD:.3f} s a clip", flush=True)
 
 
@@ -473,6 +482,49 @@ def train_causal(work: Path, device: str, steps: int) -> None:
     )
 
 
+def clean_first(generator: torch.Generator) -> Tensor:
+    """[BATCH]: how many clean latents each clip begins with: none, the one of a picture, or 2 to MOST_CLEAN_LAT of a video."""
+    several = torch.randint(2, MOST_CLEAN_LAT + 1, (BATCH,), generator=generator)
+    count = torch.where(torch.rand(BATCH, generator=generator) < 0.6, 1, several)
+    return torch.where(torch.rand(BATCH, generator=generator) < PICTURED, count, 0)
+
+
+def train_pictures(work: Path, device: str, steps: int) -> None:
+    latents, sentences, _, _ = load_clips(work)
+    transformer, text_encoder, tokenizer = new_transformer(device)
+    mean_transformer, _, _ = new_transformer(device)
+    start = torch.load(work / "transformer.pt", weights_only=True, map_location="cpu")["ema"]
+    for module in (transformer, mean_transformer):
+        module.load_state_dict(start["transformer"])
+    text_encoder.load_state_dict(start["text_encoder"])
+    text = tokenizer([*(words.prompt for words in tiny_grammar.TRAINING), ""], padding="max_length", max_length=TEXT_TOKENS,
+                     return_tensors="pt")  # fmt: skip
+    with torch.no_grad():
+        embeds = embed(text_encoder, text.input_ids.to(device), text.attention_mask.to(device))
+    frames_lat, tokens = latents.shape[2], latents.shape[3] * latents.shape[4]
+
+    def loss_at(step: int, generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(latents), (BATCH,), generator=generator)
+        clean = latents[rows].to(device)
+        prompts = sentences[rows].masked_fill(torch.rand(BATCH, generator=generator) < DROPPED_PROMPTS, -1)
+        time_unit = torch.sigmoid(1.2 * torch.randn(BATCH, generator=generator))
+        sigma = (TIME_SHIFT * time_unit / (1 + (TIME_SHIFT - 1) * time_unit)).to(device)
+        unknown = torch.arange(frames_lat) >= clean_first(generator)[:, None]  # [B, T]
+        sigma = sigma[:, None] * unknown.to(device)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        noisy = torch.lerp(clean, noise, sigma[:, None, :, None, None])
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            times = sigma.repeat_interleave(tokens, dim=1) * 1000
+            velocity = transformer(noisy, times, embeds[prompts], return_dict=False)[0]
+        errors = (velocity.float() - (noise - clean)).square().mean(dim=(1, 3, 4))  # [B, T]
+        return errors[unknown].mean()
+
+    optimizers = muon_and_adamw(transformer, nn.Module())
+    means = {"transformer": mean_transformer}
+    gently = lambda progress: 0.4 * warm_then_fall(progress)  # noqa: E731
+    fit("pictures", work, {"transformer": transformer}, optimizers, steps, loss_at, gently, ema=means)
+
+
 def export(work: Path, folder: Path) -> None:
     """Writes the diffusers pipeline folder that the package ships, in fp16 safetensors."""
     _, _, mean, std = load_clips(work)
@@ -487,12 +539,12 @@ def export(work: Path, folder: Path) -> None:
     print(f"export {folder}: {sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) / 1e6:.1f} MB", flush=True)
 
 
-def export_causal(work: Path, folder: Path) -> None:
-    """Writes the causal transformer that the package ships, in fp16 safetensors."""
+def export_transformer(stage: str, work: Path, folder: Path) -> None:
+    """Writes the transformer of `stage` alone, in fp16 safetensors."""
     transformer, _, _ = new_transformer("cpu")
-    transformer.load_state_dict(torch.load(work / "causal.pt", weights_only=True, map_location="cpu")["ema"]["transformer"])
+    transformer.load_state_dict(torch.load(work / f"{stage}.pt", weights_only=True, map_location="cpu")["ema"]["transformer"])
     transformer.half().save_pretrained(folder)
-    print(f"export-causal {folder}: {sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) / 1e6:.1f} MB", flush=True)
+    print(f"export-{stage} {folder}: {sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) / 1e6:.1f} MB", flush=True)
 
 
 STAGES = {
@@ -503,6 +555,7 @@ STAGES = {
     "transformer": (train_transformer, 4400),
     "unpack": (unpack, 0),
     "causal": (train_causal, 1600),
+    "pictures": (train_pictures, 900),
 }
 
 
@@ -514,7 +567,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("tiny"), help="folder that an export writes")
     args = parser.parse_args()
     stages = args.stages.split(",")
-    exports = {"export": export, "export-causal": export_causal}
+    exports = {"export": export} | {f"export-{stage}": partial(export_transformer, stage) for stage in ("causal", "pictures")}
     if unknown := set(stages) - {*STAGES, *exports}:
         parser.error(f"no stage {', '.join(sorted(unknown))}; the stages are {', '.join([*STAGES, *exports])}")
     args.work.mkdir(parents=True, exist_ok=True)

@@ -36,8 +36,8 @@ images 2,000 steps in 6 minutes, video 2,600 in 18, latents 3,072 clips in 6, de
 in 90, beside other work: about two hours with the last two side by side. (The first 400 steps of video ran on two threads.) causal
 1,600 steps in 75 minutes, beside much other work.
 
-weights-pictures is the transformer of the stage pictures, which nothing loads yet: 900 steps on 1,280 of the clips (five shards), in
-90 minutes beside much other work; of these the first 400 at the learning rates of a run of 2,000 steps.
+weights-pictures is the transformer of the stage pictures, which nothing loads yet: 900 steps on 1,280 of the clips, in 90
+minutes beside much other work; of these the first 400 at the learning rates of a run of 2,000 steps.
 """
 
 from __future__ import annotations

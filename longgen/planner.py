@@ -117,9 +117,10 @@ def _check_shift(plan: Plan) -> None:
     by_tokens, spec = plan.token_shift, plan.spec
     if plan.sample.flow_shift is None and by_tokens is not None and by_tokens > MOST_SHIFT:
         native = _native_shift(spec)
-        option = f"--flow-shift {native:.3g} (that of its native size and length)" if native <= MOST_SHIFT else "a --flow-shift"
+        option = f"--flow-shift {native:.3g}" if native <= MOST_SHIFT else ""
         raise UsageError(f"{plan.tokens:,} tokens are too many for {spec.name}'s own noise levels, which it shifts by their number",
-                         expected=f"{option}, fewer frames or a smaller size", hint="use one of them")  # fmt: skip
+                         expected=f"{option and f'{option} (that of its native size and length) or another, or '}fewer frames",
+                         hint=f"add {option}" if option else "fewer --frames or a smaller --size")  # fmt: skip
 
 
 def _native_shift(spec: BackboneSpec) -> float:

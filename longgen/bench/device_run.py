@@ -181,7 +181,7 @@ class Target(NamedTuple):
 
 def _targets(report: DeviceReport, plans: dict[str, Plan], settings: ModelSettings) -> list[Target]:
     """The stock pipeline, where direct sampling is among `plans`, and each of these."""
-    targets, card = [], card_of(report.device)
+    targets, card = [], card_of(report.device.partition("(")[2].removesuffix(")"))  # as `device_name` writes it
     for name, plan in plans.items():
         if name == DIRECT:
             stock = StepType(steps.STOCK, plan.steps, plan, tuple(range(plan.steps)))

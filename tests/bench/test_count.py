@@ -150,7 +150,8 @@ def test_the_depth_of_the_model_does_not_matter() -> None:
 
 def test_layers_with_other_programs_are_counted_apart() -> None:
     plan = planner.build(
-        preset.load("sliding-window", ("window.layers=[0, 2, 3]",), preset.Sample(frames=129)), replace(WAN, layers=5)
+        preset.load("sink-window", ("window.layers=[0, 2, 3]", "sink.layers=[0, 2, 3]"), preset.Sample(frames=129)),
+        replace(WAN, layers=5),
     )
     (count,) = count_plan(plan, "bf16")
     assert sorted(layer.layers for layer in count.layers) == [2, 3]

@@ -15,6 +15,7 @@ from tests import launches
 SAMPLE = [
     ("wan2.1-14b", "fifo"),
     ("ltx-2b", "freepca"),
+    ("ltx-2b", "freeloc@stripes"),
     ("ltx-2b", "fifo"),
     ("cogvideox-5b", "direct"),
     ("cogvideox-5b", "freelongpp"),

@@ -13,7 +13,7 @@ from torch import nn
 from longgen.backbones import tiny_grammar
 from longgen.backbones.tiny import clips, train
 
-STEPS = {"images": 2, "video": 1, "latents": 2, "decoder": 1, "transformer": 2, "unpack": 0, "causal": 2}
+STEPS = {"images": 2, "video": 1, "latents": 2, "decoder": 1, "transformer": 2, "unpack": 0, "causal": 2, "pictures": 2}
 
 
 @pytest.fixture
@@ -158,3 +158,29 @@ def test_the_tokenizer_knows_every_word(tiny: Any) -> None:
         assert len(ids) <= train.TEXT_TOKENS
         assert ids[-1] == tiny.pipe.tokenizer.eos_token_id
     assert tiny.pipe.tokenizer("").input_ids == [tiny.pipe.tokenizer.eos_token_id]
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch's rms_norm under autocast
+def test_the_stage_of_pictures_starts_from_the_shipped_model(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it exports is a transformer that takes a time for each token, and begins at the shipped one."""
+    work, folder = tmp_path / "work", tmp_path / "pictures"
+    stages = ["--stages", "unpack,latents,pictures,export-pictures"]
+    monkeypatch.setattr(sys, "argv", ["train", "--work", str(work), "--output", str(folder), "--device", "cpu", *stages])
+    train.main()
+    shipped = Path(train.__file__).parent / "weights" / "transformer"
+    before, after = (train.WanTransformer3DModel.from_pretrained(place).float() for place in (shipped, folder))
+    moved = [(a - b).abs().max().item() for a, b in zip(before.parameters(), after.parameters(), strict=True)]
+    assert 0 < max(moved) < 0.1
+    times = torch.full((1, 21 * 16), 900.0)
+    times[:, :16] = 0
+    with torch.no_grad():
+        velocity = after(torch.randn(1, 48, 21, 4, 4), times, torch.randn(1, 24, 64), return_dict=False)[0]
+    assert torch.isfinite(velocity).all()
+
+
+def test_half_of_the_clips_begin_with_clean_latents(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "BATCH", 10_000)
+    count = train.clean_first(torch.Generator().manual_seed(0))
+    assert (count == 0).float().mean() == pytest.approx(1 - train.PICTURED, abs=0.02)
+    assert count[count > 0].unique().tolist() == list(range(1, train.MOST_CLEAN_LAT + 1))
+    assert (count[count > 0] == 1).float().mean() == pytest.approx(0.6, abs=0.02)

@@ -435,8 +435,9 @@ class TeacherForced(WanAttnProcessor):
         return super().__call__(attn, hidden_states, text, self.mask.to(hidden_states.device), twice)
 
 
-def train_causal(work: Path, device: str, steps: int) -> None:
-    latents, sentences, _, _ = load_clips(work)
+def start_at_tiny(work: Path, device: str) -> tuple[WanTransformer3DModel, WanTransformer3DModel, Tensor]:
+    """The transformer of the stage of that name, one like it for the mean, and the embeddings [S + 1, TEXT_TOKENS, 64] of all
+    training sentences and of the empty prompt."""
     transformer, text_encoder, tokenizer = new_transformer(device)
     mean_transformer, _, _ = new_transformer(device)
     start = torch.load(work / "transformer.pt", weights_only=True, map_location="cpu")["ema"]
@@ -446,7 +447,12 @@ def train_causal(work: Path, device: str, steps: int) -> None:
     text = tokenizer([*(words.prompt for words in tiny_grammar.TRAINING), ""], padding="max_length", max_length=TEXT_TOKENS,
                      return_tensors="pt")  # fmt: skip
     with torch.no_grad():
-        embeds = embed(text_encoder, text.input_ids.to(device), text.attention_mask.to(device))
+        return transformer, mean_transformer, embed(text_encoder, text.input_ids.to(device), text.attention_mask.to(device))
+
+
+def train_causal(work: Path, device: str, steps: int) -> None:
+    latents, sentences, _, _ = load_clips(work)
+    transformer, mean_transformer, embeds = start_at_tiny(work, device)
     frames_lat, tokens = latents.shape[2], latents.shape[3] * latents.shape[4]
     forced = TeacherForced(frames_lat, tokens)
     for block in transformer.blocks:
@@ -491,16 +497,7 @@ def clean_first(generator: torch.Generator) -> Tensor:
 
 def train_pictures(work: Path, device: str, steps: int) -> None:
     latents, sentences, _, _ = load_clips(work)
-    transformer, text_encoder, tokenizer = new_transformer(device)
-    mean_transformer, _, _ = new_transformer(device)
-    start = torch.load(work / "transformer.pt", weights_only=True, map_location="cpu")["ema"]
-    for module in (transformer, mean_transformer):
-        module.load_state_dict(start["transformer"])
-    text_encoder.load_state_dict(start["text_encoder"])
-    text = tokenizer([*(words.prompt for words in tiny_grammar.TRAINING), ""], padding="max_length", max_length=TEXT_TOKENS,
-                     return_tensors="pt")  # fmt: skip
-    with torch.no_grad():
-        embeds = embed(text_encoder, text.input_ids.to(device), text.attention_mask.to(device))
+    transformer, mean_transformer, embeds = start_at_tiny(work, device)
     frames_lat, tokens = latents.shape[2], latents.shape[3] * latents.shape[4]
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:

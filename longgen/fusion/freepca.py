@@ -123,6 +123,8 @@ class FreePca(Fusion, NoiseTechnique):
 
     def fuse(self, attend: Attend, step: Step, grid: Grid) -> Tensor:
         """The mean of the fused windows [B, N, C], one window after the other; from `until` on, the mean of the local ones."""
+        from longgen.device_tables import on_device
+
         frames_lat, tokens, window = grid[0], grid[1] * grid[2], self.window
         assert window is not None
         global_ = attend("global") if self.split is not None or step.timesteps[step.index] > self.until else None
@@ -144,7 +146,7 @@ class FreePca(Fusion, NoiseTechnique):
                 change = matrix @ (global_mw - local_mw)
                 fused[sample, rows] += change.view(-1, fused.shape[2])
         assert fused is not None
-        windows_of = _on(fused.device, fused.dtype, tuple(count.tolist()))
+        windows_of = on_device(count, fused.device, fused.dtype)
         return fused.unflatten(1, (frames_lat, -1)).div_(windows_of[:, None, None]).flatten(1, 2)
 
     def fuse_at_once(self, attend: Attend, global_: Tensor, grid: Grid) -> Tensor:
@@ -156,13 +158,15 @@ class FreePca(Fusion, NoiseTechnique):
         """
         import torch
 
+        from longgen.device_tables import on_device
+
         frames_lat, window, starts = grid[0], self.window, self.starts(grid[0])
         assert window is not None
         frames = global_.unflatten(1, (frames_lat, -1))  # [B, T, n, C]
         windows, count = [slice(start, start + window) for start in starts], np.zeros(frames_lat)
         for rows in windows[1:]:
             count[rows] += 1
-        fused = frames * _on(frames.device, frames.dtype, tuple(count.tolist()))[:, None, None]
+        fused = frames * on_device(count, frames.device, frames.dtype)[:, None, None]
         count[windows[0]] += 1
         mean, at_once = frames.mean(dim=1, dtype=torch.float32), max(1, int(CHANGES * frames_lat / window))
         products = mean.new_empty(at_once, mean.shape[0] * mean.shape[1], 2 * window, 2 * window)
@@ -182,7 +186,7 @@ class FreePca(Fusion, NoiseTechnique):
                     fused[:, windows[position]].flatten(2).baddbmm_(matrix, change.flatten(2))
                 del change
                 changes.clear()
-        return fused.div_(_on(fused.device, fused.dtype, tuple(count.tolist()))[:, None, None]).flatten(1, 2)
+        return fused.div_(on_device(count, fused.device, fused.dtype)[:, None, None]).flatten(1, 2)
 
     def share(self, branch: str) -> float:
         return 1 - self.until / 1000 if branch == "global" and self.split is None else 1.0
@@ -212,19 +216,18 @@ class FreePca(Fusion, NoiseTechnique):
 
 
 def covariance(local: Tensor, global_: Tensor) -> Tensor:
-    """Joint covariance X X^T [2 W, 2 W] of X = (local; global_), each [W, M] centred over its W frames: float64 on the CPU."""
+    """Joint covariance X X^T [2 W, 2 W] of X = (local; global_), each [W, M] centred over its W frames: float64."""
     import torch
 
-    double = torch.float32 if local.device.type == "mps" else torch.float64
-    total = local.new_zeros(2 * len(local), 2 * len(local), dtype=double)
-    buffer = local.new_empty(2, *local[:, :COLUMNS].shape, dtype=double)  # reused: allocating takes longer than filling
+    total = local.new_zeros(2 * len(local), 2 * len(local), dtype=torch.float64)
+    buffer = local.new_empty(2, *local[:, :COLUMNS].shape, dtype=torch.float64)  # reused: allocating takes longer than filling
     for columns in zip(local.split(COLUMNS, dim=1), global_.split(COLUMNS, dim=1), strict=True):
         both = buffer[..., : columns[0].shape[1]]
         for values, target in zip(columns, both, strict=True):
             target.copy_(values)
         both -= both.mean(dim=1, keepdim=True)
         total.addmm_(both.flatten(0, 1), both.flatten(0, 1).T)
-    return total.cpu().double()  # small: its eigenproblem on a GPU takes longer than this copy
+    return total
 
 
 def products_of_frames(local: Tensor, global_: Tensor, mean: Tensor, out: Tensor) -> None:
@@ -240,11 +243,14 @@ def products_of_frames(local: Tensor, global_: Tensor, mean: Tensor, out: Tensor
 
 
 def covariances(products: Tensor, batch: int) -> Tensor:
-    """The sum [P, B, 2 W, 2 W] over tokens of `products` [P, B n, 2 W, 2 W]: float64, or float32 on MPS. Not centred."""
-    import torch
+    """The sum [P, B, 2 W, 2 W] over tokens of `products` [P, B n, 2 W, 2 W]: float64. Not centred.
 
-    double = torch.float32 if products.device.type == "mps" else torch.float64
-    return products.unflatten(1, (batch, -1)).sum(dim=2, dtype=double)
+    Where the device has no double precision, which has no eigenproblems either, a sum in single, on the CPU.
+    """
+    from longgen.device_tables import double_on
+
+    total = products.unflatten(1, (batch, -1)).sum(dim=2, dtype=double_on(products.device))
+    return total if double_on(products.device).itemsize == 8 else total.cpu().double()
 
 
 def mixing_at_once(covariances: Tensor, components: tuple[int, ...]) -> Tensor:
@@ -253,6 +259,8 @@ def mixing_at_once(covariances: Tensor, components: tuple[int, ...]) -> Tensor:
     The covariances need not be centred: they are in a basis without the constant vector.
     """
     import torch
+
+    from longgen.device_tables import on_device
 
     device, double, size = covariances.device, covariances.dtype, covariances.shape[2] // 2 - 1
     (basis, both_bases, rest), windows = _centred(size + 1, device, double), covariances.flatten(0, 1)
@@ -266,8 +274,8 @@ def mixing_at_once(covariances: Tensor, components: tuple[int, ...]) -> Tensor:
     most, batch = max(components), covariances.shape[1]
     top = vectors.gather(2, cosine.topk(most).indices[:, None].expand(-1, size, -1))
     if min(components) < most:
-        kept = tuple(tuple(float(rank < count) for rank in range(most)) for count in components for _ in range(batch))
-        top = top * _on(device, double, kept)[:, None]
+        kept = np.arange(most) < np.repeat(components, batch)[:, None]
+        top = top * on_device(kept, device, double)[:, None]
     top = basis @ top
     return torch.baddbmm(rest, top, top.mT).unflatten(0, (-1, batch))
 
@@ -281,14 +289,6 @@ def _centred(window: int, device: torch.device, dtype: torch.dtype) -> tuple[Ten
     basis, rest = torch.linalg.qr(columns).Q[:, 1:], 1 / window - torch.eye(window, dtype=torch.float64)
     basis, both, rest = (x.to(dtype).to(device) for x in (basis, torch.block_diag(basis, basis), rest))
     return basis, both, rest
-
-
-@lru_cache(maxsize=16)
-def _on(device: torch.device, dtype: torch.dtype, values: tuple[float, ...] | tuple[tuple[float, ...], ...]) -> Tensor:
-    """A table on the device, which waits for a copy once."""
-    import torch
-
-    return torch.tensor(values, dtype=dtype).to(device)
 
 
 def mixing(covariance: Tensor, components: int) -> Tensor:

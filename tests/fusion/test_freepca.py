@@ -413,3 +413,14 @@ def test_a_plan_fills_in_what_fuse_needs(tiny_plan: Callable[..., plan.Plan]) ->
     assert fusions == [FreePca(window=21, stride=5)]
     assert cost.ratio(made) > 1
     assert not tiny_plan("freepca", frames=81, steps=4).table.any()
+
+
+def test_without_double_precision_eigenproblems_are_the_cpu_s_in_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apple's GPUs have neither."""
+    products = torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+    exact = freepca.covariances(products, 3)
+    monkeypatch.setattr("longgen.device_tables.double_on", lambda _: torch.float32)
+    single = freepca.covariances(products, 3)
+    assert single.dtype == exact.dtype == torch.float64
+    assert single.device.type == "cpu"
+    torch.testing.assert_close(single, products.unflatten(1, (3, -1)).sum(2).double(), rtol=0, atol=0)

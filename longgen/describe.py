@@ -85,7 +85,7 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
         f" = transformer {human_bytes(memory['weights'])}, activations {human_bytes(memory['activations'])},"
         f" text encoder and VAE {human_bytes(memory['companions'])}",
         *([] if card is None else [f"time estimate: about {about_time(cost.seconds(plan, card, dtype))} on {card.title}, estimated "
-                                   "from its rates and not measured; sampling alone"]),
+                                   f"from its rates and not measured; sampling alone{', without offload' * (offload != 'none')}"]),
         *(f"note: {note}" for note in (plan.notes if notes else ())),
     ]  # fmt: skip
     return "\n".join(lines)

@@ -75,6 +75,21 @@ def test_no_time_is_quoted_for_the_built_in_models() -> None:
     assert estimate is None
 
 
+def test_a_card_is_refused_where_no_time_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A built-in model has no estimate; a variable, which may be set for other models, is no request."""
+    tiny = ("plan", "--backbone", "tiny", "--preset", "direct")
+    done = CliRunner().invoke(app, [*tiny, "--card", "h100"])
+    assert done.exit_code == 2
+    assert "--card has no effect on tiny" in done.stderr
+    monkeypatch.setenv("LONGGEN_CARD", "h100")
+    assert planned(*tiny)[1] is None
+
+
+def test_the_estimate_says_that_it_knows_no_offload() -> None:
+    assert "sampling alone, without offload" in planned(*WAN, "--offload", "group")[0]
+    assert "without offload" not in planned(*WAN)[0]
+
+
 def test_an_unknown_card_is_a_usage_error() -> None:
     done = CliRunner().invoke(app, [*WAN, "--card", "h20"])
     assert done.exit_code == 2

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 @app.command("plan")
 def plan_command(
+    context: typer.Context,
     preset: opt.PresetOptions,
     *,
     backbone: opt.Backbone = None,
@@ -40,6 +41,9 @@ def plan_command(
                        "longgen probe first; plan then uses the stored probe")  # fmt: skip
     shown_card = cards.card_named(card) if card is not None else None
     spec, overrides = inputs.choose_backbone(backbone, quiet=True), (*(preset.overrides or ()),)
+    if spec.built_in and "card" in opt.given_options(context):  # a variable may be set for other models
+        raise UsageError(f"--card has no effect on {spec.name}: no time on a GPU is estimated for built-in models",
+                         expected="--card with a published model", hint="leave it out, or give another --backbone")  # fmt: skip
     plan = resolve(PlanRequest(preset.preset, spec, overrides, sample.sample(fps), sample.duration, inputs.read_schedule(schedule),
                                preset.layers, preset.probe, allow_code=preset.allow_code))  # fmt: skip
     if export is not None:

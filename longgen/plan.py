@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from longgen.backbones.spec import BackboneSpec
+from longgen.conditions import NOTHING, Conditions
 from longgen.frameplan import FramePlan, Geometry, full_attention
 from longgen.preset import Preset, Sample
 from longgen.program import Program
@@ -32,7 +33,8 @@ class Plan:
 
     preset: as it was given; sample: with every field filled in. geometry: of the whole video. call_geometry: of what one model
     call covers, which the frame plans are for; in a rollout one chunk. programs[0] is None, the backbone's own attention.
-    table: [L, S] indices into `programs`. notes: what a person should know before starting.
+    table: [L, S] indices into `programs`. notes: what a person should know before starting. conditions: what it starts from.
+    given_lat: how many of the T latent frames, the first ones, are given by these and not sampled.
     """
 
     spec: BackboneSpec
@@ -47,6 +49,8 @@ class Plan:
     table: np.ndarray
     notes: tuple[str, ...] = field(default=())
     schedule: PromptSchedule | None = None
+    conditions: Conditions = NOTHING
+    given_lat: int = 0
 
     # Size and length
 
@@ -61,8 +65,21 @@ class Plan:
         return self.sample.size
 
     @property
+    def written_px(self) -> int:
+        """Pixel frames of the file that is written: with `--continue`, unless joined, those that are new."""
+        past = self.conditions.past
+        if past is None or self.conditions.join:
+            return self.frames_px if past is None else past.frames_px + self.new_px
+        return self.new_px
+
+    @property
+    def new_px(self) -> int:
+        """Pixel frames that are not those of an earlier video."""
+        return self.frames_px if self.conditions.past is None else self.spec.stride_t * (self.frames_lat - self.given_lat)
+
+    @property
     def duration_s(self) -> float:
-        return self.frames_px / (self.sample.fps or self.spec.fps)
+        return self.written_px / (self.sample.fps or self.spec.fps)
 
     @property
     def grid(self) -> Grid:

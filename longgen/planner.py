@@ -10,9 +10,10 @@ from fractions import Fraction
 
 from longgen import frames
 from longgen.backbones.registry import SPECS
-from longgen.backbones.spec import CAPABILITIES, BackboneSpec
+from longgen.backbones.spec import CAPABILITIES, FIRST_FRAME, LAST_FRAME, BackboneSpec
 from longgen.catalog import name_of, rank
 from longgen.catalog import technique as technique_class
+from longgen.conditions import NOTHING, Conditions
 from longgen.errors import UsageError, shown
 from longgen.frameplan import Geometry, full_attention
 from longgen.plan import Plan
@@ -27,7 +28,13 @@ MOST_SHIFT = 1e7  # flow shift, near which sigma = s t / (1 + (s - 1) t) is 1 in
 LONG = 4  # times the native length: where the costs of presets are compared
 
 
-def build(preset: Preset, spec: BackboneSpec, schedule: PromptSchedule | None = None, notes: Sequence[str] = ()) -> Plan:
+def build(
+    preset: Preset,
+    spec: BackboneSpec,
+    schedule: PromptSchedule | None = None,
+    notes: Sequence[str] = (),
+    conditions: Conditions = NOTHING,
+) -> Plan:
     """The plan of one generation, by `schedule` or by a single prompt. notes: on how `preset` came to be; they come first.
 
     Raises UsageError for what the backbone cannot do, and for a stack that contradicts itself.
@@ -38,12 +45,18 @@ def build(preset: Preset, spec: BackboneSpec, schedule: PromptSchedule | None = 
                negative_prompt=spec.negative_prompt, fps=spec.fps)
     )  # fmt: skip
     requested_px = sample.frames or spec.native_px
-    frames_px, frames_lat = frames.round_up(requested_px, spec.stride_t), frames.latent_frames(requested_px, spec.stride_t)
+    _check_conditions(spec, conditions)
+    given_lat = _given_lat(spec, conditions)
+    frames_lat = frames.latent_frames(requested_px, spec.stride_t)
+    if conditions.past is not None:
+        frames_lat = given_lat - (-requested_px // spec.stride_t)
+    frames_px = frames.pixel_frames(frames_lat, spec.stride_t)
     techniques = _with_implied(preset.techniques, spec)
     sampling = next((technique for technique in techniques if isinstance(technique, Sampling)), None)
     call_lat = sampling.frames_per_call(frames_lat, spec.native_lat) if sampling else frames_lat
     steps = _steps(requested.steps, sampling, frames_lat, spec)
-    sample = sample.model_copy(update={"frames": frames_px, "steps": steps})
+    made_px = frames_px if conditions.past is None else spec.stride_t * (frames_lat - given_lat)
+    sample = sample.model_copy(update={"frames": made_px, "steps": steps})
     _check_size(spec, sample.size or spec.size, requested_px, call_lat)
     _check_sample(spec, sample)
     in_chunks = sampling is not None and sampling.in_chunks
@@ -60,7 +73,8 @@ def build(preset: Preset, spec: BackboneSpec, schedule: PromptSchedule | None = 
     else:
         table_geometry, stock = call_geometry, full_attention(call_lat)
     programs, table, without_effect = programs_of(stack, table_geometry, stock, spec.layers, steps)
-    plan = Plan(spec, preset, sample, frames_px, frames_lat, geometry, call_geometry, stack, programs, table, (), schedule)
+    plan = Plan(spec, preset, sample, frames_px, frames_lat, geometry, call_geometry, stack, programs, table, (), schedule,
+                conditions, given_lat)  # fmt: skip
     _check_shift(plan)
     return replace(plan, notes=(*notes, *_notes(plan, requested, requested_px, without_effect)))
 
@@ -72,6 +86,37 @@ def _with_implied(techniques: tuple[Technique, ...], spec: BackboneSpec) -> tupl
         if not any(claim in technique.exclusive for technique in techniques for claim in implied.exclusive):
             techniques = (*techniques, implied)
     return techniques
+
+
+# What a video starts from
+
+
+def _check_conditions(spec: BackboneSpec, conditions: Conditions) -> None:
+    """Raises UsageError where `spec` cannot start from `conditions`, or not without a picture."""
+    needs = {"--image": FIRST_FRAME if conditions.image else None, "--last-image": LAST_FRAME if conditions.last_image else None}
+    for option, need in needs.items():
+        if need is not None and need not in spec.capabilities:
+            able = ", ".join(known.name for known in SPECS.values() if need in known.capabilities)
+            raise UsageError(f"{option}: {spec.name} cannot take {CAPABILITIES[need]}", expected=f"one of {able}",
+                             hint=f"choose one of these with --backbone, or leave {option} out")  # fmt: skip
+    if conditions.past is not None and not spec.continues:
+        able = ", ".join(known.name for known in SPECS.values() if known.continues)
+        raise UsageError(f"--continue: {spec.name} is made to start from text alone", expected=f"one of {able}",
+                         hint="choose one of these with --backbone, or leave --continue out")  # fmt: skip
+    if spec.picture_needed and not conditions:
+        raise UsageError(f"{spec.name} starts from a picture, and none is given", expected="--image FILE, or --continue VIDEO",
+                         hint="give one, or choose a text-to-video --backbone")  # fmt: skip
+
+
+def _given_lat(spec: BackboneSpec, conditions: Conditions) -> int:
+    """The latent frames that the video begins with and that are not sampled."""
+    past = conditions.past
+    if past is None:
+        return 1 if conditions.image is not None else 0
+    held = past.latents
+    if held is None:
+        held = frames.latent_frames(max(1, min(past.frames_px, spec.native_px) - spec.stride_t + 1), spec.stride_t)
+    return held if spec.causal else min(held, spec.clean_lat)
 
 
 # Checks

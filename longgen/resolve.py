@@ -11,6 +11,7 @@ from longgen import catalog, units
 from longgen import preset as presets
 from longgen.backbones.find import find
 from longgen.backbones.spec import BackboneSpec
+from longgen.conditions import NOTHING, Conditions
 from longgen.errors import LonggenError, UsageError, conflict, shown, unknown_name
 from longgen.layers import selection
 from longgen.plan import Plan
@@ -37,6 +38,7 @@ class PlanRequest:
     probe: str | None = None
     lora: tuple[str, ...] = ()
     allow_code: bool = False
+    conditions: Conditions = NOTHING
 
     def load_preset(self) -> presets.Preset:
         """The preset under the overrides and the sample; a duration becomes frames at its fps. Raises UsageError."""
@@ -66,7 +68,7 @@ def resolve(request: PlanRequest) -> Plan:
         raise conflict(f"--layers {request.layers}", f"--preset {request.preset}", "both choose layers")
     loaded = request.load_preset()
     chosen, notes = selection.resolve_layers(loaded, request.spec, how or request.layers, request.probe, request.lora)
-    return build(chosen, request.spec, request.schedule, notes)
+    return build(chosen, request.spec, request.schedule, notes, request.conditions)
 
 
 def check_overrides(overrides: Sequence[str], requests: Iterable[PlanRequest]) -> None:

@@ -177,7 +177,7 @@ def _sample(backbone: PipelineBackbone, job: Job, chunks: Chunks, state: State |
         phase.at(now.done)
 
     generator = torch.Generator().manual_seed(job.seed)
-    denoiser = Denoiser(backbone, plan, job.prompt)
+    denoiser = Denoiser(backbone, plan, job.prompt, backbone.given(plan, generator))
     frames = loops.stream(denoiser, denoiser.initial_noise(generator), generator, on_step, state)
     on_host: list[Tensor] = []
     if not in_chunks:  # else they are in the chunks

@@ -28,7 +28,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "imageio-ffmpe
 class RunSettings(ClosedModel):
     """Everything needed to make the same video again.
 
-    schedule: prompts over time, where there are any; `prompt` is then the first. preset: every parameter written out, without its
+    schedule: prompts over time, where there are any; `prompt` is then the first. conditions: pictures and earlier videos, by hash. preset: every parameter written out, without its
     sampling; sample: that, as the plan has it. libraries: the versions that ran.
     """
 
@@ -38,6 +38,7 @@ class RunSettings(ClosedModel):
     schema_: Annotated[int, Field(alias="schema"), Setting(changes_latents=False)] = SCHEMA
     prompt: Annotated[str, Setting(changes_latents=True)]
     schedule: Annotated[dict[str, Any] | None, Setting(changes_latents=True)] = None
+    conditions: Annotated[dict[str, Any] | None, Setting(changes_latents=True)] = None
     backbone: Annotated[str, Setting(changes_latents=True)]
     preset: Annotated[dict[str, Any], Setting(changes_latents=True)]
     sample: Annotated[dict[str, Any], Setting(changes_latents=True)]
@@ -63,6 +64,7 @@ def stored_settings(plan: Plan, prompt: str, seed: int, model_settings: ModelSet
     return RunSettings(
         prompt=prompt,
         schedule=None if plan.schedule is None else plan.schedule.as_dict(),
+        conditions=plan.conditions.as_dict(),
         backbone=plan.spec.name,
         preset={key: value for key, value in plan.preset.as_dict().items() if key != "sample"},
         sample=plan.sample.model_dump(mode="json", exclude_none=True),  # without None, as runs of before a new field

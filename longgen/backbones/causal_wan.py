@@ -6,21 +6,21 @@ from dataclasses import replace
 
 from longgen.backbones import wan
 from longgen.backbones.model_config import ModelConfigs
-from longgen.backbones.spec import KV_CACHE, RELATIVE_POSITIONS, TINY_CAUSAL_FOLDER, BackboneSpec
+from longgen.backbones.spec import FIRST_FRAME, KV_CACHE, RELATIVE_POSITIONS, TINY_CAUSAL_FOLDER, BackboneSpec
 from longgen.backbones.wan import TINY, WAN_1_3B
 
 TINY_CAUSAL = replace(
     TINY, name="tiny-causal", family="causal-wan", checkpoint=str(TINY_CAUSAL_FOLDER), steps=6, guidance_scale=1.0,
     flow_shift=5.0, scheduler="FlowMatchEulerDiscreteScheduler", checkpoint_shift=None,
     about="the causal sibling of tiny: three latent frames at a time, of any number; runs on a CPU in seconds",
-    capabilities=(RELATIVE_POSITIONS, KV_CACHE),
+    capabilities=(RELATIVE_POSITIONS, KV_CACHE, FIRST_FRAME), clean_lat=0,
 )  # fmt: skip
 # Self-Forcing 33593df, configs/self_forcing_dmd.yaml: four steps, shift 5, chunks of three latent frames; its guidance and its
 # negative prompt are those of training. LongLive e52d9ef (v1.0), configs/longlive_inference.yaml: the same.
 SELF_FORCING = replace(
     WAN_1_3B, name="self-forcing", family="causal-wan", checkpoint="gdhe17/Self-Forcing/checkpoints/self_forcing_dmd.pt",
     about="Self-Forcing: Wan 2.1 of 1.3 billion parameters made causal, four steps, three latent frames at a time", steps=4,
-    guidance_scale=1.0, negative_prompt="", capabilities=(RELATIVE_POSITIONS, KV_CACHE), verdicts={}, flow_shift=5.0,
+    guidance_scale=1.0, negative_prompt="", capabilities=(RELATIVE_POSITIONS, KV_CACHE, FIRST_FRAME), verdicts={}, flow_shift=5.0,
     scheduler="FlowMatchEulerDiscreteScheduler", checkpoint_shift=None, advised=(), advised_in="",
 )  # fmt: skip
 LONGLIVE = replace(

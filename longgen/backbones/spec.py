@@ -12,11 +12,14 @@ if TYPE_CHECKING:
     from longgen.backbones.model_config import ModelConfigs
 
 RELATIVE_POSITIONS, FRAME_TIMESTEPS, WHOLE_CLIP, KV_CACHE = "relative-positions", "frame-timesteps", "whole-clip", "kv-cache"
+FIRST_FRAME, LAST_FRAME = "first-frame", "last-frame"
 CAPABILITIES = {  # what each means
     RELATIVE_POSITIONS: "rotary time positions inside self-attention",
     FRAME_TIMESTEPS: "one timestep for each latent frame",
     WHOLE_CLIP: "frames that are denoised together and see each other both ways",
     KV_CACHE: "frames that are made in chunks, each of which sees the past through a cache of keys and values",
+    FIRST_FRAME: "a picture as the first frame",
+    LAST_FRAME: "a picture as the last frame, beside one as the first",
 }
 TINY_FOLDER = Path(__file__).parent / "tiny" / "weights"
 TINY_CAUSAL_FOLDER = TINY_FOLDER.with_name("weights-causal")
@@ -97,6 +100,8 @@ class BackboneSpec:
     boundary: float | None = None  # noise level, 0 to 1, below which it predicts
     embedded_guidance: bool = False  # guidance is an input of the model, and no negative prompt is read
     verdicts: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)  # published verdict -> layers
+    picture_needed: bool = False  # it cannot start from text alone
+    clean_lat: int = 0  # the most clean latent frames that a clip may begin with, which `--continue` and chains hand over
 
     @property
     def native_lat(self) -> int:
@@ -111,6 +116,11 @@ class BackboneSpec:
     def causal(self) -> bool:
         """Whether a frame attends to itself and the past only, so that a video is rolled out chunk by chunk."""
         return KV_CACHE in self.capabilities
+
+    @property
+    def continues(self) -> bool:
+        """Whether it can go on from a video."""
+        return self.causal or self.clean_lat > 0
 
     @property
     def width(self) -> int:

@@ -11,7 +11,17 @@ from dataclasses import replace
 from typing import Any
 
 from longgen.backbones.model_config import ModelConfigs
-from longgen.backbones.spec import TINY_FOLDER, BackboneSpec, Family, substitute, transformer_sizes
+from longgen.backbones.spec import (
+    FIRST_FRAME,
+    FRAME_TIMESTEPS,
+    RELATIVE_POSITIONS,
+    TINY_FOLDER,
+    WHOLE_CLIP,
+    BackboneSpec,
+    Family,
+    substitute,
+    transformer_sizes,
+)
 
 # Wan 2.1 9737cba and 2.2 42bf4cf, wan/configs/shared_config.py: sample_neg_prompt, whole. Their scripts use it for every size.
 _WAN_NEGATIVE = (
@@ -26,6 +36,7 @@ TINY = BackboneSpec(
     stride_t=4, stride_hw=16, patch=(1, 1, 1), native_px=81, fps=16, size=(64, 64), steps=20, guidance_scale=3.0,
     negative_prompt="", dtype="fp32", layers=6, heads=4, head_dim=64, ffn_dim=768, latent_channels=48, rotary_dims=24,
     rotary_base=10000.0, intrinsic_component=3, text_tokens=24, parameters=6_126_896, companions=4_566_960, checkpoint_shift=3.0,
+    capabilities=(RELATIVE_POSITIONS, FRAME_TIMESTEPS, WHOLE_CLIP, FIRST_FRAME), clean_lat=6,
     cpu_threads=1,  # two are barely faster on two idle cores and many times slower on busy ones
 )  # fmt: skip
 # FreeLOC's code ships these lists for Wan2.1-1.3B: a layer is in one of them. In its paper layer 28 is highly

@@ -18,16 +18,21 @@ from torch import Tensor
 from longgen.device_tables import on_device
 from longgen.loops.prompt_schedule import blend
 from longgen.pipelines.base import PipelineBackbone, Text
+from longgen.pipelines.given import Given
 from longgen.plan import Plan
 
 
 @dataclass(eq=False)
 class Denoiser:
-    """A model that predicts for one plan and one prompt. With a prompt schedule in the plan, `prompt` is not read."""
+    """A model that predicts for one plan and one prompt. With a prompt schedule in the plan, `prompt` is not read.
+
+    given: what the video starts from beside noise, see `PipelineBackbone.given`.
+    """
 
     backbone: PipelineBackbone
     plan: Plan
     prompt: str
+    given: Given | None = None
 
     @cached_property
     @torch.no_grad()

@@ -48,26 +48,26 @@ def run_pipeline(
 
     generator: for schedulers that draw noise at every step. Raises LonggenError after a step whose latents are not finite.
     """
-    backbone, plan = denoiser.backbone, denoiser.plan
+    backbone, plan, given = denoiser.backbone, denoiser.plan, denoiser.given
     if resume is not None and resume.done == plan.steps:
-        return backbone.unpacked(resume.latents, plan)
+        return backbone.finished(backbone.unpacked(resume.latents, plan), given)
     if resume is not None:
         foreign_hooks.check_uncached(backbone.transformers, "what it held is lost when a run goes on")
     backbone.step_state.index = 0
-    latents = backbone.packed(noise)
+    latents = backbone.started(noise, given)
     after_step = _StepCallback(denoiser, latents, generator, on_step, resume)
     registries = [HookRegistry.check_if_exists_or_initialize(transformer) for transformer in backbone.transformers]
     hooked = registries if resume is not None or model_call is not None else []
     for registry in hooked:
         registry.register_hook(_ModelCallHook(resume.done if resume else 0, backbone.step_state, model_call), _HOOK)
     try:
-        with backbone.installed(plan):
+        with backbone.conditioned(plan, given) as conditioning, backbone.installed(plan):
             final = backbone.pipe(
-                **backbone.call_arguments(plan, denoiser.prompt), latents=latents, generator=generator, output_type="latent",
+                **backbone.call_arguments(plan, denoiser.prompt), **conditioning, latents=latents, generator=generator, output_type="latent",
                 callback_on_step_end=after_step,
                 callback_on_step_end_tensor_inputs=[n for n in _CALLBACK_TENSORS if n in backbone.pipe._callback_tensor_inputs],
             ).frames  # fmt: skip
-        return backbone.unpacked(final, plan)
+        return backbone.finished(backbone.unpacked(final, plan), given)
     finally:
         for transformer in backbone.transformers:
             if hasattr(transformer, "_reset_stateful_cache"):  # the pipeline does so itself, but not after an error

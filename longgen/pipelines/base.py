@@ -19,13 +19,14 @@ import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from longgen import cost
+from longgen import cost, pictures
 from longgen.attention.kvcache import KVCache
 from longgen.attention.rotary import Rotary
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import BackboneSpec
 from longgen.errors import UsageError
 from longgen.pipelines import finite, foreign_hooks
+from longgen.pipelines.given import Given
 from longgen.pipelines.processors import PlannedAttention, ScheduledCrossAttention
 from longgen.pipelines.step_state import StepState
 from longgen.plan import Plan
@@ -109,6 +110,38 @@ class PipelineBackbone:
     def noise(self, plan: Plan, generator: torch.Generator) -> Tensor:
         """Independent noise [1, C, T, h, w], as the pipeline itself would draw it."""
         return torch.randn(self.latent_shape(plan), generator=generator)
+
+    def given(self, plan: Plan, generator: torch.Generator) -> Given | None:
+        """What `plan` starts from, encoded; None where that is noise alone. generator: for VAEs whose pipelines sample.
+
+        Called before `noise`, in whose order pipelines draw.
+        """
+        conditions, (width, height) = plan.conditions, plan.size
+        if conditions.image is None:
+            return None
+        image, last_image = (
+            None if picture is None else pictures.fitted(picture, (width, height), conditions.fit)
+            for picture in (conditions.image, conditions.last_image)
+        )
+        return Given(self.encoded_frames(np.asarray(image)[None], generator), image, last_image)
+
+    def encoded_frames(self, frames: np.ndarray, generator: torch.Generator) -> Tensor:
+        """The clean latents [1, C, f, h, w], normalised for the transformer, of `frames` [F, height, width, 3] uint8."""
+        raise NotImplementedError(f"{self.spec.name} starts from no picture")  # a plan refuses it before
+
+    @contextmanager
+    def conditioned(self, plan: Plan, given: Given | None) -> Iterator[dict[str, Any]]:
+        """Within the context, `pipe` is the pipeline that starts from `given`. Yields further arguments of its call."""
+        assert given is None, "a plan refuses it before"
+        yield {}
+
+    def started(self, noise: Tensor, given: Given | None) -> Tensor:
+        """The latents that the pipeline's loop begins with, laid out as it does."""
+        return self.packed(noise)
+
+    def finished(self, latents: Tensor, given: Given | None) -> Tensor:
+        """The final latents [1, C, T, h, w] of the pipeline's loop, with those that were given put back where it does so."""
+        return latents
 
     def packed(self, latents: Tensor) -> Tensor:
         """Latents [1, C, T, h, w] as the pipeline lays them out."""

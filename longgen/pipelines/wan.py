@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, WanPipeline
+from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanPipeline
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch import Tensor
 from longgen.attention.rotary import Tables
 from longgen.pipelines import foreign_hooks
 from longgen.pipelines.base import Expert, PipelineBackbone, Text, Velocities, to_device, to_frames, whole
+from longgen.pipelines.given import Given
 from longgen.pipelines.processors import PlannedAttention, project
 from longgen.plan import Plan
 
@@ -78,6 +80,60 @@ class Wan(PipelineBackbone):
             return transformer(hidden_states=x.to(transformer.dtype), timestep=tokens, return_dict=False, **words)[0]
 
         return call(text), None if uncond is None else call(uncond)
+
+    def encoded_frames(self, frames: np.ndarray, generator: torch.Generator) -> Tensor:
+        """As WanImageToVideoPipeline encodes a picture: the mode of the VAE's distribution."""
+        vae = self.pipe.vae
+        to_device(vae)
+        pixels = torch.tensor(frames).permute(3, 0, 1, 2)[None].float() / 255 * 2 - 1
+        with torch.no_grad():
+            latents = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist.mode().float()
+        mean, std = (torch.tensor(statistic, device=latents.device).view(1, -1, 1, 1, 1)
+                     for statistic in (vae.config.latents_mean, vae.config.latents_std))  # fmt: skip
+        return (latents - mean) * (1.0 / std)
+
+    @contextmanager
+    def conditioned(self, plan: Plan, given: Given | None) -> Iterator[dict[str, Any]]:
+        """WanImageToVideoPipeline on the same components, whose condition is what was encoded before.
+
+        Its `prepare_latents` would encode again. Clean latents are at timestep 0, as in Wan 2.2 TI2V-5B; that pipeline writes the
+        timesteps of tokens for a patch of 2x2 cells, so that those of another patch are written here.
+        """
+        if given is None:
+            yield {}
+            return
+        text_pipe, transformer = self.pipe, self.pipe.transformer
+        pipe = WanImageToVideoPipeline(**text_pipe.components, expand_timesteps=True)
+        pipe.set_progress_bar_config(disable=True)
+        known = given.latents.shape[2]
+
+        def prepare_latents(image: Any, batch: int, channels: int, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+            latents = rest[-2].to(self.device, torch.float32)
+            condition = torch.zeros_like(latents)
+            condition[:, :, :known] = given.latents
+            mask = torch.ones_like(latents[:, :1])
+            mask[:, :, :known] = 0
+            return latents, condition, mask
+
+        def expand(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            time, height, width = kwargs["hidden_states"].shape[2:]
+            tokens = height * width // math.prod(self.spec.patch[1:])
+            by_frame = kwargs["timestep"].unflatten(1, (time, -1))[:, :, 0]
+            return args, kwargs | {"timestep": by_frame.repeat_interleave(tokens, dim=1)}
+
+        pipe.prepare_latents = prepare_latents
+        hook = transformer.register_forward_pre_hook(expand, with_kwargs=True, prepend=True)
+        self.pipe = self.step_state.pipe = pipe
+        try:
+            yield {"image": given.image}
+        finally:
+            hook.remove()
+            self.pipe = self.step_state.pipe = text_pipe
+
+    def finished(self, latents: Tensor, given: Given | None) -> Tensor:
+        if given is None:
+            return latents
+        return torch.cat([given.latents.to(latents), latents[:, :, given.latents.shape[2] :]], dim=2)
 
     def clip_arguments(self, arguments: dict[str, Any], part: Tensor, count: int) -> dict[str, Any]:
         changed = super().clip_arguments(arguments, part, count)

@@ -1,0 +1,25 @@
+"""What a clip begins and ends with, ready for a pipeline: clean latents, and the pictures that they are of.
+
+Legend: C channels, m latent frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """latents: [1, C, m, h, w], clean and normalised as the transformer sees them, of the first frames. image, last_image:
+    pictures of the clip's size, for pipelines that also encode them in another way; None where the latents come from a video.
+    """
+
+    latents: Tensor
+    image: Image | None = None
+    last_image: Image | None = None

@@ -1,4 +1,4 @@
-"""Picture files that a video starts from: checked and hashed when they are named, upright, in 8-bit RGB, cropped or padded to a size.
+"""Picture files that a video starts from: checked and hashed when they are named, then upright, in 8-bit RGB, at a given size.
 
 Legend: h rows, w columns, in pixels.
 """
@@ -31,7 +31,7 @@ class Picture:
 
 
 def read(path: Path, what: str = "--image") -> Picture:
-    """The picture at `path`, which the option `what` names. Raises MissingError, UsageError, LonggenError for one that is damaged."""
+    """The picture at `path`, which the option `what` names. Raises MissingError, UsageError, LonggenError."""
     from PIL import Image, UnidentifiedImageError
 
     try:

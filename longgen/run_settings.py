@@ -28,8 +28,8 @@ LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "imageio-ffmpe
 class RunSettings(ClosedModel):
     """Everything needed to make the same video again.
 
-    schedule: prompts over time, where there are any; `prompt` is then the first. conditions: pictures and earlier videos, by hash. preset: every parameter written out, without its
-    sampling; sample: that, as the plan has it. libraries: the versions that ran.
+    schedule: prompts over time, where there are any; `prompt` is then the first. conditions: pictures and earlier videos, by hash.
+    preset: every parameter written out, without its sampling; sample: that, as the plan has it. libraries: the versions that ran.
     """
 
     model_config = ConfigDict(strict=True)

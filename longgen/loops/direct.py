@@ -63,7 +63,8 @@ def run_pipeline(
     try:
         with backbone.conditioned(plan, given) as conditioning, backbone.installed(plan):
             final = backbone.pipe(
-                **backbone.call_arguments(plan, denoiser.prompt), **conditioning, latents=latents, generator=generator, output_type="latent",
+                **backbone.call_arguments(plan, denoiser.prompt), **conditioning, latents=latents,
+                generator=generator, output_type="latent",
                 callback_on_step_end=after_step,
                 callback_on_step_end_tensor_inputs=[n for n in _CALLBACK_TENSORS if n in backbone.pipe._callback_tensor_inputs],
             ).frames  # fmt: skip

@@ -52,8 +52,7 @@ def build(
     if conditions.past is not None:
         frames_lat = given_lat - (-requested_px // spec.stride_t)
     frames_px = frames.pixel_frames(frames_lat, spec.stride_t)
-    techniques = tuple(technique.settled(spec) if isinstance(technique, Sampling) else technique
-                       for technique in _with_implied(preset.techniques, spec))  # fmt: skip
+    techniques = tuple(_settled(technique, spec) for technique in _with_implied(preset.techniques, spec))
     sampling = next((technique for technique in techniques if isinstance(technique, Sampling)), None)
     call_lat = sampling.frames_per_call(frames_lat, spec.native_lat) if sampling else frames_lat
     steps = _steps(requested.steps, sampling, frames_lat, spec)
@@ -202,8 +201,16 @@ def _check_chain(plan: Plan) -> None:
                          hint="leave --last-image out, or choose another --preset")  # fmt: skip
 
 
-def _place(technique: Technique, spec: BackboneSpec, steps: int) -> PlacedTechnique:
-    """The technique with the layers and steps it acts in. Raises UsageError where `spec` cannot serve it."""
+def _settled(technique: Technique, spec: BackboneSpec) -> Technique:
+    """`technique` with what a way of sampling leaves to the backbone filled in. Raises UsageError."""
+    if not isinstance(technique, Sampling):
+        return technique
+    _check_capabilities(technique, spec)
+    return technique.settled(spec)
+
+
+def _check_capabilities(technique: Technique, spec: BackboneSpec) -> None:
+    """Raises UsageError where `spec` lacks what `technique` needs."""
     name = name_of(technique)
     for need in technique.requires:
         if need not in spec.capabilities:
@@ -211,6 +218,12 @@ def _place(technique: Technique, spec: BackboneSpec, steps: int) -> PlacedTechni
             raise UsageError(f"{name} needs {need} ({CAPABILITIES[need]}), which {spec.name} does not have",
                              expected=f"backbones that have it: {able}",
                              hint="choose one of them, or a preset without it")  # fmt: skip
+
+
+def _place(technique: Technique, spec: BackboneSpec, steps: int) -> PlacedTechnique:
+    """The technique with the layers and steps it acts in. Raises UsageError where `spec` cannot serve it."""
+    name = name_of(technique)
+    _check_capabilities(technique, spec)
     if technique.layers == "all":
         layers = tuple(range(spec.layers))
     elif isinstance(technique.layers, tuple):

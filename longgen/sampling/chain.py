@@ -79,6 +79,9 @@ class Chain(Sampling):
     def settled(self, model: Model) -> Chain:
         """With `frames` and `overlap` filled in. Raises UsageError where `model` cannot begin with so many clean frames."""
         length, most = self.frames or model.native_lat, self.most_given(model)
+        if most < 1:
+            raise UsageError(f"a chain hands latent frames from clip to clip, and {model.name} cannot begin with any",
+                             expected="a model that goes on from a video", hint="choose another --backbone")  # fmt: skip
         overlap = self.overlap or max(1, min(OVERLAP, most - self.reference, length - 1 - self.reference))
         given = overlap + self.reference
         if given > most:

@@ -7,28 +7,10 @@ They are known by the SHA-256 of their files, which decides whether two runs are
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from longgen.past import Past
 from longgen.pictures import Fit, Picture
-
-
-@dataclass(frozen=True)
-class Past:
-    """An earlier video that a new one goes on from.
-
-    path: a video file, or a run folder of longgen. sha256: of the file, or of the run's latents. frames_px, fps, size: of that
-    video. latents: how many latent frames the run folder holds, which are handed over as they are; None for a video file, whose
-    last frames are encoded.
-    """
-
-    path: Path
-    sha256: str
-    frames_px: int
-    fps: float
-    size: tuple[int, int]
-    latents: int | None = None
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

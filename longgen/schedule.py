@@ -207,6 +207,14 @@ def weights(schedule: PromptSchedule, frames_px: int, stride: int, fps: int) -> 
     return table
 
 
+def weights_after(schedule: PromptSchedule, frames_px: int, stride: int, fps: int) -> np.ndarray:
+    """As `weights`, for a video that goes on from another: every latent frame holds `stride` of its frames, from time 0."""
+    later = tuple(
+        Shot(shot.at + Fraction(1, fps) if number else shot.at, shot.prompt) for number, shot in enumerate(schedule.shots)
+    )
+    return weights(PromptSchedule(later, schedule.blend), frames_px + 1, stride, fps)[:, 1:]
+
+
 def by_chunk(schedule: PromptSchedule, shares: np.ndarray, chunk: int, frame_s: Fraction = Fraction(0)) -> np.ndarray:
     """Prompt weights by chunk [chunks, S]: the shares [S, T] of `weights` in each `chunk` latent frames of `frame_s` seconds.
 

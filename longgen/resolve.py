@@ -11,9 +11,10 @@ from longgen import catalog, units
 from longgen import preset as presets
 from longgen.backbones.find import find
 from longgen.backbones.spec import BackboneSpec
-from longgen.conditions import NOTHING, Conditions
+from longgen.conditions import INPUTS, NOTHING, Conditions, restore
 from longgen.errors import LonggenError, UsageError, conflict, shown, unknown_name
 from longgen.layers import selection
+from longgen.pictures import kept
 from longgen.plan import Plan
 from longgen.planner import build
 from longgen.schedule import PromptSchedule
@@ -84,12 +85,27 @@ def check_overrides(overrides: Sequence[str], requests: Iterable[PlanRequest]) -
 
 
 def from_settings(settings: dict[str, Any], origin: Path, allow_code: bool = False) -> Plan:
-    """The plan that the `settings` stored in `origin` describe; `allow_code` as in a request. Raises LonggenError where damaged."""
+    """The plan that the `settings` stored in `origin` describe; `allow_code` as in a request. Raises LonggenError where damaged.
+
+    origin: a video, or a file in its run's folder, which holds copies of the pictures. Whether they are there is not checked:
+    `missing_inputs` tells.
+    """
+    folder = origin.parent if origin.absolute().parent.suffix == ".run" else origin.with_suffix(".run")
     try:
         tables = {**settings["preset"], "sample": settings["sample"]}
         spec, _, _, _ = find(settings["backbone"]), settings["prompt"], settings["seed"], settings["dtype"]
-        schedule = PromptSchedule.from_dict(settings["schedule"]) if "schedule" in settings else None
+        names = {str(key): Path(str(name)).name for key, name in settings.get("inputs", {}).items()}
+        conditions = restore(settings.get("conditions"), folder, names)
+        schedule = None
+        if "schedule" in settings:
+            schedule = PromptSchedule.from_dict(settings["schedule"], lambda key: kept(key, folder / INPUTS, names.get(key)))
     except (KeyError, TypeError, AttributeError) as error:
         raise LonggenError(f"the settings in {origin} are damaged: {error}", expected="settings as longgen stores them",
                            hint="start again with --overwrite") from None  # fmt: skip
-    return build(presets.from_tables(tables, str(origin), allow_code), spec, schedule)
+    return build(presets.from_tables(tables, str(origin), allow_code), spec, schedule, conditions=conditions)
+
+
+def missing_inputs(plan: Plan) -> list[Path]:
+    """The pictures that `plan` starts from and that are not where they should be."""
+    named = [*plan.conditions.pictures.values(), *(plan.schedule.pictures.values() if plan.schedule else ())]
+    return [picture.path for picture in named if not picture.path.is_file()]

@@ -17,7 +17,7 @@ from longgen.layers import selection
 from longgen.pictures import kept
 from longgen.plan import Plan
 from longgen.planner import build
-from longgen.schedule import PromptSchedule
+from longgen.schedule import PromptSchedule, settled
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ def resolve(request: PlanRequest) -> Plan:
     if how is not None and request.layers is not None:
         raise conflict(f"--layers {request.layers}", f"--preset {request.preset}", "both choose layers")
     loaded = request.load_preset()
-    chosen, notes = selection.resolve_layers(loaded, request.spec, how or request.layers, request.probe, request.lora)
+    pictured = settled(request.schedule, request.conditions)[1].image is not None
+    chosen, notes = selection.resolve_layers(loaded, request.spec, how or request.layers, request.probe, request.lora,
+                                             pictured)  # fmt: skip
     return build(chosen, request.spec, request.schedule, notes, request.conditions)
 
 

@@ -171,7 +171,7 @@ def _quick_probe(requests: Sequence[PlanRequest], loading: dict[str, Any], quiet
             logger(quiet)(
                 f"{preset.name} needs to know which layers of {request.spec.name} are sensitive: running a quick probe first"
             )
-            return probe_first(preset, request.spec, loading, quiet)
+            return probe_first(preset, request.spec, loading, quiet, request.conditions)
     return None
 
 

@@ -6,6 +6,7 @@ They are known by the SHA-256 of their files, which decides whether two runs are
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,29 @@ def picture_notes(picture: Picture, what: str, size: tuple[int, int], fit: Fit) 
     """How `picture`, which `what` names, is read and brought to `size`."""
     fitted = pictures.fit_note(picture, size, fit)
     return [f"{what} {picture.name} {note}" for note in (*picture.notes, *filter(None, [fitted]))]
+
+
+def options(settings: Mapping[str, Any], run: Path) -> list[tuple[str, Any]]:
+    """The options and values that say again what stored `settings` start from: the copies in the folder of the `run` where they
+    are, and else the names that the files had.
+    """
+    stored, names = (one if isinstance(one := settings.get(key), dict) else {} for key in ("conditions", "inputs"))
+    files = {name: str(stored[name]) for name in ("image", "last_image", "continue") if name in stored}
+    words = [(name, next(iter(copies(key, run)), Path(str(names.get(key, "FILE"))))) for name, key in files.items()]
+    return [*words, *((name, stored[name]) for name in ("fit", "join") if name in stored)]
+
+
+def copies(sha256: str, run: Path) -> list[Path]:
+    """The files in the folder of the `run` that bear this hash."""
+    return sorted((run / INPUTS).glob(f"{sha256}.*")) if re.fullmatch("[0-9a-f]{64}", sha256) else []
+
+
+def label(settings: Mapping[str, Any]) -> str:
+    """What stored `settings` start from, in a few words."""
+    stored, names = (one if isinstance(one := settings.get(key), dict) else {} for key in ("conditions", "inputs"))
+    files = {name: str(stored[name]) for name in ("image", "last_image", "continue") if name in stored}
+    words = [f"{name.replace('_', ' ')} {names.get(key, '')} {key[:12]}" for name, key in files.items()]
+    return ", ".join([*words, f"fit {stored.get('fit')}"]) if words else "text alone"
 
 
 def restore(stored: Any, folder: Path, names: Mapping[str, str]) -> Conditions:

@@ -21,10 +21,10 @@ from longgen.backbones import tiny_grammar
 from longgen.backbones.registry import SPECS
 from longgen.backbones.spec import BackboneSpec
 from longgen.cards import Card
-from longgen.conditions import INPUTS
+from longgen.conditions import options
 from longgen.errors import UsageError
 from longgen.frameplan import PAIR_COLUMNS, FramePlan, Pass, full_attention
-from longgen.pictures import Picture, copies
+from longgen.pictures import Picture
 from longgen.plan import Plan
 from longgen.planner import LONG, on_every_backbone
 from longgen.preset import Preset
@@ -328,7 +328,7 @@ def command_again(settings: Mapping[str, Any], video: Path) -> str:
     """
     words = ["longgen generate", "--preset THIS.toml", _flag("seed", settings["seed"]), _flag("backbone", settings["backbone"])]
     words += [_flag(name, value) for name, value in settings["sample"].items() if value is not None]
-    words += _start_flags(settings, video)
+    words += [_flag(name, value) for name, value in options(settings, video.absolute().with_suffix(".run"))]
     for name in STORED_MODEL_SETTINGS:
         for value in settings[name] if name == "lora" and name in settings else [settings.get(name)]:
             words += [] if value is None or value is False else [_flag(name, value)]
@@ -336,17 +336,6 @@ def command_again(settings: Mapping[str, Any], video: Path) -> str:
         return " ".join([words[0], _flag("prompt", settings["prompt"]), *words[1:]])
     shots = f"longgen inspect {_quoted(str(video.absolute()))} --schedule"
     return " ".join([f"{shots} | {words[0]} --schedule -", *words[1:]])
-
-
-def _start_flags(settings: Mapping[str, Any], video: Path) -> list[str]:
-    """The flags for what `video` starts from: the copies that its run keeps, or the names that the files had."""
-    stored, names, flags = settings.get("conditions") or {}, settings.get("inputs") or {}, list[str]()
-    folder = video.absolute().with_suffix(".run") / INPUTS
-    for name in ("image", "last_image", "continue"):
-        if name in stored:
-            found = copies(stored[name], folder)
-            flags.append(_flag(name, found[0] if found else names.get(stored[name], "FILE")))
-    return flags + [_flag(name, stored[name]) for name in ("fit", "join") if name in stored]
 
 
 def _flag(name: str, value: Any) -> str:

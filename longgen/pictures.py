@@ -49,7 +49,7 @@ SIGNATURES = {  # (at byte, bytes) -> format; those that are read, and what peop
 }  # fmt: skip
 UPRIGHT = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
            8: "ROTATE_90"}  # fmt: skip  # EXIF orientation -> what undoes it
-SUFFIXES, OTHER_SUFFIX = (".png", ".jpg", ".jpeg", ".webp"), ".picture"  # of copies
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".picture")  # of copies
 ORIENTATION = 0x0112  # EXIF tag
 
 
@@ -140,28 +140,32 @@ def keep(picture: Picture, folder: Path) -> None:
 def kept(sha256: str, folder: Path, named: str | None) -> Picture:
     """The picture that `keep` copied to `folder`; of size (0, 0), at the place where it would be, if it is not there.
 
-    Raises LonggenError where it is damaged.
+    Raises LonggenError where it is damaged, or where `sha256` is no hash.
     """
-    found = copies(sha256, folder)
-    if not found:
-        return Picture(folder / f"{sha256}.png", sha256, (0, 0), (), named)
-    picture = read(found[0], "the kept picture")
+    if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):  # anybody may have written it
+        raise LonggenError(f"{shown(sha256)} is no hash of a picture", expected="settings as longgen stores them",
+                           hint="start again")  # fmt: skip
+    copy = next((path for suffix in SUFFIXES if (path := folder / f"{sha256}{suffix}").is_file()), None)
+    if copy is None:
+        return Picture(folder / f"{sha256}{SUFFIXES[0]}", sha256, (0, 0), (), named)
+    picture = read(copy, "the kept picture")
     if picture.sha256 != sha256:
-        raise disk.damaged(found[0], "it is not the picture whose hash is its name")
-    return Picture(found[0], sha256, picture.size, picture.notes, named)
+        raise disk.damaged(copy, "it is not the picture whose hash is its name")
+    return Picture(copy, sha256, picture.size, picture.notes, named)
 
 
-def copies(sha256: str, folder: Path) -> list[Path]:
-    """The copies in `folder` that bear this hash. Raises LonggenError where it is none: anybody may have written it."""
-    if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
-        raise LonggenError(
-            f"{shown(sha256)} is no hash of a picture", expected="settings as longgen stores them", hint="start again"
-        )
-    return sorted(path for suffix in (*SUFFIXES, OTHER_SUFFIX) if (path := folder / f"{sha256}{suffix}").is_file())
+def thumbnail(picture: Picture, most: int) -> bytes:
+    """`picture` as a PNG of at most `most` pixels a side. Raises LonggenError where the file is not as it was."""
+    image, _ = _upright(_unchanged(picture), _shown(picture.path, "the picture"))
+    image.thumbnail((most, most))
+    written = io.BytesIO()
+    image.save(written, "PNG")
+    return written.getvalue()
 
 
 def _suffix(path: Path) -> str:
-    return path.suffix.lower() if path.suffix.lower() in SUFFIXES else OTHER_SUFFIX
+    """That of a copy, by which viewers know it."""
+    return path.suffix.lower() if path.suffix.lower() in SUFFIXES else ".picture"
 
 
 def _write(path: Path, data: bytes) -> None:

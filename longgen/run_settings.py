@@ -55,7 +55,8 @@ class RunSettings(ClosedModel):
 
 
 IDENTITY = (*(name for name, field in RunSettings.model_fields.items() if effect_of(field).changes_latents), *LATENT_SETTINGS)
-TREATMENT = tuple(name for name in IDENTITY if name not in ("prompt", "seed"))  # videos equal in these share a row of a comparison
+# videos equal in these share a row of a comparison; what a video starts from belongs to its prompt
+TREATMENT = tuple(name for name in IDENTITY if name not in ("prompt", "seed", "conditions"))
 # what should be equal in a whole comparison, beside the fields of `sample`; presets are what is compared
 MUST_AGREE = tuple(name for name in TREATMENT if name not in ("preset", "sample"))
 STORED_MODEL_SETTINGS = tuple(name for name in ModelSettings.model_fields if name in LATENT_SETTINGS + PIXEL_SETTINGS)
@@ -99,7 +100,8 @@ def differences(stored: Mapping[str, Any], other: Mapping[str, Any]) -> list[str
 
 def content_hash(stored: Mapping[str, Any]) -> str:
     """Eight hexadecimal digits of all that changes the frames: not the versions of libraries, nor where it ran."""
-    deciding = {name: stored.get(name) for name in IDENTITY}
+    new = ("conditions",)  # of which a run from text alone, and its hash, knows nothing
+    deciding = {name: stored.get(name) for name in IDENTITY if name in stored or name not in new}
     deciding |= {name: stored.get(name, ModelSettings.model_fields[name].default) for name in PIXEL_SETTINGS}
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from longgen import pictures, rundir
-from longgen.conditions import INPUTS, Conditions
+from longgen.conditions import INPUTS, Conditions, copies
 from longgen.errors import LonggenError, UsageError, shown
 from longgen.pictures import FITS, Fit, Picture
 
@@ -29,9 +29,9 @@ def read(
     """
     if fit not in FITS:
         raise UsageError(f"fit = {shown(fit)} is unknown", expected=" or ".join(FITS), hint="pass one of them")
-    copies = {} if resumed is None else _copies(resumed)
+    stand_ins = {} if resumed is None else _stand_ins(resumed)
     first, last = (
-        None if name is None else _picture(Path(name), option, copies)
+        None if name is None else _picture(Path(name), option, stand_ins)
         for name, option in ((image, "--image"), (last_image, "--last-image"))
     )
     past = None if continue_from is None else importlib.import_module("longgen.past").read(Path(continue_from))
@@ -40,20 +40,20 @@ def read(
     return conditions
 
 
-def _picture(path: Path, option: str, copies: Mapping[str, Picture]) -> Picture:
-    if path.name in copies and not os.path.lexists(path):
-        return copies[path.name]
+def _picture(path: Path, option: str, stand_ins: Mapping[str, Picture]) -> Picture:
+    if path.name in stand_ins and not os.path.lexists(path):
+        return stand_ins[path.name]
     return pictures.read(path, option)
 
 
-def _copies(output: Path) -> dict[str, Picture]:
+def _stand_ins(output: Path) -> dict[str, Picture]:
     """The pictures that the run of `output` keeps, by the names that their files had."""
     try:
         names = rundir.stored_record(output)["settings"].get("inputs", {})
     except LonggenError:  # there is no run, or a damaged one, which is said where it is resumed
         return {}
     folder = rundir.run_folder(output) / INPUTS
-    return {name: pictures.kept(key, folder, name) for key, name in names.items() if pictures.copies(key, folder)}
+    return {name: pictures.kept(key, folder, name) for key, name in names.items() if copies(key, rundir.run_folder(output))}
 
 
 def check_fit(given: bool, used: bool) -> None:

@@ -8,33 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from longgen import pictures
+from longgen import past, pictures
 from longgen.errors import LonggenError, UsageError, conflict
+from longgen.naming import INPUTS
+from longgen.past import Past
 from longgen.pictures import FITS, Fit, Picture
-
-INPUTS = "inputs"  # the folder of the copies, in that of the run
-
-
-@dataclass(frozen=True)
-class Past:
-    """An earlier video that a new one goes on from.
-
-    path: a video file, or a run folder of longgen. sha256: of the file, or of the run's latents. frames_px, fps, size: of that
-    video. latents: how many latent frames the run folder holds, which are handed over as they are; None for a video file, whose
-    last frames are encoded.
-    """
-
-    path: Path
-    sha256: str
-    frames_px: int
-    fps: float
-    size: tuple[int, int]
-    latents: int | None = None
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,14 +60,15 @@ class Conditions:
                              expected="--continue VIDEO with it", hint="add it, or leave --join out")  # fmt: skip
 
     def notes(self, size: tuple[int, int]) -> list[str]:
-        """What becomes of the files in a video of `size` (width, height)."""
-        notes = [note for option, picture in self.pictures.items() for note in picture_notes(picture, option, size, self.fit)]
-        return notes if self.past is None else [*notes, *(f"--continue {self.past.path.name} {note}" for note in self.past.notes)]
+        """What becomes of the pictures in a video of `size` (width, height)."""
+        return [note for option, picture in self.pictures.items() for note in picture_notes(picture, option, size, self.fit)]
 
     def keep(self, folder: Path) -> None:
-        """Copies the pictures to INPUTS in the run's `folder`, each under its hash. Raises LonggenError."""
+        """Copies everything to INPUTS in the run's `folder`, files under their hashes. Raises LonggenError."""
         for picture in self.pictures.values():
             pictures.keep(picture, folder / INPUTS)
+        if self.past is not None:
+            past.keep(self.past, folder / INPUTS)
 
 
 def picture_notes(picture: Picture, what: str, size: tuple[int, int], fit: Fit) -> list[str]:
@@ -98,8 +81,7 @@ def options(settings: Mapping[str, Any], run: Path) -> list[tuple[str, Any]]:
     """The options and values that say again what stored `settings` start from: the copies in the folder of the `run` where they
     are, and else the names that the files had.
     """
-    stored, names = (one if isinstance(one := settings.get(key), dict) else {} for key in ("conditions", "inputs"))
-    files = {name: str(stored[name]) for name in ("image", "last_image", "continue") if name in stored}
+    stored, files, names = stored_parts(settings)
     words = [(name, next(iter(copies(key, run)), Path(str(names.get(key, "FILE"))))) for name, key in files.items()]
     return [*words, *((name, stored[name]) for name in ("fit", "join") if name in stored)]
 
@@ -111,16 +93,23 @@ def copies(sha256: str, run: Path) -> list[Path]:
 
 def label(settings: Mapping[str, Any]) -> str:
     """What stored `settings` start from, in a few words."""
-    stored, names = (one if isinstance(one := settings.get(key), dict) else {} for key in ("conditions", "inputs"))
-    files = {name: str(stored[name]) for name in ("image", "last_image", "continue") if name in stored}
+    stored, files, names = stored_parts(settings)
     words = [f"{name.replace('_', ' ')} {names.get(key, '')} {key[:12]}" for name, key in files.items()]
     return ", ".join([*words, f"fit {stored.get('fit')}"]) if words else "text alone"
+
+
+def stored_parts(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
+    """Of stored settings, which anybody may have written: the conditions, the hashes of their files, and names by hash."""
+    stored, names = settings.get("conditions"), settings.get("inputs")
+    stored, names = stored if isinstance(stored, dict) else {}, names if isinstance(names, dict) else {}
+    return stored, {name: str(stored[name]) for name in ("image", "last_image", "continue") if name in stored}, names
 
 
 def restore(stored: Any, folder: Path, names: Mapping[str, str]) -> Conditions:
     """The conditions that `as_dict` stored, with the copies in the run's `folder`, whether these are still there or not.
 
-    names: of the files that the user gave, by their hashes. Raises LonggenError for damaged ones.
+    names: of the files that the user gave, by their hashes. Raises LonggenError for damaged ones, and MissingError where what an
+    earlier video left is gone, without which there is no plan.
     """
     if stored is None:
         return NOTHING
@@ -132,7 +121,10 @@ def restore(stored: Any, folder: Path, names: Mapping[str, str]) -> Conditions:
         None if stored.get(name) is None else pictures.kept(stored[name], folder / INPUTS, names.get(stored[name]))
         for name in ("image", "last_image")
     )
-    return Conditions(image, last_image, None, stored["fit"], stored.get("join") is True)
+    earlier = None
+    if stored.get("continue") is not None:
+        earlier = replace(past.restored(folder / INPUTS, stored["continue"]), named=names.get(stored["continue"]))
+    return Conditions(image, last_image, earlier, stored["fit"], stored.get("join") is True)
 
 
 NOTHING = Conditions()

@@ -48,7 +48,7 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
     shift = flow_shift_label(spec, sample.flow_shift, plan.token_shift)
     lines = [
         on_one_line(f"{plan.preset.name} on {spec.name}"),
-        f"  {plan.frames_px} frames, {plan.duration_s:.1f} s at {sample.fps} fps, {width}x{height}",
+        f"  {plan.written_px} frames, {plan.duration_s:.1f} s at {sample.fps} fps, {width}x{height}",
         f"  {plan.frames_lat} latent frames ({spec.native_lat} native), {plan.tokens:,} tokens,"
         f" {plan.steps} steps, guidance {sample.guidance_scale:g}{', ' * bool(shift)}{shift}",
         *_start_lines(plan),
@@ -71,7 +71,9 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
     if plan.chunk_lat is not None:
         lines += [
             "",
-            f"{plan.rounds} chunks of {plan.chunk_lat} latent frames, {plan.slots_lat} frames in the cache; the last chunk:",
+            f"{plan.rounds} chunks of {plan.chunk_lat} latent frames"
+            + f" after {plan.given_lat} that are given" * bool(plan.given_lat)
+            + f", {plan.slots_lat} frames in the cache; the last chunk:",
         ]
     elif plan.sampling is not None:
         lines += ["", f"the model sees {plan.call_geometry.frames_lat} latent frames at a time, {plan.calls:.3g} times a step"]
@@ -115,7 +117,7 @@ def _start_lines(plan: Plan) -> list[str]:
     if conditions.past is not None:
         past = conditions.past
         width, height = past.size
-        named.append(on_one_line(f"--continue {past.path.name} ({past.frames_px} frames, {width}x{height}, {past.sha256[:12]})"))
+        named.append(on_one_line(f"--continue {past.name} ({past.frames_px} frames, {width}x{height}, {past.sha256[:12]})"))
     if not named:
         return []
     given = f"; {plan.given_lat} of {plan.frames_lat} latent frames are given" if plan.given_lat else ""
@@ -139,7 +141,7 @@ def start_dict(plan: Plan) -> dict[str, Any] | None:
         for option, picture in conditions.pictures.items()
     }
     if past is not None:
-        described["continue"] = {"name": past.path.name, "sha256": past.sha256, "size": list(past.size), "frames": past.frames_px}
+        described["continue"] = {"name": past.name, "sha256": past.sha256, "size": list(past.size), "frames": past.frames_px}
     return described | {"fit": conditions.fit, "join": conditions.join, "given_latent_frames": plan.given_lat}
 
 
@@ -148,8 +150,9 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
     return {
         "name": plan.preset.name,
         "backbone": plan.spec.name,
-        "frames": plan.frames_px,
+        "frames": plan.written_px,
         "latent_frames": plan.frames_lat,
+        **({"given_latent_frames": plan.given_lat} if plan.given_lat else {}),
         "native_latent_frames": plan.spec.native_lat,
         "duration_s": round(plan.duration_s, 3),
         "sample": plan.sample.model_dump(mode="json"),
@@ -233,13 +236,14 @@ def _row_label(pass_: Pass, query: int) -> str:
 
 def _history(plan: Plan) -> np.ndarray:
     """What evenly spaced chunks of a rollout see, one row per chunk: `visible` [chunks, T]."""
-    chunk = plan.call_geometry.frames_lat
-    table = np.zeros((min(plan.rounds, MAP_SIDE), plan.rounds_lat))
-    for row, index in enumerate(np.linspace(1, plan.rounds, len(table)).round().astype(int).tolist()):
-        programs, steps = plan.programs_for_chunk(index * chunk, chunk)
+    chunks = plan.chunks
+    table = np.zeros((min(len(chunks), MAP_SIDE), plan.rounds_lat))
+    for row, index in enumerate(np.linspace(1, len(chunks), len(table)).round().astype(int).tolist()):
+        start, count = chunks[index - 1]
+        programs, steps = plan.programs_for_chunk(start + count, count)
         program = programs[steps[0, 0]]
-        seen = full_attention(index * chunk, chunk) if program is None else program.branches["main"]
-        table[row, : index * chunk] = seen.passes[0].visible[0]
+        seen = full_attention(start + count, count) if program is None else program.branches["main"]
+        table[row, : start + count] = seen.passes[0].visible[0]
     return table
 
 

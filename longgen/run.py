@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import platform
 import secrets
@@ -16,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from longgen import arguments, disk, ffmpeg, naming, preset, rundir, start
+from longgen import arguments, disk, ffmpeg, naming, past, preset, rundir, start
 from longgen.backbones import defaults
 from longgen.backbones.settings import ModelSettings
 from longgen.describe import plan_dict
@@ -84,8 +85,10 @@ class RunRecord:
             "schema": SCHEMA,
             "status": "running",
             "settings": run_settings,
-            "frames": plan.frames_px,
+            "frames": plan.written_px,
             "latent_frames": plan.frames_lat,
+            **({"given_latent_frames": plan.given_lat} if plan.given_lat else {}),
+            **({} if plan.chunk_lat is None else {"texts": _texts(plan, run_settings["prompt"])}),
             **{name: described[name] for name in ("techniques", "branches", "cost_ratio", "notes")},
             "device": device_name(device),
             "python": platform.python_version(),
@@ -97,6 +100,14 @@ class RunRecord:
     def write(self, status: str, **more: Any) -> None:
         self.content.update(status=status, seconds=self.seconds, peak_memory_bytes=memory_bytes(self.device), **more)
         disk.save_record(self.path, self.content)
+
+
+def _texts(plan: Plan, prompt: str) -> dict[str, Any]:
+    """Of a rollout: `Plan.chunk_texts`, with the first latent frame of each change, for a run that goes on from this one."""
+    prompts, shares = plan.chunk_texts(prompt)
+    changes = [(start, row) for index, ((start, _), row) in enumerate(zip(plan.chunks, shares.tolist(), strict=True))
+               if index == 0 or row != shares[index - 1].tolist()]  # fmt: skip
+    return {"prompts": list(prompts), "rows": [[start, row] for start, row in changes]}
 
 
 def generate_one(
@@ -114,7 +125,7 @@ def generate_one(
     """
     import torch
 
-    from longgen import checkpoint, interrupted
+    from longgen import checkpoint, interrupted, shown
     from longgen.loops import magcache
     from longgen.video import Writer
 
@@ -130,6 +141,9 @@ def generate_one(
         if not resume:
             rundir.start_anew(output)
             record.content[rundir.REPLACES] = os.path.lexists(output)
+        plan.conditions.keep(folder)
+        if plan.schedule is not None:
+            plan.schedule.keep(folder)
         chunks = checkpoint.Chunks(folder / rundir.CHUNKS, run_settings)
         if resume:
             if rundir.may_replace(output):
@@ -138,9 +152,6 @@ def generate_one(
             if stored is not None and (warning := version_warning(stored, run_settings)):
                 log(f"note: {warning}")
                 record.content["notes"] = [*record.content["notes"], warning]
-        plan.conditions.keep(folder)
-        if plan.schedule is not None:
-            plan.schedule.keep(folder)
         record.write("running")
         if latents is None:
             skipping = magcache.skipping(backbone, plan, lambda: Phase("calibrate", plan.steps, device, report).at)
@@ -156,9 +167,9 @@ def generate_one(
         if not decoded:
             remains = f"the latents are kept: longgen decode {folder}"
             with translate_oom("decoding", backbone.model_settings, remains, plan, decoding=True):
-                phase = Phase("decode", plan.frames_px, device, report)
-                frames = backbone.decode(chunks.frames(plan.frames_lat) if latents is None else latents)
-                write_video(Writer(output, plan.size, plan.sample.fps or plan.spec.fps, run_settings), frames, phase)
+                phase = Phase("decode", plan.written_px, device, report)
+                frames = shown.in_file(plan, backbone.decode, shown.stored(plan, folder, chunks if latents is None else latents))
+                write_video(Writer(output, plan.size, plan.fps, run_settings), frames, phase)
                 record.seconds["decode"] = round(phase.seconds, 3)
         record.content.pop(rundir.REPLACES, None)
         record.write("done", video=disk.file_hash(output))
@@ -170,8 +181,9 @@ def _sample(backbone: PipelineBackbone, job: Job, chunks: Chunks, state: State |
     """The latents of `job` (None where they are in chunks on disk), and whether the video was decoded as they came."""
     import torch
 
-    from longgen import interrupted, loops
+    from longgen import checkpoint, interrupted, loops, shown
     from longgen.loops.denoiser import Denoiser
+    from longgen.pipelines.given import Given
     from longgen.video import Writer
 
     plan, in_chunks = job.plan, job.plan.chunk_lat is not None
@@ -181,15 +193,25 @@ def _sample(backbone: PipelineBackbone, job: Job, chunks: Chunks, state: State |
         phase.at(now.done)
 
     generator = torch.Generator().manual_seed(job.seed)
-    denoiser = Denoiser(backbone, plan, job.prompt, backbone.given(plan, generator))
+    inputs = run_folder(job.output) / rundir.INPUTS
+    if state is not None and in_chunks and (inputs / past.GIVEN).is_file():
+        given: Given | None = Given(shown.given_latents(plan, inputs))
+    else:
+        given = backbone.given(plan, generator)
+        if in_chunks and given is not None and (plan.conditions.past is None or plan.conditions.past.latents is None):
+            disk.make_folder(inputs)
+            checkpoint.save_tensors(inputs / past.GIVEN, {"latents": given.latents}, chunks.settings)
+    denoiser = Denoiser(backbone, plan, job.prompt, given)
     frames = loops.stream(denoiser, denoiser.initial_noise(generator), generator, on_step, state)
     on_host: list[Tensor] = []
     if not in_chunks:  # else they are in the chunks
         frames = _copied(frames, on_host)
     decoded = loops.streams(plan, backbone.model_settings.offload)
     if decoded:  # sampling reports the progress of both
-        writer = Writer(job.output, plan.size, plan.sample.fps or plan.spec.fps, chunks.settings)
-        write_video(writer, backbone.decode(frames))
+        if given is not None and given.before is not None:
+            frames = itertools.chain(given.before.split(1, dim=2), frames)
+        writer = Writer(job.output, plan.size, plan.fps, chunks.settings)
+        write_video(writer, shown.in_file(plan, backbone.decode, frames))
     else:
         for _ in frames:
             pass
@@ -224,7 +246,7 @@ def generate_jobs(
         try:
             with rundir.lock(job.output):
                 run_settings = stored_settings(job.plan, job.prompt, job.seed, model_settings)
-                if rundir.already_finished(job.output, run_settings, job.plan.frames_px, resume, overwrite):
+                if rundir.already_finished(job.output, run_settings, job.plan.written_px, resume, overwrite):
                     rundir.clean_up(job.output)
                     no_time = {"load": 0.0, "sample": 0.0, "decode": 0.0}
                     results.append(dataclasses.replace(_result(job, no_time, 0), skipped=True))
@@ -358,6 +380,6 @@ def generate(
 def _result(job: Job, seconds: dict[str, float], peak_bytes: int) -> Result:
     plan, output = job.plan, job.output
     return Result(
-        output.stem, str(output), str(run_folder(output)), job.prompt, plan.preset.name, plan.spec.name, job.seed, plan.frames_px,
-        plan.sample.fps or plan.spec.fps, seconds, peak_bytes, plan.notes,
+        output.stem, str(output), str(run_folder(output)), job.prompt, plan.preset.name, plan.spec.name, job.seed, plan.written_px,
+        plan.fps, seconds, peak_bytes, plan.notes,
     )  # fmt: skip

@@ -82,7 +82,7 @@ def _inputs(plan: Plan) -> dict[str, str]:
     """The names of the files that `plan` starts from, by their hashes."""
     conditions, shots = plan.conditions, plan.schedule.pictures if plan.schedule else {}
     names = {picture.sha256: picture.name for picture in (*conditions.pictures.values(), *shots.values())}
-    return names | ({} if conditions.past is None else {conditions.past.sha256: conditions.past.path.name})
+    return names | ({} if conditions.past is None else {conditions.past.sha256: conditions.past.name})
 
 
 def differences(stored: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -34,8 +34,9 @@ from typing import Any
 import numpy as np
 
 from longgen import frames, pictures, textfile, units
-from longgen.conditions import INPUTS, Conditions
+from longgen.conditions import Conditions
 from longgen.errors import LonggenError, UsageError, conflict, shown
+from longgen.naming import INPUTS
 from longgen.pictures import FITS, Picture
 
 if sys.version_info >= (3, 11):
@@ -261,6 +262,14 @@ def weights(schedule: PromptSchedule, frames_px: int, stride: int, fps: int) -> 
     table = np.concatenate([shares[:, :1], groups.mean(axis=2) if schedule.blend else groups[:, :, -1]], axis=1)
     _refuse_unseen(schedule, table, "frame", Fraction(stride, fps))
     return table
+
+
+def weights_after(schedule: PromptSchedule, frames_px: int, stride: int, fps: int) -> np.ndarray:
+    """As `weights`, for a video that goes on from another: every latent frame holds `stride` of its frames, from time 0."""
+    later = tuple(
+        Shot(shot.at + Fraction(1, fps) if number else shot.at, shot.prompt) for number, shot in enumerate(schedule.shots)
+    )
+    return weights(PromptSchedule(later, schedule.blend), frames_px + 1, stride, fps)[:, 1:]
 
 
 def by_chunk(schedule: PromptSchedule, shares: np.ndarray, chunk: int, frame_s: Fraction = Fraction(0)) -> np.ndarray:

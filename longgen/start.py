@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
-from longgen import pictures, rundir
-from longgen.conditions import INPUTS, Conditions, copies
+from longgen import past, pictures, rundir
+from longgen.conditions import NOTHING, Conditions, restore
 from longgen.errors import LonggenError, UsageError, shown
 from longgen.pictures import FITS, Fit, Picture
 
@@ -23,37 +21,41 @@ def read(
     fit: Fit = FITS[0],
     resumed: Path | None = None,
 ) -> Conditions:
-    """The conditions in these files. resumed: the video of a run that goes on, whose copies stand in for pictures that are gone.
+    """The conditions in these files. resumed: the video of a run that goes on, whose copies stand in for files that are gone.
 
     Raises UsageError, MissingError and LonggenError as `longgen.pictures.read` does.
     """
     if fit not in FITS:
         raise UsageError(f"fit = {shown(fit)} is unknown", expected=" or ".join(FITS), hint="pass one of them")
-    stand_ins = {} if resumed is None else _stand_ins(resumed)
+    stored = NOTHING if resumed is None else _stored(resumed)
     first, last = (
-        None if name is None else _picture(Path(name), option, stand_ins)
+        None if name is None else _picture(Path(name), option, stored)
         for name, option in ((image, "--image"), (last_image, "--last-image"))
     )
-    past = None if continue_from is None else importlib.import_module("longgen.past").read(Path(continue_from))
-    conditions = Conditions(first, last, past, fit, join)
+    earlier = None
+    if continue_from is not None:
+        gone = stored.past is not None and stored.past.name == Path(continue_from).name and not os.path.lexists(continue_from)
+        earlier = stored.past if gone else past.read(Path(continue_from))
+    conditions = Conditions(first, last, earlier, fit, join)
     conditions.check()
     return conditions
 
 
-def _picture(path: Path, option: str, stand_ins: Mapping[str, Picture]) -> Picture:
-    if path.name in stand_ins and not os.path.lexists(path):
-        return stand_ins[path.name]
-    return pictures.read(path, option)
+def _picture(path: Path, option: str, stored: Conditions) -> Picture:
+    """The picture at `path`; where there is nothing, that of the same name in a run that goes on."""
+    same = (picture for picture in stored.pictures.values() if picture.name == path.name and picture.path.is_file())
+    kept = None if os.path.lexists(path) else next(same, None)
+    return kept or pictures.read(path, option)
 
 
-def _stand_ins(output: Path) -> dict[str, Picture]:
-    """The pictures that the run of `output` keeps, by the names that their files had."""
+def _stored(output: Path) -> Conditions:
+    """What the run of `output` started from; nothing where there is no such run, or a damaged one, which resuming it says."""
     try:
-        names = rundir.stored_record(output)["settings"].get("inputs", {})
-    except LonggenError:  # there is no run, or a damaged one, which is said where it is resumed
-        return {}
-    folder = rundir.run_folder(output) / INPUTS
-    return {name: pictures.kept(key, folder, name) for key, name in names.items() if copies(key, rundir.run_folder(output))}
+        settings = rundir.stored_record(output)["settings"]
+        names = settings.get("inputs")
+        return restore(settings.get("conditions"), rundir.run_folder(output), names if isinstance(names, dict) else {})
+    except LonggenError:
+        return NOTHING
 
 
 def check_fit(given: bool, used: bool) -> None:

@@ -20,9 +20,10 @@ from urllib.parse import quote
 from longgen import disk, html, pictures, preset
 from longgen.compare import statistics
 from longgen.compare.record import Cell, Comparison, MetricValue, PresetRow
-from longgen.conditions import INPUTS, options
+from longgen.conditions import options, stored_parts
 from longgen.errors import LonggenError
 from longgen.metrics import KNOWN, Metric, describe, in_order
+from longgen.naming import INPUTS
 from longgen.progress import clock_text
 from longgen.units import human_bytes
 
@@ -110,9 +111,9 @@ def _pictures(comparison: Comparison, folder: Path) -> list[tuple[str, str | Non
     """What videos start from: each with words, and a thumbnail in base64 where a run beside its video keeps a copy."""
     shown: dict[str, tuple[str, str | None]] = {}
     for cell in comparison.cells:
-        stored, names = (one if isinstance(one := cell.settings.get(key), dict) else {} for key in ("conditions", "inputs"))
-        for name in (name for name in ("image", "last_image") if name in stored):
-            key, small = str(stored[name]), None
+        stored, files, names = stored_parts(cell.settings)
+        for name, key in ((name, key) for name, key in files.items() if name != "continue"):
+            small = None
             if cell.video is not None and (key not in shown or shown[key][1] is None):
                 with contextlib.suppress(LonggenError):  # no copy, or none that can be read
                     picture = pictures.kept(key, (folder / cell.video).with_suffix(".run") / INPUTS, None)

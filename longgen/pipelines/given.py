@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 class Given:
     """latents: [1, C, m, h, w], clean and normalised as the transformer sees them, of the first frames. image, last_image:
     pictures of the clip's size, for pipelines that also encode them in another way; None where the latents come from a video.
+
+    Of a run that a new one goes on from: before [1, C, *, h, w], its latents before `latents`, which only the decoder sees;
+    generator, the state of its generator, and carried, the last frames of its noise by step, where the new one draws on.
     """
 
     latents: Tensor
     image: Image | None = None
     last_image: Image | None = None
+    before: Tensor | None = None
+    generator: Tensor | None = None
+    carried: tuple[Tensor | None, ...] = ()

@@ -34,7 +34,11 @@ def read(
     )
     earlier = None
     if continue_from is not None:
-        gone = stored.past is not None and stored.past.name == Path(continue_from).name and not os.path.lexists(continue_from)
+        gone = (
+            stored.past is not None
+            and Path(stored.past.name).stem == Path(continue_from).stem
+            and not os.path.lexists(continue_from)
+        )
         earlier = stored.past if gone else past.read(Path(continue_from))
     conditions = Conditions(first, last, earlier, fit, join)
     conditions.check()

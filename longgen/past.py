@@ -54,7 +54,7 @@ class Past:
 
     Of a run: shown_lat, how many of these its video shows, which is all but the rest of a last chunk; latent_shape, (C, h, w);
     backbone; seed, where its generator can go on; prompts and rows, what each latent frame was made with; and lead, the video file
-    that its own began with, fitted by lead_fit.
+    that its own began with, fitted by lead_fit. named: what its user called it, where that is not `path`.
     """
 
     path: Path
@@ -73,6 +73,12 @@ class Past:
     rows: tuple[Row, ...] = ()
     lead: Past | None = None
     lead_fit: Fit = "crop"
+    named: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the file or folder that the user gave, without its own folder."""
+        return self.named or self.path.name
 
     @property
     def video(self) -> tuple[Past, Fit | None] | None:

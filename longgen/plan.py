@@ -84,6 +84,11 @@ class Plan:
         return 0 if past is None else min(self.given_lat, past.shown_lat) if self.spec.causal and past.latents else self.given_lat
 
     @property
+    def fits(self) -> bool:
+        """Whether there is a picture or an earlier video that may have to be brought to the size."""
+        return bool(self.conditions) or bool(self.schedule and self.schedule.pictures)
+
+    @property
     def new_px(self) -> int:
         """Pixel frames that are not those of an earlier video."""
         return self.frames_px if self.conditions.past is None else self.spec.stride_t * (self.frames_lat - self.past_lat)

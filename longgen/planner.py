@@ -13,13 +13,13 @@ from longgen.backbones.registry import SPECS
 from longgen.backbones.spec import CAPABILITIES, FIRST_FRAME, LAST_FRAME, BackboneSpec
 from longgen.catalog import name_of, rank
 from longgen.catalog import technique as technique_class
-from longgen.conditions import NOTHING, Conditions
+from longgen.conditions import NOTHING, Conditions, picture_notes
 from longgen.errors import UsageError, shown
 from longgen.frameplan import Geometry, full_attention
 from longgen.past import Past
 from longgen.plan import Plan
 from longgen.preset import Preset, Sample
-from longgen.schedule import PromptSchedule, by_chunk, check, weights, weights_after
+from longgen.schedule import PromptSchedule, by_chunk, check, settled, weights, weights_after
 from longgen.stack import PlacedTechnique, programs_of
 from longgen.technique import VERDICTS, FrameTechnique, FrequencyTechnique, NoiseTechnique, Refine, Sampling, Technique
 from longgen.units import short
@@ -40,6 +40,7 @@ def build(
 
     Raises UsageError for what the backbone cannot do, and for a stack that contradicts itself.
     """
+    schedule, conditions = settled(schedule, conditions)
     requested, past = preset.sample_on(spec), conditions.past
     run = past if past is not None and past.latents is not None else None
     sample = requested.over(
@@ -68,6 +69,7 @@ def build(
     in_chunks = sampling is not None and sampling.in_chunks
     if schedule is not None:
         _check_schedule(schedule, spec, sample, (frames_lat, call_lat, given_lat), in_chunks, past is not None)
+        _check_shot_pictures(schedule, sampling)
 
     geometry = Geometry(frames_lat, spec.native_lat, spec.frequencies, spec.intrinsic_component, in_chunks=in_chunks)
     call_geometry = replace(geometry, frames_lat=call_lat, in_clips=call_lat < frames_lat and not in_chunks)
@@ -99,6 +101,7 @@ def _with_implied(techniques: tuple[Technique, ...], spec: BackboneSpec) -> tupl
 
 def _check_conditions(spec: BackboneSpec, conditions: Conditions, sample: Sample) -> None:
     """Raises UsageError where `spec` cannot start from `conditions`, or not without a picture."""
+    conditions.check()
     needs = {"--image": FIRST_FRAME if conditions.image else None, "--last-image": LAST_FRAME if conditions.last_image else None}
     for option, need in needs.items():
         if need is not None and need not in spec.capabilities:
@@ -219,6 +222,15 @@ def _check_schedule(
                          hint="use --preset gen-l-video or glc-diffusion")  # fmt: skip
 
 
+def _check_shot_pictures(schedule: PromptSchedule, sampling: Sampling | None) -> None:
+    """A later shot may begin with a picture only where clips begin one after the other."""
+    if schedule.pictures and not (sampling is not None and sampling.shot_pictures):
+        how = "direct sampling" if sampling is None else name_of(sampling)
+        raise UsageError(f"the schedule's {', '.join(schedule.pictures)}: {how} begins no clip there, which could begin with it",
+                         expected="a preset that samples clip after clip, such as chain",
+                         hint="use --preset chain, or leave image out")  # fmt: skip
+
+
 def _place(technique: Technique, spec: BackboneSpec, steps: int) -> PlacedTechnique:
     """The technique with the layers and steps it acts in. Raises UsageError where `spec` cannot serve it."""
     name = name_of(technique)
@@ -315,6 +327,9 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
     if call_lat > spec.native_lat and not plan.table.any():
         notes.append(f"{frames_px} frames is {frames_px / spec.native_px:.1f} times the length {spec.name} was trained on, and no "
                      "technique is active: expect slow or frozen motion; longgen presets list shows the alternatives")  # fmt: skip
+    notes += plan.conditions.notes(plan.size)
+    for name, picture in plan.schedule.pictures.items() if plan.schedule else ():
+        notes += picture_notes(picture, name, plan.size, plan.conditions.fit)
     notes += _shift_notes(plan)
     advised = {name: value for name, value in spec.advised if getattr(requested, name) is None} if spec.name in SPECS else {}
     if advised:
@@ -334,7 +349,7 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
 
 def _past_notes(plan: Plan, past: Past) -> list[str]:
     """What is taken of an earlier video."""
-    spec, notes, name = plan.spec, [*past.notes], past.path.name
+    spec, notes, name = plan.spec, [*past.notes], past.name
     if past.latents is not None:
         held = past.latents if spec.causal else min(plan.given_lat, past.shown_lat)
         notes.append(f"{held} latent frames of {name} are handed over as they are")

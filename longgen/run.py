@@ -17,13 +17,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from longgen import arguments, disk, ffmpeg, past, preset, rundir
+from longgen import arguments, disk, ffmpeg, naming, past, preset, rundir, start
 from longgen.backbones import defaults
 from longgen.backbones.settings import ModelSettings
 from longgen.describe import plan_dict
 from longgen.device import device_name, memory_bytes
 from longgen.errors import LonggenError, UsageError
 from longgen.out_of_memory import translate_oom
+from longgen.pictures import FITS, Fit
 from longgen.plan import Plan
 from longgen.progress import Phase, Progress, no_report
 from longgen.resolve import PlanRequest, resolve
@@ -140,8 +141,9 @@ def generate_one(
         if not resume:
             rundir.start_anew(output)
             record.content[rundir.REPLACES] = os.path.lexists(output)
-        if plan.conditions.past is not None:
-            past.keep(plan.conditions.past, folder / rundir.INPUTS)
+        plan.conditions.keep(folder)
+        if plan.schedule is not None:
+            plan.schedule.keep(folder)
         chunks = checkpoint.Chunks(folder / rundir.CHUNKS, run_settings)
         if resume:
             if rundir.may_replace(output):
@@ -324,6 +326,11 @@ def generate(
     sample: preset.Sample | None = None,
     duration: str | None = None,
     schedule: PromptSchedule | None = None,
+    image: str | os.PathLike[str] | None = None,
+    last_image: str | os.PathLike[str] | None = None,
+    continue_from: str | os.PathLike[str] | None = None,
+    join: bool = False,
+    fit: Fit | None = None,
     layers: str | None = None,
     probe: str | None = None,
     seed: int | None = None,
@@ -338,11 +345,13 @@ def generate(
     """Makes one video: `longgen generate` for Python callers.
 
     sample: `longgen.Sample(frames=321, steps=20, ...)`. schedule: of `longgen.schedule.load`, whose prompts then take the place of
-    `prompt`. layers, probe: see `longgen.layers.selection`. model: how it is loaded, `{"offload": "model", "lora":
-    ("style.safetensors:0.8",), ...}`, the other fields of `ModelSettings` (longgen/backbones/settings.py). A finished
-    video with these settings is not made again, one with other settings is not replaced, and an unfinished run needs `resume`;
-    `overwrite` starts over in each case. allow_code: whether the preset may name Python classes as techniques. Raises LonggenError
-    and its kinds.
+    `prompt`. image, last_image: picture files, the first frame and the last. continue_from: a video or a run folder to go on from;
+    `sample.frames` then counts the new frames, and the output begins with it if `join`. fit: crop (the default) or pad, how a
+    picture comes to the size of the video. layers, probe: see `longgen.layers.selection`. model: how it is loaded, `{"offload":
+    "model", "lora": ("style.safetensors:0.8",), ...}`, the other fields of `ModelSettings` (longgen/backbones/settings.py). A
+    finished video with these settings is not made again, one with other settings is not replaced, and an unfinished run needs
+    `resume`; `overwrite` starts over in each case. allow_code: whether the preset may name Python classes as techniques. Raises
+    LonggenError and its kinds.
     """
     given = locals()  # the parameters
     from longgen.backbones.find import find
@@ -354,8 +363,11 @@ def generate(
     device = device or model.get("device", defaults.default_device())
     chosen = {"dtype": defaults.default_dtype(spec, device), **model, "device": device}
     model_settings = ModelSettings(**chosen | ({} if dtype is None else {"dtype": dtype}))
+    resumed = Path(output) if resume and naming.is_file_name(os.fspath(output)) else None
+    conditions = start.read(image, last_image, continue_from, join, fit or FITS[0], resumed)
     plan = resolve(PlanRequest(preset_name, spec, (*overrides,), sample or preset.Sample(), duration, schedule, layers, probe,
-                               model_settings.lora, allow_code))  # fmt: skip
+                               model_settings.lora, allow_code, conditions))  # fmt: skip
+    start.check_fit(fit is not None, plan.fits)
     prompt = checked(schedule.shots[0].prompt if schedule else prompt, "prompt")
     if resume and overwrite:
         raise UsageError("resume and overwrite are both given", expected="one of them", hint="leave one out")

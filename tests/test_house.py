@@ -32,7 +32,7 @@ ORDER = [
     "pictures", "past", "conditions",
     "frameplan", "technique", "noise", "refine", "positions", "context", "fusion", "sampling", "catalog",
     "backbones", "schedule", "preset", "prompts", "program", "stack", "plan", "cost", "out_of_memory", "layers", "planner",
-    "resolve", "attention", "pipelines", "run_settings", "rundir", "shown", "describe", "loops", "interrupted", "run",
+    "resolve", "attention", "pipelines", "run_settings", "rundir", "shown", "describe", "loops", "interrupted", "start", "run",
     "metrics", "probe", "bench", "compare", "backbones.tiny", "cli", "docs",
 ]  # fmt: skip
 ONLY_UNDER = {  # library -> the rows whose modules may import it

@@ -3,7 +3,8 @@
     run.json                  settings, versions, what acted where, seconds per phase, peak memory; once finished the video's hash
     checkpoint.safetensors    after every step, until sampling is done
     latents.safetensors       from the end of sampling on, before decoding begins
-    latents/000000.safetensors, 000001 ...   in place of the two, where frames are made in chunks: each as soon as it is done
+    latents/000000.safetensors, 000001 ...   in place of the two, where frames are made in chunks: each as soon as it is done; in
+                              a chain each clip, beside the checkpoint of the one under way
     inputs/                   copies of the pictures and of the earlier video that the run starts from, see `longgen.past`
     earlier/                  of a finished run that --overwrite replaces: its record and latents, until the new video is complete
 

@@ -118,7 +118,7 @@ class PipelineBackbone:
         """
         conditions, (width, height) = plan.conditions, plan.size
         if conditions.past is not None:
-            return earlier.given(self, plan, conditions.past, generator)
+            return earlier.given(plan, conditions.past, generator, self.encoded_frames, self.decode)
         if conditions.image is None:
             return None
         image, last_image = (

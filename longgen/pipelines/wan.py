@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanPipeline
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
+from PIL import Image
 from torch import Tensor
 
 from longgen.attention.rotary import Tables
@@ -125,7 +126,7 @@ class Wan(PipelineBackbone):
         hook = transformer.register_forward_pre_hook(expand, with_kwargs=True, prepend=True)
         self.pipe = self.step_state.pipe = pipe
         try:
-            yield {"image": given.image}
+            yield {"image": given.image or Image.new("RGB", plan.size)}  # checked, and not read: the latents are given
         finally:
             hook.remove()
             self.pipe = self.step_state.pipe = text_pipe

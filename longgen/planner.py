@@ -353,12 +353,12 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
     if call_lat > spec.native_lat and not plan.table.any():
         notes.append(f"{frames_px} frames is {frames_px / spec.native_px:.1f} times the length {spec.name} was trained on, and no "
                      "technique is active: expect slow or frozen motion; longgen presets list shows the alternatives")  # fmt: skip
-    surplus = sum(call_lat - clip.given - clip.new for clip in plan.clips)
-    if surplus:
-        notes.append(f"every clip has {call_lat} latent frames: {surplus} of them, beyond the video's end or a cut, are dropped")
     notes += plan.conditions.notes(plan.size)
     for name, picture in plan.schedule.pictures.items() if plan.schedule else ():
         notes += picture_notes(picture, name, plan.size, plan.conditions.fit)
+    surplus = sum(call_lat - clip.given - clip.new for clip in plan.clips)
+    if surplus:
+        notes.append(f"every clip has {call_lat} latent frames: {surplus} of them, beyond the video's end or a cut, are dropped")
     notes += _shift_notes(plan)
     advised = {name: value for name, value in spec.advised if getattr(requested, name) is None} if spec.name in SPECS else {}
     if advised:

@@ -186,7 +186,7 @@ def _sample(backbone: PipelineBackbone, job: Job, chunks: Chunks, state: State |
     from longgen.pipelines.given import Given
     from longgen.video import Writer
 
-    plan, in_parts = job.plan, job.plan.in_parts
+    plan, in_parts, in_chunks = job.plan, job.plan.in_parts, job.plan.chunk_lat is not None
 
     def on_step(now: State) -> None:
         interrupted.save(now, chunks, plan)

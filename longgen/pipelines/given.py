@@ -28,7 +28,7 @@ class Given:
     latents: Tensor
     image: Image | None = None
     last_image: Image | None = None
-    zero_padded: bool = False
     before: Tensor | None = None
     generator: Tensor | None = None
     carried: tuple[Tensor | None, ...] = ()
+    zero_padded: bool = False

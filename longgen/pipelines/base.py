@@ -17,6 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from PIL.Image import Image
 from torch import Tensor
 
 from longgen import cost, pictures
@@ -55,12 +56,18 @@ class PipelineBackbone:
     notes: tuple[str, ...] = field(init=False, default=())
 
     kind: ClassVar[type[DiffusionPipeline]]
+    picture_kind: ClassVar[type[DiffusionPipeline] | None] = None  # of models that need a picture, where it is another one
     vae_kind: ClassVar[Any]
     processor: ClassVar[type[PlannedAttention]]
     stock: ClassVar[tuple[type, ...]]  # diffusers' processors, which `processor` stands in for
 
     def __post_init__(self) -> None:
         self.step_state = StepState(self.pipe)
+
+    @classmethod
+    def kind_of(cls, spec: BackboneSpec) -> type[DiffusionPipeline]:
+        """diffusers' pipeline that loads and runs `spec`."""
+        return cls.picture_kind if spec.picture_needed and cls.picture_kind is not None else cls.kind
 
     @property
     def device(self) -> torch.device:
@@ -112,18 +119,20 @@ class PipelineBackbone:
         return torch.randn(self.latent_shape(plan), generator=generator)
 
     def given(self, plan: Plan, generator: torch.Generator) -> Given | None:
-        """What `plan` starts from, encoded; None where that is noise alone. generator: for VAEs whose pipelines sample.
+        """What `plan` starts from; None where that is noise alone. generator: for VAEs whose pipelines sample.
 
-        Called before `noise`, in whose order pipelines draw.
+        Called before `noise`, in whose order pipelines draw. The first picture is encoded here, once; where a pipeline encodes it
+        together with what follows, that is left to it, and the `Given` has no latents.
         """
-        conditions, (width, height) = plan.conditions, plan.size
-        if conditions.image is None:
-            return None
-        image, last_image = (
-            None if picture is None else pictures.fitted(picture, (width, height), conditions.fit)
-            for picture in (conditions.image, conditions.last_image)
-        )
-        return Given(self.encoded_frames(np.asarray(image)[None], generator), image, last_image)
+        image, last_image = self.fitted_pictures(plan)
+        return None if image is None else Given(self.encoded_frames(np.asarray(image)[None], generator), image, last_image)
+
+    def fitted_pictures(self, plan: Plan) -> tuple[Image | None, Image | None]:
+        """The first and the last picture at the size of `plan`; None where it has none."""
+        conditions = plan.conditions
+        given = (conditions.image, conditions.last_image)
+        image, last_image = (None if one is None else pictures.fitted(one, plan.size, conditions.fit) for one in given)
+        return image, last_image
 
     def encoded_frames(self, frames: np.ndarray, generator: torch.Generator) -> Tensor:
         """The clean latents [1, C, f, h, w], normalised for the transformer, of `frames` [F, height, width, 3] uint8."""
@@ -209,11 +218,19 @@ class PipelineBackbone:
         """The inverse of `by_frame`."""
         return x.transpose(1, 2)
 
-    def clip_arguments(self, arguments: dict[str, Any], part: Tensor, count: int) -> dict[str, Any]:
-        """The arguments of a call for T frames as those of a call for `count` clips: `part` [count B, L, ...] of its input."""
-        batch = len(part) // count
+    def zeros(self, arguments: dict[str, Any]) -> Tensor:
+        """What a call of the transformer with `arguments` predicts, in shape; for steps that are done."""
+        return torch.zeros_like(arguments["hidden_states"])
+
+    def clip_arguments(self, arguments: dict[str, Any], part: Tensor, frames: Tensor) -> dict[str, Any]:
+        """The arguments of a call for T frames as those of a call for K clips, whose latent frames are `frames` [K, L].
+
+        part: [K B, L, ...], their part of the call's input by frame. Arguments with an entry for each of the B samples are repeated
+        clip by clip; those that have entries for frames or tokens too are the family's to gather by `frames` (`of_clips`).
+        """
+        batch = len(part) // len(frames)
         tensors = {
-            name: value.repeat(count, *[1] * (value.ndim - 1))
+            name: value.repeat(len(frames), *[1] * (value.ndim - 1))
             for name, value in arguments.items()
             if isinstance(value, Tensor) and value.ndim and len(value) == batch and name != "hidden_states"
         }
@@ -271,6 +288,12 @@ class PipelineBackbone:
             self.pipe.scheduler = scheduler
             for layer, processor in (*stocks, *texts):
                 layer.set_processor(processor)
+
+
+def of_clips(by_token: Tensor, frames_lat: int, frames: Tensor) -> Tensor:
+    """Values [B, T n] of the tokens of `frames_lat` frames T, as those of clips [K B, L n] whose frames are `frames` [K, L]."""
+    by_frame = by_token.unflatten(1, (frames_lat, -1))
+    return torch.cat([by_frame[:, clip].flatten(1) for clip in frames])
 
 
 def split_guidance(predicted: Tensor, uncond: Text | None) -> Velocities:

@@ -104,8 +104,8 @@ class CogVideoX(PipelineBackbone):
     def from_frames(self, x: Tensor) -> Tensor:
         return x
 
-    def clip_arguments(self, arguments: dict[str, Any], part: Tensor, count: int) -> dict[str, Any]:
-        changed = super().clip_arguments(arguments, part, count)
+    def clip_arguments(self, arguments: dict[str, Any], part: Tensor, frames: Tensor) -> dict[str, Any]:
+        changed = super().clip_arguments(arguments, part, frames)
         if arguments["image_rotary_emb"] is not None:
             tokens = math.prod(part.shape[idx] for idx in (1, 3, 4)) // math.prod(self.spec.patch)
             changed["image_rotary_emb"] = tuple(table[:tokens] for table in arguments["image_rotary_emb"])

@@ -97,8 +97,8 @@ class Ltx(PipelineBackbone):
         predicted = rearrange(output.to(x), "b (t h w) c -> b c t h w", t=time, h=rows, w=columns)
         return split_guidance(predicted, uncond)
 
-    def clip_arguments(self, arguments: dict[str, Any], part: Tensor, count: int) -> dict[str, Any]:
-        return super().clip_arguments(arguments, part, count) | {"num_frames": part.shape[1]}
+    def clip_arguments(self, arguments: dict[str, Any], part: Tensor, frames: Tensor) -> dict[str, Any]:
+        return super().clip_arguments(arguments, part, frames) | {"num_frames": part.shape[1]}
 
     def call_arguments(self, plan: Plan, prompt: str) -> dict[str, Any]:
         return super().call_arguments(plan, prompt) | {"frame_rate": self.spec.fps}  # positions count seconds

@@ -59,7 +59,7 @@ class Wan(PipelineBackbone):
     def text_layers(transformer: Any) -> list[WanAttention]:
         return [block.attn2 for block in transformer.blocks]
 
-    def encoded(self, prompt: str) -> dict[str, Tensor]:
+    def encoded(self, prompt: str, given: Given | None = None) -> dict[str, Tensor]:
         embeds, _ = self.encode_prompt(prompt, do_classifier_free_guidance=False)
         return {"encoder_hidden_states": embeds.to(self.pipe.transformer.dtype)}
 

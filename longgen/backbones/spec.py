@@ -102,6 +102,7 @@ class BackboneSpec:
     verdicts: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)  # published verdict -> layers
     picture_needed: bool = False  # it cannot start from text alone
     clean_lat: int = 0  # the most clean latent frames that a clip may begin with, which `--continue` and chains hand over
+    fixed_size: bool = False  # it makes no other size than `size`
 
     @property
     def native_lat(self) -> int:
@@ -150,8 +151,8 @@ class BackboneSpec:
         return height // self.stride_hw // self.patch[1], width // self.stride_hw // self.patch[2]
 
     def same_shape(self, other: BackboneSpec) -> bool:
-        """Whether both transformers have layers of the same number and sizes."""
-        names = ("layers", "heads", "head_dim", "ffn_dim", "latent_channels")
+        """Whether both transformers have layers of the same number and sizes, and both or neither need a picture."""
+        names = ("layers", "heads", "head_dim", "ffn_dim", "latent_channels", "picture_needed")
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
 
@@ -162,7 +163,7 @@ class Family:
     One object a family, in a file that imports neither torch nor diffusers: `longgen plan` reads it. Functions may import them.
 
     title: as its authors write it. specs: the published models. adapter: "module:Class" of its PipelineBackbone.
-    pipeline: diffusers' class, as model_index.json names it. marker: the class of the transformer there that tells this family
+    pipeline: diffusers' class, as model_index.json names it, and picture_pipelines: those that start from a picture. marker: the class of the transformer there that tells this family
     from another with the same pipeline. from_configs: the spec of a model of this family, by its configs; raises UsageError.
     transformer: diffusers' class. transformer_config: its arguments for a spec, where no config.json is at hand; the class's
     defaults are the rest. random_pipeline: (spec, transformers, text) -> a diffusers pipeline with the published scheduler, whose
@@ -197,6 +198,7 @@ class Family:
     vae_float32: bool = False
     marker: str | None = None
     broken_caches: tuple[str, ...] = ()
+    picture_pipelines: tuple[str, ...] = ()
     tokenized: Callable[[str], tuple[str, int, int]] = lambda prompt: (prompt, 0, 0)
     author_layers: Callable[[Collection[str]], Mapping[str, tuple[str, ...]]] = lambda layers: {}
 

@@ -21,12 +21,12 @@ HUNYUANVIDEO = BackboneSpec(
     capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP), joint_text=True, embedded_guidance=True,
     scheduler="FlowMatchEulerDiscreteScheduler", checkpoint_shift=7.0,
 )  # fmt: skip
-# HunyuanVideo-I2V 1481c1d, its README: 50 steps, embedded guidance 6, shift 7 for its stable mode, in which the noise has a share of
-# the picture in, as it always has in diffusers; 1280x720, 129 frames are those of hyvideo/config.py, 24 fps of sample_image2video.py.
+# HunyuanVideo-I2V 1481c1d, its README: 50 steps, embedded guidance 6, 129 frames, shift 7 for its stable mode, in which the noise
+# has a share of the picture in, as it always has in diffusers; hyvideo/config.py: 1280x720; sample_image2video.py writes 24 fps.
 HUNYUANVIDEO_I2V = replace(
     HUNYUANVIDEO, name="hunyuanvideo-i2v", source="hunyuanvideo-community/HunyuanVideo-I2V", picture_needed=True, clean_lat=1,
     about="HunyuanVideo image-to-video, 13 billion parameters; its text encoder sees the picture too",
-    companions=8_725_272_704, capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP, FIRST_FRAME),
+    companions=8_724_811_987, capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP, FIRST_FRAME),
 )  # fmt: skip
 
 
@@ -34,8 +34,8 @@ def from_configs(configs: ModelConfigs) -> BackboneSpec:
     _, index, transformer, vae = configs
     condition, pictured = transformer.get("image_condition_type"), index["_class_name"] in FAMILY.picture_pipelines
     if condition == "latent_concat":
-        raise UsageError(f"--backbone {configs.source} is the first HunyuanVideo-I2V, whose picture is a second half of the input's "
-                         "channels (latent_concat): longgen cannot drive it", expected=f"{HUNYUANVIDEO_I2V.source}, which is newer",
+        raise UsageError(f"--backbone {configs.source} is the first HunyuanVideo-I2V, to which a picture is further channels "
+                         "(latent_concat): longgen cannot drive it", expected=f"{HUNYUANVIDEO_I2V.source}, which is newer",
                          hint=f"--backbone {HUNYUANVIDEO_I2V.name}")  # fmt: skip
     if condition != ("token_replace" if pictured else None):
         transformer.fail(f"says image_condition_type = {condition!r}, and {index.file} {index['_class_name']}",
@@ -48,10 +48,10 @@ def from_configs(configs: ModelConfigs) -> BackboneSpec:
         transformer.refuse("rope_axes_dim", f"even numbers that add up to attention_head_dim, {head_dim}")
     stride_t, stride_hw = (vae.integer(f"{kind}_compression_ratio") for kind in ("temporal", "spatial"))
     return replace(
-        HUNYUANVIDEO_I2V if pictured else HUNYUANVIDEO, stride_t=stride_t, stride_hw=stride_hw, patch=(transformer.integer("patch_size_t"), patch, patch),
-        layers=dual + single, heads=heads, head_dim=head_dim, ffn_dim=round(ratio * heads * head_dim),
-        latent_channels=transformer.integer("in_channels"), rotary_dims=axes[0], rotary_base=base,
-        intrinsic_component=min(4, axes[0] // 2),
+        HUNYUANVIDEO_I2V if pictured else HUNYUANVIDEO, stride_t=stride_t, stride_hw=stride_hw,
+        patch=(transformer.integer("patch_size_t"), patch, patch), layers=dual + single, heads=heads, head_dim=head_dim,
+        ffn_dim=round(ratio * heads * head_dim), latent_channels=transformer.integer("in_channels"), rotary_dims=axes[0],
+        rotary_base=base, intrinsic_component=min(4, axes[0] // 2),
         parameters=round((dual * (20 + 4 * ratio) + single * (7 + 2 * ratio)) * (heads * head_dim) ** 2),
     )  # fmt: skip
 

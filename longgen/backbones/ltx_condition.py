@@ -11,12 +11,12 @@ from longgen.backbones.ltx import LTX_2B
 from longgen.backbones.model_config import ModelConfigs
 from longgen.backbones.spec import BackboneSpec
 
-# LTX-Video 5260738: configs/ltxv-2b-0.9.5.yaml (40 steps, guidance 3; and spatiotemporal guidance, which diffusers' pipelines do not
-# have), ltx_video/inference.py (1216x704, 121 frames at 30 fps, the negative prompt). Clean frames: as many as leave half a clip.
+# LTX-Video 5260738: configs/ltxv-2b-0.9.5.yaml (40 steps, guidance 3; and spatiotemporal guidance, which diffusers lacks),
+# ltx_video/inference.py (1216x704, 121 frames at 30 fps, the negative prompt). Clean frames: as many as leave half a clip.
 LTX_2B_0_9_5 = replace(
     LTX_2B, name="ltx-2b-0.9.5", family="ltx-condition", source="Lightricks/LTX-Video-0.9.5", license="LTX-Video Open Weights",
     about="LTX-Video 0.9.5, 2 billion parameters; begins with a picture or with the end of another video",
-    fps=30, size=(1216, 704), text_tokens=256, companions=5_181_504_561, token_shift=None, checkpoint_shift=1.0, clean_lat=8,
+    fps=30, size=(1216, 704), text_tokens=256, companions=6_009_224_434, token_shift=None, checkpoint_shift=1.0, clean_lat=8,
     fixed_shift="its pipeline hands over noise levels of its own, linear at first and then quadratic",
 )  # fmt: skip
 

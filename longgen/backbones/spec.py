@@ -163,9 +163,9 @@ class Family:
     One object a family, in a file that imports neither torch nor diffusers: `longgen plan` reads it. Functions may import them.
 
     title: as its authors write it. specs: the published models. adapter: "module:Class" of its PipelineBackbone.
-    pipeline: diffusers' class, as model_index.json names it, and picture_pipelines: those that start from a picture. marker: the class of the transformer there that tells this family
-    from another with the same pipeline. from_configs: the spec of a model of this family, by its configs; raises UsageError.
-    transformer: diffusers' class. transformer_config: its arguments for a spec, where no config.json is at hand; the class's
+    pipeline: diffusers' class, as model_index.json names it, and picture_pipelines: those that start from a picture. marker: the
+    class of the transformer there that tells this family from another with the same pipeline. from_configs: the spec of a model of
+    this family, by its configs; raises UsageError. transformer: diffusers' class. transformer_config: its arguments for a spec, where no config.json is at hand; the class's
     defaults are the rest. random_pipeline: (spec, transformers, text) -> a diffusers pipeline with the published scheduler, whose
     text encoder is replaced by `text` (pipelines.random_weights.RandomText); without VAE and tokenizer.
     peak_activations: numbers alive at the peak of a block, in units of N tokens times d channels: in attention, and in the

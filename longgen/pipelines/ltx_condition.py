@@ -2,9 +2,9 @@
 
 Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, K clips, L latent frames of a clip, m clean frames.
 
-Any number of first latent frames can be given. Their tokens are at timestep 0, and at every step noise that shrinks with it is laid
-over them anew (`image_cond_noise_scale`), as in training. Positions are those of the first pixel frame of each latent one: the first
-two are 1 / fps seconds apart, the others 8 / fps. Where a technique moves frames in time, all are 8 / fps apart.
+Any number of first latent frames can be given. Their tokens are at timestep 0, and at every step noise that shrinks with it is
+laid over them anew (`image_cond_noise_scale`), as in training. Positions are those of the first pixel frame of each latent one: the
+first two are 1 / fps seconds apart, the others 8 / fps. Where a technique moves frames in time, all are 8 / fps apart.
 
 A last frame would be tokens beside those of the video, in front of them: frame plans have no place for such.
 """

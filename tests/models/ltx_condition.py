@@ -1,4 +1,4 @@
-"""LTX-Video 0.9.5 in small: "ltx-condition", with the transformer of "ltx" and a VAE that halves time and space in different blocks."""
+"""LTX-Video 0.9.5 in small: "ltx-condition", the transformer of "ltx" and a VAE that halves time and space in different blocks."""
 
 from __future__ import annotations
 

@@ -120,19 +120,21 @@ class Wan(PipelineBackbone):
         Pictures are the pipeline's own matter. For latents that are handed over, it makes the condition of the first of them, which
         is decoded for it; they then take their place [derived]: none is encoded again, and what follows is as in training.
         """
-        if given.latents is None:
+        if given.latents is None and not given.zero_padded:
             yield
             return
         pipe, clean, channels = self.pipe, given.latents, self.spec.latent_channels
-        own, count = pipe.prepare_latents, clean.shape[2]
+        own, count = pipe.prepare_latents, 1 if clean is None else clean.shape[2]
 
         def prepare_latents(*arguments: Any) -> tuple[Tensor, Tensor]:
             latents, condition = own(*arguments)
             mask, encoded = condition[:, :-channels], condition[:, -channels:]
-            mask[:, :, : count if given.marked is None else given.marked] = 1
-            if given.blank:
+            if clean is not None:
+                encoded[:, :, :count] = clean.to(encoded)
+            if given.zero_padded:
                 encoded[:, :, count:] = 0
-            encoded[:, :, :count] = clean.to(encoded)
+            else:
+                mask[:, :, :count] = 1
             return latents, condition
 
         pipe.prepare_latents = prepare_latents

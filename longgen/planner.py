@@ -286,8 +286,8 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
                      f"with {spec.first_order}")  # fmt: skip
     if plan.conditions and plan.in_clips:
         also = " and what cross-attention reads of the pictures" if spec.image_tokens else ""
-        notes.append(f"{plan.preset.name} denoises clips of {call_lat} latent frames together: what the video starts from is seen by "
-                     f"those that hold its frames; the others have the frames that clips share{also}")  # fmt: skip
+        notes.append(f"{plan.preset.name} denoises clips of {call_lat} latent frames together: what the video starts from is seen "
+                     f"by those that hold its frames; the others have the frames that clips share{also}")  # fmt: skip
     if edits:
         notes.append(f"{' and '.join(edits)} edits the latent, which some schedulers would undo: sampling with {spec.first_order}")
     if call_lat > spec.native_lat and not plan.table.any():

@@ -145,6 +145,10 @@ def _check_size(spec: BackboneSpec, size: tuple[int, int], requested_px: int, ca
         raise UsageError(f"{requested_px} frames are more than {spec.name} can address",
                          expected=f"1 to {frames.pixel_frames(spec.most_lat, spec.stride_t)} frames",
                          hint="make it shorter, or split it into several videos")  # fmt: skip
+    if spec.fixed_size and size != spec.size:
+        given, only = ("x".join(map(str, sides)) for sides in (size, spec.size))
+        raise UsageError(f"{given} does not fit {spec.name}, which learned the places of {only} alone", expected=f"--size {only}",
+                         hint="leave --size out")  # fmt: skip
     for side, length, multiple in zip(("width", "height"), size, spec.size_multiple, strict=True):
         if length % multiple:
             below = length // multiple * multiple

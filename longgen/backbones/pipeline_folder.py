@@ -58,12 +58,11 @@ def _from_configs(source: str, paths: list[Path]) -> BackboneSpec:
         spec = family.from_configs(configs)
         _check_sizes(spec, configs.transformer, configs.vae)
     except (KeyError, TypeError, AttributeError) as error:
-        known = ", ".join(dict.fromkeys(family.pipeline for family in registry.FAMILIES.values()))
+        known = ", ".join(registry.known_pipelines())
         raise UsageError(f"--backbone {source}: its configs are not as diffusers writes them: {error}",
                          expected=f"a model that diffusers wrote: {known}", hint="copy or download it again") from None  # fmt: skip
     same = next((known for known in family.specs if known.same_shape(spec) and known.experts == spec.experts), None)
-    pipeline = (spec.picture_needed and family.picture_pipeline) or family.pipeline
-    about = f"{'causal ' if spec.causal else ''}{pipeline}, read from its configs"
+    about = f"{'causal ' if spec.causal else ''}{configs.model_index['_class_name']}, read from its configs"
     if same is not None and not spec.causal:  # several causal models have one shape
         about += f"; of the shape of {same.name}"
     entry = configs.model_index.get("scheduler")  # its library and class; a rollout has a scheduler of its own

@@ -106,6 +106,7 @@ class BackboneSpec:
     condition_channels: int = 0  # of the transformer's input, beside the latents: what is given of the video, encoded
     image_tokens: int = 0  # of the pictures, which cross-attention reads beside the text
     clean_lat: int = 0  # the most clean latent frames that a clip may begin with, which `--continue` and chains hand over
+    fixed_size: bool = False  # it makes no other size than `size`
 
     @property
     def native_lat(self) -> int:
@@ -154,8 +155,17 @@ class BackboneSpec:
         return height // self.stride_hw // self.patch[1], width // self.stride_hw // self.patch[2]
 
     def same_shape(self, other: BackboneSpec) -> bool:
-        """Whether both transformers have layers of the same number and sizes."""
-        names = ("layers", "heads", "head_dim", "ffn_dim", "latent_channels", "condition_channels", "image_tokens")
+        """Whether both transformers have layers of the same number and sizes, and inputs of the same kind."""
+        names = (
+            "layers",
+            "heads",
+            "head_dim",
+            "ffn_dim",
+            "latent_channels",
+            "picture_needed",
+            "condition_channels",
+            "image_tokens",
+        )
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
 
@@ -166,9 +176,9 @@ class Family:
     One object a family, in a file that imports neither torch nor diffusers: `longgen plan` reads it. Functions may import them.
 
     title: as its authors write it. specs: the published models. adapter: "module:Class" of its PipelineBackbone.
-    pipeline: diffusers' class, as model_index.json names it; picture_pipeline: that of its models which need a picture, if it is
-    another one. marker: the class of the transformer there that tells this family from another with the same pipeline.
-    from_configs: the spec of a model of this family, by its configs; raises UsageError.
+    pipeline: diffusers' class, as model_index.json names it; picture_pipelines: those that start from a picture. marker: the class
+    of the transformer there that tells this family from another with the same pipeline. from_configs: the spec of a model of this
+    family, by its configs; raises UsageError.
     transformer: diffusers' class. transformer_config: its arguments for a spec, where no config.json is at hand; the class's
     defaults are the rest. random_pipeline: (spec, transformers, text) -> a diffusers pipeline with the published scheduler, whose
     text encoder is replaced by `text` (pipelines.random_weights.RandomText); without VAE and tokenizer.
@@ -201,10 +211,10 @@ class Family:
     batches_guidance: bool = False
     folders: tuple[str, ...] = ("scheduler", "text_encoder", "tokenizer", "vae")
     picture_folders: tuple[str, ...] = ()
-    picture_pipeline: str | None = None
     vae_float32: bool = False
     marker: str | None = None
     broken_caches: tuple[str, ...] = ()
+    picture_pipelines: tuple[str, ...] = ()
     tokenized: Callable[[str], tuple[str, int, int]] = lambda prompt: (prompt, 0, 0)
     author_layers: Callable[[Collection[str]], Mapping[str, tuple[str, ...]]] = lambda layers: {}
 

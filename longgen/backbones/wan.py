@@ -31,6 +31,7 @@ _WAN_NEGATIVE = (
     "多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，"
     "背景人很多，倒着走"
 )
+_I2V_PIPELINE = "WanImageToVideoPipeline"
 CLIP_TOKENS = 257  # of a picture: 16x16 patches and one for the whole, of CLIP's ViT-H/14 at 224x224
 
 TINY = BackboneSpec(
@@ -140,17 +141,17 @@ def _inputs(configs: ModelConfigs) -> tuple[int, int, int]:
     """
     index, transformer = configs.model_index, configs.transformer
     channels, out = transformer.integer("in_channels"), transformer.get("out_channels")
-    of_pictures = index["_class_name"] == FAMILY.picture_pipeline and not index.get("expand_timesteps")
+    of_pictures = index["_class_name"] == _I2V_PIPELINE and not index.get("expand_timesteps")
     if type(out) is not int or not 0 < out < channels:
         if of_pictures:
-            transformer.fail(f"says in_channels = {channels}, and {index.file} names the {FAMILY.picture_pipeline}",
+            transformer.fail(f"says in_channels = {channels}, and {index.file} names the {_I2V_PIPELINE}",
                              "as many as out_channels, once more, and 4 for a mask")  # fmt: skip
         return channels, 0, 0
     stride_t = configs.vae.integer("scale_factor_temporal", default=4)
     if not of_pictures or channels != 2 * out + stride_t:
         transformer.fail(f"says in_channels = {channels} and out_channels = {out}, as control models do",
                          f"as many in as out for text-to-video; twice as many and {stride_t} for image-to-video, with a "
-                         f"{FAMILY.picture_pipeline} in {index.file}")  # fmt: skip
+                         f"{_I2V_PIPELINE} in {index.file}")  # fmt: skip
     if transformer.get("pos_embed_seq_len") not in (None, 2 * CLIP_TOKENS):
         transformer.refuse("pos_embed_seq_len", f"null, or {2 * CLIP_TOKENS} for a first and a last picture")
     pictures = 0 if transformer.get("image_dim") is None else 1 if transformer.get("pos_embed_seq_len") is None else 2
@@ -215,7 +216,7 @@ def author_layers(layers: Collection[str]) -> Mapping[str, tuple[str, ...]]:
 FAMILY = Family(
     name="wan", title="Wan", adapter="longgen.pipelines.wan:Wan",
     specs=(TINY, WAN_1_3B, WAN_14B, WAN_I2V_480P, WAN_I2V_720P, WAN_FLF2V, WAN_2_2_A14B, WAN_2_2_I2V, WAN_2_2_5B),
-    pipeline="WanPipeline", picture_pipeline="WanImageToVideoPipeline", picture_folders=("image_encoder", "image_processor"),
+    pipeline="WanPipeline", picture_pipelines=(_I2V_PIPELINE,), picture_folders=("image_encoder", "image_processor"),
     from_configs=from_configs, transformer="WanTransformer3DModel",
     transformer_config=transformer_config, random_pipeline=random_pipeline, peak_activations=(11.2, 4.0), moved=185,
     token_modulation=21.0, vae_float32=True, broken_caches=("pyramid-attention-broadcast", "fastercache", "taylorseer"),

@@ -40,7 +40,7 @@ class Denoiser:
         """The encoded prompt, or the prompts of the schedule's shots. Raises LonggenError for text that is not finite."""
         schedule = self.plan.schedule
         prompts = [self.prompt] if schedule is None else [shot.prompt for shot in schedule.shots]
-        return [self.backbone.text(prompt) for prompt in prompts]
+        return [self.backbone.text(prompt, self.given) for prompt in prompts]
 
     @cached_property
     @torch.no_grad()

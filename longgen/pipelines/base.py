@@ -89,14 +89,17 @@ class PipelineBackbone:
         """The cross-attention modules of `transformer`, which read the text; none where self-attention does."""
         return []
 
-    def text(self, prompt: str) -> dict[str, Tensor]:
-        """The transformer's text arguments for `prompt`, [1, ...] each, as the pipeline makes them. Raises LonggenError."""
-        text = self.encoded(prompt)
+    def text(self, prompt: str, given: Given | None = None) -> dict[str, Tensor]:
+        """The transformer's text arguments for `prompt`, [1, ...] each, as the pipeline makes them. Raises LonggenError.
+
+        given: what the video starts from, for text encoders that look at it too.
+        """
+        text = self.encoded(prompt, given)
         finite.check_text(text, self.model_settings, repr(prompt))
         return text
 
     @abstractmethod
-    def encoded(self, prompt: str) -> dict[str, Tensor]:
+    def encoded(self, prompt: str, given: Given | None = None) -> dict[str, Tensor]:
         """`text`, unchecked."""
 
     def encode_prompt(self, prompt: str, **options: Any) -> Any:
@@ -143,6 +146,18 @@ class PipelineBackbone:
         """Within the context, `pipe` is the pipeline that starts from `given`. Yields further arguments of its call."""
         assert given is None, "a plan refuses it before"
         yield {}
+
+    @contextmanager
+    def run_by(self, kind: type[DiffusionPipeline]) -> Iterator[Any]:
+        """Within the context, `pipe` is a pipeline of the class `kind` on the same components, with the same hooks of offload."""
+        own = self.pipe
+        pipe = kind(**own.components)
+        vars(pipe).update({name: value for name, value in vars(own).items() if name != "_internal_dict"})  # which is its config
+        self.pipe = self.step_state.pipe = pipe
+        try:
+            yield pipe
+        finally:
+            self.pipe = self.step_state.pipe = own
 
     def started(self, noise: Tensor, given: Given | None) -> Tensor:
         """The latents that the pipeline's loop begins with, laid out as it does."""
@@ -307,6 +322,11 @@ def split_guidance(predicted: Tensor, uncond: Text | None) -> Velocities:
 def whole(latents: Tensor | Iterator[Tensor]) -> Tensor:
     """Latents [1, C, T, h, w], for VAEs that need them all at once."""
     return latents if isinstance(latents, Tensor) else torch.cat([*latents], dim=2)
+
+
+def to_video(frames: np.ndarray) -> Tensor:
+    """Frames [F, H, W, 3] uint8 as a VAE's input [1, 3, F, H, W] in -1..1, as diffusers makes it."""
+    return 2.0 * (torch.tensor(frames).permute(3, 0, 1, 2)[None].float() / 255.0) - 1.0
 
 
 def to_frames(video: Tensor) -> np.ndarray:

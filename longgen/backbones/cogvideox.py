@@ -96,6 +96,7 @@ def random_pipeline(spec: BackboneSpec, transformers: Sequence[Any], text: Any) 
 FAMILY = Family(
     name="cogvideox", title="CogVideoX", specs=(COGVIDEOX_2B, COGVIDEOX_5B, COGVIDEOX_5B_I2V),
     adapter="longgen.pipelines.cogvideox:CogVideoX", pipeline="CogVideoXPipeline", from_configs=from_configs,
-    transformer="CogVideoXTransformer3DModel", transformer_config=transformer_config, random_pipeline=random_pipeline, peak_activations=(12.2, 4.7), moved=95,
-    batches_guidance=True, broken_caches=("taylorseer", "seacache"), picture_pipelines=("CogVideoXImageToVideoPipeline",),
+    transformer="CogVideoXTransformer3DModel", transformer_config=transformer_config,
+    random_pipeline=random_pipeline, peak_activations=(12.2, 4.7), moved=95, batches_guidance=True,
+    broken_caches=("taylorseer", "seacache"), picture_pipelines=("CogVideoXImageToVideoPipeline",),
 )  # fmt: skip

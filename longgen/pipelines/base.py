@@ -301,7 +301,7 @@ class PipelineBackbone:
                 layer.set_processor(processors[key])
             if plan.shares is not None:
                 for layer, stock in texts:
-                    layer.set_processor(ScheduledCrossAttention(self.step_state, stock))
+                    layer.set_processor(ScheduledCrossAttention(self.step_state, stock, self.spec.text_tokens))
             yield
         finally:
             self.pipe.scheduler = scheduler

@@ -65,7 +65,7 @@ def load(spec: BackboneSpec, model_settings: ModelSettings, report: OnProgress =
     for text in model_settings.lora:  # before gigabytes are read
         lora_files.fetch(parse_lora(text)[0])
     dtype = DTYPES[model_settings.dtype]
-    dtypes = {"default": dtype, "vae": _vae_dtype(spec, model_settings)}
+    dtypes = {"default": dtype, "vae": _vae_dtype(spec, model_settings), "image_encoder": torch.float32}  # as diffusers' examples
     quantization = int8_config(spec) if model_settings.quantize == "int8" else None
     quantized = {} if quantization is None else quantization.quant_mapping
     try:

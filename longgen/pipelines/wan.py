@@ -20,7 +20,7 @@ from torch import Tensor
 
 from longgen.attention.rotary import Tables
 from longgen.pipelines import foreign_hooks
-from longgen.pipelines.base import Expert, PipelineBackbone, Text, Velocities, of_clips, to_device, to_frames, whole
+from longgen.pipelines.base import Expert, PipelineBackbone, Text, Velocities, of_clips, to_device, to_frames, to_video, whole
 from longgen.pipelines.given import Given
 from longgen.pipelines.processors import PlannedAttention, project
 from longgen.plan import Plan
@@ -87,9 +87,8 @@ class Wan(PipelineBackbone):
         """As WanImageToVideoPipeline encodes a picture: the mode of the VAE's distribution."""
         vae = self.pipe.vae
         to_device(vae)
-        pixels = torch.tensor(frames).permute(3, 0, 1, 2)[None].float() / 255 * 2 - 1
         with torch.no_grad():
-            latents = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist.mode().float()
+            latents = vae.encode(to_video(frames).to(self.device, vae.dtype)).latent_dist.mode().float()
         mean, std = (torch.tensor(statistic, device=latents.device).view(1, -1, 1, 1, 1)
                      for statistic in (vae.config.latents_mean, vae.config.latents_std))  # fmt: skip
         return (latents - mean) * (1.0 / std)
@@ -120,19 +119,21 @@ class Wan(PipelineBackbone):
         Pictures are the pipeline's own matter. For latents that are handed over, it makes the condition of the first of them, which
         is decoded for it; they then take their place [derived]: none is encoded again, and what follows is as in training.
         """
-        if given.latents is None:
+        if given.latents is None and not given.zero_padded:
             yield
             return
         pipe, clean, channels = self.pipe, given.latents, self.spec.latent_channels
-        own, count = pipe.prepare_latents, clean.shape[2]
+        own, count = pipe.prepare_latents, 1 if clean is None else clean.shape[2]
 
         def prepare_latents(*arguments: Any) -> tuple[Tensor, Tensor]:
             latents, condition = own(*arguments)
             mask, encoded = condition[:, :-channels], condition[:, -channels:]
-            mask[:, :, : count if given.marked is None else given.marked] = 1
-            if given.blank:
+            if clean is not None:
+                encoded[:, :, :count] = clean.to(encoded)
+            if given.zero_padded:
                 encoded[:, :, count:] = 0
-            encoded[:, :, :count] = clean.to(encoded)
+            else:
+                mask[:, :, :count] = 1
             return latents, condition
 
         pipe.prepare_latents = prepare_latents
@@ -153,10 +154,7 @@ class Wan(PipelineBackbone):
         the timesteps of tokens for a patch of 2x2 cells, so that those of another patch are written here.
         """
         assert given.latents is not None
-        text_pipe, transformer, clean = self.pipe, self.pipe.transformer, given.latents
-        pipe = WanImageToVideoPipeline(**text_pipe.components, expand_timesteps=True)
-        pipe.set_progress_bar_config(disable=True)
-        pipe.maybe_free_model_hooks = text_pipe.maybe_free_model_hooks  # that of offloading is on the pipeline that enabled it
+        clean = given.latents
 
         def prepare_latents(image: Any, batch: int, channels: int, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
             latents = rest[-2].to(self.device, torch.float32)
@@ -171,14 +169,14 @@ class Wan(PipelineBackbone):
             by_frame = kwargs["timestep"].unflatten(1, (time, -1))[:, :, 0]
             return args, kwargs | {"timestep": by_frame.repeat_interleave(tokens, dim=1)}
 
-        pipe.prepare_latents = prepare_latents
-        hook = transformer.register_forward_pre_hook(expand, with_kwargs=True, prepend=True)
-        self.pipe = self.step_state.pipe = pipe
+        hook = self.pipe.transformer.register_forward_pre_hook(expand, with_kwargs=True, prepend=True)
         try:
-            yield
+            with self.run_by(WanImageToVideoPipeline) as pipe:
+                pipe.register_to_config(expand_timesteps=True)
+                pipe.prepare_latents = prepare_latents
+                yield
         finally:
             hook.remove()
-            self.pipe = self.step_state.pipe = text_pipe
 
     def finished(self, latents: Tensor, given: Given | None) -> Tensor:
         """As TI2V-5B's pipeline puts back what was given; that of Wan I2V does not."""

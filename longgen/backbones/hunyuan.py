@@ -25,6 +25,7 @@ HUNYUANVIDEO = BackboneSpec(
 # has a share of the picture in, as it always has in diffusers; hyvideo/config.py: 1280x720; sample_image2video.py writes 24 fps.
 HUNYUANVIDEO_I2V = replace(
     HUNYUANVIDEO, name="hunyuanvideo-i2v", source="hunyuanvideo-community/HunyuanVideo-I2V", picture_needed=True, clean_lat=1,
+    image_tokens=140,  # 144, without four of the prompt's template, which go
     about="HunyuanVideo image-to-video, 13 billion parameters; its text encoder sees the picture too",
     companions=8_724_811_987, capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP, FIRST_FRAME),
 )  # fmt: skip
@@ -76,8 +77,9 @@ def random_pipeline(spec: BackboneSpec, transformers: Sequence[Any], text: Any) 
         pipe = diffusers.HunyuanVideoImageToVideoPipeline(*parts, None)
     else:
         pipe = diffusers.HunyuanVideoPipeline(*parts)
+    tokens = spec.image_tokens + spec.text_tokens  # those of the picture come first, and are all seen
     pipe._get_llama_prompt_embeds = lambda *_, device=None, **__: (
-        text.embeddings(1, spec.text_tokens, config.text_embed_dim, device=device), text.mask(spec.text_tokens, device)
+        text.embeddings(1, tokens, config.text_embed_dim, device=device), text.mask(tokens, device, spec.image_tokens)
     )  # fmt: skip
     pipe._get_clip_prompt_embeds = lambda *_, device=None, **__: text.embeddings(1, config.pooled_projection_dim, device=device)
     return pipe
@@ -122,7 +124,7 @@ FAMILY = Family(
     name="hunyuan", title="HunyuanVideo", specs=(HUNYUANVIDEO, HUNYUANVIDEO_I2V), adapter="longgen.pipelines.hunyuan:Hunyuan",
     pipeline="HunyuanVideoPipeline", from_configs=from_configs, transformer="HunyuanVideoTransformer3DModel",
     transformer_config=transformer_config, random_pipeline=random_pipeline, peak_activations=(16.8, 10.2), moved=125,
-    folders=("image_processor", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae"),
-    picture_pipelines=("HunyuanVideoImageToVideoPipeline",),
+    folders=("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae"),
+    picture_folders=("image_processor",), picture_pipelines=("HunyuanVideoImageToVideoPipeline",),
     broken_caches=("fastercache", "seacache"), tokenized=tokenized, author_layers=author_layers,
 )  # fmt: skip

@@ -104,7 +104,7 @@ class BackboneSpec:
     picture_needed: bool = False  # it cannot start from text alone
     last_picture_needed: bool = False  # nor without a last picture beside the first
     condition_channels: int = 0  # of the transformer's input, beside the latents: what is given of the video, encoded
-    image_tokens: int = 0  # of the pictures, which cross-attention reads beside the text
+    image_tokens: int = 0  # of the pictures, which attention reads beside those of the text
     clean_lat: int = 0  # the most clean latent frames that a clip may begin with, which `--continue` and chains hand over
     fixed_size: bool = False  # it makes no other size than `size`
 
@@ -188,7 +188,7 @@ class Family:
     block's kernels read and write beside matrix products and attention, in the same units, as `longgen bench --count` counts
     them. batches_guidance: the pipeline runs both branches of guidance as one batch.
     folders: of a diffusers pipeline of this family, beside those of its transformers: what a download needs. picture_folders: more
-    of a model whose cross-attention reads pictures.
+    of a model with image_tokens.
     vae_float32: the VAE runs in float32, whatever the dtype. broken_caches: step caches of diffusers that do not work on it,
     first-block and mag among them where its registry of blocks lacks the transformer's (settings.CACHE_FAULTS says why).
     tokenized: a prompt -> the text that its pipeline tokenizes, and the characters and tokens before the prompt that do not count.

@@ -4,7 +4,8 @@ Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, K c
 
 Any number of first latent frames can be given. Their tokens are at timestep 0, and at every step noise that shrinks with it is
 laid over them anew (`image_cond_noise_scale`), as in training. Positions are those of the first pixel frame of each latent one: the
-first two are 1 / fps seconds apart, the others 8 / fps. Where a technique moves frames in time, all are 8 / fps apart.
+first two are 1 / fps seconds apart, the others 8 / fps. A layer and step in which a technique moves frames in time has all of them
+8 / fps apart, as frame plans count; with any other technique positions stay the model's own.
 
 A last frame would be tokens beside those of the video, in front of them: frame plans have no place for such.
 """
@@ -15,20 +16,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import LTXConditionPipeline
 from diffusers.pipelines.ltx.pipeline_ltx_condition import linear_quadratic_schedule
 from PIL import Image
 from torch import Tensor
 
+from longgen.attention.rotary import Rotary, Tables
+from longgen.frameplan import distances
 from longgen.pipelines.given import Given
-from longgen.pipelines.ltx import Ltx
+from longgen.pipelines.ltx import Ltx, LtxAttentionPlan
 from longgen.plan import Plan
+from longgen.program import Program
 from longgen.technique import Grid
+
+
+class LtxConditionAttentionPlan(LtxAttentionPlan):
+    @torch.compiler.disable
+    def run(self, layer: Any, features: Tensor, tables: Tables | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        assert tables is not None and self.rotary is not None
+        return super().run(layer, features, tables_for(self._program, tables, self.rotary), q, k, v)
+
+
+def tables_for(program: Program, stock: Tables, rotary: Rotary) -> Tables:
+    """The `stock` tables [N, P]; with all frames as far apart where `program` moves any in time."""
+    plans = program.branches.values()
+    frames_lat = next(iter(plans)).frames_lat
+    native = distances(frames_lat)
+    moved = any(
+        plan.frequency_scale is not None or any(not np.array_equal(one.rel, native) for one in plan.passes) for plan in plans
+    )
+    return rotary.tables_at(stock, np.arange(frames_lat, dtype=np.float64), None) if moved else stock
 
 
 class LtxCondition(Ltx):
     kind = LTXConditionPipeline
+    processor = LtxConditionAttentionPlan
     normalized_in = None
 
     def given(self, plan: Plan, generator: torch.Generator) -> Given | None:

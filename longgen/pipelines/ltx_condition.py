@@ -35,7 +35,8 @@ from longgen.technique import Grid
 class LtxConditionAttentionPlan(LtxAttentionPlan):
     @torch.compiler.disable
     def run(self, layer: Any, features: Tensor, tables: Tables | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        assert tables is not None and self.rotary is not None
+        assert tables is not None
+        assert self.rotary is not None
         return super().run(layer, features, tables_for(self._program, tables, self.rotary), q, k, v)
 
 

@@ -41,7 +41,7 @@ def made(
     backbone: Any, name: str, frames: int, steps: int, sets: tuple[str, ...] = (), conditions: Conditions = NOTHING, **sample: Any
 ) -> Plan:
     chosen = preset.load(name, sets, preset.Sample(frames=frames, steps=steps, size=SIZE, **sample))
-    return planner.build(chosen, backbone.spec, conditions=conditions)
+    return planner.build(chosen, backbone.spec, conditions=conditions or planner.stand_in(backbone.spec))
 
 
 def pictured(folder: Path, seed: int = 0) -> Conditions:
@@ -56,6 +56,12 @@ def pictured(folder: Path, seed: int = 0) -> Conditions:
 def picture_of(plan: Plan) -> Image.Image:
     """The first picture of `plan`, as a user of diffusers loads it."""
     return Image.open(plan.conditions.image.path).convert("RGB")
+
+
+def pictures_of(plan: Plan) -> dict[str, Image.Image]:
+    """The arguments of the stock call that are pictures."""
+    given = {"image": plan.conditions.image, "last_image": plan.conditions.last_image}
+    return {name: pictures.fitted(one, plan.size, "crop") for name, one in given.items() if one is not None}
 
 
 def stock_call(pipe: Any, plan: Plan, **arguments: Any) -> Any:

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from longgen.backbones.registry import family_of
-from longgen.backbones.spec import BackboneSpec
+from longgen.backbones.spec import FRAME_TIMESTEPS, BackboneSpec
 from longgen.cards import ATTENTION, DOUBLE, EIGEN, HALF, MATMUL, SINGLE, Card, arithmetic_seconds, moving_seconds
 from longgen.plan import Plan
 from longgen.program import Program
@@ -59,13 +59,14 @@ def flops(plan: Plan, program: Program | None, grid: Grid | None = None, keys: i
 def _stock_flops(plan: Plan, grid: Grid, keys: int | None) -> tuple[int, int]:
     """FLOPs of one layer of the backbone itself: of its matrix products, and of its attention, to video and text."""
     tokens, width, spec = math.prod(grid), plan.spec.width, plan.spec
+    read = spec.text_tokens + spec.image_tokens
     if spec.joint_text:
-        linear = (tokens + spec.text_tokens) * (8 * width**2 + 4 * width * spec.ffn_dim)
-        text = 4 * (2 * tokens + spec.text_tokens) * spec.text_tokens * width
+        linear = (tokens + read) * (8 * width**2 + 4 * width * spec.ffn_dim)
+        text = 4 * (2 * tokens + read) * read * width
     else:
         linear = tokens * (12 * width**2 + 4 * width * spec.ffn_dim)
-        linear += 0 if keys else spec.text_tokens * 4 * width**2  # a rollout projects the text's keys and values once
-        text = 4 * tokens * spec.text_tokens * width
+        linear += 0 if keys else read * 4 * width**2  # a rollout projects the text's keys and values once
+        text = 4 * tokens * read * width
     return linear, text + 4 * tokens * (keys or tokens) * width
 
 
@@ -219,7 +220,9 @@ def memory_bytes(plan: Plan, dtype: str, offload: str = "none") -> dict[str, int
                  for pass_ in branch.passes)  # fmt: skip
     in_attention += PLAN_OVERHEAD * bool(plan.table.any()) + BANDS_OVERHEAD * banded
     alive = max(in_attention, beside + 2 * spec.ffn_dim / spec.width)
-    alive += family.token_modulation * (plan.sampling is not None and plan.sampling.frame_levels)
+    own_levels = plan.sampling is not None and plan.sampling.frame_levels
+    clean = bool(plan.conditions) and plan.chunk_lat is None and FRAME_TIMESTEPS in spec.capabilities  # first frames, at timestep 0
+    alive += family.token_modulation * (own_levels or clean)
     batch = 2 if family.batches_guidance and plan.guided else 1
     activations = round(alive * batch * tokens * spec.width * size) + 8 * tokens * spec.head_dim + cache_bytes(plan, dtype)
     weights, companions = size * spec.parameters, size * spec.companions

@@ -14,13 +14,13 @@ import importlib
 from typing import Any
 
 from longgen import plugins
-from longgen.backbones import causal_wan, cogvideox, hunyuan, ltx, wan
+from longgen.backbones import causal_wan, cogvideox, hunyuan, ltx, ltx_condition, wan
 from longgen.backbones.model_config import ModelConfigs
 from longgen.backbones.spec import BackboneSpec, Family
 from longgen.errors import UsageError
 
 GROUP = "longgen.backbones"
-FAMILIES = {module.FAMILY.name: module.FAMILY for module in (wan, causal_wan, ltx, cogvideox, hunyuan)}
+FAMILIES = {module.FAMILY.name: module.FAMILY for module in (wan, causal_wan, ltx, ltx_condition, cogvideox, hunyuan)}
 SPECS = {  # longgen's own, the built-in ones first
     spec.name: spec
     for spec in sorted((spec for family in FAMILIES.values() for spec in family.specs), key=lambda spec: not spec.built_in)
@@ -75,10 +75,16 @@ def family_of_configs(configs: ModelConfigs) -> Family:
     pipeline, transformer = configs.model_index["_class_name"], configs.model_index.get("transformer") or ()
     for families in (FAMILIES.values, lambda: plugin_families().values()):
         for family in sorted(families(), key=lambda family: family.marker is None):  # those that a transformer's class tells first
-            if family.marker in transformer if family.marker else family.pipeline == pipeline:
+            if family.marker in transformer if family.marker else pipeline in (family.pipeline, *family.picture_pipelines):
                 return family
-    known = dict.fromkeys(family.pipeline for family in (FAMILIES | plugin_families()).values())
+    known = known_pipelines()
     raise UsageError(f"--backbone {configs.source} is a {pipeline}", expected=", ".join(known), hint="choose another model")
+
+
+def known_pipelines() -> list[str]:
+    """The classes of diffusers' pipelines that some family drives, as model_index.json names them."""
+    families = (FAMILIES | plugin_families()).values()
+    return [*dict.fromkeys(name for family in families for name in (family.pipeline, *family.picture_pipelines))]
 
 
 def published_name(spec: BackboneSpec) -> str:

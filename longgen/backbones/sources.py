@@ -18,8 +18,10 @@ REPOSITORIES = {  # short name -> the repository on GitHub, and the commit that 
     "self-forcing": ("guandeh17/Self-Forcing", "33593df"),
     "longlive": ("NVlabs/LongLive", "e52d9ef"),
     "ltx": ("Lightricks/LTX-Video", "5a592aa"),
+    "ltx-0.9.5": ("Lightricks/LTX-Video", "5260738"),
     "cogvideo": ("zai-org/CogVideo", "7a1af71"),
     "hunyuan": ("Tencent-Hunyuan/HunyuanVideo", "fa14b00"),
+    "hunyuan-i2v": ("Tencent-Hunyuan/HunyuanVideo-I2V", "1481c1d"),
     "diffusers": ("huggingface/diffusers", "58eb52c"),
 }
 
@@ -83,7 +85,17 @@ _WAN_14B = _WAN_1_3B | {
     "guidance": Published(5.0, _WAN_SCRIPT),
     "flow shift": Published(5.0, _WAN_SCRIPT, _OWN_SHIFT),
 }
-_A14B, _5B, _SHARED_22 = (f"wan2.2 wan/configs/{file}.py" for file in ("wan_t2v_A14B", "wan_ti2v_5B", "shared_config"))
+_I2V, _CONFIGS_21 = "wan2.1 wan/configs/wan_i2v_14B.py", "wan2.1 wan/configs/__init__.py"
+_WAN_I2V_480P = _WAN_14B | {
+    "hub id": Published("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", "wan2.1 README.md"),
+    "size": Published((832, 480), _CONFIGS_21),
+    "steps": Published(40, _WAN_SCRIPT),
+    "flow shift": Published(3.0, _WAN_SCRIPT),
+    "negative prompt": Published(SPECS["wan2.1-i2v-14b-480p"].negative_prompt, _I2V),
+}
+_A14B, _I2V_A14B, _5B, _SHARED_22 = (
+    f"wan2.2 wan/configs/{file}.py" for file in ("wan_t2v_A14B", "wan_i2v_A14B", "wan_ti2v_5B", "shared_config")
+)
 _SELF_FORCING_CONFIG, _SELF_FORCING_BASE = "self-forcing configs/self_forcing_dmd.yaml", "self-forcing configs/default_config.yaml"
 _DISTILLED = "distilled: one call a step"
 _OWN_SAMPLER = "self-forcing pipeline/causal_inference.py"
@@ -112,11 +124,43 @@ _COG_2B = {
     "scheduler": Published("CogVideoXDDIMScheduler", _COG_SCRIPT),  # which names it for 2B, and DPM for 5B
     "negative prompt": Published("", _COG_SCRIPT),
 }
-_HUNYUAN = "hunyuan hyvideo/config.py"
+_COG_5B = _COG_2B | {
+    "hub id": Published("THUDM/CogVideoX-5b", _COG_README, _RENAMED),
+    "scheduler": Published("CogVideoXDPMScheduler", _COG_SCRIPT),
+}
+_LTX_095, _LTX_SCRIPT = "ltx-0.9.5 configs/ltxv-2b-0.9.5.yaml", "ltx-0.9.5 ltx_video/inference.py"
+_LTX_CONVERTED, _HUNYUAN_CONVERTED = (f"diffusers scripts/convert_{name}_to_diffusers.py" for name in ("ltx", "hunyuan_video"))
+_HUNYUAN_PIPELINE = "diffusers src/diffusers/pipelines/hunyuan_video/pipeline_hunyuan_video_image2video.py"
+_HUNYUAN, _HUNYUAN_I2V = "hunyuan hyvideo/config.py", "hunyuan-i2v README.md"
 
 SOURCES: dict[str, dict[str, Published]] = {
     "wan2.1-1.3b": _WAN_1_3B,
     "wan2.1-14b": _WAN_14B,
+    "wan2.1-i2v-14b-480p": _WAN_I2V_480P,
+    "wan2.1-i2v-14b-720p": _WAN_I2V_480P | {
+        "hub id": Published("Wan-AI/Wan2.1-I2V-14B-720P-Diffusers", "wan2.1 README.md"),
+        "size": Published((1280, 720), _WAN_SCRIPT),
+        "flow shift": Published(5.0, _WAN_SCRIPT, _OWN_SHIFT),
+    },
+    "wan2.1-flf2v-14b": _WAN_I2V_480P | {
+        "hub id": Published("Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers", _WAN_DOCS),
+        "size": Published((1280, 720), _WAN_SCRIPT),
+        "steps": Published(50, _WAN_SCRIPT),
+        "flow shift": Published(16.0, _WAN_SCRIPT),
+        "negative prompt": Published(SPECS["wan2.1-flf2v-14b"].negative_prompt, _CONFIGS_21),
+    },
+    "wan2.2-i2v-a14b": _WAN_14B | {
+        "hub id": Published("Wan-AI/Wan2.2-I2V-A14B-Diffusers", "wan2.2 README.md"),
+        "size": Published((1280, 720), "wan2.2 generate.py", _SMALLER),
+        "frames": Published(81, _SHARED_22),
+        "fps": Published(16, _SHARED_22),
+        "steps": Published(40, _I2V_A14B),
+        "guidance": Published(3.5, _I2V_A14B),
+        "guidance at low noise": Published(3.5, _I2V_A14B),
+        "boundary": Published(0.9, _I2V_A14B),
+        "flow shift": Published(5.0, _I2V_A14B, _OWN_SHIFT),
+        "negative prompt": Published(_WAN_NEGATIVE, _SHARED_22),
+    },
     "wan2.2-t2v-a14b": _WAN_14B | {
         "hub id": Published("Wan-AI/Wan2.2-T2V-A14B-Diffusers", "wan2.2 README.md"),
         "size": Published((1280, 720), "wan2.2 generate.py", _SMALLER),
@@ -161,11 +205,20 @@ SOURCES: dict[str, dict[str, Published]] = {
         "scheduler": Published("FlowMatchEulerDiscreteScheduler", "diffusers scripts/convert_ltx_to_diffusers.py"),
         "negative prompt": Published("worst quality, inconsistent motion, blurry, jittery, distorted", "ltx inference.py"),
     },
-    "cogvideox-2b": _COG_2B,
-    "cogvideox-5b": _COG_2B | {
-        "hub id": Published("THUDM/CogVideoX-5b", _COG_README, _RENAMED),
-        "scheduler": Published("CogVideoXDPMScheduler", _COG_SCRIPT),
+    "ltx-2b-0.9.5": {
+        "hub id": Published("Lightricks/LTX-Video-0.9.5", "diffusers docs/source/en/api/pipelines/ltx_video.md"),
+        "size": Published((1216, 704), _LTX_SCRIPT),
+        "frames": Published(121, _LTX_SCRIPT),
+        "fps": Published(30, _LTX_SCRIPT),
+        "steps": Published(40, _LTX_095),
+        "guidance": Published(3.0, _LTX_095),
+        "flow shift": Published(1.0, _LTX_CONVERTED),
+        "scheduler": Published("FlowMatchEulerDiscreteScheduler", _LTX_CONVERTED),
+        "negative prompt": Published("worst quality, inconsistent motion, blurry, jittery, distorted", _LTX_SCRIPT),
     },
+    "cogvideox-2b": _COG_2B,
+    "cogvideox-5b": _COG_5B,
+    "cogvideox-5b-i2v": _COG_5B | {"hub id": Published("THUDM/CogVideoX-5b-I2V", _COG_README, _RENAMED)},
     "hunyuanvideo": {
         "hub id": Published("hunyuanvideo-community/HunyuanVideo", "diffusers docs/source/en/api/pipelines/hunyuan_video.md"),
         "size": Published((1280, 720), _HUNYUAN),
@@ -176,5 +229,16 @@ SOURCES: dict[str, dict[str, Published]] = {
         "flow shift": Published(7.0, _HUNYUAN),
         "scheduler": Published("FlowMatchEulerDiscreteScheduler", "diffusers scripts/convert_hunyuan_video_to_diffusers.py"),
         "negative prompt": Published("", _HUNYUAN),
+    },
+    "hunyuanvideo-i2v": {
+        "hub id": Published("hunyuanvideo-community/HunyuanVideo-I2V", _HUNYUAN_PIPELINE),
+        "size": Published((1280, 720), "hunyuan-i2v hyvideo/config.py"),
+        "frames": Published(129, _HUNYUAN_I2V),
+        "fps": Published(24, "hunyuan-i2v sample_image2video.py"),
+        "steps": Published(50, _HUNYUAN_I2V),
+        "guidance": Published(6.0, _HUNYUAN_I2V),
+        "flow shift": Published(7.0, _HUNYUAN_I2V),
+        "scheduler": Published("FlowMatchEulerDiscreteScheduler", _HUNYUAN_CONVERTED),
+        "negative prompt": Published("", "hunyuan-i2v hyvideo/config.py"),
     },
 }  # fmt: skip

@@ -2,14 +2,15 @@
 
 Sources. Wan 2.1 1.3B (revision 0fad780) and Wan 2.2 5B (b8fff73): each JSON file has the SHA-256 in `DIGESTS`, which public
 manifests of these revisions state. Wan 14B and A14B: the arguments of diffusers' convert_wan_to_diffusers.py, and a public list of
-A14B's files with their sizes. LTX-Video: Lightricks/LTX-Video, ltx_video/utils/diffusers_config_mapping.py. CogVideoX and
+A14B's files with their sizes. Wan's image-to-video models: the same script, their encoder of pictures as laion's CLIP-ViT-H-14. LTX-Video: Lightricks/LTX-Video, ltx_video/utils/diffusers_config_mapping.py. CogVideoX and
 HunyuanVideo: diffusers' conversion scripts (schedulers, VAEs by their defaults), the text encoders as other code quotes them. What
-is no more than these scripts' word: the number of LTX-Video's files, the dtypes of the VAEs of CogVideoX and HunyuanVideo.
+is no more than these scripts' word: the number of LTX-Video's files, the dtypes of the VAEs of CogVideoX and HunyuanVideo, the
+numbers of files of the image-to-video models (filled to 5 GB), and the class in the index of LTX-Video 0.9.5.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Config = dict[str, Any]
@@ -109,9 +110,9 @@ def _wan_22_vae(version: str) -> Config:
     )  # fmt: skip
 
 
-def _wan_index(version: str, **more: Any) -> Config:
+def _wan_index(version: str, pipeline: str = "WanPipeline", **more: Any) -> Config:
     return _diffusers(
-        "WanPipeline", version, scheduler=["diffusers", "UniPCMultistepScheduler"],
+        pipeline, version, scheduler=["diffusers", "UniPCMultistepScheduler"],
         text_encoder=["transformers", "UMT5EncoderModel"], tokenizer=["transformers", "T5TokenizerFast"],
         transformer=["diffusers", "WanTransformer3DModel"], vae=["diffusers", "AutoencoderKLWan"], **more,
     )  # fmt: skip
@@ -130,6 +131,31 @@ def _wan_21(heads: int, layers: int, ffn_dim: int, files: int) -> Layout:
         files={"text_encoder": 5, "transformer": files, "vae": 1},
         dtypes={"text_encoder": "F32", "transformer": "F32", "vae": "F32"},
     )
+
+
+def _wan_i2v(flow_shift: float, **more: Any) -> Layout:
+    """Wan 2.1 from pictures, with the arguments `more` of its transformer."""
+    version, base = "0.33.0.dev0", _wan_21(40, 40, 13824, files=14)
+    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    transformer = base.configs["transformer/config.json"] | {"added_kv_proj_dim": 5120, "image_dim": 1280, "in_channels": 36} | more
+    seeing = {"image_encoder": ["transformers", "CLIPVisionModel"], "image_processor": ["transformers", "CLIPImageProcessor"]}
+    configs = base.configs | {
+        "model_index.json": _wan_index(version, "WanImageToVideoPipeline", **seeing),
+        "scheduler/scheduler_config.json": _unipc(version, flow_shift=flow_shift),
+        "transformer/config.json": transformer,
+        "image_encoder/config.json": {
+            "architectures": ["CLIPVisionModel"], "attention_dropout": 0.0, "dropout": 0.0, "hidden_act": "gelu",
+            "hidden_size": 1280, "image_size": 224, "initializer_factor": 1.0, "initializer_range": 0.02,
+            "intermediate_size": 5120, "layer_norm_eps": 1e-05, "model_type": "clip_vision_model", "num_attention_heads": 16,
+            "num_channels": 3, "num_hidden_layers": 32, "patch_size": 14, "projection_dim": 1024, "torch_dtype": "float32",
+        },
+        "image_processor/preprocessor_config.json": {
+            "crop_size": {"height": 224, "width": 224}, "do_center_crop": True, "do_convert_rgb": True, "do_normalize": True,
+            "do_rescale": True, "do_resize": True, "image_mean": mean, "image_processor_type": "CLIPImageProcessor",
+            "image_std": std, "resample": 3, "rescale_factor": 0.00392156862745098, "size": {"shortest_edge": 224},
+        },
+    }  # fmt: skip
+    return Layout(configs, base.files | {"image_encoder": 1}, base.dtypes | {"image_encoder": "F32"})
 
 
 def _wan_22(transformer: Config, vae: Config, files: dict[str, int], flow_shift: float, **index: Any) -> Layout:
@@ -151,13 +177,16 @@ def _wan_22(transformer: Config, vae: Config, files: dict[str, int], flow_shift:
     )
 
 
-def _cogvideox(heads: int, layers: int, rotary: bool, files: int, scale: float, snr: float, dtypes: tuple[str, str]) -> Layout:
+def _cogvideox(
+    heads: int, layers: int, rotary: bool, files: int, scale: float, snr: float, dtypes: tuple[str, str], pictured: bool = False
+) -> Layout:
     version, (dtype, stored) = "0.30.0.dev0", dtypes
     blocks = dict(down_block_types=["CogVideoXDownBlock3D"] * 4, up_block_types=["CogVideoXUpBlock3D"] * 4)
     return Layout(
         {
             "model_index.json": _diffusers(
-                "CogVideoXPipeline", version, scheduler=["diffusers", "CogVideoXDDIMScheduler"],
+                "CogVideoXImageToVideoPipeline" if pictured else "CogVideoXPipeline", version,
+                scheduler=["diffusers", "CogVideoXDDIMScheduler"],
                 text_encoder=["transformers", "T5EncoderModel"], tokenizer=["transformers", "T5Tokenizer"],
                 transformer=["diffusers", "CogVideoXTransformer3DModel"], vae=["diffusers", "AutoencoderKLCogVideoX"],
             ),
@@ -170,17 +199,20 @@ def _cogvideox(heads: int, layers: int, rotary: bool, files: int, scale: float, 
             "text_encoder/config.json": _t5_xxl(dtype, "4.42.4"),
             "transformer/config.json": _diffusers(
                 "CogVideoXTransformer3DModel", version, activation_fn="gelu-approximate", attention_bias=True,
-                attention_head_dim=64, dropout=0.0, flip_sin_to_cos=True, freq_shift=0, in_channels=16, max_text_seq_length=226,
+                attention_head_dim=64, dropout=0.0, flip_sin_to_cos=True, freq_shift=0, max_text_seq_length=226,
+                in_channels=32 if pictured else 16,
                 norm_elementwise_affine=True, norm_eps=1e-05, num_attention_heads=heads, num_layers=layers, out_channels=16,
                 patch_size=2, sample_frames=49, sample_height=60, sample_width=90, spatial_interpolation_scale=1.875,
                 temporal_compression_ratio=4, temporal_interpolation_scale=1.0, text_embed_dim=4096, time_embed_dim=512,
                 timestep_activation_fn="silu", use_rotary_positional_embeddings=rotary,
+                **({"use_learned_positional_embeddings": True} if pictured else {}),
             ),
             "vae/config.json": _diffusers(
                 "AutoencoderKLCogVideoX", version, act_fn="silu", block_out_channels=[128, 256, 256, 512], force_upcast=True,
                 in_channels=3, latent_channels=16, latents_mean=None, latents_std=None, layers_per_block=3, norm_eps=1e-06,
                 norm_num_groups=32, out_channels=3, sample_height=480, sample_width=720, scaling_factor=scale, shift_factor=None,
                 temporal_compression_ratio=4, use_post_quant_conv=False, use_quant_conv=False, **blocks,
+                **({"invert_scale_latents": True} if pictured else {}),
             ),
         },
         files={"text_encoder": 2, "transformer": files, "vae": 1},
@@ -195,6 +227,14 @@ _5B = _wan_transformer("0.35.0.dev0", 24, 30, 14336, 48, pos_embed_seq_len=None)
 LAYOUTS: dict[str, Layout] = {  # name of the backbone -> its repository
     "wan2.1-1.3b": _wan_21(12, 30, 8960, files=2),
     "wan2.1-14b": _wan_21(40, 40, 13824, files=12),
+    "wan2.1-i2v-14b-480p": _wan_i2v(3.0),
+    "wan2.1-i2v-14b-720p": _wan_i2v(3.0),
+    "wan2.1-flf2v-14b": _wan_i2v(16.0, pos_embed_seq_len=514),
+    "wan2.2-i2v-a14b": _wan_22(
+        _A14B | {"in_channels": 36}, _wan_21_vae("0.35.0.dev0"), {"transformer": 12, "transformer_2": 12}, 3.0, boundary_ratio=0.9,
+        pipeline="WanImageToVideoPipeline", expand_timesteps=False, transformer_2=["diffusers", "WanTransformer3DModel"],
+        image_encoder=[None, None], image_processor=[None, None],
+    ),
     "wan2.2-t2v-a14b": _wan_22(
         _A14B, _wan_21_vae("0.35.0.dev0"), {"transformer": 12, "transformer_2": 12}, 3.0, boundary_ratio=0.875,
         expand_timesteps=False, transformer_2=["diffusers", "WanTransformer3DModel"],
@@ -233,6 +273,7 @@ LAYOUTS: dict[str, Layout] = {  # name of the backbone -> its repository
     ),
     "cogvideox-2b": _cogvideox(30, 30, False, 1, 1.15258426, 3.0, ("float16", "F16")),
     "cogvideox-5b": _cogvideox(48, 42, True, 2, 0.7, 1.0, ("bfloat16", "BF16")),
+    "cogvideox-5b-i2v": _cogvideox(48, 42, True, 3, 0.7, 1.0, ("bfloat16", "BF16"), pictured=True),
     "hunyuanvideo": Layout(
         {
             "model_index.json": _diffusers(
@@ -277,6 +318,55 @@ LAYOUTS: dict[str, Layout] = {  # name of the backbone -> its repository
         dtypes={"text_encoder": "F16", "text_encoder_2": "F16", "transformer": "BF16", "vae": "F32"},
     ),
 }  # fmt: skip
+
+
+def _ltx_condition() -> Layout:
+    """The text encoder and the transformer of 0.9, another VAE and scheduler."""
+    configs = LAYOUTS["ltx-2b"].configs | {}
+    configs["model_index.json"] = configs["model_index.json"] | {"_class_name": "LTXConditionPipeline"}
+    configs["scheduler/scheduler_config.json"] = _euler(
+        _LTX, base_image_seq_len=256, base_shift=0.5, max_shift=1.15, shift=1.0, shift_terminal=None, use_dynamic_shifting=False
+    )
+    configs["vae/config.json"] = _diffusers(
+        "AutoencoderKLLTXVideo", _LTX, block_out_channels=[128, 256, 512, 1024, 2048], decoder_block_out_channels=[256, 512, 1024],
+        decoder_causal=False, decoder_inject_noise=[False] * 4, decoder_layers_per_block=[5, 5, 5, 5],
+        decoder_spatio_temporal_scaling=[True, True, True], down_block_types=["LTXVideo095DownBlock3D"] * 4,
+        downsample_type=["spatial", "temporal", "spatiotemporal", "spatiotemporal"], encoder_causal=True, in_channels=3,
+        latent_channels=128, layers_per_block=[4, 6, 6, 2, 2], out_channels=3, patch_size=4, patch_size_t=1, resnet_norm_eps=1e-06,
+        scaling_factor=1.0, spatial_compression_ratio=32, spatio_temporal_scaling=[True, True, True, True],
+        temporal_compression_ratio=8, timestep_conditioning=True, upsample_factor=[2, 2, 2], upsample_residual=[True, True, True],
+    )  # fmt: skip
+    return replace(LAYOUTS["ltx-2b"], configs=configs)
+
+
+def _hunyuan_i2v() -> Layout:
+    """The text encoder is LLaVA on the Llama of HunyuanVideo, as xtuner published it, with its language head."""
+    configs, text = LAYOUTS["hunyuanvideo"].configs | {}, LAYOUTS["hunyuanvideo"].configs["text_encoder/config.json"]
+    configs["model_index.json"] = configs["model_index.json"] | {
+        "_class_name": "HunyuanVideoImageToVideoPipeline", "text_encoder": ["transformers", "LlavaForConditionalGeneration"],
+        "image_processor": ["transformers", "CLIPImageProcessor"],
+    }  # fmt: skip
+    configs["image_processor/preprocessor_config.json"] = {
+        "crop_size": {"height": 336, "width": 336}, "do_center_crop": True, "do_convert_rgb": True, "do_normalize": True,
+        "do_rescale": True, "do_resize": True, "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_processor_type": "CLIPImageProcessor", "image_std": [0.26862954, 0.26130258, 0.27577711], "resample": 3,
+        "rescale_factor": 0.00392156862745098, "size": {"shortest_edge": 336},
+    }  # fmt: skip
+    configs["text_encoder/config.json"] = {
+        "architectures": ["LlavaForConditionalGeneration"], "ignore_index": -100, "image_seq_length": 576,
+        "image_token_index": 128257, "model_type": "llava", "pad_token_id": 128258, "projector_hidden_act": "gelu",
+        "text_config": text | {"architectures": ["LlamaForCausalLM"]}, "torch_dtype": "float16", "transformers_version": "4.46.3",
+        "vision_config": {
+            "dropout": 0.0, "hidden_size": 1024, "image_size": 336, "intermediate_size": 4096, "model_type": "clip_vision_model",
+            "num_attention_heads": 16, "num_hidden_layers": 24, "patch_size": 14, "projection_dim": 768,
+        },
+        "vision_feature_layer": -2, "vision_feature_select_strategy": "default",
+    }  # fmt: skip
+    configs["transformer/config.json"] = configs["transformer/config.json"] | {"image_condition_type": "token_replace"}
+    return replace(LAYOUTS["hunyuanvideo"], configs=configs)
+
+
+LAYOUTS |= {"ltx-2b-0.9.5": _ltx_condition(), "hunyuanvideo-i2v": _hunyuan_i2v()}
 DIGESTS: dict[str, dict[str, str]] = {  # SHA-256 of published files
     "wan2.1-1.3b": {
         "model_index.json": "b8b28e022329acf975e027579a1d2dc3de44dba28f4c909b98a880fbf5b0de7d",

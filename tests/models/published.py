@@ -21,7 +21,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from longgen.backbones.registry import adapter_of, family_of
-from longgen.backbones.spec import BackboneSpec
+from longgen.backbones.spec import BackboneSpec, substitute
 from longgen.pipelines import random_weights
 from tests.models import checkpoint
 from tests.models.layouts import LAYOUTS, Config, Layout
@@ -32,6 +32,9 @@ WAN_VAE_22 = dict(
 )  # fmt: skip
 DEPTHS = ("num_layers", "num_single_layers", "num_hidden_layers", "num_refiner_layers")
 WORDS = ["a", "small", "cyan", "triangle", "orbiting", "on", "sand", "background", "worst", "quality", "blurry"]
+LLAVA = [("model.language_model.", "language_model.model."), ("lm_head.", "language_model.lm_head."),
+         ("model.multi_modal_projector.", "multi_modal_projector."),
+         ("model.vision_tower.", "vision_tower.vision_model.")]  # fmt: skip
 Shapes = dict[str, tuple[str, tuple[int, ...]]]  # of a file's weights: name -> dtype, as safetensors names it, and shape
 
 
@@ -48,10 +51,10 @@ def write_configs(spec: BackboneSpec, folder: Path) -> None:
     model = transformer(spec)
     model.save_config(folder / "transformer")
     kind = ["diffusers", type(model).__name__]
-    index: dict[str, Any] = {"_class_name": family_of(spec).pipeline, "transformer": kind}
+    index: dict[str, Any] = {"_class_name": adapter_of(spec).kind_of(spec).__name__, "transformer": kind}
     if spec.family == "wan":
         two = spec.experts == 2
-        index |= {"transformer_2": kind if two else [None, None], "boundary_ratio": 0.875 if two else None,
+        index |= {"transformer_2": kind if two else [None, None], "boundary_ratio": spec.boundary if two else None,
                   "expand_timesteps": spec.latent_channels == 48}  # fmt: skip
     (folder / "model_index.json").write_text(json.dumps(index))
 
@@ -64,7 +67,7 @@ def write(name: str, folder: Path, layers: int | None = None) -> Path:
         (folder / path).write_text(json_text(shallow(config, layers)))
     for component, count in layout.files.items():
         shapes = weights(layout, component, layers)
-        stem = "model" if component.startswith("text_encoder") else "diffusion_pytorch_model"
+        stem = "model" if component.endswith("_encoder") or component == "text_encoder_2" else "diffusion_pytorch_model"
         for file, part in split(shapes, stem, count, folder / component).items():
             write_part = checkpoint.sparse if layers is None else write_random
             write_part(folder / component / file, part, {"format": "pt"})
@@ -89,8 +92,11 @@ def weights(layout: Layout, component: str, layers: int | None = None) -> Shapes
             model = cls(cls.config_class.from_dict(config))
     shapes = {key: (layout.dtypes[component], tuple(value.shape)) for key, value in model.state_dict().items()}
     shapes.pop("encoder.embed_tokens.weight", None)  # shared.weight by another name
-    if kind == "CLIPTextModel":  # transformers before version 5 put a prefix before them
-        shapes = {key if key.startswith("text_model.") else f"text_model.{key}": entry for key, entry in shapes.items()}
+    if kind in ("CLIPTextModel", "CLIPVisionModel"):  # transformers before version 5 put a prefix before them
+        prefix = "text_model." if kind == "CLIPTextModel" else "vision_model."
+        shapes = {key if key.startswith(prefix) else prefix + key: entry for key, entry in shapes.items()}
+    if kind == "LlavaForConditionalGeneration":  # and named the parts of this one otherwise
+        shapes = {substitute(key, LLAVA): entry for key, entry in shapes.items()}
     return shapes
 
 
@@ -135,7 +141,8 @@ def shallow(config: Config, layers: int | None) -> Config:
     if layers is None:
         return config
     least = 3 if config.get("model_type") == "llama" else 1
-    return config | {key: min(max(layers, least), config[key]) for key in DEPTHS if key in config}
+    nested = {key: shallow(part, layers) for key, part in config.items() if key in ("text_config", "vision_config")}
+    return config | nested | {key: min(max(layers, least), config[key]) for key in DEPTHS if key in config}
 
 
 def write_random(path: Path, shapes: Shapes, metadata: dict[str, str]) -> None:

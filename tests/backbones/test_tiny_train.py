@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from longgen.backbones import tiny_grammar
-from longgen.backbones.tiny import clips, train
+from longgen.backbones.tiny import clips, parts, train
 
 STEPS = {"images": 2, "video": 1, "latents": 2, "decoder": 1, "transformer": 2, "unpack": 0, "causal": 2, "pictures": 2, "parts": 2}
 
@@ -192,21 +192,19 @@ def test_the_stage_of_parts_goes_on_from_that_of_pictures(tmp_path: Path) -> Non
     assert torch.equal(embeds, shipped)  # the text encoder is tiny's, which these stages do not train
 
 
-def test_half_of_whole_clips_begin_with_clean_latents(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "BATCH", 10_000)
-    kept, known = train.begun(21, 1.0, torch.Generator().manual_seed(0))
+def test_half_of_whole_clips_begin_with_clean_latents() -> None:
+    kept, known = parts.begun(21, 10_000, 1.0, torch.Generator().manual_seed(0))
     assert kept.tolist() == list(range(21))
-    assert (known == 0).float().mean() == pytest.approx(1 - train.PICTURED, abs=0.02)
-    assert known[known > 0].unique().tolist() == list(range(1, train.MOST_CLEAN_LAT + 1))
-    assert (known[known > 0] == 1).float().mean() == pytest.approx(0.5 + 0.5 / train.MOST_CLEAN_LAT, abs=0.02)
+    assert (known == 0).float().mean() == pytest.approx(1 - parts.PICTURED, abs=0.02)
+    assert known[known > 0].unique().tolist() == list(range(1, parts.MOST_CLEAN_LAT + 1))
+    assert (known[known > 0] == 1).float().mean() == pytest.approx(0.5 + 0.5 / parts.MOST_CLEAN_LAT, abs=0.02)
 
 
-def test_parts_of_clips_leave_something_to_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_clips_leave_something_to_learn() -> None:
     """Half of the batches are whole; the others begin later, half of these with the first latent in view, and with a clean one."""
-    monkeypatch.setattr(train, "BATCH", 4)
     generator, kinds = torch.Generator().manual_seed(0), {"whole": 0, "later": 0, "in view": 0}
     for _ in range(1000):
-        kept, known = train.begun(21, 0.5, generator)
+        kept, known = parts.begun(21, 4, 0.5, generator)
         first, second = kept[:2].tolist()
         kind = "whole" if (first, second, len(kept)) == (0, 1, 21) and 0 in known else "later" if first else "in view"
         kinds[kind] += 1
@@ -214,7 +212,7 @@ def test_parts_of_clips_leave_something_to_learn(monkeypatch: pytest.MonkeyPatch
         assert torch.equal(kept[1:].diff(), torch.ones(len(kept) - 2))
         assert known.max() < len(kept)
         if kind == "later":
-            assert 1 <= first <= train.MOST_CUT_LAT
+            assert 1 <= first <= parts.MOST_CUT_LAT
             assert known.min() >= 1
         elif kind == "in view" and second > 1:
             assert known.min() >= 2

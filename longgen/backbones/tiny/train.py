@@ -15,7 +15,7 @@
 | unpack | nothing: lays out the shipped `tiny` | as the finished stages video and transformer |
 | causal | a causal transformer, from tiny's | flow matching on chunks of three latents, each at its own noise level, block-causal |
 | pictures | to start from clean first latents, from the stage transformer | flow matching; the clean ones are at time 0 |
-| parts | the same also for parts of clips, from pictures if it ran | as pictures; see `begun` |
+| parts | the same also for parts of clips, from pictures if it ran | as pictures; see `parts.py` |
 | export-pictures, export-parts | nothing: write the transformer's folder | fp16 safetensors |
 | export-causal | nothing: writes the transformer's folder | fp16 safetensors; text encoder and VAE are tiny's |
 
@@ -67,6 +67,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from longgen.backbones import tiny_grammar
 from longgen.backbones.tiny import clips
+from longgen.backbones.tiny.parts import begun
 
 SEED = 2026
 CHECKPOINT_EVERY = 200
@@ -111,9 +112,6 @@ CAUSAL_BATCH = 6
 CAUSAL_TIME_SHIFT = 3.0
 CONTEXT_NOISE = 0.15  # the most noise on the clean past, so that a rollout forgives its own errors
 TIME_SHIFT = 2.0
-PICTURED = 0.5  # of whole clips begin with clean latents; the others are as in the stage transformer
-MOST_CLEAN_LAT = 6
-MOST_CUT_LAT = 10  # of the 21, so that what is left has room for what is given and for more
 FLOW_SHIFT = 3.0
 OBJECT_WEIGHT = 7.0  # pixels of the shape and its rim; the background would drown small shapes otherwise
 LATENT_NOISE = 0.03
@@ -499,24 +497,6 @@ def train_causal(work: Path, device: str, steps: int) -> None:
     )
 
 
-def begun(frames_lat: int, whole: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The latents of its clips that a batch keeps, indices [K], and with how many clean ones of these each begins, [BATCH].
-
-    A share of `whole` batches: whole clips, half of them from noise alone, the others from the latent of a picture or from up to
-    MOST_CLEAN_LAT of a video. Half of the others: the clips from a later latent on, as where a video goes on from one of that kind.
-    The rest: that with the first latent before it, as in a chain that keeps its picture in view.
-    """
-    several = torch.randint(1, MOST_CLEAN_LAT + 1, (BATCH,), generator=generator)
-    which, cut = float(torch.rand((), generator=generator)), int(torch.randint(1, MOST_CUT_LAT + 1, (), generator=generator))
-    if which < whole:
-        known = torch.where(torch.rand(BATCH, generator=generator) < 0.5, 1, several)
-        return torch.arange(frames_lat), torch.where(torch.rand(BATCH, generator=generator) < PICTURED, known, 0)
-    later = torch.arange(cut, frames_lat)
-    if which < (1 + whole) / 2:
-        return later, several
-    return torch.cat([torch.zeros(1, dtype=torch.long), later]), 1 + several
-
-
 def train_pictures(work: Path, device: str, steps: int, stage: str, before: str, whole: float, seed: int) -> None:
     """The stages pictures and parts. before: the stage to start from, or transformer where that has not run. whole: see `begun`."""
     latents, sentences, _, _ = load_clips(work)
@@ -525,7 +505,7 @@ def train_pictures(work: Path, device: str, steps: int, stage: str, before: str,
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(latents), (BATCH,), generator=generator)
-        kept, known = begun(frames_lat, whole, generator)
+        kept, known = begun(frames_lat, BATCH, whole, generator)
         clean = latents[rows][:, :, kept].to(device)
         prompts = sentences[rows].masked_fill(torch.rand(BATCH, generator=generator) < DROPPED_PROMPTS, -1)
         time_unit = torch.sigmoid(1.2 * torch.randn(BATCH, generator=generator))
@@ -568,7 +548,7 @@ def export_transformer(stage: str, work: Path, folder: Path) -> None:
     print(f"export-{stage} {folder}: {sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) / 1e6:.1f} MB", flush=True)
 
 
-STAGES = {
+STAGES: dict[str, tuple[Callable[..., None], int]] = {
     "images": (train_images, 2000),
     "video": (train_video, 2600),
     "latents": (encode_clips, CLIPS),

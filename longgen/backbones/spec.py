@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from longgen.backbones.model_config import ModelConfigs
 
 RELATIVE_POSITIONS, FRAME_TIMESTEPS, WHOLE_CLIP, KV_CACHE = "relative-positions", "frame-timesteps", "whole-clip", "kv-cache"
-FIRST_FRAME, LAST_FRAME = "first-frame", "last-frame"
+FIRST_FRAME, LAST_FRAME, LATENT_CONDITION = "first-frame", "last-frame", "latent-condition"
 CAPABILITIES = {  # what each means
     RELATIVE_POSITIONS: "rotary time positions inside self-attention",
     FRAME_TIMESTEPS: "one timestep for each latent frame",
@@ -20,6 +20,7 @@ CAPABILITIES = {  # what each means
     KV_CACHE: "frames that are made in chunks, each of which sees the past through a cache of keys and values",
     FIRST_FRAME: "a picture as the first frame",
     LAST_FRAME: "a picture as the last frame, beside one as the first",
+    LATENT_CONDITION: "latents of known frames in channels beside the noise, with a mask of them",
 }
 TINY_FOLDER = Path(__file__).parent / "tiny" / "weights"
 TINY_CAUSAL_FOLDER = TINY_FOLDER.with_name("weights-causal")

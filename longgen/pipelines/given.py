@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 class Given:
     """latents: [1, C, m, h, w], clean and normalised as the transformer sees them, of the first frames. image, last_image:
     pictures of the clip's size, for pipelines that also encode them in another way; None where the latents come from a video.
+    zero_padded: for a model with a condition beside the noise, see `longgen.sampling.svi`: behind `latents` it holds zeros in
+    place of an encoded grey video, its mask marks the first latent frame alone, and all frames are sampled.
     """
 
     latents: Tensor
     image: Image | None = None
     last_image: Image | None = None
+    zero_padded: bool = False

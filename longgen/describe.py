@@ -98,9 +98,8 @@ def _chain_lines(plan: Plan, drawn: bool) -> list[str]:
     """The clips of a chain: how many, what each begins with, and a picture, given frames in a light shade."""
     clips, length = plan.clips, plan.call_geometry.frames_lat
     later = next((clip for clip in clips if not clip.begins), None)
-    start = (
-        "its picture" if plan.conditions.image else f"{plan.given_lat} frames of the video before" if plan.given_lat else "noise"
-    )
+    past = f"{plan.given_lat} frames of the earlier video" if plan.given_lat else "noise"
+    start = "its picture" if plan.conditions.image else past
     lines = [f"{len(clips)} clips of {length} latent frames, one after the other; the first begins with {start}"]
     if later is not None:
         shown = "the first frame of the video and " * later.reference

@@ -278,7 +278,7 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
     for placed in plan.techniques:
         noised = plan.call_geometry if plan.clips else plan.geometry
         acts_outside_attention = (isinstance(placed.technique, Refine) or (placed.makes_noise and noised.ratio > 1)
-                                  or (isinstance(placed.technique, Sampling) and (call_lat < plan.frames_lat or plan.clips)))  # fmt: skip
+                                  or (isinstance(placed.technique, Sampling) and (plan.in_clips or plan.in_parts)))  # fmt: skip
         implied = placed.name not in map(name_of, plan.preset.techniques)
         if not implied and placed.name in without_effect and not acts_outside_attention:
             notes.append(f"{placed.name} changes nothing at {frames_px} frames of {spec.name}: it is the identity there")
@@ -294,8 +294,7 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
                      "technique is active: expect slow or frozen motion; longgen presets list shows the alternatives")  # fmt: skip
     surplus = sum(call_lat - clip.given - clip.new for clip in plan.clips)
     if surplus:
-        notes.append(f"every clip has {call_lat} latent frames: {surplus} of them are beyond the video's end or a cut, and are made "
-                     "and dropped")  # fmt: skip
+        notes.append(f"every clip has {call_lat} latent frames: {surplus} of them, beyond the video's end or a cut, are dropped")
     notes += _shift_notes(plan)
     advised = {name: value for name, value in spec.advised if getattr(requested, name) is None} if spec.name in SPECS else {}
     if advised:

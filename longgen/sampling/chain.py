@@ -98,7 +98,7 @@ class Chain(Sampling):
         return model.clean_lat
 
     def clips(self, frames_lat: int, length: int, cuts: Sequence[int] = ()) -> tuple[Clip, ...]:
-        """The clips of `length` frames that make T frames, in order. cuts: frames from 1 on at which a shot with a picture begins."""
+        """The clips of `length` frames that make T, in order. cuts: frames from 1 on at which a shot with a picture begins."""
         assert self.overlap is not None, "settled before"
         made = []
         for begin, end in pairwise((0, *cuts, frames_lat)):

@@ -9,9 +9,9 @@ Clips, seeds and their joining: `chain`. What these LoRAs were trained on, in th
     condition   [latent of the picture] [the last m latent frames of the clip before] [zeros], as latents           [code]
     mask        marks the first latent frame alone; the m that follow are seen, and sampled too                     [code]
 
-Constants: m = 1, L = 21, the picture in view, 50 steps, shift 5, both LoRAs at strength 1, the experts' boundary the model's [code];
-guidance 5 in its script, 4 in its README. ComfyUI's workflow, with LightX2V LoRAs of .5 and 1 besides: 6 steps, shift 8, guidance
-1.5. Trained at 832x480 [docs]. In its copies here the boundary is .875, and the model's own is .9 [derived: the model's].
+Constants: m = 1, L = 21, the picture in view, 50 steps, shift 5, both LoRAs at strength 1 [code]; guidance 5 in its script, and
+4 in its README. Trained at 832x480 [docs]. The experts' boundary is .875 in its pipeline; here the model's own [derived]. ComfyUI's
+workflow for 2.0, with LightX2V LoRAs of .5 and 1 besides: 6 steps, shift 8, guidance 1.5.
 
 Without the LoRAs zeros are not what the model knows: its own pipeline pads with an encoded grey video.
 

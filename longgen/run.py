@@ -194,12 +194,12 @@ def _sample(backbone: PipelineBackbone, job: Job, chunks: Chunks, state: State |
 
     generator = torch.Generator().manual_seed(job.seed)
     inputs = run_folder(job.output) / rundir.INPUTS
-    if state is not None and plan.chunk_lat is not None and (inputs / past.GIVEN).is_file():
+    if state is not None and in_chunks and (inputs / past.GIVEN).is_file():
         given: Given | None = Given(shown.given_latents(plan, inputs))
     else:
         given = backbone.given(plan, generator)
-        rolled = plan.chunk_lat is not None and given is not None
-        if rolled and (plan.conditions.past is None or plan.conditions.past.latents is None):
+        encoded = plan.conditions.past is None or plan.conditions.past.latents is None
+        if in_chunks and encoded and given is not None and given.latents is not None:
             disk.make_folder(inputs)
             checkpoint.save_tensors(inputs / past.GIVEN, {"latents": given.latents}, chunks.settings)
     denoiser = Denoiser(backbone, plan, job.prompt, given)

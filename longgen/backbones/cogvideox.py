@@ -70,9 +70,11 @@ def transformer_config(spec: BackboneSpec) -> dict[str, Any]:
     width, height = (side // spec.stride_hw for side in spec.size)
     pictured = dict(in_channels=2 * spec.latent_channels, use_learned_positional_embeddings=True, sample_width=width,
                     sample_height=height, sample_frames=spec.native_px)  # fmt: skip
-    return transformer_sizes(spec) | dict(
-        num_layers=spec.layers, use_rotary_positional_embeddings=spec.rotary_dims > 0, max_text_seq_length=spec.text_tokens
-    ) | (pictured if spec.picture_needed else {})
+    return (
+        transformer_sizes(spec)
+        | dict(num_layers=spec.layers, use_rotary_positional_embeddings=spec.rotary_dims > 0, max_text_seq_length=spec.text_tokens)
+        | (pictured if spec.picture_needed else {})
+    )
 
 
 def random_pipeline(spec: BackboneSpec, transformers: Sequence[Any], text: Any) -> Any:

@@ -56,10 +56,9 @@ def stock_pipe(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> A
     return pipe
 
 
-def stock_call(name: str, model: Any, pipe: Any, plan: Plan, **arguments: Any) -> Any:
+def stock_call(model: Any, pipe: Any, plan: Plan, **arguments: Any) -> Any:
     """The stock latents as [1, C, T, h, w], or what else `arguments` ask for."""
-    more = {"frame_rate": model.spec.fps} if name.startswith("ltx") else {}
-    made = family.stock_call(pipe, plan, max_sequence_length=model.spec.text_tokens, **more, **arguments)
+    made = family.stock_call(pipe, plan, max_sequence_length=model.spec.text_tokens, **arguments)
     return model.unpacked(made, plan) if arguments["output_type"] == "latent" else made
 
 
@@ -78,9 +77,9 @@ def test_no_technique_is_the_stock_pipeline_bit_for_bit(
     for frames_px in (33, 41):
         plan = family.made(model, "direct", frames_px, 3, conditions=picture)
         latents = family.sampled(model, plan)
-        assert torch.equal(latents, stock_call(name, model, pipe, plan, **family.pictures_of(plan), output_type="latent"))
+        assert torch.equal(latents, stock_call(model, pipe, plan, **family.pictures_of(plan), output_type="latent"))
     decoded = np.concatenate(list(model.decode(latents)))
-    shown = stock_call(name, model, pipe, plan, **family.pictures_of(plan), output_type="np")[0]
+    shown = stock_call(model, pipe, plan, **family.pictures_of(plan), output_type="np")[0]
     assert np.array_equal(decoded, (shown * 255).round().astype(np.uint8))
     assert decoded.std() > 2
 

@@ -22,7 +22,6 @@ from longgen.frameplan import FramePlan, distances, full_attention
 from longgen.loops import sample
 from longgen.loops.denoiser import Denoiser
 from longgen.pipelines.given import Given
-from longgen.plan import Plan
 from tests.attention.dense import dense
 from tests.backbones import family
 
@@ -49,15 +48,11 @@ def inputs(backbone: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict
     return family.layer_inputs(backbone, family.made(backbone, "direct", FRAMES_PX, 2, conditions=picture))
 
 
-def stock_call(pipe: Any, plan: Plan, **arguments: Any) -> Any:
-    return family.stock_call(pipe, plan, frame_rate=30, **arguments)
-
-
 def test_text_alone_is_the_stock_pipeline_bit_for_bit(backbone: Any, stock: Any) -> None:
     plan = family.made(backbone, "direct", FRAMES_PX, 3)
     latents = family.sampled(backbone, plan)
-    assert torch.equal(latents, stock_call(stock, plan, output_type="latent"))
-    frames = (stock_call(stock, plan, output_type="np")[0] * 255).round().astype(np.uint8)
+    assert torch.equal(latents, family.stock_call(stock, plan, output_type="latent"))
+    frames = (family.stock_call(stock, plan, output_type="np")[0] * 255).round().astype(np.uint8)
     assert np.array_equal(np.concatenate(list(backbone.decode(latents))), frames)
 
 
@@ -73,7 +68,7 @@ def test_several_clean_frames_are_the_stock_pipeline_s_video_condition(backbone:
     assert given.latents.shape[2] == 3
     noise = backbone.noise(plan, generator)
     latents = sample(Denoiser(backbone, plan, family.PROMPT, given), noise, generator, lambda state: None)
-    assert torch.equal(latents, stock_call(stock, plan, conditions=[condition], output_type="latent"))
+    assert torch.equal(latents, family.stock_call(stock, plan, conditions=[condition], output_type="latent"))
 
 
 def test_frames_with_levels_of_their_own_stand_where_the_pipeline_puts_them(backbone: Any) -> None:

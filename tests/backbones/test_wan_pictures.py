@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import WanImageToVideoPipeline
+from diffusers import DiffusionPipeline, WanImageToVideoPipeline
 from torch import Tensor
 
 from longgen import frames, pictures, planner, preset
@@ -133,6 +133,25 @@ def test_a_resumed_run_ends_on_the_same_latents(
         seen: list[int] = []
         assert torch.equal(family.sampled(backbone, plan, lambda now, seen=seen: seen.append(now.done), state), whole)
         assert seen == list(range(state.done + 1, 5))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_with_model_offload_it_is_the_stock_pipeline_with_it(
+    model_folder: Callable[[str], Path], started: Callable[..., Conditions], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From host to host: the hooks are diffusers' own. After a run no model is left where it ran, and another run is equal."""
+    backbone, pipe = family.loaded(model_folder(name)), WanImageToVideoPipeline.from_pretrained(model_folder(name))
+    pipe.set_progress_bar_config(disable=True)
+    for one in (backbone.pipe, pipe):
+        one.enable_model_cpu_offload(device="cpu")
+    plan = made(backbone, started(name))
+    arguments = family.pictures_of(plan) | second(backbone, plan)
+    freed: list[Any] = []
+    remove = DiffusionPipeline.remove_all_hooks
+    monkeypatch.setattr(DiffusionPipeline, "remove_all_hooks", lambda pipe: freed.append(remove(pipe)))
+    runs = [family.sampled(backbone, plan) for _ in range(2)]
+    assert len(freed) == 2
+    assert all(torch.equal(run, family.stock_call(pipe, plan, output_type="latent", **arguments)) for run in runs)
 
 
 def test_the_first_latent_is_the_picture(loaded: dict[str, Any], started: Callable[..., Conditions]) -> None:

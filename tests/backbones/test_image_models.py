@@ -5,7 +5,9 @@ Legend: B batch, T latent frames, n tokens per latent frame, K clips, L latent f
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +17,18 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, LTXImageToVideoPipeline
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import LlavaForConditionalGeneration
 
 from longgen import frames, planner, preset
+from longgen.backbones import formats
+from longgen.backbones.find import find
 from longgen.conditions import Conditions
 from longgen.errors import UsageError
 from longgen.loops import sample
 from longgen.loops.denoiser import Denoiser
+from longgen.pipelines import loading
 from longgen.pipelines.given import Given
 from longgen.plan import Plan
 from tests.backbones import family
@@ -234,3 +241,61 @@ def test_a_model_of_one_size_refuses_others(backbone: Callable[[str], Any]) -> N
 def test_text_alone_is_refused(backbone: Callable[[str], Any], name: str) -> None:
     with pytest.raises(UsageError, match="starts from a picture, and none is given"):
         planner.build(preset.load("direct"), backbone(name).spec)
+
+
+def changed(folder: Path, copy: Path, file: str, **values: Any) -> Path:
+    """A copy of the configs in `folder`, without weights, with `values` in `file`."""
+    for path in ("model_index.json", "transformer/config.json", "vae/config.json"):
+        (copy / path).parent.mkdir(exist_ok=True)
+        content = json.loads((folder / path).read_text()) | (values if path == file else {})
+        (copy / path).write_text(json.dumps(content))
+    return copy
+
+
+def test_an_index_of_the_image_pipeline_is_the_same_model(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """LTX-Video has one checkpoint for both."""
+    folder = changed(model_folder("ltx"), tmp_path, "model_index.json", _class_name="LTXImageToVideoPipeline")
+    text, image = find(str(model_folder("ltx"))), find(str(folder))
+    assert image.about.startswith("LTXImageToVideoPipeline, read from its configs")
+    assert (image.family, image.capabilities, image.picture_needed) == (text.family, text.capabilities, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "values", "said"),
+    [
+        ("hunyuan-i2v", "transformer/config.json", {"image_condition_type": "latent_concat", "in_channels": 33},
+         r"the first HunyuanVideo-I2V, to which a picture is further channels \(latent_concat\)"),
+        ("hunyuan-i2v", "transformer/config.json", {"image_condition_type": None}, "image_condition_type = None"),
+        ("hunyuan", "transformer/config.json", {"image_condition_type": "token_replace"}, "image_condition_type = 'token_replace'"),
+        ("cogvideox-i2v", "transformer/config.json", {"patch_size_t": 2}, "CogVideoX 1.5 joins two latent frames"),
+        ("cogvideox-i2v", "transformer/config.json", {"in_channels": 9}, "in_channels = 9"),
+        ("cogvideox-i2v", "model_index.json", {"_class_name": "CogVideoXPipeline"}, "out_channels = 4"),
+        ("ltx-condition", "vae/config.json", {"spatial_compression_ratio": 0}, "spatial_compression_ratio = 0"),
+    ],
+)  # fmt: skip
+def test_a_model_that_is_none_of_these_is_refused(
+    model_folder: Callable[[str], Path], tmp_path: Path, name: str, file: str, values: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said) as refused:
+        find(str(changed(model_folder(name), tmp_path, file, **values)))
+    assert refused.value.expected
+    assert refused.value.hint
+
+
+def test_a_llava_is_read_by_the_names_that_it_was_published_with(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """Those of transformers before version 5, with a table that later ones derive."""
+    folder = model_folder("hunyuan-i2v")
+    shutil.copytree(folder / "text_encoder", tmp_path / "text_encoder")
+    file = tmp_path / "text_encoder" / "model.safetensors"
+    weights = {key.replace("vision_tower.", "vision_tower.vision_model."): value for key, value in load_file(file).items()}
+    weights["vision_tower.vision_model.embeddings.position_ids"] = torch.arange(577)[None]
+    save_file(weights, file, {"format": "pt"})
+    one, other = (loading.component(LlavaForConditionalGeneration, str(place), "text_encoder", torch.float32).state_dict()
+                  for place in (folder, tmp_path))  # fmt: skip
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_float64_is_no_quantization() -> None:
+    """CogVideoX's learned positions are saved so from float32."""
+    assert formats.quantized(["patch_embed.pos_embedding"], ["F32", "F64"]) is None
+    assert formats.quantized(["a.weight"], ["F6_E2M3"]) is not None

@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("ltx", "group", "fp16", "sink-window", ("decode", "resume")),
         ("ltx-condition", "none", "fp32", "vrpr", ("values", "resume")),
         ("cogvideox-i2v", "model", "bf16", "glc-diffusion", ("values", "decode", "resume")),
-        ("hunyuan-i2v", "group", "fp32", "gen-l-video", ("values", "decode")),
+        ("hunyuan-i2v", "model", "fp32", "gen-l-video", ("values", "decode")),
         ("cogvideox", "group", "bf16", "freelong", ("values", "decode")),
         ("cogvideox-2b", "model", "fp16", "gen-l-video", ("decode",)),
         ("hunyuan", "none", "bf16", "vrpr", ("values", "resume")),
@@ -53,7 +53,7 @@ def test_a_sample_of_the_sweep(family: str, offload: str, dtype: str, name: str,
 
 
 @pytest.mark.parametrize(
-    ("family", "offload", "name"), [("ltx", "model", "glc-diffusion"), ("ltx-condition", "group", "gen-l-video")]
+    ("family", "offload", "name"), [("ltx", "model", "glc-diffusion"), ("ltx-condition", "group", "sink-window")]
 )
 def test_a_picture_reaches_the_device_too(family: str, offload: str, name: str, folder: Path) -> None:
     """Of models that could do without one."""

@@ -22,14 +22,14 @@ import torch
 from diffusers import DiffusionPipeline, WanImageToVideoPipeline
 from torch import Tensor
 
-from longgen import frames, pictures, planner, preset
+from longgen import frames, pictures, planner, preset, run
 from longgen.attention import executor
 from longgen.attention.context import LayerInputs
 from longgen.backbones.find import find
 from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.wan import TINY
-from longgen.conditions import Conditions
+from longgen.conditions import NOTHING, Conditions
 from longgen.errors import UsageError
 from longgen.frameplan import FramePlan
 from longgen.loops import State, sample
@@ -37,6 +37,7 @@ from longgen.loops.denoiser import Denoiser
 from longgen.pipelines import random_weights
 from longgen.pipelines.given import Given
 from longgen.plan import Plan
+from longgen.rundir import Job
 from longgen.schedule import PromptSchedule, Shot
 from tests.attention.dense import dense
 from tests.backbones import family
@@ -335,6 +336,28 @@ def test_edits_of_the_latent_leave_given_frames_alone(tiny: Any, started: Callab
     latents = sample(denoiser, denoiser.initial_noise(generator), generator)
     assert seen
     assert all(torch.equal(x0[:, :, :1], denoiser.given.latents) for x0 in [*seen, latents])
+
+
+def test_videos_with_and_without_a_picture_are_made_on_one_model(
+    started: Callable[..., Conditions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is the video that it is alone; `tiny` is loaded once."""
+    plans = [
+        planner.build(preset.load("direct", (), preset.Sample(frames=9, steps=2)), TINY, conditions=conditions)
+        for conditions in (NOTHING, started("tiny"), NOTHING)
+    ]
+    loads: list[Any] = []
+    load = run.load
+    monkeypatch.setattr(run, "load", lambda *arguments: loads.append(load(*arguments)) or loads[-1])
+    jobs = [Job(plan, family.PROMPT, 3, tmp_path / f"{number}.mp4") for number, plan in enumerate(plans)]
+    run.generate_jobs(jobs, ModelSettings("cpu", "fp32"))
+    assert len(loads) == 1
+    alone = [job._replace(output=tmp_path / f"alone-{number}.mp4") for number, job in enumerate(jobs[:2])]
+    for job in alone:
+        run.generate_jobs([job], ModelSettings("cpu", "fp32"))
+    first, pictured, last = (job.output.read_bytes() for job in jobs)
+    assert [first, pictured] == [job.output.read_bytes() for job in alone]
+    assert first == last != pictured
 
 
 # Before anything is loaded

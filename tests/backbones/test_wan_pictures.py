@@ -28,7 +28,7 @@ from longgen.attention.context import LayerInputs
 from longgen.backbones.find import find
 from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.wan import TINY
+from longgen.backbones.wan import FAMILY, TINY
 from longgen.conditions import NOTHING, Conditions
 from longgen.errors import UsageError
 from longgen.frameplan import FramePlan
@@ -411,6 +411,18 @@ def test_a_pipeline_for_pictures_with_a_timestep_a_token_is_also_one_for_text(
     backbone, other = family.loaded(folder), family.loaded(model_folder("wan-ti2v"))
     plans = [family.made(one, "direct", 9, 2) for one in (backbone, other)]
     assert torch.equal(family.sampled(backbone, plans[0]), family.sampled(other, plans[1]))
+
+
+def test_lora_files_name_the_layers_of_pictures_as_their_authors_do() -> None:
+    """diffusers 58eb52c, scripts/convert_wan_to_diffusers.py."""
+    layers = {
+        "blocks.0.attn2.add_k_proj": "blocks.0.cross_attn.k_img", "blocks.0.attn2.add_v_proj": "blocks.0.cross_attn.v_img",
+        "blocks.0.attn2.norm_added_k": "blocks.0.cross_attn.norm_k_img", "blocks.0.norm2": "blocks.0.norm3",
+        "condition_embedder.image_embedder.norm1": "img_emb.proj.0", "condition_embedder.image_embedder.norm2": "img_emb.proj.4",
+        "condition_embedder.image_embedder.ff.net.0.proj": "img_emb.proj.1",
+        "condition_embedder.image_embedder.ff.net.2": "img_emb.proj.3",
+    }  # fmt: skip
+    assert FAMILY.author_layers(layers) == {theirs: (ours,) for ours, theirs in layers.items()}
 
 
 def test_loading_prints_nothing(model_folder: Callable[[str], Path]) -> None:

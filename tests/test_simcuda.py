@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("wan-experts", "model", "bf16", "ntk", ("values", "resume")),
         ("wan-ti2v", "none", "fp16", "keyframes", ("decode",)),
         ("wan-flf2v", "model", "bf16", "sliding-window", ("values", "decode", "resume", "schedule")),
-        ("wan-i2v", "group", "bf16", "gen-l-video", ("resume",)),
+        ("wan-i2v", "group", "bf16", "freespec", ("resume",)),
         ("ltx", "group", "fp16", "sink-window", ("decode", "resume")),
         ("ltx-condition", "none", "fp32", "vrpr", ("values", "resume")),
         ("cogvideox-i2v", "model", "bf16", "glc-diffusion", ("values", "decode", "resume")),

@@ -22,14 +22,14 @@ import torch
 from diffusers import DiffusionPipeline, WanImageToVideoPipeline
 from torch import Tensor
 
-from longgen import frames, pictures, planner, preset
+from longgen import frames, pictures, planner, preset, run
 from longgen.attention import executor
 from longgen.attention.context import LayerInputs
 from longgen.backbones.find import find
 from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.wan import TINY
-from longgen.conditions import Conditions
+from longgen.backbones.wan import FAMILY, TINY
+from longgen.conditions import NOTHING, Conditions
 from longgen.errors import UsageError
 from longgen.frameplan import FramePlan
 from longgen.loops import State, sample
@@ -37,6 +37,7 @@ from longgen.loops.denoiser import Denoiser
 from longgen.pipelines import random_weights
 from longgen.pipelines.given import Given
 from longgen.plan import Plan
+from longgen.rundir import Job
 from longgen.schedule import PromptSchedule, Shot
 from tests.attention.dense import dense
 from tests.backbones import family
@@ -337,6 +338,28 @@ def test_edits_of_the_latent_leave_given_frames_alone(tiny: Any, started: Callab
     assert all(torch.equal(x0[:, :, :1], denoiser.given.latents) for x0 in [*seen, latents])
 
 
+def test_videos_with_and_without_a_picture_are_made_on_one_model(
+    started: Callable[..., Conditions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is the video that it is alone; `tiny` is loaded once."""
+    plans = [
+        planner.build(preset.load("direct", (), preset.Sample(frames=9, steps=2)), TINY, conditions=conditions)
+        for conditions in (NOTHING, started("tiny"), NOTHING)
+    ]
+    loads: list[Any] = []
+    load = run.load
+    monkeypatch.setattr(run, "load", lambda *arguments: loads.append(load(*arguments)) or loads[-1])
+    jobs = [Job(plan, family.PROMPT, 3, tmp_path / f"{number}.mp4") for number, plan in enumerate(plans)]
+    run.generate_jobs(jobs, ModelSettings("cpu", "fp32"))
+    assert len(loads) == 1
+    alone = [job._replace(output=tmp_path / f"alone-{number}.mp4") for number, job in enumerate(jobs[:2])]
+    for job in alone:
+        run.generate_jobs([job], ModelSettings("cpu", "fp32"))
+    first, pictured, last = (job.output.read_bytes() for job in jobs)
+    assert [first, pictured] == [job.output.read_bytes() for job in alone]
+    assert first == last != pictured
+
+
 # Before anything is loaded
 
 
@@ -388,6 +411,18 @@ def test_a_pipeline_for_pictures_with_a_timestep_a_token_is_also_one_for_text(
     backbone, other = family.loaded(folder), family.loaded(model_folder("wan-ti2v"))
     plans = [family.made(one, "direct", 9, 2) for one in (backbone, other)]
     assert torch.equal(family.sampled(backbone, plans[0]), family.sampled(other, plans[1]))
+
+
+def test_lora_files_name_the_layers_of_pictures_as_their_authors_do() -> None:
+    """diffusers 58eb52c, scripts/convert_wan_to_diffusers.py."""
+    layers = {
+        "blocks.0.attn2.add_k_proj": "blocks.0.cross_attn.k_img", "blocks.0.attn2.add_v_proj": "blocks.0.cross_attn.v_img",
+        "blocks.0.attn2.norm_added_k": "blocks.0.cross_attn.norm_k_img", "blocks.0.norm2": "blocks.0.norm3",
+        "condition_embedder.image_embedder.norm1": "img_emb.proj.0", "condition_embedder.image_embedder.norm2": "img_emb.proj.4",
+        "condition_embedder.image_embedder.ff.net.0.proj": "img_emb.proj.1",
+        "condition_embedder.image_embedder.ff.net.2": "img_emb.proj.3",
+    }  # fmt: skip
+    assert FAMILY.author_layers(layers) == {theirs: (ours,) for ours, theirs in layers.items()}
 
 
 def test_loading_prints_nothing(model_folder: Callable[[str], Path]) -> None:

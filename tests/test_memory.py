@@ -41,6 +41,8 @@ def arguments(made: Plan) -> dict[str, Any]:
         encoder_hidden_states=torch.zeros(batch, spec.text_tokens + spec.joint_text * spec.image_tokens, 4096, dtype=kind),
         return_dict=False,
     )  # fmt: skip
+    if spec.image_tokens and not spec.joint_text:
+        call |= dict(encoder_hidden_states_image=torch.zeros(spec.image_tokens // 257, 257, 1280, dtype=kind))
     mask = torch.ones(batch, spec.text_tokens + spec.image_tokens, dtype=torch.bool)
     if spec.family == "ltx":
         call |= dict(
@@ -105,9 +107,8 @@ def only_shapes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def made_for(name: str, backbone: str, frames: int | None = None, size: tuple[int, int] | None = None) -> Plan:
     spec = replace(SPECS[backbone], layers=LAYERS)
-    return planner.build(
-        preset.load(name, (), preset.Sample(frames=frames or spec.native_px, size=size)), spec, conditions=planner.stand_in(spec)
-    )
+    chosen = preset.load(name, (), preset.Sample(frames=frames or spec.native_px, size=size))
+    return planner.build(chosen, spec, conditions=planner.stand_in(spec))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("wan", "none", "fp32", "sliding-window", ("values", "decode", "resume", "schedule")),
         ("wan-experts", "model", "bf16", "ntk", ("values", "resume")),
         ("wan-ti2v", "none", "fp16", "keyframes", ("decode",)),
+        ("wan-flf2v", "model", "bf16", "sliding-window", ("values", "decode", "resume", "schedule")),
+        ("wan-i2v", "group", "bf16", "freespec", ("resume",)),
         ("ltx", "group", "fp16", "sink-window", ("decode", "resume")),
+        ("ltx-condition", "none", "fp32", "vrpr", ("values", "resume")),
+        ("cogvideox-i2v", "model", "bf16", "glc-diffusion", ("values", "decode", "resume")),
+        ("hunyuan-i2v", "model", "fp32", "gen-l-video", ("values", "decode")),
         ("cogvideox", "group", "bf16", "freelong", ("values", "decode")),
         ("cogvideox-2b", "model", "fp16", "gen-l-video", ("decode",)),
         ("hunyuan", "none", "bf16", "vrpr", ("values", "resume")),
@@ -44,6 +50,17 @@ def test_a_sample_of_the_sweep(family: str, offload: str, dtype: str, name: str,
         backbone = cases.loaded(spec, "cuda", dtype, offload)
         on_host = cases.loaded(spec, "cpu", dtype) if "values" in checks else None
         cases.check(backbone, on_host, cases.planned(spec, name), checks, log)
+
+
+@pytest.mark.parametrize(
+    ("family", "offload", "name"), [("ltx", "model", "glc-diffusion"), ("ltx-condition", "group", "sink-window")]
+)
+def test_a_picture_reaches_the_device_too(family: str, offload: str, name: str, folder: Path) -> None:
+    """Of models that could do without one."""
+    spec = dataclasses.replace(cases.spec_of(family, folder), picture_needed=True)
+    with torch.no_grad(), simulated() as log:
+        backbone, on_host = cases.loaded(spec, "cuda", "fp32", offload), cases.loaded(spec, "cpu", "fp32")
+        cases.check(backbone, on_host, cases.planned(spec, name), ("values", "decode", "resume"), log)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from longgen.backbones.model_config import ModelConfigs
-from longgen.backbones.spec import FIRST_FRAME, RELATIVE_POSITIONS, WHOLE_CLIP, BackboneSpec, Family, transformer_sizes
+from longgen.backbones.spec import FIRST_FRAME, RELATIVE_POSITIONS, WHOLE_CLIP, BackboneSpec, Family, Tokenized, transformer_sizes
 from longgen.errors import UsageError
 
 # HunyuanVideo fa14b00, hyvideo/config.py: 50 steps, embedded guidance 6 and no other, shift 7 as the checkpoint's own, 1280x720,
@@ -85,12 +85,14 @@ def random_pipeline(spec: BackboneSpec, transformers: Sequence[Any], text: Any) 
     return pipe
 
 
-def tokenized(prompt: str) -> tuple[str, int, int]:
-    """Within the instruction that HunyuanVideoPipeline puts around prompts."""
-    from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+def tokenized(prompt: str, spec: BackboneSpec) -> Tokenized:
+    """Within the instruction that the pipelines put around prompts; that of I2V takes the last four tokens out, its own or not."""
+    from diffusers.pipelines.hunyuan_video import pipeline_hunyuan_video, pipeline_hunyuan_video_image2video
 
-    before, _, after = DEFAULT_PROMPT_TEMPLATE["template"].partition("{}")
-    return f"{before}{prompt}{after}", len(before), DEFAULT_PROMPT_TEMPLATE["crop_start"]
+    pipeline = pipeline_hunyuan_video_image2video if spec.picture_needed else pipeline_hunyuan_video
+    template = pipeline.DEFAULT_PROMPT_TEMPLATE
+    before, _, after = template["template"].partition("{}")
+    return Tokenized(f"{before}{prompt}{after}", len(before), template["crop_start"], 4 if spec.picture_needed else 0)
 
 
 # (block in diffusers, block in the authors' code, (layers in diffusers that the authors fuse, their names; the second ComfyUI's))

@@ -95,6 +95,7 @@ class Ltx(PipelineBackbone):
     def started(self, noise: Tensor, given: Given | None) -> Tensor:
         if given is None or given.latents is None:
             return self.packed(noise)
+        noise = noise.to(self.device)  # where the pipeline then makes its mask of the clean frame
         return self.packed(torch.cat([given.latents.to(noise), noise[:, :, given.latents.shape[2] :]], dim=2))
 
     def packed(self, latents: Tensor) -> Tensor:

@@ -466,3 +466,24 @@ def test_a_run_of_a_schedule_keeps_its_pictures_and_goes_on(loaded: None) -> Non
     assert "image" not in printed  # it is the video's, and stands in the command
     assert "--schedule - " in longgen_cli("inspect", "a.mp4", "--toml").stdout.splitlines()[0]
     assert "--image " in longgen_cli("inspect", "a.mp4", "--toml").stdout.splitlines()[0]
+
+
+def test_a_chain_begins_a_later_shot_with_its_picture(loaded: None) -> None:
+    """From one file to the video: the picture is what the shot's first frame shows, and the run goes on when it has moved."""
+    chosen = schedule.load(shots("red.png", "blue.png"))
+    more: dict[str, Any] = {"schedule": chosen, "preset_name": "chain", "sample": preset.Sample(frames=33, steps=2)}
+    make("whole.mp4", **more)
+    frames = [frame.astype(int).mean(axis=(0, 1)) for frame in read_frames(Path("whole.mp4"), (64, 64))]
+    assert frames[0].argmax() == 0
+    assert frames[13].argmax() == 2  # the first of the latent frame in which the shot begins
+    assert len(os.listdir("whole.run/inputs")) == 2
+    with pytest.raises(Stop):
+        make("a.mp4", **more, report=stop(3))
+    for name in ("red.png", "blue.png"):
+        Path(name).unlink()
+    said("generate", "-o", "a.mp4", "--resume")
+    assert Path("a.mp4").read_bytes() == Path("whole.mp4").read_bytes()
+    printed = longgen_cli("inspect", "a.mp4", "--schedule").stdout
+    assert f'image = "{Path("a.run").absolute()}/inputs/' in printed
+    (Path("printed.toml")).write_text(printed, encoding="utf-8")
+    assert schedule.load(Path("printed.toml")).shots[1].image is not None

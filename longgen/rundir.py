@@ -5,6 +5,7 @@
     latents.safetensors       from the end of sampling on, before decoding begins
     latents/000000.safetensors, 000001 ...   in place of the two, where frames are made in chunks: each as soon as it is done; in
                               a chain each clip, beside the checkpoint of the one under way
+    inputs/                   copies of the pictures and of the earlier video that the run starts from, see `longgen.past`
     earlier/                  of a finished run that --overwrite replaces: its record and latents, until the new video is complete
 
 A video is finished if its run.json says so, the settings in the MP4 are the run's, and the file has the hash in run.json. Without
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from longgen.backbones.settings import ModelSettings
     from longgen.plan import Plan
 
-LATENTS, CHUNKS, STEP, RECORD, EARLIER = "latents.safetensors", "latents", "checkpoint.safetensors", "run.json", "earlier"
+LATENTS, CHUNKS, STEP, RECORD, INPUTS = naming.LATENTS, naming.CHUNKS, naming.STEP, naming.RECORD, naming.INPUTS
+EARLIER = "earlier"
 REPLACES = "overwrite"  # key of run.json while the run may replace the file under the video's name
 
 
@@ -240,7 +242,7 @@ def jobs_of(
             taken[naming.key_of(run_folder(output))] = output
         check_place(output)
         with lock(output) if run_folder(output).is_dir() else nullcontext():  # the state of a run under way says little
-            already_finished(output, settings, request.plan.frames_px, resume, overwrite)
+            already_finished(output, settings, request.plan.written_px, resume, overwrite)
         jobs.append(Job(request.plan, request.prompt, request.seed, output))
     return jobs
 

@@ -119,6 +119,11 @@ class BackboneSpec:
         return KV_CACHE in self.capabilities
 
     @property
+    def latent_space(self) -> tuple[str, int, int, int, bool]:
+        """Equal where one model can read the latents of the other; a causal family has the VAE of the one that it is made of."""
+        return self.family.removeprefix("causal-"), self.latent_channels, self.stride_t, self.stride_hw, self.built_in
+
+    @property
     def continues(self) -> bool:
         """Whether it can go on from a video."""
         return self.causal or self.clean_lat > 0

@@ -175,8 +175,9 @@ def versions() -> dict[str, str]:
 def settings_of(yardstick: Plan, model_settings: ModelSettings) -> dict[str, Any]:
     """What is run, by the plan of direct sampling."""
     shift = {} if yardstick.sample.flow_shift is None else {"flow_shift": yardstick.sample.flow_shift}
+    start = {"conditions": yardstick.conditions.as_dict()} if yardstick.conditions else {}
     return {
         "frames": yardstick.frames_px, "latent_frames": yardstick.frames_lat, "size": [*yardstick.size],
         "tokens": yardstick.tokens, "steps": yardstick.steps, "guidance_scale": yardstick.sample.guidance_scale, **shift,
-        "dtype": model_settings.dtype, "offload": model_settings.offload, **model_settings.stored(),
+        "dtype": model_settings.dtype, "offload": model_settings.offload, **model_settings.stored(), **start,
     }  # fmt: skip

@@ -99,7 +99,7 @@ def _longest(clips: tuple[Clip, ...]) -> int:
 def _picture_at(plan: Plan, clip: Clip) -> Conditions:
     """The picture of the shot that begins with `clip`."""
     assert plan.schedule is not None
-    pictures = [shot.image for shot in plan.schedule.shots[1:] if getattr(shot, "image", None) is not None]  # type: ignore[attr-defined]
+    pictures = [shot.image for shot in plan.schedule.shots[1:] if shot.image is not None]
     return Conditions(image=pictures[plan.cuts.index(clip.start)], fit=plan.conditions.fit)
 
 

@@ -37,9 +37,15 @@ class Denoiser:
     @cached_property
     @torch.no_grad()
     def texts(self) -> list[Text]:
-        """The encoded prompt, or the prompts of the schedule's shots. Raises LonggenError for text that is not finite."""
-        schedule = self.plan.schedule
-        prompts = [self.prompt] if schedule is None else [shot.prompt for shot in schedule.shots]
+        """The encoded prompt, or the prompts of the schedule's shots; in a rollout those of `Plan.chunk_texts`.
+
+        Raises LonggenError for text that is not finite.
+        """
+        schedule, prompts = self.plan.schedule, [self.prompt]
+        if self.plan.chunk_lat is not None:
+            prompts = [*self.plan.chunk_texts(self.prompt)[0]]
+        elif schedule is not None:
+            prompts = [shot.prompt for shot in schedule.shots]
         return [self.backbone.text(prompt) for prompt in prompts]
 
     @cached_property

@@ -132,7 +132,7 @@ def measure(backbone: PipelineBackbone, plan: Plan, report: Report) -> list[dict
 
     generator = torch.Generator().manual_seed(0)
     prompt = tiny_grammar.HELD_OUT[-1].prompt if backbone.spec.built_in else PROMPTS[0]
-    denoiser = Denoiser(backbone, plan, prompt)
+    denoiser = Denoiser(backbone, plan, prompt, backbone.given(plan, generator))
     # one step more than there are, or diffusers would print the ratios and forget them
     config = MagCacheConfig(calibrate=True, num_inference_steps=plan.steps + 1)
     with _enabled(backbone, [config] * len(backbone.transformers)):

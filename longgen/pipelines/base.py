@@ -25,7 +25,7 @@ from longgen.attention.rotary import Rotary
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import BackboneSpec
 from longgen.errors import UsageError
-from longgen.pipelines import finite, foreign_hooks
+from longgen.pipelines import earlier, finite, foreign_hooks
 from longgen.pipelines.given import Given
 from longgen.pipelines.processors import PlannedAttention, ScheduledCrossAttention
 from longgen.pipelines.step_state import StepState
@@ -117,6 +117,8 @@ class PipelineBackbone:
         Called before `noise`, in whose order pipelines draw.
         """
         conditions, (width, height) = plan.conditions, plan.size
+        if conditions.past is not None:
+            return earlier.given(self, plan, conditions.past, generator)
         if conditions.image is None:
             return None
         image, last_image = (

@@ -20,9 +20,15 @@ class Given:
     pictures of the clip's size, for pipelines that also encode them in another way; None where the latents come from a video.
     zero_padded: for a model with a condition beside the noise, see `longgen.sampling.svi`: behind `latents` it holds zeros in
     place of an encoded grey video, its mask marks the first latent frame alone, and all frames are sampled.
+
+    Of a run that a new one goes on from: before [1, C, *, h, w], its latents before `latents`, which only the decoder sees;
+    generator, the state of its generator, and carried, the last frames of its noise by step, where the new one draws on.
     """
 
     latents: Tensor
     image: Image | None = None
     last_image: Image | None = None
     zero_padded: bool = False
+    before: Tensor | None = None
+    generator: Tensor | None = None
+    carried: tuple[Tensor | None, ...] = ()

@@ -69,6 +69,7 @@ class Chain(Sampling):
     requires: ClassVar[tuple[str, ...]] = ("first-frame", "whole-clip")
     loop: ClassVar[str] = "chain"
     streams: ClassVar[bool] = True
+    shot_pictures: ClassVar[bool] = True
     zero_padded: ClassVar[bool] = False  # see `longgen.pipelines.given`
 
     frames: int | None = Field(None, ge=2, le=LONGEST)

@@ -377,7 +377,7 @@ def test_a_clip_sees_its_part_of_the_schedule(blend: Fraction) -> None:
     whole = PromptSchedule(shots, blend)
     shares = weights(whole, 121, 4, 16)
     for first, end in [(0, 5), (3, 12), (7, 9), (10, 31), (20, 31), (28, 40)]:
-        part = seen_by(whole, shares, first, end, Fraction(4, 16))
+        part = seen_by(whole, shares, first, end, Fraction(4 * first, 16))
         own = weights(part, 4 * (end - first - 1) + 1, 4, 16)
         texts = [shot.prompt for shot in shots]
         for frame in range(first + 1, end):  # the first has one pixel frame, in place of four
@@ -401,15 +401,8 @@ def test_clips_of_one_shot_have_its_text_alone_and_others_every_frame_its_own(ti
     assert not torch.equal(made[:, :, 7:12], plain[:, :, 7:12])
 
 
-@dataclasses.dataclass(frozen=True)
-class Pictured(Shot):
-    """A shot that has a picture."""
-
-    image: Any = None
-
-
 def test_a_shot_with_a_picture_begins_a_clip(tiny: Any, picture: pictures.Picture) -> None:
-    schedule = PromptSchedule((Shot(Fraction(0), PROMPT), Pictured(Fraction(2), OTHER, image=picture)))
+    schedule = PromptSchedule((Shot(Fraction(0), PROMPT), Shot(Fraction(2), OTHER, picture)))
     plan = planned("chain.frames=6", "chain.overlap=2", "chain.reference=true", frames=61, schedule=schedule, steps=2)
     assert plan.cuts == (8,)
     assert [(clip.start, clip.new, clip.begins) for clip in plan.clips] == [

@@ -1,0 +1,84 @@
+"""What the file of a run shows: the latents that are decoded for it, which of their frames, and an earlier video's own.
+
+New frames are decoded with all latents before them, so that a causal VAE goes on as if nothing were between. With `--continue` the
+file begins with the first new frame; with `--join` with the first of the earlier video: decoded with the rest where that is a run,
+and else its own frames, at the new video's rate and size.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from longgen import checkpoint, naming, past
+from longgen.checkpoint import Chunks
+from longgen.errors import MissingError
+from longgen.pipelines import earlier
+from longgen.plan import Plan
+
+
+def stored(plan: Plan, folder: Path, latents: Tensor | Chunks) -> Tensor | Iterator[Tensor]:
+    """All latents that are decoded for `plan`, whose own are `latents` in the run's `folder`: [1, C, *, h, w], or one by one.
+
+    Raises MissingError where the run kept nothing of what it began with, and LonggenError where that is damaged.
+    """
+    inputs, source = folder / naming.INPUTS, plan.conditions.past
+    if isinstance(latents, Chunks) and plan.chunk_lat is not None:
+        given: list[Tensor] = []
+        if plan.given_lat and source is not None and source.latents is not None:
+            given = [past.taken(source).latents[:, :, : plan.given_lat]]
+        elif plan.given_lat:
+            given = [given_latents(plan, inputs)]
+        frames = (frame for part in given for frame in part.split(1, dim=2))
+        return itertools.chain(frames, latents.frames(plan.frames_lat - plan.given_lat))
+    front = None if source is None else earlier.in_front(plan, source)
+    if isinstance(latents, Chunks):  # of a chain, whose first clip holds what is given
+        return itertools.chain(() if front is None else front.split(1, dim=2), latents.frames(plan.frames_lat))
+    return latents if front is None else torch.cat([front, latents.to(front)], dim=2)
+
+
+def given_latents(plan: Plan, inputs: Path) -> Tensor:
+    """The latents that a rollout encoded of what it began with, as it kept them in the folder `inputs`."""
+    path = inputs / past.GIVEN
+    if not path.is_file():
+        raise MissingError(f"{path} is not there: the latents that the run began with", expected="a run folder as longgen left it",
+                           hint="start again with --overwrite")  # fmt: skip
+    tensors, _ = checkpoint.load_tensors(path)
+    return checkpoint.check_latents(path, tensors.get("latents"), (1, plan.spec.latent_channels, plan.given_lat, None, None))
+
+
+Decode = Callable[[Tensor | Iterator[Tensor]], Iterator[np.ndarray]]
+
+
+def in_file(plan: Plan, decode: Decode, latents: Tensor | Iterator[Tensor]) -> Iterator[np.ndarray]:
+    """The frames [F, height, width, 3] uint8 of the file of `plan`, whose `latents` are those of `stored`, some at a time."""
+    source, of_latents_px, front = plan.conditions.past, plan.written_px, plan.given_lat
+    if source is None:
+        yield from decode(latents)
+        return
+    if plan.conditions.join and source.video is not None:
+        file, fit = source.video
+        of_latents_px -= len(file.sampled(plan.fps))
+        yield from past.frames(file, plan.fps, plan.size, fit or plan.conditions.fit)
+    if source.latents is not None:
+        front = plan.past_lat if plan.spec.causal else source.shown_lat
+        if plan.spec.picture_needed:  # whose first latent frame holds one frame, so that no decoder goes on with it
+            if of_latents_px > plan.new_px:
+                before = past.taken(source).latents[:, :, : source.shown_lat]
+                yield from _last(decode(before), plan.spec.stride_t * (front - 1) + 1, of_latents_px - plan.new_px)
+            of_latents_px, front = plan.new_px, plan.given_lat
+    yield from _last(decode(latents), plan.spec.stride_t * (front - 1) + 1 + plan.new_px, of_latents_px)
+
+
+def _last(decoded: Iterator[np.ndarray], count: int, wanted: int) -> Iterator[np.ndarray]:
+    """The last `wanted` of the `count` frames that are `decoded`; where fewer come, those from the same place on."""
+    skipped = count - wanted
+    for frames in decoded:
+        if skipped < len(frames):
+            yield frames[max(0, skipped) :]
+        skipped -= len(frames)

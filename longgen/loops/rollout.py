@@ -44,6 +44,7 @@ def rollout(
         if resume is not None and index >= first:
             return resume.latents[index - first]
         assert denoiser.given is not None
+        assert denoiser.given.latents is not None
         start, count = chunks[index]
         return denoiser.given.latents[:, :, start : start + count]
 

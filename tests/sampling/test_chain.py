@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,16 @@ from longgen.checkpoint import Chunks
 from longgen.compare.grid import seams
 from longgen.conditions import NOTHING, Conditions
 from longgen.errors import LonggenError, UsageError
-from longgen.loops import State, loop_of, sample, stream, streams
+from longgen.loops import State, direct, loop_of, sample, stream, streams
 from longgen.loops import chain as chain_loop
 from longgen.loops.denoiser import Denoiser
+from longgen.pipelines.given import Given
 from longgen.plan import Plan
 from longgen.sampling.chain import SEED_STRIDE, Chain, Clip
 from longgen.sampling.svi import Svi
 from longgen.schedule import PromptSchedule, Shot, seen_by, weights
+from tests.backbones import family
+from tests.models import small
 
 PROMPT = "a large red circle bouncing on a navy background"
 OTHER = "a large green square bouncing on a navy background"
@@ -182,6 +186,40 @@ def test_the_first_clip_begins_with_the_picture_and_later_ones_hold_it(tiny: Any
     clean = torch.cat([given, made[:, :, 3:5]], dim=2)
     by_hand = clip_by_hand(tiny, plan, PROMPT, SEED + SEED_STRIDE, clean)[:, :, 3:]
     assert (made[:, :, 5:7] - by_hand).abs().max() < 2e-4
+
+
+@pytest.mark.parametrize("name", small.ALL)
+def test_on_every_model_that_goes_on_from_a_picture(model_folder: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    """The first clip is direct sampling, a later one is what its adapter makes of its last latent frame; and it resumes."""
+    backbone = family.loaded(model_folder(name))
+    spec = backbone.spec
+    if "first-frame" not in spec.capabilities or not spec.clean_lat:
+        with pytest.raises(UsageError, match=r"cannot take a picture|no last one is given"):
+            family.made(backbone, "chain", 4 * spec.stride_t + 1, 2, conditions=family.pictured(tmp_path))
+        return
+    conditions = family.pictured(tmp_path)
+    sets = ("chain.frames=3", "chain.overlap=1", "chain.colour=0.5")
+    plan = family.made(backbone, "chain", 4 * spec.stride_t + 1, 2, sets, conditions)
+    alone = family.made(backbone, "direct", 2 * spec.stride_t + 1, 2, conditions=conditions)
+    assert [(clip.start, clip.new, clip.given) for clip in plan.clips] == [(0, 3, 0), (3, 2, 1)]
+
+    def run(made: Plan, on_step: Any = None, resume: State | None = None) -> Tensor:
+        generator = torch.Generator().manual_seed(SEED)
+        denoiser = Denoiser(backbone, made, family.PROMPT, backbone.given(made, generator))
+        return sample(denoiser, denoiser.initial_noise(generator), generator, on_step or (lambda state: None), resume)
+
+    states = list[State]()
+    made = run(plan, lambda state: states.append(copy.deepcopy(state)))
+    first = run(alone)
+    assert torch.equal(made[:, :, :3], first)
+    part = plan.of_clip(plan.clips[1])
+    generator = torch.Generator().manual_seed(SEED + SEED_STRIDE)
+    own = Denoiser(backbone, part, family.PROMPT, Given(first[:, :, 2:]))
+    second = direct.run_pipeline(own, own.initial_noise(generator), generator, lambda state: None, None, None)[:, :, 1:]
+    assert torch.equal(made[:, :, 3:], chain_loop.matched(second, *chain_loop.statistics(first), 0.5))
+    assert [state.done for state in states] == [1, 2, 3, 4]
+    resumed = run(plan, resume=states[2]._replace(clips=[states[1].latents]))
+    assert torch.equal(resumed, made)
 
 
 # Memory, streaming, resuming

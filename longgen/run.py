@@ -208,7 +208,7 @@ def _sample(backbone: PipelineBackbone, job: Job, chunks: Chunks, state: State |
         frames = _copied(frames, on_host)
     decoded = loops.streams(plan, backbone.model_settings.offload)
     if decoded:  # sampling reports the progress of both
-        if given is not None and given.before is not None:
+        if given is not None and given.before is not None and given.before.shape[2]:  # splitting none would give one without frames
             frames = itertools.chain(given.before.split(1, dim=2), frames)
         writer = Writer(job.output, plan.size, plan.fps, chunks.settings)
         write_video(writer, shown.in_file(plan, backbone.decode, frames))

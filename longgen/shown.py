@@ -38,7 +38,8 @@ def stored(plan: Plan, folder: Path, latents: Tensor | Chunks) -> Tensor | Itera
         return itertools.chain(frames, latents.frames(plan.frames_lat - plan.given_lat))
     front = None if source is None else earlier.in_front(plan, source)
     if isinstance(latents, Chunks):  # of a chain, whose first clip holds what is given
-        return itertools.chain(() if front is None else front.split(1, dim=2), latents.frames(plan.frames_lat))
+        before = front.split(1, dim=2) if front is not None and front.shape[2] else ()
+        return itertools.chain(before, latents.frames(plan.frames_lat))
     return latents if front is None else torch.cat([front, latents.to(front)], dim=2)
 
 

@@ -88,7 +88,7 @@ class Past:
         return None if self.lead is None else (self.lead, self.lead_fit)
 
     def sampled(self, fps: float) -> np.ndarray:
-        """Of a video file: the indices of its frames, each the nearest in time, on a grid of `fps` that ends with the last frame."""
+        """Of a video file: the indices of its frames, each the nearest in time, on a grid of `fps` that ends with the last."""
         times = np.array(self.times[: self.frames_px]) if self.times else np.arange(self.frames_px) / self.fps
         grid = times[-1] - np.arange(int(times[-1] * fps + 1e-6) + 1)[::-1] / fps
         return np.searchsorted((times[1:] + times[:-1]) / 2, grid + 1e-9)
@@ -262,8 +262,9 @@ def _gather(folder: Path) -> tuple[Past, Taken]:
     else:
         unfinished = record["status"] != "done"
         name = folder.with_suffix(".mp4").name
-        raise MissingError(f"--continue: {folder} holds no finished latents" + ": its run is not finished" * unfinished, expected=EXPECTED,
-                           hint=f"longgen generate -o {name} --resume finishes it" if unfinished else "give the video file")  # fmt: skip
+        raise MissingError(f"--continue: {folder} holds no finished latents" + ": its run is not finished" * unfinished,
+                           expected=EXPECTED, hint=f"longgen generate -o {name} --resume finishes it" if unfinished
+                           else "give the video file")  # fmt: skip
     latents = torch.cat(parts, dim=2)
     frames_px = record["frames"]
     if shown_lat < record["latent_frames"] and len(chunks):

@@ -50,6 +50,7 @@ SIGNATURES = {  # (at byte, bytes) -> format; those that are read, and what peop
 UPRIGHT = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
            8: "ROTATE_90"}  # fmt: skip  # EXIF orientation -> what undoes it
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".picture")  # of copies
+ADDRESS = re.compile("[A-Za-z][A-Za-z0-9+.-]+:/|data:")  # a Path has one slash; C:/ is a drive
 ORIENTATION = 0x0112  # EXIF tag
 
 
@@ -193,9 +194,6 @@ def _shown(path: Path, what: str) -> str:
 
 def _bytes(path: Path, name: str) -> bytes:
     """The bytes of the file `path`, of ordinary files only: nothing waits for a pipe. Messages call it `name`."""
-    text = os.fspath(path)
-    if "://" in text or text.startswith(("http:/", "https:/", "file:/", "data:")):  # a Path has one slash
-        raise UsageError(f"{name} is an address, and longgen reads files", expected=ACCEPTED, hint="download it first")
     try:
         facts = path.stat()
         if stat.S_ISDIR(facts.st_mode) or not stat.S_ISREG(facts.st_mode):
@@ -205,11 +203,13 @@ def _bytes(path: Path, name: str) -> bytes:
             raise UsageError(f"{name} has {facts.st_size // 10**6} MB", expected=f"{ACCEPTED} of at most {MOST_BYTES // 10**6} MB",
                              hint="save it smaller")  # fmt: skip
         return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise MissingError(f"{name} is not there", expected=ACCEPTED, hint="check the path") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise LonggenError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}", expected="a readable file",
-                           hint="check its name and its permissions") from None  # fmt: skip
+        if ADDRESS.match(os.fspath(path)):
+            raise UsageError(f"{name} is an address, and longgen reads files", ACCEPTED, "download it first") from None
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise LonggenError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}", expected="a readable file",
+                               hint="check its name and its permissions") from None  # fmt: skip
+        raise MissingError(f"{name} is not there", expected=ACCEPTED, hint="check the path") from None
 
 
 def _format(data: bytes, name: str) -> str:

@@ -25,7 +25,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from longgen import disk, naming
+from longgen import disk, naming, pictures
 from longgen.errors import LonggenError, MissingError, UsageError
 from longgen.run_settings import SCHEMA, differences, stored_settings
 
@@ -323,5 +323,10 @@ def clean_up(output: Path) -> None:
     shutil.rmtree(folder / EARLIER, ignore_errors=True)
     for path in (output, folder / RECORD, folder / STEP, folder / LATENTS):
         disk.clear_partials(path)
+    with contextlib.suppress(LonggenError):
+        used = stored_record(output)["settings"].get("inputs", {})
+        for path in (folder / INPUTS).glob("?" * 64 + ".*"):
+            if path.suffix in pictures.SUFFIXES and path.stem not in used:  # of a run that this one replaced
+                path.unlink(missing_ok=True)
     for path in (folder / CHUNKS).glob(".*.partial"):
         path.unlink(missing_ok=True)

@@ -2,7 +2,9 @@
 
 New frames are decoded with all latents before them, so that a causal VAE goes on as if nothing were between. With `--continue` the
 file begins with the first new frame; with `--join` with the first of the earlier video: decoded with the rest where that is a run,
-and else its own frames, at the new video's rate and size.
+and else its own frames, at the new video's rate and size. A VAE draws them a little differently: where a file's last frame met the
+first decoded one, that was half of a visible join (measured on tiny-causal). So its last second goes over into what the VAE makes
+of it.
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ def given_latents(plan: Plan, inputs: Path) -> Tensor:
     return checkpoint.check_latents(path, tensors.get("latents"), (1, plan.spec.latent_channels, plan.given_lat, None, None))
 
 
+FADE_PX = 16  # frames over which a file's own go over into decoded ones
 Decode = Callable[[Tensor | Iterator[Tensor]], Iterator[np.ndarray]]
 
 
@@ -62,10 +65,9 @@ def in_file(plan: Plan, decode: Decode, latents: Tensor | Iterator[Tensor]) -> I
     if source is None:
         yield from decode(latents)
         return
-    if plan.conditions.join and source.video is not None:
-        file, fit = source.video
-        of_latents_px -= len(file.sampled(plan.fps))
-        yield from past.frames(file, plan.fps, plan.size, fit or plan.conditions.fit)
+    video = source.video if plan.conditions.join else None
+    if video is not None:
+        of_latents_px -= len(video[0].sampled(plan.fps))
     if source.latents is not None:
         front = plan.past_lat if plan.spec.causal else source.shown_lat
         if plan.spec.picture_needed:  # whose first latent frame holds one frame, so that no decoder goes on with it
@@ -73,7 +75,29 @@ def in_file(plan: Plan, decode: Decode, latents: Tensor | Iterator[Tensor]) -> I
                 before = past.taken(source).latents[:, :, : source.shown_lat]
                 yield from _last(decode(before), plan.spec.stride_t * (front - 1) + 1, of_latents_px - plan.new_px)
             of_latents_px, front = plan.new_px, plan.given_lat
-    yield from _last(decode(latents), plan.spec.stride_t * (front - 1) + 1 + plan.new_px, of_latents_px)
+    count = plan.spec.stride_t * (front - 1) + 1 + plan.new_px
+    if video is None:
+        yield from _last(decode(latents), count, of_latents_px)
+    else:
+        file, fit = video
+        fade = min(FADE_PX, count - of_latents_px, len(file.sampled(plan.fps)))
+        frames = past.frames(file, plan.fps, plan.size, fit or plan.conditions.fit)
+        yield from _faded(frames, _last(decode(latents), count, of_latents_px + fade), fade)
+
+
+def _faded(frames: Iterator[np.ndarray], decoded: Iterator[np.ndarray], fade: int) -> Iterator[np.ndarray]:
+    """`frames`, the last `fade` of which go over into the first ones `decoded`, and then the rest of these."""
+    tail: list[np.ndarray] = []
+    for frame in frames:
+        tail.append(frame)
+        if len(tail) > fade:
+            yield tail.pop(0)
+    for batch in decoded:
+        for frame in batch[:, None]:
+            if tail:
+                share = 1 - len(tail) / (fade + 1)
+                frame = (tail.pop(0) * (1 - share) + frame * share).round().astype(np.uint8)
+            yield frame
 
 
 def _last(decoded: Iterator[np.ndarray], count: int, wanted: int) -> Iterator[np.ndarray]:

@@ -5,7 +5,7 @@ Legend: C channels, m latent frames that are given, p that are in front of these
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -17,12 +17,15 @@ from longgen.past import Past
 from longgen.pipelines.given import Given
 from longgen.plan import Plan
 
-if TYPE_CHECKING:
-    from longgen.pipelines.base import PipelineBackbone
 
-
-def given(backbone: PipelineBackbone, plan: Plan, past: Past, generator: torch.Generator) -> Given:
-    """The `plan.given_lat` latent frames that `plan` begins with. generator: for VAEs whose pipelines sample.
+def given(
+    plan: Plan,
+    past: Past,
+    generator: torch.Generator,
+    encode: Callable[[np.ndarray, torch.Generator], Tensor],
+    decode: Callable[[Tensor], Iterator[np.ndarray]],
+) -> Given:
+    """The `plan.given_lat` latent frames that `plan` begins with. encode, decode: of `PipelineBackbone`.
 
     A rollout gets all of a run from its first frame on, whose generator goes on where `generator` has the run's own seed. Frames
     that are denoised together get its last ones. A model that needs a picture gets the last frame as one.
@@ -41,9 +44,9 @@ def given(backbone: PipelineBackbone, plan: Plan, past: Past, generator: torch.G
         if not plan.spec.picture_needed:
             first = shown.shape[2] - plan.given_lat
             return Given(shown[:, :, first:], before=shown[:, :, :first])
-        for frames in backbone.decode(shown):
+        for frames in decode(shown):
             frames = frames[-1:]
-    return Given(backbone.encoded_frames(frames, generator), Image.fromarray(frames[0]))
+    return Given(encode(frames, generator), Image.fromarray(frames[0]))
 
 
 def newest_frames(plan: Plan, past: Past) -> np.ndarray:

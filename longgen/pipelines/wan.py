@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -95,8 +96,11 @@ class Wan(PipelineBackbone):
 
     def given(self, plan: Plan, generator: torch.Generator) -> Given | None:
         """Wan I2V encodes the picture with the grey frames after it, in its pipeline."""
-        if not self.spec.picture_needed or plan.conditions.past is not None:
+        if not self.spec.picture_needed:
             return super().given(plan, generator)
+        if plan.conditions.past is not None:
+            given = super().given(plan, generator)
+            return given and replace(given, latents=None)
         image, last_image = self.fitted_pictures(plan)
         return None if image is None else Given(None, image, last_image)
 

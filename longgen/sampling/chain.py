@@ -7,7 +7,7 @@ decoded and encoded again. With its LoRAs: the technique `svi`.
 Legend: T latent frames of the video, T0 of them in training, L frames of a clip, m = `overlap`, r = 1 with `reference` and else 0,
 k number of a clip from 0 on, C channels.
 
-    clip 0   frames 0 .. L - 1, as direct sampling makes them: from the picture, the earlier video, or noise alone
+    clip 0   frames 0 .. L - 1, as direct sampling makes them: from the picture, the last m frames of an earlier video, or noise
     clip k   [the first frame of the video, if r] [its last m frames so far] [L - r - m new ones]: the first r + m are given and
              clean, the rest is sampled; the new ones are appended                                                    [code]
     colour   a new frame's x becomes  x + c ((x - mean) / std * std_0 + mean_0 - x),  c = `colour`; mean and std of the clip's new

@@ -242,14 +242,20 @@ def _gather(folder: Path) -> tuple[Past, Taken]:
     notes = []
     if len(chunks):
         _check_same(folder / naming.CHUNKS, chunks.stored_settings(), settings)
-        if conditions and not parts:
+        tensors, described = chunks.state()
+        state = checkpoint.unpack(tensors, described)
+        in_clips = "carried" not in state  # a chain, whose first clip holds what it was given
+        if in_clips:
+            parts = [] if head is None else [held.latents[:, :, : max(0, head.shown_lat - record.get("given_latent_frames", 0))]]
+        if conditions and not parts and not in_clips:
             raise MissingError(f"--continue: {inputs} holds nothing of what {folder.stem} began with", expected=EXPECTED,
                                hint="give the video file")  # fmt: skip
         chunks.check((1, None, None, None, None))
-        parts += [chunks[index] for index in range(len(chunks))]
-        tensors, described = chunks.state()
-        generator, carried = tensors["generator"], checkpoint.unpack(tensors, described)["carried"]
-        shown_lat = min(sum(part.shape[2] for part in parts), record["latent_frames"])
+        own = [chunks[index] for index in range(len(chunks))]
+        parts += own
+        generator, carried = (None, []) if in_clips else (tensors["generator"], state["carried"])
+        made_lat = sum(part.shape[2] for part in (own if in_clips else parts))
+        shown_lat = sum(part.shape[2] for part in parts) if in_clips else min(made_lat, record["latent_frames"])
     elif (folder / naming.LATENTS).is_file():
         tensors = _loaded(folder / naming.LATENTS, settings)
         if head is not None:  # the newest of these are the first of the run's own
@@ -267,11 +273,12 @@ def _gather(folder: Path) -> tuple[Past, Taken]:
                            else "give the video file")  # fmt: skip
     latents = torch.cat(parts, dim=2)
     frames_px = record["frames"]
-    if shown_lat < record["latent_frames"] and len(chunks):
-        first = held.latents.shape[2] if head is not None else 1
+    if len(chunks) and made_lat < record["latent_frames"]:
+        first = record.get("given_latent_frames", 0) if head is not None and in_clips else held.latents.shape[2] if head else 1
         stride = round((settings["sample"]["frames"] - (head is None)) / max(1, record["latent_frames"] - first))
-        frames_px -= stride * (record["latent_frames"] - shown_lat)
-        notes.append(f"the run was stopped after {len(chunks)} chunks: it goes on from there")
+        frames_px -= stride * (record["latent_frames"] - made_lat)
+        name = "clips" if in_clips else "chunks"
+        notes.append(f"the run was stopped after {len(chunks)} {name}: it goes on from there")
     prompts, rows = _texts(record, head)
     lead = None
     if "continue" in conditions and conditions.get("join"):

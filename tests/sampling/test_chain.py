@@ -33,6 +33,7 @@ from longgen.errors import LonggenError, UsageError
 from longgen.loops import State, direct, loop_of, sample, stream, streams
 from longgen.loops import chain as chain_loop
 from longgen.loops.denoiser import Denoiser
+from longgen.past import Past
 from longgen.pipelines.given import Given
 from longgen.plan import Plan
 from longgen.sampling.chain import SEED_STRIDE, Chain, Clip
@@ -437,6 +438,29 @@ def test_clips_of_one_shot_have_its_text_alone_and_others_every_frame_its_own(ti
     plain = sample(*begun(tiny, planned("chain.frames=7", "chain.overlap=2", frames=61, steps=2)))
     assert torch.equal(made[:, :, :7], plain[:, :, :7])
     assert not torch.equal(made[:, :, 7:12], plain[:, :, 7:12])
+
+
+def test_a_schedule_s_times_are_those_of_the_new_frames_after_an_earlier_video(picture: pictures.Picture) -> None:
+    past = Past(
+        Path("before.run"), "0" * 64, 81, 16.0, (64, 64), latents=21, shown_lat=21, latent_shape=(48, 4, 4), backbone="tiny"
+    )
+    shots = PromptSchedule((*SHOTS.shots, Shot(Fraction(3), PROMPT), Shot(Fraction(4), OTHER, picture)))
+    plan = planned("chain.frames=7", "chain.overlap=3", frames=80, schedule=shots, conditions=Conditions(past=past))
+    assert (plan.frames_lat, plan.given_lat, plan.new_px) == (23, 3, 80)
+    assert plan.cuts == (3 + 16,)  # four seconds are 64 frames, and each new latent frame holds four
+    assert [(clip.start, clip.new) for clip in plan.clips] == [(0, 7), (7, 4), (11, 4), (15, 4), (19, 4)]
+    assert plan.shares is not None
+    for clip in plan.clips:
+        part, first = plan.of_clip(clip), clip.start - clip.given
+        assert part.given_lat == (1 if clip.start == 19 else 3)
+        assert part.schedule is not None
+        assert part.shares is not None
+        for place in range(clip.given, clip.given + clip.new):
+            share = {shot.prompt: part.shares[number, place] for number, shot in enumerate(part.schedule.shots)}
+            expected = shots.shots[int(plan.shares[:, first + place].argmax())].prompt
+            assert share[expected] == 1, (clip, place)
+    short = planned("chain.overlap=2", frames=40, conditions=Conditions(past=past))
+    assert (short.given_lat, short.clips, loop_of(short)) == (2, (), direct.direct)
 
 
 def test_a_shot_with_a_picture_begins_a_clip(tiny: Any, picture: pictures.Picture) -> None:

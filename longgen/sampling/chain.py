@@ -19,7 +19,8 @@ measured on `tiny` [derived].
 
 Derived: every clip has L frames, the model's native length, the last one too, whose surplus is dropped · statistics are those of
 the first clip, not of the clip before, so that errors do not add up · without a picture the reference is the first latent frame
-of the first clip · a shot of a prompt schedule that has a picture begins with a clip of its own, as the video does.
+of the first clip · a shot of a prompt schedule that has a picture begins with a clip of its own, as the video does, and is
+decoded by itself; its picture is shown for the frames of one latent frame.
 
 Differs from the reference: clips are joined as latents, and decoded as one stream; the code decodes each clip and drops its first
 5 frames, which is what r = m = 1 latent frames decode to.

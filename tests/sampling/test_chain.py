@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from longgen import cost, describe, interrupted, pictures, planner, preset, rundir
+from longgen import cost, describe, interrupted, pictures, planner, preset, rundir, shown
 from longgen.backbones.wan import TINY
 from longgen.checkpoint import Chunks
 from longgen.compare.grid import seams
@@ -476,6 +476,20 @@ def test_a_shot_with_a_picture_begins_a_clip(tiny: Any, picture: pictures.Pictur
     assert plan.of_clip(plan.clips[3]).given_lat == clean.shape[2] == 3
     short = planned("chain.frames=30", "chain.overlap=2", frames=61, schedule=schedule, steps=2)
     assert [clip.start for clip in short.clips] == [0, 8]  # even where one clip could hold the video
+
+
+def test_a_shot_with_a_picture_is_decoded_by_itself(tiny: Any, picture: pictures.Picture) -> None:
+    schedule = PromptSchedule((Shot(Fraction(0), PROMPT), Shot(Fraction(1), OTHER, picture), Shot(Fraction(2), PROMPT, picture)))
+    plan = planned("chain.frames=5", "chain.overlap=2", frames=49, schedule=schedule, steps=2)
+    assert plan.cuts == (4, 8)
+    latents = sample(*begun(tiny, plan))
+    parts = [np.concatenate([*tiny.decode(part)]) for part in latents.split([4, 4, 5], dim=2)]
+    expected = [parts[0], *(one for part in parts[1:] for one in (part[:1], part[:1], part[:1], part))]
+    for given in (latents, iter(latents.split(1, dim=2)), iter(latents.split(2, dim=2)[:2])):
+        frames = np.concatenate([*shown.in_file(plan, tiny.decode, given)])
+        assert np.array_equal(frames, np.concatenate(expected)[: len(frames)])
+        assert len(frames) in (49, 13)
+    assert seams(plan) == []
 
 
 # Refusals

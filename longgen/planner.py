@@ -376,6 +376,9 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
     notes += plan.conditions.notes(plan.size)
     for name, picture in plan.schedule.pictures.items() if plan.schedule else ():
         notes += picture_notes(picture, name, plan.size, plan.conditions.fit)
+    if isinstance(plan.sampling, Chain) and plan.sampling.zero_padded:
+        notes.append("its clips are conditioned as the LoRAs of SVI 2.0 Pro were trained, which are to be given with --lora: "
+                     "longgen presets show svi names them")  # fmt: skip
     surplus = sum(call_lat - clip.given - clip.new for clip in plan.clips)
     if surplus:
         notes.append(f"every clip has {call_lat} latent frames: {surplus} of them, beyond the video's end or a cut, are dropped")

@@ -463,6 +463,28 @@ def test_a_schedule_s_times_are_those_of_the_new_frames_after_an_earlier_video(p
     assert (short.given_lat, short.clips, loop_of(short)) == (2, (), direct.direct)
 
 
+@pytest.mark.parametrize("name", ["cogvideox-i2v", "hunyuan-i2v"])
+def test_a_model_of_one_text_gets_the_mean_of_a_clip_s_new_frames(
+    model_folder: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    backbone, conditions = family.loaded(model_folder(name)), family.pictured(tmp_path)
+    assert backbone.spec.joint_text
+    seconds = Fraction(9, backbone.spec.fps)  # in the fourth latent frame, of frames 9 to 12
+    shots = PromptSchedule((Shot(Fraction(0), family.PROMPT), Shot(seconds, "a large red circle bouncing on a navy background")))
+    made = preset.load("chain", ("chain.frames=3", "chain.overlap=1"), preset.Sample(frames=17, steps=2, size=family.SIZE))
+    plan, plain = (planner.build(made, backbone.spec, one, conditions=conditions) for one in (shots, None))
+    assert plan.shares is not None
+    assert plan.shares.argmax(axis=0).tolist() == [0, 0, 0, 1, 1]
+    latents = []
+    for one in (plan, plain):
+        generator = torch.Generator().manual_seed(SEED)
+        denoiser = Denoiser(backbone, one, family.PROMPT, backbone.given(one, generator))
+        latents.append(sample(denoiser, denoiser.initial_noise(generator), generator))
+    assert torch.equal(latents[0][:, :, :3], latents[1][:, :, :3])
+    assert torch.isfinite(latents[0]).all()
+    assert not torch.equal(latents[0][:, :, 3:], latents[1][:, :, 3:])
+
+
 def test_a_shot_with_a_picture_begins_a_clip(tiny: Any, picture: pictures.Picture) -> None:
     schedule = PromptSchedule((Shot(Fraction(0), PROMPT), Shot(Fraction(2), OTHER, picture)))
     plan = planned("chain.frames=6", "chain.overlap=2", "chain.reference=true", frames=61, schedule=schedule, steps=2)

@@ -74,8 +74,9 @@ def test_the_preset_is_the_code_s(picture: pictures.Picture) -> None:
     shipped = preset.load("svi")
     assert shipped.techniques == (Svi(overlap=1, reference=True),)
     assert (shipped.sample.steps, shipped.sample.guidance_scale, shipped.sample.flow_shift) == (50, 5.0, 5.0)
-    assert "1=SVI_Wan2.2-I2V-A14B_high_noise_lora_v2.0_pro.safetensors" in shipped.description
-    assert "2=SVI_Wan2.2-I2V-A14B_low_noise_lora_v2.0_pro.safetensors" in shipped.description
+    assert "--lora 1=SVI_Wan2.2-I2V-A14B_high_noise_lora_v2.0_pro.safetensors" in shipped.source
+    assert "--lora 2=SVI_Wan2.2-I2V-A14B_low_noise_lora_v2.0_pro.safetensors" in shipped.source
+    assert any("which are to be given with --lora" in note for note in planned(53, picture).notes)
 
 
 @pytest.mark.parametrize("name", ["wan-i2v", "wan-i2v-experts"])

@@ -59,13 +59,14 @@ def flops(plan: Plan, program: Program | None, grid: Grid | None = None, keys: i
 def _stock_flops(plan: Plan, grid: Grid, keys: int | None) -> tuple[int, int]:
     """FLOPs of one layer of the backbone itself: of its matrix products, and of its attention, to video and text."""
     tokens, width, spec = math.prod(grid), plan.spec.width, plan.spec
+    read = spec.text_tokens + spec.image_tokens
     if spec.joint_text:
-        linear = (tokens + spec.text_tokens) * (8 * width**2 + 4 * width * spec.ffn_dim)
-        text = 4 * (2 * tokens + spec.text_tokens) * spec.text_tokens * width
+        linear = (tokens + read) * (8 * width**2 + 4 * width * spec.ffn_dim)
+        text = 4 * (2 * tokens + read) * read * width
     else:
         linear = tokens * (12 * width**2 + 4 * width * spec.ffn_dim)
-        linear += 0 if keys else spec.text_tokens * 4 * width**2  # a rollout projects the text's keys and values once
-        text = 4 * tokens * spec.text_tokens * width
+        linear += 0 if keys else read * 4 * width**2  # a rollout projects the text's keys and values once
+        text = 4 * tokens * read * width
     return linear, text + 4 * tokens * (keys or tokens) * width
 
 

@@ -7,8 +7,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
-from longgen import frames
+from longgen import frames, pictures
 from longgen.backbones.registry import SPECS
 from longgen.backbones.spec import CAPABILITIES, FIRST_FRAME, LAST_FRAME, BackboneSpec
 from longgen.catalog import name_of, rank
@@ -26,6 +27,7 @@ from longgen.units import short
 
 MOST_STEPS = 1000  # every scheduler here has so many noise levels to choose from
 MOST_SHIFT = 1e7  # flow shift, near which sigma = s t / (1 + (s - 1) t) is 1 in float32 for every t
+GREY = Path(__file__).with_name("grey.png")
 LONG = 4  # times the native length: where the costs of presets are compared
 
 
@@ -74,7 +76,7 @@ def build(
     geometry = Geometry(frames_lat, spec.native_lat, spec.frequencies, spec.intrinsic_component, in_chunks=in_chunks)
     call_geometry = replace(geometry, frames_lat=call_lat, in_clips=call_lat < frames_lat and not in_chunks)
     stack = tuple(sorted((_place(technique, spec, steps) for technique in techniques), key=_order))
-    _check_stack(stack, geometry, call_lat)
+    _check_stack(stack, geometry, call_lat, bool(conditions))
     if sampling is not None and in_chunks:
         all_lat = given_lat + call_lat * sampling.rounds(frames_lat - given_lat, spec.native_lat, steps)
         table_geometry, stock = replace(geometry, frames_lat=all_lat), full_attention(all_lat, min(call_lat, all_lat))
@@ -114,6 +116,10 @@ def _check_conditions(spec: BackboneSpec, conditions: Conditions, sample: Sample
                          hint="choose one of these with --backbone, or leave --continue out")  # fmt: skip
     if conditions.past is not None and conditions.past.latent_shape is not None:
         _check_latents(spec, conditions.past, sample.size or spec.size)
+    if spec.last_picture_needed and conditions.last_image is None:
+        raise UsageError(f"{spec.name} starts from a first and a last picture, and no last one is given",
+                         expected="--image FILE and --last-image FILE",
+                         hint="give both, or choose an image-to-video --backbone")  # fmt: skip
     if spec.picture_needed and not conditions:
         raise UsageError(f"{spec.name} starts from a picture, and none is given", expected="--image FILE, or --continue VIDEO",
                          hint="give one, or choose a text-to-video --backbone")  # fmt: skip
@@ -170,6 +176,10 @@ def _check_size(spec: BackboneSpec, size: tuple[int, int], requested_px: int, ca
         raise UsageError(f"{requested_px} frames are more than {spec.name} can address",
                          expected=f"1 to {frames.pixel_frames(spec.most_lat, spec.stride_t)} frames",
                          hint="make it shorter, or split it into several videos")  # fmt: skip
+    if spec.fixed_size and size != spec.size:
+        given, only = ("x".join(map(str, sides)) for sides in (size, spec.size))
+        raise UsageError(f"{given} does not fit {spec.name}, which learned the places of {only} alone", expected=f"--size {only}",
+                         hint="leave --size out")  # fmt: skip
     for side, length, multiple in zip(("width", "height"), size, spec.size_multiple, strict=True):
         if length % multiple:
             below = length // multiple * multiple
@@ -269,7 +279,7 @@ def _order(placed: PlacedTechnique) -> tuple[int, int, str]:
     return order.index(phase), *rank(placed.name)
 
 
-def _check_stack(stack: tuple[PlacedTechnique, ...], geometry: Geometry, call_lat: int) -> None:
+def _check_stack(stack: tuple[PlacedTechnique, ...], geometry: Geometry, call_lat: int, given: bool) -> None:
     """No two techniques may decide the same thing."""
     for first, second in itertools.combinations(stack, 2):
         shared = [claim for claim in first.technique.exclusive if claim in second.technique.exclusive]
@@ -285,6 +295,10 @@ def _check_stack(stack: tuple[PlacedTechnique, ...], geometry: Geometry, call_la
             placed.technique.check_noise(geometry)
     edits = [placed.name for placed in stack if isinstance(placed.technique, Refine)]
     queue = _frame_level_sampling(stack) if call_lat < geometry.frames_lat else None
+    if given and queue:
+        raise UsageError(f"{queue} moves every frame from noise through its queue, and the first ones are given here",
+                         expected="a preset without it, or no --image and no --continue",
+                         hint="use another preset, as freespec or chain")  # fmt: skip
     if edits and queue:
         raise UsageError(f"{' and '.join(edits)} edits the latent after a step, but with {queue} frames are never at the same step",
                          expected="one of them", hint=f"use a preset without {queue} or without {edits[0]}")  # fmt: skip
@@ -322,6 +336,10 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
     if queue:
         notes.append(f"{queue} keeps a noise level for every frame: {plan.steps} steps instead of {spec.steps} on {spec.name}, "
                      f"with {spec.first_order}")  # fmt: skip
+    if plan.conditions and plan.in_clips:
+        also = " and what cross-attention reads of the pictures" if spec.image_tokens else ""
+        notes.append(f"{plan.preset.name} denoises clips of {call_lat} latent frames together: what the video starts from is seen "
+                     f"by those that hold its frames; the others have the frames that clips share{also}")  # fmt: skip
     if edits:
         notes.append(f"{' and '.join(edits)} edits the latent, which some schedulers would undo: sampling with {spec.first_order}")
     if call_lat > spec.native_lat and not plan.table.any():
@@ -399,10 +417,16 @@ def on_every_backbone(preset: Preset) -> dict[str, Plan | UsageError]:
         frames_px = frames.pixel_frames(LONG * spec.native_lat - LONG + 1, spec.stride_t)
         long = preset.model_copy(update={"sample": Sample(frames=frames_px), "backbone_samples": {}})
         try:
-            plans[name] = build(long, as_if_probed(spec))
+            plans[name] = build(long, as_if_probed(spec), conditions=stand_in(spec))
         except UsageError as error:
             plans[name] = error
     return plans
+
+
+def stand_in(spec: BackboneSpec) -> Conditions:
+    """Grey pictures for a backbone that cannot do without any: what plans and measurements have where none are given."""
+    picture = pictures.read(GREY) if spec.picture_needed else None
+    return Conditions(picture, picture if spec.last_picture_needed else None)
 
 
 def as_if_probed(spec: BackboneSpec) -> BackboneSpec:

@@ -86,7 +86,7 @@ class Stopwatch:
 
     def _forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if len(self.ends) < self.skipped or (self.began and self.brief and len(self.ends) == self.skipped):
-            return (torch.zeros_like(kwargs["hidden_states"]),)
+            return (self.backbone.zeros(kwargs),)
         if not self.began:
             self.began = self.now()
             self.reset_peak()
@@ -177,11 +177,10 @@ def measure_stock(
         watch.step_ended()
         return tensors
 
-    latents = backbone.started(noise, denoiser.given)
     with watch.running(), backbone.conditioned(plan, denoiser.given) as conditioning:
         backbone.pipe(
-            **backbone.call_arguments(plan, PROMPTS[0]), **conditioning, latents=latents, generator=generator, output_type="latent",
-            callback_on_step_end=after_step,
+            **backbone.call_arguments(plan, PROMPTS[0]), **conditioning, latents=backbone.started(noise, denoiser.given),
+            generator=generator, output_type="latent", callback_on_step_end=after_step,
         )  # fmt: skip
     if cached:
         return {STOCK: Measurement((watch.ends[-1] - watch.began) / plan.steps, watch.peak_bytes)}

@@ -12,12 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from longgen import disk, ffmpeg, past, planner, preset, run, rundir, shown
+from longgen import disk, ffmpeg, past, pictures, planner, preset, run, rundir, shown
+from longgen.backbones.find import find
+from longgen.backbones.settings import ModelSettings
 from longgen.checkpoint import Chunks, load_tensors
 from longgen.conditions import Conditions
 from longgen.errors import LonggenError, MissingError, UsageError
+from longgen.pipelines.loading import load
 from longgen.plan import Plan
 from longgen.rundir import Job
 from longgen.video import Writer, read_frames
@@ -250,6 +254,53 @@ def test_a_video_of_longgen_without_its_run_is_a_video(make: Make, tmp_path: Pat
     changed = past.read(tmp_path / "a.mp4")
     assert changed.latents is None
     assert "is not the run that a.mp4 is of now" in changed.notes[0]
+
+
+# Pictures, and models whose frames are denoised together
+
+
+def test_a_run_that_began_with_a_picture_goes_on(make: Make, tmp_path: Path, causal: Any) -> None:
+    Image.fromarray(moving(1)[0]).save(tmp_path / "ball.png")
+    conditions = Conditions(image=pictures.read(tmp_path / "ball.png"))
+    whole, half = (
+        planner.build(preset.load("direct", (), preset.Sample(frames=frames, steps=2)), causal.spec, conditions=conditions)
+        for frames in (81, 45)
+    )
+    assert (whole.given_lat, whole.chunks[:3], whole.rounds) == (1, ((0, 1), (1, 3), (4, 3)), 7)
+    for name, plan in (("whole", whole), ("a", half)):
+        run.generate_one(causal, Job(plan, RED, 7, tmp_path / f"{name}.mp4"))
+    one = latents(whole, tmp_path / "whole.run")
+    assert torch.equal(one[:, :, :1], causal.encoded_frames(moving(1), torch.Generator()))
+    rest = make("b", 36, "a.run")
+    assert rest.chunks == whole.chunks
+    assert torch.equal(latents(rest, tmp_path / "b.run"), one)
+    joined = make("c", 36, "a.mp4", join=True)
+    assert joined.written_px == 81
+    assert np.array_equal(frames(tmp_path / "c.mp4"), frames(tmp_path / "whole.mp4"))
+
+
+@pytest.mark.parametrize("name", ["wan-i2v", "wan-ti2v", "ltx", "cogvideox-i2v", "hunyuan-i2v"])
+def test_frames_that_are_denoised_together_go_on(model_folder: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    """Of a video file its last frames, and of the run that this makes its last latents; the video is as long as the plan says."""
+    backbone = load(find(str(model_folder(name))), ModelSettings("cpu", "fp32"))
+    size, steps = (64, 32), max(2, backbone.spec.least_steps)
+    video(tmp_path / "ball.mp4", 30, size, backbone.spec.fps)
+    sample = preset.Sample(frames=2 * backbone.spec.stride_t, steps=steps, size=size)
+    written = {}
+    for output, source in (("a", "ball.mp4"), ("b", "a.run"), ("c", "b.run")):
+        conditions = Conditions(past=past.read(tmp_path / source), join=output != "a")
+        plan = planner.build(preset.load("direct", (), sample), backbone.spec, conditions=conditions)
+        job = Job(plan, RED, 7, tmp_path / f"{output}.mp4")
+        assert run.generate_one(backbone, job).frames == plan.written_px == len(frames(job.output, size))
+        written[output] = plan
+    tensors = {output: load_tensors(tmp_path / f"{output}.run" / rundir.LATENTS)[0]["latents"] for output in written}
+    given = backbone.given(written["b"], torch.Generator().manual_seed(0))
+    count = written["b"].given_lat
+    assert 0 < count <= backbone.spec.clean_lat
+    assert torch.equal(given.latents, tensors["a"][:, :, -count:])
+    assert written["c"].written_px == 3 * written["a"].new_px
+    new = written["c"].frames_lat - written["c"].given_lat
+    assert torch.equal(past.taken(past.read(tmp_path / "c.run")).latents[:, :, -new:], tensors["c"][:, :, -new:])
 
 
 # Refusals

@@ -133,6 +133,7 @@ def generate_one(
     run_settings = stored_settings(plan, job.prompt, job.seed, backbone.model_settings)
     with rundir.lock(output):
         rundir.check_place(output)
+        rundir.check_not_past(plan, output)
         ffmpeg.program()  # or it would be missed only when all is sampled
         if device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats(device)
@@ -312,8 +313,10 @@ def write_video(writer: Writer, frames: Iterator[np.ndarray], phase: Phase | Non
     return done
 
 
-def draw_seed() -> int:
-    return secrets.randbelow(2**31)
+def draw_seed(plan: Plan | None = None) -> int:
+    """A seed that nobody asked for: where `plan` goes on from a rollout that run's own, whose generator goes on, else any."""
+    past = None if plan is None or not plan.spec.causal else plan.conditions.past
+    return secrets.randbelow(2**31) if past is None or past.seed is None else past.seed
 
 
 def generate(
@@ -358,7 +361,7 @@ def generate(
     from longgen.prompts import checked
 
     arguments.of_generate(given, preset.Sample, PromptSchedule)
-    seed = draw_seed() if seed is None else arguments.seed(seed)
+    seed = None if seed is None else arguments.seed(seed)
     spec = find(backbone or defaults.default_backbone())
     device = device or model.get("device", defaults.default_device())
     chosen = {"dtype": defaults.default_dtype(spec, device), **model, "device": device}
@@ -368,6 +371,7 @@ def generate(
     plan = resolve(PlanRequest(preset_name, spec, (*overrides,), sample or preset.Sample(), duration, schedule, layers, probe,
                                model_settings.lora, allow_code, conditions))  # fmt: skip
     start.check_fit(fit is not None, plan.fits)
+    seed = draw_seed(plan) if seed is None else seed
     prompt = checked(schedule.shots[0].prompt if schedule else prompt, "prompt")
     if resume and overwrite:
         raise UsageError("resume and overwrite are both given", expected="one of them", hint="leave one out")

@@ -94,11 +94,6 @@ def in_file(plan: Plan, decode: Decode, latents: Tensor | Iterator[Tensor]) -> I
         of_latents_px -= len(video[0].sampled(plan.fps))
     if source.latents is not None:
         front = plan.past_lat if plan.spec.causal else source.shown_lat
-        if plan.spec.picture_needed:  # whose first latent frame holds one frame, so that no decoder goes on with it
-            if of_latents_px > plan.new_px:
-                before = past.taken(source).latents[:, :, : source.shown_lat]
-                yield from _last(decode(before), plan.spec.stride_t * (front - 1) + 1, of_latents_px - plan.new_px)
-            of_latents_px, front = plan.new_px, plan.given_lat
     count = plan.spec.stride_t * (front - 1) + 1 + plan.new_px
     if video is None:
         yield from _last(_by_shot(plan, decode, latents), count, of_latents_px)

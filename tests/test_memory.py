@@ -32,12 +32,15 @@ def arguments(made: Plan) -> dict[str, Any]:
     spec, tokens = made.spec, made.tokens
     frames, height, width = made.frames_lat, *(side // spec.stride_hw for side in reversed(made.size))
     batch, kind = (2 if family_of(spec).batches_guidance else 1), torch.bfloat16
-    video = {"ltx": (tokens, spec.latent_channels), "cogvideox": (frames, spec.latent_channels, height, width)}
-    shape = video.get(spec.family, (spec.latent_channels, frames, height, width))
+    channels = spec.latent_channels + spec.condition_channels
+    video = {"ltx": (tokens, channels), "cogvideox": (frames, channels, height, width)}
+    shape = video.get(spec.family, (channels, frames, height, width))
     call: dict[str, Any] = dict(
         hidden_states=torch.zeros(batch, *shape, dtype=kind), timestep=torch.full((batch,), 900),
         encoder_hidden_states=torch.zeros(batch, spec.text_tokens, 4096, dtype=kind), return_dict=False,
     )  # fmt: skip
+    if spec.image_tokens:
+        call |= dict(encoder_hidden_states_image=torch.zeros(spec.image_tokens // 257, 257, 1280, dtype=kind))
     mask = torch.ones(batch, spec.text_tokens, dtype=torch.bool)
     if spec.family == "ltx":
         call |= dict(
@@ -98,7 +101,8 @@ def only_shapes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def made_for(name: str, backbone: str, frames: int | None = None, size: tuple[int, int] | None = None) -> Plan:
     spec = replace(SPECS[backbone], layers=LAYERS)
-    return planner.build(preset.load(name, (), preset.Sample(frames=frames or spec.native_px, size=size)), spec)
+    chosen = preset.load(name, (), preset.Sample(frames=frames or spec.native_px, size=size))
+    return planner.build(chosen, spec, conditions=planner.stand_in(spec))
 
 
 @pytest.mark.parametrize(

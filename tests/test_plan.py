@@ -141,9 +141,9 @@ def test_every_preset_plans_on_every_backbone_or_says_why_not(name: str, backbon
     chosen, reason = preset.load(name, sample=preset.Sample(frames=4 * spec.native_px)), refusal(name, spec)
     if reason:
         with pytest.raises(UsageError, match=reason):
-            planner.build(chosen, spec)
+            planner.build(chosen, spec, conditions=planner.stand_in(spec))
         return
-    made = planner.build(chosen, spec)
+    made = planner.build(chosen, spec, conditions=planner.stand_in(spec))
     assert made.table.shape == (SPECS[backbone].layers, made.steps)
     assert cost.memory_bytes(made, "bf16")["peak"] > 0
     for one in (p for branch, _, _ in made.branches().values() for p in branch.passes):
@@ -277,7 +277,7 @@ def test_a_rollout_is_refused_where_frames_see_each_other_both_ways(backbone: st
     assert set(ROLLED) == {"self-forcing", "flex", "longlive", "flex-longlive", "deep-forcing", "infinity-rope"}
     for name in ROLLED:
         with pytest.raises(UsageError, match=f"rollout needs kv-cache .*, which {backbone} does not have") as caught:
-            planner.build(preset.load(name), SPECS[backbone])
+            planner.build(preset.load(name), SPECS[backbone], conditions=planner.stand_in(SPECS[backbone]))
         assert caught.value.expected == "backbones that have it: " + ", ".join(spec.name for spec in CAUSAL)
 
 

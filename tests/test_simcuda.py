@@ -31,6 +31,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("wan", "none", "fp32", "sliding-window", ("values", "decode", "resume", "schedule")),
         ("wan-experts", "model", "bf16", "ntk", ("values", "resume")),
         ("wan-ti2v", "none", "fp16", "keyframes", ("decode",)),
+        ("wan-flf2v", "model", "bf16", "sliding-window", ("values", "decode", "resume", "schedule")),
+        ("wan-i2v", "group", "bf16", "gen-l-video", ("resume",)),
         ("ltx", "group", "fp16", "sink-window", ("decode", "resume")),
         ("cogvideox", "group", "bf16", "freelong", ("values", "decode")),
         ("cogvideox-2b", "model", "fp16", "gen-l-video", ("decode",)),

@@ -102,6 +102,7 @@ def as_dict(operators: Operators) -> dict[str, Any]:
 
 def count_plan(plan: Plan, dtype: str) -> list[StepCount]:
     """What every type of step of `plan` asks of a GPU in `dtype`. Raises LonggenError where operators cannot be counted."""
+    loading.silence_libraries()
     small, kinds = _representative(plan)
     types = step_types(small)
     try:

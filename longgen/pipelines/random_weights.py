@@ -100,9 +100,11 @@ class RandomVae(RandomText):
 
     def __init__(self, spec: BackboneSpec, device: torch.device) -> None:
         super().__init__(torch.float32, device)
-        channels = spec.latent_channels
-        self.strides = (spec.stride_t, spec.stride_hw)
-        self.config = SimpleNamespace(z_dim=channels, latents_mean=[0.0] * channels, latents_std=[1.0] * channels)
+        channels, self.strides = spec.latent_channels, (spec.stride_t, spec.stride_hw)
+        self.config = SimpleNamespace(
+            z_dim=channels, latents_mean=[0.0] * channels, latents_std=[1.0] * channels, scale_factor_temporal=spec.stride_t,
+            scale_factor_spatial=spec.stride_hw,
+        )  # fmt: skip
 
     def encode(self, video: Tensor) -> Any:
         """Of `video` [B, 3, F, height, width], what diffusers' VAEs return."""

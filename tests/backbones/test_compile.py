@@ -61,7 +61,7 @@ def graphs() -> int:
 
 def sampled(backbone: Any, plan: Plan) -> Tensor:
     generator = torch.Generator().manual_seed(family.SEED)
-    denoiser = Denoiser(backbone, plan, family.PROMPT)
+    denoiser = Denoiser(backbone, plan, family.PROMPT, backbone.given(plan, generator))
     noise = denoiser.initial_noise(generator)
     with magcache.skipping(backbone, plan, lambda: progress.no_report):
         return sample(denoiser, noise, generator)

@@ -2,9 +2,10 @@
 
 Sources. Wan 2.1 1.3B (revision 0fad780) and Wan 2.2 5B (b8fff73): each JSON file has the SHA-256 in `DIGESTS`, which public
 manifests of these revisions state. Wan 14B and A14B: the arguments of diffusers' convert_wan_to_diffusers.py, and a public list of
-A14B's files with their sizes. Wan's image-to-video models: the same script, their encoder of pictures as laion's CLIP-ViT-H-14. LTX-Video: Lightricks/LTX-Video, ltx_video/utils/diffusers_config_mapping.py. CogVideoX and
-HunyuanVideo: diffusers' conversion scripts (schedulers, VAEs by their defaults), the text encoders as other code quotes them. What
-is no more than these scripts' word: the number of LTX-Video's files, the dtypes of the VAEs of CogVideoX and HunyuanVideo.
+A14B's files with their sizes. Wan's image-to-video models: the same script, their encoder of pictures as laion's CLIP-ViT-H-14.
+LTX-Video: Lightricks/LTX-Video, ltx_video/utils/diffusers_config_mapping.py. CogVideoX and HunyuanVideo: diffusers' conversion
+scripts (schedulers, VAEs by their defaults), the text encoders as other code quotes them. What is no more than these scripts'
+word: the number of LTX-Video's files, the dtypes of the VAEs of CogVideoX and HunyuanVideo.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from longgen.backbones.registry import adapter_of, family_of
+from longgen.backbones.registry import adapter_of
 from longgen.backbones.spec import BackboneSpec
 from longgen.pipelines import random_weights
 from tests.models import checkpoint

@@ -80,9 +80,8 @@ def planned(spec: BackboneSpec, name: str, schedule: PromptSchedule | None = Non
     frames = (2 if spec.causal else 4) * (spec.native_px - 1) + 1
     size = (64, 64) if spec.built_in else (64, 32)
     steps = None if name == "fifo" else STEPS  # one for each place of its queue
-    return planner.build(
-        preset.load(name, SETS.get(name, ()), preset.Sample(frames=frames, steps=steps, size=size)), spec, schedule
-    )
+    chosen = preset.load(name, SETS.get(name, ()), preset.Sample(frames=frames, steps=steps, size=size))
+    return planner.build(chosen, spec, schedule, conditions=planner.stand_in(spec))
 
 
 def two_prompts(spec: BackboneSpec) -> PromptSchedule:
@@ -126,7 +125,7 @@ def check(backbone: Any, on_host: Any, plan: Plan, checks: tuple[str, ...], log:
 def run(backbone: Any, plan: Plan, on_step: Any = None, resume: State | None = None) -> Tensor:
     """The latents of `plan`, on the host."""
     generator = torch.Generator().manual_seed(SEED)
-    denoiser = Denoiser(backbone, plan, PROMPT)
+    denoiser = Denoiser(backbone, plan, PROMPT, backbone.given(plan, generator))
     noise = denoiser.initial_noise(generator)
     return sample(denoiser, noise, generator, on_step, resume).float().cpu()
 

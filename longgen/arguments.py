@@ -27,7 +27,10 @@ def of_generate(given: Mapping[str, Any], sample: type, schedule: type) -> None:
     expect("sample", given["sample"], sample, "longgen.Sample(frames=321, ...)", optional=True)
     expect("schedule", given["schedule"], schedule, "the result of longgen.schedule.load", optional=True)
     expect("model", given["model"], Mapping, '{"offload": "model", ...}')
-    for name in ("resume", "overwrite", "allow_code"):
+    for name in ("image", "last_image", "continue_from"):
+        expect(name, given[name], (str, os.PathLike), "the name of a file", optional=True)
+    expect("fit", given["fit"], str, "crop or pad", optional=True)
+    for name in ("join", "resume", "overwrite", "allow_code"):
         expect(name, given[name], bool, "True or False")
     if given["overrides"] != ():
         texts("overrides", given["overrides"], empty=True)

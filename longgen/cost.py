@@ -59,13 +59,14 @@ def flops(plan: Plan, program: Program | None, grid: Grid | None = None, keys: i
 def _stock_flops(plan: Plan, grid: Grid, keys: int | None) -> tuple[int, int]:
     """FLOPs of one layer of the backbone itself: of its matrix products, and of its attention, to video and text."""
     tokens, width, spec = math.prod(grid), plan.spec.width, plan.spec
+    read = spec.text_tokens + spec.image_tokens
     if spec.joint_text:
-        linear = (tokens + spec.text_tokens) * (8 * width**2 + 4 * width * spec.ffn_dim)
-        text = 4 * (2 * tokens + spec.text_tokens) * spec.text_tokens * width
+        linear = (tokens + read) * (8 * width**2 + 4 * width * spec.ffn_dim)
+        text = 4 * (2 * tokens + read) * read * width
     else:
         linear = tokens * (12 * width**2 + 4 * width * spec.ffn_dim)
-        linear += 0 if keys else spec.text_tokens * 4 * width**2  # a rollout projects the text's keys and values once
-        text = 4 * tokens * spec.text_tokens * width
+        linear += 0 if keys else read * 4 * width**2  # a rollout projects the text's keys and values once
+        text = 4 * tokens * read * width
     return linear, text + 4 * tokens * (keys or tokens) * width
 
 
@@ -89,20 +90,39 @@ def _direct_ratios(plan: Plan) -> tuple[float, float]:
 
 def chunk_flops(plan: Plan) -> np.ndarray:
     """Of a rollout: mean FLOPs of one layer for each chunk [chunks] over its steps, without the pass that fills the cache."""
+    if not plan.rounds:
+        return np.zeros(0)
     at, counts = _counted_chunks(plan)
     return np.interp(np.arange(1, plan.rounds + 1), at, [arithmetic.sum() for arithmetic, _ in counts])
 
 
 def _counted_chunks(plan: Plan) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
-    """A sample of a rollout's chunks, numbered from 1, and of each its FLOPs and its density by step [S], means over layers."""
-    chunk, numbers, counts = plan.call_geometry.frames_lat, _sampled_chunks(plan), []
-    for frames_lat in (numbers * chunk).tolist():
-        programs, table = plan.programs_for_chunk(frames_lat, chunk)
-        keys = frames_lat * math.prod(plan.call_grid[1:])
-        arithmetic = np.array([flops(plan, program, keys=keys) for program in programs], dtype=np.float64)
-        density = np.array([program.density if program else 1.0 for program in programs])
-        counts.append((arithmetic[table].mean(axis=0), density[table].mean(axis=0)))
-    return numbers, counts
+    """A sample of a rollout's new chunks, numbered from 1, and of each its FLOPs and its density by step [S], means over layers."""
+    chunk, numbers = plan.call_geometry.frames_lat, _sampled_chunks(plan)
+    return numbers, [_counted(plan, plan.given_lat + number * chunk, chunk) for number in numbers.tolist()]
+
+
+def _counted(plan: Plan, frames_lat: int, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+    """FLOPs and density by step [S], means over layers, of the chunk of a rollout that reaches `frames_lat` frames."""
+    programs, table = plan.programs_for_chunk(frames_lat, chunk)
+    grid, keys = (chunk, *plan.call_grid[1:]), frames_lat * math.prod(plan.call_grid[1:])
+    arithmetic = np.array([flops(plan, program, grid, keys) for program in programs], dtype=np.float64)
+    density = np.array([program.density if program else 1.0 for program in programs])
+    return arithmetic[table].mean(axis=0), density[table].mean(axis=0)
+
+
+def _given_passes(plan: Plan) -> tuple[float, float]:
+    """Of the clean passes over what a rollout is given: FLOPs of one layer, and pairs of frames."""
+    chunks = plan.given_chunks if plan.rounds else ()
+    at = np.unique(np.linspace(0, len(chunks) - 1, min(len(chunks), COSTED_CHUNKS)).round().astype(int))
+    counted = [
+        (*_counted(plan, start + count, count), (start + count) * count) for start, count in (chunks[i] for i in at.tolist())
+    ]
+    if not counted:
+        return 0.0, 0.0
+    every = np.arange(len(chunks))
+    arithmetic, pairs = [by_step[-1] for by_step, _, _ in counted], [density[-1] * most for _, density, most in counted]
+    return float(np.interp(every, at, arithmetic).sum()), float(np.interp(every, at, pairs).sum())
 
 
 def _sampled_chunks(plan: Plan) -> np.ndarray:
@@ -116,13 +136,18 @@ def _rollout_ratios(plan: Plan) -> tuple[float, float]:
         """After every chunk but the last, one more pass at the last step's tables fills the KV cache."""
         return float(by_step.sum() + by_step[-1] * (number < plan.rounds))
 
+    if not plan.rounds:
+        return 0.0, 0.0
     numbered = list(zip(numbers.tolist(), counts, strict=True))
     arithmetic = [with_cache_pass(counted, number) for number, (counted, _) in numbered]
-    pairs = [with_cache_pass(density, number) * chunk * number * chunk for number, (_, density) in numbered]
-    chunks, steps = np.arange(1, plan.rounds + 1), _direct_steps(plan)
+    reached = [plan.given_lat + number * chunk for number in numbers.tolist()]
+    pairs = [
+        with_cache_pass(density, number) * chunk * keys for (number, (_, density)), keys in zip(numbered, reached, strict=True)
+    ]
+    chunks, steps, given = np.arange(1, plan.rounds + 1), _direct_steps(plan), _given_passes(plan)
     return (
-        float(np.interp(chunks, numbers, arithmetic).sum()) / (flops(plan, None, plan.grid) * steps),
-        float(np.interp(chunks, numbers, pairs).sum()) / (plan.frames_lat**2 * steps),
+        (float(np.interp(chunks, numbers, arithmetic).sum()) + given[0]) / (flops(plan, None, plan.grid) * steps),
+        (float(np.interp(chunks, numbers, pairs).sum()) + given[1]) / (plan.frames_lat**2 * steps),
     )
 
 
@@ -134,13 +159,16 @@ def seconds(plan: Plan, card: Card, dtype: str) -> float:
     if plan.chunk_lat is None:
         by_program = np.array([_layer_seconds(plan, program, card, dtype) for program in plan.programs])
         return float(by_program[plan.table].sum() * plan.calls)
+    if not plan.rounds:
+        return 0.0
     numbers, chunk, by_chunk = _sampled_chunks(plan), plan.call_geometry.frames_lat, []
-    for frames_lat in (numbers * chunk).tolist():
+    for frames_lat in (plan.given_lat + numbers * chunk).tolist():
         programs, table = plan.programs_for_chunk(frames_lat, chunk)
         keys = frames_lat * math.prod(plan.call_grid[1:])
         by_program = np.array([_layer_seconds(plan, program, card, dtype, keys) for program in programs])
         by_chunk.append(by_program[table].sum() * (plan.steps + 1) / plan.steps)  # and the pass that fills the cache
-    return float(np.interp(np.arange(1, plan.rounds + 1), numbers, by_chunk).sum())
+    given = by_chunk[0] / (plan.steps + 1) * len(plan.given_chunks)  # one pass each, counted as that of the first new chunk
+    return given + float(np.interp(np.arange(1, plan.rounds + 1), numbers, by_chunk).sum())
 
 
 def _layer_seconds(plan: Plan, program: Program | None, card: Card, dtype: str, keys: int | None = None) -> float:

@@ -21,8 +21,10 @@ from longgen.backbones import tiny_grammar
 from longgen.backbones.registry import SPECS
 from longgen.backbones.spec import BackboneSpec
 from longgen.cards import Card
+from longgen.conditions import options
 from longgen.errors import UsageError
 from longgen.frameplan import PAIR_COLUMNS, FramePlan, Pass, full_attention
+from longgen.pictures import Picture
 from longgen.plan import Plan
 from longgen.planner import LONG, on_every_backbone
 from longgen.preset import Preset
@@ -47,9 +49,10 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
     shift = flow_shift_label(spec, sample.flow_shift, plan.token_shift)
     lines = [
         on_one_line(f"{plan.preset.name} on {spec.name}"),
-        f"  {plan.frames_px} frames, {plan.duration_s:.1f} s at {sample.fps} fps, {width}x{height}",
+        f"  {plan.written_px} frames, {plan.duration_s:.1f} s at {sample.fps} fps, {width}x{height}",
         f"  {plan.frames_lat} latent frames ({spec.native_lat} native), {plan.tokens:,} tokens,"
         f" {plan.steps} steps, guidance {sample.guidance_scale:g}{', ' * bool(shift)}{shift}",
+        *_start_lines(plan),
         "",
     ]
     for placed in plan.techniques:
@@ -64,11 +67,14 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
     if not plan.techniques:
         lines.append("no technique: the backbone's own attention")
     for number, shot in enumerate(plan.schedule.shots if plan.schedule else (), start=1):
-        lines.append(f"shot {number} from {float(shot.at):g} s: {on_one_line(shot.prompt)}")
+        begins = "" if shot.image is None else f"with {_picture_label(shot.image)}: "
+        lines.append(f"shot {number} from {float(shot.at):g} s: {begins}{on_one_line(shot.prompt)}")
     if plan.chunk_lat is not None:
         lines += [
             "",
-            f"{plan.rounds} chunks of {plan.chunk_lat} latent frames, {plan.slots_lat} frames in the cache; the last chunk:",
+            f"{plan.rounds} chunks of {plan.chunk_lat} latent frames"
+            + f" after {plan.given_lat} that are given" * bool(plan.given_lat)
+            + f", {plan.slots_lat} frames in the cache; the last chunk:",
         ]
     elif plan.clips:
         lines += ["", *_chain_lines(plan, tables)]
@@ -131,13 +137,49 @@ def flow_shift_label(spec: BackboneSpec, chosen: float | None = None, by_tokens:
     return "the checkpoint's own flow shift"
 
 
+def _start_lines(plan: Plan) -> list[str]:
+    """What the video starts from, and how much of it that gives."""
+    conditions = plan.conditions
+    named = [f"{option} {_picture_label(picture)}" for option, picture in conditions.pictures.items()]
+    if conditions.past is not None:
+        past = conditions.past
+        width, height = past.size
+        named.append(on_one_line(f"--continue {past.name} ({past.frames_px} frames, {width}x{height}, {past.sha256[:12]})"))
+    if not named:
+        return []
+    given = f"; {plan.given_lat} of {plan.frames_lat} latent frames are given" if plan.given_lat else ""
+    return [f"  starts from {', '.join(named)}; fit {conditions.fit}{', joined' * conditions.join}{given}"]
+
+
+def _picture_label(picture: Picture) -> str:
+    """Name, size and the beginning of the hash of a picture."""
+    width, height = picture.size
+    return on_one_line(f"{picture.name} ({f'{width}x{height}, ' * bool(width)}{picture.sha256[:12]})")
+
+
+def start_dict(plan: Plan) -> dict[str, Any] | None:
+    """What the video starts from, as plain data; None where that is text alone."""
+    conditions = plan.conditions
+    if not conditions:
+        return None
+    past = conditions.past
+    described: dict[str, Any] = {
+        option.lstrip("-").replace("-", "_"): {"name": picture.name, "sha256": picture.sha256, "size": list(picture.size)}
+        for option, picture in conditions.pictures.items()
+    }
+    if past is not None:
+        described["continue"] = {"name": past.name, "sha256": past.sha256, "size": list(past.size), "frames": past.frames_px}
+    return described | {"fit": conditions.fit, "join": conditions.join, "given_latent_frames": plan.given_lat}
+
+
 def plan_dict(plan: Plan) -> dict[str, Any]:
     """The plan as plain data, with its cost but without its tables."""
     return {
         "name": plan.preset.name,
         "backbone": plan.spec.name,
-        "frames": plan.frames_px,
+        "frames": plan.written_px,
         "latent_frames": plan.frames_lat,
+        **({"given_latent_frames": plan.given_lat} if plan.given_lat else {}),
         "native_latent_frames": plan.spec.native_lat,
         "duration_s": round(plan.duration_s, 3),
         "sample": plan.sample.model_dump(mode="json"),
@@ -147,6 +189,7 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
             for placed in plan.techniques
         ],
         "schedule": None if plan.schedule is None else plan.schedule.as_dict(),
+        "starts_from": start_dict(plan),
         "seen_latent_frames": plan.call_geometry.frames_lat,
         "calls_per_step": round(plan.calls, 3),
         **({"clips": [clip._asdict() for clip in plan.clips]} if plan.clips else {}),
@@ -221,13 +264,14 @@ def _row_label(pass_: Pass, query: int) -> str:
 
 def _history(plan: Plan) -> np.ndarray:
     """What evenly spaced chunks of a rollout see, one row per chunk: `visible` [chunks, T]."""
-    chunk = plan.call_geometry.frames_lat
-    table = np.zeros((min(plan.rounds, MAP_SIDE), plan.rounds_lat))
-    for row, index in enumerate(np.linspace(1, plan.rounds, len(table)).round().astype(int).tolist()):
-        programs, steps = plan.programs_for_chunk(index * chunk, chunk)
+    chunks = plan.chunks
+    table = np.zeros((min(len(chunks), MAP_SIDE), plan.rounds_lat))
+    for row, index in enumerate(np.linspace(1, len(chunks), len(table)).round().astype(int).tolist()):
+        start, count = chunks[index - 1]
+        programs, steps = plan.programs_for_chunk(start + count, count)
         program = programs[steps[0, 0]]
-        seen = full_attention(index * chunk, chunk) if program is None else program.branches["main"]
-        table[row, : index * chunk] = seen.passes[0].visible[0]
+        seen = full_attention(start + count, count) if program is None else program.branches["main"]
+        table[row, : start + count] = seen.passes[0].visible[0]
     return table
 
 
@@ -316,6 +360,7 @@ def command_again(settings: Mapping[str, Any], video: Path) -> str:
     """
     words = ["longgen generate", "--preset THIS.toml", _flag("seed", settings["seed"]), _flag("backbone", settings["backbone"])]
     words += [_flag(name, value) for name, value in settings["sample"].items() if value is not None]
+    words += [_flag(name, value) for name, value in options(settings, video.absolute().with_suffix(".run"))]
     for name in STORED_MODEL_SETTINGS:
         for value in settings[name] if name == "lora" and name in settings else [settings.get(name)]:
             words += [] if value is None or value is False else [_flag(name, value)]

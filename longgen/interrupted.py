@@ -75,11 +75,11 @@ def _of_chain(backbone: PipelineBackbone, plan: Plan, chunks: Chunks) -> tuple[S
     """
     shape, saved_step = backbone.latent_shape(plan), chunks.folder.parent / rundir.STEP
     state, stored = None, None
-    if len(chunks) > len(plan.clips):
-        raise checkpoint.damaged(chunks.folder, f"it holds {len(chunks)} clips, and the run has {len(plan.clips)}")
     if len(chunks):
         stored = chunks.stored_settings()
         rundir.check_same_run(stored, chunks.settings, chunks.folder)
+        if len(chunks) > len(plan.clips):
+            raise checkpoint.damaged(chunks.folder, f"it holds {len(chunks)} clips, and the run has {len(plan.clips)}")
         chunks.check((*shape[:2], None, *shape[3:]), [clip.new for clip in plan.clips])
         tensors, described = chunks.state()
         state = _state(chunks.folder, len(chunks) * plan.steps, plan, tensors, described)._replace(clips=chunks)

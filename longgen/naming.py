@@ -14,6 +14,8 @@ from pathlib import Path
 from longgen import disk, ffmpeg
 from longgen.errors import UsageError
 
+# in the folder of a run, see `longgen.rundir`
+LATENTS, CHUNKS, STEP, RECORD, INPUTS = "latents.safetensors", "latents", "checkpoint.safetensors", "run.json", "inputs"
 LONGEST_NAME = 230  # bytes; file systems allow 255, and temporary names are longer by up to 17
 LONGEST_SLUG = 60, 120  # characters and bytes: names of two slugs, a seed and a hash still fit
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in "0123456789")}  # on Windows

@@ -25,7 +25,7 @@ from longgen.frames import latent_frames, pixel_frames
 from longgen.preset import Preset, Sample
 from longgen.program import Program
 from longgen.sampling.chain import Chain, Clip
-from longgen.schedule import PromptSchedule, seen_by, weights
+from longgen.schedule import PromptSchedule, by_chunk, seen_by, weights, weights_after
 from longgen.stack import PlacedTechnique, programs_of
 from longgen.technique import FrameTechnique, Grid, NoiseTechnique, Refine, Sampling
 
@@ -71,18 +71,34 @@ class Plan:
     def written_px(self) -> int:
         """Pixel frames of the file that is written: with `--continue`, unless joined, those that are new."""
         past = self.conditions.past
-        if past is None or self.conditions.join:
-            return self.frames_px if past is None else past.frames_px + self.new_px
-        return self.new_px
+        if past is None or not self.conditions.join:
+            return self.new_px
+        return self.new_px + (past.frames_px if past.latents is not None else len(past.sampled(self.fps)))
+
+    @property
+    def fps(self) -> int:
+        """Frames a second of the file."""
+        return self.sample.fps or self.spec.fps
+
+    @property
+    def past_lat(self) -> int:
+        """The latent frames, the first ones, that an earlier video shows; those of a last chunk beyond its end are new ones."""
+        past = self.conditions.past
+        return 0 if past is None else min(self.given_lat, past.shown_lat) if self.spec.causal and past.latents else self.given_lat
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is a picture or an earlier video that may have to be brought to the size."""
+        return bool(self.conditions) or bool(self.schedule and self.schedule.pictures)
 
     @property
     def new_px(self) -> int:
         """Pixel frames that are not those of an earlier video."""
-        return self.frames_px if self.conditions.past is None else self.spec.stride_t * (self.frames_lat - self.given_lat)
+        return self.frames_px if self.conditions.past is None else self.spec.stride_t * (self.frames_lat - self.past_lat)
 
     @property
     def duration_s(self) -> float:
-        return self.written_px / (self.sample.fps or self.spec.fps)
+        return self.written_px / self.fps
 
     @property
     def grid(self) -> Grid:
@@ -139,14 +155,19 @@ class Plan:
         """Model calls a step, each on `call_geometry`; guidance apart. In a chain its clips, each of which takes all steps."""
         if self.clips:
             return float(len(self.clips))
-        return self.sampling.calls(self.frames_lat, self.geometry.native_lat) if self.sampling else 1.0
+        return self.sampling.calls(self._sampled_lat, self.geometry.native_lat) if self.sampling else 1.0
 
     @property
     def rounds(self) -> int:
         """The rounds of sampling, which progress and checkpoints count: the steps, unless a technique has its own loop."""
         if self.clips:
             return len(self.clips) * self.steps
-        return self.sampling.rounds(self.frames_lat, self.geometry.native_lat, self.steps) if self.sampling else self.steps
+        return self.sampling.rounds(self._sampled_lat, self.geometry.native_lat, self.steps) if self.sampling else self.steps
+
+    @property
+    def _sampled_lat(self) -> int:
+        """The latent frames that sampling counts: all that are denoised together, or those of a rollout that are not given."""
+        return self.frames_lat - self.given_lat * (self.sampling is not None and self.sampling.in_chunks)
 
     @property
     def in_clips(self) -> bool:
@@ -172,9 +193,10 @@ class Plan:
     def cuts(self) -> tuple[int, ...]:
         """The latent frames at which a later shot of the schedule begins from a picture of its own."""
         shots = self.schedule.shots[1:] if self.schedule is not None else ()
-        with_picture = (shot for shot in shots if getattr(shot, "image", None) is not None)
-        fps = self.sample.fps or self.spec.fps
-        return tuple(latent_frames(math.ceil(shot.at * fps) + 1, self.spec.stride_t) - 1 for shot in with_picture)
+        first_px = (math.ceil(shot.at * self.fps) for shot in shots if shot.image is not None)
+        if self.conditions.past is None:
+            return tuple(latent_frames(frame + 1, self.spec.stride_t) - 1 for frame in first_px)
+        return tuple(self.past_lat + frame // self.spec.stride_t for frame in first_px)
 
     def of_clip(self, clip: Clip) -> Plan:
         """The plan of one clip of a chain: direct sampling of all its frames, with the part of the schedule that it sees."""
@@ -182,8 +204,10 @@ class Plan:
         frames_px = pixel_frames(frames_lat, self.spec.stride_t)
         schedule = None
         if self.schedule is not None and self.shares is not None:
-            seconds = Fraction(self.spec.stride_t, self.sample.fps or self.spec.fps)
-            schedule = seen_by(self.schedule, self.shares, first, first + frames_lat, seconds)
+            before_px = self.spec.stride_t * first
+            if self.conditions.past is not None:  # times are from the first new frame on
+                before_px = self.spec.stride_t * (first - self.past_lat + 1) - 1 if clip.start else 0
+            schedule = seen_by(self.schedule, self.shares, first, first + frames_lat, Fraction(before_px, self.fps))
         return replace(
             self, frames_px=frames_px, frames_lat=frames_lat, sample=self.sample.model_copy(update={"frames": frames_px}),
             geometry=self.call_geometry, schedule=schedule, notes=(),
@@ -199,8 +223,23 @@ class Plan:
 
     @property
     def rounds_lat(self) -> int:
-        """Latent frames of all chunks of a rollout, the last one in full."""
-        return self.rounds * self.call_geometry.frames_lat
+        """Latent frames of all chunks of a rollout, those that are given and the last chunk in full."""
+        return self.given_lat + self.rounds * self.call_geometry.frames_lat
+
+    @property
+    def given_chunks(self) -> tuple[tuple[int, int], ...]:
+        """(first frame, latent frames) of the chunks in which a rollout runs what is given: the first is shorter where they do
+        not divide it, so that a run that goes on from a rollout, or from one that began with a picture, has the same chunks.
+        """
+        chunk = self.call_geometry.frames_lat
+        first = self.given_lat % chunk
+        return (*([(0, first)] if first else []), *((start, chunk) for start in range(first, self.given_lat, chunk)))
+
+    @property
+    def chunks(self) -> tuple[tuple[int, int], ...]:
+        """(first frame, latent frames) of all chunks of a rollout."""
+        chunk = self.call_geometry.frames_lat
+        return *self.given_chunks, *((start, chunk) for start in range(self.given_lat, self.rounds_lat, chunk))
 
     @property
     def slots_lat(self) -> int:
@@ -235,7 +274,36 @@ class Plan:
         """[S, T]: with a schedule, the share of each shot's prompt in each latent frame."""
         if self.schedule is None:
             return None
-        return weights(self.schedule, self.frames_px, self.spec.stride_t, self.sample.fps or self.spec.fps)
+        if self.conditions.past is None:
+            return weights(self.schedule, self.frames_px, self.spec.stride_t, self.fps)
+        new = weights_after(self.schedule, self.new_px, self.spec.stride_t, self.fps)
+        return np.concatenate([np.repeat(np.eye(len(new))[:, :1], self.past_lat, axis=1), new], axis=1)
+
+    def chunk_texts(self, prompt: str) -> tuple[tuple[str, ...], np.ndarray]:
+        """Of a rollout: prompts, and the share of each in each of `chunks` [chunks, P]; given ones have what they were made with.
+
+        prompt: of a plan without schedule. A picture, or a video file, counts as made with the first prompt.
+        """
+        own: tuple[str, ...] = (prompt,)
+        rows = np.ones((self.rounds, 1))
+        if self.schedule is not None and self.shares is not None:
+            own, rows = tuple(shot.prompt for shot in self.schedule.shots), np.zeros((0, len(self.schedule.shots)))
+            if self.rounds:
+                rows = by_chunk(self.schedule, self.shares[:, self.given_lat :], self.call_geometry.frames_lat)
+        past, given = self.conditions.past, self.given_chunks
+        if past is None or not past.prompts:
+            return own, np.concatenate([np.repeat(np.eye(len(own))[:1], len(given), axis=0), rows])
+        before = np.array([past.row_at(start) for start, _ in given])
+        last = int(before[-1].argmax())
+        if before[-1, last] == 1 and past.prompts[last] == own[0]:  # it goes on
+            table = np.zeros((len(self.chunks), len(past.prompts) + len(own) - 1))
+            table[len(given) :, [last, *range(len(past.prompts), table.shape[1])]] = rows
+            own = own[1:]
+        else:
+            table = np.zeros((len(self.chunks), len(past.prompts) + len(own)))
+            table[len(given) :, len(past.prompts) :] = rows
+        table[: len(given), : len(past.prompts)] = before
+        return past.prompts + own, table
 
     # The tables, to print and to export
 

@@ -7,25 +7,28 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
-from longgen import frames
+from longgen import frames, pictures
 from longgen.backbones.registry import SPECS
 from longgen.backbones.spec import CAPABILITIES, FIRST_FRAME, LAST_FRAME, BackboneSpec
 from longgen.catalog import name_of, rank
 from longgen.catalog import technique as technique_class
-from longgen.conditions import NOTHING, Conditions
+from longgen.conditions import NOTHING, Conditions, picture_notes
 from longgen.errors import UsageError, shown
 from longgen.frameplan import Geometry, full_attention
+from longgen.past import Past
 from longgen.plan import Plan
 from longgen.preset import Preset, Sample
 from longgen.sampling.chain import Chain
-from longgen.schedule import PromptSchedule, by_chunk, check, weights
+from longgen.schedule import PromptSchedule, by_chunk, check, settled, weights, weights_after
 from longgen.stack import PlacedTechnique, programs_of
 from longgen.technique import VERDICTS, FrameTechnique, FrequencyTechnique, NoiseTechnique, Refine, Sampling, Technique
 from longgen.units import short
 
 MOST_STEPS = 1000  # every scheduler here has so many noise levels to choose from
 MOST_SHIFT = 1e7  # flow shift, near which sigma = s t / (1 + (s - 1) t) is 1 in float32 for every t
+GREY = Path(__file__).with_name("grey.png")
 LONG = 4  # times the native length: where the costs of presets are compared
 
 
@@ -40,39 +43,47 @@ def build(
 
     Raises UsageError for what the backbone cannot do, and for a stack that contradicts itself.
     """
-    requested = preset.sample_on(spec)
+    schedule, conditions = settled(schedule, conditions)
+    requested, past = preset.sample_on(spec), conditions.past
+    run = past if past is not None and past.latents is not None else None
     sample = requested.over(
-        Sample(frames=spec.native_px, size=spec.size, steps=spec.steps, guidance_scale=spec.guidance_scale,
-               negative_prompt=spec.negative_prompt, fps=spec.fps)
+        Sample(size=run.size if run else spec.size, steps=spec.steps, guidance_scale=spec.guidance_scale,
+               negative_prompt=spec.negative_prompt, fps=round(run.fps) if run else spec.fps)
     )  # fmt: skip
-    requested_px = sample.frames or spec.native_px
-    _check_conditions(spec, conditions)
-    given_lat = _given_lat(spec, conditions)
-    frames_lat = frames.latent_frames(requested_px, spec.stride_t)
-    if conditions.past is not None:
-        frames_lat = given_lat - (-requested_px // spec.stride_t)
-    frames_px = frames.pixel_frames(frames_lat, spec.stride_t)
-    techniques = tuple(technique.settled(spec) if isinstance(technique, Sampling) else technique
-                       for technique in _with_implied(preset.techniques, spec))  # fmt: skip
+    _check_conditions(spec, conditions, sample)
+    techniques = tuple(_settled(technique, spec) for technique in _with_implied(preset.techniques, spec))
     sampling = next((technique for technique in techniques if isinstance(technique, Sampling)), None)
+    given_lat = _given_lat(spec, conditions, sample.fps or spec.fps)
+    if isinstance(sampling, Chain) and sampling.overlap is not None:  # the first clip begins as the later ones do
+        given_lat = min(given_lat, sampling.overlap)
+    requested_px = sample.frames or spec.native_px
+    frames_lat = frames.latent_frames(requested_px, spec.stride_t)
+    if past is not None:
+        if sample.frames is None:  # a clip of native length, and of a rollout as many new frames
+            requested_px = spec.stride_t * max(1, spec.native_lat - given_lat * (not spec.causal))
+        past_lat = past.shown_lat if run and spec.causal else given_lat
+        frames_lat = past_lat - (-requested_px // spec.stride_t)
+        given_lat = min(given_lat, frames_lat)
+    frames_px = frames.pixel_frames(frames_lat, spec.stride_t)
     call_lat = sampling.frames_per_call(frames_lat, spec.native_lat) if sampling else frames_lat
     steps = _steps(requested.steps, sampling, frames_lat, spec)
-    made_px = frames_px if conditions.past is None else spec.stride_t * (frames_lat - given_lat)
+    made_px = frames_px if past is None else spec.stride_t * (frames_lat - past_lat)
     sample = sample.model_copy(update={"frames": made_px, "steps": steps})
     _check_size(spec, sample.size or spec.size, requested_px, call_lat)
     _check_sample(spec, sample)
     in_chunks = sampling is not None and sampling.in_chunks
     if schedule is not None:
-        _check_schedule(schedule, spec, sample, frames_lat, call_lat, in_chunks)
+        _check_schedule(schedule, spec, sample, (frames_lat, call_lat, given_lat), in_chunks, past is not None)
+        _check_shot_pictures(schedule, sampling)
 
     geometry = Geometry(frames_lat, spec.native_lat, spec.frequencies, spec.intrinsic_component, in_chunks=in_chunks)
     in_turn = isinstance(sampling, Chain)
     call_geometry = replace(geometry, frames_lat=call_lat, in_clips=call_lat < frames_lat and not in_chunks and not in_turn)
     stack = tuple(sorted((_place(technique, spec, steps) for technique in techniques), key=_order))
-    _check_stack(stack, call_geometry if in_turn else geometry, call_lat)
+    _check_stack(stack, call_geometry if in_turn else geometry, call_lat, bool(conditions))
     if sampling is not None and in_chunks:
-        all_lat = call_lat * sampling.rounds(frames_lat, spec.native_lat, steps)
-        table_geometry, stock = replace(geometry, frames_lat=all_lat), full_attention(all_lat, call_lat)
+        all_lat = given_lat + call_lat * sampling.rounds(frames_lat - given_lat, spec.native_lat, steps)
+        table_geometry, stock = replace(geometry, frames_lat=all_lat), full_attention(all_lat, min(call_lat, all_lat))
     else:
         table_geometry, stock = call_geometry, full_attention(call_lat)
     programs, table, without_effect = programs_of(stack, table_geometry, stock, spec.layers, steps)
@@ -95,8 +106,9 @@ def _with_implied(techniques: tuple[Technique, ...], spec: BackboneSpec) -> tupl
 # What a video starts from
 
 
-def _check_conditions(spec: BackboneSpec, conditions: Conditions) -> None:
+def _check_conditions(spec: BackboneSpec, conditions: Conditions, sample: Sample) -> None:
     """Raises UsageError where `spec` cannot start from `conditions`, or not without a picture."""
+    conditions.check()
     needs = {"--image": FIRST_FRAME if conditions.image else None, "--last-image": LAST_FRAME if conditions.last_image else None}
     for option, need in needs.items():
         if need is not None and need not in spec.capabilities:
@@ -107,20 +119,46 @@ def _check_conditions(spec: BackboneSpec, conditions: Conditions) -> None:
         able = ", ".join(known.name for known in SPECS.values() if known.continues)
         raise UsageError(f"--continue: {spec.name} is made to start from text alone", expected=f"one of {able}",
                          hint="choose one of these with --backbone, or leave --continue out")  # fmt: skip
+    if conditions.past is not None and conditions.past.latent_shape is not None:
+        _check_latents(spec, conditions.past, sample.size or spec.size)
+    if spec.last_picture_needed and conditions.last_image is None:
+        raise UsageError(f"{spec.name} starts from a first and a last picture, and no last one is given",
+                         expected="--image FILE and --last-image FILE",
+                         hint="give both, or choose an image-to-video --backbone")  # fmt: skip
     if spec.picture_needed and not conditions:
         raise UsageError(f"{spec.name} starts from a picture, and none is given", expected="--image FILE, or --continue VIDEO",
                          hint="give one, or choose a text-to-video --backbone")  # fmt: skip
 
 
-def _given_lat(spec: BackboneSpec, conditions: Conditions) -> int:
+def _check_latents(spec: BackboneSpec, past: Past, size: tuple[int, int]) -> None:
+    """Raises UsageError where the latents of a run are not such as `spec` makes at `size`."""
+    made_by = SPECS.get(past.backbone or "")
+    able = [known.name for known in SPECS.values() if known.continues and made_by and known.latent_space == made_by.latent_space]
+    if (
+        past.latent_shape is None
+        or past.latent_shape[0] != spec.latent_channels
+        or (made_by is not None and spec.name in SPECS and made_by.latent_space != spec.latent_space)
+    ):
+        raise UsageError(f"--continue: {past.path} holds latents of {past.backbone}, which {spec.name} cannot read",
+                         expected=f"a run of {spec.name} or of a model with the same VAE, or a video file",
+                         hint=(f"--backbone {able[0]}, or " if able else "") + "copy its MP4 to another folder and give that: "
+                         "its frames are taken then")  # fmt: skip
+    width, height = size
+    if size != past.size or past.latent_shape[1:] != (height // spec.stride_hw, width // spec.stride_hw):
+        raise UsageError(f"--continue: {past.path} is {past.size[0]}x{past.size[1]}, and {width}x{height} is asked",
+                         expected="the size of the run whose latents go on",
+                         hint="leave --size out, or copy its MP4 elsewhere and give that: its frames are fitted then")  # fmt: skip
+
+
+def _given_lat(spec: BackboneSpec, conditions: Conditions, fps: int) -> int:
     """The latent frames that the video begins with and that are not sampled."""
     past = conditions.past
     if past is None:
         return 1 if conditions.image is not None else 0
-    held = past.latents
-    if held is None:
-        held = frames.latent_frames(max(1, min(past.frames_px, spec.native_px) - spec.stride_t + 1), spec.stride_t)
-    return held if spec.causal else min(held, spec.clean_lat)
+    if past.latents is not None:
+        return past.latents if spec.causal else min(past.shown_lat, spec.clean_lat)
+    newest = (min(len(past.sampled(fps)), spec.native_px) - 1) // spec.stride_t + 1
+    return newest if spec.causal else min(newest, spec.clean_lat)
 
 
 # Checks
@@ -143,6 +181,10 @@ def _check_size(spec: BackboneSpec, size: tuple[int, int], requested_px: int, ca
         raise UsageError(f"{requested_px} frames are more than {spec.name} can address",
                          expected=f"1 to {frames.pixel_frames(spec.most_lat, spec.stride_t)} frames",
                          hint="make it shorter, or split it into several videos")  # fmt: skip
+    if spec.fixed_size and size != spec.size:
+        given, only = ("x".join(map(str, sides)) for sides in (size, spec.size))
+        raise UsageError(f"{given} does not fit {spec.name}, which learned the places of {only} alone", expected=f"--size {only}",
+                         hint="leave --size out")  # fmt: skip
     for side, length, multiple in zip(("width", "height"), size, spec.size_multiple, strict=True):
         if length % multiple:
             below = length // multiple * multiple
@@ -179,19 +221,29 @@ def _native_shift(spec: BackboneSpec) -> float:
 
 
 def _check_schedule(
-    schedule: PromptSchedule, spec: BackboneSpec, sample: Sample, frames_lat: int, call_lat: int, in_chunks: bool
+    schedule: PromptSchedule, spec: BackboneSpec, sample: Sample, counts_lat: tuple[int, int, int], in_chunks: bool, goes_on: bool
 ) -> None:
-    """Every shot must be visible in some latent frame, in a rollout also in some chunk."""
+    """Every shot must be visible in some latent frame, in a rollout also in some chunk, as `Plan.chunk_texts` reads them."""
     frames_px, fps = sample.frames or spec.native_px, sample.fps or spec.fps
+    frames_lat, call_lat, given_lat = counts_lat
     check(schedule, frames_px, fps)
-    shares = weights(schedule, frames_px, spec.stride_t, fps)
-    if in_chunks:
-        by_chunk(schedule, shares, call_lat, Fraction(spec.stride_t, fps))
+    shares = (weights_after if goes_on else weights)(schedule, frames_px, spec.stride_t, fps)
+    if in_chunks and (sampled_lat := frames_lat - given_lat):
+        by_chunk(schedule, shares[:, -sampled_lat:], call_lat, Fraction(spec.stride_t, fps))
     if call_lat == frames_lat and spec.joint_text:
         able = ", ".join(known.name for known in SPECS.values() if not known.joint_text)
         raise UsageError(f"--schedule requires clips on {spec.name}, whose self-attention includes one text for all frames",
                          expected=f"a preset that samples clip by clip, such as gen-l-video; or one of {able}",
                          hint="use --preset gen-l-video or glc-diffusion")  # fmt: skip
+
+
+def _check_shot_pictures(schedule: PromptSchedule, sampling: Sampling | None) -> None:
+    """A later shot may begin with a picture only where clips begin one after the other."""
+    if schedule.pictures and not (sampling is not None and sampling.shot_pictures):
+        how = "direct sampling" if sampling is None else name_of(sampling)
+        raise UsageError(f"the schedule's {', '.join(schedule.pictures)}: {how} begins no clip there, which could begin with it",
+                         expected="a preset that samples clip after clip, such as chain",
+                         hint="use --preset chain, or leave image out")  # fmt: skip
 
 
 def _check_chain(plan: Plan) -> None:
@@ -202,8 +254,16 @@ def _check_chain(plan: Plan) -> None:
                          hint="leave --last-image out, or choose another --preset")  # fmt: skip
 
 
-def _place(technique: Technique, spec: BackboneSpec, steps: int) -> PlacedTechnique:
-    """The technique with the layers and steps it acts in. Raises UsageError where `spec` cannot serve it."""
+def _settled(technique: Technique, spec: BackboneSpec) -> Technique:
+    """`technique` with what a way of sampling leaves to the backbone filled in. Raises UsageError."""
+    if not isinstance(technique, Sampling):
+        return technique
+    _check_capabilities(technique, spec)
+    return technique.settled(spec)
+
+
+def _check_capabilities(technique: Technique, spec: BackboneSpec) -> None:
+    """Raises UsageError where `spec` lacks what `technique` needs."""
     name = name_of(technique)
     for need in technique.requires:
         if need not in spec.capabilities:
@@ -211,6 +271,12 @@ def _place(technique: Technique, spec: BackboneSpec, steps: int) -> PlacedTechni
             raise UsageError(f"{name} needs {need} ({CAPABILITIES[need]}), which {spec.name} does not have",
                              expected=f"backbones that have it: {able}",
                              hint="choose one of them, or a preset without it")  # fmt: skip
+
+
+def _place(technique: Technique, spec: BackboneSpec, steps: int) -> PlacedTechnique:
+    """The technique with the layers and steps it acts in. Raises UsageError where `spec` cannot serve it."""
+    name = name_of(technique)
+    _check_capabilities(technique, spec)
     if technique.layers == "all":
         layers = tuple(range(spec.layers))
     elif isinstance(technique.layers, tuple):
@@ -240,7 +306,7 @@ def _order(placed: PlacedTechnique) -> tuple[int, int, str]:
     return order.index(phase), *rank(placed.name)
 
 
-def _check_stack(stack: tuple[PlacedTechnique, ...], geometry: Geometry, call_lat: int) -> None:
+def _check_stack(stack: tuple[PlacedTechnique, ...], geometry: Geometry, call_lat: int, given: bool) -> None:
     """No two techniques may decide the same thing."""
     for first, second in itertools.combinations(stack, 2):
         shared = [claim for claim in first.technique.exclusive if claim in second.technique.exclusive]
@@ -256,6 +322,10 @@ def _check_stack(stack: tuple[PlacedTechnique, ...], geometry: Geometry, call_la
             placed.technique.check_noise(geometry)
     edits = [placed.name for placed in stack if isinstance(placed.technique, Refine)]
     queue = _frame_level_sampling(stack) if call_lat < geometry.frames_lat else None
+    if given and queue:
+        raise UsageError(f"{queue} moves every frame from noise through its queue, and the first ones are given here",
+                         expected="a preset without it, or no --image and no --continue",
+                         hint="use another preset, as freespec or chain")  # fmt: skip
     if edits and queue:
         raise UsageError(f"{' and '.join(edits)} edits the latent after a step, but with {queue} frames are never at the same step",
                          expected="one of them", hint=f"use a preset without {queue} or without {edits[0]}")  # fmt: skip
@@ -273,7 +343,14 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
     """What a person should know before starting."""
     spec, sample, frames_px, notes = plan.spec, plan.sample, plan.frames_px, list[str]()
     call_lat = plan.call_geometry.frames_lat
-    if frames_px != requested_px:
+    past = plan.conditions.past
+    if past is not None:
+        notes += _past_notes(plan, past)
+        if plan.new_px != requested_px:
+            notes.append(
+                f"rounded {requested_px} new frames up to {plan.new_px} ({spec.name} goes on by {spec.stride_t} at a time)"
+            )
+    elif frames_px != requested_px:
         notes.append(f"rounded {requested_px} frames up to {frames_px} ({spec.name} generates {spec.stride_t}n+1)")
     for placed in plan.techniques:
         noised = plan.call_geometry if plan.clips else plan.geometry
@@ -287,11 +364,18 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
     if queue:
         notes.append(f"{queue} keeps a noise level for every frame: {plan.steps} steps instead of {spec.steps} on {spec.name}, "
                      f"with {spec.first_order}")  # fmt: skip
+    if plan.conditions and plan.in_clips:
+        also = " and what cross-attention reads of the pictures" if spec.image_tokens else ""
+        notes.append(f"{plan.preset.name} denoises clips of {call_lat} latent frames together: what the video starts from is seen "
+                     f"by those that hold its frames; the others have the frames that clips share{also}")  # fmt: skip
     if edits:
         notes.append(f"{' and '.join(edits)} edits the latent, which some schedulers would undo: sampling with {spec.first_order}")
     if call_lat > spec.native_lat and not plan.table.any():
         notes.append(f"{frames_px} frames is {frames_px / spec.native_px:.1f} times the length {spec.name} was trained on, and no "
                      "technique is active: expect slow or frozen motion; longgen presets list shows the alternatives")  # fmt: skip
+    notes += plan.conditions.notes(plan.size)
+    for name, picture in plan.schedule.pictures.items() if plan.schedule else ():
+        notes += picture_notes(picture, name, plan.size, plan.conditions.fit)
     surplus = sum(call_lat - clip.given - clip.new for clip in plan.clips)
     if surplus:
         notes.append(f"every clip has {call_lat} latent frames: {surplus} of them, beyond the video's end or a cut, are dropped")
@@ -309,6 +393,32 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
     if plan.size != spec.size:
         width, height = spec.size
         notes.append(f"{plan.size[0]}x{plan.size[1]} is not the size {spec.name} was trained at ({width}x{height})")
+    return notes
+
+
+def _past_notes(plan: Plan, past: Past) -> list[str]:
+    """What is taken of an earlier video."""
+    spec, notes, name = plan.spec, [*past.notes], past.name
+    if past.latents is not None:
+        held = past.latents if spec.causal else min(plan.given_lat, past.shown_lat)
+        notes.append(f"{held} latent frames of {name} are handed over as they are")
+        if spec.causal and past.seed is not None:
+            notes.append(f"with its own seed, {past.seed}, its noise goes on as in one run; with another it is drawn anew")
+        if plan.noise is not None and past.latents <= spec.native_lat:
+            notes.append(f"noise that follows from frame to frame begins with the new ones: {name} has no more than "
+                         f"{spec.native_px} frames, and so had none")  # fmt: skip
+        return notes
+    sampled, taken_px = len(past.sampled(plan.fps)), frames.pixel_frames(plan.given_lat, spec.stride_t)
+    notes.append(f"the last {taken_px} of {name}'s {sampled} frames" + f" at {plan.fps} fps" * (past.fps != plan.fps)
+                 + f" are encoded; {spec.name} sees nothing before them" * (taken_px < sampled))  # fmt: skip
+    if past.fps != plan.fps:
+        rate = "varying intervals" if past.times else f"{past.fps:.4g} fps"
+        notes.append(f"{name} has {past.frames_px} frames at {rate}: of these the nearest in time are taken, at {plan.fps} fps")
+    if past.size != plan.size:
+        done = "cropped" if plan.conditions.fit == "crop" else "padded with black"
+        notes.append(
+            f"{name} is {past.size[0]}x{past.size[1]}: it is resized and {done} to {plan.size[0]}x{plan.size[1]}, not stretched"
+        )
     return notes
 
 
@@ -338,10 +448,16 @@ def on_every_backbone(preset: Preset) -> dict[str, Plan | UsageError]:
         frames_px = frames.pixel_frames(LONG * spec.native_lat - LONG + 1, spec.stride_t)
         long = preset.model_copy(update={"sample": Sample(frames=frames_px), "backbone_samples": {}})
         try:
-            plans[name] = build(long, as_if_probed(spec))
+            plans[name] = build(long, as_if_probed(spec), conditions=stand_in(spec))
         except UsageError as error:
             plans[name] = error
     return plans
+
+
+def stand_in(spec: BackboneSpec) -> Conditions:
+    """Grey pictures for a backbone that cannot do without any: what plans and measurements have where none are given."""
+    picture = pictures.read(GREY) if spec.picture_needed else None
+    return Conditions(picture, picture if spec.last_picture_needed else None)
 
 
 def as_if_probed(spec: BackboneSpec) -> BackboneSpec:

@@ -21,10 +21,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, InstanceOf, ValidationError, field_validator
 
-from longgen import textfile
-from longgen.errors import UsageError, shown
+from longgen import pictures, textfile
+from longgen.errors import LonggenError, UsageError, shown
+from longgen.pictures import Picture
 from longgen.preset import Sample, SampleFields
 
 TABLES = {".csv": ",", ".tsv": "\t"}  # the delimiter; a .csv may also use semicolons or tabs
@@ -44,7 +45,8 @@ SIZE = re.compile(r"([1-9][0-9]{0,4})[x*]([1-9][0-9]{0,4})")
 class Row(SampleFields):
     """One video of a file of prompts: its prompt, and the fields in which it differs from the flags.
 
-    line: of the file, from 1. output: a file name in the folder of the outputs. duration: in place of frames.
+    line: of the file, from 1. output: a file name in the folder of the outputs. duration: in place of frames. image, last_image:
+    names of files, relative to the folder of the file of prompts, until `read` reads them.
     """
 
     prompt: str
@@ -52,6 +54,8 @@ class Row(SampleFields):
     output: str | None = None
     duration: str | None = None
     preset: str | None = None
+    image: str | InstanceOf[Picture] | None = None
+    last_image: str | InstanceOf[Picture] | None = None
     line: int = 0
 
     @field_validator("size", mode="before")
@@ -65,7 +69,8 @@ class Row(SampleFields):
         return Sample(**{name: getattr(self, name) for name in Sample.model_fields})
 
 
-COLUMNS = ("prompt", "seed", "output", "duration", "preset", *Sample.model_fields)
+IMAGES = ("image", "last_image")
+COLUMNS = ("prompt", "seed", "output", "duration", "preset", *IMAGES, *Sample.model_fields)
 
 
 def parse_size(size: str, what: str = "--size") -> tuple[int, int]:
@@ -109,7 +114,8 @@ def read(path: Path, columns: Collection[str] = COLUMNS, why: str = "") -> tuple
                 raise UsageError(f"{name}: line {line} gives {key}, {why}", expected=", ".join(columns),
                                  hint=f"leave the column {key} out")  # fmt: skip
     parsed = [_row(line, values, suffix in JSON_LINES, errors) for line, values in cells]
-    rows = [row for row in parsed if row is not None]
+    seen: dict[tuple[str, Path], Picture | LonggenError] = {}
+    rows = [_with_pictures(row, path.parent, seen, errors) for row in parsed if row is not None]
     first_lines: dict[str, int] = {}
     for row in rows:
         if row.output is not None:  # macOS and Windows file systems ignore case
@@ -125,6 +131,25 @@ def read(path: Path, columns: Collection[str] = COLUMNS, why: str = "") -> tuple
         raise UsageError(f"{name} holds no prompt", expected=ACCEPTED, hint="write some")
     commented = [row.line for row in rows if row.prompt.startswith("#")]  # only possible in tables
     return rows, [f"{path}: line {line} begins with # but is a prompt: tables have no comments" for line in commented[:1]]
+
+
+def _with_pictures(row: Row, folder: Path, seen: dict[tuple[str, Path], Picture | LonggenError], errors: list[str]) -> Row:
+    """`row` with its pictures read; adds to `errors`. seen: what became of the files of earlier rows."""
+    for column in IMAGES:
+        name = getattr(row, column)
+        if name is not None:
+            file = folder / name
+            if (column, file) not in seen:
+                try:
+                    seen[column, file] = pictures.read(file, column)
+                except LonggenError as error:
+                    seen[column, file] = error
+            found = seen[column, file]
+            if isinstance(found, LonggenError):
+                errors.append(f"line {row.line}: {found.given}; expected: {found.expected}")
+            else:
+                row = row.model_copy(update={column: found})
+    return row
 
 
 def _lines(text: str) -> list[tuple[int, dict[str, Any]]]:

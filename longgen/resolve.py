@@ -11,12 +11,14 @@ from longgen import catalog, units
 from longgen import preset as presets
 from longgen.backbones.find import find
 from longgen.backbones.spec import BackboneSpec
-from longgen.conditions import NOTHING, Conditions
+from longgen.conditions import NOTHING, Conditions, restore
 from longgen.errors import LonggenError, UsageError, conflict, shown, unknown_name
 from longgen.layers import selection
+from longgen.naming import INPUTS
+from longgen.pictures import kept
 from longgen.plan import Plan
 from longgen.planner import build
-from longgen.schedule import PromptSchedule
+from longgen.schedule import PromptSchedule, settled
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,9 @@ def resolve(request: PlanRequest) -> Plan:
     if how is not None and request.layers is not None:
         raise conflict(f"--layers {request.layers}", f"--preset {request.preset}", "both choose layers")
     loaded = request.load_preset()
-    chosen, notes = selection.resolve_layers(loaded, request.spec, how or request.layers, request.probe, request.lora)
+    pictured = settled(request.schedule, request.conditions)[1].image is not None
+    chosen, notes = selection.resolve_layers(loaded, request.spec, how or request.layers, request.probe, request.lora,
+                                             pictured)  # fmt: skip
     return build(chosen, request.spec, request.schedule, notes, request.conditions)
 
 
@@ -84,12 +88,56 @@ def check_overrides(overrides: Sequence[str], requests: Iterable[PlanRequest]) -
 
 
 def from_settings(settings: dict[str, Any], origin: Path, allow_code: bool = False) -> Plan:
-    """The plan that the `settings` stored in `origin` describe; `allow_code` as in a request. Raises LonggenError where damaged."""
+    """The plan that the `settings` stored in `origin` describe; `allow_code` as in a request. Raises LonggenError where damaged.
+
+    origin: a video, or a file in its run's folder, which holds copies of the pictures. Whether they are there is not checked:
+    `missing_inputs` tells.
+    """
+    chosen, schedule = stored_preset(settings, origin, allow_code), stored_schedule(settings, origin)
+    try:
+        spec, _, _, _ = find(settings["backbone"]), settings["prompt"], settings["seed"], settings["dtype"]
+        conditions = restore(settings.get("conditions"), _run_folder(origin), _names(settings))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _damaged(origin, error) from None
+    return build(chosen, spec, schedule, conditions=conditions)
+
+
+def stored_preset(settings: dict[str, Any], origin: Path, allow_code: bool = False) -> presets.Preset:
+    """The preset of `settings`; see `from_settings`."""
     try:
         tables = {**settings["preset"], "sample": settings["sample"]}
-        spec, _, _, _ = find(settings["backbone"]), settings["prompt"], settings["seed"], settings["dtype"]
-        schedule = PromptSchedule.from_dict(settings["schedule"]) if "schedule" in settings else None
-    except (KeyError, TypeError, AttributeError) as error:
-        raise LonggenError(f"the settings in {origin} are damaged: {error}", expected="settings as longgen stores them",
-                           hint="start again with --overwrite") from None  # fmt: skip
-    return build(presets.from_tables(tables, str(origin), allow_code), spec, schedule)
+    except (KeyError, TypeError) as error:
+        raise _damaged(origin, error) from None
+    return presets.from_tables(tables, str(origin), allow_code)
+
+
+def stored_schedule(settings: dict[str, Any], origin: Path) -> PromptSchedule | None:
+    """The schedule of `settings`, or None; see `from_settings`."""
+    if "schedule" not in settings:
+        return None
+    folder = _run_folder(origin) / INPUTS
+    try:
+        names = _names(settings)
+        return PromptSchedule.from_dict(settings["schedule"], lambda key: kept(key, folder, names.get(key)))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise _damaged(origin, error) from None
+
+
+def _run_folder(origin: Path) -> Path:
+    return origin.parent if origin.absolute().parent.suffix == ".run" else origin.with_suffix(".run")
+
+
+def _names(settings: dict[str, Any]) -> dict[str, str]:
+    """The names of files by their hashes; of a video of anybody, so without folders."""
+    return {str(key): Path(str(name)).name for key, name in settings.get("inputs", {}).items()}
+
+
+def _damaged(origin: Path, error: Exception) -> LonggenError:
+    return LonggenError(f"the settings in {origin} are damaged: {error}", expected="settings as longgen stores them",
+                        hint="start again with --overwrite")  # fmt: skip
+
+
+def missing_inputs(plan: Plan) -> list[Path]:
+    """The pictures that `plan` starts from and that are not where they should be."""
+    named = [*plan.conditions.pictures.values(), *(plan.schedule.pictures.values() if plan.schedule else ())]
+    return [picture.path for picture in named if not picture.path.is_file()]

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import platform
 import secrets
@@ -16,13 +17,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from longgen import arguments, disk, ffmpeg, preset, rundir
+from longgen import arguments, disk, ffmpeg, naming, past, preset, rundir, start
 from longgen.backbones import defaults
 from longgen.backbones.settings import ModelSettings
 from longgen.describe import plan_dict
 from longgen.device import device_name, memory_bytes
 from longgen.errors import LonggenError, UsageError
 from longgen.out_of_memory import translate_oom
+from longgen.pictures import FITS, Fit
 from longgen.plan import Plan
 from longgen.progress import Phase, Progress, no_report
 from longgen.resolve import PlanRequest, resolve
@@ -83,8 +85,10 @@ class RunRecord:
             "schema": SCHEMA,
             "status": "running",
             "settings": run_settings,
-            "frames": plan.frames_px,
+            "frames": plan.written_px,
             "latent_frames": plan.frames_lat,
+            **({"given_latent_frames": plan.given_lat} if plan.given_lat else {}),
+            **({} if plan.chunk_lat is None else {"texts": _texts(plan, run_settings["prompt"])}),
             **{name: described[name] for name in ("techniques", "branches", "cost_ratio", "notes")},
             "device": device_name(device),
             "python": platform.python_version(),
@@ -96,6 +100,14 @@ class RunRecord:
     def write(self, status: str, **more: Any) -> None:
         self.content.update(status=status, seconds=self.seconds, peak_memory_bytes=memory_bytes(self.device), **more)
         disk.save_record(self.path, self.content)
+
+
+def _texts(plan: Plan, prompt: str) -> dict[str, Any]:
+    """Of a rollout: `Plan.chunk_texts`, with the first latent frame of each change, for a run that goes on from this one."""
+    prompts, shares = plan.chunk_texts(prompt)
+    changes = [(start, row) for index, ((start, _), row) in enumerate(zip(plan.chunks, shares.tolist(), strict=True))
+               if index == 0 or row != shares[index - 1].tolist()]  # fmt: skip
+    return {"prompts": list(prompts), "rows": [[start, row] for start, row in changes]}
 
 
 def generate_one(
@@ -113,7 +125,7 @@ def generate_one(
     """
     import torch
 
-    from longgen import checkpoint, interrupted
+    from longgen import checkpoint, interrupted, shown
     from longgen.loops import magcache
     from longgen.video import Writer
 
@@ -129,6 +141,9 @@ def generate_one(
         if not resume:
             rundir.start_anew(output)
             record.content[rundir.REPLACES] = os.path.lexists(output)
+        plan.conditions.keep(folder)
+        if plan.schedule is not None:
+            plan.schedule.keep(folder)
         chunks = checkpoint.Chunks(folder / rundir.CHUNKS, run_settings)
         if resume:
             if rundir.may_replace(output):
@@ -152,9 +167,9 @@ def generate_one(
         if not decoded:
             remains = f"the latents are kept: longgen decode {folder}"
             with translate_oom("decoding", backbone.model_settings, remains, plan, decoding=True):
-                phase = Phase("decode", plan.frames_px, device, report)
-                frames = backbone.decode(chunks.frames(plan.frames_lat) if latents is None else latents)
-                write_video(Writer(output, plan.size, plan.sample.fps or plan.spec.fps, run_settings), frames, phase)
+                phase = Phase("decode", plan.written_px, device, report)
+                frames = shown.in_file(plan, backbone.decode, shown.stored(plan, folder, chunks if latents is None else latents))
+                write_video(Writer(output, plan.size, plan.fps, run_settings), frames, phase)
                 record.seconds["decode"] = round(phase.seconds, 3)
         record.content.pop(rundir.REPLACES, None)
         record.write("done", video=disk.file_hash(output))
@@ -166,26 +181,37 @@ def _sample(backbone: PipelineBackbone, job: Job, chunks: Chunks, state: State |
     """The latents of `job` (None where they are in chunks on disk), and whether the video was decoded as they came."""
     import torch
 
-    from longgen import interrupted, loops
+    from longgen import checkpoint, interrupted, loops, shown
     from longgen.loops.denoiser import Denoiser
+    from longgen.pipelines.given import Given
     from longgen.video import Writer
 
-    plan, in_parts = job.plan, job.plan.in_parts
+    plan, in_parts, in_chunks = job.plan, job.plan.in_parts, job.plan.chunk_lat is not None
 
     def on_step(now: State) -> None:
         interrupted.save(now, chunks, plan)
         phase.at(now.done)
 
     generator = torch.Generator().manual_seed(job.seed)
-    denoiser = Denoiser(backbone, plan, job.prompt, backbone.given(plan, generator))
+    inputs = run_folder(job.output) / rundir.INPUTS
+    if state is not None and in_chunks and (inputs / past.GIVEN).is_file():
+        given: Given | None = Given(shown.given_latents(plan, inputs))
+    else:
+        given = backbone.given(plan, generator)
+        if in_chunks and given is not None and (plan.conditions.past is None or plan.conditions.past.latents is None):
+            disk.make_folder(inputs)
+            checkpoint.save_tensors(inputs / past.GIVEN, {"latents": given.latents}, chunks.settings)
+    denoiser = Denoiser(backbone, plan, job.prompt, given)
     frames = loops.stream(denoiser, denoiser.initial_noise(generator), generator, on_step, state)
     on_host: list[Tensor] = []
     if not in_parts:  # else they are in the chunks
         frames = _copied(frames, on_host)
     decoded = loops.streams(plan, backbone.model_settings.offload)
     if decoded:  # sampling reports the progress of both
-        writer = Writer(job.output, plan.size, plan.sample.fps or plan.spec.fps, chunks.settings)
-        write_video(writer, backbone.decode(frames))
+        if given is not None and given.before is not None and given.before.shape[2]:  # splitting none would give one without frames
+            frames = itertools.chain(given.before.split(1, dim=2), frames)
+        writer = Writer(job.output, plan.size, plan.fps, chunks.settings)
+        write_video(writer, shown.in_file(plan, backbone.decode, frames))
     else:
         for _ in frames:
             pass
@@ -220,7 +246,7 @@ def generate_jobs(
         try:
             with rundir.lock(job.output):
                 run_settings = stored_settings(job.plan, job.prompt, job.seed, model_settings)
-                if rundir.already_finished(job.output, run_settings, job.plan.frames_px, resume, overwrite):
+                if rundir.already_finished(job.output, run_settings, job.plan.written_px, resume, overwrite):
                     rundir.clean_up(job.output)
                     no_time = {"load": 0.0, "sample": 0.0, "decode": 0.0}
                     results.append(dataclasses.replace(_result(job, no_time, 0), skipped=True))
@@ -300,6 +326,11 @@ def generate(
     sample: preset.Sample | None = None,
     duration: str | None = None,
     schedule: PromptSchedule | None = None,
+    image: str | os.PathLike[str] | None = None,
+    last_image: str | os.PathLike[str] | None = None,
+    continue_from: str | os.PathLike[str] | None = None,
+    join: bool = False,
+    fit: Fit | None = None,
     layers: str | None = None,
     probe: str | None = None,
     seed: int | None = None,
@@ -314,11 +345,13 @@ def generate(
     """Makes one video: `longgen generate` for Python callers.
 
     sample: `longgen.Sample(frames=321, steps=20, ...)`. schedule: of `longgen.schedule.load`, whose prompts then take the place of
-    `prompt`. layers, probe: see `longgen.layers.selection`. model: how it is loaded, `{"offload": "model", "lora":
-    ("style.safetensors:0.8",), ...}`, the other fields of `ModelSettings` (longgen/backbones/settings.py). A finished
-    video with these settings is not made again, one with other settings is not replaced, and an unfinished run needs `resume`;
-    `overwrite` starts over in each case. allow_code: whether the preset may name Python classes as techniques. Raises LonggenError
-    and its kinds.
+    `prompt`. image, last_image: picture files, the first frame and the last. continue_from: a video or a run folder to go on from;
+    `sample.frames` then counts the new frames, and the output begins with it if `join`. fit: crop (the default) or pad, how a
+    picture comes to the size of the video. layers, probe: see `longgen.layers.selection`. model: how it is loaded, `{"offload":
+    "model", "lora": ("style.safetensors:0.8",), ...}`, the other fields of `ModelSettings` (longgen/backbones/settings.py). A
+    finished video with these settings is not made again, one with other settings is not replaced, and an unfinished run needs
+    `resume`; `overwrite` starts over in each case. allow_code: whether the preset may name Python classes as techniques. Raises
+    LonggenError and its kinds.
     """
     given = locals()  # the parameters
     from longgen.backbones.find import find
@@ -330,8 +363,11 @@ def generate(
     device = device or model.get("device", defaults.default_device())
     chosen = {"dtype": defaults.default_dtype(spec, device), **model, "device": device}
     model_settings = ModelSettings(**chosen | ({} if dtype is None else {"dtype": dtype}))
+    resumed = Path(output) if resume and naming.is_file_name(os.fspath(output)) else None
+    conditions = start.read(image, last_image, continue_from, join, fit or FITS[0], resumed)
     plan = resolve(PlanRequest(preset_name, spec, (*overrides,), sample or preset.Sample(), duration, schedule, layers, probe,
-                               model_settings.lora, allow_code))  # fmt: skip
+                               model_settings.lora, allow_code, conditions))  # fmt: skip
+    start.check_fit(fit is not None, plan.fits)
     prompt = checked(schedule.shots[0].prompt if schedule else prompt, "prompt")
     if resume and overwrite:
         raise UsageError("resume and overwrite are both given", expected="one of them", hint="leave one out")
@@ -344,6 +380,6 @@ def generate(
 def _result(job: Job, seconds: dict[str, float], peak_bytes: int) -> Result:
     plan, output = job.plan, job.output
     return Result(
-        output.stem, str(output), str(run_folder(output)), job.prompt, plan.preset.name, plan.spec.name, job.seed, plan.frames_px,
-        plan.sample.fps or plan.spec.fps, seconds, peak_bytes, plan.notes,
+        output.stem, str(output), str(run_folder(output)), job.prompt, plan.preset.name, plan.spec.name, job.seed, plan.written_px,
+        plan.fps, seconds, peak_bytes, plan.notes,
     )  # fmt: skip

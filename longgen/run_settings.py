@@ -28,7 +28,8 @@ LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "imageio-ffmpe
 class RunSettings(ClosedModel):
     """Everything needed to make the same video again.
 
-    schedule: prompts over time, where there are any; `prompt` is then the first. conditions: pictures and earlier videos, by hash.
+    schedule: prompts over time, where there are any; `prompt` is then the first. conditions: pictures and earlier videos, by hash;
+    inputs: what their files were called, by these hashes.
     preset: every parameter written out, without its sampling; sample: that, as the plan has it. libraries: the versions that ran.
     """
 
@@ -39,6 +40,7 @@ class RunSettings(ClosedModel):
     prompt: Annotated[str, Setting(changes_latents=True)]
     schedule: Annotated[dict[str, Any] | None, Setting(changes_latents=True)] = None
     conditions: Annotated[dict[str, Any] | None, Setting(changes_latents=True)] = None
+    inputs: Annotated[dict[str, str] | None, Setting(changes_latents=False)] = None
     backbone: Annotated[str, Setting(changes_latents=True)]
     preset: Annotated[dict[str, Any], Setting(changes_latents=True)]
     sample: Annotated[dict[str, Any], Setting(changes_latents=True)]
@@ -53,7 +55,8 @@ class RunSettings(ClosedModel):
 
 
 IDENTITY = (*(name for name, field in RunSettings.model_fields.items() if effect_of(field).changes_latents), *LATENT_SETTINGS)
-TREATMENT = tuple(name for name in IDENTITY if name not in ("prompt", "seed"))  # videos equal in these share a row of a comparison
+# videos equal in these share a row of a comparison; what a video starts from belongs to its prompt
+TREATMENT = tuple(name for name in IDENTITY if name not in ("prompt", "seed", "conditions"))
 # what should be equal in a whole comparison, beside the fields of `sample`; presets are what is compared
 MUST_AGREE = tuple(name for name in TREATMENT if name not in ("preset", "sample"))
 STORED_MODEL_SETTINGS = tuple(name for name in ModelSettings.model_fields if name in LATENT_SETTINGS + PIXEL_SETTINGS)
@@ -65,6 +68,7 @@ def stored_settings(plan: Plan, prompt: str, seed: int, model_settings: ModelSet
         prompt=prompt,
         schedule=None if plan.schedule is None else plan.schedule.as_dict(),
         conditions=plan.conditions.as_dict(),
+        inputs=_inputs(plan) or None,
         backbone=plan.spec.name,
         preset={key: value for key, value in plan.preset.as_dict().items() if key != "sample"},
         sample=plan.sample.model_dump(mode="json", exclude_none=True),  # without None, as runs of before a new field
@@ -74,14 +78,30 @@ def stored_settings(plan: Plan, prompt: str, seed: int, model_settings: ModelSet
     ).stored()
 
 
+def _inputs(plan: Plan) -> dict[str, str]:
+    """The names of the files that `plan` starts from, by their hashes."""
+    conditions, shots = plan.conditions, plan.schedule.pictures if plan.schedule else {}
+    names = {picture.sha256: picture.name for picture in (*conditions.pictures.values(), *shots.values())}
+    return names | ({} if conditions.past is None else {conditions.past.sha256: conditions.past.name})
+
+
 def differences(stored: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """The names of the settings that make two runs different ones."""
-    return [name for name in IDENTITY if stored.get(name) != other.get(name)]
+    """The names of the settings that make two runs different ones; of `conditions`, those of its parts."""
+    names = [name for name in IDENTITY if stored.get(name) != other.get(name)]
+    if "conditions" not in names:
+        return names
+    before, after = (side if isinstance(side := one.get("conditions"), dict) else {} for one in (stored, other))
+    parts = [part for part in {**before, **after} if before.get(part) != after.get(part)]
+    if {"image", "continue"} & set(parts) and not (before and after):
+        parts.remove("fit")  # which is there for the file alone
+    at = names.index("conditions")
+    return [*names[:at], *(part.replace("_", " ") for part in parts), *names[at + 1 :]]
 
 
 def content_hash(stored: Mapping[str, Any]) -> str:
     """Eight hexadecimal digits of all that changes the frames: not the versions of libraries, nor where it ran."""
-    deciding = {name: stored.get(name) for name in IDENTITY}
+    new = ("conditions",)  # of which a run from text alone, and its hash, knows nothing
+    deciding = {name: stored.get(name) for name in IDENTITY if name in stored or name not in new}
     deciding |= {name: stored.get(name, ModelSettings.model_fields[name].default) for name in PIXEL_SETTINGS}
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
 

@@ -7,6 +7,7 @@
     [[shot]]
     at = "4s"
     prompt = "a large green square bouncing on a navy background"
+    image = "square.png"         # optional: a picture that the shot begins with, beside this file; see `settled`
 
 Pixel frame p is shown at time p / fps. Latent frame 0 holds pixel frame 0, latent frame j >= 1 the `stride` pixel frames from
 stride (j - 1) + 1 to stride j.
@@ -22,7 +23,7 @@ must not be shorter than b, so that no two fades overlap; a video may end within
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
@@ -32,8 +33,11 @@ from typing import Any
 
 import numpy as np
 
-from longgen import frames, textfile, units
-from longgen.errors import UsageError, shown
+from longgen import frames, pictures, textfile, units
+from longgen.conditions import Conditions
+from longgen.errors import LonggenError, UsageError, conflict, shown
+from longgen.naming import INPUTS
+from longgen.pictures import FITS, Picture
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -45,10 +49,15 @@ MOST_LINES = 500  # of one statement, which is parsed again with each of its lin
 
 @dataclass(frozen=True)
 class Shot:
-    """`prompt`, including the text common to all shots, from the time `at` in seconds."""
+    """`prompt`, including the text common to all shots, from the time `at` in seconds. image: what the shot begins with."""
 
     at: Fraction
     prompt: str
+    image: Picture | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data; the picture as its hash."""
+        return {"at": str(self.at), "prompt": self.prompt} | ({} if self.image is None else {"image": self.image.sha256})
 
 
 @dataclass(frozen=True)
@@ -60,17 +69,54 @@ class PromptSchedule:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, equal for equal schedules; times as exact fractions of a second, `15/2`."""
-        return {"blend": str(self.blend), "shots": [{"at": str(shot.at), "prompt": shot.prompt} for shot in self.shots]}
+        return {"blend": str(self.blend), "shots": [shot.as_dict() for shot in self.shots]}
 
     def as_toml(self) -> str:
-        """The schedule as a TOML file that `load` reads back equal."""
-        shots = "".join(f"[[shot]]\nat = {_exactly(shot.at)}\nprompt = {textfile.toml_value(shot.prompt)}\n" for shot in self.shots)
-        return f"blend = {_exactly(self.blend)}\n{shots}"
+        """The schedule as a TOML file that `load` reads back equal; pictures by their absolute paths."""
+        text = f"blend = {_exactly(self.blend)}\n"
+        for shot in self.shots:
+            text += f"[[shot]]\nat = {_exactly(shot.at)}\nprompt = {textfile.toml_value(shot.prompt)}\n"
+            if shot.image is not None:
+                text += f"image = {textfile.toml_value(str(shot.image.path.absolute()))}\n"
+        return text
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> PromptSchedule:
-        """The schedule that `as_dict` wrote."""
-        return cls(tuple(Shot(Fraction(shot["at"]), shot["prompt"]) for shot in data["shots"]), Fraction(data["blend"]))
+    def from_dict(cls, data: Mapping[str, Any], picture: Callable[[str], Picture] | None = None) -> PromptSchedule:
+        """The schedule that `as_dict` wrote. picture: the picture of a hash; needed where a shot begins with one."""
+        shots = []
+        for shot in data["shots"]:
+            image = None if "image" not in shot else picture(shot["image"]) if picture else _gone(shot["image"])
+            shots.append(Shot(Fraction(shot["at"]), shot["prompt"], image))
+        return cls(tuple(shots), Fraction(data["blend"]))
+
+    @property
+    def pictures(self) -> dict[str, Picture]:
+        """The pictures by their shots."""
+        return {f"shot {number}: image": shot.image for number, shot in enumerate(self.shots, 1) if shot.image is not None}
+
+    def keep(self, folder: Path) -> None:
+        """Copies the pictures to INPUTS in the run's `folder`, each under its hash. Raises LonggenError."""
+        for picture in self.pictures.values():
+            pictures.keep(picture, folder / INPUTS)
+
+
+def _gone(sha256: str) -> Picture:
+    return Picture(Path(sha256), sha256, (0, 0))
+
+
+def settled(schedule: PromptSchedule | None, conditions: Conditions) -> tuple[PromptSchedule | None, Conditions]:
+    """Both as a plan has them: the first shot's picture is the video's first frame, as `--image` is; without any picture and any
+    earlier video there is nothing to fit. Raises UsageError where the first frame is given twice.
+    """
+    first = None if schedule is None else schedule.shots[0].image
+    if schedule is not None and first is not None:
+        if conditions.image is not None and conditions.image.sha256 != first.sha256:
+            raise conflict("--image", "the picture of the schedule's first shot", "both are the first frame")
+        conditions = replace(conditions, image=first)
+        schedule = replace(schedule, shots=(replace(schedule.shots[0], image=None), *schedule.shots[1:]))
+    if not conditions and not (schedule and schedule.pictures):
+        conditions = replace(conditions, fit=FITS[0])
+    return schedule, conditions
 
 
 def load(path: Path) -> PromptSchedule:
@@ -91,7 +137,7 @@ def load(path: Path) -> PromptSchedule:
     times: list[Fraction | None] = []
     shots = []
     for number, table in enumerate(stack, 1):
-        errors.check_keys(number, table, ("at", "prompt"))
+        errors.check_keys(number, table, ("at", "prompt", "image"))
         prompt = errors.read_text(number, "prompt", table.get("prompt"))
         at = errors.read_time(number, "at", table.get("at", "0s" if number == 1 else None))
         if number == 1 and at:
@@ -100,7 +146,8 @@ def load(path: Path) -> PromptSchedule:
         if before is not None and at is not None and at <= before:
             errors.add(number, "at", f" = {shown(table['at'])} is not after {_say(before)}, where an earlier shot begins")
         times.append(at)
-        shots.append(Shot(at or Fraction(0), f"{prompt}, {common}" if common else prompt))
+        image = errors.read_picture(number, "image", table["image"], path) if "image" in table else None
+        shots.append(Shot(at or Fraction(0), f"{prompt}, {common}" if common else prompt, image))
     for number, (start, end) in enumerate(pairwise(times), 1):
         if blend is not None and start is not None and end is not None and 0 < end - start < blend:
             reason = f" is longer than shot {number}, {_say(end - start)}: the fades would overlap"
@@ -143,6 +190,16 @@ class _Errors:
             return units.seconds(value if isinstance(value, str) else "", "")
         except UsageError as error:
             self.add(shot, key, f" = {shown(value)} is not a time; expected, in quotes: {error.expected}")
+            return None
+
+    def read_picture(self, shot: int, key: str, value: Any, schedule: Path) -> Picture | None:
+        if not isinstance(value, str) or not value.strip():
+            self.add(shot, key, f" = {shown(value)} is not the name of a file")
+            return None
+        try:
+            return pictures.read(schedule.parent / value, "")
+        except LonggenError as error:
+            self.add(shot, key, f": {error.given.strip()}; expected: {error.expected}")
             return None
 
 
@@ -207,6 +264,14 @@ def weights(schedule: PromptSchedule, frames_px: int, stride: int, fps: int) -> 
     return table
 
 
+def weights_after(schedule: PromptSchedule, frames_px: int, stride: int, fps: int) -> np.ndarray:
+    """As `weights`, for a video that goes on from another: every latent frame holds `stride` of its frames, from time 0."""
+    later = tuple(
+        Shot(shot.at + Fraction(1, fps) if number else shot.at, shot.prompt) for number, shot in enumerate(schedule.shots)
+    )
+    return weights(PromptSchedule(later, schedule.blend), frames_px + 1, stride, fps)[:, 1:]
+
+
 def by_chunk(schedule: PromptSchedule, shares: np.ndarray, chunk: int, frame_s: Fraction = Fraction(0)) -> np.ndarray:
     """Prompt weights by chunk [chunks, S]: the shares [S, T] of `weights` in each `chunk` latent frames of `frame_s` seconds.
 
@@ -221,15 +286,15 @@ def by_chunk(schedule: PromptSchedule, shares: np.ndarray, chunk: int, frame_s: 
     return table
 
 
-def seen_by(schedule: PromptSchedule, shares: np.ndarray, first_lat: int, end_lat: int, frame_s: Fraction) -> PromptSchedule:
-    """The shots that latent frames [first, end) of a longer video see, at times from the first of them on.
+def seen_by(schedule: PromptSchedule, shares: np.ndarray, first_lat: int, end_lat: int, before_s: Fraction) -> PromptSchedule:
+    """The shots that latent frames [first, end) of a longer video see, at times from the first of them on; without pictures.
 
-    shares [S, T]: those of `weights`; frames beyond the video's end are as its last. frame_s: seconds of a latent frame. A fade
-    that has begun before comes out as what is left of it.
+    shares [S, T]: those of `weights`; frames beyond the video's end are as its last. before_s: the time of the first of them. A
+    fade that has begun before comes out as what is left of it.
     """
     frames_lat = np.clip(np.arange(first_lat, end_lat), 0, shares.shape[1] - 1)
     seen = np.flatnonzero(shares[:, frames_lat[1:] if len(frames_lat) > 1 else frames_lat].any(axis=1))
-    shots = [replace(schedule.shots[shot], at=schedule.shots[shot].at - first_lat * frame_s) for shot in seen]
+    shots = [Shot(schedule.shots[shot].at - before_s, schedule.shots[shot].prompt) for shot in seen]
     return PromptSchedule((replace(shots[0], at=Fraction(0)), *shots[1:]), schedule.blend)
 
 

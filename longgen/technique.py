@@ -219,7 +219,8 @@ class Sampling(Technique):
     loop: a row of `longgen.loops.LOOPS`, or "package.module:function". streams: frames are done one after the other, long before
     the last. frame_levels: each frame has a noise level of its own, so that the pipeline's loop cannot serve. in_chunks: frames are
     made in chunks, each with its own noise and its own checkpoint; a state holds the latents of the newest chunk only, and
-    `resume.latents[i]` are those of chunk i.
+    `resume.latents[i]` are those of chunk i. shot_pictures: clips begin one after the other with clean frames, so that a later shot
+    of a schedule may begin with a picture.
     """
 
     slot: ClassVar[str] = "sampling"
@@ -228,6 +229,7 @@ class Sampling(Technique):
     streams: ClassVar[bool] = False
     frame_levels: ClassVar[bool] = False
     in_chunks: ClassVar[bool] = False
+    shot_pictures: ClassVar[bool] = False
 
     def settled(self, model: Model) -> Sampling:
         """This technique with what it leaves to the backbone filled in: everything else runs on this one. Raises UsageError."""

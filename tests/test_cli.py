@@ -76,6 +76,11 @@ SHARED = """
     --fps $LONGGEN_FPS
     --dtype $LONGGEN_DTYPE
     --offload $LONGGEN_OFFLOAD
+    --image
+    --last-image
+    --continue
+    --join
+    --fit $LONGGEN_FIT
     --json
     --quiet -q
 """
@@ -113,6 +118,11 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --overwrite
     """,
     "compare": """
+        --image
+        --last-image
+        --continue
+        --join
+        --fit $LONGGEN_FIT
         --prompt -p
         --prompts
         --presets
@@ -150,6 +160,8 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --quiet -q
     """,
     "probe": """
+        --image
+        --fit $LONGGEN_FIT
         --backbone -m $LONGGEN_BACKBONE
         --frames -f --num-frames $LONGGEN_FRAMES
         --prompt -p
@@ -173,6 +185,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
     """,
     "bench": """
         --presets
+        --image
         --backbone -m $LONGGEN_BACKBONE
         --shape
         --random-weights

@@ -140,11 +140,11 @@ NEXT = '\n[[shot]]\nat = "4s"\nprompt = "b"\n'
         ("\n[shot]\nprompt = 'a'", ["line 2: shot: must be [[shot]] tables, at least one"]),
         ("\n[shot.a]\nprompt = 'a'", ["line 2: shot: must be [[shot]] tables, at least one"]),
         ("\nshot = [\n  {}]", ["line 2: shot 1: prompt is missing"]),
-        ("[[shot]]\nprompt='a'\nuntil='4s'", ["line 3: shot 1: until: unknown key; known keys: at, prompt"]),
-        ("[[shot]]\nprompt='a'\n[shot.more]\nat='1s'", ["line 3: shot 1: more: unknown key; known keys: at, prompt"]),
+        ("[[shot]]\nprompt='a'\nuntil='4s'", ["line 3: shot 1: until: unknown key; known keys: at, prompt, image"]),
+        ("[[shot]]\nprompt='a'\n[shot.more]\nat='1s'", ["line 3: shot 1: more: unknown key; known keys: at, prompt, image"]),
         (
             "[[shot]]\nprompt='a'\n[[shot]]\nat='1s'\n[shot.more]\nprompt='b'",  # a prompt, but not the shot's
-            ["line 3: shot 2: prompt is missing", "line 5: shot 2: more: unknown key; known keys: at, prompt"],
+            ["line 3: shot 2: prompt is missing", "line 5: shot 2: more: unknown key; known keys: at, prompt, image"],
         ),
         ("[[shot]]\nprompt='a'\n[other]\nat='1s'", ["line 3: other: unknown key; known keys: common, blend, shot"]),
         ("[[shot]]\nprompt='a'\n[[shots]]\nat='1s'", ["line 3: shots: unknown key; known keys: common, blend, shot"]),

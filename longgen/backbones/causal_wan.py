@@ -38,7 +38,10 @@ def resized(spec: BackboneSpec, base: BackboneSpec) -> BackboneSpec:
 
 
 def from_configs(configs: ModelConfigs) -> BackboneSpec:
-    return replace(resized(SELF_FORCING, wan.from_configs(configs)), checkpoint=f"{configs.source}/transformer", lora=None)
+    base = wan.from_configs(configs)
+    if base.condition_channels:
+        configs.transformer.refuse("in_channels", f"{base.latent_channels}, as out_channels: a rollout has no condition beside it")
+    return replace(resized(SELF_FORCING, base), checkpoint=f"{configs.source}/transformer", lora=None)
 
 
 FAMILY = replace(

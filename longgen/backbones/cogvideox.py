@@ -1,4 +1,4 @@
-"""CogVideoX 2B and 5B. Text and video share self-attention; the 2B model has absolute positions, added to its input."""
+"""CogVideoX 2B, 5B and 5B-I2V. Text and video share self-attention; the 2B and I2V models have absolute positions, added to input."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from longgen.backbones.model_config import ModelConfigs
-from longgen.backbones.spec import RELATIVE_POSITIONS, WHOLE_CLIP, BackboneSpec, Family, transformer_sizes
+from longgen.backbones.spec import FIRST_FRAME, RELATIVE_POSITIONS, WHOLE_CLIP, BackboneSpec, Family, transformer_sizes
 from longgen.errors import UsageError
 
 # CogVideo 7a1af71, inference/cli_demo.py: 50 steps, guidance 6, no negative prompt, 720x480; 49 frames at 8 fps are its README's.
@@ -28,10 +28,17 @@ COGVIDEOX_2B = replace(
     rotary_dims=0, intrinsic_component=None, parameters=1_693_783_872, capabilities=(WHOLE_CLIP,),
     scheduler="CogVideoXDDIMScheduler",
 )  # fmt: skip
+# The same, with its list of sizes (RESOLUTION_MAP). Beside rotary positions it has learned ones, of this size and length alone: other
+# lengths get sinusoidal ones from diffusers, other sizes are refused there. CogVideo 7a1af71, tools/convert_weight_sat2hf.py.
+COGVIDEOX_5B_I2V = replace(
+    COGVIDEOX_5B, name="cogvideox-5b-i2v", source="zai-org/CogVideoX-5b-I2V", picture_needed=True, clean_lat=1, fixed_size=True,
+    about="CogVideoX image-to-video, 5 billion parameters; absolute positions beside the rotary ones, which stay where they are",
+    parameters=5_625_087_552, capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP, FIRST_FRAME),
+)  # fmt: skip
 
 
 def from_configs(configs: ModelConfigs) -> BackboneSpec:
-    _, _, transformer, vae = configs
+    _, index, transformer, vae = configs
     heads, head_dim = transformer.heads(multiple_of=4)
     layers, width = transformer.integer("num_layers"), heads * head_dim
     if transformer.get("patch_size_t") is not None:
@@ -40,21 +47,33 @@ def from_configs(configs: ModelConfigs) -> BackboneSpec:
     rotary, patch = transformer["use_rotary_positional_embeddings"], transformer.integer("patch_size")
     if type(rotary) is not bool:
         transformer.refuse("use_rotary_positional_embeddings", "true or false")
+    pictured = index["_class_name"] in FAMILY.picture_pipelines
+    channels = transformer.integer("in_channels", multiple_of=2 if pictured else 1) // (2 if pictured else 1)
     halvings = len(vae.integers("block_out_channels")) - 1
     if halvings > 8:
         vae.refuse("block_out_channels", "a list of at most 9 integers")
+    base = COGVIDEOX_5B if rotary else COGVIDEOX_2B
+    if pictured:
+        learned = transformer.get("use_learned_positional_embeddings") is True
+        size = tuple(transformer.integer(side) * 2**halvings for side in ("sample_width", "sample_height"))
+        base = replace(COGVIDEOX_5B_I2V, fixed_size=learned, size=size if learned else COGVIDEOX_5B_I2V.size)
     return replace(
-        COGVIDEOX_5B if rotary else COGVIDEOX_2B, stride_t=transformer.integer("temporal_compression_ratio"), stride_hw=2**halvings,
+        base, stride_t=transformer.integer("temporal_compression_ratio"), stride_hw=2**halvings,
         patch=(1, patch, patch), native_px=transformer.integer("sample_frames"), layers=layers, heads=heads,
-        head_dim=head_dim, ffn_dim=4 * width, latent_channels=transformer.integer("in_channels"),
+        head_dim=head_dim, ffn_dim=4 * width, latent_channels=channels,
         rotary_dims=head_dim // 4 if rotary else 0, text_tokens=transformer.integer("max_text_seq_length"),
         parameters=layers * 12 * width * (width + transformer.integer("time_embed_dim")),
     )  # fmt: skip
 
 
 def transformer_config(spec: BackboneSpec) -> dict[str, Any]:
-    return transformer_sizes(spec) | dict(
-        num_layers=spec.layers, use_rotary_positional_embeddings=spec.rotary_dims > 0, max_text_seq_length=spec.text_tokens
+    width, height = (side // spec.stride_hw for side in spec.size)
+    pictured = dict(in_channels=2 * spec.latent_channels, use_learned_positional_embeddings=True, sample_width=width,
+                    sample_height=height, sample_frames=spec.native_px)  # fmt: skip
+    return (
+        transformer_sizes(spec)
+        | dict(num_layers=spec.layers, use_rotary_positional_embeddings=spec.rotary_dims > 0, max_text_seq_length=spec.text_tokens)
+        | (pictured if spec.picture_needed else {})
     )
 
 
@@ -67,15 +86,16 @@ def random_pipeline(spec: BackboneSpec, transformers: Sequence[Any], text: Any) 
         scheduler = diffusers.CogVideoXDPMScheduler(snr_shift_scale=1.0, **published)
     else:
         scheduler = diffusers.CogVideoXDDIMScheduler(**published)
-    pipe = diffusers.CogVideoXPipeline(None, text, None, transformers[0], scheduler)
+    kind = diffusers.CogVideoXImageToVideoPipeline if spec.picture_needed else diffusers.CogVideoXPipeline
+    pipe = kind(None, text, None, transformers[0], scheduler)
     shape = (1, spec.text_tokens, transformers[0].config.text_embed_dim)
     pipe._get_t5_prompt_embeds = lambda *_, device=None, **__: text.embeddings(*shape, device=device)
     return pipe
 
 
 FAMILY = Family(
-    name="cogvideox", title="CogVideoX", specs=(COGVIDEOX_2B, COGVIDEOX_5B), adapter="longgen.pipelines.cogvideox:CogVideoX",
+    name="cogvideox", title="CogVideoX", specs=(COGVIDEOX_2B, COGVIDEOX_5B, COGVIDEOX_5B_I2V), adapter="longgen.pipelines.cogvideox:CogVideoX",
     pipeline="CogVideoXPipeline", from_configs=from_configs, transformer="CogVideoXTransformer3DModel",
     transformer_config=transformer_config, random_pipeline=random_pipeline, peak_activations=(12.2, 4.7), moved=95,
-    batches_guidance=True, broken_caches=("taylorseer", "seacache"),
+    batches_guidance=True, broken_caches=("taylorseer", "seacache"), picture_pipelines=("CogVideoXImageToVideoPipeline",),
 )  # fmt: skip

@@ -247,7 +247,7 @@ def quantized(names: Iterable[str], dtypes: Iterable[str]) -> str | None:
     for pattern, method in _QUANTIZED:
         if any(re.search(pattern, name) for name in names):
             return method
-    if small := sorted(dtype for dtype in dtypes if dtype.startswith(("F8", "F4", "F6"))):
+    if small := sorted(dtype for dtype in dtypes if dtype.startswith(("F8", "F4", "F6_"))):
         return f"8-bit float weights without scales (plain fp8, {small[0]})" if small[0].startswith("F8") else "4-bit float weights"
     if dtypes & {"I8", "U8"} and not dtypes & {"F32", "F16", "BF16", "F64"}:
         return "8-bit integer weights"

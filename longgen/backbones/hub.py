@@ -67,7 +67,9 @@ def download_patterns(spec: BackboneSpec) -> list[str]:
     """
     transformers = ("transformer/*", *(("transformer_2/*",) if spec.experts == 2 else ()))
     parts = ("transformer/config.json",) if spec.checkpoint else transformers
-    return ["model_index.json", *(f"{folder}/*" for folder in family_of(spec).folders), *parts]
+    family = family_of(spec)
+    folders = (*family.folders, *(family.picture_folders if spec.image_tokens else ()))
+    return ["model_index.json", *(f"{folder}/*" for folder in folders), *parts]
 
 
 def download_commands(spec: BackboneSpec) -> list[str]:

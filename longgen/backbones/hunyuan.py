@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from longgen.backbones.model_config import ModelConfigs
-from longgen.backbones.spec import RELATIVE_POSITIONS, WHOLE_CLIP, BackboneSpec, Family, transformer_sizes
+from longgen.backbones.spec import FIRST_FRAME, RELATIVE_POSITIONS, WHOLE_CLIP, BackboneSpec, Family, transformer_sizes
+from longgen.errors import UsageError
 
 # HunyuanVideo fa14b00, hyvideo/config.py: 50 steps, embedded guidance 6 and no other, shift 7 as the checkpoint's own, 1280x720,
 # 129 frames; sample_video.py writes 24 fps. Its negative prompt is for guidance by two calls, which this model does not have.
@@ -20,10 +21,25 @@ HUNYUANVIDEO = BackboneSpec(
     capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP), joint_text=True, embedded_guidance=True,
     scheduler="FlowMatchEulerDiscreteScheduler", checkpoint_shift=7.0,
 )  # fmt: skip
+# HunyuanVideo-I2V 1481c1d, its README: 50 steps, embedded guidance 6, shift 7 for its stable mode, in which the noise has a share of
+# the picture in, as it always has in diffusers; 1280x720, 129 frames are those of hyvideo/config.py, 24 fps of sample_image2video.py.
+HUNYUANVIDEO_I2V = replace(
+    HUNYUANVIDEO, name="hunyuanvideo-i2v", source="hunyuanvideo-community/HunyuanVideo-I2V", picture_needed=True, clean_lat=1,
+    about="HunyuanVideo image-to-video, 13 billion parameters; its text encoder sees the picture too",
+    companions=8_725_272_704, capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP, FIRST_FRAME),
+)  # fmt: skip
 
 
 def from_configs(configs: ModelConfigs) -> BackboneSpec:
-    _, _, transformer, vae = configs
+    _, index, transformer, vae = configs
+    condition, pictured = transformer.get("image_condition_type"), index["_class_name"] in FAMILY.picture_pipelines
+    if condition == "latent_concat":
+        raise UsageError(f"--backbone {configs.source} is the first HunyuanVideo-I2V, whose picture is a second half of the input's "
+                         "channels (latent_concat): longgen cannot drive it", expected=f"{HUNYUANVIDEO_I2V.source}, which is newer",
+                         hint=f"--backbone {HUNYUANVIDEO_I2V.name}")  # fmt: skip
+    if condition != ("token_replace" if pictured else None):
+        transformer.fail(f"says image_condition_type = {condition!r}, and {index.file} {index['_class_name']}",
+                         "token_replace in an image-to-video model, and none in a text-to-video one")  # fmt: skip
     heads, head_dim = transformer.heads(multiple_of=2)
     dual, single = (transformer.integer(key) for key in ("num_layers", "num_single_layers"))
     ratio, base = transformer.number("mlp_ratio", 64), transformer.number("rope_theta", 1e12)
@@ -32,7 +48,7 @@ def from_configs(configs: ModelConfigs) -> BackboneSpec:
         transformer.refuse("rope_axes_dim", f"even numbers that add up to attention_head_dim, {head_dim}")
     stride_t, stride_hw = (vae.integer(f"{kind}_compression_ratio") for kind in ("temporal", "spatial"))
     return replace(
-        HUNYUANVIDEO, stride_t=stride_t, stride_hw=stride_hw, patch=(transformer.integer("patch_size_t"), patch, patch),
+        HUNYUANVIDEO_I2V if pictured else HUNYUANVIDEO, stride_t=stride_t, stride_hw=stride_hw, patch=(transformer.integer("patch_size_t"), patch, patch),
         layers=dual + single, heads=heads, head_dim=head_dim, ffn_dim=round(ratio * heads * head_dim),
         latent_channels=transformer.integer("in_channels"), rotary_dims=axes[0], rotary_base=base,
         intrinsic_component=min(4, axes[0] // 2),
@@ -44,7 +60,7 @@ def transformer_config(spec: BackboneSpec) -> dict[str, Any]:
     dual, side = max(1, spec.layers // 3), (spec.head_dim - spec.rotary_dims) // 2
     return transformer_sizes(spec) | dict(
         num_layers=dual, num_single_layers=spec.layers - dual, mlp_ratio=spec.ffn_dim / spec.width,
-        rope_axes_dim=(spec.rotary_dims, side, side),
+        rope_axes_dim=(spec.rotary_dims, side, side), image_condition_type="token_replace" if spec.picture_needed else None,
     )  # fmt: skip
 
 
@@ -55,7 +71,11 @@ def random_pipeline(spec: BackboneSpec, transformers: Sequence[Any], text: Any) 
         transformers[0].config,
         diffusers.FlowMatchEulerDiscreteScheduler(shift=spec.checkpoint_shift or HUNYUANVIDEO.checkpoint_shift),
     )
-    pipe = diffusers.HunyuanVideoPipeline(text, None, transformers[0], None, scheduler, None, None)
+    parts = (text, None, transformers[0], None, scheduler, None, None)
+    if spec.picture_needed:
+        pipe = diffusers.HunyuanVideoImageToVideoPipeline(*parts, None)
+    else:
+        pipe = diffusers.HunyuanVideoPipeline(*parts)
     pipe._get_llama_prompt_embeds = lambda *_, device=None, **__: (
         text.embeddings(1, spec.text_tokens, config.text_embed_dim, device=device), text.mask(spec.text_tokens, device)
     )  # fmt: skip
@@ -99,9 +119,10 @@ def author_layers(layers: Collection[str]) -> Mapping[str, tuple[str, ...]]:
 
 
 FAMILY = Family(
-    name="hunyuan", title="HunyuanVideo", specs=(HUNYUANVIDEO,), adapter="longgen.pipelines.hunyuan:Hunyuan",
+    name="hunyuan", title="HunyuanVideo", specs=(HUNYUANVIDEO, HUNYUANVIDEO_I2V), adapter="longgen.pipelines.hunyuan:Hunyuan",
     pipeline="HunyuanVideoPipeline", from_configs=from_configs, transformer="HunyuanVideoTransformer3DModel",
     transformer_config=transformer_config, random_pipeline=random_pipeline, peak_activations=(16.8, 10.2), moved=125,
-    folders=("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae"),
+    folders=("image_processor", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae"),
+    picture_pipelines=("HunyuanVideoImageToVideoPipeline",),
     broken_caches=("fastercache", "seacache"), tokenized=tokenized, author_layers=author_layers,
 )  # fmt: skip

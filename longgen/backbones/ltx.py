@@ -7,7 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 from longgen.backbones.model_config import ModelConfigs
-from longgen.backbones.spec import BackboneSpec, Family, TokenShift, substitute, transformer_sizes
+from longgen.backbones.spec import (
+    FIRST_FRAME,
+    FRAME_TIMESTEPS,
+    RELATIVE_POSITIONS,
+    WHOLE_CLIP,
+    BackboneSpec,
+    Family,
+    TokenShift,
+    substitute,
+    transformer_sizes,
+)
 
 # LTX-Video 5a592aa (the release of 0.9), inference.py: 40 steps, guidance 3, 704x480, 121 frames at 25 fps, this negative prompt;
 # configs/ltxv-2b-0.9.yaml adds spatiotemporal guidance, which diffusers' LTXPipeline does not have.
@@ -19,6 +29,7 @@ LTX_2B = BackboneSpec(
     head_dim=64, ffn_dim=8192, latent_channels=128, rotary_dims=682, rotary_span_s=20, rotary_base=10000.0,
     intrinsic_component=None, text_tokens=128, parameters=1_923_385_472, companions=5_181_504_561, least_steps=2,
     scheduler="FlowMatchEulerDiscreteScheduler", token_shift=TokenShift(0.95, 2.05, 1024, 4096),
+    capabilities=(RELATIVE_POSITIONS, FRAME_TIMESTEPS, WHOLE_CLIP, FIRST_FRAME), clean_lat=1,
 )  # fmt: skip
 
 
@@ -71,4 +82,5 @@ FAMILY = Family(
     from_configs=from_configs, transformer="LTXVideoTransformer3DModel", transformer_config=transformer_config,
     random_pipeline=random_pipeline, peak_activations=(15.2, 8.0), token_modulation=13.0, moved=180, batches_guidance=True,
     broken_caches=("fastercache", "taylorseer", "seacache"), author_layers=author_layers,
+    picture_pipelines=("LTXImageToVideoPipeline",),
 )  # fmt: skip

@@ -24,7 +24,7 @@ def from_folder(folder: Path) -> BackboneSpec:
         raise _no_pipeline(folder)
     spec = _from_configs(str(folder.resolve()), [folder / file for file in FILES])
     headers = {part: [formats.header(path, "a safetensors file") for path in sorted((folder / part).glob("*.safetensors"))]
-               for part in ("transformer", "transformer_2", "text_encoder", "text_encoder_2", "vae")}  # fmt: skip
+               for part in ("transformer", "transformer_2", "text_encoder", "text_encoder_2", "image_encoder", "vae")}  # fmt: skip
     sizes = {part: sum(header.parameters for header in headers[part]) for part in headers}
     for part in ("transformer", "transformer_2"):
         if headers[part]:
@@ -58,11 +58,11 @@ def _from_configs(source: str, paths: list[Path]) -> BackboneSpec:
         spec = family.from_configs(configs)
         _check_sizes(spec, configs.transformer, configs.vae)
     except (KeyError, TypeError, AttributeError) as error:
-        known = ", ".join(dict.fromkeys(family.pipeline for family in registry.FAMILIES.values()))
+        known = ", ".join(registry.known_pipelines())
         raise UsageError(f"--backbone {source}: its configs are not as diffusers writes them: {error}",
                          expected=f"a model that diffusers wrote: {known}", hint="copy or download it again") from None  # fmt: skip
     same = next((known for known in family.specs if known.same_shape(spec) and known.experts == spec.experts), None)
-    about = f"{'causal ' if spec.causal else ''}{family.pipeline}, read from its configs"
+    about = f"{'causal ' if spec.causal else ''}{configs.model_index['_class_name']}, read from its configs"
     if same is not None and not spec.causal:  # several causal models have one shape
         about += f"; of the shape of {same.name}"
     entry = configs.model_index.get("scheduler")  # its library and class; a rollout has a scheduler of its own

@@ -75,10 +75,16 @@ def family_of_configs(configs: ModelConfigs) -> Family:
     pipeline, transformer = configs.model_index["_class_name"], configs.model_index.get("transformer") or ()
     for families in (FAMILIES.values, lambda: plugin_families().values()):
         for family in sorted(families(), key=lambda family: family.marker is None):  # those that a transformer's class tells first
-            if family.marker in transformer if family.marker else family.pipeline == pipeline:
+            if family.marker in transformer if family.marker else pipeline in (family.pipeline, *family.picture_pipelines):
                 return family
-    known = dict.fromkeys(family.pipeline for family in (FAMILIES | plugin_families()).values())
+    known = known_pipelines()
     raise UsageError(f"--backbone {configs.source} is a {pipeline}", expected=", ".join(known), hint="choose another model")
+
+
+def known_pipelines() -> list[str]:
+    """The classes of diffusers' pipelines that some family drives, as model_index.json names them."""
+    families = (FAMILIES | plugin_families()).values()
+    return [*dict.fromkeys(name for family in families for name in (family.pipeline, *family.picture_pipelines))]
 
 
 def published_name(spec: BackboneSpec) -> str:

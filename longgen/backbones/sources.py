@@ -83,7 +83,17 @@ _WAN_14B = _WAN_1_3B | {
     "guidance": Published(5.0, _WAN_SCRIPT),
     "flow shift": Published(5.0, _WAN_SCRIPT, _OWN_SHIFT),
 }
-_A14B, _5B, _SHARED_22 = (f"wan2.2 wan/configs/{file}.py" for file in ("wan_t2v_A14B", "wan_ti2v_5B", "shared_config"))
+_I2V, _CONFIGS_21 = "wan2.1 wan/configs/wan_i2v_14B.py", "wan2.1 wan/configs/__init__.py"
+_WAN_I2V_480P = _WAN_14B | {
+    "hub id": Published("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", "wan2.1 README.md"),
+    "size": Published((832, 480), _CONFIGS_21),
+    "steps": Published(40, _WAN_SCRIPT),
+    "flow shift": Published(3.0, _WAN_SCRIPT),
+    "negative prompt": Published(SPECS["wan2.1-i2v-14b-480p"].negative_prompt, _I2V),
+}
+_A14B, _I2V_A14B, _5B, _SHARED_22 = (
+    f"wan2.2 wan/configs/{file}.py" for file in ("wan_t2v_A14B", "wan_i2v_A14B", "wan_ti2v_5B", "shared_config")
+)
 _SELF_FORCING_CONFIG, _SELF_FORCING_BASE = "self-forcing configs/self_forcing_dmd.yaml", "self-forcing configs/default_config.yaml"
 _DISTILLED = "distilled: one call a step"
 _OWN_SAMPLER = "self-forcing pipeline/causal_inference.py"
@@ -117,6 +127,31 @@ _HUNYUAN = "hunyuan hyvideo/config.py"
 SOURCES: dict[str, dict[str, Published]] = {
     "wan2.1-1.3b": _WAN_1_3B,
     "wan2.1-14b": _WAN_14B,
+    "wan2.1-i2v-14b-480p": _WAN_I2V_480P,
+    "wan2.1-i2v-14b-720p": _WAN_I2V_480P | {
+        "hub id": Published("Wan-AI/Wan2.1-I2V-14B-720P-Diffusers", "wan2.1 README.md"),
+        "size": Published((1280, 720), _WAN_SCRIPT),
+        "flow shift": Published(5.0, _WAN_SCRIPT, _OWN_SHIFT),
+    },
+    "wan2.1-flf2v-14b": _WAN_I2V_480P | {
+        "hub id": Published("Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers", _WAN_DOCS),
+        "size": Published((1280, 720), _WAN_SCRIPT),
+        "steps": Published(50, _WAN_SCRIPT),
+        "flow shift": Published(16.0, _WAN_SCRIPT),
+        "negative prompt": Published(SPECS["wan2.1-flf2v-14b"].negative_prompt, _CONFIGS_21),
+    },
+    "wan2.2-i2v-a14b": _WAN_14B | {
+        "hub id": Published("Wan-AI/Wan2.2-I2V-A14B-Diffusers", "wan2.2 README.md"),
+        "size": Published((1280, 720), "wan2.2 generate.py", _SMALLER),
+        "frames": Published(81, _SHARED_22),
+        "fps": Published(16, _SHARED_22),
+        "steps": Published(40, _I2V_A14B),
+        "guidance": Published(3.5, _I2V_A14B),
+        "guidance at low noise": Published(3.5, _I2V_A14B),
+        "boundary": Published(0.9, _I2V_A14B),
+        "flow shift": Published(5.0, _I2V_A14B, _OWN_SHIFT),
+        "negative prompt": Published(_WAN_NEGATIVE, _SHARED_22),
+    },
     "wan2.2-t2v-a14b": _WAN_14B | {
         "hub id": Published("Wan-AI/Wan2.2-T2V-A14B-Diffusers", "wan2.2 README.md"),
         "size": Published((1280, 720), "wan2.2 generate.py", _SMALLER),

@@ -41,7 +41,7 @@ class TokenShift(NamedTuple):
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """Everything about one text-to-video model that is known before its weights are loaded.
+    """Everything about one video model that is known before its weights are loaded.
 
     source: a hub id or a diffusers folder. stride_*: pixels per latent cell. patch: latent cells per token (t, h, w).
     native_px: pixel frames of a training clip. size: (width, height) in pixels. rotary_dims: temporal rotary channels.
@@ -102,7 +102,11 @@ class BackboneSpec:
     embedded_guidance: bool = False  # guidance is an input of the model, and no negative prompt is read
     verdicts: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)  # published verdict -> layers
     picture_needed: bool = False  # it cannot start from text alone
+    last_picture_needed: bool = False  # nor without a last picture beside the first
+    condition_channels: int = 0  # of the transformer's input, beside the latents: what is given of the video, encoded
+    image_tokens: int = 0  # of the pictures, which cross-attention reads beside the text
     clean_lat: int = 0  # the most clean latent frames that a clip may begin with, which `--continue` and chains hand over
+    fixed_size: bool = False  # it makes no other size than `size`
 
     @property
     def native_lat(self) -> int:
@@ -117,6 +121,11 @@ class BackboneSpec:
     def causal(self) -> bool:
         """Whether a frame attends to itself and the past only, so that a video is rolled out chunk by chunk."""
         return KV_CACHE in self.capabilities
+
+    @property
+    def latent_space(self) -> tuple[str, int, int, int, bool]:
+        """Equal where one model can read the latents of the other; a causal family has the VAE of the one that it is made of."""
+        return self.family.removeprefix("causal-"), self.latent_channels, self.stride_t, self.stride_hw, self.built_in
 
     @property
     def continues(self) -> bool:
@@ -151,8 +160,17 @@ class BackboneSpec:
         return height // self.stride_hw // self.patch[1], width // self.stride_hw // self.patch[2]
 
     def same_shape(self, other: BackboneSpec) -> bool:
-        """Whether both transformers have layers of the same number and sizes."""
-        names = ("layers", "heads", "head_dim", "ffn_dim", "latent_channels")
+        """Whether both transformers have layers of the same number and sizes, and inputs of the same kind."""
+        names = (
+            "layers",
+            "heads",
+            "head_dim",
+            "ffn_dim",
+            "latent_channels",
+            "picture_needed",
+            "condition_channels",
+            "image_tokens",
+        )
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
 
@@ -163,8 +181,9 @@ class Family:
     One object a family, in a file that imports neither torch nor diffusers: `longgen plan` reads it. Functions may import them.
 
     title: as its authors write it. specs: the published models. adapter: "module:Class" of its PipelineBackbone.
-    pipeline: diffusers' class, as model_index.json names it. marker: the class of the transformer there that tells this family
-    from another with the same pipeline. from_configs: the spec of a model of this family, by its configs; raises UsageError.
+    pipeline: diffusers' class, as model_index.json names it; picture_pipelines: those that start from a picture. marker: the class
+    of the transformer there that tells this family from another with the same pipeline. from_configs: the spec of a model of this
+    family, by its configs; raises UsageError.
     transformer: diffusers' class. transformer_config: its arguments for a spec, where no config.json is at hand; the class's
     defaults are the rest. random_pipeline: (spec, transformers, text) -> a diffusers pipeline with the published scheduler, whose
     text encoder is replaced by `text` (pipelines.random_weights.RandomText); without VAE and tokenizer.
@@ -173,7 +192,8 @@ class Family:
     (tests/test_memory.py). token_modulation: as many more where frames have noise levels of their own. moved: numbers that a
     block's kernels read and write beside matrix products and attention, in the same units, as `longgen bench --count` counts
     them. batches_guidance: the pipeline runs both branches of guidance as one batch.
-    folders: of a diffusers pipeline of this family, beside those of its transformers: what a download needs.
+    folders: of a diffusers pipeline of this family, beside those of its transformers: what a download needs. picture_folders: more
+    of a model whose cross-attention reads pictures.
     vae_float32: the VAE runs in float32, whatever the dtype. broken_caches: step caches of diffusers that do not work on it,
     first-block and mag among them where its registry of blocks lacks the transformer's (settings.CACHE_FAULTS says why).
     tokenized: a prompt -> the text that its pipeline tokenizes, and the characters and tokens before the prompt that do not count.
@@ -195,17 +215,19 @@ class Family:
     moved: float = 180.0
     batches_guidance: bool = False
     folders: tuple[str, ...] = ("scheduler", "text_encoder", "tokenizer", "vae")
+    picture_folders: tuple[str, ...] = ()
     vae_float32: bool = False
     marker: str | None = None
     broken_caches: tuple[str, ...] = ()
+    picture_pipelines: tuple[str, ...] = ()
     tokenized: Callable[[str], tuple[str, int, int]] = lambda prompt: (prompt, 0, 0)
     author_layers: Callable[[Collection[str]], Mapping[str, tuple[str, ...]]] = lambda layers: {}
 
 
 def transformer_sizes(spec: BackboneSpec) -> dict[str, Any]:
     """The arguments that diffusers' video transformers have in common."""
-    return dict(num_attention_heads=spec.heads, attention_head_dim=spec.head_dim, in_channels=spec.latent_channels,
-                out_channels=spec.latent_channels)  # fmt: skip
+    return dict(num_attention_heads=spec.heads, attention_head_dim=spec.head_dim,
+                in_channels=spec.latent_channels + spec.condition_channels, out_channels=spec.latent_channels)  # fmt: skip
 
 
 def substitute(name: str, replacements: Sequence[tuple[str, str]]) -> str:

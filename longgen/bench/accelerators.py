@@ -198,7 +198,7 @@ def _sample(backbone: PipelineBackbone, plan: Plan, prompt: str, meter: _Meter, 
     clock = time.process_time if backbone.device.type == "cpu" else time.perf_counter  # others may use the machine too
     with magcache.skipping(backbone, plan, lambda: Phase("calibrate", plan.steps, meter.phase.device, meter.phase.report).at):
         generator = torch.Generator().manual_seed(SEED)
-        denoiser = Denoiser(backbone, plan, prompt)
+        denoiser = Denoiser(backbone, plan, prompt, backbone.given(plan, generator))
         noise = denoiser.initial_noise(generator)
         hooks = [
             backbone.layers(transformer)[-1].register_forward_hook(count)

@@ -188,8 +188,7 @@ def _backbone(plan: Plan, dtype: str) -> PipelineBackbone:
             for path, parameter in model.named_parameters():
                 parameter.data = parameter.data.to(torch.float32 if {*path.split(".")} & {*kept} else torch_dtype)
         experts.append(model)
-    pipe = family_of(spec).random_pipeline(spec, experts, random_weights.RandomText(torch_dtype, torch.device("cpu")))
-    pipe.set_progress_bar_config(disable=True)
+    pipe = random_weights.pipeline(spec, experts, torch_dtype, torch.device("cpu"))
     for model in experts:  # so that the pipeline makes its tensors on the CPU
         model.__class__ = type(type(model).__name__, (type(model),), {"device": torch.device("cpu")})
     return adapter_of(spec)(spec, pipe, ModelSettings("cpu", dtype))
@@ -227,8 +226,7 @@ class _Watch:
     def _forward(self, forward: Callable[..., Any], transformer: Any, *args: Any, **kwargs: Any) -> Any:
         self.on_call(functools.partial(forward, transformer, *tree_map(_on_device, args), **tree_map(_on_device, kwargs)))
         self.done += 1
-        x = kwargs["hidden_states"]
-        return (torch.zeros(x.shape, dtype=x.dtype),)
+        return (self.backbone.zeros(kwargs),)
 
     def count(self, run: Callable[[], Any]) -> dict[str, Operators]:
         """The operators of a call by place: the number of the layer whose block calls them, or nothing outside of blocks."""
@@ -258,7 +256,8 @@ def _on_device(value: Any) -> Any:
 def _counted(plan: Plan, types: Sequence[StepType], watch: _Watch) -> dict[str, dict[str, Operators]]:
     """By type of step, the operators of one of its calls by place."""
     backbone, counted = watch.backbone, dict[str, dict[str, Operators]]()
-    denoiser, generator = Denoiser(backbone, plan, PROMPTS[0]), torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    denoiser = Denoiser(backbone, plan, PROMPTS[0], backbone.given(plan, generator))
     noise = denoiser.initial_noise(generator)
 
     def follow(resume: State | None, names: dict[int, str]) -> None:

@@ -83,7 +83,7 @@ class _Enough(Exception):
 def latents_of(backbone: PipelineBackbone, plan: Plan) -> Tensor:
     """The latents after a run by `plan`, or after ROUNDS of its rounds, on the CPU in float32."""
     generator, last = torch.Generator().manual_seed(0), list[Tensor]()
-    denoiser = Denoiser(backbone, plan, PROMPTS[0])
+    denoiser = Denoiser(backbone, plan, PROMPTS[0], backbone.given(plan, generator))
 
     def keep(state: State) -> None:
         last[:] = [state.latents.detach().float().cpu().clone()]

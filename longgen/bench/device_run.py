@@ -33,7 +33,7 @@ from longgen.frames import pixel_frames
 from longgen.layers.selection import uses_probe
 from longgen.pipelines import random_weights
 from longgen.plan import Plan
-from longgen.planner import LONG
+from longgen.planner import LONG, stand_in
 from longgen.preset import Sample
 from longgen.progress import OnProgress, Phase
 from longgen.resolve import PlanRequest, resolve
@@ -116,7 +116,7 @@ def make_plan(name: str, spec: BackboneSpec, sample: Sample) -> Plan:
     """The plan of the preset `name`; where it leaves its layers to a probe, by the published one or else in all layers."""
     loaded = preset.load(name)
     layers: dict[str, Any] = {} if not uses_probe(loaded) else {"probe": "published"} if spec.verdicts else {"layers": "all"}
-    return resolve(PlanRequest(name, spec, sample=sample, **layers))
+    return resolve(PlanRequest(name, spec, sample=sample, conditions=stand_in(spec), **layers))
 
 
 def _check_all(

@@ -24,6 +24,7 @@ from longgen.errors import LonggenError, OutOfMemoryError
 from longgen.out_of_memory import cheapest
 from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan
+from longgen.planner import stand_in
 from longgen.progress import OnProgress, Phase
 from longgen.resolve import PlanRequest, check_overrides, resolve
 
@@ -48,11 +49,14 @@ class Target(NamedTuple):
 def plan_presets(names: Sequence[str], request: PlanRequest) -> Plans:
     """The plan of `request` with each preset, or the error; direct sampling always comes first.
 
+    A backbone that needs a picture gets a grey one where `request` has none.
     An override applies to the presets that have its technique, `probe` to those that use one. Raises UsageError for an override
     that applies to none.
     """
     plans: Plans = {}
     fitted: list[PlanRequest] = []
+    if not request.conditions:
+        request = replace(request, conditions=stand_in(request.spec))
     for name in dict.fromkeys((DIRECT, *names)):
         try:
             fitted.append(replace(request, preset=name).fitted())
@@ -175,8 +179,9 @@ def versions() -> dict[str, str]:
 def settings_of(yardstick: Plan, model_settings: ModelSettings) -> dict[str, Any]:
     """What is run, by the plan of direct sampling."""
     shift = {} if yardstick.sample.flow_shift is None else {"flow_shift": yardstick.sample.flow_shift}
+    start = {"conditions": yardstick.conditions.as_dict()} if yardstick.conditions else {}
     return {
         "frames": yardstick.frames_px, "latent_frames": yardstick.frames_lat, "size": [*yardstick.size],
         "tokens": yardstick.tokens, "steps": yardstick.steps, "guidance_scale": yardstick.sample.guidance_scale, **shift,
-        "dtype": model_settings.dtype, "offload": model_settings.offload, **model_settings.stored(),
+        "dtype": model_settings.dtype, "offload": model_settings.offload, **model_settings.stored(), **start,
     }  # fmt: skip

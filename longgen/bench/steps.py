@@ -86,7 +86,7 @@ class Stopwatch:
 
     def _forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if len(self.ends) < self.skipped or (self.began and self.brief and len(self.ends) == self.skipped):
-            return (torch.zeros_like(kwargs["hidden_states"]),)
+            return (self.backbone.zeros(kwargs),)
         if not self.began:
             self.began = self.now()
             self.reset_peak()
@@ -134,7 +134,8 @@ def measurements(plan: Plan, types: Sequence[StepType], cached: bool) -> list[tu
 
 def _start(backbone: PipelineBackbone, plan: Plan, seed: int) -> tuple[Denoiser, torch.Tensor, torch.Generator]:
     """What a loop needs: the denoiser, the initial noise and the generator that drew it."""
-    denoiser, generator = Denoiser(backbone, plan, PROMPTS[0]), torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    denoiser = Denoiser(backbone, plan, PROMPTS[0], backbone.given(plan, generator))
     return denoiser, denoiser.initial_noise(generator), generator
 
 
@@ -170,16 +171,16 @@ def measure_stock(
     """A step of the stock diffusers pipeline, without anything of longgen installed. step_type: of direct sampling."""
     plan = step_type.plan
     watch = Stopwatch(backbone, plan.steps, counting, brief=False) if cached else _stopwatch(step_type, backbone, counting)
-    _, noise, generator = _start(backbone, plan, seed)
+    denoiser, noise, generator = _start(backbone, plan, seed)
 
     def after_step(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         watch.step_ended()
         return tensors
 
-    with watch.running():
+    with watch.running(), backbone.conditioned(plan, denoiser.given) as conditioning:
         backbone.pipe(
-            **backbone.call_arguments(plan, PROMPTS[0]), latents=backbone.packed(noise), generator=generator, output_type="latent",
-            callback_on_step_end=after_step,
+            **backbone.call_arguments(plan, PROMPTS[0]), **conditioning, latents=backbone.started(noise, denoiser.given),
+            generator=generator, output_type="latent", callback_on_step_end=after_step,
         )  # fmt: skip
     if cached:
         return {STOCK: Measurement((watch.ends[-1] - watch.began) / plan.steps, watch.peak_bytes)}

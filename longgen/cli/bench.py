@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from longgen.backbones.spec import BackboneSpec
     from longgen.bench.accelerators import AcceleratorReport
     from longgen.bench.record import BenchResult
+    from longgen.conditions import Conditions
     from longgen.pipelines.base import PipelineBackbone
 
 COUNTED = "wan2.1-1.3b"  # the backbone that --count takes where none is named
@@ -53,6 +54,9 @@ class TargetOptions:
     ] = None  # fmt: skip
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="The prompt for --accelerate, in place of a built-in one.")
+    ] = None
+    image: Annotated[
+        Path | None, typer.Option("--image", metavar="FILE", help="The first frame (default: grey, where the model needs one).")
     ] = None
     frames: opt.Frames = None
     size: opt.Size = None
@@ -111,7 +115,8 @@ def bench(
     accelerate_by = _accelerators(target.accelerate, spec) if target.accelerate is not None else ()
     sample = preset.Sample(frames=target.frames or FRAMES, size=opt.parse_size(target.size), flow_shift=target.flow_shift)
     probe = "published" if target.shape is not None and target.probe is None else target.probe
-    request = PlanRequest("", spec, (*(target.overrides or ()),), sample, probe=probe, allow_code=target.allow_code)
+    request = PlanRequest("", spec, (*(target.overrides or ()),), sample, probe=probe, allow_code=target.allow_code,
+                          conditions=_conditions(target.image, spec))  # fmt: skip
     plans = running.plan_presets(inputs.parse_names(target.presets), request)
 
     def load(settings: ModelSettings) -> PipelineBackbone:
@@ -156,7 +161,8 @@ def _count(
     long = frames.pixel_frames(LONG * spec.native_lat - LONG + 1, spec.stride_t)
     sample = preset.Sample(frames=target.frames or long, size=opt.parse_size(target.size), flow_shift=target.flow_shift)
     probe = target.probe or ("published" if spec.verdicts else None)
-    request = PlanRequest("", spec, (*(target.overrides or ()),), sample, probe=probe, allow_code=target.allow_code)
+    request = PlanRequest("", spec, (*(target.overrides or ()),), sample, probe=probe, allow_code=target.allow_code,
+                          conditions=_conditions(None, spec))  # fmt: skip
     plans, dtype = running.plan_presets(inputs.parse_names(target.presets), request), model.dtype or spec.dtype
     yardstick, counts = plans[running.DIRECT], dict[str, Any]()
     if isinstance(yardstick, LonggenError):
@@ -182,6 +188,14 @@ def _count(
                          hint="leave them out, or correct them")  # fmt: skip
 
 
+def _conditions(image: Path | None, spec: BackboneSpec) -> Conditions:
+    """The picture that a model which needs one is measured with, or any by `image`."""
+    from longgen import start
+    from longgen.bench import GREY
+
+    return start.read(image or (GREY if spec.picture_needed else None))
+
+
 def _check_target(target: TargetOptions, model: BenchModelOptions, given: dict[str, str]) -> None:
     """Raises UsageError for options that cannot be combined."""
     accelerate, alone = target.accelerate is not None, "leave the others out"
@@ -189,6 +203,7 @@ def _check_target(target: TargetOptions, model: BenchModelOptions, given: dict[s
         "accelerate",
         "random_weights",
         "prompt",
+        "image",
         "steps",
         "device",
         "offload",

@@ -77,6 +77,7 @@ def compare(
     ] = None,
     *,
     cells: GridOptions,
+    start: opt.StartOptions,
     sample: opt.SampleOptions,
     fps: opt.Fps = None,
     overrides: opt.Set = None,
@@ -110,11 +111,13 @@ def compare(
         raise UsageError("nothing to compare", expected="--presets NAME,NAME with --prompt or --prompts; or videos",
                          hint='for example --presets direct,sliding-window --prompt "a red circle"')  # fmt: skip
     from longgen.resolve import PlanRequest
+    from longgen.start import check_fit
 
     texts, seeds = inputs.read_prompts(cells.prompt, cells.prompts, options.quiet), inputs.parse_seeds(cells.seeds)
     spec, loading = inputs.choose_backbone(backbone, options.quiet), model.settings()
     request = PlanRequest("", spec, (*(overrides or ()),), sample.sample(fps, cells.negative_prompt), sample.duration, probe=probe,
-                          lora=loading["lora"], allow_code=allow_code)  # fmt: skip
+                          lora=loading["lora"], allow_code=allow_code, conditions=start.conditions())  # fmt: skip
+    check_fit("fit" in opt.given_options(context), bool(request.conditions))
     requests = [replace(request, preset=name) for name in inputs.parse_names(cells.presets)]
     compare_new(requests, texts, seeds, loading, output, measures, options)
 
@@ -168,7 +171,7 @@ def _quick_probe(requests: Sequence[PlanRequest], loading: dict[str, Any], quiet
             logger(quiet)(
                 f"{preset.name} needs to know which layers of {request.spec.name} are sensitive: running a quick probe first"
             )
-            return probe_first(preset, request.spec, loading, quiet)
+            return probe_first(preset, request.spec, loading, quiet, request.conditions)
     return None
 
 

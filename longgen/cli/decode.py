@@ -23,7 +23,7 @@ def decode(
     options: OutputOptions,
 ) -> None:
     """Turn saved latents into a video, without sampling again."""
-    from longgen import checkpoint, disk, naming, progress, resolve, run, rundir, video
+    from longgen import checkpoint, disk, naming, progress, resolve, run, rundir, shown, video
     from longgen.backbones.settings import ModelSettings
     from longgen.out_of_memory import translate_oom
 
@@ -73,14 +73,14 @@ def decode(
         with translate_oom("decoding", model_settings, "the latents are kept; or --device cpu", decoding=True):
             frames_of = decoder(plan.spec, where, vae_tiling)
             loading.at(1)
-            frames_lat = chunks.frames(plan.frames_lat) if len(chunks) else tensors["latents"]
-            decoding = progress.Phase("decode", plan.frames_px, where, report)
-            writer = video.Writer(target, plan.size, plan.sample.fps or plan.spec.fps, settings)
-            frames_px = run.write_video(writer, frames_of(frames_lat), decoding)
+            frames_lat = shown.stored(plan, folder, chunks if len(chunks) else tensors["latents"])
+            decoding = progress.Phase("decode", plan.written_px, where, report)
+            writer = video.Writer(target, plan.size, plan.fps, settings)
+            frames_px = run.write_video(writer, shown.in_file(plan, frames_of, frames_lat), decoding)
         seconds = round(decoding.seconds, 3)
-        if frames_px == plan.frames_px and target.with_suffix(".run").absolute() == folder:
+        if frames_px == plan.written_px and target.with_suffix(".run").absolute() == folder:
             rundir.mark_decoded(target)
-    if frames_px < plan.frames_px:
-        log(f"note: {chunks.damage or 'the stream was stopped before its end'}; these are {frames_px} frames of {plan.frames_px}")
+    if frames_px < plan.written_px:
+        log(f"note: {chunks.damage or 'the stream was stopped before its end'}; these are {frames_px} frames of {plan.written_px}")
     result = {"name": target.stem, "output": str(target), "frames": frames_px, "seconds": {"decode": seconds}}
     answer(str(target), result, options.as_json, wrote=True)

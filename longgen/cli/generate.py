@@ -52,6 +52,7 @@ class RunOptions:
 def generate(
     context: typer.Context,
     text: PromptOptions,
+    start: opt.StartOptions,
     sample: opt.SampleOptions,
     *,
     seed: Annotated[
@@ -79,10 +80,12 @@ def generate(
     else:
         size = sample.sample(fps, text.negative_prompt)
         schedule = inputs.read_schedule(text.schedule, text.prompt, text.prompts)
+        conditions = start.conditions(options.output if options.resume else None)
         spec = inputs.choose_backbone(backbone, options.quiet)
         request = PlanRequest(preset.preset, spec, (*(preset.overrides or ()),), size, sample.duration, schedule, preset.layers,
-                              preset.probe, loading["lora"], preset.allow_code)  # fmt: skip
+                              preset.probe, loading["lora"], preset.allow_code, conditions)  # fmt: skip
         requested = _requested(text, request, seed, loading, options)
+        inputs.check_fit(context, [job.plan for job in requested])
     settings = inputs.model_settings(requested[0].plan.spec, loading)
     jobs = run.jobs_of(requested, settings, options.resume, options.overwrite)
     plans = dict.fromkeys(job.plan for job in jobs)
@@ -117,7 +120,7 @@ def _requested(
         if options.dry_run:
             raise conflict("--probe run", "--dry-run", "it runs the model",
                            hint="longgen probe first; --dry-run then uses the stored probe")  # fmt: skip
-        probe = probe_first(request.load_preset(), request.spec, loading, options.quiet)
+        probe = probe_first(request.load_preset(), request.spec, loading, options.quiet, request.conditions)
         request = dataclasses.replace(request, probe=probe)
     plans = inputs.plans_of_rows(rows, request, options.quiet)
     if options.resume and text.prompts is None and seed is None:
@@ -128,7 +131,7 @@ def _requested(
 
 
 def _print_dry_run(jobs: list[Job], settings: ModelSettings, options: RunOptions) -> None:
-    from longgen.describe import plan_dict, plan_text
+    from longgen.describe import plan_dict, plan_text, start_dict
     from longgen.pipelines.checks import check_settings
     from longgen.pipelines.token_limit import cut_notes, tokenizer_on_disk
 
@@ -142,6 +145,7 @@ def _print_dry_run(jobs: list[Job], settings: ModelSettings, options: RunOptions
         outputs = ", ".join(str(job.output) for job in jobs if job.plan is plan)
         texts.append(f"{plan_text(plan, settings.dtype, settings.offload, tables=False, notes=False)}\nwould write: {outputs}")
     videos = [{"prompt": job.prompt, "seed": job.seed, "output": str(job.output), "preset": job.plan.preset.name,
-               "frames": job.plan.frames_px, "sample": job.plan.sample.model_dump(mode="json")} for job in jobs]  # fmt: skip
+               "frames": job.plan.frames_px, "starts_from": start_dict(job.plan),
+               "sample": job.plan.sample.model_dump(mode="json")} for job in jobs]  # fmt: skip
     data = plan_dict(jobs[0].plan) | {"outputs": [str(job.output) for job in jobs], "videos": videos}
     answer("\n\n".join(texts), data, options.as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ import typer
 
 from longgen.cli.app import say
 from longgen.cli.options import given_options
-from longgen.errors import LonggenError, UsageError, conflict, shown
+from longgen.errors import LonggenError, MissingError, UsageError, conflict, shown
 from longgen.textfile import on_one_line
 
 if TYPE_CHECKING:
@@ -136,7 +137,8 @@ def plans_of_rows(rows: Sequence[Row], request: PlanRequest, quiet: bool) -> lis
         try:
             requests.append(of_row := _row_request(row, request))
             sample = of_row.sample.model_dump_json()
-            settings = of_row.preset, of_row.overrides, sample, of_row.duration, of_row.layers, of_row.probe
+            start = json.dumps(of_row.conditions.as_dict())
+            settings = of_row.preset, of_row.overrides, sample, of_row.duration, of_row.layers, of_row.probe, start
             if settings not in by_settings:
                 by_settings[settings] = resolve(of_row)
         except LonggenError as error:
@@ -151,10 +153,13 @@ def plans_of_rows(rows: Sequence[Row], request: PlanRequest, quiet: bool) -> lis
 
 def _row_request(row: Row, request: PlanRequest) -> PlanRequest:
     """The row's columns over the flags; a preset of its own takes the overrides that are meant for it, as in a comparison."""
+    from longgen.prompts import IMAGES
+
     sample, duration = request.sample, request.duration if row.frames is None else None
     if row.duration is not None:
         sample, duration = sample.model_copy(update={"frames": None}), row.duration
-    request = replace(request, sample=row.sample.over(sample), duration=duration)
+    given = {column: getattr(row, column) for column in IMAGES if getattr(row, column) is not None}
+    request = replace(request, sample=row.sample.over(sample), duration=duration, conditions=replace(request.conditions, **given))
     return request if row.preset is None else replace(request, preset=row.preset).fitted()
 
 
@@ -176,6 +181,13 @@ def jobs_of_rows(rows: Sequence[Row], plans: Sequence[Plan], seed: int | None, o
     return jobs
 
 
+def check_fit(context: typer.Context, plans: Iterable[Plan]) -> None:
+    """Raises UsageError where --fit stands on the command line, and `plans` start from no picture."""
+    from longgen import start
+
+    start.check_fit("fit" in given_options(context), any(plan.fits for plan in plans))
+
+
 # Resuming
 
 
@@ -192,6 +204,10 @@ def stored_job(context: typer.Context, output: Path, allow_code: bool) -> tuple[
                          hint=f"leave {others} out, or give the whole command again")  # fmt: skip
     stored = rundir.stored_record(output)["settings"]
     plan = resolve.from_settings(stored, rundir.run_folder(output) / "run.json", allow_code)
+    if missing := resolve.missing_inputs(plan):
+        raise MissingError(f"--resume: {missing[0]}, a copy of what the run starts from, is not there",
+                           expected="the run's folder as longgen wrote it",
+                           hint="give the whole command again, with its --image")  # fmt: skip
     return rundir.JobRequest(plan, stored["prompt"], stored["seed"], str(output)), model_settings_in(stored)
 
 

@@ -29,13 +29,13 @@ def inspect(
     if toml and schedule:
         raise conflict("--toml", "--schedule", "each prints a file")
     if schedule:
-        shots = resolve.from_settings(stored, video, allow_code).schedule
+        shots = resolve.stored_schedule(stored, video)
         if shots is None:
             raise UsageError(f"{video} was made with a single prompt, without a schedule", expected="a video made with --schedule",
                              hint="leave --schedule out")  # fmt: skip
         return answer(shots.as_toml().rstrip(), shots.as_dict() | {"name": video.stem}, as_json)
     if toml:
-        preset = resolve.from_settings(stored, video, allow_code).preset
+        preset = resolve.stored_preset(stored, video, allow_code)
         return answer(f"# {describe.command_again(stored, video)}\n{preset.as_toml().rstrip()}", preset.as_dict(), as_json)
     rows = []
     for key, value in stored.items():

@@ -53,11 +53,12 @@ def presets_check(
     """Check presets; with --backbone also whether that backbone can run them."""
     from longgen import preset
     from longgen.backbones.find import find
-    from longgen.planner import as_if_probed, build
+    from longgen.planner import as_if_probed, build, stand_in
 
     for loaded in [preset.load(name, allow_code=allow_code) for name in files]:
         if backbone is not None:
-            build(loaded, as_if_probed(find(backbone)))
+            spec = find(backbone)
+            build(loaded, as_if_probed(spec), conditions=stand_in(spec))
     answer("\n".join(f"{name}: fine" for name in files), [{"name": name, "ok": True} for name in files], as_json)
 
 

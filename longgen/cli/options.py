@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from longgen.conditions import Conditions
     from longgen.preset import Sample
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
@@ -110,6 +111,11 @@ ClipBatch = Annotated[
 Tiling = Annotated[
     bool, typer.Option("--vae-tiling", envvar="LONGGEN_VAE_TILING", help="Decode in tiles: less memory, faint seams.")
 ]
+Image = Annotated[Path | None, typer.Option("--image", metavar="FILE", help="The first frame: a PNG, JPEG or WebP file.")]
+Fit = Annotated[
+    Literal["crop", "pad"],
+    typer.Option("--fit", envvar="LONGGEN_FIT", help="How a picture comes to the video's size; never stretched."),
+]
 Seeds = Annotated[str, typer.Option("--seeds", metavar="N,N", help="One video or run per seed, as 0,1.")]
 
 
@@ -147,6 +153,27 @@ class SampleOptions:
 
         return Sample(frames=self.frames, size=parse_size(self.size), steps=self.steps, guidance_scale=self.guidance_scale,
                       negative_prompt=negative_prompt, flow_shift=self.flow_shift, fps=fps)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """What videos start from; see `longgen.conditions`."""
+
+    image: Image = None
+    last_image: Annotated[Path | None, typer.Option("--last-image", metavar="FILE", help="The last frame, with --image.")] = None
+    continue_from: Annotated[
+        Path | None,
+        typer.Option("--continue", metavar="VIDEO|RUN_DIR", help="Go on from this video; --frames counts the new frames."),
+    ] = None
+    join: Annotated[bool, typer.Option("--join", help="With --continue: write the earlier video and the new frames.")] = False
+    fit: Fit = "crop"
+
+    def conditions(self, resumed: str | None = None) -> Conditions:
+        """The files, read. resumed: the --output of a run that goes on. Raises LonggenError and its kinds."""
+        from longgen import start
+
+        run = Path(resumed) if resumed is not None and resumed.lower().endswith(".mp4") else None
+        return start.read(self.image, self.last_image, self.continue_from, self.join, self.fit, run)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ def plan_command(
     backbone: opt.Backbone = None,
     sample: opt.SampleOptions,
     fps: opt.Fps = None,
+    start: opt.StartOptions,
     schedule: opt.ScheduleFile = None,
     dtype: opt.Dtype = None,
     offload: opt.Offload = "none",
@@ -44,8 +45,10 @@ def plan_command(
     if spec.built_in and "card" in opt.given_options(context):  # a variable may be set for other models
         raise UsageError(f"--card has no effect on {spec.name}: no time on a GPU is estimated for built-in models",
                          expected="--card with a published model", hint="leave it out, or give another --backbone")  # fmt: skip
+    conditions = start.conditions()
     plan = resolve(PlanRequest(preset.preset, spec, overrides, sample.sample(fps), sample.duration, inputs.read_schedule(schedule),
-                               preset.layers, preset.probe, allow_code=preset.allow_code))  # fmt: skip
+                               preset.layers, preset.probe, allow_code=preset.allow_code, conditions=conditions))  # fmt: skip
+    inputs.check_fit(context, [plan])
     if export is not None:
         _export(plan, export, options.overwrite)
         logger(options.quiet)(f"tables written to {export}")

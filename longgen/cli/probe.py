@@ -16,6 +16,7 @@ from longgen.errors import UsageError
 if TYPE_CHECKING:
     from longgen.backbones.settings import ModelSettings
     from longgen.backbones.spec import BackboneSpec
+    from longgen.conditions import Conditions
     from longgen.layers.probe_file import Probe, ProbeSettings
     from longgen.preset import Preset
 
@@ -30,6 +31,10 @@ class RunsOptions:
     frames: opt.Frames = None
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="In place of two built-in prompts.")] = None
     prompts: opt.PromptsFile = None
+    image: Annotated[
+        Path | None, typer.Option("--image", metavar="FILE", help="The first frame of every run; for videos that start from one.")
+    ] = None
+    fit: opt.Fit = "crop"
     seeds: opt.Seeds = "0,1"
 
 
@@ -68,32 +73,35 @@ class ReportOptions:
 
 @app.command()
 def probe(
-    runs: RunsOptions, judge: JudgeOptions, options: ReportOptions, device: opt.DeviceOptions, lora: opt.Lora = None,
-    as_json: opt.Json = False, quiet: opt.Quiet = False,
+    context: typer.Context, runs: RunsOptions, judge: JudgeOptions, options: ReportOptions, device: opt.DeviceOptions,
+    lora: opt.Lora = None, as_json: opt.Json = False, quiet: opt.Quiet = False,
 ) -> None:  # fmt: skip
     """Find the layers that are sensitive to position and to context; presets such as freeloc use the result.
 
     Takes many short generations; with --quick two long ones.
     """
-    from longgen import disk, naming
+    from longgen import disk, naming, start
     from longgen.probe import measure, report
 
     spec = inputs.choose_backbone(runs.backbone, quiet)
     texts = None if runs.prompt is None and runs.prompts is None else inputs.read_prompts(runs.prompt, runs.prompts, quiet)
     if texts is not None:
         inputs.warn_of_grammar(spec, texts, quiet)
+    conditions = start.read(runs.image, fit=runs.fit)
+    start.check_fit("fit" in opt.given_options(context), bool(conditions))
     how = inputs.model_settings(spec, device.settings() | {"lora": tuple(lora or ())})
     settings = measure.make_settings(
         spec, "quick" if options.quick else "full", runs.frames, options.steps, texts, inputs.parse_seeds(runs.seeds),
-        opt.parse_size(options.size), how.dtype, how.lora,
+        opt.parse_size(options.size), how.dtype, how.lora, conditions,
     )  # fmt: skip
+    inputs.say_notes(conditions.notes(settings.size), quiet)
     folder = options.output or report.free_folder(
         Path(f"probe-{naming.slug(spec.name)}-{settings.frames}"), spec.name, settings, options.overwrite
     )
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output {folder} is a file, but a report is a folder", expected="a folder", hint="give another name")
     report.check_output(folder, spec.name, settings, options.overwrite)
-    result, stored = run_probe(spec, how, settings, judge, options.again, quiet)
+    result, stored = run_probe(spec, how, settings, judge, options.again, quiet, conditions)
     with disk.held(folder / disk.LOCK, str(folder)):
         report.check_output(folder, spec.name, settings, options.overwrite)
         written = report.write(result, folder)
@@ -102,8 +110,10 @@ def probe(
     logger(quiet)(f"report: {page}; stored for presets: {stored}")
 
 
-def probe_first(preset: Preset, spec: BackboneSpec, loading: dict[str, Any], quiet: bool) -> str:
-    """`--probe run`: a quick probe at the length of the preset's video; its file, or `run` where the preset needs none."""
+def probe_first(preset: Preset, spec: BackboneSpec, loading: dict[str, Any], quiet: bool, conditions: Conditions) -> str:
+    """`--probe run`: a quick probe at the length of the preset's video, which starts from `conditions`; its file, or `run` where
+    the preset needs none.
+    """
     from longgen.layers import selection
     from longgen.probe import measure
 
@@ -111,16 +121,22 @@ def probe_first(preset: Preset, spec: BackboneSpec, loading: dict[str, Any], qui
         return "run"  # which layer selection refuses
     how, sample = inputs.model_settings(spec, loading), preset.sample_on(spec)
     frames_px = sample.frames or spec.native_px
-    settings = measure.make_settings(spec, "quick", frames_px, None, None, (0, 1), sample.size, how.dtype, how.lora)
-    return str(run_probe(spec, how, settings, JudgeOptions(), again=False, quiet=quiet)[1])
+    settings = measure.make_settings(spec, "quick", frames_px, None, None, (0, 1), sample.size, how.dtype, how.lora, conditions)
+    return str(run_probe(spec, how, settings, JudgeOptions(), again=False, quiet=quiet, conditions=conditions)[1])
 
 
 def run_probe(
-    spec: BackboneSpec, how: ModelSettings, settings: ProbeSettings, judge: JudgeOptions, again: bool, quiet: bool
+    spec: BackboneSpec,
+    how: ModelSettings,
+    settings: ProbeSettings,
+    judge: JudgeOptions,
+    again: bool,
+    quiet: bool,
+    conditions: Conditions,
 ) -> tuple[Probe, Path]:
     """`longgen.probe.run.probe` with its progress on stderr: the probe, and the file it is stored in."""
     from longgen.probe.run import probe as run
     from longgen.progress import reporter
 
     with reporter(quiet, say) as report:
-        return run(spec, how, settings, judge.metric, judge.threshold, judge.top, again, report, logger(quiet))
+        return run(spec, how, settings, judge.metric, judge.threshold, judge.top, again, report, logger(quiet), conditions)

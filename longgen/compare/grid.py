@@ -114,7 +114,7 @@ def generate_videos(
 
 def _finished(video: PlannedVideo) -> bool:
     try:
-        return rundir.is_finished(video.output, video.settings, video.plan.frames_px)
+        return rundir.is_finished(video.output, video.settings, video.plan.written_px)
     except LonggenError:  # a damaged record, which generating it reports
         return False
 
@@ -126,7 +126,7 @@ def _generate(video: PlannedVideo, backbone: base.PipelineBackbone, report: OnPr
         interrupted = rundir.unfinished_work(video.output)
         if interrupted and backbone.model_settings.cache and not (folder / rundir.LATENTS).is_file():
             interrupted = None  # the state of a step cache is lost
-        if rundir.already_finished(video.output, video.settings, video.plan.frames_px, resume=True, overwrite=False):
+        if rundir.already_finished(video.output, video.settings, video.plan.written_px, resume=True, overwrite=False):
             return  # another process was faster
         if sys.platform == "linux":  # the kernel resets the peak memory of this process; elsewhere it includes earlier videos
             with contextlib.suppress(OSError):
@@ -160,8 +160,8 @@ def seams(plan: Plan) -> list[int]:
     """
     edges: set[int] = set()
     if plan.chunk_lat is not None:
-        edges.update(range(plan.chunk_lat, plan.frames_lat, plan.chunk_lat))
-    edges.update(clip.start for clip in plan.clips)
+        edges.update(start for start, _ in plan.chunks if start >= plan.given_lat)
+    edges.update(clip.start for clip in plan.clips if not clip.begins)  # a shot with a picture is a cut that is meant
     sampling, length = plan.sampling, plan.call_geometry.frames_lat
     if isinstance(sampling, MultiDiffusion) and length < plan.frames_lat and sampling.shifts(length) == 1:
         clips = sampling.clips(plan.frames_lat, length, ANY_TIMESTEP, 0)
@@ -169,5 +169,7 @@ def seams(plan: Plan) -> list[int]:
             weighted = frames[weight > 0]
             if weighted[-1] - weighted[0] == len(weighted) - 1:
                 edges.update((int(weighted[0]), int(weighted[-1]) + 1))
-    first = (pixel_frames(edge, plan.spec.stride_t) for edge in edges if 0 < edge < plan.frames_lat)
-    return sorted(frame for frame in first if frame < plan.frames_px)
+    edges |= {plan.past_lat}
+    before = plan.frames_px - plan.written_px  # frames that are decoded and not in the file; less than none with those of a video
+    first = (pixel_frames(edge, plan.spec.stride_t) - before for edge in edges if 0 < edge < plan.frames_lat)
+    return sorted(frame for frame in first if 0 < frame < plan.written_px)

@@ -7,6 +7,7 @@ prompt, a name or a path can run.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import math
@@ -16,17 +17,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from longgen import disk, html, preset
+from longgen import disk, html, pictures, preset
 from longgen.compare import statistics
 from longgen.compare.record import Cell, Comparison, MetricValue, PresetRow
+from longgen.conditions import options, stored_parts
 from longgen.errors import LonggenError
 from longgen.metrics import KNOWN, Metric, describe, in_order
+from longgen.naming import INPUTS
 from longgen.progress import clock_text
 from longgen.units import human_bytes
 
 EMBED_BYTES = 64_000_000  # of all videos together: up to this the page embeds them, up to 85 MB in all; beyond it links to them
 COLORS = 8  # after Okabe and Ito; from the ninth preset on they repeat with other dashes
 DASHES = 4
+THUMBNAIL, MOST_PICTURES = 160, 24  # pixels a side of a picture that videos start from; and how many are shown
 CURVE_DIGITS = 4  # significant: a curve is 200 pixels high
 CURVES = {  # unit and meaning of curves that are not metrics, or differ from the metric of that name
     "freeze": ("", "1 where a frame is nearly identical to the previous one, else 0."),
@@ -88,15 +92,35 @@ def page(comparison: Comparison, folder: Path) -> str:
         videos={name: Markup(base64.b64encode(files[name].read_bytes()).decode()) for name in sizes} if embedded else {},
         linked=None if embedded else human_bytes(sum(sizes.values())),
         facts=_facts(comparison),
+        pictures=_pictures(comparison, folder),
         marks={name: _mark(index) for index, name in enumerate(comparison.presets)},
         columns=columns,
         table=[(row, _table_cells(row, columns, comparison)) for row in comparison.table],
         few=_few_pairs(comparison),
         least=statistics.LEAST_PAIRS,
         still=bool(statistics.still_presets(comparison.table)),
-        groups=[(prompt, [_details(cell) for cell in comparison.cells if cell.prompt == prompt]) for prompt in comparison.prompts],
+        groups=[
+            (prompt, [_details(cell, folder) for cell in comparison.cells if cell.prompt == prompt])
+            for prompt in comparison.prompts
+        ],
         curves=[(name, *_curve(name)) for name in _curve_names(comparison.cells)],
     )
+
+
+def _pictures(comparison: Comparison, folder: Path) -> list[tuple[str, str | None]]:
+    """What videos start from: each with words, and a thumbnail in base64 where a run beside its video keeps a copy."""
+    shown: dict[str, tuple[str, str | None]] = {}
+    for cell in comparison.cells:
+        stored, files, names = stored_parts(cell.settings)
+        for name, key in ((name, key) for name, key in files.items() if name != "continue"):
+            small = None
+            if cell.video is not None and (key not in shown or shown[key][1] is None):
+                with contextlib.suppress(LonggenError):  # no copy, or none that can be read
+                    picture = pictures.kept(key, (folder / cell.video).with_suffix(".run") / INPUTS, None)
+                    small = base64.b64encode(pictures.thumbnail(picture, THUMBNAIL)).decode()
+                words = f"{name.replace('_', ' ')} {names.get(key, key[:12])} (fit {stored.get('fit')})"
+                shown[key] = (words, small)
+    return [*shown.values()][:MOST_PICTURES]
 
 
 def _mark(index: int) -> str:
@@ -238,7 +262,7 @@ def _few_pairs(comparison: Comparison) -> int:
     return most if 2 <= most < statistics.LEAST_PAIRS else 0
 
 
-def _details(cell: Cell) -> dict[str, Any]:
+def _details(cell: Cell, folder: Path) -> dict[str, Any]:
     """A cell in full: labelled facts, the commands that reproduce it, and its settings."""
     facts = {
         "error": cell.error,
@@ -256,7 +280,7 @@ def _details(cell: Cell) -> dict[str, Any]:
         "cell": cell,
         "costs": _cost_label(cell),
         "facts": [(label, words) for label, words in facts.items() if words],
-        "again": reproduce(cell),
+        "again": reproduce(cell, folder),
         "settings": json.dumps(cell.settings, indent=1, ensure_ascii=False) if cell.settings else "",
     }
 
@@ -266,8 +290,8 @@ def _join_values(values: dict[str, Any]) -> str:
                      for name, value in values.items() if value is not None)  # fmt: skip
 
 
-def reproduce(cell: Cell) -> str:
-    """The commands that generate the video of `cell` again, run in the folder of the page; empty if there are none.
+def reproduce(cell: Cell, folder: Path = Path()) -> str:
+    """The commands that generate the video of `cell` again, run in the `folder` of the page; empty if there are none.
 
     A preset that differs from the one shipped under its name is extracted from the video.
     """
@@ -286,6 +310,9 @@ def reproduce(cell: Cell) -> str:
     else:
         lines.append(f"longgen inspect --toml {shlex.quote(cell.video)} > again.toml")
         words += ["again.toml"]
+    for name, value in options(settings, (folder / (cell.video or "")).with_suffix(".run")):
+        file = isinstance(value, Path) and value.is_relative_to(folder)
+        words += [f"--{name.replace('_', '-')}", *([] if value is True else [value.relative_to(folder) if file else value])]
     words += ["--seed", cell.seed, "--dtype", settings["dtype"]]
     for key in ("lora", "quantize", "attention", "cache", "compile", "clip_batch"):
         for value in settings[key] if isinstance(settings.get(key), list) else [settings[key]] if key in settings else []:

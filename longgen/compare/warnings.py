@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from longgen.compare.record import Cell, PresetRow
 from longgen.compare.statistics import FLATTERED, LEAST_PAIRS, count_pairs, still_presets
+from longgen.conditions import label
 from longgen.run_settings import MUST_AGREE
+from longgen.textfile import on_one_line
 
 MEASURED = ("frames", "size", "fps")  # of the fields of a sample: the file itself tells
 CONSEQUENCES = {
@@ -32,6 +34,7 @@ def collect_warnings(cells: Sequence[Cell], table: Sequence[PresetRow], baseline
         notes.append(f"{preset} hardly moves (motion {motion:.2g} %/s)" + bool(flattered) * (
                     f": {', '.join(flattered)} look good in a still video, so it is not called best in any of them"))  # fmt: skip
     notes += _differences(done)
+    notes += _starts(done)
     notes += _few_pairs(done, table, baseline)
     resumed = sum("resumed" in cell.details for cell in done)
     if resumed:
@@ -66,6 +69,16 @@ def _differences(done: Sequence[Cell]) -> list[str]:
             more = f" and {len(presets) - NAMED} more" if len(presets) > NAMED else ""
             notes.append(f"the videos differ in {name}: {', '.join(examples)}{more}{CONSEQUENCES.get(name, '')}")
     return notes
+
+
+def _starts(done: Sequence[Cell]) -> list[str]:
+    """A sentence for each prompt whose videos do not all start from the same."""
+    starts: dict[str, dict[str, None]] = {}
+    for cell in done:
+        if cell.settings and cell.prompt is not None:
+            starts.setdefault(cell.prompt, {})[label(cell.settings)] = None
+    return [f"the videos of '{on_one_line(prompt, 60)}' start from different things: {'; '.join([*different][:NAMED])}"
+            for prompt, different in starts.items() if len(different) > 1]  # fmt: skip
 
 
 def _few_pairs(done: Sequence[Cell], table: Sequence[PresetRow], baseline: str | None) -> list[str]:

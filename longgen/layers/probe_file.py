@@ -36,6 +36,7 @@ class ProbeSettings(ClosedModel, strict=True):
     """What was run. frames, native_frames: pixel frames. size: (width, height) in pixels. observed_steps: where attention was read.
 
     shifts: latent frames by which keys were moved in time. windows: multiples of the native length, for the effective rank.
+    conditions: the picture that every run started from, by hash, where there was one.
     """
 
     mode: Literal["full", "quick"]
@@ -51,6 +52,7 @@ class ProbeSettings(ClosedModel, strict=True):
     seeds: Annotated[tuple[int, ...], Field(strict=False)]
     dtype: str
     lora: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    conditions: dict[str, str] | None = None
 
 
 class ProbeRun(ClosedModel, strict=True):
@@ -133,7 +135,8 @@ def read(path: Path) -> Probe:
 
 def probe_folder(weights: str, settings: ProbeSettings) -> Path:
     """The cache folder of a probe with these settings of the weights with this fingerprint."""
-    return cache_folder("probes") / weights[:16] / hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:16]
+    given = settings.model_dump_json(exclude_none=True)  # so that a setting which is not used changes no name
+    return cache_folder("probes") / weights[:16] / hashlib.sha256(given.encode()).hexdigest()[:16]
 
 
 def cached_probes(spec: BackboneSpec, lora: tuple[str, ...] = ()) -> list[tuple[Probe, Path]]:

@@ -33,11 +33,18 @@ def split_name(name: str) -> tuple[str, str | None]:
 
 
 def resolve_layers(
-    preset: Preset, spec: BackboneSpec, control: str | None = None, probe: str | None = None, lora: tuple[str, ...] = ()
+    preset: Preset,
+    spec: BackboneSpec,
+    control: str | None = None,
+    probe: str | None = None,
+    lora: tuple[str, ...] = (),
+    pictured: bool = False,
 ) -> tuple[Preset, tuple[str, ...]]:
     """`preset` with explicit layer indices, and notes that say where they come from; unchanged if it names no verdicts.
 
-    probe: a probe file or its folder, or `published`. Raises UsageError for a probe of other weights or another length.
+    probe: a probe file or its folder, or `published`. pictured: whether the video starts from a picture: a probe whose runs did
+    too comes first then, and last otherwise; a note says where it is of the other kind. Raises UsageError for a probe of other
+    weights or another length.
     """
     if control is not None and not CONTROL.fullmatch(control):
         raise UsageError(f"invalid --layers {control!r}", expected="probed, all, none, random or random:SEED", hint="pass one")
@@ -53,7 +60,7 @@ def resolve_layers(
         layers = tuple(range(spec.layers)) if control == "all" else ()
         ignored = () if probe is None else (f"--probe {probe} is ignored: the layers are {control}",)
         return _with_layers(preset, dict.fromkeys(VERDICTS, layers)), (f"layers: {control}, regardless of any probe", *ignored)
-    verdicts, origin = _verdicts(preset, spec, probe, lora)
+    verdicts, origin = _verdicts(preset, spec, probe, lora, pictured)
     if verdicts is None:
         return preset, ()  # the plan rejects it, and says what to do
     if control is not None and control.startswith("random"):
@@ -90,7 +97,7 @@ def _with_layers(preset: Preset, verdicts: Mapping[str, tuple[int, ...]]) -> Pre
 
 
 def _verdicts(
-    preset: Preset, spec: BackboneSpec, probe: str | None, lora: tuple[str, ...]
+    preset: Preset, spec: BackboneSpec, probe: str | None, lora: tuple[str, ...], pictured: bool
 ) -> tuple[Mapping[str, tuple[int, ...]] | None, str]:
     """Layers by verdict and their origin in words; None if there is neither a probe nor a published list."""
     frames_px = _frames_px(preset, spec)
@@ -98,6 +105,7 @@ def _verdicts(
     chosen: tuple[Probe, str] | None = None
     if probe is None:
         cached = cached_probes(spec, lora)
+        cached.sort(key=lambda entry: (entry[0].settings.conditions is not None) != pictured)  # else as they were, newest first
         for candidate, path in cached:
             if chosen is None and candidate.settings.frames == frames_px:
                 short = f"~/{path.relative_to(Path.home())}" if path.is_relative_to(Path.home()) else str(path)
@@ -116,7 +124,10 @@ def _verdicts(
                          hint="--probe run, or longgen probe first")  # fmt: skip
     if chosen is None:
         return (spec.verdicts or None), "by the published list"
-    return {VERDICT_OF[sensitivity]: chosen[0].sensitive(sensitivity) for sensitivity in SENSITIVITIES}, chosen[1]
+    probed, origin = chosen
+    if (probed.settings.conditions is not None) != pictured:
+        origin += ", whose runs started from text alone" if pictured else ", whose runs started from a picture"
+    return {VERDICT_OF[sensitivity]: probed.sensitive(sensitivity) for sensitivity in SENSITIVITIES}, origin
 
 
 def _check(probe: Probe, path: Path, spec: BackboneSpec, frames_px: int, lora: tuple[str, ...], hint: str) -> str:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,16 +27,19 @@ from longgen.pipelines.given import Given
 from longgen.plan import Plan
 from longgen.sampling.chain import SEED_STRIDE, Chain, Clip
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 LEAST_STD = 1e-6  # of a channel that is the same everywhere
 
 
 class Begun(NamedTuple):
-    """What the first clip leaves to those after it: its first latent frame [1, C, 1, h, w], the pictures that it was given, and
-    the mean and deviation of its channels, [1, C, 1, 1, 1] each.
+    """What the first clip leaves to those after it: its first latent frame [1, C, 1, h, w], which is its picture's where it had
+    one, that picture, and the mean and deviation of its channels, [1, C, 1, 1, 1] each.
     """
 
     reference: Tensor
-    given: Given | None
+    picture: Image | None
     mean: Tensor
     std: Tensor
 
@@ -61,7 +65,7 @@ def chain(denoiser: Denoiser, noise: Tensor, generator: torch.Generator, on_step
         else:
             assert begun is not None
             parts = [begun.reference.to(tail)] * clip.reference + [tail[:, :, -clip.carried :]]
-            given = Given(torch.cat(parts, dim=2), begun.given.image if begun.given is not None else None)
+            given = Given(torch.cat(parts, dim=2), begun.picture if clip.reference else None)
         if given is not None and technique.zero_padded:
             given = replace(given, zero_padded=True)
         if resume is not None and (number + 1) * plan.steps <= done:
@@ -71,11 +75,21 @@ def chain(denoiser: Denoiser, noise: Tensor, generator: torch.Generator, on_step
             added = _sample_clip(denoiser, part, clip, given, generator, number * plan.steps, on_step, under_way)
             if begun is not None and not clip.begins and technique.colour:
                 added = matched(added, begun.mean, begun.std, technique.colour)
+            added = added[:, :, : clip.new]
             on_step(State((number + 1) * plan.steps, added, {}, generator.get_state()))
         if clip.begins:
-            begun = Begun(added[:, :, :1], given, *statistics(added))
+            begun = _begun(denoiser, added, given, technique.reference)
         tail = torch.cat([added[:, :, :0] if clip.begins else tail, added], dim=2)[:, :, -_longest(plan.clips) :].clone()
         yield added
+
+
+def _begun(denoiser: Denoiser, added: Tensor, given: Given | None, reference: bool) -> Begun:
+    """What a clip that begins the video, or a shot, leaves. added: its frames."""
+    picture = None if given is None else given.image
+    first = added[:, :, :1]
+    if reference and picture is not None:  # some models sample it too, and it is then not quite the picture
+        first = denoiser.backbone.encoded_frames(np.asarray(picture)[None], torch.Generator().manual_seed(0))
+    return Begun(first, picture, *statistics(added))
 
 
 def _longest(clips: tuple[Clip, ...]) -> int:
@@ -85,7 +99,7 @@ def _longest(clips: tuple[Clip, ...]) -> int:
 def _picture_at(plan: Plan, clip: Clip) -> Conditions:
     """The picture of the shot that begins with `clip`."""
     assert plan.schedule is not None
-    pictures = [shot.image for shot in plan.schedule.shots[1:] if getattr(shot, "image", None) is not None]  # type: ignore[attr-defined]
+    pictures = [shot.image for shot in plan.schedule.shots[1:] if shot.image is not None]
     return Conditions(image=pictures[plan.cuts.index(clip.start)], fit=plan.conditions.fit)
 
 
@@ -93,7 +107,7 @@ def _sample_clip(
     denoiser: Denoiser, part: Plan, clip: Clip, given: Given | None, generator: torch.Generator, before: int, on_step: OnStep,
     resume: State | None,
 ) -> Tensor:  # fmt: skip
-    """What `clip` adds, [1, C, `clip.new`, h, w]. part: its plan. before: the steps of the clips before it."""
+    """The new frames of `clip`, [1, C, L - those that it is given, h, w]. part: its plan. before: the steps of earlier clips."""
     shots = part.schedule.shots if part.schedule is not None else ()
     prompt, of_clip = (shots[0].prompt if shots else denoiser.prompt), part
     if len(shots) == 1:  # one text, as without a schedule
@@ -113,7 +127,7 @@ def _sample_clip(
     if resume is not None:
         resume = resume._replace(done=resume.done - before)
     latents = run_pipeline(own, own.initial_noise(generator), generator, after_step, resume, model_call)
-    return latents[:, :, clip.given : clip.given + clip.new]
+    return latents[:, :, clip.given :]
 
 
 class _OneText:

@@ -37,10 +37,16 @@ class Denoiser:
     @cached_property
     @torch.no_grad()
     def texts(self) -> list[Text]:
-        """The encoded prompt, or the prompts of the schedule's shots. Raises LonggenError for text that is not finite."""
-        schedule = self.plan.schedule
-        prompts = [self.prompt] if schedule is None else [shot.prompt for shot in schedule.shots]
-        return [self.backbone.text(prompt) for prompt in prompts]
+        """The encoded prompt, or the prompts of the schedule's shots; in a rollout those of `Plan.chunk_texts`.
+
+        Raises LonggenError for text that is not finite.
+        """
+        schedule, prompts = self.plan.schedule, [self.prompt]
+        if self.plan.chunk_lat is not None:
+            prompts = [*self.plan.chunk_texts(self.prompt)[0]]
+        elif schedule is not None:
+            prompts = [shot.prompt for shot in schedule.shots]
+        return [self.backbone.text(prompt, self.given) for prompt in prompts]
 
     @cached_property
     @torch.no_grad()
@@ -92,8 +98,9 @@ class Denoiser:
         """The clean latent x0 [1, C, T, h, w] that `step` of a first-order scheduler predicted, and d x0 / d x.
 
         Such a step keeps x0 and the noise and changes their shares, so the pipeline's latents `before` and `after` it give both.
+        Frames that the pipeline puts back at its end are those that were given.
         """
         (alpha, sigma), (next_alpha, next_sigma), dx0_dx = self.backbone.levels(step)
         ratio = next_sigma / sigma
         x0 = (after.float() - ratio * before.to(after.device).float()) / (next_alpha - ratio * alpha)
-        return self.backbone.unpacked(x0, self.plan), dx0_dx
+        return self.backbone.finished(self.backbone.unpacked(x0, self.plan), self.given), dx0_dx

@@ -18,7 +18,7 @@ from longgen.loops import OnStep, State
 from longgen.loops.denoiser import Denoiser
 from longgen.loops.prompt_schedule import TextPerFrame
 from longgen.pipelines import finite, foreign_hooks
-from longgen.pipelines.step_state import StepState
+from longgen.pipelines.base import PipelineBackbone
 
 _HOOK = "longgen_around"
 _CALLBACK_TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")  # those that the pipeline has
@@ -59,7 +59,7 @@ def run_pipeline(
     registries = [HookRegistry.check_if_exists_or_initialize(transformer) for transformer in backbone.transformers]
     hooked = registries if resume is not None or model_call is not None else []
     for registry in hooked:
-        registry.register_hook(_ModelCallHook(resume.done if resume else 0, backbone.step_state, model_call), _HOOK)
+        registry.register_hook(_ModelCallHook(backbone, resume.done if resume else 0, model_call), _HOOK)
     try:
         with backbone.conditioned(plan, given) as conditioning, backbone.installed(plan):
             final = backbone.pipe(
@@ -80,15 +80,15 @@ def run_pipeline(
 class _ModelCallHook(ModelHook):
     """Model calls go through `model_call`; those of the steps before `done` are answered with zeros."""
 
-    def __init__(self, done: int, step_state: StepState, model_call: ModelCall | None) -> None:
+    def __init__(self, backbone: PipelineBackbone, done: int, model_call: ModelCall | None) -> None:
         super().__init__()
-        self.done, self.step_state, self.model_call = done, step_state, model_call
+        self.backbone, self.done, self.model_call = backbone, done, model_call
         self.last_step, self.branch = -1, 0
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        step = self.step_state.index
+        step = self.backbone.step_state.index
         if step < self.done:
-            return (torch.zeros_like(kwargs["hidden_states"]),)
+            return (self.backbone.zeros(kwargs),)
         if self.model_call is None:
             return self.fn_ref.original_forward(*args, **kwargs)
         assert not args
@@ -126,6 +126,8 @@ class _StepCallback:
             if step in steps:
                 x0, dx0_dx = self.denoiser.predict_x0(self.before, tensors["latents"], step)
                 change = technique.change(x0, dx0_dx, backbone.step_state.step)
+                if (given := self.denoiser.given) is not None and given.latents is not None:
+                    change[:, :, : given.latents.shape[2]] = 0  # those frames stay as they were given
                 tensors["latents"] = tensors["latents"] + backbone.packed(change).to(tensors["latents"])
 
     def _restore(self, scheduler: Any, tensors: dict[str, Tensor], resume: State) -> None:

@@ -7,8 +7,8 @@ Legend: R_k what a transformer's blocks add to their input in step k, r_k the me
     a step takes R of the last computed one, while over the steps since then the sum of |1 - product of r| is at most the threshold,
     3 of them at the most, and never in the first fifth                                                              [diffusers]
 
-r depends on weights, plan, steps and size, and hardly on prompt and seed. So it is calibrated once, on first use, by an ordinary
-generation with a fixed prompt and seed, and stored in
+r depends on weights, plan, steps and size, and hardly on prompt, picture and seed. So it is calibrated once, on first use, by an
+ordinary generation with a fixed prompt and seed, and the picture of that first use, and stored in
 
     ~/.cache/longgen/magcache/<fingerprint of the weights>/<settings>.json
 
@@ -89,7 +89,8 @@ def dependencies(plan: Plan, model_settings: ModelSettings) -> dict[str, Any]:
     sample = plan.sample.model_dump(mode="json", exclude={"fps"}) | {"frames": plan.frames_px, "size": [*plan.size]}
     model = model_settings.model_dump(mode="json", include={*STEP_RATIO_SETTINGS})
     lists_last = dict(sorted(model.items(), key=lambda item: isinstance(item[1], list)))  # files of before are named by this order
-    return {"techniques": plan.preset.as_dict().get("technique", []), **sample, **lists_last}
+    given = {"given": plan.given_lat} if plan.given_lat else {}
+    return {"techniques": plan.preset.as_dict().get("technique", []), **sample, **lists_last, **given}
 
 
 def ratios_of(backbone: PipelineBackbone, plan: Plan, calibrating: Callable[[], Report]) -> Ratios:
@@ -101,7 +102,7 @@ def ratios_of(backbone: PipelineBackbone, plan: Plan, calibrating: Callable[[], 
         stored = read(path)
         if (stored.weights, stored.settings) == (weights, settings):
             return stored
-    measured = measure(backbone, build(plan.preset, plan.spec), calibrating())
+    measured = measure(backbone, build(plan.preset, plan.spec, conditions=plan.conditions), calibrating())
     ratios = Ratios(schema=1, longgen=__version__, backbone=backbone.spec.name, weights=weights, settings=settings, ratios=measured)
     disk.make_folder(path.parent)
     disk.save_json(path, ratios.model_dump(mode="json", by_alias=True))
@@ -132,7 +133,7 @@ def measure(backbone: PipelineBackbone, plan: Plan, report: Report) -> list[dict
 
     generator = torch.Generator().manual_seed(0)
     prompt = tiny_grammar.HELD_OUT[-1].prompt if backbone.spec.built_in else PROMPTS[0]
-    denoiser = Denoiser(backbone, plan, prompt)
+    denoiser = Denoiser(backbone, plan, prompt, backbone.given(plan, generator))
     # one step more than there are, or diffusers would print the ratios and forget them
     config = MagCacheConfig(calibrate=True, num_inference_steps=plan.steps + 1)
     with _enabled(backbone, [config] * len(backbone.transformers)):

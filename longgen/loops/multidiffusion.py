@@ -62,15 +62,15 @@ class _ClipwiseCall:
             transformer._reset_stateful_cache()  # what a step cache holds is of other frames
             self.previous_frames = clips.frames
         x = backbone.by_frame(arguments["hidden_states"], plan.frames_lat)
-        total = torch.zeros_like(x, dtype=torch.float32)
+        total: Tensor | None = None  # the sum [B, T, ...]; a prediction may have fewer channels than the input
         anchor_cache: dict[Any, Any] = {}
         for first in range(0, len(clips.frames), batch):
             frames = on_device(clips.frames[first : first + batch], x.device)
-            weights = on_device(clips.weight[first : first + batch], x.device, total.dtype)
+            weights = on_device(clips.weight[first : first + batch], x.device, torch.float32)
             indices = range(first, first + len(frames))
             rows = [(clip, clips.anchors[clip], sample) for clip in indices for sample in range(len(x))]
             backbone.step_state.clips = ClipBatch(rows, anchor_cache)
-            batched = backbone.clip_arguments(arguments, torch.cat([x[:, clip] for clip in frames]), len(frames))  # [k B, L, ..]
+            batched = backbone.clip_arguments(arguments, torch.cat([x[:, clip] for clip in frames]), frames)  # [k B, L, ..]
             if plan.shares is not None:
                 texts = [denoiser.text(clips.share(clip, denoiser.shares)) for clip in indices]  # the mean of a clip's frames
                 by_clip = [with_text(arguments, text, branch) for text in texts]
@@ -78,5 +78,8 @@ class _ClipwiseCall:
             with transformer.cache_context(f"clips-{branch}-{first}"):
                 (output,) = call(**batched)
             for clip, weight, predicted in zip(frames, weights, backbone.by_frame(output, length).split(len(x)), strict=True):
+                if total is None:
+                    total = predicted.new_zeros(len(x), plan.frames_lat, *predicted.shape[2:], dtype=torch.float32)
                 total.index_add_(1, clip, predicted.float() * weight.view(-1, *[1] * (predicted.ndim - 2)))
+        assert total is not None
         return (backbone.from_frames(total.to(output.dtype)),)

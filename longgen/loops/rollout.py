@@ -1,10 +1,11 @@
 """The autoregressive rollout's loop: chunk after chunk, each denoised over a cache of the keys and values of those before.
 
-Equations and constants: `longgen.sampling.rollout`.
+Equations and constants: `longgen.sampling.rollout`. What a video starts from, a picture or an earlier video, are clean chunks too.
 
 Legend: c latent frames of a chunk, S steps, T latent frames of the video; sigma_j the noise level of step j; C channels.
 
-On resume the clean passes of finished chunks, 1 of S + 1 calls each, run again: a cache is larger than it is worth saving.
+On resume the clean passes of finished chunks, 1 of S + 1 calls each, run again, and so do those of a run that another goes on from:
+a cache is larger than it is worth saving.
 """
 
 from __future__ import annotations
@@ -21,44 +22,53 @@ from longgen.loops import OnStep, State
 from longgen.loops.denoiser import Denoiser
 from longgen.pipelines import finite
 from longgen.pipelines.base import Text
+from longgen.pipelines.given import Given
 from longgen.plan import Plan
 from longgen.sampling.rollout import Rollout
-from longgen.schedule import by_chunk
 
 
 def rollout(
     denoiser: Denoiser, noise: Tensor, generator: torch.Generator, on_step: OnStep, resume: State | None
 ) -> Iterator[Tensor]:
-    """Yields chunks as they are done; those that an interrupted run had finished come first.
+    """Yields chunks as they are done; those that are given, and those that an interrupted run had finished, come first.
 
-    noise: of no frame, for its shape. A state holds the newest chunk; `resume.latents[i]` is chunk i.
+    noise: of no frame, for its shape. A state holds the newest chunk; `resume.latents[i]` is the i-th that is not given.
     """
     backbone, plan = denoiser.backbone, denoiser.plan
-    technique, done = plan.sampling, 0 if resume is None else resume.done
+    technique, done, first = plan.sampling, 0 if resume is None else resume.done, len(plan.given_chunks)
     assert isinstance(technique, Rollout)
-    chunk_lat = technique.chunk
-    if resume is not None and done == plan.rounds:
-        for index in range(done):
-            yield resume.latents[index][:, :, : plan.frames_lat - index * chunk_lat]
+    chunks, (_, shares) = plan.chunks, plan.chunk_texts(denoiser.prompt)  # shares [chunks, S]
+
+    def known(index: int) -> Tensor:
+        """The clean latents of a chunk before `first + done`."""
+        if resume is not None and index >= first:
+            return resume.latents[index - first]
+        assert denoiser.given is not None
+        assert denoiser.given.latents is not None
+        start, count = chunks[index]
+        return denoiser.given.latents[:, :, start : start + count]
+
+    if first + done == len(chunks):
+        for index, (start, _) in enumerate(chunks):
+            yield known(index)[:, :, : plan.frames_lat - start]
         return
-    shape = (*noise.shape[:2], chunk_lat, *noise.shape[3:])
-    chunk_noise, shares = ChunkNoise(plan, shape, generator, resume), np.ones((plan.rounds, 1))  # shares [chunks, S]
-    if plan.schedule is not None and plan.shares is not None:
-        shares = by_chunk(plan.schedule, plan.shares, chunk_lat)
+    shape = (*noise.shape[:2], technique.chunk, *noise.shape[3:])
+    chunk_noise = ChunkNoise(plan, shape, generator, resume, denoiser.given)
     recent = torch.zeros(shape, device=backbone.device)[:, :, :0]  # clean frames, as many as the cache may hold
     with backbone.rolling(plan) as cache:
         scheduler = backbone.frame_schedule(plan)
-        for index in range(plan.rounds):
-            start, text = index * chunk_lat, denoiser.text(shares[index])
+        for index, (start, count) in enumerate(chunks):
+            text = denoiser.text(shares[index])
             if index and not np.array_equal(shares[index], shares[index - 1]):
                 _switch_prompt(denoiser, cache, start, text, recent)
-            cache.open(start, chunk_lat, *plan.programs_for_chunk(start + chunk_lat, chunk_lat, cache.frames))
-            if resume is not None and index < done:
-                x0 = resume.latents[index].to(backbone.device)
+            cache.open(start, count, *plan.programs_for_chunk(start + count, count, cache.frames))
+            if index < first + done:
+                x0 = known(index).to(backbone.device)
             else:
-                x0 = _denoise_chunk(denoiser, scheduler, chunk_noise, text, f"chunk {index + 1} of {plan.rounds}")
-                on_step(State(index + 1, x0, {"carried": chunk_noise.last_frames}, generator.get_state()))
-            if index + 1 < plan.rounds:
+                made = index - first + 1
+                x0 = _denoise_chunk(denoiser, scheduler, chunk_noise, text, f"chunk {made} of {plan.rounds}")
+                on_step(State(made, x0, {"carried": chunk_noise.last_frames}, generator.get_state()))
+            if index + 1 < len(chunks):
                 _write_cache(denoiser, cache, x0, start, text)
                 recent = torch.cat([recent, x0], dim=2)[:, :, -plan.slots_lat :]
             yield x0[:, :, : plan.frames_lat - start]
@@ -68,16 +78,23 @@ def rollout(
 class ChunkNoise:
     """Draws the noise of chunks, which a technique can correlate with that of the chunk before.
 
-    last_frames: for each step the last frame of noise [1, C, 1, h, w] that the technique mixed; None where there is none.
+    last_frames: for each step the last frame of noise [1, C, 1, h, w] that the technique mixed; None where there is none. Both go
+    on where an interrupted run, or the run that this one goes on from, left them.
     """
 
-    def __init__(self, plan: Plan, shape: tuple[int, ...], generator: torch.Generator, resume: State | None) -> None:
+    def __init__(
+        self, plan: Plan, shape: tuple[int, ...], generator: torch.Generator, resume: State | None, given: Given | None = None
+    ) -> None:
         self.technique = plan.noise if plan.geometry.ratio > 1 else None
         self.shape, self.generator = shape, generator
         self.last_frames: list[Tensor | None] = [None] * plan.steps
         if resume is not None:
             generator.set_state(resume.generator)
             self.last_frames = [*resume.scheduler["carried"]]
+        elif given is not None and given.generator is not None:
+            generator.set_state(given.generator)
+            carried = given.carried[: plan.steps]
+            self.last_frames[: len(carried)] = carried
 
     def draw(self, step: int) -> Tensor:
         """The noise [1, C, c, h, w] that is added before `step`."""

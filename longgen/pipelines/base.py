@@ -17,6 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from PIL.Image import Image
 from torch import Tensor
 
 from longgen import cost, pictures
@@ -25,7 +26,7 @@ from longgen.attention.rotary import Rotary
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import BackboneSpec
 from longgen.errors import UsageError
-from longgen.pipelines import finite, foreign_hooks
+from longgen.pipelines import earlier, finite, foreign_hooks
 from longgen.pipelines.given import Given
 from longgen.pipelines.processors import PlannedAttention, ScheduledCrossAttention
 from longgen.pipelines.step_state import StepState
@@ -55,12 +56,18 @@ class PipelineBackbone:
     notes: tuple[str, ...] = field(init=False, default=())
 
     kind: ClassVar[type[DiffusionPipeline]]
+    picture_kind: ClassVar[type[DiffusionPipeline] | None] = None  # of models that need a picture, where it is another one
     vae_kind: ClassVar[Any]
     processor: ClassVar[type[PlannedAttention]]
     stock: ClassVar[tuple[type, ...]]  # diffusers' processors, which `processor` stands in for
 
     def __post_init__(self) -> None:
         self.step_state = StepState(self.pipe)
+
+    @classmethod
+    def kind_of(cls, spec: BackboneSpec) -> type[DiffusionPipeline]:
+        """diffusers' pipeline that loads and runs `spec`."""
+        return cls.picture_kind if spec.picture_needed and cls.picture_kind is not None else cls.kind
 
     @property
     def device(self) -> torch.device:
@@ -82,14 +89,17 @@ class PipelineBackbone:
         """The cross-attention modules of `transformer`, which read the text; none where self-attention does."""
         return []
 
-    def text(self, prompt: str) -> dict[str, Tensor]:
-        """The transformer's text arguments for `prompt`, [1, ...] each, as the pipeline makes them. Raises LonggenError."""
-        text = self.encoded(prompt)
+    def text(self, prompt: str, given: Given | None = None) -> dict[str, Tensor]:
+        """The transformer's text arguments for `prompt`, [1, ...] each, as the pipeline makes them. Raises LonggenError.
+
+        given: what the video starts from, for text encoders that look at it too.
+        """
+        text = self.encoded(prompt, given)
         finite.check_text(text, self.model_settings, repr(prompt))
         return text
 
     @abstractmethod
-    def encoded(self, prompt: str) -> dict[str, Tensor]:
+    def encoded(self, prompt: str, given: Given | None = None) -> dict[str, Tensor]:
         """`text`, unchecked."""
 
     def encode_prompt(self, prompt: str, **options: Any) -> Any:
@@ -112,18 +122,22 @@ class PipelineBackbone:
         return torch.randn(self.latent_shape(plan), generator=generator)
 
     def given(self, plan: Plan, generator: torch.Generator) -> Given | None:
-        """What `plan` starts from, encoded; None where that is noise alone. generator: for VAEs whose pipelines sample.
+        """What `plan` starts from; None where that is noise alone. generator: for VAEs whose pipelines sample.
 
-        Called before `noise`, in whose order pipelines draw.
+        Called before `noise`, in whose order pipelines draw. The first picture is encoded here, once; where a pipeline encodes it
+        together with what follows, that is left to it, and the `Given` has no latents.
         """
-        conditions, (width, height) = plan.conditions, plan.size
-        if conditions.image is None:
-            return None
-        image, last_image = (
-            None if picture is None else pictures.fitted(picture, (width, height), conditions.fit)
-            for picture in (conditions.image, conditions.last_image)
-        )
-        return Given(self.encoded_frames(np.asarray(image)[None], generator), image, last_image)
+        if plan.conditions.past is not None:
+            return earlier.given(plan, plan.conditions.past, generator, self.encoded_frames, self.decode)
+        image, last_image = self.fitted_pictures(plan)
+        return None if image is None else Given(self.encoded_frames(np.asarray(image)[None], generator), image, last_image)
+
+    def fitted_pictures(self, plan: Plan) -> tuple[Image | None, Image | None]:
+        """The first and the last picture at the size of `plan`; None where it has none."""
+        conditions = plan.conditions
+        given = (conditions.image, conditions.last_image)
+        image, last_image = (None if one is None else pictures.fitted(one, plan.size, conditions.fit) for one in given)
+        return image, last_image
 
     def encoded_frames(self, frames: np.ndarray, generator: torch.Generator) -> Tensor:
         """The clean latents [1, C, f, h, w], normalised for the transformer, of `frames` [F, height, width, 3] uint8."""
@@ -134,6 +148,18 @@ class PipelineBackbone:
         """Within the context, `pipe` is the pipeline that starts from `given`. Yields further arguments of its call."""
         assert given is None, "a plan refuses it before"
         yield {}
+
+    @contextmanager
+    def run_by(self, kind: type[DiffusionPipeline]) -> Iterator[Any]:
+        """Within the context, `pipe` is a pipeline of the class `kind` on the same components, with the same hooks of offload."""
+        own = self.pipe
+        pipe = kind(**own.components)
+        vars(pipe).update({name: value for name, value in vars(own).items() if name != "_internal_dict"})  # which is its config
+        self.pipe = self.step_state.pipe = pipe
+        try:
+            yield pipe
+        finally:
+            self.pipe = self.step_state.pipe = own
 
     def started(self, noise: Tensor, given: Given | None) -> Tensor:
         """The latents that the pipeline's loop begins with, laid out as it does."""
@@ -209,11 +235,19 @@ class PipelineBackbone:
         """The inverse of `by_frame`."""
         return x.transpose(1, 2)
 
-    def clip_arguments(self, arguments: dict[str, Any], part: Tensor, count: int) -> dict[str, Any]:
-        """The arguments of a call for T frames as those of a call for `count` clips: `part` [count B, L, ...] of its input."""
-        batch = len(part) // count
+    def zeros(self, arguments: dict[str, Any]) -> Tensor:
+        """What a call of the transformer with `arguments` predicts, in shape; for steps that are done."""
+        return torch.zeros_like(arguments["hidden_states"])
+
+    def clip_arguments(self, arguments: dict[str, Any], part: Tensor, frames: Tensor) -> dict[str, Any]:
+        """The arguments of a call for T frames as those of a call for K clips, whose latent frames are `frames` [K, L].
+
+        part: [K B, L, ...], their part of the call's input by frame. Arguments with an entry for each of the B samples are repeated
+        clip by clip; those that have entries for frames or tokens too are the family's to gather by `frames` (`of_clips`).
+        """
+        batch = len(part) // len(frames)
         tensors = {
-            name: value.repeat(count, *[1] * (value.ndim - 1))
+            name: value.repeat(len(frames), *[1] * (value.ndim - 1))
             for name, value in arguments.items()
             if isinstance(value, Tensor) and value.ndim and len(value) == batch and name != "hidden_states"
         }
@@ -265,12 +299,18 @@ class PipelineBackbone:
                 layer.set_processor(processors[key])
             if plan.shares is not None:
                 for layer, stock in texts:
-                    layer.set_processor(ScheduledCrossAttention(self.step_state, stock))
+                    layer.set_processor(ScheduledCrossAttention(self.step_state, stock, self.spec.text_tokens))
             yield
         finally:
             self.pipe.scheduler = scheduler
             for layer, processor in (*stocks, *texts):
                 layer.set_processor(processor)
+
+
+def of_clips(by_token: Tensor, frames_lat: int, frames: Tensor) -> Tensor:
+    """Values [B, T n] of the tokens of `frames_lat` frames T, as those of clips [K B, L n] whose frames are `frames` [K, L]."""
+    by_frame = by_token.unflatten(1, (frames_lat, -1))
+    return torch.cat([by_frame[:, clip].flatten(1) for clip in frames])
 
 
 def split_guidance(predicted: Tensor, uncond: Text | None) -> Velocities:
@@ -284,6 +324,11 @@ def split_guidance(predicted: Tensor, uncond: Text | None) -> Velocities:
 def whole(latents: Tensor | Iterator[Tensor]) -> Tensor:
     """Latents [1, C, T, h, w], for VAEs that need them all at once."""
     return latents if isinstance(latents, Tensor) else torch.cat([*latents], dim=2)
+
+
+def to_video(frames: np.ndarray) -> Tensor:
+    """Frames [F, H, W, 3] uint8 as a VAE's input [1, 3, F, H, W] in -1..1, as diffusers makes it."""
+    return 2.0 * (torch.tensor(frames).permute(3, 0, 1, 2)[None].float() / 255.0) - 1.0
 
 
 def to_frames(video: Tensor) -> np.ndarray:

@@ -1,25 +1,35 @@
-"""CogVideoX 2B and 5B on diffusers' CogVideoXPipeline.
+"""CogVideoX 2B and 5B on diffusers' CogVideoXPipeline, 5B-I2V on CogVideoXImageToVideoPipeline.
 
 Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, L text tokens, H heads, D head dim, C channels.
 
 Text and video share self-attention, text first. The 2B model has no rotary positions: absolute ones are added to its input.
+5B-I2V has both. Its input holds, beside the noisy latents, those of the picture in the first frame and zeros in the others.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXDPMScheduler, CogVideoXPipeline
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    CogVideoXImageToVideoPipeline,
+    CogVideoXPipeline,
+)
 from diffusers.models.attention_processor import Attention, CogVideoXAttnProcessor2_0, FusedCogVideoXAttnProcessor2_0
+from PIL import Image
 from torch import Tensor
 
 from longgen.pipelines import foreign_hooks
-from longgen.pipelines.base import PipelineBackbone, to_device, to_frames, whole
+from longgen.pipelines.base import PipelineBackbone, to_device, to_frames, to_video, whole
+from longgen.pipelines.given import Given
 from longgen.pipelines.processors import PlannedAttention, project
 from longgen.plan import Plan
 
@@ -58,6 +68,7 @@ class RememberingDPMScheduler(CogVideoXDPMScheduler):
 
 class CogVideoX(PipelineBackbone):
     kind = CogVideoXPipeline
+    picture_kind = CogVideoXImageToVideoPipeline
     vae_kind = AutoencoderKLCogVideoX
     processor = CogVideoXAttentionPlan
     stock = (CogVideoXAttnProcessor2_0, FusedCogVideoXAttnProcessor2_0)
@@ -71,13 +82,50 @@ class CogVideoX(PipelineBackbone):
     def layers(transformer: Any) -> list[Attention]:
         return [block.attn1 for block in transformer.transformer_blocks]
 
-    def encoded(self, prompt: str) -> dict[str, Tensor]:
+    def encoded(self, prompt: str, given: Given | None = None) -> dict[str, Tensor]:
         embeds, _ = self.encode_prompt(prompt, do_classifier_free_guidance=False)
         return {"encoder_hidden_states": embeds}
 
     def noise(self, plan: Plan, generator: torch.Generator) -> Tensor:
         _, channels, time, height, width = self.latent_shape(plan)
         return torch.randn((1, time, channels, height, width), generator=generator).transpose(1, 2)
+
+    @torch.no_grad()
+    def encoded_frames(self, frames: np.ndarray, generator: torch.Generator) -> Tensor:
+        """As CogVideoXImageToVideoPipeline encodes a picture: a draw from the VAE's distribution, made by `generator`.
+
+        In float64, so that `conditioned` has the draw back without loss: pipelines scale what the model sees of a picture in another
+        way than what they decode.
+        """
+        vae = self.pipe.vae
+        to_device(vae)
+        draw = vae.encode(to_video(frames).to(self.device, vae.dtype)).latent_dist.sample(generator)
+        return draw.cpu().double() * vae.config.scaling_factor
+
+    @contextmanager
+    def conditioned(self, plan: Plan, given: Given | None) -> Iterator[dict[str, Any]]:
+        """The pipeline's `prepare_latents` would encode the picture again: what it makes is made here of what was encoded before."""
+        if given is None or given.latents is None:
+            yield {}
+            return
+        pipe, scale, invert = self.pipe, self.pipe.vae.config.scaling_factor, self.pipe.vae.config.invert_scale_latents
+        clean = given.latents.cpu().double()
+
+        def prepare_latents(*arguments: Any) -> tuple[Tensor, Tensor]:
+            dtype, device, _, latents = arguments[-4:]
+            draw = (clean / scale).to(dtype)
+            seen = (1 / scale * draw if invert else scale * draw).to(device).transpose(1, 2)
+            rest = torch.zeros_like(latents[:, seen.shape[1] :], device=device, dtype=dtype)
+            return latents.to(device) * pipe.scheduler.init_noise_sigma, torch.cat([seen, rest], dim=1)
+
+        pipe.prepare_latents = prepare_latents
+        try:  # a picture is asked for, and not looked at
+            yield {"image": given.image or Image.new("RGB", plan.size)}
+        finally:
+            del pipe.prepare_latents
+
+    def zeros(self, arguments: dict[str, Any]) -> Tensor:
+        return torch.zeros_like(arguments["hidden_states"][:, :, : self.spec.latent_channels])
 
     def packed(self, latents: Tensor) -> Tensor:
         return latents.transpose(1, 2).to(self.pipe.text_encoder.dtype)  # the pipeline casts its own noise only
@@ -104,8 +152,8 @@ class CogVideoX(PipelineBackbone):
     def from_frames(self, x: Tensor) -> Tensor:
         return x
 
-    def clip_arguments(self, arguments: dict[str, Any], part: Tensor, count: int) -> dict[str, Any]:
-        changed = super().clip_arguments(arguments, part, count)
+    def clip_arguments(self, arguments: dict[str, Any], part: Tensor, frames: Tensor) -> dict[str, Any]:
+        changed = super().clip_arguments(arguments, part, frames)
         if arguments["image_rotary_emb"] is not None:
             tokens = math.prod(part.shape[idx] for idx in (1, 3, 4)) // math.prod(self.spec.patch)
             changed["image_rotary_emb"] = tuple(table[:tokens] for table in arguments["image_rotary_emb"])

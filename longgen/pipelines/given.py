@@ -16,13 +16,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """latents: [1, C, m, h, w], clean and normalised as the transformer sees them, of the first frames. image, last_image:
-    pictures of the clip's size, for pipelines that also encode them in another way; None where the latents come from a video.
+    """latents: [1, C, m, h, w], clean and normalised as the transformer sees them, of the first frames; None where the pipeline
+    encodes the pictures itself. image, last_image: pictures of the clip's size, for pipelines that encode them, or encode them in
+    another way too; None where the latents come from a video.
     zero_padded: for a model with a condition beside the noise, see `longgen.sampling.svi`: behind `latents` it holds zeros in
     place of an encoded grey video, its mask marks the first latent frame alone, and all frames are sampled.
+
+    Of a run that a new one goes on from: before [1, C, *, h, w], its latents before `latents`, which only the decoder sees;
+    generator, the state of its generator, and carried, the last frames of its noise by step, where the new one draws on.
     """
 
-    latents: Tensor
+    latents: Tensor | None
     image: Image | None = None
     last_image: Image | None = None
     zero_padded: bool = False
+    before: Tensor | None = None
+    generator: Tensor | None = None
+    carried: tuple[Tensor | None, ...] = ()

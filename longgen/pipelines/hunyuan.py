@@ -1,27 +1,37 @@
-"""HunyuanVideo on diffusers' HunyuanVideoPipeline.
+"""HunyuanVideo on diffusers' HunyuanVideoPipeline, HunyuanVideo-I2V on HunyuanVideoImageToVideoPipeline.
 
 Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, L text tokens, H heads, D head dim, C channels.
 
 Text and video share self-attention, text last, padded text masked. Layers are counted through: the dual-stream blocks,
 whose text has projections of its own, then the single-stream ones. Guidance is an input of the model.
+
+I2V ("token_replace"): the picture is the first latent frame, whose tokens the blocks modulate as at timestep 0, outside attention;
+the noise of the others has a thousandth of it in. A clip that begins later has its first frame modulated as the others. The text encoder looks at the picture too: of its tokens, which come before the
+prompt's, one in four stays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoPipeline
+from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoImageToVideoPipeline, HunyuanVideoPipeline
 from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
+from PIL import Image
 from torch import Tensor
 
 from longgen.attention.rotary import Tables
-from longgen.pipelines.base import PipelineBackbone, to_frames, whole
+from longgen.pipelines.base import PipelineBackbone, to_device, to_frames, to_video, whole
+from longgen.pipelines.given import Given
 from longgen.pipelines.processors import PlannedAttention, Tensors
 from longgen.plan import Plan
+
+NOISE_SHARE = 0.999  # of what sampling starts from, beside the picture; diffusers 0.42.1, prepare_latents
+PICTURE_TOKENS = 4  # one in so many of the picture's tokens is kept; the same, for token_replace
 
 
 class HunyuanAttentionPlan(PlannedAttention):
@@ -66,18 +76,81 @@ class HunyuanAttentionPlan(PlannedAttention):
 
 class Hunyuan(PipelineBackbone):
     kind = HunyuanVideoPipeline
+    picture_kind = HunyuanVideoImageToVideoPipeline
     vae_kind = AutoencoderKLHunyuanVideo
     processor = HunyuanAttentionPlan
     stock = (HunyuanVideoAttnProcessor2_0,)
+    _begins_clean: Tensor | None = None  # [K] for each clip of a call, whether it begins with the video's first frame
 
     @staticmethod
     def layers(transformer: Any) -> list[Attention]:
         return [block.attn for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks)]
 
-    def encoded(self, prompt: str) -> dict[str, Tensor]:
-        embeds, pooled, mask = self.encode_prompt(prompt)
+    def encoded(self, prompt: str, given: Given | None = None) -> dict[str, Tensor]:
+        if given is None:
+            embeds, pooled, mask = self.encode_prompt(prompt)
+        else:
+            length, device = self.spec.text_tokens, self.pipe._execution_device
+            embeds, pooled, mask = self.pipe.encode_prompt(
+                self.picture(given), prompt, max_sequence_length=length, device=device, image_embed_interleave=PICTURE_TOKENS
+            )
         names = ("encoder_hidden_states", "pooled_projections", "encoder_attention_mask")
         return {name: part.to(self.pipe.transformer.dtype) for name, part in zip(names, (embeds, pooled, mask), strict=True)}
+
+    @torch.no_grad()
+    def encoded_frames(self, frames: np.ndarray, generator: torch.Generator) -> Tensor:
+        """As HunyuanVideoImageToVideoPipeline encodes a picture: the mode of the VAE's distribution."""
+        vae = self.pipe.vae
+        to_device(vae)
+        latents = vae.encode(to_video(frames).to(self.device, vae.dtype)).latent_dist.mode()
+        return latents.float() * vae.config.scaling_factor
+
+    def picture(self, given: Given) -> Image.Image:
+        """What the text encoder looks at: the picture, or the last of the frames that an earlier video left."""
+        if given.image is not None:
+            return given.image
+        assert given.latents is not None
+        to_device(self.pipe.vae)
+        (*_, frames) = self.decode(given.latents)
+        return Image.fromarray(frames[-1])
+
+    @contextmanager
+    def conditioned(self, plan: Plan, given: Given | None) -> Iterator[dict[str, Any]]:
+        """The pipeline's `prepare_latents` would encode the picture again, and mix it into the noise, as `started` has."""
+        if given is None or given.latents is None:
+            yield {}
+            return
+        pipe, clean, self._begins_clean = self.pipe, given.latents, None
+
+        def prepare_latents(*arguments: Any) -> tuple[Tensor, Tensor]:
+            dtype, device, _, latents, _ = arguments[-5:]
+            return latents.to(device, dtype), clean.to(device, dtype)
+
+        def modulation(module: Any, args: Any, embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            others, first = embeddings  # [B, C]: of the frames, and of the first one, which the model takes for clean
+            begins = self._begins_clean
+            return others, first if begins is None else torch.where(begins.repeat_interleave(len(first) // len(begins))[:, None],
+                                                                    first, others)  # fmt: skip
+
+        hook = pipe.transformer.time_text_embed.register_forward_hook(modulation)
+        pipe.prepare_latents = prepare_latents
+        try:
+            yield {"image": self.picture(given)}
+        finally:
+            hook.remove()
+            del pipe.prepare_latents
+            self._begins_clean = None
+
+    def clip_arguments(self, arguments: dict[str, Any], part: Tensor, frames: Tensor) -> dict[str, Any]:
+        self._begins_clean = frames[:, 0] == 0
+        return super().clip_arguments(arguments, part, frames)
+
+    def started(self, noise: Tensor, given: Given | None) -> Tensor:
+        if given is None or given.latents is None:
+            return noise
+        clean, share = given.latents.to(noise), torch.tensor([NOISE_SHARE])
+        mixed = noise * share + clean[:, :, -1:] * (1 - share)
+        return torch.cat([clean, mixed[:, :, clean.shape[2] :]], dim=2)
 
     def call_arguments(self, plan: Plan, prompt: str) -> dict[str, Any]:
         arguments = super().call_arguments(plan, prompt)

@@ -60,12 +60,12 @@ def load(spec: BackboneSpec, model_settings: ModelSettings, report: OnProgress =
     """
     notes = check_settings(spec, model_settings)
     _set_threads(spec, model_settings.device)
+    silence_libraries()
     adapter = adapter_of(spec)
-    _silence_libraries()
     for text in model_settings.lora:  # before gigabytes are read
         lora_files.fetch(parse_lora(text)[0])
     dtype = DTYPES[model_settings.dtype]
-    dtypes = {"default": dtype, "vae": _vae_dtype(spec, model_settings)}
+    dtypes = {"default": dtype, "vae": _vae_dtype(spec, model_settings), "image_encoder": torch.float32}  # as diffusers' examples
     quantization = int8_config(spec) if model_settings.quantize == "int8" else None
     quantized = {} if quantization is None else quantization.quant_mapping
     try:
@@ -76,11 +76,11 @@ def load(spec: BackboneSpec, model_settings: ModelSettings, report: OnProgress =
     stays = model_settings.offload == "none" and not model_settings.lora and model_settings.quantize is None
     device = torch.device(model_settings.device) if stays else None  # else the host's memory is where they are changed first
     with _load_errors(spec):
-        kinds = model_kinds(adapter.kind, spec.source, {*replaced})
+        kinds = model_kinds(adapter.kind_of(spec), spec.source, {*replaced})
     with LoadProgress(spec.source, kinds, report) as progress:
         with _load_errors(spec):
             parts = components(kinds, spec.source, dtypes, quantized, device, progress)
-            pipe = adapter.kind.from_pretrained(spec.source, dtype=dtypes, **parts, **replaced)
+            pipe = adapter.kind_of(spec).from_pretrained(spec.source, dtype=dtypes, **parts, **replaced)
             pipe.register_modules(**tokenizers_of_files(pipe, spec.source))
         if checkpoint is not None:
             pipe.register_modules(transformer=checkpoints.load(checkpoint, dtype, quantized.get("transformer")))
@@ -127,7 +127,7 @@ def decoder(spec: BackboneSpec, device: str, vae_tiling: bool = False) -> Callab
     model_settings = ModelSettings(device, default_dtype(spec, device), vae_tiling=vae_tiling)
     check_settings(spec, model_settings)
     _set_threads(spec, device)
-    _silence_libraries()
+    silence_libraries()
     adapter = adapter_of(spec)
     with _load_errors(spec):
         vae = component(adapter.vae_kind, spec.source, "vae", _vae_dtype(spec, model_settings)).to(device)
@@ -238,7 +238,8 @@ def _check_embedding(model: Any, name: str, folder: Path) -> None:
         return
 
 
-def _silence_libraries() -> None:
+def silence_libraries() -> None:
+    """Before an adapter is imported: transformers tells of its image processors even then."""
     for logging in (diffusers_logging, transformers_logging):
         logging.set_verbosity_error()  # what they warn of on loading is an error here
         logging.disable_progress_bar()  # the command line shows its own

@@ -1,20 +1,23 @@
-"""LTX-Video (2B, 0.9) on diffusers' LTXPipeline.
+"""LTX-Video (2B, 0.9) on diffusers' LTXPipeline, with a picture on LTXImageToVideoPipeline.
 
 Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, H heads, D head dim, C channels.
 
 Its rotary tables span all channels: after a pad, every third pair belongs to time, so that heads turn at different
 frequencies, and they are applied before the heads are told apart. Time counts in seconds: 8 / fps a latent frame, over 20.
+
+A picture is the first latent frame, whose tokens are at timestep 0 and which the scheduler does not step.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLLTXVideo, LTXPipeline
+from diffusers import AutoencoderKLLTXVideo, LTXImageToVideoPipeline, LTXPipeline
 from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideoAttnProcessor
 from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 from einops import rearrange
@@ -22,9 +25,21 @@ from torch import Tensor
 
 from longgen.attention.rotary import Rotary
 from longgen.pipelines import foreign_hooks
-from longgen.pipelines.base import PipelineBackbone, Text, Velocities, split_guidance, to_frames, whole
+from longgen.pipelines.base import (
+    PipelineBackbone,
+    Text,
+    Velocities,
+    of_clips,
+    split_guidance,
+    to_device,
+    to_frames,
+    to_video,
+    whole,
+)
+from longgen.pipelines.given import Given
 from longgen.pipelines.processors import PlannedAttention
 from longgen.plan import Plan
+from longgen.technique import Grid
 
 
 class LtxAttentionPlan(PlannedAttention):
@@ -51,13 +66,35 @@ class Ltx(PipelineBackbone):
     def text_layers(transformer: Any) -> list[LTXAttention]:
         return [block.attn2 for block in transformer.transformer_blocks]
 
-    def encoded(self, prompt: str) -> dict[str, Tensor]:
+    def encoded(self, prompt: str, given: Given | None = None) -> dict[str, Tensor]:
         embeds, mask, _, _ = self.encode_prompt(prompt, do_classifier_free_guidance=False)
         return {"encoder_hidden_states": embeds, "encoder_attention_mask": mask}
 
     def rotary(self) -> Rotary:
         pad = self.spec.width % 6 // 2
         return Rotary(np.array(self.spec.frequencies), pad + 3 * np.arange(len(self.spec.frequencies)))
+
+    @torch.no_grad()
+    def encoded_frames(self, frames: np.ndarray, generator: torch.Generator) -> Tensor:
+        """As LTXImageToVideoPipeline encodes a picture: a draw from the VAE's distribution, made by `generator`."""
+        vae = self.pipe.vae
+        to_device(vae)
+        latents = vae.encode(to_video(frames).to(self.device, vae.dtype)).latent_dist.sample(generator).float()
+        return LTXPipeline._normalize_latents(latents, vae.latents_mean, vae.latents_std)
+
+    @contextmanager
+    def conditioned(self, plan: Plan, given: Given | None) -> Iterator[dict[str, Any]]:
+        """LTXImageToVideoPipeline, which takes latents that begin with the clean frame as they are."""
+        if given is None:
+            yield {}
+            return
+        with self.run_by(LTXImageToVideoPipeline):
+            yield {"image": given.image}
+
+    def started(self, noise: Tensor, given: Given | None) -> Tensor:
+        if given is None or given.latents is None:
+            return self.packed(noise)
+        return self.packed(torch.cat([given.latents.to(noise), noise[:, :, given.latents.shape[2] :]], dim=2))
 
     def packed(self, latents: Tensor) -> Tensor:
         return rearrange(latents, "b c t h w -> b (t h w) c")
@@ -91,14 +128,23 @@ class Ltx(PipelineBackbone):
         (output,) = transformer(
             hidden_states=torch.cat([self.packed(x)] * len(branches)).to(words["encoder_hidden_states"].dtype),
             timestep=torch.cat([timesteps.repeat_interleave(rows * columns, dim=1)] * len(branches)),
-            num_frames=time, height=rows, width=columns, return_dict=False,
-            rope_interpolation_scale=(self.spec.stride_t / self.spec.fps, self.spec.stride_hw, self.spec.stride_hw), **words,
+            return_dict=False, **self.positions((time, rows, columns), x.device), **words,
         )  # fmt: skip
         predicted = rearrange(output.to(x), "b (t h w) c -> b c t h w", t=time, h=rows, w=columns)
         return split_guidance(predicted, uncond)
 
-    def clip_arguments(self, arguments: dict[str, Any], part: Tensor, count: int) -> dict[str, Any]:
-        return super().clip_arguments(arguments, part, count) | {"num_frames": part.shape[1]}
+    def positions(self, grid: Grid, device: torch.device) -> dict[str, Any]:
+        """The transformer's arguments that say where the tokens of `grid` are."""
+        time, rows, columns = grid
+        scale = (self.spec.stride_t / self.spec.fps, self.spec.stride_hw, self.spec.stride_hw)
+        return dict(num_frames=time, height=rows, width=columns, rope_interpolation_scale=scale)
+
+    def clip_arguments(self, arguments: dict[str, Any], part: Tensor, frames: Tensor) -> dict[str, Any]:
+        changed = super().clip_arguments(arguments, part, frames) | {"num_frames": part.shape[1]}
+        timestep = arguments["timestep"]
+        if timestep.ndim == 2:  # one for each token
+            changed["timestep"] = of_clips(timestep, timestep.shape[1] // part.shape[2], frames)
+        return changed
 
     def call_arguments(self, plan: Plan, prompt: str) -> dict[str, Any]:
         return super().call_arguments(plan, prompt) | {"frame_rate": self.spec.fps}  # positions count seconds

@@ -193,10 +193,13 @@ class PlannedAttention:
 
 
 class ScheduledCrossAttention:
-    """Cross-attention processor of a prompt schedule: each frame attends to the texts of its shots, by its shares of them."""
+    """Cross-attention processor of a prompt schedule: each frame attends to the texts of its shots, by its shares of them.
 
-    def __init__(self, step_state: StepState, stock: Any) -> None:
-        self.step_state, self.stock = step_state, stock
+    text_tokens: L of each text. What stands before the texts, as Wan I2V's I tokens of pictures, is seen with each of them.
+    """
+
+    def __init__(self, step_state: StepState, stock: Any, text_tokens: int) -> None:
+        self.step_state, self.stock, self.text_tokens = step_state, stock, text_tokens
         self._attention_backend = getattr(stock, "_attention_backend", None)  # diffusers sets these two by name
         self._parallel_config = getattr(stock, "_parallel_config", None)
 
@@ -204,17 +207,20 @@ class ScheduledCrossAttention:
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None, rotary: Any
     ) -> Tensor:
-        """hidden_states [B, N, C], encoder_hidden_states [B, S L, C], attention_mask [B, 1, S L] or None."""
+        """hidden_states [B, N, C], encoder_hidden_states [B, I + S L, C], attention_mask [B, 1, S L] or None."""
         shares = self.step_state.shares
         if shares is None or len(shares) == 1:
             return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, rotary)
         frames = hidden_states.unflatten(1, (shares.shape[1], -1))
-        texts = encoder_hidden_states.chunk(len(shares), dim=1)
+        before = encoder_hidden_states.shape[1] - len(shares) * self.text_tokens
+        pictures, all_texts = encoder_hidden_states.split((before, len(shares) * self.text_tokens), dim=1)
+        texts = all_texts.chunk(len(shares), dim=1)
         masks = [None] * len(shares) if attention_mask is None else attention_mask.chunk(len(shares), dim=-1)
         output = torch.zeros_like(frames)
         for share, text, mask in zip(shares, texts, masks, strict=True):
             if count := np.count_nonzero(share):
                 seen = on_device(np.flatnonzero(share), frames.device)
-                part = self.stock(attn, frames[:, seen].flatten(1, 2), text, mask, rotary).unflatten(1, (count, -1))
+                context = torch.cat([pictures, text], dim=1) if before else text
+                part = self.stock(attn, frames[:, seen].flatten(1, 2), context, mask, rotary).unflatten(1, (count, -1))
                 output[:, seen] += on_device(share[share != 0], part.device, part.dtype).view(-1, 1, 1) * part
         return output.flatten(1, 2)

@@ -1,11 +1,12 @@
 """A backbone of random weights, built from its spec alone: no download, and a step takes as long as the published model's.
 
 The transformer is diffusers' class in the published sizes, with the family's own scheduler and pipeline. Text encoder and VAE are
-left out: the text is random numbers in the encoder's shape, and nothing can be decoded.
+left out: the text and the latents of a picture are random numbers in the encoders' shapes, and nothing can be decoded.
 """
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from longgen.backbones.registry import adapter_of, family_of
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import BackboneSpec
+from longgen.backbones.spec import FIRST_FRAME, BackboneSpec
 from longgen.pipelines import loading
 from longgen.pipelines.base import PipelineBackbone
 from longgen.pipelines.checks import check_settings
@@ -26,15 +27,23 @@ PROMPT_TOKENS = 24  # text tokens that are not padding, where a mask tells them 
 
 def build(spec: BackboneSpec, model_settings: ModelSettings) -> PipelineBackbone:
     """The backbone of `spec` with random weights, the same at every call. Raises UsageError as loading one does."""
+    loading.silence_libraries()
     check_settings(spec, model_settings)
     dtype = loading.DTYPES[model_settings.dtype]
     device = torch.device("cpu" if model_settings.offload != "none" else model_settings.device)
     experts = [transformer(spec, device, dtype, SEED + number) for number in range(spec.experts)]
-    pipe = family_of(spec).random_pipeline(spec, experts, RandomText(dtype, device))
-    pipe.set_progress_bar_config(disable=True)
-    backbone = adapter_of(spec)(spec, pipe, model_settings)
+    backbone = adapter_of(spec)(spec, pipeline(spec, experts, dtype, device), model_settings)
     loading.set_up(backbone)
     return backbone
+
+
+def pipeline(spec: BackboneSpec, transformers: list[Any], dtype: torch.dtype, device: torch.device) -> Any:
+    """The pipeline of `spec` around `transformers`, with stand-ins on `device` for the text encoder and, for pictures, the VAE."""
+    pipe = family_of(spec).random_pipeline(spec, transformers, RandomText(dtype, device))
+    pipe.set_progress_bar_config(disable=True)
+    if FIRST_FRAME in spec.capabilities:
+        pipe.vae = RandomVae(spec, device)
+    return pipe
 
 
 def untrained(spec: BackboneSpec) -> Any:
@@ -84,3 +93,23 @@ class RandomText(torch.nn.Module):
 
     def mask(self, tokens: int, device: torch.device | None = None) -> Tensor:
         return (torch.arange(tokens) < PROMPT_TOKENS)[None].to(device or self.device)
+
+
+class RandomVae(RandomText):
+    """Stands in for the VAE that encodes pictures: the same random latents for every video."""
+
+    def __init__(self, spec: BackboneSpec, device: torch.device) -> None:
+        super().__init__(torch.float32, device)
+        channels = spec.latent_channels
+        self.strides = (spec.stride_t, spec.stride_hw)
+        self.config = SimpleNamespace(z_dim=channels, latents_mean=[0.0] * channels, latents_std=[1.0] * channels)
+
+    def encode(self, video: Tensor) -> Any:
+        """Of `video` [B, 3, F, height, width], what diffusers' VAEs return."""
+        (batch, _, frames_px, height, width), (stride_t, stride_hw) = video.shape, self.strides
+        shape = (batch, self.config.z_dim, (frames_px - 1) // stride_t + 1, height // stride_hw, width // stride_hw)
+        latents = self.embeddings(*shape, device=video.device)
+        return SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: latents, sample=lambda generator=None: latents))
+
+    def enable_tiling(self) -> None:
+        pass  # there is nothing to tile

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,12 @@ import torch
 from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanPipeline
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
+from PIL import Image
 from torch import Tensor
 
 from longgen.attention.rotary import Tables
 from longgen.pipelines import foreign_hooks
-from longgen.pipelines.base import Expert, PipelineBackbone, Text, Velocities, to_device, to_frames, whole
+from longgen.pipelines.base import Expert, PipelineBackbone, Text, Velocities, of_clips, to_device, to_frames, to_video, whole
 from longgen.pipelines.given import Given
 from longgen.pipelines.processors import PlannedAttention, project
 from longgen.plan import Plan
@@ -45,6 +47,7 @@ class WanAttentionPlan(PlannedAttention):
 
 class Wan(PipelineBackbone):
     kind = WanPipeline
+    picture_kind = WanImageToVideoPipeline
     vae_kind = AutoencoderKLWan
     processor = WanAttentionPlan
     stock = (WanAttnProcessor,)
@@ -57,7 +60,7 @@ class Wan(PipelineBackbone):
     def text_layers(transformer: Any) -> list[WanAttention]:
         return [block.attn2 for block in transformer.blocks]
 
-    def encoded(self, prompt: str) -> dict[str, Tensor]:
+    def encoded(self, prompt: str, given: Given | None = None) -> dict[str, Tensor]:
         embeds, _ = self.encode_prompt(prompt, do_classifier_free_guidance=False)
         return {"encoder_hidden_states": embeds.to(self.pipe.transformer.dtype)}
 
@@ -85,34 +88,83 @@ class Wan(PipelineBackbone):
         """As WanImageToVideoPipeline encodes a picture: the mode of the VAE's distribution."""
         vae = self.pipe.vae
         to_device(vae)
-        pixels = torch.tensor(frames).permute(3, 0, 1, 2)[None].float() / 255 * 2 - 1
         with torch.no_grad():
-            latents = vae.encode(pixels.to(self.device, vae.dtype)).latent_dist.mode().float()
+            latents = vae.encode(to_video(frames).to(self.device, vae.dtype)).latent_dist.mode().float()
         mean, std = (torch.tensor(statistic, device=latents.device).view(1, -1, 1, 1, 1)
                      for statistic in (vae.config.latents_mean, vae.config.latents_std))  # fmt: skip
         return (latents - mean) * (1.0 / std)
 
+    def given(self, plan: Plan, generator: torch.Generator) -> Given | None:
+        """Wan I2V encodes the picture with the grey frames after it, in its pipeline."""
+        if not self.spec.picture_needed:
+            return super().given(plan, generator)
+        if plan.conditions.past is not None:
+            given = super().given(plan, generator)
+            return given and replace(given, latents=None)
+        image, last_image = self.fitted_pictures(plan)
+        return None if image is None else Given(None, image, last_image)
+
     @contextmanager
     def conditioned(self, plan: Plan, given: Given | None) -> Iterator[dict[str, Any]]:
-        """WanImageToVideoPipeline on the same components, whose condition is what was encoded before.
-
-        Its `prepare_latents` would encode again. Clean latents are at timestep 0, as in Wan 2.2 TI2V-5B; that pipeline writes the
-        timesteps of tokens for a patch of 2x2 cells, so that those of another patch are written here.
-        """
         if given is None:
             yield {}
+        elif self.spec.picture_needed:
+            with self._beside(given):
+                picture = given.image if given.image is not None else self._decoded_picture(given)
+                yield {"image": picture, "last_image": given.last_image}
+        else:
+            with self._in_place(given):
+                yield {"image": given.image if given.image is not None else Image.new("RGB", plan.size)}  # not read
+
+    @contextmanager
+    def _beside(self, given: Given) -> Iterator[None]:
+        """Wan I2V, whose condition is channels beside the latents: a mask, and the encoding of the picture and of grey frames.
+
+        Pictures are the pipeline's own matter. For latents that are handed over, it makes the condition of the first of them, which
+        is decoded for it; they then take their place [derived]: none is encoded again, and what follows is as in training.
+        """
+        if given.latents is None and not given.zero_padded:
+            yield
             return
-        text_pipe, transformer = self.pipe, self.pipe.transformer
-        pipe = WanImageToVideoPipeline(**text_pipe.components, expand_timesteps=True)
-        pipe.set_progress_bar_config(disable=True)
-        known = given.latents.shape[2]
+        pipe, clean, channels = self.pipe, given.latents, self.spec.latent_channels
+        own, count = pipe.prepare_latents, 1 if clean is None else clean.shape[2]
+
+        def prepare_latents(*arguments: Any) -> tuple[Tensor, Tensor]:
+            latents, condition = own(*arguments)
+            mask, encoded = condition[:, :-channels], condition[:, -channels:]
+            if clean is not None:
+                encoded[:, :, :count] = clean.to(encoded)
+            if given.zero_padded:
+                encoded[:, :, count:] = 0
+            else:
+                mask[:, :, :count] = 1
+            return latents, condition
+
+        pipe.prepare_latents = prepare_latents
+        try:
+            yield
+        finally:
+            del pipe.prepare_latents
+
+    def _decoded_picture(self, given: Given) -> Image.Image:
+        assert given.latents is not None
+        return Image.fromarray(next(self.decode(given.latents[:, :, :1]))[0])
+
+    @contextmanager
+    def _in_place(self, given: Given) -> Iterator[None]:
+        """Wan 2.2 TI2V-5B, where what is given takes the place of the first latents, at timestep 0.
+
+        WanImageToVideoPipeline on the same components; its `prepare_latents` would encode again what was encoded before. It writes
+        the timesteps of tokens for a patch of 2x2 cells, so that those of another patch are written here.
+        """
+        assert given.latents is not None
+        clean = given.latents
 
         def prepare_latents(image: Any, batch: int, channels: int, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
             latents = rest[-2].to(self.device, torch.float32)
-            condition = torch.zeros_like(latents)
-            condition[:, :, :known] = given.latents
-            mask = torch.ones_like(latents[:, :1])
-            mask[:, :, :known] = 0
+            condition, mask = torch.zeros_like(latents), torch.ones_like(latents[:, :1])
+            condition[:, :, : clean.shape[2]] = clean
+            mask[:, :, : clean.shape[2]] = 0
             return latents, condition, mask
 
         def expand(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -121,26 +173,30 @@ class Wan(PipelineBackbone):
             by_frame = kwargs["timestep"].unflatten(1, (time, -1))[:, :, 0]
             return args, kwargs | {"timestep": by_frame.repeat_interleave(tokens, dim=1)}
 
-        pipe.prepare_latents = prepare_latents
-        hook = transformer.register_forward_pre_hook(expand, with_kwargs=True, prepend=True)
-        self.pipe = self.step_state.pipe = pipe
+        hook = self.pipe.transformer.register_forward_pre_hook(expand, with_kwargs=True, prepend=True)
         try:
-            yield {"image": given.image}
+            with self.run_by(WanImageToVideoPipeline) as pipe:
+                pipe.register_to_config(expand_timesteps=True)
+                pipe.prepare_latents = prepare_latents
+                yield
         finally:
             hook.remove()
-            self.pipe = self.step_state.pipe = text_pipe
 
     def finished(self, latents: Tensor, given: Given | None) -> Tensor:
-        if given is None:
+        """As TI2V-5B's pipeline puts back what was given; that of Wan I2V does not."""
+        if given is None or given.latents is None or self.spec.picture_needed:
             return latents
         return torch.cat([given.latents.to(latents), latents[:, :, given.latents.shape[2] :]], dim=2)
 
-    def clip_arguments(self, arguments: dict[str, Any], part: Tensor, count: int) -> dict[str, Any]:
-        changed = super().clip_arguments(arguments, part, count)
-        if changed["timestep"].ndim == 2:  # one for each token; alike in text-to-video
-            time, height, width = part.shape[1], part.shape[3], part.shape[4]
-            tokens = time * (height // self.spec.patch[1]) * (width // self.spec.patch[2])
-            changed["timestep"] = changed["timestep"][:, :tokens]
+    def zeros(self, arguments: dict[str, Any]) -> Tensor:
+        return torch.zeros_like(arguments["hidden_states"][:, : self.spec.latent_channels])
+
+    def clip_arguments(self, arguments: dict[str, Any], part: Tensor, frames: Tensor) -> dict[str, Any]:
+        changed = super().clip_arguments(arguments, part, frames)
+        if arguments["timestep"].ndim == 2:  # one for each token
+            changed["timestep"] = of_clips(arguments["timestep"], arguments["hidden_states"].shape[2], frames)
+        if (features := arguments.get("encoder_hidden_states_image")) is not None:  # of two pictures a sample, with a last one
+            changed["encoder_hidden_states_image"] = features.repeat(len(frames), 1, 1)
         return changed
 
     def call_arguments(self, plan: Plan, prompt: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from longgen import arguments, checkpoint, cost, disk, frames, planner, preset
 from longgen.backbones import tiny_grammar
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import RELATIVE_POSITIONS, BackboneSpec
+from longgen.conditions import NOTHING, Conditions
 from longgen.context.window import Window
 from longgen.errors import LonggenError, UsageError
 from longgen.layers.probe_file import ProbeRun, ProbeSettings, ScoreName
@@ -60,12 +61,13 @@ def make_settings(
     size: tuple[int, int] | None,
     dtype: str,
     lora: tuple[str, ...],
+    conditions: Conditions = NOTHING,
 ) -> ProbeSettings:
     """The settings of a probe of `spec`, with defaults for what is None. Raises UsageError."""
     prompts, seeds = None if prompts is None else arguments.texts("prompts", prompts), arguments.seeds(seeds)
     frames_px = frames_px or frames.pixel_frames(LONG * spec.native_lat - LONG + 1, spec.stride_t)
     sample = preset.Sample(frames=frames_px, size=size, steps=steps or min(spec.steps, MOST_STEPS))
-    long = planner.build(_stock_preset(spec, sample), spec)
+    long = planner.build(_stock_preset(spec, sample), spec, conditions=conditions)
     if long.frames_lat <= spec.native_lat:
         raise UsageError(f"--frames {long.frames_px} is not longer than the training length of {spec.name}: no context to cut",
                          expected=f"more than {spec.native_px} frames", hint="leave --frames out")  # fmt: skip
@@ -75,7 +77,7 @@ def make_settings(
         mode=mode, frames=long.frames_px, native_frames=spec.native_px, size=long.size, steps=long.steps,
         observed_steps=tuple(np.unique(np.linspace(0, long.steps - 1, STEPS).round().astype(int)).tolist()),
         guidance_scale=long.sample.guidance_scale or 0.0, shifts=tuple(multiple * spec.native_lat for multiple in multiples),
-        windows=WINDOWS, prompts=tuple(prompts or defaults), seeds=seeds, dtype=dtype, lora=lora,
+        windows=WINDOWS, prompts=tuple(prompts or defaults), seeds=seeds, dtype=dtype, lora=lora, conditions=conditions.as_dict(),
     )  # fmt: skip
 
 
@@ -191,7 +193,7 @@ class ProbeRunner:
         cost = self.cost[plan.frames_px]
 
         generator = torch.Generator().manual_seed(seed)
-        denoiser = Denoiser(model, plan, prompt)
+        denoiser = Denoiser(model, plan, prompt, model.given(plan, generator))
         latents = sample(denoiser, denoiser.initial_noise(generator), generator,
                          lambda state: self._report(cost * state.done / plan.rounds))  # fmt: skip
         self.computed += cost
@@ -213,11 +215,17 @@ def measure(
     results: PartialResults,
     model_settings: ModelSettings,
     report: OnProgress,
+    conditions: Conditions = NOTHING,
 ) -> tuple[list[ProbeRun], dict[str, list[float]]]:
-    """The scores of every prompt and seed, and the mean effective ranks by window, one per layer."""
+    """The scores of every prompt and seed, and the mean effective ranks by window, one per layer.
+
+    conditions: those that `settings` were made with.
+    """
     disk.make_folder(results.folder)
     native, long = (
-        planner.build(_stock_preset(spec, preset.Sample(frames=count, size=settings.size, steps=settings.steps)), spec)
+        planner.build(
+            _stock_preset(spec, preset.Sample(frames=count, size=settings.size, steps=settings.steps)), spec, conditions=conditions
+        )
         for count in (settings.native_frames, settings.frames)
     )
     full, shifts = settings.mode == "full", settings.shifts

@@ -118,10 +118,12 @@ def _settings(probe: Probe) -> list[tuple[str, str]]:
     """What was run, on what and for how long: labels and values."""
     settings = probe.settings
     lora = f", with LoRA {', '.join(settings.lora)}" if settings.lora else ""
+    picture = f", from the picture {settings.conditions['image'][:12]}" if settings.conditions else ""
     return [
         ("settings", f"{settings.mode}, {settings.frames} frames ({settings.native_frames} native), "
                      f"{settings.size[0]}x{settings.size[1]}, {settings.steps} steps, guidance {settings.guidance_scale:g}, "
-                     f"{settings.dtype}{lora}; attention read in steps {count_label(settings.observed_steps, settings.steps)}; "
+                     f"{settings.dtype}{lora}{picture}; "
+                     f"attention read in steps {count_label(settings.observed_steps, settings.steps)}; "
                      f"keys shifted by {', '.join(map(str, settings.shifts))} latent frames; "
                      f"ranks at {', '.join(map(str, settings.windows))} times the native length"),
         ("weights", probe.weights),

@@ -12,6 +12,7 @@ from typing import Any
 from longgen import __version__, disk, progress
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import RELATIVE_POSITIONS, BackboneSpec
+from longgen.conditions import NOTHING, Conditions
 from longgen.device import device_name
 from longgen.errors import MissingError, UsageError
 from longgen.layers.fingerprint import fingerprint
@@ -36,11 +37,13 @@ def probe(
     again: bool = False,
     report: OnProgress = progress.no_report,
     log: Log = progress.no_report,
+    conditions: Conditions = NOTHING,
 ) -> tuple[Probe, Path]:
     """The probe of `spec` with `settings` and its path in the cache; measured if it is not cached, or if `again`.
 
     metric, threshold, top: how scores become verdicts, which needs no measuring; the metric is by default the change of the latent
-    when a layer is modified or, in a quick probe, of attention alone. Raises UsageError for an invalid combination.
+    when a layer is modified or, in a quick probe, of attention alone. conditions: what `settings` were made with. Raises UsageError
+    for an invalid combination.
     """
     metric = metric or ("latent" if settings.mode == "full" else "attention")
     _check_rule(spec, settings, metric, threshold, top)
@@ -49,7 +52,10 @@ def probe(
     def load_model() -> PipelineBackbone:
         with translate_oom("loading the model", model_settings, "or a smaller --backbone"):
             model = loading.load(spec, model_settings)
-        for note in [*model.notes, *cut_notes(resolve(PlanRequest("direct", spec)), settings.prompts, tokenizer_of(model))]:
+        for note in [
+            *model.notes,
+            *cut_notes(resolve(PlanRequest("direct", spec, conditions=conditions)), settings.prompts, tokenizer_of(model)),
+        ]:
             log(f"note: {note}")
         return model
 
@@ -66,7 +72,7 @@ def probe(
         cached = read(path) if path.is_file() and not again else None
         if cached is None:
             start, device = time.monotonic(), model_settings.device
-            runs, effective_ranks = measure(load_model, spec, settings, results, model_settings, report)
+            runs, effective_ranks = measure(load_model, spec, settings, results, model_settings, report, conditions)
             costs: dict[str, Any] = {"seconds": round(time.monotonic() - start, 1), "peak_memory_bytes": memory_bytes(device),
                      "device": device_name(device)}  # fmt: skip
         else:

@@ -7,7 +7,7 @@ decoded and encoded again. With its LoRAs: the technique `svi`.
 Legend: T latent frames of the video, T0 of them in training, L frames of a clip, m = `overlap`, r = 1 with `reference` and else 0,
 k number of a clip from 0 on, C channels.
 
-    clip 0   frames 0 .. L - 1, as direct sampling makes them: from the picture, the earlier video, or noise alone
+    clip 0   frames 0 .. L - 1, as direct sampling makes them: from the picture, the last m frames of an earlier video, or noise
     clip k   [the first frame of the video, if r] [its last m frames so far] [L - r - m new ones]: the first r + m are given and
              clean, the rest is sampled; the new ones are appended                                                    [code]
     colour   a new frame's x becomes  x + c ((x - mean) / std * std_0 + mean_0 - x),  c = `colour`; mean and std of the clip's new
@@ -19,7 +19,8 @@ measured on `tiny` [derived].
 
 Derived: every clip has L frames, the model's native length, the last one too, whose surplus is dropped · statistics are those of
 the first clip, not of the clip before, so that errors do not add up · without a picture the reference is the first latent frame
-of the first clip · a shot of a prompt schedule that has a picture begins with a clip of its own, as the video does.
+of the first clip · a shot of a prompt schedule that has a picture begins with a clip of its own, as the video does, and is
+decoded by itself; its picture is shown for the frames of one latent frame.
 
 Differs from the reference: clips are joined as latents, and decoded as one stream; the code decodes each clip and drops its first
 5 frames, which is what r = m = 1 latent frames decode to.
@@ -69,6 +70,7 @@ class Chain(Sampling):
     requires: ClassVar[tuple[str, ...]] = ("first-frame", "whole-clip")
     loop: ClassVar[str] = "chain"
     streams: ClassVar[bool] = True
+    shot_pictures: ClassVar[bool] = True
     zero_padded: ClassVar[bool] = False  # see `longgen.pipelines.given`
 
     frames: int | None = Field(None, ge=2, le=LONGEST)
@@ -79,6 +81,9 @@ class Chain(Sampling):
     def settled(self, model: Model) -> Chain:
         """With `frames` and `overlap` filled in. Raises UsageError where `model` cannot begin with so many clean frames."""
         length, most = self.frames or model.native_lat, self.most_given(model)
+        if most < 1:
+            raise UsageError(f"a chain hands latent frames from clip to clip, and {model.name} cannot begin with any",
+                             expected="a model that goes on from a video", hint="choose another --backbone")  # fmt: skip
         overlap = self.overlap or max(1, min(OVERLAP, most - self.reference, length - 1 - self.reference))
         given = overlap + self.reference
         if given > most:

@@ -40,5 +40,5 @@ class Svi(Chain):
     reference: bool = True
 
     def most_given(self, model: Model) -> int:
-        """Any number: the condition holds them, and they are sampled too."""
-        return model.native_lat
+        """Any number that fits: the condition holds them, and they are sampled too."""
+        return model.native_lat if model.clean_lat else 0

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from longgen import planner, preset
+from longgen import pictures, planner, preset
 from longgen.backbones.find import find
 from longgen.backbones.settings import ModelSettings
+from longgen.conditions import NOTHING, Conditions
 from longgen.frameplan import FramePlan, Pass, full_attention, visible_from_ranges
 from longgen.frames import local_windows
 from longgen.loops import State, sample
@@ -35,8 +37,31 @@ def loaded(folder: Path, dtype: str = "fp32") -> Any:
     return load(find(str(folder)), ModelSettings("cpu", dtype))
 
 
-def made(backbone: Any, name: str, frames: int, steps: int, sets: tuple[str, ...] = (), **sample: Any) -> Plan:
-    return planner.build(preset.load(name, sets, preset.Sample(frames=frames, steps=steps, size=SIZE, **sample)), backbone.spec)
+def made(
+    backbone: Any, name: str, frames: int, steps: int, sets: tuple[str, ...] = (), conditions: Conditions = NOTHING, **sample: Any
+) -> Plan:
+    chosen = preset.load(name, sets, preset.Sample(frames=frames, steps=steps, size=SIZE, **sample))
+    return planner.build(chosen, backbone.spec, conditions=conditions or planner.stand_in(backbone.spec))
+
+
+def pictured(folder: Path, seed: int = 0) -> Conditions:
+    """Conditions with a picture of SIZE, of smooth random colours, as a file in `folder`."""
+    path = folder / f"picture-{seed}.png"
+    if not path.exists():
+        colours = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+        Image.fromarray(colours).resize(SIZE, Image.Resampling.BICUBIC).save(path)
+    return Conditions(image=pictures.read(path))
+
+
+def picture_of(plan: Plan) -> Image.Image:
+    """The first picture of `plan`, as a user of diffusers loads it."""
+    return Image.open(plan.conditions.image.path).convert("RGB")
+
+
+def pictures_of(plan: Plan) -> dict[str, Image.Image]:
+    """The arguments of the stock call that are pictures."""
+    given = {"image": plan.conditions.image, "last_image": plan.conditions.last_image}
+    return {name: pictures.fitted(one, plan.size, "crop") for name, one in given.items() if one is not None}
 
 
 def stock_call(pipe: Any, plan: Plan, **arguments: Any) -> Any:
@@ -51,8 +76,9 @@ def stock_call(pipe: Any, plan: Plan, **arguments: Any) -> Any:
 def sampled(backbone: Any, plan: Plan, on_step: Any = None, resume: State | None = None) -> Tensor:
     """The latents of `plan`: noise and every later draw come from one generator, as in the pipeline."""
     generator = torch.Generator().manual_seed(SEED)
+    given = backbone.given(plan, generator)
     noise = backbone.noise(plan, generator)
-    return sample(Denoiser(backbone, plan, PROMPT), noise, generator, on_step or (lambda state: None), resume)
+    return sample(Denoiser(backbone, plan, PROMPT, given), noise, generator, on_step or (lambda state: None), resume)
 
 
 class StoppedError(Exception):

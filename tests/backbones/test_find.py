@@ -77,18 +77,18 @@ def test_a_folder_s_spec_is_what_loading_it_gives(model_folder: Callable[[str], 
     spec = find(str(folder))
     pipe = DiffusionPipeline.from_pretrained(folder)
     transformers = [part for part in (pipe.transformer, getattr(pipe, "transformer_2", None)) if part is not None]
-    others = [getattr(pipe, part, None) for part in ("text_encoder", "text_encoder_2", "vae")]
+    others = [getattr(pipe, part, None) for part in ("text_encoder", "text_encoder_2", "image_encoder", "vae")]
 
     def count(parts: list[Any]) -> int:
         return sum(p.numel() for part in parts if part is not None for p in part.parameters())
 
     config = pipe.transformer.config
-    assert type(pipe) is adapter_of(spec).kind
+    assert type(pipe) is adapter_of(spec).kind_of(spec)
     assert (spec.experts, spec.parameters) == (len(transformers), count(transformers))
     assert spec.companions == pytest.approx(count(others), abs=2 * spec.latent_channels)  # LTX keeps two tables beside
     assert all(len(adapter_of(spec).layers(transformer)) == spec.layers for transformer in transformers)
     assert (spec.heads, spec.head_dim) == (config.num_attention_heads, config.attention_head_dim)
-    assert spec.latent_channels == config.in_channels
+    assert spec.latent_channels + spec.condition_channels == config.in_channels
     feed_forward = max(p.shape[0] for name, p in pipe.transformer.named_parameters() if ".ff" in name and p.ndim == 2)
     assert name == "hunyuan" or spec.ffn_dim == feed_forward
 

@@ -9,13 +9,14 @@ from diffusers import (
     AutoencoderKLCogVideoX,
     CogVideoXDDIMScheduler,
     CogVideoXDPMScheduler,
+    CogVideoXImageToVideoPipeline,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
 )
 
 from tests.models import t5
 
-NAMES = ("cogvideox", "cogvideox-2b")
+NAMES = ("cogvideox", "cogvideox-2b", "cogvideox-i2v")
 CHANNELS, TEXT_TOKENS = 4, 12
 SCHEDULE = dict(
     beta_schedule="scaled_linear", clip_sample=False, prediction_type="v_prediction", rescale_betas_zero_snr=True,
@@ -24,26 +25,31 @@ SCHEDULE = dict(
 
 
 def build(name: str, folder: Path) -> None:
-    """`name`: "cogvideox" is made like the 5B model, with rotary positions and the DPM scheduler, "cogvideox-2b" like the 2B.
+    """`name`: "cogvideox" is made like the 5B model, with rotary positions and the DPM scheduler, "cogvideox-2b" like the 2B, and
+    "cogvideox-i2v" like 5B-I2V, of twice the channels, with learned positions beside the rotary ones.
 
     Normalised q and k are enlarged, so that attention looks at few tokens and positions matter.
     """
-    rotary = {"cogvideox": True, "cogvideox-2b": False}[name]
+    rotary, pictured = {"cogvideox": (True, False), "cogvideox-2b": (False, False), "cogvideox-i2v": (True, True)}[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         transformer = CogVideoXTransformer3DModel(
-            num_attention_heads=2, attention_head_dim=32, in_channels=CHANNELS, out_channels=CHANNELS, time_embed_dim=16,
+            num_attention_heads=2, attention_head_dim=32, in_channels=(1 + pictured) * CHANNELS, out_channels=CHANNELS, time_embed_dim=16,
             text_embed_dim=t5.TEXT_DIM, num_layers=2, sample_width=8, sample_height=4, sample_frames=17,
-            max_text_seq_length=TEXT_TOKENS, use_rotary_positional_embeddings=rotary,
+            max_text_seq_length=TEXT_TOKENS, use_rotary_positional_embeddings=rotary, use_learned_positional_embeddings=pictured,
         )  # fmt: skip
         for block in transformer.transformer_blocks:
             for norm in (block.attn1.norm_q, block.attn1.norm_k):
                 torch.nn.init.uniform_(norm.weight, 0.5, 2.5)
                 torch.nn.init.uniform_(norm.bias, -0.5, 0.5)
+        if pictured:
+            learned = transformer.patch_embed.pos_embedding.float()
+            transformer.patch_embed.pos_embedding = learned + 0.1 * torch.randn_like(learned)
         vae = AutoencoderKLCogVideoX(
             block_out_channels=(8, 8, 8, 8), latent_channels=CHANNELS, layers_per_block=1, norm_num_groups=2,
-            scaling_factor=0.7 if rotary else 1.15258426,
+            scaling_factor=0.7 if rotary else 1.15258426, invert_scale_latents=pictured,
         )  # fmt: skip
         schedule = CogVideoXDPMScheduler(snr_shift_scale=1.0, **SCHEDULE) if rotary else CogVideoXDDIMScheduler(**SCHEDULE)
         tokenizer, encoder = t5.parts(TEXT_TOKENS)
-        CogVideoXPipeline(tokenizer, encoder, vae.eval(), transformer.eval(), schedule).save_pretrained(folder)
+        kind = CogVideoXImageToVideoPipeline if pictured else CogVideoXPipeline
+        kind(tokenizer, encoder, vae.eval(), transformer.eval(), schedule).save_pretrained(folder)

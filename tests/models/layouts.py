@@ -2,7 +2,7 @@
 
 Sources. Wan 2.1 1.3B (revision 0fad780) and Wan 2.2 5B (b8fff73): each JSON file has the SHA-256 in `DIGESTS`, which public
 manifests of these revisions state. Wan 14B and A14B: the arguments of diffusers' convert_wan_to_diffusers.py, and a public list of
-A14B's files with their sizes. LTX-Video: Lightricks/LTX-Video, ltx_video/utils/diffusers_config_mapping.py. CogVideoX and
+A14B's files with their sizes. Wan's image-to-video models: the same script, their encoder of pictures as laion's CLIP-ViT-H-14. LTX-Video: Lightricks/LTX-Video, ltx_video/utils/diffusers_config_mapping.py. CogVideoX and
 HunyuanVideo: diffusers' conversion scripts (schedulers, VAEs by their defaults), the text encoders as other code quotes them. What
 is no more than these scripts' word: the number of LTX-Video's files, the dtypes of the VAEs of CogVideoX and HunyuanVideo.
 """
@@ -109,9 +109,9 @@ def _wan_22_vae(version: str) -> Config:
     )  # fmt: skip
 
 
-def _wan_index(version: str, **more: Any) -> Config:
+def _wan_index(version: str, pipeline: str = "WanPipeline", **more: Any) -> Config:
     return _diffusers(
-        "WanPipeline", version, scheduler=["diffusers", "UniPCMultistepScheduler"],
+        pipeline, version, scheduler=["diffusers", "UniPCMultistepScheduler"],
         text_encoder=["transformers", "UMT5EncoderModel"], tokenizer=["transformers", "T5TokenizerFast"],
         transformer=["diffusers", "WanTransformer3DModel"], vae=["diffusers", "AutoencoderKLWan"], **more,
     )  # fmt: skip
@@ -130,6 +130,31 @@ def _wan_21(heads: int, layers: int, ffn_dim: int, files: int) -> Layout:
         files={"text_encoder": 5, "transformer": files, "vae": 1},
         dtypes={"text_encoder": "F32", "transformer": "F32", "vae": "F32"},
     )
+
+
+def _wan_i2v(flow_shift: float, **more: Any) -> Layout:
+    """Wan 2.1 from pictures, with the arguments `more` of its transformer."""
+    version, base = "0.33.0.dev0", _wan_21(40, 40, 13824, files=14)
+    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    transformer = base.configs["transformer/config.json"] | {"added_kv_proj_dim": 5120, "image_dim": 1280, "in_channels": 36} | more
+    seeing = {"image_encoder": ["transformers", "CLIPVisionModel"], "image_processor": ["transformers", "CLIPImageProcessor"]}
+    configs = base.configs | {
+        "model_index.json": _wan_index(version, "WanImageToVideoPipeline", **seeing),
+        "scheduler/scheduler_config.json": _unipc(version, flow_shift=flow_shift),
+        "transformer/config.json": transformer,
+        "image_encoder/config.json": {
+            "architectures": ["CLIPVisionModel"], "attention_dropout": 0.0, "dropout": 0.0, "hidden_act": "gelu",
+            "hidden_size": 1280, "image_size": 224, "initializer_factor": 1.0, "initializer_range": 0.02,
+            "intermediate_size": 5120, "layer_norm_eps": 1e-05, "model_type": "clip_vision_model", "num_attention_heads": 16,
+            "num_channels": 3, "num_hidden_layers": 32, "patch_size": 14, "projection_dim": 1024, "torch_dtype": "float32",
+        },
+        "image_processor/preprocessor_config.json": {
+            "crop_size": {"height": 224, "width": 224}, "do_center_crop": True, "do_convert_rgb": True, "do_normalize": True,
+            "do_rescale": True, "do_resize": True, "image_mean": mean, "image_processor_type": "CLIPImageProcessor",
+            "image_std": std, "resample": 3, "rescale_factor": 0.00392156862745098, "size": {"shortest_edge": 224},
+        },
+    }  # fmt: skip
+    return Layout(configs, base.files | {"image_encoder": 1}, base.dtypes | {"image_encoder": "F32"})
 
 
 def _wan_22(transformer: Config, vae: Config, files: dict[str, int], flow_shift: float, **index: Any) -> Layout:
@@ -195,6 +220,14 @@ _5B = _wan_transformer("0.35.0.dev0", 24, 30, 14336, 48, pos_embed_seq_len=None)
 LAYOUTS: dict[str, Layout] = {  # name of the backbone -> its repository
     "wan2.1-1.3b": _wan_21(12, 30, 8960, files=2),
     "wan2.1-14b": _wan_21(40, 40, 13824, files=12),
+    "wan2.1-i2v-14b-480p": _wan_i2v(3.0),
+    "wan2.1-i2v-14b-720p": _wan_i2v(3.0),
+    "wan2.1-flf2v-14b": _wan_i2v(16.0, pos_embed_seq_len=514),
+    "wan2.2-i2v-a14b": _wan_22(
+        _A14B | {"in_channels": 36}, _wan_21_vae("0.35.0.dev0"), {"transformer": 12, "transformer_2": 12}, 3.0, boundary_ratio=0.9,
+        pipeline="WanImageToVideoPipeline", expand_timesteps=False, transformer_2=["diffusers", "WanTransformer3DModel"],
+        image_encoder=[None, None], image_processor=[None, None],
+    ),
     "wan2.2-t2v-a14b": _wan_22(
         _A14B, _wan_21_vae("0.35.0.dev0"), {"transformer": 12, "transformer_2": 12}, 3.0, boundary_ratio=0.875,
         expand_timesteps=False, transformer_2=["diffusers", "WanTransformer3DModel"],

@@ -48,10 +48,10 @@ def write_configs(spec: BackboneSpec, folder: Path) -> None:
     model = transformer(spec)
     model.save_config(folder / "transformer")
     kind = ["diffusers", type(model).__name__]
-    index: dict[str, Any] = {"_class_name": family_of(spec).pipeline, "transformer": kind}
+    index: dict[str, Any] = {"_class_name": adapter_of(spec).kind_of(spec).__name__, "transformer": kind}
     if spec.family == "wan":
         two = spec.experts == 2
-        index |= {"transformer_2": kind if two else [None, None], "boundary_ratio": 0.875 if two else None,
+        index |= {"transformer_2": kind if two else [None, None], "boundary_ratio": spec.boundary if two else None,
                   "expand_timesteps": spec.latent_channels == 48}  # fmt: skip
     (folder / "model_index.json").write_text(json.dumps(index))
 
@@ -64,7 +64,7 @@ def write(name: str, folder: Path, layers: int | None = None) -> Path:
         (folder / path).write_text(json_text(shallow(config, layers)))
     for component, count in layout.files.items():
         shapes = weights(layout, component, layers)
-        stem = "model" if component.startswith("text_encoder") else "diffusion_pytorch_model"
+        stem = "model" if component.endswith("_encoder") or component == "text_encoder_2" else "diffusion_pytorch_model"
         for file, part in split(shapes, stem, count, folder / component).items():
             write_part = checkpoint.sparse if layers is None else write_random
             write_part(folder / component / file, part, {"format": "pt"})
@@ -89,8 +89,9 @@ def weights(layout: Layout, component: str, layers: int | None = None) -> Shapes
             model = cls(cls.config_class.from_dict(config))
     shapes = {key: (layout.dtypes[component], tuple(value.shape)) for key, value in model.state_dict().items()}
     shapes.pop("encoder.embed_tokens.weight", None)  # shared.weight by another name
-    if kind == "CLIPTextModel":  # transformers before version 5 put a prefix before them
-        shapes = {key if key.startswith("text_model.") else f"text_model.{key}": entry for key, entry in shapes.items()}
+    if kind in ("CLIPTextModel", "CLIPVisionModel"):  # transformers before version 5 put a prefix before them
+        prefix = "text_model." if kind == "CLIPTextModel" else "vision_model."
+        shapes = {key if key.startswith(prefix) else prefix + key: entry for key, entry in shapes.items()}
     return shapes
 
 

@@ -1,5 +1,7 @@
 """Whole Wan pipelines of random weights: "wan", "wan-experts" (2.2, two experts), "wan-ti2v" (2.2, a timestep a token).
 
+From pictures, with channels for a condition: "wan-i2v" and "wan-flf2v" (2.1, with CLIP), "wan-i2v-experts" (2.2, two experts).
+
 And a causal backbone, `causal`.
 """
 
@@ -10,23 +12,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanImageToVideoPipeline, WanPipeline, WanTransformer3DModel
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from longgen.backbones.causal_wan import TINY_CAUSAL
 from longgen.backbones.settings import ModelSettings
 from tests.models.t5 import WORDS
 
-NAMES = ("wan", "wan-experts", "wan-ti2v")
+PICTURED = ("wan-i2v", "wan-flf2v", "wan-i2v-experts")
+NAMES = ("wan", "wan-experts", "wan-ti2v", *PICTURED)
+CLIP_WIDTH = 16
 BOUNDARY = 0.875  # Wan 2.2 A14B's: of 4 steps (999, 937, 833, 625) the second expert takes the last two
 
 
 def build(name: str, folder: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        ti2v = name == "wan-ti2v"
-        experts = [_transformer(48 if ti2v else 16) for _ in range(2 if name == "wan-experts" else 1)]
+        ti2v, pictured, clip = name == "wan-ti2v", name in PICTURED, name in ("wan-i2v", "wan-flf2v")
+        more: dict[str, Any] = {"in_channels": 36} if pictured else {}
+        if clip:
+            more |= {"image_dim": CLIP_WIDTH, "added_kv_proj_dim": 48}
+        if name == "wan-flf2v":
+            more |= {"pos_embed_seq_len": 514}
+        experts = [_transformer(48 if ti2v else 16, **more) for _ in range(2 if name.endswith("-experts") else 1)]
         vae = _vae_22() if ti2v else _vae_21()
         tokenizer = _tokenizer()
         text_encoder = UMT5EncoderModel(
@@ -35,11 +45,16 @@ def build(name: str, folder: Path) -> None:
             )
         )
         scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0)
-        pipe = WanPipeline(
-            tokenizer, text_encoder.eval(), vae, scheduler, experts[0], experts[1] if len(experts) == 2 else None,
-            boundary_ratio=BOUNDARY if len(experts) == 2 else None, expand_timesteps=ti2v,
+        seeing = {"image_encoder": _clip(), "image_processor": CLIPImageProcessorPil()} if clip else {}
+        kind = WanImageToVideoPipeline if pictured else WanPipeline
+        pipe = kind(
+            tokenizer=tokenizer, text_encoder=text_encoder.eval(), vae=vae, scheduler=scheduler, transformer=experts[0],
+            transformer_2=experts[1] if len(experts) == 2 else None, boundary_ratio=BOUNDARY if len(experts) == 2 else None,
+            expand_timesteps=ti2v, **seeing,
         )  # fmt: skip
         pipe.save_pretrained(folder)
+        for file in (folder / "model_index.json", *folder.glob("image_processor/*.json")) if clip else ():  # as published ones say
+            file.write_text(file.read_text().replace("CLIPImageProcessorPil", "CLIPImageProcessor"))
 
 
 def causal() -> Any:
@@ -60,11 +75,14 @@ def causal() -> Any:
     return CausalWan(spec, WanPipeline.from_pretrained(spec.source, transformer=transformer), ModelSettings("cpu", "fp32"))
 
 
-def _transformer(channels: int) -> WanTransformer3DModel:
-    transformer = WanTransformer3DModel(
+def _transformer(channels: int, **more: Any) -> WanTransformer3DModel:
+    config = dict(
         patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=24, in_channels=channels, out_channels=channels,
         text_dim=32, freq_dim=32, ffn_dim=64, num_layers=2, cross_attn_norm=True, rope_max_seq_len=1024,
     )  # fmt: skip
+    transformer = WanTransformer3DModel(**config | more)
+    if "pos_embed_seq_len" in more:
+        transformer.condition_embedder.image_embedder.pos_embed.data.normal_()  # zeros otherwise
     _attentive(transformer)
     return transformer
 
@@ -87,6 +105,15 @@ def _vae_22() -> AutoencoderKLWan:
         patch_size=2, scale_factor_spatial=16, latents_mean=torch.linspace(-1, 1, z_dim).tolist(),
         latents_std=torch.linspace(0.5, 2, z_dim).tolist(),
     )  # fmt: skip
+
+
+def _clip() -> CLIPVisionModel:
+    """256 patches and one token for the whole picture, as the published one."""
+    return CLIPVisionModel(
+        CLIPVisionConfig(
+            hidden_size=CLIP_WIDTH, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=224, patch_size=14
+        )
+    ).eval()
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

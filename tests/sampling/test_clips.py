@@ -57,16 +57,18 @@ def in_batches(model: Any, count: int) -> Any:
 
 def made(model: Any, *stack: dict[str, Any], frames_lat: int = T, steps: int = STEPS) -> Plan:
     sample = {"frames": frames.pixel_frames(frames_lat, model.spec.stride_t), "steps": steps, "size": list(family.SIZE)}
-    return planner.build(preset.from_tables({"name": "a", "sample": sample, "technique": list(stack)}, "a"), model.spec)
+    chosen = preset.from_tables({"name": "a", "sample": sample, "technique": list(stack)}, "a")
+    return planner.build(chosen, model.spec, conditions=planner.stand_in(model.spec))
 
 
 def sampled(model: Any, plan: Plan, on_step: Any = None, resume: State | None = None, seed: int = family.SEED) -> Tensor:
     """The latents of `plan`, as `longgen.run` samples them."""
     generator = torch.Generator().manual_seed(seed)
+    given = model.given(plan, generator)
     noise = model.noise(plan, generator)
     if plan.noise is not None:
         noise = plan.noise.mix(noise, plan.geometry, generator)
-    return sample(Denoiser(model, plan, family.PROMPT), noise, generator, on_step or (lambda state: None), resume)
+    return sample(Denoiser(model, plan, family.PROMPT, given), noise, generator, on_step or (lambda state: None), resume)
 
 
 @contextmanager
@@ -156,6 +158,7 @@ def by_clips(model: Any, name: str, stack: dict[str, Any], steps: int = STEPS) -
     """The stock pipeline for T frames on transformers that are shown one clip at a time."""
     plain = made(model, steps=steps)
     generator = torch.Generator().manual_seed(family.SEED)
+    given = model.given(plain, generator)
     noise = model.noise(plain, generator)
     shifts = torch.randint(L // 2 if stack["name"] == "glcd" else 1, (steps,), generator=generator).tolist()
     times: list[float] = []
@@ -167,7 +170,7 @@ def by_clips(model: Any, name: str, stack: dict[str, Any], steps: int = STEPS) -
             x = arguments["hidden_states"]
             axis = {"ltx": 1, "cogvideox": 1, "cogvideox-2b": 1}.get(name, 2)
             tokens = x.shape[1] // T if name == "ltx" else 1  # rows of a frame on that axis
-            total = torch.zeros(x.shape, dtype=torch.float64)
+            total = model.zeros(arguments).double()
             for clip, weights in clips_of(stack, t, shifts[len(times) - 1], T, L):
                 output = forward(**cut(name, arguments, clip, T))[0].double()
                 for j, (frame, weight) in enumerate(zip(clip, weights, strict=True)):
@@ -181,7 +184,7 @@ def by_clips(model: Any, name: str, stack: dict[str, Any], steps: int = STEPS) -
     for transformer, forward in before:
         transformer.forward = looping(forward)
     try:
-        final = sample(Denoiser(model, plain, family.PROMPT), noise, generator)
+        final = sample(Denoiser(model, plain, family.PROMPT, given), noise, generator)
     finally:
         for transformer, forward in before:
             transformer.forward = forward
@@ -219,7 +222,8 @@ def test_a_video_of_one_clip_is_the_stock_pipeline_bit_for_bit(backbone: Callabl
         assert one.call_geometry.frames_lat == frames_lat
         assert one.calls == 1
         assert any("changes nothing" in note for note in one.notes)
-        stock = family.stock_call(model.pipe, one, output_type="latent", max_sequence_length=model.spec.text_tokens, **second)
+        stock = family.stock_call(model.pipe, one, output_type="latent", max_sequence_length=model.spec.text_tokens, **second,
+                                  **family.pictures_of(one))  # fmt: skip
         assert torch.equal(sampled(model, one), model.unpacked(stock, one))
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from longgen.backbones import tiny_grammar
-from longgen.backbones.tiny import clips, train
+from longgen.backbones.tiny import clips, parts, train
 
-STEPS = {"images": 2, "video": 1, "latents": 2, "decoder": 1, "transformer": 2, "unpack": 0, "causal": 2, "pictures": 2}
+STEPS = {"images": 2, "video": 1, "latents": 2, "decoder": 1, "transformer": 2, "unpack": 0, "causal": 2, "pictures": 2, "parts": 2}
 
 
 @pytest.fixture
@@ -161,11 +161,14 @@ def test_the_tokenizer_knows_every_word(tiny: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch's rms_norm under autocast
-def test_the_stage_of_pictures_starts_from_the_shipped_model(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it exports is a transformer that takes a time for each token, and begins at the shipped one."""
+@pytest.mark.parametrize("stages", ["unpack,latents,pictures,export-pictures", "unpack,latents,parts,export-parts"])
+def test_the_stages_of_pictures_start_from_the_shipped_model(
+    stages: str, tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What each exports is a transformer that takes a time for each token, and begins at the shipped one."""
     work, folder = tmp_path / "work", tmp_path / "pictures"
-    stages = ["--stages", "unpack,latents,pictures,export-pictures"]
-    monkeypatch.setattr(sys, "argv", ["train", "--work", str(work), "--output", str(folder), "--device", "cpu", *stages])
+    arguments = ["train", "--work", str(work), "--output", str(folder), "--device", "cpu", "--stages", stages]
+    monkeypatch.setattr(sys, "argv", arguments)
     train.main()
     shipped = Path(train.__file__).parent / "weights" / "transformer"
     before, after = (train.WanTransformer3DModel.from_pretrained(place).float() for place in (shipped, folder))
@@ -178,9 +181,40 @@ def test_the_stage_of_pictures_starts_from_the_shipped_model(tmp_path: Path, sma
     assert torch.isfinite(velocity).all()
 
 
-def test_half_of_the_clips_begin_with_clean_latents(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "BATCH", 10_000)
-    count = train.clean_first(torch.Generator().manual_seed(0))
-    assert (count == 0).float().mean() == pytest.approx(1 - train.PICTURED, abs=0.02)
-    assert count[count > 0].unique().tolist() == list(range(1, train.MOST_CLEAN_LAT + 1))
-    assert (count[count > 0] == 1).float().mean() == pytest.approx(0.6, abs=0.02)
+def test_the_stage_of_parts_goes_on_from_that_of_pictures(tmp_path: Path) -> None:
+    train.unpack(tmp_path, "cpu", 0)
+    other, _, _ = train.new_transformer("cpu")
+    torch.save({"ema": {"transformer": other.state_dict()}}, tmp_path / "pictures.pt")
+    transformer, mean, embeds = train.start_at_tiny(tmp_path, "cpu", "pictures")
+    _, _, shipped = train.start_at_tiny(tmp_path, "cpu")
+    for started in (transformer, mean):
+        assert all(torch.equal(a, b) for a, b in zip(started.parameters(), other.parameters(), strict=True))
+    assert torch.equal(embeds, shipped)  # the text encoder is tiny's, which these stages do not train
+
+
+def test_half_of_whole_clips_begin_with_clean_latents() -> None:
+    kept, known = parts.begun(21, 10_000, 1.0, torch.Generator().manual_seed(0))
+    assert kept.tolist() == list(range(21))
+    assert (known == 0).float().mean() == pytest.approx(1 - parts.PICTURED, abs=0.02)
+    assert known[known > 0].unique().tolist() == list(range(1, parts.MOST_CLEAN_LAT + 1))
+    assert (known[known > 0] == 1).float().mean() == pytest.approx(0.5 + 0.5 / parts.MOST_CLEAN_LAT, abs=0.02)
+
+
+def test_parts_of_clips_leave_something_to_learn() -> None:
+    """Half of the batches are whole; the others begin later, half of these with the first latent in view, and with a clean one."""
+    generator, kinds = torch.Generator().manual_seed(0), {"whole": 0, "later": 0, "in view": 0}
+    for _ in range(1000):
+        kept, known = parts.begun(21, 4, 0.5, generator)
+        first, second = kept[:2].tolist()
+        kind = "whole" if (first, second, len(kept)) == (0, 1, 21) and 0 in known else "later" if first else "in view"
+        kinds[kind] += 1
+        assert kept[-1] == 20
+        assert torch.equal(kept[1:].diff(), torch.ones(len(kept) - 2))
+        assert known.max() < len(kept)
+        if kind == "later":
+            assert 1 <= first <= parts.MOST_CUT_LAT
+            assert known.min() >= 1
+        elif kind == "in view" and second > 1:
+            assert known.min() >= 2
+    assert kinds["later"] == pytest.approx(250, abs=50)
+    assert kinds["whole"] + kinds["in view"] == pytest.approx(750, abs=50)

@@ -2,7 +2,7 @@
 
     python -m longgen.backbones.tiny.train --work DIR [--stages images,video,latents,decoder,transformer,export]
     python -m longgen.backbones.tiny.train --work DIR --stages unpack,latents,causal,export-causal
-    python -m longgen.backbones.tiny.train --work DIR --stages unpack,latents,pictures,export-pictures
+    python -m longgen.backbones.tiny.train --work DIR --stages unpack,latents,parts,export-parts
 
 | stage | learns | by |
 |---|---|---|
@@ -14,8 +14,9 @@
 | export | nothing: writes the diffusers folder | fp16 safetensors |
 | unpack | nothing: lays out the shipped `tiny` | as the finished stages video and transformer |
 | causal | a causal transformer, from tiny's | flow matching on chunks of three latents, each at its own noise level, block-causal |
-| pictures | to go on from clean first latents, starting at tiny | flow matching; the clean ones are at time 0 |
-| export-pictures | nothing: writes the transformer's folder | fp16 safetensors |
+| pictures | to start from clean first latents, from the stage transformer | flow matching; the clean ones are at time 0 |
+| parts | the same also for parts of clips, from pictures if it ran | as pictures; see `parts.py` |
+| export-pictures, export-parts | nothing: write the transformer's folder | fp16 safetensors |
 | export-causal | nothing: writes the transformer's folder | fp16 safetensors; text encoder and VAE are tiny's |
 
 Every stage writes a checkpoint each `CHECKPOINT_EVERY` steps and goes on from it; one that is done is skipped. The stages
@@ -29,15 +30,19 @@ The shipped weights: seed 2026, on two cores of an AMD EPYC (AVX-512, bf16), tor
     python -m longgen.backbones.tiny.train --work W --stages transformer && wait
     python -m longgen.backbones.tiny.train --work W --stages export --output longgen/backbones/tiny/weights
 
+    python -m longgen.backbones.tiny.train --work W --stages pictures,parts
+    python -m longgen.backbones.tiny.train --work W --stages export-parts --output longgen/backbones/tiny/weights/transformer
+
     python -m longgen.backbones.tiny.train --work C --stages unpack,latents,causal
     python -m longgen.backbones.tiny.train --work C --stages export-causal --output longgen/backbones/tiny/weights-causal
 
 images 2,000 steps in 6 minutes, video 2,600 in 18, latents 3,072 clips in 6, decoder 4,000 steps in 29 and transformer 4,400
 in 90, beside other work: about two hours with the last two side by side. (The first 400 steps of video ran on two threads.) causal
-1,600 steps in 75 minutes, beside much other work.
+1,600 steps in 75 minutes, beside much other work, from the transformer before pictures.
 
-weights-pictures is the transformer of the stage pictures, which nothing loads yet: 900 steps on 1,280 of the clips, in 90
-minutes beside much other work; of these the first 400 at the learning rates of a run of 2,000 steps.
+Where the shipped weights differ from these commands: pictures, 900 steps in 90 minutes, saw 1,280 of the clips, the first 400
+steps at the learning rates of a run of 2,000, and one latent was given in 60% of the clips that have any, not in 58%. parts, 1,600
+steps in 57 minutes beside much other work, began at its weights in fp16, on all clips, encoded by the shipped VAE.
 """
 
 from __future__ import annotations
@@ -62,6 +67,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from longgen.backbones import tiny_grammar
 from longgen.backbones.tiny import clips
+from longgen.backbones.tiny.parts import begun
 
 SEED = 2026
 CHECKPOINT_EVERY = 200
@@ -106,8 +112,6 @@ CAUSAL_BATCH = 6
 CAUSAL_TIME_SHIFT = 3.0
 CONTEXT_NOISE = 0.15  # the most noise on the clean past, so that a rollout forgives its own errors
 TIME_SHIFT = 2.0
-PICTURED = 0.5  # of the clips, which begin with clean latents; the others are as in the stage transformer
-MOST_CLEAN_LAT = 6
 FLOW_SHIFT = 3.0
 OBJECT_WEIGHT = 7.0  # pixels of the shape and its rim; the background would drown small shapes otherwise
 LATENT_NOISE = 0.03
@@ -165,13 +169,14 @@ def fit(
     learning_rate_at: Callable[[float], float],
     ema: dict[str, nn.Module] | None = None,
     ema_decay: float = 0.995,
+    seed: int = SEED,
 ) -> None:
     """The one training loop: `steps` steps of `loss_at(step, generator)`, restartable from `work/<stage>.pt`.
 
     `learning_rate_at(progress)` scales each optimizer's own rate; progress runs from 0 to 1.
     """
     path = work / f"{stage}.pt"
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator().manual_seed(seed)
     begin = 0
     if path.exists():
         saved = torch.load(path, weights_only=True, map_location="cpu")
@@ -435,12 +440,16 @@ class TeacherForced(WanAttnProcessor):
         return super().__call__(attn, hidden_states, text, self.mask.to(hidden_states.device), twice)
 
 
-def start_at_tiny(work: Path, device: str) -> tuple[WanTransformer3DModel, WanTransformer3DModel, Tensor]:
-    """The transformer of the stage of that name, one like it for the mean, and the embeddings [S + 1, TEXT_TOKENS, 64] of all
-    training sentences and of the empty prompt."""
+def start_at_tiny(
+    work: Path, device: str, stage: str = "transformer"
+) -> tuple[WanTransformer3DModel, WanTransformer3DModel, Tensor]:
+    """The transformer of `stage`, or where that has not run of the stage transformer, one like it for the mean, and the embeddings
+    [S + 1, TEXT_TOKENS, 64] of all training sentences and of the empty prompt."""
     transformer, text_encoder, tokenizer = new_transformer(device)
     mean_transformer, _, _ = new_transformer(device)
     start = torch.load(work / "transformer.pt", weights_only=True, map_location="cpu")["ema"]
+    if (work / f"{stage}.pt").exists():
+        start |= torch.load(work / f"{stage}.pt", weights_only=True, map_location="cpu")["ema"]
     for module in (transformer, mean_transformer):
         module.load_state_dict(start["transformer"])
     text_encoder.load_state_dict(start["text_encoder"])
@@ -488,38 +497,33 @@ def train_causal(work: Path, device: str, steps: int) -> None:
     )
 
 
-def clean_first(generator: torch.Generator) -> Tensor:
-    """[BATCH]: how many clean latents each clip begins with: none, the one of a picture, or 2 to MOST_CLEAN_LAT of a video."""
-    several = torch.randint(2, MOST_CLEAN_LAT + 1, (BATCH,), generator=generator)
-    count = torch.where(torch.rand(BATCH, generator=generator) < 0.6, 1, several)
-    return torch.where(torch.rand(BATCH, generator=generator) < PICTURED, count, 0)
-
-
-def train_pictures(work: Path, device: str, steps: int) -> None:
+def train_pictures(work: Path, device: str, steps: int, stage: str, before: str, whole: float, seed: int) -> None:
+    """The stages pictures and parts. before: the stage to start from, or transformer where that has not run. whole: see `begun`."""
     latents, sentences, _, _ = load_clips(work)
-    transformer, mean_transformer, embeds = start_at_tiny(work, device)
+    transformer, mean_transformer, embeds = start_at_tiny(work, device, before)
     frames_lat, tokens = latents.shape[2], latents.shape[3] * latents.shape[4]
 
     def loss_at(step: int, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(latents), (BATCH,), generator=generator)
-        clean = latents[rows].to(device)
+        kept, known = begun(frames_lat, BATCH, whole, generator)
+        clean = latents[rows][:, :, kept].to(device)
         prompts = sentences[rows].masked_fill(torch.rand(BATCH, generator=generator) < DROPPED_PROMPTS, -1)
         time_unit = torch.sigmoid(1.2 * torch.randn(BATCH, generator=generator))
         sigma = (TIME_SHIFT * time_unit / (1 + (TIME_SHIFT - 1) * time_unit)).to(device)
-        unknown = torch.arange(frames_lat) >= clean_first(generator)[:, None]  # [B, T]
+        unknown = torch.arange(len(kept)) >= known[:, None]  # [B, K]
         sigma = sigma[:, None] * unknown.to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         noisy = torch.lerp(clean, noise, sigma[:, None, :, None, None])
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             times = sigma.repeat_interleave(tokens, dim=1) * 1000
             velocity = transformer(noisy, times, embeds[prompts], return_dict=False)[0]
-        errors = (velocity.float() - (noise - clean)).square().mean(dim=(1, 3, 4))  # [B, T]
+        errors = (velocity.float() - (noise - clean)).square().mean(dim=(1, 3, 4))  # [B, K]
         return errors[unknown].mean()
 
     optimizers = muon_and_adamw(transformer, nn.Module())
     means = {"transformer": mean_transformer}
     gently = lambda progress: 0.4 * warm_then_fall(progress)  # noqa: E731
-    fit("pictures", work, {"transformer": transformer}, optimizers, steps, loss_at, gently, ema=means)
+    fit(stage, work, {"transformer": transformer}, optimizers, steps, loss_at, gently, ema=means, seed=seed)
 
 
 def export(work: Path, folder: Path) -> None:
@@ -544,7 +548,7 @@ def export_transformer(stage: str, work: Path, folder: Path) -> None:
     print(f"export-{stage} {folder}: {sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) / 1e6:.1f} MB", flush=True)
 
 
-STAGES = {
+STAGES: dict[str, tuple[Callable[..., None], int]] = {
     "images": (train_images, 2000),
     "video": (train_video, 2600),
     "latents": (encode_clips, CLIPS),
@@ -552,8 +556,10 @@ STAGES = {
     "transformer": (train_transformer, 4400),
     "unpack": (unpack, 0),
     "causal": (train_causal, 1600),
-    "pictures": (train_pictures, 900),
+    "pictures": (partial(train_pictures, stage="pictures", before="transformer", whole=1.0, seed=SEED), 900),
+    "parts": (partial(train_pictures, stage="parts", before="pictures", whole=0.5, seed=SEED + 1), 1600),
 }
+TRANSFORMERS = ("causal", "pictures", "parts")  # stages whose transformer can be exported alone
 
 
 def main() -> None:
@@ -564,7 +570,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("tiny"), help="folder that an export writes")
     args = parser.parse_args()
     stages = args.stages.split(",")
-    exports = {"export": export} | {f"export-{stage}": partial(export_transformer, stage) for stage in ("causal", "pictures")}
+    exports = {"export": export} | {f"export-{stage}": partial(export_transformer, stage) for stage in TRANSFORMERS}
     if unknown := set(stages) - {*STAGES, *exports}:
         parser.error(f"no stage {', '.join(sorted(unknown))}; the stages are {', '.join([*STAGES, *exports])}")
     args.work.mkdir(parents=True, exist_ok=True)

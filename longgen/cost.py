@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from longgen.backbones.registry import family_of
-from longgen.backbones.spec import BackboneSpec
+from longgen.backbones.spec import FRAME_TIMESTEPS, BackboneSpec
 from longgen.cards import ATTENTION, DOUBLE, EIGEN, HALF, MATMUL, SINGLE, Card, arithmetic_seconds, moving_seconds
 from longgen.plan import Plan
 from longgen.program import Program
@@ -220,7 +220,9 @@ def memory_bytes(plan: Plan, dtype: str, offload: str = "none") -> dict[str, int
                  for pass_ in branch.passes)  # fmt: skip
     in_attention += PLAN_OVERHEAD * bool(plan.table.any()) + BANDS_OVERHEAD * banded
     alive = max(in_attention, beside + 2 * spec.ffn_dim / spec.width)
-    alive += family.token_modulation * (plan.sampling is not None and plan.sampling.frame_levels)
+    own_levels = plan.sampling is not None and plan.sampling.frame_levels
+    clean = bool(plan.conditions) and plan.chunk_lat is None and FRAME_TIMESTEPS in spec.capabilities  # first frames, at timestep 0
+    alive += family.token_modulation * (own_levels or clean)
     batch = 2 if family.batches_guidance and plan.guided else 1
     activations = round(alive * batch * tokens * spec.width * size) + 8 * tokens * spec.head_dim + cache_bytes(plan, dtype)
     weights, companions = size * spec.parameters, size * spec.companions

@@ -365,7 +365,7 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
         notes.append(f"{queue} keeps a noise level for every frame: {plan.steps} steps instead of {spec.steps} on {spec.name}, "
                      f"with {spec.first_order}")  # fmt: skip
     if plan.conditions and plan.in_clips:
-        also = " and what cross-attention reads of the pictures" if spec.image_tokens else ""
+        also = " and what attention reads of the pictures" if spec.image_tokens else ""
         notes.append(f"{plan.preset.name} denoises clips of {call_lat} latent frames together: what the video starts from is seen "
                      f"by those that hold its frames; the others have the frames that clips share{also}")  # fmt: skip
     if edits:

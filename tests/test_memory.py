@@ -16,6 +16,7 @@ from longgen import cost, planner, preset
 from longgen.attention import rotary
 from longgen.backbones.registry import SPECS, family_of
 from longgen.backbones.settings import ModelSettings
+from longgen.backbones.spec import FRAME_TIMESTEPS
 from longgen.bench.memory import AllocationTracker
 from longgen.device_costs import ACCELERATOR
 from longgen.fusion import freelong, freespec
@@ -33,19 +34,24 @@ def arguments(made: Plan) -> dict[str, Any]:
     frames, height, width = made.frames_lat, *(side // spec.stride_hw for side in reversed(made.size))
     batch, kind = (2 if family_of(spec).batches_guidance else 1), torch.bfloat16
     channels = spec.latent_channels + spec.condition_channels
-    video = {"ltx": (tokens, channels), "cogvideox": (frames, channels, height, width)}
+    video = {"ltx": (tokens, channels), "ltx-condition": (tokens, channels), "cogvideox": (frames, channels, height, width)}
     shape = video.get(spec.family, (channels, frames, height, width))
     call: dict[str, Any] = dict(
         hidden_states=torch.zeros(batch, *shape, dtype=kind), timestep=torch.full((batch,), 900),
-        encoder_hidden_states=torch.zeros(batch, spec.text_tokens, 4096, dtype=kind), return_dict=False,
+        encoder_hidden_states=torch.zeros(batch, spec.text_tokens + spec.joint_text * spec.image_tokens, 4096, dtype=kind),
+        return_dict=False,
     )  # fmt: skip
-    if spec.image_tokens:
+    if spec.image_tokens and not spec.joint_text:
         call |= dict(encoder_hidden_states_image=torch.zeros(spec.image_tokens // 257, 257, 1280, dtype=kind))
-    mask = torch.ones(batch, spec.text_tokens, dtype=torch.bool)
+    mask = torch.ones(batch, spec.text_tokens + spec.image_tokens, dtype=torch.bool)
     if spec.family == "ltx":
         call |= dict(
             encoder_attention_mask=mask, num_frames=frames, height=height, width=width, rope_interpolation_scale=(1.0, 32, 32)
         )
+    if spec.family == "ltx-condition":
+        call |= dict(encoder_attention_mask=mask, video_coords=torch.zeros(batch, 3, tokens))
+    if FRAME_TIMESTEPS in spec.capabilities and made.conditions:  # the first frame's tokens are at timestep 0
+        call["timestep"] = torch.full((batch, tokens), 900)
     if spec.family == "cogvideox" and spec.rotary_dims:
         call |= dict(image_rotary_emb=(torch.zeros(tokens, spec.head_dim), torch.zeros(tokens, spec.head_dim)))
     if spec.family == "hunyuan":
@@ -110,6 +116,14 @@ def made_for(name: str, backbone: str, frames: int | None = None, size: tuple[in
 )
 def test_estimates_of_direct_sampling_are_what_is_alive(name: str) -> None:
     made = made_for("direct", name)
+    assert cost.memory_bytes(made, "bf16")["activations"] == pytest.approx(alive(made), rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["ltx-2b", "ltx-2b-0.9.5"])
+def test_a_clean_first_frame_takes_what_its_tokens_timesteps_do(name: str) -> None:
+    spec = replace(SPECS[name], layers=LAYERS)
+    conditions = planner.stand_in(replace(spec, picture_needed=True))
+    made = planner.build(preset.load("direct", (), preset.Sample(frames=spec.native_px)), spec, conditions=conditions)
     assert cost.memory_bytes(made, "bf16")["activations"] == pytest.approx(alive(made), rel=0.05)
 
 

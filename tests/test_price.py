@@ -14,9 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode, bmm_flop, sdpa_flop_count
 
 from longgen import cost, planner, preset
 from longgen.backbones.causal_wan import SELF_FORCING
-from longgen.backbones.cogvideox import COGVIDEOX_2B, COGVIDEOX_5B
-from longgen.backbones.hunyuan import HUNYUANVIDEO
+from longgen.backbones.cogvideox import COGVIDEOX_2B, COGVIDEOX_5B, COGVIDEOX_5B_I2V
+from longgen.backbones.hunyuan import HUNYUANVIDEO, HUNYUANVIDEO_I2V
 from longgen.backbones.ltx import LTX_2B
+from longgen.backbones.ltx_condition import LTX_2B_0_9_5
 from longgen.backbones.registry import FAMILIES, family_of
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import BackboneSpec
@@ -36,6 +37,9 @@ OTHERS = {
     "cogvideox": replace(COGVIDEOX_5B, **SMALL | dict(ffn_dim=512), native_px=33),
     "cogvideox-2b": replace(COGVIDEOX_2B, **SMALL | dict(ffn_dim=512), native_px=33),
     "hunyuan": replace(HUNYUANVIDEO, **SMALL | dict(layers=3), native_px=33),
+    "ltx-condition": replace(LTX_2B_0_9_5, **SMALL | dict(size=(256, 256), ffn_dim=512), native_px=65),
+    "cogvideox-i2v": replace(COGVIDEOX_5B_I2V, **SMALL | dict(ffn_dim=512), native_px=33),
+    "hunyuan-i2v": replace(HUNYUANVIDEO_I2V, **SMALL | dict(layers=3), native_px=33),
 }
 
 
@@ -74,7 +78,7 @@ def counted(model: Any, counter: FlopCounterMode) -> list[int]:
 
 def made(name: str, spec: BackboneSpec, frames: int) -> Plan | None:
     try:
-        return planner.build(preset.load(name, (), preset.Sample(frames=frames)), spec)
+        return planner.build(preset.load(name, (), preset.Sample(frames=frames)), spec, conditions=planner.stand_in(spec))
     except UsageError:
         return None
 
@@ -133,9 +137,11 @@ def test_the_other_families_direct_sampling_is_what_torch_counts(family: str) ->
         raise Enough
 
     hook = model.pipe.transformer.register_forward_hook(stop)
-    noise = Denoiser(model, direct, "").initial_noise(torch.Generator())
-    with counting() as counter, pytest.raises(Enough):
-        model.pipe(**model.call_arguments(direct, "a"), latents=model.packed(noise),
+    generator = torch.Generator()
+    given = model.given(direct, generator)
+    noise = Denoiser(model, direct, "").initial_noise(generator)
+    with model.conditioned(direct, given) as conditioning, counting() as counter, pytest.raises(Enough):
+        model.pipe(**model.call_arguments(direct, "a"), **conditioning, latents=model.started(noise, given), generator=generator,
                    output_type="latent")  # fmt: skip
     hook.remove()
     batch = 2 if family_of(spec).batches_guidance else 1  # both branches in one call

@@ -1,4 +1,4 @@
-"""CogVideoX 2B, 5B and 5B-I2V. Text and video share self-attention; the 2B and I2V models have absolute positions, added to input."""
+"""CogVideoX 2B, 5B and 5B-I2V. Text and video share self-attention; 2B and I2V have absolute positions, added to their input."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ COGVIDEOX_2B = replace(
     rotary_dims=0, intrinsic_component=None, parameters=1_693_783_872, capabilities=(WHOLE_CLIP,),
     scheduler="CogVideoXDDIMScheduler",
 )  # fmt: skip
-# The same, with its list of sizes (RESOLUTION_MAP). Beside rotary positions it has learned ones, of this size and length alone: other
-# lengths get sinusoidal ones from diffusers, other sizes are refused there. CogVideo 7a1af71, tools/convert_weight_sat2hf.py.
+# The same, with its list of sizes (RESOLUTION_MAP). Beside rotary positions it has learned ones, of this size and length alone:
+# other lengths get sinusoidal ones from diffusers, which refuses other sizes.
 COGVIDEOX_5B_I2V = replace(
     COGVIDEOX_5B, name="cogvideox-5b-i2v", source="zai-org/CogVideoX-5b-I2V", picture_needed=True, clean_lat=1, fixed_size=True,
+    condition_channels=16,
     about="CogVideoX image-to-video, 5 billion parameters; absolute positions beside the rotary ones, which stay where they are",
     parameters=5_625_087_552, capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP, FIRST_FRAME),
 )  # fmt: skip
@@ -60,7 +61,7 @@ def from_configs(configs: ModelConfigs) -> BackboneSpec:
     return replace(
         base, stride_t=transformer.integer("temporal_compression_ratio"), stride_hw=2**halvings,
         patch=(1, patch, patch), native_px=transformer.integer("sample_frames"), layers=layers, heads=heads,
-        head_dim=head_dim, ffn_dim=4 * width, latent_channels=channels,
+        head_dim=head_dim, ffn_dim=4 * width, latent_channels=channels, condition_channels=channels if pictured else 0,
         rotary_dims=head_dim // 4 if rotary else 0, text_tokens=transformer.integer("max_text_seq_length"),
         parameters=layers * 12 * width * (width + transformer.integer("time_embed_dim")),
     )  # fmt: skip
@@ -68,7 +69,7 @@ def from_configs(configs: ModelConfigs) -> BackboneSpec:
 
 def transformer_config(spec: BackboneSpec) -> dict[str, Any]:
     width, height = (side // spec.stride_hw for side in spec.size)
-    pictured = dict(in_channels=2 * spec.latent_channels, use_learned_positional_embeddings=True, sample_width=width,
+    pictured = dict(use_learned_positional_embeddings=True, sample_width=width,
                     sample_height=height, sample_frames=spec.native_px)  # fmt: skip
     return (
         transformer_sizes(spec)
@@ -94,8 +95,9 @@ def random_pipeline(spec: BackboneSpec, transformers: Sequence[Any], text: Any) 
 
 
 FAMILY = Family(
-    name="cogvideox", title="CogVideoX", specs=(COGVIDEOX_2B, COGVIDEOX_5B, COGVIDEOX_5B_I2V), adapter="longgen.pipelines.cogvideox:CogVideoX",
-    pipeline="CogVideoXPipeline", from_configs=from_configs, transformer="CogVideoXTransformer3DModel",
-    transformer_config=transformer_config, random_pipeline=random_pipeline, peak_activations=(12.2, 4.7), moved=95,
-    batches_guidance=True, broken_caches=("taylorseer", "seacache"), picture_pipelines=("CogVideoXImageToVideoPipeline",),
+    name="cogvideox", title="CogVideoX", specs=(COGVIDEOX_2B, COGVIDEOX_5B, COGVIDEOX_5B_I2V),
+    adapter="longgen.pipelines.cogvideox:CogVideoX", pipeline="CogVideoXPipeline", from_configs=from_configs,
+    transformer="CogVideoXTransformer3DModel", transformer_config=transformer_config,
+    random_pipeline=random_pipeline, peak_activations=(12.2, 4.7), moved=95, batches_guidance=True,
+    broken_caches=("taylorseer", "seacache"), picture_pipelines=("CogVideoXImageToVideoPipeline",),
 )  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from longgen.backbones.model_config import ModelConfigs
-from longgen.backbones.spec import FIRST_FRAME, RELATIVE_POSITIONS, WHOLE_CLIP, BackboneSpec, Family, transformer_sizes
+from longgen.backbones.spec import FIRST_FRAME, RELATIVE_POSITIONS, WHOLE_CLIP, BackboneSpec, Family, Tokenized, transformer_sizes
 from longgen.errors import UsageError
 
 # HunyuanVideo fa14b00, hyvideo/config.py: 50 steps, embedded guidance 6 and no other, shift 7 as the checkpoint's own, 1280x720,
@@ -21,12 +21,13 @@ HUNYUANVIDEO = BackboneSpec(
     capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP), joint_text=True, embedded_guidance=True,
     scheduler="FlowMatchEulerDiscreteScheduler", checkpoint_shift=7.0,
 )  # fmt: skip
-# HunyuanVideo-I2V 1481c1d, its README: 50 steps, embedded guidance 6, shift 7 for its stable mode, in which the noise has a share of
-# the picture in, as it always has in diffusers; 1280x720, 129 frames are those of hyvideo/config.py, 24 fps of sample_image2video.py.
+# HunyuanVideo-I2V 1481c1d, its README: 50 steps, embedded guidance 6, 129 frames, shift 7 for its stable mode, in which the noise
+# has a share of the picture in, as it always has in diffusers; hyvideo/config.py: 1280x720; sample_image2video.py writes 24 fps.
 HUNYUANVIDEO_I2V = replace(
     HUNYUANVIDEO, name="hunyuanvideo-i2v", source="hunyuanvideo-community/HunyuanVideo-I2V", picture_needed=True, clean_lat=1,
+    image_tokens=140,  # 144, without four of the prompt's template, which go
     about="HunyuanVideo image-to-video, 13 billion parameters; its text encoder sees the picture too",
-    companions=8_725_272_704, capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP, FIRST_FRAME),
+    companions=8_724_811_987, capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP, FIRST_FRAME),
 )  # fmt: skip
 
 
@@ -34,8 +35,8 @@ def from_configs(configs: ModelConfigs) -> BackboneSpec:
     _, index, transformer, vae = configs
     condition, pictured = transformer.get("image_condition_type"), index["_class_name"] in FAMILY.picture_pipelines
     if condition == "latent_concat":
-        raise UsageError(f"--backbone {configs.source} is the first HunyuanVideo-I2V, whose picture is a second half of the input's "
-                         "channels (latent_concat): longgen cannot drive it", expected=f"{HUNYUANVIDEO_I2V.source}, which is newer",
+        raise UsageError(f"--backbone {configs.source} is the first HunyuanVideo-I2V, to which a picture is further channels "
+                         "(latent_concat): longgen cannot drive it", expected=f"{HUNYUANVIDEO_I2V.source}, which is newer",
                          hint=f"--backbone {HUNYUANVIDEO_I2V.name}")  # fmt: skip
     if condition != ("token_replace" if pictured else None):
         transformer.fail(f"says image_condition_type = {condition!r}, and {index.file} {index['_class_name']}",
@@ -48,10 +49,10 @@ def from_configs(configs: ModelConfigs) -> BackboneSpec:
         transformer.refuse("rope_axes_dim", f"even numbers that add up to attention_head_dim, {head_dim}")
     stride_t, stride_hw = (vae.integer(f"{kind}_compression_ratio") for kind in ("temporal", "spatial"))
     return replace(
-        HUNYUANVIDEO_I2V if pictured else HUNYUANVIDEO, stride_t=stride_t, stride_hw=stride_hw, patch=(transformer.integer("patch_size_t"), patch, patch),
-        layers=dual + single, heads=heads, head_dim=head_dim, ffn_dim=round(ratio * heads * head_dim),
-        latent_channels=transformer.integer("in_channels"), rotary_dims=axes[0], rotary_base=base,
-        intrinsic_component=min(4, axes[0] // 2),
+        HUNYUANVIDEO_I2V if pictured else HUNYUANVIDEO, stride_t=stride_t, stride_hw=stride_hw,
+        patch=(transformer.integer("patch_size_t"), patch, patch), layers=dual + single, heads=heads, head_dim=head_dim,
+        ffn_dim=round(ratio * heads * head_dim), latent_channels=transformer.integer("in_channels"), rotary_dims=axes[0],
+        rotary_base=base, intrinsic_component=min(4, axes[0] // 2),
         parameters=round((dual * (20 + 4 * ratio) + single * (7 + 2 * ratio)) * (heads * head_dim) ** 2),
     )  # fmt: skip
 
@@ -76,19 +77,22 @@ def random_pipeline(spec: BackboneSpec, transformers: Sequence[Any], text: Any) 
         pipe = diffusers.HunyuanVideoImageToVideoPipeline(*parts, None)
     else:
         pipe = diffusers.HunyuanVideoPipeline(*parts)
+    tokens = spec.image_tokens + spec.text_tokens  # those of the picture come first, and are all seen
     pipe._get_llama_prompt_embeds = lambda *_, device=None, **__: (
-        text.embeddings(1, spec.text_tokens, config.text_embed_dim, device=device), text.mask(spec.text_tokens, device)
+        text.embeddings(1, tokens, config.text_embed_dim, device=device), text.mask(tokens, device, spec.image_tokens)
     )  # fmt: skip
     pipe._get_clip_prompt_embeds = lambda *_, device=None, **__: text.embeddings(1, config.pooled_projection_dim, device=device)
     return pipe
 
 
-def tokenized(prompt: str) -> tuple[str, int, int]:
-    """Within the instruction that HunyuanVideoPipeline puts around prompts."""
-    from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+def tokenized(prompt: str, spec: BackboneSpec) -> Tokenized:
+    """Within the instruction that the pipelines put around prompts; that of I2V takes the last four tokens out, its own or not."""
+    from diffusers.pipelines.hunyuan_video import pipeline_hunyuan_video, pipeline_hunyuan_video_image2video
 
-    before, _, after = DEFAULT_PROMPT_TEMPLATE["template"].partition("{}")
-    return f"{before}{prompt}{after}", len(before), DEFAULT_PROMPT_TEMPLATE["crop_start"]
+    pipeline = pipeline_hunyuan_video_image2video if spec.picture_needed else pipeline_hunyuan_video
+    template = pipeline.DEFAULT_PROMPT_TEMPLATE
+    before, _, after = template["template"].partition("{}")
+    return Tokenized(f"{before}{prompt}{after}", len(before), template["crop_start"], 4 if spec.picture_needed else 0)
 
 
 # (block in diffusers, block in the authors' code, (layers in diffusers that the authors fuse, their names; the second ComfyUI's))
@@ -122,7 +126,7 @@ FAMILY = Family(
     name="hunyuan", title="HunyuanVideo", specs=(HUNYUANVIDEO, HUNYUANVIDEO_I2V), adapter="longgen.pipelines.hunyuan:Hunyuan",
     pipeline="HunyuanVideoPipeline", from_configs=from_configs, transformer="HunyuanVideoTransformer3DModel",
     transformer_config=transformer_config, random_pipeline=random_pipeline, peak_activations=(16.8, 10.2), moved=125,
-    folders=("image_processor", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae"),
-    picture_pipelines=("HunyuanVideoImageToVideoPipeline",),
+    folders=("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae"),
+    picture_folders=("image_processor",), picture_pipelines=("HunyuanVideoImageToVideoPipeline",),
     broken_caches=("fastercache", "seacache"), tokenized=tokenized, author_layers=author_layers,
 )  # fmt: skip

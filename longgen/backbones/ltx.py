@@ -33,7 +33,7 @@ LTX_2B = BackboneSpec(
 )  # fmt: skip
 
 
-def from_configs(configs: ModelConfigs) -> BackboneSpec:
+def from_configs(configs: ModelConfigs, base: BackboneSpec = LTX_2B) -> BackboneSpec:
     _, _, transformer, vae = configs
     heads, head_dim = transformer.heads(multiple_of=2)
     layers, width = transformer.integer("num_layers"), heads * head_dim
@@ -41,8 +41,12 @@ def from_configs(configs: ModelConfigs) -> BackboneSpec:
     if not isinstance(scaling, list) or not all(type(halves) is bool for halves in scaling) or sum(scaling) > 8:
         vae.refuse("spatio_temporal_scaling", "a list of true and false, at most 8 of them true")
     stride = 2 ** sum(scaling)
+    strides = {"temporal": vae.integer("patch_size_t") * stride, "spatial": vae.integer("patch_size") * stride}
+    for axis, default in strides.items():  # from 0.9.5 on the VAE says them, and halves time and space in different blocks
+        if vae.get(key := f"{axis}_compression_ratio") is not None:
+            strides[axis] = vae.integer(key, default=default)
     return replace(
-        LTX_2B, stride_t=vae.integer("patch_size_t") * stride, stride_hw=vae.integer("patch_size") * stride,
+        base, stride_t=strides["temporal"], stride_hw=strides["spatial"],
         layers=layers, heads=heads, head_dim=head_dim, ffn_dim=4 * width,
         latent_channels=transformer.integer("in_channels"), rotary_dims=2 * (width // 6),
         parameters=layers * 16 * width**2,
@@ -62,8 +66,12 @@ def random_pipeline(spec: BackboneSpec, transformers: Sequence[Any], text: Any) 
         use_dynamic_shifting=True, base_shift=shift.base_log, max_shift=shift.most_log, base_image_seq_len=shift.base_tokens,
         max_image_seq_len=shift.most_tokens, shift_terminal=0.1,
     )  # fmt: skip
-    pipe = diffusers.LTXPipeline(scheduler, None, text, None, transformers[0])
-    shape = (1, spec.text_tokens, transformers[0].config.caption_channels)
+    return with_text(diffusers.LTXPipeline(scheduler, None, text, None, transformers[0]), spec, text)
+
+
+def with_text(pipe: Any, spec: BackboneSpec, text: Any) -> Any:
+    """`pipe`, whose prompts are `text`."""
+    shape = (1, spec.text_tokens, pipe.transformer.config.caption_channels)
     pipe._get_t5_prompt_embeds = lambda *_, device=None, **__: (
         text.embeddings(*shape, device=device), text.mask(spec.text_tokens, device)
     )  # fmt: skip

@@ -18,8 +18,10 @@ REPOSITORIES = {  # short name -> the repository on GitHub, and the commit that 
     "self-forcing": ("guandeh17/Self-Forcing", "33593df"),
     "longlive": ("NVlabs/LongLive", "e52d9ef"),
     "ltx": ("Lightricks/LTX-Video", "5a592aa"),
+    "ltx-0.9.5": ("Lightricks/LTX-Video", "5260738"),
     "cogvideo": ("zai-org/CogVideo", "7a1af71"),
     "hunyuan": ("Tencent-Hunyuan/HunyuanVideo", "fa14b00"),
+    "hunyuan-i2v": ("Tencent-Hunyuan/HunyuanVideo-I2V", "1481c1d"),
     "diffusers": ("huggingface/diffusers", "58eb52c"),
 }
 
@@ -122,7 +124,14 @@ _COG_2B = {
     "scheduler": Published("CogVideoXDDIMScheduler", _COG_SCRIPT),  # which names it for 2B, and DPM for 5B
     "negative prompt": Published("", _COG_SCRIPT),
 }
-_HUNYUAN = "hunyuan hyvideo/config.py"
+_COG_5B = _COG_2B | {
+    "hub id": Published("THUDM/CogVideoX-5b", _COG_README, _RENAMED),
+    "scheduler": Published("CogVideoXDPMScheduler", _COG_SCRIPT),
+}
+_LTX_095, _LTX_SCRIPT = "ltx-0.9.5 configs/ltxv-2b-0.9.5.yaml", "ltx-0.9.5 ltx_video/inference.py"
+_LTX_CONVERTED, _HUNYUAN_CONVERTED = (f"diffusers scripts/convert_{name}_to_diffusers.py" for name in ("ltx", "hunyuan_video"))
+_HUNYUAN_PIPELINE = "diffusers src/diffusers/pipelines/hunyuan_video/pipeline_hunyuan_video_image2video.py"
+_HUNYUAN, _HUNYUAN_I2V = "hunyuan hyvideo/config.py", "hunyuan-i2v README.md"
 
 SOURCES: dict[str, dict[str, Published]] = {
     "wan2.1-1.3b": _WAN_1_3B,
@@ -196,11 +205,20 @@ SOURCES: dict[str, dict[str, Published]] = {
         "scheduler": Published("FlowMatchEulerDiscreteScheduler", "diffusers scripts/convert_ltx_to_diffusers.py"),
         "negative prompt": Published("worst quality, inconsistent motion, blurry, jittery, distorted", "ltx inference.py"),
     },
-    "cogvideox-2b": _COG_2B,
-    "cogvideox-5b": _COG_2B | {
-        "hub id": Published("THUDM/CogVideoX-5b", _COG_README, _RENAMED),
-        "scheduler": Published("CogVideoXDPMScheduler", _COG_SCRIPT),
+    "ltx-2b-0.9.5": {
+        "hub id": Published("Lightricks/LTX-Video-0.9.5", "diffusers docs/source/en/api/pipelines/ltx_video.md"),
+        "size": Published((1216, 704), _LTX_SCRIPT),
+        "frames": Published(121, _LTX_SCRIPT),
+        "fps": Published(30, _LTX_SCRIPT),
+        "steps": Published(40, _LTX_095),
+        "guidance": Published(3.0, _LTX_095),
+        "flow shift": Published(1.0, _LTX_CONVERTED),
+        "scheduler": Published("FlowMatchEulerDiscreteScheduler", _LTX_CONVERTED),
+        "negative prompt": Published("worst quality, inconsistent motion, blurry, jittery, distorted", _LTX_SCRIPT),
     },
+    "cogvideox-2b": _COG_2B,
+    "cogvideox-5b": _COG_5B,
+    "cogvideox-5b-i2v": _COG_5B | {"hub id": Published("THUDM/CogVideoX-5b-I2V", _COG_README, _RENAMED)},
     "hunyuanvideo": {
         "hub id": Published("hunyuanvideo-community/HunyuanVideo", "diffusers docs/source/en/api/pipelines/hunyuan_video.md"),
         "size": Published((1280, 720), _HUNYUAN),
@@ -211,5 +229,16 @@ SOURCES: dict[str, dict[str, Published]] = {
         "flow shift": Published(7.0, _HUNYUAN),
         "scheduler": Published("FlowMatchEulerDiscreteScheduler", "diffusers scripts/convert_hunyuan_video_to_diffusers.py"),
         "negative prompt": Published("", _HUNYUAN),
+    },
+    "hunyuanvideo-i2v": {
+        "hub id": Published("hunyuanvideo-community/HunyuanVideo-I2V", _HUNYUAN_PIPELINE),
+        "size": Published((1280, 720), "hunyuan-i2v hyvideo/config.py"),
+        "frames": Published(129, _HUNYUAN_I2V),
+        "fps": Published(24, "hunyuan-i2v sample_image2video.py"),
+        "steps": Published(50, _HUNYUAN_I2V),
+        "guidance": Published(6.0, _HUNYUAN_I2V),
+        "flow shift": Published(7.0, _HUNYUAN_I2V),
+        "scheduler": Published("FlowMatchEulerDiscreteScheduler", _HUNYUAN_CONVERTED),
+        "negative prompt": Published("", "hunyuan-i2v hyvideo/config.py"),
     },
 }  # fmt: skip

@@ -26,6 +26,18 @@ TINY_FOLDER = Path(__file__).parent / "tiny" / "weights"
 TINY_CAUSAL_FOLDER = TINY_FOLDER.with_name("weights-causal")
 
 
+class Tokenized(NamedTuple):
+    """A prompt as a pipeline tokenizes it: within `text`, of whose beginning these characters and tokens do not count.
+
+    lost: how many tokens fewer than `text_tokens` are read of a text that is longer.
+    """
+
+    text: str
+    chars_before: int = 0
+    tokens_before: int = 0
+    lost: int = 0
+
+
 class TokenShift(NamedTuple):
     """A flow shift that grows with the number of tokens: its logarithm is a straight line through two points."""
 
@@ -104,7 +116,7 @@ class BackboneSpec:
     picture_needed: bool = False  # it cannot start from text alone
     last_picture_needed: bool = False  # nor without a last picture beside the first
     condition_channels: int = 0  # of the transformer's input, beside the latents: what is given of the video, encoded
-    image_tokens: int = 0  # of the pictures, which cross-attention reads beside the text
+    image_tokens: int = 0  # of the pictures, which attention reads beside those of the text
     clean_lat: int = 0  # the most clean latent frames that a clip may begin with, which `--continue` and chains hand over
     fixed_size: bool = False  # it makes no other size than `size`
 
@@ -193,10 +205,10 @@ class Family:
     block's kernels read and write beside matrix products and attention, in the same units, as `longgen bench --count` counts
     them. batches_guidance: the pipeline runs both branches of guidance as one batch.
     folders: of a diffusers pipeline of this family, beside those of its transformers: what a download needs. picture_folders: more
-    of a model whose cross-attention reads pictures.
+    of a model with image_tokens.
     vae_float32: the VAE runs in float32, whatever the dtype. broken_caches: step caches of diffusers that do not work on it,
     first-block and mag among them where its registry of blocks lacks the transformer's (settings.CACHE_FAULTS says why).
-    tokenized: a prompt -> the text that its pipeline tokenizes, and the characters and tokens before the prompt that do not count.
+    tokenized: (prompt, spec) -> what its pipeline tokenizes.
     author_layers: names of layers in diffusers -> the authors' name of a layer, which LoRA files use, to the layers in diffusers
     that it stands for: several where the authors fuse them.
     """
@@ -220,7 +232,7 @@ class Family:
     marker: str | None = None
     broken_caches: tuple[str, ...] = ()
     picture_pipelines: tuple[str, ...] = ()
-    tokenized: Callable[[str], tuple[str, int, int]] = lambda prompt: (prompt, 0, 0)
+    tokenized: Callable[[str, BackboneSpec], Tokenized] = lambda prompt, _: Tokenized(prompt)
     author_layers: Callable[[Collection[str]], Mapping[str, tuple[str, ...]]] = lambda layers: {}
 
 

@@ -21,6 +21,7 @@ from longgen.backbones.spec import (
     WHOLE_CLIP,
     BackboneSpec,
     Family,
+    Tokenized,
     substitute,
     transformer_sizes,
 )
@@ -185,11 +186,11 @@ def random_pipeline(spec: BackboneSpec, transformers: Sequence[Any], text: Any) 
     return pipe
 
 
-def tokenized(prompt: str) -> tuple[str, int, int]:
+def tokenized(prompt: str, _: BackboneSpec) -> Tokenized:
     """As WanPipeline cleans prompts."""
     import ftfy
 
-    return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split()), 0, 0
+    return Tokenized(" ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split()))
 
 
 _AUTHOR_NAMES = [  # in diffusers -> in Wan's own code

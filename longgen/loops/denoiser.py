@@ -103,4 +103,4 @@ class Denoiser:
         (alpha, sigma), (next_alpha, next_sigma), dx0_dx = self.backbone.levels(step)
         ratio = next_sigma / sigma
         x0 = (after.float() - ratio * before.to(after.device).float()) / (next_alpha - ratio * alpha)
-        return self.backbone.finished(self.backbone.unpacked(x0, self.plan), self.given), dx0_dx
+        return self.backbone.predicted(self.backbone.unpacked(x0, self.plan), self.given), dx0_dx

@@ -169,6 +169,10 @@ class PipelineBackbone:
         """The final latents [1, C, T, h, w] of the pipeline's loop, with those that were given put back where it does so."""
         return latents
 
+    def predicted(self, x0: Tensor, given: Given | None) -> Tensor:
+        """The clean latents [1, C, T, h, w] that a step predicts, `x0` by arithmetic: those that are given are known."""
+        return self.finished(x0, given)
+
     def packed(self, latents: Tensor) -> Tensor:
         """Latents [1, C, T, h, w] as the pipeline lays them out."""
         return latents

@@ -94,8 +94,8 @@ class CogVideoX(PipelineBackbone):
     def encoded_frames(self, frames: np.ndarray, generator: torch.Generator) -> Tensor:
         """As CogVideoXImageToVideoPipeline encodes a picture: a draw from the VAE's distribution, made by `generator`.
 
-        In float64, so that `conditioned` has the draw back without loss: pipelines scale what the model sees of a picture in another
-        way than what they decode.
+        In float64, so that `conditioned` has the draw back without loss: the pipeline scales what the model sees of a picture in
+        another way than what it decodes.
         """
         vae = self.pipe.vae
         to_device(vae)
@@ -104,7 +104,7 @@ class CogVideoX(PipelineBackbone):
 
     @contextmanager
     def conditioned(self, plan: Plan, given: Given | None) -> Iterator[dict[str, Any]]:
-        """The pipeline's `prepare_latents` would encode the picture again: what it makes is made here of what was encoded before."""
+        """The pipeline's `prepare_latents` would encode the picture again: what it makes is made here of what was encoded."""
         if given is None or given.latents is None:
             yield {}
             return

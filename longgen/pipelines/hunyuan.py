@@ -6,8 +6,8 @@ Text and video share self-attention, text last, padded text masked. Layers are c
 whose text has projections of its own, then the single-stream ones. Guidance is an input of the model.
 
 I2V ("token_replace"): the picture is the first latent frame, whose tokens the blocks modulate as at timestep 0, outside attention;
-the noise of the others has a thousandth of it in. A clip that begins later has its first frame modulated as the others. The text encoder looks at the picture too: of its tokens, which come before the
-prompt's, one in four stays.
+the noise of the others has a thousandth of it in. A clip that begins later has its first frame modulated as the others. The text
+encoder looks at the picture too: of its tokens, which come before the prompt's, one in four stays.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -57,6 +57,7 @@ class Ltx(PipelineBackbone):
     vae_kind = AutoencoderKLLTXVideo
     processor = LtxAttentionPlan
     stock = (LTXVideoAttnProcessor,)
+    normalized_in: ClassVar[torch.dtype | None] = torch.float32  # what its pipeline normalises a picture in; None: the VAE's dtype
 
     @staticmethod
     def layers(transformer: Any) -> list[LTXAttention]:
@@ -79,8 +80,8 @@ class Ltx(PipelineBackbone):
         """As LTXImageToVideoPipeline encodes a picture: a draw from the VAE's distribution, made by `generator`."""
         vae = self.pipe.vae
         to_device(vae)
-        latents = vae.encode(to_video(frames).to(self.device, vae.dtype)).latent_dist.sample(generator).float()
-        return LTXPipeline._normalize_latents(latents, vae.latents_mean, vae.latents_std)
+        draw = vae.encode(to_video(frames).to(self.device, vae.dtype)).latent_dist.sample(generator)
+        return LTXPipeline._normalize_latents(draw.to(self.normalized_in or vae.dtype), vae.latents_mean, vae.latents_std).float()
 
     @contextmanager
     def conditioned(self, plan: Plan, given: Given | None) -> Iterator[dict[str, Any]]:
@@ -142,7 +143,7 @@ class Ltx(PipelineBackbone):
     def clip_arguments(self, arguments: dict[str, Any], part: Tensor, frames: Tensor) -> dict[str, Any]:
         changed = super().clip_arguments(arguments, part, frames) | {"num_frames": part.shape[1]}
         timestep = arguments["timestep"]
-        if timestep.ndim == 2:  # one for each token
+        if timestep.ndim == 2 and timestep.shape[1] > 1:  # one for each token
             changed["timestep"] = of_clips(timestep, timestep.shape[1] // part.shape[2], frames)
         return changed
 

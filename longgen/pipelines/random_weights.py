@@ -91,8 +91,9 @@ class RandomText(torch.nn.Module):
         generator = torch.Generator().manual_seed(SEED)
         return torch.randn(shape, generator=generator).to(device or self.device, self.dtype)
 
-    def mask(self, tokens: int, device: torch.device | None = None) -> Tensor:
-        return (torch.arange(tokens) < PROMPT_TOKENS)[None].to(device or self.device)
+    def mask(self, tokens: int, device: torch.device | None = None, before: int = 0) -> Tensor:
+        """[1, tokens]: those of the prompt, and what stands `before` it."""
+        return (torch.arange(tokens) < before + PROMPT_TOKENS)[None].to(device or self.device)
 
 
 class RandomVae(RandomText):
@@ -100,10 +101,13 @@ class RandomVae(RandomText):
 
     def __init__(self, spec: BackboneSpec, device: torch.device) -> None:
         super().__init__(torch.float32, device)
-        channels, self.strides = spec.latent_channels, (spec.stride_t, spec.stride_hw)
+        channels = spec.latent_channels
+        self.strides = (spec.stride_t, spec.stride_hw)
+        self.temporal_compression_ratio, self.spatial_compression_ratio = self.strides
+        self.latents_mean, self.latents_std = torch.zeros(channels), torch.ones(channels)
         self.config = SimpleNamespace(
-            z_dim=channels, latents_mean=[0.0] * channels, latents_std=[1.0] * channels, scale_factor_temporal=spec.stride_t,
-            scale_factor_spatial=spec.stride_hw,
+            z_dim=channels, latents_mean=[0.0] * channels, latents_std=[1.0] * channels, scaling_factor=1.0,
+            invert_scale_latents=False, scale_factor_temporal=spec.stride_t, scale_factor_spatial=spec.stride_hw,
         )  # fmt: skip
 
     def encode(self, video: Tensor) -> Any:

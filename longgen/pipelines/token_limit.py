@@ -66,7 +66,7 @@ def tokenizer_on_disk(spec: BackboneSpec) -> Tokenizer | None:
 
 def _truncated(spec: BackboneSpec, tokenizer: Tokenizer, text: str) -> tuple[int, str]:
     """How many tokens `text` has, special ones included, and the end of it that the text encoder does not read."""
-    tokenized, chars_before, tokens_before = family_of(spec).tokenized(text)
+    tokenized, chars_before, tokens_before, lost = family_of(spec).tokenized(text, spec)
     tokenizer.no_truncation()  # transformers sets both anew with each call
     tokenizer.no_padding()
     encoded = tokenizer.encode(tokenized)
@@ -75,6 +75,6 @@ def _truncated(spec: BackboneSpec, tokenizer: Tokenizer, text: str) -> tuple[int
         return tokens, ""
     has_leading = encoded.special_tokens_mask[:1] == [1] and encoded.offsets[0] == (0, 0)
     trailing = tokenizer.num_special_tokens_to_add(is_pair=False) - has_leading  # these are kept, in place of words
-    first_unread = encoded.offsets[tokens_before + spec.text_tokens - trailing][0]
+    first_unread = encoded.offsets[tokens_before + spec.text_tokens - lost - trailing][0]
     end = chars_before + len(text) if chars_before else None
     return tokens, tokenized[first_unread:end].strip()

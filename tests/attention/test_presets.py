@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from diffusers import LTXConditionPipeline
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoRotaryPosEmbed
 from diffusers.models.transformers.transformer_ltx import LTXVideoRotaryPosEmbed
@@ -23,14 +24,17 @@ from longgen import catalog, plan, planner, preset
 from longgen.attention import executor
 from longgen.attention.context import LayerInputs
 from longgen.attention.rotary import Rotary
-from longgen.backbones.cogvideox import COGVIDEOX_2B, COGVIDEOX_5B
-from longgen.backbones.hunyuan import HUNYUANVIDEO
+from longgen.backbones.cogvideox import COGVIDEOX_2B, COGVIDEOX_5B, COGVIDEOX_5B_I2V
+from longgen.backbones.hunyuan import HUNYUANVIDEO, HUNYUANVIDEO_I2V
 from longgen.backbones.ltx import LTX_2B
+from longgen.backbones.ltx_condition import LTX_2B_0_9_5
 from longgen.backbones.spec import BackboneSpec
 from longgen.backbones.wan import WAN_1_3B
 from longgen.errors import UsageError
 from longgen.frameplan import FramePlan
+from longgen.pipelines.ltx_condition import tables_for
 from longgen.pipelines.processors import LayerCall
+from longgen.program import Program
 from tests.attention.dense import dense
 
 B, H, L, ROWS, COLUMNS = 2, 2, 5, 2, 4
@@ -41,6 +45,9 @@ SPECS = {
     "cogvideox": replace(COGVIDEOX_5B, head_dim=32, rotary_dims=8, intrinsic_component=1, **SHAPES),  # type: ignore[arg-type]
     "cogvideox-2b": replace(COGVIDEOX_2B, head_dim=16, **SHAPES),  # type: ignore[arg-type]
     "hunyuan": replace(HUNYUANVIDEO, head_dim=24, rotary_dims=8, intrinsic_component=2, **SHAPES),  # type: ignore[arg-type]
+    "ltx-condition": replace(LTX_2B_0_9_5, head_dim=16, rotary_base=100.0, intrinsic_component=5, **SHAPES),  # type: ignore[arg-type]
+    "cogvideox-i2v": replace(COGVIDEOX_5B_I2V, head_dim=32, rotary_dims=8, intrinsic_component=1, **SHAPES),  # type: ignore[arg-type]
+    "hunyuan-i2v": replace(HUNYUANVIDEO_I2V, head_dim=24, rotary_dims=8, intrinsic_component=2, **SHAPES),  # type: ignore[arg-type]
 }
 
 
@@ -54,19 +61,23 @@ def call_of(family: str, spec: BackboneSpec, frames_lat: int, seed: int) -> tupl
         cos, sin = (
             table[0, :, 0] for table in WanRotaryPosEmbed(width, (1, 1, 1), 256)(torch.zeros(1, 1, frames_lat, ROWS, COLUMNS))
         )
-    elif family == "ltx":
+    elif family.startswith("ltx"):
         rope = LTXVideoRotaryPosEmbed(spec.width, theta=spec.rotary_base)  # at 10,000 its float32 angles are off by 1e-3
-        cos, sin = rope(torch.zeros(1, tokens, 1), frames_lat, ROWS, COLUMNS, (spec.stride_t / spec.fps, 32, 32))
+        seconds = None
+        if family == "ltx-condition":
+            ids = LTXConditionPipeline._prepare_video_ids(1, frames_lat, ROWS, COLUMNS)
+            seconds = LTXConditionPipeline._scale_video_ids(ids).float() / torch.tensor([spec.fps, 1, 1])[None, :, None]
+        cos, sin = rope(torch.zeros(1, tokens, 1), frames_lat, ROWS, COLUMNS, (spec.stride_t / spec.fps, 32, 32), seconds)
         cos, sin = cos[0], sin[0]
         rotary = Rotary(frequencies, spec.width % 6 // 2 + 3 * np.arange(len(frequencies)))
-    elif family == "hunyuan":
+    elif family.startswith("hunyuan"):
         cos, sin = HunyuanVideoRotaryPosEmbed(1, 1, [8, 8, 8])(torch.zeros(1, 1, frames_lat, ROWS, COLUMNS))
     else:
         cos, sin = get_3d_rotary_pos_embed(width, ((0, 0), (ROWS, COLUMNS)), (ROWS, COLUMNS), frames_lat)
     q, k, v = (torch.randn(B, tokens, H, width, generator=generator) for _ in range(3))
     features = torch.randn(B, tokens, spec.width, generator=generator)
     text = (torch.randn(B, L, H, width, generator=generator), torch.randn(B, L, H, width, generator=generator))
-    if family == "cogvideox-2b":
+    if not spec.rotary_dims:
         rotary = None
     tables = None if rotary is None else (cos[:, 0::2], sin[:, 0::2])
     grid = (frames_lat, ROWS, COLUMNS)
@@ -94,8 +105,12 @@ def worst_difference(made: plan.Plan, family: str) -> float:
     call, qkv = call_of(family, made.spec, made.call_geometry.frames_lat, seed=0)
     worst = 0.0
     for frame_plan, _, _ in made.branches().values():
-        output = executor.run_plan(frame_plan, LayerInputs(call, *qkv))
-        worst = max(worst, (output.double() - expected(frame_plan, call, qkv)).abs().max().item())
+        used, wanted = call, call
+        if family == "ltx-condition":  # its own positions, or evenly spaced ones where a plan moves any
+            used = replace(call, stock=tables_for(Program({"main": frame_plan}), call.stock, call.rotary))
+            wanted = replace(used, rotary=None) if used.stock is call.stock else used
+        output = executor.run_plan(frame_plan, LayerInputs(used, *qkv))
+        worst = max(worst, (output.double() - expected(frame_plan, wanted, qkv)).abs().max().item())
     return worst
 
 
@@ -106,11 +121,12 @@ def test_every_preset_on_every_family_equals_the_dense_form(family: str, name: s
     steps = None if name == "fifo" else 2  # its queue decides
     chosen = preset.load(name, sample=preset.Sample(frames=32 * spec.stride_t + 1, steps=steps))
     absent = [need for technique in chosen.techniques for need in technique.requires if need not in spec.capabilities]
+    conditions = planner.stand_in(spec)
     if absent:
         with pytest.raises(UsageError, match=f"needs {absent[0]}"):
-            planner.build(chosen, spec)
+            planner.build(chosen, spec, conditions=conditions)
         return
-    made = planner.build(chosen, spec)
+    made = planner.build(chosen, spec, conditions=conditions)
     assert name == "direct" or made.table.any() or made.sampling is not None or made.noise is not None
     difference = worst_difference(made, family)
     print(f"{name} on {family}: max difference {difference:.1e}")

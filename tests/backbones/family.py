@@ -66,6 +66,8 @@ def pictures_of(plan: Plan) -> dict[str, Image.Image]:
 
 def stock_call(pipe: Any, plan: Plan, **arguments: Any) -> Any:
     """The pipeline as any diffusers user would call it."""
+    if "frame_rate" in inspect.signature(type(pipe).__call__).parameters:  # positions count seconds
+        arguments["frame_rate"] = plan.spec.fps
     return pipe(
         prompt=PROMPT, negative_prompt=plan.sample.negative_prompt, width=SIZE[0], height=SIZE[1], num_frames=plan.frames_px,
         num_inference_steps=plan.steps, guidance_scale=plan.sample.guidance_scale,

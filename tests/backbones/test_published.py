@@ -29,7 +29,8 @@ OWN_WORDS = (
     "advised_in",
 )  # a folder's spec has its own, and no publisher's advice
 NOT_AT_HAND = {
-    ("cogvideox-5b", "scheduler")
+    ("cogvideox-5b", "scheduler"),
+    ("cogvideox-5b-i2v", "scheduler"),
 }  # the folder has what diffusers' conversion writes, the spec what the authors' script takes
 CLIP = "text_encoder_2"
 

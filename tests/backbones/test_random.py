@@ -11,7 +11,7 @@ import torch
 from longgen import planner, preset
 from longgen.backbones.registry import FAMILIES, SPECS
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import BackboneSpec
+from longgen.backbones.spec import FIRST_FRAME, BackboneSpec
 from longgen.errors import UsageError
 from longgen.loops import sample
 from longgen.loops.denoiser import Denoiser
@@ -25,9 +25,12 @@ SIZES: dict[str, dict[str, Any]] = {
     "wan2.2-ti2v-5b": WAN,
     "self-forcing": WAN,
     "ltx-2b": dict(layers=2, heads=2, head_dim=32, ffn_dim=256),
+    "ltx-2b-0.9.5": dict(layers=2, heads=2, head_dim=32, ffn_dim=256),
     "cogvideox-2b": dict(layers=2, heads=2, head_dim=32, ffn_dim=256),
     "cogvideox-5b": dict(layers=2, heads=2, head_dim=64, ffn_dim=512),
+    "cogvideox-5b-i2v": dict(layers=2, heads=2, head_dim=64, ffn_dim=512),
     "hunyuanvideo": dict(layers=3, heads=2, head_dim=24, ffn_dim=96, rotary_dims=8, intrinsic_component=1),
+    "hunyuanvideo-i2v": dict(layers=3, heads=2, head_dim=24, ffn_dim=96, rotary_dims=8, intrinsic_component=1),
 }
 
 
@@ -38,9 +41,10 @@ def small(name: str) -> BackboneSpec:
 def sampled(spec: BackboneSpec, name: str = "direct", model_settings: ModelSettings | None = None) -> torch.Tensor:
     """The latents of two steps, 33 frames."""
     model = random_weights.build(spec, model_settings or ModelSettings("cpu", "fp32"))
-    made = planner.build(preset.load(name, (), preset.Sample(frames=33, steps=2)), spec)
+    conditions = planner.stand_in(replace(spec, picture_needed=FIRST_FRAME in spec.capabilities and not spec.causal))
+    made = planner.build(preset.load(name, (), preset.Sample(frames=33, steps=2)), spec, conditions=conditions)
     generator = torch.Generator().manual_seed(0)
-    denoiser = Denoiser(model, made, "a")
+    denoiser = Denoiser(model, made, "a", model.given(made, generator))
     return sample(denoiser, denoiser.initial_noise(generator), generator)
 
 

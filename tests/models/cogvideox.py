@@ -34,8 +34,8 @@ def build(name: str, folder: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         transformer = CogVideoXTransformer3DModel(
-            num_attention_heads=2, attention_head_dim=32, in_channels=(1 + pictured) * CHANNELS, out_channels=CHANNELS, time_embed_dim=16,
-            text_embed_dim=t5.TEXT_DIM, num_layers=2, sample_width=8, sample_height=4, sample_frames=17,
+            num_attention_heads=2, attention_head_dim=32, in_channels=(1 + pictured) * CHANNELS, out_channels=CHANNELS,
+            time_embed_dim=16, text_embed_dim=t5.TEXT_DIM, num_layers=2, sample_width=8, sample_height=4, sample_frames=17,
             max_text_seq_length=TEXT_TOKENS, use_rotary_positional_embeddings=rotary, use_learned_positional_embeddings=pictured,
         )  # fmt: skip
         for block in transformer.transformer_blocks:

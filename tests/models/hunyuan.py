@@ -90,7 +90,7 @@ def _llava(text: LlamaConfig, tokenizer: PreTrainedTokenizerFast) -> LlavaForCon
 
 
 def _picture_tokenizer() -> PreTrainedTokenizerFast:
-    """A token a word or mark, two of "relationships": the picture's is the sixth, and 103 of the template, as the pipeline cuts off."""
+    """A token a word or mark, two of "relationships": the picture's is the sixth, and the template has 103."""
     words = pre_tokenizers.Split(Regex(r"\n\n|relation|\w+|[^\w\s]"), "removed", invert=True)
     before = PICTURE_TEMPLATE["template"].partition("{}")[0]
     bare = before

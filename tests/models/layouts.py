@@ -5,12 +5,13 @@ manifests of these revisions state. Wan 14B and A14B: the arguments of diffusers
 A14B's files with their sizes. Wan's image-to-video models: the same script, their encoder of pictures as laion's CLIP-ViT-H-14.
 LTX-Video: Lightricks/LTX-Video, ltx_video/utils/diffusers_config_mapping.py. CogVideoX and HunyuanVideo: diffusers' conversion
 scripts (schedulers, VAEs by their defaults), the text encoders as other code quotes them. What is no more than these scripts'
-word: the number of LTX-Video's files, the dtypes of the VAEs of CogVideoX and HunyuanVideo.
+word: the number of LTX-Video's files, the dtypes of the VAEs of CogVideoX and HunyuanVideo, the numbers of files of their
+image-to-video models (filled to 5 GB), and the class in the index of LTX-Video 0.9.5.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Config = dict[str, Any]
@@ -177,13 +178,16 @@ def _wan_22(transformer: Config, vae: Config, files: dict[str, int], flow_shift:
     )
 
 
-def _cogvideox(heads: int, layers: int, rotary: bool, files: int, scale: float, snr: float, dtypes: tuple[str, str]) -> Layout:
+def _cogvideox(
+    heads: int, layers: int, rotary: bool, files: int, scale: float, snr: float, dtypes: tuple[str, str], pictured: bool = False
+) -> Layout:
     version, (dtype, stored) = "0.30.0.dev0", dtypes
     blocks = dict(down_block_types=["CogVideoXDownBlock3D"] * 4, up_block_types=["CogVideoXUpBlock3D"] * 4)
     return Layout(
         {
             "model_index.json": _diffusers(
-                "CogVideoXPipeline", version, scheduler=["diffusers", "CogVideoXDDIMScheduler"],
+                "CogVideoXImageToVideoPipeline" if pictured else "CogVideoXPipeline", version,
+                scheduler=["diffusers", "CogVideoXDDIMScheduler"],
                 text_encoder=["transformers", "T5EncoderModel"], tokenizer=["transformers", "T5Tokenizer"],
                 transformer=["diffusers", "CogVideoXTransformer3DModel"], vae=["diffusers", "AutoencoderKLCogVideoX"],
             ),
@@ -196,17 +200,20 @@ def _cogvideox(heads: int, layers: int, rotary: bool, files: int, scale: float, 
             "text_encoder/config.json": _t5_xxl(dtype, "4.42.4"),
             "transformer/config.json": _diffusers(
                 "CogVideoXTransformer3DModel", version, activation_fn="gelu-approximate", attention_bias=True,
-                attention_head_dim=64, dropout=0.0, flip_sin_to_cos=True, freq_shift=0, in_channels=16, max_text_seq_length=226,
+                attention_head_dim=64, dropout=0.0, flip_sin_to_cos=True, freq_shift=0, max_text_seq_length=226,
+                in_channels=32 if pictured else 16,
                 norm_elementwise_affine=True, norm_eps=1e-05, num_attention_heads=heads, num_layers=layers, out_channels=16,
                 patch_size=2, sample_frames=49, sample_height=60, sample_width=90, spatial_interpolation_scale=1.875,
                 temporal_compression_ratio=4, temporal_interpolation_scale=1.0, text_embed_dim=4096, time_embed_dim=512,
                 timestep_activation_fn="silu", use_rotary_positional_embeddings=rotary,
+                **({"use_learned_positional_embeddings": True} if pictured else {}),
             ),
             "vae/config.json": _diffusers(
                 "AutoencoderKLCogVideoX", version, act_fn="silu", block_out_channels=[128, 256, 256, 512], force_upcast=True,
                 in_channels=3, latent_channels=16, latents_mean=None, latents_std=None, layers_per_block=3, norm_eps=1e-06,
                 norm_num_groups=32, out_channels=3, sample_height=480, sample_width=720, scaling_factor=scale, shift_factor=None,
                 temporal_compression_ratio=4, use_post_quant_conv=False, use_quant_conv=False, **blocks,
+                **({"invert_scale_latents": True} if pictured else {}),
             ),
         },
         files={"text_encoder": 2, "transformer": files, "vae": 1},
@@ -267,6 +274,7 @@ LAYOUTS: dict[str, Layout] = {  # name of the backbone -> its repository
     ),
     "cogvideox-2b": _cogvideox(30, 30, False, 1, 1.15258426, 3.0, ("float16", "F16")),
     "cogvideox-5b": _cogvideox(48, 42, True, 2, 0.7, 1.0, ("bfloat16", "BF16")),
+    "cogvideox-5b-i2v": _cogvideox(48, 42, True, 3, 0.7, 1.0, ("bfloat16", "BF16"), pictured=True),
     "hunyuanvideo": Layout(
         {
             "model_index.json": _diffusers(
@@ -311,6 +319,55 @@ LAYOUTS: dict[str, Layout] = {  # name of the backbone -> its repository
         dtypes={"text_encoder": "F16", "text_encoder_2": "F16", "transformer": "BF16", "vae": "F32"},
     ),
 }  # fmt: skip
+
+
+def _ltx_condition() -> Layout:
+    """The text encoder and the transformer of 0.9, another VAE and scheduler."""
+    configs = LAYOUTS["ltx-2b"].configs | {}
+    configs["model_index.json"] = configs["model_index.json"] | {"_class_name": "LTXConditionPipeline"}
+    configs["scheduler/scheduler_config.json"] = _euler(
+        _LTX, base_image_seq_len=256, base_shift=0.5, max_shift=1.15, shift=1.0, shift_terminal=None, use_dynamic_shifting=False
+    )
+    configs["vae/config.json"] = _diffusers(
+        "AutoencoderKLLTXVideo", _LTX, block_out_channels=[128, 256, 512, 1024, 2048], decoder_block_out_channels=[256, 512, 1024],
+        decoder_causal=False, decoder_inject_noise=[False] * 4, decoder_layers_per_block=[5, 5, 5, 5],
+        decoder_spatio_temporal_scaling=[True, True, True], down_block_types=["LTXVideo095DownBlock3D"] * 4,
+        downsample_type=["spatial", "temporal", "spatiotemporal", "spatiotemporal"], encoder_causal=True, in_channels=3,
+        latent_channels=128, layers_per_block=[4, 6, 6, 2, 2], out_channels=3, patch_size=4, patch_size_t=1, resnet_norm_eps=1e-06,
+        scaling_factor=1.0, spatial_compression_ratio=32, spatio_temporal_scaling=[True, True, True, True],
+        temporal_compression_ratio=8, timestep_conditioning=True, upsample_factor=[2, 2, 2], upsample_residual=[True, True, True],
+    )  # fmt: skip
+    return replace(LAYOUTS["ltx-2b"], configs=configs)
+
+
+def _hunyuan_i2v() -> Layout:
+    """The text encoder is LLaVA on the Llama of HunyuanVideo, as xtuner published it, with its language head."""
+    configs, text = LAYOUTS["hunyuanvideo"].configs | {}, LAYOUTS["hunyuanvideo"].configs["text_encoder/config.json"]
+    configs["model_index.json"] = configs["model_index.json"] | {
+        "_class_name": "HunyuanVideoImageToVideoPipeline", "text_encoder": ["transformers", "LlavaForConditionalGeneration"],
+        "image_processor": ["transformers", "CLIPImageProcessor"],
+    }  # fmt: skip
+    configs["image_processor/preprocessor_config.json"] = {
+        "crop_size": {"height": 336, "width": 336}, "do_center_crop": True, "do_convert_rgb": True, "do_normalize": True,
+        "do_rescale": True, "do_resize": True, "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_processor_type": "CLIPImageProcessor", "image_std": [0.26862954, 0.26130258, 0.27577711], "resample": 3,
+        "rescale_factor": 0.00392156862745098, "size": {"shortest_edge": 336},
+    }  # fmt: skip
+    configs["text_encoder/config.json"] = {
+        "architectures": ["LlavaForConditionalGeneration"], "ignore_index": -100, "image_seq_length": 576,
+        "image_token_index": 128257, "model_type": "llava", "pad_token_id": 128258, "projector_hidden_act": "gelu",
+        "text_config": text | {"architectures": ["LlamaForCausalLM"]}, "torch_dtype": "float16", "transformers_version": "4.46.3",
+        "vision_config": {
+            "dropout": 0.0, "hidden_size": 1024, "image_size": 336, "intermediate_size": 4096, "model_type": "clip_vision_model",
+            "num_attention_heads": 16, "num_hidden_layers": 24, "patch_size": 14, "projection_dim": 768,
+        },
+        "vision_feature_layer": -2, "vision_feature_select_strategy": "default",
+    }  # fmt: skip
+    configs["transformer/config.json"] = configs["transformer/config.json"] | {"image_condition_type": "token_replace"}
+    return replace(LAYOUTS["hunyuanvideo"], configs=configs)
+
+
+LAYOUTS |= {"ltx-2b-0.9.5": _ltx_condition(), "hunyuanvideo-i2v": _hunyuan_i2v()}
 DIGESTS: dict[str, dict[str, str]] = {  # SHA-256 of published files
     "wan2.1-1.3b": {
         "model_index.json": "b8b28e022329acf975e027579a1d2dc3de44dba28f4c909b98a880fbf5b0de7d",

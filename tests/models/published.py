@@ -21,7 +21,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from longgen.backbones.registry import adapter_of
-from longgen.backbones.spec import BackboneSpec
+from longgen.backbones.spec import BackboneSpec, substitute
 from longgen.pipelines import random_weights
 from tests.models import checkpoint
 from tests.models.layouts import LAYOUTS, Config, Layout
@@ -32,6 +32,9 @@ WAN_VAE_22 = dict(
 )  # fmt: skip
 DEPTHS = ("num_layers", "num_single_layers", "num_hidden_layers", "num_refiner_layers")
 WORDS = ["a", "small", "cyan", "triangle", "orbiting", "on", "sand", "background", "worst", "quality", "blurry"]
+LLAVA = [("model.language_model.", "language_model.model."), ("lm_head.", "language_model.lm_head."),
+         ("model.multi_modal_projector.", "multi_modal_projector."),
+         ("model.vision_tower.", "vision_tower.vision_model.")]  # fmt: skip
 Shapes = dict[str, tuple[str, tuple[int, ...]]]  # of a file's weights: name -> dtype, as safetensors names it, and shape
 
 
@@ -92,6 +95,8 @@ def weights(layout: Layout, component: str, layers: int | None = None) -> Shapes
     if kind in ("CLIPTextModel", "CLIPVisionModel"):  # transformers before version 5 put a prefix before them
         prefix = "text_model." if kind == "CLIPTextModel" else "vision_model."
         shapes = {key if key.startswith(prefix) else prefix + key: entry for key, entry in shapes.items()}
+    if kind == "LlavaForConditionalGeneration":  # and named the parts of this one otherwise
+        shapes = {substitute(key, LLAVA): entry for key, entry in shapes.items()}
     return shapes
 
 
@@ -136,7 +141,8 @@ def shallow(config: Config, layers: int | None) -> Config:
     if layers is None:
         return config
     least = 3 if config.get("model_type") == "llama" else 1
-    return config | {key: min(max(layers, least), config[key]) for key in DEPTHS if key in config}
+    nested = {key: shallow(part, layers) for key, part in config.items() if key in ("text_config", "vision_config")}
+    return config | nested | {key: min(max(layers, least), config[key]) for key in DEPTHS if key in config}
 
 
 def write_random(path: Path, shapes: Shapes, metadata: dict[str, str]) -> None:

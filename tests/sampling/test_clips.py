@@ -9,7 +9,7 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -138,12 +138,15 @@ def _held(clips: list[tuple[list[int], list[float]]], frame: int) -> float:
 def cut(name: str, arguments: dict[str, Any], clip: list[int], frames_lat: int) -> dict[str, Any]:
     """The arguments of a call for `clip` alone."""
     own, x = dict(arguments), arguments["hidden_states"]
-    if name == "ltx":  # [B, T n, C]
+    if name.startswith("ltx"):  # [B, T n, C]
         by_frame = x.reshape(len(x), frames_lat, -1, x.shape[2])
-        return own | {"hidden_states": torch.cat([by_frame[:, i] for i in clip], dim=1), "num_frames": len(clip)}
+        own["hidden_states"] = torch.cat([by_frame[:, i] for i in clip], dim=1)
+        if name == "ltx":
+            return own | {"num_frames": len(clip)}
+        return own | {"video_coords": arguments["video_coords"][:, :, : own["hidden_states"].shape[1]]}
     if name.startswith("cogvideox"):  # [B, T, C, h, w]
         own["hidden_states"] = torch.stack([x[:, i] for i in clip], dim=1)
-        if name == "cogvideox":
+        if name != "cogvideox-2b":
             tokens = len(arguments["image_rotary_emb"][0]) // frames_lat * len(clip)
             own["image_rotary_emb"] = tuple(table[:tokens].clone() for table in arguments["image_rotary_emb"])
         return own
@@ -152,6 +155,16 @@ def cut(name: str, arguments: dict[str, Any], clip: list[int], frames_lat: int) 
         assert arguments["timestep"].ndim == 2
         own["timestep"] = arguments["timestep"][:, : arguments["timestep"].shape[1] // frames_lat * len(clip)]
     return own
+
+
+@contextmanager
+def first_as_others(model: Any) -> Iterator[None]:
+    """HunyuanVideo-I2V modulates the first frame of what it gets as a clean one, which that of a later clip is not."""
+    hook = model.pipe.transformer.time_text_embed.register_forward_hook(lambda module, given, made: (made[0], made[0]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def by_clips(model: Any, name: str, stack: dict[str, Any], steps: int = STEPS) -> Tensor:
@@ -168,11 +181,12 @@ def by_clips(model: Any, name: str, stack: dict[str, Any], steps: int = STEPS) -
             t = float(arguments["timestep"].flatten()[0])
             times.extend([t] * (t not in times))
             x = arguments["hidden_states"]
-            axis = {"ltx": 1, "cogvideox": 1, "cogvideox-2b": 1}.get(name, 2)
-            tokens = x.shape[1] // T if name == "ltx" else 1  # rows of a frame on that axis
+            axis = 1 if name.startswith(("ltx", "cogvideox")) else 2
+            tokens = x.shape[1] // T if name.startswith("ltx") else 1  # rows of a frame on that axis
             total = model.zeros(arguments).double()
             for clip, weights in clips_of(stack, t, shifts[len(times) - 1], T, L):
-                output = forward(**cut(name, arguments, clip, T))[0].double()
+                with first_as_others(model) if name == "hunyuan-i2v" and clip[0] else nullcontext():
+                    output = forward(**cut(name, arguments, clip, T))[0].double()
                 for j, (frame, weight) in enumerate(zip(clip, weights, strict=True)):
                     own = output.narrow(axis, j * tokens, tokens)
                     total.narrow(axis, frame * tokens, tokens).add_(own, alpha=weight)

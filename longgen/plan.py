@@ -198,6 +198,11 @@ class Plan:
             return tuple(latent_frames(frame + 1, self.spec.stride_t) - 1 for frame in first_px)
         return tuple(self.past_lat + frame // self.spec.stride_t for frame in first_px)
 
+    @property
+    def first(self) -> Plan:
+        """The plan of the pipeline's first run: in a chain that of its first clip."""
+        return self.of_clip(self.clips[0]) if self.clips else self
+
     def of_clip(self, clip: Clip) -> Plan:
         """The plan of one clip of a chain: direct sampling of all its frames, with the part of the schedule that it sees."""
         frames_lat, first = self.call_geometry.frames_lat, clip.start - clip.given

@@ -67,7 +67,7 @@ def _by_shot(plan: Plan, decode: Decode, latents: Tensor | Iterator[Tensor]) -> 
         return
     frames = iter(latents.split(1, dim=2)) if isinstance(latents, Tensor) else latents
     source, before = plan.conditions.past, 0
-    if source is not None and source.latents is not None and not plan.spec.picture_needed:
+    if source is not None and source.latents is not None:
         before = source.shown_lat - plan.given_lat  # frames of the run before, see `stored`
     for begin, end in itertools.pairwise((-before, *plan.cuts, plan.frames_lat)):
         first = next(frames, None)

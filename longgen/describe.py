@@ -108,8 +108,8 @@ def _chain_lines(plan: Plan, drawn: bool) -> list[str]:
     start = "its picture" if plan.conditions.image else past
     lines = [f"{len(clips)} clips of {length} latent frames, one after the other; the first begins with {start}"]
     if later is not None:
-        shown = "the first frame of the video and " * later.reference
-        lines.append(f"a later one begins with {shown}the last {later.carried} of the one before, and adds {length - later.given}")
+        first, last = "the first frame of the video and " * later.reference, f"{later.carried} " * (later.carried > 1)
+        lines.append(f"a later one begins with {first}the last {last}of the one before, and adds {length - later.given}")
     if plan.cuts:
         lines.append(f"shots with a picture begin clips of their own: latent frames {', '.join(map(str, plan.cuts))}")
     lines.append(f"seed of a clip: the run's, and {SEED_STRIDE} more with each")
@@ -314,7 +314,8 @@ def backbone_text(spec: BackboneSpec) -> str:
     return text
 
 
-COSTED = ("wan2.1-1.3b", "self-forcing")  # backbones that costs are quoted for: the first that can run the preset
+# Backbones that costs are quoted for: the first that can run the preset.
+COSTED = ("wan2.1-1.3b", "self-forcing", "wan2.2-ti2v-5b", "wan2.2-i2v-a14b")
 
 
 def preset_row(preset: Preset) -> dict[str, Any]:
@@ -455,11 +456,12 @@ def technique_text(shown: dict[str, Any], columns: int | None = None) -> str:
         lines += _wrapped(about, " " * column, f"{setting:<{column}}")
     lines.append("  auto: decided by the clip's length and the backbone" if any(s.endswith("auto") for s in settings) else "")
     costed = next((name for name in COSTED if name in shown["backbones"]), None)
-    cost = f"{shown['cost_ratio']:.2f} times direct sampling, at {LONG} times the native length of {costed}"
+    ratio = shown["cost_ratio"]
+    cost = "" if ratio is None else f"{ratio:.2f} times direct sampling, at {LONG} times the native length of {costed}"
     facts = {
         "decides alone": ", ".join(shown["exclusive"]) or "nothing",
         "in presets": ", ".join(shown["presets"]) or "none",
-        "cost": cost if costed else f"unknown: it runs on neither {' nor '.join(COSTED)}",
+        "cost": cost or f"unknown: it runs on neither {' nor '.join(COSTED)}",
         "runs on": ", ".join(shown["backbones"]) or "none",
     }
     lines += [""] if lines[-1] else []

@@ -9,8 +9,8 @@ the new video, on a grid of times that ends with its last frame: each is the fra
 
 A new run keeps what it takes in `inputs/` of its folder, so that it can be resumed when the original has moved:
 
-    past.safetensors        of a run
-    SHA256.mp4              a video file, under its hash: a hard link where the file system allows it
+    SHA256.safetensors      of a run, under the hash of what is taken
+    SHA256.mp4              a video file, under its own: a hard link where the file system allows it
     given.safetensors       of a rollout, the latents that a picture or a video file was encoded to
 """
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from longgen.pictures import Fit
 
-KEPT, GIVEN = "past.safetensors", "given.safetensors"
+GIVEN = "given.safetensors"
 EXPECTED = "a run folder of longgen, its MP4, or another video"
 Row = tuple[int, tuple[float, ...]]  # from this latent frame on, the share of each prompt
 
@@ -107,12 +107,14 @@ class Taken(NamedTuple):
 
 
 def read(path: Path) -> Past:
-    """The earlier video at `path`: a run folder, its MP4 with the folder beside it, or another video; read once as a whole.
+    """The earlier video at `path`: a run folder, its MP4 with the folder beside it, what a run kept of one, or another video.
 
     Raises MissingError, UsageError, LonggenError.
     """
     if (path / naming.RECORD).is_file():
         return _of_run(path)
+    if path.suffix == ".safetensors" and path.is_file():
+        return _kept(path)[0]
     if path.is_dir():
         raise UsageError(f"--continue {path}: it is a folder without {naming.RECORD}, so no run of longgen", expected=EXPECTED,
                          hint="name the folder NAME.run, or a video in it")  # fmt: skip
@@ -233,8 +235,9 @@ def _gather(folder: Path) -> tuple[Past, Taken]:
     head: Past | None = None
     held = Taken(torch.empty(0), None, [])
     parts: list[Tensor] = []
-    if (inputs / KEPT).is_file() and "continue" in conditions:
-        head, held = _kept(inputs / KEPT)
+    kept = inputs / f"{conditions.get('continue')}.safetensors"
+    if kept.is_file():
+        head, held = _kept(kept)
         parts = [held.latents]
     elif (inputs / GIVEN).is_file() and conditions:
         parts = [_loaded(inputs / GIVEN)["latents"]]
@@ -242,14 +245,20 @@ def _gather(folder: Path) -> tuple[Past, Taken]:
     notes = []
     if len(chunks):
         _check_same(folder / naming.CHUNKS, chunks.stored_settings(), settings)
-        if conditions and not parts:
+        tensors, described = chunks.state()
+        state = checkpoint.unpack(tensors, described)
+        in_clips = "carried" not in state  # a chain, whose first clip holds what it was given
+        if in_clips:
+            parts = [] if head is None else [held.latents[:, :, : max(0, head.shown_lat - record.get("given_latent_frames", 0))]]
+        if conditions and not parts and not in_clips:
             raise MissingError(f"--continue: {inputs} holds nothing of what {folder.stem} began with", expected=EXPECTED,
                                hint="give the video file")  # fmt: skip
         chunks.check((1, None, None, None, None))
-        parts += [chunks[index] for index in range(len(chunks))]
-        tensors, described = chunks.state()
-        generator, carried = tensors["generator"], checkpoint.unpack(tensors, described)["carried"]
-        shown_lat = min(sum(part.shape[2] for part in parts), record["latent_frames"])
+        own = [chunks[index] for index in range(len(chunks))]
+        parts += own
+        generator, carried = (None, []) if in_clips else (tensors["generator"], state["carried"])
+        made_lat = sum(part.shape[2] for part in (own if in_clips else parts))
+        shown_lat = sum(part.shape[2] for part in parts) if in_clips else min(made_lat, record["latent_frames"])
     elif (folder / naming.LATENTS).is_file():
         tensors = _loaded(folder / naming.LATENTS, settings)
         if head is not None:  # the newest of these are the first of the run's own
@@ -267,11 +276,12 @@ def _gather(folder: Path) -> tuple[Past, Taken]:
                            else "give the video file")  # fmt: skip
     latents = torch.cat(parts, dim=2)
     frames_px = record["frames"]
-    if shown_lat < record["latent_frames"] and len(chunks):
-        first = held.latents.shape[2] if head is not None else 1
+    if len(chunks) and made_lat < record["latent_frames"]:
+        first = record.get("given_latent_frames", 0) if head is not None and in_clips else held.latents.shape[2] if head else 1
         stride = round((settings["sample"]["frames"] - (head is None)) / max(1, record["latent_frames"] - first))
-        frames_px -= stride * (record["latent_frames"] - shown_lat)
-        notes.append(f"the run was stopped after {len(chunks)} chunks: it goes on from there")
+        frames_px -= stride * (record["latent_frames"] - made_lat)
+        name = "clips" if in_clips else "chunks"
+        notes.append(f"the run was stopped after {len(chunks)} {name}: it goes on from there")
     prompts, rows = _texts(record, head)
     lead = None
     if "continue" in conditions and conditions.get("join"):
@@ -351,18 +361,20 @@ def keep(past: Past, folder: Path) -> None:
             if _sha256(copy) != video.sha256:
                 copy.unlink()
                 raise _changed(video)
-    if past.latents is not None and past.path != folder / KEPT:
+    copy = folder / f"{past.sha256}.safetensors"
+    if past.latents is not None and past.path != copy:
         from longgen import checkpoint
 
         both = taken(past)
         tensors, described = checkpoint.pack({"carried": both.carried}, "taken")
         tensors |= {"latents": both.latents} | ({} if both.generator is None else {"generator": both.generator})
-        checkpoint.save_tensors(folder / KEPT, tensors, {"past": _described(past), "state": described})
+        checkpoint.save_tensors(copy, tensors, {"past": _described(past), "state": described})
 
 
 def restored(folder: Path, sha256: str) -> Past:
     """The past with this hash that `keep` copied to `folder`. Raises MissingError where it is not there, and LonggenError."""
-    past = _kept(folder / KEPT)[0] if (folder / KEPT).is_file() else _kept_video(folder, sha256)
+    copy = folder / f"{sha256}.safetensors"
+    past = _kept(copy)[0] if copy.is_file() else _kept_video(folder, sha256)
     if past.sha256 != sha256:
         raise _changed(past)
     return past

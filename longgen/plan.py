@@ -193,9 +193,15 @@ class Plan:
     def cuts(self) -> tuple[int, ...]:
         """The latent frames at which a later shot of the schedule begins from a picture of its own."""
         shots = self.schedule.shots[1:] if self.schedule is not None else ()
-        with_picture = (shot for shot in shots if shot.image is not None)
-        fps = self.sample.fps or self.spec.fps
-        return tuple(latent_frames(math.ceil(shot.at * fps) + 1, self.spec.stride_t) - 1 for shot in with_picture)
+        first_px = (math.ceil(shot.at * self.fps) for shot in shots if shot.image is not None)
+        if self.conditions.past is None:
+            return tuple(latent_frames(frame + 1, self.spec.stride_t) - 1 for frame in first_px)
+        return tuple(self.past_lat + frame // self.spec.stride_t for frame in first_px)
+
+    @property
+    def first(self) -> Plan:
+        """The plan of the pipeline's first run: in a chain that of its first clip."""
+        return self.of_clip(self.clips[0]) if self.clips else self
 
     def of_clip(self, clip: Clip) -> Plan:
         """The plan of one clip of a chain: direct sampling of all its frames, with the part of the schedule that it sees."""
@@ -203,8 +209,10 @@ class Plan:
         frames_px = pixel_frames(frames_lat, self.spec.stride_t)
         schedule = None
         if self.schedule is not None and self.shares is not None:
-            seconds = Fraction(self.spec.stride_t, self.sample.fps or self.spec.fps)
-            schedule = seen_by(self.schedule, self.shares, first, first + frames_lat, seconds)
+            before_px = self.spec.stride_t * first
+            if self.conditions.past is not None:  # times are from the first new frame on
+                before_px = self.spec.stride_t * (first - self.past_lat + 1) - 1 if clip.start else 0
+            schedule = seen_by(self.schedule, self.shares, first, first + frames_lat, Fraction(before_px, self.fps))
         return replace(
             self, frames_px=frames_px, frames_lat=frames_lat, sample=self.sample.model_copy(update={"frames": frames_px}),
             geometry=self.call_geometry, schedule=schedule, notes=(),

@@ -51,7 +51,11 @@ def build(
                negative_prompt=spec.negative_prompt, fps=round(run.fps) if run else spec.fps)
     )  # fmt: skip
     _check_conditions(spec, conditions, sample)
+    techniques = tuple(_settled(technique, spec) for technique in _with_implied(preset.techniques, spec))
+    sampling = next((technique for technique in techniques if isinstance(technique, Sampling)), None)
     given_lat = _given_lat(spec, conditions, sample.fps or spec.fps)
+    if isinstance(sampling, Chain) and sampling.overlap is not None:  # the first clip begins as the later ones do
+        given_lat = min(given_lat, sampling.overlap)
     requested_px = sample.frames or spec.native_px
     frames_lat = frames.latent_frames(requested_px, spec.stride_t)
     if past is not None:
@@ -61,8 +65,6 @@ def build(
         frames_lat = past_lat - (-requested_px // spec.stride_t)
         given_lat = min(given_lat, frames_lat)
     frames_px = frames.pixel_frames(frames_lat, spec.stride_t)
-    techniques = tuple(_settled(technique, spec) for technique in _with_implied(preset.techniques, spec))
-    sampling = next((technique for technique in techniques if isinstance(technique, Sampling)), None)
     call_lat = sampling.frames_per_call(frames_lat, spec.native_lat) if sampling else frames_lat
     steps = _steps(requested.steps, sampling, frames_lat, spec)
     made_px = frames_px if past is None else spec.stride_t * (frames_lat - past_lat)
@@ -374,6 +376,9 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
     notes += plan.conditions.notes(plan.size)
     for name, picture in plan.schedule.pictures.items() if plan.schedule else ():
         notes += picture_notes(picture, name, plan.size, plan.conditions.fit)
+    if isinstance(plan.sampling, Chain) and plan.sampling.zero_padded:
+        notes.append("its clips are conditioned as the LoRAs of SVI 2.0 Pro were trained, which are to be given with --lora: "
+                     "longgen presets show svi names them")  # fmt: skip
     surplus = sum(call_lat - clip.given - clip.new for clip in plan.clips)
     if surplus:
         notes.append(f"every clip has {call_lat} latent frames: {surplus} of them, beyond the video's end or a cut, are dropped")

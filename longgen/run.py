@@ -133,6 +133,7 @@ def generate_one(
     run_settings = stored_settings(plan, job.prompt, job.seed, backbone.model_settings)
     with rundir.lock(output):
         rundir.check_place(output)
+        rundir.check_not_past(plan, output)
         ffmpeg.program()  # or it would be missed only when all is sampled
         if device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats(device)
@@ -209,7 +210,7 @@ def _sample(backbone: PipelineBackbone, job: Job, chunks: Chunks, state: State |
         frames = _copied(frames, on_host)
     decoded = loops.streams(plan, backbone.model_settings.offload)
     if decoded:  # sampling reports the progress of both
-        if given is not None and given.before is not None:
+        if given is not None and given.before is not None and given.before.shape[2]:  # splitting none would give one without frames
             frames = itertools.chain(given.before.split(1, dim=2), frames)
         writer = Writer(job.output, plan.size, plan.fps, chunks.settings)
         write_video(writer, shown.in_file(plan, backbone.decode, frames))
@@ -313,8 +314,10 @@ def write_video(writer: Writer, frames: Iterator[np.ndarray], phase: Phase | Non
     return done
 
 
-def draw_seed() -> int:
-    return secrets.randbelow(2**31)
+def draw_seed(plan: Plan | None = None) -> int:
+    """A seed that nobody asked for: where `plan` goes on from a rollout that run's own, whose generator goes on, else any."""
+    past = None if plan is None or not plan.spec.causal else plan.conditions.past
+    return secrets.randbelow(2**31) if past is None or past.seed is None else past.seed
 
 
 def generate(
@@ -359,7 +362,7 @@ def generate(
     from longgen.prompts import checked
 
     arguments.of_generate(given, preset.Sample, PromptSchedule)
-    seed = draw_seed() if seed is None else arguments.seed(seed)
+    seed = None if seed is None else arguments.seed(seed)
     spec = find(backbone or defaults.default_backbone())
     device = device or model.get("device", defaults.default_device())
     chosen = {"dtype": defaults.default_dtype(spec, device), **model, "device": device}
@@ -369,6 +372,7 @@ def generate(
     plan = resolve(PlanRequest(preset_name, spec, (*overrides,), sample or preset.Sample(), duration, schedule, layers, probe,
                                model_settings.lora, allow_code, conditions))  # fmt: skip
     start.check_fit(fit is not None, plan.fits)
+    seed = draw_seed(plan) if seed is None else seed
     prompt = checked(schedule.shots[0].prompt if schedule else prompt, "prompt")
     if resume and overwrite:
         raise UsageError("resume and overwrite are both given", expected="one of them", hint="leave one out")

@@ -159,6 +159,14 @@ def check_place(output: Path) -> None:
     disk.check_writable(folder / RECORD)
 
 
+def check_not_past(plan: Plan, output: Path) -> None:
+    """Raises UsageError where the video would take the place of the one that it goes on from."""
+    past = plan.conditions.past
+    if past is not None and past.path.resolve() in (output.resolve(), run_folder(output).resolve()):
+        raise UsageError(f"--output {output} is the video that --continue goes on from", expected="another name",
+                         hint="give another --output; --join makes one video of both")  # fmt: skip
+
+
 def already_finished(output: Path, settings: dict[str, Any], frames: int, resume: bool, overwrite: bool) -> bool:
     """Whether `output` is finished, so that there is nothing to do; otherwise it may be made, or resumed.
 
@@ -241,6 +249,7 @@ def jobs_of(
             output = _numbered(output, settings, {*taken}, listings, resume)
             taken[naming.key_of(run_folder(output))] = output
         check_place(output)
+        check_not_past(request.plan, output)
         with lock(output) if run_folder(output).is_dir() else nullcontext():  # the state of a run under way says little
             already_finished(output, settings, request.plan.written_px, resume, overwrite)
         jobs.append(Job(request.plan, request.prompt, request.seed, output))

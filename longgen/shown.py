@@ -23,6 +23,8 @@ from longgen.errors import MissingError
 from longgen.pipelines import earlier
 from longgen.plan import Plan
 
+Decode = Callable[[Tensor | Iterator[Tensor]], Iterator[np.ndarray]]
+
 
 def stored(plan: Plan, folder: Path, latents: Tensor | Chunks) -> Tensor | Iterator[Tensor]:
     """All latents that are decoded for `plan`, whose own are `latents` in the run's `folder`: [1, C, *, h, w], or one by one.
@@ -39,9 +41,9 @@ def stored(plan: Plan, folder: Path, latents: Tensor | Chunks) -> Tensor | Itera
         frames = (frame for part in given for frame in part.split(1, dim=2))
         return itertools.chain(frames, latents.frames(plan.frames_lat - plan.given_lat))
     front = None if source is None else earlier.in_front(plan, source)
-    if isinstance(latents, Chunks):  # of a chain, whose first clip holds what it was given
-        own = latents.frames(plan.frames_lat)
-        return own if front is None else itertools.chain(front.split(1, dim=2), own)
+    if isinstance(latents, Chunks):  # of a chain, whose first clip holds what is given
+        before = front.split(1, dim=2) if front is not None and front.shape[2] else ()
+        return itertools.chain(before, latents.frames(plan.frames_lat))
     return latents if front is None else torch.cat([front, latents.to(front)], dim=2)
 
 
@@ -55,34 +57,51 @@ def given_latents(plan: Plan, inputs: Path) -> Tensor:
     return checkpoint.check_latents(path, tensors.get("latents"), (1, plan.spec.latent_channels, plan.given_lat, None, None))
 
 
+def _by_shot(plan: Plan, decode: Decode, latents: Tensor | Iterator[Tensor]) -> Iterator[np.ndarray]:
+    """The frames of `latents`, where a shot with a picture is decoded by itself, so that nothing before it shines through.
+
+    Its first latent frame then holds one frame, where others hold `stride_t`: the picture, which is shown for as many [derived].
+    """
+    if not plan.cuts:
+        yield from decode(latents)
+        return
+    frames = iter(latents.split(1, dim=2)) if isinstance(latents, Tensor) else latents
+    source, before = plan.conditions.past, 0
+    if source is not None and source.latents is not None:
+        before = source.shown_lat - plan.given_lat  # frames of the run before, see `stored`
+    for begin, end in itertools.pairwise((-before, *plan.cuts, plan.frames_lat)):
+        first = next(frames, None)
+        if first is None:  # of a run that was stopped
+            return
+        decoded = decode(itertools.chain([first], itertools.islice(frames, end - begin - 1)))
+        if begin > 0:
+            opening = next(decoded)
+            yield np.concatenate([np.repeat(opening[:1], plan.spec.stride_t - 1, axis=0), opening])
+        yield from decoded
+
+
 FADE_PX = 16  # frames over which a file's own go over into decoded ones
-Decode = Callable[[Tensor | Iterator[Tensor]], Iterator[np.ndarray]]
 
 
 def in_file(plan: Plan, decode: Decode, latents: Tensor | Iterator[Tensor]) -> Iterator[np.ndarray]:
     """The frames [F, height, width, 3] uint8 of the file of `plan`, whose `latents` are those of `stored`, some at a time."""
     source, of_latents_px, front = plan.conditions.past, plan.written_px, plan.given_lat
     if source is None:
-        yield from decode(latents)
+        yield from _by_shot(plan, decode, latents)
         return
     video = source.video if plan.conditions.join else None
     if video is not None:
         of_latents_px -= len(video[0].sampled(plan.fps))
     if source.latents is not None:
         front = plan.past_lat if plan.spec.causal else source.shown_lat
-        if plan.spec.picture_needed:  # whose first latent frame holds one frame, so that no decoder goes on with it
-            if of_latents_px > plan.new_px:
-                before = past.taken(source).latents[:, :, : source.shown_lat]
-                yield from _last(decode(before), plan.spec.stride_t * (front - 1) + 1, of_latents_px - plan.new_px)
-            of_latents_px, front = plan.new_px, plan.given_lat
     count = plan.spec.stride_t * (front - 1) + 1 + plan.new_px
     if video is None:
-        yield from _last(decode(latents), count, of_latents_px)
+        yield from _last(_by_shot(plan, decode, latents), count, of_latents_px)
     else:
         file, fit = video
         fade = min(FADE_PX, count - of_latents_px, len(file.sampled(plan.fps)))
         frames = past.frames(file, plan.fps, plan.size, fit or plan.conditions.fit)
-        yield from _faded(frames, _last(decode(latents), count, of_latents_px + fade), fade)
+        yield from _faded(frames, _last(_by_shot(plan, decode, latents), count, of_latents_px + fade), fade)
 
 
 def _faded(frames: Iterator[np.ndarray], decoded: Iterator[np.ndarray], fade: int) -> Iterator[np.ndarray]:

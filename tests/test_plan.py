@@ -127,6 +127,8 @@ def refusal(name: str, spec: BackboneSpec) -> str | None:
         return rf"needs {absent[0]} \(.*\), which {spec.name} does not have"
     if any(isinstance(one.layers, str) and one.layers not in ("all", *spec.verdicts) for one in techniques):
         return f"{spec.name} has not been probed at this length"
+    if name in ("chain", "svi") and not spec.clean_lat:
+        return f"a chain hands latent frames from clip to clip, and {spec.name} cannot begin with any"
     if name == "riflex" and spec.intrinsic_component is None:
         return "riflex.component is unknown for this backbone"
     return None

@@ -171,7 +171,7 @@ def jobs_of_rows(rows: Sequence[Row], plans: Sequence[Plan], seed: int | None, o
     for row, plan in zip(rows, plans, strict=True):
         row_seed = seed if row.seed is None else row.seed
         target = output if row.output is None else str(Path(output or ".") / row.output)
-        jobs.append(rundir.JobRequest(plan, row.prompt, run.draw_seed() if row_seed is None else row_seed, target))
+        jobs.append(rundir.JobRequest(plan, row.prompt, run.draw_seed(plan) if row_seed is None else row_seed, target))
     first_lines: dict[Any, int] = {}
     for row, job in zip(rows, jobs, strict=True):
         first = first_lines.setdefault((id(job.plan), job.prompt, job.seed), row.line)

@@ -161,7 +161,7 @@ def seams(plan: Plan) -> list[int]:
     edges: set[int] = set()
     if plan.chunk_lat is not None:
         edges.update(start for start, _ in plan.chunks if start >= plan.given_lat)
-    edges.update(clip.start for clip in plan.clips)
+    edges.update(clip.start for clip in plan.clips if not clip.begins)  # a shot with a picture is a cut that is meant
     sampling, length = plan.sampling, plan.call_geometry.frames_lat
     if isinstance(sampling, MultiDiffusion) and length < plan.frames_lat and sampling.shifts(length) == 1:
         clips = sampling.clips(plan.frames_lat, length, ANY_TIMESTEP, 0)

@@ -77,7 +77,8 @@ def _attention_cost(name: str, backbones: list[str]) -> str:
     def attention(*stack: str) -> float:
         stacked = tuple(catalog.technique(technique)() for technique in stack)
         alone = preset.Preset(name=name, techniques=stacked, sample=preset.Sample(frames=321))
-        return cost.attention_ratio(planner.build(alone, SPECS[backbone]))
+        spec = SPECS[backbone]
+        return cost.attention_ratio(planner.build(alone, spec, conditions=planner.stand_in(spec)))
 
     if name == "sink":  # which adds to a context, and is nothing without
         return f"{attention('window', name) - attention('window'):.2f} more"

@@ -52,6 +52,7 @@ def chain(denoiser: Denoiser, noise: Tensor, generator: torch.Generator, on_step
     plan, technique = denoiser.plan, denoiser.plan.sampling
     assert isinstance(technique, Chain)
     seed, done = generator.initial_seed(), 0 if resume is None else resume.done
+    carried = max(clip.carried for clip in plan.clips)
     tail, begun = torch.empty(0), None
     for number, clip in enumerate(plan.clips):
         if number:
@@ -79,7 +80,8 @@ def chain(denoiser: Denoiser, noise: Tensor, generator: torch.Generator, on_step
             on_step(State((number + 1) * plan.steps, added, {}, generator.get_state()))
         if clip.begins:
             begun = _begun(denoiser, added, given, technique.reference)
-        tail = torch.cat([added[:, :, :0] if clip.begins else tail, added], dim=2)[:, :, -_longest(plan.clips) :].clone()
+        tail = torch.cat([added[:, :, :0] if clip.begins else tail, added], dim=2)
+        tail = tail[:, :, -carried:].clone()  # a view would keep the clip
         yield added
 
 
@@ -90,10 +92,6 @@ def _begun(denoiser: Denoiser, added: Tensor, given: Given | None, reference: bo
     if reference and picture is not None:  # some models sample it too, and it is then not quite the picture
         first = denoiser.backbone.encoded_frames(np.asarray(picture)[None], torch.Generator().manual_seed(0))
     return Begun(first, picture, *statistics(added))
-
-
-def _longest(clips: tuple[Clip, ...]) -> int:
-    return max(1, *(clip.carried for clip in clips))
 
 
 def _picture_at(plan: Plan, clip: Clip) -> Conditions:

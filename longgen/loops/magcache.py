@@ -75,7 +75,7 @@ def skipping(backbone: PipelineBackbone, plan: Plan, calibrating: Callable[[], R
     if isinstance(plan.sampling, MultiDiffusion) and plan.sampling.shifts(plan.call_geometry.frames_lat) > 1:
         raise UsageError(f"--cache {backbone.model_settings.cache} takes what a step before added to a clip, and the clips of "
                          f"{plan.preset.name} move from step to step", expected="no --cache", hint="leave it out")  # fmt: skip
-    stored = ratios_of(backbone, plan, calibrating)
+    stored = ratios_of(backbone, plan.first, calibrating)  # every clip of a chain takes all steps
     configs = [
         MagCacheConfig(threshold=cache[1], num_inference_steps=len(ratios), mag_ratios=ratios) if ratios else None
         for ratios in map(_farthest, stored.ratios)
@@ -102,7 +102,7 @@ def ratios_of(backbone: PipelineBackbone, plan: Plan, calibrating: Callable[[], 
         stored = read(path)
         if (stored.weights, stored.settings) == (weights, settings):
             return stored
-    measured = measure(backbone, build(plan.preset, plan.spec, conditions=plan.conditions), calibrating())
+    measured = measure(backbone, build(plan.preset, plan.spec, conditions=plan.conditions).first, calibrating())
     ratios = Ratios(schema=1, longgen=__version__, backbone=backbone.spec.name, weights=weights, settings=settings, ratios=measured)
     disk.make_folder(path.parent)
     disk.save_json(path, ratios.model_dump(mode="json", by_alias=True))

@@ -128,7 +128,7 @@ class PipelineBackbone:
         together with what follows, that is left to it, and the `Given` has no latents.
         """
         if plan.conditions.past is not None:
-            return earlier.given(plan, plan.conditions.past, generator, self.encoded_frames, self.decode)
+            return earlier.given(plan, plan.conditions.past, generator, self.encoded_frames)
         image, last_image = self.fitted_pictures(plan)
         return None if image is None else Given(self.encoded_frames(np.asarray(image)[None], generator), image, last_image)
 

@@ -5,7 +5,7 @@ Legend: C channels, m latent frames that are given, p that are in front of these
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -17,46 +17,33 @@ from longgen.past import Past
 from longgen.pipelines.given import Given
 from longgen.plan import Plan
 
+Encode = Callable[[np.ndarray, torch.Generator], Tensor]
 
-def given(
-    plan: Plan,
-    past: Past,
-    generator: torch.Generator,
-    encode: Callable[[np.ndarray, torch.Generator], Tensor],
-    decode: Callable[[Tensor], Iterator[np.ndarray]],
-) -> Given:
-    """The `plan.given_lat` latent frames that `plan` begins with. encode, decode: of `PipelineBackbone`.
+
+def given(plan: Plan, past: Past, generator: torch.Generator, encode: Encode) -> Given:
+    """The `plan.given_lat` latent frames that `plan` begins with. encode: `PipelineBackbone.encoded_frames`.
 
     A rollout gets all of a run from its first frame on, whose generator goes on where `generator` has the run's own seed. Frames
-    that are denoised together get its last ones. A model that needs a picture gets the last frame as one.
+    that are denoised together get its last ones.
     """
     from PIL import Image
 
-    if past.latents is None:
-        frames = newest_frames(plan, past)
-    else:
+    if past.latents is not None:
         taken = pasts.taken(past)
         shown = taken.latents[:, :, : past.shown_lat]
         if plan.spec.causal:
             goes_on = past.seed == generator.initial_seed()
             return Given(taken.latents[:, :, : plan.given_lat], generator=taken.generator if goes_on else None,
                          carried=(*taken.carried,) if goes_on else ())  # fmt: skip
-        if not plan.spec.picture_needed:
-            first = shown.shape[2] - plan.given_lat
-            return Given(shown[:, :, first:], before=shown[:, :, :first])
-        for frames in decode(shown):
-            frames = frames[-1:]
-    return Given(encode(frames, generator), Image.fromarray(frames[0]))
-
-
-def newest_frames(plan: Plan, past: Past) -> np.ndarray:
-    """The last frames [F, height, width, 3] uint8 of a video file that `plan` encodes."""
+        first = shown.shape[2] - plan.given_lat
+        return Given(shown[:, :, first:], before=shown[:, :, :first])
     count = pixel_frames(plan.given_lat, plan.spec.stride_t)
-    return np.concatenate([*pasts.frames(past, plan.fps, plan.size, plan.conditions.fit, count)])
+    frames = np.concatenate([*pasts.frames(past, plan.fps, plan.size, plan.conditions.fit, count)])
+    return Given(encode(frames, generator), Image.fromarray(frames[0]))
 
 
 def in_front(plan: Plan, past: Past) -> Tensor | None:
     """The latents [1, C, p, h, w] of a run before those that `plan` is given: only the decoder sees them."""
-    if past.latents is None or plan.spec.causal or plan.spec.picture_needed:
+    if past.latents is None or plan.spec.causal:
         return None
     return pasts.taken(past).latents[:, :, : past.shown_lat - plan.given_lat]

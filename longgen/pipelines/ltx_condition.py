@@ -63,7 +63,7 @@ class LtxCondition(Ltx):
         """
         ahead = torch.Generator()
         ahead.set_state(generator.get_state())
-        self.noise(plan, ahead)
+        self.noise(plan.first, ahead)
         return super().given(plan, ahead)
 
     @contextmanager

@@ -96,11 +96,10 @@ class Wan(PipelineBackbone):
 
     def given(self, plan: Plan, generator: torch.Generator) -> Given | None:
         """Wan I2V encodes the picture with the grey frames after it, in its pipeline."""
-        if not self.spec.picture_needed:
-            return super().given(plan, generator)
-        if plan.conditions.past is not None:
+        if not self.spec.picture_needed or plan.conditions.past is not None:
             given = super().given(plan, generator)
-            return given and replace(given, latents=None)
+            own = given is not None and given.image is not None and self.spec.picture_needed
+            return replace(given, latents=None) if given is not None and own else given
         image, last_image = self.fitted_pictures(plan)
         return None if image is None else Given(None, image, last_image)
 

@@ -7,19 +7,20 @@ decoded and encoded again. With its LoRAs: the technique `svi`.
 Legend: T latent frames of the video, T0 of them in training, L frames of a clip, m = `overlap`, r = 1 with `reference` and else 0,
 k number of a clip from 0 on, C channels.
 
-    clip 0   frames 0 .. L - 1, as direct sampling makes them: from the picture, the earlier video, or noise alone
+    clip 0   frames 0 .. L - 1, as direct sampling makes them: from the picture, the last m frames of an earlier video, or noise
     clip k   [the first frame of the video, if r] [its last m frames so far] [L - r - m new ones]: the first r + m are given and
              clean, the rest is sampled; the new ones are appended                                                    [code]
     colour   a new frame's x becomes  x + c ((x - mean) / std * std_0 + mean_0 - x),  c = `colour`; mean and std of the clip's new
              frames and mean_0 and std_0 of clip 0, of each channel                       [AdaIN, arXiv 1703.06868; derived]
     seed     the run's + 42 k, so that every clip starts from noise of its own                            [code: 42 k]
 
-Constants: L = T0 · m = min(4, the most clean frames that the model may begin with) and reference off, colour 0: the best of those
-measured on `tiny` [derived].
+Constants: L = T0 · m = min(4, the most clean frames that the model may begin with), reference off, colour 0 [derived]. `tiny`
+hardly tells m = 1 to 6, reference and colour apart: 3 pictures, 321 and 641 frames, no drift with any of them.
 
 Derived: every clip has L frames, the model's native length, the last one too, whose surplus is dropped · statistics are those of
 the first clip, not of the clip before, so that errors do not add up · without a picture the reference is the first latent frame
-of the first clip · a shot of a prompt schedule that has a picture begins with a clip of its own, as the video does.
+of the first clip · a shot of a prompt schedule that has a picture begins with a clip of its own, as the video does, and is
+decoded by itself; its picture is shown for the frames of one latent frame.
 
 Differs from the reference: clips are joined as latents, and decoded as one stream; the code decodes each clip and drops its first
 5 frames, which is what r = m = 1 latent frames decode to.

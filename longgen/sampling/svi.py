@@ -13,9 +13,12 @@ Constants: m = 1, L = 21, the picture in view, 50 steps, shift 5, both LoRAs at 
 4 in its README. Trained at 832x480 [docs]. The experts' boundary is .875 in its pipeline; here the model's own [derived]. ComfyUI's
 workflow for 2.0, with LightX2V LoRAs of .5 and 1 besides: 6 steps, shift 8, guidance 1.5.
 
+The same LoRAs in half precision, for ComfyUI: SVI_v2_PRO_Wan2.2-I2V-A14B_HIGH_lora_rank_128_fp16.safetensors and .._LOW_.. in
+Kijai/WanVideo_comfy.
+
 Without the LoRAs zeros are not what the model knows: its own pipeline pads with an encoded grey video.
 
-Differs from the reference: see `chain`.
+Differs from the reference: see `chain`; and the checkpoint's scheduler steps, UniPC, where the code has Euler's [derived].
 
 Neutral: never; a video of at most L frames is one such clip.
 """
@@ -40,5 +43,5 @@ class Svi(Chain):
     reference: bool = True
 
     def most_given(self, model: Model) -> int:
-        """Any number: the condition holds them, and they are sampled too."""
-        return model.native_lat
+        """Any number that fits: the condition holds them, and they are sampled too."""
+        return model.native_lat if model.clean_lat else 0

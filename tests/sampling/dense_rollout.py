@@ -198,8 +198,11 @@ def rollout(
     switch: str = "recache",
     kept: int = 2,
     seed: int = 0,
+    given: Tensor | None = None,
 ) -> Tensor:
-    """The latents [1, C, T, h, w]. prompts: of each chunk."""
+    """The latents [1, C, T, h, w]. prompts: of each chunk. given: clean latents [1, C, m, h, w] that it begins with, in chunks of
+    which the first has what is left over.
+    """
     spec, generator = backbone.spec, torch.Generator().manual_seed(seed)
     width, height = spec.size
     shape = (1, spec.latent_channels, chunk, height // spec.stride_hw, width // spec.stride_hw)
@@ -215,8 +218,9 @@ def rollout(
     rows: dict[int, int] = {}  # of the frames that there are
     done: list[Tensor] = []
 
+    known = 0 if given is None else given.shape[2]
     for index, prompt in enumerate(prompts):
-        start, text = index * chunk, different.index(prompt)
+        start, text = sum(len(latents[0, 0]) for latents in done), different.index(prompt)
         if index and prompt != prompts[index - 1]:
             if switch == "flush":
                 rows = {frame: row for frame, row in rows.items() if frame < sink or frame >= start - kept}
@@ -227,6 +231,11 @@ def rollout(
                     latents = torch.cat(done, dim=2)[:, :, again]
                     past = {frame: row for frame, row in rows.items() if frame < again[0]}
                     rows |= dense.keep(Group(again, past, latents, text), context_noise)
+        if given is not None and start < known:
+            clean = given[:, :, start : start + (known % chunk or chunk if start == 0 else chunk)]
+            done.append(clean)
+            rows |= dense.keep(Group(list(range(start, start + clean.shape[2])), dict(rows), clean, text), context_noise)
+            continue
         x = torch.randn(shape, generator=generator)
         group = Group(list(range(start, start + chunk)), dict(rows), x, text)
         for step in range(steps):

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -23,19 +24,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from longgen import cost, describe, interrupted, pictures, planner, preset, rundir
+from longgen import cost, describe, interrupted, pictures, planner, preset, rundir, shown
 from longgen.backbones.wan import TINY
 from longgen.checkpoint import Chunks
 from longgen.compare.grid import seams
 from longgen.conditions import NOTHING, Conditions
 from longgen.errors import LonggenError, UsageError
-from longgen.loops import State, loop_of, sample, stream, streams
+from longgen.loops import State, direct, loop_of, sample, stream, streams
 from longgen.loops import chain as chain_loop
 from longgen.loops.denoiser import Denoiser
+from longgen.past import Past
+from longgen.pipelines.given import Given
 from longgen.plan import Plan
 from longgen.sampling.chain import SEED_STRIDE, Chain, Clip
 from longgen.sampling.svi import Svi
 from longgen.schedule import PromptSchedule, Shot, seen_by, weights
+from tests.backbones import family
+from tests.models import small
 
 PROMPT = "a large red circle bouncing on a navy background"
 OTHER = "a large green square bouncing on a navy background"
@@ -182,6 +187,40 @@ def test_the_first_clip_begins_with_the_picture_and_later_ones_hold_it(tiny: Any
     clean = torch.cat([given, made[:, :, 3:5]], dim=2)
     by_hand = clip_by_hand(tiny, plan, PROMPT, SEED + SEED_STRIDE, clean)[:, :, 3:]
     assert (made[:, :, 5:7] - by_hand).abs().max() < 2e-4
+
+
+@pytest.mark.parametrize("name", small.ALL)
+def test_on_every_model_that_goes_on_from_a_picture(model_folder: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    """The first clip is direct sampling, a later one is what its adapter makes of its last latent frame; and it resumes."""
+    backbone = family.loaded(model_folder(name))
+    spec = backbone.spec
+    if "first-frame" not in spec.capabilities or not spec.clean_lat:
+        with pytest.raises(UsageError, match=r"cannot take a picture|no last one is given"):
+            family.made(backbone, "chain", 4 * spec.stride_t + 1, 2, conditions=family.pictured(tmp_path))
+        return
+    conditions = family.pictured(tmp_path)
+    sets = ("chain.frames=3", "chain.overlap=1", "chain.colour=0.5")
+    plan = family.made(backbone, "chain", 4 * spec.stride_t + 1, 2, sets, conditions)
+    alone = family.made(backbone, "direct", 2 * spec.stride_t + 1, 2, conditions=conditions)
+    assert [(clip.start, clip.new, clip.given) for clip in plan.clips] == [(0, 3, 0), (3, 2, 1)]
+
+    def run(made: Plan, on_step: Any = None, resume: State | None = None) -> Tensor:
+        generator = torch.Generator().manual_seed(SEED)
+        denoiser = Denoiser(backbone, made, family.PROMPT, backbone.given(made, generator))
+        return sample(denoiser, denoiser.initial_noise(generator), generator, on_step or (lambda state: None), resume)
+
+    states = list[State]()
+    made = run(plan, lambda state: states.append(copy.deepcopy(state)))
+    first = run(alone)
+    assert torch.equal(made[:, :, :3], first)
+    part = plan.of_clip(plan.clips[1])
+    generator = torch.Generator().manual_seed(SEED + SEED_STRIDE)
+    own = Denoiser(backbone, part, family.PROMPT, Given(first[:, :, 2:]))
+    second = direct.run_pipeline(own, own.initial_noise(generator), generator, lambda state: None, None, None)[:, :, 1:]
+    assert torch.equal(made[:, :, 3:], chain_loop.matched(second, *chain_loop.statistics(first), 0.5))
+    assert [state.done for state in states] == [1, 2, 3, 4]
+    resumed = run(plan, resume=states[2]._replace(clips=[states[1].latents]))
+    assert torch.equal(resumed, made)
 
 
 # Memory, streaming, resuming
@@ -377,7 +416,7 @@ def test_a_clip_sees_its_part_of_the_schedule(blend: Fraction) -> None:
     whole = PromptSchedule(shots, blend)
     shares = weights(whole, 121, 4, 16)
     for first, end in [(0, 5), (3, 12), (7, 9), (10, 31), (20, 31), (28, 40)]:
-        part = seen_by(whole, shares, first, end, Fraction(4, 16))
+        part = seen_by(whole, shares, first, end, Fraction(4 * first, 16))
         own = weights(part, 4 * (end - first - 1) + 1, 4, 16)
         texts = [shot.prompt for shot in shots]
         for frame in range(first + 1, end):  # the first has one pixel frame, in place of four
@@ -401,15 +440,53 @@ def test_clips_of_one_shot_have_its_text_alone_and_others_every_frame_its_own(ti
     assert not torch.equal(made[:, :, 7:12], plain[:, :, 7:12])
 
 
-@dataclasses.dataclass(frozen=True)
-class Pictured(Shot):
-    """A shot that has a picture."""
+def test_a_schedule_s_times_are_those_of_the_new_frames_after_an_earlier_video(picture: pictures.Picture) -> None:
+    past = Past(
+        Path("before.run"), "0" * 64, 81, 16.0, (64, 64), latents=21, shown_lat=21, latent_shape=(48, 4, 4), backbone="tiny"
+    )
+    shots = PromptSchedule((*SHOTS.shots, Shot(Fraction(3), PROMPT), Shot(Fraction(4), OTHER, picture)))
+    plan = planned("chain.frames=7", "chain.overlap=3", frames=80, schedule=shots, conditions=Conditions(past=past))
+    assert (plan.frames_lat, plan.given_lat, plan.new_px) == (23, 3, 80)
+    assert plan.cuts == (3 + 16,)  # four seconds are 64 frames, and each new latent frame holds four
+    assert [(clip.start, clip.new) for clip in plan.clips] == [(0, 7), (7, 4), (11, 4), (15, 4), (19, 4)]
+    assert plan.shares is not None
+    for clip in plan.clips:
+        part, first = plan.of_clip(clip), clip.start - clip.given
+        assert part.given_lat == (1 if clip.start == 19 else 3)
+        assert part.schedule is not None
+        assert part.shares is not None
+        for place in range(clip.given, clip.given + clip.new):
+            share = {shot.prompt: part.shares[number, place] for number, shot in enumerate(part.schedule.shots)}
+            expected = shots.shots[int(plan.shares[:, first + place].argmax())].prompt
+            assert share[expected] == 1, (clip, place)
+    short = planned("chain.overlap=2", frames=40, conditions=Conditions(past=past))
+    assert (short.given_lat, short.clips, loop_of(short)) == (2, (), direct.direct)
 
-    image: Any = None
+
+@pytest.mark.parametrize("name", ["cogvideox-i2v", "hunyuan-i2v"])
+def test_a_model_of_one_text_gets_the_mean_of_a_clip_s_new_frames(
+    model_folder: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    backbone, conditions = family.loaded(model_folder(name)), family.pictured(tmp_path)
+    assert backbone.spec.joint_text
+    seconds = Fraction(9, backbone.spec.fps)  # in the fourth latent frame, of frames 9 to 12
+    shots = PromptSchedule((Shot(Fraction(0), family.PROMPT), Shot(seconds, "a large red circle bouncing on a navy background")))
+    made = preset.load("chain", ("chain.frames=3", "chain.overlap=1"), preset.Sample(frames=17, steps=2, size=family.SIZE))
+    plan, plain = (planner.build(made, backbone.spec, one, conditions=conditions) for one in (shots, None))
+    assert plan.shares is not None
+    assert plan.shares.argmax(axis=0).tolist() == [0, 0, 0, 1, 1]
+    latents = []
+    for one in (plan, plain):
+        generator = torch.Generator().manual_seed(SEED)
+        denoiser = Denoiser(backbone, one, family.PROMPT, backbone.given(one, generator))
+        latents.append(sample(denoiser, denoiser.initial_noise(generator), generator))
+    assert torch.equal(latents[0][:, :, :3], latents[1][:, :, :3])
+    assert torch.isfinite(latents[0]).all()
+    assert not torch.equal(latents[0][:, :, 3:], latents[1][:, :, 3:])
 
 
 def test_a_shot_with_a_picture_begins_a_clip(tiny: Any, picture: pictures.Picture) -> None:
-    schedule = PromptSchedule((Shot(Fraction(0), PROMPT), Pictured(Fraction(2), OTHER, image=picture)))
+    schedule = PromptSchedule((Shot(Fraction(0), PROMPT), Shot(Fraction(2), OTHER, picture)))
     plan = planned("chain.frames=6", "chain.overlap=2", "chain.reference=true", frames=61, schedule=schedule, steps=2)
     assert plan.cuts == (8,)
     assert [(clip.start, clip.new, clip.begins) for clip in plan.clips] == [
@@ -421,6 +498,20 @@ def test_a_shot_with_a_picture_begins_a_clip(tiny: Any, picture: pictures.Pictur
     assert plan.of_clip(plan.clips[3]).given_lat == clean.shape[2] == 3
     short = planned("chain.frames=30", "chain.overlap=2", frames=61, schedule=schedule, steps=2)
     assert [clip.start for clip in short.clips] == [0, 8]  # even where one clip could hold the video
+
+
+def test_a_shot_with_a_picture_is_decoded_by_itself(tiny: Any, picture: pictures.Picture) -> None:
+    schedule = PromptSchedule((Shot(Fraction(0), PROMPT), Shot(Fraction(1), OTHER, picture), Shot(Fraction(2), PROMPT, picture)))
+    plan = planned("chain.frames=5", "chain.overlap=2", frames=49, schedule=schedule, steps=2)
+    assert plan.cuts == (4, 8)
+    latents = sample(*begun(tiny, plan))
+    parts = [np.concatenate([*tiny.decode(part)]) for part in latents.split([4, 4, 5], dim=2)]
+    expected = [parts[0], *(one for part in parts[1:] for one in (part[:1], part[:1], part[:1], part))]
+    for given in (latents, iter(latents.split(1, dim=2)), iter(latents.split(2, dim=2)[:2])):
+        frames = np.concatenate([*shown.in_file(plan, tiny.decode, given)])
+        assert np.array_equal(frames, np.concatenate(expected)[: len(frames)])
+        assert len(frames) in (49, 13)
+    assert seams(plan) == []
 
 
 # Refusals

@@ -184,3 +184,17 @@ def test_a_run_measures_first_and_says_so(tiny_plan: Callable[..., Plan], tmp_pa
     assert seen.count("calibrate") == 7
     assert latents[0] == latents[1]
     assert rundir.stored_record(tmp_path / "one.mp4")["settings"]["cache"] == "mag:0.5"
+
+
+def test_every_clip_of_a_chain_skips_by_the_ratios_of_one(cached: Callable[..., Any], home: Path) -> None:
+    plain, never, often = cached("wan-ti2v"), cached("wan-ti2v", "mag:0.000001"), cached("wan-ti2v", "mag:0.9")
+    chain, longer = (family.made(plain, "chain", frames, STEPS, ("chain.frames=3", "chain.overlap=1")) for frames in (17, 25))
+    assert (len(chain.clips), len(longer.clips)) == (2, 3)
+    expected = family.sampled(plain, chain)
+    latents, calls, measured = sampled(never, chain)
+    assert (calls, measured) == ([2 * STEPS * 2], [STEPS])
+    assert torch.equal(latents, expected)
+    _, calls, measured = sampled(often, longer)  # ratios are a clip's, whatever the length
+    assert measured == []
+    assert calls[0] < 3 * STEPS * 2
+    assert len([*home.rglob("*.json")]) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from longgen.loops.denoiser import Denoiser
 from longgen.pipelines.given import Given
 from longgen.plan import Plan
 from longgen.sampling.svi import Svi
+from tests.backbones import family
 
 PROMPT = "a large red circle bouncing on a navy background"
 ABLE = dataclasses.replace(TINY, capabilities=(*TINY.capabilities, "latent-condition"), clean_lat=1)
@@ -72,5 +74,35 @@ def test_the_preset_is_the_code_s(picture: pictures.Picture) -> None:
     shipped = preset.load("svi")
     assert shipped.techniques == (Svi(overlap=1, reference=True),)
     assert (shipped.sample.steps, shipped.sample.guidance_scale, shipped.sample.flow_shift) == (50, 5.0, 5.0)
-    assert "1=SVI_Wan2.2-I2V-A14B_high_noise_lora_v2.0_pro.safetensors" in shipped.description
-    assert "2=SVI_Wan2.2-I2V-A14B_low_noise_lora_v2.0_pro.safetensors" in shipped.description
+    assert "--lora 1=SVI_Wan2.2-I2V-A14B_high_noise_lora_v2.0_pro.safetensors" in shipped.source
+    assert "--lora 2=SVI_Wan2.2-I2V-A14B_low_noise_lora_v2.0_pro.safetensors" in shipped.source
+    assert any("which are to be given with --lora" in note for note in planned(53, picture).notes)
+
+
+@pytest.mark.parametrize("name", ["wan-i2v", "wan-i2v-experts"])
+def test_the_condition_is_that_of_the_code(model_folder: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    """diffsynth/pipelines/wan_video_svi_pro.py: y = concat([msk, concat([anchor_latent, motion_latent, padding])])."""
+    backbone, conditions = family.loaded(model_folder(name)), family.pictured(tmp_path)
+    plan = family.made(backbone, "svi", 29, 2, ("svi.frames=4",), conditions)  # 8 latent frames: 4, 2 and 2
+    seen: list[torch.Tensor] = []
+    hooks = [transformer.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs["hidden_states"].clone()),
+                                                   with_kwargs=True) for transformer in backbone.transformers]  # fmt: skip
+    generator = torch.Generator().manual_seed(1)
+    denoiser = Denoiser(backbone, plan, family.PROMPT, backbone.given(plan, generator))
+    try:
+        made = sample(denoiser, denoiser.initial_noise(generator), generator)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    fitted = np.asarray(pictures.fitted(conditions.image, plan.size, "crop"))
+    anchor = backbone.encoded_frames(fitted[None], torch.Generator())
+    assert len(seen) == 3 * 2 * 2  # clips, steps, guidance
+    for clip, model_input in zip(plan.clips, seen[::4], strict=True):
+        motion = made[:, :, clip.start - clip.carried : clip.start]
+        msk, y = torch.zeros(1, 4, 4, *anchor.shape[3:]), torch.zeros(1, 16, 4, *anchor.shape[3:])
+        msk[:, :, 0] = 1
+        y[:, :, :1] = anchor
+        y[:, :, 1 : 1 + clip.carried] = motion
+        assert torch.equal(model_input[:, 16:20], msk)
+        assert torch.allclose(model_input[:, 20:], y, atol=1e-5)
+        assert torch.equal(model_input[:, 20:, 1:], y[:, :, 1:])

@@ -42,7 +42,7 @@ in 90, beside other work: about two hours with the last two side by side. (The f
 
 Where the shipped weights differ from these commands: pictures, 900 steps in 90 minutes, saw 1,280 of the clips, the first 400
 steps at the learning rates of a run of 2,000, and one latent was given in 60% of the clips that have any, not in 58%. parts, 1,600
-steps in 30 minutes, began at its weights in fp16, on all clips encoded by the shipped VAE.
+steps in 57 minutes beside much other work, began at its weights in fp16, on all clips, encoded by the shipped VAE.
 """
 
 from __future__ import annotations

@@ -152,7 +152,8 @@ def of_video(path: Path) -> Past:
         raise LonggenError(
             f"--continue: {path} could not be read: {error.strerror}", expected=EXPECTED, hint="copy it again"
         ) from None
-    times, notes = info.times, [f"{path.name}: {note}" for note in (*info.notes, *([info.cut] if info.cut else ()), *said)]
+    about = (*info.notes, *([info.cut] if info.cut else ()), *said)
+    times, notes = info.times, [f"{path.name}: {note}" for note in about if "varying intervals" not in note]  # a plan says it
     if times is not None and len(times) != count + 1:
         notes.append(f"{path.name}: it has timestamps of {len(times) - 1} frames and {count} could be decoded, so that its mean of "
                      f"{info.fps:.4g} fps is taken for all")  # fmt: skip
@@ -176,7 +177,7 @@ def frames(past: Past, fps: float, size: tuple[int, int], fit: Fit, last: int | 
     from PIL import Image, ImageOps
 
     wanted = past.sampled(fps)[-last if last else 0 :]
-    done = 0
+    done, times_taken = 0, np.bincount(wanted)
     for index, frame in enumerate(read_frames(past.path, past.size)):
         if done == len(wanted):
             break
@@ -187,7 +188,7 @@ def frames(past: Past, fps: float, size: tuple[int, int], fit: Fit, last: int | 
             fitted = np.asarray(
                 (ImageOps.fit if fit == "crop" else ImageOps.pad)(Image.fromarray(frame), size, Image.Resampling.LANCZOS)
             )
-        for _ in range(int((wanted == index).sum())):
+        for _ in range(times_taken[index]):
             yield fitted[None]
             done += 1
     if done < len(wanted):

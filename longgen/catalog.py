@@ -34,7 +34,10 @@ SLOTS = {  # slot, a package of longgen -> technique -> module and class; those 
         "freelong": "freelong:FreeLong", "freelongpp": "freelongpp:FreeLongPlusPlus", "freepca": "freepca:FreePca",
         "freespec": "freespec:FreeSpec",
     },
-    "sampling": {"gen-l-video": "gen_l_video:GenLVideo", "glcd": "glcd:Glcd", "fifo": "fifo:Fifo", "rollout": "rollout:Rollout"},
+    "sampling": {
+        "gen-l-video": "gen_l_video:GenLVideo", "glcd": "glcd:Glcd", "fifo": "fifo:Fifo", "rollout": "rollout:Rollout",
+        "chain": "chain:Chain", "svi": "svi:Svi",
+    },
     "refine": {"vmcr": "vmcr:Vmcr"},
 }  # fmt: skip
 TECHNIQUES = {name: f"longgen.{slot}.{place}" for slot, table in SLOTS.items() for name, place in table.items()}

@@ -1,6 +1,6 @@
 """Atomic, checksummed safetensors files: checkpoints and latents. A reader sees a complete file or none.
 
-The latents of a rollout are a folder of such files, one for each chunk: `Chunks`.
+The latents of a rollout or a chain are a folder of such files, one for each chunk or clip: `Chunks`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,8 @@ def unpack(tensors: dict[str, Tensor], described: dict[str, Any]) -> dict[str, A
 
 
 class Chunks:
-    """The latents of a rollout in `folder`, a file for each chunk: written once, read on demand, never held in memory.
+    """The latents of a rollout in `folder`, a file for each chunk, and those of a chain, for each clip: written once, read on
+    demand, never held in memory.
 
     Its length is the count of consecutive whole files from the first on: a gap ends it, and so does a damaged last one, whose
     reason is then `damage`. Every file says which chunk it is, and the settings of its run, which are those of the first.
@@ -166,12 +167,16 @@ class Chunks:
         """The settings that the first chunk was appended with."""
         return {key: value for key, value in self._read(0)[1].items() if key not in ("state", "chunk")}
 
-    def check(self, shape: tuple[int | None, ...]) -> None:
-        """Raises LonggenError where a chunk's latents are not of `shape`, or the settings are not those of the first."""
+    def check(self, shape: tuple[int | None, ...], frames: Sequence[int] | None = None) -> None:
+        """Raises LonggenError where a chunk's latents are not of `shape`, or the settings are not those of the first.
+
+        frames: of each chunk its latent frames, where they differ.
+        """
         first = self.stored_settings() if self._count else {}
         for index in range(self._count):
             tensors, stored = self._read(index)
-            check_latents(self._path(index), tensors["latents"], shape)
+            own = shape if frames is None else (*shape[:2], frames[index], *shape[3:])
+            check_latents(self._path(index), tensors["latents"], own)
             check_finite(self._path(index), tensors)
             if any(stored.get(key) != value for key, value in first.items() if key not in ("longgen", "libraries")):
                 raise damaged(self._path(index), "it is another run's")

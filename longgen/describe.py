@@ -29,6 +29,7 @@ from longgen.plan import Plan
 from longgen.planner import LONG, on_every_backbone
 from longgen.preset import Preset
 from longgen.run_settings import STORED_MODEL_SETTINGS
+from longgen.sampling.chain import SEED_STRIDE
 from longgen.stack import PlacedTechnique
 from longgen.technique import LONGEST, Technique
 from longgen.terminal import aligned, cut_to_width, fitted
@@ -75,6 +76,8 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
             + f" after {plan.given_lat} that are given" * bool(plan.given_lat)
             + f", {plan.slots_lat} frames in the cache; the last chunk:",
         ]
+    elif plan.clips:
+        lines += ["", *_chain_lines(plan, tables)]
     elif plan.sampling is not None:
         lines += ["", f"the model sees {plan.call_geometry.frames_lat} latent frames at a time, {plan.calls:.3g} times a step"]
     for name, (frame_plan, layers, steps) in plan.branches().items():
@@ -95,6 +98,30 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
         *(f"note: {note}" for note in (plan.notes if notes else ())),
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _chain_lines(plan: Plan, drawn: bool) -> list[str]:
+    """The clips of a chain: how many, what each begins with, and a picture, given frames in a light shade."""
+    clips, length = plan.clips, plan.call_geometry.frames_lat
+    later = next((clip for clip in clips if not clip.begins), None)
+    past = f"{plan.given_lat} frames of the earlier video" if plan.given_lat else "noise"
+    start = "its picture" if plan.conditions.image else past
+    lines = [f"{len(clips)} clips of {length} latent frames, one after the other; the first begins with {start}"]
+    if later is not None:
+        shown = "the first frame of the video and " * later.reference
+        lines.append(f"a later one begins with {shown}the last {later.carried} of the one before, and adds {length - later.given}")
+    if plan.cuts:
+        lines.append(f"shots with a picture begin clips of their own: latent frames {', '.join(map(str, plan.cuts))}")
+    lines.append(f"seed of a clip: the run's, and {SEED_STRIDE} more with each")
+    if drawn:
+        rows = np.zeros((2 * min(len(clips), MAP_SIDE), plan.frames_lat))
+        for row, clip in zip(rows[::2], clips, strict=False):
+            row[clip.start - clip.carried : clip.start] = row[: clip.reference] = 0.25
+            row[clip.start : clip.start + clip.new] = 1
+            row[: plan.given_lat * (clip.start == 0)] = 0.25
+        rows[1::2] = rows[::2]
+        lines += ["  " + row for row in picture(rows)]
+    return lines
 
 
 def flow_shift_label(spec: BackboneSpec, chosen: float | None = None, by_tokens: float | None = None) -> str:
@@ -165,6 +192,7 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
         "starts_from": start_dict(plan),
         "seen_latent_frames": plan.call_geometry.frames_lat,
         "calls_per_step": round(plan.calls, 3),
+        **({"clips": [clip._asdict() for clip in plan.clips]} if plan.clips else {}),
         "branches": [
             {"name": name, "layers": layers, "steps": steps, "passes": len(frame_plan.passes),
              "density": round(frame_plan.density, 6)}

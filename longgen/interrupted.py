@@ -1,4 +1,7 @@
-"""The state of sampling on disk: saved after every step, and read and checked before an interrupted run continues from it."""
+"""The state of sampling on disk: saved after every step, and read and checked before an interrupted run continues from it.
+
+Of a rollout that is its chunks; of a chain its finished clips, written once as chunks are, and the step of the clip under way.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan
 
 
-def save(state: State, chunks: Chunks, in_chunks: bool) -> None:
+def save(state: State, chunks: Chunks, plan: Plan) -> None:
     """Writes a checkpoint of `state`: as the next of `chunks`, or in the run folder in place of the one of the step before."""
     tensors, described = checkpoint.pack(state.scheduler, "scheduler")
     tensors |= {"latents": state.latents, "generator": state.generator}
-    if in_chunks:
-        chunks.append(tensors, described)
+    if plan.chunk_lat is not None or (plan.clips and state.done % plan.steps == 0):
+        chunks.append(tensors, described)  # the step that led to it is older than it, and not read any more
     else:
         stored = chunks.settings | {"done": state.done, "scheduler": described}
         checkpoint.save_tensors(chunks.folder.parent / rundir.STEP, tensors, stored)
@@ -34,6 +37,8 @@ def read(backbone: PipelineBackbone, plan: Plan, chunks: Chunks) -> tuple[Tensor
     """
     folder, shape = chunks.folder.parent, backbone.latent_shape(plan)
     saved_latents, saved_step = folder / rundir.LATENTS, folder / rundir.STEP
+    if plan.clips:
+        return None, *_of_chain(backbone, plan, chunks)
     if len(chunks):
         stored = chunks.stored_settings()
         rundir.check_same_run(stored, chunks.settings, chunks.folder)
@@ -61,6 +66,31 @@ def read(backbone: PipelineBackbone, plan: Plan, chunks: Chunks) -> tuple[Tensor
         step_shape = tuple(backbone.packed(torch.empty(shape)).shape)
     checkpoint.check_latents(saved_step, tensors.get("latents"), step_shape)
     return None, _state(saved_step, stored.get("done"), plan, tensors, stored.get("scheduler")), stored
+
+
+def _of_chain(backbone: PipelineBackbone, plan: Plan, chunks: Chunks) -> tuple[State | None, dict[str, Any] | None]:
+    """The state of a chain, and its settings. A step of a clip before the first unfinished one is what the kill left behind it.
+
+    With a step cache the clip under way begins again: what the cache held is lost.
+    """
+    shape, saved_step = backbone.latent_shape(plan), chunks.folder.parent / rundir.STEP
+    state, stored = None, None
+    if len(chunks):
+        stored = chunks.stored_settings()
+        rundir.check_same_run(stored, chunks.settings, chunks.folder)
+        if len(chunks) > len(plan.clips):
+            raise checkpoint.damaged(chunks.folder, f"it holds {len(chunks)} clips, and the run has {len(plan.clips)}")
+        chunks.check((*shape[:2], None, *shape[3:]), [clip.new for clip in plan.clips])
+        tensors, described = chunks.state()
+        state = _state(chunks.folder, len(chunks) * plan.steps, plan, tensors, described)._replace(clips=chunks)
+    if not saved_step.is_file() or backbone.model_settings.cache is not None:
+        return state, stored
+    tensors, stored_step = checkpoint.load_tensors(saved_step)
+    rundir.check_same_run(stored_step, chunks.settings, saved_step)
+    clip_shape = backbone.latent_shape(plan.of_clip(plan.clips[0]))
+    checkpoint.check_latents(saved_step, tensors.get("latents"), tuple(backbone.packed(torch.empty(clip_shape)).shape))
+    step = _state(saved_step, stored_step.get("done"), plan, tensors, stored_step.get("scheduler"))._replace(clips=chunks)
+    return (step if step.done // plan.steps == len(chunks) else state), stored or stored_step
 
 
 def _state(path: Path, done: Any, plan: Plan, tensors: dict[str, Any], described: Any) -> State:

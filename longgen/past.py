@@ -244,20 +244,29 @@ def _gather(folder: Path) -> tuple[Past, Taken]:
         parts = [_loaded(inputs / GIVEN)["latents"]]
     chunks, generator, carried = checkpoint.Chunks(folder / naming.CHUNKS, {}), held.generator, held.carried
     notes = []
+    given_lat, missing_lat, first = record.get("given_latent_frames", 0), 0, 1
     if len(chunks):
         _check_same(folder / naming.CHUNKS, chunks.stored_settings(), settings)
-        if conditions and not parts:
+        chunks.check((1, None, None, None, None))
+        tensors, described = chunks.state()
+        rollout, end_lat = "carried" in described, record["latent_frames"]
+        if rollout and conditions and not parts:
             raise MissingError(f"--continue: {inputs} holds nothing of what {folder.stem} began with", expected=EXPECTED,
                                hint="give the video file")  # fmt: skip
-        chunks.check((1, None, None, None, None))
+        if rollout:
+            generator, carried = tensors["generator"], checkpoint.unpack(tensors, described)["carried"]
+        else:  # clips in turn, the first of which begins with what it was given
+            front_lat = 0 if head is None else max(0, head.shown_lat - given_lat)
+            parts, generator, carried, end_lat = [held.latents[:, :, :front_lat]] * bool(front_lat), None, [], end_lat + front_lat
         parts += [chunks[index] for index in range(len(chunks))]
-        tensors, described = chunks.state()
-        generator, carried = tensors["generator"], checkpoint.unpack(tensors, described)["carried"]
-        shown_lat = min(sum(part.shape[2] for part in parts), record["latent_frames"])
+        shown_lat = min(sum(part.shape[2] for part in parts), end_lat)
+        missing_lat = end_lat - shown_lat
+        if "continue" in conditions:
+            first = head.shown_lat if rollout and head is not None else given_lat
     elif (folder / naming.LATENTS).is_file():
         tensors = _loaded(folder / naming.LATENTS, settings)
         if head is not None:  # the newest of these are the first of the run's own
-            parts = [held.latents[:, :, : max(0, head.shown_lat - record.get("given_latent_frames", 0))]]
+            parts = [held.latents[:, :, : max(0, head.shown_lat - given_lat)]]
         parts.append(checkpoint.check_latents(folder / naming.LATENTS, tensors.get("latents"), (1, None, None, None, None)))
         generator, carried = None, []
         shown_lat = sum(part.shape[2] for part in parts)
@@ -271,10 +280,9 @@ def _gather(folder: Path) -> tuple[Past, Taken]:
                            else "give the video file")  # fmt: skip
     latents = torch.cat(parts, dim=2)
     frames_px = record["frames"]
-    if shown_lat < record["latent_frames"] and len(chunks):
-        first = held.latents.shape[2] if head is not None else 1
-        stride = round((settings["sample"]["frames"] - (head is None)) / max(1, record["latent_frames"] - first))
-        frames_px -= stride * (record["latent_frames"] - shown_lat)
+    if missing_lat:
+        sampled_px = settings["sample"]["frames"] - ("continue" not in conditions)
+        frames_px -= missing_lat * round(sampled_px / max(1, record["latent_frames"] - first))
         notes.append(f"the run was stopped after {len(chunks)} chunks: it goes on from there")
     prompts, rows = _texts(record, head)
     lead = None

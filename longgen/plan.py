@@ -14,15 +14,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
 import numpy as np
 
 from longgen.backbones.spec import BackboneSpec
 from longgen.conditions import NOTHING, Conditions
 from longgen.frameplan import FramePlan, Geometry, full_attention
+from longgen.frames import latent_frames, pixel_frames
 from longgen.preset import Preset, Sample
 from longgen.program import Program
-from longgen.schedule import PromptSchedule, by_chunk, weights, weights_after
+from longgen.sampling.chain import Chain, Clip
+from longgen.schedule import PromptSchedule, by_chunk, seen_by, weights, weights_after
 from longgen.stack import PlacedTechnique, programs_of
 from longgen.technique import FrameTechnique, Grid, NoiseTechnique, Refine, Sampling
 
@@ -115,12 +118,13 @@ class Plan:
     def token_shift(self) -> float | None:
         """The flow shift of the backbone's own scheduler, where it follows from the number of tokens.
 
-        A pipeline counts those of the whole video, in clips too; a queue, which is a loop of longgen's, those of a model call.
+        A pipeline counts those of the whole video, in clips too; a queue, which is a loop of longgen's, those of a model call, and
+        so does a chain, each of whose clips is a pipeline's run.
         """
         if self.spec.token_shift is None:
             return None
         queue = self.in_clips and self.sampling is not None and self.sampling.frame_levels
-        return self.spec.token_shift.at(math.prod(self.call_grid) if queue else self.tokens)
+        return self.spec.token_shift.at(math.prod(self.call_grid) if queue or self.clips else self.tokens)
 
     # Techniques by role
 
@@ -148,12 +152,16 @@ class Plan:
 
     @property
     def calls(self) -> float:
-        """Model calls a step, each on `call_geometry`; guidance apart."""
+        """Model calls a step, each on `call_geometry`; guidance apart. In a chain its clips, each of which takes all steps."""
+        if self.clips:
+            return float(len(self.clips))
         return self.sampling.calls(self._sampled_lat, self.geometry.native_lat) if self.sampling else 1.0
 
     @property
     def rounds(self) -> int:
         """The rounds of sampling, which progress and checkpoints count: the steps, unless a technique has its own loop."""
+        if self.clips:
+            return len(self.clips) * self.steps
         return self.sampling.rounds(self._sampled_lat, self.geometry.native_lat, self.steps) if self.sampling else self.steps
 
     @property
@@ -164,7 +172,46 @@ class Plan:
     @property
     def in_clips(self) -> bool:
         """Whether a model call covers one clip of the video; several clips may be denoised in one batch."""
-        return self.sampling is not None and not self.sampling.in_chunks and self.call_geometry.frames_lat < self.frames_lat
+        if self.sampling is None or self.sampling.in_chunks or self.clips:
+            return False
+        return self.call_geometry.frames_lat < self.frames_lat
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether frames are made part after part, chunks or clips, each of which is kept on disk as soon as it is done."""
+        return self.chunk_lat is not None or bool(self.clips)
+
+    @property
+    def clips(self) -> tuple[Clip, ...]:
+        """The clips of a chain, each made when the one before is done; none where one clip is the whole video."""
+        if not isinstance(self.sampling, Chain):
+            return ()
+        made = self.sampling.clips(self.frames_lat, self.call_geometry.frames_lat, self.cuts)
+        return made if len(made) > 1 or self.sampling.zero_padded else ()
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """The latent frames at which a later shot of the schedule begins from a picture of its own."""
+        shots = self.schedule.shots[1:] if self.schedule is not None else ()
+        with_picture = (shot for shot in shots if shot.image is not None)
+        fps = self.sample.fps or self.spec.fps
+        return tuple(latent_frames(math.ceil(shot.at * fps) + 1, self.spec.stride_t) - 1 for shot in with_picture)
+
+    def of_clip(self, clip: Clip) -> Plan:
+        """The plan of one clip of a chain: direct sampling of all its frames, with the part of the schedule that it sees."""
+        frames_lat, first = self.call_geometry.frames_lat, clip.start - clip.given
+        frames_px = pixel_frames(frames_lat, self.spec.stride_t)
+        schedule = None
+        if self.schedule is not None and self.shares is not None:
+            seconds = Fraction(self.spec.stride_t, self.sample.fps or self.spec.fps)
+            schedule = seen_by(self.schedule, self.shares, first, first + frames_lat, seconds)
+        return replace(
+            self, frames_px=frames_px, frames_lat=frames_lat, sample=self.sample.model_copy(update={"frames": frames_px}),
+            geometry=self.call_geometry, schedule=schedule, notes=(),
+            techniques=tuple(placed for placed in self.techniques if not isinstance(placed.technique, Sampling)),
+            conditions=self.conditions if clip == self.clips[0] else NOTHING,
+            given_lat=clip.given or (self.given_lat if clip.start == 0 else 1),
+        )  # fmt: skip
 
     @property
     def chunk_lat(self) -> int | None:

@@ -20,6 +20,7 @@ from longgen.frameplan import Geometry, full_attention
 from longgen.past import Past
 from longgen.plan import Plan
 from longgen.preset import Preset, Sample
+from longgen.sampling.chain import Chain
 from longgen.schedule import PromptSchedule, by_chunk, check, settled, weights, weights_after
 from longgen.stack import PlacedTechnique, programs_of
 from longgen.technique import VERDICTS, FrameTechnique, FrequencyTechnique, NoiseTechnique, Refine, Sampling, Technique
@@ -60,7 +61,7 @@ def build(
         frames_lat = past_lat - (-requested_px // spec.stride_t)
         given_lat = min(given_lat, frames_lat)
     frames_px = frames.pixel_frames(frames_lat, spec.stride_t)
-    techniques = _with_implied(preset.techniques, spec)
+    techniques = tuple(_settled(technique, spec) for technique in _with_implied(preset.techniques, spec))
     sampling = next((technique for technique in techniques if isinstance(technique, Sampling)), None)
     call_lat = sampling.frames_per_call(frames_lat, spec.native_lat) if sampling else frames_lat
     steps = _steps(requested.steps, sampling, frames_lat, spec)
@@ -74,9 +75,10 @@ def build(
         _check_shot_pictures(schedule, sampling)
 
     geometry = Geometry(frames_lat, spec.native_lat, spec.frequencies, spec.intrinsic_component, in_chunks=in_chunks)
-    call_geometry = replace(geometry, frames_lat=call_lat, in_clips=call_lat < frames_lat and not in_chunks)
+    in_turn = isinstance(sampling, Chain)
+    call_geometry = replace(geometry, frames_lat=call_lat, in_clips=call_lat < frames_lat and not in_chunks and not in_turn)
     stack = tuple(sorted((_place(technique, spec, steps) for technique in techniques), key=_order))
-    _check_stack(stack, geometry, call_lat, bool(conditions))
+    _check_stack(stack, call_geometry if in_turn else geometry, call_lat, bool(conditions))
     if sampling is not None and in_chunks:
         all_lat = given_lat + call_lat * sampling.rounds(frames_lat - given_lat, spec.native_lat, steps)
         table_geometry, stock = replace(geometry, frames_lat=all_lat), full_attention(all_lat, min(call_lat, all_lat))
@@ -86,6 +88,7 @@ def build(
     plan = Plan(spec, preset, sample, frames_px, frames_lat, geometry, call_geometry, stack, programs, table, (), schedule,
                 conditions, given_lat)  # fmt: skip
     _check_shift(plan)
+    _check_chain(plan)
     return replace(plan, notes=(*notes, *_notes(plan, requested, requested_px, without_effect)))
 
 
@@ -241,8 +244,24 @@ def _check_shot_pictures(schedule: PromptSchedule, sampling: Sampling | None) ->
                          hint="use --preset chain, or leave image out")  # fmt: skip
 
 
-def _place(technique: Technique, spec: BackboneSpec, steps: int) -> PlacedTechnique:
-    """The technique with the layers and steps it acts in. Raises UsageError where `spec` cannot serve it."""
+def _check_chain(plan: Plan) -> None:
+    """A chain's last clip has frames beyond the video's end, which are dropped, and a last picture would be among them."""
+    if plan.clips and plan.conditions.last_image is not None:
+        raise UsageError(f"--last-image: {plan.preset.name} makes the video clip after clip, and drops what its last clip makes "
+                         "beyond the end", expected="a preset that makes all frames together, or no last picture",
+                         hint="leave --last-image out, or choose another --preset")  # fmt: skip
+
+
+def _settled(technique: Technique, spec: BackboneSpec) -> Technique:
+    """`technique` with what a way of sampling leaves to the backbone filled in. Raises UsageError."""
+    if not isinstance(technique, Sampling):
+        return technique
+    _check_capabilities(technique, spec)
+    return technique.settled(spec)
+
+
+def _check_capabilities(technique: Technique, spec: BackboneSpec) -> None:
+    """Raises UsageError where `spec` lacks what `technique` needs."""
     name = name_of(technique)
     for need in technique.requires:
         if need not in spec.capabilities:
@@ -250,6 +269,12 @@ def _place(technique: Technique, spec: BackboneSpec, steps: int) -> PlacedTechni
             raise UsageError(f"{name} needs {need} ({CAPABILITIES[need]}), which {spec.name} does not have",
                              expected=f"backbones that have it: {able}",
                              hint="choose one of them, or a preset without it")  # fmt: skip
+
+
+def _place(technique: Technique, spec: BackboneSpec, steps: int) -> PlacedTechnique:
+    """The technique with the layers and steps it acts in. Raises UsageError where `spec` cannot serve it."""
+    name = name_of(technique)
+    _check_capabilities(technique, spec)
     if technique.layers == "all":
         layers = tuple(range(spec.layers))
     elif isinstance(technique.layers, tuple):
@@ -326,9 +351,10 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
     elif frames_px != requested_px:
         notes.append(f"rounded {requested_px} frames up to {frames_px} ({spec.name} generates {spec.stride_t}n+1)")
     for placed in plan.techniques:
-        acts_outside_attention = (isinstance(placed.technique, Refine) or (placed.makes_noise and plan.geometry.ratio > 1)
-                                  or (isinstance(placed.technique, Sampling) and call_lat < plan.frames_lat))  # fmt: skip
-        implied = placed.technique not in plan.preset.techniques
+        noised = plan.call_geometry if plan.clips else plan.geometry
+        acts_outside_attention = (isinstance(placed.technique, Refine) or (placed.makes_noise and noised.ratio > 1)
+                                  or (isinstance(placed.technique, Sampling) and (plan.in_clips or plan.in_parts)))  # fmt: skip
+        implied = placed.name not in map(name_of, plan.preset.techniques)
         if not implied and placed.name in without_effect and not acts_outside_attention:
             notes.append(f"{placed.name} changes nothing at {frames_px} frames of {spec.name}: it is the identity there")
     edits = [placed.name for placed in plan.techniques if isinstance(placed.technique, Refine)]
@@ -348,6 +374,9 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
     notes += plan.conditions.notes(plan.size)
     for name, picture in plan.schedule.pictures.items() if plan.schedule else ():
         notes += picture_notes(picture, name, plan.size, plan.conditions.fit)
+    surplus = sum(call_lat - clip.given - clip.new for clip in plan.clips)
+    if surplus:
+        notes.append(f"every clip has {call_lat} latent frames: {surplus} of them, beyond the video's end or a cut, are dropped")
     notes += _shift_notes(plan)
     advised = {name: value for name, value in spec.advised if getattr(requested, name) is None} if spec.name in SPECS else {}
     if advised:

@@ -114,7 +114,7 @@ def read(path: Path, columns: Collection[str] = COLUMNS, why: str = "") -> tuple
                 raise UsageError(f"{name}: line {line} gives {key}, {why}", expected=", ".join(columns),
                                  hint=f"leave the column {key} out")  # fmt: skip
     parsed = [_row(line, values, suffix in JSON_LINES, errors) for line, values in cells]
-    seen: dict[Path, Picture | LonggenError] = {}
+    seen: dict[tuple[str, Path], Picture | LonggenError] = {}
     rows = [_with_pictures(row, path.parent, seen, errors) for row in parsed if row is not None]
     first_lines: dict[str, int] = {}
     for row in rows:
@@ -133,18 +133,18 @@ def read(path: Path, columns: Collection[str] = COLUMNS, why: str = "") -> tuple
     return rows, [f"{path}: line {line} begins with # but is a prompt: tables have no comments" for line in commented[:1]]
 
 
-def _with_pictures(row: Row, folder: Path, seen: dict[Path, Picture | LonggenError], errors: list[str]) -> Row:
+def _with_pictures(row: Row, folder: Path, seen: dict[tuple[str, Path], Picture | LonggenError], errors: list[str]) -> Row:
     """`row` with its pictures read; adds to `errors`. seen: what became of the files of earlier rows."""
     for column in IMAGES:
         name = getattr(row, column)
         if name is not None:
             file = folder / name
-            if file not in seen:
+            if (column, file) not in seen:
                 try:
-                    seen[file] = pictures.read(file, column)
+                    seen[column, file] = pictures.read(file, column)
                 except LonggenError as error:
-                    seen[file] = error
-            found = seen[file]
+                    seen[column, file] = error
+            found = seen[column, file]
             if isinstance(found, LonggenError):
                 errors.append(f"line {row.line}: {found.given}; expected: {found.expected}")
             else:

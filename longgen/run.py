@@ -187,10 +187,10 @@ def _sample(backbone: PipelineBackbone, job: Job, chunks: Chunks, state: State |
     from longgen.pipelines.given import Given
     from longgen.video import Writer
 
-    plan, in_chunks = job.plan, job.plan.chunk_lat is not None
+    plan, in_parts, in_chunks = job.plan, job.plan.in_parts, job.plan.chunk_lat is not None
 
     def on_step(now: State) -> None:
-        interrupted.save(now, chunks, in_chunks)
+        interrupted.save(now, chunks, plan)
         phase.at(now.done)
 
     generator = torch.Generator().manual_seed(job.seed)
@@ -205,7 +205,7 @@ def _sample(backbone: PipelineBackbone, job: Job, chunks: Chunks, state: State |
     denoiser = Denoiser(backbone, plan, job.prompt, given)
     frames = loops.stream(denoiser, denoiser.initial_noise(generator), generator, on_step, state)
     on_host: list[Tensor] = []
-    if not in_chunks:  # else they are in the chunks
+    if not in_parts:  # else they are in the chunks
         frames = _copied(frames, on_host)
     decoded = loops.streams(plan, backbone.model_settings.offload)
     if decoded:  # sampling reports the progress of both
@@ -216,7 +216,7 @@ def _sample(backbone: PipelineBackbone, job: Job, chunks: Chunks, state: State |
     else:
         for _ in frames:
             pass
-    return None if in_chunks else torch.cat(on_host, dim=2), decoded
+    return None if in_parts else torch.cat(on_host, dim=2), decoded
 
 
 def _copied(frames: Iterator[Tensor], on_host: list[Tensor]) -> Iterator[Tensor]:

@@ -3,7 +3,8 @@
     run.json                  settings, versions, what acted where, seconds per phase, peak memory; once finished the video's hash
     checkpoint.safetensors    after every step, until sampling is done
     latents.safetensors       from the end of sampling on, before decoding begins
-    latents/000000.safetensors, 000001 ...   in place of the two, where frames are made in chunks: each as soon as it is done
+    latents/000000.safetensors, 000001 ...   in place of the two, where frames are made in chunks: each as soon as it is done; in
+                              a chain each clip, beside the checkpoint of the one under way
     inputs/                   copies of the pictures and of the earlier video that the run starts from, see `longgen.past`
     earlier/                  of a finished run that --overwrite replaces: its record and latents, until the new video is complete
 
@@ -24,7 +25,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from longgen import disk, naming
+from longgen import disk, naming, pictures
 from longgen.errors import LonggenError, MissingError, UsageError
 from longgen.run_settings import SCHEMA, differences, stored_settings
 
@@ -331,5 +332,10 @@ def clean_up(output: Path) -> None:
     shutil.rmtree(folder / EARLIER, ignore_errors=True)
     for path in (output, folder / RECORD, folder / STEP, folder / LATENTS):
         disk.clear_partials(path)
+    with contextlib.suppress(LonggenError):
+        used = stored_record(output)["settings"].get("inputs", {})
+        for path in (folder / INPUTS).glob("?" * 64 + ".*"):
+            if path.suffix in pictures.SUFFIXES and path.stem not in used:  # of a run that this one replaced
+                path.unlink(missing_ok=True)
     for path in (folder / CHUNKS).glob(".*.partial"):
         path.unlink(missing_ok=True)

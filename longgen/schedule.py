@@ -286,6 +286,18 @@ def by_chunk(schedule: PromptSchedule, shares: np.ndarray, chunk: int, frame_s: 
     return table
 
 
+def seen_by(schedule: PromptSchedule, shares: np.ndarray, first_lat: int, end_lat: int, frame_s: Fraction) -> PromptSchedule:
+    """The shots that latent frames [first, end) of a longer video see, at times from the first of them on.
+
+    shares [S, T]: those of `weights`; frames beyond the video's end are as its last. frame_s: seconds of a latent frame. A fade
+    that has begun before comes out as what is left of it.
+    """
+    frames_lat = np.clip(np.arange(first_lat, end_lat), 0, shares.shape[1] - 1)
+    seen = np.flatnonzero(shares[:, frames_lat[1:] if len(frames_lat) > 1 else frames_lat].any(axis=1))
+    shots = [replace(schedule.shots[shot], at=schedule.shots[shot].at - first_lat * frame_s) for shot in seen]
+    return PromptSchedule((replace(shots[0], at=Fraction(0)), *shots[1:]), schedule.blend)
+
+
 def _refuse_unseen(schedule: PromptSchedule, table: np.ndarray, where: str, least_s: Fraction) -> None:
     unseen = [f"shot {number} at {_say(schedule.shots[number - 1].at)}" for number in 1 + np.flatnonzero(~table.any(axis=1))]
     if unseen:

@@ -30,7 +30,7 @@ def stored(plan: Plan, folder: Path, latents: Tensor | Chunks) -> Tensor | Itera
     Raises MissingError where the run kept nothing of what it began with, and LonggenError where that is damaged.
     """
     inputs, source = folder / naming.INPUTS, plan.conditions.past
-    if isinstance(latents, Chunks):
+    if isinstance(latents, Chunks) and plan.chunk_lat is not None:
         given: list[Tensor] = []
         if plan.given_lat and source is not None and source.latents is not None:
             given = [past.taken(source).latents[:, :, : plan.given_lat]]
@@ -39,6 +39,9 @@ def stored(plan: Plan, folder: Path, latents: Tensor | Chunks) -> Tensor | Itera
         frames = (frame for part in given for frame in part.split(1, dim=2))
         return itertools.chain(frames, latents.frames(plan.frames_lat - plan.given_lat))
     front = None if source is None else earlier.in_front(plan, source)
+    if isinstance(latents, Chunks):  # of a chain, whose first clip holds what it was given
+        own = latents.frames(plan.frames_lat)
+        return own if front is None else itertools.chain(front.split(1, dim=2), own)
     return latents if front is None else torch.cat([front, latents.to(front)], dim=2)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from longgen import past, pictures, rundir
 from longgen.conditions import NOTHING, Conditions, restore
 from longgen.errors import LonggenError, UsageError, shown
+from longgen.past import Past
 from longgen.pictures import FITS, Fit, Picture
 
 Name = str | os.PathLike[str]
@@ -32,24 +33,28 @@ def read(
         None if name is None else _picture(Path(name), option, stored)
         for name, option in ((image, "--image"), (last_image, "--last-image"))
     )
-    earlier = None
-    if continue_from is not None:
-        gone = (
-            stored.past is not None
-            and Path(stored.past.name).stem == Path(continue_from).stem
-            and not os.path.lexists(continue_from)
-        )
-        earlier = stored.past if gone else past.read(Path(continue_from))
-    conditions = Conditions(first, last, earlier, fit, join)
+    conditions = Conditions(first, last, None if continue_from is None else _past(Path(continue_from), stored), join=join, fit=fit)
     conditions.check()
     return conditions
 
 
 def _picture(path: Path, option: str, stored: Conditions) -> Picture:
-    """The picture at `path`; where there is nothing, that of the same name in a run that goes on."""
+    """The picture at `path`; where there is none, that of its name in a run that goes on. A copy has the name of its original."""
     same = (picture for picture in stored.pictures.values() if picture.name == path.name and picture.path.is_file())
-    kept = None if os.path.lexists(path) else next(same, None)
-    return kept or pictures.read(path, option)
+    if not os.path.lexists(path) and (kept := next(same, None)):
+        return kept
+    picture = pictures.read(path, option)
+    if path.stem != picture.sha256:
+        return picture
+    own = _stored(path.absolute().parent.parent.with_suffix(".mp4")).pictures.values()
+    return next((kept for kept in own if kept.sha256 == picture.sha256), picture)
+
+
+def _past(path: Path, stored: Conditions) -> Past:
+    """The earlier video at `path`; where there is nothing, that of the same name in a run that goes on."""
+    kept = stored.past
+    gone = kept is not None and Path(kept.name).stem == path.stem and not os.path.lexists(path)
+    return kept if gone and kept is not None else past.read(path)
 
 
 def _stored(output: Path) -> Conditions:

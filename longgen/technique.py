@@ -200,6 +200,17 @@ class Fusion(Technique):
         return 0
 
 
+class Model(Protocol):
+    """What a technique may ask of a backbone: see `longgen.backbones.spec`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def native_lat(self) -> int: ...
+    @property
+    def clean_lat(self) -> int: ...
+
+
 class Sampling(Technique):
     """A technique that decides in which order, and with which others, frames are denoised. It has no `layers` or `steps`.
 
@@ -219,6 +230,10 @@ class Sampling(Technique):
     frame_levels: ClassVar[bool] = False
     in_chunks: ClassVar[bool] = False
     shot_pictures: ClassVar[bool] = False
+
+    def settled(self, model: Model) -> Sampling:
+        """This technique with what it leaves to the backbone filled in: everything else runs on this one. Raises UsageError."""
+        return self
 
     @abstractmethod
     def frames_per_call(self, frames_lat: int, native_lat: int) -> int:

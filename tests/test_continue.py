@@ -188,6 +188,12 @@ def test_a_stream_that_was_stopped_goes_on_from_what_is_there(make: Make, tmp_pa
     assert half.conditions.past.frames_px == 33
     assert any("stopped after 3 chunks" in note for note in half.notes)
     assert torch.equal(latents(half, tmp_path / "b.run"), latents(whole, tmp_path / "whole.run"))
+    stopped(monkeypatch, make, 2, "c", 40, "a.run")
+    assert past.read(tmp_path / "c.run").frames_px == 24
+    video(tmp_path / "ball.mp4", 20)
+    stopped(monkeypatch, make, 2, "d", 40, "ball.mp4", join=True)
+    assert past.read(tmp_path / "d.run").frames_px == 20 + 24
+    assert make("e", 20, "d.run", join=True).written_px == len(frames(tmp_path / "e.mp4")) == 64
 
 
 # Videos from elsewhere

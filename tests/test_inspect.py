@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from longgen import describe
@@ -42,6 +43,8 @@ def longgen(*args: str, stdin: bytes = b"") -> str:
          "--guidance-scale", "2.5", "--quantize", "fp8", "--attention", "native", "--vae-tiling"],
         ["--schedule", "shots.toml", "--preset", "gen-l-video", "--frames", "97", "--clip-batch", "2"],
         ["--prompt=-x", "--preset", "freeloc", "--layers", "all"],
+        ["--prompt", "a", "--image", "it's a $(touch pwned).png", "--fit", "pad"],
+        ["--schedule", "pictured.toml", "--preset", "gen-l-video", "--frames", "97"],
     ],
 )  # fmt: skip
 def test_the_command_makes_the_file_again(args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,6 +53,9 @@ def test_the_command_makes_the_file_again(args: list[str], tmp_path: Path, monke
     (tmp_path / "it's here").mkdir()
     monkeypatch.chdir(tmp_path / "it's here")
     Path("shots.toml").write_text(SHOTS, encoding="utf-8")
+    Path("pictured.toml").write_text('[[shot]]\nprompt = "a"\nimage = "wide.png"\n[[shot]]\nat = "1s"\nprompt = "b"\n')
+    for name in ("it's a $(touch pwned).png", "wide.png"):
+        Image.new("RGB", (96, 64), "red").save(name)
     given = [word for word in PLAIN if "--frames" not in args or word not in ("--frames", "9")]
     longgen(*given, *args, "-q", "-o", "first.mp4")
     toml = longgen("inspect", "first.mp4", "--toml")

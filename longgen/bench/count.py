@@ -117,7 +117,8 @@ def count_plan(plan: Plan, dtype: str) -> list[StepCount]:
     in_a_run = {step_type.name: step_type.count for step_type in step_types(plan)}
     results = []
     for step_type in types:
-        calls = {ROUND: _windows(plan), FIRST: plan.steps, LAST: plan.steps, CLEAN: 1}.get(step_type.name, plan.calls)
+        of_clips = 1 if plan.clips else plan.calls
+        calls = {ROUND: _windows(plan), FIRST: plan.steps, LAST: plan.steps, CLEAN: 1}.get(step_type.name, of_clips)
         by_place = counted[step_type.name]
         layers = [LayerCount(block, number, by_place.get(str(place), Counter())) for place, (block, number) in kinds.items()]
         rest = sum(by_place.values(), Counter[Operator]())

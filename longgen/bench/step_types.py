@@ -56,7 +56,8 @@ def step_types(plan: Plan) -> list[StepType]:
     for name, steps in named:
         seen[name] += 1
         uniform = replace(plan, table=np.repeat(plan.table[:, steps[:1]], plan.steps, axis=1))
-        types.append(StepType(f"{name}-{seen[name]}" if total[name] > 1 else name, len(steps), uniform, steps))
+        count = len(steps) * (len(plan.clips) or 1)  # a step of a chain is of one clip
+        types.append(StepType(f"{name}-{seen[name]}" if total[name] > 1 else name, count, uniform, steps))
     return types
 
 

@@ -49,11 +49,12 @@ def decode(
     else:
         checkpoint.check_latents(latents, tensors["latents"], whole)
     folder = latents.absolute().parent
-    if output is None and 0 < len(chunks) < plan.rounds:
+    parts = len(plan.clips) or plan.rounds
+    if output is None and 0 < len(chunks) < parts:
         reason = f" ({chunks.damage})" if chunks.damage else ""
-        raise UsageError(f"{latents} holds {len(chunks)} of {plan.rounds} chunks{reason}, and the name beside it is the "
-                         "whole video's", expected="--output FILE.mp4 for what there is",
-                         hint=f"add -o {folder.stem}-so-far.mp4")  # fmt: skip
+        name = "clips" if plan.clips else "chunks"
+        raise UsageError(f"{latents} holds {len(chunks)} of {parts} {name}{reason}, and the name beside it is the whole video's",
+                         expected="--output FILE.mp4 for what there is", hint=f"add -o {folder.stem}-so-far.mp4")  # fmt: skip
     target = output or (folder.with_suffix(".mp4") if folder.suffix == ".run" else latents.with_suffix(".mp4"))
     target = naming.output_path(str(target), stored["prompt"], stored["seed"])
     disk.check_new(target, options.overwrite)

@@ -152,7 +152,8 @@ def plan_fields(plan: Plan) -> dict[str, Any]:
 
 
 def seams(plan: Plan) -> list[int]:
-    """The pixel frames, from 1 on, right after a boundary: of a rollout's chunks, or the start or end of a MultiDiffusion clip.
+    """The pixel frames, from 1 on, right after a boundary: of a rollout's chunks, of what a chain's clips add, or the start or end
+    of a MultiDiffusion clip.
 
     There are none for clips that move from step to step or are strided, since no boundary stays in place, and none for FIFO queues
     and attention windows, which advance frame by frame.
@@ -160,6 +161,7 @@ def seams(plan: Plan) -> list[int]:
     edges: set[int] = set()
     if plan.chunk_lat is not None:
         edges.update(start for start, _ in plan.chunks if start >= plan.given_lat)
+    edges.update(clip.start for clip in plan.clips)
     sampling, length = plan.sampling, plan.call_geometry.frames_lat
     if isinstance(sampling, MultiDiffusion) and length < plan.frames_lat and sampling.shifts(length) == 1:
         clips = sampling.clips(plan.frames_lat, length, ANY_TIMESTEP, 0)

@@ -28,12 +28,14 @@ class State(NamedTuple):
 
     latents: as the loop needs them to go on: the pipeline's latents, the frames so far and the queue, or the newest chunk.
     scheduler: what the scheduler, or the loop in its place, keeps between steps. generator: the state of the random generator.
+    clips: of a chain that goes on, the clips that are done: clips[i] is what clip i added, [1, C, some frames, h, w].
     """
 
     done: int
     latents: Tensor
     scheduler: dict[str, Any]
     generator: Tensor
+    clips: Any = ()
 
 
 OnStep = Callable[[State], None]
@@ -47,6 +49,7 @@ LOOPS = {
     "multidiffusion": "longgen.loops.multidiffusion:multidiffusion",
     "fifo": "longgen.loops.fifo:fifo",
     "rollout": "longgen.loops.rollout:rollout",
+    "chain": "longgen.loops.chain:chain",
 }
 
 # What is sampled to measure a model, where no prompt was given; `tiny` has sentences of its own.
@@ -55,7 +58,7 @@ PROMPTS = ("A cat walks through tall grass, realistic style.", "Waves break on a
 
 def loop_of(plan: Plan) -> Loop:
     """The loop that `plan` samples by; direct sampling where one model call covers the whole video. Raises UsageError."""
-    name = plan.sampling.loop if plan.sampling is not None and (plan.in_clips or plan.sampling.in_chunks) else "direct"
+    name = plan.sampling.loop if plan.sampling is not None and (plan.in_clips or plan.in_parts) else "direct"
     module, _, function = LOOPS.get(name, name).partition(":")
     if not function:
         raise unknown_name("sampling loop", name, LOOPS, "correct `loop` in the technique, or write package.module:function")

@@ -64,9 +64,9 @@ class Denoiser:
         return blend(self.texts, share)
 
     def initial_noise(self, generator: torch.Generator) -> Tensor:
-        """The noise [1, C, T, h, w] that the plan starts from; of no frame where each chunk draws its own."""
+        """The noise [1, C, T, h, w] that the plan starts from; of no frame where each chunk or clip draws its own."""
         backbone, plan = self.backbone, self.plan
-        if plan.chunk_lat is not None:
+        if plan.in_parts:
             batch, channels, _, rows, columns = backbone.latent_shape(plan)
             return torch.empty(batch, channels, 0, rows, columns)
         noise = backbone.noise(plan, generator)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
-from longgen import cost
+from longgen import cost, pictures
 from longgen.backbones import tiny_grammar
+from longgen.backbones.wan import TINY
 from longgen.bench import run, synthetic
 from longgen.cli import app
+from longgen.cli import bench as command
+from longgen.conditions import NOTHING
 from longgen.errors import Terminated
 from tests.bench.small import SHAPE
 
@@ -80,6 +86,7 @@ def test_a_preset_that_cannot_be_ends_in_exit_5_with_the_rest_measured() -> None
         (["--accelerate", "wonder", "--backbone", "tiny"], "--cache wonder is refused"),
         (["--accelerate", ",", "--backbone", "tiny"], "--accelerate names nothing"),
         (["--prompt", "a cat"], "does not depend on it"),
+        (["--count", "--image", "a.png"], "--count cannot be combined with --image"),
         (["--count", "--steps", "2"], "--count cannot be combined with --steps"),
         (["--count", "--device", "cpu", "--compile"], "--count cannot be combined with --device, --compile"),
         (["--count", "--card", "h1000"], "expected: 4090, a100, h100, h200"),
@@ -182,3 +189,22 @@ def test_plan_quotes_the_floor_that_bench_divides_by() -> None:
     floor = json.loads(done.stdout)["presets"][-1]["floor"]
     shown = longgen("plan", "--preset", "sliding-window", *args, "--size", "32x32").stdout
     assert f"floor: {floor:.2f} (arithmetic against direct sampling" in shown
+
+
+def test_a_step_is_measured_from_a_picture(place: Path) -> None:
+    Image.new("RGB", (64, 64), "red").save("red.png")
+    small = ["bench", "--backbone", "tiny", "--presets", "sliding-window", "--frames", "9", "--steps", "1", "--json", "--quiet"]
+    done = longgen(*small, "--image", "red.png")
+    assert done.exit_code == 0, (done.stderr, done.exception)
+    assert json.loads(done.stdout)["settings"]["conditions"]["fit"] == "crop"
+    done = longgen("bench", "--shape", "small", "--image", "red.png")
+    assert done.exit_code == 2
+    assert "--image: small cannot take a picture as the first frame" in done.stderr
+
+
+def test_a_model_that_needs_a_picture_is_measured_with_grey() -> None:
+    needy = dataclasses.replace(TINY, picture_needed=True)
+    grey = command._conditions(None, needy)
+    assert grey.image is not None
+    assert set(np.asarray(pictures.fitted(grey.image, (8, 8), "crop")).ravel().tolist()) == {128}
+    assert command._conditions(None, TINY) == NOTHING

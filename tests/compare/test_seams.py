@@ -35,6 +35,12 @@ def test_clips_that_move_or_are_dilated_leave_no_edge(tiny_plan: Make) -> None:
     assert seams(tiny_plan("glc-diffusion", frames=161, sets=("glcd.shift=false",))) != []
 
 
+def test_clips_of_a_chain_begin_behind_what_they_are_given(tiny_plan: Make) -> None:
+    # 41 latent frames: 21, and after each four that are handed over 17 new ones
+    assert seams(tiny_plan("chain", frames=161, sets=("chain.overlap=4",))) == [4 * edge - 3 for edge in (21, 38)]
+    assert seams(tiny_plan("chain", frames=81)) == []
+
+
 def test_chunks_of_a_rollout() -> None:
     made = planner.build(preset.load("self-forcing", (), preset.Sample(frames=45)), TINY_CAUSAL)
     assert made.chunk_lat == 3

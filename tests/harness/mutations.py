@@ -19,6 +19,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from longgen import preset, schedule
@@ -36,11 +37,12 @@ SCHEDULES = [
     b'common = "35mm film"\nblend = "1s"\n\n[[shot]]\nprompt = "a circle"\n\n[[shot]]\nat = "4s"\nprompt = "a square"\n',
     b'[[shot]]\nprompt = """\na large red circle\nbouncing"""\n[[shot]]\nat = "2.5"\nprompt = \'a "green" one\'\n'
     b'[[shot]]\nat = "0m7s"\nprompt = "x\\u00e9"\n',
+    b'[[shot]]\nprompt = "a circle"\nimage = "red.png"\n[[shot]]\nat = "4s"\nprompt = "b"\n',
 ]
 PROMPTS = {
     ".txt": [b"# two\na red circle\n\n  a blue square  \nun caf\xc3\xa9\n", b"a cat, on a mat\nseed\n"],
     ".csv": [b'prompt,seed,frames,negative_prompt\na red circle,3,17,dark\n"a, b",,,\n"two\nlines",4,,"he said ""no"""\n',
-             b"prompt;steps;size\na red circle;3;64x64\na blue one;;\n"],
+             b"prompt;steps;size\na red circle;3;64x64\na blue one;;\n", b"prompt,image\na red circle,red.png\na blue one,\n"],
     ".jsonl": [b'{"prompt": "a red circle", "seed": 3, "size": [64, 64]}\n\n{"prompt": "caf\\u00e9", "guidance_scale": 2.5}\n'],
 }  # fmt: skip
 SETS = [
@@ -279,6 +281,7 @@ def preset_trial(path: Path, chance: random.Random) -> str | None:
 
 def schedule_trial(path: Path, chance: random.Random) -> str | None:
     path = path.with_suffix(".toml")
+    Image.new("RGB", (8, 8), "red").save(path.with_name("red.png"))
     path.write_bytes(mutated(chance.choice(SCHEDULES), chance))
     done = call("plan", "-m", "tiny", "--frames", "161", "--schedule", str(path), "--json")
     if done.exit_code:
@@ -293,7 +296,7 @@ def schedule_trial(path: Path, chance: random.Random) -> str | None:
         return f"read {read} of {written}"
     again = path.with_name("again.toml")
     again.write_text(schedule.load(path).as_toml(), encoding="utf-8")
-    return None if schedule.load(again) == schedule.load(path) else "another schedule after as_toml"
+    return None if schedule.load(again).as_dict() == schedule.load(path).as_dict() else "another schedule after as_toml"
 
 
 def _seconds(text: str) -> Fraction:
@@ -304,6 +307,7 @@ def _seconds(text: str) -> Fraction:
 def prompts_trial(path: Path, chance: random.Random) -> str | None:
     suffix = chance.choice([*PROMPTS])
     path = path.with_suffix(suffix)
+    Image.new("RGB", (8, 8), "red").save(path.with_name("red.png"))
     path.write_bytes(mutated(chance.choice(PROMPTS[suffix]), chance))
     done = call(
         "generate",

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from longgen import disk, video
@@ -135,3 +136,23 @@ def test_wrong_input_gets_one_clear_message(place: Path, args: list[str], code: 
     assert result.stderr.startswith("longgen: ")
     assert result.stderr.count("expected:") == 1
     assert "Traceback" not in result.stderr
+
+
+def test_a_probe_starts_from_a_picture(place: Path) -> None:
+    """Its verdicts are its own: measured apart, and said."""
+    Image.new("RGB", (64, 32), "red").save("red.png")
+    plain = json.loads(longgen(*QUICK, "--json", "--quiet").stdout)
+    done = longgen(*QUICK, "--image", "red.png", "-o", "pictured")
+    assert done.exit_code == 0, (done.stderr, done.exception)
+    assert "note: --image red.png is 64x32: 50% cut off at left and right to be 32x32" in done.stderr
+    assert "already measured" not in done.stderr
+    found = read(place / "pictured" / "probe.json")
+    assert found.settings.conditions is not None
+    assert f"from the picture {found.settings.conditions['image'][:12]}" in " ".join(done.stdout.split())
+    assert [layer["scores"] for layer in plain["layers"]] != [layer.model_dump()["scores"] for layer in found.layers]
+    assert plain["settings"]["conditions"] is None
+    assert "already measured" in longgen(*QUICK, "--image", "red.png", "-o", "pictured").stderr
+    assert "--fit has no effect" in longgen(*QUICK, "--fit", "pad").stderr
+    made = longgen(*GENERATE, "--preset", "freeloc", "--image", "red.png", "--dry-run")
+    assert made.exit_code == 0, made.stderr
+    assert "whose runs" not in made.stderr

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from longgen import disk, plan, planner, preset
+from longgen import disk, plan, planner, preset, start
 from longgen.backbones.causal_wan import TINY_CAUSAL
 from longgen.backbones.ltx import LTX_2B
 from longgen.backbones.spec import BackboneSpec
@@ -189,3 +194,39 @@ def test_every_backbone_that_could_be_probed_stands_in_the_list_of_presets() -> 
     able = {name for name, made in plans.items() if isinstance(made, plan.Plan)}
     assert {"tiny", "wan2.1-1.3b", "ltx-2b", "hunyuanvideo"} <= able
     assert "cogvideox-2b" not in able
+
+
+def test_a_setting_that_is_not_used_changes_no_folder() -> None:
+    """So that probes of before there were pictures are found."""
+    probe = probe_of(TINY)
+    before = {key: value for key, value in probe.settings.model_dump(mode="json").items() if key != "conditions"}
+    given = hashlib.sha256(json.dumps(before, separators=(",", ":")).encode()).hexdigest()[:16]
+    assert probe_folder(probe.weights, probe.settings).name == given
+    pictured = probe.settings.model_copy(update={"conditions": {"image": "1" * 64, "fit": "crop"}})
+    assert probe_folder(probe.weights, pictured).name != given
+
+
+def test_a_probe_from_a_picture_is_for_videos_from_pictures(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    text = probe_of(TINY, top=1)
+    pictured = probe_of(TINY, top=2)
+    pictured = pictured.model_copy(
+        update={"settings": pictured.settings.model_copy(update={"conditions": {"image": "1" * 64, "fit": "crop"}})}
+    )
+    request = PlanRequest("freeloc", TINY, sample=SAMPLE)
+    from_picture = dataclasses.replace(request, conditions=start.read(tmp_path / "a.png"))
+
+    def chosen(of: PlanRequest) -> tuple[int, str]:
+        made = resolve(of)
+        return len(layers_of(made)["vrpr"]), next(note for note in made.notes if note.startswith("layers: "))
+
+    keep(pictured)
+    assert chosen(from_picture)[0] == 2
+    assert "whose runs" not in chosen(from_picture)[1]
+    assert chosen(request)[1].endswith("whose runs started from a picture")
+    time.sleep(0.01)
+    keep(text)  # the newer one
+    assert (chosen(from_picture)[0], chosen(request)[0]) == (2, 1)
+    assert "whose runs" not in chosen(from_picture)[1] + chosen(request)[1]
+    keep(pictured).unlink()
+    assert chosen(from_picture)[1].endswith("whose runs started from text alone")

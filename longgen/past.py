@@ -152,7 +152,8 @@ def of_video(path: Path) -> Past:
         raise LonggenError(
             f"--continue: {path} could not be read: {error.strerror}", expected=EXPECTED, hint="copy it again"
         ) from None
-    times, notes = info.times, [f"{path.name}: {note}" for note in (*info.notes, *([info.cut] if info.cut else ()), *said)]
+    about = (*info.notes, *([info.cut] if info.cut else ()), *said)
+    times, notes = info.times, [f"{path.name}: {note}" for note in about if "varying intervals" not in note]  # a plan says it
     if times is not None and len(times) != count + 1:
         notes.append(f"{path.name}: it has timestamps of {len(times) - 1} frames and {count} could be decoded, so that its mean of "
                      f"{info.fps:.4g} fps is taken for all")  # fmt: skip
@@ -176,7 +177,7 @@ def frames(past: Past, fps: float, size: tuple[int, int], fit: Fit, last: int | 
     from PIL import Image, ImageOps
 
     wanted = past.sampled(fps)[-last if last else 0 :]
-    done = 0
+    done, times_taken = 0, np.bincount(wanted)
     for index, frame in enumerate(read_frames(past.path, past.size)):
         if done == len(wanted):
             break
@@ -187,7 +188,7 @@ def frames(past: Past, fps: float, size: tuple[int, int], fit: Fit, last: int | 
             fitted = np.asarray(
                 (ImageOps.fit if fit == "crop" else ImageOps.pad)(Image.fromarray(frame), size, Image.Resampling.LANCZOS)
             )
-        for _ in range(int((wanted == index).sum())):
+        for _ in range(times_taken[index]):
             yield fitted[None]
             done += 1
     if done < len(wanted):
@@ -243,26 +244,29 @@ def _gather(folder: Path) -> tuple[Past, Taken]:
         parts = [_loaded(inputs / GIVEN)["latents"]]
     chunks, generator, carried = checkpoint.Chunks(folder / naming.CHUNKS, {}), held.generator, held.carried
     notes = []
+    given_lat, missing_lat, first = record.get("given_latent_frames", 0), 0, 1
     if len(chunks):
         _check_same(folder / naming.CHUNKS, chunks.stored_settings(), settings)
+        chunks.check((1, None, None, None, None))
         tensors, described = chunks.state()
-        state = checkpoint.unpack(tensors, described)
-        in_clips = "carried" not in state  # a chain, whose first clip holds what it was given
-        if in_clips:
-            parts = [] if head is None else [held.latents[:, :, : max(0, head.shown_lat - record.get("given_latent_frames", 0))]]
-        if conditions and not parts and not in_clips:
+        rollout, end_lat = "carried" in described, record["latent_frames"]
+        if rollout and conditions and not parts:
             raise MissingError(f"--continue: {inputs} holds nothing of what {folder.stem} began with", expected=EXPECTED,
                                hint="give the video file")  # fmt: skip
-        chunks.check((1, None, None, None, None))
-        own = [chunks[index] for index in range(len(chunks))]
-        parts += own
-        generator, carried = (None, []) if in_clips else (tensors["generator"], state["carried"])
-        made_lat = sum(part.shape[2] for part in (own if in_clips else parts))
-        shown_lat = sum(part.shape[2] for part in parts) if in_clips else min(made_lat, record["latent_frames"])
+        if rollout:
+            generator, carried = tensors["generator"], checkpoint.unpack(tensors, described)["carried"]
+        else:  # clips in turn, the first of which begins with what it was given
+            front_lat = 0 if head is None else max(0, head.shown_lat - given_lat)
+            parts, generator, carried, end_lat = [held.latents[:, :, :front_lat]] * bool(front_lat), None, [], end_lat + front_lat
+        parts += [chunks[index] for index in range(len(chunks))]
+        shown_lat = min(sum(part.shape[2] for part in parts), end_lat)
+        missing_lat = end_lat - shown_lat
+        if "continue" in conditions:
+            first = head.shown_lat if rollout and head is not None else given_lat
     elif (folder / naming.LATENTS).is_file():
         tensors = _loaded(folder / naming.LATENTS, settings)
         if head is not None:  # the newest of these are the first of the run's own
-            parts = [held.latents[:, :, : max(0, head.shown_lat - record.get("given_latent_frames", 0))]]
+            parts = [held.latents[:, :, : max(0, head.shown_lat - given_lat)]]
         parts.append(checkpoint.check_latents(folder / naming.LATENTS, tensors.get("latents"), (1, None, None, None, None)))
         generator, carried = None, []
         shown_lat = sum(part.shape[2] for part in parts)
@@ -276,12 +280,10 @@ def _gather(folder: Path) -> tuple[Past, Taken]:
                            else "give the video file")  # fmt: skip
     latents = torch.cat(parts, dim=2)
     frames_px = record["frames"]
-    if len(chunks) and made_lat < record["latent_frames"]:
-        first = record.get("given_latent_frames", 0) if head is not None and in_clips else held.latents.shape[2] if head else 1
-        stride = round((settings["sample"]["frames"] - (head is None)) / max(1, record["latent_frames"] - first))
-        frames_px -= stride * (record["latent_frames"] - made_lat)
-        name = "clips" if in_clips else "chunks"
-        notes.append(f"the run was stopped after {len(chunks)} {name}: it goes on from there")
+    if missing_lat:
+        sampled_px = settings["sample"]["frames"] - ("continue" not in conditions)
+        frames_px -= missing_lat * round(sampled_px / max(1, record["latent_frames"] - first))
+        notes.append(f"the run was stopped after {len(chunks)} chunks: it goes on from there")
     prompts, rows = _texts(record, head)
     lead = None
     if "continue" in conditions and conditions.get("join"):

@@ -414,7 +414,7 @@ def _past_notes(plan: Plan, past: Past) -> list[str]:
     sampled, taken_px = len(past.sampled(plan.fps)), frames.pixel_frames(plan.given_lat, spec.stride_t)
     notes.append(f"the last {taken_px} of {name}'s {sampled} frames" + f" at {plan.fps} fps" * (past.fps != plan.fps)
                  + f" are encoded; {spec.name} sees nothing before them" * (taken_px < sampled))  # fmt: skip
-    if past.fps != plan.fps:
+    if past.times or past.fps != plan.fps:
         rate = "varying intervals" if past.times else f"{past.fps:.4g} fps"
         notes.append(f"{name} has {past.frames_px} frames at {rate}: of these the nearest in time are taken, at {plan.fps} fps")
     if past.size != plan.size:

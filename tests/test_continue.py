@@ -16,11 +16,15 @@ from PIL import Image
 from torch import Tensor
 
 from longgen import disk, ffmpeg, past, pictures, planner, preset, run, rundir, shown
+from longgen.backbones import tiny_grammar
 from longgen.backbones.find import find
+from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
+from longgen.backbones.tiny import check
 from longgen.checkpoint import Chunks, load_tensors
 from longgen.conditions import Conditions
 from longgen.errors import LonggenError, MissingError, UsageError
+from longgen.metrics.score import score_video
 from longgen.pipelines.loading import load
 from longgen.plan import Plan
 from longgen.rundir import Job
@@ -188,6 +192,12 @@ def test_a_stream_that_was_stopped_goes_on_from_what_is_there(make: Make, tmp_pa
     assert half.conditions.past.frames_px == 33
     assert any("stopped after 3 chunks" in note for note in half.notes)
     assert torch.equal(latents(half, tmp_path / "b.run"), latents(whole, tmp_path / "whole.run"))
+    stopped(monkeypatch, make, 2, "c", 40, "a.run")
+    assert past.read(tmp_path / "c.run").frames_px == 24
+    video(tmp_path / "ball.mp4", 20)
+    stopped(monkeypatch, make, 2, "d", 40, "ball.mp4", join=True)
+    assert past.read(tmp_path / "d.run").frames_px == 20 + 24
+    assert make("e", 20, "d.run", join=True).written_px == len(frames(tmp_path / "e.mp4")) == 64
 
 
 # Videos from elsewhere
@@ -215,6 +225,24 @@ def test_a_joined_video_begins_with_the_files_own_frames(make: Make, tmp_path: P
     later = make("c", 20, "b.run", join=True)
     assert later.written_px == len(frames(tmp_path / "c.mp4")) == 120
     assert np.abs(frames(tmp_path / "c.mp4")[:100].astype(int) - joined).mean() < 2
+
+
+def test_the_join_is_not_visible(tmp_path: Path) -> None:
+    """On the shipped model, of a rendered video and of a run: the change at the join is that beside it."""
+    words, size = tiny_grammar.HELD_OUT[1], (64, 64)
+    backbone = load(SPECS["tiny-causal"], ModelSettings("cpu", "fp32"))
+    pixels = ((check.rendered(words, 49, 12).permute(1, 2, 3, 0).clamp(-1, 1) + 1) / 2 * 255).round().byte().numpy()
+    with Writer(tmp_path / "ball.mp4", size, 16, {}) as writer:
+        writer.add(pixels)
+    for source in ("ball.mp4", "video.run"):
+        conditions = Conditions(past=past.read(tmp_path / source), join=True)
+        plan = planner.build(preset.load("direct", (), preset.Sample(frames=32)), backbone.spec, conditions=conditions)
+        output = tmp_path / ("video.mp4" if source == "ball.mp4" else "longer.mp4")
+        run.generate_one(backbone, Job(plan, words.prompt, 7, output))
+        seam = score_video(output, [plan.written_px - plan.new_px]).values["seam"]
+        print(f"{source}: {seam}")
+        assert seam is not None
+        assert seam < 1.5
 
 
 @pytest.mark.parametrize(("size", "fps", "count"), [((128, 128), 25, 50), ((40, 90), 8, 12), (SIZE, 16, 1), (SIZE, 16, 6)])

@@ -43,7 +43,8 @@ def rollout(
         """The clean latents of a chunk before `first + done`."""
         if resume is not None and index >= first:
             return resume.latents[index - first]
-        assert denoiser.given is not None and denoiser.given.latents is not None
+        assert denoiser.given is not None
+        assert denoiser.given.latents is not None
         start, count = chunks[index]
         return denoiser.given.latents[:, :, start : start + count]
 

@@ -32,4 +32,3 @@ class Given:
     before: Tensor | None = None
     generator: Tensor | None = None
     carried: tuple[Tensor | None, ...] = ()
-    zero_padded: bool = False

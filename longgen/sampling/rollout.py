@@ -24,6 +24,13 @@ cache there:
     keep      it stays: only the text changes
 In a schedule with a blend a chunk has the mean of its frames' texts [derived].
 
+A video that begins with m clean latent frames, of a picture or of an earlier video, runs the clean pass over them in chunks, of
+which the first has m mod c frames, and goes on in chunks of c from frame m. Self-Forcing's `initial_latent` likewise, where m mod c
+is 0, or 1 as of one picture [code]; any other, and `context_noise` instead of 0 there too [derived]. All of an earlier rollout is
+given, with the frames of its last chunk beyond its end, the state of its generator and the noise that it carries over: so two parts
+are one rollout, bit for bit. Its frames keep the prompts that they were made with; another prompt is a change at the first new
+chunk. A schedule counts from the first new frame on [derived].
+
 Differs from the references: keys are cached before rotary positions [as infinity-RoPE]; all in float32, x0 too, where the
 reference takes float64 · frames of the last chunk beyond the video's end are generated and dropped [derived] · guidance, which
 none of them has, runs both texts in one batch [derived].

@@ -29,6 +29,7 @@ class Given:
     latents: Tensor | None
     image: Image | None = None
     last_image: Image | None = None
+    zero_padded: bool = False
     before: Tensor | None = None
     generator: Tensor | None = None
     carried: tuple[Tensor | None, ...] = ()

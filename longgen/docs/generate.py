@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from longgen import catalog, cost, describe, planner, preset
 from longgen.backbones import hub, sources
 from longgen.backbones.registry import FAMILIES, SPECS
-from longgen.backbones.spec import CAPABILITIES
+from longgen.backbones.spec import CAPABILITIES, FIRST_FRAME, LAST_FRAME
 from longgen.cli import app
 from longgen.cli.docs import FOLDER, summary, topics
 from longgen.metrics import METRICS
@@ -178,6 +178,20 @@ def capabilities() -> str:
     return f"{table(('name', *CAPABILITIES), rows)}\n\n{meanings}"
 
 
+def starts() -> str:
+    """What each backbone can start from."""
+    rows = []
+    for spec in SPECS.values():
+        if FIRST_FRAME in spec.capabilities or spec.continues:
+            goes_on = (
+                "its cache" if spec.causal else f"up to {spec.clean_lat} latent frames" if spec.clean_lat > 1 else "the last frame"
+            )
+            rows.append((f"`{spec.name}`", "" if spec.picture_needed else "yes", "yes" * (FIRST_FRAME in spec.capabilities),
+                         "needed" if spec.last_picture_needed else "yes" * (LAST_FRAME in spec.capabilities),
+                         goes_on if spec.continues else ""))  # fmt: skip
+    return table(("name", "text alone", "`--image`", "`--last-image`", "`--continue`, by"), rows)
+
+
 def memory() -> str:
     """The estimated peak by --offload, for 321 frames of Wan 2.1 1.3B with freespec."""
     kinds = ("none", "model", "group", "sequential")
@@ -259,7 +273,7 @@ def index() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
-    for function in (techniques, presets, costs, backbones, settings, downloads, pipelines, models, capabilities, memory,
+    for function in (techniques, presets, costs, backbones, settings, downloads, pipelines, models, capabilities, starts, memory,
                      metrics, commands, options, variables, modules, imports, index)
 }  # fmt: skip
 

@@ -159,7 +159,8 @@ def pipelines() -> str:
     for family in FAMILIES.values():
         transformer = family.marker or family.transformer
         own = ", ".join(f"`{spec.name}`" for spec in family.specs)
-        rows.append((family.title, f"`{family.pipeline}` with `{transformer}`", own))
+        kinds = " or ".join(f"`{kind}`" for kind in (family.pipeline, *family.picture_pipelines))
+        rows.append((family.title, f"{kinds} with `{transformer}`", own))
     return table(("family", "pipeline of diffusers", "here"), rows)
 
 

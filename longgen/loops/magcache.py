@@ -39,6 +39,7 @@ from longgen.layers.fingerprint import fingerprint
 from longgen.loops import PROMPTS, State, sample
 from longgen.loops.denoiser import Denoiser
 from longgen.pipelines.base import PipelineBackbone
+from longgen.pipelines.hook_removal import keep_hooks
 from longgen.plan import Plan
 from longgen.planner import build
 from longgen.sampling.multidiffusion import MultiDiffusion
@@ -160,6 +161,7 @@ def _enabled(backbone: PipelineBackbone, configs: list[MagCacheConfig | None]) -
         for transformer, config in zip(backbone.transformers, configs, strict=True):
             if config is not None:
                 transformer.enable_cache(config)  # type: ignore[operator]
+                keep_hooks(transformer)  # type: ignore[arg-type]
                 enabled.append(transformer)
         yield
     finally:

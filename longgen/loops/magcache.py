@@ -101,7 +101,8 @@ def ratios_of(backbone: PipelineBackbone, plan: Plan, calibrating: Callable[[], 
     path = cache_folder("magcache") / weights[:16] / f"{digest[:16]}.json"
     if path.is_file():
         stored = read(path)
-        if (stored.weights, stored.settings) == (weights, settings):
+        steps = sum(len(next(iter(expert.values()), ())) for expert in stored.ratios)  # fewer in files of before 0.18, by group offload
+        if (stored.weights, stored.settings, steps) == (weights, settings, plan.steps):
             return stored
     measured = measure(backbone, build(plan.preset, plan.spec, conditions=plan.conditions).first, calibrating())
     ratios = Ratios(schema=1, longgen=__version__, backbone=backbone.spec.name, weights=weights, settings=settings, ratios=measured)

@@ -26,7 +26,7 @@ from tests.models import published
 from tests.models.layouts import LAYOUTS
 
 PROMPT = "a small cyan triangle orbiting on a sand background"
-SIZES = {"ltx-2b": ("96x64", 17), "hunyuanvideo": ("64x64", 5), "wan2.2-ti2v-5b": ("64x64", 5)}  # others: 64x64, 5 frames
+SIZES = {"ltx-2b": ("96x64", 17), "hunyuanvideo": ("64x64", 5), "cogvideox-5b-i2v": ("720x480", 5)}  # others: 64x64, 5 frames
 LINES = r"(load|sample|decode) |note: |seed \d+$"  # of stderr: the command's own
 SLACK = 600_000_000  # bytes of a load beside the weights: libraries, tokenizers, the largest weight on its way
 ACCOUNT = """

@@ -101,7 +101,8 @@ def ratios_of(backbone: PipelineBackbone, plan: Plan, calibrating: Callable[[], 
     path = cache_folder("magcache") / weights[:16] / f"{digest[:16]}.json"
     if path.is_file():
         stored = read(path)
-        steps = sum(len(next(iter(expert.values()), ())) for expert in stored.ratios)  # fewer in files of before 0.18, by group offload
+        # group offload once cut files short
+        steps = sum(len(next(iter(expert.values()), ())) for expert in stored.ratios)
         if (stored.weights, stored.settings, steps) == (weights, settings, plan.steps):
             return stored
     measured = measure(backbone, build(plan.preset, plan.spec, conditions=plan.conditions).first, calibrating())

@@ -1,8 +1,8 @@
 """Hooks stay where one beneath them is removed, as the tracing of group offload removes itself in its first call.
 
 `HookRegistry.remove_hook` of diffusers 0.42.1 gives the hook above the forward beneath the removed one as its `forward`. But a hook
-with a `new_forward`, as step caches and longgen's have, keeps itself there, and what is beneath it in `original_forward`: it was lost
-without a word, and videos made clip by clip were made in one piece from the second model call on.
+with a `new_forward`, as step caches and longgen's have, keeps itself there, and what is beneath it in `original_forward`: it was
+lost without a word, and videos made clip by clip were made in one piece from the second model call on.
 """
 
 from __future__ import annotations

@@ -49,7 +49,8 @@ def plan_of(name: str, backbone: str) -> Plan:
     spec = SPECS[backbone]
     length = frames.pixel_frames(planner.LONG * spec.native_lat - planner.LONG + 1, spec.stride_t)
     loaded = preset.load(name.partition("@")[0], STRIPES.get(name, ()), preset.Sample(frames=length))
-    return planner.build(loaded.model_copy(update={"backbone_samples": {}}), planner.as_if_probed(spec))
+    asked = loaded.model_copy(update={"backbone_samples": {}})
+    return planner.build(asked, planner.as_if_probed(spec), conditions=planner.stand_in(spec))
 
 
 def cost_of(steps: list[StepCount]) -> Cost:

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from longgen.backbones.registry import SPECS
+from longgen.planner import GREY
 from tests.models import published
 from tests.models.layouts import LAYOUTS
 
 PROMPT = "a small cyan triangle orbiting on a sand background"
-SIZES = {"ltx-2b": ("96x64", 17), "hunyuanvideo": ("64x64", 5), "wan2.2-ti2v-5b": ("64x64", 5)}  # others: 64x64, 5 frames
+SIZES = {"ltx-2b": ("96x64", 17), "hunyuanvideo": ("64x64", 5), "cogvideox-5b-i2v": ("720x480", 5)}  # others: 64x64, 5 frames
 LINES = r"(load|sample|decode) |note: |seed \d+$"  # of stderr: the command's own
 SLACK = 600_000_000  # bytes of a load beside the weights: libraries, tokenizers, the largest weight on its way
 ACCOUNT = """
@@ -75,10 +76,12 @@ def run(name: str, folder: Path, layers: int) -> str:
     command = [sys.executable, "-m", "longgen.cli"]
     shown = json.loads(_longgen([*command, "backbones", "show", str(folder), "--json"])[0])
     assert shown["family"] == SPECS[name].family
-    _longgen([*command, "plan", "--backbone", str(folder), "--preset", "freenoise", "--frames", "321"])
+    pictures = ["--image", str(GREY)] if SPECS[name].picture_needed else []
+    pictures += ["--last-image", str(GREY)] if SPECS[name].last_picture_needed else []
+    _longgen([*command, "plan", "--backbone", str(folder), "--preset", "freenoise", "--frames", "321", *pictures])
     start, video = time.monotonic(), folder / "out.mp4"
     options = ["--frames", str(frames), "--steps", "2", "--size", pixels, "--dtype", "bf16", "--seed", "0", "-o", str(video)]
-    _, err = _longgen([*command, "generate", "--prompt", PROMPT, "--backbone", str(folder), *options])
+    _, err = _longgen([*command, "generate", "--prompt", PROMPT, "--backbone", str(folder), *options, *pictures])
     strange = [line for line in err.splitlines() if not re.match(LINES, line)]
     assert not strange, f"{name}: {strange}"
     assert video.stat().st_size > 0

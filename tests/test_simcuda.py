@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from longgen.attention.lse_kernels import attention_with_lse
-from longgen.loops import State
+from longgen.loops import State, magcache
 from longgen.pipelines.step_state import StepState
 from tests.simcuda import CUDA, TO_DEVICE, TO_HOST, WAIT, CudaTensor, Log, cases, kernels, simulated
 
@@ -34,6 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("wan-ti2v", "none", "fp16", "keyframes", ("decode",)),
         ("wan-flf2v", "model", "bf16", "sliding-window", ("values", "decode", "resume", "schedule")),
         ("wan-i2v", "group", "bf16", "freespec", ("resume",)),
+        ("wan", "group", "fp32", "gen-l-video", ("values", "resume")),
         ("ltx", "group", "fp16", "sink-window", ("decode", "resume")),
         ("ltx-condition", "none", "fp32", "vrpr", ("values", "resume")),
         ("cogvideox-i2v", "model", "bf16", "glc-diffusion", ("values", "decode", "resume")),
@@ -61,6 +62,26 @@ def test_a_picture_reaches_the_device_too(family: str, offload: str, name: str, 
     with torch.no_grad(), simulated() as log:
         backbone, on_host = cases.loaded(spec, "cuda", "fp32", offload), cases.loaded(spec, "cpu", "fp32")
         cases.check(backbone, on_host, cases.planned(spec, name), ("values", "decode", "resume"), log)
+
+
+def test_group_offload_takes_no_schedule_away(folder: Path) -> None:
+    """Its tracing removes itself in the first model call, and took longgen's hook with it."""
+    spec = cases.spec_of("wan", folder)
+    plan = cases.planned(spec, "direct", cases.two_prompts(spec))
+    with torch.no_grad(), simulated():
+        expected = cases.run(cases.loaded(spec, "cpu", "fp32"), plan)
+        assert torch.equal(cases.run(cases.loaded(spec, "cuda", "fp32", "group"), plan), expected)
+
+
+@pytest.mark.parametrize("family", ["wan", "hunyuan"])
+def test_group_offload_takes_no_step_cache_away(family: str, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nor spoils the ratios that MagCache measures in a first generation."""
+    spec, found = cases.spec_of(family, folder), []
+    for offload, device in (("none", "cpu"), ("group", "cuda")):
+        with torch.no_grad(), simulated() if device == "cuda" else contextlib.nullcontext():
+            backbone = cases.loaded(spec, device, "fp32", offload)
+            found.append(magcache.measure(backbone, cases.planned(spec, "direct"), lambda done: None))
+    assert found[0] == found[1]
 
 
 @pytest.fixture

@@ -189,11 +189,13 @@ def _count(
 
 
 def _conditions(image: Path | None, spec: BackboneSpec) -> Conditions:
-    """The picture that a model which needs one is measured with, or any by `image`."""
-    from longgen import start
-    from longgen.bench import GREY
+    """The pictures that a model which needs some is measured with, the first of them by `image`."""
+    from dataclasses import replace
 
-    return start.read(image or (GREY if spec.picture_needed else None))
+    from longgen import start
+    from longgen.planner import stand_in
+
+    return stand_in(spec) if image is None else replace(stand_in(spec), image=start.read(image).image)
 
 
 def _check_target(target: TargetOptions, model: BenchModelOptions, given: dict[str, str]) -> None:

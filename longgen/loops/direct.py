@@ -19,6 +19,7 @@ from longgen.loops.denoiser import Denoiser
 from longgen.loops.prompt_schedule import TextPerFrame
 from longgen.pipelines import finite, foreign_hooks
 from longgen.pipelines.base import PipelineBackbone
+from longgen.pipelines.hook_removal import keep_hooks
 
 _HOOK = "longgen_around"
 _CALLBACK_TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")  # those that the pipeline has
@@ -60,6 +61,8 @@ def run_pipeline(
     hooked = registries if resume is not None or model_call is not None else []
     for registry in hooked:
         registry.register_hook(_ModelCallHook(backbone, resume.done if resume else 0, model_call), _HOOK)
+    for transformer in backbone.transformers:
+        keep_hooks(transformer)
     try:
         with backbone.conditioned(plan, given) as conditioning, backbone.installed(plan):
             final = backbone.pipe(

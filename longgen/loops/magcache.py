@@ -39,6 +39,7 @@ from longgen.layers.fingerprint import fingerprint
 from longgen.loops import PROMPTS, State, sample
 from longgen.loops.denoiser import Denoiser
 from longgen.pipelines.base import PipelineBackbone
+from longgen.pipelines.hook_removal import keep_hooks
 from longgen.plan import Plan
 from longgen.planner import build
 from longgen.sampling.multidiffusion import MultiDiffusion
@@ -100,7 +101,9 @@ def ratios_of(backbone: PipelineBackbone, plan: Plan, calibrating: Callable[[], 
     path = cache_folder("magcache") / weights[:16] / f"{digest[:16]}.json"
     if path.is_file():
         stored = read(path)
-        if (stored.weights, stored.settings) == (weights, settings):
+        # group offload once cut files short
+        steps = sum(len(next(iter(expert.values()), ())) for expert in stored.ratios)
+        if (stored.weights, stored.settings, steps) == (weights, settings, plan.steps):
             return stored
     measured = measure(backbone, build(plan.preset, plan.spec, conditions=plan.conditions).first, calibrating())
     ratios = Ratios(schema=1, longgen=__version__, backbone=backbone.spec.name, weights=weights, settings=settings, ratios=measured)
@@ -160,6 +163,7 @@ def _enabled(backbone: PipelineBackbone, configs: list[MagCacheConfig | None]) -
         for transformer, config in zip(backbone.transformers, configs, strict=True):
             if config is not None:
                 transformer.enable_cache(config)  # type: ignore[operator]
+                keep_hooks(transformer)  # type: ignore[arg-type]
                 enabled.append(transformer)
         yield
     finally:

@@ -128,9 +128,10 @@ class Hunyuan(PipelineBackbone):
 
         def modulation(module: Any, args: Any, embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             others, first = embeddings  # [B, C]: of the frames, and of the first one, which the model takes for clean
-            begins = self._begins_clean
-            return others, first if begins is None else torch.where(begins.repeat_interleave(len(first) // len(begins))[:, None],
-                                                                    first, others)  # fmt: skip
+            if self._begins_clean is None:
+                return embeddings
+            begins = self._begins_clean.to(first.device).repeat_interleave(len(first) // len(self._begins_clean))
+            return others, torch.where(begins[:, None], first, others)
 
         hook = pipe.transformer.time_text_embed.register_forward_hook(modulation)
         pipe.prepare_latents = prepare_latents

@@ -136,12 +136,11 @@ def resumed(backbone: Any, plan: Plan) -> Tensor:
     class Stop(Exception):
         pass
 
-    in_chunks = plan.chunk_lat is not None
     with tempfile.TemporaryDirectory() as folder:
         chunks = Chunks(Path(folder) / "chunks", {})
 
         def save(state: State) -> None:
-            interrupted.save(state, chunks, in_chunks)
+            interrupted.save(state, chunks, plan)
             if 2 * state.done >= plan.rounds:
                 raise Stop
 

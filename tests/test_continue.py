@@ -331,6 +331,21 @@ def test_frames_that_are_denoised_together_go_on(model_folder: Callable[[str], P
     assert torch.equal(past.taken(past.read(tmp_path / "c.run")).latents[:, :, -new:], tensors["c"][:, :, -new:])
 
 
+def test_a_chain_that_goes_on_from_nothing_is_gone_on_from(tmp_path: Path) -> None:
+    backbone = load(find("tiny"), ModelSettings("cpu", "fp32"))
+    made = preset.load("chain", ("chain.frames=5", "chain.overlap=2"), preset.Sample(frames=29, steps=2))
+    plan = planner.build(made, backbone.spec)
+    assert len(plan.clips) == 2
+    run.generate_one(backbone, Job(plan, RED, 7, tmp_path / "a.mp4"))
+    conditions = Conditions(past=past.read(tmp_path / "a.run"), join=True)
+    after = planner.build(made, backbone.spec, conditions=conditions)
+    assert after.conditions.past is not None
+    assert after.conditions.past.shown_lat == plan.frames_lat
+    run.generate_one(backbone, Job(after, RED, 7, tmp_path / "b.mp4"))
+    assert np.array_equal(frames(tmp_path / "b.mp4", plan.size)[:1], frames(tmp_path / "a.mp4", plan.size)[:1])
+    assert len(frames(tmp_path / "b.mp4", plan.size)) == after.written_px == 29 + after.new_px
+
+
 # Refusals
 
 

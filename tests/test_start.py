@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
@@ -162,6 +163,14 @@ def test_arguments_of_python_callers(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         make(**wrong)
     assert not Path("a.run").exists()
+
+
+def test_pixels_are_no_file() -> None:
+    for pixels in (Image.new("RGB", (8, 8)), np.zeros((64, 64, 3), np.uint8)):
+        with pytest.raises(UsageError, match=r"^image = .* is of type") as refusal:
+            make(image=pixels)
+        assert "\n" not in refusal.value.given
+        assert refusal.value.hint == "save it to a file, and pass its name"
 
 
 # ---- the same run ------------------------------------------------------------------------------------------------------------

@@ -10,12 +10,12 @@ from typing import Any
 from longgen.errors import UsageError, shown
 
 
-def expect(name: str, value: Any, kinds: Any, expected: str, optional: bool = False) -> None:
+def expect(name: str, value: Any, kinds: Any, expected: str, optional: bool = False, hint: str = "pass such a value") -> None:
     """Raises UsageError if `value` is not an instance of `kinds`; a bool does not count as a number."""
     if optional and value is None:
         return
     if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
-        raise UsageError(f"{name} = {shown(value)} is of type {type(value).__name__}", expected=expected, hint="pass such a value")
+        raise UsageError(f"{name} = {shown(value)} is of type {type(value).__name__}", expected=expected, hint=hint)
 
 
 def of_generate(given: Mapping[str, Any], sample: type, schedule: type) -> None:
@@ -28,7 +28,7 @@ def of_generate(given: Mapping[str, Any], sample: type, schedule: type) -> None:
     expect("schedule", given["schedule"], schedule, "the result of longgen.schedule.load", optional=True)
     expect("model", given["model"], Mapping, '{"offload": "model", ...}')
     for name in ("image", "last_image", "continue_from"):
-        expect(name, given[name], (str, os.PathLike), "the name of a file", optional=True)
+        expect(name, given[name], (str, os.PathLike), "the name of a file", True, "save it to a file, and pass its name")
     expect("fit", given["fit"], str, "crop or pad", optional=True)
     for name in ("join", "resume", "overwrite", "allow_code"):
         expect(name, given[name], bool, "True or False")

@@ -73,7 +73,7 @@ class Conditions:
 
 def picture_notes(picture: Picture, what: str, size: tuple[int, int], fit: Fit) -> list[str]:
     """How `picture`, which `what` names, is read and brought to `size`."""
-    fitted = pictures.fit_note(picture, size, fit)
+    fitted = pictures.fit_note(picture.size, size, fit)
     return [f"{what} {picture.name} {note}" for note in (*picture.notes, *filter(None, [fitted]))]
 
 

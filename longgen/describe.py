@@ -72,7 +72,7 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
     if plan.chunk_lat is not None:
         lines += [
             "",
-            f"{plan.rounds} chunks of {plan.chunk_lat} latent frames"
+            f"{plan.rounds} chunk{'s' * (plan.rounds != 1)} of {plan.chunk_lat} latent frames"
             + f" after {plan.given_lat} that are given" * bool(plan.given_lat)
             + f", {plan.slots_lat} frames in the cache; the last chunk:",
         ]
@@ -104,7 +104,7 @@ def _chain_lines(plan: Plan, drawn: bool) -> list[str]:
     """The clips of a chain: how many, what each begins with, and a picture, given frames in a light shade."""
     clips, length = plan.clips, plan.call_geometry.frames_lat
     later = next((clip for clip in clips if not clip.begins), None)
-    past = f"{plan.given_lat} frames of the earlier video" if plan.given_lat else "noise"
+    past = f"{plan.given_lat} latent frame{'s' * (plan.given_lat != 1)} of the earlier video" if plan.given_lat else "noise"
     start = "its picture" if plan.conditions.image else past
     lines = [f"{len(clips)} clips of {length} latent frames, one after the other; the first begins with {start}"]
     if later is not None:
@@ -144,7 +144,8 @@ def _start_lines(plan: Plan) -> list[str]:
     if conditions.past is not None:
         past = conditions.past
         width, height = past.size
-        named.append(on_one_line(f"--continue {past.name} ({past.frames_px} frames, {width}x{height}, {past.sha256[:12]})"))
+        count = f"{past.frames_px} frame{'s' * (past.frames_px != 1)}"
+        named.append(on_one_line(f"--continue {past.name} ({count}, {width}x{height}, {past.sha256[:12]})"))
     if not named:
         return []
     given = f"; {plan.given_lat} of {plan.frames_lat} latent frames are given" if plan.given_lat else ""

@@ -19,9 +19,10 @@ from collections.abc import Iterable
 
 
 def shown(value: object, most: int = 100) -> str:
-    """`repr(value)` for a message, cut to `most` characters; never raises."""
+    """`repr(value)` for a message, on one line and cut to `most` characters; never raises."""
     try:
         text = repr(value)
+        text = " ".join(text.split()) if "\n" in text else text  # arrays
     except (ValueError, RecursionError):  # huge integers, deeply nested lists
         text = f"a {type(value).__name__} too long to print"
     return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -29,15 +29,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from longgen import disk, naming
+from longgen import disk, naming, pictures
 from longgen.errors import LonggenError, MissingError, UsageError
+from longgen.pictures import Fit
 from longgen.video import read_frames
 from longgen.video_info import facts
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from longgen.pictures import Fit
 
 GIVEN = "given.safetensors"
 EXPECTED = "a run folder of longgen, its MP4, or another video"
@@ -54,7 +53,8 @@ class Past:
 
     Of a run: shown_lat, how many of these its video shows, which is all but the rest of a last chunk; latent_shape, (C, h, w);
     backbone; seed, where its generator can go on; prompts and rows, what each latent frame was made with; and lead, the video file
-    that its own began with, fitted by lead_fit. named: what its user called it, where that is not `path`.
+    that its own began with, at lead_fps frames a second and fitted by lead_fit. named: what its user called it, where that is
+    not `path`.
     """
 
     path: Path
@@ -72,6 +72,7 @@ class Past:
     prompts: tuple[str, ...] = ()
     rows: tuple[Row, ...] = ()
     lead: Past | None = None
+    lead_fps: float = 0.0
     lead_fit: Fit = "crop"
     named: str | None = None
 
@@ -79,13 +80,6 @@ class Past:
     def name(self) -> str:
         """The name of the file or folder that the user gave, without its own folder."""
         return self.named or self.path.name
-
-    @property
-    def video(self) -> tuple[Past, Fit | None] | None:
-        """The video file whose frames a joined video begins with, and how these are fitted, where that is decided."""
-        if self.latents is None:
-            return self, None
-        return None if self.lead is None else (self.lead, self.lead_fit)
 
     def sampled(self, fps: float) -> np.ndarray:
         """Of a video file: the indices of its frames, each the nearest in time, on a grid of `fps` that ends with the last."""
@@ -174,7 +168,7 @@ def frames(past: Past, fps: float, size: tuple[int, int], fit: Fit, last: int | 
 
     Raises LonggenError where the file is not as it was.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     wanted = past.sampled(fps)[-last if last else 0 :]
     done, times_taken = 0, np.bincount(wanted)
@@ -183,11 +177,7 @@ def frames(past: Past, fps: float, size: tuple[int, int], fit: Fit, last: int | 
             break
         if index != wanted[done]:
             continue
-        fitted = frame
-        if past.size != size:
-            fitted = np.asarray(
-                (ImageOps.fit if fit == "crop" else ImageOps.pad)(Image.fromarray(frame), size, Image.Resampling.LANCZOS)
-            )
+        fitted = np.asarray(pictures.fitted_image(Image.fromarray(frame), size, fit))
         for _ in range(times_taken[index]):
             yield fitted[None]
             done += 1
@@ -256,8 +246,8 @@ def _gather(folder: Path) -> tuple[Past, Taken]:
         if rollout:
             generator, carried = tensors["generator"], checkpoint.unpack(tensors, described)["carried"]
         else:  # clips in turn, the first of which begins with what it was given
-            front_lat = 0 if head is None else max(0, head.shown_lat - given_lat)
-            parts, generator, carried, end_lat = [held.latents[:, :, :front_lat]] * bool(front_lat), None, [], end_lat + front_lat
+            parts = [] if head is None else [held.latents[:, :, : max(0, head.shown_lat - given_lat)]]
+            generator, carried, end_lat = None, [], end_lat + sum(part.shape[2] for part in parts)
         parts += [chunks[index] for index in range(len(chunks))]
         shown_lat = min(sum(part.shape[2] for part in parts), end_lat)
         missing_lat = end_lat - shown_lat
@@ -292,6 +282,7 @@ def _gather(folder: Path) -> tuple[Past, Taken]:
         folder, "", frames_px, settings["sample"]["fps"], tuple(settings["sample"]["size"]), latents.shape[2], tuple(notes),
         shown_lat=shown_lat, latent_shape=(latents.shape[1], latents.shape[3], latents.shape[4]), backbone=settings["backbone"],
         seed=settings["seed"] if generator is not None else None, prompts=prompts, rows=rows, lead=lead,
+        lead_fps=head.lead_fps if head is not None else settings["sample"]["fps"] if lead is not None else 0.0,
         lead_fit=(head.lead_fit if head is not None else conditions.get("fit", "crop")),
     )  # fmt: skip
     both = Taken(latents, generator, carried)
@@ -332,7 +323,7 @@ def _check_same(path: Path, stored: dict[str, Any], settings: dict[str, Any]) ->
 def _described(past: Past) -> dict[str, Any]:
     """`past` as JSON, but for its path and its notes."""
     names = ("sha256", "frames_px", "fps", "size", "latents", "shown_lat", "latent_shape", "backbone", "seed", "prompts", "rows",
-             "lead_fit")  # fmt: skip
+             "lead_fps", "lead_fit")  # fmt: skip
     lead = None if past.lead is None else past.lead.sha256
     return json.loads(json.dumps({name: getattr(past, name) for name in names} | {"lead": lead}))
 

@@ -88,9 +88,14 @@ def fitted(picture: Picture, size: tuple[int, int], fit: Fit) -> Image:
 
     Resampled by Lanczos' filter, as diffusers' image processor does. Raises LonggenError where the file is not as it was.
     """
+    image, _ = _upright(_unchanged(picture), _shown(picture.path, "the picture"))
+    return fitted_image(image, size, fit)
+
+
+def fitted_image(image: Image, size: tuple[int, int], fit: Fit) -> Image:
+    """What `fitted` does, to an RGB image; a frame of a video, for example."""
     from PIL import Image, ImageOps
 
-    image, _ = _upright(_unchanged(picture), _shown(picture.path, "the picture"))
     if image.size == size:
         return image
     if fit == "crop":
@@ -107,23 +112,24 @@ def _inner_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, in
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def fit_note(picture: Picture, size: tuple[int, int], fit: Fit) -> str | None:
-    """What `fitted` does to `picture`, phrased to follow its name; None where it does nothing, or the picture's size is unknown."""
-    (width, height), (w, h) = picture.size, size
-    if picture.size == size or 0 in picture.size:
+def fit_note(size: tuple[int, int], target: tuple[int, int], fit: Fit) -> str | None:
+    """What `fitted` does to a picture, or to a frame, of `size` (width, height), phrased to follow its name.
+
+    None where it does nothing, or the size is unknown.
+    """
+    (width, height), (w, h) = size, target
+    if size == target or 0 in size:
         return None
     across, down = w / width, h / height
     scale = max(across, down) if fit == "crop" else min(across, down)
-    resized = f"enlarged {scale:.3g} times, " if scale > 1 else f"reduced to {100 * scale:.3g}%, " if scale < 1 else ""
-    said = f"is {width}x{height}: {resized}"
+    done = [f"enlarged {scale:.3g} times"] * (scale > 1) + [f"reduced to {100 * scale:.3g}%"] * (scale < 1)
+    cut, inner = 1 - min(across, down) / scale, _inner_size(size, target)
     if fit == "pad":
-        inner = _inner_size(picture.size, size)
-        bars = [f"{w - inner[0]} columns"] * (inner[0] < w) + [f"{h - inner[1]} rows"] * (inner[1] < h)
-        return f"{said}{f'{bars[0]} of {NAMED[BARS]} added' if bars else 'nothing added'} to be {w}x{h}"
-    share = 1 - min(across, down) / scale
-    sides = "left and right" if across < down else "top and bottom"
-    cut = f"{100 * share:.2g}% cut off at {sides}" if share > 0.0005 else "nothing cut off"
-    return f"{said}{cut} to be {w}x{h}" + " (--fit pad keeps all of it)" * (share > 0.0005)
+        done += [f"{w - inner[0]} columns of {NAMED[BARS]} added"] * (inner[0] < w)
+        done += [f"{h - inner[1]} rows of {NAMED[BARS]} added"] * (inner[1] < h)
+    elif cut > 0.0005 or not done:
+        done += [f"{100 * cut:.3g}% cut off at {'left and right' if across < down else 'top and bottom'}"]
+    return f"is {width}x{height}: {', '.join(done)} to be {w}x{h}" + " (--fit pad keeps all of it)" * (cut > 0.0005)
 
 
 # Copies that a run keeps

@@ -22,12 +22,16 @@ from longgen.backbones.spec import BackboneSpec
 from longgen.conditions import NOTHING, Conditions
 from longgen.frameplan import FramePlan, Geometry, full_attention
 from longgen.frames import latent_frames, pixel_frames
+from longgen.past import Past
+from longgen.pictures import Fit
 from longgen.preset import Preset, Sample
 from longgen.program import Program
 from longgen.sampling.chain import Chain, Clip
 from longgen.schedule import PromptSchedule, by_chunk, seen_by, weights, weights_after
 from longgen.stack import PlacedTechnique, programs_of
 from longgen.technique import FrameTechnique, Grid, NoiseTechnique, Refine, Sampling
+
+FADE_PX = 16  # frames over which those of a video file go over into decoded ones, see `longgen.shown`
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +77,36 @@ class Plan:
         past = self.conditions.past
         if past is None or not self.conditions.join:
             return self.new_px
-        return self.new_px + (past.frames_px if past.latents is not None else len(past.sampled(self.fps)))
+        return self.new_px + (past.frames_px if past.latents is not None else self.lead_px)
+
+    @property
+    def lead(self) -> tuple[Past, float, Fit] | None:
+        """The video file whose frames a joined file begins with, how many of them a second, and how they are fitted."""
+        past = self.conditions.past
+        if past is None or not self.conditions.join:
+            return None
+        if past.latents is None:
+            return past, self.fps, self.conditions.fit
+        return None if past.lead is None else (past.lead, past.lead_fps, past.lead_fit)
+
+    @property
+    def lead_px(self) -> int:
+        """The count of these frames."""
+        return 0 if self.lead is None else len(self.lead[0].sampled(self.lead[1]))
+
+    @property
+    def fade_px(self) -> int:
+        """How many of these, the last ones, go over into frames that are decoded."""
+        return min(FADE_PX, self.lead_px, self.decoded_px - (self.written_px - self.lead_px))
+
+    @property
+    def decoded_px(self) -> int:
+        """Pixel frames that all latents decode to, those before the first new one too."""
+        past = self.conditions.past
+        if past is None:
+            return self.frames_px
+        before_lat = past.shown_lat if past.latents is not None and not self.spec.causal else self.past_lat
+        return self.spec.stride_t * (before_lat - 1) + 1 + self.new_px
 
     @property
     def fps(self) -> int:

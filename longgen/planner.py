@@ -11,7 +11,7 @@ from pathlib import Path
 
 from longgen import frames, pictures
 from longgen.backbones.registry import SPECS
-from longgen.backbones.spec import CAPABILITIES, FIRST_FRAME, LAST_FRAME, BackboneSpec
+from longgen.backbones.spec import CAPABILITIES, FIRST_FRAME, LAST_FRAME, WHOLE_CLIP, BackboneSpec
 from longgen.catalog import name_of, rank
 from longgen.catalog import technique as technique_class
 from longgen.conditions import NOTHING, Conditions, picture_notes
@@ -24,6 +24,7 @@ from longgen.sampling.chain import Chain
 from longgen.schedule import PromptSchedule, by_chunk, check, settled, weights, weights_after
 from longgen.stack import PlacedTechnique, programs_of
 from longgen.technique import VERDICTS, FrameTechnique, FrequencyTechnique, NoiseTechnique, Refine, Sampling, Technique
+from longgen.textfile import on_one_line
 from longgen.units import short
 
 MOST_STEPS = 1000  # every scheduler here has so many noise levels to choose from
@@ -74,7 +75,7 @@ def build(
     in_chunks = sampling is not None and sampling.in_chunks
     if schedule is not None:
         _check_schedule(schedule, spec, sample, (frames_lat, call_lat, given_lat), in_chunks, past is not None)
-        _check_shot_pictures(schedule, sampling)
+        _check_shot_pictures(schedule, spec, sampling)
 
     geometry = Geometry(frames_lat, spec.native_lat, spec.frequencies, spec.intrinsic_component, in_chunks=in_chunks)
     in_turn = isinstance(sampling, Chain)
@@ -91,7 +92,8 @@ def build(
                 conditions, given_lat)  # fmt: skip
     _check_shift(plan)
     _check_chain(plan)
-    return replace(plan, notes=(*notes, *_notes(plan, requested, requested_px, without_effect)))
+    said = (*notes, *_notes(plan, requested, requested_px, without_effect))
+    return replace(plan, notes=tuple(map(on_one_line, said)))  # names of files may hold anything
 
 
 def _with_implied(techniques: tuple[Technique, ...], spec: BackboneSpec) -> tuple[Technique, ...]:
@@ -237,13 +239,13 @@ def _check_schedule(
                          hint="use --preset gen-l-video or glc-diffusion")  # fmt: skip
 
 
-def _check_shot_pictures(schedule: PromptSchedule, sampling: Sampling | None) -> None:
+def _check_shot_pictures(schedule: PromptSchedule, spec: BackboneSpec, sampling: Sampling | None) -> None:
     """A later shot may begin with a picture only where clips begin one after the other."""
     if schedule.pictures and not (sampling is not None and sampling.shot_pictures):
         how = "direct sampling" if sampling is None else name_of(sampling)
         raise UsageError(f"the schedule's {', '.join(schedule.pictures)}: {how} begins no clip there, which could begin with it",
                          expected="a preset that samples clip after clip, such as chain",
-                         hint="use --preset chain, or leave image out")  # fmt: skip
+                         hint=f"leave image out{' or use --preset chain' * (WHOLE_CLIP in spec.capabilities)}")  # fmt: skip
 
 
 def _check_chain(plan: Plan) -> None:
@@ -404,7 +406,8 @@ def _past_notes(plan: Plan, past: Past) -> list[str]:
     spec, notes, name = plan.spec, [*past.notes], past.name
     if past.latents is not None:
         held = past.latents if spec.causal else min(plan.given_lat, past.shown_lat)
-        notes.append(f"{held} latent frames of {name} are handed over as they are")
+        notes.append(f"the last latent frame of {name} is handed over as it is" if held == 1 else
+                     f"{held} latent frames of {name} are handed over as they are")  # fmt: skip
         if spec.causal and past.seed is not None:
             notes.append(f"with its own seed, {past.seed}, its noise goes on as in one run; with another it is drawn anew")
         if plan.noise is not None and past.latents <= spec.native_lat:
@@ -412,16 +415,21 @@ def _past_notes(plan: Plan, past: Past) -> list[str]:
                          f"{spec.native_px} frames, and so had none")  # fmt: skip
         return notes
     sampled, taken_px = len(past.sampled(plan.fps)), frames.pixel_frames(plan.given_lat, spec.stride_t)
-    notes.append(f"the last {taken_px} of {name}'s {sampled} frames" + f" at {plan.fps} fps" * (past.fps != plan.fps)
-                 + f" are encoded; {spec.name} sees nothing before them" * (taken_px < sampled))  # fmt: skip
+    rate = f" at {plan.fps} fps" * (past.fps != plan.fps)
+    if taken_px < sampled:
+        taken = "last frame" if taken_px == 1 else f"last {taken_px} frames"
+        notes.append(f"the {taken} of {name}, of {sampled}{rate}, {'is' if taken_px == 1 else 'are'} encoded; {spec.name} sees "
+                     "nothing before")  # fmt: skip
+    else:
+        notes.append(f"all of {name} is encoded: {sampled} frame{'s' * (sampled != 1)}{rate}")
     if past.times or past.fps != plan.fps:
         rate = "varying intervals" if past.times else f"{past.fps:.4g} fps"
         notes.append(f"{name} has {past.frames_px} frames at {rate}: of these the nearest in time are taken, at {plan.fps} fps")
-    if past.size != plan.size:
-        done = "cropped" if plan.conditions.fit == "crop" else "padded with black"
-        notes.append(
-            f"{name} is {past.size[0]}x{past.size[1]}: it is resized and {done} to {plan.size[0]}x{plan.size[1]}, not stretched"
-        )
+    if fitted := pictures.fit_note(past.size, plan.size, plan.conditions.fit):
+        notes.append(f"{name} {fitted}")
+    if plan.fade_px:
+        last = "last frame fades" if plan.fade_px == 1 else f"last {plan.fade_px} frames fade"
+        notes.append(f"in the joined file its {last} into what the VAE makes of them, so that the join does not show")
     return notes
 
 

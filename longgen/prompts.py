@@ -63,6 +63,13 @@ class Row(SampleFields):
     def _size(cls, value: Any) -> Any:
         return parse_size(value, "size") if isinstance(value, str) else value
 
+    @field_validator("image", "last_image", mode="before")
+    @classmethod
+    def _name(cls, value: Any) -> Any:
+        if value is not None and not isinstance(value, str | Picture):
+            raise ValueError("not the name of a file")
+        return value
+
     @property
     def sample(self) -> Sample:
         """The fields of the row that concern sampling."""

@@ -106,10 +106,13 @@ def _gone(sha256: str) -> Picture:
 
 def settled(schedule: PromptSchedule | None, conditions: Conditions) -> tuple[PromptSchedule | None, Conditions]:
     """Both as a plan has them: the first shot's picture is the video's first frame, as `--image` is; without any picture and any
-    earlier video there is nothing to fit. Raises UsageError where the first frame is given twice.
+    earlier video there is nothing to fit. Raises UsageError where what it starts from is given twice.
     """
     first = None if schedule is None else schedule.shots[0].image
     if schedule is not None and first is not None:
+        if conditions.past is not None:
+            raise conflict("the picture of the schedule's first shot", "--continue",
+                           "the last frames of the earlier video are what it starts from")  # fmt: skip
         if conditions.image is not None and conditions.image.sha256 != first.sha256:
             raise conflict("--image", "the picture of the schedule's first shot", "both are the first frame")
         conditions = replace(conditions, image=first)

@@ -80,28 +80,17 @@ def _by_shot(plan: Plan, decode: Decode, latents: Tensor | Iterator[Tensor]) -> 
         yield from decoded
 
 
-FADE_PX = 16  # frames over which a file's own go over into decoded ones
-
-
 def in_file(plan: Plan, decode: Decode, latents: Tensor | Iterator[Tensor]) -> Iterator[np.ndarray]:
     """The frames [F, height, width, 3] uint8 of the file of `plan`, whose `latents` are those of `stored`, some at a time."""
-    source, of_latents_px, front = plan.conditions.past, plan.written_px, plan.given_lat
+    source, decoded = plan.conditions.past, _by_shot(plan, decode, latents)
     if source is None:
-        yield from _by_shot(plan, decode, latents)
+        yield from decoded
         return
-    video = source.video if plan.conditions.join else None
-    if video is not None:
-        of_latents_px -= len(video[0].sampled(plan.fps))
-    if source.latents is not None:
-        front = plan.past_lat if plan.spec.causal else source.shown_lat
-    count = plan.spec.stride_t * (front - 1) + 1 + plan.new_px
-    if video is None:
-        yield from _last(_by_shot(plan, decode, latents), count, of_latents_px)
-    else:
-        file, fit = video
-        fade = min(FADE_PX, count - of_latents_px, len(file.sampled(plan.fps)))
-        frames = past.frames(file, plan.fps, plan.size, fit or plan.conditions.fit)
-        yield from _faded(frames, _last(_by_shot(plan, decode, latents), count, of_latents_px + fade), fade)
+    decoded = _last(decoded, plan.decoded_px, plan.written_px - plan.lead_px + plan.fade_px)
+    if plan.lead is not None:
+        file, fps, fit = plan.lead
+        decoded = _faded(past.frames(file, fps, plan.size, fit), decoded, plan.fade_px)
+    yield from decoded
 
 
 def _faded(frames: Iterator[np.ndarray], decoded: Iterator[np.ndarray], fade: int) -> Iterator[np.ndarray]:

@@ -70,5 +70,5 @@ def _stored(output: Path) -> Conditions:
 def check_fit(given: bool, used: bool) -> None:
     """Raises UsageError where a fit was asked for, `given`, and there is nothing that it is used for."""
     if given and not used:
-        raise UsageError("--fit has no effect without a picture", expected="--image FILE with it",
-                         hint="add it, or leave --fit out")  # fmt: skip
+        raise UsageError("--fit has no effect without a picture or an earlier video", hint="add one, or leave --fit out",
+                         expected="--image FILE or --continue VIDEO with it")  # fmt: skip

@@ -20,13 +20,13 @@ from longgen.backbones import tiny_grammar
 from longgen.backbones.find import find
 from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.tiny import check
+from longgen.backbones.tiny import start
 from longgen.checkpoint import Chunks, load_tensors
 from longgen.conditions import Conditions
 from longgen.errors import LonggenError, MissingError, UsageError
 from longgen.metrics.score import score_video
 from longgen.pipelines.loading import load
-from longgen.plan import Plan
+from longgen.plan import FADE_PX, Plan
 from longgen.rundir import Job
 from longgen.video import Writer, read_frames
 from tests.sampling.test_rollout import ANS, FLEX, GREEN, REBASE, RED, SINK, WINDOW, Stack, cut
@@ -211,9 +211,7 @@ def test_the_newest_frames_of_a_video_are_encoded_once(make: Make, tmp_path: Pat
     given = load_tensors(tmp_path / "b.run" / rundir.INPUTS / past.GIVEN)[0]["latents"]
     assert torch.equal(given, expected)
     assert len(frames(tmp_path / "b.mp4")) == 40
-    assert any(
-        "the last 33 of ball.mp4's 60 frames are encoded; tiny-causal sees nothing before them" in note for note in plan.notes
-    )
+    assert any("the last 33 frames of ball.mp4, of 60, are encoded; tiny-causal sees nothing before" in note for note in plan.notes)
 
 
 def test_a_joined_video_begins_with_the_files_own_frames(make: Make, tmp_path: Path) -> None:
@@ -221,7 +219,7 @@ def test_a_joined_video_begins_with_the_files_own_frames(make: Make, tmp_path: P
     plan = make("b", 40, "ball.mp4", join=True)
     own, joined = frames(tmp_path / "ball.mp4").astype(int), frames(tmp_path / "b.mp4").astype(int)
     assert len(joined) == plan.written_px == 100
-    assert np.abs(joined[: 60 - shown.FADE_PX] - own[: 60 - shown.FADE_PX]).mean() < 2  # as they are, but encoded twice
+    assert np.abs(joined[: 60 - FADE_PX] - own[: 60 - FADE_PX]).mean() < 2  # as they are, but encoded twice
     later = make("c", 20, "b.run", join=True)
     assert later.written_px == len(frames(tmp_path / "c.mp4")) == 120
     assert np.abs(frames(tmp_path / "c.mp4")[:100].astype(int) - joined).mean() < 2
@@ -231,7 +229,7 @@ def test_the_join_is_not_visible(tmp_path: Path) -> None:
     """On the shipped model, of a rendered video and of a run: the change at the join is that beside it."""
     words, size = tiny_grammar.HELD_OUT[1], (64, 64)
     backbone = load(SPECS["tiny-causal"], ModelSettings("cpu", "fp32"))
-    pixels = ((check.rendered(words, 49, 12).permute(1, 2, 3, 0).clamp(-1, 1) + 1) / 2 * 255).round().byte().numpy()
+    pixels = ((start.rendered(words, 49, 12).permute(1, 2, 3, 0).clamp(-1, 1) + 1) / 2 * 255).round().byte().numpy()
     with Writer(tmp_path / "ball.mp4", size, 16, {}) as writer:
         writer.add(pixels)
     for source in ("ball.mp4", "video.run"):
@@ -245,6 +243,32 @@ def test_the_join_is_not_visible(tmp_path: Path) -> None:
         assert seam < 1.5
 
 
+def test_a_joined_run_begins_with_the_same_frames_at_another_rate(make: Make, tmp_path: Path) -> None:
+    """The rate is that of playing: what an earlier file shows is shown again, frame by frame."""
+    video(tmp_path / "ball.mp4", 30)
+    make("a", 8, "ball.mp4", join=True)
+    make("b", 8, "a.run", join=True, fps=24)
+    plan = make("c", 8, "b.run", join=True, fps=8)
+    assert plan.written_px == 30 + 3 * 8
+    first, last = frames(tmp_path / "a.mp4").astype(int), frames(tmp_path / "c.mp4").astype(int)
+    assert len(last) == plan.written_px
+    assert np.abs(last[: len(first)] - first).mean(axis=(1, 2, 3)).max() < 3  # encoded apart
+
+
+def test_a_plan_says_what_a_join_does_to_the_file(causal: Any, tmp_path: Path) -> None:
+    for name, count in (("one", 1), ("ball\nb", 60)):
+        video(tmp_path / f"{name}.mp4", count)
+        source = past.read(tmp_path / f"{name}.mp4")
+        plan = planner.build(preset.load("direct"), causal.spec, conditions=Conditions(past=source, join=True))
+        assert not any("\n" in note for note in plan.notes)
+        said = "last frame fades" if count == 1 else "last 16 frames fade"
+        assert f"in the joined file its {said} into what the VAE makes of them, so that the join does not show" in plan.notes
+        alone = planner.build(preset.load("direct"), causal.spec, conditions=Conditions(past=source))
+        assert not any("fade" in note for note in alone.notes)
+        assert alone.lead_px == alone.fade_px == 0
+        assert any(note.startswith("all of one.mp4 is encoded: 1 frame") for note in alone.notes) == (count == 1)
+
+
 @pytest.mark.parametrize(("size", "fps", "count"), [((128, 128), 25, 50), ((40, 90), 8, 12), (SIZE, 16, 1), (SIZE, 16, 6)])
 def test_another_size_rate_and_length(make: Make, tmp_path: Path, size: tuple[int, int], fps: float, count: int) -> None:
     video(tmp_path / "ball.mp4", count, size, fps)
@@ -253,7 +277,7 @@ def test_another_size_rate_and_length(make: Make, tmp_path: Path, size: tuple[in
     assert plan.given_lat == (min(at_16, 33) - 1) // 4 + 1
     assert len(frames(tmp_path / "b.mp4")) == plan.written_px == at_16 + 20
     assert any("nearest in time" in note for note in plan.notes) == (fps != 16)
-    assert any("cropped" in note for note in plan.notes) == (size != SIZE)
+    assert any(f"is {size[0]}x{size[1]}: " in note for note in plan.notes) == (size != SIZE)
 
 
 def test_a_variable_frame_rate(make: Make, tmp_path: Path) -> None:
@@ -329,6 +353,21 @@ def test_frames_that_are_denoised_together_go_on(model_folder: Callable[[str], P
     assert written["c"].written_px == 3 * written["a"].new_px
     new = written["c"].frames_lat - written["c"].given_lat
     assert torch.equal(past.taken(past.read(tmp_path / "c.run")).latents[:, :, -new:], tensors["c"][:, :, -new:])
+
+
+def test_a_chain_that_goes_on_from_nothing_is_gone_on_from(tmp_path: Path) -> None:
+    backbone = load(find("tiny"), ModelSettings("cpu", "fp32"))
+    made = preset.load("chain", ("chain.frames=5", "chain.overlap=2"), preset.Sample(frames=29, steps=2))
+    plan = planner.build(made, backbone.spec)
+    assert len(plan.clips) == 2
+    run.generate_one(backbone, Job(plan, RED, 7, tmp_path / "a.mp4"))
+    conditions = Conditions(past=past.read(tmp_path / "a.run"), join=True)
+    after = planner.build(made, backbone.spec, conditions=conditions)
+    assert after.conditions.past is not None
+    assert after.conditions.past.shown_lat == plan.frames_lat
+    run.generate_one(backbone, Job(after, RED, 7, tmp_path / "b.mp4"))
+    assert np.array_equal(frames(tmp_path / "b.mp4", plan.size)[:1], frames(tmp_path / "a.mp4", plan.size)[:1])
+    assert len(frames(tmp_path / "b.mp4", plan.size)) == after.written_px == 29 + after.new_px
 
 
 # Refusals

@@ -20,7 +20,7 @@ from PIL import Image, ImageCms
 
 from longgen import pictures
 from longgen.errors import LonggenError, MissingError, UsageError
-from longgen.pictures import BACKGROUND, FITS, Picture, fit_note, fitted, keep, kept, read, thumbnail
+from longgen.pictures import BACKGROUND, FITS, fit_note, fitted, keep, kept, read, thumbnail
 
 FORMATS = {".png": {}, ".jpg": {"quality": 95, "subsampling": 0}, ".webp": {"lossless": True}}
 WIDTH, HEIGHT = 48, 32
@@ -373,23 +373,25 @@ def test_what_is_cropped_and_padded(tmp_path: Path) -> None:
 def test_extreme_shapes(tmp_path: Path, shape: tuple[int, int], fit: pictures.Fit) -> None:
     path = saved(tmp_path, Image.new("L", shape, 200))
     assert pixels(path, (64, 48), fit).shape == (48, 64, 3)
-    assert fit_note(read(path), (64, 48), fit) is not None
+    assert fit_note(read(path).size, (64, 48), fit) is not None
 
 
 @pytest.mark.parametrize(("size", "target", "fit", "note"), [
     ((64, 64), (64, 64), "crop", None),
     ((64, 64), (64, 64), "pad", None),
     ((0, 0), (64, 64), "crop", None),
-    ((128, 128), (64, 64), "crop", "is 128x128: reduced to 50%, nothing cut off to be 64x64"),
-    ((32, 32), (64, 64), "pad", "is 32x32: enlarged 2 times, nothing added to be 64x64"),
-    ((4000, 3000), (832, 480), "crop", "is 4000x3000: reduced to 20.8%, 23% cut off at top and bottom to be 832x480 "
+    ((128, 128), (64, 64), "crop", "is 128x128: reduced to 50% to be 64x64"),
+    ((32, 32), (64, 64), "pad", "is 32x32: enlarged 2 times to be 64x64"),
+    ((4000, 3000), (832, 480), "crop", "is 4000x3000: reduced to 20.8%, 23.1% cut off at top and bottom to be 832x480 "
                                        "(--fit pad keeps all of it)"),
     ((3000, 4000), (832, 480), "pad", "is 3000x4000: reduced to 12%, 472 columns of black added to be 832x480"),
     ((80, 64), (64, 64), "crop", "is 80x64: 20% cut off at left and right to be 64x64 (--fit pad keeps all of it)"),
+    ((8, 4000), (64, 64), "crop", "is 8x4000: enlarged 8 times, 99.8% cut off at top and bottom to be 64x64 "
+                                  "(--fit pad keeps all of it)"),
     ((64, 32), (64, 64), "pad", "is 64x32: 32 rows of black added to be 64x64"),
 ])  # fmt: skip
 def test_the_note_says_what_is_done(size: tuple[int, int], target: tuple[int, int], fit: pictures.Fit, note: str | None) -> None:
-    assert fit_note(Picture(Path("a.png"), "", size), target, fit) == note
+    assert fit_note(size, target, fit) == note
 
 
 # ---- identity and copies -------------------------------------------------------------------------------------------------

@@ -10,17 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 import longgen
 from longgen import planner, preset, prompts, run, rundir, schedule, start
+from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.wan import TINY, WAN_1_3B
 from longgen.cli import app
 from longgen.conditions import NOTHING, Conditions
 from longgen.errors import LonggenError, MissingError, UsageError
+from longgen.past import Past
 from longgen.pipelines import loading
 from longgen.progress import Progress
 from longgen.resolve import from_settings
@@ -160,6 +163,14 @@ def test_arguments_of_python_callers(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         make(**wrong)
     assert not Path("a.run").exists()
+
+
+def test_pixels_are_no_file() -> None:
+    for pixels in (Image.new("RGB", (8, 8)), np.zeros((64, 64, 3), np.uint8)):
+        with pytest.raises(UsageError, match=r"^image = .* is of type") as refusal:
+            make(image=pixels)
+        assert "\n" not in refusal.value.given
+        assert refusal.value.hint == "save it to a file, and pass its name"
 
 
 # ---- the same run ------------------------------------------------------------------------------------------------------------
@@ -352,8 +363,9 @@ def test_every_error_of_the_rows_is_in_one_message() -> None:
         "line 5: last_image none.png is not there; expected: a PNG, JPEG or WebP file",
     ]
     for wrong in ('{"prompt": "a", "image": 3}', '{"prompt": "a", "image": {"path": "red.png", "sha256": "x", "size": [1, 1]}}'):
-        with pytest.raises(UsageError, match="line 1: image"):
+        with pytest.raises(UsageError, match=r"line 1: image = .*: not the name of a file") as refusal:
             prompts.read(table(wrong, "rows.jsonl"))
+        assert refusal.value.given.count("line 1") == 1
 
 
 def test_a_row_that_the_model_refuses_names_its_line() -> None:
@@ -407,6 +419,9 @@ def test_the_first_shot_s_picture_is_the_first_frame() -> None:
     stored(start.read("again.png"), with_shot)  # the same picture twice
     with pytest.raises(UsageError, match="--image cannot be combined with the picture of the schedule's first shot"):
         stored(start.read("blue.png"), with_shot)
+    earlier = Conditions(past=Past(Path("a.mp4"), "0" * 64, 9, 16.0, (64, 64)))
+    with pytest.raises(UsageError, match="the picture of the schedule's first shot cannot be combined with --continue"):
+        settled(with_shot, earlier)
 
 
 def test_pictures_stand_beside_the_schedule() -> None:
@@ -421,6 +436,10 @@ def test_a_later_shot_s_picture_needs_clip_after_clip() -> None:
             planner.build(preset.load(name, (), preset.Sample(frames=321)), TINY, chosen)
         assert "shot 2: image" in refusal.value.given
         assert "chain" in refusal.value.expected
+        assert "--preset chain" in refusal.value.hint
+    with pytest.raises(UsageError, match="rollout begins no clip there") as refusal:  # whose frames no chain denoises together
+        planner.build(preset.load("direct", (), preset.Sample(frames=321)), SPECS["tiny-causal"], chosen)
+    assert "chain" not in refusal.value.hint
 
 
 @pytest.mark.parametrize(("line", "words"), [

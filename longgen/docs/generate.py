@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from longgen import catalog, cost, describe, planner, preset
 from longgen.backbones import hub, sources
 from longgen.backbones.registry import FAMILIES, SPECS
-from longgen.backbones.spec import CAPABILITIES
+from longgen.backbones.spec import CAPABILITIES, FIRST_FRAME, LAST_FRAME
 from longgen.cli import app
 from longgen.cli.docs import FOLDER, summary, topics
 from longgen.metrics import METRICS
@@ -159,7 +159,8 @@ def pipelines() -> str:
     for family in FAMILIES.values():
         transformer = family.marker or family.transformer
         own = ", ".join(f"`{spec.name}`" for spec in family.specs)
-        rows.append((family.title, f"`{family.pipeline}` with `{transformer}`", own))
+        kinds = " or ".join(f"`{kind}`" for kind in (family.pipeline, *family.picture_pipelines))
+        rows.append((family.title, f"{kinds} with `{transformer}`", own))
     return table(("family", "pipeline of diffusers", "here"), rows)
 
 
@@ -176,6 +177,20 @@ def capabilities() -> str:
     rows = ((f"`{spec.name}`", *("yes" * (each in spec.capabilities) for each in CAPABILITIES)) for spec in SPECS.values())
     meanings = "\n".join(f"- *{name}*: {meaning}" for name, meaning in CAPABILITIES.items())
     return f"{table(('name', *CAPABILITIES), rows)}\n\n{meanings}"
+
+
+def starts() -> str:
+    """What each backbone can start from."""
+    rows = []
+    for spec in SPECS.values():
+        if FIRST_FRAME in spec.capabilities or spec.continues:
+            goes_on = (
+                "its cache" if spec.causal else f"up to {spec.clean_lat} latent frames" if spec.clean_lat > 1 else "the last frame"
+            )
+            rows.append((f"`{spec.name}`", "" if spec.picture_needed else "yes", "yes" * (FIRST_FRAME in spec.capabilities),
+                         "needed" if spec.last_picture_needed else "yes" * (LAST_FRAME in spec.capabilities),
+                         goes_on if spec.continues else ""))  # fmt: skip
+    return table(("name", "text alone", "`--image`", "`--last-image`", "`--continue`, by"), rows)
 
 
 def memory() -> str:
@@ -259,7 +274,7 @@ def index() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
-    for function in (techniques, presets, costs, backbones, settings, downloads, pipelines, models, capabilities, memory,
+    for function in (techniques, presets, costs, backbones, settings, downloads, pipelines, models, capabilities, starts, memory,
                      metrics, commands, options, variables, modules, imports, index)
 }  # fmt: skip
 

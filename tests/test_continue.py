@@ -20,7 +20,7 @@ from longgen.backbones import tiny_grammar
 from longgen.backbones.find import find
 from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.tiny import check
+from longgen.backbones.tiny import start
 from longgen.checkpoint import Chunks, load_tensors
 from longgen.conditions import Conditions
 from longgen.errors import LonggenError, MissingError, UsageError
@@ -78,43 +78,42 @@ def video(path: Path, count: int = 60, size: tuple[int, int] = SIZE, fps: float 
 
 # Runs of rollouts
 
-PARTS: dict[str, Stack] = {
-    "plain": (), "ans": (WINDOW, ANS), "ans, renoise, sink": (WINDOW, SINK, ANS | {"renoise": True}),
-    "rebase": (WINDOW, SINK, REBASE), "flex": (WINDOW, SINK, FLEX), "chunk 4": (WINDOW, {"name": "rollout", "chunk": 4}),
-    "frame by frame": ({"name": "rollout", "chunk": 1},),
+PARTS: dict[str, Stack] = {  # in memory every setting: tests/sampling/test_rollout_given.py
+    "ans, renoise, sink": (WINDOW, SINK, ANS | {"renoise": True}), "ans, flex": (WINDOW, SINK, FLEX, ANS),
+    "chunk 4": (WINDOW, {"name": "rollout", "chunk": 4}), "frame by frame": ({"name": "rollout", "chunk": 1},),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_a_run_in_parts_is_the_run_in_one_piece(make: Make, tmp_path: Path, name: str) -> None:
     """Three parts, whose lengths are no multiples of a chunk: the latents, and the decoded frames, bit for bit."""
-    whole = make("whole", 85, stack=PARTS[name])
+    whole = make("whole", 65, stack=PARTS[name])
     make("a", 41, stack=PARTS[name])
-    make("b", 20, "a.run", PARTS[name])
-    last = make("c", 24, "b.mp4", PARTS[name], join=True)
+    make("b", 12, "a.run", PARTS[name])
+    last = make("c", 12, "b.mp4", PARTS[name], join=True)
     one = latents(whole, tmp_path / "whole.run")
     assert torch.equal(latents(last, tmp_path / "c.run"), one)
     assert (tmp_path / "b.mp4").stat().st_size
-    assert len(frames(tmp_path / "b.mp4")) == 20
+    assert len(frames(tmp_path / "b.mp4")) == 12
     pixels = frames(tmp_path / "c.mp4")
-    assert len(pixels) == 44  # with the file that it goes on from, which holds 20
+    assert len(pixels) == 24  # with the file that it goes on from, which holds 12
     record = rundir.stored_record(tmp_path / "c.mp4")
-    assert (record["frames"], record["latent_frames"], record["status"]) == (44, 22, "done")
-    make("all", 44, "a.run", PARTS[name], join=True)
+    assert (record["frames"], record["latent_frames"], record["status"]) == (24, 17, "done")
+    make("all", 24, "a.run", PARTS[name], join=True)
     assert np.array_equal(frames(tmp_path / "all.mp4"), frames(tmp_path / "whole.mp4"))
 
 
 def test_a_schedule_in_parts(make: Make, tmp_path: Path) -> None:
     """Red, and green from a cut on in the first part; the second goes on with green."""
     stack = (WINDOW, SINK, REBASE)
-    whole = make("whole", 85, stack=stack, schedule=cut(1.5, prompts=(RED, GREEN)))
-    make("a", 45, stack=stack, schedule=cut(1.5, prompts=(RED, GREEN)))
-    half = make("b", 40, "a.run", stack, GREEN)
+    whole = make("whole", 61, stack=stack, schedule=cut(1.5, prompts=(RED, GREEN)))
+    make("a", 41, stack=stack, schedule=cut(1.5, prompts=(RED, GREEN)))
+    half = make("b", 20, "a.run", stack, GREEN)
     one = latents(whole, tmp_path / "whole.run")
     assert torch.equal(latents(half, tmp_path / "b.run"), one)
-    third = make("c", 40, "b.run", stack, RED)  # a switch, of a run whose own past had two prompts
-    assert torch.equal(latents(third, tmp_path / "c.run")[:, :, :22], one)
-    switched = make("d", 125, stack=stack, schedule=cut(1.5, 5.75, prompts=(RED, GREEN, RED)))
+    third = make("c", 20, "b.run", stack, RED)  # a switch, of a run whose own past had two prompts
+    assert torch.equal(latents(third, tmp_path / "c.run")[:, :, :16], one)
+    switched = make("d", 81, stack=stack, schedule=cut(1.5, 4.25, prompts=(RED, GREEN, RED)))
     assert torch.equal(latents(third, tmp_path / "c.run"), latents(switched, tmp_path / "d.run"))
 
 
@@ -231,7 +230,7 @@ def test_the_join_is_not_visible(tmp_path: Path) -> None:
     """On the shipped model, of a rendered video and of a run: the change at the join is that beside it."""
     words, size = tiny_grammar.HELD_OUT[1], (64, 64)
     backbone = load(SPECS["tiny-causal"], ModelSettings("cpu", "fp32"))
-    pixels = ((check.rendered(words, 49, 12).permute(1, 2, 3, 0).clamp(-1, 1) + 1) / 2 * 255).round().byte().numpy()
+    pixels = start.to_bytes(start.rendered(words, 49, 12))
     with Writer(tmp_path / "ball.mp4", size, 16, {}) as writer:
         writer.add(pixels)
     for source in ("ball.mp4", "video.run"):

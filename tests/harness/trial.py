@@ -23,8 +23,8 @@ CAUSAL = [
     "generate", "--prompt", PROMPT, "--backbone", "tiny-causal", "--preset", "self-forcing", "--frames", "21", "--device", "cpu",
 ]  # fmt: skip
 CHAIN = [  # clips from a picture
-    "generate", "--prompt", PROMPT, "--backbone", "tiny", "--preset", "chain", "--set", "chain.frames=3", "--set", "chain.overlap=1",
-    "--image", str(GREY), "--frames", "25", "--steps", "2", "--device", "cpu",
+    "generate", "--prompt", PROMPT, "--image", str(GREY), "--backbone", "tiny", "--preset", "chain",
+    "--set", "chain.frames=3", "--set", "chain.overlap=1", "--frames", "25", "--steps", "2", "--device", "cpu",
 ]  # fmt: skip
 LATER = [*CAUSAL, "--continue", "EARLIER/a.mp4", "--join"]  # EARLIER: the folder of the undisturbed "causal"
 KINDS = {"tiny": TINY, "causal": CAUSAL, "chain": CHAIN, "later": LATER}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.tiny import start
 from longgen.checkpoint import Chunks, load_tensors
-from longgen.conditions import Conditions
+from longgen.conditions import Conditions, restore
 from longgen.errors import LonggenError, MissingError, UsageError
 from longgen.metrics.score import score_video
 from longgen.pipelines.loading import load
@@ -175,9 +174,11 @@ def test_stopped_inside_and_resumed_with_the_original_gone(
     assert not (tmp_path / "c.mp4").exists()
     shutil.rmtree(tmp_path / "a.run")
     (tmp_path / "ball.mp4").unlink()
-    sha256 = whole.conditions.past.sha256 if whole.conditions.past else ""
-    kept = replace(past.restored(tmp_path / "c.run" / rundir.INPUTS, sha256), named=source)  # as `conditions.restore` does
-    plan = planner.build(whole.preset, causal.spec, conditions=Conditions(past=kept, join=True))
+    settings = rundir.stored_record(tmp_path / "c.mp4")["settings"]
+    kept = restore(settings["conditions"], tmp_path / "c.run", settings["inputs"])
+    assert kept.past is not None
+    assert (kept.past.name, kept.join) == (source, True)
+    plan = planner.build(whole.preset, causal.spec, conditions=kept)
     run.generate_one(causal, Job(plan, RED, 7, tmp_path / "c.mp4"), resume=True)
     assert torch.equal(latents(plan, tmp_path / "c.run"), expected)
     assert (tmp_path / "c.mp4").read_bytes() == pixels

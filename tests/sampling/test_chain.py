@@ -499,7 +499,11 @@ def test_a_shot_with_a_picture_begins_a_clip(tiny: Any, picture: pictures.Pictur
     encoded = tiny.encoded_frames(np.asarray(pictures.fitted(picture, (64, 64), "crop"))[None], torch.Generator())
     assert torch.equal(made[:, :, 8:9], encoded)
     clean = torch.cat([encoded, made[:, :, 12:14]], dim=2)  # the shot's picture is its reference
-    assert plan.of_clip(plan.clips[3]).given_lat == clean.shape[2] == 3
+    part = dataclasses.replace(plan.of_clip(plan.clips[3]), schedule=None)
+    assert part.given_lat == clean.shape[2] == 3
+    own, generator = Denoiser(tiny, part, OTHER, Given(clean)), torch.Generator().manual_seed(SEED + 3 * SEED_STRIDE)
+    last = direct.run_pipeline(own, own.initial_noise(generator), generator, lambda state: None, None, None)
+    assert torch.equal(made[:, :, 14:], last[:, :, 3:5])
     short = planned("chain.frames=30", "chain.overlap=2", frames=61, schedule=schedule, steps=2)
     assert [clip.start for clip in short.clips] == [0, 8]  # even where one clip could hold the video
 

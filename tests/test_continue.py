@@ -331,6 +331,32 @@ def test_frames_that_are_denoised_together_go_on(model_folder: Callable[[str], P
     assert torch.equal(past.taken(past.read(tmp_path / "c.run")).latents[:, :, -new:], tensors["c"][:, :, -new:])
 
 
+def test_of_a_rollout_frames_that_are_denoised_together_take_what_its_video_shows(make: Make, tmp_path: Path, tiny: Any) -> None:
+    """Not the rest of its last chunk: of 12 latent frames the video has 10."""
+    made = make("a", 37)
+    sample = preset.Sample(frames=20, steps=2, size=SIZE)
+    plan = planner.build(preset.load("direct", (), sample), tiny.spec, conditions=Conditions(past=past.read(tmp_path / "a.run")))
+    given, whole = tiny.given(plan, torch.Generator()), latents(made, tmp_path / "a.run")
+    count = plan.given_lat
+    assert torch.equal(given.latents, whole[:, :, 10 - count : 10])
+    assert torch.equal(given.before, whole[:, :, : 10 - count])
+
+
+def test_a_chain_that_goes_on_writes_as_it_comes_what_its_latents_show(tiny: Any, tmp_path: Path) -> None:
+    """The frames before those that its first clip is given are decoded in front of them, so that the VAE goes on."""
+    chosen = preset.load("chain", ("chain.frames=5", "chain.overlap=2"), preset.Sample(frames=20, steps=2))
+    for name, source in (("a", None), ("b", "a.run"), ("c", "b.run")):
+        conditions = Conditions(past=None if source is None else past.read(tmp_path / source), join=source is not None)
+        plan = planner.build(chosen, tiny.spec, conditions=conditions)
+        run.generate_one(tiny, Job(plan, RED, 7, tmp_path / f"{name}.mp4"))
+        folder = tmp_path / f"{name}.run"
+        decoded = shown.in_file(plan, tiny.decode, shown.stored(plan, folder, Chunks(folder / rundir.CHUNKS, {})))
+        run.write_video(Writer(tmp_path / "again.mp4", (64, 64), plan.fps, {}), decoded)
+        written = frames(tmp_path / f"{name}.mp4", (64, 64))
+        assert np.array_equal(written, frames(tmp_path / "again.mp4", (64, 64))), name
+    assert len(written) == plan.written_px == 61
+
+
 # Refusals
 
 

@@ -45,6 +45,7 @@ def from_configs(configs: ModelConfigs) -> BackboneSpec:
 
 
 FAMILY = replace(
-    wan.FAMILY, name="causal-wan", specs=(TINY_CAUSAL, SELF_FORCING, LONGLIVE), picture_pipelines=(), adapter="longgen.pipelines.causal_wan:CausalWan",
+    wan.FAMILY, name="causal-wan", specs=(TINY_CAUSAL, SELF_FORCING, LONGLIVE), adapter="longgen.pipelines.causal_wan:CausalWan",
+    picture_pipelines=(),
     marker="CausalWanTransformer3DModel", from_configs=from_configs, broken_caches=(),
 )  # fmt: skip

@@ -222,6 +222,11 @@ def test_a_joined_video_begins_with_the_files_own_frames(make: Make, tmp_path: P
     own, joined = frames(tmp_path / "ball.mp4").astype(int), frames(tmp_path / "b.mp4").astype(int)
     assert len(joined) == plan.written_px == 100
     assert np.abs(joined[: 60 - shown.FADE_PX] - own[: 60 - shown.FADE_PX]).mean() < 2  # as they are, but encoded twice
+    white = np.full((33 + 40, *reversed(SIZE), 3), 255, np.uint8)  # in place of what the VAE makes of the last 33 and the new ones
+    faded = np.concatenate([*shown.in_file(plan, lambda _: iter([white]), torch.empty(0))])
+    assert np.array_equal(faded[:44], own[:44])
+    assert (np.diff(faded[43:61].mean(axis=(1, 2, 3))) > 0).all()
+    assert (faded[60:] == 255).all()
     later = make("c", 20, "b.run", join=True)
     assert later.written_px == len(frames(tmp_path / "c.mp4")) == 120
     assert np.abs(frames(tmp_path / "c.mp4")[:100].astype(int) - joined).mean() < 2

@@ -246,8 +246,9 @@ def _gather(folder: Path) -> tuple[Past, Taken]:
         if rollout:
             generator, carried = tensors["generator"], checkpoint.unpack(tensors, described)["carried"]
         else:  # clips in turn, the first of which begins with what it was given
-            parts = [] if head is None else [held.latents[:, :, : max(0, head.shown_lat - given_lat)]]
-            generator, carried, end_lat = None, [], end_lat + sum(part.shape[2] for part in parts)
+            front_lat = 0 if head is None else max(0, head.shown_lat - given_lat)
+            parts = [held.latents[:, :, :front_lat]] if front_lat else []
+            generator, carried, end_lat = None, [], end_lat + front_lat
         parts += [chunks[index] for index in range(len(chunks))]
         shown_lat = min(sum(part.shape[2] for part in parts), end_lat)
         missing_lat = end_lat - shown_lat

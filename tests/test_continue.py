@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.tiny import start
 from longgen.checkpoint import Chunks, load_tensors
-from longgen.conditions import Conditions
+from longgen.conditions import Conditions, restore
 from longgen.errors import LonggenError, MissingError, UsageError
 from longgen.metrics.score import score_video
 from longgen.pipelines.loading import load
@@ -78,43 +77,42 @@ def video(path: Path, count: int = 60, size: tuple[int, int] = SIZE, fps: float 
 
 # Runs of rollouts
 
-PARTS: dict[str, Stack] = {
-    "plain": (), "ans": (WINDOW, ANS), "ans, renoise, sink": (WINDOW, SINK, ANS | {"renoise": True}),
-    "rebase": (WINDOW, SINK, REBASE), "flex": (WINDOW, SINK, FLEX), "chunk 4": (WINDOW, {"name": "rollout", "chunk": 4}),
-    "frame by frame": ({"name": "rollout", "chunk": 1},),
+PARTS: dict[str, Stack] = {  # in memory every setting: tests/sampling/test_rollout_given.py
+    "ans, renoise, sink": (WINDOW, SINK, ANS | {"renoise": True}), "ans, flex": (WINDOW, SINK, FLEX, ANS),
+    "chunk 4": (WINDOW, {"name": "rollout", "chunk": 4}), "frame by frame": ({"name": "rollout", "chunk": 1},),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_a_run_in_parts_is_the_run_in_one_piece(make: Make, tmp_path: Path, name: str) -> None:
     """Three parts, whose lengths are no multiples of a chunk: the latents, and the decoded frames, bit for bit."""
-    whole = make("whole", 85, stack=PARTS[name])
+    whole = make("whole", 65, stack=PARTS[name])
     make("a", 41, stack=PARTS[name])
-    make("b", 20, "a.run", PARTS[name])
-    last = make("c", 24, "b.mp4", PARTS[name], join=True)
+    make("b", 12, "a.run", PARTS[name])
+    last = make("c", 12, "b.mp4", PARTS[name], join=True)
     one = latents(whole, tmp_path / "whole.run")
     assert torch.equal(latents(last, tmp_path / "c.run"), one)
     assert (tmp_path / "b.mp4").stat().st_size
-    assert len(frames(tmp_path / "b.mp4")) == 20
+    assert len(frames(tmp_path / "b.mp4")) == 12
     pixels = frames(tmp_path / "c.mp4")
-    assert len(pixels) == 44  # with the file that it goes on from, which holds 20
+    assert len(pixels) == 24  # with the file that it goes on from, which holds 12
     record = rundir.stored_record(tmp_path / "c.mp4")
-    assert (record["frames"], record["latent_frames"], record["status"]) == (44, 22, "done")
-    make("all", 44, "a.run", PARTS[name], join=True)
+    assert (record["frames"], record["latent_frames"], record["status"]) == (24, 17, "done")
+    make("all", 24, "a.run", PARTS[name], join=True)
     assert np.array_equal(frames(tmp_path / "all.mp4"), frames(tmp_path / "whole.mp4"))
 
 
 def test_a_schedule_in_parts(make: Make, tmp_path: Path) -> None:
     """Red, and green from a cut on in the first part; the second goes on with green."""
     stack = (WINDOW, SINK, REBASE)
-    whole = make("whole", 85, stack=stack, schedule=cut(1.5, prompts=(RED, GREEN)))
-    make("a", 45, stack=stack, schedule=cut(1.5, prompts=(RED, GREEN)))
-    half = make("b", 40, "a.run", stack, GREEN)
+    whole = make("whole", 61, stack=stack, schedule=cut(1.5, prompts=(RED, GREEN)))
+    make("a", 41, stack=stack, schedule=cut(1.5, prompts=(RED, GREEN)))
+    half = make("b", 20, "a.run", stack, GREEN)
     one = latents(whole, tmp_path / "whole.run")
     assert torch.equal(latents(half, tmp_path / "b.run"), one)
-    third = make("c", 40, "b.run", stack, RED)  # a switch, of a run whose own past had two prompts
-    assert torch.equal(latents(third, tmp_path / "c.run")[:, :, :22], one)
-    switched = make("d", 125, stack=stack, schedule=cut(1.5, 5.75, prompts=(RED, GREEN, RED)))
+    third = make("c", 20, "b.run", stack, RED)  # a switch, of a run whose own past had two prompts
+    assert torch.equal(latents(third, tmp_path / "c.run")[:, :, :16], one)
+    switched = make("d", 81, stack=stack, schedule=cut(1.5, 4.25, prompts=(RED, GREEN, RED)))
     assert torch.equal(latents(third, tmp_path / "c.run"), latents(switched, tmp_path / "d.run"))
 
 
@@ -176,9 +174,11 @@ def test_stopped_inside_and_resumed_with_the_original_gone(
     assert not (tmp_path / "c.mp4").exists()
     shutil.rmtree(tmp_path / "a.run")
     (tmp_path / "ball.mp4").unlink()
-    sha256 = whole.conditions.past.sha256 if whole.conditions.past else ""
-    kept = replace(past.restored(tmp_path / "c.run" / rundir.INPUTS, sha256), named=source)  # as `conditions.restore` does
-    plan = planner.build(whole.preset, causal.spec, conditions=Conditions(past=kept, join=True))
+    settings = rundir.stored_record(tmp_path / "c.mp4")["settings"]
+    kept = restore(settings["conditions"], tmp_path / "c.run", settings["inputs"])
+    assert kept.past is not None
+    assert (kept.past.name, kept.join) == (source, True)
+    plan = planner.build(whole.preset, causal.spec, conditions=kept)
     run.generate_one(causal, Job(plan, RED, 7, tmp_path / "c.mp4"), resume=True)
     assert torch.equal(latents(plan, tmp_path / "c.run"), expected)
     assert (tmp_path / "c.mp4").read_bytes() == pixels
@@ -220,6 +220,11 @@ def test_a_joined_video_begins_with_the_files_own_frames(make: Make, tmp_path: P
     own, joined = frames(tmp_path / "ball.mp4").astype(int), frames(tmp_path / "b.mp4").astype(int)
     assert len(joined) == plan.written_px == 100
     assert np.abs(joined[: 60 - FADE_PX] - own[: 60 - FADE_PX]).mean() < 2  # as they are, but encoded twice
+    white = np.full((33 + 40, *reversed(SIZE), 3), 255, np.uint8)  # in place of what the VAE makes of the last 33 and the new ones
+    faded = np.concatenate([*shown.in_file(plan, lambda _: iter([white]), torch.empty(0))])
+    assert np.array_equal(faded[:44], own[:44])
+    assert (np.diff(faded[43:61].mean(axis=(1, 2, 3))) > 0).all()
+    assert (faded[60:] == 255).all()
     later = make("c", 20, "b.run", join=True)
     assert later.written_px == len(frames(tmp_path / "c.mp4")) == 120
     assert np.abs(frames(tmp_path / "c.mp4")[:100].astype(int) - joined).mean() < 2
@@ -229,7 +234,7 @@ def test_the_join_is_not_visible(tmp_path: Path) -> None:
     """On the shipped model, of a rendered video and of a run: the change at the join is that beside it."""
     words, size = tiny_grammar.HELD_OUT[1], (64, 64)
     backbone = load(SPECS["tiny-causal"], ModelSettings("cpu", "fp32"))
-    pixels = ((start.rendered(words, 49, 12).permute(1, 2, 3, 0).clamp(-1, 1) + 1) / 2 * 255).round().byte().numpy()
+    pixels = start.to_bytes(start.rendered(words, 49, 12))
     with Writer(tmp_path / "ball.mp4", size, 16, {}) as writer:
         writer.add(pixels)
     for source in ("ball.mp4", "video.run"):
@@ -355,19 +360,30 @@ def test_frames_that_are_denoised_together_go_on(model_folder: Callable[[str], P
     assert torch.equal(past.taken(past.read(tmp_path / "c.run")).latents[:, :, -new:], tensors["c"][:, :, -new:])
 
 
-def test_a_chain_that_goes_on_from_nothing_is_gone_on_from(tmp_path: Path) -> None:
-    backbone = load(find("tiny"), ModelSettings("cpu", "fp32"))
-    made = preset.load("chain", ("chain.frames=5", "chain.overlap=2"), preset.Sample(frames=29, steps=2))
-    plan = planner.build(made, backbone.spec)
-    assert len(plan.clips) == 2
-    run.generate_one(backbone, Job(plan, RED, 7, tmp_path / "a.mp4"))
-    conditions = Conditions(past=past.read(tmp_path / "a.run"), join=True)
-    after = planner.build(made, backbone.spec, conditions=conditions)
-    assert after.conditions.past is not None
-    assert after.conditions.past.shown_lat == plan.frames_lat
-    run.generate_one(backbone, Job(after, RED, 7, tmp_path / "b.mp4"))
-    assert np.array_equal(frames(tmp_path / "b.mp4", plan.size)[:1], frames(tmp_path / "a.mp4", plan.size)[:1])
-    assert len(frames(tmp_path / "b.mp4", plan.size)) == after.written_px == 29 + after.new_px
+def test_of_a_rollout_frames_that_are_denoised_together_take_what_its_video_shows(make: Make, tmp_path: Path, tiny: Any) -> None:
+    """Not the rest of its last chunk: of 12 latent frames the video has 10."""
+    made = make("a", 37)
+    sample = preset.Sample(frames=20, steps=2, size=SIZE)
+    plan = planner.build(preset.load("direct", (), sample), tiny.spec, conditions=Conditions(past=past.read(tmp_path / "a.run")))
+    given, whole = tiny.given(plan, torch.Generator()), latents(made, tmp_path / "a.run")
+    count = plan.given_lat
+    assert torch.equal(given.latents, whole[:, :, 10 - count : 10])
+    assert torch.equal(given.before, whole[:, :, : 10 - count])
+
+
+def test_a_chain_that_goes_on_writes_as_it_comes_what_its_latents_show(tiny: Any, tmp_path: Path) -> None:
+    """The frames before those that its first clip is given are decoded in front of them, so that the VAE goes on."""
+    chosen = preset.load("chain", ("chain.frames=5", "chain.overlap=2"), preset.Sample(frames=20, steps=2))
+    for name, source in (("a", None), ("b", "a.run"), ("c", "b.run")):
+        conditions = Conditions(past=None if source is None else past.read(tmp_path / source), join=source is not None)
+        plan = planner.build(chosen, tiny.spec, conditions=conditions)
+        run.generate_one(tiny, Job(plan, RED, 7, tmp_path / f"{name}.mp4"))
+        folder = tmp_path / f"{name}.run"
+        decoded = shown.in_file(plan, tiny.decode, shown.stored(plan, folder, Chunks(folder / rundir.CHUNKS, {})))
+        run.write_video(Writer(tmp_path / "again.mp4", (64, 64), plan.fps, {}), decoded)
+        written = frames(tmp_path / f"{name}.mp4", (64, 64))
+        assert np.array_equal(written, frames(tmp_path / "again.mp4", (64, 64))), name
+    assert len(written) == plan.written_px == 61
 
 
 # Refusals

@@ -429,9 +429,10 @@ def test_copies(tmp_path: Path, name: str) -> None:
     assert np.array_equal(np.asarray(fitted(copy, copy.size, "crop")), np.asarray(drawn()))
     keep(copy, folder)  # it is there
     assert len([*folder.iterdir()]) == 1
-    copy.path.write_bytes(b"x")
-    with pytest.raises(LonggenError):
-        kept(picture.sha256, folder, name)
+    for other in (b"x", saved(tmp_path, drawn(49), "other.png").read_bytes()):
+        copy.path.write_bytes(other)
+        with pytest.raises(LonggenError):
+            kept(picture.sha256, folder, name)
     copy.path.unlink()
     gone = kept(picture.sha256, folder, name)
     assert (gone.size, gone.notes, gone.path.exists()) == ((0, 0), (), False)

@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import longgen
-from longgen import planner, preset, prompts, run, rundir, schedule, start
+from longgen import conditions, planner, preset, prompts, run, rundir, schedule, start
 from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.wan import TINY, WAN_1_3B
@@ -204,6 +204,16 @@ def test_stored_settings_give_the_same_plan_again(loaded: None) -> None:
     shutil.rmtree("a.run")
     plan = from_settings(settings, Path("a.mp4"))
     assert differences(stored_settings(plan, PROMPT, 1, MODEL), settings) == []
+
+
+def test_both_pictures_and_their_fit_come_back_from_a_run(place: Path) -> None:
+    started = start.read("red.png", "wide.png", fit="pad")
+    started.keep(place / "a.run")
+    names = {picture.sha256: picture.name for picture in started.pictures.values()}
+    again = conditions.restore(started.as_dict(), place / "a.run", names)
+    assert again.as_dict() == started.as_dict()
+    assert [(picture.name, picture.size) for picture in again.pictures.values()] == [("red.png", (64, 64)), ("wide.png", (128, 64))]
+    assert again.fit == "pad"
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,26 @@ def test_a_resumed_run_ends_on_the_same_latents(
     assert torch.equal(family.sampled(family.loaded(model_folder(name)), plan, resume=state), whole)
 
 
+@pytest.mark.parametrize("name", ["ltx", "ltx-condition"])
+def test_edits_of_the_latent_see_the_picture_as_it_is(backbone: Callable[[str], Any], picture: Conditions, name: str) -> None:
+    """The clean latents that a step predicts hold the picture's, also where the pipeline moves these from step to step."""
+    model = backbone(name)
+    plan = family.made(model, "glc-diffusion", length(model, 1.5), 3, conditions=picture)
+    generator = torch.Generator().manual_seed(0)
+    denoiser, seen = Denoiser(model, plan, family.PROMPT, model.given(plan, generator)), list[Tensor]()
+    predict = denoiser.predict_x0
+
+    def watched(*arguments: Any) -> tuple[Tensor, float]:
+        found = predict(*arguments)
+        seen.append(found[0])
+        return found
+
+    denoiser.predict_x0 = watched  # type: ignore[method-assign]
+    sample(denoiser, denoiser.initial_noise(generator), generator, lambda state: None)
+    assert seen
+    assert all(torch.allclose(x0[:, :, :1], denoiser.given.latents.to(x0), atol=1e-4) for x0 in seen)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_earlier_video_s_last_latents_are_taken_as_they_are(backbone: Callable[[str], Any], name: str) -> None:
     """No picture stands beside them; where a text encoder wants one, they are decoded."""

@@ -256,6 +256,10 @@ def test_every_preset_equals_the_dense_form_on_every_image_backbone(
         with pytest.raises(UsageError, match="needs "):
             planner.build(chosen, spec, conditions=conditions)
         return
+    if preset_name in ("chain", "svi") and not spec.clean_lat:  # which needs a last picture, too
+        with pytest.raises(UsageError, match="cannot begin with any"):
+            planner.build(chosen, spec, conditions=conditions)
+        return
     if preset_name == "fifo":
         with pytest.raises(UsageError, match="fifo moves every frame from noise through its queue, and the first ones are given"):
             planner.build(chosen, spec, conditions=conditions)
@@ -273,7 +277,7 @@ def test_every_preset_equals_the_dense_form_on_every_image_backbone(
     assert max(compared, default=0) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["wan-ti2v", "wan-i2v"])
+@pytest.mark.parametrize("name", ["wan-ti2v", "wan-i2v", "wan-flf2v"])
 def test_a_clip_has_the_timesteps_and_the_condition_of_its_frames(
     loaded: dict[str, Any], started: Callable[..., Conditions], name: str
 ) -> None:
@@ -306,6 +310,9 @@ def test_a_clip_has_the_timesteps_and_the_condition_of_its_frames(
         else:
             mask = arguments["hidden_states"][:, 16:20]
             assert [bool(frame.all()) for frame in mask.unbind(2)] == [frame == 0 for frame in clip]
+        if name == "wan-flf2v":  # every clip reads both pictures
+            tokens = backbone.pipe.encode_image([*family.pictures_of(plan).values()])
+            assert torch.equal(arguments["encoder_hidden_states_image"], tokens)
     assert any("is seen by those that hold its frames" in note for note in plan.notes)
     batched = type(loaded[name])(spec, loaded[name].pipe, ModelSettings("cpu", "fp32", clip_batch=3))
     generator = torch.Generator().manual_seed(0)

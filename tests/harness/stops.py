@@ -10,9 +10,7 @@ import time
 from pathlib import Path
 
 from tests.harness import operations
-from tests.harness.trial import CAUSAL, TINY, Outcome, Reference, content, ended, fresh, latents, longgen, reference, start
-
-ARGUMENTS = {"tiny": TINY, "causal": CAUSAL}
+from tests.harness.trial import KINDS, Outcome, Reference, content, ended, fresh, latents, longgen, reference, start
 
 
 def die_at(folder: Path, number: int) -> None:
@@ -40,7 +38,7 @@ def count_of(folder: Path, arguments: list[str]) -> int:
 def run(trials: int, seed: int, folder: Path) -> dict[str, int]:
     chance = random.Random(seed)
     few = trials < 50
-    kinds = [chance.choice([*ARGUMENTS])] if few else [*ARGUMENTS]
+    kinds = [chance.choice([*KINDS])] if few else [*KINDS]
     whole = {kind: (reference(kind, 1, folder.parent), reference(kind, 2, folder.parent)) for kind in kinds}
     cases = []
     counts = {"trials": 0, "wrong": 0, "operations": 0, "refused": 0, "litter": 0}

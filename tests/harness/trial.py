@@ -15,12 +15,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from longgen.planner import GREY
+
 PROMPT = "a large red circle bouncing on a navy background"
 TINY = ["generate", "--prompt", PROMPT, "--backbone", "tiny", "--frames", "17", "--steps", "2", "--device", "cpu"]
 CAUSAL = [
     "generate", "--prompt", PROMPT, "--backbone", "tiny-causal", "--preset", "self-forcing", "--frames", "21", "--device", "cpu",
 ]  # fmt: skip
-KINDS = {"tiny": TINY, "causal": CAUSAL}
+CHAIN = [  # clips from a picture
+    "generate", "--prompt", PROMPT, "--image", str(GREY), "--backbone", "tiny", "--preset", "chain",
+    "--set", "chain.frames=3", "--set", "chain.overlap=1", "--frames", "25", "--steps", "2", "--device", "cpu",
+]  # fmt: skip
+LATER = [*CAUSAL, "--continue", "EARLIER/a.mp4", "--join"]  # EARLIER: the folder of the undisturbed "causal"
+KINDS = {"tiny": TINY, "causal": CAUSAL, "chain": CHAIN, "later": LATER}
 LIMIT_S = 120
 
 
@@ -147,7 +154,8 @@ class Reference:
     """The undisturbed video of `kind` with a seed: its bytes, its latents, the files of its folder."""
 
     def __init__(self, kind: str, seed: int, folder: Path) -> None:
-        self.arguments = [*KINDS[kind], "--seed", str(seed)]
+        earlier = str(reference("causal", 1, folder).folder) if kind == "later" else ""
+        self.arguments = [*(word.replace("EARLIER", earlier) for word in KINDS[kind]), "--seed", str(seed)]
         self.folder = folder / f"whole-{kind}-{seed}"
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "a.mp4").is_file():

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from longgen import cost, describe, planner, preset
+from longgen.backbones.registry import SPECS
+from longgen.compare.grid import seams
 from longgen.conditions import Conditions
 from longgen.errors import UsageError
 from longgen.loops import sample
@@ -184,6 +186,19 @@ def test_another_models_latents_and_another_size_are_refused(causal: Any) -> Non
         built(causal, [], of_run(12, 12), 10, size=(64, 64))
     assert built(causal, [], of_run(12, 12), 10).size == (96, 64)
     assert built(causal, [], replace(of_run(12, 12), fps=24), 10).fps == 24
+
+
+def test_a_model_of_text_alone_goes_on_from_nothing() -> None:
+    with pytest.raises(UsageError, match=r"--continue: wan2\.1-1\.3b is made to start from text alone") as caught:
+        planner.build(preset.load("direct"), SPECS["wan2.1-1.3b"], conditions=Conditions(past=of_file(3)))
+    assert "tiny-causal" in caught.value.expected
+
+
+def test_the_join_is_a_seam(causal: Any) -> None:
+    """Of 12 latent frames 10 are the earlier video's, 37 frames: the first new one is in the middle of a chunk."""
+    plan = built(causal, [WINDOW], of_run(12, 10), 8)
+    assert seams(plan) == [8, 20]
+    assert seams(replace(plan, conditions=replace(plan.conditions, join=True))) == [37, 45, 57]
 
 
 def test_a_schedules_first_shot_must_have_a_chunk_of_its_own(causal: Any) -> None:

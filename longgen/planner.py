@@ -9,15 +9,14 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-from longgen import frames, pictures
+from longgen import conditioning, frames, pictures
 from longgen.backbones.registry import SPECS
-from longgen.backbones.spec import CAPABILITIES, FIRST_FRAME, LAST_FRAME, WHOLE_CLIP, BackboneSpec
+from longgen.backbones.spec import CAPABILITIES, WHOLE_CLIP, BackboneSpec
 from longgen.catalog import name_of, rank
 from longgen.catalog import technique as technique_class
 from longgen.conditions import NOTHING, Conditions, picture_notes
 from longgen.errors import UsageError, shown
 from longgen.frameplan import Geometry, full_attention
-from longgen.past import Past
 from longgen.plan import Plan
 from longgen.preset import Preset, Sample
 from longgen.sampling.chain import Chain
@@ -51,10 +50,10 @@ def build(
         Sample(size=run.size if run else spec.size, steps=spec.steps, guidance_scale=spec.guidance_scale,
                negative_prompt=spec.negative_prompt, fps=round(run.fps) if run else spec.fps)
     )  # fmt: skip
-    _check_conditions(spec, conditions, sample)
+    conditioning.check(spec, conditions, sample)
     techniques = tuple(_settled(technique, spec) for technique in _with_implied(preset.techniques, spec))
     sampling = next((technique for technique in techniques if isinstance(technique, Sampling)), None)
-    given_lat = _given_lat(spec, conditions, sample.fps or spec.fps)
+    given_lat = conditioning.given_lat(spec, conditions, sample.fps or spec.fps)
     if isinstance(sampling, Chain) and sampling.overlap is not None:  # the first clip begins as the later ones do
         given_lat = min(given_lat, sampling.overlap)
     requested_px = sample.frames or spec.native_px
@@ -103,64 +102,6 @@ def _with_implied(techniques: tuple[Technique, ...], spec: BackboneSpec) -> tupl
         if not any(claim in technique.exclusive for technique in techniques for claim in implied.exclusive):
             techniques = (*techniques, implied)
     return techniques
-
-
-# What a video starts from
-
-
-def _check_conditions(spec: BackboneSpec, conditions: Conditions, sample: Sample) -> None:
-    """Raises UsageError where `spec` cannot start from `conditions`, or not without a picture."""
-    conditions.check()
-    needs = {"--image": FIRST_FRAME if conditions.image else None, "--last-image": LAST_FRAME if conditions.last_image else None}
-    for option, need in needs.items():
-        if need is not None and need not in spec.capabilities:
-            able = ", ".join(known.name for known in SPECS.values() if need in known.capabilities)
-            raise UsageError(f"{option}: {spec.name} cannot take {CAPABILITIES[need]}", expected=f"one of {able}",
-                             hint=f"choose one of these with --backbone, or leave {option} out")  # fmt: skip
-    if conditions.past is not None and not spec.continues:
-        able = ", ".join(known.name for known in SPECS.values() if known.continues)
-        raise UsageError(f"--continue: {spec.name} is made to start from text alone", expected=f"one of {able}",
-                         hint="choose one of these with --backbone, or leave --continue out")  # fmt: skip
-    if conditions.past is not None and conditions.past.latent_shape is not None:
-        _check_latents(spec, conditions.past, sample.size or spec.size)
-    if spec.last_picture_needed and conditions.last_image is None:
-        raise UsageError(f"{spec.name} starts from a first and a last picture, and no last one is given",
-                         expected="--image FILE and --last-image FILE",
-                         hint="give both, or choose an image-to-video --backbone")  # fmt: skip
-    if spec.picture_needed and not conditions:
-        raise UsageError(f"{spec.name} starts from a picture, and none is given", expected="--image FILE, or --continue VIDEO",
-                         hint="give one, or choose a text-to-video --backbone")  # fmt: skip
-
-
-def _check_latents(spec: BackboneSpec, past: Past, size: tuple[int, int]) -> None:
-    """Raises UsageError where the latents of a run are not such as `spec` makes at `size`."""
-    made_by = SPECS.get(past.backbone or "")
-    able = [known.name for known in SPECS.values() if known.continues and made_by and known.latent_space == made_by.latent_space]
-    if (
-        past.latent_shape is None
-        or past.latent_shape[0] != spec.latent_channels
-        or (made_by is not None and spec.name in SPECS and made_by.latent_space != spec.latent_space)
-    ):
-        raise UsageError(f"--continue: {past.path} holds latents of {past.backbone}, which {spec.name} cannot read",
-                         expected=f"a run of {spec.name} or of a model with the same VAE, or a video file",
-                         hint=(f"--backbone {able[0]}, or " if able else "") + "copy its MP4 to another folder and give that: "
-                         "its frames are taken then")  # fmt: skip
-    width, height = size
-    if size != past.size or past.latent_shape[1:] != (height // spec.stride_hw, width // spec.stride_hw):
-        raise UsageError(f"--continue: {past.path} is {past.size[0]}x{past.size[1]}, and {width}x{height} is asked",
-                         expected="the size of the run whose latents go on",
-                         hint="leave --size out, or copy its MP4 elsewhere and give that: its frames are fitted then")  # fmt: skip
-
-
-def _given_lat(spec: BackboneSpec, conditions: Conditions, fps: int) -> int:
-    """The latent frames that the video begins with and that are not sampled."""
-    past = conditions.past
-    if past is None:
-        return 1 if conditions.image is not None else 0
-    if past.latents is not None:
-        return past.latents if spec.causal else min(past.shown_lat, spec.clean_lat)
-    newest = (min(len(past.sampled(fps)), spec.native_px) - 1) // spec.stride_t + 1
-    return newest if spec.causal else min(newest, spec.clean_lat)
 
 
 # Checks
@@ -347,7 +288,7 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
     call_lat = plan.call_geometry.frames_lat
     past = plan.conditions.past
     if past is not None:
-        notes += _past_notes(plan, past)
+        notes += conditioning.past_notes(plan, past)
         if plan.new_px != requested_px:
             notes.append(
                 f"rounded {requested_px} new frames up to {plan.new_px} ({spec.name} goes on by {spec.stride_t} at a time)"
@@ -398,38 +339,6 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
     if plan.size != spec.size:
         width, height = spec.size
         notes.append(f"{plan.size[0]}x{plan.size[1]} is not the size {spec.name} was trained at ({width}x{height})")
-    return notes
-
-
-def _past_notes(plan: Plan, past: Past) -> list[str]:
-    """What is taken of an earlier video."""
-    spec, notes, name = plan.spec, [*past.notes], past.name
-    if past.latents is not None:
-        held = past.latents if spec.causal else min(plan.given_lat, past.shown_lat)
-        notes.append(f"the last latent frame of {name} is handed over as it is" if held == 1 else
-                     f"{held} latent frames of {name} are handed over as they are")  # fmt: skip
-        if spec.causal and past.seed is not None:
-            notes.append(f"with its own seed, {past.seed}, its noise goes on as in one run; with another it is drawn anew")
-        if plan.noise is not None and past.latents <= spec.native_lat:
-            notes.append(f"noise that follows from frame to frame begins with the new ones: {name} has no more than "
-                         f"{spec.native_px} frames, and so had none")  # fmt: skip
-        return notes
-    sampled, taken_px = len(past.sampled(plan.fps)), frames.pixel_frames(plan.given_lat, spec.stride_t)
-    rate = f" at {plan.fps} fps" * (past.fps != plan.fps)
-    if taken_px < sampled:
-        taken = "last frame" if taken_px == 1 else f"last {taken_px} frames"
-        notes.append(f"the {taken} of {name}, of {sampled}{rate}, {'is' if taken_px == 1 else 'are'} encoded; {spec.name} sees "
-                     "nothing before")  # fmt: skip
-    else:
-        notes.append(f"all of {name} is encoded: {sampled} frame{'s' * (sampled != 1)}{rate}")
-    if past.times or past.fps != plan.fps:
-        rate = "varying intervals" if past.times else f"{past.fps:.4g} fps"
-        notes.append(f"{name} has {past.frames_px} frames at {rate}: of these the nearest in time are taken, at {plan.fps} fps")
-    if fitted := pictures.fit_note(past.size, plan.size, plan.conditions.fit):
-        notes.append(f"{name} {fitted}")
-    if plan.fade_px:
-        last = "last frame fades" if plan.fade_px == 1 else f"last {plan.fade_px} frames fade"
-        notes.append(f"in the joined file its {last} into what the VAE makes of them, so that the join does not show")
     return notes
 
 

@@ -20,7 +20,7 @@ CAPABILITIES = {  # what each means
     KV_CACHE: "frames that are made in chunks, each of which sees the past through a cache of keys and values",
     FIRST_FRAME: "a picture as the first frame",
     LAST_FRAME: "a picture as the last frame, beside one as the first",
-    LATENT_CONDITION: "latents of known frames in channels beside the noise, with a mask of them",
+    LATENT_CONDITION: "latents of the first frames in channels beside the noise, with a mask of them",
 }
 TINY_FOLDER = Path(__file__).parent / "tiny" / "weights"
 TINY_CAUSAL_FOLDER = TINY_FOLDER.with_name("weights-causal")

@@ -89,7 +89,7 @@ WAN_FLF2V = replace(
     WAN_I2V_720P, name="wan2.1-flf2v-14b", source="Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers", steps=50, last_picture_needed=True,
     about="Wan 2.1 from a first and a last picture, 14 billion parameters, 720p", clean_lat=0,
     negative_prompt=f"镜头切换，镜头晃动，{_WAN_NEGATIVE}",
-    capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP, FIRST_FRAME, LAST_FRAME, LATENT_CONDITION), image_tokens=2 * CLIP_TOKENS,
+    capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP, FIRST_FRAME, LAST_FRAME), image_tokens=2 * CLIP_TOKENS,
     parameters=16_395_536_704, checkpoint_shift=16.0, advised=(), advised_in="",
 )  # fmt: skip
 # Wan 2.2 42bf4cf, wan/configs/wan_i2v_A14B.py: 40 steps, guidance 3.5, boundary 0.9, shift 5; it reads no CLIP features. The last

@@ -44,7 +44,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 def planned(rate: float, *stack: str, spec: Any = SPECS["wan"], frames_px: int = 97) -> Plan:
     techniques = [*({"name": name} for name in stack), {"name": "logitdecay", "rate": rate}]
     tables = {"name": "decay", "sample": {"frames": frames_px, "steps": 2}, "technique": techniques}
-    return planner.build(preset.from_tables(tables, "decay"), spec)
+    return planner.build(preset.from_tables(tables, "decay"), spec, conditions=planner.stand_in(spec))
 
 
 def test_it_is_printed_exported_and_hashed() -> None:

@@ -31,7 +31,7 @@ FLOAT32 = "float32"
 
 
 def plan_at(name: str, spec: BackboneSpec, frames: int) -> Plan:
-    return planner.build(preset.load(name, (), preset.Sample(frames=frames)), spec)
+    return planner.build(preset.load(name, (), preset.Sample(frames=frames)), spec, conditions=planner.stand_in(spec))
 
 
 def counter_of(work: Any) -> Counter[Operator]:

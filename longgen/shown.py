@@ -3,8 +3,8 @@
 New frames are decoded with all latents before them, so that a causal VAE goes on as if nothing were between. With `--continue` the
 file begins with the first new frame; with `--join` with the first of the earlier video: decoded with the rest where that is a run,
 and else its own frames, at the new video's rate and size. A VAE draws them a little differently: where a file's last frame met the
-first decoded one, that was half of a visible join (measured on tiny-causal). So its last second goes over into what the VAE makes
-of it.
+first decoded one, that was half of a visible join (measured on tiny-causal). So its last frames, `Plan.fade_px` of them, fade into
+what the VAE makes of them.
 """
 
 from __future__ import annotations

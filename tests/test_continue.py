@@ -371,6 +371,14 @@ def test_of_a_rollout_frames_that_are_denoised_together_take_what_its_video_show
     assert torch.equal(given.before, whole[:, :, : 10 - count])
 
 
+def test_fewer_new_frames_than_the_last_chunk_holds_are_all_given(make: Make, tmp_path: Path) -> None:
+    """Of 12 latent frames the video shows 10: four new frames are the eleventh, and nothing is sampled."""
+    make("a", 37)
+    plan = make("b", 4, "a.run", join=True)
+    assert (plan.frames_lat, plan.given_lat, plan.rounds) == (11, 11, 0)
+    assert len(frames(tmp_path / "b.mp4")) == 41
+
+
 def test_a_chain_that_goes_on_writes_as_it_comes_what_its_latents_show(tiny: Any, tmp_path: Path) -> None:
     """The frames before those that its first clip is given are decoded in front of them, so that the VAE goes on."""
     chosen = preset.load("chain", ("chain.frames=5", "chain.overlap=2"), preset.Sample(frames=20, steps=2))

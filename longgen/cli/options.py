@@ -114,7 +114,7 @@ Tiling = Annotated[
 Image = Annotated[Path | None, typer.Option("--image", metavar="FILE", help="The first frame: a PNG, JPEG or WebP file.")]
 Fit = Annotated[
     Literal["crop", "pad"],
-    typer.Option("--fit", envvar="LONGGEN_FIT", help="How a picture comes to the video's size; never stretched."),
+    typer.Option("--fit", envvar="LONGGEN_FIT", help="How a picture or an earlier video is brought to the size; never stretched."),
 ]
 Seeds = Annotated[str, typer.Option("--seeds", metavar="N,N", help="One video or run per seed, as 0,1.")]
 

@@ -8,6 +8,7 @@ Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, L t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,14 +42,7 @@ WINDOW = ("window.frames=3",)
 
 @pytest.fixture(scope="module")
 def backbone(model_folder: Callable[[str], Path]) -> Callable[[str], Any]:
-    kept: dict[str, Any] = {}
-
-    def get(name: str) -> Any:
-        if name not in kept:
-            kept[name] = family.loaded(model_folder(name))
-        return kept[name]
-
-    return get
+    return functools.cache(lambda name: family.loaded(model_folder(name)))
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ Legend: B batch, T latent frames, n tokens per latent frame, K clips, L latent f
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
@@ -40,14 +41,7 @@ WINDOW = ("window.frames=3",)
 
 @pytest.fixture(scope="module")
 def backbone(model_folder: Callable[[str], Path]) -> Callable[[str], Any]:
-    kept: dict[str, Any] = {}
-
-    def get(name: str) -> Any:
-        if name not in kept:
-            kept[name] = family.loaded(model_folder(name))
-        return kept[name]
-
-    return get
+    return functools.cache(lambda name: family.loaded(model_folder(name)))
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,11 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
                       f" steps {count_label(tuple(steps), plan.steps)}"]  # fmt: skip
         lines += ["  " + line for line in branch_lines(frame_plan, tables)]
     if plan.chunk_lat is not None and tables and not (plan.table == 0).all():
-        lines += ["", "what the chunks see, in the first layer and step:", *("  " + row for row in picture(_history(plan)))]
+        program = plan.programs[plan.table[0, 0]]
+        for name in ["main"] if program is None else program.branches:
+            heads = "" if name == "main" else f", by heads of {name}"
+            lines += ["", f"what the chunks see, in the first layer and step{heads}:"]
+            lines += ["  " + row for row in picture(_history(plan, name))]
     memory = cost.memory_bytes(plan, dtype, offload)
     lines += [
         "",
@@ -263,16 +267,16 @@ def _row_label(pass_: Pass, query: int) -> str:
     return f"{label}, at relative times {rel.max() + 0.0:.4g} to {rel.min() + 0.0:.4g}"
 
 
-def _history(plan: Plan) -> np.ndarray:
-    """What evenly spaced chunks of a rollout see, one row per chunk: `visible` [chunks, T]."""
+def _history(plan: Plan, branch: str) -> np.ndarray:
+    """What evenly spaced chunks of a rollout see in `branch`, one row per chunk: `visible` [chunks, T]."""
     chunks = plan.chunks
     table = np.zeros((min(len(chunks), MAP_SIDE), plan.rounds_lat))
     for row, index in enumerate(np.linspace(1, len(chunks), len(table)).round().astype(int).tolist()):
         start, count = chunks[index - 1]
         programs, steps = plan.programs_for_chunk(start + count, count)
         program = programs[steps[0, 0]]
-        seen = full_attention(start + count, count) if program is None else program.branches["main"]
-        table[row, : start + count] = seen.passes[0].visible[0]
+        branches = {"main": full_attention(start + count, count)} if program is None else program.branches
+        table[row, : start + count] = branches.get(branch, next(iter(branches.values()))).passes[0].visible[0]
     return table
 
 

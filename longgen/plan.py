@@ -29,7 +29,7 @@ from longgen.program import Program
 from longgen.sampling.chain import Chain, Clip
 from longgen.schedule import PromptSchedule, by_chunk, seen_by, weights, weights_after
 from longgen.stack import PlacedTechnique, programs_of
-from longgen.technique import FrameTechnique, Grid, NoiseTechnique, Refine, Sampling
+from longgen.technique import FrameTechnique, Grid, HeadTechnique, NoiseTechnique, Refine, Sampling
 
 FADE_PX = 16  # frames over which those of a video file go over into decoded ones, see `longgen.shown`
 
@@ -175,6 +175,13 @@ class Plan:
     def noise(self) -> NoiseTechnique | None:
         """The technique that makes the initial noise; None is independent Gaussian noise."""
         return next((p.technique for p in self.techniques if isinstance(p.technique, NoiseTechnique) and p.technique.noise), None)
+
+    @property
+    def head_groups(self) -> tuple[HeadTechnique, tuple[int, ...]] | None:
+        """The technique by which groups of heads see different frames, and its layers; None where all heads see the same."""
+        if not any(program is not None and program.heads for program in self.programs):
+            return None
+        return next((p.technique, p.layers) for p in self.techniques if isinstance(p.technique, HeadTechnique))
 
     # Sampling: guidance, clips, chunks
 

@@ -22,7 +22,16 @@ from longgen.preset import Preset, Sample
 from longgen.sampling.chain import Chain
 from longgen.schedule import PromptSchedule, by_chunk, check, settled, weights, weights_after
 from longgen.stack import PlacedTechnique, programs_of
-from longgen.technique import VERDICTS, FrameTechnique, FrequencyTechnique, NoiseTechnique, Refine, Sampling, Technique
+from longgen.technique import (
+    VERDICTS,
+    FrameTechnique,
+    FrequencyTechnique,
+    HeadTechnique,
+    NoiseTechnique,
+    Refine,
+    Sampling,
+    Technique,
+)
 from longgen.textfile import on_one_line
 from longgen.units import short
 
@@ -91,6 +100,7 @@ def build(
                 conditions, given_lat)  # fmt: skip
     _check_shift(plan)
     _check_chain(plan)
+    _check_heads(plan)
     said = (*notes, *_notes(plan, requested, requested_px, without_effect))
     return replace(plan, notes=tuple(map(on_one_line, said)))  # names of files may hold anything
 
@@ -195,6 +205,21 @@ def _check_chain(plan: Plan) -> None:
         raise UsageError(f"--last-image: {plan.preset.name} makes the video clip after clip, and drops what its last clip makes "
                          "beyond the end", expected="a preset that makes all frames together, or no last picture",
                          hint="leave --last-image out, or choose another --preset")  # fmt: skip
+
+
+def _check_heads(plan: Plan) -> None:
+    """Heads are measured by what they make of the past, and by one technique."""
+    measuring = [placed for placed in plan.techniques if isinstance(placed.technique, HeadTechnique)]
+    if len(measuring) > 1:
+        raise UsageError(f"{' and '.join(placed.name for placed in measuring)} both put heads into groups", expected="one of them",
+                         hint=f"remove {measuring[-1].name}")  # fmt: skip
+    for placed in measuring:
+        assert isinstance(placed.technique, HeadTechnique)
+        after, (_, first) = placed.technique.measured_lat, plan.chunks[0]
+        if after <= first:
+            raise UsageError(f"{placed.name} measures heads after {after} latent frames, but the first chunk has {first}, and no "
+                             "past to tell them apart by",
+                             expected=f"{first + 1} or more", hint=f"--set {placed.name}.after={2 * first}")  # fmt: skip
 
 
 def _settled(technique: Technique, spec: BackboneSpec) -> Technique:
@@ -316,6 +341,10 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
     if call_lat > spec.native_lat and not plan.table.any():
         notes.append(f"{frames_px} frames is {frames_px / spec.native_px:.1f} times the length {spec.name} was trained on, and no "
                      "technique is active: expect slow or frozen motion; longgen presets list shows the alternatives")  # fmt: skip
+    if plan.head_groups is not None:
+        technique, layers = plan.head_groups
+        notes.append(f"{technique.describe(len(layers) * spec.heads)}: who is in which is measured while sampling, after "
+                     f"{technique.measured_lat} latent frames, and costs are what they are at most")  # fmt: skip
     notes += plan.conditions.notes(plan.size)
     for name, picture in plan.schedule.pictures.items() if plan.schedule else ():
         notes += picture_notes(picture, name, plan.size, plan.conditions.fit)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from longgen.attention.head_groups import HeadGroups, frame_shares
 from longgen.attention.lowering import SAME, Range, ranges_of
 from longgen.attention.observer import AttentionInputs, Observer
 from longgen.attention.rotary import Rotary, Tables
@@ -72,7 +73,10 @@ def chunk_view(plan: FramePlan, slots: list[int]) -> ChunkView:
 
 @dataclass
 class LayerCache:
-    """One layer's slots, [B, F n, H, D] each: keys before rotary embedding, keys rotated for `view`, values."""
+    """The slots of a layer, [B, F n, H, D] each: keys before rotary embedding, keys rotated for `view`, values.
+
+    H: all heads of the layer, or those of a group.
+    """
 
     keys: Tensor
     rotated_keys: Tensor
@@ -85,18 +89,22 @@ class KVCache:
     """rotary: the model's. capacity: slots. frames: those cached, in order; after them come the newest, `newest` of them.
 
     visible_to_all_layers: the cached and newest frames that every program shows. texts: the prompt's keys and values for
-    cross-attention, by layer, until it changes. writing: whether the pass is the clean one, which stores keys.
+    cross-attention, by layer, until it changes. writing: whether the pass is the clean one, which stores keys. heads: their groups,
+    where these see different frames. by_group: caches by layer and group, which take the place of the layer's own.
     """
 
     rotary: Rotary
     capacity: int
+    heads: HeadGroups | None = None
     frames: list[int] = field(default_factory=list)
     newest: int = 0
     visible_to_all_layers: list[int] = field(default_factory=list)
     writing: bool = False
     layers: dict[int, LayerCache] = field(default_factory=dict)
+    by_group: dict[tuple[int, str], LayerCache] = field(default_factory=dict)
     texts: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    _views: dict[int, ChunkView] = field(default_factory=dict)
+    _measuring: bool = False
+    _views: dict[int, dict[str, ChunkView]] = field(default_factory=dict)
     _table: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
 
     def open(self, start: int, newest: int, programs: tuple[Program | None, ...], table: np.ndarray) -> None:
@@ -105,23 +113,24 @@ class KVCache:
         Cached frames from `start` on are forgotten.
         """
         self._table, self.newest = table, newest
+        self._measuring = self.heads is not None and self.heads.measured_in(start, start + newest)
         chosen = {index: programs[index] for index in np.unique(table).tolist()}
-        plans = {index: full_attention(start + newest, newest) if program is None else program.branches["main"]
+        plans = {index: {"main": full_attention(start + newest, newest)} if program is None else program.branches
                  for index, program in chosen.items()}  # fmt: skip
-        seen = np.stack([plan.passes[0].visible.any(axis=0) for plan in plans.values()])
+        seen = np.stack([np.any([plan.passes[0].visible.any(axis=0) for plan in one.values()], axis=0) for one in plans.values()])
         self.keep([frame for frame in self.frames if frame < start and seen[:, frame].any()])
         slots = [*self.frames, *range(start, start + newest)]
         if len(slots) > self.capacity:
             raise ValueError(f"{len(slots)} frames for {self.capacity} slots")
         self.visible_to_all_layers = [frame for frame in slots if seen[:, frame].all()]
-        self._views = {index: chunk_view(plan, slots) for index, plan in plans.items()}
+        self._views = {index: {name: chunk_view(plan, slots) for name, plan in one.items()} for index, one in plans.items()}
 
     def keep(self, frames: list[int]) -> None:
         """Evicts all cached frames but these."""
         slots = [self.frames.index(frame) for frame in frames]
         if slots != list(range(len(slots))):
             chosen = np.array(slots)
-            for layer in self.layers.values():
+            for layer in (*self.layers.values(), *self.by_group.values()):
                 for x in (layer.keys, layer.values):
                     by_frame = x.unflatten(1, (self.capacity, -1))
                     by_frame[:, : len(slots)] = by_frame[:, on_device(chosen, x.device)]
@@ -129,6 +138,14 @@ class KVCache:
 
     def close(self, start: int) -> None:
         """The newest frames, from `start` on, which were written, are cached from now on."""
+        if self.heads is not None and self._measuring:
+            self.heads.assign()
+            for layer, groups in self.heads.by_layer.items():
+                whole = self.layers.pop(layer)
+                for name, heads in groups.items():
+                    parts = (x[:, :, heads] for x in (whole.keys, whole.rotated_keys, whole.values))
+                    self.by_group[layer, name] = LayerCache(*parts)
+            self._measuring = False
         self.frames = [*self.frames, *range(start, start + self.newest)]
 
     def attend(
@@ -146,13 +163,28 @@ class KVCache:
 
         q, k, v: of the newest frames, before rotary embedding. stock: cos and sin of their own tables, [c n, P].
         """
+        views = self._views[int(self._table[layer, step])]
+        groups = None if self.heads is None else self.heads.by_layer.get(layer)
+        if groups is None:
+            if layer not in self.layers:
+                shape = (k.shape[0], self.capacity * k.shape[1] // self.newest, *k.shape[2:])
+                self.layers[layer] = LayerCache(k.new_empty(shape), k.new_empty(shape), v.new_empty(shape))
+            return self._attend(layer, self.layers[layer], views["main"], attend, stock, q, k, v, observer)
+        output = torch.empty_like(q)
+        for name, heads in groups.items():
+            view = views["main"] if len(views) == 1 else views[name]
+            of_heads = q[:, :, heads], k[:, :, heads], v[:, :, heads]
+            output[:, :, heads] = self._attend(layer, self.by_group[layer, name], view, attend, stock, *of_heads, observer)
+        return output
+
+    def _attend(
+        self, layer: int, cache: LayerCache, view: ChunkView, attend: Attend, stock: Tables, q: Tensor, k: Tensor, v: Tensor,
+        observer: Observer | None,
+    ) -> Tensor:  # fmt: skip
+        """`attend` of the heads in `cache`, all of the layer's or one group's."""
         tokens = q.shape[1] // self.newest
         frame = stock[0][:tokens], stock[1][:tokens]
         start, end = len(self.frames) * tokens, (len(self.frames) + self.newest) * tokens
-        if layer not in self.layers:
-            shape = (k.shape[0], self.capacity * tokens, *k.shape[2:])
-            self.layers[layer] = LayerCache(k.new_empty(shape), k.new_empty(shape), v.new_empty(shape))
-        cache, view = self.layers[layer], self._views[int(self._table[layer, step])]
         if view.tables is None:
             view.tables = self.rotary.frame_tables_at(frame, view.positions - view.time_offset, view.scale)
             if view.time_offset:
@@ -174,6 +206,9 @@ class KVCache:
         if view.logit_scale != 1:
             q = q * view.logit_scale
         keys, values = (frames_of(x, view.ranges, tokens) for x in (cache.rotated_keys, cache.values))
+        if self.heads is not None and self._measuring and self.writing:
+            past = [frame for first, last in view.ranges for frame in self.frames[first:last]]
+            self.heads.measure(layer, frame_shares(q, keys, tokens, view.logits), past)
         if view.logits is None:
             return attend(q, keys, values)
         rows = zip(q.split(tokens, dim=1), view.logits.swapaxes(0, 1), strict=True)

@@ -63,6 +63,7 @@ class Technique(BaseModel):
     paper: ClassVar[str]
     exclusive: ClassVar[tuple[str, ...]] = ()  # what only one technique at a time may decide
     requires: ClassVar[tuple[str, ...]] = ()  # capabilities the backbone must have
+    everywhere: ClassVar[bool] = False  # whether it can act in all layers and steps only
 
     @model_validator(mode="after")
     def _steps_in_order(self) -> Technique:
@@ -114,9 +115,8 @@ class FrameTechnique(Technique):
 
     after_context: ClassVar[bool] = False
 
-    @property
-    def sink_lat(self) -> int:
-        """Latent frames at the beginning that it keeps visible to the whole video: the attention sink."""
+    def sink_lat(self, geometry: Geometry) -> int:
+        """Latent frames at the beginning that it keeps for the whole video: the attention sink."""
         return 0
 
     @abstractmethod

@@ -3,7 +3,8 @@
 Legend: T latent frames, Q query frames, n tokens per latent frame, i query frame, j key frame, P passes, C temporal rotary
 components.
 
-The query frames are the last Q of the T: all of them where frames are denoised together, the newest chunk in a rollout.
+The query frames are the last Q of the T: all of them where frames are denoised together, the newest chunk in a rollout. There
+a key column may hold another frame than its own, or a slot of a memory: `FramePlan.sources`.
 
 A plan is one or more passes. The output for query frame i is the mean of the passes' attention outputs, weighted
 by `weight[i]`. Full attention is one pass with `rel = i - j` and everything visible: the backbone's own attention.
@@ -19,6 +20,8 @@ from functools import cached_property, lru_cache, reduce
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
+
+from longgen.memory import Memory, Source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -181,6 +184,10 @@ class FramePlan:
     frequency_scale: [C] float64, the factor on each temporal rotary frequency, or None for all ones. logit_scale: the factor on all
     attention logits, those of text included. key_frames: frames chosen at run time that every query frame also sees. anchor: the
     share of the first clip's keys and values in those of the other clips, where the model sees the video in clips.
+
+    sources: in a rollout, what each key column holds, the chunk's own frames last; the passes' tables are [Q, len(sources)]. The
+    same frame may stand in several columns, at other times. None: column j holds frame j. memory: what slots among the sources
+    hold. kept: frames that stay in the cache although no column holds them.
     """
 
     passes: tuple[Pass, ...]
@@ -188,16 +195,41 @@ class FramePlan:
     logit_scale: float = 1.0
     key_frames: KeyFrames | None = None
     anchor: float = 0.0
+    sources: tuple[Source, ...] | None = None
+    memory: Memory | None = None
+    kept: tuple[int, ...] = ()
 
     @property
     def frames_lat(self) -> int:
-        return self.passes[0].rel.shape[1]
+        """T."""
+        if self.sources is None:
+            return self.passes[0].rel.shape[1]
+        last = self.sources[-1]
+        assert isinstance(last, int)  # the chunk's own
+        return last + 1
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(Q, T)."""
+        """(Q, number of key columns), the latter T unless there are `sources`."""
         rows, columns = self.passes[0].rel.shape
         return rows, columns
+
+    @property
+    def frames_shown(self) -> np.ndarray:
+        """[T] bool: the frames that a query frame sees."""
+        seen = np.any([pass_.visible.any(axis=0) for pass_ in self.passes], axis=0)
+        if self.sources is None:
+            return seen
+        shown = np.zeros(self.frames_lat, dtype=bool)
+        shown[[frame for frame, is_seen in zip(self.sources, seen, strict=True) if is_seen and isinstance(frame, int)]] = True
+        return shown
+
+    @property
+    def frames_cached(self) -> np.ndarray:
+        """[T] bool: the frames that a cache needs during the chunk, and its own."""
+        needed = self.frames_shown
+        needed[[*self.kept, *(self.memory.frames if self.memory else ())]] = True
+        return needed
 
     @property
     def density(self) -> float:
@@ -207,16 +239,21 @@ class FramePlan:
         passes share nothing, and the cost is the sum of theirs. Bands are those of many tokens a frame.
         """
         if self._banded:
-            return self._sum([pass_.density for pass_ in self.passes])
+            return self._columns * self._sum([pass_.density for pass_ in self.passes])
         extra = self._extra
         computed = np.stack([np.broadcast_to((p.weight > 0)[:, None], p.rel.shape) for p in self.passes])
         seen = np.stack([p.visible for p in self.passes]) & computed
         code = self._logit_codes
-        return float((1 - extra) * _distinct(code, seen) + extra * _distinct(code, computed))
+        return self._columns * float((1 - extra) * _distinct(code, seen) + extra * _distinct(code, computed))
 
     def density_at(self, tokens: int) -> float:
         """`density` of what is computed at `tokens` a frame."""
-        return self._sum([pass_.density_at(tokens) for pass_ in self.passes]) if self._banded else self.density
+        return self._columns * self._sum([pass_.density_at(tokens) for pass_ in self.passes]) if self._banded else self.density
+
+    @property
+    def _columns(self) -> float:
+        """Key columns for each frame so far."""
+        return self.shape[1] / self.frames_lat
 
     @property
     def _banded(self) -> bool:
@@ -264,6 +301,8 @@ class FramePlan:
                 digest.update(tag + np.ascontiguousarray(table).tobytes())
             digest.update(b"" if p.columns else b"-")
         digest.update(b"" if self.frequency_scale is None else self.frequency_scale.tobytes())
+        if self.sources is not None or self.kept:
+            digest.update(repr((self.sources, self.memory, self.kept)).encode())
         return digest.hexdigest()[:16]
 
     @cached_property
@@ -289,6 +328,23 @@ class FramePlan:
 
         return self.each(change)
 
+    def show(
+        self, sources: Sequence[Source], times: np.ndarray, memory: Memory | None = None, kept: Sequence[int] = ()
+    ) -> FramePlan:
+        """This plan with a column for each of `sources`, all seen, at `times` [len(sources)]; for techniques in a rollout.
+
+        Pair columns go with their frames; those of a slot of memory are the newest frame's that stands in no column.
+        """
+        queries = self.shape[0]
+        hidden = set(range(self.frames_lat - queries)).difference(source for source in sources if isinstance(source, int))
+        frames = [source if isinstance(source, int) else max(hidden) for source in sources]
+        rel = times[-queries:, None] - times
+
+        def change(p: Pass) -> Pass:
+            return Pass(rel, np.ones_like(rel, dtype=bool), p.weight, {name: table[:, frames] for name, table in p.columns.items()})
+
+        return replace(self.each(change), sources=tuple(sources), memory=memory, kept=tuple(kept))
+
     def at(self, rel: np.ndarray) -> FramePlan:
         """This plan with relative times `rel` [Q, T] in every pass."""
         return self.each(lambda p: replace(p, rel=rel))
@@ -307,7 +363,7 @@ class Geometry:
 
     `intrinsic_component`: the 1-based rotary component whose period is closest to the latent frame at which the
     backbone is first seen to repeat itself (RIFLEx's k); None where nobody has said it. in_clips: whether this is one of
-    several clips of a longer video. in_chunks: whether its frames are made in chunks, of which plans hold the newest.
+    several clips of a longer video. chunk_lat: latent frames of a chunk, where frames are made in chunks and plans hold the newest.
     """
 
     frames_lat: int
@@ -315,7 +371,7 @@ class Geometry:
     frequencies: tuple[float, ...]
     intrinsic_component: int | None = None
     in_clips: bool = False
-    in_chunks: bool = False
+    chunk_lat: int | None = None
 
     @property
     def ratio(self) -> float:

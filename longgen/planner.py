@@ -85,7 +85,8 @@ def build(
         _check_schedule(schedule, spec, sample, (frames_lat, call_lat, given_lat), in_chunks, past is not None)
         _check_shot_pictures(schedule, spec, sampling)
 
-    geometry = Geometry(frames_lat, spec.native_lat, spec.frequencies, spec.intrinsic_component, in_chunks=in_chunks)
+    geometry = Geometry(frames_lat, spec.native_lat, spec.frequencies, spec.intrinsic_component,
+                        chunk_lat=call_lat if in_chunks else None)  # fmt: skip
     in_turn = isinstance(sampling, Chain)
     call_geometry = replace(geometry, frames_lat=call_lat, in_clips=call_lat < frames_lat and not in_chunks and not in_turn)
     stack = tuple(sorted((_place(technique, spec, steps) for technique in techniques), key=_order))
@@ -213,6 +214,10 @@ def _check_heads(plan: Plan) -> None:
     if len(measuring) > 1:
         raise UsageError(f"{' and '.join(placed.name for placed in measuring)} both put heads into groups", expected="one of them",
                          hint=f"remove {measuring[-1].name}")  # fmt: skip
+    if plan.head_groups and plan.columns_lat is not None:
+        raise UsageError(f"{measuring[0].name} has caches by groups of heads, in which a frame has its own place only",
+                         expected="a stack that places no frame elsewhere in the cache, and no memory there",
+                         hint=f"remove {measuring[0].name}, or what places them")  # fmt: skip
     for placed in measuring:
         assert isinstance(placed.technique, HeadTechnique)
         after, (_, first) = placed.technique.measured_lat, plan.chunks[0]
@@ -262,6 +267,9 @@ def _place(technique: Technique, spec: BackboneSpec, steps: int) -> PlacedTechni
         if getattr(technique, key) != type(technique).model_fields[key].default:
             raise UsageError(f"{name}.{key} cannot be set: a technique of the slot {technique.slot} applies to all {key}",
                              expected=f"{key} left out", hint=f"leave {name}.{key} out")  # fmt: skip
+    if technique.everywhere and (technique.layers != "all" or technique.steps != (0, 1)):
+        raise UsageError(f"{name} acts in all layers and steps: what it keeps in the cache is of all of them",
+                         expected="layers and steps left out", hint=f"leave {name}.layers and {name}.steps out")  # fmt: skip
     return PlacedTechnique(name, technique, layers, tuple(technique.step_range(steps)))
 
 

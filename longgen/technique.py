@@ -64,6 +64,7 @@ class Technique(BaseModel):
     paper: ClassVar[str]
     exclusive: ClassVar[tuple[str, ...]] = ()  # what only one technique at a time may decide
     requires: ClassVar[tuple[str, ...]] = ()  # capabilities the backbone must have
+    everywhere: ClassVar[bool] = False  # whether it can act in all layers and steps only
 
     @model_validator(mode="after")
     def _steps_in_order(self) -> Technique:
@@ -115,9 +116,8 @@ class FrameTechnique(Technique):
 
     after_context: ClassVar[bool] = False
 
-    @property
-    def sink_lat(self) -> int:
-        """Latent frames at the beginning that it keeps visible to the whole video: the attention sink."""
+    def sink_lat(self, geometry: Geometry) -> int:
+        """Latent frames at the beginning that it keeps for the whole video: the attention sink."""
         return 0
 
     @abstractmethod
@@ -140,13 +140,21 @@ class HeadTechnique(FrameTechnique):
     def measured_lat(self) -> int:
         """Latent frames after which heads are in groups."""
 
+    @property
+    @abstractmethod
+    def first_lat(self) -> int:
+        """Latent frames at the beginning whose attention is measured apart; some group keeps them."""
+
+    def sink_lat(self, geometry: Geometry) -> int:
+        return self.first_lat
+
     @abstractmethod
     def branches(self, plan: FramePlan, geometry: Geometry) -> dict[str, FramePlan]:
         """The frame plan of every group of heads, made from the stack's `plan`."""
 
     @abstractmethod
     def assign(self, attention: np.ndarray) -> np.ndarray:
-        """The group [L, H] of every head, by the mean share of its `attention` [L, H, 3] to the first `sink_lat` frames, to those
+        """The group [L, H] of every head, by the mean share of its `attention` [L, H, 3] to the first `first_lat` frames, to those
         between, and to the chunk."""
 
     @abstractmethod

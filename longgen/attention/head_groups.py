@@ -55,7 +55,7 @@ class HeadGroups:
     def measure(self, layer: int, shares: Tensor, past: Sequence[int]) -> None:
         """shares [H, K]: of key frames, of which the first are `past`."""
         if layer in self.layers:
-            first = sum(frame < self.technique.sink_lat for frame in past)
+            first = sum(frame < self.technique.first_lat for frame in past)
             parts = shares[:, :first], shares[:, first : len(past)], shares[:, len(past) :]
             self.attention[layer] = torch.stack([part.sum(1) for part in parts], dim=1)
 

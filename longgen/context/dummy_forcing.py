@@ -58,7 +58,7 @@ class DummyForcing(HeadTechnique):
     after: int = Field(6, ge=1, le=LONGEST)
 
     @property
-    def sink_lat(self) -> int:
+    def first_lat(self) -> int:
         return self.first
 
     @property

@@ -98,8 +98,8 @@ class CausalWan(Wan):
         """Within the context, the transformer sees its frames through the cache; afterwards it is as it was."""
         rotary = self.rotary()
         assert rotary is not None
-        heads = None if plan.head_groups is None else HeadGroups(*plan.head_groups)
-        transformer, cache = self.pipe.transformer, KVCache(rotary, plan.slots_lat, heads)
+        transformer, heads = self.pipe.transformer, None if plan.head_groups is None else HeadGroups(*plan.head_groups)
+        cache = KVCache(rotary, plan.slots_lat, plan.columns_lat, plan.keeps_queries, heads)
         self_attention, cross_attention = self.layers(transformer), self.text_layers(transformer)
         stocks = [(layer, layer.processor) for layer in (*self_attention, *cross_attention)]
         foreign_hooks.check_model(self.pipe, self.transformers)

@@ -152,7 +152,7 @@ def planned(frames_lat: int, spec: Any = SPECS["self-forcing"], **more: Any) -> 
 
 @pytest.mark.parametrize("frames_lat", [9, 12, 30])
 def test_the_groups_see_what_the_paper_says(frames_lat: int) -> None:
-    clip, start = Geometry(frames_lat, 21, (1.0,), in_chunks=True), frames_lat - 3
+    clip, start = Geometry(frames_lat, 21, (1.0,), chunk_lat=3), frames_lat - 3
     groups = DummyForcing(first=2, middle=4, last=1).branches(full_attention(frames_lat, 3), clip)
     seen = {"first": {0, 1}, "middle": set(range(start - 4, start)), "dummy": {start - 1}}
     for name, frame_plan in groups.items():

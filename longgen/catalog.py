@@ -27,7 +27,8 @@ SLOTS = {  # slot, a package of longgen -> technique -> module and class; those 
         "yarn": "yarn:Yarn", "rebase": "rebase:Rebase",
     },
     "context": {
-        "window": "window:Window", "tsa": "tsa:Tsa", "keyframes": "keyframes:Keyframes", "freenoise": "freenoise:FreeNoise",
+        "window": "window:Window", "tsa": "tsa:Tsa", "keyframes": "keyframes:Keyframes", "lvsa": "lvsa:Lvsa",
+        "freenoise": "freenoise:FreeNoise",
         "sink": "sink:Sink", "anchor": "anchor:Anchor",
     },
     "fusion": {

@@ -28,7 +28,8 @@ SLOTS = {  # slot, a package of longgen -> technique -> module and class; those 
     },
     "context": {
         "window": "window:Window", "dummy-forcing": "dummy_forcing:DummyForcing", "tsa": "tsa:Tsa",
-        "keyframes": "keyframes:Keyframes", "freenoise": "freenoise:FreeNoise", "sink": "sink:Sink", "anchor": "anchor:Anchor",
+        "keyframes": "keyframes:Keyframes", "lvsa": "lvsa:Lvsa", "freenoise": "freenoise:FreeNoise",
+        "sink": "sink:Sink", "anchor": "anchor:Anchor",
     },
     "fusion": {
         "freelong": "freelong:FreeLong", "freelongpp": "freelongpp:FreeLongPlusPlus", "freepca": "freepca:FreePca",

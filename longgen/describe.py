@@ -8,7 +8,7 @@ import itertools
 import json
 import shlex
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from longgen.run_settings import STORED_MODEL_SETTINGS
 from longgen.sampling.chain import SEED_STRIDE
 from longgen.sight import row_label, slot_lines
 from longgen.stack import PlacedTechnique
-from longgen.technique import LONGEST, Technique
+from longgen.technique import LONGEST, FrameTechnique, Technique
 from longgen.terminal import aligned, cut_to_width, fitted
 from longgen.textfile import on_one_line, visible
 from longgen.units import about_time, count_label, human_bytes, short
@@ -82,9 +82,13 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
         lines += ["", *_chain_lines(plan, tables)]
     elif plan.sampling is not None:
         lines += ["", f"the model sees {plan.call_geometry.frames_lat} latent frames at a time, {plan.calls:.3g} times a step"]
-    for name, (frame_plan, layers, steps) in plan.branches().items():
+    for name, (frame_plan, layers, steps), others in _branches_drawn(plan):
         lines += ["", f"branch {name}: layers {count_label(tuple(layers), spec.layers)};"
                       f" steps {count_label(tuple(steps), plan.steps)}"]  # fmt: skip
+        if others:
+            densities = [each.density for each in (frame_plan, *others.values())]
+            lines.append(f"  the first of {len(densities)} tables, which follow one another step by step (to {[*others][-1]}):")
+            lines.append(f"  {min(densities):.3f} to {max(densities):.3f} of all token pairs")
         lines += ["  " + line for line in branch_lines(frame_plan, tables)]
     if plan.chunk_lat is not None and tables and not (plan.table == 0).all():
         program = plan.programs[plan.table[0, 0]]
@@ -104,6 +108,19 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
         *(f"note: {note}" for note in (plan.notes if notes else ())),
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _branches_drawn(plan: Plan) -> Iterator[tuple[str, tuple[FramePlan, list[int], list[int]], dict[str, FramePlan]]]:
+    """The branches of `plan`, and with each those like it which are not drawn: a technique moves them on from step to step."""
+    branches = plan.branches()
+    moving = any(isinstance(placed.technique, FrameTechnique) and placed.technique.at_step(step, plan.call_geometry)
+                 is not placed.technique for placed in plan.techniques for step in placed.steps)  # fmt: skip
+    alike: dict[tuple[object, ...], list[str]] = {}
+    for name, (_, layers, steps) in branches.items():
+        active = tuple(placed.name for placed in plan.techniques if steps[0] in placed.steps)
+        alike.setdefault((name.partition("-")[0], *layers, *active) if moving else (name,), []).append(name)
+    for first, *others in alike.values():
+        yield first, branches[first], {name: branches[name][0] for name in others}
 
 
 def _chain_lines(plan: Plan, drawn: bool) -> list[str]:

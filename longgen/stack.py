@@ -6,7 +6,7 @@ The techniques of a stack apply in the order of `longgen.technique`. Layers and 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def programs_of(
     programs: list[Program | None] = [None]
     index_of: dict[tuple[object, ...], int] = {}
     table = np.zeros((layers, steps), dtype=np.int64)
-    by_case: dict[tuple[tuple[int, ...], bool], Program] = {}
+    by_case: dict[tuple[object, ...], Program] = {}
     effective: set[str] = set()
     alike: dict[tuple[int, ...], list[int]] = {}  # layers by the techniques that act in them
     for layer in range(layers):
@@ -51,10 +51,15 @@ def programs_of(
         active = tuple(i for i in in_layer if step in stack[i].steps)
         if not active:
             continue
-        techniques = (stack[i].technique for i in active)
-        case = active, any(isinstance(technique, Fusion) and step >= technique.split_step(steps) for technique in techniques)
+        techniques = [stack[i].technique for i in active]
+        split = any(isinstance(technique, Fusion) and step >= technique.split_step(steps) for technique in techniques)
+        at_step = [technique.at_step(step, geometry) if isinstance(technique, FrameTechnique) else technique
+                   for technique in techniques]  # fmt: skip
+        of_step = tuple(new for new, technique in zip(at_step, techniques, strict=True) if new is not technique)
+        case = active, split, of_step
         if case not in by_case:
-            by_case[case] = _branches([stack[i] for i in active], geometry, stock, step, steps, effective)
+            placed = [replace(stack[i], technique=technique) for i, technique in zip(active, at_step, strict=True)]
+            by_case[case] = _branches(placed, geometry, stock, step, steps, effective)
         program = by_case[case]
         if len(program.branches) == 1 and next(iter(program.branches.values())).is_stock:
             continue

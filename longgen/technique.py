@@ -120,6 +120,10 @@ class FrameTechnique(Technique):
         """Latent frames at the beginning that it keeps for the whole video: the attention sink."""
         return 0
 
+    def at_step(self, step: int, geometry: Geometry) -> FrameTechnique:
+        """This technique as it is in `step` of the schedule, counted from 0; itself where steps do not matter."""
+        return self
+
     @abstractmethod
     def apply(self, plan: FramePlan, geometry: Geometry) -> FramePlan:
         """`plan` with this technique applied; `plan` itself where it changes nothing."""

@@ -223,6 +223,8 @@ def branch_lines(plan: FramePlan, tables: bool) -> list[str]:
         lines.append(f"temporal rotary frequencies: {', '.join(few)}")
     if plan.logit_scale != 1:
         lines.append(f"attention logits x {plan.logit_scale:.4g}")
+    if plan.centred:
+        lines.append("logits count from their query's mean")
     if plan.anchor:
         lines.append(f"keys and values with {plan.anchor:g} of those of the first clip")
     if plan.key_frames is not None:
@@ -258,7 +260,7 @@ def _row_label(pass_: Pass, query: int) -> str:
         values, column = table[query, visible], PAIR_COLUMNS[name]
         changed = values[values != column.neutral]
         if len(changed):
-            label += f" ({len(changed)} of them {column.phrase.format(low=changed.min(), high=changed.max())})"
+            label += f" ({len(changed)} of them {column.said(changed.min(), changed.max())})"
     rel = pass_.rel[:, visible] if len(pass_.rel) < len(visible) else pass_.rel[query, visible]  # of a whole chunk in a rollout
     return f"{label}, at relative times {rel.max() + 0.0:.4g} to {rel.min() + 0.0:.4g}"
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from longgen.attention.lowering import SAME, Range, ranges_of
 from longgen.attention.observer import AttentionInputs, Observer
 from longgen.attention.rotary import Rotary, Tables
+from longgen.attention.score_blocks import SignFactors
 from longgen.attention.sequential import attend_scaled, frames_of
 from longgen.device_tables import on_device
 from longgen.frameplan import FramePlan, full_attention
@@ -36,8 +37,8 @@ class ChunkView:
     """What the newest frames see.
 
     ranges: of slots. positions [F]: the slots' times as queries; as keys they are `time_offset` earlier. logits: [2, c, visible
-    slots], factors and addends of the pass's columns, or None. tables, query_tables: [F n, P] of the keys and [c n, P] of the
-    queries, computed on first use.
+    slots], factors and addends of the pass's columns, or None. positive [c, visible slots]: factors on positive logits, or None;
+    centred: as in the plan. tables, query_tables: [F n, P] of the keys and [c n, P] of the queries, computed on first use.
     """
 
     ranges: tuple[Range, ...]
@@ -46,6 +47,8 @@ class ChunkView:
     logit_scale: float
     time_offset: float = 0.0
     logits: np.ndarray | None = None
+    positive: np.ndarray | None = None
+    centred: bool = False
     tables: Tables | None = None
     query_tables: Tables | None = None
 
@@ -67,7 +70,10 @@ def chunk_view(plan: FramePlan, slots: list[int]) -> ChunkView:
     if not same_rows or pass_.band is not None or plan.key_frames:
         raise ValueError("the frames of a chunk see different frames, or at times that are no differences of positions")
     logits = None if pass_.logits is None else pass_.logits[:, :, slots][:, :, seen]
-    return ChunkView(ranges_of(visible[0]), positions, plan.frequency_scale, plan.logit_scale, offset, logits)
+    positive = None if pass_.positive is None else pass_.positive[:, slots][:, seen]
+    return ChunkView(
+        ranges_of(visible[0]), positions, plan.frequency_scale, plan.logit_scale, offset, logits, positive, plan.centred
+    )
 
 
 @dataclass
@@ -174,7 +180,11 @@ class KVCache:
         if view.logit_scale != 1:
             q = q * view.logit_scale
         keys, values = (frames_of(x, view.ranges, tokens) for x in (cache.rotated_keys, cache.values))
-        if view.logits is None:
+        if view.logits is None and view.positive is None:
             return attend(q, keys, values)
-        rows = zip(q.split(tokens, dim=1), view.logits.swapaxes(0, 1), strict=True)
-        return torch.cat([attend_scaled(attend, logits, row, keys, values) for row, logits in rows], dim=1)
+        outputs = []
+        for index, row in enumerate(q.split(tokens, dim=1)):
+            logits = None if view.logits is None else view.logits[:, index]
+            signs = None if view.positive is None else SignFactors(view.positive[index : index + 1])
+            outputs.append(attend_scaled(attend, logits, row, keys, values, None, signs, view.centred))
+        return torch.cat(outputs, dim=1)

@@ -29,7 +29,7 @@ SLOTS = {  # slot, a package of longgen -> technique -> module and class; those 
     "context": {
         "window": "window:Window", "dummy-forcing": "dummy_forcing:DummyForcing", "tsa": "tsa:Tsa",
         "keyframes": "keyframes:Keyframes", "lvsa": "lvsa:Lvsa", "freenoise": "freenoise:FreeNoise",
-        "sink": "sink:Sink", "anchor": "anchor:Anchor",
+        "ultravico": "ultravico:UltraViCo", "sink": "sink:Sink", "anchor": "anchor:Anchor",
     },
     "fusion": {
         "freelong": "freelong:FreeLong", "freelongpp": "freelongpp:FreeLongPlusPlus", "freepca": "freepca:FreePca",

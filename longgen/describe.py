@@ -246,6 +246,8 @@ def branch_lines(plan: FramePlan, tables: bool) -> list[str]:
         lines.append(f"temporal rotary frequencies: {', '.join(few)}")
     if plan.logit_scale != 1:
         lines.append(f"attention logits x {plan.logit_scale:.4g}")
+    if plan.centred:
+        lines.append("logits count from their query's mean")
     if plan.anchor:
         lines.append(f"keys and values with {plan.anchor:g} of those of the first clip")
     if plan.key_frames is not None:

@@ -85,8 +85,8 @@ def build(
         _check_schedule(schedule, spec, sample, (frames_lat, call_lat, given_lat), in_chunks, past is not None)
         _check_shot_pictures(schedule, spec, sampling)
 
-    geometry = Geometry(frames_lat, spec.native_lat, spec.frequencies, spec.intrinsic_component,
-                        chunk_lat=call_lat if in_chunks else None)  # fmt: skip
+    known = spec.frequencies, spec.intrinsic_component, spec.repetition_lat
+    geometry = Geometry(frames_lat, spec.native_lat, *known, chunk_lat=call_lat if in_chunks else None)
     in_turn = isinstance(sampling, Chain)
     call_geometry = replace(geometry, frames_lat=call_lat, in_clips=call_lat < frames_lat and not in_chunks and not in_turn)
     stack = tuple(sorted((_place(technique, spec, steps) for technique in techniques), key=_order))

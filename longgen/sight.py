@@ -27,7 +27,7 @@ def _changed(pass_: Pass, query: int, columns: np.ndarray) -> str:
         values, column = table[query, columns], PAIR_COLUMNS[name]
         changed = values[values != column.neutral]
         if len(changed):
-            label += f" ({len(changed)} of them {column.phrase.format(low=changed.min(), high=changed.max())})"
+            label += f" ({len(changed)} of them {column.said(changed.min(), changed.max())})"
     return label
 
 

@@ -27,6 +27,7 @@ from longgen.attention.head_groups import HeadGroups, frame_shares
 from longgen.attention.lowering import SAME, Range, ranges_of
 from longgen.attention.observer import AttentionInputs, Observer
 from longgen.attention.rotary import Rotary, Tables
+from longgen.attention.score_blocks import SignFactors
 from longgen.attention.sequential import attend_scaled, frames_of
 from longgen.device_tables import on_device
 from longgen.frameplan import FramePlan, full_attention
@@ -41,8 +42,9 @@ class ChunkView:
     """What the newest frames see: key columns, which are the slots in order unless the plan has sources.
 
     ranges: of columns. positions [F]: the columns' times as queries; as keys they are `time_offset` earlier. logits: [2, c, visible
-    columns], factors and addends of the pass's columns, or None. held: what the columns before the newest frames hold, a slot's
-    frame or a memory's slot. tables, query_tables: [F n, P] of the keys and [c n, P] of the queries, computed on first use.
+    columns], factors and addends of the pass's columns, or None. positive [c, visible columns]: factors on positive logits, or None;
+    centred: as in the plan. held: what the columns before the newest frames hold, a slot's frame or a memory's slot. tables,
+    query_tables: [F n, P] of the keys and [c n, P] of the queries, computed on first use.
     """
 
     ranges: tuple[Range, ...]
@@ -51,6 +53,8 @@ class ChunkView:
     logit_scale: float
     time_offset: float = 0.0
     logits: np.ndarray | None = None
+    positive: np.ndarray | None = None
+    centred: bool = False
     held: tuple[int | MemorySlot, ...] = ()
     tables: Tables | None = None
     query_tables: Tables | None = None
@@ -74,9 +78,12 @@ def chunk_view(plan: FramePlan, slots: list[int]) -> ChunkView:
     if not same_rows or pass_.band is not None or plan.key_frames:
         raise ValueError("the frames of a chunk see different frames, or at times that are no differences of positions")
     logits = None if pass_.logits is None else pass_.logits[:, :, columns][:, :, seen]
+    positive = None if pass_.positive is None else pass_.positive[:, columns][:, seen]
     past = slots[:-queries] if plan.sources is None else plan.sources[:-queries]
     held = tuple(slots.index(source) if isinstance(source, int) else source for source in past)
-    return ChunkView(ranges_of(visible[0]), positions, plan.frequency_scale, plan.logit_scale, offset, logits, held)
+    return ChunkView(
+        ranges_of(visible[0]), positions, plan.frequency_scale, plan.logit_scale, offset, logits, positive, plan.centred, held
+    )
 
 
 @dataclass
@@ -245,10 +252,14 @@ class KVCache:
         if self.heads is not None and self._measuring and self.writing:
             past = [frame for first, last in view.ranges for frame in self.frames[first:last]]
             self.heads.measure(layer, frame_shares(q, keys, tokens, view.logits), past)
-        if view.logits is None:
+        if view.logits is None and view.positive is None:
             return attend(q, keys, values)
-        rows = zip(q.split(tokens, dim=1), view.logits.swapaxes(0, 1), strict=True)
-        return torch.cat([attend_scaled(attend, logits, row, keys, values) for row, logits in rows], dim=1)
+        outputs = []
+        for index, row in enumerate(q.split(tokens, dim=1)):
+            logits = None if view.logits is None else view.logits[:, index]
+            signs = None if view.positive is None else SignFactors(view.positive[index : index + 1])
+            outputs.append(attend_scaled(attend, logits, row, keys, values, None, signs, view.centred))
+        return torch.cat(outputs, dim=1)
 
     def _allocate(self, layer: int, k: Tensor, v: Tensor, tokens: int) -> LayerCache:
         """Empty slots of `layer`, for keys and values like `k` and `v`."""

@@ -397,7 +397,8 @@ class Geometry:
     `intrinsic_component`: the 1-based rotary component whose period is closest to the latent frame at which the
     backbone is first seen to repeat itself (RIFLEx's k); None where nobody has said it. repetition_lat: the latent frames after
     which a longer clip repeats itself again and again (UltraViCo); None where nobody has said it. in_clips: whether this is one
-    of several clips of a longer video. chunk_lat: latent frames of a chunk, where frames are made in chunks and plans hold the newest.
+    of several clips of a longer video. chunk_lat: latent frames of a chunk, where frames are made in chunks, of which plans hold
+    the newest.
     """
 
     frames_lat: int

@@ -42,8 +42,8 @@ class ChunkView:
     """What the newest frames see: key columns, which are the slots in order unless the plan has sources.
 
     ranges: of columns. positions [F]: the columns' times as queries; as keys they are `time_offset` earlier. logits: [2, c, visible
-    columns], factors and addends of the pass's columns, or None. positive [c, visible columns]: factors on positive logits, or None;
-    centred: as in the plan. held: what the columns before the newest frames hold, a slot's frame or a memory's slot. tables,
+    columns], factors and addends of the pass's columns, or None. positive [c, visible columns]: factors on positive logits, or
+    None; centred: as in the plan. held: what the columns before the newest frames hold, a slot's frame or a memory's slot. tables,
     query_tables: [F n, P] of the keys and [c n, P] of the queries, computed on first use.
     """
 

@@ -157,8 +157,10 @@ class KVCache:
         self.frames = frames
 
     def close(self, start: int) -> None:
-        """The newest frames, from `start` on, which were written, are cached from now on."""
+        """The newest frames, from `start` on, which were written, are cached from now on; those that the memory took in are not."""
         self.frames = [*self.frames, *range(start, start + self.newest)]
+        if self._memory is not None and self._memory.frames:
+            self.keep([frame for frame in self.frames if frame not in self._memory.frames])
 
     def attend(
         self,

@@ -22,7 +22,8 @@ Differs from the code: relative times as they are, where its table of rotary pos
 
 Caveat: from 2 R frames on, history is early content: the video returns to how it began.
 
-Neutral: while the window holds the whole video; then it is the window.
+Neutral: while the window holds the whole video, and where K <= 2 c, so that no slot is older than the last chunk; then it is the
+window.
 """
 
 from __future__ import annotations

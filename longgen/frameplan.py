@@ -364,6 +364,7 @@ class Geometry:
     `intrinsic_component`: the 1-based rotary component whose period is closest to the latent frame at which the
     backbone is first seen to repeat itself (RIFLEx's k); None where nobody has said it. in_clips: whether this is one of
     several clips of a longer video. chunk_lat: latent frames of a chunk, where frames are made in chunks and plans hold the newest.
+    since_switch: of such a chunk, how many chunks ago the prompt last changed, 0 where it does so here; None where it never has.
     """
 
     frames_lat: int
@@ -372,6 +373,7 @@ class Geometry:
     intrinsic_component: int | None = None
     in_clips: bool = False
     chunk_lat: int | None = None
+    since_switch: int | None = None
 
     @property
     def ratio(self) -> float:

@@ -274,7 +274,7 @@ def test_a_technique_works_in_a_rollout_or_is_refused_in_the_user_s_words(name: 
 
 @pytest.mark.parametrize("backbone", [name for name, spec in SPECS.items() if not spec.causal])
 def test_a_rollout_is_refused_where_frames_see_each_other_both_ways(backbone: str) -> None:
-    assert set(ROLLED) == {"self-forcing", "flex", "longlive", "flex-longlive", "deep-forcing", "infinity-rope"}
+    assert set(ROLLED) == {"self-forcing", "flex", "longlive", "flex-longlive", "deep-forcing", "infinity-rope", "krea"}
     for name in ROLLED:
         with pytest.raises(UsageError, match=f"rollout needs kv-cache .*, which {backbone} does not have") as caught:
             planner.build(preset.load(name), SPECS[backbone], conditions=planner.stand_in(SPECS[backbone]))

@@ -30,7 +30,7 @@ Stack = list[dict[str, Any]]  # [[technique]] tables of a preset
 class Sight:
     """What one chunk sees in one layer and step: frames and their places in time, factors [C] on frequencies, and on logits.
 
-    late: by how much its keys stand later than their places, as a probe has it.
+    late: by how much its keys stand later than their places, as a probe has it. bias: what is added to the logits of each frame.
     """
 
     frames: list[int]
@@ -38,16 +38,21 @@ class Sight:
     factors: np.ndarray
     logit_scale: float
     late: float
+    bias: list[float]
 
 
 @dataclass
 class Group:
-    """Rows that are run together: their frames, the rows of the past that there are, by frame, the latents, and the text."""
+    """Rows that are run together: their frames, the rows of the past that there are, by frame, the latents, and the text. since:
+    how many chunks ago the prompt changed. cut: the time that a cut moves them to.
+    """
 
     frames: list[int]
     past: dict[int, int]
     latents: Tensor
     text: int
+    since: int | None = None
+    cut: int | None = None
     first: int = 0  # row
 
 
@@ -60,8 +65,8 @@ class Dense:
         self.theta = self.spec.rotary_base ** (-2 * np.arange(self.spec.rotary_dims // 2) / self.spec.rotary_dims)
         self.groups: list[Group] = []
 
-    def sight(self, past: list[int], own: list[int], layer: int, step: int) -> Sight:
-        here = {}
+    def sight(self, group: Group, layer: int, step: int) -> Sight:
+        past, own, here = list(group.past), group.frames, {}
         for table in self.stack:
             first, last = (round(share * self.steps) for share in table.get("steps", (0, 1)))
             if layer in table.get("layers", [layer]) and first <= step < last:
@@ -90,7 +95,15 @@ class Dense:
             k = self.spec.intrinsic_component - 1
             if stop > 2 * math.pi / theta[k]:
                 factors[k] = 0.9 * 2 * math.pi / stop / theta[k]
-        return Sight(frames, places, factors, logit_scale, here["shift"]["frames"] if "shift" in here else 0.0)
+        older, bias = len(frames) - len(own), [0.0] * len(frames)
+        if "bias" in here:
+            soft = group.since is not None and group.since < here["bias"].get("chunks", 4)
+            factor = (soft and here["bias"].get("after_switch")) or here["bias"].get("factor", 0.3)
+            bias[1:older] = [math.log(factor)] * (older - 1)
+        if group.cut is not None and older:
+            places[older:] = [group.cut + float(index) for index in range(len(own))]
+            places[:older] = [place - places[0] for place in places[:older]]
+        return Sight(frames, places, factors, logit_scale, here["shift"]["frames"] if "shift" in here else 0.0, bias)
 
     def run(self, newest: Group, timestep: float, context_noise: float, step: int) -> Tensor:
         """What the model predicts [B, C, c, h, w] for `newest` in `step`; before it stand all rows, clean."""
@@ -98,15 +111,16 @@ class Dense:
         newest.first = sum(len(group.frames) for group in self.groups)
         rows = newest.first + len(newest.frames)
         shape = (self.spec.layers, rows, rows)
-        seen, rel = np.zeros(shape, dtype=bool), np.zeros(shape)
+        seen, rel, bias = np.zeros(shape, dtype=bool), np.zeros(shape), np.zeros(shape)
         factors, logit_scale = np.ones((*shape[:2], len(self.theta))), np.ones(shape[:2])
         for layer, group in itertools.product(range(self.spec.layers), groups):
             own = slice(group.first, group.first + len(group.frames))
-            sight = self.sight(list(group.past), group.frames, layer, step if group is newest else self.steps - 1)
+            sight = self.sight(group, layer, step if group is newest else self.steps - 1)
             row_of = group.past | {frame: group.first + index for index, frame in enumerate(group.frames)}
             columns = [row_of[frame] for frame in sight.frames]
             places = np.array(sight.places)
             seen[layer][own, columns] = True
+            bias[layer][own, columns] = sight.bias
             rel[layer][own, columns] = places[-len(group.frames) :, None] - (places + sight.late)
             factors[layer, own], logit_scale[layer, own] = sight.factors, sight.logit_scale
         text_of = np.array([group.text for group in groups for _ in group.frames])
@@ -114,7 +128,7 @@ class Dense:
         times = torch.full((len(x), rows), context_noise)
         times[:, newest.first :] = timestep
         tokens = math.prod(x.shape[3:]) // math.prod(self.spec.patch)
-        with torch.no_grad(), self._installed(seen, rel, factors, logit_scale, text_of):
+        with torch.no_grad(), self._installed(seen, rel, bias, factors, logit_scale, text_of):
             predicted = self.transformer(hidden_states=x, timestep=times.repeat_interleave(tokens, dim=1),
                                          encoder_hidden_states=torch.cat(self.texts, dim=1), return_dict=False)[0]  # fmt: skip
         return predicted[:, :, newest.first :]
@@ -128,16 +142,17 @@ class Dense:
     def shown_everywhere(self, group: Group) -> set[int]:
         """The frames that `group` sees in every layer and step."""
         cases = itertools.product(range(self.spec.layers), range(self.steps))
-        return set.intersection(*(set(self.sight(list(group.past), group.frames, *case).frames) for case in cases))
+        return set.intersection(*(set(self.sight(group, *case).frames) for case in cases))
 
     @contextmanager
     def _installed(
-        self, seen: np.ndarray, rel: np.ndarray, factors: np.ndarray, logit_scale: np.ndarray, text_of: np.ndarray
+        self, seen: np.ndarray, rel: np.ndarray, bias: np.ndarray, factors: np.ndarray, logit_scale: np.ndarray, text_of: np.ndarray
     ) -> Iterator[None]:
         before = [(layer, layer.processor) for block in self.transformer.blocks for layer in (block.attn1, block.attn2)]
         try:
             for index, block in enumerate(self.transformer.blocks):
-                block.attn1.set_processor(_SelfAttention(seen[index], rel[index], self.theta * factors[index], logit_scale[index]))
+                tables = seen[index], rel[index], bias[index], self.theta * factors[index], logit_scale[index]
+                block.attn1.set_processor(_SelfAttention(*tables))
                 block.attn2.set_processor(_Text(text_of, len(self.texts)))
             yield
         finally:
@@ -146,9 +161,10 @@ class Dense:
 
 
 class _SelfAttention:
-    """seen, rel [R, R]; theta [R, C]; gain [R]: of the query's row."""
+    """seen, rel, bias [R, R]; theta [R, C]; gain [R]: of the query's row."""
 
-    def __init__(self, seen: np.ndarray, rel: np.ndarray, theta: np.ndarray, logit_scale: np.ndarray) -> None:
+    def __init__(self, seen: np.ndarray, rel: np.ndarray, bias: np.ndarray, theta: np.ndarray, logit_scale: np.ndarray) -> None:
+        self.bias = torch.from_numpy(bias)
         self.call_geometry, self.logit_scale = torch.from_numpy(seen), torch.from_numpy(logit_scale)
         self.turn = torch.from_numpy(np.exp(1j * rel[:, :, None] * theta[:, None, :]))  # [R, R, C]
 
@@ -163,7 +179,7 @@ class _SelfAttention:
         q, k = (part.unflatten(1, (rows, -1)) for part in (q, k))  # [B, R, n, H, P]
         logits = torch.einsum("binhp,bjmhp->bhinjm", q[..., count:], k[..., count:].conj()).real
         logits = logits + torch.einsum("binhc,bjmhc,ijc->bhinjm", q[..., :count], k[..., :count].conj(), self.turn).real
-        logits = logits * self.logit_scale.view(-1, 1, 1, 1) / v.shape[-1] ** 0.5
+        logits = logits * self.logit_scale.view(-1, 1, 1, 1) / v.shape[-1] ** 0.5 + self.bias[:, None, :, None]
         logits = logits.masked_fill(~self.call_geometry[:, None, :, None], -np.inf)
         weights = logits.flatten(4).softmax(-1).flatten(2, 3)  # [B, H, N, N]
         output = torch.einsum("bhqk,bkhd->bqhd", weights, v.double())
@@ -199,9 +215,10 @@ def rollout(
     kept: int = 2,
     seed: int = 0,
     given: Tensor | None = None,
+    cuts: dict[int, int] | None = None,
 ) -> Tensor:
     """The latents [1, C, T, h, w]. prompts: of each chunk. given: clean latents [1, C, m, h, w] that it begins with, in chunks of
-    which the first has what is left over.
+    which the first has what is left over. cuts: the chunks that begin with a cut, and the time that it moves them to.
     """
     spec, generator = backbone.spec, torch.Generator().manual_seed(seed)
     width, height = spec.size
@@ -219,9 +236,12 @@ def rollout(
     done: list[Tensor] = []
 
     known = 0 if given is None else given.shape[2]
+    since: int | None = None
     for index, prompt in enumerate(prompts):
         start, text = sum(len(latents[0, 0]) for latents in done), different.index(prompt)
+        since = None if since is None else since + 1
         if index and prompt != prompts[index - 1]:
+            since = 0
             if switch == "flush":
                 rows = {frame: row for frame, row in rows.items() if frame < sink or frame >= start - kept}
             elif switch == "recache":
@@ -231,13 +251,14 @@ def rollout(
                     latents = torch.cat(done, dim=2)[:, :, again]
                     past = {frame: row for frame, row in rows.items() if frame < again[0]}
                     rows |= dense.keep(Group(again, past, latents, text), context_noise)
+        fate = since, (cuts or {}).get(index)
         if given is not None and start < known:
             clean = given[:, :, start : start + (known % chunk or chunk if start == 0 else chunk)]
             done.append(clean)
-            rows |= dense.keep(Group(list(range(start, start + clean.shape[2])), dict(rows), clean, text), context_noise)
+            rows |= dense.keep(Group(list(range(start, start + clean.shape[2])), dict(rows), clean, text, *fate), context_noise)
             continue
         x = torch.randn(shape, generator=generator)
-        group = Group(list(range(start, start + chunk)), dict(rows), x, text)
+        group = Group(list(range(start, start + chunk)), dict(rows), x, text, *fate)
         for step in range(steps):
             group.latents = x
             v = dense.run(group, 1000 * sigmas[step], context_noise, step)

@@ -99,8 +99,8 @@ class Rollout(Sampling):
             jump = self.cut_time - past.max()
             if past.min() + jump < native_lat:
                 raise UsageError(f"the cut at latent frame {plan.frames_lat - queries} moves its chunk to {self.cut_time} after the "
-                                 f"first frame that it sees (rollout.cut_time), {past.min() + jump:g} after the last, which is no "
-                                 "further than in training",
+                                 f"first frame it sees (rollout.cut_time), {past.min() + jump:g} after the last: no further than in "
+                                 "training",
                                  expected=f"{native_lat} or more after the last: no sink, or one that rebase moves along",
                                  hint="use --preset infinity-rope, a stack with rebase, or a larger rollout.cut_time")  # fmt: skip
             rel = p.rel.copy()

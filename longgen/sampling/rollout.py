@@ -99,7 +99,7 @@ class Rollout(Sampling):
             jump = self.cut_time - past.max()
             if past.min() + jump < native_lat:
                 start, after = plan.frames_lat - queries, past.min() + jump
-                raise UsageError(f"the cut at latent frame {start} moves its chunk to {self.cut_time} after the first frame that it "
+                raise UsageError(f"the cut at latent frame {start} moves its chunk to {self.cut_time} after the first frame it "
                                  f"sees (rollout.cut_time), {after:g} after the last: no further than in training",
                                  expected=f"{native_lat} or more after the last: no sink, or one that rebase moves along",
                                  hint="use --preset infinity-rope, a stack with rebase, or a larger rollout.cut_time")  # fmt: skip

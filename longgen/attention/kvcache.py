@@ -141,6 +141,9 @@ class KVCache:
             raise ValueError(f"{len(slots)} frames for {self.capacity} slots")
         self.visible_to_all_layers = [frame for frame in slots if seen[:, frame].all()]
         self._views = {index: chunk_view(plan, slots) for index, plan in plans.items()}
+        columns = newest + max(len(view.held) for view in self._views.values())
+        if columns > (self.columns or self.capacity):
+            raise ValueError(f"{columns} key columns for {self.columns or self.capacity}")
         self._memory = next((plan.memory for plan in plans.values() if plan.memory is not None), None)
         for layer in self.layers.values():
             layer.updated = False

@@ -28,7 +28,8 @@ SLOTS = {  # slot, a package of longgen -> technique -> module and class; those 
     },
     "context": {
         "window": "window:Window", "tsa": "tsa:Tsa", "keyframes": "keyframes:Keyframes", "freenoise": "freenoise:FreeNoise",
-        "sink": "sink:Sink", "anchor": "anchor:Anchor", "bias": "bias:Bias",
+        "sink": "sink:Sink", "anchor": "anchor:Anchor", "rolling-sink": "rolling_sink:RollingSink", "memrope": "memrope:MemRope",
+        "bias": "bias:Bias",
     },
     "fusion": {
         "freelong": "freelong:FreeLong", "freelongpp": "freelongpp:FreeLongPlusPlus", "freepca": "freepca:FreePca",

@@ -227,8 +227,8 @@ class FramePlan:
     @property
     def frames_cached(self) -> np.ndarray:
         """[T] bool: the frames that a cache needs during the chunk, and its own."""
-        needed = self.frames_shown
-        needed[[*self.kept, *(self.memory.frames if self.memory else ())]] = True
+        needed, memory = self.frames_shown, self.memory
+        needed[[*self.kept, *((*memory.frames, *(memory.queries_of or ())) if memory else ())]] = True
         return needed
 
     @property

@@ -20,6 +20,7 @@ from longgen.frameplan import Geometry, full_attention
 from longgen.plan import Plan
 from longgen.preset import Preset, Sample
 from longgen.sampling.chain import Chain
+from longgen.sampling.rollout import Rollout
 from longgen.schedule import PromptSchedule, by_chunk, check, settled, since_switch, weights, weights_after
 from longgen.stack import PlacedTechnique, programs_of
 from longgen.technique import VERDICTS, FrameTechnique, FrequencyTechnique, NoiseTechnique, Refine, Sampling, Technique
@@ -93,6 +94,7 @@ def build(
                 conditions, given_lat)  # fmt: skip
     _check_shift(plan)
     _check_chain(plan)
+    _check_memory(plan)
     for start in plan.cut_starts:  # refuses those whose times cannot be
         plan.programs_for_cut(start)
     if in_chunks:
@@ -228,6 +230,14 @@ def _check_chain(plan: Plan) -> None:
         raise UsageError(f"--last-image: {plan.preset.name} makes the video clip after clip, and drops what its last clip makes "
                          "beyond the end", expected="a preset that makes all frames together, or no last picture",
                          hint="leave --last-image out, or choose another --preset")  # fmt: skip
+
+
+def _check_memory(plan: Plan) -> None:
+    """A memory in a rollout's cache is of the very frames that a flush is to drop."""
+    if isinstance(plan.sampling, Rollout) and plan.sampling.switch == "flush" and plan.memory is not None:
+        raise UsageError("rollout.switch = flush drops all but the sink and the last frames, but what it would drop has a memory "
+                         f"in {plan.preset.name}", expected="recache, or keep",
+                         hint="--set rollout.switch=recache")  # fmt: skip
 
 
 def _settled(technique: Technique, spec: BackboneSpec) -> Technique:

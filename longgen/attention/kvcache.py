@@ -141,6 +141,9 @@ class KVCache:
             raise ValueError(f"{len(slots)} frames for {self.capacity} slots")
         self.visible_to_all_layers = [frame for frame in slots if seen[:, frame].all()]
         self._views = {index: chunk_view(plan, slots) for index, plan in plans.items()}
+        columns = newest + max(len(view.held) for view in self._views.values())
+        if columns > (self.columns or self.capacity):
+            raise ValueError(f"{columns} key columns for {self.columns or self.capacity}")
         self._memory = next((plan.memory for plan in plans.values() if plan.memory is not None), None)
         for layer in self.layers.values():
             layer.updated = False
@@ -157,8 +160,10 @@ class KVCache:
         self.frames = frames
 
     def close(self, start: int) -> None:
-        """The newest frames, from `start` on, which were written, are cached from now on."""
+        """The newest frames, from `start` on, which were written, are cached from now on; those that the memory took in are not."""
         self.frames = [*self.frames, *range(start, start + self.newest)]
+        if self._memory is not None and self._memory.frames:
+            self.keep([frame for frame in self.frames if frame not in self._memory.frames])
 
     def attend(
         self,

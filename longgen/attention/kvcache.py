@@ -157,6 +157,9 @@ class KVCache:
             raise ValueError(f"{len(slots)} frames for {self.capacity} slots")
         self.visible_to_all_layers = [frame for frame in slots if shown[:, frame].all()]
         self._views = {index: {name: chunk_view(plan, slots) for name, plan in by_name.items()} for index, by_name in plans.items()}
+        columns = newest + max(len(view.held) for by_name in self._views.values() for view in by_name.values())
+        if columns > (self.columns or self.capacity):
+            raise ValueError(f"{columns} key columns for {self.columns or self.capacity}")
         self._memory = next((plan.memory for by_name in plans.values() for plan in by_name.values() if plan.memory), None)
         for layer in self.layers.values():
             layer.updated = False

@@ -225,12 +225,16 @@ def test_columns_of_any_frames_and_of_a_memory_equal_the_dense_form(columns: boo
         (15, (14, MemorySlot(0), 2, MemorySlot(1), 2, 1), (7,), (13, 1)),
     ):
         own = slice(start * N, (start + 3) * N)
-        full, times = full_attention(start + 3, 3), random_of.uniform(-30, 30, len(sources) + 3)
+        full, tables, times = full_attention(start + 3, 3), dict[str, np.ndarray](), random_of.uniform(-30, 30, len(sources) + 3)
         if columns:
             tables = {name: random_of.uniform(0.5, 2, full.shape) for name in ("logit_scale", "logit_bias")}
             full = full.each(lambda p, tables=tables: p.with_columns(**tables))  # type: ignore[misc]
         memory = Sum(leaving, queries_of, asked=asked)
         frame_plan = full.show([*sources, start, start + 1, start + 2], times, memory, kept=(1, 2))
+        newest_hidden = max({*range(start)}.difference(sources))
+        stand_for = [s if isinstance(s, int) else newest_hidden for s in frame_plan.sources or ()]
+        for name, table in frame_plan.passes[0].columns.items():
+            assert table.tolist() == [[row[frame] for frame in stand_for] for row in tables[name].tolist()]
         cache.open(start, 3, (Program({"main": frame_plan}),), ONE_STEP)
         shown = {source for source in sources if isinstance(source, int)}
         assert cache.frames == sorted({1, 2, *leaving, *queries_of, *shown})

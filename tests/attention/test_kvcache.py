@@ -180,6 +180,7 @@ class Sum:
 
     frames: tuple[int, ...]
     queries_of: tuple[int, ...] | None = None
+    rotated_in_space: bool = False
     asked: list[Tensor] = field(default_factory=list, compare=False)
     slots: ClassVar[int] = 2
 
@@ -192,6 +193,25 @@ class Sum:
         sums = sums if held is None else [x + old[:, :N] for x, old in zip(sums, held, strict=True)]
         keys, values = (torch.cat([x, -x], dim=1) for x in sums)
         return keys, values
+
+
+@dataclass(frozen=True)
+class Backwards:
+    """A memory of one slot, which holds the tokens of one frame, the last first."""
+
+    rotated_in_space: bool
+    frames: tuple[int, ...] = (5,)
+    queries_of: tuple[int, ...] | None = (7,)
+    asked: list[Tensor] = field(default_factory=list, compare=False)
+    slots: ClassVar[int] = 1
+
+    def phrase(self, slot: int) -> str:
+        return "frame backwards"
+
+    def update(self, held: KeysValues | None, leaving: KeysValues, queries: Tensor | None) -> KeysValues:
+        assert queries is not None
+        self.asked.append(queries)
+        return leaving[0].flip(1), leaving[1].flip(1)
 
 
 ONE_STEP = np.zeros((1, 1), dtype=int)
@@ -209,12 +229,16 @@ def test_columns_of_any_frames_and_of_a_memory_equal_the_dense_form(columns: boo
         (15, (14, MemorySlot(0), 2, MemorySlot(1), 2, 1), (7,), (13, 1)),
     ):
         own = slice(start * N, (start + 3) * N)
-        full, times = full_attention(start + 3, 3), random_of.uniform(-30, 30, len(sources) + 3)
+        full, tables, times = full_attention(start + 3, 3), dict[str, np.ndarray](), random_of.uniform(-30, 30, len(sources) + 3)
         if columns:
             tables = {name: random_of.uniform(0.5, 2, full.shape) for name in ("logit_scale", "logit_bias")}
             full = full.each(lambda p, tables=tables: p.with_columns(**tables))  # type: ignore[misc]
-        memory = Sum(leaving, queries_of, asked)
+        memory = Sum(leaving, queries_of, asked=asked)
         frame_plan = full.show([*sources, start, start + 1, start + 2], times, memory, kept=(1, 2))
+        newest_hidden = max({*range(start)}.difference(sources))
+        stand_for = [s if isinstance(s, int) else newest_hidden for s in frame_plan.sources or ()]
+        for name, table in frame_plan.passes[0].columns.items():
+            assert table.tolist() == [[row[frame] for frame in stand_for] for row in tables[name].tolist()]
         cache.open(start, 3, (Program({"main": frame_plan}),), ONE_STEP)
         shown = {source for source in sources if isinstance(source, int)}
         assert cache.frames == sorted({1, 2, *leaving, *queries_of, *shown})
@@ -233,6 +257,27 @@ def test_columns_of_any_frames_and_of_a_memory_equal_the_dense_form(columns: boo
         assert torch.equal(asked[-1], torch.cat([wanted, q[:, own]], dim=1))  # `filled` has keys for queries
         cache.close(start)
         assert not set(leaving) & set(cache.frames)
+
+
+@pytest.mark.parametrize("rotated", [True, False])
+def test_tokens_of_a_memory_keep_their_places_where_they_come_rotated_in_space(rotated: bool) -> None:
+    """Attention does not ask in which order keys come, but where in the frame they stand."""
+    q, k, v = random(11)
+    cache = KVCache(rotary(), 11, columns=11, keeps_queries=True)
+    filled(cache, list(range(8)), k[:, : 8 * N], v[:, : 8 * N])
+    memory = Backwards(rotated)
+    frame_plan = full_attention(11, 3).show([1, MemorySlot(0), 7, 8, 9, 10], np.array([-3.0, 2.5, 4, 5, 6, 7]), memory)
+    cache.open(8, 3, (Program({"main": frame_plan}),), ONE_STEP)
+    output = newest(cache, *(x[:, 8 * N :] for x in (q, k, v)))
+    queries, keys, values = (torch.cat([x[:, f * N : (f + 1) * N] for f in (1, 5, 7, 8, 9, 10)], dim=1) for x in (q, k, v))
+    expected = dense(square_of(frame_plan, 6), queries, keys, values, rotary(), stock(6))[:, 3 * N :]
+    assert ((output - expected).abs().max() < 1e-5) == rotated
+    seen = torch.cat([k[:, 7 * N : 8 * N], q[:, 8 * N :]], dim=1)  # `filled` has keys for queries
+    if rotated:
+        cos, sin = (table[:N].clone() for table in stock(1))
+        cos[:, : len(SPEC.frequencies)], sin[:, : len(SPEC.frequencies)] = 1, 0
+        seen = rotary().rotate(seen, (cos.repeat(4, 1), sin.repeat(4, 1)))
+    assert (memory.asked[0] - seen).abs().max() < 1e-6
 
 
 def square_of(frame_plan: FramePlan, columns: int) -> FramePlan:

@@ -409,7 +409,7 @@ def test_infinity_ropes_cut_stands_at_45_to_47_behind_0_to_2(causal: Any) -> Non
     for index, _ in enumerate(streamed(causal, plan)):
         if index % 3 == 0:
             cache = causal.layers(causal.pipe.transformer)[0].processor.cache
-            (view,) = cache._views.values()
+            (view,) = (by_name["main"] for by_name in cache._views.values())
             times.append((view.positions - view.positions[0]).tolist())
     assert times == [[0, 1, 2], [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [0, 1, 2, 45, 46, 47], *[[0, 1, 2, 3, 4, 5]] * 2]
 

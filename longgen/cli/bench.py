@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
     from longgen.backbones.settings import ModelSettings
     from longgen.backbones.spec import BackboneSpec
     from longgen.bench.accelerators import AcceleratorReport
-    from longgen.bench.record import BenchResult
+    from longgen.bench.record import BenchResult, LengthsResult
     from longgen.conditions import Conditions
     from longgen.pipelines.base import PipelineBackbone
 
 COUNTED = "wan2.1-1.3b"  # the backbone that --count takes where none is named
+MOST_TIMES = 1000  # the native length
 PRESETS = "direct,sliding-window,freenoise,freeloc,freelong,freepca,freespec,longdiff"
 
 
@@ -59,6 +61,10 @@ class TargetOptions:
         Path | None, typer.Option("--image", metavar="FILE", help="The first frame (default: grey, where the model needs one).")
     ] = None
     frames: opt.Frames = None
+    lengths: Annotated[
+        str | None,
+        typer.Option("--lengths", metavar="N,N", help="Measure at these multiples of the native length, as one table."),
+    ] = None
     size: opt.Size = None
     flow_shift: opt.FlowShift = None
     steps: Annotated[int, typer.Option("--steps", min=1, metavar="K", help="How often each type of step is measured.")] = 3
@@ -88,6 +94,8 @@ def bench(
 ) -> None:
     """Measure what presets cost in time and memory: real steps of every type, relative to direct sampling and to their arithmetic.
 
+    With --lengths 2,3,4, at two, three and four times the native length, as one table.
+
     With --accelerate, whole runs: what step caches and compiling do to each preset's video, and to its time.
 
     With --count, nothing runs: operators are counted at the published size, and times are estimated from a card's published rates.
@@ -96,8 +104,10 @@ def bench(
     from longgen.backbones import tiny_grammar
     from longgen.bench import accelerators, accelerators_table, table
     from longgen.bench import run as running
+    from longgen.bench.record import LengthsResult
     from longgen.bench.synthetic import FRAMES, SHAPES
     from longgen.loops import PROMPTS
+    from longgen.planner import length_px
     from longgen.progress import reporter
     from longgen.resolve import PlanRequest
 
@@ -113,12 +123,18 @@ def bench(
     spec = inputs.choose_backbone(target.backbone, options.quiet) if target.shape is None else SHAPES[target.shape]
     settings = inputs.model_settings(spec, model.settings())
     accelerate_by = _accelerators(target.accelerate, spec) if target.accelerate is not None else ()
-    sample = preset.Sample(frames=target.frames or FRAMES, size=opt.parse_size(target.size), flow_shift=target.flow_shift)
     probe = "published" if target.shape is not None and target.probe is None else target.probe
-    request = PlanRequest("", spec, (*(target.overrides or ()),), sample, probe=probe, allow_code=target.allow_code,
-                          conditions=_conditions(target.image, spec))  # fmt: skip
-    plans = running.plan_presets(inputs.parse_names(target.presets), request)
 
+    def planned(frames_px: int) -> running.Plans:
+        sample = preset.Sample(frames=frames_px, size=opt.parse_size(target.size), flow_shift=target.flow_shift)
+        request = PlanRequest("", spec, (*(target.overrides or ()),), sample, probe=probe, allow_code=target.allow_code,
+                              conditions=_conditions(target.image, spec))  # fmt: skip
+        return running.plan_presets(inputs.parse_names(target.presets), request)
+
+    by_length = {times: planned(length_px(spec, times)) for times in _lengths(target.lengths)}
+    plans = {} if by_length else planned(target.frames or FRAMES)
+
+    @functools.cache
     def load(settings: ModelSettings) -> PipelineBackbone:
         if target.shape is None and not target.random_weights:
             return run.load(spec, settings)[0]
@@ -131,11 +147,19 @@ def bench(
         prompt = tiny_grammar.HELD_OUT[0].prompt if spec.built_in else PROMPTS[0]
     elif accelerate_by:
         inputs.warn_of_grammar(spec, [prompt], options.quiet)
-    result: AcceleratorReport | BenchResult
+    result: AcceleratorReport | BenchResult | LengthsResult
     with reporter(options.quiet, say) as report:
         if accelerate_by:
             result = accelerators.measure_accelerators(plans, accelerate_by, load, settings, prompt, report)
             text = accelerators_table.text(result)
+        elif by_length:
+            result = LengthsResult({})
+            for times, of_length in by_length.items():
+                if result.stopped is None:
+                    result.results[times] = running.bench(
+                        of_length, lambda: load(settings), settings, target.steps, target.shape is not None, report
+                    )
+            text = table.lengths_text(result)
         else:
             result = running.bench(plans, lambda: load(settings), settings, target.steps, target.shape is not None, report)
             text = table.text(result)
@@ -146,20 +170,21 @@ def _count(
     target: TargetOptions, model: BenchModelOptions, given: dict[str, str], output: Path | None, options: opt.OutputOptions
 ) -> None:
     """`--count`: by preset what a layer asks of a GPU."""
-    from longgen import cards, disk, frames, preset
+    from longgen import cards, disk, preset
     from longgen.bench import run as running
     from longgen.bench.count import count_plan
     from longgen.bench.count_table import Counts, count_dict, count_text
     from longgen.bench.synthetic import SHAPES
-    from longgen.planner import LONG
+    from longgen.planner import LONG, length_px
     from longgen.progress import Phase, reporter
     from longgen.resolve import PlanRequest
 
     names = inputs.parse_names(target.card) if target.card is not None else []
     chosen = [cards.card_named(name) for name in names] or [cards.card_here() or cards.CARDS[cards.DEFAULT]]
     spec = SHAPES[target.shape] if target.shape else inputs.choose_backbone(target.backbone or COUNTED, options.quiet)
-    long = frames.pixel_frames(LONG * spec.native_lat - LONG + 1, spec.stride_t)
-    sample = preset.Sample(frames=target.frames or long, size=opt.parse_size(target.size), flow_shift=target.flow_shift)
+    sample = preset.Sample(
+        frames=target.frames or length_px(spec, LONG), size=opt.parse_size(target.size), flow_shift=target.flow_shift
+    )
     probe = target.probe or ("published" if spec.verdicts else None)
     request = PlanRequest("", spec, (*(target.overrides or ()),), sample, probe=probe, allow_code=target.allow_code,
                           conditions=_conditions(None, spec))  # fmt: skip
@@ -229,6 +254,9 @@ def _check_target(target: TargetOptions, model: BenchModelOptions, given: dict[s
                        "--accelerate alone, as --accelerate first-block:0.05,compile", "name there what to measure")  # fmt: skip
     if accelerate and "steps" in given:
         raise conflict("--accelerate", "--steps", "it measures whole runs", hint="leave --steps out")
+    if target.lengths is not None and (accelerate or target.count or target.frames is not None):
+        raise conflict("--lengths", "--frames, --count or --accelerate", "it measures steps at several lengths",
+                       "--lengths with --presets, and --backbone or --shape", alone)  # fmt: skip
     if target.shape is not None and ("backbone" in given or target.random_weights):
         raise conflict("--shape", "--backbone or --random-weights", "it replaces both", hint=alone)
     if target.probe == "run":
@@ -243,7 +271,20 @@ def _check_target(target: TargetOptions, model: BenchModelOptions, given: dict[s
                          hint="use that, or --accelerate mag, which generates whole videos")  # fmt: skip
 
 
-def _write(result: AcceleratorReport | BenchResult, text: str, output: Path | None, options: opt.OutputOptions) -> None:
+def _lengths(text: str | None) -> list[int]:
+    """`2,3,4` as numbers, ascending. Raises UsageError."""
+    names = inputs.parse_names(text) if text is not None else []
+    if text is not None and not (
+        names and all(name.isascii() and name.isdigit() and 1 <= int(name) <= MOST_TIMES for name in names)
+    ):
+        raise UsageError(f"--lengths {text} names no lengths", expected=f"whole numbers, 1 to {MOST_TIMES}, as 2,3,4",
+                         hint="multiples of the native length; --frames for any other length")  # fmt: skip
+    return sorted({int(name) for name in names})
+
+
+def _write(
+    result: AcceleratorReport | BenchResult | LengthsResult, text: str, output: Path | None, options: opt.OutputOptions
+) -> None:
     """The measurements to `output` and stdout; a BatchError where some failed, an exit code where they were interrupted."""
     from longgen import disk
 

@@ -157,6 +157,27 @@ def error(plan: FramePlan, ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -
 
 
 @pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize("logit_scale", [1.0, 0.8])
+def test_scattered_frames_that_all_see_are_read_once_for_all(
+    text: bool, logit_scale: float, ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    """By order of the keys, on a CPU too where they are most of what a frame sees."""
+    all_see = np.arange(T) % 3 == 1
+    visible = all_see | (distances(T) == 0)
+    plan = replace(plan_of(visible=visible), logit_scale=logit_scale)
+    lowered = covered(plan.passes[0])
+    assert lowered.order is not None
+    assert lowered.order[: all_see.sum()].tolist() == np.flatnonzero(all_see).tolist()
+    inputs = with_text(ctx) if text else ctx
+    assert error(plan, inputs, qkv) < 1e-5
+    assert torch.equal(executor.run_plan(plan, LayerInputs(inputs, *qkv)), batched(plan, inputs, qkv))
+    few = replace(plan.passes[0], visible=np.isin(np.arange(T), (0, 3)) | (distances(T) >= 0))
+    assert executor.seen_by_all(plan.passes[0])
+    assert not executor.seen_by_all(few)  # less than half of what a frame sees
+    covered(few)
+
+
+@pytest.mark.parametrize("text", [False, True])
 @pytest.mark.parametrize("name", SINGLE)
 def test_equals_dense_softmax(name: str, text: bool, ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -> None:
     difference = error(SINGLE[name], with_text(ctx) if text else ctx, qkv)

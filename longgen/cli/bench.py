@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,13 +13,14 @@ import typer
 from longgen.cli import inputs
 from longgen.cli import options as opt
 from longgen.cli.app import answer, app, say
-from longgen.errors import BatchError, LonggenError, Terminated, UsageError, conflict
+from longgen.errors import BatchError, LonggenError, OutOfMemoryError, Terminated, UsageError, conflict
 
 if TYPE_CHECKING:
     from longgen.backbones.settings import ModelSettings
     from longgen.backbones.spec import BackboneSpec
     from longgen.bench.accelerators import AcceleratorReport
     from longgen.bench.record import BenchResult, LengthsResult
+    from longgen.bench.run import Plans
     from longgen.conditions import Conditions
     from longgen.pipelines.base import PipelineBackbone
 
@@ -100,16 +102,14 @@ def bench(
 
     With --count, nothing runs: operators are counted at the published size, and times are estimated from a card's published rates.
     """
-    from longgen import disk, preset, run
+    from longgen import disk, run
     from longgen.backbones import tiny_grammar
     from longgen.bench import accelerators, accelerators_table, table
     from longgen.bench import run as running
-    from longgen.bench.record import LengthsResult
     from longgen.bench.synthetic import FRAMES, SHAPES
     from longgen.loops import PROMPTS
     from longgen.planner import length_px
     from longgen.progress import reporter
-    from longgen.resolve import PlanRequest
 
     given = opt.given_options(context)  # of the command line alone: a variable may be set for other commands
     _check_target(target, model, given)
@@ -123,18 +123,9 @@ def bench(
     spec = inputs.choose_backbone(target.backbone, options.quiet) if target.shape is None else SHAPES[target.shape]
     settings = inputs.model_settings(spec, model.settings())
     accelerate_by = _accelerators(target.accelerate, spec) if target.accelerate is not None else ()
-    probe = "published" if target.shape is not None and target.probe is None else target.probe
+    by_length = {times: _planned(target, spec, length_px(spec, times)) for times in _lengths(target.lengths)}
+    plans = {} if by_length else _planned(target, spec, target.frames or FRAMES)
 
-    def planned(frames_px: int) -> running.Plans:
-        sample = preset.Sample(frames=frames_px, size=opt.parse_size(target.size), flow_shift=target.flow_shift)
-        request = PlanRequest("", spec, (*(target.overrides or ()),), sample, probe=probe, allow_code=target.allow_code,
-                              conditions=_conditions(target.image, spec))  # fmt: skip
-        return running.plan_presets(inputs.parse_names(target.presets), request)
-
-    by_length = {times: planned(length_px(spec, times)) for times in _lengths(target.lengths)}
-    plans = {} if by_length else planned(target.frames or FRAMES)
-
-    @functools.cache
     def load(settings: ModelSettings) -> PipelineBackbone:
         if target.shape is None and not target.random_weights:
             return run.load(spec, settings)[0]
@@ -153,17 +144,48 @@ def bench(
             result = accelerators.measure_accelerators(plans, accelerate_by, load, settings, prompt, report)
             text = accelerators_table.text(result)
         elif by_length:
-            result = LengthsResult({})
-            for times, of_length in by_length.items():
-                if result.stopped is None:
-                    result.results[times] = running.bench(
-                        of_length, lambda: load(settings), settings, target.steps, target.shape is not None, report
-                    )
+            loaded, shape = functools.cache(load), target.shape is not None
+            result = _at_lengths(by_length, lambda plans: running.bench(plans, lambda: loaded(settings), settings, target.steps,
+                                                                        shape, report))  # fmt: skip
             text = table.lengths_text(result)
         else:
             result = running.bench(plans, lambda: load(settings), settings, target.steps, target.shape is not None, report)
             text = table.text(result)
     _write(result, text, output, options)
+
+
+def _planned(target: TargetOptions, spec: BackboneSpec, frames_px: int) -> Plans:
+    """The plans of the presets at a length, or why there is none."""
+    from longgen import preset
+    from longgen.bench.run import plan_presets
+    from longgen.resolve import PlanRequest
+
+    sample = preset.Sample(frames=frames_px, size=opt.parse_size(target.size), flow_shift=target.flow_shift)
+    probe = "published" if target.shape is not None and target.probe is None else target.probe
+    request = PlanRequest("", spec, (*(target.overrides or ()),), sample, probe=probe, allow_code=target.allow_code,
+                          conditions=_conditions(target.image, spec))  # fmt: skip
+    return plan_presets(inputs.parse_names(target.presets), request)
+
+
+def _at_lengths(by_length: dict[int, Plans], measured: Callable[[Plans], BenchResult]) -> LengthsResult:
+    """`measured` at one length after the other, as far as memory and the user allow. Raises what the first length raises."""
+    from longgen.bench.record import DIRECT, LengthsResult
+
+    for plans in by_length.values():
+        if isinstance(baseline := plans[DIRECT], LonggenError):
+            raise baseline
+    result = LengthsResult({})
+    for times, plans in by_length.items():
+        try:
+            result.results[times] = measured(plans)
+        except OutOfMemoryError as error:
+            if not result.results:
+                raise
+            say(f"longgen: nothing is measured at {times} times the native length and more: {error.given}")
+            break
+        if result.stopped is not None:
+            break
+    return result
 
 
 def _count(

@@ -15,11 +15,13 @@ from longgen import cost, pictures
 from longgen.backbones import tiny_grammar
 from longgen.backbones.wan import TINY
 from longgen.bench import run, synthetic
+from longgen.bench.record import BenchResult
 from longgen.cli import app
 from longgen.cli import bench as command
 from longgen.conditions import NOTHING
-from longgen.errors import Terminated
-from tests.bench.small import SHAPE
+from longgen.errors import OutOfMemoryError, Terminated
+from longgen.plan import Plan
+from tests.bench.small import SETUP, SHAPE, planned
 
 SMALL = ["bench", "--shape", "small", "--frames", "81", "--steps", "1"]
 
@@ -77,6 +79,21 @@ def test_several_lengths_are_one_table(place: Path) -> None:
         assert shown[1:] == [f"{window[name]:.2f}" for name in ("ratio_to_direct", "memory_ratio_to_direct")]
     assert "2x is 65 frames, 3x is 97 frames" in done.stdout
     assert "flex at 3x: rollout needs kv-cache" in done.stdout
+
+
+def test_where_memory_ends_the_shorter_lengths_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    def measured(plans: run.Plans) -> BenchResult:
+        plan = plans["direct"]
+        assert isinstance(plan, Plan)
+        if plan.frames_px > 65:
+            raise OutOfMemoryError("out of memory", expected="less", hint="less")
+        return BenchResult("small", "cpu", {}, run.settings_of(plan, SETUP), [])
+
+    by_length = {times: planned(frames=frames) for times, frames in ((2, 65), (3, 97), (4, 129))}
+    assert [*command._at_lengths(by_length, measured).results] == [2]
+    assert "nothing is measured at 3 times the native length and more: out of memory" in capsys.readouterr().err
+    with pytest.raises(OutOfMemoryError):
+        command._at_lengths({3: by_length[3]}, measured)
 
 
 def test_a_preset_that_cannot_be_ends_in_exit_5_with_the_rest_measured() -> None:

@@ -1,7 +1,7 @@
 """Groups the steps of a run into types that cost the same, so that measuring one step of each is enough.
 
 Legend: L layers, S steps, T latent frames. A step type is a distinct column of the plan's table [L, S], with the same techniques
-editing the latent. Columns in which the same techniques act, and compute as many pairs, are one: a technique has but moved on.
+editing the latent. Columns in which the same techniques act and as many pairs are computed are one: a technique has but moved on.
 In a rollout the types are the first chunk, the last one and the clean passes, and a chunk in between counts as fractions of the
 two, by its FLOPs; in a FIFO queue, a round of the full queue. The first clip of a queue is sampled one window at a time, of which
 a round has several: its steps count as such fractions of a round.

@@ -440,12 +440,16 @@ def _shift_notes(plan: Plan) -> list[str]:
 # On every backbone
 
 
+def length_px(spec: BackboneSpec, times: int) -> int:
+    """The length, in pixel frames, of `times` the native length."""
+    return frames.pixel_frames(times * (spec.native_lat - 1) + 1, spec.stride_t)
+
+
 def on_every_backbone(preset: Preset) -> dict[str, Plan | UsageError]:
     """By backbone, the plan of `preset` at LONG times the native length, or why that backbone cannot run it."""
     plans: dict[str, Plan | UsageError] = {}
     for name, spec in SPECS.items():
-        frames_px = frames.pixel_frames(LONG * spec.native_lat - LONG + 1, spec.stride_t)
-        long = preset.model_copy(update={"sample": Sample(frames=frames_px), "backbone_samples": {}})
+        long = preset.model_copy(update={"sample": Sample(frames=length_px(spec, LONG)), "backbone_samples": {}})
         try:
             plans[name] = build(long, as_if_probed(spec), conditions=stand_in(spec))
         except UsageError as error:

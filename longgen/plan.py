@@ -27,6 +27,7 @@ from longgen.pictures import Fit
 from longgen.preset import Preset, Sample
 from longgen.program import Program
 from longgen.sampling.chain import Chain, Clip
+from longgen.sampling.rollout import Rollout
 from longgen.schedule import PromptSchedule, by_chunk, seen_by, weights, weights_after
 from longgen.stack import PlacedTechnique, programs_of
 from longgen.technique import FrameTechnique, Grid, NoiseTechnique, Refine, Sampling
@@ -260,6 +261,12 @@ class Plan:
         return self.call_geometry.frames_lat if self.sampling is not None and self.sampling.in_chunks else None
 
     @property
+    def first_steps(self) -> int:
+        """Denoising steps of a rollout's first new chunk; one that goes on from an earlier video has no first chunk."""
+        own = self.sampling.first_steps if isinstance(self.sampling, Rollout) and self.conditions.past is None else None
+        return own or self.steps
+
+    @property
     def rounds_lat(self) -> int:
         """Latent frames of all chunks of a rollout, those that are given and the last chunk in full."""
         return self.given_lat + self.rounds * self.call_geometry.frames_lat
@@ -293,18 +300,21 @@ class Plan:
         return max((p.technique.sink_lat for p in self.techniques if isinstance(p.technique, FrameTechnique)), default=0)
 
     def programs_for_chunk(
-        self, frames_lat: int, queries: int, held: Sequence[int] | None = None
+        self, frames_lat: int, queries: int, held: Sequence[int] | None = None, steps: int | None = None
     ) -> tuple[tuple[Program | None, ...], np.ndarray]:
         """The programs and table of the last `queries` frames of a rollout that has reached `frames_lat` frames.
 
-        held: the earlier frames that are still in the cache; all by default.
+        held: the earlier frames that are still in the cache; all by default. steps: of the chunk, where they are not the plan's.
         """
-        geometry, stock = replace(self.geometry, frames_lat=frames_lat), full_attention(frames_lat, queries)
+        steps, stack = steps or self.steps, self.techniques
+        if steps != self.steps:
+            stack = tuple(replace(placed, steps=tuple(placed.technique.step_range(steps))) for placed in stack)
+        geometry, seen = replace(self.geometry, frames_lat=frames_lat), full_attention(frames_lat, queries)
         if held is not None:
             frame = np.arange(frames_lat)
             present = np.isin(frame, held) | (frame >= frames_lat - queries)
-            stock = stock.see_only(np.broadcast_to(present, stock.shape))
-        programs, table, _ = programs_of(self.techniques, geometry, stock, self.spec.layers, self.steps)
+            seen = seen.see_only(np.broadcast_to(present, seen.shape))
+        programs, table, _ = programs_of(stack, geometry, seen, self.spec.layers, steps)
         return programs, table
 
     @property

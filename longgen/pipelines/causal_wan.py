@@ -77,11 +77,11 @@ class CachedText:
 
 
 class CausalWan(Wan):
-    def frame_schedule(self, plan: Plan) -> Any:
+    def chunk_schedule(self, plan: Plan, steps: int) -> Any:
         """A flow-matching Euler scheduler with the few levels of a rollout: 1, (S - 1) / S, .. 1 / S, shifted."""
         shift = plan.sample.flow_shift or self.spec.flow_shift
         scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, stochastic_sampling=True)
-        scheduler.set_timesteps(sigmas=np.linspace(1, 0, plan.steps + 1)[:-1], device=self.pipe._execution_device)
+        scheduler.set_timesteps(sigmas=np.linspace(1, 0, steps + 1)[:-1], device=self.pipe._execution_device)
         return scheduler
 
     def velocity(self, transformer: Any, x: Tensor, timesteps: Tensor, text: Text, uncond: Text | None) -> Velocities:

@@ -42,28 +42,29 @@ class Sight:
 
 @dataclass
 class Group:
-    """Rows that are run together: their frames, the rows of the past that there are, by frame, the latents, and the text."""
+    """Rows that are run together: their frames, the rows of the past that there are, by frame, the latents, the text, the steps."""
 
     frames: list[int]
     past: dict[int, int]
     latents: Tensor
     text: int
+    steps: int
     first: int = 0  # row
 
 
 class Dense:
     """A causal `backbone`'s transformer over all rows, and the techniques of `stack`."""
 
-    def __init__(self, backbone: Any, stack: Stack, steps: int, texts: list[Tensor]) -> None:
+    def __init__(self, backbone: Any, stack: Stack, texts: list[Tensor]) -> None:
         self.spec, self.transformer = backbone.spec, backbone.pipe.transformer
-        self.stack, self.steps, self.texts = stack, steps, texts
+        self.stack, self.texts = stack, texts
         self.theta = self.spec.rotary_base ** (-2 * np.arange(self.spec.rotary_dims // 2) / self.spec.rotary_dims)
         self.groups: list[Group] = []
 
-    def sight(self, past: list[int], own: list[int], layer: int, step: int) -> Sight:
-        here = {}
+    def sight(self, group: Group, layer: int, step: int) -> Sight:
+        here, past, own = {}, list(group.past), group.frames
         for table in self.stack:
-            first, last = (round(share * self.steps) for share in table.get("steps", (0, 1)))
+            first, last = (round(share * group.steps) for share in table.get("steps", (0, 1)))
             if layer in table.get("layers", [layer]) and first <= step < last:
                 here[table["name"]] = table
         native, stop, theta = self.spec.native_lat, own[-1] + 1, self.theta
@@ -102,7 +103,7 @@ class Dense:
         factors, logit_scale = np.ones((*shape[:2], len(self.theta))), np.ones(shape[:2])
         for layer, group in itertools.product(range(self.spec.layers), groups):
             own = slice(group.first, group.first + len(group.frames))
-            sight = self.sight(list(group.past), group.frames, layer, step if group is newest else self.steps - 1)
+            sight = self.sight(group, layer, step if group is newest else group.steps - 1)
             row_of = group.past | {frame: group.first + index for index, frame in enumerate(group.frames)}
             columns = [row_of[frame] for frame in sight.frames]
             places = np.array(sight.places)
@@ -127,8 +128,8 @@ class Dense:
 
     def shown_everywhere(self, group: Group) -> set[int]:
         """The frames that `group` sees in every layer and step."""
-        cases = itertools.product(range(self.spec.layers), range(self.steps))
-        return set.intersection(*(set(self.sight(list(group.past), group.frames, *case).frames) for case in cases))
+        cases = itertools.product(range(self.spec.layers), range(group.steps))
+        return set.intersection(*(set(self.sight(group, *case).frames) for case in cases))
 
     @contextmanager
     def _installed(
@@ -199,9 +200,10 @@ def rollout(
     kept: int = 2,
     seed: int = 0,
     given: Tensor | None = None,
+    first_steps: int | None = None,
 ) -> Tensor:
     """The latents [1, C, T, h, w]. prompts: of each chunk. given: clean latents [1, C, m, h, w] that it begins with, in chunks of
-    which the first has what is left over.
+    which the first has what is left over. first_steps: of the first chunk after them.
     """
     spec, generator = backbone.spec, torch.Generator().manual_seed(seed)
     width, height = spec.size
@@ -211,9 +213,7 @@ def rollout(
         texts, uncond = [backbone.text(prompt)["encoder_hidden_states"] for prompt in different], backbone.text("")
     if guidance > 1:
         texts = [torch.cat([uncond["encoder_hidden_states"], text]) for text in texts]
-    dense = Dense(backbone, stack, steps, texts)
-    shares = 1 - np.arange(steps + 1) / steps
-    sigmas = spec.flow_shift * shares / (1 + (spec.flow_shift - 1) * shares)
+    dense = Dense(backbone, stack, texts)
     sink = max((table.get("frames", 3) for table in stack if table["name"] == "sink"), default=0)
     rows: dict[int, int] = {}  # of the frames that there are
     done: list[Tensor] = []
@@ -230,21 +230,23 @@ def rollout(
                 if again:
                     latents = torch.cat(done, dim=2)[:, :, again]
                     past = {frame: row for frame, row in rows.items() if frame < again[0]}
-                    rows |= dense.keep(Group(again, past, latents, text), context_noise)
+                    rows |= dense.keep(Group(again, past, latents, text, steps), context_noise)
         if given is not None and start < known:
             clean = given[:, :, start : start + (known % chunk or chunk if start == 0 else chunk)]
             done.append(clean)
-            rows |= dense.keep(Group(list(range(start, start + clean.shape[2])), dict(rows), clean, text), context_noise)
+            rows |= dense.keep(Group(list(range(start, start + clean.shape[2])), dict(rows), clean, text, steps), context_noise)
             continue
+        levels = first_steps if first_steps and start == known else steps
+        sigmas = [spec.flow_shift * u / (1 + (spec.flow_shift - 1) * u) for u in 1 - np.arange(levels + 1) / levels]
         x = torch.randn(shape, generator=generator)
-        group = Group(list(range(start, start + chunk)), dict(rows), x, text)
-        for step in range(steps):
+        group = Group(list(range(start, start + chunk)), dict(rows), x, text, levels)
+        for step in range(levels):
             group.latents = x
             v = dense.run(group, 1000 * sigmas[step], context_noise, step)
             if guidance > 1:
                 v = v[:1] + guidance * (v[1:] - v[:1])
             clean = x - sigmas[step] * v
-            if step + 1 < steps:
+            if step + 1 < levels:
                 x = (1 - sigmas[step + 1]) * clean + sigmas[step + 1] * torch.randn(shape, generator=generator)
         group.latents = clean
         done.append(clean)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longgen import cost, describe, planner, preset
+from longgen import cost, describe, pictures, planner, preset
 from longgen.backbones.registry import SPECS
 from longgen.compare.grid import seams
 from longgen.conditions import Conditions
@@ -80,6 +80,17 @@ def test_in_chunks_of_another_length(causal: Any, chunk: int) -> None:
     latents = sampled(causal, built(causal, stack, of_file(1), 8), given)
     expected = dense_rollout.rollout(causal, stack, 9, [RED] * (1 + 8 // chunk), chunk=chunk, given=given)
     assert differs(latents, expected) < 1e-5
+
+
+def test_the_first_chunk_after_a_picture_has_steps_of_its_own_and_after_a_video_none_has(causal: Any) -> None:
+    stack, given = [WINDOW, SINK], frames(1)
+    rolled = [*stack, {"name": "rollout", "chunk": 1, "first_steps": 4}]
+    picture = replace(built_plain(causal, rolled, 9), given_lat=1, conditions=Conditions(pictures.read(planner.GREY)))
+    video = built(causal, rolled, of_file(1), 8)
+    assert (picture.first_steps, video.first_steps) == (4, 2)
+    for plan, first in ((picture, 4), (video, None)):
+        expected = dense_rollout.rollout(causal, stack, 9, [RED] * 9, chunk=1, given=given, first_steps=first)
+        assert differs(sampled(causal, plan, given), expected) < 1e-5
 
 
 @pytest.mark.parametrize("switch", ["recache", "flush", "keep"])

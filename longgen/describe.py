@@ -72,7 +72,7 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
     if plan.chunk_lat is not None:
         lines += [
             "",
-            f"{plan.rounds} chunk{'s' * (plan.rounds != 1)} of {plan.chunk_lat} latent frames"
+            f"{plan.rounds} chunk{'s' * (plan.rounds != 1)} of {plan.chunk_lat} latent frame{'s' * (plan.chunk_lat != 1)}"
             + f" after {plan.given_lat} that are given" * bool(plan.given_lat)
             + f", the first in {plan.first_steps} steps" * (plan.first_steps != plan.steps)
             + f", {plan.slots_lat} frames in the cache; the last chunk:",

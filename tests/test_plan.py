@@ -274,7 +274,7 @@ def test_a_technique_works_in_a_rollout_or_is_refused_in_the_user_s_words(name: 
 
 @pytest.mark.parametrize("backbone", [name for name, spec in SPECS.items() if not spec.causal])
 def test_a_rollout_is_refused_where_frames_see_each_other_both_ways(backbone: str) -> None:
-    assert set(ROLLED) == {"self-forcing", "flex", "longlive", "flex-longlive", "deep-forcing", "infinity-rope"}
+    assert set(ROLLED) == {"self-forcing", "flex", "longlive", "flex-longlive", "deep-forcing", "infinity-rope", "longlive-2"}
     for name in ROLLED:
         with pytest.raises(UsageError, match=f"rollout needs kv-cache .*, which {backbone} does not have") as caught:
             planner.build(preset.load(name), SPECS[backbone], conditions=planner.stand_in(SPECS[backbone]))
@@ -389,6 +389,7 @@ def test_the_cost_of_a_rollout_by_hand(
 ) -> None:
     """Against direct sampling of all frames at once; of more than 33 chunks some are counted and the rest drawn between them."""
     tables: list[dict[str, object]] = [{"name": "window", "frames": window}, *([{"name": "sink", "frames": sink}] if sink else [])]
+    tables.append({"name": "rollout", "chunk": 3, "first_steps": steps})
     made = stacked(*tables, spec=spec, frames=frames_px, steps=steps)
     frames_lat, tokens, width, text = made.frames_lat, made.tokens, spec.width, spec.text_tokens
     operations, pairs = rollout_by_hand(spec, frames_lat, window, sink, steps)
@@ -421,14 +422,19 @@ def test_the_command_line_plans_every_rollout(name: str, backbone: str) -> None:
     from longgen.cli import app
 
     done = CliRunner().invoke(app, ["plan", "--backbone", backbone, "--preset", name, "--frames", "501"])
+    if backbone == "longlive-2" and name in ("deep-forcing", "infinity-rope"):
+        assert done.exit_code == 2
+        assert "hide part of a chunk of 8 latent frames from itself" in done.output
+        return
     assert done.exit_code == 0, done.output
     assert f"{name} on {backbone}" in done.output
-    assert "42 chunks of 3 latent frames" in done.output
+    chunk = SPECS[backbone].chunk_lat
+    assert f"{-(-126 // chunk)} chunks of {chunk} latent frame" in done.output
 
 
 FRAMES_SEEN = {  # M in all, as the papers and their code say it, and the largest relative time at 126 latent frames
     "self-forcing": (21, 20), "flex": (21, 125), "longlive": (12, 125), "flex-longlive": (12, 125), "deep-forcing": (21, 23),
-    "infinity-rope": (6, 5),
+    "infinity-rope": (6, 5), "longlive-2": (32, 125),
 }  # fmt: skip
 
 

@@ -108,12 +108,16 @@ def _denoise_chunk(denoiser: Denoiser, steps: int, noise: ChunkNoise, text: Text
     """The clean latents of the chunk that the cache is open for. Raises LonggenError for latents that are not finite."""
     backbone = denoiser.backbone
     scheduler = backbone.chunk_schedule(denoiser.plan, steps)
-    sigmas, timesteps = scheduler.sigmas.tolist(), scheduler.timesteps.tolist()
-    x = noise.draw(0).to(backbone.device)
-    for step, timestep in enumerate(timesteps):
-        x0 = x - sigmas[step] * denoiser.predict(x, torch.full((1, x.shape[2]), timestep), step, text)
+    renoised = scheduler.config.get("stochastic_sampling", False)  # else it is a solver, whose steps draw no noise
+    sigmas, x = scheduler.sigmas.tolist(), noise.draw(0).to(backbone.device)
+    for step, timestep in enumerate(scheduler.timesteps.tolist()):
+        velocity = denoiser.predict(x, torch.full((1, x.shape[2]), float(timestep)), step, text)
+        if not renoised:
+            x = x0 = scheduler.step(velocity, scheduler.timesteps[step], x, return_dict=False)[0]
+        else:
+            x0 = x - sigmas[step] * velocity
         finite.check_latents(x0, backbone.model_settings, f"{name}, step {step + 1} of {steps}")
-        if step + 1 < steps:
+        if renoised and step + 1 < steps:
             x = (1 - sigmas[step + 1]) * x0 + sigmas[step + 1] * noise.draw(step + 1).to(backbone.device)
     return x0
 

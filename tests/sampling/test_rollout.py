@@ -11,13 +11,14 @@ import functools
 import gc
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
 from longgen import cost, planner, preset
@@ -208,10 +209,32 @@ def test_one_chunk_is_diffusers_own_loop_bit_for_bit(causal: Any, steps: int) ->
     assert torch.equal(rollout_latents(causal, built(causal, [], 3, steps=steps)), latents)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_with_a_solver_each_chunk_is_diffusers_own_loop_anew(causal: Any, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames that see nothing but their chunk, at relative times; LongLive 2.0's levels are sigma_j from 0.999 on, shifted."""
+    monkeypatch.setattr(causal, "spec", replace(causal.spec, scheduler="UniPCMultistepScheduler"))
+    latents = rollout_latents(causal, built(causal, [{"name": "window", "frames": 3}], 6, steps=steps))
+    generator = torch.Generator().manual_seed(0)
+    for first in (0, 3):
+        solver = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0)
+        solver.set_timesteps(sigmas=0.999 * (1 - np.arange(steps) / steps))
+        x = torch.randn(1, 48, 3, 4, 6, generator=generator)
+        with torch.no_grad():
+            words = causal.text(RED)
+            for timestep in solver.timesteps:
+                predicted = causal.pipe.transformer(hidden_states=x, timestep=timestep.expand(1), return_dict=False, **words)[0]
+                x = solver.step(predicted, timestep, x, return_dict=False)[0]
+        assert differs(latents[:, :, first : first + 3], x) < 1e-5
+    levels = {1: [999], 2: [999, 833], 4: [999, 937, 833, 624]}  # as FlowUniPCMultistepScheduler of NVlabs/LongLive sets them
+    assert causal.chunk_schedule(built(causal, []), steps).timesteps.tolist() == levels[steps]
+
+
 def test_the_noise_levels_of_self_forcing(causal: Any) -> None:
     scheduler = causal.chunk_schedule(built(causal, [], steps=4), 4)
     assert scheduler.timesteps.tolist() == pytest.approx([1000, 937.5, 2500 / 3, 625], rel=1e-6)
     assert scheduler.sigmas.tolist() == pytest.approx([1, 0.9375, 5 / 6, 0.625, 0], rel=1e-6)
+    for steps, expected in ((1, [1000]), (2, [1000, 2500 / 3])):  # Causal Forcing++: [1000] and [1000, 500], warped
+        assert causal.chunk_schedule(built(causal, []), steps).timesteps.tolist() == pytest.approx(expected, rel=1e-6)
     assert SPECS["self-forcing"].flow_shift == SPECS["longlive"].flow_shift == SPECS["tiny-causal"].flow_shift == 5
 
 

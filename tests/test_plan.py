@@ -132,7 +132,7 @@ def refusal(name: str, spec: BackboneSpec) -> str | None:
     if name == "riflex" and spec.intrinsic_component is None:
         return "riflex.component is unknown for this backbone"
     if name in ("deep-forcing", "infinity-rope") and spec.chunk_lat > 5:  # their windows: 7 and 5
-        return f"window hide part of a chunk of {spec.chunk_lat} latent frames from itself"
+        return f"hide part of a chunk of {spec.chunk_lat} latent frames from itself"
     return None
 
 

@@ -136,7 +136,6 @@ FIRST: dict[str, tuple[Stack, dict[str, Any], int, int]] = {  # techniques, roll
     "frame by frame, 2 steps": ([WINDOW, SINK, REBASE], {"chunk": 1, "first_steps": 4}, 2, 10),
     "frame by frame, 1 step": ([WINDOW, SINK, FLEX], {"chunk": 1, "first_steps": 4}, 1, 10),
     "fewer steps first": ([WINDOW | {"steps": [0, 0.5]}, ALL_FRAMES | {"steps": [0.5, 1]}], {"first_steps": 1}, 4, 9),
-    "frequencies in early steps": ([ALL_FRAMES, {"name": "ntk", "steps": [0, 0.5]}], {"chunk": 9, "first_steps": 4}, 2, 18),
 }
 
 

@@ -93,6 +93,15 @@ def test_the_first_chunk_after_a_picture_has_steps_of_its_own_and_after_a_video_
         assert differs(sampled(causal, plan, given), expected) < 1e-5
 
 
+def test_techniques_in_a_part_of_the_steps_take_that_part_of_the_first_chunk_s(causal: Any) -> None:
+    """A picture and nine frames are longer than the nine of training, so that frequencies change in the first chunk too."""
+    stack, given = [{"name": "window", "frames": 1000}, {"name": "ntk", "steps": [0, 0.5]}], frames(1)
+    plan = built_plain(causal, [*stack, {"name": "rollout", "chunk": 9, "first_steps": 4}], 10)
+    plan = replace(plan, given_lat=1, conditions=Conditions(pictures.read(planner.GREY)))
+    expected = dense_rollout.rollout(causal, stack, 10, [RED] * 2, chunk=9, given=given, first_steps=4)
+    assert differs(sampled(causal, plan, given), expected) < 1e-5
+
+
 @pytest.mark.parametrize("switch", ["recache", "flush", "keep"])
 def test_another_prompt_than_the_run_had_is_a_switch(causal: Any, switch: str) -> None:
     stack, given = [WINDOW, SINK, REBASE, {"name": "rollout", "switch": switch}], frames(12)

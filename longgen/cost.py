@@ -99,12 +99,17 @@ def chunk_flops(plan: Plan) -> np.ndarray:
 def _counted_chunks(plan: Plan) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
     """A sample of a rollout's new chunks, numbered from 1, and of each its FLOPs and its density by step [S], means over layers."""
     chunk, numbers = plan.call_geometry.frames_lat, _sampled_chunks(plan)
-    return numbers, [_counted(plan, plan.given_lat + number * chunk, chunk) for number in numbers.tolist()]
+    return numbers, [_counted(plan, plan.given_lat + number * chunk, chunk, _steps_of(plan, number)) for number in numbers.tolist()]
 
 
-def _counted(plan: Plan, frames_lat: int, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+def _steps_of(plan: Plan, number: int) -> int:
+    """Denoising steps of a rollout's new chunk `number`, from 1 on."""
+    return plan.first_steps if number == 1 else plan.steps
+
+
+def _counted(plan: Plan, frames_lat: int, chunk: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """FLOPs and density by step [S], means over layers, of the chunk of a rollout that reaches `frames_lat` frames."""
-    programs, table = plan.programs_for_chunk(frames_lat, chunk)
+    programs, table = plan.programs_for_chunk(frames_lat, chunk, steps=steps)
     grid, keys = (chunk, *plan.call_grid[1:]), frames_lat * math.prod(plan.call_grid[1:])
     arithmetic = np.array([flops(plan, program, grid, keys) for program in programs], dtype=np.float64)
     density = np.array([program.density if program else 1.0 for program in programs])
@@ -116,7 +121,8 @@ def _given_passes(plan: Plan) -> tuple[float, float]:
     chunks = plan.given_chunks if plan.rounds else ()
     at = np.unique(np.linspace(0, len(chunks) - 1, min(len(chunks), COSTED_CHUNKS)).round().astype(int))
     counted = [
-        (*_counted(plan, start + count, count), (start + count) * count) for start, count in (chunks[i] for i in at.tolist())
+        (*_counted(plan, start + count, count, plan.steps), (start + count) * count)
+        for start, count in (chunks[i] for i in at.tolist())
     ]
     if not counted:
         return 0.0, 0.0
@@ -126,7 +132,9 @@ def _given_passes(plan: Plan) -> tuple[float, float]:
 
 
 def _sampled_chunks(plan: Plan) -> np.ndarray:
-    return np.unique(np.linspace(1, plan.rounds, min(plan.rounds, COSTED_CHUNKS)).round().astype(int))
+    spread = np.linspace(1, plan.rounds, min(plan.rounds, COSTED_CHUNKS)).round().astype(int)
+    second = [min(2, plan.rounds)] if plan.first_steps != plan.steps else []  # the first one is no measure of those between
+    return np.unique([*spread.tolist(), *second])
 
 
 def _rollout_ratios(plan: Plan) -> tuple[float, float]:
@@ -162,12 +170,13 @@ def seconds(plan: Plan, card: Card, dtype: str) -> float:
     if not plan.rounds:
         return 0.0
     numbers, chunk, by_chunk = _sampled_chunks(plan), plan.call_geometry.frames_lat, []
-    for frames_lat in (plan.given_lat + numbers * chunk).tolist():
-        programs, table = plan.programs_for_chunk(frames_lat, chunk)
+    for number in numbers.tolist():
+        frames_lat, steps = plan.given_lat + number * chunk, _steps_of(plan, number)
+        programs, table = plan.programs_for_chunk(frames_lat, chunk, steps=steps)
         keys = frames_lat * math.prod(plan.call_grid[1:])
         by_program = np.array([_layer_seconds(plan, program, card, dtype, keys) for program in programs])
-        by_chunk.append(by_program[table].sum() * (plan.steps + 1) / plan.steps)  # and the pass that fills the cache
-    given = by_chunk[0] / (plan.steps + 1) * len(plan.given_chunks)  # one pass each, counted as that of the first new chunk
+        by_chunk.append(by_program[table].sum() * (steps + 1) / steps)  # and the pass that fills the cache
+    given = by_chunk[0] / (plan.first_steps + 1) * len(plan.given_chunks)  # one pass each, counted as that of the first new chunk
     return given + float(np.interp(np.arange(1, plan.rounds + 1), numbers, by_chunk).sum())
 
 

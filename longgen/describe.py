@@ -74,8 +74,9 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
     if plan.chunk_lat is not None:
         lines += [
             "",
-            f"{plan.rounds} chunk{'s' * (plan.rounds != 1)} of {plan.chunk_lat} latent frames"
+            f"{plan.rounds} chunk{'s' * (plan.rounds != 1)} of {plan.chunk_lat} latent frame{'s' * (plan.chunk_lat != 1)}"
             + f" after {plan.given_lat} that are given" * bool(plan.given_lat)
+            + f", the first in {plan.first_steps} steps" * (plan.first_steps != plan.steps)
             + f", {plan.slots_lat} frames{_memory_label(plan.memory)} in the cache; the last chunk:",
         ]
     elif plan.clips:
@@ -101,7 +102,9 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
         cut = programs[table[0, 0]]
         assert cut is not None
         lines += ["", f"the cut at latent frame {start}, in the first layer and step; the times are those of this chunk alone:"]
-        lines += ["  " + line for line in branch_lines(cut.branches["main"], tables)]
+        for name, frame_plan in cut.branches.items():
+            lines += [f"  heads of {name}:"] if cut.heads else []
+            lines += ["  " + line for line in branch_lines(frame_plan, tables)]
     memory = cost.memory_bytes(plan, dtype, offload)
     lines += [
         "",

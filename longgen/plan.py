@@ -11,6 +11,7 @@ In a rollout every chunk has frame plans of its own, of its frames against all f
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -270,6 +271,12 @@ class Plan:
         return self.call_geometry.frames_lat if self.sampling is not None and self.sampling.in_chunks else None
 
     @property
+    def first_steps(self) -> int:
+        """Denoising steps of a rollout's first new chunk; one that goes on from an earlier video has no first chunk."""
+        own = self.sampling.first_steps if isinstance(self.sampling, Rollout) and self.conditions.past is None else None
+        return own or self.steps
+
+    @property
     def rounds_lat(self) -> int:
         """Latent frames of all chunks of a rollout, those that are given and the last chunk in full."""
         return self.given_lat + self.rounds * self.call_geometry.frames_lat
@@ -339,24 +346,27 @@ class Plan:
         held: Sequence[int] | None = None,
         since_switch: int | None = None,
         cut: bool = False,
+        steps: int | None = None,
     ) -> tuple[tuple[Program | None, ...], np.ndarray]:
         """The programs and table of the last `queries` frames of a rollout that has reached `frames_lat` frames.
 
         held: the earlier frames that are still in the cache; all by default. since_switch: see `Geometry`. cut: whether these
-        frames stand apart in time, as the first of a shot with a cut do.
+        frames stand apart in time, as the first of a shot with a cut do. steps: of the chunk, where they are not the plan's.
         """
+        steps, stack = steps or self.steps, self.techniques
+        if steps != self.steps:
+            stack = tuple(replace(placed, steps=tuple(placed.technique.step_range(steps))) for placed in stack)
         geometry = replace(self.geometry, frames_lat=frames_lat, since_switch=since_switch)
         stock = full_attention(frames_lat, queries)
         if held is not None:
             frame = np.arange(frames_lat)
             present = np.isin(frame, held) | (frame >= frames_lat - queries)
             stock = stock.see_only(np.broadcast_to(present, stock.shape))
-        programs, table, _ = programs_of(self.techniques, geometry, stock, self.spec.layers, self.steps)
+        programs, table, _ = programs_of(stack, geometry, stock, self.spec.layers, steps)
         if cut and isinstance(self.sampling, Rollout):
-            plans = (stock if program is None else program.branches["main"] for program in programs)
-            used = set(table.flat)
-            apart = (self.sampling.cut_apart(p, self.spec.native_lat) if i in used else p for i, p in enumerate(plans))
-            programs = tuple(Program({"main": p}) for p in apart)
+            used, whole = set(table.flat), [Program({"main": stock}) if program is None else program for program in programs]
+            apart = functools.partial(self.sampling.cut_apart, native_lat=self.spec.native_lat)
+            programs = tuple(program.each(apart) if index in used else program for index, program in enumerate(whole))
         return programs, table
 
     def frames_kept(self, held: Sequence[int], start: int) -> list[int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from longgen.frameplan import FramePlan
 from longgen.technique import Fusion, HeadTechnique
@@ -18,6 +19,10 @@ class Program:
     branches: dict[str, FramePlan]
     fusion: Fusion | None = None
     heads: HeadTechnique | None = None
+
+    def each(self, change: Callable[[FramePlan], FramePlan]) -> Program:
+        """This program with `change` applied to the plan of every branch."""
+        return replace(self, branches={name: change(plan) for name, plan in self.branches.items()})
 
     @property
     def density(self) -> float:

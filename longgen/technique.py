@@ -102,6 +102,10 @@ class NoiseTechnique(Technique):
         Every element of the result is N(0, 1) too. At native length or below it is `noise` itself.
         """
 
+    def same_noise(self, geometry: Geometry) -> tuple[int, np.ndarray] | None:
+        """Where frames are copies of others: after how many, and the probability that two have the same noise [T, T]."""
+        return None
+
     def mixes(self, step: int) -> bool:
         """Whether in a rollout the noise of `step` goes through `mix_chunk`: that of the start, and no noise between steps."""
         return step == 0
@@ -255,6 +259,10 @@ class Model(Protocol):
     def native_lat(self) -> int: ...
     @property
     def clean_lat(self) -> int: ...
+    @property
+    def chunk_lat(self) -> int: ...
+    @property
+    def first_steps(self) -> int | None: ...
 
 
 class Sampling(Technique):

@@ -131,6 +131,8 @@ def refusal(name: str, spec: BackboneSpec) -> str | None:
         return f"a chain hands latent frames from clip to clip, and {spec.name} cannot begin with any"
     if name == "riflex" and spec.intrinsic_component is None:
         return "riflex.component is unknown for this backbone"
+    if name in ("deep-forcing", "infinity-rope") and spec.chunk_lat > 5:  # their windows: 7 and 5
+        return f"hide part of a chunk of {spec.chunk_lat} latent frames from itself"
     return None
 
 
@@ -288,11 +290,11 @@ def test_a_rollout_and_a_native_window_are_implied_without_a_word(spec: Backbone
         assert [act.name for act in made.techniques] == ["window", "rollout"]
         assert made.preset.techniques == ()
         assert made.notes == ()
-        assert made.chunk_lat == 3
-    assert made.slots_lat == 21
-    shorter = stacked({"name": "window", "frames": 6}, spec=spec, frames=321)
+        assert made.chunk_lat == spec.chunk_lat
+    assert made.slots_lat == spec.native_lat
+    shorter = stacked({"name": "window", "frames": 9}, spec=spec, frames=321)
     assert [act.name for act in shorter.techniques] == ["window", "rollout"]
-    assert shorter.slots_lat == 6
+    assert shorter.slots_lat == 9
 
 
 def test_what_a_person_gave_is_noted_where_it_does_nothing() -> None:
@@ -391,6 +393,7 @@ def test_the_cost_of_a_rollout_by_hand(
 ) -> None:
     """Against direct sampling of all frames at once; of more than 33 chunks some are counted and the rest drawn between them."""
     tables: list[dict[str, object]] = [{"name": "window", "frames": window}, *([{"name": "sink", "frames": sink}] if sink else [])]
+    tables.append({"name": "rollout", "chunk": 3, "first_steps": steps})
     made = stacked(*tables, spec=spec, frames=frames_px, steps=steps)
     frames_lat, tokens, width, text = made.frames_lat, made.tokens, spec.width, spec.text_tokens
     operations, pairs = rollout_by_hand(spec, frames_lat, window, sink, steps)
@@ -423,14 +426,20 @@ def test_the_command_line_plans_every_rollout(name: str, backbone: str) -> None:
     from longgen.cli import app
 
     done = CliRunner().invoke(app, ["plan", "--backbone", backbone, "--preset", name, "--frames", "501"])
+    if reason := refusal(name, SPECS[backbone]):
+        assert done.exit_code == 2
+        assert reason in " ".join(done.output.split())
+        return
     assert done.exit_code == 0, done.output
     assert f"{name} on {backbone}" in done.output
-    assert "42 chunks of 3 latent frames" in done.output
+    chunk = SPECS[backbone].chunk_lat
+    assert f"{-(-126 // chunk)} chunks of {chunk} latent frame" in done.output
 
 
 FRAMES_SEEN = {  # M in all, as the papers and their code say it, and the largest relative time at 126 latent frames
     "self-forcing": (21, 20), "flex": (21, 125), "longlive": (12, 125), "flex-longlive": (12, 125), "deep-forcing": (21, 23),
     "infinity-rope": (6, 5), "dummy-forcing": (7, 125), "rolling-sink": (21, 20), "memrope": (12, 11), "krea": (6, 5),
+    "longlive-2": (32, 125),
 }  # fmt: skip
 
 

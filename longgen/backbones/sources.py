@@ -16,7 +16,9 @@ REPOSITORIES = {  # short name -> the repository on GitHub, and the commit that 
     "wan2.1": ("Wan-Video/Wan2.1", "9737cba"),
     "wan2.2": ("Wan-Video/Wan2.2", "42bf4cf"),
     "self-forcing": ("guandeh17/Self-Forcing", "33593df"),
+    "causal-forcing": ("thu-ml/Causal-Forcing", "1fc7bbc"),
     "longlive": ("NVlabs/LongLive", "e52d9ef"),
+    "longlive-2": ("NVlabs/LongLive", "7860ad9"),
     "ltx": ("Lightricks/LTX-Video", "5a592aa"),
     "ltx-0.9.5": ("Lightricks/LTX-Video", "5260738"),
     "cogvideo": ("zai-org/CogVideo", "7a1af71"),
@@ -51,6 +53,8 @@ def in_use(spec: BackboneSpec) -> dict[str, Any]:
         "flow shift": shift,
         "scheduler": spec.scheduler,
         "negative prompt": spec.negative_prompt,
+        "chunk": spec.chunk_lat if spec.causal else None,
+        "steps of the first chunk": spec.first_steps,
     }
     return {name: value for name, value in settings.items() if value is not None}
 
@@ -98,6 +102,7 @@ _A14B, _I2V_A14B, _5B, _SHARED_22 = (
 )
 _SELF_FORCING_CONFIG, _SELF_FORCING_BASE = "self-forcing configs/self_forcing_dmd.yaml", "self-forcing configs/default_config.yaml"
 _DISTILLED = "distilled: one call a step"
+_SAME_LEVELS = "here diffusers' class, of the same levels"
 _OWN_SAMPLER = "self-forcing pipeline/causal_inference.py"
 _SELF_FORCING = {
     "hub id": Published("Wan-AI/Wan2.1-T2V-1.3B", "self-forcing README.md", "here diffusers' copy of it"),
@@ -108,10 +113,34 @@ _SELF_FORCING = {
     "steps": Published(4, _SELF_FORCING_CONFIG),
     "guidance": Published(1.0, _OWN_SAMPLER),
     "flow shift": Published(5.0, _SELF_FORCING_CONFIG),
-    "scheduler": Published("FlowMatchScheduler", "self-forcing utils/scheduler.py", "here diffusers' class, of the same levels"),
+    "scheduler": Published("FlowMatchScheduler", "self-forcing utils/scheduler.py", _SAME_LEVELS),
     "negative prompt": Published("", _OWN_SAMPLER),
+    "chunk": Published(3, _SELF_FORCING_CONFIG),
 }
-_LONGLIVE = "longlive configs/longlive_inference.yaml"
+
+
+def _causal_forcing(file: str, config: str, chunk: int, steps: int, first_steps: int | None = None) -> dict[str, Published]:
+    path = f"causal-forcing configs/causal_forcing_dmd_{config}.yaml"
+    base, sampler = "causal-forcing configs/default_config.yaml", "causal-forcing pipeline/causal_inference.py"
+    first = {} if first_steps is None else {"steps of the first chunk": Published(first_steps, path)}
+    return first | {
+        "hub id": Published("Wan-AI/Wan2.1-T2V-1.3B", "causal-forcing README.md", "here diffusers' copy of it"),
+        "file": Published(f"zhuhz22/Causal-Forcing/{file}", "causal-forcing README.md"),
+        "size": Published((832, 480), base),
+        "frames": Published(81, base),
+        "fps": Published(16, "causal-forcing inference.py"),
+        "steps": Published(steps, path),
+        "guidance": Published(1.0, sampler),
+        "flow shift": Published(5.0, path),
+        "scheduler": Published(
+            "FlowMatchScheduler", "causal-forcing utils/scheduler.py", "here diffusers' class, of the same levels"
+        ),
+        "negative prompt": Published("", sampler),
+        "chunk": Published(chunk, path),
+    }
+
+
+_LONGLIVE, _LONGLIVE_2 = "longlive configs/longlive_inference.yaml", "longlive-2 configs/inference.yaml"
 _COG_SCRIPT, _COG_README = "cogvideo inference/cli_demo.py", "cogvideo README.md"
 _RENAMED = "here the organisation's new name, as on GitHub"
 _COG_2B = {
@@ -193,6 +222,24 @@ SOURCES: dict[str, dict[str, Published]] = {
         "fps": Published(16, "longlive inference.py"),
         "steps": Published(4, _LONGLIVE),
         "flow shift": Published(5.0, _LONGLIVE),
+        "chunk": Published(3, _LONGLIVE),
+    },
+    "causal-forcing": _causal_forcing("chunkwise/causal_forcing.pt", "chunkwise", 3, 4),
+    "causal-forcing-framewise": _causal_forcing("framewise/causal_forcing.pt", "framewise", 1, 4),
+    "causal-forcing-2step": _causal_forcing("causal-forcing++/framewise-2step.pt", "framewise_2step", 1, 2, 4),
+    "causal-forcing-1step": _causal_forcing("causal-forcing++/framewise-1step.pt", "framewise_1step", 1, 1, 4),
+    "longlive-2": {
+        "hub id": Published("Wan2.2-TI2V-5B", _LONGLIVE_2, "here diffusers' copy of it"),
+        "file": Published("Efficient-Large-Model/LongLive-2.0-5B/model_bf16.pt", "longlive-2 README.md"),
+        "size": Published((1280, 704), "longlive-2 utils/config.py"),
+        "frames": Published(125, "longlive-2 configs/train_dmd.yaml"),
+        "fps": Published(24, "longlive-2 utils/config.py"),
+        "steps": Published(4, _LONGLIVE_2),
+        "guidance": Published(1.0, _LONGLIVE_2),
+        "flow shift": Published(5.0, _LONGLIVE_2),
+        "scheduler": Published("FlowUniPCMultistepScheduler", "longlive-2 wan_5b/utils/fm_solvers_unipc.py", _SAME_LEVELS),
+        "negative prompt": Published("", "longlive-2 pipeline/causal_diffusion_inference.py"),
+        "chunk": Published(8, _LONGLIVE_2),
     },
     "ltx-2b": {
         "hub id": Published("Lightricks/LTX-Video", "ltx README.md"),

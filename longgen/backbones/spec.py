@@ -118,6 +118,8 @@ class BackboneSpec:
     last_picture_needed: bool = False  # nor without a last picture beside the first
     condition_channels: int = 0  # of the transformer's input, beside the latents: what is given of the video, encoded
     image_tokens: int = 0  # of the pictures, which attention reads beside those of the text
+    chunk_lat: int = 3  # of a rollout: latent frames of a chunk that it was distilled for
+    first_steps: int | None = None  # of a rollout: steps of a video's first chunk, where they are not `steps`
     clean_lat: int = 0  # the most clean latent frames that a clip may begin with, which `--continue` and chains hand over
     fixed_size: bool = False  # it makes no other size than `size`
 

@@ -119,7 +119,7 @@ def count_plan(plan: Plan, dtype: str) -> list[StepCount]:
     results = []
     for step_type in types:
         of_clips = 1 if plan.clips else plan.calls
-        calls = {ROUND: _windows(plan), FIRST: plan.steps, LAST: plan.steps, CLEAN: 1}.get(step_type.name, of_clips)
+        calls = {ROUND: _windows(plan), FIRST: plan.first_steps, LAST: plan.steps, CLEAN: 1}.get(step_type.name, of_clips)
         by_place = counted[step_type.name]
         layers = [LayerCount(block, number, by_place.get(str(place), Counter())) for place, (block, number) in kinds.items()]
         rest = sum(by_place.values(), Counter[Operator]())
@@ -289,7 +289,7 @@ def _counted(plan: Plan, types: Sequence[StepType], watch: _Watch) -> dict[str, 
         raise _Finished
 
     if plan.chunk_lat is not None:
-        follow(None, {min(1, plan.steps - 1): FIRST})
+        follow(None, {min(1, plan.first_steps - 1): FIRST})
         if plan.rounds > 1:
             clean = plan.rounds - 1
             follow(steps.last_chunk(plan, noise, generator), {clean - 1: CLEAN, clean + min(1, plan.steps - 1): LAST})

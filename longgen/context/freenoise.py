@@ -94,3 +94,18 @@ class FreeNoise(FrameTechnique, NoiseTechnique):
         if geometry.frames_lat <= max(window, geometry.native_lat):
             return noise
         return window_shuffle(noise, window, stride, generator)
+
+    def same_noise(self, geometry: Geometry) -> tuple[int, np.ndarray] | None:
+        """A frame of a block is each frame of the block that it permutes with probability 1 / S."""
+        window, stride = self.sizes(geometry)
+        frames_lat = geometry.frames_lat
+        if frames_lat <= max(window, geometry.native_lat):
+            return None
+        chance = np.eye(frames_lat + stride)  # a last block in full
+        for start in range(window, frames_lat, stride):
+            source, block = slice(start - window, start - window + stride), slice(start, start + stride)
+            chance[block, :start] = chance[source, :start].mean(axis=0)
+            among = (chance[source, source].sum() - stride) / max(1, stride * (stride - 1))  # two frames of the block
+            chance[block, block] = among + (1 - among) * np.eye(stride)
+            chance[:start, block] = chance[block, :start].T
+        return window, chance[:frames_lat, :frames_lat]

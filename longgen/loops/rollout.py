@@ -11,7 +11,6 @@ a cache is larger than it is worth saving.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,25 +52,26 @@ def rollout(
         for index, (start, _) in enumerate(chunks):
             yield known(index)[:, :, : plan.frames_lat - start]
         return
-    shape = (*noise.shape[:2], technique.chunk, *noise.shape[3:])
+    shape = (*noise.shape[:2], plan.call_geometry.frames_lat, *noise.shape[3:])
     chunk_noise = ChunkNoise(plan, shape, generator, resume, denoiser.given)
     recent = torch.zeros(shape, device=backbone.device)[:, :, :0]  # clean frames, as many as the cache may hold
     with backbone.rolling(plan) as cache:
-        scheduler = backbone.frame_schedule(plan)
         for index, (start, count) in enumerate(chunks):
             text = denoiser.text(shares[index])
             if since[index] == 0:
                 _switch_prompt(denoiser, cache, start, text, recent)
-            programs = plan.programs_for_chunk(start + count, count, cache.frames, since[index], start in cuts)
-            cache.open(start, count, *programs)
+            steps = plan.first_steps if index == first else plan.steps
+            cache.open(
+                start, count, *plan.programs_for_chunk(start + count, count, cache.frames, since[index], start in cuts, steps)
+            )
             if index < first + done:
                 x0 = known(index).to(backbone.device)
             else:
                 made = index - first + 1
-                x0 = _denoise_chunk(denoiser, scheduler, chunk_noise, text, f"chunk {made} of {plan.rounds}")
+                x0 = _denoise_chunk(denoiser, steps, chunk_noise, text, f"chunk {made} of {plan.rounds}")
                 on_step(State(made, x0, {"carried": chunk_noise.last_frames}, generator.get_state()))
             if index + 1 < len(chunks):
-                _write_cache(denoiser, cache, x0, start, text)
+                _write_cache(denoiser, cache, x0, start, text, steps)
                 recent = torch.cat([recent, x0], dim=2)[:, :, -plan.slots_lat :]
             yield x0[:, :, : plan.frames_lat - start]
     backbone.pipe.maybe_free_model_hooks()
@@ -89,7 +89,7 @@ class ChunkNoise:
     ) -> None:
         self.technique = plan.noise if plan.geometry.ratio > 1 else None
         self.shape, self.generator = shape, generator
-        self.last_frames: list[Tensor | None] = [None] * plan.steps
+        self.last_frames: list[Tensor | None] = [None] * max(plan.steps, plan.first_steps)
         if resume is not None:
             generator.set_state(resume.generator)
             self.last_frames = [*resume.scheduler["carried"]]
@@ -107,25 +107,33 @@ class ChunkNoise:
         return noise
 
 
-def _denoise_chunk(denoiser: Denoiser, scheduler: Any, noise: ChunkNoise, text: Text, name: str) -> Tensor:
+def _denoise_chunk(denoiser: Denoiser, steps: int, noise: ChunkNoise, text: Text, name: str) -> Tensor:
     """The clean latents of the chunk that the cache is open for. Raises LonggenError for latents that are not finite."""
-    backbone, steps = denoiser.backbone, denoiser.plan.steps
-    sigmas, timesteps = scheduler.sigmas.tolist(), scheduler.timesteps.tolist()
-    x = noise.draw(0).to(backbone.device)
-    for step, timestep in enumerate(timesteps):
-        x0 = x - sigmas[step] * denoiser.predict(x, torch.full((1, x.shape[2]), timestep), step, text)
+    backbone = denoiser.backbone
+    scheduler = backbone.chunk_schedule(denoiser.plan, steps)
+    renoised = scheduler.config.get("stochastic_sampling", False)  # else it is a solver, whose steps draw no noise
+    sigmas, x = scheduler.sigmas.tolist(), noise.draw(0).to(backbone.device)
+    for step, timestep in enumerate(scheduler.timesteps.tolist()):
+        velocity = denoiser.predict(x, torch.full((1, x.shape[2]), float(timestep)), step, text)
+        if not renoised:
+            x = x0 = scheduler.step(velocity, scheduler.timesteps[step], x, return_dict=False)[0]
+        else:
+            x0 = x - sigmas[step] * velocity
         finite.check_latents(x0, backbone.model_settings, f"{name}, step {step + 1} of {steps}")
-        if step + 1 < steps:
+        if renoised and step + 1 < steps:
             x = (1 - sigmas[step + 1]) * x0 + sigmas[step + 1] * noise.draw(step + 1).to(backbone.device)
     return x0
 
 
-def _write_cache(denoiser: Denoiser, cache: KVCache, x0: Tensor, start: int, text: Text) -> None:
-    """The clean pass: runs `x0`, from frame `start` on, for the keys and values that it leaves in the cache."""
+def _write_cache(denoiser: Denoiser, cache: KVCache, x0: Tensor, start: int, text: Text, steps: int) -> None:
+    """The clean pass: runs `x0`, from frame `start` on, for the keys and values that it leaves in the cache.
+
+    steps: of the chunk; the last one's programs serve.
+    """
     technique = denoiser.plan.sampling
     assert isinstance(technique, Rollout)
     cache.writing = True
-    denoiser.predict(x0, torch.full((1, x0.shape[2]), technique.context_noise), denoiser.plan.steps - 1, text)
+    denoiser.predict(x0, torch.full((1, x0.shape[2]), technique.context_noise), steps - 1, text)
     cache.writing = False
     cache.close(start)
 
@@ -141,4 +149,4 @@ def _switch_prompt(denoiser: Denoiser, cache: KVCache, start: int, text: Text, r
     cache.keep(plan.frames_kept(cache.frames, start))
     if technique.switch == "recache" and recached:
         cache.open(recached[0], len(recached), *plan.programs_for_chunk(start, len(recached), cache.frames))
-        _write_cache(denoiser, cache, recent[:, :, -len(recached) :], recached[0], text)
+        _write_cache(denoiser, cache, recent[:, :, -len(recached) :], recached[0], text, plan.steps)

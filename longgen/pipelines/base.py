@@ -226,6 +226,10 @@ class PipelineBackbone:
         """Within the context, the transformer attends over the KV cache that it yields."""
         raise NotImplementedError(f"{self.spec.name} is not causal")  # a plan refuses it before
 
+    def chunk_schedule(self, plan: Plan, steps: int) -> Any:
+        """A new scheduler with the timesteps of `steps`, for one chunk of a rollout."""
+        raise NotImplementedError(f"{self.spec.name} is not causal")  # a plan refuses it before
+
     def levels(self, step: int) -> tuple[tuple[float, float], tuple[float, float], float]:
         """(alpha, sigma) of x = alpha x0 + sigma noise before and after `step`, and d x0 / d x for a constant model output."""
         before, after = self.step_state.scheduled("sigmas")[step : step + 2]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor
@@ -78,11 +78,18 @@ class CachedText:
 
 
 class CausalWan(Wan):
-    def frame_schedule(self, plan: Plan) -> Any:
-        """A flow-matching Euler scheduler with the few levels of a rollout: 1, (S - 1) / S, .. 1 / S, shifted."""
-        shift = plan.sample.flow_shift or self.spec.flow_shift
+    def chunk_schedule(self, plan: Plan, steps: int) -> Any:
+        """The few levels of a rollout, 1, (S - 1) / S, .. 1 / S, shifted: for an Euler step that adds fresh noise, or for UniPC.
+
+        UniPC's begin at 0.999, where its logarithm is finite, and its timesteps are rounded down [both: code, LongLive 2.0].
+        """
+        shift, device = plan.sample.flow_shift or self.spec.flow_shift, self.pipe._execution_device
+        if self.spec.scheduler == UniPCMultistepScheduler.__name__:
+            solver = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+            solver.set_timesteps(sigmas=np.linspace(0.999, 0, steps + 1)[:-1], device=device)
+            return solver
         scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, stochastic_sampling=True)
-        scheduler.set_timesteps(sigmas=np.linspace(1, 0, plan.steps + 1)[:-1], device=self.pipe._execution_device)
+        scheduler.set_timesteps(sigmas=np.linspace(1, 0, steps + 1)[:-1], device=device)
         return scheduler
 
     def velocity(self, transformer: Any, x: Tensor, timesteps: Tensor, text: Text, uncond: Text | None) -> Velocities:

@@ -44,9 +44,15 @@ class SingleLayerPlan(Plan):
     modification: Modification = local_window
 
     def programs_for_chunk(
-        self, frames_lat: int, queries: int, held: Any = None, since_switch: int | None = None, cut: bool = False
+        self,
+        frames_lat: int,
+        queries: int,
+        held: Any = None,
+        since_switch: int | None = None,
+        cut: bool = False,
+        steps: int | None = None,
     ) -> tuple[tuple[Program | None, ...], np.ndarray]:
-        programs, table = super().programs_for_chunk(frames_lat, queries, held, since_switch, cut)
+        programs, table = super().programs_for_chunk(frames_lat, queries, held, since_switch, cut, steps)
         return self._modify(programs, table, replace(self.geometry, frames_lat=frames_lat), queries)
 
     def _modify(

@@ -1,7 +1,8 @@
 """Autoregressive rollout: a causal model generates chunk by chunk, to any length, over a key/value cache.
 
 Papers: Self-Forcing, arXiv 2506.08009, code 33593df (the loop); LongLive, arXiv 2509.22622, code v1.0 e52d9ef (re-caching where the
-prompt changes); infinity-RoPE, arXiv 2511.20649, code 63d7b84 (flushing there, and the cut).
+prompt changes); infinity-RoPE, arXiv 2511.20649, code 63d7b84 (flushing there, and the cut); Causal Forcing++, arXiv 2605.15141,
+code thu-ml/Causal-Forcing 1fc7bbc (more steps for the first chunk, which it has from ASD).
 
 Legend: c latent frames of a chunk, S steps, sigma_j the noise level of step j, t_j = 1000 sigma_j, v the model's velocity.
 
@@ -13,6 +14,12 @@ Legend: c latent frames of a chunk, S steps, sigma_j the noise level of step j, 
 
 Constants: c = 3, S = 4 and s = 5, so that t = 1000, 937.5, 833.3, 625; context_noise = 0 [code]. What a chunk sees of the past, and
 at which times, is decided by the frame plan: the techniques window, sink, rebase, flex.
+
+What a model was distilled for is in its facts: `chunk` is the backbone's unless it is given, and so is `first_steps`, the S of a
+video's first new chunk (4 where the others have S = 2, t = 1000, 833.3, or S = 1 [code, Causal Forcing++]), after a picture too
+[code]. A video that goes on from another has no first chunk: all have S steps [derived]. Techniques that act in a part of the steps
+take the same part of these [derived]. A backbone whose scheduler is a multistep solver takes its steps instead of the last line of
+the loop, and draws no noise between them; it begins anew with each chunk [code, LongLive 2.0].
 
 A prompt changes with the first chunk that starts at or after the change: the chunk in which it falls is made with the one before,
 so that latent frames 40, 80, 120, 160 and 200 become 42, 81, 120, 162 and 201 [code, LongLive]. `switch` says what becomes of the
@@ -54,11 +61,11 @@ from pydantic import Field
 
 from longgen.errors import UsageError
 from longgen.frameplan import FramePlan, Pass
-from longgen.technique import LONGEST, Sampling
+from longgen.technique import LONGEST, TIMESTEPS, Model, Sampling
 
 
 class Rollout(Sampling):
-    """chunk: c. context_noise: the timestep of the clean pass. switch, kept, cut_time: see above."""
+    """chunk: c. first_steps: S of the first chunk. context_noise: the timestep of the clean pass. The others: see above."""
 
     paper: ClassVar[str] = "Self-Forcing, arXiv 2506.08009"
     requires: ClassVar[tuple[str, ...]] = ("kv-cache",)
@@ -66,16 +73,23 @@ class Rollout(Sampling):
     in_chunks: ClassVar[bool] = True
     loop: ClassVar[str] = "rollout"
 
-    chunk: int = Field(3, ge=1, le=LONGEST)
+    chunk: int | None = Field(None, ge=1, le=LONGEST)
+    first_steps: int | None = Field(None, ge=1, le=TIMESTEPS)
     context_noise: float = Field(0.0, ge=0, le=1000)
     switch: Literal["recache", "flush", "keep"] = "recache"
     kept: int = Field(2, ge=1, le=LONGEST)
     cut_time: int = Field(45, ge=1, le=LONGEST)
 
+    def settled(self, model: Model) -> Rollout:
+        """With `chunk` filled in, and `first_steps` where the model was made for a number of its own."""
+        own = {"chunk": self.chunk or model.chunk_lat, "first_steps": self.first_steps or model.first_steps}
+        return self.model_copy(update=own)
+
     def frames_per_call(self, frames_lat: int, native_lat: int) -> int:
+        assert self.chunk is not None, "settled before"
         if self.chunk > native_lat:
             raise UsageError(f"rollout.chunk = {self.chunk} latent frames, but the model was trained on {native_lat} in all",
-                             expected=f"1 to {native_lat}", hint="leave it out for the 3 of published models")  # fmt: skip
+                             expected=f"1 to {native_lat}", hint="leave it out for that of the model")  # fmt: skip
         return self.chunk
 
     def calls(self, frames_lat: int, native_lat: int) -> float:
@@ -83,6 +97,7 @@ class Rollout(Sampling):
 
     def rounds(self, frames_lat: int, native_lat: int, steps: int) -> int:
         """The number of chunks."""
+        assert self.chunk is not None, "settled before"
         return -(-frames_lat // self.chunk)
 
     def cut_apart(self, plan: FramePlan, native_lat: int) -> FramePlan:

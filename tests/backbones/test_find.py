@@ -12,11 +12,12 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, WanTransformer3DModel
 
+from longgen import planner, preset
 from longgen.backbones.causal_wan import LONGLIVE, SELF_FORCING
 from longgen.backbones.find import find
 from longgen.backbones.registry import SPECS, adapter_of, family_of
 from longgen.backbones.spec import BackboneSpec
-from longgen.backbones.wan import TINY, WAN_1_3B, WAN_14B
+from longgen.backbones.wan import TINY, WAN_1_3B, WAN_2_2_5B, WAN_14B
 from longgen.errors import LonggenError, MissingError, UsageError, unknown_name
 from tests.models import checkpoint, published, small
 
@@ -244,6 +245,30 @@ def test_a_base_without_the_weights_of_its_transformer_will_do(pipeline: Path, w
     save(wan, pipeline / "weights.pt")
     (pipeline / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
     assert find(f"self-forcing:{pipeline}").parameters == sum(weight.numel() for weight in wan.parameters())
+
+
+def test_the_files_of_causal_forcing_are_told_apart_by_their_names(tmp_path: Path) -> None:
+    """In the folder that its README downloads to; a file anywhere else is what it is called."""
+    chunks = {"causal-forcing": (3, 4, None), "causal-forcing-framewise": (1, 4, None), "causal-forcing-2step": (1, 2, 4),
+              "causal-forcing-1step": (1, 1, 4)}  # fmt: skip
+    for name in chunks:
+        path = tmp_path / str(SPECS[name].checkpoint).removeprefix("zhuhz22/Causal-Forcing/")
+        path.parent.mkdir(exist_ok=True)
+        large(WAN_1_3B, path)
+    for name, expected in chunks.items():
+        inner = str(SPECS[name].checkpoint).removeprefix("zhuhz22/Causal-Forcing/")
+        for found in (find(f"{name}:{tmp_path}"), find(f"{name}:{tmp_path / inner}")):
+            assert found.checkpoint == str(tmp_path / inner)
+            plan = planner.build(preset.load("direct"), found)
+            assert (plan.chunk_lat, plan.steps, found.first_steps) == expected
+            assert plan.first_steps == 4
+
+
+def test_longlive_2_is_one_file_of_another_size(tmp_path: Path) -> None:
+    found = find(f"longlive-2:{large(WAN_2_2_5B, tmp_path / 'model_bf16.pt')}")
+    assert (found.chunk_lat, found.native_lat, found.steps, found.fps, found.scheduler) == (8, 32, 4, 24, "UniPCMultistepScheduler")
+    with pytest.raises(UsageError, match="longlive-2 is of width 3072 with 48"):
+        find(f"longlive-2:{large(WAN_1_3B, tmp_path / 'other.pt')}")
 
 
 @pytest.mark.parametrize("inner", ["models", "."])

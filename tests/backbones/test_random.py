@@ -24,6 +24,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "wan2.2-t2v-a14b": WAN,
     "wan2.2-ti2v-5b": WAN,
     "self-forcing": WAN,
+    "causal-forcing-2step": WAN,
+    "longlive-2": WAN,
     "ltx-2b": dict(layers=2, heads=2, head_dim=32, ffn_dim=256),
     "ltx-2b-0.9.5": dict(layers=2, heads=2, head_dim=32, ffn_dim=256),
     "cogvideox-2b": dict(layers=2, heads=2, head_dim=32, ffn_dim=256),

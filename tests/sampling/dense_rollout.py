@@ -47,7 +47,7 @@ class Sight:
 
 @dataclass
 class Group:
-    """Rows that are run together: their frames, the rows of the past that there are, by frame, the latents, and the text.
+    """Rows that are run together: their frames, the rows of the past that there are, by frame, the latents, the text, the steps.
 
     since: how many chunks ago the prompt changed. cut: the time that a cut moves them to. seen, means: what a memory holds.
     """
@@ -56,6 +56,7 @@ class Group:
     past: dict[int, int]
     latents: Tensor
     text: int
+    steps: int
     since: int | None = None
     cut: int | None = None
     seen: Seen | None = None
@@ -66,9 +67,9 @@ class Group:
 class Dense:
     """A causal `backbone`'s transformer over all rows, and the techniques of `stack`."""
 
-    def __init__(self, backbone: Any, stack: Stack, steps: int, texts: list[Tensor]) -> None:
+    def __init__(self, backbone: Any, stack: Stack, texts: list[Tensor]) -> None:
         self.spec, self.transformer = backbone.spec, backbone.pipe.transformer
-        self.stack, self.steps, self.texts = stack, steps, texts
+        self.stack, self.texts = stack, texts
         self.theta = self.spec.rotary_base ** (-2 * np.arange(self.spec.rotary_dims // 2) / self.spec.rotary_dims)
         self.groups: list[Group] = []
         self.per_token = any(table.get("per_token", False) for table in stack)
@@ -80,7 +81,7 @@ class Dense:
         """kind: of the head."""
         here, past, own = {}, list(group.past), group.frames
         for table in self.stack:
-            first, last = (round(share * self.steps) for share in table.get("steps", (0, 1)))
+            first, last = (round(share * group.steps) for share in table.get("steps", (0, 1)))
             if layer in table.get("layers", [layer]) and first <= step < last:
                 here[table["name"]] = table
         native, stop, theta = self.spec.native_lat, own[-1] + 1, self.theta
@@ -133,7 +134,7 @@ class Dense:
         rows = newest.first + len(newest.frames)
         columns: list[list[Columns]] = [[] for _ in range(self.spec.layers)]
         for layer, head, group in itertools.product(range(self.spec.layers), self.heads, groups):
-            kind, at = self.kind_of.get((layer, head)), step if group is newest else self.steps - 1
+            kind, at = self.kind_of.get((layer, head)), step if group is newest else group.steps - 1
             sight = self.sight(group, layer, at, kind)
             row_of = group.past | {frame: group.first + index for index, frame in enumerate(group.frames)}
             weights = torch.zeros(len(sight.frames), rows, dtype=torch.float64)
@@ -165,7 +166,7 @@ class Dense:
 
     def _tell_apart(self, group: Group, context_noise: float, table: dict[str, Any]) -> None:
         """Heads by the sums, over frames, of attention from tokens spread evenly over the clean rows of `group`."""
-        self.run(group, context_noise, context_noise, self.steps - 1)
+        self.run(group, context_noise, context_noise, group.steps - 1)
         row_of = group.past | {frame: group.first + index for index, frame in enumerate(group.frames)}
         masses: dict[tuple[int, int], list[float]] = {}
         layers = table.get("layers", range(self.spec.layers))
@@ -186,7 +187,7 @@ class Dense:
     def shown(self, group: Group) -> tuple[set[int], set[int]]:
         """The frames that heads of some kind see of `group` in every layer and step, and those in any."""
         kinds = {*self.kind_of.values()} or {None}
-        cases = itertools.product(range(self.spec.layers), range(self.steps))
+        cases = itertools.product(range(self.spec.layers), range(group.steps))
         sights = ([self.sight(group, *case, kind).frames for kind in kinds] for case in cases)
         by_case = [{shown for shown in itertools.chain(*by_kind) if isinstance(shown, int)} for by_kind in sights]
         return set.intersection(*by_case), set.union(*by_case)
@@ -296,9 +297,11 @@ def rollout(
     seed: int = 0,
     given: Tensor | None = None,
     cuts: dict[int, int] | None = None,
+    first_steps: int | None = None,
 ) -> Tensor:
     """The latents [1, C, T, h, w]. prompts: of each chunk. given: clean latents [1, C, m, h, w] that it begins with, in chunks of
-    which the first has what is left over. cuts: the chunks that begin with a cut, and the time that it moves them to.
+    which the first has what is left over. cuts: the chunks that begin with a cut, and the time that it moves them to. first_steps:
+    of the first chunk after those given.
     """
     spec, generator = backbone.spec, torch.Generator().manual_seed(seed)
     width, height = spec.size
@@ -308,9 +311,7 @@ def rollout(
         texts, uncond = [backbone.text(prompt)["encoder_hidden_states"] for prompt in different], backbone.text("")
     if guidance > 1:
         texts = [torch.cat([uncond["encoder_hidden_states"], text]) for text in texts]
-    dense = Dense(backbone, stack, steps, texts)
-    shares = 1 - np.arange(steps + 1) / steps
-    sigmas = spec.flow_shift * shares / (1 + (spec.flow_shift - 1) * shares)
+    dense = Dense(backbone, stack, texts)
     sinks = {"sink": ("frames", 3), "dummy-forcing": ("first", 1), "memrope": ("sink", 3)}
     sink = max((table.get(*sinks[table["name"]]) for table in stack if table["name"] in sinks), default=0)
     memory = memory_of(stack, spec.native_lat, chunk)
@@ -318,12 +319,12 @@ def rollout(
     rows: dict[int, int] = {}  # of the frames that there are
     done: list[Tensor] = []
 
-    def group_of(frames: list[int], past: dict[int, int], latents: Tensor, text: int) -> Group:
+    def group_of(frames: list[int], past: dict[int, int], latents: Tensor, text: int, steps: int) -> Group:
         fate = since, (cuts or {}).get(index)
         if memory is None:
-            return Group(frames, past, latents, text, *fate)
+            return Group(frames, past, latents, text, steps, *fate)
         seen = memory.open(frames, past)
-        return Group(frames, past, latents, text, *fate, seen, memory.means)
+        return Group(frames, past, latents, text, steps, *fate, seen, memory.means)
 
     def keep(group: Group) -> dict[int, int]:
         if memory is not None:
@@ -346,24 +347,26 @@ def rollout(
                 if again:
                     latents = torch.cat(done, dim=2)[:, :, again]
                     past = {frame: row for frame, row in rows.items() if frame < again[0] and frame in held}
-                    group = Group(again, past, latents, text)
+                    group = Group(again, past, latents, text, steps)
                     if memory is not None:
                         group.seen, group.means = memory.again(again), memory.means
                     rows |= dense.keep(group, context_noise)
         if given is not None and start < known:
             clean = given[:, :, start : start + (known % chunk or chunk if start == 0 else chunk)]
             done.append(clean)
-            rows |= keep(group_of(list(range(start, start + clean.shape[2])), dict(rows), clean, text))
+            rows |= keep(group_of(list(range(start, start + clean.shape[2])), dict(rows), clean, text, steps))
             continue
+        levels = first_steps if first_steps and start == known else steps
+        sigmas = [spec.flow_shift * u / (1 + (spec.flow_shift - 1) * u) for u in 1 - np.arange(levels + 1) / levels]
         x = torch.randn(shape, generator=generator)
-        group = group_of(list(range(start, start + chunk)), dict(rows), x, text)
-        for step in range(steps):
+        group = group_of(list(range(start, start + chunk)), dict(rows), x, text, levels)
+        for step in range(levels):
             group.latents = x
             v = dense.run(group, 1000 * sigmas[step], context_noise, step)
             if guidance > 1:
                 v = v[:1] + guidance * (v[1:] - v[:1])
             clean = x - sigmas[step] * v
-            if step + 1 < steps:
+            if step + 1 < levels:
                 x = (1 - sigmas[step + 1]) * clean + sigmas[step + 1] * torch.randn(shape, generator=generator)
         group.latents = clean
         done.append(clean)

@@ -82,7 +82,7 @@ def test_a_refinement_and_a_queue_step_on_shifted_levels(tiny: Any, tiny_plan: C
 def test_a_rollout_steps_on_shifted_levels(causal: Any) -> None:
     plan = planner.build(preset.load("self-forcing", (), preset.Sample(frames=33, steps=4, flow_shift=8.0)), causal.spec)
     u = np.array([1, 0.75, 0.5, 0.25, 0])
-    assert causal.frame_schedule(plan).sigmas.numpy() == pytest.approx(8 * u / (1 + 7 * u), rel=1e-6)
+    assert causal.chunk_schedule(plan, plan.steps).sigmas.numpy() == pytest.approx(8 * u / (1 + 7 * u), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", [name for name in small.PLAIN if name not in ("cogvideox", "ltx-condition")])

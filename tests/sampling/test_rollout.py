@@ -11,13 +11,14 @@ import functools
 import gc
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
 from longgen import cost, describe, planner, preset
@@ -143,6 +144,51 @@ def test_equals_the_definition_with_other_chunks_steps_and_guidance(
     assert differs(latents, result(name)) > 1e-3
 
 
+FIRST: dict[str, tuple[Stack, dict[str, Any], int, int]] = {  # techniques, rollout, steps, latent frames
+    "frame by frame, 2 steps": ([WINDOW, SINK, REBASE], {"chunk": 1, "first_steps": 4}, 2, 10),
+    "frame by frame, 1 step": ([WINDOW, SINK, FLEX], {"chunk": 1, "first_steps": 4}, 1, 10),
+    "fewer steps first": ([WINDOW | {"steps": [0, 0.5]}, ALL_FRAMES | {"steps": [0.5, 1]}], {"first_steps": 1}, 4, 9),
+}
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_the_first_chunk_in_steps_of_its_own_equals_the_definition(causal: Any, name: str) -> None:
+    stack, rollout, steps, frames_lat = FIRST[name]
+    plan = built(causal, [*stack, {"name": "rollout"} | rollout], frames_lat, steps=steps)
+    chunk, first = rollout.get("chunk", 3), rollout["first_steps"]
+    latents = rollout_latents(causal, plan)
+    expected = dense_rollout.rollout(causal, stack, frames_lat, [RED] * plan.rounds, steps, chunk, first_steps=first)
+    print(f"{name}: {differs(latents, expected):.1e}")
+    assert differs(latents, expected) < 1e-5
+    plain = rollout_latents(causal, built(causal, [*stack, {"name": "rollout", "chunk": chunk}], frames_lat, steps=steps))
+    assert differs(latents, plain) > 1e-3
+    same = built(causal, [*stack, {"name": "rollout"} | rollout | {"first_steps": steps}], frames_lat, steps=steps)
+    assert torch.equal(rollout_latents(causal, same), plain)
+
+
+def test_the_first_chunk_costs_its_own_steps(causal: Any) -> None:
+    """Chunks of one frame over two steps and a clean pass, the first over four; the last has no clean pass."""
+    stack = [{"name": "window", "frames": 1}, {"name": "rollout", "chunk": 1}]
+    plain, own = (built(causal, [stack[0], stack[1] | more], 200, steps=2) for more in ({}, {"first_steps": 4}))
+    assert (plain.first_steps, own.first_steps, own.rounds) == (2, 4, 200)
+    assert cost.ratio(own) / cost.ratio(plain) == pytest.approx((200 * 3 - 1 + 2) / (200 * 3 - 1), rel=1e-4)
+    calls = calls_of(causal, built(causal, [stack[0], stack[1] | {"first_steps": 4}], 3, steps=2))
+    assert calls == [1000, 937.5, pytest.approx(2500 / 3), 625, 0, 1000, pytest.approx(2500 / 3), 0, 1000, pytest.approx(2500 / 3)]
+
+
+def calls_of(backbone: Any, plan: Plan) -> list[float]:
+    """The timestep of each call of the transformer."""
+    times: list[float] = []
+    handle = backbone.pipe.transformer.register_forward_pre_hook(
+        lambda module, arguments, named: times.append(named["timestep"][0].item()), with_kwargs=True
+    )
+    try:
+        rollout_latents(backbone, plan)
+    finally:
+        handle.remove()
+    return times
+
+
 def test_what_is_left_unsaid_is_a_rollout_with_a_native_window(causal: Any) -> None:
     implied, said = built(causal, []), built(causal, [{"name": "window", "frames": 9}, {"name": "rollout"}])
     assert [act.name for act in implied.techniques] == [act.name for act in said.techniques] == ["window", "rollout"]
@@ -174,10 +220,32 @@ def test_one_chunk_is_diffusers_own_loop_bit_for_bit(causal: Any, steps: int) ->
     assert torch.equal(rollout_latents(causal, built(causal, [], 3, steps=steps)), latents)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_with_a_solver_each_chunk_is_diffusers_own_loop_anew(causal: Any, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames that see nothing but their chunk, at relative times; LongLive 2.0's levels are sigma_j from 0.999 on, shifted."""
+    monkeypatch.setattr(causal, "spec", replace(causal.spec, scheduler="UniPCMultistepScheduler"))
+    latents = rollout_latents(causal, built(causal, [{"name": "window", "frames": 3}], 6, steps=steps))
+    generator = torch.Generator().manual_seed(0)
+    for first in (0, 3):
+        solver = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0)
+        solver.set_timesteps(sigmas=0.999 * (1 - np.arange(steps) / steps))
+        x = torch.randn(1, 48, 3, 4, 6, generator=generator)
+        with torch.no_grad():
+            words = causal.text(RED)
+            for timestep in solver.timesteps:
+                predicted = causal.pipe.transformer(hidden_states=x, timestep=timestep.expand(1), return_dict=False, **words)[0]
+                x = solver.step(predicted, timestep, x, return_dict=False)[0]
+        assert differs(latents[:, :, first : first + 3], x) < 1e-5
+    levels = {1: [999], 2: [999, 833], 4: [999, 937, 833, 624]}  # as FlowUniPCMultistepScheduler of NVlabs/LongLive sets them
+    assert causal.chunk_schedule(built(causal, []), steps).timesteps.tolist() == levels[steps]
+
+
 def test_the_noise_levels_of_self_forcing(causal: Any) -> None:
-    scheduler = causal.frame_schedule(built(causal, [], steps=4))
+    scheduler = causal.chunk_schedule(built(causal, [], steps=4), 4)
     assert scheduler.timesteps.tolist() == pytest.approx([1000, 937.5, 2500 / 3, 625], rel=1e-6)
     assert scheduler.sigmas.tolist() == pytest.approx([1, 0.9375, 5 / 6, 0.625, 0], rel=1e-6)
+    for steps, expected in ((1, [1000]), (2, [1000, 2500 / 3])):  # Causal Forcing++: [1000] and [1000, 500], warped
+        assert causal.chunk_schedule(built(causal, []), steps).timesteps.tolist() == pytest.approx(expected, rel=1e-6)
     assert SPECS["self-forcing"].flow_shift == SPECS["longlive"].flow_shift == SPECS["tiny-causal"].flow_shift == 5
 
 
@@ -266,6 +334,7 @@ RESUMED: dict[str, tuple[Stack, PromptSchedule | None]] = {
     "ans, renoise": ([WINDOW, ANS | {"renoise": True}], None),
     "rolling-sink, recache": ([{"name": "rolling-sink", "frames": 8}], cut(1.5, 3)),
     "memrope, recache": ([{"name": "memrope"}], cut(1.5, 3)),
+    "ans, renoise, more steps first": ([WINDOW, ANS | {"renoise": True}, {"name": "rollout", "first_steps": 4}], None),
     "recache": ([WINDOW, SINK, REBASE, ANS], cut(1.5, 3)),
     "flush": ([WINDOW, SINK, REBASE, ANS, {"name": "rollout", "switch": "flush"}], cut(1.5, 3)),
     "keep": ([WINDOW, SINK, REBASE, ANS, {"name": "rollout", "switch": "keep"}], cut(1.5, 3)),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longgen import cost, describe, planner, preset
+from longgen import cost, describe, pictures, planner, preset
 from longgen.backbones.registry import SPECS
 from longgen.compare.grid import seams
 from longgen.conditions import Conditions
@@ -94,6 +94,28 @@ def test_in_chunks_of_another_length(causal: Any, chunk: int) -> None:
     latents = sampled(causal, built(causal, stack, of_file(1), 8), given)
     expected = dense_rollout.rollout(causal, stack, 9, [RED] * (1 + 8 // chunk), chunk=chunk, given=given)
     assert differs(latents, expected) < 1e-5
+
+
+def test_the_first_chunk_after_a_picture_has_steps_of_its_own_and_after_a_video_none_has(causal: Any) -> None:
+    stack, given = [WINDOW, SINK], frames(1)
+    rolled = [*stack, {"name": "rollout", "chunk": 1, "first_steps": 4}]
+    picture = replace(built_plain(causal, rolled, 9), given_lat=1, conditions=Conditions(pictures.read(planner.GREY)))
+    video = built(causal, rolled, of_file(1), 8)
+    assert (picture.first_steps, video.first_steps) == (4, 2)
+    for plan, first in ((picture, 4), (video, None)):
+        expected = dense_rollout.rollout(causal, stack, 9, [RED] * 9, chunk=1, given=given, first_steps=first)
+        assert differs(sampled(causal, plan, given), expected) < 1e-5
+
+
+def test_techniques_in_a_part_of_the_steps_take_that_part_of_the_first_chunk_s(causal: Any) -> None:
+    """A picture and nine frames are longer than the nine of training, so that frequencies change in the first chunk too."""
+    stack, given = [{"name": "window", "frames": 1000}, {"name": "ntk", "steps": [0, 0.5]}], frames(1)
+    rolled = [*stack, {"name": "rollout", "chunk": 9, "first_steps": 4}]
+    made = preset.from_tables({"name": "stack", "sample": {"frames": 37, "steps": 2}, "technique": rolled}, "stack")
+    plan = planner.build(made, causal.spec, conditions=Conditions(pictures.read(planner.GREY)))
+    assert (plan.given_lat, plan.rounds) == (1, 1)
+    expected = dense_rollout.rollout(causal, stack, 10, [RED] * 2, chunk=9, given=given, first_steps=4)
+    assert differs(sampled(causal, plan, given), expected) < 1e-5
 
 
 @pytest.mark.parametrize("switch", ["recache", "flush", "keep"])

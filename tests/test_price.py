@@ -122,7 +122,11 @@ def test_a_rollout_s_cost_is_what_torch_counts_over_all_chunks(name: str, causal
         denoiser = Denoiser(causal, long, "")
         sample(denoiser, denoiser.initial_noise(generator), generator)
     whole = cost.flops(long, None, long.grid) * (long.preset.sample.steps or CAUSAL.steps) * CAUSAL.layers
-    assert cost.ratio(long) * whole == pytest.approx(sum(counted(causal, counter)), rel=WITHIN)
+    estimate, operations = cost.ratio(long) * whole, sum(counted(causal, counter))
+    if long.head_groups is None:
+        assert estimate == pytest.approx(operations, rel=WITHIN)
+    else:  # who sees what is known at run time only: an upper bound, and here a close one
+        assert operations * (1 - WITHIN) <= estimate <= 1.05 * operations
 
 
 @pytest.mark.parametrize("family", OTHERS)

@@ -76,3 +76,12 @@ def test_the_table_of_presets_from_pictures_is_made_once(
     assert capsys.readouterr().out == table
     effect.measured("tiny", [], 89, 1, 1, [], output)
     assert len(output.read_text().splitlines()) == 3
+
+
+def test_a_difference_is_more_than_chance_makes_of_its_clips() -> None:
+    """Of sixteen pairs: all of one sign are found, half of each sign and equal ones are not; what the clips lack is not tested."""
+    base = [{"shift": 10.0, "speed_px": 1.0, "motion": 1.0} for _ in range(16)]
+    other = [{"shift": 20.0 + n, "speed_px": 1 + (-1) ** n * (1 + n) / 10, "motion": 1.0} for n in range(16)]
+    *found, count = effect.differences({"81 frames": base, "plain": base, "sink": other}, "plain")
+    assert [line.partition(";")[0] for line in found] == ["sink: shift 27.500, plain 10.000"]
+    assert count.startswith("2 tests at p below 0.01: chance alone makes 0.0")

@@ -12,7 +12,8 @@ from pathlib import Path
 from longgen.backbones import registry, tiny_grammar
 from longgen.backbones.causal_wan import TINY_CAUSAL
 
-UNSAID = replace(TINY_CAUSAL, name="tiny-causal-unsaid", checkpoint=str(Path(__file__).parent / "weights-unsaid"))
+# Twelve steps: with six, colours that it cannot know blend, and its first frames have no object.
+UNSAID = replace(TINY_CAUSAL, name="tiny-causal-unsaid", checkpoint=str(Path(__file__).parent / "weights-unsaid"), steps=12)
 SPECS = {name: registry.SPECS[name] for name in ("tiny", "tiny-causal")} | {UNSAID.name: UNSAID}
 
 

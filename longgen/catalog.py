@@ -27,8 +27,9 @@ SLOTS = {  # slot, a package of longgen -> technique -> module and class; those 
         "yarn": "yarn:Yarn", "rebase": "rebase:Rebase",
     },
     "context": {
-        "window": "window:Window", "tsa": "tsa:Tsa", "keyframes": "keyframes:Keyframes", "freenoise": "freenoise:FreeNoise",
-        "sink": "sink:Sink", "anchor": "anchor:Anchor",
+        "window": "window:Window", "dummy-forcing": "dummy_forcing:DummyForcing", "tsa": "tsa:Tsa",
+        "keyframes": "keyframes:Keyframes", "lvsa": "lvsa:Lvsa", "freenoise": "freenoise:FreeNoise",
+        "ultravico": "ultravico:UltraViCo", "sink": "sink:Sink", "anchor": "anchor:Anchor",
     },
     "fusion": {
         "freelong": "freelong:FreeLong", "freelongpp": "freelongpp:FreeLongPlusPlus", "freepca": "freepca:FreePca",

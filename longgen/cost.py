@@ -197,12 +197,20 @@ def _direct_steps(plan: Plan) -> int:
 
 
 def cache_bytes(plan: Plan, dtype: str) -> int:
-    """KV cache of a rollout: keys before and after rotation, values, and the text's keys and values; doubled by guidance."""
+    """KV cache of a rollout: keys before and after rotation, values, and the text's keys and values; doubled by guidance.
+
+    Where key columns are not the cached frames, those after rotation are of columns, and values are kept by column too. A memory
+    has its own keys and values, in single precision, and may keep queries.
+    """
     if plan.chunk_lat is None:
         return 0
-    batch = 2 if plan.guided else 1
-    tokens = 3 * plan.slots_lat * math.prod(plan.grid[1:]) + 2 * plan.spec.text_tokens
-    return BYTES[dtype] * batch * tokens * plan.spec.width * plan.spec.layers
+    batch, frame_tokens = 2 if plan.guided else 1, math.prod(plan.grid[1:])
+    slots, columns, memory = plan.slots_lat, plan.columns_lat, plan.memory
+    kept = 3 * slots if columns is None else (2 + plan.keeps_queries) * slots + 2 * columns
+    size = BYTES[dtype] * (kept * frame_tokens + 2 * plan.spec.text_tokens)
+    if memory is not None:
+        size += BYTES["fp32"] * 2 * memory.slots * frame_tokens
+    return batch * size * plan.spec.width * plan.spec.layers
 
 
 def room(spec: BackboneSpec) -> float:

@@ -8,7 +8,7 @@ import itertools
 import json
 import shlex
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,17 @@ from longgen.backbones.spec import BackboneSpec
 from longgen.cards import Card
 from longgen.conditions import options
 from longgen.errors import UsageError
-from longgen.frameplan import PAIR_COLUMNS, FramePlan, Pass, full_attention
+from longgen.frameplan import FramePlan, Pass, full_attention
+from longgen.memory import Memory
 from longgen.pictures import Picture
 from longgen.plan import Plan
 from longgen.planner import LONG, on_every_backbone
 from longgen.preset import Preset
 from longgen.run_settings import STORED_MODEL_SETTINGS
 from longgen.sampling.chain import SEED_STRIDE
+from longgen.sight import row_label, slot_lines
 from longgen.stack import PlacedTechnique
-from longgen.technique import LONGEST, Technique
+from longgen.technique import LONGEST, FrameTechnique, Technique
 from longgen.terminal import aligned, cut_to_width, fitted
 from longgen.textfile import on_one_line, visible
 from longgen.units import about_time, count_label, human_bytes, short
@@ -74,18 +76,26 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
             "",
             f"{plan.rounds} chunk{'s' * (plan.rounds != 1)} of {plan.chunk_lat} latent frames"
             + f" after {plan.given_lat} that are given" * bool(plan.given_lat)
-            + f", {plan.slots_lat} frames in the cache; the last chunk:",
+            + f", {plan.slots_lat} frames{_memory_label(plan.memory)} in the cache; the last chunk:",
         ]
     elif plan.clips:
         lines += ["", *_chain_lines(plan, tables)]
     elif plan.sampling is not None:
         lines += ["", f"the model sees {plan.call_geometry.frames_lat} latent frames at a time, {plan.calls:.3g} times a step"]
-    for name, (frame_plan, layers, steps) in plan.branches().items():
+    for name, (frame_plan, layers, steps), others in _branches_drawn(plan):
         lines += ["", f"branch {name}: layers {count_label(tuple(layers), spec.layers)};"
                       f" steps {count_label(tuple(steps), plan.steps)}"]  # fmt: skip
+        if others:
+            densities = [each.density for each in (frame_plan, *others.values())]
+            lines.append(f"  the first of {len(densities)} tables, which follow one another step by step (to {[*others][-1]}):")
+            lines.append(f"  {min(densities):.3f} to {max(densities):.3f} of all token pairs")
         lines += ["  " + line for line in branch_lines(frame_plan, tables)]
     if plan.chunk_lat is not None and tables and not (plan.table == 0).all():
-        lines += ["", "what the chunks see, in the first layer and step:", *("  " + row for row in picture(_history(plan)))]
+        program = plan.programs[plan.table[0, 0]]
+        for name in ["main"] if program is None else program.branches:
+            heads = "" if name == "main" else f", by heads of {name}"
+            lines += ["", f"what the chunks see, in the first layer and step{heads}:"]
+            lines += ["  " + row for row in picture(_history(plan, name))]
     memory = cost.memory_bytes(plan, dtype, offload)
     lines += [
         "",
@@ -98,6 +108,19 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
         *(f"note: {note}" for note in (plan.notes if notes else ())),
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _branches_drawn(plan: Plan) -> Iterator[tuple[str, tuple[FramePlan, list[int], list[int]], dict[str, FramePlan]]]:
+    """The branches of `plan`, and with each those like it which are not drawn: a technique moves them on from step to step."""
+    branches = plan.branches()
+    moving = any(isinstance(placed.technique, FrameTechnique) and placed.technique.at_step(step, plan.call_geometry)
+                 is not placed.technique for placed in plan.techniques for step in placed.steps)  # fmt: skip
+    alike: dict[tuple[object, ...], list[str]] = {}
+    for name, (_, layers, steps) in branches.items():
+        active = tuple(placed.name for placed in plan.techniques if steps[0] in placed.steps)
+        alike.setdefault((name.partition("-")[0], *layers, *active) if moving else (name,), []).append(name)
+    for first, *others in alike.values():
+        yield first, branches[first], {name: branches[name][0] for name in others}
 
 
 def _chain_lines(plan: Plan, drawn: bool) -> list[str]:
@@ -223,17 +246,25 @@ def branch_lines(plan: FramePlan, tables: bool) -> list[str]:
         lines.append(f"temporal rotary frequencies: {', '.join(few)}")
     if plan.logit_scale != 1:
         lines.append(f"attention logits x {plan.logit_scale:.4g}")
+    if plan.centred:
+        lines.append("logits count from their query's mean")
     if plan.anchor:
         lines.append(f"keys and values with {plan.anchor:g} of those of the first clip")
     if plan.key_frames is not None:
         count = plan.key_frames.count(plan.frames_lat)
         lines.append(f"and {count} key frames for every frame, chosen from the layer's input as it runs")
     for index, pass_ in enumerate(plan.passes):
-        if rows < frames:
-            lines.append(f"frames {frames - rows} to {frames - 1} see {_row_label(pass_, 0)}")
+        if plan.sources is not None:
+            lines += slot_lines(plan, pass_)
+        elif rows < frames:
+            lines.append(f"frames {frames - rows} to {frames - 1} see {row_label(pass_, 0)}")
         else:
             lines += _pass_lines(pass_, index, picture_it=tables and index < PICTURED and not pass_.visible.all())
     return lines
+
+
+def _memory_label(memory: Memory | None) -> str:
+    return "" if memory is None else f" and {memory.slots} slot{'s' * (memory.slots != 1)} of memory"
 
 
 def _pass_lines(pass_: Pass, index: int, picture_it: bool) -> list[str]:
@@ -243,36 +274,23 @@ def _pass_lines(pass_: Pass, index: int, picture_it: bool) -> list[str]:
     computed = np.flatnonzero(pass_.weight > 0)
     for i in sorted({int(computed[0]), int(computed[len(computed) // 2]), int(computed[-1])}):
         weighted = f", weight {pass_.weight[i]:.3g}" if pass_.weight[i] != 1 else ""
-        lines.append(f"  frame {i:>3} sees {_row_label(pass_, i)}{weighted}")
+        lines.append(f"  frame {i:>3} sees {row_label(pass_, i)}{weighted}")
     if picture_it:
         share = 1 if pass_.band is None else np.minimum(pass_.band, 1)
         lines += ["  " + row for row in picture(pass_.visible * share)]
     return lines
 
 
-def _row_label(pass_: Pass, query: int) -> str:
-    """The key frames that frame `query` sees, its pair columns there that are not neutral, and the relative times."""
-    visible = pass_.visible[query]
-    label = count_label(tuple(np.flatnonzero(visible).tolist()), len(visible))
-    for name, table in pass_.columns.items():
-        values, column = table[query, visible], PAIR_COLUMNS[name]
-        changed = values[values != column.neutral]
-        if len(changed):
-            label += f" ({len(changed)} of them {column.phrase.format(low=changed.min(), high=changed.max())})"
-    rel = pass_.rel[:, visible] if len(pass_.rel) < len(visible) else pass_.rel[query, visible]  # of a whole chunk in a rollout
-    return f"{label}, at relative times {rel.max() + 0.0:.4g} to {rel.min() + 0.0:.4g}"
-
-
-def _history(plan: Plan) -> np.ndarray:
-    """What evenly spaced chunks of a rollout see, one row per chunk: `visible` [chunks, T]."""
+def _history(plan: Plan, branch: str) -> np.ndarray:
+    """What evenly spaced chunks of a rollout see in `branch`, one row per chunk: `visible` [chunks, T]."""
     chunks = plan.chunks
     table = np.zeros((min(len(chunks), MAP_SIDE), plan.rounds_lat))
     for row, index in enumerate(np.linspace(1, len(chunks), len(table)).round().astype(int).tolist()):
         start, count = chunks[index - 1]
         programs, steps = plan.programs_for_chunk(start + count, count)
         program = programs[steps[0, 0]]
-        seen = full_attention(start + count, count) if program is None else program.branches["main"]
-        table[row, : start + count] = seen.passes[0].visible[0]
+        branches = {"main": full_attention(start + count, count)} if program is None else program.branches
+        table[row, : start + count] = branches.get(branch, next(iter(branches.values()))).frames_shown
     return table
 
 

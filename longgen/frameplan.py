@@ -3,7 +3,8 @@
 Legend: T latent frames, Q query frames, n tokens per latent frame, i query frame, j key frame, P passes, C temporal rotary
 components.
 
-The query frames are the last Q of the T: all of them where frames are denoised together, the newest chunk in a rollout.
+The query frames are the last Q of the T: all of them where frames are denoised together, the newest chunk in a rollout. There
+a key column may hold another frame than its own, or a slot of a memory: `FramePlan.sources`.
 
 A plan is one or more passes. The output for query frame i is the mean of the passes' attention outputs, weighted
 by `weight[i]`. Full attention is one pass with `rel = i - j` and everything visible: the backbone's own attention.
@@ -20,6 +21,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
+from longgen.memory import Memory, Source
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -28,14 +31,16 @@ if TYPE_CHECKING:
 class PairColumn:
     """A table [Q, T] that a pass may have beside `rel` and `visible`: one number for every pair of frames.
 
-    kind: what the number is. A "share" of the key frame's tokens is seen; a "factor" multiplies the pair's attention logits; an
-    "addend" is added to them, after all factors. Techniques that set the same column combine by that operation. phrase: how
-    `longgen plan` says it of a range {low} to {high}.
+    kind: what the number is. A "share" of the key frame's tokens is seen; a "factor" multiplies the pair's attention logits; a
+    "positive factor" then multiplies those of them that are above 0; an "addend" is added to them, after all factors. Techniques
+    that set the same column combine by that operation. phrase: how `longgen plan` says it of a range {low} to {high}.
+    one_value: how it says it where they are the same.
     """
 
     name: str
-    kind: Literal["share", "factor", "addend"]
+    kind: Literal["share", "factor", "positive factor", "addend"]
     phrase: str
+    one_value: str | None = None
 
     @property
     def neutral(self) -> float:
@@ -43,7 +48,11 @@ class PairColumn:
         return 0.0 if self.kind == "addend" else 1.0
 
     def combine(self, table: np.ndarray, other: np.ndarray) -> np.ndarray:
-        return {"share": np.minimum, "factor": np.multiply, "addend": np.add}[self.kind](table, other)
+        return {"share": np.minimum, "addend": np.add}.get(self.kind, np.multiply)(table, other)
+
+    def said(self, low: float, high: float) -> str:
+        """The column, of values from `low` to `high`, in words."""
+        return (self.one_value if self.one_value and low == high else self.phrase).format(low=low, high=high)
 
 
 PAIR_COLUMNS = {
@@ -52,12 +61,20 @@ PAIR_COLUMNS = {
         PairColumn("band", "share", "in a band of {low:g}"),
         PairColumn("logit_scale", "factor", "with logits x {low:.4g} to {high:.4g}"),
         PairColumn("logit_bias", "addend", "with {low:+.4g} to {high:+.4g} on their logits"),
+        PairColumn(
+            "positive_logit_scale", "positive factor",
+            "with positive logits x {low:.4g} to {high:.4g}", "with positive logits x {low:.4g}",
+        ),
     )
-}
+}  # fmt: skip
 """band: of a visible key frame, query token q sees the tokens k with |q - k| < band * n only, q and k counted within their frames
 in raster order; 1 is the whole frame. The logits of a pair of frames are
 
-    logit_scale[i, j] * FramePlan.logit_scale * (rotated q) . (rotated k) / sqrt(D) + logit_bias[i, j]
+    s = logit_scale[i, j] * FramePlan.logit_scale * (rotated q) . (rotated k) / sqrt(D)
+    positive_logit_scale[i, j] * max(s, 0) + min(s, 0) + logit_bias[i, j]
+
+Where a plan is `centred`, s and the logits of text are less the query's mean of them, over the tokens of all frames that it sees
+and the text: that changes nothing but what is positive.
 """
 
 
@@ -99,6 +116,9 @@ class Pass:
             raise ValueError(f"pair columns {unknown or misshapen} of a pass {self.rel.shape}: known are {', '.join(PAIR_COLUMNS)}")
         if undefined := [name for name, table in tables.items() if np.isnan(table).any()]:
             raise ValueError(f"pair columns {undefined} of a pass hold NaN")
+        of_sign = [name for name in tables if PAIR_COLUMNS[name].kind == "positive factor"]
+        if below := [name for name in of_sign if not ((tables[name] >= 0) & (tables[name] < np.inf)).all()]:
+            raise ValueError(f"pair columns {below} of a pass hold numbers that are below 0 or infinite")
 
     @property
     def without_shares(self) -> dict[str, np.ndarray]:
@@ -121,12 +141,17 @@ class Pass:
 
     @cached_property
     def logits(self) -> np.ndarray | None:
-        """[2, Q, T], the factor on every pair's logits and the addend to them; None where they stay as they are."""
+        """[2, Q, T], the factor on every pair's logits and the addend to them; None where there are none but positive factors."""
         factor, addend = self.combined("factor"), self.combined("addend")
         if factor is None and addend is None:
             return None
         neutral = np.ones_like(self.rel), np.zeros_like(self.rel)
         return np.stack([neutral[0] if factor is None else factor, neutral[1] if addend is None else addend])
+
+    @cached_property
+    def positive(self) -> np.ndarray | None:
+        """[Q, T], the factor on every pair's positive logits; None where the sign of a logit changes nothing."""
+        return self.combined("positive factor")
 
     @property
     def density(self) -> float:
@@ -180,7 +205,12 @@ class FramePlan:
 
     frequency_scale: [C] float64, the factor on each temporal rotary frequency, or None for all ones. logit_scale: the factor on all
     attention logits, those of text included. key_frames: frames chosen at run time that every query frame also sees. anchor: the
-    share of the first clip's keys and values in those of the other clips, where the model sees the video in clips.
+    share of the first clip's keys and values in those of the other clips, where the model sees the video in clips. centred: whether
+    the sign of a logit is that of its difference from its query's mean: see `PAIR_COLUMNS`.
+
+    sources: in a rollout, what each key column holds, the chunk's own frames last; the passes' tables are [Q, len(sources)]. The
+    same frame may stand in several columns, at other times. None: column j holds frame j. memory: what slots among the sources
+    hold. kept: frames that stay in the cache although no column holds them.
     """
 
     passes: tuple[Pass, ...]
@@ -188,39 +218,78 @@ class FramePlan:
     logit_scale: float = 1.0
     key_frames: KeyFrames | None = None
     anchor: float = 0.0
+    centred: bool = False
+    sources: tuple[Source, ...] | None = None
+    memory: Memory | None = None
+    kept: tuple[int, ...] = ()
 
     @property
     def frames_lat(self) -> int:
-        return self.passes[0].rel.shape[1]
+        """T."""
+        if self.sources is None:
+            return self.passes[0].rel.shape[1]
+        last = self.sources[-1]
+        assert isinstance(last, int)  # the chunk's own
+        return last + 1
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(Q, T)."""
+        """(Q, number of key columns), the latter T unless there are `sources`."""
         rows, columns = self.passes[0].rel.shape
         return rows, columns
+
+    @property
+    def frames_shown(self) -> np.ndarray:
+        """[T] bool: the frames that a query frame sees."""
+        seen = np.any([pass_.visible.any(axis=0) for pass_ in self.passes], axis=0)
+        if self.sources is None:
+            return seen
+        shown = np.zeros(self.frames_lat, dtype=bool)
+        shown[[frame for frame, is_seen in zip(self.sources, seen, strict=True) if is_seen and isinstance(frame, int)]] = True
+        return shown
+
+    @property
+    def frames_cached(self) -> np.ndarray:
+        """[T] bool: the frames that a cache needs during the chunk, and its own."""
+        needed = self.frames_shown
+        needed[[*self.kept, *(self.memory.frames if self.memory else ())]] = True
+        return needed
 
     @property
     def density(self) -> float:
         """Attention cost relative to full attention: token pairs computed, where passes share the pairs whose logits agree.
 
-        Key frames chosen at run time count as spread evenly. With bands, or an attention backend that returns no log-sum-exp,
-        passes share nothing, and the cost is the sum of theirs. Bands are those of many tokens a frame.
+        Key frames chosen at run time count as spread evenly. With bands, factors on positive logits, or an attention backend that
+        returns no log-sum-exp, passes share nothing, and the cost is the sum of theirs. Bands are those of many tokens a frame.
         """
-        if self._banded:
-            return self._sum([pass_.density for pass_ in self.passes])
+        if self.computed_apart:
+            return self._columns * self._sum([pass_.density for pass_ in self.passes])
         extra = self._extra
         computed = np.stack([np.broadcast_to((p.weight > 0)[:, None], p.rel.shape) for p in self.passes])
         seen = np.stack([p.visible for p in self.passes]) & computed
         code = self._logit_codes
-        return float((1 - extra) * _distinct(code, seen) + extra * _distinct(code, computed))
+        return self._columns * float((1 - extra) * _distinct(code, seen) + extra * _distinct(code, computed))
 
     def density_at(self, tokens: int) -> float:
         """`density` of what is computed at `tokens` a frame."""
-        return self._sum([pass_.density_at(tokens) for pass_ in self.passes]) if self._banded else self.density
+        if not self.computed_apart:
+            return self.density
+        return self._columns * self._sum([pass_.density_at(tokens) for pass_ in self.passes])
 
     @property
-    def _banded(self) -> bool:
-        return any(pass_.band is not None for pass_ in self.passes)
+    def _columns(self) -> float:
+        """Key columns for each frame so far."""
+        return self.shape[1] / self.frames_lat
+
+    @property
+    def computed_apart(self) -> bool:
+        """Whether each pass is computed for itself."""
+        return self.by_sign or any(pass_.band is not None for pass_ in self.passes)
+
+    @property
+    def by_sign(self) -> bool:
+        """Whether any pass has factors on positive logits."""
+        return any(pass_.positive is not None for pass_ in self.passes)
 
     @property
     def _logit_codes(self) -> np.ndarray:
@@ -264,6 +333,9 @@ class FramePlan:
                 digest.update(tag + np.ascontiguousarray(table).tobytes())
             digest.update(b"" if p.columns else b"-")
         digest.update(b"" if self.frequency_scale is None else self.frequency_scale.tobytes())
+        digest.update(b"centred" if self.centred else b"")
+        if self.sources is not None or self.kept:
+            digest.update(repr((self.sources, self.memory, self.kept)).encode())
         return digest.hexdigest()[:16]
 
     @cached_property
@@ -289,6 +361,23 @@ class FramePlan:
 
         return self.each(change)
 
+    def show(
+        self, sources: Sequence[Source], times: np.ndarray, memory: Memory | None = None, kept: Sequence[int] = ()
+    ) -> FramePlan:
+        """This plan with a column for each of `sources`, all seen, at `times` [len(sources)]; for techniques in a rollout.
+
+        Pair columns go with their frames; those of a slot of memory are the newest frame's that stands in no column.
+        """
+        queries = self.shape[0]
+        hidden = set(range(self.frames_lat - queries)).difference(source for source in sources if isinstance(source, int))
+        frames = [source if isinstance(source, int) else max(hidden) for source in sources]
+        rel = times[-queries:, None] - times
+
+        def change(p: Pass) -> Pass:
+            return Pass(rel, np.ones_like(rel, dtype=bool), p.weight, {name: table[:, frames] for name, table in p.columns.items()})
+
+        return replace(self.each(change), sources=tuple(sources), memory=memory, kept=tuple(kept))
+
     def at(self, rel: np.ndarray) -> FramePlan:
         """This plan with relative times `rel` [Q, T] in every pass."""
         return self.each(lambda p: replace(p, rel=rel))
@@ -306,16 +395,19 @@ class Geometry:
     """The geometry a technique may ask for: lengths in latent frames, and the backbone's temporal rotary frequencies.
 
     `intrinsic_component`: the 1-based rotary component whose period is closest to the latent frame at which the
-    backbone is first seen to repeat itself (RIFLEx's k); None where nobody has said it. in_clips: whether this is one of
-    several clips of a longer video. in_chunks: whether its frames are made in chunks, of which plans hold the newest.
+    backbone is first seen to repeat itself (RIFLEx's k); None where nobody has said it. repetition_lat: the latent frames after
+    which a longer clip repeats itself again and again (UltraViCo); None where nobody has said it. in_clips: whether this is one
+    of several clips of a longer video. chunk_lat: latent frames of a chunk, where frames are made in chunks, of which plans hold
+    the newest.
     """
 
     frames_lat: int
     native_lat: int
     frequencies: tuple[float, ...]
     intrinsic_component: int | None = None
+    repetition_lat: int | None = None
     in_clips: bool = False
-    in_chunks: bool = False
+    chunk_lat: int | None = None
 
     @property
     def ratio(self) -> float:

@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import cached_property
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from longgen.backbones.spec import BackboneSpec
 from longgen.conditions import NOTHING, Conditions
 from longgen.frameplan import FramePlan, Geometry, full_attention
 from longgen.frames import latent_frames, pixel_frames
+from longgen.memory import Memory
 from longgen.past import Past
 from longgen.pictures import Fit
 from longgen.preset import Preset, Sample
@@ -29,7 +31,7 @@ from longgen.program import Program
 from longgen.sampling.chain import Chain, Clip
 from longgen.schedule import PromptSchedule, by_chunk, seen_by, weights, weights_after
 from longgen.stack import PlacedTechnique, programs_of
-from longgen.technique import FrameTechnique, Grid, NoiseTechnique, Refine, Sampling
+from longgen.technique import FrameTechnique, Grid, HeadTechnique, NoiseTechnique, Refine, Sampling
 
 FADE_PX = 16  # frames over which those of a video file go over into decoded ones, see `longgen.shown`
 
@@ -176,6 +178,13 @@ class Plan:
         """The technique that makes the initial noise; None is independent Gaussian noise."""
         return next((p.technique for p in self.techniques if isinstance(p.technique, NoiseTechnique) and p.technique.noise), None)
 
+    @property
+    def head_groups(self) -> tuple[HeadTechnique, tuple[int, ...]] | None:
+        """The technique by which groups of heads see different frames, and its layers; None where all heads see the same."""
+        if not any(program is not None and program.heads for program in self.programs):
+            return None
+        return next((p.technique, p.layers) for p in self.techniques if isinstance(p.technique, HeadTechnique))
+
     # Sampling: guidance, clips, chunks
 
     @property
@@ -281,16 +290,46 @@ class Plan:
 
     @property
     def slots_lat(self) -> int:
-        """Latent frames that a rollout's KV cache has room for: those that the last chunk sees, in any layer and step."""
-        if not self.table.all():
-            return self.rounds_lat
-        passes = [pass_ for program in self.programs if program for plan in program.branches.values() for pass_ in plan.passes]
-        return int(np.any([pass_.visible.any(axis=0) for pass_ in passes], axis=0).sum())
+        """Latent frames that a rollout's KV cache has room for: the most that a chunk needs, in any layer and step."""
+        return max(int(np.any([plan.frames_cached for plan in plans], axis=0).sum()) for plans in self._chunk_plans)
+
+    @property
+    def columns_lat(self) -> int | None:
+        """Key columns of a chunk at most, where they are not the cached frames in order; else None."""
+        if all(plan.sources is None for plan in self._chunk_plans[-1]):
+            return None
+        return max(plan.shape[1] for plans in self._chunk_plans for plan in plans)
+
+    @property
+    def memory(self) -> Memory | None:
+        """What slots of a rollout's KV cache hold instead of frames, in its last chunk."""
+        return next((plan.memory for plan in self._chunk_plans[-1] if plan.memory is not None), None)
+
+    @property
+    def keeps_queries(self) -> bool:
+        """Whether the memory reads the queries of cached frames."""
+        return self.memory is not None and self.memory.queries_of is not None
+
+    @cached_property
+    def _chunk_plans(self) -> list[list[FramePlan]]:
+        """The frame plans of the chunks of a rollout that need most of a cache: of the last, and where it has sources also of the
+        first that has, and of the one before it.
+        """
+        last = _frame_plans(self.programs, self.table, self.rounds_lat, self.call_geometry.frames_lat)
+        if all(plan.sources is None for plan in last):
+            return [last]
+        by_chunk = list[list[FramePlan]]()
+        for start, count in self.chunks:
+            by_chunk.append(_frame_plans(*self.programs_for_chunk(start + count, count), start + count, count))
+            if any(plan.sources is not None for plan in by_chunk[-1]):
+                break
+        return [*by_chunk[-2:], last]
 
     @property
     def sink_lat(self) -> int:
-        """Latent frames at the beginning that the stack keeps visible to the whole video."""
-        return max((p.technique.sink_lat for p in self.techniques if isinstance(p.technique, FrameTechnique)), default=0)
+        """Latent frames at the beginning that the stack keeps for the whole video."""
+        frame_techniques = (p.technique for p in self.techniques if isinstance(p.technique, FrameTechnique))
+        return max((technique.sink_lat(self.geometry) for technique in frame_techniques), default=0)
 
     def programs_for_chunk(
         self, frames_lat: int, queries: int, held: Sequence[int] | None = None
@@ -364,15 +403,28 @@ class Plan:
         return {name: (plan, sorted(layers), sorted(steps)) for name, (plan, layers, steps) in branches.items()}
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The tables as arrays: `<branch>/<pass>/<table>` for `Pass.tables`, `<branch>/scale`, and layer and step lists."""
+        """The tables as arrays: `<branch>/<pass>/<table>` for `Pass.tables`, `<branch>/scale`, and layer and step lists.
+
+        Where key columns have them, `<branch>/sources`, slot i of a memory as -1 - i, and `<branch>/kept`.
+        """
         arrays: dict[str, np.ndarray] = {}
         for name, (plan, layers, steps) in self.branches().items():
             for index, pass_ in enumerate(plan.passes):
                 arrays |= {f"{name}/{index}/{table}": array for table, array in pass_.tables.items()}
             scale = plan.frequency_scale
+            if plan.sources is not None:
+                arrays[f"{name}/sources"] = np.array([s if isinstance(s, int) else -1 - s.index for s in plan.sources])
+                arrays[f"{name}/kept"] = np.array(plan.kept, dtype=np.int64)
             arrays[f"{name}/scale"] = np.ones(len(self.geometry.frequencies)) if scale is None else scale
             arrays |= {f"{name}/layers": np.array(layers), f"{name}/steps": np.array(steps)}
         for placed in self.techniques:
             prefix = f"techniques/{placed.name}"
             arrays |= {f"{prefix}/layers": np.array(placed.layers), f"{prefix}/steps": np.array(placed.steps)}
         return arrays
+
+
+def _frame_plans(programs: Sequence[Program | None], table: np.ndarray, frames_lat: int, queries: int) -> list[FramePlan]:
+    """The frame plans that the layers and steps of one chunk of a rollout run by."""
+    chosen = [programs[index] for index in np.unique(table).tolist()]
+    stock = [] if all(chosen) else [full_attention(frames_lat, queries)]
+    return stock + [plan for program in chosen if program is not None for plan in program.branches.values()]

@@ -22,7 +22,16 @@ from longgen.preset import Preset, Sample
 from longgen.sampling.chain import Chain
 from longgen.schedule import PromptSchedule, by_chunk, check, settled, weights, weights_after
 from longgen.stack import PlacedTechnique, programs_of
-from longgen.technique import VERDICTS, FrameTechnique, FrequencyTechnique, NoiseTechnique, Refine, Sampling, Technique
+from longgen.technique import (
+    VERDICTS,
+    FrameTechnique,
+    FrequencyTechnique,
+    HeadTechnique,
+    NoiseTechnique,
+    Refine,
+    Sampling,
+    Technique,
+)
 from longgen.textfile import on_one_line
 from longgen.units import short
 
@@ -76,7 +85,8 @@ def build(
         _check_schedule(schedule, spec, sample, (frames_lat, call_lat, given_lat), in_chunks, past is not None)
         _check_shot_pictures(schedule, spec, sampling)
 
-    geometry = Geometry(frames_lat, spec.native_lat, spec.frequencies, spec.intrinsic_component, in_chunks=in_chunks)
+    known = spec.frequencies, spec.intrinsic_component, spec.repetition_lat
+    geometry = Geometry(frames_lat, spec.native_lat, *known, chunk_lat=call_lat if in_chunks else None)
     in_turn = isinstance(sampling, Chain)
     call_geometry = replace(geometry, frames_lat=call_lat, in_clips=call_lat < frames_lat and not in_chunks and not in_turn)
     stack = tuple(sorted((_place(technique, spec, steps) for technique in techniques), key=_order))
@@ -91,6 +101,7 @@ def build(
                 conditions, given_lat)  # fmt: skip
     _check_shift(plan)
     _check_chain(plan)
+    _check_heads(plan)
     said = (*notes, *_notes(plan, requested, requested_px, without_effect))
     return replace(plan, notes=tuple(map(on_one_line, said)))  # names of files may hold anything
 
@@ -197,6 +208,25 @@ def _check_chain(plan: Plan) -> None:
                          hint="leave --last-image out, or choose another --preset")  # fmt: skip
 
 
+def _check_heads(plan: Plan) -> None:
+    """Heads are measured by what they make of the past, and by one technique."""
+    measuring = [placed for placed in plan.techniques if isinstance(placed.technique, HeadTechnique)]
+    if len(measuring) > 1:
+        raise UsageError(f"{' and '.join(placed.name for placed in measuring)} both put heads into groups", expected="one of them",
+                         hint=f"remove {measuring[-1].name}")  # fmt: skip
+    if plan.head_groups and plan.columns_lat is not None:
+        raise UsageError(f"{measuring[0].name} has caches by groups of heads, in which a frame has its own place only",
+                         expected="a stack that places no frame elsewhere in the cache, and no memory there",
+                         hint=f"remove {measuring[0].name}, or what places them")  # fmt: skip
+    for placed in measuring:
+        assert isinstance(placed.technique, HeadTechnique)
+        after, (_, first) = placed.technique.measured_lat, plan.chunks[0]
+        if after <= first:
+            raise UsageError(f"{placed.name} measures heads after {after} latent frames, but the first chunk has {first}, and no "
+                             "past to tell them apart by",
+                             expected=f"{first + 1} or more", hint=f"--set {placed.name}.after={2 * first}")  # fmt: skip
+
+
 def _settled(technique: Technique, spec: BackboneSpec) -> Technique:
     """`technique` with what a way of sampling leaves to the backbone filled in. Raises UsageError."""
     if not isinstance(technique, Sampling):
@@ -237,6 +267,9 @@ def _place(technique: Technique, spec: BackboneSpec, steps: int) -> PlacedTechni
         if getattr(technique, key) != type(technique).model_fields[key].default:
             raise UsageError(f"{name}.{key} cannot be set: a technique of the slot {technique.slot} applies to all {key}",
                              expected=f"{key} left out", hint=f"leave {name}.{key} out")  # fmt: skip
+    if technique.everywhere and (technique.layers != "all" or technique.steps != (0, 1)):
+        raise UsageError(f"{name} acts in all layers and steps: what it keeps in the cache is of all of them",
+                         expected="layers and steps left out", hint=f"leave {name}.layers and {name}.steps out")  # fmt: skip
     return PlacedTechnique(name, technique, layers, tuple(technique.step_range(steps)))
 
 
@@ -316,6 +349,10 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
     if call_lat > spec.native_lat and not plan.table.any():
         notes.append(f"{frames_px} frames is {frames_px / spec.native_px:.1f} times the length {spec.name} was trained on, and no "
                      "technique is active: expect slow or frozen motion; longgen presets list shows the alternatives")  # fmt: skip
+    if plan.head_groups is not None:
+        technique, layers = plan.head_groups
+        notes.append(f"{technique.describe(len(layers) * spec.heads)}: who is in which is measured while sampling, after "
+                     f"{technique.measured_lat} latent frames, and costs are what they are at most")  # fmt: skip
     notes += plan.conditions.notes(plan.size)
     for name, picture in plan.schedule.pictures.items() if plan.schedule else ():
         notes += picture_notes(picture, name, plan.size, plan.conditions.fit)

@@ -6,14 +6,14 @@ The techniques of a stack apply in the order of `longgen.technique`. Layers and 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from longgen.errors import UsageError
 from longgen.frameplan import FramePlan, Geometry
 from longgen.program import Program
-from longgen.technique import FrameTechnique, FrequencyTechnique, Fusion, NoiseTechnique, Technique
+from longgen.technique import FrameTechnique, FrequencyTechnique, Fusion, HeadTechnique, NoiseTechnique, Technique
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def programs_of(
     programs: list[Program | None] = [None]
     index_of: dict[tuple[object, ...], int] = {}
     table = np.zeros((layers, steps), dtype=np.int64)
-    by_case: dict[tuple[tuple[int, ...], bool], tuple[dict[str, FramePlan], Fusion | None]] = {}
+    by_case: dict[tuple[object, ...], Program] = {}
     effective: set[str] = set()
     alike: dict[tuple[int, ...], list[int]] = {}  # layers by the techniques that act in them
     for layer in range(layers):
@@ -51,29 +51,36 @@ def programs_of(
         active = tuple(i for i in in_layer if step in stack[i].steps)
         if not active:
             continue
-        techniques = (stack[i].technique for i in active)
-        case = active, any(isinstance(technique, Fusion) and step >= technique.split_step(steps) for technique in techniques)
+        techniques = [stack[i].technique for i in active]
+        split = any(isinstance(technique, Fusion) and step >= technique.split_step(steps) for technique in techniques)
+        at_step = [technique.at_step(step, geometry) if isinstance(technique, FrameTechnique) else technique
+                   for technique in techniques]  # fmt: skip
+        of_step = tuple(new for new, technique in zip(at_step, techniques, strict=True) if new is not technique)
+        case = active, split, of_step
         if case not in by_case:
-            by_case[case] = _branches([stack[i] for i in active], geometry, stock, step, steps, effective)
-        branches, fusion = by_case[case]
-        if fusion is None and next(iter(branches.values())).is_stock:
+            placed = [replace(stack[i], technique=technique) for i, technique in zip(active, at_step, strict=True)]
+            by_case[case] = _branches(placed, geometry, stock, step, steps, effective)
+        program = by_case[case]
+        if len(program.branches) == 1 and next(iter(program.branches.values())).is_stock:
             continue
-        key = (tuple((name, plan.key) for name, plan in branches.items()), fusion)
+        key = (tuple((name, plan.key) for name, plan in program.branches.items()), program.fusion, program.heads)
         if key not in index_of:
             index_of[key] = len(programs)
-            programs.append(Program(branches, fusion))
+            programs.append(program)
         table[members, step] = index_of[key]
     return tuple(programs), table, [placed.name for placed in stack if placed.name not in effective]
 
 
 def _branches(
     active: list[PlacedTechnique], geometry: Geometry, stock: FramePlan, step: int, steps: int, effective: set[str]
-) -> tuple[dict[str, FramePlan], Fusion | None]:
-    """The branches of one layer and step, and their fusion; adds to `effective` the names of techniques that changed a table."""
-    branches, fusion = {"main": stock}, None
+) -> Program:
+    """The program of one layer and step; adds to `effective` the names of techniques that changed a table."""
+    branches, fusion, heads = {"main": stock}, None, None
     for placed in active:
         technique, before = placed.technique, {plan.key for plan in branches.values()}
-        if isinstance(technique, FrameTechnique | FrequencyTechnique):
+        if isinstance(technique, HeadTechnique) and stock.shape[1] - stock.shape[0] >= technique.measured_lat:
+            heads, branches = technique, technique.branches(branches["main"], geometry)
+        elif isinstance(technique, FrameTechnique | FrequencyTechnique):
             try:
                 branches = {name: technique.apply(plan, geometry) for name, plan in branches.items()}
             except ValueError as error:  # of tables that cannot be, as a technique from outside may make them
@@ -88,7 +95,7 @@ def _branches(
         check_visibility(" and ".join(placed.name for placed in active), plan)
     if len(branches) > 1 and len({plan.key for plan in branches.values()}) == 1:
         branches = {"main": next(iter(branches.values()))}  # equal branches fuse to themselves
-    return branches, fusion if len(branches) > 1 else None
+    return Program(branches, fusion, heads) if len(branches) > 1 else Program(branches)
 
 
 def check_visibility(names: str, plan: FramePlan) -> None:

@@ -8,6 +8,7 @@ two of these, and a stack applies them in this order, whatever order the preset 
     FrameTechnique       positions: the relative times of a frame plan
     Fusion               several branches, each a frame plan of its own, and how their outputs become one
     FrameTechnique       context: what the frames of every branch see
+    HeadTechnique        context: what the frames see by group of heads, each group a branch
     FrameTechnique       positions that follow from what is seen (`after_context`)
     FrequencyTechnique   positions: factors on the temporal rotary frequencies, by the relative times that are then in use
     Sampling             in which order, and with which others, frames are denoised
@@ -17,7 +18,7 @@ two of these, and a stack applies them in this order, whatever order the preset 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol, get_args
 
@@ -63,6 +64,7 @@ class Technique(BaseModel):
     paper: ClassVar[str]
     exclusive: ClassVar[tuple[str, ...]] = ()  # what only one technique at a time may decide
     requires: ClassVar[tuple[str, ...]] = ()  # capabilities the backbone must have
+    everywhere: ClassVar[bool] = False  # whether it can act in all layers and steps only
 
     @model_validator(mode="after")
     def _steps_in_order(self) -> Technique:
@@ -114,14 +116,58 @@ class FrameTechnique(Technique):
 
     after_context: ClassVar[bool] = False
 
-    @property
-    def sink_lat(self) -> int:
-        """Latent frames at the beginning that it keeps visible to the whole video: the attention sink."""
+    def sink_lat(self, geometry: Geometry) -> int:
+        """Latent frames at the beginning that it keeps for the whole video: the attention sink."""
         return 0
+
+    def at_step(self, step: int, geometry: Geometry) -> FrameTechnique:
+        """This technique as it is in `step` of the schedule, counted from 0; itself where steps do not matter."""
+        return self
 
     @abstractmethod
     def apply(self, plan: FramePlan, geometry: Geometry) -> FramePlan:
         """`plan` with this technique applied; `plan` itself where it changes nothing."""
+
+
+class HeadTechnique(FrameTechnique):
+    """A technique by which the heads of a layer see different frames: in groups, to which they are assigned while sampling, once.
+
+    Attention of the heads is measured in the clean pass of a rollout's chunk that reaches `measured_lat` frames; chunks that begin
+    then or later have `branches`. Up to there all heads see what `apply` shows.
+    """
+
+    slot: ClassVar[str] = "context"
+    requires: ClassVar[tuple[str, ...]] = ("kv-cache",)
+
+    @property
+    @abstractmethod
+    def measured_lat(self) -> int:
+        """Latent frames after which heads are in groups."""
+
+    @property
+    @abstractmethod
+    def first_lat(self) -> int:
+        """Latent frames at the beginning whose attention is measured apart; some group keeps them."""
+
+    def sink_lat(self, geometry: Geometry) -> int:
+        return self.first_lat
+
+    @abstractmethod
+    def branches(self, plan: FramePlan, geometry: Geometry) -> dict[str, FramePlan]:
+        """The frame plan of every group of heads, made from the stack's `plan`."""
+
+    @abstractmethod
+    def assign(self, attention: np.ndarray) -> np.ndarray:
+        """The group [L, H] of every head, by the mean share of its `attention` [L, H, 3] to the first `first_lat` frames, to those
+        between, and to the chunk."""
+
+    @abstractmethod
+    def most(self, by_group: Mapping[str, float]) -> float:
+        """The most that attention can cost, of what it would cost if all heads were of one group."""
+
+    @abstractmethod
+    def describe(self, heads: int) -> str:
+        """What is known before the run about who of `heads`, those of all layers, is in which group."""
 
 
 class FrequencyTechnique(Technique):

@@ -29,10 +29,10 @@ SCRIPTS = {
 ORDER = [
     "errors", "closed", "arguments", "textfile", "units", "frames", "plugins", "terminal", "html", "device", "device_costs",
     "device_tables", "cache_folder", "cards", "ffmpeg", "disk", "naming", "checkpoint", "video_info", "video", "progress",
-    "pictures", "past", "conditions", "frameplan", "technique", "noise", "refine", "positions", "context", "fusion", "sampling",
-    "catalog", "backbones", "schedule", "preset", "prompts", "program", "stack", "plan", "cost", "out_of_memory", "layers",
-    "conditioning", "planner", "resolve", "attention", "pipelines", "run_settings", "rundir", "shown", "describe", "loops",
-    "interrupted", "start", "run", "metrics", "probe", "bench", "compare", "backbones.tiny", "cli", "docs",
+    "pictures", "past", "conditions", "memory", "frameplan", "technique", "noise", "refine", "positions", "context", "fusion",
+    "sampling", "catalog", "backbones", "schedule", "preset", "prompts", "program", "stack", "plan", "cost", "out_of_memory",
+    "layers", "conditioning", "planner", "resolve", "attention", "pipelines", "run_settings", "rundir", "shown", "sight",
+    "describe", "loops", "interrupted", "start", "run", "metrics", "probe", "bench", "compare", "backbones.tiny", "cli", "docs",
 ]  # fmt: skip
 ONLY_UNDER = {  # library -> the rows whose modules may import it
     "diffusers": ("longgen.backbones", "longgen.pipelines", "longgen.loops"),

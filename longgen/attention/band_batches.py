@@ -108,6 +108,7 @@ CutChunks = tuple[Chunks, tuple[tuple[BandCall, ...], ...]]  # with the calls of
 def split(pass_: Pass) -> tuple[Pass, tuple[tuple[KeyTable, ...], ...]]:
     """`pass_` without the pairs of frames seen in bands, and these by their share."""
     assert pass_.band is not None
+    assert pass_.positive is None
     seen = pass_.visible & (pass_.weight > 0)[:, None]
     banded = seen & (pass_.band < 1)
     logits = np.stack([np.ones_like(pass_.rel), np.zeros_like(pass_.rel)]) if pass_.logits is None else pass_.logits

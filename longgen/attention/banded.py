@@ -49,6 +49,7 @@ class Bands:
 def split(pass_: Pass) -> tuple[Pass, Bands] | None:
     """`pass_` without the pairs of frames seen in bands, and these; None where their times need keys that are rotated again."""
     assert pass_.band is not None
+    assert pass_.positive is None
     seen = pass_.visible & (pass_.weight > 0)[:, None]
     banded = seen & (pass_.band < 1)
     if not banded.any():

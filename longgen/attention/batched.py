@@ -137,10 +137,11 @@ class BatchedPass:
 
 @lru_cache(maxsize=64)
 def lower_batched(pass_: Pass, with_text: bool = False, at_run_time: bool = False) -> BatchedPass:
-    """The calls that compute `pass_`, which has no bands, exactly (passes hash by identity).
+    """The calls that compute `pass_` exactly, which has no bands and no factors on positive logits (passes hash by identity).
 
     at_run_time: key frames that are chosen at run time come to these.
     """
+    assert pass_.positive is None
     frames, logits, seen = np.arange(len(pass_.rel)), _logits(pass_), pass_.visible & (pass_.weight > 0)[:, None]
     seen &= logits[1] > -np.inf
     if not (pass_.rel != distances(len(frames)))[seen].any():

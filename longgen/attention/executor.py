@@ -127,7 +127,7 @@ def run_plan(plan: FramePlan, inputs: LayerInputs) -> Tensor:
 def tiles_if_cheaper(plan: FramePlan, inputs: LayerInputs, groups: int = 1) -> TileMerge | None:
     """What merges several passes, or groups of them, on an accelerator, where that is cheaper than one after the other."""
     costs, kernel = costs_on(inputs.q.device.type), inputs.ctx.attention_with_lse(inputs.q)
-    if not costs.batched or kernel is None or len(plan.passes) == 1 or any(pass_.band is not None for pass_ in plan.passes):
+    if not costs.batched or kernel is None or len(plan.passes) == 1 or plan.computed_apart:
         return None
     tokens, text_tokens = inputs.q.shape[1] // plan.frames_lat, inputs.text_tokens
     chosen = 0 if plan.key_frames is None else plan.key_frames.count(plan.frames_lat)
@@ -142,7 +142,7 @@ def tiles_if_cheaper(plan: FramePlan, inputs: LayerInputs, groups: int = 1) -> T
 def merge_if_cheaper(plan: FramePlan, inputs: LayerInputs) -> PlanMerge | None:
     """What merges the plan's passes on the CPU, where that is cheaper than one after the other; tiles do it on accelerators."""
     kernel = inputs.ctx.attention_with_lse(inputs.q)
-    if costs_on(inputs.q.device.type).batched or kernel is None or any(pass_.band is not None for pass_ in plan.passes):
+    if costs_on(inputs.q.device.type).batched or kernel is None or plan.computed_apart:
         return None
     if len(plan.passes) == 1 and plan.passes[0].logits is None and not call_list(plan.passes[0], False).rotates_keys:
         return None
@@ -157,7 +157,7 @@ def _batched(plan: FramePlan, inputs: LayerInputs) -> Tensor | None:
     """`run_plan` of one pass in few calls on an accelerator; None where that cannot be or does not pay."""
     costs, kernel = costs_on(inputs.q.device.type), inputs.ctx.attention_with_lse(inputs.q)
     pass_, text_tokens, tokens = plan.passes[0], inputs.text_tokens, inputs.q.shape[1] // plan.frames_lat
-    if not costs.batched or kernel is None or len(plan.passes) > 1:
+    if not costs.batched or kernel is None or len(plan.passes) > 1 or plan.by_sign:
         return None
     if pass_.band is not None:
         masked_kernel = inputs.ctx.attention_with_lse(inputs.q, masked=True)
@@ -176,7 +176,7 @@ def _batched(plan: FramePlan, inputs: LayerInputs) -> Tensor | None:
 
 def _banded(plan: FramePlan, inputs: LayerInputs) -> Tensor | None:
     """`run_plan` of one pass with bands, computed apart from what is seen whole; None where that cannot be."""
-    if len(plan.passes) > 1 or plan.passes[0].band is None:
+    if len(plan.passes) > 1 or plan.passes[0].band is None or plan.by_sign:
         return None
     kernel, masked_kernel = (inputs.ctx.attention_with_lse(inputs.q, masked) for masked in (False, True))
     if kernel is None or masked_kernel is None or (parts := split(plan.passes[0])) is None:

@@ -12,8 +12,8 @@ Every `AttentionCall` attends from a run of query frames `queries` to exactly th
 Where rel[i, j] = p[i] - p[j] + time_offset, q is rotated once, to `positions` = p, and k to p - time_offset. Any other table runs
 one query frame at a time: q[i] rotated to p[i], key frame j to p[i] - rel[i, j]. A key frame keeps its rotation from one query
 frame to the next where it can, and p is chosen so that most can: it moves by what most of rel[i] moves by (by 1/8 in the far tier
-of VRPR, where only the near frames are then rotated again). A query frame with columns that change its logits is a single one.
-Frames of weight 0 are in no call.
+of VRPR, where only the near frames are then rotated again). A query frame with columns that change its logits is a single one;
+those with factors on positive logits alone share a call where they see the same key frames. Frames of weight 0 are in no call.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class AttentionCall:
 
     sliding: `keys` is the range of the first query frame and moves on by one with each. rotated, times: key frames to rotate
     before this call, and the times to rotate them to. bands: [visible keys], the share of each key frame that is seen, or None
-    where all are seen whole. logits: [2, visible keys], factor and addend of each key frame's logits, or None.
+    where all are seen whole. logits: [2, visible keys], factor and addend of each key frame's logits, or None. positive: [query
+    frames, visible keys], the factor on each pair's positive logits, or None.
     """
 
     queries: Range
@@ -44,6 +45,7 @@ class AttentionCall:
     times: np.ndarray | None = None
     bands: np.ndarray | None = None
     logits: np.ndarray | None = None
+    positive: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,12 +72,13 @@ def lower(pass_: Pass, with_text: bool = False) -> CallList:
     differences = positions[:, None] - positions + time_offset
     rotates_keys = not np.array_equal(np.where(pass_.visible, pass_.rel, 0), np.where(pass_.visible, differences, 0))
     ranges = [ranges_of(row) if weight > 0 else () for row, weight in zip(pass_.visible, pass_.weight, strict=True)]
-    bands, logits = _column_rows(pass_)
+    bands, logits, positive = _column_rows(pass_)
     if rotates_keys and not with_text:
         positions = _common_motion(pass_)
-    plain = [
-        None if rotates_keys or i in bands or i in logits else key_ranges for i, key_ranges in enumerate(ranges)
-    ]  # of query frames that can share a call
+    sharing = [None if rotates_keys or i in bands or i in logits else key_ranges for i, key_ranges in enumerate(ranges)]
+    plain, by_sign = (
+        [key_ranges if (i in positive) == signed else None for i, key_ranges in enumerate(sharing)] for signed in (False, True)
+    )  # of query frames that can share a call
     calls: list[AttentionCall] = []
     key_times = np.zeros(len(ranges))
     start = 0
@@ -84,6 +87,8 @@ def lower(pass_: Pass, with_text: bool = False) -> CallList:
         if plain[start]:
             same_keys = _run_end(plain, start, step=0)
             slides = _run_end(plain, start, step=1) if len(ranges[start]) == 1 else same_keys
+        elif by_sign[start]:
+            same_keys = _run_end(by_sign, start, step=0)
         rotated = times = None
         if rotates_keys and ranges[start]:
             target = np.where(seen, positions[start] - pass_.rel[start], key_times)
@@ -91,21 +96,24 @@ def lower(pass_: Pass, with_text: bool = False) -> CallList:
             times, key_times[rotated] = target[rotated], target[rotated]
         stop = max(same_keys, slides)
         if ranges[start]:
-            columns = bands.get(start), logits.get(start)
+            rows = [positive[i] for i in range(start, stop) if i in positive]
+            columns = bands.get(start), logits.get(start), np.stack(rows) if rows else None
             calls.append(AttentionCall((start, stop), ranges[start], slides > same_keys, rotated, times, *columns))
         start = stop
     return CallList(positions, rotates_keys, tuple(calls), time_offset)
 
 
-def _column_rows(pass_: Pass) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
-    """Bands and logit columns over the visible keys, of the query frames for which these are not neutral."""
-    bands, logits = dict[int, np.ndarray](), dict[int, np.ndarray]()
+def _column_rows(pass_: Pass) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray], dict[int, np.ndarray]]:
+    """Bands, logit columns and factors on positive logits over the visible keys, of the query frames where they are not neutral."""
+    bands, logits, positive = dict[int, np.ndarray](), dict[int, np.ndarray](), dict[int, np.ndarray]()
     for i, seen in enumerate(pass_.visible):
         if pass_.band is not None and (pass_.band[i, seen] < 1).any():
             bands[i] = pass_.band[i, seen]
         if pass_.logits is not None and (pass_.logits[:, i, seen] != np.array([[1.0], [0.0]])).any():
             logits[i] = pass_.logits[:, i, seen]
-    return bands, logits
+        if pass_.positive is not None and (pass_.positive[i, seen] != 1).any():
+            positive[i] = pass_.positive[i, seen]
+    return bands, logits, positive
 
 
 def _common_motion(pass_: Pass) -> np.ndarray:

@@ -110,11 +110,12 @@ def sequential_cost(call_lists: list[CallList], tokens: int, text_tokens: int = 
 
 @lru_cache(maxsize=64)
 def partition(passes: tuple[Pass, ...], tokens: int, at_run_time: bool = False, text_tokens: int = 0) -> Partition:
-    """The cheapest partition of `passes`, which have no bands (passes hash by identity).
+    """The cheapest partition of `passes`, which have no bands and no factors on positive logits (passes hash by identity).
 
     tokens: of a frame. at_run_time: whether key frames that a pass hides may be chosen at run time, for all its query frames.
     text_tokens: those that take part in self-attention.
     """
+    assert all(pass_.positive is None for pass_ in passes)
     rel = np.stack([pass_.rel for pass_ in passes])
     computed = np.stack([pass_.weight > 0 for pass_ in passes])
     visible = np.stack([pass_.visible for pass_ in passes]) & computed[:, :, None]

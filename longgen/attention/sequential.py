@@ -3,12 +3,14 @@
 Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, f query frames, H heads, D head dim.
 
 Masks are made for bands and logit columns only, a block of query tokens at a time; q and k are not copied for contiguous ranges.
+Factors on positive logits are beyond every backend: `longgen.attention.score_blocks` computes such calls, whatever the backend.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from longgen.attention.context import LayerInputs
 from longgen.attention.lowering import AttentionCall, CallList, Range, lower
+from longgen.attention.score_blocks import SignFactors, attend_by_sign, mean_key
 from longgen.device_tables import on_device
 from longgen.frameplan import FramePlan, Pass
 
@@ -73,9 +76,10 @@ def _attention_calls(calls: CallList, plan: FramePlan, inputs: LayerInputs, rota
             ctx.rotate_time(k, at_time_0, call.rotated, call.times, scale)
         keys, values = frames_of(k, call.keys, tokens), frames_of(inputs.v, call.keys, tokens)
         if call.bands is not None:
-            yield call.queries, _banded(call.bands, call.logits, LayerInputs(ctx, queries, keys, values), tokens)
-        elif call.logits is not None:
-            yield call.queries, attend_scaled(ctx.attend, call.logits, queries, keys, values)
+            yield call.queries, _banded(call, plan.centred, LayerInputs(ctx, queries, keys, values), tokens)
+        elif call.logits is not None or call.positive is not None:
+            signs = None if call.positive is None else SignFactors(call.positive, ctx.text)
+            yield call.queries, attend_scaled(ctx.attend, call.logits, queries, keys, values, None, signs, plan.centred)
         else:
             yield call.queries, ctx.attend(queries, keys, values)
 
@@ -97,14 +101,16 @@ def _sliding(call: AttentionCall, inputs: LayerInputs, tokens: int) -> Tensor:
     return output
 
 
-def _banded(bands: np.ndarray, logits: np.ndarray | None, inputs: LayerInputs, tokens: int) -> Tensor:
+def _banded(call: AttentionCall, centred: bool, inputs: LayerInputs, tokens: int) -> Tensor:
     """One query frame over whole frames and bands of frames, exact in tokens: a block of query tokens at a time.
 
     A block as long as the narrowest band is half wide reads half as many keys again as it needs; the mask discards them.
     """
-    ctx, q, output = inputs.ctx, inputs.q, torch.empty_like(inputs.q)
+    assert call.bands is not None
+    ctx, q, output, bands = inputs.ctx, inputs.q, torch.empty_like(inputs.q), call.bands
     block = max(SMALLEST_BLOCK, math.ceil(bands.min() * tokens))
     index = torch.arange(tokens, device=q.device)
+    origin = mean_key(_scaled_keys(inputs.k, call.logits), ctx.text) if call.positive is not None and centred else None
     widths = [tokens if share >= 1 else math.ceil(share * tokens) for share in bands]  # |q - k| < width
     for first in range(0, tokens, block):
         last = min(first + block, tokens)
@@ -113,28 +119,44 @@ def _banded(bands: np.ndarray, logits: np.ndarray | None, inputs: LayerInputs, t
         seen = torch.cat([(rows - index[a:b]).abs() < width for (a, b), width in zip(spans, widths, strict=True)], dim=1)
         ranges = tuple((j * tokens + a, j * tokens + b) for j, (a, b) in enumerate(spans))
         keys, values = (frames_of(x, ranges, 1) for x in (inputs.k, inputs.v))
-        if logits is None:
-            output[:, first:last] = ctx.attend(q[:, first:last], keys, values, seen)
-        else:
-            by_token = np.repeat(logits, [b - a for a, b in spans], axis=1)
-            output[:, first:last] = attend_scaled(ctx.attend, by_token, q[:, first:last], keys, values, seen)
+        lengths = [b - a for a, b in spans]
+        logits, positive = (None if x is None else np.repeat(x, lengths, axis=1) for x in (call.logits, call.positive))
+        signs = None if positive is None else SignFactors(positive, ctx.text, origin)
+        output[:, first:last] = attend_scaled(ctx.attend, logits, q[:, first:last], keys, values, seen, signs)
     return output
 
 
 def attend_scaled(
-    attend: Callable[..., Tensor], logits: np.ndarray, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None
+    attend: Callable[..., Tensor],
+    logits: np.ndarray | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seen: Tensor | None = None,
+    signs: SignFactors | None = None,
+    centred: bool = False,
 ) -> Tensor:
-    """`attend` with factors and addends on the logits of key frames or keys, `logits` [2, frames or Nk]. seen: bool [Nq, Nk]."""
+    """`attend` with factors and addends on the logits of key frames or keys, `logits` [2, frames or Nk]. seen: bool [Nq, Nk].
 
-    def by_key(row: np.ndarray) -> Tensor:
-        return on_device(row, q.device, q.dtype).repeat_interleave(k.shape[1] // len(row))
+    signs: factors on positive logits, and the text that `attend` would append: it is not asked then. centred: whether logits are
+    positive above their mean over k and the text.
+    """
+    k, mask = _scaled_keys(k, logits), seen
+    if logits is not None and not (logits[1] == 0).all():
+        addends = _by_key(logits[1], k).expand(q.shape[1], -1)
+        mask = addends if seen is None else addends.masked_fill(~seen, -torch.inf)
+    if signs is None:
+        return attend(q, k, v) if mask is None else attend(q, k, v, mask)
+    return attend_by_sign(q, k, v, replace(signs, origin=mean_key(k, signs.text)) if centred else signs, mask)
 
-    if not (logits[0] == 1).all():
-        k = k * by_key(logits[0])[:, None, None]
-    if not (logits[1] == 0).all():
-        mask = by_key(logits[1]).expand(q.shape[1], -1)
-        return attend(q, k, v, mask if seen is None else mask.masked_fill(~seen, -torch.inf))
-    return attend(q, k, v) if seen is None else attend(q, k, v, seen)
+
+def _by_key(row: np.ndarray, k: Tensor) -> Tensor:
+    """`row`, a number for each key frame or key, for each of k [B, Nk, H, D]."""
+    return on_device(row, k.device, k.dtype).repeat_interleave(k.shape[1] // len(row))
+
+
+def _scaled_keys(k: Tensor, logits: np.ndarray | None) -> Tensor:
+    return k if logits is None or (logits[0] == 1).all() else k * _by_key(logits[0], k)[:, None, None]
 
 
 def frames_of(x: Tensor, ranges: tuple[Range, ...], tokens: int) -> Tensor:

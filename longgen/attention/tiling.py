@@ -107,11 +107,13 @@ class Tiling:
 def tile(
     passes: tuple[Pass, ...], tokens: int, costs: CallCosts, chosen: int = 0, text_tokens: int = 0, groups: int = 1
 ) -> Tiling | None:
-    """The cheapest tiling of `passes`, which have no bands (passes hash by identity); None where there are too many query rows.
+    """The cheapest tiling of `passes`, which have no bands and no factors on positive logits (passes hash by identity); None
+    where there are too many query rows.
 
     tokens: of a frame. chosen: how many key frames that a pass may hide are chosen at run time, for all its query frames.
     text_tokens: those that take part in self-attention. groups: of passes, whose outputs are kept apart.
     """
+    assert all(pass_.positive is None for pass_ in passes)
     rel = np.stack([pass_.rel for pass_ in passes])
     computed = np.stack([pass_.weight > 0 for pass_ in passes])
     possible = computed[:, :, None] & np.stack([_logits(pass_)[1] > -np.inf for pass_ in passes])

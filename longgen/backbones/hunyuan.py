@@ -17,8 +17,8 @@ HUNYUANVIDEO = BackboneSpec(
     about="HunyuanVideo, 13 billion parameters",
     stride_t=4, stride_hw=8, patch=(1, 2, 2), native_px=129, fps=24, size=(1280, 720), steps=50, guidance_scale=6.0,
     negative_prompt="", dtype="bf16", layers=60, heads=24, head_dim=128, ffn_dim=12288, latent_channels=16, rotary_dims=16,
-    rotary_base=256.0, intrinsic_component=4, text_tokens=256, parameters=12_821_012_544, companions=7_874_726_099,
-    capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP), joint_text=True, embedded_guidance=True,
+    rotary_base=256.0, intrinsic_component=4, repetition_lat=50, text_tokens=256, parameters=12_821_012_544,
+    companions=7_874_726_099, capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP), joint_text=True, embedded_guidance=True,
     scheduler="FlowMatchEulerDiscreteScheduler", checkpoint_shift=7.0,
 )  # fmt: skip
 # HunyuanVideo-I2V 1481c1d, its README: 50 steps, embedded guidance 6, 129 frames, shift 7 for its stable mode, in which the noise

@@ -93,6 +93,7 @@ class BackboneSpec:
     parameters: int  # of the transformer
     companions: int  # parameters of text encoder and VAE
     rotary_span_s: int | None = None
+    repetition_lat: int | None = None  # see longgen.frameplan.Geometry
     most_lat: int = 1024  # latent frames that can be addressed: the rows of Wan's rotary table
     cpu_threads: int | None = None
     capabilities: tuple[str, ...] = (RELATIVE_POSITIONS, FRAME_TIMESTEPS, WHOLE_CLIP)

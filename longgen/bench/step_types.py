@@ -1,9 +1,10 @@
 """Groups the steps of a run into types that cost the same, so that measuring one step of each is enough.
 
 Legend: L layers, S steps, T latent frames. A step type is a distinct column of the plan's table [L, S], with the same techniques
-editing the latent. In a rollout the types are the first chunk, the last one and the clean passes, and a chunk in between counts as
-fractions of the two, by its FLOPs; in a FIFO queue, a round of the full queue. The first clip of a queue is sampled one window at a
-time, of which a round has several: its steps count as such fractions of a round.
+editing the latent. Columns in which the same techniques act and as many pairs are computed are one: a technique has but moved on.
+In a rollout the types are the first chunk, the last one and the clean passes, and a chunk in between counts as fractions of the
+two, by its FLOPs; in a FIFO queue, a round of the full queue. The first clip of a queue is sampled one window at a time, of which
+a round has several: its steps count as such fractions of a round.
 """
 
 from __future__ import annotations
@@ -47,9 +48,11 @@ def step_types(plan: Plan) -> list[StepType]:
         windows = (plan.calls - 1) * plan.steps / (plan.rounds - plan.steps)
         return [StepType(ROUND, plan.calls * plan.steps / windows, plan)]
     edits = [tuple(name_of(technique) for technique, active in plan.refinements if step in active) for step in range(plan.steps)]
-    groups: dict[tuple[bytes, tuple[str, ...]], list[int]] = {}
+    groups: dict[tuple[object, ...], list[int]] = {}
+    costs = [None if program is None else (*program.branches, round(program.density, 6)) for program in plan.programs]
     for step in range(plan.steps):
-        groups.setdefault((plan.table[:, step].tobytes(), edits[step]), []).append(step)
+        active = tuple(placed.name for placed in plan.techniques if step in placed.steps)
+        groups.setdefault((active, *(costs[index] for index in plan.table[:, step]), edits[step]), []).append(step)
     named = [(" + ".join((_name(plan, steps[0]), *edits[steps[0]])), tuple(steps)) for steps in groups.values()]
     total, seen = Counter(name for name, _ in named), Counter[str]()
     types = []

@@ -36,8 +36,7 @@ class Sink(FrameTechnique):
 
     frames: int = Field(3, ge=1, le=LONGEST)
 
-    @property
-    def sink_lat(self) -> int:
+    def sink_lat(self, geometry: Geometry) -> int:
         return self.frames
 
     def apply(self, plan: FramePlan, geometry: Geometry) -> FramePlan:

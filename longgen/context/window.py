@@ -30,6 +30,6 @@ class Window(FrameTechnique):
 
     def apply(self, plan: FramePlan, geometry: Geometry) -> FramePlan:
         window = self.frames or geometry.native_lat
-        if geometry.in_chunks:
+        if geometry.chunk_lat:
             return plan.see_only(np.broadcast_to(np.arange(geometry.frames_lat) >= geometry.frames_lat - window, plan.shape))
         return plan.see_only(visible_from_ranges(local_windows(geometry.frames_lat, window, self.edge)))

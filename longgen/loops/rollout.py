@@ -139,5 +139,5 @@ def _switch_prompt(denoiser: Denoiser, cache: KVCache, start: int, text: Text, r
     if technique.switch == "flush":
         cache.keep([frame for frame in cache.frames if frame < sink_lat or frame >= start - technique.kept])
     elif technique.switch == "recache" and recached:
-        cache.open(recached[0], len(recached), *plan.programs_for_chunk(start, len(recached)))
+        cache.open(recached[0], len(recached), *plan.programs_for_chunk(start, len(recached), cache.frames))
         _write_cache(denoiser, cache, recent[:, :, -len(recached) :], recached[0], text)

@@ -18,6 +18,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor
 
+from longgen.attention.head_groups import HeadGroups
 from longgen.attention.kvcache import KVCache
 from longgen.attention.rotary import Tables
 from longgen.pipelines import foreign_hooks
@@ -97,7 +98,8 @@ class CausalWan(Wan):
         """Within the context, the transformer sees its frames through the cache; afterwards it is as it was."""
         rotary = self.rotary()
         assert rotary is not None
-        transformer, cache = self.pipe.transformer, KVCache(rotary, plan.slots_lat)
+        transformer, heads = self.pipe.transformer, None if plan.head_groups is None else HeadGroups(*plan.head_groups)
+        cache = KVCache(rotary, plan.slots_lat, plan.columns_lat, plan.keeps_queries, heads)
         self_attention, cross_attention = self.layers(transformer), self.text_layers(transformer)
         stocks = [(layer, layer.processor) for layer in (*self_attention, *cross_attention)]
         foreign_hooks.check_model(self.pipe, self.transformers)

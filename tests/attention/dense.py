@@ -55,12 +55,17 @@ def dense(
                     met = turned_q[:, head, :, None, pair] * text_k[:, head, None, :, pair].conj()
                     texts[:, head] += (met * torch.exp(1j * at)[:, None]).real
         seen = torch.from_numpy(one.visible)[frame][:, frame]
-        band, factor, addend = (
-            torch.from_numpy(one.column(name))[frame][:, frame] for name in ("band", "logit_scale", "logit_bias")
-        )
-        seen = seen & ((place[:, None] - place[None, :]).abs() < band * tokens)
+        names = ("band", "logit_scale", "positive_logit_scale", "logit_bias")
+        band, factor, positive, addend = (torch.from_numpy(one.column(name))[frame][:, frame] for name in names)
         logits = torch.cat([logits * factor, texts], dim=-1) * plan.logit_scale / (2 * half) ** 0.5
-        logits[..., : len(frame)] = (logits[..., : len(frame)] + addend).masked_fill(~seen, -np.inf)
+        if plan.centred:
+            shown = torch.cat(
+                [torch.from_numpy(one.visible)[frame][:, frame], torch.ones(texts.shape[-2:], dtype=torch.bool)], dim=1
+            )
+            logits -= (logits * shown).sum(-1, keepdim=True) / shown.sum(-1, keepdim=True).clamp(min=1)
+        seen = seen & ((place[:, None] - place[None, :]).abs() < band * tokens)
+        pairs = logits[..., : len(frame)]
+        logits[..., : len(frame)] = (torch.where(pairs > 0, positive * pairs, pairs) + addend).masked_fill(~seen, -np.inf)
         values = v if text is None else torch.cat([v, text[1].double().transpose(1, 2)], dim=2)
         weights = logits.softmax(-1).nan_to_num(0)  # a row of weight 0 may see nothing
         total += torch.from_numpy(one.weight)[frame].view(1, 1, -1, 1) * (weights @ values)

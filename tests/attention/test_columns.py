@@ -80,7 +80,9 @@ def test_a_rollout_shows_it_too() -> None:
 
 def test_unknown_columns_and_wrong_shapes_are_errors() -> None:
     pass_ = full_attention(3).passes[0]
-    with pytest.raises(ValueError, match=r"pair columns \['decay'\] .* known are band, logit_scale, logit_bias"):
+    with pytest.raises(
+        ValueError, match=r"pair columns \['decay'\] .* known are band, logit_scale, logit_bias, positive_logit_scale"
+    ):
         Pass(pass_.rel, pass_.visible, pass_.weight, {"decay": pass_.rel})
     with pytest.raises(ValueError, match=r"\{'band': \(2, 2\)\} of a pass \(3, 3\)"):
         Pass(pass_.rel, pass_.visible, pass_.weight, {"band": np.ones((2, 2))})
@@ -90,6 +92,9 @@ def test_unknown_columns_and_wrong_shapes_are_errors() -> None:
         pass_.with_columns(logit_bias=pass_.rel[:1])
     with pytest.raises(ValueError, match=r"\['logit_bias'\] of a pass hold NaN"):
         pass_.with_columns(logit_bias=np.full((3, 3), np.nan))
+    for wrong in (-0.1, np.inf):
+        with pytest.raises(ValueError, match=r"\['positive_logit_scale'\] of a pass hold numbers that are below 0 or infinite"):
+            pass_.with_columns(positive_logit_scale=np.full((3, 3), wrong))
 
 
 def test_a_technique_that_makes_such_tables_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,9 +106,11 @@ def test_a_technique_that_makes_such_tables_is_refused_by_name(monkeypatch: pyte
 def test_columns_combine_by_what_they_are() -> None:
     ones = np.ones((3, 3))
     pass_ = full_attention(3).passes[0].with_columns(band=ones / 2, logit_scale=2 * ones, logit_bias=ones)
-    pass_ = pass_.with_columns(band=ones / 4, logit_scale=3 * ones, logit_bias=2 * ones)
-    assert {name: table[0, 0] for name, table in pass_.columns.items()} == {"band": 0.25, "logit_scale": 6, "logit_bias": 3}
-    assert list(pass_.tables) == ["rel", "visible", "weight", "band", "logit_scale", "logit_bias"]
+    pass_ = pass_.with_columns(positive_logit_scale=ones / 2)
+    pass_ = pass_.with_columns(band=ones / 4, logit_scale=3 * ones, logit_bias=2 * ones, positive_logit_scale=ones / 4)
+    combined = {"band": 0.25, "logit_scale": 6, "logit_bias": 3, "positive_logit_scale": 0.125}
+    assert {name: table[0, 0] for name, table in pass_.columns.items()} == combined
+    assert list(pass_.tables) == ["rel", "visible", "weight", *combined]
 
 
 @pytest.mark.parametrize(

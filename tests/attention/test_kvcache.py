@@ -5,6 +5,7 @@ Legend: B batch, F slots, c newest frames, n tokens per latent frame, H heads, D
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ def expected(cache: KVCache, program: Program | None, start: int, qkv: tuple[Ten
     columns = {name: np.full(rel.shape, PAIR_COLUMNS[name].neutral) for name in one.columns}
     for name, table in columns.items():
         table[held:] = one.columns[name][:, slots]
-    square = FramePlan((Pass(rel, visible, np.ones(len(slots)), columns),), frame_plan.frequency_scale, frame_plan.logit_scale)
+    square = replace(frame_plan, passes=(Pass(rel, visible, np.ones(len(slots)), columns),))
     return dense(square, *qkv, rotary(), stock(len(slots)))[:, held * N :]
 
 
@@ -146,13 +147,17 @@ def test_any_frames_at_any_times_equal_the_dense_form(seed: int) -> None:
     assert difference < 1e-5
 
 
-@pytest.mark.parametrize("columns", [("logit_scale",), ("logit_bias",), ("logit_scale", "logit_bias")])
-def test_logit_columns_equal_the_dense_form(columns: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("columns", [("logit_scale",), ("logit_bias",), ("logit_scale", "logit_bias"), ("positive_logit_scale",),
+                                     ("logit_scale", "positive_logit_scale", "logit_bias")])  # fmt: skip
+@pytest.mark.parametrize("centred", [False, True])
+def test_logit_columns_equal_the_dense_form(columns: tuple[str, ...], centred: bool) -> None:
     random_of = np.random.default_rng(3)
     hidden = np.ones((4, 12), dtype=bool)
     hidden[:, 2] = False
-    tables = {"logit_scale": random_of.uniform(0.5, 2, (4, 12)), "logit_bias": random_of.uniform(-2, 1, (4, 12))}
+    tables = {"logit_scale": random_of.uniform(0.5, 2, (4, 12)), "logit_bias": random_of.uniform(-2, 1, (4, 12)),
+              "positive_logit_scale": random_of.choice([0, 0.5, 1, 1.5], (4, 12))}  # fmt: skip
     frame_plan = full_attention(12, 4).see_only(hidden).each(lambda p: p.with_columns(**{name: tables[name] for name in columns}))
+    frame_plan = replace(frame_plan, centred=centred)
     program, qkv = Program({"main": frame_plan}), random(12)
     cache = KVCache(rotary(), 12)
     filled(cache, list(range(8)), *(x[:, : 8 * N] for x in qkv[1:]))

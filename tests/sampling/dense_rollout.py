@@ -1,6 +1,7 @@
 """The definition of a rollout, without a cache: every pass runs the stock transformer over all frames so far. Slow.
 
-Legend: B batch, R rows, n tokens per latent frame, N = R n, H heads, D head dim, C temporal rotary components, P channel pairs.
+Legend: B batch, R rows, n tokens per latent frame, N = R n, H heads, D head dim, C temporal rotary components, P channel pairs,
+G = H where heads see different frames, else 1.
 
 A row is a latent frame as it was run clean. What a layer makes of it depends only on what it was allowed to see then, so that
 one forward over all clean rows and the newest chunk gives every frame the keys and values that a cache would hold. Where the
@@ -12,9 +13,10 @@ is read. Attention is one masked softmax in double precision, in which each pair
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -59,8 +61,12 @@ class Dense:
         self.stack, self.steps, self.texts = stack, steps, texts
         self.theta = self.spec.rotary_base ** (-2 * np.arange(self.spec.rotary_dims // 2) / self.spec.rotary_dims)
         self.groups: list[Group] = []
+        self.by_head: Stack = [table for table in stack if table["name"] == "dummy-forcing"]
+        self.kind_of: dict[tuple[int, int], str] = {}  # of a head in a layer, once it is known
+        self.heads = range(self.spec.heads if self.by_head else 1)
 
-    def sight(self, past: list[int], own: list[int], layer: int, step: int) -> Sight:
+    def sight(self, past: list[int], own: list[int], layer: int, step: int, kind: str | None = None) -> Sight:
+        """kind: of the head."""
         here = {}
         for table in self.stack:
             first, last = (round(share * self.steps) for share in table.get("steps", (0, 1)))
@@ -70,6 +76,13 @@ class Dense:
         window = here["window"].get("frames", native) if "window" in here else stop
         sink = here["sink"].get("frames", 3) if "sink" in here else 0
         frames = [frame for frame in [*past, *own] if frame >= stop - window or frame < sink]
+        if "dummy-forcing" in here:
+            sizes = {"first": 1, "middle": 3, "last": 1, "after": 6} | here["dummy-forcing"]
+            kind = kind if own[0] >= sizes["after"] else None
+            first = sizes["first"] if kind in ("first", None) else 0
+            both = max(sizes["middle"], sizes["last"])
+            before = {"first": 0, "middle": sizes["middle"], "dummy": sizes["last"], None: both}[kind]
+            frames = [frame for frame in frames if frame < first or frame >= own[0] - before or frame < sink]
         places = [float(frame) for frame in frames]
         if "rebase" in here:
             gap = here["rebase"].get("gap", 1)
@@ -97,18 +110,19 @@ class Dense:
         groups = [*self.groups, newest]
         newest.first = sum(len(group.frames) for group in self.groups)
         rows = newest.first + len(newest.frames)
-        shape = (self.spec.layers, rows, rows)
+        shape = (self.spec.layers, len(self.heads), rows, rows)
         seen, rel = np.zeros(shape, dtype=bool), np.zeros(shape)
-        factors, logit_scale = np.ones((*shape[:2], len(self.theta))), np.ones(shape[:2])
-        for layer, group in itertools.product(range(self.spec.layers), groups):
+        factors, logit_scale = np.ones((*shape[:3], len(self.theta))), np.ones(shape[:3])
+        for layer, head, group in itertools.product(range(self.spec.layers), self.heads, groups):
             own = slice(group.first, group.first + len(group.frames))
-            sight = self.sight(list(group.past), group.frames, layer, step if group is newest else self.steps - 1)
+            kind, at = self.kind_of.get((layer, head)), step if group is newest else self.steps - 1
+            sight = self.sight(list(group.past), group.frames, layer, at, kind)
             row_of = group.past | {frame: group.first + index for index, frame in enumerate(group.frames)}
             columns = [row_of[frame] for frame in sight.frames]
             places = np.array(sight.places)
-            seen[layer][own, columns] = True
-            rel[layer][own, columns] = places[-len(group.frames) :, None] - (places + sight.late)
-            factors[layer, own], logit_scale[layer, own] = sight.factors, sight.logit_scale
+            seen[layer, head][own, columns] = True
+            rel[layer, head][own, columns] = places[-len(group.frames) :, None] - (places + sight.late)
+            factors[layer, head, own], logit_scale[layer, head, own] = sight.factors, sight.logit_scale
         text_of = np.array([group.text for group in groups for _ in group.frames])
         x = torch.cat([group.latents for group in groups], dim=2).expand(len(self.texts[0]), -1, -1, -1, -1)
         times = torch.full((len(x), rows), context_noise)
@@ -120,24 +134,54 @@ class Dense:
         return predicted[:, :, newest.first :]
 
     def keep(self, group: Group, context_noise: float) -> dict[int, int]:
-        """Adds the clean rows of `group`; its frames and their rows."""
+        """Adds the clean rows of `group`; its frames and their rows. Tells heads apart, where this is the group to do it by."""
+        for table in self.by_head:
+            if group.frames[0] < table.get("after", 6) <= group.frames[-1] + 1 and not self.kind_of:
+                self._tell_apart(group, context_noise, table)
         group.first = sum(len(other.frames) for other in self.groups)
         self.groups.append(group)
         return {frame: group.first + index for index, frame in enumerate(group.frames)}
 
-    def shown_everywhere(self, group: Group) -> set[int]:
-        """The frames that `group` sees in every layer and step."""
+    def _tell_apart(self, group: Group, context_noise: float, table: dict[str, Any]) -> None:
+        """Heads by the sums, over frames, of attention from tokens spread evenly over the clean rows of `group`."""
+        self.run(group, context_noise, context_noise, self.steps - 1)
+        row_of = group.past | {frame: group.first + index for index, frame in enumerate(group.frames)}
+        masses: dict[tuple[int, int], list[float]] = {}
+        layers = table.get("layers", range(self.spec.layers))
+        for layer, head in itertools.product(layers, self.heads):
+            weights = self.weights[layer][:, head]  # [B, N, N]
+            tokens = weights.shape[1] // (group.first + len(group.frames))
+            picked = np.linspace(0, len(group.frames) * tokens - 1, max(1, tokens // 3)).round() + group.first * tokens
+            mean = weights[:, picked.astype(int)].mean((0, 1)).unflatten(0, (-1, tokens)).sum(1)  # [R]
+            begin = [row_of[frame] for frame in group.past if frame < table.get("first", 1)]
+            between = [row_of[frame] for frame in group.past if frame >= table.get("first", 1)]
+            masses[layer, head] = [float(mean[rows].sum()) for rows in (begin, between)]
+        totals = [sum(mass[part] for mass in masses.values()) for part in (0, 1)]
+        shares = {place: [mass[0] / totals[0], mass[1] / totals[1]] for place, mass in masses.items()}
+        ranked = sorted(shares, key=lambda place: max(shares[place]))
+        self.kind_of = {place: "first" if share[0] >= share[1] else "middle" for place, share in shares.items()}
+        self.kind_of |= dict.fromkeys(ranked[: round(table.get("dummy", 0.5) * len(ranked))], "dummy")
+
+    def shown(self, group: Group) -> tuple[set[int], set[int]]:
+        """The frames that heads of some kind see of `group` in every layer and step, and those in any."""
+        kinds = {*self.kind_of.values()} or {None}
         cases = itertools.product(range(self.spec.layers), range(self.steps))
-        return set.intersection(*(set(self.sight(list(group.past), group.frames, *case).frames) for case in cases))
+        sights = ([self.sight(list(group.past), group.frames, *case, kind).frames for kind in kinds] for case in cases)
+        by_case = [set(itertools.chain(*by_kind)) for by_kind in sights]
+        return set.intersection(*by_case), set.union(*by_case)
 
     @contextmanager
     def _installed(
         self, seen: np.ndarray, rel: np.ndarray, factors: np.ndarray, logit_scale: np.ndarray, text_of: np.ndarray
     ) -> Iterator[None]:
         before = [(layer, layer.processor) for block in self.transformer.blocks for layer in (block.attn1, block.attn2)]
+        self.weights: dict[int, Tensor] = {}  # [B, H, N, N], by layer
+        keep = self.weights.__setitem__ if self.by_head else lambda layer, weights: None
         try:
             for index, block in enumerate(self.transformer.blocks):
-                block.attn1.set_processor(_SelfAttention(seen[index], rel[index], self.theta * factors[index], logit_scale[index]))
+                attention = _SelfAttention(seen[index], rel[index], self.theta * factors[index], logit_scale[index])
+                attention.keep = functools.partial(keep, index)
+                block.attn1.set_processor(attention)
                 block.attn2.set_processor(_Text(text_of, len(self.texts)))
             yield
         finally:
@@ -146,14 +190,16 @@ class Dense:
 
 
 class _SelfAttention:
-    """seen, rel [R, R]; theta [R, C]; gain [R]: of the query's row."""
+    """seen, rel [G, R, R]; theta [G, R, C]; gain [G, R]: of the query's row."""
+
+    keep: Callable[[Tensor], None]  # what becomes of the weights
 
     def __init__(self, seen: np.ndarray, rel: np.ndarray, theta: np.ndarray, logit_scale: np.ndarray) -> None:
         self.call_geometry, self.logit_scale = torch.from_numpy(seen), torch.from_numpy(logit_scale)
-        self.turn = torch.from_numpy(np.exp(1j * rel[:, :, None] * theta[:, None, :]))  # [R, R, C]
+        self.turn = torch.from_numpy(np.exp(1j * rel[..., None] * theta[:, :, None, :]))  # [G, R, R, C]
 
     def __call__(self, attn: Any, x: Tensor, text: None, mask: None, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        rows, count = len(self.call_geometry), self.turn.shape[2]
+        rows, count = self.turn.shape[2:]
         q, k, v = attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(x)), attn.to_v(x)
         q, k, v = (part.unflatten(2, (attn.heads, -1)) for part in (q, k, v))
         cos, sin = (table[0, :, 0, 0::2].double() for table in rotary)  # of space; the pairs of time come from `turn`
@@ -162,10 +208,11 @@ class _SelfAttention:
         q, k = (torch.view_as_complex(part.double().unflatten(-1, (-1, 2)).contiguous()) * still[None, :, None] for part in (q, k))
         q, k = (part.unflatten(1, (rows, -1)) for part in (q, k))  # [B, R, n, H, P]
         logits = torch.einsum("binhp,bjmhp->bhinjm", q[..., count:], k[..., count:].conj()).real
-        logits = logits + torch.einsum("binhc,bjmhc,ijc->bhinjm", q[..., :count], k[..., :count].conj(), self.turn).real
-        logits = logits * self.logit_scale.view(-1, 1, 1, 1) / v.shape[-1] ** 0.5
-        logits = logits.masked_fill(~self.call_geometry[:, None, :, None], -np.inf)
+        logits = logits + torch.einsum("binhc,bjmhc,hijc->bhinjm", q[..., :count], k[..., :count].conj(), self.turn).real
+        logits = logits * self.logit_scale[:, :, None, None, None] / v.shape[-1] ** 0.5
+        logits = logits.masked_fill(~self.call_geometry[:, :, None, :, None], -np.inf)
         weights = logits.flatten(4).softmax(-1).flatten(2, 3)  # [B, H, N, N]
+        self.keep(weights)
         output = torch.einsum("bhqk,bkhd->bqhd", weights, v.double())
         return attn.to_out[0](output.flatten(2).to(x))
 
@@ -214,7 +261,8 @@ def rollout(
     dense = Dense(backbone, stack, steps, texts)
     shares = 1 - np.arange(steps + 1) / steps
     sigmas = spec.flow_shift * shares / (1 + (spec.flow_shift - 1) * shares)
-    sink = max((table.get("frames", 3) for table in stack if table["name"] == "sink"), default=0)
+    sinks = {"sink": ("frames", 3), "dummy-forcing": ("first", 1)}
+    sink = max((table.get(*sinks[table["name"]]) for table in stack if table["name"] in sinks), default=0)
     rows: dict[int, int] = {}  # of the frames that there are
     done: list[Tensor] = []
 
@@ -225,11 +273,11 @@ def rollout(
             if switch == "flush":
                 rows = {frame: row for frame, row in rows.items() if frame < sink or frame >= start - kept}
             elif switch == "recache":
-                shown = dense.shown_everywhere(dense.groups[-1])
+                shown, held = dense.shown(dense.groups[-1])
                 again = sorted(shown if shown == set(range(start)) else {frame for frame in shown if frame >= sink})
                 if again:
                     latents = torch.cat(done, dim=2)[:, :, again]
-                    past = {frame: row for frame, row in rows.items() if frame < again[0]}
+                    past = {frame: row for frame, row in rows.items() if frame < again[0] and frame in held}
                     rows |= dense.keep(Group(again, past, latents, text), context_noise)
         if given is not None and start < known:
             clean = given[:, :, start : start + (known % chunk or chunk if start == 0 else chunk)]

@@ -20,6 +20,7 @@ from longgen.frameplan import Geometry, full_attention
 from longgen.plan import Plan
 from longgen.preset import Preset, Sample
 from longgen.sampling.chain import Chain
+from longgen.sampling.rollout import Rollout
 from longgen.schedule import PromptSchedule, by_chunk, check, settled, weights, weights_after
 from longgen.stack import PlacedTechnique, programs_of
 from longgen.technique import (
@@ -102,6 +103,7 @@ def build(
     _check_shift(plan)
     _check_chain(plan)
     _check_heads(plan)
+    _check_memory(plan)
     said = (*notes, *_notes(plan, requested, requested_px, without_effect))
     return replace(plan, notes=tuple(map(on_one_line, said)))  # names of files may hold anything
 
@@ -225,6 +227,14 @@ def _check_heads(plan: Plan) -> None:
             raise UsageError(f"{placed.name} measures heads after {after} latent frames, but the first chunk has {first}, and no "
                              "past to tell them apart by",
                              expected=f"{first + 1} or more", hint=f"--set {placed.name}.after={2 * first}")  # fmt: skip
+
+
+def _check_memory(plan: Plan) -> None:
+    """A memory in a rollout's cache is of the very frames that a flush is to drop."""
+    if isinstance(plan.sampling, Rollout) and plan.sampling.switch == "flush" and plan.memory is not None:
+        raise UsageError("rollout.switch = flush drops all but the sink and the last frames, but what it would drop has a memory "
+                         f"in {plan.preset.name}", expected="recache, or keep",
+                         hint="--set rollout.switch=recache")  # fmt: skip
 
 
 def _settled(technique: Technique, spec: BackboneSpec) -> Technique:

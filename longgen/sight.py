@@ -40,19 +40,21 @@ def slot_lines(plan: FramePlan, pass_: Pass) -> list[str]:
     assert plan.sources is not None
     sources, (queries, columns) = plan.sources, plan.shape
     own, memory = sources[-queries:], plan.memory
-    lines = [f"frames {own[0]} to {own[-1]} see {columns} slots, each with the keys and values of one frame, or of a memory:"]
+    lines = [f"frames {own[0]} to {own[-1]} see {columns} slots of a frame each:"]
     for run in _runs(sources[:-queries]):
-        first, last = sources[run[0]], sources[run[-1]]
+        first, last, rel = sources[run[0]], sources[run[-1]], pass_.rel[0, run]
+        place = "at"
         if isinstance(first, MemorySlot):
             assert memory is not None
             held = memory.phrase(first.index)
         else:
             assert isinstance(last, int)
-            held = f"frames {first} to {last}{', backwards,' * (last < first)}" if len(run) > 1 else f"frame {first}"
-        lines.append(f"  {held}{_changed(pass_, 0, np.array(run))} at relative times {_time_label(pass_.rel[:1, run])}")
-    lines.append(
-        f"  themselves{_changed(pass_, 0, np.arange(columns - queries, columns))} at {_time_label(pass_.rel[:, -queries:])}"
-    )
+            held = f"frames {first} to {last}{', backwards' * (last < first)}" if len(run) > 1 else f"frame {first}"
+            place = "at" if rel[0] == plan.frames_lat - queries - first else "moved to"
+        time = f"relative time {rel[0]:.4g}" if len(run) == 1 else f"relative times {_time_label(rel)}"
+        lines.append(f"  {held}{_changed(pass_, 0, np.array(run))}, {place} {time}")
+    newest = np.arange(columns - queries, columns)
+    lines.append(f"  themselves{_changed(pass_, 0, newest)}, at {_time_label(pass_.rel[:, newest])}")
     if plan.kept:
         lines.append(f"frames {count_label(plan.kept, plan.frames_lat)} stay in the cache for later chunks")
     if memory is not None and memory.frames:

@@ -173,7 +173,7 @@ class KVCache:
         self.frames = frames
 
     def close(self, start: int) -> None:
-        """The newest frames, from `start` on, which were written, are cached from now on."""
+        """The newest frames, from `start` on, which were written, are cached from now on; those that the memory took in are not."""
         if self.heads is not None and self._measuring:
             self.heads.assign()
             for layer, groups in self.heads.by_layer.items():
@@ -183,6 +183,8 @@ class KVCache:
                     self.by_group[layer, name] = LayerCache(keys, rotated, values, values)
             self._measuring = False
         self.frames = [*self.frames, *range(start, start + self.newest)]
+        if self._memory is not None and self._memory.frames:
+            self.keep([frame for frame in self.frames if frame not in self._memory.frames])
 
     def attend(
         self,

@@ -3,7 +3,8 @@
 Legend: B batch, f query frames, n tokens per frame, Nq = f n queries, K key frames (or keys), Nk keys, L text tokens, H heads,
 D head dim, G = B H.
 
-No attention kernel asks for the sign of a logit, so logits are written down: of as many heads and query tokens at once as
+No attention kernel asks for the sign of a logit but one that is compiled for it (`longgen.attention.sign_flex`), for query frames
+that see the same keys on an accelerator. Elsewhere logits are written down: of as many heads and query tokens at once as
 fit a block, in float32 or better whatever the type of q. With a the factor of a pair of frames and s its logit,
 
     a max(s, 0) + min(s, 0) = a leaky_relu(s, slope 1 / a)
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import leaky_relu_
 
 from longgen.attention.lowering import Range
+from longgen.attention.sign_flex import NotCompiledError, flex_by_sign
 
 CPU_BYTES, DEVICE_BYTES = 1_400_000, 2**29  # of logits, of as many heads as fit: measured on the CPU, where caches hold them
 FEWEST_QUERIES = 64  # of a block, where a frame has as many: below, products of matrices are slow
@@ -58,13 +60,18 @@ def attend_by_sign(q: Tensor, k: Tensor, v: Tensor, factors: SignFactors, mask: 
     keys, output = k.shape[1], torch.empty_like(q)
     if text is not None:
         k, v = (torch.cat([x, more], dim=1) for x, more in zip((k, v), text, strict=True))
+    size, tokens = keys // positive.shape[1], q.shape[1] // len(positive)
     precise = torch.promote_types(q.dtype, torch.float32)
+    if len(positive) > 1 and mask is None and (flex := flex_by_sign(q.device, q.dtype, q.shape[3])) is not None:
+        try:
+            return flex(q, k if factors.origin is None else k - factors.origin.to(k.dtype), v, positive, size)
+        except NotCompiledError:
+            pass
     k = k.to(precise) if factors.origin is None else k.to(precise) - factors.origin
     k_GDN = k.permute(0, 2, 3, 1).flatten(0, 1).contiguous()
     v_GND = v.transpose(1, 2).to(precise).flatten(0, 1).contiguous()
     q_GND = q.transpose(1, 2).to(precise).flatten(0, 1) * q.shape[3] ** -0.5
     of_output = output.transpose(1, 2)
-    size, tokens = keys // positive.shape[1], q.shape[1] // len(positive)
     heads, most = _block(len(k_GDN), k.shape[1], tokens, precise, q.device)
     for group in range(0, len(k_GDN), heads):
         these = slice(group, group + heads)

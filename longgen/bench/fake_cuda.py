@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from longgen import device_tables
+from longgen.attention import score_blocks
 from longgen.attention.lse_kernels import AttentionWithLSE
 from longgen.errors import LonggenError
 from longgen.pipelines import processors
@@ -48,6 +50,7 @@ def fake_cuda() -> Iterator[FakeTensorMode]:
         stack.enter_context(mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", _attention))
         stack.enter_context(mock.patch.object(Tensor, "new_tensor", _new_tensor))
         stack.enter_context(mock.patch.object(processors, "attention_with_lse", _attention_with_lse))
+        stack.enter_context(mock.patch.object(score_blocks, "flex_by_sign", return_value=_flex_by_sign))
         stack.callback(torch._C._set_only_lift_cpu_tensors, torch._C._only_lift_cpu_tensors())
         torch._C._set_only_lift_cpu_tensors(True)  # a list becomes a tensor of the host, and then goes to the device as an operator
         stack.callback(device_tables.forget)
@@ -89,6 +92,12 @@ def _attention(
 def _attention_with_lse(device: torch.device, dtype: torch.dtype, head_dim: int, masked: bool = False) -> AttentionWithLSE:
     """The kernels of `lse_kernels` for CUDA, which cannot be tried on values here."""
     return _masked_with_lse if masked else _flash_with_lse
+
+
+def _flex_by_sign(q: Tensor, k: Tensor, v: Tensor, factors: np.ndarray, key_tokens: int) -> Tensor:
+    """The compiled kernel of `sign_flex`: one, as any attention kernel, and a table."""
+    device_tables.on_device(np.pad(factors, ((0, 0), (0, 1))), q.device, torch.float32)
+    return _flash_with_lse(q, k, v)[0]
 
 
 def _flash_with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

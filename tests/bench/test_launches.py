@@ -11,6 +11,7 @@ SAMPLE = (  # of what launches most or is computed in a way of its own
     ("wan2.1-1.3b", "direct"), ("wan2.1-1.3b", "freespec"), ("wan2.1-1.3b", "freelong"), ("wan2.1-1.3b", "tsa"),
     ("ltx-2b", "vrpr"), ("ltx-2b", "freenoise"), ("cogvideox-2b", "freepca"), ("cogvideox-2b", "keyframes"),
     ("cogvideox-5b", "sliding-window"), ("cogvideox-5b", "longdiff"), ("hunyuanvideo", "sink-window"),
+    ("hunyuanvideo", "ultravico"),
 )  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def test_neutral_where_everything_is_seen(frames_lat: int) -> None:
 @pytest.mark.parametrize("frames", [1, 3, 10])
 @pytest.mark.parametrize("frames_lat", [3, 12, 81])
 def test_in_a_rollout_the_first_frames_stay_in_view_of_the_newest_chunk(frames: int, frames_lat: int) -> None:
-    clip = Geometry(frames_lat, 21, (1.0,), in_chunks=True)
+    clip = Geometry(frames_lat, 21, (1.0,), chunk_lat=3)
     windowed = Window(frames=9).apply(full_attention(frames_lat, 3), clip)
     (one,) = Sink(frames=frames).apply(windowed, clip).passes
     for row, rel in zip(one.visible, one.rel, strict=True):

@@ -37,7 +37,7 @@ def test_length_can_be_chosen() -> None:
 
 
 def chunk(technique: Window, frames_lat: int, queries: int) -> np.ndarray:
-    clip = Geometry(frames_lat, 21, (1.0,), in_chunks=True)
+    clip = Geometry(frames_lat, 21, (1.0,), chunk_lat=3)
     return technique.apply(full_attention(frames_lat, queries), clip).passes[0].visible
 
 

@@ -20,7 +20,7 @@ CLIP = Geometry(81, 21, (1.0,))
 
 def chunk(window: int, sink: int, frames_lat: int = 81, queries: int = 3, native_lat: int = 21) -> tuple[FramePlan, Geometry]:
     """What a rollout's newest chunk sees."""
-    clip = Geometry(frames_lat, native_lat, (1.0,), in_chunks=True)
+    clip = Geometry(frames_lat, native_lat, (1.0,), chunk_lat=3)
     plain = Window(frames=window).apply(full_attention(frames_lat, queries), clip)
     return Sink(frames=sink).apply(plain, clip), clip
 

@@ -8,7 +8,7 @@ one forward over all clean rows and the newest chunk gives every frame the keys 
 prompt changes frames may be run again: these are new rows of the same frames, which take the old rows' place.
 
 What a chunk sees is written out from the techniques' tables of a preset, by the papers' equations; nothing of longgen's plans
-is read. Attention is one masked softmax in double precision, in which each pair of rows has its own relative time.
+is read. Attention is a softmax in double precision over columns: a row at a time, the same one at two, or a mean of rows.
 """
 
 from __future__ import annotations
@@ -18,24 +18,26 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tests.sampling.dense_memory import Means, RollingSink, Seen, Shown, memory_of
+
 Stack = list[dict[str, Any]]  # [[technique]] tables of a preset
 
 
 @dataclass
 class Sight:
-    """What one chunk sees in one layer and step: frames and their places in time, factors [C] on frequencies, and on logits.
+    """What one chunk sees in one layer and step: columns and their places in time, factors [C] on frequencies, and on logits.
 
     late: by how much its keys stand later than their places, as a probe has it.
     """
 
-    frames: list[int]
+    frames: list[Shown]
     places: list[float]
     factors: np.ndarray
     logit_scale: float
@@ -44,12 +46,17 @@ class Sight:
 
 @dataclass
 class Group:
-    """Rows that are run together: their frames, the rows of the past that there are, by frame, the latents, and the text."""
+    """Rows that are run together: their frames, the rows of the past that there are, by frame, the latents, and the text.
+
+    seen, means: what a memory has in its slots.
+    """
 
     frames: list[int]
     past: dict[int, int]
     latents: Tensor
     text: int
+    seen: Seen | None = None
+    means: Means = field(default_factory=dict)
     first: int = 0  # row
 
 
@@ -61,13 +68,14 @@ class Dense:
         self.stack, self.steps, self.texts = stack, steps, texts
         self.theta = self.spec.rotary_base ** (-2 * np.arange(self.spec.rotary_dims // 2) / self.spec.rotary_dims)
         self.groups: list[Group] = []
+        self.per_token = any(table.get("per_token", False) for table in stack)
         self.by_head: Stack = [table for table in stack if table["name"] == "dummy-forcing"]
         self.kind_of: dict[tuple[int, int], str] = {}  # of a head in a layer, once it is known
         self.heads = range(self.spec.heads if self.by_head else 1)
 
-    def sight(self, past: list[int], own: list[int], layer: int, step: int, kind: str | None = None) -> Sight:
+    def sight(self, group: Group, layer: int, step: int, kind: str | None = None) -> Sight:
         """kind: of the head."""
-        here = {}
+        here, past, own = {}, list(group.past), group.frames
         for table in self.stack:
             first, last = (round(share * self.steps) for share in table.get("steps", (0, 1)))
             if layer in table.get("layers", [layer]) and first <= step < last:
@@ -84,6 +92,8 @@ class Dense:
             before = {"first": 0, "middle": sizes["middle"], "dummy": sizes["last"], None: both}[kind]
             frames = [frame for frame in frames if frame < first or frame >= own[0] - before or frame < sink]
         places = [float(frame) for frame in frames]
+        if group.seen is not None:
+            frames, places = (list(each) for each in zip(*group.seen, strict=True))
         if "rebase" in here:
             gap = here["rebase"].get("gap", 1)
             steps = [1 if after == before + 1 else gap for before, after in itertools.pairwise(frames)]
@@ -110,25 +120,25 @@ class Dense:
         groups = [*self.groups, newest]
         newest.first = sum(len(group.frames) for group in self.groups)
         rows = newest.first + len(newest.frames)
-        shape = (self.spec.layers, len(self.heads), rows, rows)
-        seen, rel = np.zeros(shape, dtype=bool), np.zeros(shape)
-        factors, logit_scale = np.ones((*shape[:3], len(self.theta))), np.ones(shape[:3])
+        columns: list[list[Columns]] = [[] for _ in range(self.spec.layers)]
         for layer, head, group in itertools.product(range(self.spec.layers), self.heads, groups):
-            own = slice(group.first, group.first + len(group.frames))
             kind, at = self.kind_of.get((layer, head)), step if group is newest else self.steps - 1
-            sight = self.sight(list(group.past), group.frames, layer, at, kind)
+            sight = self.sight(group, layer, at, kind)
             row_of = group.past | {frame: group.first + index for index, frame in enumerate(group.frames)}
-            columns = [row_of[frame] for frame in sight.frames]
-            places = np.array(sight.places)
-            seen[layer, head][own, columns] = True
-            rel[layer, head][own, columns] = places[-len(group.frames) :, None] - (places + sight.late)
-            factors[layer, head, own], logit_scale[layer, head, own] = sight.factors, sight.logit_scale
+            weights = torch.zeros(len(sight.frames), rows, dtype=torch.float64)
+            for column, shown in zip(weights, sight.frames, strict=True):
+                for row, weight in group.means[shown].items() if shown in group.means else ((row_of[shown], 1.0),):  # type: ignore[index]
+                    column[row] = weight
+            of_mean = [isinstance(shown, str) and not self.per_token for shown in sight.frames]
+            own, heads = slice(group.first, group.first + len(group.frames)), slice(head, head + 1) if self.by_head else slice(None)
+            columns[layer].append(Columns(own, weights, of_mean, np.array(sight.places), sight.late, self.theta * sight.factors,
+                                          sight.logit_scale, heads))  # fmt: skip
         text_of = np.array([group.text for group in groups for _ in group.frames])
         x = torch.cat([group.latents for group in groups], dim=2).expand(len(self.texts[0]), -1, -1, -1, -1)
         times = torch.full((len(x), rows), context_noise)
         times[:, newest.first :] = timestep
         tokens = math.prod(x.shape[3:]) // math.prod(self.spec.patch)
-        with torch.no_grad(), self._installed(seen, rel, factors, logit_scale, text_of):
+        with torch.no_grad(), self._installed(rows, columns, text_of):
             predicted = self.transformer(hidden_states=x, timestep=times.repeat_interleave(tokens, dim=1),
                                          encoder_hidden_states=torch.cat(self.texts, dim=1), return_dict=False)[0]  # fmt: skip
         return predicted[:, :, newest.first :]
@@ -166,21 +176,19 @@ class Dense:
         """The frames that heads of some kind see of `group` in every layer and step, and those in any."""
         kinds = {*self.kind_of.values()} or {None}
         cases = itertools.product(range(self.spec.layers), range(self.steps))
-        sights = ([self.sight(list(group.past), group.frames, *case, kind).frames for kind in kinds] for case in cases)
-        by_case = [set(itertools.chain(*by_kind)) for by_kind in sights]
+        sights = ([self.sight(group, *case, kind).frames for kind in kinds] for case in cases)
+        by_case = [{shown for shown in itertools.chain(*by_kind) if isinstance(shown, int)} for by_kind in sights]
         return set.intersection(*by_case), set.union(*by_case)
 
     @contextmanager
-    def _installed(
-        self, seen: np.ndarray, rel: np.ndarray, factors: np.ndarray, logit_scale: np.ndarray, text_of: np.ndarray
-    ) -> Iterator[None]:
+    def _installed(self, rows: int, columns: list[list[Columns]], text_of: np.ndarray) -> Iterator[None]:
         before = [(layer, layer.processor) for block in self.transformer.blocks for layer in (block.attn1, block.attn2)]
         self.weights: dict[int, Tensor] = {}  # [B, H, N, N], by layer
         keep = self.weights.__setitem__ if self.by_head else lambda layer, weights: None
         try:
             for index, block in enumerate(self.transformer.blocks):
-                attention = _SelfAttention(seen[index], rel[index], self.theta * factors[index], logit_scale[index])
-                attention.keep = functools.partial(keep, index)
+                attention = _SelfAttention(rows, columns[index])
+                attention.keep = functools.partial(keep, index) if self.by_head else None
                 block.attn1.set_processor(attention)
                 block.attn2.set_processor(_Text(text_of, len(self.texts)))
             yield
@@ -189,32 +197,60 @@ class Dense:
                 layer.set_processor(processor)
 
 
+@dataclass
+class Columns:
+    """What the rows `own` attend to in one layer: sums of rows, by `weights` [columns, R], of their tokens or of the tokens' mean.
+
+    times: of the columns as queries, the last of which are `own`; as keys they are `late` more. theta [C]: scaled frequencies.
+    """
+
+    own: slice
+    weights: Tensor
+    of_mean: list[bool]
+    times: np.ndarray
+    late: float
+    theta: np.ndarray
+    logit_scale: float
+    heads: slice
+
+
 class _SelfAttention:
-    """seen, rel [G, R, R]; theta [G, R, C]; gain [G, R]: of the query's row."""
+    keep: Callable[[Tensor], None] | None = None  # what becomes of the weights [B, H, N, N]
 
-    keep: Callable[[Tensor], None]  # what becomes of the weights
-
-    def __init__(self, seen: np.ndarray, rel: np.ndarray, theta: np.ndarray, logit_scale: np.ndarray) -> None:
-        self.call_geometry, self.logit_scale = torch.from_numpy(seen), torch.from_numpy(logit_scale)
-        self.turn = torch.from_numpy(np.exp(1j * rel[..., None] * theta[:, :, None, :]))  # [G, R, R, C]
+    def __init__(self, rows: int, groups: list[Columns]) -> None:
+        self.rows, self.groups = rows, groups
 
     def __call__(self, attn: Any, x: Tensor, text: None, mask: None, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        rows, count = self.turn.shape[2:]
         q, k, v = attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(x)), attn.to_v(x)
-        q, k, v = (part.unflatten(2, (attn.heads, -1)) for part in (q, k, v))
-        cos, sin = (table[0, :, 0, 0::2].double() for table in rotary)  # of space; the pairs of time come from `turn`
-        still = torch.complex(cos, sin)
-        still[:, :count] = 1
-        q, k = (torch.view_as_complex(part.double().unflatten(-1, (-1, 2)).contiguous()) * still[None, :, None] for part in (q, k))
-        q, k = (part.unflatten(1, (rows, -1)) for part in (q, k))  # [B, R, n, H, P]
-        logits = torch.einsum("binhp,bjmhp->bhinjm", q[..., count:], k[..., count:].conj()).real
-        logits = logits + torch.einsum("binhc,bjmhc,hijc->bhinjm", q[..., :count], k[..., :count].conj(), self.turn).real
-        logits = logits * self.logit_scale[:, :, None, None, None] / v.shape[-1] ** 0.5
-        logits = logits.masked_fill(~self.call_geometry[:, :, None, :, None], -np.inf)
-        weights = logits.flatten(4).softmax(-1).flatten(2, 3)  # [B, H, N, N]
-        self.keep(weights)
-        output = torch.einsum("bhqk,bkhd->bqhd", weights, v.double())
-        return attn.to_out[0](output.flatten(2).to(x))
+        q, k, v = (part.double().unflatten(2, (attn.heads, -1)).unflatten(1, (self.rows, -1)) for part in (q, k, v))
+        outputs, kept = torch.empty_like(q), torch.zeros(len(q), attn.heads, *(2 * (self.rows * q.shape[2] * bool(self.keep),)))
+        for columns in self.groups:
+            keys, values = (torch.einsum("cr,brnhd->bcnhd", columns.weights, part[..., columns.heads, :]) for part in (k, v))
+            for part in (keys, values):
+                part[:, columns.of_mean] = part[:, columns.of_mean].mean(dim=2, keepdim=True).expand_as(part[:, columns.of_mean])
+            own = q[:, columns.own, :, columns.heads]
+            own = self._turned(own, rotary, columns.times[-own.shape[1] :], columns.theta)
+            keys = self._turned(keys, rotary, columns.times + columns.late, columns.theta)
+            logits = torch.einsum("binhp,bjmhp->bhinjm", own, keys.conj()).real * columns.logit_scale / v.shape[-1] ** 0.5
+            weights = logits.flatten(4).softmax(-1).flatten(2, 3)
+            part = torch.einsum("bhqk,bkhd->bqhd", weights, values.flatten(1, 2))
+            outputs[:, columns.own, :, columns.heads] = part.unflatten(1, (-1, q.shape[2]))
+            if self.keep is not None:
+                by_row = torch.einsum("bhqcm,cr->bhqrm", weights.unflatten(3, (len(columns.weights), -1)), columns.weights)
+                first, last = (edge * q.shape[2] for edge in (columns.own.start, columns.own.stop))
+                kept[:, columns.heads, first:last] = by_row.flatten(3).to(kept)
+        if self.keep is not None:
+            self.keep(kept)
+        return attn.to_out[0](outputs.flatten(1, 2).flatten(2).to(x))
+
+    @staticmethod
+    def _turned(x: Tensor, rotary: tuple[Tensor, Tensor], times: np.ndarray, theta: np.ndarray) -> Tensor:
+        """Channel pairs of x [B, c, n, H, D] as complex numbers, turned by their tokens' places and by times [c] theta [C]."""
+        tokens, count = x.shape[2], len(theta)
+        cos, sin = (table[0, :tokens, 0, 0::2].double() for table in rotary)  # of space; the pairs of time are the first
+        turn = torch.complex(cos, sin).expand(len(times), -1, -1).clone()
+        turn[..., :count] = torch.from_numpy(np.exp(1j * np.outer(times, theta)))[:, None]
+        return torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * turn[:, :, None]
 
 
 class _Text:
@@ -261,16 +297,31 @@ def rollout(
     dense = Dense(backbone, stack, steps, texts)
     shares = 1 - np.arange(steps + 1) / steps
     sigmas = spec.flow_shift * shares / (1 + (spec.flow_shift - 1) * shares)
-    sinks = {"sink": ("frames", 3), "dummy-forcing": ("first", 1)}
+    sinks = {"sink": ("frames", 3), "dummy-forcing": ("first", 1), "memrope": ("sink", 3)}
     sink = max((table.get(*sinks[table["name"]]) for table in stack if table["name"] in sinks), default=0)
+    memory = memory_of(stack, spec.native_lat, chunk)
+    sink = memory.window - chunk if isinstance(memory, RollingSink) else sink
     rows: dict[int, int] = {}  # of the frames that there are
     done: list[Tensor] = []
+
+    def group_of(frames: list[int], past: dict[int, int], latents: Tensor, text: int) -> Group:
+        if memory is None:
+            return Group(frames, past, latents, text)
+        seen = memory.open(frames, past)
+        return Group(frames, past, latents, text, seen, memory.means)
+
+    def keep(group: Group) -> dict[int, int]:
+        if memory is not None:
+            memory.close(group.frames)
+        return dense.keep(group, context_noise)
 
     known = 0 if given is None else given.shape[2]
     for index, prompt in enumerate(prompts):
         start, text = sum(len(latents[0, 0]) for latents in done), different.index(prompt)
         if index and prompt != prompts[index - 1]:
             if switch == "flush":
+                if isinstance(memory, RollingSink):
+                    memory.forget([frame for frame in rows if sink <= frame < start - kept])
                 rows = {frame: row for frame, row in rows.items() if frame < sink or frame >= start - kept}
             elif switch == "recache":
                 shown, held = dense.shown(dense.groups[-1])
@@ -278,14 +329,17 @@ def rollout(
                 if again:
                     latents = torch.cat(done, dim=2)[:, :, again]
                     past = {frame: row for frame, row in rows.items() if frame < again[0] and frame in held}
-                    rows |= dense.keep(Group(again, past, latents, text), context_noise)
+                    group = Group(again, past, latents, text)
+                    if memory is not None:
+                        group.seen, group.means = memory.again(again), memory.means
+                    rows |= dense.keep(group, context_noise)
         if given is not None and start < known:
             clean = given[:, :, start : start + (known % chunk or chunk if start == 0 else chunk)]
             done.append(clean)
-            rows |= dense.keep(Group(list(range(start, start + clean.shape[2])), dict(rows), clean, text), context_noise)
+            rows |= keep(group_of(list(range(start, start + clean.shape[2])), dict(rows), clean, text))
             continue
         x = torch.randn(shape, generator=generator)
-        group = Group(list(range(start, start + chunk)), dict(rows), x, text)
+        group = group_of(list(range(start, start + chunk)), dict(rows), x, text)
         for step in range(steps):
             group.latents = x
             v = dense.run(group, 1000 * sigmas[step], context_noise, step)
@@ -296,5 +350,5 @@ def rollout(
                 x = (1 - sigmas[step + 1]) * clean + sigmas[step + 1] * torch.randn(shape, generator=generator)
         group.latents = clean
         done.append(clean)
-        rows |= dense.keep(group, context_noise)
+        rows |= keep(group)
     return torch.cat(done, dim=2)[:, :, :frames_lat]

@@ -55,6 +55,13 @@ SETTINGS: dict[str, Stack] = {
     "sink in one layer": [WINDOW, SINK | {"layers": [1]}],
     "windows that differ by layer": [WINDOW | {"layers": [0]}, ALL_FRAMES | {"layers": [2]}, {"name": "window", "layers": [1]}],
     "window in early steps": [WINDOW | {"steps": [0, 0.5]}, ALL_FRAMES | {"steps": [0.5, 1]}],
+    "rolling-sink": [{"name": "rolling-sink", "frames": 8}],
+    "rolling-sink of another window, and flex": [{"name": "rolling-sink", "frames": 11}, FLEX],
+    "memrope": [{"name": "memrope"}],
+    "memrope by token, other sizes and rates, and flex": [
+        {"name": "memrope", "frames": 10, "sink": 2, "long": 0.3, "short": 0.6, "per_token": True},
+        FLEX,
+    ],
     "all of it in parts": [WINDOW, SINK | {"layers": [0, 1]}, REBASE | {"layers": [1], "steps": [0, 0.5]}, FLEX | {"layers": [0]}],
 }
 
@@ -252,6 +259,8 @@ RESUMED: dict[str, tuple[Stack, PromptSchedule | None]] = {
     "window in early steps": (SETTINGS["window in early steps"], None),
     "ans": ([WINDOW, ANS], None),
     "ans, renoise": ([WINDOW, ANS | {"renoise": True}], None),
+    "rolling-sink, recache": ([{"name": "rolling-sink", "frames": 8}], cut(1.5, 3)),
+    "memrope, recache": ([{"name": "memrope"}], cut(1.5, 3)),
     "recache": ([WINDOW, SINK, REBASE, ANS], cut(1.5, 3)),
     "flush": ([WINDOW, SINK, REBASE, ANS, {"name": "rollout", "switch": "flush"}], cut(1.5, 3)),
     "keep": ([WINDOW, SINK, REBASE, ANS, {"name": "rollout", "switch": "keep"}], cut(1.5, 3)),

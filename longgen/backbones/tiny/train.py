@@ -39,9 +39,12 @@ The shipped weights: seed 2026, on two cores of an AMD EPYC (AVX-512, bf16), tor
     python -m longgen.backbones.tiny.train --work C --stages unpack,latents,causal
     python -m longgen.backbones.tiny.train --work C --stages export-causal --output longgen/backbones/tiny/weights-causal
 
+    python -m longgen.backbones.tiny.train --work U --stages unpack,unsaid-latents,unsaid
+    python -m longgen.backbones.tiny.train --work U --stages export-unsaid --output longgen/backbones/tiny/weights-unsaid
+
 images 2,000 steps in 6 minutes, video 2,600 in 18, latents 3,072 clips in 6, decoder 4,000 steps in 29 and transformer 4,400
 in 90, beside other work: about two hours with the last two side by side. (The first 400 steps of video ran on two threads.) causal
-1,600 steps in 75 minutes, beside much other work, from the transformer before pictures.
+1,600 steps in 75 minutes, beside much other work, from the transformer before pictures. unsaid 400 steps in 40, beside more.
 
 Where the shipped weights differ from these commands: pictures, 900 steps in 90 minutes, saw 1,280 of the clips, the first 400
 steps at the learning rates of a run of 2,000, and one latent was given in 60% of the clips that have any, not in 58%. parts, 1,600

@@ -69,7 +69,7 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
     if not plan.techniques:
         lines.append("no technique: the backbone's own attention")
     for number, shot in enumerate(plan.schedule.shots if plan.schedule else (), start=1):
-        begins = "" if shot.image is None else f"with {_picture_label(shot.image)}: "
+        begins = "cut: " * shot.cut if shot.image is None else f"with {_picture_label(shot.image)}: "
         lines.append(f"shot {number} from {float(shot.at):g} s: {begins}{on_one_line(shot.prompt)}")
     if plan.chunk_lat is not None:
         lines += [
@@ -96,6 +96,12 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
             heads = "" if name == "main" else f", by heads of {name}"
             lines += ["", f"what the chunks see, in the first layer and step{heads}:"]
             lines += ["  " + row for row in picture(_history(plan, name))]
+    for start in plan.cut_starts:
+        programs, table = plan.programs_for_cut(start)
+        cut = programs[table[0, 0]]
+        assert cut is not None
+        lines += ["", f"the cut at latent frame {start}, in the first layer and step; the times are those of this chunk alone:"]
+        lines += ["  " + line for line in branch_lines(cut.branches["main"], tables)]
     memory = cost.memory_bytes(plan, dtype, offload)
     lines += [
         "",

@@ -251,8 +251,8 @@ class FramePlan:
     @property
     def frames_cached(self) -> np.ndarray:
         """[T] bool: the frames that a cache needs during the chunk, and its own."""
-        needed = self.frames_shown
-        needed[[*self.kept, *(self.memory.frames if self.memory else ())]] = True
+        needed, memory = self.frames_shown, self.memory
+        needed[[*self.kept, *((*memory.frames, *(memory.queries_of or ())) if memory else ())]] = True
         return needed
 
     @property
@@ -399,6 +399,7 @@ class Geometry:
     which a longer clip repeats itself again and again (UltraViCo); None where nobody has said it. in_clips: whether this is one
     of several clips of a longer video. chunk_lat: latent frames of a chunk, where frames are made in chunks, of which plans hold
     the newest.
+    since_switch: of such a chunk, how many chunks ago the prompt last changed, 0 where it does so here; None where it never has.
     """
 
     frames_lat: int
@@ -408,6 +409,7 @@ class Geometry:
     repetition_lat: int | None = None
     in_clips: bool = False
     chunk_lat: int | None = None
+    since_switch: int | None = None
 
     @property
     def ratio(self) -> float:

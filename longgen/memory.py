@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-KeysValues = tuple["Tensor", "Tensor"]  # [B, *, H, D] each, keys before rotary embedding
+KeysValues = tuple["Tensor", "Tensor"]  # [B, *, H, D] each, keys not rotated in time
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Memory(Protocol):
     """What slots hold instead of frames, in every layer.
 
     slots: how many, of n tokens each. frames: the cached frames that it takes in with this chunk, after which they are gone.
-    queries_of: the cached frames whose queries it reads beside the chunk's own; None where it reads none.
+    queries_of: the cached frames whose queries it reads beside the chunk's own; None where it reads none. rotated_in_space: whether
+    keys and queries come to it rotated by their tokens' places in the frame, so that a slot may hold tokens of any; time is left.
     """
 
     @property
@@ -37,6 +38,8 @@ class Memory(Protocol):
     def frames(self) -> tuple[int, ...]: ...
     @property
     def queries_of(self) -> tuple[int, ...] | None: ...
+    @property
+    def rotated_in_space(self) -> bool: ...
 
     def phrase(self, slot: int) -> str:
         """What a slot holds, as `longgen plan` says it."""
@@ -47,7 +50,7 @@ class Memory(Protocol):
 
         Called in every layer once a chunk, in its first pass, where `frames` is not empty. On resume, and over frames that are
         given, that is the clean pass, so that the chunk's own queries are others than they were. held: what it returned last; None
-        the first time. leaving: of `frames`. queries: before rotary embedding, those of `queries_of` as the clean pass left them,
-        then the chunk's.
+        the first time. leaving: of `frames`. queries: those of `queries_of` as the clean pass left them, then the chunk's. Keys and
+        queries are before rotary embedding, or rotated in space.
         """
         ...

@@ -52,7 +52,8 @@ class Past:
     latents: how many latent frames are handed over as they are; None for a video file, whose last frames are encoded.
 
     Of a run: shown_lat, how many of these its video shows, which is all but the rest of a last chunk; latent_shape, (C, h, w);
-    backbone; seed, where its generator can go on; prompts and rows, what each latent frame was made with; and lead, the video file
+    backbone; seed, where its generator can go on; prompts and rows, what each latent frame was made with; cuts, the
+    first frames of its chunks that began with a cut; and lead, the video file
     that its own began with, at lead_fps frames a second and fitted by lead_fit. named: what its user called it, where that is
     not `path`.
     """
@@ -71,6 +72,7 @@ class Past:
     seed: int | None = None
     prompts: tuple[str, ...] = ()
     rows: tuple[Row, ...] = ()
+    cuts: tuple[int, ...] = ()
     lead: Past | None = None
     lead_fps: float = 0.0
     lead_fit: Fit = "crop"
@@ -275,14 +277,14 @@ def _gather(folder: Path) -> tuple[Past, Taken]:
         sampled_px = settings["sample"]["frames"] - ("continue" not in conditions)
         frames_px -= missing_lat * round(sampled_px / max(1, record["latent_frames"] - first))
         notes.append(f"the run was stopped after {len(chunks)} chunks: it goes on from there")
-    prompts, rows = _texts(record, head)
+    (prompts, rows), cuts = _texts(record, head), tuple((record.get("texts") or {}).get("cuts", ()))
     lead = None
     if "continue" in conditions and conditions.get("join"):
         lead = head.lead if head is not None else _kept_video(inputs, conditions["continue"])
     past = Past(
         folder, "", frames_px, settings["sample"]["fps"], tuple(settings["sample"]["size"]), latents.shape[2], tuple(notes),
         shown_lat=shown_lat, latent_shape=(latents.shape[1], latents.shape[3], latents.shape[4]), backbone=settings["backbone"],
-        seed=settings["seed"] if generator is not None else None, prompts=prompts, rows=rows, lead=lead,
+        seed=settings["seed"] if generator is not None else None, prompts=prompts, rows=rows, cuts=cuts, lead=lead,
         lead_fps=head.lead_fps if head is not None else settings["sample"]["fps"] if lead is not None else 0.0,
         lead_fit=(head.lead_fit if head is not None else conditions.get("fit", "crop")),
     )  # fmt: skip
@@ -326,7 +328,8 @@ def _described(past: Past) -> dict[str, Any]:
     names = ("sha256", "frames_px", "fps", "size", "latents", "shown_lat", "latent_shape", "backbone", "seed", "prompts", "rows",
              "lead_fps", "lead_fit")  # fmt: skip
     lead = None if past.lead is None else past.lead.sha256
-    return json.loads(json.dumps({name: getattr(past, name) for name in names} | {"lead": lead}))
+    cuts = {"cuts": past.cuts} if past.cuts else {}  # else as of earlier versions, whose hash it is
+    return json.loads(json.dumps({name: getattr(past, name) for name in names} | {"lead": lead} | cuts))
 
 
 def _hash(past: Past, both: Taken) -> str:
@@ -399,7 +402,8 @@ def _kept(path: Path) -> tuple[Past, Taken]:
         lead = described.pop("lead")
         lists = {"size": tuple(described["size"]), "latent_shape": tuple(described["latent_shape"]),
                  "prompts": tuple(described["prompts"]),
-                 "rows": tuple((first, tuple(row)) for first, row in described["rows"])}  # fmt: skip
+                 "rows": tuple((first, tuple(row)) for first, row in described["rows"]),
+                 "cuts": tuple(described.get("cuts", ()))}  # fmt: skip
         past = Past(path, **described | lists, lead=None if lead is None else _kept_video(path.parent, lead))
         both = Taken(tensors["latents"], tensors.get("generator"), checkpoint.unpack(tensors, stored["state"])["carried"])
     except (KeyError, TypeError, ValueError):

@@ -29,6 +29,7 @@ from longgen.pictures import Fit
 from longgen.preset import Preset, Sample
 from longgen.program import Program
 from longgen.sampling.chain import Chain, Clip
+from longgen.sampling.rollout import Rollout
 from longgen.schedule import PromptSchedule, by_chunk, seen_by, weights, weights_after
 from longgen.stack import PlacedTechnique, programs_of
 from longgen.technique import FrameTechnique, Grid, HeadTechnique, NoiseTechnique, Refine, Sampling
@@ -332,19 +333,56 @@ class Plan:
         return max((technique.sink_lat(self.geometry) for technique in frame_techniques), default=0)
 
     def programs_for_chunk(
-        self, frames_lat: int, queries: int, held: Sequence[int] | None = None
+        self,
+        frames_lat: int,
+        queries: int,
+        held: Sequence[int] | None = None,
+        since_switch: int | None = None,
+        cut: bool = False,
     ) -> tuple[tuple[Program | None, ...], np.ndarray]:
         """The programs and table of the last `queries` frames of a rollout that has reached `frames_lat` frames.
 
-        held: the earlier frames that are still in the cache; all by default.
+        held: the earlier frames that are still in the cache; all by default. since_switch: see `Geometry`. cut: whether these
+        frames stand apart in time, as the first of a shot with a cut do.
         """
-        geometry, stock = replace(self.geometry, frames_lat=frames_lat), full_attention(frames_lat, queries)
+        geometry = replace(self.geometry, frames_lat=frames_lat, since_switch=since_switch)
+        stock = full_attention(frames_lat, queries)
         if held is not None:
             frame = np.arange(frames_lat)
             present = np.isin(frame, held) | (frame >= frames_lat - queries)
             stock = stock.see_only(np.broadcast_to(present, stock.shape))
         programs, table, _ = programs_of(self.techniques, geometry, stock, self.spec.layers, self.steps)
+        if cut and isinstance(self.sampling, Rollout):
+            plans = (stock if program is None else program.branches["main"] for program in programs)
+            used = set(table.flat)
+            apart = (self.sampling.cut_apart(p, self.spec.native_lat) if i in used else p for i, p in enumerate(plans))
+            programs = tuple(Program({"main": p}) for p in apart)
         return programs, table
+
+    def frames_kept(self, held: Sequence[int], start: int) -> list[int]:
+        """Of the frames `held` in a rollout's cache, those that stay where the prompt changes with the chunk at frame `start`."""
+        if not isinstance(self.sampling, Rollout) or self.sampling.switch != "flush":
+            return [*held]
+        return [frame for frame in held if frame < self.sink_lat or frame >= start - self.sampling.kept]
+
+    def programs_for_cut(self, start: int) -> tuple[tuple[Program | None, ...], np.ndarray]:
+        """As `programs_for_chunk`, for the chunk at frame `start`, which begins with a cut and a change of prompt."""
+        count = dict(self.chunks)[start]
+        return self.programs_for_chunk(start + count, count, self.frames_kept(range(start), start), 0, True)
+
+    @property
+    def cut_starts(self) -> tuple[int, ...]:
+        """Of a rollout, the first latent frames of the chunks that begin with a cut, those of an earlier run too."""
+        if self.chunk_lat is None:
+            return ()
+        past, shots = self.conditions.past, self.schedule.shots if self.schedule is not None else ()
+        starts = set(past.cuts if past is not None else ())
+        if any(shot.cut for shot in shots):
+            _, shares = self.chunk_texts("")
+            own = shares[:, -len(shots) :]  # the first column may be an earlier run's prompt, which goes on
+            chunks = [np.flatnonzero(own[:, index]) for index, shot in enumerate(shots) if shot.cut]
+            starts |= {self.chunks[begins[0]][0] for begins in chunks if len(begins)}
+        return tuple(start for start, _ in self.chunks if start in starts)
 
     @property
     def shares(self) -> np.ndarray | None:

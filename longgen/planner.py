@@ -21,7 +21,7 @@ from longgen.plan import Plan
 from longgen.preset import Preset, Sample
 from longgen.sampling.chain import Chain
 from longgen.sampling.rollout import Rollout
-from longgen.schedule import PromptSchedule, by_chunk, check, settled, weights, weights_after
+from longgen.schedule import PromptSchedule, by_chunk, check, settled, since_switch, weights, weights_after
 from longgen.stack import PlacedTechnique, programs_of
 from longgen.technique import (
     VERDICTS,
@@ -85,6 +85,7 @@ def build(
     if schedule is not None:
         _check_schedule(schedule, spec, sample, (frames_lat, call_lat, given_lat), in_chunks, past is not None)
         _check_shot_pictures(schedule, spec, sampling)
+        _check_cuts(schedule, spec, sampling)
 
     known = spec.frequencies, spec.intrinsic_component, spec.repetition_lat
     geometry = Geometry(frames_lat, spec.native_lat, *known, chunk_lat=call_lat if in_chunks else None)
@@ -104,6 +105,10 @@ def build(
     _check_chain(plan)
     _check_heads(plan)
     _check_memory(plan)
+    for start in plan.cut_starts:  # refuses those whose times cannot be
+        plan.programs_for_cut(start)
+    if in_chunks:
+        plan, without_effect = _after_switches(plan, without_effect)
     said = (*notes, *_notes(plan, requested, requested_px, without_effect))
     return replace(plan, notes=tuple(map(on_one_line, said)))  # names of files may hold anything
 
@@ -115,6 +120,20 @@ def _with_implied(techniques: tuple[Technique, ...], spec: BackboneSpec) -> tupl
         if not any(claim in technique.exclusive for technique in techniques for claim in implied.exclusive):
             techniques = (*techniques, implied)
     return techniques
+
+
+def _after_switches(plan: Plan, without_effect: list[str]) -> tuple[Plan, list[str]]:
+    """A rollout's plan, whose last chunk comes as long after a change of prompt as it will; and which techniques have no effect
+    right after one either.
+    """
+    since = since_switch(plan.chunk_texts("")[1])
+    if not since or set(since) == {None}:
+        return plan, without_effect
+    start, count = plan.chunks[-1]
+    programs, table = plan.programs_for_chunk(start + count, count, None, since[-1] if plan.schedule else None)
+    geometry, stock = replace(plan.geometry, frames_lat=start + count, since_switch=0), full_attention(start + count, count)
+    _, _, also = programs_of(plan.techniques, geometry, stock, plan.spec.layers, plan.steps)
+    return replace(plan, programs=programs, table=table), [name for name in without_effect if name in also]
 
 
 # Checks
@@ -200,6 +219,19 @@ def _check_shot_pictures(schedule: PromptSchedule, spec: BackboneSpec, sampling:
         raise UsageError(f"the schedule's {', '.join(schedule.pictures)}: {how} begins no clip there, which could begin with it",
                          expected="a preset that samples clip after clip, such as chain",
                          hint=f"leave image out{' or use --preset chain' * (WHOLE_CLIP in spec.capabilities)}")  # fmt: skip
+
+
+def _check_cuts(schedule: PromptSchedule, spec: BackboneSpec, sampling: Sampling | None) -> None:
+    """A cut is a jump in the times of a rollout's chunk."""
+    cuts = [f"shot {number}: cut" for number, shot in enumerate(schedule.shots, 1) if shot.cut]
+    if cuts and not (sampling is not None and sampling.in_chunks):
+        how = "direct sampling" if sampling is None else name_of(sampling)
+        instead = "give the shot an image, with which a clip begins" if sampling is not None and sampling.shot_pictures else (
+            "leave cut out: without blend the text changes at once" + ", or use --preset chain and give the shot an image"
+            * (WHOLE_CLIP in spec.capabilities))  # fmt: skip
+        able = ", ".join(known.name for known in SPECS.values() if known.causal)
+        raise UsageError(f"the schedule's {', '.join(cuts)}: a cut sets a rollout's chunk apart in time from those before, and "
+                         f"{how} makes no chunks", expected=f"a rollout, on {able}", hint=instead)  # fmt: skip
 
 
 def _check_chain(plan: Plan) -> None:
@@ -408,12 +440,16 @@ def _shift_notes(plan: Plan) -> list[str]:
 # On every backbone
 
 
+def length_px(spec: BackboneSpec, times: int) -> int:
+    """The length, in pixel frames, of `times` the native length."""
+    return frames.pixel_frames(times * (spec.native_lat - 1) + 1, spec.stride_t)
+
+
 def on_every_backbone(preset: Preset) -> dict[str, Plan | UsageError]:
     """By backbone, the plan of `preset` at LONG times the native length, or why that backbone cannot run it."""
     plans: dict[str, Plan | UsageError] = {}
     for name, spec in SPECS.items():
-        frames_px = frames.pixel_frames(LONG * spec.native_lat - LONG + 1, spec.stride_t)
-        long = preset.model_copy(update={"sample": Sample(frames=frames_px), "backbone_samples": {}})
+        long = preset.model_copy(update={"sample": Sample(frames=length_px(spec, LONG)), "backbone_samples": {}})
         try:
             plans[name] = build(long, as_if_probed(spec), conditions=stand_in(spec))
         except UsageError as error:

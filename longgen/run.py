@@ -103,11 +103,14 @@ class RunRecord:
 
 
 def _texts(plan: Plan, prompt: str) -> dict[str, Any]:
-    """Of a rollout: `Plan.chunk_texts`, with the first latent frame of each change, for a run that goes on from this one."""
+    """Of a rollout: `Plan.chunk_texts`, with the first latent frame of each change and of each cut, for a run that goes on from
+    this one.
+    """
     prompts, shares = plan.chunk_texts(prompt)
     changes = [(start, row) for index, ((start, _), row) in enumerate(zip(plan.chunks, shares.tolist(), strict=True))
                if index == 0 or row != shares[index - 1].tolist()]  # fmt: skip
-    return {"prompts": list(prompts), "rows": [[start, row] for start, row in changes]}
+    cuts = {"cuts": list(plan.cut_starts)} if plan.cut_starts else {}
+    return {"prompts": list(prompts), "rows": [[start, row] for start, row in changes]} | cuts
 
 
 def generate_one(

@@ -8,6 +8,7 @@
     at = "4s"
     prompt = "a large green square bouncing on a navy background"
     image = "square.png"         # optional: a picture that the shot begins with, beside this file; see `settled`
+    cut = true                   # optional: in a rollout, a hard cut; see `longgen.sampling.rollout`
 
 Pixel frame p is shown at time p / fps. Latent frame 0 holds pixel frame 0, latent frame j >= 1 the `stride` pixel frames from
 stride (j - 1) + 1 to stride j.
@@ -49,15 +50,19 @@ MOST_LINES = 500  # of one statement, which is parsed again with each of its lin
 
 @dataclass(frozen=True)
 class Shot:
-    """`prompt`, including the text common to all shots, from the time `at` in seconds. image: what the shot begins with."""
+    """`prompt`, including the text common to all shots, from the time `at` in seconds. image: what the shot begins with. cut:
+    whether its first chunk stands apart in time from what it sees of the shot before.
+    """
 
     at: Fraction
     prompt: str
     image: Picture | None = None
+    cut: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data; the picture as its hash."""
-        return {"at": str(self.at), "prompt": self.prompt} | ({} if self.image is None else {"image": self.image.sha256})
+        image = {} if self.image is None else {"image": self.image.sha256}
+        return {"at": str(self.at), "prompt": self.prompt} | image | ({"cut": True} if self.cut else {})
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ class PromptSchedule:
             text += f"[[shot]]\nat = {_exactly(shot.at)}\nprompt = {textfile.toml_value(shot.prompt)}\n"
             if shot.image is not None:
                 text += f"image = {textfile.toml_value(str(shot.image.path.absolute()))}\n"
+            text += "cut = true\n" if shot.cut else ""
         return text
 
     @classmethod
@@ -86,7 +92,7 @@ class PromptSchedule:
         shots = []
         for shot in data["shots"]:
             image = None if "image" not in shot else picture(shot["image"]) if picture else _gone(shot["image"])
-            shots.append(Shot(Fraction(shot["at"]), shot["prompt"], image))
+            shots.append(Shot(Fraction(shot["at"]), shot["prompt"], image, shot.get("cut", False)))
         return cls(tuple(shots), Fraction(data["blend"]))
 
     @property
@@ -140,7 +146,7 @@ def load(path: Path) -> PromptSchedule:
     times: list[Fraction | None] = []
     shots = []
     for number, table in enumerate(stack, 1):
-        errors.check_keys(number, table, ("at", "prompt", "image"))
+        errors.check_keys(number, table, ("at", "prompt", "image", "cut"))
         prompt = errors.read_text(number, "prompt", table.get("prompt"))
         at = errors.read_time(number, "at", table.get("at", "0s" if number == 1 else None))
         if number == 1 and at:
@@ -150,7 +156,8 @@ def load(path: Path) -> PromptSchedule:
             errors.add(number, "at", f" = {shown(table['at'])} is not after {_say(before)}, where an earlier shot begins")
         times.append(at)
         image = errors.read_picture(number, "image", table["image"], path) if "image" in table else None
-        shots.append(Shot(at or Fraction(0), f"{prompt}, {common}" if common else prompt, image))
+        cut = errors.read_cut(number, table.get("cut", False), blend)
+        shots.append(Shot(at or Fraction(0), f"{prompt}, {common}" if common else prompt, image, cut))
     for number, (start, end) in enumerate(pairwise(times), 1):
         if blend is not None and start is not None and end is not None and 0 < end - start < blend:
             reason = f" is longer than shot {number}, {_say(end - start)}: the fades would overlap"
@@ -194,6 +201,15 @@ class _Errors:
         except UsageError as error:
             self.add(shot, key, f" = {shown(value)} is not a time; expected, in quotes: {error.expected}")
             return None
+
+    def read_cut(self, shot: int, value: Any, blend: Fraction | None) -> bool:
+        if not isinstance(value, bool):
+            self.add(shot, "cut", f" = {shown(value)} is neither true nor false")
+        elif value and shot == 1:
+            self.add(shot, "cut", ": before the first shot there is nothing to cut from")
+        elif value and blend:
+            self.add(shot, "cut", f": blend = {_say(blend)} fades the texts of all shots into each other, which a cut cannot")
+        return value is True
 
     def read_picture(self, shot: int, key: str, value: Any, schedule: Path) -> Picture | None:
         if not isinstance(value, str) or not value.strip():
@@ -299,6 +315,19 @@ def seen_by(schedule: PromptSchedule, shares: np.ndarray, first_lat: int, end_la
     seen = np.flatnonzero(shares[:, frames_lat[1:] if len(frames_lat) > 1 else frames_lat].any(axis=1))
     shots = [Shot(schedule.shots[shot].at - before_s, schedule.shots[shot].prompt) for shot in seen]
     return PromptSchedule((replace(shots[0], at=Fraction(0)), *shots[1:]), schedule.blend)
+
+
+def since_switch(shares: np.ndarray) -> list[int | None]:
+    """Of each chunk, how many chunks ago the prompt last changed: 0 where it does there, None where it never has.
+
+    shares [chunks, P]: of each prompt in each chunk.
+    """
+    since: list[int | None] = []
+    for index in range(len(shares)):
+        before = since[-1] if since else None
+        changed = index > 0 and not np.array_equal(shares[index], shares[index - 1])
+        since.append(0 if changed else None if before is None else before + 1)
+    return since
 
 
 def _refuse_unseen(schedule: PromptSchedule, table: np.ndarray, where: str, least_s: Fraction) -> None:

@@ -103,16 +103,16 @@ def test_a_run_in_parts_is_the_run_in_one_piece(make: Make, tmp_path: Path, name
 
 
 def test_a_schedule_in_parts(make: Make, tmp_path: Path) -> None:
-    """Red, and green from a cut on in the first part; the second goes on with green."""
+    """Red, and green from a hard cut on in the first part; the second goes on with green."""
     stack = (WINDOW, SINK, REBASE)
-    whole = make("whole", 61, stack=stack, schedule=cut(1.5, prompts=(RED, GREEN)))
-    make("a", 41, stack=stack, schedule=cut(1.5, prompts=(RED, GREEN)))
+    whole = make("whole", 61, stack=stack, schedule=cut(1.5, prompts=(RED, GREEN), hard=2))
+    make("a", 41, stack=stack, schedule=cut(1.5, prompts=(RED, GREEN), hard=2))
     half = make("b", 20, "a.run", stack, GREEN)
     one = latents(whole, tmp_path / "whole.run")
     assert torch.equal(latents(half, tmp_path / "b.run"), one)
     third = make("c", 20, "b.run", stack, RED)  # a switch, of a run whose own past had two prompts
     assert torch.equal(latents(third, tmp_path / "c.run")[:, :, :16], one)
-    switched = make("d", 81, stack=stack, schedule=cut(1.5, 4.25, prompts=(RED, GREEN, RED)))
+    switched = make("d", 81, stack=stack, schedule=cut(1.5, 4.25, prompts=(RED, GREEN, RED), hard=2))
     assert torch.equal(latents(third, tmp_path / "c.run"), latents(switched, tmp_path / "d.run"))
 
 

@@ -140,11 +140,11 @@ NEXT = '\n[[shot]]\nat = "4s"\nprompt = "b"\n'
         ("\n[shot]\nprompt = 'a'", ["line 2: shot: must be [[shot]] tables, at least one"]),
         ("\n[shot.a]\nprompt = 'a'", ["line 2: shot: must be [[shot]] tables, at least one"]),
         ("\nshot = [\n  {}]", ["line 2: shot 1: prompt is missing"]),
-        ("[[shot]]\nprompt='a'\nuntil='4s'", ["line 3: shot 1: until: unknown key; known keys: at, prompt, image"]),
-        ("[[shot]]\nprompt='a'\n[shot.more]\nat='1s'", ["line 3: shot 1: more: unknown key; known keys: at, prompt, image"]),
+        ("[[shot]]\nprompt='a'\nuntil='4s'", ["line 3: shot 1: until: unknown key; known keys: at, prompt, image, cut"]),
+        ("[[shot]]\nprompt='a'\n[shot.more]\nat='1s'", ["line 3: shot 1: more: unknown key; known keys: at, prompt, image, cut"]),
         (
             "[[shot]]\nprompt='a'\n[[shot]]\nat='1s'\n[shot.more]\nprompt='b'",  # a prompt, but not the shot's
-            ["line 3: shot 2: prompt is missing", "line 5: shot 2: more: unknown key; known keys: at, prompt, image"],
+            ["line 3: shot 2: prompt is missing", "line 5: shot 2: more: unknown key; known keys: at, prompt, image, cut"],
         ),
         ("[[shot]]\nprompt='a'\n[other]\nat='1s'", ["line 3: other: unknown key; known keys: common, blend, shot"]),
         ("[[shot]]\nprompt='a'\n[[shots]]\nat='1s'", ["line 3: shots: unknown key; known keys: common, blend, shot"]),
@@ -162,10 +162,33 @@ NEXT = '\n[[shot]]\nat = "4s"\nprompt = "b"\n'
             ["line 5: shot 2: at = '0' is not after 0s, where an earlier shot begins"],
         ),
         ("[[shot]]\nprompt='a'\n[[shot]]\nprompt='b'", ["line 3: shot 2: at is missing; only the first shot may omit it"]),
+        ("[[shot]]\nprompt='a'" + NEXT + "cut = 'yes'", ["line 6: shot 2: cut = 'yes' is neither true nor false"]),
+        ("[[shot]]\nprompt='a'\ncut = 1" + NEXT, ["line 3: shot 1: cut = 1 is neither true nor false"]),
+        ("[[shot]]\nprompt='a'\ncut = true" + NEXT, ["line 3: shot 1: cut: before the first shot there is nothing to cut from"]),
+        (
+            "blend = '1s'\n[[shot]]\nprompt='a'" + NEXT + "cut = true",
+            ["line 7: shot 2: cut: blend = 1s fades the texts of all shots into each other, which a cut cannot"],
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_with_line_and_key(tmp_path: Path, text: str, expected: list[str]) -> None:
     assert errors_of(tmp_path, text) == expected
+
+
+def test_a_cut_is_read_and_written(tmp_path: Path) -> None:
+    text = "blend = '0s'\n[[shot]]\nprompt='a'\ncut = false" + NEXT + "cut = true"
+    read = schedule.load(written(tmp_path, text))
+    assert [shot.cut for shot in read.shots] == [False, True]
+    assert schedule.load(written(tmp_path, read.as_toml())) == read
+    assert PromptSchedule.from_dict(json.loads(json.dumps(read.as_dict()))) == read
+    assert [shot.keys() - {"at", "prompt"} for shot in read.as_dict()["shots"]] == [set(), {"cut"}]  # else as it always was
+
+
+def test_how_long_ago_the_prompt_changed() -> None:
+    shares = np.array([[1, 0], [1, 0], [0, 1], [0, 1], [0, 1], [0.5, 0.5], [0.6, 0.4], [1, 0], [1, 0]])
+    assert schedule.since_switch(shares) == [None, None, 0, 1, 2, 0, 0, 0, 1]
+    assert schedule.since_switch(shares[:2]) == [None, None]
+    assert schedule.since_switch(shares[:0]) == []
 
 
 @pytest.mark.parametrize("value", ['"soon"', '"-1s"', '""', "4", "4.5", "true", "[4]", "12:30:00"])

@@ -23,6 +23,9 @@ A run is followed from query frame to query frame, and its two ends decide:
                               2 2
                               1
 
+Where all query frames see the same scattered key frames, keys are taken in another order, these first: what is seen of the others
+may then be one run, as in a window with such frames in it.
+
 Runs that keep their ends for s query frames and then move, as grouped times have it, are such runs of units of s frames. Anything
 else is a block a query frame. No pair is computed twice or in vain. Text inside self-attention is one more call for all query
 frames, which then are at rel[i, 0] - rel[0, 0] [derived].
@@ -107,13 +110,15 @@ class BatchedPass:
     """tables: [T] each, the times of the keys; groups of the same table, and in it of the same times, are neighbours.
 
     native: whether q and k are at the backbone's own times throughout, for which it may have its own tables. chosen: where key
-    frames are chosen at run time.
+    frames are chosen at run time. order [T]: in which key frames are taken, where that is not their own order; those of calls count
+    in it.
     """
 
     tables: tuple[np.ndarray, ...]
     groups: tuple[CallGroup, ...]
     native: bool
     chosen: ChosenFrames | None
+    order: np.ndarray | None = None
 
     @property
     def calls(self) -> list[BlockCall]:
@@ -145,8 +150,12 @@ def lower_batched(pass_: Pass, with_text: bool = False, at_run_time: bool = Fals
     frames, logits, seen = np.arange(len(pass_.rel)), _logits(pass_), pass_.visible & (pass_.weight > 0)[:, None]
     seen &= logits[1] > -np.inf
     if not (pass_.rel != distances(len(frames)))[seen].any():
-        runs = _runs_by_neighbours(pass_, [frames.astype(np.float64)], np.zeros(pass_.rel.shape, dtype=np.int64), seen)
-        return _lowered(pass_, [frames.astype(np.float64)], runs, seen, with_text, at_run_time)
+        by_all = np.all(pass_.visible, axis=0)
+        order = np.argsort(~by_all, kind="stable") if len(ranges_of(by_all)) > 1 and not at_run_time else None
+        taken, shown = (pass_, seen) if order is None else (_in_order(pass_, order), seen[:, order])
+        key_times = (frames if order is None else order).astype(np.float64)
+        runs = _runs_by_neighbours(taken, [key_times], np.zeros(pass_.rel.shape, dtype=np.int64), shown)
+        return replace(_lowered(pass_, [frames.astype(np.float64)], runs, seen, with_text, at_run_time), order=order)
     tables, (table,), _ = key_tables(pass_.rel[None], seen[None])
     lowered = _lowered(pass_, tables, _runs_by_neighbours(pass_, tables, table, seen), seen, with_text, at_run_time)
     if len(lowered.calls) <= MANY or not (diagonals := list(by_key_times(pass_.rel, seen, logits, TABLES))):
@@ -154,6 +163,12 @@ def lower_batched(pass_: Pass, with_text: bool = False, at_run_time: bool = Fals
     tables = [times for times, _ in diagonals]
     ways = [_lowered(pass_, tables, _runs_by_diagonals(diagonals, cut), seen, with_text, at_run_time) for cut in (False, True)]
     return min(lowered, *ways, key=lambda way: len(way.calls) + way.rotations)
+
+
+def _in_order(pass_: Pass, order: np.ndarray) -> Pass:
+    """`pass_` with its key frames in `order`."""
+    columns = {name: table[:, order] for name, table in pass_.columns.items()}
+    return Pass(pass_.rel[:, order], pass_.visible[:, order], pass_.weight, columns)
 
 
 def _logits(pass_: Pass) -> np.ndarray:

@@ -9,7 +9,7 @@ pass's columns and masked by visible[i, j] and the bands; tests hold that slow f
 log-sum-exp, and that is cheaper, passes are merged from parts (`partition`, `lse_merge`) and bands are computed apart (`banded`);
 else one pass runs after the other (`lowering`, `sequential`). On a CPU a pass at p[i] - p[j] without columns always runs the second
 way, full attention as the stock call. An accelerator takes a single pass in calls of many blocks each (`batched`, `streaming`),
-where that is cheaper.
+where that is cheaper, and a CPU one in which most of what a frame sees are scattered frames that all see.
 
 Text inside self-attention (CogVideoX, HunyuanVideo) is seen by every query frame, from the time rel[i, 0] - rel[0, 0] [derived].
 """
@@ -38,7 +38,7 @@ from longgen.attention.streaming import attend_batched
 from longgen.attention.tile_merge import TileMerge
 from longgen.attention.tiling import tile
 from longgen.device_costs import costs_on
-from longgen.frameplan import FramePlan
+from longgen.frameplan import FramePlan, Pass
 from longgen.program import Program
 from longgen.technique import Step
 
@@ -154,11 +154,14 @@ def merge_if_cheaper(plan: FramePlan, inputs: LayerInputs) -> PlanMerge | None:
 
 
 def _batched(plan: FramePlan, inputs: LayerInputs) -> Tensor | None:
-    """`run_plan` of one pass in few calls on an accelerator; None where that cannot be or does not pay."""
+    """`run_plan` of one pass in few calls, on a CPU where all see most key frames; None where that cannot be or does not pay."""
     costs, kernel = costs_on(inputs.q.device.type), inputs.ctx.attention_with_lse(inputs.q)
     pass_, text_tokens, tokens = plan.passes[0], inputs.text_tokens, inputs.q.shape[1] // plan.frames_lat
-    if not costs.batched or kernel is None or len(plan.passes) > 1 or plan.by_sign:
+    if kernel is None or len(plan.passes) > 1 or plan.by_sign:
         return None
+    if not costs.batched:
+        lowered = lower_batched(pass_, text_tokens > 0) if plan.key_frames is None and seen_by_all(pass_) else None
+        return None if lowered is None or lowered.order is None else attend_batched(plan, lowered, inputs, kernel)
     if pass_.band is not None:
         masked_kernel = inputs.ctx.attention_with_lse(inputs.q, masked=True)
         if masked_kernel is None or plan.key_frames is not None:
@@ -172,6 +175,13 @@ def _batched(plan: FramePlan, inputs: LayerInputs) -> Tensor | None:
         if lowered.cost(costs, tokens, text_tokens) >= sequential_cost(calls, tokens, text_tokens, costs):
             return None
     return attend_batched(plan, lowered, inputs, kernel)
+
+
+@functools.lru_cache(maxsize=256)
+def seen_by_all(pass_: Pass) -> bool:
+    """Whether most key frames that a query frame sees are scattered ones that all see: one call then reads them once for all."""
+    by_all = np.all(pass_.visible, axis=0)
+    return pass_.band is None and len(ranges_of(by_all)) > 1 and bool(2 * by_all.sum() >= pass_.visible.sum(axis=1).mean())
 
 
 def _banded(plan: FramePlan, inputs: LayerInputs) -> Tensor | None:

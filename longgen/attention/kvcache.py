@@ -157,6 +157,9 @@ class KVCache:
             raise ValueError(f"{len(slots)} frames for {self.capacity} slots")
         self.visible_to_all_layers = [frame for frame in slots if shown[:, frame].all()]
         self._views = {index: {name: chunk_view(plan, slots) for name, plan in by_name.items()} for index, by_name in plans.items()}
+        columns = newest + max(len(view.held) for by_name in self._views.values() for view in by_name.values())
+        if columns > (self.columns or self.capacity):
+            raise ValueError(f"{columns} key columns for {self.columns or self.capacity}")
         self._memory = next((plan.memory for by_name in plans.values() for plan in by_name.values() if plan.memory), None)
         for layer in self.layers.values():
             layer.updated = False
@@ -221,14 +224,14 @@ class KVCache:
         tokens = q.shape[1] // self.newest
         frame = stock[0][:tokens], stock[1][:tokens]
         if view.tables is None:
-            view.tables = self.rotary.frame_tables_at(frame, view.positions - view.time_offset, view.scale)
+            view.tables = self._key_tables(frame, view)
             if view.time_offset:
                 view.query_tables = self.rotary.frame_tables_at(frame, view.positions[-self.newest :], view.scale)
         cos, sin = view.tables
         own, start = slice(len(self.frames) * tokens, (len(self.frames) + self.newest) * tokens), len(view.held) * tokens
         newest = slice(start, start + self.newest * tokens)
         if self._memory is not None and not cache.updated:
-            self._update(cache, self._memory, q, tokens)
+            self._update(cache, self._memory, q, frame)
         if cache.view is not view and start:
             past = self._gather(cache, view, tokens) if self.columns else cache.keys[:, :start]
             cache.rotated_keys[:, :start] = self.rotary.rotate(past, (cos[:start], sin[:start]))
@@ -272,17 +275,35 @@ class KVCache:
         self.layers[layer] = LayerCache(keys, rotated, values, column_values, queries)
         return self.layers[layer]
 
-    def _update(self, cache: LayerCache, memory: Memory, q: Tensor, tokens: int) -> None:
-        """Has the memory of a layer take in the frames that leave; q: of the newest frames."""
+    def _key_tables(self, frame: Tables, view: ChunkView) -> Tables:
+        """Rotary tables of the key columns, from the stock tables of one frame; those of a memory may be of time alone."""
+        times = view.positions - view.time_offset
+        cos, sin = self.rotary.frame_tables_at(frame, times, view.scale)
+        if self._memory is not None and self._memory.rotated_in_space:
+            still = torch.ones_like(frame[0]), torch.zeros_like(frame[1])
+            for column in [column for column, source in enumerate(view.held) if isinstance(source, MemorySlot)]:
+                of_column = slice(column * len(still[0]), (column + 1) * len(still[0]))
+                cos[of_column], sin[of_column] = self.rotary.frame_tables_at(still, times[column : column + 1], view.scale)
+        return cos, sin
+
+    def _update(self, cache: LayerCache, memory: Memory, q: Tensor, frame: Tables) -> None:
+        """Has the memory of a layer take in the frames that leave. q: of the newest frames. frame: stock tables of one."""
         cache.updated = True
         if not memory.frames:
             return
-        queries = None
+        queries, tokens = None, len(frame[0])
+        keys, values = (self._of_frames(x, memory.frames, tokens) for x in (cache.keys, cache.values))
         if memory.queries_of is not None:
             assert cache.queries is not None
             queries = torch.cat([self._of_frames(cache.queries, memory.queries_of, tokens), q], dim=1)
-        leaving = self._of_frames(cache.keys, memory.frames, tokens), self._of_frames(cache.values, memory.frames, tokens)
-        cache.memory = memory.update(cache.memory, leaving, queries)
+        if memory.rotated_in_space:
+            keys = self._in_space(keys, frame)
+            queries = None if queries is None else self._in_space(queries, frame)
+        cache.memory = memory.update(cache.memory, (keys, values), queries)
+
+    def _in_space(self, x: Tensor, frame: Tables) -> Tensor:
+        """Keys or queries of whole frames rotated by their tokens' places, as at time 0."""
+        return self.rotary.rotate(x, self.rotary.frame_tables_at(frame, np.zeros(x.shape[1] // len(frame[0])), None))
 
     def _of_frames(self, x: Tensor, frames: tuple[int, ...], tokens: int) -> Tensor:
         """The part of `x` [B, F n, H, D], by slot, that is of `frames`, which are cached."""

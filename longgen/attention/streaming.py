@@ -78,8 +78,9 @@ def attend_batched(
 
 def _mean(plan: FramePlan, lowered: BatchedPass, inputs: LayerInputs, kernel: AttentionWithLSE) -> StreamingMean:
     """Of what `lowered` computes; all else is freed on return."""
-    rotated, v = _Rotated(plan, lowered.native, inputs), samples_as_heads(inputs.v)
+    rotated, v = _Rotated(plan, lowered, inputs), samples_as_heads(inputs.v)
     mean, tokens = StreamingMean(v), len(v) // plan.frames_lat
+    v = rotated.in_order(v)
     for group in lowered.groups:
         q, addend = rotated.queries(group.times, group.logits[0]), group.logits[1]
         k = None if group.table is None else rotated.keys(lowered.tables[group.table])
@@ -106,8 +107,8 @@ def samples_as_heads(x: Tensor) -> Tensor:
 class _Rotated:
     """q and k [N, B H, D] of a layer at the times they were last asked for."""
 
-    def __init__(self, plan: FramePlan, native: bool, inputs: LayerInputs) -> None:
-        self.plan, self.native, self.inputs = plan, native, inputs
+    def __init__(self, plan: FramePlan, lowered: BatchedPass, inputs: LayerInputs) -> None:
+        self.plan, self.native, self.order, self.inputs = plan, lowered.native, lowered.order, inputs
         self.q: tuple[tuple[bytes, float], Tensor] | None = None
         self.k: tuple[bytes, Tensor] | None = None
 
@@ -130,8 +131,14 @@ class _Rotated:
         key = times.tobytes()
         if self.k is None or self.k[0] != key:
             self.k = None
-            self.k = key, samples_as_heads(self._at(self.inputs.k, times))
+            self.k = key, self.in_order(samples_as_heads(self._at(self.inputs.k, times)))
         return self.k[1]
+
+    def in_order(self, x: Tensor) -> Tensor:
+        """Keys or values [N, B H, D] in the order in which calls count key frames."""
+        if self.order is None:
+            return x
+        return x.unflatten(0, (len(self.order), -1)).index_select(0, on_device(self.order, x.device)).flatten(0, 1)
 
     def _at(self, x: Tensor, times: np.ndarray) -> Tensor:
         return self.inputs.ctx.rotate(x, None if self.native else times, self.plan.frequency_scale)

@@ -156,5 +156,23 @@ class BenchResult(Report):
         return {"estimated_run_seconds": rounded(row.estimated_seconds, 3), "estimate_error": rounded(row.estimate_error)}
 
 
+@dataclass
+class LengthsResult:
+    """Benchmarks of the same presets at several lengths: by how many times the native length."""
+
+    results: dict[int, BenchResult]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"schema": SCHEMA, "lengths": [{"times_native": times} | result.as_dict() for times, result in self.results.items()]}
+
+    @property
+    def rows(self) -> list[PresetTiming]:
+        return [row for result in self.results.values() for row in result.rows]
+
+    @property
+    def stopped(self) -> KeyboardInterrupt | None:
+        return next((result.stopped for result in self.results.values() if result.stopped is not None), None)
+
+
 def rounded(number: float | None, digits: int = 4) -> float | None:
     return None if number is None else round(number, digits)

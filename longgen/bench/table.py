@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from longgen.bench.record import BenchResult, PresetTiming
+from longgen.bench.record import BenchResult, LengthsResult, PresetTiming
 from longgen.cards import CARDS
 from longgen.cost import FLOOR
 from longgen.progress import clock_text
@@ -38,22 +38,51 @@ def text(result: BenchResult) -> str:
     if result.no_estimate:
         lines += ["", *textwrap.wrap(f"no estimate: {result.no_estimate}", WIDTH)]
     lines += failures({row.preset: row.error for row in result.rows if not row.complete})
-    spread = max((max(timing.seconds) / min(timing.seconds) for row in complete for timing in row.timings), default=1)
-    if spread > NOISY:
-        note = (
-            f"note: steps of one type took up to {spread:.1f} times as long as others: the machine was busy, so ratios are rough."
-        )
-        lines += ["", *textwrap.wrap(note, WIDTH)]
+    if (spread := _spread(result)) > NOISY:
+        lines += ["", *textwrap.wrap(_busy(spread), WIDTH)]
     legend = (f"a run: sampling alone. floor: {FLOOR}; x floor: time relative to it. memory: peak, including "
               f"{human_bytes(result.weights_bytes or 0)} of weights.")  # fmt: skip
     return "\n".join([*lines, "", *textwrap.wrap(legend, WIDTH)])
 
 
-def title(model: str, device: str, settings: dict[str, Any]) -> str:
-    """What was run, and on what."""
+def lengths_text(found: LengthsResult) -> str:
+    """A row for each preset; for each length the time of a run, and that time and the memory relative to direct sampling."""
+    first = next(iter(found.results.values()))
+    heads, rows = ["preset"], {row.preset: [row.preset] for row in found.rows}
+    for times, result in found.results.items():
+        heads += [f"{times}x: a run", "x direct", "memory"]
+        complete = {row.preset: row for row in result.rows if row.complete}
+        for name, cells in rows.items():
+            row = complete.get(name)
+            cells += [MISSING] * 3 if row is None else [clock_text(row.run_seconds), _ratio(result.time_ratio(row)),
+                                                        _ratio(result.memory_ratio(row))]  # fmt: skip
+    lengths = ", ".join(f"{times}x is {result.settings['frames']} frames" for times, result in found.results.items())
+    heading = f"{title(first.model, first.device, first.settings, length=False)}; {lengths}; medians of {first.settings['rounds']}"
+    lines = [*textwrap.wrap(heading, WIDTH), "", *aligned([tuple(heads), *map(tuple, rows.values())])]
+    for times, result in found.results.items():
+        lines += failures({f"{row.preset} at {times}x": row.error for row in result.rows if not row.complete})
+    spread = max(map(_spread, found.results.values()))
+    lines += ["", *textwrap.wrap(_busy(spread), WIDTH)] if spread > NOISY else []
+    legend = "2x: twice the native length. a run: sampling alone. x direct: its time, memory: its peak with the weights, both "
+    return "\n".join([*lines, "", *textwrap.wrap(f"{legend}relative to direct sampling.", WIDTH)])
+
+
+def _spread(result: BenchResult) -> float:
+    """The slowest step of a type over the fastest, at most."""
+    timings = (timing for row in result.rows if row.complete for timing in row.timings)
+    return max((max(timing.seconds) / min(timing.seconds) for timing in timings), default=1)
+
+
+def _busy(spread: float) -> str:
+    return f"note: steps of one type took up to {spread:.1f} times as long as others: the machine was busy, so ratios are rough."
+
+
+def title(model: str, device: str, settings: dict[str, Any], length: bool = True) -> str:
+    """What was run, and on what; with its `length`."""
     width, height = settings["size"]
     parts = [model, settings["dtype"], *(f"{name} {settings[name]}" for name in TITLE if settings.get(name) not in DEFAULTS)]
-    return f"{', '.join(parts)}, on {device}: {settings['frames']} frames, {width}x{height}, {settings['tokens']:,} tokens"
+    frames, tokens = (f"{settings['frames']} frames, ", f", {settings['tokens']:,} tokens") if length else ("", "")
+    return f"{', '.join(parts)}, on {device}: {frames}{width}x{height}{tokens}"
 
 
 def failures(errors: Mapping[str, str | None]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,17 +13,19 @@ import typer
 from longgen.cli import inputs
 from longgen.cli import options as opt
 from longgen.cli.app import answer, app, say
-from longgen.errors import BatchError, LonggenError, Terminated, UsageError, conflict
+from longgen.errors import BatchError, LonggenError, OutOfMemoryError, Terminated, UsageError, conflict
 
 if TYPE_CHECKING:
     from longgen.backbones.settings import ModelSettings
     from longgen.backbones.spec import BackboneSpec
     from longgen.bench.accelerators import AcceleratorReport
-    from longgen.bench.record import BenchResult
+    from longgen.bench.record import BenchResult, LengthsResult
+    from longgen.bench.run import Plans
     from longgen.conditions import Conditions
     from longgen.pipelines.base import PipelineBackbone
 
 COUNTED = "wan2.1-1.3b"  # the backbone that --count takes where none is named
+MOST_TIMES = 1000  # the native length
 PRESETS = "direct,sliding-window,freenoise,freeloc,freelong,freepca,freespec,longdiff"
 
 
@@ -59,6 +63,10 @@ class TargetOptions:
         Path | None, typer.Option("--image", metavar="FILE", help="The first frame (default: grey, where the model needs one).")
     ] = None
     frames: opt.Frames = None
+    lengths: Annotated[
+        str | None,
+        typer.Option("--lengths", metavar="N,N", help="Measure at these multiples of the native length, as one table."),
+    ] = None
     size: opt.Size = None
     flow_shift: opt.FlowShift = None
     steps: Annotated[int, typer.Option("--steps", min=1, metavar="K", help="How often each type of step is measured.")] = 3
@@ -88,18 +96,20 @@ def bench(
 ) -> None:
     """Measure what presets cost in time and memory: real steps of every type, relative to direct sampling and to their arithmetic.
 
+    With --lengths 2,3,4, at two, three and four times the native length, as one table.
+
     With --accelerate, whole runs: what step caches and compiling do to each preset's video, and to its time.
 
     With --count, nothing runs: operators are counted at the published size, and times are estimated from a card's published rates.
     """
-    from longgen import disk, preset, run
+    from longgen import disk, run
     from longgen.backbones import tiny_grammar
     from longgen.bench import accelerators, accelerators_table, table
     from longgen.bench import run as running
     from longgen.bench.synthetic import FRAMES, SHAPES
     from longgen.loops import PROMPTS
+    from longgen.planner import length_px
     from longgen.progress import reporter
-    from longgen.resolve import PlanRequest
 
     given = opt.given_options(context)  # of the command line alone: a variable may be set for other commands
     _check_target(target, model, given)
@@ -113,11 +123,8 @@ def bench(
     spec = inputs.choose_backbone(target.backbone, options.quiet) if target.shape is None else SHAPES[target.shape]
     settings = inputs.model_settings(spec, model.settings())
     accelerate_by = _accelerators(target.accelerate, spec) if target.accelerate is not None else ()
-    sample = preset.Sample(frames=target.frames or FRAMES, size=opt.parse_size(target.size), flow_shift=target.flow_shift)
-    probe = "published" if target.shape is not None and target.probe is None else target.probe
-    request = PlanRequest("", spec, (*(target.overrides or ()),), sample, probe=probe, allow_code=target.allow_code,
-                          conditions=_conditions(target.image, spec))  # fmt: skip
-    plans = running.plan_presets(inputs.parse_names(target.presets), request)
+    by_length = {times: _planned(target, spec, length_px(spec, times)) for times in _lengths(target.lengths)}
+    plans = {} if by_length else _planned(target, spec, target.frames or FRAMES)
 
     def load(settings: ModelSettings) -> PipelineBackbone:
         if target.shape is None and not target.random_weights:
@@ -131,35 +138,75 @@ def bench(
         prompt = tiny_grammar.HELD_OUT[0].prompt if spec.built_in else PROMPTS[0]
     elif accelerate_by:
         inputs.warn_of_grammar(spec, [prompt], options.quiet)
-    result: AcceleratorReport | BenchResult
+    result: AcceleratorReport | BenchResult | LengthsResult
     with reporter(options.quiet, say) as report:
         if accelerate_by:
             result = accelerators.measure_accelerators(plans, accelerate_by, load, settings, prompt, report)
             text = accelerators_table.text(result)
+        elif by_length:
+            loaded, shape = functools.cache(load), target.shape is not None
+            result = _at_lengths(by_length, lambda plans: running.bench(plans, lambda: loaded(settings), settings, target.steps,
+                                                                        shape, report))  # fmt: skip
+            text = table.lengths_text(result)
         else:
             result = running.bench(plans, lambda: load(settings), settings, target.steps, target.shape is not None, report)
             text = table.text(result)
     _write(result, text, output, options)
 
 
+def _planned(target: TargetOptions, spec: BackboneSpec, frames_px: int) -> Plans:
+    """The plans of the presets at a length, or why there is none."""
+    from longgen import preset
+    from longgen.bench.run import plan_presets
+    from longgen.resolve import PlanRequest
+
+    sample = preset.Sample(frames=frames_px, size=opt.parse_size(target.size), flow_shift=target.flow_shift)
+    probe = "published" if target.shape is not None and target.probe is None else target.probe
+    request = PlanRequest("", spec, (*(target.overrides or ()),), sample, probe=probe, allow_code=target.allow_code,
+                          conditions=_conditions(target.image, spec))  # fmt: skip
+    return plan_presets(inputs.parse_names(target.presets), request)
+
+
+def _at_lengths(by_length: dict[int, Plans], measured: Callable[[Plans], BenchResult]) -> LengthsResult:
+    """`measured` at one length after the other, as far as memory and the user allow. Raises what the first length raises."""
+    from longgen.bench.record import DIRECT, LengthsResult
+
+    for plans in by_length.values():
+        if isinstance(baseline := plans[DIRECT], LonggenError):
+            raise baseline
+    result = LengthsResult({})
+    for times, plans in by_length.items():
+        try:
+            result.results[times] = measured(plans)
+        except OutOfMemoryError as error:
+            if not result.results:
+                raise
+            say(f"longgen: nothing is measured at {times} times the native length and more: {error.given}")
+            break
+        if result.stopped is not None:
+            break
+    return result
+
+
 def _count(
     target: TargetOptions, model: BenchModelOptions, given: dict[str, str], output: Path | None, options: opt.OutputOptions
 ) -> None:
     """`--count`: by preset what a layer asks of a GPU."""
-    from longgen import cards, disk, frames, preset
+    from longgen import cards, disk, preset
     from longgen.bench import run as running
     from longgen.bench.count import count_plan
     from longgen.bench.count_table import Counts, count_dict, count_text
     from longgen.bench.synthetic import SHAPES
-    from longgen.planner import LONG
+    from longgen.planner import LONG, length_px
     from longgen.progress import Phase, reporter
     from longgen.resolve import PlanRequest
 
     names = inputs.parse_names(target.card) if target.card is not None else []
     chosen = [cards.card_named(name) for name in names] or [cards.card_here() or cards.CARDS[cards.DEFAULT]]
     spec = SHAPES[target.shape] if target.shape else inputs.choose_backbone(target.backbone or COUNTED, options.quiet)
-    long = frames.pixel_frames(LONG * spec.native_lat - LONG + 1, spec.stride_t)
-    sample = preset.Sample(frames=target.frames or long, size=opt.parse_size(target.size), flow_shift=target.flow_shift)
+    sample = preset.Sample(
+        frames=target.frames or length_px(spec, LONG), size=opt.parse_size(target.size), flow_shift=target.flow_shift
+    )
     probe = target.probe or ("published" if spec.verdicts else None)
     request = PlanRequest("", spec, (*(target.overrides or ()),), sample, probe=probe, allow_code=target.allow_code,
                           conditions=_conditions(None, spec))  # fmt: skip
@@ -229,6 +276,9 @@ def _check_target(target: TargetOptions, model: BenchModelOptions, given: dict[s
                        "--accelerate alone, as --accelerate first-block:0.05,compile", "name there what to measure")  # fmt: skip
     if accelerate and "steps" in given:
         raise conflict("--accelerate", "--steps", "it measures whole runs", hint="leave --steps out")
+    if target.lengths is not None and (accelerate or target.count or target.frames is not None):
+        raise conflict("--lengths", "--frames, --count or --accelerate", "it measures steps at several lengths",
+                       "--lengths with --presets, and --backbone or --shape", alone)  # fmt: skip
     if target.shape is not None and ("backbone" in given or target.random_weights):
         raise conflict("--shape", "--backbone or --random-weights", "it replaces both", hint=alone)
     if target.probe == "run":
@@ -243,7 +293,20 @@ def _check_target(target: TargetOptions, model: BenchModelOptions, given: dict[s
                          hint="use that, or --accelerate mag, which generates whole videos")  # fmt: skip
 
 
-def _write(result: AcceleratorReport | BenchResult, text: str, output: Path | None, options: opt.OutputOptions) -> None:
+def _lengths(text: str | None) -> list[int]:
+    """`2,3,4` as numbers, ascending. Raises UsageError."""
+    names = inputs.parse_names(text) if text is not None else []
+    if text is not None and not (
+        names and all(name.isascii() and name.isdigit() and 1 <= int(name) <= MOST_TIMES for name in names)
+    ):
+        raise UsageError(f"--lengths {text} names no lengths", expected=f"whole numbers, 1 to {MOST_TIMES}, as 2,3,4",
+                         hint="multiples of the native length; --frames for any other length")  # fmt: skip
+    return sorted({int(name) for name in names})
+
+
+def _write(
+    result: AcceleratorReport | BenchResult | LengthsResult, text: str, output: Path | None, options: opt.OutputOptions
+) -> None:
     """The measurements to `output` and stdout; a BatchError where some failed, an exit code where they were interrupted."""
     from longgen import disk
 

@@ -103,6 +103,7 @@ class MovingAverages:
 
     slots: ClassVar[int] = SLOTS
     queries_of: ClassVar[None] = None
+    rotated_in_space: ClassVar[bool] = False
 
     def phrase(self, slot: int) -> str:
         rate = f"about {self.rates[slot]:g}" if self.adaptive and slot == 1 else f"{self.rates[slot]:g}"

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from longgen.pipelines.base import Text
 from longgen.pipelines.given import Given
 from longgen.plan import Plan
 from longgen.sampling.rollout import Rollout
+from longgen.schedule import since_switch
 
 
 def rollout(
@@ -38,6 +38,7 @@ def rollout(
     technique, done, first = plan.sampling, 0 if resume is None else resume.done, len(plan.given_chunks)
     assert isinstance(technique, Rollout)
     chunks, (_, shares) = plan.chunks, plan.chunk_texts(denoiser.prompt)  # shares [chunks, S]
+    since, cuts = since_switch(shares), plan.cut_starts
 
     def known(index: int) -> Tensor:
         """The clean latents of a chunk before `first + done`."""
@@ -59,9 +60,10 @@ def rollout(
         scheduler = backbone.frame_schedule(plan)
         for index, (start, count) in enumerate(chunks):
             text = denoiser.text(shares[index])
-            if index and not np.array_equal(shares[index], shares[index - 1]):
+            if since[index] == 0:
                 _switch_prompt(denoiser, cache, start, text, recent)
-            cache.open(start, count, *plan.programs_for_chunk(start + count, count, cache.frames))
+            programs = plan.programs_for_chunk(start + count, count, cache.frames, since[index], start in cuts)
+            cache.open(start, count, *programs)
             if index < first + done:
                 x0 = known(index).to(backbone.device)
             else:
@@ -136,8 +138,7 @@ def _switch_prompt(denoiser: Denoiser, cache: KVCache, start: int, text: Text, r
     cache.texts.clear()
     complete = len(cache.visible_to_all_layers) == start  # nothing has left the window yet
     recached = [frame for frame in cache.visible_to_all_layers if complete or frame >= sink_lat]
-    if technique.switch == "flush":
-        cache.keep([frame for frame in cache.frames if frame < sink_lat or frame >= start - technique.kept])
-    elif technique.switch == "recache" and recached:
+    cache.keep(plan.frames_kept(cache.frames, start))
+    if technique.switch == "recache" and recached:
         cache.open(recached[0], len(recached), *plan.programs_for_chunk(start, len(recached), cache.frames))
         _write_cache(denoiser, cache, recent[:, :, -len(recached) :], recached[0], text)

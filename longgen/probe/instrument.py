@@ -43,8 +43,10 @@ class SingleLayerPlan(Plan):
     layer: int = 0
     modification: Modification = local_window
 
-    def programs_for_chunk(self, frames_lat: int, queries: int, held: Any = None) -> tuple[tuple[Program | None, ...], np.ndarray]:
-        programs, table = super().programs_for_chunk(frames_lat, queries, held)
+    def programs_for_chunk(
+        self, frames_lat: int, queries: int, held: Any = None, since_switch: int | None = None, cut: bool = False
+    ) -> tuple[tuple[Program | None, ...], np.ndarray]:
+        programs, table = super().programs_for_chunk(frames_lat, queries, held, since_switch, cut)
         return self._modify(programs, table, replace(self.geometry, frames_lat=frames_lat), queries)
 
     def _modify(

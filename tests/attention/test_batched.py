@@ -40,6 +40,8 @@ def covered(pass_: Pass, with_text: bool = False) -> BatchedPass:
     """The lowered pass, after a look at every pair of every call: each that is seen once, at its time and with its columns."""
     lowered, seen = lower_batched(pass_, with_text), pass_.visible & (pass_.weight > 0)[:, None]
     factor, addend = (np.ones_like(pass_.rel), np.zeros_like(pass_.rel)) if pass_.logits is None else pass_.logits
+    order = np.arange(len(seen)) if lowered.order is None else lowered.order
+    assert sorted(order) == list(range(len(seen)))
     counts, begun = np.zeros(seen.shape, dtype=int), np.zeros(len(seen), dtype=bool)
     for group in lowered.groups:
         for call in group.calls:
@@ -48,7 +50,8 @@ def covered(pass_: Pass, with_text: bool = False) -> BatchedPass:
             begun[call.rows] = True
             if group.table is None:
                 assert np.array_equal(group.times, pass_.rel[:, 0] - pass_.rel[0, 0])
-            for i, j in call.pairs():
+            for i, place in call.pairs():
+                j = order[place] if group.table is not None else place
                 counts[i, j] += 1
                 assert group.table is not None
                 assert group.times[i] - lowered.tables[group.table][j] == pytest.approx(pass_.rel[i, j], abs=1e-6)
@@ -78,6 +81,8 @@ def random_pass(seed: int) -> Pass:
         rel = np.where(np.abs(rel) < 3, rel, np.floor(rel / group))
     elif kind == 5:
         rel = rng.uniform(-3, 3, rel.shape)
+    if seed % 7 == 1:
+        visible = visible | (rng.random(frames_lat) < 0.3)  # frames that all see
     weight = np.ones(frames_lat) if seed % 4 else (rng.random(frames_lat) < 0.8).astype(float)
     pass_ = Pass(rel, visible, weight)
     return pass_ if seed % 5 else pass_.with_columns(logit_bias=rng.choice([0, 0.5], rel.shape))
@@ -106,7 +111,8 @@ def test_grouped_frames_share_a_call() -> None:
     assert len(causal.calls) <= 5
 
 
-MOST_CALLS = {"vrpr": 45, "sink-window": 7, "keyframes": 12, "sliding-window": 3}
+MOST_CALLS = {"vrpr": 45, "sink-window": 7, "keyframes": 12, "sliding-window": 3, "lvsa": 14}
+SETS = {"vrpr": ("vrpr.layers=all",), "lvsa": ("lvsa.rotate=false", "lvsa.offset=2")}
 
 
 @pytest.mark.parametrize("name", ["wan2.1-1.3b", "ltx-2b", "cogvideox-5b", "cogvideox-2b", "hunyuanvideo"])
@@ -116,7 +122,7 @@ def test_calls_at_published_sizes(name: str, technique: str) -> None:
     if technique == "vrpr" and not spec.rotary_dims:
         pytest.skip("has no relative positions")
     sample = preset.Sample(frames=4 * (spec.native_px - 1) + 1)
-    plan = planner.build(preset.load(technique, ("vrpr.layers=all",) if technique == "vrpr" else (), sample), spec)
+    plan = planner.build(preset.load(technique, SETS.get(technique, ()), sample), spec)
     ((frame_plan, _, _),) = plan.branches().values()
     lowered = covered(frame_plan.passes[0], spec.joint_text)
     print(f"{technique} on {name}, T {frame_plan.frames_lat}: {len(lowered.calls)} calls, {lowered.rotations} rotations")
@@ -148,6 +154,27 @@ def error(plan: FramePlan, ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]) -
     assert output.dtype == qkv[0].dtype
     assert all(torch.equal(x, y) for x, y in zip(qkv, before, strict=True))
     return (output.double() - dense(plan, *qkv, ctx.rotary, ctx.stock, ctx.text)).abs().max().item()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize("logit_scale", [1.0, 0.8])
+def test_scattered_frames_that_all_see_are_read_once_for_all(
+    text: bool, logit_scale: float, ctx: LayerCall, qkv: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    """By order of the keys, on a CPU too where they are most of what a frame sees."""
+    all_see = np.arange(T) % 3 == 1
+    visible = all_see | (distances(T) == 0)
+    plan = replace(plan_of(visible=visible), logit_scale=logit_scale)
+    lowered = covered(plan.passes[0])
+    assert lowered.order is not None
+    assert lowered.order[: all_see.sum()].tolist() == np.flatnonzero(all_see).tolist()
+    inputs = with_text(ctx) if text else ctx
+    assert error(plan, inputs, qkv) < 1e-5
+    assert torch.equal(executor.run_plan(plan, LayerInputs(inputs, *qkv)), batched(plan, inputs, qkv))
+    few = replace(plan.passes[0], visible=np.isin(np.arange(T), (0, 3)) | (distances(T) >= 0))
+    assert executor.seen_by_all(plan.passes[0])
+    assert not executor.seen_by_all(few)  # less than half of what a frame sees
+    covered(few)
 
 
 @pytest.mark.parametrize("text", [False, True])

@@ -5,20 +5,22 @@ Legend: B batch, F slots, c newest frames, n tokens per latent frame, H heads, D
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from longgen import planner, preset
 from longgen.attention.kvcache import KVCache, chunk_view
 from longgen.attention.rotary import Rotary, Tables
 from longgen.backbones.causal_wan import SELF_FORCING
 from longgen.frameplan import PAIR_COLUMNS, FramePlan, Pass, full_attention
+from longgen.memory import KeysValues, MemorySlot
 from longgen.plan import Plan
 from longgen.program import Program
 from tests.attention.dense import dense
@@ -172,6 +174,145 @@ def test_logit_columns_equal_the_dense_form(columns: tuple[str, ...], centred: b
     assert (output - expected(cache, without, 8, seen)).abs().max() > 1e-2  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class Sum:
+    """A memory of two slots: the sum of the frames that leave and what it held, and its negative; it notes the queries."""
+
+    frames: tuple[int, ...]
+    queries_of: tuple[int, ...] | None = None
+    rotated_in_space: bool = False
+    asked: list[Tensor] = field(default_factory=list, compare=False)
+    slots: ClassVar[int] = 2
+
+    def phrase(self, slot: int) -> str:
+        return "sum"
+
+    def update(self, held: KeysValues | None, leaving: KeysValues, queries: Tensor | None) -> KeysValues:
+        self.asked.extend([] if queries is None else [queries])
+        sums = [x.unflatten(1, (len(self.frames), -1)).sum(1) for x in leaving]
+        sums = sums if held is None else [x + old[:, :N] for x, old in zip(sums, held, strict=True)]
+        keys, values = (torch.cat([x, -x], dim=1) for x in sums)
+        return keys, values
+
+
+@dataclass(frozen=True)
+class Backwards:
+    """A memory of one slot, which holds the tokens of one frame, the last first."""
+
+    rotated_in_space: bool
+    frames: tuple[int, ...] = (5,)
+    queries_of: tuple[int, ...] | None = (7,)
+    asked: list[Tensor] = field(default_factory=list, compare=False)
+    slots: ClassVar[int] = 1
+
+    def phrase(self, slot: int) -> str:
+        return "frame backwards"
+
+    def update(self, held: KeysValues | None, leaving: KeysValues, queries: Tensor | None) -> KeysValues:
+        assert queries is not None
+        self.asked.append(queries)
+        return leaving[0].flip(1), leaving[1].flip(1)
+
+
+ONE_STEP = np.zeros((1, 1), dtype=int)
+
+
+@pytest.mark.parametrize("columns", [False, True], ids=["plain", "logit columns"])
+def test_columns_of_any_frames_and_of_a_memory_equal_the_dense_form(columns: bool) -> None:
+    """Two chunks: frames out of order, one twice, two that leave for the memory and one later, at any times."""
+    random_of, (q, k, v) = np.random.default_rng(5), random(18)
+    cache = KVCache(rotary(), 15, columns=12, keeps_queries=True)
+    filled(cache, list(range(12)), k[:, : 12 * N], v[:, : 12 * N])
+    sums, asked = [torch.zeros(B, N, H, SPEC.head_dim) for _ in "kv"], list[Tensor]()
+    for start, sources, leaving, queries_of in (
+        (12, (7, MemorySlot(1), 2, 9, 9, MemorySlot(0), 0, 11), (3, 5), (1, 11)),
+        (15, (14, MemorySlot(0), 2, MemorySlot(1), 2, 1), (7,), (13, 1)),
+    ):
+        own = slice(start * N, (start + 3) * N)
+        full, tables, times = full_attention(start + 3, 3), dict[str, np.ndarray](), random_of.uniform(-30, 30, len(sources) + 3)
+        if columns:
+            tables = {name: random_of.uniform(0.5, 2, full.shape) for name in ("logit_scale", "logit_bias")}
+            full = full.each(lambda p, tables=tables: p.with_columns(**tables))  # type: ignore[misc]
+        memory = Sum(leaving, queries_of, asked=asked)
+        frame_plan = full.show([*sources, start, start + 1, start + 2], times, memory, kept=(1, 2))
+        newest_hidden = max({*range(start)}.difference(sources))
+        stand_for = [s if isinstance(s, int) else newest_hidden for s in frame_plan.sources or ()]
+        for name, table in frame_plan.passes[0].columns.items():
+            assert table.tolist() == [[row[frame] for frame in stand_for] for row in tables[name].tolist()]
+        cache.open(start, 3, (Program({"main": frame_plan}),), ONE_STEP)
+        shown = {source for source in sources if isinstance(source, int)}
+        assert cache.frames == sorted({1, 2, *leaving, *queries_of, *shown})
+        frames = [(k[:, f * N : (f + 1) * N], v[:, f * N : (f + 1) * N]) for f in range(start + 3)]
+        sums = [x + sum(frames[f][part] for f in leaving) for part, x in enumerate(sums)]
+        held = [frames[s] if isinstance(s, int) else tuple(x * (1 - 2 * s.index) for x in sums) for s in frame_plan.sources or ()]
+        keys, values = (torch.cat([pair[part] for pair in held], dim=1) for part in (0, 1))
+        for writing in (False, True):
+            output = newest(cache, q[:, own], k[:, own], v[:, own], writing)
+            square = square_of(frame_plan, len(held))
+            queries = torch.cat([torch.zeros_like(keys[:, : -3 * N]), q[:, own]], dim=1)
+            expected = dense(square, queries, keys, values, rotary(), stock(len(held)))[:, -3 * N :]
+            assert (output - expected).abs().max() < 1e-5
+        wanted = torch.cat([q[:, f * N : (f + 1) * N] if f > 11 else k[:, f * N : (f + 1) * N] for f in queries_of], dim=1)
+        assert len(asked) == 1 + (start == 15)  # once a chunk
+        assert torch.equal(asked[-1], torch.cat([wanted, q[:, own]], dim=1))  # `filled` has keys for queries
+        cache.close(start)
+        assert not set(leaving) & set(cache.frames)
+
+
+@pytest.mark.parametrize("rotated", [True, False])
+def test_tokens_of_a_memory_keep_their_places_where_they_come_rotated_in_space(rotated: bool) -> None:
+    """Attention does not ask in which order keys come, but where in the frame they stand."""
+    q, k, v = random(11)
+    cache = KVCache(rotary(), 11, columns=11, keeps_queries=True)
+    filled(cache, list(range(8)), k[:, : 8 * N], v[:, : 8 * N])
+    memory = Backwards(rotated)
+    frame_plan = full_attention(11, 3).show([1, MemorySlot(0), 7, 8, 9, 10], np.array([-3.0, 2.5, 4, 5, 6, 7]), memory)
+    cache.open(8, 3, (Program({"main": frame_plan}),), ONE_STEP)
+    output = newest(cache, *(x[:, 8 * N :] for x in (q, k, v)))
+    queries, keys, values = (torch.cat([x[:, f * N : (f + 1) * N] for f in (1, 5, 7, 8, 9, 10)], dim=1) for x in (q, k, v))
+    expected = dense(square_of(frame_plan, 6), queries, keys, values, rotary(), stock(6))[:, 3 * N :]
+    assert ((output - expected).abs().max() < 1e-5) == rotated
+    seen = torch.cat([k[:, 7 * N : 8 * N], q[:, 8 * N :]], dim=1)  # `filled` has keys for queries
+    if rotated:
+        cos, sin = (table[:N].clone() for table in stock(1))
+        cos[:, : len(SPEC.frequencies)], sin[:, : len(SPEC.frequencies)] = 1, 0
+        seen = rotary().rotate(seen, (cos.repeat(4, 1), sin.repeat(4, 1)))
+    assert (memory.asked[0] - seen).abs().max() < 1e-6
+
+
+def square_of(frame_plan: FramePlan, columns: int) -> FramePlan:
+    """`frame_plan` with rows for all of its columns, the query rows last."""
+    (one,), above = frame_plan.passes, columns - frame_plan.shape[0]
+    rel, visible = (np.concatenate([np.full((above, columns), fill), x]) for x, fill in ((one.rel, 0.0), (one.visible, True)))
+    tables = {name: np.concatenate([np.full((above, columns), PAIR_COLUMNS[name].neutral), x]) for name, x in one.columns.items()}
+    return FramePlan((Pass(rel, visible, np.ones(columns), tables),), frame_plan.frequency_scale, frame_plan.logit_scale)
+
+
+def test_a_pass_runs_as_many_operators_whatever_its_columns_hold() -> None:
+    """What columns hold is gathered in a chunk's first pass."""
+    q, k, v = random(12)
+    counts = []
+    for columns in (None, 12):
+        cache = KVCache(rotary(), 12, columns)
+        filled(cache, list(range(9)), k[:, : 9 * N], v[:, : 9 * N])
+        whole = full_attention(12, 3)
+        frame_plan = whole if columns is None else whole.show([*reversed(range(9)), 9, 10, 11], np.arange(12.0))
+        cache.open(9, 3, (Program({"main": frame_plan}),), ONE_STEP)
+        newest(cache, *(x[:, 9 * N :] for x in (q, k, v)))
+        with Operators() as run:
+            newest(cache, *(x[:, 9 * N :] for x in (q, k, v)))
+        counts.append(run.count)
+    assert counts[0] == counts[1] > 0
+
+
+class Operators(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        self.count += 1
+        return function(*arguments, **(named or {}))
+
+
 def test_passes_before_the_clean_one_leave_no_trace() -> None:
     (q, k, v), (_, noisy_k, noisy_v) = random(9), random(9, seed=1)
     results: list[list[Tensor]] = []
@@ -223,6 +364,14 @@ def test_more_frames_than_slots_are_an_error() -> None:
     filled(cache, [0, 1, 2], k, v)
     with pytest.raises(ValueError, match="6 frames for 4 slots"):
         cache.open(3, 3, (None,), np.zeros((1, 1), dtype=int))
+    cache = KVCache(rotary(), 12, columns=6)
+    filled(cache, [0, 1, 2], k, v)
+    twice = full_attention(6, 3).show([0, 1, 2, 0, 3, 4, 5], np.arange(7.0))
+    with pytest.raises(ValueError, match="7 key columns for 6"):
+        cache.open(3, 3, (Program({"main": twice}),), ONE_STEP)
+    absent = full_attention(7, 3).show([0, 3, 4, 5, 6], np.arange(5.0))
+    with pytest.raises(ValueError, match="3 is not in list"):
+        cache.open(4, 3, (Program({"main": absent}),), ONE_STEP)
 
 
 @pytest.mark.parametrize("wrong", ["visible", "rel", "band"])

@@ -15,11 +15,13 @@ from longgen import cost, pictures
 from longgen.backbones import tiny_grammar
 from longgen.backbones.wan import TINY
 from longgen.bench import run, synthetic
+from longgen.bench.record import BenchResult
 from longgen.cli import app
 from longgen.cli import bench as command
 from longgen.conditions import NOTHING
-from longgen.errors import Terminated
-from tests.bench.small import SHAPE
+from longgen.errors import OutOfMemoryError, Terminated
+from longgen.plan import Plan
+from tests.bench.small import SETUP, SHAPE, planned
 
 SMALL = ["bench", "--shape", "small", "--frames", "81", "--steps", "1"]
 
@@ -61,6 +63,39 @@ def test_json_is_one_object_of_the_schema(place: Path) -> None:
     assert sum(kind["in_a_run"] for kind in freelong["steps"].values()) == data["settings"]["steps"]
 
 
+def test_several_lengths_are_one_table(place: Path) -> None:
+    presets = ["--presets", "sliding-window,flex", "--steps", "1"]
+    done = longgen(*SMALL[:3], "--lengths", "3,2,3", *presets, "-o", "out.json", "--quiet")
+    assert done.exit_code == 5
+    assert "2 of 8 could not be measured: flex" in done.stderr
+    data = json.loads((place / "out.json").read_text())
+    assert [(of["times_native"], of["settings"]["frames"]) for of in data["lengths"]] == [(2, 65), (3, 97)]  # native: 33
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("sliding-window"))
+    cells = line.replace(" s ", " ").split()[1:]
+    for of, shown in zip(data["lengths"], (cells[:3], cells[3:]), strict=True):
+        assert [row["preset"] for row in of["presets"]] == ["stock", "direct", "sliding-window", "flex"]
+        window = of["presets"][2]
+        assert window["ratio_to_direct"] > 0
+        assert shown[1:] == [f"{window[name]:.2f}" for name in ("ratio_to_direct", "memory_ratio_to_direct")]
+    assert "2x is 65 frames, 3x is 97 frames" in done.stdout
+    assert "flex at 3x: rollout needs kv-cache" in done.stdout
+
+
+def test_where_memory_ends_the_shorter_lengths_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    def measured(plans: run.Plans) -> BenchResult:
+        plan = plans["direct"]
+        assert isinstance(plan, Plan)
+        if plan.frames_px > 65:
+            raise OutOfMemoryError("out of memory", expected="less", hint="less")
+        return BenchResult("small", "cpu", {}, run.settings_of(plan, SETUP), [])
+
+    by_length = {times: planned(frames=frames) for times, frames in ((2, 65), (3, 97), (4, 129))}
+    assert [*command._at_lengths(by_length, measured).results] == [2]
+    assert "nothing is measured at 3 times the native length and more: out of memory" in capsys.readouterr().err
+    with pytest.raises(OutOfMemoryError):
+        command._at_lengths({3: by_length[3]}, measured)
+
+
 def test_a_preset_that_cannot_be_ends_in_exit_5_with_the_rest_measured() -> None:
     done = longgen(*SMALL, "--presets", "fifo,sliding-window,flex")
     assert done.exit_code == 5
@@ -86,6 +121,10 @@ def test_a_preset_that_cannot_be_ends_in_exit_5_with_the_rest_measured() -> None
         (["--accelerate", "wonder", "--backbone", "tiny"], "--cache wonder is refused"),
         (["--accelerate", ",", "--backbone", "tiny"], "--accelerate names nothing"),
         (["--prompt", "a cat"], "does not depend on it"),
+        (["--lengths", "2", "--frames", "81"], "--lengths cannot be combined with --frames"),
+        (["--lengths", "2", "--count"], "--lengths cannot be combined with"),
+        (["--lengths", "2,x", "--shape", "small"], "whole numbers, 1 to 1000, as 2,3,4"),
+        (["--lengths", "0", "--shape", "small"], "names no lengths"),
         (["--count", "--image", "a.png"], "--count cannot be combined with --image"),
         (["--count", "--steps", "2"], "--count cannot be combined with --steps"),
         (["--count", "--device", "cpu", "--compile"], "--count cannot be combined with --device, --compile"),

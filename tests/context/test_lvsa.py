@@ -7,9 +7,13 @@ modulo the interval.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from longgen import describe, planner, preset
 from longgen.backbones.registry import SPECS
@@ -18,6 +22,7 @@ from longgen.context.lvsa import Lvsa
 from longgen.frameplan import Geometry, full_attention
 from longgen.plan import Plan
 from longgen.preset import Preset, Sample
+from tests.backbones import family
 
 WAN = SPECS["wan2.1-1.3b"]
 # By latent frames, for each of the SETTINGS.
@@ -193,3 +198,23 @@ def test_in_longer_clips_the_grid_is_that_of_the_step() -> None:
     loaded = preset.load("gen-l-video", ("gen-l-video.frames=41",), Sample(frames=641))
     plan = planner.build(loaded.model_copy(update={"techniques": (*loaded.techniques, Lvsa())}), WAN)
     assert (plan.table == 1 + np.arange(plan.steps) % 3).all()
+
+
+def test_a_resumed_run_goes_on_where_the_grid_would_have_been(tiny: Any, tiny_plan: Callable[..., Plan]) -> None:
+    """The step is that of the schedule, not one counted from where a run goes on."""
+    plan = tiny_plan("lvsa", ("lvsa.interval=9",), frames=93, steps=3)
+    state = family.stopped_after(tiny, plan, 1)
+    assert torch.equal(family.sampled(tiny, plan, resume=state), family.sampled(tiny, plan))
+    still = tiny_plan("lvsa", ("lvsa.interval=9", "lvsa.rotate=false"), frames=93, steps=3)
+    assert not torch.equal(family.sampled(tiny, still, resume=state), family.sampled(tiny, plan, resume=state))
+
+
+def test_the_second_expert_counts_on(model_folder: Callable[[str], Path]) -> None:
+    """Each expert's layers hold the programs of all steps of the schedule."""
+    backbone = family.loaded(model_folder("wan-experts"))
+    plan = family.made(backbone, "lvsa", 4 * backbone.spec.native_px, 5, ("lvsa.window=1", "lvsa.interval=3"))
+    with backbone.installed(plan):
+        held = [layer.processor.programs for transformer in backbone.transformers for layer in backbone.layers(transformer)]
+    assert len(held) == 2 * backbone.spec.layers
+    for programs in held:
+        assert [plan.programs.index(program) for program in programs] == [1, 2, 3, 1, 2]

@@ -34,7 +34,7 @@ Stack = list[dict[str, Any]]  # [[technique]] tables of a preset
 class Sight:
     """What one chunk sees in one layer and step: columns and their places in time, factors [C] on frequencies, and on logits.
 
-    late: by how much its keys stand later than their places, as a probe has it.
+    late: by how much its keys stand later than their places, as a probe has it. bias: what is added to the logits of each column.
     """
 
     frames: list[Shown]
@@ -42,19 +42,22 @@ class Sight:
     factors: np.ndarray
     logit_scale: float
     late: float
+    bias: list[float]
 
 
 @dataclass
 class Group:
     """Rows that are run together: their frames, the rows of the past that there are, by frame, the latents, and the text.
 
-    seen, means: what a memory has in its slots.
+    since: how many chunks ago the prompt changed. cut: the time that a cut moves them to. seen, means: what a memory holds.
     """
 
     frames: list[int]
     past: dict[int, int]
     latents: Tensor
     text: int
+    since: int | None = None
+    cut: int | None = None
     seen: Seen | None = None
     means: Means = field(default_factory=dict)
     first: int = 0  # row
@@ -113,7 +116,15 @@ class Dense:
             k = self.spec.intrinsic_component - 1
             if stop > 2 * math.pi / theta[k]:
                 factors[k] = 0.9 * 2 * math.pi / stop / theta[k]
-        return Sight(frames, places, factors, logit_scale, here["shift"]["frames"] if "shift" in here else 0.0)
+        older, bias = len(frames) - len(own), [0.0] * len(frames)
+        if "bias" in here:
+            soft = group.since is not None and group.since < here["bias"].get("chunks", 4)
+            factor = (soft and here["bias"].get("after_switch")) or here["bias"].get("factor", 0.3)
+            bias[1:older] = [math.log(factor)] * (older - 1)
+        if group.cut is not None and older:
+            places[older:] = [group.cut + float(index) for index in range(len(own))]
+            places[:older] = [place - places[0] for place in places[:older]]
+        return Sight(frames, places, factors, logit_scale, here["shift"]["frames"] if "shift" in here else 0.0, bias)
 
     def run(self, newest: Group, timestep: float, context_noise: float, step: int) -> Tensor:
         """What the model predicts [B, C, c, h, w] for `newest` in `step`; before it stand all rows, clean."""
@@ -132,7 +143,7 @@ class Dense:
             of_mean = [isinstance(shown, str) and not self.per_token for shown in sight.frames]
             own, heads = slice(group.first, group.first + len(group.frames)), slice(head, head + 1) if self.by_head else slice(None)
             columns[layer].append(Columns(own, weights, of_mean, np.array(sight.places), sight.late, self.theta * sight.factors,
-                                          sight.logit_scale, heads))  # fmt: skip
+                                          sight.logit_scale, torch.tensor(sight.bias, dtype=torch.float64), heads))  # fmt: skip
         text_of = np.array([group.text for group in groups for _ in group.frames])
         x = torch.cat([group.latents for group in groups], dim=2).expand(len(self.texts[0]), -1, -1, -1, -1)
         times = torch.full((len(x), rows), context_noise)
@@ -202,6 +213,7 @@ class Columns:
     """What the rows `own` attend to in one layer: sums of rows, by `weights` [columns, R], of their tokens or of the tokens' mean.
 
     times: of the columns as queries, the last of which are `own`; as keys they are `late` more. theta [C]: scaled frequencies.
+    bias [columns]: what is added to their logits.
     """
 
     own: slice
@@ -211,6 +223,7 @@ class Columns:
     late: float
     theta: np.ndarray
     logit_scale: float
+    bias: Tensor
     heads: slice
 
 
@@ -232,7 +245,7 @@ class _SelfAttention:
             own = self._turned(own, rotary, columns.times[-own.shape[1] :], columns.theta)
             keys = self._turned(keys, rotary, columns.times + columns.late, columns.theta)
             logits = torch.einsum("binhp,bjmhp->bhinjm", own, keys.conj()).real * columns.logit_scale / v.shape[-1] ** 0.5
-            weights = logits.flatten(4).softmax(-1).flatten(2, 3)
+            weights = (logits + columns.bias[:, None]).flatten(4).softmax(-1).flatten(2, 3)
             part = torch.einsum("bhqk,bkhd->bqhd", weights, values.flatten(1, 2))
             outputs[:, columns.own, :, columns.heads] = part.unflatten(1, (-1, q.shape[2]))
             if self.keep is not None:
@@ -282,9 +295,10 @@ def rollout(
     kept: int = 2,
     seed: int = 0,
     given: Tensor | None = None,
+    cuts: dict[int, int] | None = None,
 ) -> Tensor:
     """The latents [1, C, T, h, w]. prompts: of each chunk. given: clean latents [1, C, m, h, w] that it begins with, in chunks of
-    which the first has what is left over.
+    which the first has what is left over. cuts: the chunks that begin with a cut, and the time that it moves them to.
     """
     spec, generator = backbone.spec, torch.Generator().manual_seed(seed)
     width, height = spec.size
@@ -305,20 +319,23 @@ def rollout(
     done: list[Tensor] = []
 
     def group_of(frames: list[int], past: dict[int, int], latents: Tensor, text: int) -> Group:
+        fate = since, (cuts or {}).get(index)
         if memory is None:
-            return Group(frames, past, latents, text)
+            return Group(frames, past, latents, text, *fate)
         seen = memory.open(frames, past)
-        return Group(frames, past, latents, text, seen, memory.means)
+        return Group(frames, past, latents, text, *fate, seen, memory.means)
 
     def keep(group: Group) -> dict[int, int]:
         if memory is not None:
             memory.close(group.frames)
         return dense.keep(group, context_noise)
 
-    known = 0 if given is None else given.shape[2]
+    known, since = 0 if given is None else given.shape[2], None
     for index, prompt in enumerate(prompts):
         start, text = sum(len(latents[0, 0]) for latents in done), different.index(prompt)
+        since = None if since is None else since + 1
         if index and prompt != prompts[index - 1]:
+            since = 0
             if switch == "flush":
                 if isinstance(memory, RollingSink):
                     memory.forget([frame for frame in rows if sink <= frame < start - kept])

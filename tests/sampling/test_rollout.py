@@ -20,7 +20,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from longgen import cost, planner, preset
+from longgen import cost, describe, planner, preset
 from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
 from longgen.errors import UsageError
@@ -36,6 +36,7 @@ RED, GREEN, BLUE = (f"a large {what} on a navy background" for what in ("red cir
 WINDOW, SINK, REBASE, FLEX = {"name": "window", "frames": 6}, {"name": "sink"}, {"name": "rebase"}, {"name": "flex"}
 ALL_FRAMES = {"name": "window", "frames": 1000}  # else a window of the native length is implied
 ANS = {"name": "ans", "rho": -0.7}
+BIAS = {"name": "bias", "factor": 0.3, "after_switch": 0.05, "chunks": 2}
 SETTINGS: dict[str, Stack] = {
     "no window": [ALL_FRAMES],
     "window": [WINDOW],
@@ -52,6 +53,8 @@ SETTINGS: dict[str, Stack] = {
     "ntk": [WINDOW, SINK, {"name": "ntk"}],
     "yarn": [WINDOW, SINK, {"name": "yarn"}],
     "riflex": [WINDOW, SINK, {"name": "riflex"}],
+    "bias": [WINDOW, BIAS],
+    "bias, sink": [WINDOW, SINK, REBASE, BIAS | {"layers": [0, 2]}],
     "sink in one layer": [WINDOW, SINK | {"layers": [1]}],
     "windows that differ by layer": [WINDOW | {"layers": [0]}, ALL_FRAMES | {"layers": [2]}, {"name": "window", "layers": [1]}],
     "window in early steps": [WINDOW | {"steps": [0, 0.5]}, ALL_FRAMES | {"steps": [0.5, 1]}],
@@ -84,9 +87,11 @@ def rollout_latents(backbone: Any, plan: Plan, *arguments: Any, **named: Any) ->
     return torch.cat([*streamed(backbone, plan, *arguments, **named)], dim=2)
 
 
-def cut(*at_s: float, prompts: tuple[str, ...] = (RED, GREEN, BLUE), blend: float = 0) -> PromptSchedule:
+def cut(*at_s: float, prompts: tuple[str, ...] = (RED, GREEN, BLUE), blend: float = 0, hard: int | None = None) -> PromptSchedule:
+    """Shots at these times. hard: the one, from 1, that begins with a hard cut."""
     times = [Fraction(0), *map(Fraction, at_s)]
-    return PromptSchedule(tuple(Shot(at, prompt) for at, prompt in zip(times, prompts, strict=False)), Fraction(blend))
+    shots = (Shot(at, prompt, cut=number == hard) for number, (at, prompt) in enumerate(zip(times, prompts, strict=False), 1))
+    return PromptSchedule(tuple(shots), Fraction(blend))
 
 
 def differs(one: Tensor, other: Tensor) -> float:
@@ -264,6 +269,8 @@ RESUMED: dict[str, tuple[Stack, PromptSchedule | None]] = {
     "recache": ([WINDOW, SINK, REBASE, ANS], cut(1.5, 3)),
     "flush": ([WINDOW, SINK, REBASE, ANS, {"name": "rollout", "switch": "flush"}], cut(1.5, 3)),
     "keep": ([WINDOW, SINK, REBASE, ANS, {"name": "rollout", "switch": "keep"}], cut(1.5, 3)),
+    "bias after a switch": ([WINDOW, SINK, BIAS], cut(1.5, 3)),
+    "a hard cut": ([WINDOW, SINK, REBASE, {"name": "rollout", "switch": "flush"}], cut(1.5, 3, hard=2)),
 }
 
 
@@ -355,6 +362,97 @@ def test_a_switch_equals_the_definition(causal: Any, name: str, switch: str) -> 
     alone = rollout_latents(causal, built(causal, stack, 18))
     assert torch.equal(latents[:, :, :9], alone[:, :, :9])
     assert differs(latents[:, :, 9:], alone[:, :, 9:]) > 1e-3
+
+
+@pytest.mark.parametrize("switch", ["recache"])
+def test_a_soft_switch_equals_the_definition(causal: Any, switch: str) -> None:
+    """Red, green from chunk 3, blue from chunk 4 on: the stronger bias acts in chunks 3, 4 and 5, not in the last."""
+    stack = [WINDOW, SINK, BIAS, {"name": "rollout", "switch": switch}]
+    latents = rollout_latents(causal, built(causal, stack, 21, cut(2.25, 3)))
+    expected = dense_rollout.rollout(causal, stack, 21, [RED] * 3 + [GREEN] + [BLUE] * 3, switch=switch)
+    print(f"{switch}: {differs(latents, expected):.1e}")
+    assert differs(latents, expected) < 1e-5
+    hard = rollout_latents(causal, built(causal, [WINDOW, SINK, {"name": "bias"}, *stack[3:]], 21, cut(2.25, 3)))
+    assert torch.equal(latents[:, :, :9], hard[:, :, :9])
+    assert differs(latents[:, :, 9:], hard[:, :, 9:]) > 1e-3
+
+
+def test_a_bias_of_one_is_none_bit_for_bit(causal: Any) -> None:
+    neutral = [WINDOW, SINK, {"name": "bias", "factor": 1.0}]
+    assert torch.equal(rollout_latents(causal, built(causal, neutral)), rollout_latents(causal, built(causal, neutral[:2])))
+
+
+@pytest.mark.parametrize(
+    ("name", "switch"),
+    [("infinity-RoPE's", "flush"), ("window", "keep"), ("window", "recache"), ("windows that differ by layer", "recache"),
+     ("flex behind rebase", "keep")],
+)  # fmt: skip
+def test_a_cut_equals_the_definition(causal: Any, name: str, switch: str) -> None:
+    """Two switches, the first a hard cut: with "recache" its chunk runs again at the second, then without a jump."""
+    stack = [*(STACKS.get(name) or SETTINGS[name]), {"name": "rollout", "switch": switch}]
+    plan = built(causal, stack, 18, cut(2.25, 3, hard=2))
+    assert plan.cut_starts == (9,)
+    latents = rollout_latents(causal, plan)
+    expected = dense_rollout.rollout(causal, stack, 18, [RED] * 3 + [GREEN] + [BLUE] * 2, switch=switch, cuts={3: 45})
+    print(f"{name}, {switch}: {differs(latents, expected):.1e}")
+    assert differs(latents, expected) < 1e-5
+    without = rollout_latents(causal, built(causal, stack, 18, cut(2.25, 3)))
+    assert torch.equal(latents[:, :, :9], without[:, :, :9])
+    assert differs(latents[:, :, 9:12], without[:, :, 9:12]) > 1e-3
+
+
+def test_infinity_ropes_cut_stands_at_45_to_47_behind_0_to_2(causal: Any) -> None:
+    """In the first chunk of the shot alone; the one after it is at 3 to 5 again."""
+    stack = [*STACKS["infinity-RoPE's"], {"name": "rollout", "switch": "flush"}]
+    plan = built(causal, stack, 18, cut(2.25, hard=2))
+    times = []
+    for index, _ in enumerate(streamed(causal, plan)):
+        if index % 3 == 0:
+            cache = causal.layers(causal.pipe.transformer)[0].processor.cache
+            (view,) = (by_name["main"] for by_name in cache._views.values())
+            times.append((view.positions - view.positions[0]).tolist())
+    assert times == [[0, 1, 2], [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [0, 1, 2, 45, 46, 47], *[[0, 1, 2, 3, 4, 5]] * 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "hint"),
+    [
+        ("direct", "direct sampling", "leave cut out"),
+        ("gen-l-video", "gen-l-video", "leave cut out"),
+        ("chain", "chain", "an image"),
+    ],
+)
+def test_a_cut_without_chunks_is_refused(name: str, how: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=rf"shot 2: cut: a cut .* and {how} makes no chunks") as caught:
+        planner.build(preset.load(name, (), preset.Sample(frames=321)), SPECS["tiny"], cut(10, hard=2))
+    assert "tiny-causal" in caught.value.expected
+    assert hint in str(caught.value.hint)
+
+
+def test_a_plan_says_what_a_cut_sees_and_where_it_stands(causal: Any) -> None:
+    stack = [*STACKS["infinity-RoPE's"], {"name": "rollout", "switch": "flush"}]
+    text = describe.plan_text(built(causal, stack, 21, cut(3, hard=2)), "fp32", "none")
+    assert f"shot 2 from 3 s: cut: {GREEN}" in text
+    assert "the cut at latent frame 12, in the first layer and step" in text
+    assert "frames 12 to 14 see 0, 10-14 of 15, at relative times 47 to -2" in text
+
+
+def test_a_bias_that_acts_after_switches_alone_is_not_said_to_change_nothing(causal: Any) -> None:
+    stack = [WINDOW, BIAS | {"factor": 1.0}]
+    said = "bias changes nothing"
+    assert not any(said in note for note in built(causal, stack, 21, cut(3)).notes)
+    assert any(said in note for note in built(causal, stack, 21).notes)
+    (last,) = [plan for plan, _, _ in built(causal, stack, 18, cut(3)).branches().values()]  # a chunk after the switch
+    assert "logit_bias" in last.passes[0].columns
+    assert built(causal, stack, 21, cut(1.5)).branches()["main"][0].passes[0].logits is None
+
+
+def test_a_cut_that_would_separate_nothing_is_refused(causal: Any) -> None:
+    """Behind a sink at its own time frame 36 is 36 after it: moved to 43, it is 8 after frame 35, and the model knows 8."""
+    stack = [WINDOW, SINK, {"name": "rollout", "cut_time": 43}]
+    built(causal, stack, 42, cut(8.25, hard=2))
+    with pytest.raises(UsageError, match=r"the cut at latent frame 36 moves its chunk to 43 after the first .* 8 after the last"):
+        built(causal, stack, 42, cut(9, hard=2))
 
 
 def test_the_modes_of_a_switch_differ(causal: Any) -> None:

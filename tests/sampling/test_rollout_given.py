@@ -24,7 +24,21 @@ from longgen.pipelines.given import Given
 from longgen.plan import Plan
 from longgen.schedule import PromptSchedule, Shot
 from tests.sampling import dense_rollout
-from tests.sampling.test_rollout import BLUE, FLEX, GREEN, REBASE, RED, SETTINGS, SINK, WINDOW, Stack, cut, differs, rollout_latents
+from tests.sampling.test_rollout import (
+    BIAS,
+    BLUE,
+    FLEX,
+    GREEN,
+    REBASE,
+    RED,
+    SETTINGS,
+    SINK,
+    WINDOW,
+    Stack,
+    cut,
+    differs,
+    rollout_latents,
+)  # fmt: skip
 from tests.sampling.test_rollout import built as built_plain
 
 SHAPE = (1, 48, 4, 6)  # of the frames of `causal`: B, C, h, w
@@ -125,6 +139,17 @@ def test_two_halves_are_one_piece_in_every_setting(causal: Any) -> None:
         denoiser = Denoiser(causal, plan, RED, given)
         later = sample(denoiser, denoiser.initial_noise(generator), torch.Generator().manual_seed(7))
         assert torch.equal(later, whole), name
+
+
+def test_a_cut_of_the_run_before_is_made_again(causal: Any) -> None:
+    """Red, a cut to green in chunk 2, and on with green after chunk 3; and then a cut of its own to blue."""
+    stack, given = [WINDOW, SINK, BIAS, {"name": "rollout", "switch": "flush"}], frames(12)
+    past = replace(of_run(12, 12, (RED, GREEN), ((0, (1.0, 0.0)), (6, (0.0, 1.0)))), cuts=(6,))
+    plan = built(causal, stack, past, 12, cut(1.5, prompts=(GREEN, BLUE), hard=2))
+    assert plan.cut_starts == (6, 18)
+    prompts = [RED] * 2 + [GREEN] * 4 + [BLUE] * 2
+    expected = dense_rollout.rollout(causal, stack, 24, prompts, switch="flush", given=given, cuts={2: 45, 6: 45})
+    assert differs(sampled(causal, plan, given, ""), expected) < 1e-5
 
 
 def test_the_cache_has_no_more_slots_than_in_one_piece(causal: Any) -> None:

@@ -2,6 +2,8 @@
 
 A prompt is ``a {size} {colour} {shape} {motion} on a {background} background``; 2 x 8 x 3 x 5 x 5 = 1,200
 sentences. 48 of them are held out of training and used by `longgen.backbones.tiny.check`.
+
+In an unsaid sentence the colour is left out; the object then has any hue, which only the frames before can tell.
 """
 
 from __future__ import annotations
@@ -27,26 +29,30 @@ SHADE = 0.12  # the background runs from 1 + SHADE at the top to 1 - SHADE at th
 GRAMMAR = "a {size} {colour} {shape} {motion} on a {background} background"
 SLOTS = {"size": SIZES, "colour": COLOURS, "shape": SHAPES, "motion": MOTIONS, "background": BACKGROUNDS}
 HELD_OUT_COUNT = 48
+UNSAID_HELD_OUT_COUNT = 16
 
 
 class Words(NamedTuple):
     """One sentence of the grammar, word by word."""
 
     size: str
-    colour: str
+    colour: str  # empty where the sentence leaves it out
     shape: str
     motion: str
     background: str
 
     @property
     def prompt(self) -> str:
-        return GRAMMAR.format(**self._asdict())
+        return " ".join(GRAMMAR.format(**self._asdict()).split())
 
 
 SENTENCES = tuple(Words(*words) for words in itertools.product(*SLOTS.values()))
 _BY_PROMPT = {words.prompt: words for words in SENTENCES}
 HELD_OUT = tuple(random.Random(2026).sample(SENTENCES, HELD_OUT_COUNT))
 TRAINING = tuple(words for words in SENTENCES if words not in set(HELD_OUT))
+UNSAID = tuple(dict.fromkeys(words._replace(colour="") for words in SENTENCES))
+UNSAID_HELD_OUT = tuple(dict.fromkeys(words._replace(colour="") for words in HELD_OUT))[:UNSAID_HELD_OUT_COUNT]
+UNSAID_TRAINING = tuple(words for words in UNSAID if words not in set(UNSAID_HELD_OUT))
 
 
 def parse(prompt: str) -> Words | None:

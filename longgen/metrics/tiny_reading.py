@@ -38,6 +38,7 @@ class Reading:
     """What each of F frames shows, and how the main object, the largest of a frame, moves."""
 
     colour: tuple[str | None, ...]  # nearest object colour of the main object, None where there is no object
+    rgb: np.ndarray  # [F, 3] of the main object, nan where there is none
     background: tuple[str, ...]  # nearest background
     objects: tuple[int, ...]  # how many objects
     centre_px: np.ndarray  # [F, 2] x, y of the main object, nan where there is none
@@ -59,6 +60,7 @@ def read(frames: np.ndarray) -> Reading:
     colour: list[str | None] = []
     objects: list[int] = []
     centre_px, area_px = np.full((len(frames), 2), np.nan), np.zeros(len(frames))
+    rgb = np.full((len(frames), 3), np.nan)
     for index, far in enumerate(contrast):
         strongest = np.partition(far, -MIN_AREA_PX, axis=None)[-MIN_AREA_PX]
         mask = (far > np.clip(strongest / 2, *RIM_CONTRAST)).astype(np.uint8)
@@ -74,17 +76,18 @@ def read(frames: np.ndarray) -> Reading:
         shape = np.pad((labels == main).astype(np.uint8), 1)
         depth = cv2.distanceTransform(shape, cv2.DIST_L2, 3)[1:-1, 1:-1]
         core = pixels[index][depth >= CORE * depth.max()]
-        colour.append(_nearest(np.median(core, axis=0), tiny_grammar.COLOURS))
+        rgb[index] = np.median(core, axis=0)
+        colour.append(_nearest(rgb[index], tiny_grammar.COLOURS))
     background = tuple(_nearest(ground, tiny_grammar.BACKGROUNDS) for ground in grounds)
-    return Reading(tuple(colour), background, tuple(objects), centre_px, area_px, motion_kind(centre_px, area_px))
+    return Reading(tuple(colour), rgb, background, tuple(objects), centre_px, area_px, motion_kind(centre_px, area_px))
 
 
 def joined(parts: Sequence[Reading]) -> Reading:
     """The reading of a clip from those of its parts, such as single frames."""
     columns = {name: [getattr(part, name) for part in parts] for name in Reading.__annotations__}
     colour, background, objects = (tuple(itertools.chain(*columns[name])) for name in ("colour", "background", "objects"))
-    centre_px, area_px = np.concatenate(columns["centre_px"]), np.concatenate(columns["area_px"])
-    return Reading(colour, background, objects, centre_px, area_px, motion_kind(centre_px, area_px))
+    rgb, centre_px, area_px = (np.concatenate(columns[name]) for name in ("rgb", "centre_px", "area_px"))
+    return Reading(colour, rgb, background, objects, centre_px, area_px, motion_kind(centre_px, area_px))
 
 
 def motion_kind(centre_px: np.ndarray, area_px: np.ndarray) -> str | None:
@@ -104,17 +107,26 @@ def score(reading: Reading, words: tiny_grammar.Words) -> dict[str, float]:
     """How far `reading` shows `words`.
 
     colour, background, one_object: share of the frames that have the asked colour, the asked background, exactly one
-    object. motion: 1.0 or 0.0. speed_px: mean way of the centre between neighbouring frames, nan if never tracked.
+    object; colour is nan where none is asked. motion: 1.0 or 0.0. speed_px: mean way of the centre between neighbouring
+    frames, nan if never tracked.
     """
     steps_px = np.hypot(*np.diff(reading.centre_px, axis=0).T)
     tracked = steps_px[np.isfinite(steps_px)]
     return {
-        "colour": float(np.mean([name == words.colour for name in reading.colour])),
+        "colour": float(np.mean([name == words.colour for name in reading.colour])) if words.colour else float("nan"),
         "background": float(np.mean([name == words.background for name in reading.background])),
         "one_object": float(np.mean([count == 1 for count in reading.objects])),
         "motion": float(reading.motion == words.motion),
         "speed_px": float(tracked.mean()) if len(tracked) else float("nan"),
     }
+
+
+def colour_shift(reading: Reading, frames: int) -> float:
+    """Distance of the object's colours in the first and in the last `frames`, in levels of 255; nan where there is no object."""
+    first, last = (part[np.isfinite(part[:, 0])] for part in (reading.rgb[:frames], reading.rgb[-frames:]))
+    if not (len(first) and len(last)):
+        return float("nan")
+    return float(255 * np.linalg.norm(np.median(last, axis=0) - np.median(first, axis=0)))
 
 
 def _nearest(rgb: np.ndarray, names: tuple[str, ...]) -> str:

@@ -155,6 +155,23 @@ def test_colour_and_background_are_read_not_assumed(colour: str) -> None:
     assert scores == {"colour": 0.0, "background": 0.0, "one_object": 1.0, "motion": 0.0, "speed_px": 0.0}
 
 
+def test_the_shift_of_a_colour_is_that_of_the_object_between_the_ends() -> None:
+    parts = [paint("navy", [(name, (30, 30))], frames_px=9) for name in ("red", "green", "orange")]
+    reading = tiny_reading.read(np.concatenate(parts))
+    ends = (np.array(tiny_grammar.RGB[name]) for name in ("red", "orange"))
+    assert tiny_reading.colour_shift(reading, 9) == pytest.approx(255 * np.linalg.norm(np.subtract(*ends)), abs=1.5)
+    assert tiny_reading.colour_shift(tiny_reading.read(parts[0]), 3) == 0
+    assert np.isnan(tiny_reading.colour_shift(tiny_reading.read(np.concatenate([parts[0], paint("navy", [], frames_px=9)])), 9))
+    alone = tiny_reading.joined([tiny_reading.read(frame[None]) for part in parts for frame in part])
+    assert np.array_equal(alone.rgb, reading.rgb)
+
+
+def test_no_colour_is_asked_for_where_the_sentence_says_none() -> None:
+    scores = tiny_reading.score(tiny_reading.read(paint("navy", [("red", (30, 30))], frames_px=9)), tiny_grammar.UNSAID[0])
+    assert np.isnan(scores["colour"])
+    assert scores["background"] == scores["one_object"] == 1
+
+
 def test_other_inputs_are_refused() -> None:
     with pytest.raises(ValueError, match=r"float64 \[2, 64, 64, 3\]; need uint8"):
         tiny_reading.read(np.zeros((2, 64, 64, 3)))

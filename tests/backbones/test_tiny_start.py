@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from longgen import preset
-from longgen.backbones import tiny_grammar
-from longgen.backbones.tiny import check, effect, start
+from longgen.backbones import registry, tiny_grammar
+from longgen.backbones.settings import ModelSettings
+from longgen.backbones.tiny import check, effect, models, start
 from longgen.backbones.wan import TINY
+from longgen.pipelines.loading import load
 
 WORDS = tiny_grammar.HELD_OUT[0]
 QUICK = {"tiny": dataclasses.replace(TINY, steps=2)}
@@ -76,3 +79,22 @@ def test_the_table_of_presets_from_pictures_is_made_once(
     assert capsys.readouterr().out == table
     effect.measured("tiny", [], 89, 1, 1, [], output)
     assert len(output.read_text().splitlines()) == 3
+
+
+def test_a_difference_is_more_than_chance_makes_of_its_clips() -> None:
+    """Of sixteen pairs: all of one sign are found, half of each sign and equal ones are not; what the clips lack is not tested."""
+    base = [{"shift": 10.0, "speed_px": 1.0, "motion": 1.0} for _ in range(16)]
+    other = [{"shift": 20.0 + n, "speed_px": 1 + (-1) ** n * (1 + n) / 10, "motion": 1.0} for n in range(16)]
+    *found, count = effect.differences({"81 frames": base, "plain": base, "sink": other}, "plain")
+    assert [line.partition(";")[0] for line in found] == ["sink: shift 27.500, plain 10.000"]
+    assert count.startswith("2 tests at p below 0.01: chance alone makes 0.0")
+
+
+def test_the_model_of_unsaid_colours_is_measured_on_sentences_without_them() -> None:
+    """It is no backbone of the package, and loads as tiny-causal does."""
+    assert models.UNSAID.name not in registry.SPECS
+    assert {words.colour for words in models.held_out(models.UNSAID.name)} == {""}
+    assert models.held_out("tiny") == models.held_out("tiny-causal") == tiny_grammar.HELD_OUT
+    unsaid, causal = (load(models.SPECS[name], ModelSettings("cpu", "fp32")) for name in (models.UNSAID.name, "tiny-causal"))
+    pairs = zip(unsaid.pipe.transformer.parameters(), causal.pipe.transformer.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)

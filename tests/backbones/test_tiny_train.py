@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import colorsys
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ from torch import nn
 from longgen.backbones import tiny_grammar
 from longgen.backbones.tiny import clips, parts, train
 
-STEPS = {"images": 2, "video": 1, "latents": 2, "decoder": 1, "transformer": 2, "unpack": 0, "causal": 2, "pictures": 2, "parts": 2}
+STEPS = {"images": 2, "video": 1, "latents": 2, "decoder": 1, "transformer": 2, "unpack": 0, "causal": 2, "unsaid-latents": 2,
+         "unsaid": 2, "pictures": 2, "parts": 2}  # fmt: skip
 
 
 @pytest.fixture
@@ -50,7 +53,16 @@ def test_every_stage_runs_and_exports_a_pipeline(tmp_path: Path, small: None, mo
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch's rms_norm under autocast
-def test_the_causal_stages_start_from_the_shipped_model(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("stages", "shipped"),
+    [
+        ("unpack,latents,causal,export-causal", "weights/transformer"),
+        ("unpack,unsaid-latents,unsaid,export-unsaid", "weights-causal"),
+    ],
+)
+def test_the_causal_stages_start_from_the_shipped_model(
+    stages: str, shipped: str, tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import dataclasses
 
     from longgen import planner, preset
@@ -61,9 +73,12 @@ def test_the_causal_stages_start_from_the_shipped_model(tmp_path: Path, small: N
     from longgen.pipelines.loading import load
 
     work, folder = tmp_path / "work", tmp_path / "causal"
-    stages = ["--stages", "unpack,latents,causal,export-causal"]
-    monkeypatch.setattr(sys, "argv", ["train", "--work", str(work), "--output", str(folder), "--device", "cpu", *stages])
+    monkeypatch.setattr(sys, "argv", ["train", "--work", str(work), "--output", str(folder), "--device", "cpu", "--stages", stages])
     train.main()
+    places = (Path(train.__file__).parent / shipped, folder)
+    before, after = (train.WanTransformer3DModel.from_pretrained(place).float() for place in places)
+    moved = [(a - b).abs().max().item() for a, b in zip(before.parameters(), after.parameters(), strict=True)]
+    assert 0 < max(moved) < 0.1
     spec = dataclasses.replace(SPECS["tiny-causal"], checkpoint=str(folder))
     made = planner.build(preset.load("direct", sample=preset.Sample(frames=33)), spec)
     backbone, generator = load(spec, ModelSettings("cpu", "fp32")), torch.Generator().manual_seed(0)
@@ -135,6 +150,24 @@ def test_held_out_sentences_are_not_trained_on() -> None:
     for slot, words in tiny_grammar.SLOTS.items():  # every word is seen in training, and asked for in the check
         assert {getattr(sentence, slot) for sentence in tiny_grammar.TRAINING} == set(words)
         assert {getattr(sentence, slot) for sentence in tiny_grammar.HELD_OUT} == set(words)
+
+
+def test_unsaid_sentences_are_those_without_their_colour() -> None:
+    assert len(tiny_grammar.UNSAID) == len(tiny_grammar.SENTENCES) / len(tiny_grammar.COLOURS)
+    assert set(tiny_grammar.UNSAID_HELD_OUT).isdisjoint(tiny_grammar.UNSAID_TRAINING)
+    assert len(tiny_grammar.UNSAID_HELD_OUT) == tiny_grammar.UNSAID_HELD_OUT_COUNT
+    assert tiny_grammar.UNSAID[0].prompt == "a small circle bouncing on a navy background"
+    for slot in ("size", "shape", "motion", "background"):  # every word is asked for
+        assert {getattr(sentence, slot) for sentence in tiny_grammar.UNSAID_HELD_OUT} == set(tiny_grammar.SLOTS[slot])
+
+
+def test_an_unsaid_colour_is_any_hue_and_that_of_the_seed() -> None:
+    draws = [clips.draw_scene(tiny_grammar.UNSAID[0], torch.Generator().manual_seed(seed)).rgb for seed in (*range(50), 7)]
+    hues = sorted(colorsys.rgb_to_hsv(*rgb)[0] for rgb in draws)
+    assert draws[7] == draws[-1]
+    assert max(b - a for a, b in itertools.pairwise(hues)) < 0.15
+    said = clips.draw_scene(tiny_grammar.SENTENCES[0], torch.Generator().manual_seed(0))
+    assert said.rgb == tiny_grammar.RGB[said.words.colour]
 
 
 @pytest.mark.parametrize(

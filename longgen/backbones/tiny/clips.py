@@ -6,6 +6,7 @@ frames. A clip is a pure function of its `Scene`; `draw_scene` draws one with an
 
 from __future__ import annotations
 
+import colorsys
 import math
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from longgen.backbones import tiny_grammar
 
 SIDE = 64
+SATURATION, VALUE = 0.85, 0.95  # of a colour that the sentence does not say
 RADIUS_PX = {"small": 7.0, "large": 12.0}
 PULSE = 0.3  # a pulsing shape's radius runs from 1 - PULSE to 1 + PULSE
 _EXTENT = {"circle": 1.0, "square": 0.9 * math.sqrt(2), "triangle": 1.3}  # circumradius over radius
@@ -28,6 +30,7 @@ class Scene:
     x: tuple[float, float, float, float]
     y: tuple[float, float, float, float]
     pulse: tuple[float, float]
+    rgb: tuple[float, float, float]
 
 
 def draw_scene(words: tiny_grammar.Words, generator: torch.Generator) -> Scene:
@@ -54,7 +57,9 @@ def draw_scene(words: tiny_grammar.Words, generator: torch.Generator) -> Scene:
         x, y = (middle, radius, period, phase), (middle, radius, period, phase + turn)
     else:
         x, y = rest_x, rest_y
-    return Scene(words, x, y, (uniform(32, 48), uniform(0, 1)))
+    pulse = uniform(32, 48), uniform(0, 1)
+    rgb = tiny_grammar.RGB[words.colour] if words.colour else colorsys.hsv_to_rgb(uniform(0, 1), SATURATION, VALUE)
+    return Scene(words, x, y, pulse, rgb)
 
 
 def path(scene: Scene, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,5 +94,5 @@ def render(scene: Scene, times: Tensor) -> tuple[Tensor, Tensor]:
     cover = (0.5 - distance).clamp(0, 1).unsqueeze(1)
     shade = torch.linspace(1 + tiny_grammar.SHADE, 1 - tiny_grammar.SHADE, SIDE).view(1, 1, -1, 1)
     ground = torch.tensor(tiny_grammar.RGB[scene.words.background]).view(1, 3, 1, 1) * shade
-    shape = torch.tensor(tiny_grammar.RGB[scene.words.colour]).view(1, 3, 1, 1)
+    shape = torch.tensor(scene.rgb).view(1, 3, 1, 1)
     return (ground + cover * (shape - ground)) * 2 - 1, cover

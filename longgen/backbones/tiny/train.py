@@ -3,6 +3,7 @@
     python -m longgen.backbones.tiny.train --work DIR [--stages images,video,latents,decoder,transformer,export]
     python -m longgen.backbones.tiny.train --work DIR --stages unpack,latents,causal,export-causal
     python -m longgen.backbones.tiny.train --work DIR --stages unpack,latents,parts,export-parts
+    python -m longgen.backbones.tiny.train --work DIR --stages unpack,unsaid-latents,unsaid,export-unsaid
 
 | stage | learns | by |
 |---|---|---|
@@ -14,10 +15,12 @@
 | export | nothing: writes the diffusers folder | fp16 safetensors |
 | unpack | nothing: lays out the shipped `tiny` | as the finished stages video and transformer |
 | causal | a causal transformer, from tiny's | flow matching on chunks of three latents, each at its own noise level, block-causal |
+| unsaid-latents | nothing: encodes clips of sentences without a colour | any hue; scaled as the shipped VAE says |
+| unsaid | a rollout that can drift, from tiny-causal | as causal, without colours and with no noise on the past |
 | pictures | to start from clean first latents, from the stage transformer | flow matching; the clean ones are at time 0 |
 | parts | the same also for parts of clips, from pictures if it ran | as pictures; see `parts.py` |
 | export-pictures, export-parts | nothing: write the transformer's folder | fp16 safetensors |
-| export-causal | nothing: writes the transformer's folder | fp16 safetensors; text encoder and VAE are tiny's |
+| export-causal, export-unsaid | nothing: write the transformer's folder | fp16 safetensors; text encoder and VAE are tiny's |
 
 Every stage writes a checkpoint each `CHECKPOINT_EVERY` steps and goes on from it; one that is done is skipped. The stages
 decoder and transformer need only what latents left, so that they may run side by side in two processes.
@@ -36,9 +39,12 @@ The shipped weights: seed 2026, on two cores of an AMD EPYC (AVX-512, bf16), tor
     python -m longgen.backbones.tiny.train --work C --stages unpack,latents,causal
     python -m longgen.backbones.tiny.train --work C --stages export-causal --output longgen/backbones/tiny/weights-causal
 
+    python -m longgen.backbones.tiny.train --work U --stages unpack,unsaid-latents,unsaid
+    python -m longgen.backbones.tiny.train --work U --stages export-unsaid --output longgen/backbones/tiny/weights-unsaid
+
 images 2,000 steps in 6 minutes, video 2,600 in 18, latents 3,072 clips in 6, decoder 4,000 steps in 29 and transformer 4,400
 in 90, beside other work: about two hours with the last two side by side. (The first 400 steps of video ran on two threads.) causal
-1,600 steps in 75 minutes, beside much other work, from the transformer before pictures.
+1,600 steps in 75 minutes, beside much other work, from the transformer before pictures. unsaid 400 steps in 40, beside more.
 
 Where the shipped weights differ from these commands: pictures, 900 steps in 90 minutes, saw 1,280 of the clips, the first 400
 steps at the learning rates of a run of 2,000, and one latent was given in 60% of the clips that have any, not in 58%. parts, 1,600
@@ -50,7 +56,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,6 +75,7 @@ from longgen.backbones import tiny_grammar
 from longgen.backbones.tiny import clips
 from longgen.backbones.tiny.parts import begun
 
+SHIPPED = Path(__file__).parent / "weights"
 SEED = 2026
 CHECKPOINT_EVERY = 200
 LOG_EVERY = 50
@@ -104,13 +111,13 @@ TRANSFORMER_CONFIG = dict(
 TEXT_CONFIG = dict(d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, dropout_rate=0.0)
 TEXT_TOKENS = 24  # prompts are padded with zeros to this length; the pipeline must be called with the same
 FRAMES_PX = 81
-CLIPS, SHARD = 3072, 256
+CLIPS, UNSAID_CLIPS, SHARD = 3072, 1024, 256
 BATCH = 12
 DROPPED_PROMPTS = 0.1
 CHUNK_LAT = 3
 CAUSAL_BATCH = 6
 CAUSAL_TIME_SHIFT = 3.0
-CONTEXT_NOISE = 0.15  # the most noise on the clean past, so that a rollout forgives its own errors
+CONTEXT_NOISE = 0.15  # the most noise on the clean past, so that a rollout forgives its own errors; the stage unsaid has none
 TIME_SHIFT = 2.0
 FLOW_SHIFT = 3.0
 OBJECT_WEIGHT = 7.0  # pixels of the shape and its rim; the background would drown small shapes otherwise
@@ -239,6 +246,11 @@ def warm_then_fall(progress: float) -> float:
     return min(progress / 0.02, 1.0) * (1 - 0.97 * progress)
 
 
+def gently(progress: float) -> float:
+    """For weights that have been trained."""
+    return 0.4 * warm_then_fall(progress)
+
+
 def load_stage(vae: AutoencoderKLWan, work: Path, *stages: str) -> None:
     for stage in stages:
         if (work / f"{stage}.pt").exists():
@@ -320,7 +332,9 @@ def new_text_encoder(vocabulary: int) -> UMT5EncoderModel:
     return UMT5EncoderModel(UMT5Config(vocab_size=vocabulary, **TEXT_CONFIG))
 
 
-def encode_clips(work: Path, device: str, clips_count: int) -> None:
+def encode_clips(
+    work: Path, device: str, clips_count: int, sentences: Sequence[tiny_grammar.Words] = tiny_grammar.TRAINING
+) -> None:
     """Writes `latents-<shard>.safetensors`: latents [SHARD, 48, 21, 4, 4] and the index of each clip's sentence."""
     vae = new_vae(device)
     load_stage(vae, work, "video")
@@ -330,28 +344,28 @@ def encode_clips(work: Path, device: str, clips_count: int) -> None:
         if path.exists():
             continue
         generator = torch.Generator().manual_seed(SEED + 1 + shard)
-        latents, sentences, since = [], [], time.time()
+        latents, indices, since = [], [], time.time()
         for position in range(SHARD):
-            index = (shard * SHARD + position) % len(tiny_grammar.TRAINING)  # every sentence equally often
-            scene = clips.draw_scene(tiny_grammar.TRAINING[index], generator)
+            index = (shard * SHARD + position) % len(sentences)  # every sentence equally often
+            scene = clips.draw_scene(sentences[index], generator)
             video, _ = clips.render(scene, torch.arange(FRAMES_PX, dtype=torch.float32))
             with torch.autocast(torch.device(device).type, torch.bfloat16):
                 latent = vae.encode(video.transpose(0, 1)[None].to(device)).latent_dist.mode()
             latents.append(latent.float().cpu())
-            sentences.append(index)
+            indices.append(index)
         unfinished = path.with_suffix(".partial")
-        save_file({"latents": torch.cat(latents), "sentences": torch.tensor(sentences)}, unfinished)
+        save_file({"latents": torch.cat(latents), "sentences": torch.tensor(indices)}, unfinished)
         os.replace(unfinished, path)
         print(f"latents {shard + 1}/{clips_count // SHARD} shards, {(time.time() - since) / SHARD:.3f} s a clip", flush=True)
 
 
-def load_clips(work: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Normalised latents [CLIPS, 48, 21, 4, 4], sentence indices [CLIPS], and the channels' mean and std [48]."""
+def load_clips(work: Path, scale: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Normalised latents [CLIPS, 48, 21, 4, 4], sentence indices [CLIPS], the channels' mean and std [48] (or `scale`)."""
     shards = [load_file(path) for path in sorted(work.glob("latents-*.safetensors"))]
     if not shards:
         raise SystemExit(f"no latents in {work}: run the stage latents first")
     latents = torch.cat([shard["latents"] for shard in shards])
-    mean, std = latents.mean(dim=(0, 2, 3, 4)), latents.std(dim=(0, 2, 3, 4))
+    mean, std = scale or (latents.mean(dim=(0, 2, 3, 4)), latents.std(dim=(0, 2, 3, 4)))
     latents = (latents - mean.view(1, -1, 1, 1, 1)) / std.view(1, -1, 1, 1, 1)
     return latents, torch.cat([shard["sentences"] for shard in shards]), mean, std
 
@@ -412,10 +426,9 @@ def unpack(work: Path, device: str, amount: int) -> None:
     """Lays out the shipped weights as the finished stages video and transformer, for those that follow, unless these have run."""
     if (work / "video.pt").exists() or (work / "transformer.pt").exists():
         return
-    shipped = Path(__file__).parent / "weights"
-    vae = AutoencoderKLWan.from_pretrained(shipped, subfolder="vae")
-    text_encoder = UMT5EncoderModel.from_pretrained(shipped, subfolder="text_encoder")
-    transformer = WanTransformer3DModel.from_pretrained(shipped, subfolder="transformer")
+    vae = AutoencoderKLWan.from_pretrained(SHIPPED, subfolder="vae")
+    text_encoder = UMT5EncoderModel.from_pretrained(SHIPPED, subfolder="text_encoder")
+    transformer = WanTransformer3DModel.from_pretrained(SHIPPED, subfolder="transformer")
     means = {"transformer": transformer.state_dict(), "text_encoder": text_encoder.state_dict()}
     torch.save({"modules": {"vae": vae.state_dict()}}, work / "video.pt")
     torch.save({"ema": means}, work / "transformer.pt")
@@ -441,10 +454,10 @@ class TeacherForced(WanAttnProcessor):
 
 
 def start_at_tiny(
-    work: Path, device: str, stage: str = "transformer"
+    work: Path, device: str, stage: str = "transformer", sentences: Sequence[tiny_grammar.Words] = tiny_grammar.TRAINING
 ) -> tuple[WanTransformer3DModel, WanTransformer3DModel, Tensor]:
     """The transformer of `stage`, or where that has not run of the stage transformer, one like it for the mean, and the embeddings
-    [S + 1, TEXT_TOKENS, 64] of all training sentences and of the empty prompt."""
+    [S + 1, TEXT_TOKENS, 64] of all `sentences` and of the empty prompt."""
     transformer, text_encoder, tokenizer = new_transformer(device)
     mean_transformer, _, _ = new_transformer(device)
     start = torch.load(work / "transformer.pt", weights_only=True, map_location="cpu")["ema"]
@@ -453,7 +466,7 @@ def start_at_tiny(
     for module in (transformer, mean_transformer):
         module.load_state_dict(start["transformer"])
     text_encoder.load_state_dict(start["text_encoder"])
-    text = tokenizer([*(words.prompt for words in tiny_grammar.TRAINING), ""], padding="max_length", max_length=TEXT_TOKENS,
+    text = tokenizer([*(words.prompt for words in sentences), ""], padding="max_length", max_length=TEXT_TOKENS,
                      return_tensors="pt")  # fmt: skip
     with torch.no_grad():
         return transformer, mean_transformer, embed(text_encoder, text.input_ids.to(device), text.attention_mask.to(device))
@@ -461,7 +474,32 @@ def start_at_tiny(
 
 def train_causal(work: Path, device: str, steps: int) -> None:
     latents, sentences, _, _ = load_clips(work)
-    transformer, mean_transformer, embeds = start_at_tiny(work, device)
+    fit_causal("causal", work, device, steps, latents, sentences, start_at_tiny(work, device), CONTEXT_NOISE, warm_then_fall)
+
+
+def train_unsaid(work: Path, device: str, steps: int) -> None:
+    """From the stage causal, or the shipped tiny-causal where that has not run."""
+    shipped = AutoencoderKLWan.load_config(SHIPPED, subfolder="vae")
+    scale = torch.tensor(shipped["latents_mean"]), torch.tensor(shipped["latents_std"])
+    latents, sentences, _, _ = load_clips(work, scale)
+    started = start_at_tiny(work, device, "causal", tiny_grammar.UNSAID_TRAINING)
+    if not (work / "causal.pt").exists():
+        causal = WanTransformer3DModel.from_pretrained(SHIPPED.with_name("weights-causal"))
+        for module in started[:2]:
+            module.load_state_dict(causal.state_dict())
+    fit_causal("unsaid", work, device, steps, latents, sentences, started, 0.0, gently, ema_decay=0.99)
+
+
+def fit_causal(
+    stage: str, work: Path, device: str, steps: int, latents: Tensor, sentences: Tensor,
+    started: tuple[WanTransformer3DModel, WanTransformer3DModel, Tensor], context_noise: float,
+    learning_rate_at: Callable[[float], float], ema_decay: float = 0.995,
+) -> None:  # fmt: skip
+    """Flow matching on chunks, each of a level of its own, from the transformers and embeddings of `started`.
+
+    context_noise: the most noise on the clean past.
+    """
+    transformer, mean_transformer, embeds = started
     frames_lat, tokens = latents.shape[2], latents.shape[3] * latents.shape[4]
     forced = TeacherForced(frames_lat, tokens)
     for block in transformer.blocks:
@@ -474,7 +512,7 @@ def train_causal(work: Path, device: str, steps: int) -> None:
         time_unit = torch.sigmoid(1.2 * torch.randn(CAUSAL_BATCH, frames_lat // CHUNK_LAT, generator=generator))
         sigma = CAUSAL_TIME_SHIFT * time_unit / (1 + (CAUSAL_TIME_SHIFT - 1) * time_unit)
         sigma = sigma.repeat_interleave(CHUNK_LAT, dim=1).to(device)  # [B, T]
-        spoilt = CONTEXT_NOISE * torch.rand(CAUSAL_BATCH, frames_lat // CHUNK_LAT, generator=generator)
+        spoilt = context_noise * torch.rand(CAUSAL_BATCH, frames_lat // CHUNK_LAT, generator=generator)
         spoilt = spoilt.repeat_interleave(CHUNK_LAT, dim=1).to(device)
         noise, other = (torch.randn(clean.shape, generator=generator).to(device) for _ in range(2))
         noisy = torch.lerp(clean, noise, sigma[:, None, :, None, None])
@@ -484,17 +522,8 @@ def train_causal(work: Path, device: str, steps: int) -> None:
             velocity = transformer(torch.cat([past, noisy], dim=2), times, embeds[prompts], return_dict=False)[0]
         return F.mse_loss(velocity[:, :, frames_lat:].float(), noise - clean)
 
-    optimizers = muon_and_adamw(transformer, nn.Module())
-    fit(
-        "causal",
-        work,
-        {"transformer": transformer},
-        optimizers,
-        steps,
-        loss_at,
-        warm_then_fall,
-        ema={"transformer": mean_transformer},
-    )
+    optimizers, means = muon_and_adamw(transformer, nn.Module()), {"transformer": mean_transformer}
+    fit(stage, work, {"transformer": transformer}, optimizers, steps, loss_at, learning_rate_at, ema=means, ema_decay=ema_decay)
 
 
 def train_pictures(work: Path, device: str, steps: int, stage: str, before: str, whole: float, seed: int) -> None:
@@ -522,7 +551,6 @@ def train_pictures(work: Path, device: str, steps: int, stage: str, before: str,
 
     optimizers = muon_and_adamw(transformer, nn.Module())
     means = {"transformer": mean_transformer}
-    gently = lambda progress: 0.4 * warm_then_fall(progress)  # noqa: E731
     fit(stage, work, {"transformer": transformer}, optimizers, steps, loss_at, gently, ema=means, seed=seed)
 
 
@@ -556,10 +584,12 @@ STAGES: dict[str, tuple[Callable[..., None], int]] = {
     "transformer": (train_transformer, 4400),
     "unpack": (unpack, 0),
     "causal": (train_causal, 1600),
+    "unsaid-latents": (partial(encode_clips, sentences=tiny_grammar.UNSAID_TRAINING), UNSAID_CLIPS),
+    "unsaid": (train_unsaid, 400),
     "pictures": (partial(train_pictures, stage="pictures", before="transformer", whole=1.0, seed=SEED), 900),
     "parts": (partial(train_pictures, stage="parts", before="pictures", whole=0.5, seed=SEED + 1), 1600),
 }
-TRANSFORMERS = ("causal", "pictures", "parts")  # stages whose transformer can be exported alone
+TRANSFORMERS = ("causal", "unsaid", "pictures", "parts")  # stages whose transformer can be exported alone
 
 
 def main() -> None:

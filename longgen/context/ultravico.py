@@ -11,10 +11,10 @@ Legend: T latent frames, T0 of them in training, i query frame, j key frame, D =
 196 .. 204; further multiples derived], none on other backbones, where there is no beta. The README asks for alpha < beta, and its
 own default contradicts it.
 
-`origin = "mean"`: s > 0 reads "s is above the mean of its query's logits": the code's kernel is SageAttention's, which takes the
-mean of all keys from the keys before it multiplies, and only then asks for the sign [code]. To an ordinary softmax that is
-nothing; here it decides which logits are damped. `origin = "zero"`: the sign of the logit itself, what the kernel says when it is
-read alone [derived].
+`origin = "zero"`: s > 0 asks for the sign of the logit itself, as the kernel and the equation read. `origin = "mean"`: for that of
+its difference from the mean of its query's logits, which is what the code's numbers come from: its kernel is SageAttention's with
+smoothed keys, from which the mean of all keys has been taken [code]. To an ordinary softmax that is nothing; here it decides which
+logits are damped.
 `sign = "any"`: all logits of those pairs are multiplied, whatever their sign; a variant of our own, for which every attention
 kernel serves, at no cost [derived].
 `first_frame`: queries of the first latent frame do not see key frames from T0 on, which the code has for Wan and the paper does not
@@ -56,7 +56,7 @@ class UltraViCo(FrameTechnique):
     beta: float = Field(0.6, ge=0, le=1)
     period: int | None = Field(None, ge=2 * NEAR + 1, le=LONGEST)
     sign: Literal["positive", "any"] = "positive"
-    origin: Literal["mean", "zero"] = "mean"
+    origin: Literal["zero", "mean"] = "zero"
     first_frame: bool = False
 
     def apply(self, plan: FramePlan, geometry: Geometry) -> FramePlan:

@@ -98,7 +98,7 @@ def test_the_first_frame_s_rule() -> None:
     assert not alone.passes[0].visible.all()
 
 
-@pytest.mark.parametrize("option", [{"alpha": 0.8}, {"sign": "any"}, {"origin": "zero"}, {"first_frame": True}, {"period": 30}])
+@pytest.mark.parametrize("option", [{"alpha": 0.8}, {"sign": "any"}, {"origin": "mean"}, {"first_frame": True}, {"period": 30}])
 def test_every_option_changes_the_plan(option: dict[str, object]) -> None:
     plain = full_attention(81)
     assert UltraViCo(**option).apply(plain, wan(81)).key != UltraViCo().apply(plain, wan(81)).key
@@ -133,7 +133,11 @@ def test_what_plan_says() -> None:
     plan = planner.build(preset.load("ultravico", (), preset.Sample(frames=321)), WAN_1_3B)
     ((frame_plan, _, _),) = plan.branches().values()
     text = "\n".join(branch_lines(frame_plan, tables=True))
-    assert "logits count from their query's mean" in text
+    assert "logits count from their query's mean" not in text
+    (smoothed,) = (
+        planner.build(preset.load("ultravico", ("ultravico.origin=mean",), preset.Sample(frames=321)), WAN_1_3B).branches().values()
+    )
+    assert "logits count from their query's mean" in "\n".join(branch_lines(smoothed[0], tables=False))
     assert "frame  40 sees all 81 (60 of them with positive logits x 0.9)" in text
     assert cost.ratio(plan) == 1
     native = planner.build(preset.load("ultravico", (), preset.Sample(frames=81)), WAN_1_3B)

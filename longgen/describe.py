@@ -53,7 +53,7 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
         on_one_line(f"{plan.preset.name} on {spec.name}"),
         f"  {plan.written_px} frames, {plan.duration_s:.1f} s at {sample.fps} fps, {width}x{height}",
         f"  {plan.frames_lat} latent frames ({spec.native_lat} native), {plan.tokens:,} tokens,"
-        f" {plan.steps} steps, guidance {sample.guidance_scale:g}{', ' * bool(shift)}{shift}",
+        f" {plan.steps} step{'s' * (plan.steps != 1)}, guidance {sample.guidance_scale:g}{', ' * bool(shift)}{shift}",
         *_start_lines(plan),
         "",
     ]
@@ -266,7 +266,8 @@ def branch_lines(plan: FramePlan, tables: bool) -> list[str]:
         if plan.sources is not None:
             lines += slot_lines(plan, pass_)
         elif rows < frames:
-            lines.append(f"frames {frames - rows} to {frames - 1} see {row_label(pass_, 0)}")
+            chunk = f"frame {frames - 1} sees" if rows == 1 else f"frames {frames - rows} to {frames - 1} see"
+            lines.append(f"{chunk} {row_label(pass_, 0)}")
         else:
             lines += _pass_lines(pass_, index, picture_it=tables and index < PICTURED and not pass_.visible.all())
     return lines
@@ -330,7 +331,7 @@ def backbone_text(spec: BackboneSpec) -> str:
         "native": f"{spec.native_px} frames ({spec.native_lat} latent), {spec.size[0]}x{spec.size[1]}, {spec.fps} fps",
         "lengths": f"{spec.stride_t}n+1 frames",
         "sizes": "width a multiple of {}, height of {}".format(*spec.size_multiple),
-        "defaults": f"{spec.steps} steps, guidance {spec.guidance_scale:g}{low_noise}, {spec.dtype}",
+        "defaults": f"{spec.steps} step{'s' * (spec.steps != 1)}, guidance {spec.guidance_scale:g}{low_noise}, {spec.dtype}",
         "scheduler": ", ".join(filter(None, (spec.scheduler, flow_shift_label(spec)))),
         "negative": cut_to_width(on_one_line(spec.negative_prompt), WIDTH - 14) or "none",
         "transformer": f"{spec.layers} layers, {spec.heads} heads x {spec.head_dim}, {spec.parameters / 1e6:,.0f}M parameters",

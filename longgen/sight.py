@@ -40,7 +40,8 @@ def slot_lines(plan: FramePlan, pass_: Pass) -> list[str]:
     assert plan.sources is not None
     sources, (queries, columns) = plan.sources, plan.shape
     own, memory = sources[-queries:], plan.memory
-    lines = [f"frames {own[0]} to {own[-1]} see {columns} slots of a frame each:"]
+    chunk = f"frame {own[0]} sees" if queries == 1 else f"frames {own[0]} to {own[-1]} see"
+    lines = [f"{chunk} {columns} slots of a frame each:"]
     for run in _runs(sources[:-queries]):
         first, last, rel = sources[run[0]], sources[run[-1]], pass_.rel[0, run]
         place = "at"

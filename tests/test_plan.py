@@ -131,8 +131,10 @@ def refusal(name: str, spec: BackboneSpec) -> str | None:
         return f"a chain hands latent frames from clip to clip, and {spec.name} cannot begin with any"
     if name == "riflex" and spec.intrinsic_component is None:
         return "riflex.component is unknown for this backbone"
-    if name in ("deep-forcing", "infinity-rope") and spec.chunk_lat > 5:  # their windows: 7 and 5
+    if name in ("deep-forcing", "infinity-rope", "krea") and spec.chunk_lat > 6:  # their windows: 7, 5 and 6
         return f"hide part of a chunk of {spec.chunk_lat} latent frames from itself"
+    if name in ("memrope", "dummy-forcing") and spec.chunk_lat > 6:  # made for chunks of 3
+        return "slots are fewer than a sink of 3" if name == "memrope" else "measures heads after 6 latent frames"
     return None
 
 

@@ -192,6 +192,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --count
         --card $LONGGEN_CARD
         --accelerate
+        --lengths
         --prompt -p
         --frames -f --num-frames $LONGGEN_FRAMES
         --size $LONGGEN_SIZE

@@ -1,6 +1,7 @@
 """Columns of numbers of a probe, and figures of them for papers.
 
-`scores_figure` is a heat map, layers downwards; `rank_figure` has a curve for each window. Figures carry no title and no name of a
+`scores_figure` is a heat map, layers downwards; `rank_figure` has a curve for each window; `heads_figure` has a heat map, layers
+times heads, for each part of what heads see. Figures carry no title and no name of a
 backbone, which belong into a caption. Made with matplotlib's objects, without pyplot and its global state.
 """
 
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from longgen.layers.probe_file import SCORE_NAMES, SENSITIVITIES, Probe, ScoreName, Sensitivity
+from longgen.layers.probe_file import HEAD_PARTS, SCORE_NAMES, SENSITIVITIES, Probe, ScoreName, Sensitivity
 from longgen.terminal import MISSING
 
 if TYPE_CHECKING:
@@ -131,6 +132,33 @@ def rank_figure(probe: Probe) -> Figure:
     axes.grid(axis="y", linewidth=0.4, color="0.85")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(title="window", fontsize=7, title_fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def heads_figure(probe: Probe) -> Figure:
+    """Heat maps, layers x heads, of the shares of what heads see, all shaded from 0 to 1; a dot in each dummy."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    assert probe.heads is not None
+    layers, heads = len(probe.heads), len(probe.heads[0])
+    side_in = ROW_IN if layers <= DENSE else DENSE_ROW_IN
+    size = (0.8 + len(HEAD_PARTS) * max(side_in * heads + 0.25, 0.9), 0.8 + side_in * layers)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    dummies = [(x, y) for y, row in enumerate(probe.heads) for x, head in enumerate(row) if head.group == "dummy"]
+    for axes, part in zip(figure.subplots(1, len(HEAD_PARTS), sharey=True), HEAD_PARTS, strict=True):
+        shares = np.array([[getattr(head, part) for head in row] for row in probe.heads])
+        colors = colormaps["Blues"](DARKEST * shares.clip(max=1))
+        axes.imshow(colors, aspect="auto", interpolation="nearest")
+        for x, y in dummies:
+            axes.plot(x, y, "o", markersize=2, color="white" if colors[y, x, :3] @ LUMA < 0.5 else "black")
+        axes.set_title(part, fontsize=8)
+        axes.set_xticks(range(0, heads, 1 if heads <= 8 else 4))
+        axes.set_yticks(range(0, layers, 1 if layers <= DENSE else 5))
+        axes.tick_params(length=0, labelsize=7)
+        axes.spines[:].set_visible(False)
+    figure.supxlabel("head", fontsize=8)
+    figure.supylabel("layer", fontsize=8)
     return figure
 
 

@@ -40,8 +40,8 @@ def meaning(probe: Probe) -> list[str]:
     agreement = 100 * np.mean([head.agreement for row in probe.heads for head in row])
     alike = f"One prompt and seed alone puts {agreement:.0f}% of heads in the same group. " if len(probe.runs) > 1 else ""
     return [
-        "Shares: the mean over a layer's heads of attention on the first frame, on the current chunk, and on the middle between "
-        "them, in the clean pass of each chunk.",
+        "Shares: of attention on the first frame, on the current chunk, and on the middle between them, in the clean pass of each "
+        "chunk; means over chunks and runs.",
         "Letters: dummy-forcing's groups at its defaults, by the chunk in which it measures, the one that reaches latent frame "
         f"{TECHNIQUE.measured_lat}. Of what all heads together see there of the first frame each head has a part, and of the "
         f"middle: D is the {100 * TECHNIQUE.dummy:.0f}% of heads where the larger part is least, F where that of the first frame "

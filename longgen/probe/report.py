@@ -20,7 +20,9 @@ from longgen.errors import LonggenError
 from longgen.layers.probe_file import HEAD_PARTS, SENSITIVITIES, Probe, ProbeSettings, Sensitivity, read
 from longgen.probe.heads import LETTERS, meaning
 from longgen.probe.plots import (
+    MOST_HEADS,
     effective_ranks,
+    head_maps,
     heads_figure,
     number_format,
     rank_figure,
@@ -78,7 +80,7 @@ def _heads(probe: Probe, width: int) -> list[str]:
     """What heads see: a letter for each, and the mean shares of every layer; nothing where they were not read."""
     if probe.heads is None:
         return []
-    rows = [["layer", "heads", *HEAD_PARTS]]
+    rows = [["layer", "heads", *HEAD_PARTS]]  # shares are means over the layer's heads
     room = width - len("layer") - sum(len(part) + 2 for part in HEAD_PARTS) - 2  # for letters
     for layer, heads in enumerate(probe.heads):
         shares = [f"{100 * sum(getattr(head, part) for head in heads) / len(heads):.0f}%" for part in HEAD_PARTS]
@@ -230,7 +232,8 @@ def page(probe: Probe, file: Path) -> str:
         lists={key: count_label(probe.sensitive(key), len(probe.layers)) for key in SENSITIVITIES},
         heat=score_columns(probe),
         shades=SHADES,
-        parts=HEAD_PARTS,
+        maps=head_maps(probe),
+        wide=MOST_HEADS,
         letters=LETTERS,
         meaning=meaning(probe) if probe.heads else [],
         curves=_curves(probe),

@@ -173,7 +173,9 @@ def heads_figure(probe: Probe) -> Figure:
         inks = np.where(colors[..., :3] @ LUMA < 0.5, "white", "black")
         for group, letter in LETTERS.items():  # as markers: text takes seconds for thousands of heads
             y, x = np.nonzero(groups == group)
-            axes.scatter(x, y, marker=f"$\\mathrm{{{letter}}}$", s=8 if dense else 20, c=inks[y, x].tolist(), linewidths=0)
+            axes.scatter(
+                x, y, marker=f"$\\mathrm{{{letter}}}$", s=8 if dense else 20, c=inks[y, x].tolist(), linewidths=0, snap=False
+            )
         axes.set_title(f"{shown.part}\nup to {shown.most:.0%}", fontsize=8)
         axes.set_xticks(range(0, heads, 5 if dense else 1))
         axes.set_yticks(range(0, layers, 5 if dense else 1))

@@ -244,12 +244,12 @@ class KVCache:
                 cache.values[:, own] = v
             if cache.queries is not None:
                 cache.queries[:, own] = q
-        elif observer is not None:
+        if observer is not None:
             held = own.start
             all_keys, all_values = (torch.cat([past[:, :held], x], dim=1) for past, x in ((cache.keys, k), (cache.values, v)))
             shape = (self.newest, len(self.frames) + self.newest)
             rotate = lambda x, times: self.rotary.rotate(x, self.rotary.frame_tables_at(frame, times, None))  # noqa: E731
-            observer(AttentionInputs(layer, shape, q, all_keys, all_values, rotate, attend))
+            observer(AttentionInputs(layer, shape, q, all_keys, all_values, rotate, attend, clean=self.writing))
         q = self.rotary.rotate(q, view.query_tables or newest_tables)
         if view.logit_scale != 1:
             q = q * view.logit_scale

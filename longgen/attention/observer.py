@@ -18,7 +18,8 @@ class AttentionInputs:
     """layer: identifies the layer. shape: (Q, K). q [B, Q n, H, D], k and v [B, K n, H, D]: before rotary embedding.
 
     rotate: x [B, f n, H, D] with its frames at times [f]. attend: the backbone's own attention of rotated q and k; it appends the
-    keys and values of `text`, [B, L, H, D] each, where text takes part.
+    keys and values of `text`, [B, L, H, D] each, where text takes part. clean: whether the query frames are those of a rollout's
+    clean pass, after their denoising steps.
     """
 
     layer: int
@@ -29,6 +30,7 @@ class AttentionInputs:
     rotate: Callable[[Tensor, np.ndarray], Tensor]
     attend: Callable[[Tensor, Tensor, Tensor], Tensor]
     text: tuple[Tensor, Tensor] | None = None
+    clean: bool = False
 
     @property
     def times(self) -> np.ndarray:

@@ -63,6 +63,9 @@ class ReportOptions:
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Denoising steps of each run (default: 10 at most).")] = None
     size: opt.Size = None
     quick: Annotated[bool, typer.Option("--quick", help="Observe two ordinary generations; change no layer.")] = False
+    heads: Annotated[
+        bool, typer.Option("--heads", help="Also what each attention head sees of the past; for causal backbones.")
+    ] = False
     again: Annotated[bool, typer.Option("--again", help="Repeat measurements that are already stored.")] = False
     output: Annotated[
         Path | None,
@@ -92,7 +95,7 @@ def probe(
     how = inputs.model_settings(spec, device.settings() | {"lora": tuple(lora or ())})
     settings = measure.make_settings(
         spec, "quick" if options.quick else "full", runs.frames, options.steps, texts, inputs.parse_seeds(runs.seeds),
-        opt.parse_size(options.size), how.dtype, how.lora, conditions,
+        opt.parse_size(options.size), how.dtype, how.lora, conditions, options.heads,
     )  # fmt: skip
     inputs.say_notes(conditions.notes(settings.size), quiet)
     folder = options.output or report.free_folder(

@@ -28,7 +28,10 @@ ScoreName = Literal["attention", "latent", "video"]
 SENSITIVITIES: tuple[Sensitivity, ...] = ("position", "context")
 SCORE_NAMES: tuple[ScoreName, ...] = ("attention", "latent", "video")
 VERDICT_OF = dict(zip(SENSITIVITIES, VERDICTS, strict=True))  # of a layer that is sensitive to one of the two
+HEAD_PARTS = ("first", "middle", "current")  # of what a head sees: the first frame, the current chunk, and what is between them
 Score = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+HeadSpan = Literal["mean", "early"]
+HeadGroup = Literal["first", "middle", "dummy"]
 Correlation = Annotated[float, Field(ge=-1, le=1)]
 
 
@@ -36,7 +39,7 @@ class ProbeSettings(ClosedModel, strict=True):
     """What was run. frames, native_frames: pixel frames. size: (width, height) in pixels. observed_steps: where attention was read.
 
     shifts: latent frames by which keys were moved in time. windows: multiples of the native length, for the effective rank.
-    conditions: the picture that every run started from, by hash, where there was one.
+    conditions: the picture that every run started from, by hash, where there was one. heads: whether what heads see was read.
     """
 
     mode: Literal["full", "quick"]
@@ -53,14 +56,30 @@ class ProbeSettings(ClosedModel, strict=True):
     dtype: str
     lora: Annotated[tuple[str, ...], Field(strict=False)] = ()
     conditions: dict[str, str] | None = None
+    heads: Literal[True] | None = None
 
 
 class ProbeRun(ClosedModel, strict=True):
-    """Scores of one prompt and seed: by sensitivity and score name, one number per layer."""
+    """Scores of one prompt and seed: by sensitivity and score name, one number per layer.
+
+    heads: by layer and head, the shares of attention on HEAD_PARTS: their mean over chunks, and those early in the video, in the
+    chunk in which `dummy-forcing` measures them.
+    """
 
     prompt: int
     seed: int
     scores: dict[Sensitivity, dict[ScoreName, list[Score]]]
+    heads: dict[HeadSpan, list[list[Annotated[list[Score], Field(min_length=3, max_length=3)]]]] | None = None
+
+
+class HeadShares(ClosedModel, strict=True):
+    """One head: mean shares over chunks and runs; its group early in the videos, and the fraction of runs that put it there."""
+
+    first: Score
+    middle: Score
+    current: Score
+    group: HeadGroup
+    agreement: Score
 
 
 class LayerScores(ClosedModel, strict=True):
@@ -86,7 +105,7 @@ class Probe(ClosedModel, strict=True):
 
     weights: fingerprint of the weights. metric: the score that decides. rule: how scores become verdicts, in words. thresholds: a
     layer with a higher score is sensitive. agreement: rank correlation of each score with the attention score, which tells how well
-    a quick probe ranks layers; a quick probe quotes it from a full one of the same weights.
+    a quick probe ranks layers; a quick probe quotes it from a full one of the same weights. heads: by layer and head.
     """
 
     schema_: Literal[1] = Field(1, alias="schema")
@@ -105,14 +124,19 @@ class Probe(ClosedModel, strict=True):
     seconds: float
     peak_memory_bytes: int
     device: str
+    heads: list[list[HeadShares]] | None = None
 
     def sensitive(self, sensitivity: Sensitivity) -> tuple[int, ...]:
         """The layers whose verdict is this sensitivity, or both."""
         return tuple(row.layer for row in self.layers if row.verdict in (VERDICT_OF[sensitivity], "both"))
 
     def as_dict(self) -> dict[str, Any]:
-        """The content of probe.json."""
-        return self.model_dump(mode="json", by_alias=True)
+        """The content of probe.json; `heads` are left out where they were not read."""
+        content = self.model_dump(mode="json", by_alias=True)
+        for fields in (content, content["settings"], *content["runs"]):
+            if fields["heads"] is None:
+                del fields["heads"]
+        return content
 
 
 def read(path: Path) -> Probe:

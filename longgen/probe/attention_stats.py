@@ -1,6 +1,7 @@
 """Statistics of one layer's attention, computed blockwise: no [N, N] matrix is ever materialised.
 
-Papers: FreeLOC, arXiv 2603.25209 (the differences of logits and of entropies); FreeSpec, arXiv 2605.06509 (the effective rank).
+Papers: FreeLOC, arXiv 2603.25209 (the differences of logits and of entropies); FreeSpec, arXiv 2605.06509 (the effective rank);
+Dummy Forcing, arXiv 2601.20499 (the shares of heads).
 
 Legend: B batch, H heads, D head dim, C = H D, N query tokens, M key tokens, A = q k^T / sqrt(D) the logits, F [N, C] the output of
 attention before its projection, s its singular values.
@@ -9,6 +10,7 @@ attention before its projection, s its singular values.
                       ||q x^T||_F^2 = <q^T q, x^T x> for any x [M, D], so two D x D matrices a head are enough
     entropy change    ||h' - h|| / ||h||, h the entropies of the rows of softmax(A), h' those of rows limited to a window  [2nd]
     effective rank    exp(-sum p ln p), p = s / sum s; s^2 are the eigenvalues of F^T F                               [paper]
+    shares of a head  mean attention of the newest frames on the first, on those between it and them, and on them     [code]
 
 Differences are taken within one call, on its own q and k: what the layer itself does, before anything else has changed [derived].
 Entropies are of QUERIES evenly spaced tokens of every frame, or of all if there are fewer [derived]. Text keys take part in
@@ -23,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from longgen.attention.head_groups import frame_shares
 from longgen.attention.lowering import ranges_of
 from longgen.attention.observer import AttentionInputs
 from longgen.fusion.freespec import gram
@@ -89,3 +92,11 @@ def effective_rank(grams: Tensor) -> Tensor:
     singular = torch.linalg.eigvalsh(grams).clamp_min(0).sqrt()
     share = singular / singular.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(singular.dtype).tiny)
     return torch.special.entr(share).sum(dim=-1).exp() * (singular.sum(dim=-1) > 0)
+
+
+def head_shares(inputs: AttentionInputs) -> Tensor:
+    """[H, 3]: the mean attention of each head on the first frame, on those between it and the query frames, and on these."""
+    frames, keys = inputs.shape
+    q, k = inputs.rotate(inputs.q, inputs.times[-frames:]), inputs.rotate(inputs.k, inputs.times)
+    shares = frame_shares(q, k, inputs.q.shape[1] // frames)
+    return torch.stack([part.sum(dim=1) for part in shares.split([1, keys - frames - 1, frames], dim=1)], dim=1)

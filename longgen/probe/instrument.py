@@ -13,14 +13,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from longgen.attention.observer import AttentionInputs
 from longgen.context.window import Window
 from longgen.frameplan import FramePlan, Geometry, full_attention
+from longgen.layers.probe_file import HeadSpan
 from longgen.pipelines.base import PipelineBackbone
 from longgen.plan import Plan
 from longgen.probe import attention_stats
+from longgen.probe.heads import TECHNIQUE
 from longgen.program import Program
 
 Modification = Callable[[FramePlan, Geometry], FramePlan]
@@ -87,21 +90,35 @@ class AttentionRecorder:
     """Observer that accumulates attention statistics of every layer in `steps`.
 
     shifts: latent frames, for the logit change. windows: multiples of T0, for the effective rank; with any, entropies are read too.
+    heads: whether to read what heads see, in the clean passes of a rollout's chunks that have a frame between them and the first.
     """
 
     def __init__(
-        self, backbone: PipelineBackbone, plan: Plan, steps: tuple[int, ...], shifts: tuple[int, ...], windows: tuple[int, ...]
+        self,
+        backbone: PipelineBackbone,
+        plan: Plan,
+        steps: tuple[int, ...],
+        shifts: tuple[int, ...],
+        windows: tuple[int, ...],
+        heads: bool = False,
     ):
         self.plan, self.steps, self.shifts, self.windows, self.step_state = plan, steps, shifts, windows, backbone.step_state
+        self.heads = heads
         layers = plan.spec.layers
         modules = [layer for transformer in backbone.transformers for layer in backbone.layers(transformer)]
         self.index = {id(module): number % layers for number, module in enumerate(modules)} | {i: i for i in range(layers)}
         self.sums: dict[tuple[int, int, str], np.ndarray] = defaultdict(lambda: np.zeros(2))  # by layer, step and score
         self.grams: dict[tuple[int, int, int], Tensor] = {}  # of a rollout's chunks together, by layer, step and window
         self.ranks: dict[tuple[int, int], list[float]] = defaultdict(list)  # by layer and window
+        self.shares: dict[int, list[Tensor]] = defaultdict(list)  # [H, 3] of every chunk, by layer
+        self.early: dict[int, Tensor] = {}  # of the chunk in which heads are grouped
 
     def __call__(self, inputs: AttentionInputs) -> None:
         step, layer = self.step_state.index, self.index[inputs.layer]
+        if inputs.clean:
+            if self.heads and inputs.shape[1] - inputs.shape[0] > 1:
+                self._read_heads(layer, inputs)
+            return
         if step not in self.steps:
             return
         for shift in self.shifts:
@@ -115,6 +132,12 @@ class AttentionRecorder:
             else:
                 total = self.grams.get((layer, step, window))
                 self.grams[layer, step, window] = grams if total is None else total + grams
+
+    def _read_heads(self, layer: int, inputs: AttentionInputs) -> None:
+        shares, (queries, keys) = attention_stats.head_shares(inputs), inputs.shape
+        self.shares[layer].append(shares)
+        if keys - queries < TECHNIQUE.measured_lat <= keys:
+            self.early[layer] = shares
 
     def _visible(self, inputs: AttentionInputs, window: int) -> np.ndarray:
         """[Q, K]: which key frames the query frames see within a window of `window` T0."""
@@ -138,6 +161,12 @@ class AttentionRecorder:
             if size == window:
                 self.ranks[layer, size] += attention_stats.effective_rank(grams).tolist()
         return [float(np.mean(self.ranks[layer, window])) for layer in range(self.plan.spec.layers)]
+
+    def head_shares(self) -> dict[HeadSpan, list[list[list[float]]]]:
+        """[L, H, 3] each."""
+        layers = range(self.plan.spec.layers)
+        mean = [torch.stack(self.shares[layer]).mean(dim=0).tolist() for layer in layers]
+        return {"mean": mean, "early": [self.early[layer].tolist() for layer in layers]}
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
     native    at the native length, recorded: the logit change of every layer, keys shifted by -2 T0, -T0, T0 and 2 T0     [2nd]
     long      at the long length, recorded: the entropy change within a window of T0, the effective ranks within T0, 2 T0, 4 T0
+              and, with `heads`, what heads see of a rollout's past
     shift     at the native length, the keys of one layer shifted: how the final latent and the video differ from `native`
     window    at the long length, a window of T0 in one layer: how they differ from `long`
 
@@ -62,8 +63,12 @@ def make_settings(
     dtype: str,
     lora: tuple[str, ...],
     conditions: Conditions = NOTHING,
+    heads: bool = False,
 ) -> ProbeSettings:
     """The settings of a probe of `spec`, with defaults for what is None. Raises UsageError."""
+    if heads and not spec.causal:
+        raise UsageError(f"--heads: {spec.name} denoises a whole clip at once, where no frame is past to another",
+                         expected="a causal backbone, such as tiny-causal", hint="leave --heads out")  # fmt: skip
     prompts, seeds = None if prompts is None else arguments.texts("prompts", prompts), arguments.seeds(seeds)
     frames_px = frames_px or frames.pixel_frames(LONG * spec.native_lat - LONG + 1, spec.stride_t)
     sample = preset.Sample(frames=frames_px, size=size, steps=steps or min(spec.steps, MOST_STEPS))
@@ -78,6 +83,7 @@ def make_settings(
         observed_steps=tuple(np.unique(np.linspace(0, long.steps - 1, STEPS).round().astype(int)).tolist()),
         guidance_scale=long.sample.guidance_scale or 0.0, shifts=tuple(multiple * spec.native_lat for multiple in multiples),
         windows=WINDOWS, prompts=tuple(prompts or defaults), seeds=seeds, dtype=dtype, lora=lora, conditions=conditions.as_dict(),
+        heads=heads or None,
     )  # fmt: skip
 
 
@@ -141,7 +147,8 @@ class ProbeRunner:
         """A generation by `plan` whose attention is recorded."""
         if not self.results.has(name):
             model, steps = self.load_model(), self.settings.observed_steps
-            recorder = AttentionRecorder(model, plan, steps, shifts, windows)
+            heads = bool(windows and self.settings.heads)
+            recorder = AttentionRecorder(model, plan, steps, shifts, windows, heads)
             with recording(recorder):
                 latents = self._sample(model, observable(plan, steps), prompt, seed)
             scores: dict[str, Any] = {}
@@ -150,6 +157,8 @@ class ProbeRunner:
             if windows:
                 scores["context"] = recorder.relative_change("window")
                 scores["effective_rank"] = {f"{window}x": recorder.effective_rank(window) for window in windows}
+            if heads:
+                scores["heads"] = recorder.head_shares()
             if self.settings.mode == "full":
                 self.results.save_latents(name, latents)
                 self._score(model, plan, latents, lambda metrics: self.results.save(name, scores | {"metrics": metrics}))
@@ -261,7 +270,8 @@ def measure(
             by_shift = [[results.load(f"{name}-{label}-{layer}")[score] for label in shift_of] for layer in layers]
             position[score] = [float(np.mean(values)) if values else 0.0 for values in by_shift]
             context[score] = [results.load(f"{name}-window-{layer}")[score] for layer in layers]
-        runs.append(ProbeRun(prompt=number, seed=seed, scores={"position": position, "context": context}))
+        scores: Any = {"position": position, "context": context}
+        runs.append(ProbeRun(prompt=number, seed=seed, scores=scores, heads=at_long.get("heads")))
         ranks.append(at_long["effective_rank"])
     return runs, {window: np.mean([by_window[window] for by_window in ranks], axis=0).tolist() for window in ranks[0]}
 

@@ -1,6 +1,7 @@
 """Columns of numbers of a probe, and figures of them for papers.
 
-`scores_figure` is a heat map, layers downwards; `rank_figure` has a curve for each window. Figures carry no title and no name of a
+`scores_figure` is a heat map, layers downwards; `rank_figure` has a curve for each window; `heads_figure` has a heat map, layers
+times heads, for each part of what heads see. Figures carry no title and no name of a
 backbone, which belong into a caption. Made with matplotlib's objects, without pyplot and its global state.
 """
 
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from longgen.layers.probe_file import SCORE_NAMES, SENSITIVITIES, Probe, ScoreName, Sensitivity
+from longgen.layers.probe_file import HEAD_PARTS, SCORE_NAMES, SENSITIVITIES, Probe, ScoreName, Sensitivity
+from longgen.probe.heads import LETTERS
 from longgen.terminal import MISSING
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 DPI = 200
 COLOR_MAPS: dict[Sensitivity, str] = {"position": "Blues", "context": "Oranges"}
 ROW_IN, DENSE_ROW_IN, DENSE = 0.18, 0.09, 80  # inches; with more layers than DENSE there is no room for numbers
+MOST_HEADS = 16  # in a row of large cells
 DARKEST = 0.85  # of a colour map: its last colours are almost black
 LUMA = (0.299, 0.587, 0.114)  # perceived brightness of red, green and blue
 MOST_MARKERS = 40  # layers up to which a curve has a marker at each
@@ -131,6 +134,55 @@ def rank_figure(probe: Probe) -> Figure:
     axes.grid(axis="y", linewidth=0.4, color="0.85")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(title="window", fontsize=7, title_fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+class HeadMap(NamedTuple):
+    """One part of what heads see. shades: by layer and head, each share in the greatest one, `most`."""
+
+    part: str
+    most: float
+    shades: list[list[float]]
+
+
+def head_maps(probe: Probe) -> list[HeadMap]:
+    """A map for each of HEAD_PARTS; none where heads were not read."""
+    maps = []
+    for part in HEAD_PARTS if probe.heads else ():
+        shares = [[getattr(head, part) for head in row] for row in probe.heads or ()]
+        most = scale_end(itertools.chain(*shares))
+        maps.append(HeadMap(part, most, [[share / most for share in row] for row in shares]))
+    return maps
+
+
+def heads_figure(probe: Probe) -> Figure:
+    """Heat maps, layers x heads, of what heads see, each shaded from 0 to its maximum; each head with the letter of its group."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    assert probe.heads is not None
+    layers, heads = len(probe.heads), len(probe.heads[0])
+    dense = layers > DENSE or heads > MOST_HEADS
+    side_in = DENSE_ROW_IN if dense else ROW_IN
+    groups = np.array([[head.group for head in row] for row in probe.heads])
+    size = (0.8 + len(HEAD_PARTS) * max(side_in * heads + 0.25, 0.9), 0.8 + side_in * layers)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    for axes, shown in zip(figure.subplots(1, len(HEAD_PARTS), sharey=True), head_maps(probe), strict=True):
+        colors = colormaps["Blues"](DARKEST * np.array(shown.shades))
+        axes.imshow(colors, aspect="auto", interpolation="nearest")
+        inks = np.where(colors[..., :3] @ LUMA < 0.5, "white", "black")
+        for group, letter in LETTERS.items():  # as markers: text takes seconds for thousands of heads
+            y, x = np.nonzero(groups == group)
+            axes.scatter(
+                x, y, marker=f"$\\mathrm{{{letter}}}$", s=8 if dense else 20, c=inks[y, x].tolist(), linewidths=0, snap=False
+            )
+        axes.set_title(f"{shown.part}\nup to {shown.most:.0%}", fontsize=8)
+        axes.set_xticks(range(0, heads, 5 if dense else 1))
+        axes.set_yticks(range(0, layers, 5 if dense else 1))
+        axes.tick_params(length=0, labelsize=7)
+        axes.spines[:].set_visible(False)
+    figure.supxlabel("head", fontsize=8)
+    figure.supylabel("layer", fontsize=8)
     return figure
 
 

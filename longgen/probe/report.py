@@ -1,4 +1,4 @@
-"""Reports of a probe: a table for the terminal, and a folder with probe.json, two figures and an HTML page.
+"""Reports of a probe: a table for the terminal, and a folder with probe.json, figures and an HTML page.
 
 The page makes no network requests and runs no script. What users pass (prompts, names, paths) is escaped in it.
 """
@@ -17,9 +17,21 @@ from typing import Any
 
 from longgen import disk, html, naming
 from longgen.errors import LonggenError
-from longgen.layers.probe_file import SENSITIVITIES, Probe, ProbeSettings, Sensitivity, read
-from longgen.probe.plots import effective_ranks, number_format, rank_figure, save, scale_end, score_columns, scores_figure
-from longgen.terminal import WIDTH, cut_to_width
+from longgen.layers.probe_file import HEAD_PARTS, SENSITIVITIES, Probe, ProbeSettings, Sensitivity, read
+from longgen.probe.heads import LETTERS, meaning
+from longgen.probe.plots import (
+    MOST_HEADS,
+    effective_ranks,
+    head_maps,
+    heads_figure,
+    number_format,
+    rank_figure,
+    save,
+    scale_end,
+    score_columns,
+    scores_figure,
+)
+from longgen.terminal import WIDTH, aligned, cut_to_width
 from longgen.textfile import on_one_line
 from longgen.units import count_label, human_bytes
 
@@ -28,7 +40,7 @@ BAR = (4, 24)  # columns of a bar, at least and at most
 EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 PROMPTS = 4  # that the text lists; the page has them all
 SHADES = 6  # of the heat map on the page, besides the palest
-FILES = ("probe.json", "scores.png", "effective_rank.png", "report.html")
+FILES = ("probe.json", "scores.png", "effective_rank.png", "heads.png", "report.html")
 
 
 def text(probe: Probe, width: int = WIDTH) -> str:
@@ -50,13 +62,38 @@ def text(probe: Probe, width: int = WIDTH) -> str:
     if ranks:
         lines.append(f"{'':{sum(len(column[0]) + 2 for column in (layers, *scores))}}effective rank")
     lines += ["  ".join(row) for row in zip(layers, *scores, *ranks, verdicts, strict=True)]
-    lines += ["", f"Scores by {probe.metric}; bars start at 0, ┊ marks a threshold that is not exceeded.", ""]
+    lines += [
+        "",
+        f"Scores by {probe.metric}; bars start at 0, ┊ marks a threshold that is not exceeded.",
+        "",
+        *_heads(probe, width),
+    ]
     for label, words in (*_findings(probe), ("", ""), *_settings(probe)):
         lines += _labelled(label, words, width) or [""]
     lines += [cut_to_width(f"{'prompt':<{LABEL}}{on_one_line(prompt)}", width) for prompt in probe.settings.prompts[:PROMPTS]]
     if len(probe.settings.prompts) > PROMPTS:
         lines.append(f"{'':{LABEL}}and {len(probe.settings.prompts) - PROMPTS} more")
     return "\n".join(lines)
+
+
+def _heads(probe: Probe, width: int) -> list[str]:
+    """What heads see: a letter for each, and the mean shares of every layer; nothing where they were not read."""
+    if probe.heads is None:
+        return []
+    rows = [["layer", "heads", *HEAD_PARTS]]  # shares are means over the layer's heads
+    room = width - len("layer") - sum(len(part) + 2 for part in HEAD_PARTS) - 2  # for letters
+    for layer, heads in enumerate(probe.heads):
+        shares = [f"{100 * sum(getattr(head, part) for head in heads) / len(heads):.0f}%" for part in HEAD_PARTS]
+        letters = "".join(LETTERS[head.group] for head in heads)
+        rows.append([str(layer), letters[:room], *shares])
+        rows += [["", letters[start : start + room], "", "", ""] for start in range(room, len(letters), room)]
+    lines = aligned([[row[0].rjust(len("layer")), *row[1:]] for row in rows], left=2)
+    return [
+        *(line.rstrip() for line in lines),
+        "",
+        *(line for words in meaning(probe) for line in textwrap.wrap(words, width)),
+        "",
+    ]
 
 
 def _scores(probe: Probe, sensitivity: Sensitivity) -> list[float]:
@@ -160,7 +197,8 @@ def _reports(folder: Path, backbone: str, settings: ProbeSettings) -> bool:
 
 
 def write(probe: Probe, folder: Path) -> list[Path]:
-    """Writes probe.json, scores.png, effective_rank.png (if ranks were measured) and report.html; returns their paths.
+    """Writes probe.json, scores.png, effective_rank.png (if ranks were measured), heads.png (if heads were read) and report.html;
+    returns their paths.
 
     Creates `folder`; each file is written atomically. Raises LonggenError if one cannot be written.
     """
@@ -169,6 +207,8 @@ def write(probe: Probe, folder: Path) -> list[Path]:
     figures = {"scores.png": scores_figure(probe)}
     if effective_ranks(probe):
         figures["effective_rank.png"] = rank_figure(probe)
+    if probe.heads is not None:
+        figures["heads.png"] = heads_figure(probe)
     for name, figure in figures.items():
         disk.replace_file(folder / name, partial(save, figure))
     disk.save_text(folder / "report.html", page(probe, folder / "probe.json"))
@@ -192,6 +232,10 @@ def page(probe: Probe, file: Path) -> str:
         lists={key: count_label(probe.sensitive(key), len(probe.layers)) for key in SENSITIVITIES},
         heat=score_columns(probe),
         shades=SHADES,
+        maps=head_maps(probe),
+        wide=MOST_HEADS,
+        letters=LETTERS,
+        meaning=meaning(probe) if probe.heads else [],
         curves=_curves(probe),
         heads=list(columns),
         rows=[*zip(probe.layers, numbers, strict=True)],

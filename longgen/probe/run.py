@@ -22,6 +22,7 @@ from longgen.pipelines import loading
 from longgen.pipelines.base import PipelineBackbone
 from longgen.pipelines.token_limit import cut_notes, tokenizer_of
 from longgen.probe.classify import classify
+from longgen.probe.heads import group_heads
 from longgen.probe.measure import PartialResults, measure
 from longgen.progress import Log, OnProgress, memory_bytes
 from longgen.resolve import PlanRequest, resolve
@@ -93,7 +94,8 @@ def probe(
                 fields["agreement"],
             )  # fmt: skip
         result = Probe(
-            longgen=__version__, backbone=spec.name, weights=weights, settings=settings, runs=runs, **costs, **fields
+            longgen=__version__, backbone=spec.name, weights=weights, settings=settings, runs=runs,
+            heads=group_heads(runs), **costs, **fields,
         )  # fmt: skip
         disk.make_folder(folder)
         disk.save_json(path, result.as_dict())

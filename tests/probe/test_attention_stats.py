@@ -130,6 +130,16 @@ def test_the_effective_rank_is_that_of_the_singular_values_of_the_dense_output(q
     )
 
 
+@pytest.mark.parametrize("queries", [K - 2, 3])
+def test_the_shares_of_heads_are_those_of_the_dense_softmax(queries: int) -> None:
+    seen = attention_inputs(queries)
+    rows = np.linspace(0, queries * N - 1, N // 3).round().astype(int)
+    attention = dense_logits(seen).softmax(dim=-1)[:, :, rows].mean(dim=(0, 2)).float()  # [H, K n]
+    past = (K - queries) * N
+    expected = torch.stack([part.sum(dim=1) for part in (attention[:, :N], attention[:, N:past], attention[:, past:])], dim=1)
+    torch.testing.assert_close(attention_stats.head_shares(seen), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_effective_ranks_of_known_features() -> None:
     equal = torch.eye(6, dtype=torch.float64)[None] * 4  # six equal singular values
     one = torch.zeros(1, 6, 6, dtype=torch.float64)

@@ -14,12 +14,17 @@ import pytest
 import torch
 
 from longgen import planner, preset
+from longgen.attention.head_groups import HeadGroups
 from longgen.attention.lowering import lower
+from longgen.attention.observer import AttentionInputs
 from longgen.context.window import Window
 from longgen.frameplan import full_attention
 from longgen.loops import sample
 from longgen.loops.denoiser import Denoiser
+from longgen.pipelines import causal_wan
 from longgen.plan import Plan
+from longgen.probe import heads
+from longgen.probe.attention_stats import head_shares
 from longgen.probe.instrument import AttentionRecorder, local_window, modify_layer, observable, recording, shift_keys
 from longgen.probe.measure import ALL
 from tests.backbones import family
@@ -110,6 +115,49 @@ def test_a_rollout_is_watched_without_a_trace(causal: Any) -> None:
     assert min(recorder.relative_change("shift -9", "shift 9")) > 0
     assert min(recorder.relative_change("window")) > 0
     assert min(recorder.effective_rank(1)) >= 1
+
+
+def test_heads_are_read_as_dummy_forcing_measures_them(causal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Early in the video to the same numbers; their mean is over the clean passes of all chunks that have a middle."""
+    made = direct_plan(causal.spec, 81)  # seven chunks, of which the last has no clean pass and the first no middle
+    recorder = AttentionRecorder(causal, made, STEPS, (), (), heads=True)
+    sampled(causal, made, recorder)
+    clean_passes: list[int] = []
+    with_middle: list[Any] = []
+
+    def keep(seen: AttentionInputs) -> None:
+        if seen.clean:
+            clean_passes.append(seen.shape[1])
+            with_middle.extend([head_shares(seen).tolist()] if seen.shape[1] > 3 else [])
+
+    causal.step_state.observer = keep
+    try:
+        sampled(causal, made)
+    finally:
+        causal.step_state.observer = None
+    forcing = preset.Preset(name="dummy", sample=preset.Sample(frames=81, steps=2), techniques=(heads.TECHNIQUE,))
+    groups: list[HeadGroups] = []
+    monkeypatch.setattr(causal_wan, "HeadGroups", lambda *args: groups.append(HeadGroups(*args)) or groups[-1])
+    sampled(causal, planner.build(forcing, causal.spec))
+    shares, layers = recorder.head_shares(), range(causal.spec.layers)
+    measured = torch.stack([groups[0].attention[layer] for layer in layers])
+    torch.testing.assert_close(torch.tensor(shares["early"]), measured, rtol=1e-4, atol=1e-6)
+    assert clean_passes[:: causal.spec.layers] == [3, 6, 9, 12, 15, 18]
+    expected = np.reshape(with_middle, (5, causal.spec.layers, causal.spec.heads, 3)).mean(axis=0)
+    assert np.allclose(shares["mean"], expected, atol=1e-6)
+    assert not np.allclose(shares["mean"], shares["early"], atol=1e-2)
+
+
+def test_a_clean_pass_is_no_step(causal: Any) -> None:
+    made = direct_plan(causal.spec, 33)
+    whole, steps_alone = (AttentionRecorder(causal, made, STEPS, (9,), (1,)) for _ in range(2))
+    sampled(causal, made, whole)
+    causal.step_state.observer = lambda seen: None if seen.clean else steps_alone(seen)
+    try:
+        sampled(causal, made)
+    finally:
+        causal.step_state.observer = None
+    assert whole.relative_change("shift 9", "window") == steps_alone.relative_change("shift 9", "window")
 
 
 def test_in_a_rollout_a_layer_is_changed_alone_and_for_good(causal: Any) -> None:

@@ -179,9 +179,12 @@ def _batched(plan: FramePlan, inputs: LayerInputs) -> Tensor | None:
 
 @functools.lru_cache(maxsize=256)
 def seen_by_all(pass_: Pass) -> bool:
-    """Whether most key frames that a query frame sees are scattered ones that all see: one call then reads them once for all."""
+    """Whether most key frames that a query frame sees are scattered ones that all see: one call then reads them once for all.
+
+    A sink, and where the windows of a short clip overlap, are not scattered.
+    """
     by_all = np.all(pass_.visible, axis=0)
-    return pass_.band is None and len(ranges_of(by_all)) > 1 and bool(2 * by_all.sum() >= pass_.visible.sum(axis=1).mean())
+    return pass_.band is None and len(ranges_of(by_all)) > 2 and bool(2 * by_all.sum() >= pass_.visible.sum(axis=1).mean())
 
 
 def _banded(plan: FramePlan, inputs: LayerInputs) -> Tensor | None:

@@ -10,7 +10,9 @@ a cache is larger than it is worth saving.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +57,7 @@ def rollout(
     shape = (*noise.shape[:2], plan.call_geometry.frames_lat, *noise.shape[3:])
     chunk_noise = ChunkNoise(plan, shape, generator, resume, denoiser.given)
     recent = torch.zeros(shape, device=backbone.device)[:, :, :0]  # clean frames, as many as the cache may hold
+    schedules = {steps: backbone.chunk_schedule(plan, steps) for steps in {plan.first_steps, plan.steps}}
     with backbone.rolling(plan) as cache:
         for index, (start, count) in enumerate(chunks):
             text = denoiser.text(shares[index])
@@ -68,7 +71,7 @@ def rollout(
                 x0 = known(index).to(backbone.device)
             else:
                 made = index - first + 1
-                x0 = _denoise_chunk(denoiser, steps, chunk_noise, text, f"chunk {made} of {plan.rounds}")
+                x0 = _denoise_chunk(denoiser, schedules[steps], chunk_noise, text, f"chunk {made} of {plan.rounds}")
                 on_step(State(made, x0, {"carried": chunk_noise.last_frames}, generator.get_state()))
             if index + 1 < len(chunks):
                 _write_cache(denoiser, cache, x0, start, text, steps)
@@ -107,13 +110,17 @@ class ChunkNoise:
         return noise
 
 
-def _denoise_chunk(denoiser: Denoiser, steps: int, noise: ChunkNoise, text: Text, name: str) -> Tensor:
-    """The clean latents of the chunk that the cache is open for. Raises LonggenError for latents that are not finite."""
+def _denoise_chunk(denoiser: Denoiser, schedule: Any, noise: ChunkNoise, text: Text, name: str) -> Tensor:
+    """The clean latents of the chunk that the cache is open for. Raises LonggenError for latents that are not finite.
+
+    schedule: of `chunk_schedule`; a solver is left as it was, for the next chunk.
+    """
     backbone = denoiser.backbone
-    scheduler = backbone.chunk_schedule(denoiser.plan, steps)
-    renoised = scheduler.config.get("stochastic_sampling", False)  # else it is a solver, whose steps draw no noise
-    sigmas, x = scheduler.sigmas.tolist(), noise.draw(0).to(backbone.device)
-    for step, timestep in enumerate(scheduler.timesteps.tolist()):
+    renoised = schedule.config.get("stochastic_sampling", False)  # else it is a solver, whose steps draw no noise
+    scheduler = schedule if renoised else copy.deepcopy(schedule)
+    sigmas, timesteps, x = scheduler.sigmas.tolist(), scheduler.timesteps.tolist(), noise.draw(0).to(backbone.device)
+    steps = len(timesteps)
+    for step, timestep in enumerate(timesteps):
         velocity = denoiser.predict(x, torch.full((1, x.shape[2]), float(timestep)), step, text)
         if not renoised:
             x = x0 = scheduler.step(velocity, scheduler.timesteps[step], x, return_dict=False)[0]

@@ -174,6 +174,8 @@ def test_scattered_frames_that_all_see_are_read_once_for_all(
     few = replace(plan.passes[0], visible=np.isin(np.arange(T), (0, 3)) | (distances(T) >= 0))
     assert executor.seen_by_all(plan.passes[0])
     assert not executor.seen_by_all(few)  # less than half of what a frame sees
+    window = np.isin(np.arange(T), (0, *range(3, T - 2))) | (distances(T) == 0)
+    assert not executor.seen_by_all(replace(plan.passes[0], visible=window))  # a sink and overlapping windows, not scattered
     covered(few)
 
 

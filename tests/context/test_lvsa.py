@@ -105,6 +105,13 @@ def test_the_interval_is_that_of_their_code(frames_lat: int) -> None:
     assert ours == INTERVALS[frames_lat]
 
 
+@pytest.mark.parametrize("rotate", [False, True])
+def test_an_offset_beyond_the_interval_is_the_grid_that_it_comes_round_to(rotate: bool) -> None:
+    grids = [mask(Lvsa(rotate=rotate, offset=offset), clip(41)) for offset in (2, 5, 41)]  # of an interval of 3
+    assert all(np.array_equal(grid, grids[0]) for grid in grids)
+    assert not np.array_equal(grids[0], mask(Lvsa(), clip(41)))
+
+
 @pytest.mark.parametrize(("frames_lat", "step"), GLOBALS)
 def test_what_a_frame_sees_is_what_their_code_shows(frames_lat: int, step: int) -> None:
     visible, of = mask(Lvsa(), clip(frames_lat), step), (frames_lat, step)

@@ -58,6 +58,11 @@ def test_wan_s_table_is_the_code_s_but_at_half_the_window(frames_lat: int, far: 
     assert in_tokens == pytest.approx(far_in_tokens, abs=5e-7)
 
 
+def test_frames_half_an_even_window_apart_are_not_far() -> None:
+    """The code's |m - n| > T0 n / 2 in tokens is D > T0 / 2 of the same places in their frames."""
+    assert UltraViCo().table(Geometry(24, 12, (1.0,)))[0].tolist() == [1.0] * 7 + [0.9] * 17
+
+
 def test_hunyuanvideo_s_table_is_the_code_s_but_at_edges() -> None:
     """The code, 2040 tokens a frame: beta from 46 to 54 and from 96 to 104 frames, with both ends, else alpha beyond 33 / 2."""
     table = only_pass(UltraViCo(), HUNYUAN).columns["positive_logit_scale"]

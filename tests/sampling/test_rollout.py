@@ -249,6 +249,16 @@ def test_the_noise_levels_of_self_forcing(causal: Any) -> None:
     assert SPECS["self-forcing"].flow_shift == SPECS["longlive"].flow_shift == SPECS["tiny-causal"].flow_shift == 5
 
 
+def test_schedules_are_made_once_and_not_for_every_chunk(causal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU each is a copy from the host, of which a run had one in all."""
+    made, chunk_schedule = list[int](), causal.chunk_schedule
+    monkeypatch.setattr(causal, "chunk_schedule", lambda plan, steps: made.append(steps) or chunk_schedule(plan, steps))
+    for first_steps, expected in (None, [2]), (1, [1, 2]):
+        rollout_latents(causal, built(causal, [WINDOW, {"name": "rollout"} | ({"first_steps": 1} if first_steps else {})], 12))
+        assert sorted(made) == expected
+        made.clear()
+
+
 def test_cached_text_is_stock_cross_attention_bit_for_bit(causal: Any) -> None:
     layer = causal.text_layers(causal.pipe.transformer)[1]
     one, other = (torch.randn(2, 18, 72, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
@@ -299,21 +309,37 @@ def alive_bytes() -> int:
 def test_memory_is_constant_over_350_chunks_beyond_the_rotary_table(causal: Any) -> None:
     """1,050 latent frames; the model's own table has rows for 1,024."""
     plan = built(causal, [WINDOW, SINK, FLEX], 1050, steps=1)
-    seen, alive, frames = set(), {}, 0
+    alive = checked_alive(causal, plan, 3 + 6, (60, 1050 - 3))
+    assert alive[60] == alive[1050 - 3]
+
+
+def test_memory_is_constant_where_prompts_change_with_and_without_a_cut(causal: Any) -> None:
+    """At equal distances from a change: the rotary tables of a chunk are as long as what it sees."""
+    shots = tuple(Shot(Fraction(15 * k, 2), (RED, GREEN)[k % 2], cut=k % 2 == 1) for k in range(12))
+    plan = built(causal, [WINDOW, BIAS, {"name": "rollout", "switch": "recache"}], 360, PromptSchedule(shots), steps=1)
+    assert len(plan.cut_starts) == 6
+    alive = checked_alive(causal, plan, 6, (90, 93, 330, 333))
+    assert alive[90] == alive[330]
+    assert alive[93] == alive[333]
+
+
+def checked_alive(causal: Any, plan: Plan, slots: int, at: tuple[int, ...]) -> dict[int, int]:
+    """The bytes of all tensors after the frames `at` of a rollout whose cache is the first chunk's all the time."""
+    seen, alive, frames = set(), dict[int, int](), 0
     for frames, frame in enumerate(streamed(causal, plan), start=1):
         cache = causal.layers(causal.pipe.transformer)[0].processor.cache
         held = [x for layer in cache.layers.values() for x in (layer.keys, layer.rotated_keys, layer.values)]
         texts = [x for pair in cache.texts.values() for x in pair]
         seen.add((len(cache.layers), *(sum(x.numel() * x.element_size() for x in each) for each in (held, texts))))
-        assert len(cache.frames) <= 9
+        assert len(cache.frames) <= slots
         assert torch.isfinite(frame).all()
-        if frames in (60, 1050 - 3):
+        if frames in at:
             alive[frames] = alive_bytes()
-    slots, tokens, width, words = 3 + 6, 6, 72, 24
-    assert frames == 1050
+    tokens, width, words = 6, 72, 24
+    assert frames == plan.frames_lat
     assert seen == {(3, 3 * 3 * slots * tokens * width * 4, 2 * 3 * words * width * 4)}
     assert cost.cache_bytes(plan, "fp32") == sum(next(iter(seen))[1:])
-    assert alive[60] == alive[1050 - 3]
+    return alive
 
 
 # Going on

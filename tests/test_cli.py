@@ -174,6 +174,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --size $LONGGEN_SIZE
         --quick
         --again
+        --heads
         --output -o
         --overwrite
         --dtype $LONGGEN_DTYPE

@@ -78,7 +78,8 @@ class MemRope(FrameTechnique):
         window, least = self.frames or min(SHIPPED, geometry.native_lat), self.sink + SLOTS + geometry.chunk_lat
         if window < least:
             raise UsageError(f"memrope.frames = {window} slots are fewer than a sink of {self.sink}, {SLOTS} averages and a chunk "
-                             f"of {geometry.chunk_lat}", expected=f"{least} or more", hint=f"--set memrope.frames={least} or more, or a smaller memrope.sink")  # fmt: skip
+                             f"of {geometry.chunk_lat}", expected=f"{least} or more",
+                             hint=f"--set memrope.frames={least} or more, or a smaller memrope.sink")  # fmt: skip
         last, queries = plan.frames_lat, plan.shape[0]
         start = last - queries
         if last <= window or start == 0:

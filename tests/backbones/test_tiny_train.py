@@ -91,7 +91,7 @@ def test_the_causal_stages_start_from_the_shipped_model(
 
 def test_the_causal_mask_shows_a_noisy_chunk_the_clean_past_and_itself() -> None:
     """Frames 0-5 are the clean clip in chunks of three, 6-11 the noisy one; with one token a frame."""
-    mask = train.TeacherForced(6, 1).mask
+    mask = train.TeacherForced(6, 1, 3).mask
     expected = torch.zeros(12, 12, dtype=torch.bool)
     for i in range(12):
         for j in range(6):

@@ -59,13 +59,11 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
-from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
@@ -74,6 +72,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from longgen.backbones import tiny_grammar
 from longgen.backbones.tiny import clips
 from longgen.backbones.tiny.parts import begun
+from longgen.backbones.tiny.teacher_forced import TeacherForced
 
 SHIPPED = Path(__file__).parent / "weights"
 SEED = 2026
@@ -434,25 +433,6 @@ def unpack(work: Path, device: str, amount: int) -> None:
     torch.save({"ema": means}, work / "transformer.pt")
 
 
-class TeacherForced(WanAttnProcessor):
-    """Self-attention over a clean clip and, after it, the same clip at other noise levels: 2 T frames, T rotary positions.
-
-    A frame sees its own chunk and, of the clean clip, the chunks before. So each chunk learns from just what a rollout will
-    give it: clean keys and values of the past, and its own at the level that it stands at.
-    """
-
-    def __init__(self, frames_lat: int, tokens: int) -> None:
-        super().__init__()
-        chunk = (torch.arange(frames_lat) // CHUNK_LAT).repeat_interleave(tokens)
-        past, own = chunk[:, None] > chunk[None, :], chunk[:, None] == chunk[None, :]
-        self.mask = torch.cat([torch.cat([past | own, torch.zeros_like(own)], 1), torch.cat([past, own], 1)])
-
-    def __call__(self, attn: Any, hidden_states: Tensor, text: Any, mask: Any, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        half = hidden_states.shape[1] // 2
-        twice = tuple(torch.cat([table[:, :half], table[:, :half]], dim=1) for table in rotary)
-        return super().__call__(attn, hidden_states, text, self.mask.to(hidden_states.device), twice)
-
-
 def start_at_tiny(
     work: Path, device: str, stage: str = "transformer", sentences: Sequence[tiny_grammar.Words] = tiny_grammar.TRAINING
 ) -> tuple[WanTransformer3DModel, WanTransformer3DModel, Tensor]:
@@ -501,7 +481,7 @@ def fit_causal(
     """
     transformer, mean_transformer, embeds = started
     frames_lat, tokens = latents.shape[2], latents.shape[3] * latents.shape[4]
-    forced = TeacherForced(frames_lat, tokens)
+    forced = TeacherForced(frames_lat, tokens, CHUNK_LAT)
     for block in transformer.blocks:
         block.attn1.set_processor(forced)
 

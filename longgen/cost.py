@@ -16,6 +16,7 @@ import numpy as np
 from longgen.backbones.registry import family_of
 from longgen.backbones.spec import FRAME_TIMESTEPS, BackboneSpec
 from longgen.cards import ATTENTION, DOUBLE, EIGEN, HALF, MATMUL, SINGLE, Card, arithmetic_seconds, moving_seconds
+from longgen.device_costs import DEVICE_BYTES
 from longgen.plan import Plan
 from longgen.program import Program
 from longgen.technique import Grid
@@ -27,6 +28,7 @@ STOCK_LAUNCHES = 90  # kernels of a layer of Wan, as `longgen bench --count` cou
 LAUNCHES = 600  # and at most of one that follows a plan, longdiff's apart: the launch budget (tests/launches.py)
 PLAN_OVERHEAD = 2.0  # more, at most, in attention that follows a plan
 BANDS_OVERHEAD = 1.25  # and where it has bands inside frames, whose chunks are held
+SIGN_OVERHEAD = 1.0  # and where it has factors on positive logits and no kernel serves, with q, k and v in single precision
 
 
 def ratio(plan: Plan) -> float:
@@ -233,14 +235,18 @@ def memory_bytes(plan: Plan, dtype: str, offload: str = "none") -> dict[str, int
     spec, size, tokens = plan.spec, BYTES[dtype], math.prod(plan.call_grid)
     family = family_of(spec)
     in_attention, beside = family.peak_activations
-    banded = any(pass_.band is not None for program in plan.programs if program for branch in program.branches.values()
-                 for pass_ in branch.passes)  # fmt: skip
+    batch = 2 if family.batches_guidance and plan.guided else 1
+    followed = [branch for program in plan.programs if program for branch in program.branches.values()]
+    banded = any(pass_.band is not None for branch in followed for pass_ in branch.passes)
     in_attention += PLAN_OVERHEAD * bool(plan.table.any()) + BANDS_OVERHEAD * banded
+    if any(branch.by_sign for branch in followed):
+        of_frame = batch * spec.heads * math.prod(plan.call_grid[1:]) * tokens * BYTES["fp32"]  # the logits of its queries
+        logits = 2 * min(of_frame, DEVICE_BYTES) / (batch * tokens * spec.width * size)  # and their softmax
+        in_attention += SIGN_OVERHEAD + max(2.0, logits)  # before, q is scaled, in single precision
     alive = max(in_attention, beside + 2 * spec.ffn_dim / spec.width)
     own_levels = plan.sampling is not None and plan.sampling.frame_levels
     clean = bool(plan.conditions) and plan.chunk_lat is None and FRAME_TIMESTEPS in spec.capabilities  # first frames, at timestep 0
     alive += family.token_modulation * (own_levels or clean)
-    batch = 2 if family.batches_guidance and plan.guided else 1
     activations = round(alive * batch * tokens * spec.width * size) + 8 * tokens * spec.head_dim + cache_bytes(plan, dtype)
     weights, companions = size * spec.parameters, size * spec.companions
     peak = weights + activations + companions

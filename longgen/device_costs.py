@@ -22,6 +22,8 @@ class CallCosts:
 CPU = CallCosts(call=2500, merge=10, rotate=100, batched=False)  # measured on two cores
 ACCELERATOR = CallCosts(call=2e6, merge=10, rotate=100, batched=True)  # 50 microseconds of an H100 at 1536 channels [derived]
 
+CPU_BYTES, DEVICE_BYTES = 1_400_000, 2**29  # of logits that are written down at once: measured on the CPU, where caches hold them
+
 
 def costs_on(device_type: str) -> CallCosts:
     """The costs on a device of `device_type`, as `torch.device.type`."""

@@ -26,8 +26,8 @@ from torch.nn.functional import leaky_relu_
 
 from longgen.attention.lowering import Range
 from longgen.attention.sign_flex import NotCompiledError, flex_by_sign
+from longgen.device_costs import CPU_BYTES, DEVICE_BYTES
 
-CPU_BYTES, DEVICE_BYTES = 1_400_000, 2**29  # of logits, of as many heads as fit: measured on the CPU, where caches hold them
 FEWEST_QUERIES = 64  # of a block, where a frame has as many: below, products of matrices are slow
 
 
@@ -67,8 +67,9 @@ def attend_by_sign(q: Tensor, k: Tensor, v: Tensor, factors: SignFactors, mask: 
             return flex(q, k if factors.origin is None else k - factors.origin.to(k.dtype), v, positive, size)
         except NotCompiledError:
             pass
-    k = k.to(precise) if factors.origin is None else k.to(precise) - factors.origin
-    k_GDN = k.permute(0, 2, 3, 1).flatten(0, 1).contiguous()
+    from_origin = k.to(precise) if factors.origin is None else k.to(precise) - factors.origin
+    k_GDN = from_origin.permute(0, 2, 3, 1).flatten(0, 1).contiguous()
+    del from_origin  # as large as two of the layer's tensors
     v_GND = v.transpose(1, 2).to(precise).flatten(0, 1).contiguous()
     q_GND = q.transpose(1, 2).to(precise).flatten(0, 1) * q.shape[3] ** -0.5
     of_output = output.transpose(1, 2)

@@ -217,6 +217,12 @@ class Backwards:
 ONE_STEP = np.zeros((1, 1), dtype=int)
 
 
+def test_plans_that_keep_other_frames_are_not_the_same() -> None:
+    """Layers whose plans have one key share a program, and so what stays in the cache."""
+    shown = [full_attention(12, 3).show((0, *range(9, 12)), np.arange(4.0), kept=kept) for kept in ((), (1,), (1, 2))]
+    assert len({plan.key for plan in shown}) == 3
+
+
 @pytest.mark.parametrize("columns", [False, True], ids=["plain", "logit columns"])
 def test_columns_of_any_frames_and_of_a_memory_equal_the_dense_form(columns: bool) -> None:
     """Two chunks: frames out of order, one twice, two that leave for the memory and one later, at any times."""

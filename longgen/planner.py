@@ -316,7 +316,7 @@ def _place(technique: Technique, spec: BackboneSpec, steps: int) -> PlacedTechni
 
 
 def _order(placed: PlacedTechnique) -> tuple[int, bool, int, str]:
-    """The order in which a stack applies (see `longgen.technique`), and within it what decides on cache slots, then the catalog's."""
+    """The order in which a stack applies (see `longgen.technique`), within it what decides on cache slots, then the catalog's."""
     order = ("noise", "positions", "fusion", "context", "after context", "frequencies", "sampling", "refine")
     late = isinstance(placed.technique, FrameTechnique) and placed.technique.after_context
     frequencies = isinstance(placed.technique, FrequencyTechnique)

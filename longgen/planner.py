@@ -315,13 +315,13 @@ def _place(technique: Technique, spec: BackboneSpec, steps: int) -> PlacedTechni
     return PlacedTechnique(name, technique, layers, tuple(technique.step_range(steps)))
 
 
-def _order(placed: PlacedTechnique) -> tuple[int, int, str]:
-    """The order in which a stack applies (see `longgen.technique`), and within it that of the catalog."""
+def _order(placed: PlacedTechnique) -> tuple[int, bool, int, str]:
+    """The order in which a stack applies (see `longgen.technique`), within it what decides on cache slots, then the catalog's."""
     order = ("noise", "positions", "fusion", "context", "after context", "frequencies", "sampling", "refine")
     late = isinstance(placed.technique, FrameTechnique) and placed.technique.after_context
     frequencies = isinstance(placed.technique, FrequencyTechnique)
     phase = "frequencies" if frequencies else "after context" if late else placed.technique.slot
-    return order.index(phase), *rank(placed.name)
+    return order.index(phase), late and not placed.technique.everywhere, *rank(placed.name)
 
 
 def _check_stack(stack: tuple[PlacedTechnique, ...], geometry: Geometry, call_lat: int, given: bool) -> None:

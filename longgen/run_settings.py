@@ -17,11 +17,14 @@ from pydantic import ConfigDict, Field
 from longgen import __version__
 from longgen.backbones.settings import LATENT_SETTINGS, PIXEL_SETTINGS, ModelSettings, Setting, effect_of
 from longgen.closed import ClosedModel
+from longgen.sampling.rollout import Rollout
 
 if TYPE_CHECKING:
     from longgen.plan import Plan
 
 SCHEMA = 2  # of run.json and of the settings in every file; 2 has checksums
+# parameters that came to a technique later, with the value at which it does what it did before
+NEWER: dict[str, dict[str, Any]] = {"rollout": {"cut_time": 45}}
 LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "imageio-ffmpeg")
 
 
@@ -30,7 +33,7 @@ class RunSettings(ClosedModel):
 
     schedule: prompts over time, where there are any; `prompt` is then the first. conditions: pictures and earlier videos, by hash;
     inputs: what their files were called, by these hashes.
-    preset: every parameter written out, without its sampling; sample: that, as the plan has it. libraries: the versions that ran.
+    preset: see `_stored_preset`; sample: its sampling, as the plan has it. libraries: the versions that ran.
     """
 
     model_config = ConfigDict(strict=True)
@@ -70,12 +73,24 @@ def stored_settings(plan: Plan, prompt: str, seed: int, model_settings: ModelSet
         conditions=plan.conditions.as_dict(),
         inputs=_inputs(plan) or None,
         backbone=plan.spec.name,
-        preset={key: value for key, value in plan.preset.as_dict().items() if key != "sample"},
+        preset=_stored_preset(plan),
         sample=plan.sample.model_dump(mode="json", exclude_none=True),  # without None, as runs of before a new field
         seed=seed,
         model=model_settings,
         libraries={name: importlib.metadata.version(name) for name in LIBRARIES},
     ).stored()
+
+
+def _stored_preset(plan: Plan) -> dict[str, Any]:
+    """The preset without its sampling, every parameter written out: a rollout's as the model has them, and those of NEWER only
+    where they say something. So a run of an earlier version is the same run here."""
+    techniques = tuple(t.settled(plan.spec) if isinstance(t, Rollout) else t for t in plan.preset.techniques)
+    tables = plan.preset.model_copy(update={"techniques": techniques}).as_dict()
+    for table in tables.get("technique", ()):
+        for key, neutral in NEWER.get(table["name"], {}).items():
+            if table[key] == neutral:
+                del table[key]
+    return {key: value for key, value in tables.items() if key != "sample"}
 
 
 def _inputs(plan: Plan) -> dict[str, str]:
@@ -87,7 +102,7 @@ def _inputs(plan: Plan) -> dict[str, str]:
 
 def differences(stored: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """The names of the settings that make two runs different ones; of `conditions`, those of its parts."""
-    names = [name for name in IDENTITY if stored.get(name) != other.get(name)]
+    names = [name for name in IDENTITY if _deciding(stored, name) != _deciding(other, name)]
     if "conditions" not in names:
         return names
     before, after = (side if isinstance(side := one.get("conditions"), dict) else {} for one in (stored, other))
@@ -96,6 +111,14 @@ def differences(stored: Mapping[str, Any], other: Mapping[str, Any]) -> list[str
         parts.remove("fit")  # which is there for the file alone
     at = names.index("conditions")
     return [*names[:at], *(part.replace("_", " ") for part in parts), *names[at + 1 :]]
+
+
+def _deciding(stored: Mapping[str, Any], name: str) -> Any:
+    """What `stored` has under `name`; of a preset without what it says of itself, which may be put in other words."""
+    value = stored.get(name)
+    if name != "preset" or not isinstance(value, dict):
+        return value
+    return {key: part for key, part in value.items() if key not in ("description", "source")}
 
 
 def content_hash(stored: Mapping[str, Any]) -> str:

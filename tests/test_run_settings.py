@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from longgen import preset, rundir
+from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.wan import TINY
 from longgen.errors import UsageError
@@ -75,6 +76,40 @@ def test_what_a_video_stores_is_what_it_was_in_0_5() -> None:
     assert json.dumps(stored) == STORED
     assert content_hash(stored) == "7d667938"
     assert content_hash(stored | {"vae_tiling": False}) != content_hash(stored) == content_hash(json.loads(json.dumps(stored)))
+
+
+OF_0_9 = {  # content hashes of 161 frames of "a" with seed 1 in fp32, as longgen 0.9.0 gives them
+    "tiny": {"ans": "45289885", "chain": "06a173dc", "direct": "32c7ba17", "fifo": "78e9382f", "flex-positions": "da9bbd62",
+             "freelong": "0ba32ca7", "freelongpp": "28baa176", "freenoise": "4b0fe560", "freepca": "ca83ced2",
+             "freespec": "c30a3a95", "gen-l-video": "c5177309", "glc-diffusion": "55977521", "keyframes": "f449db1c",
+             "longdiff": "0da666ef", "ntk": "d6d49ac2", "riflex": "bf0c4b1f", "sink-window": "25af9d65",
+             "sliding-window": "f9c3eba9", "tsa": "04e500c6", "vrpr": "e340f5df", "yarn": "ae40df8e"},
+    "tiny-causal": {"deep-forcing": "eac1c422", "flex": "bf6f520c", "flex-longlive": "1b3e8b65", "infinity-rope": "45903b80",
+                    "longlive": "8ea7f51e", "self-forcing": "107fca45"},
+}  # fmt: skip
+REWORDED = {"infinity-rope": "infinity-RoPE, arXiv 2511.20649; re-based times and the flush as in its code: its cut, a jump of "
+                             "positions, is not built"}  # fmt: skip
+
+
+@pytest.mark.parametrize(("backbone", "name"), [(backbone, name) for backbone, names in OF_0_9.items() for name in names])
+def test_a_run_of_0_9_is_the_same_run(backbone: str, name: str) -> None:
+    """Whatever parameters its techniques have got since, and however its preset describes itself now."""
+    plan = build(preset.load(name, (), Sample(frames=161)), SPECS[backbone])
+    now = stored_settings(plan, "a", 1, ModelSettings("cpu", "fp32"))
+    then = now | {"preset": now["preset"] | {"source": REWORDED.get(name, now["preset"]["source"])}}
+    assert content_hash(then) == OF_0_9[backbone][name]
+    assert differences(then, now) == []
+
+
+def test_a_rollout_is_another_run_by_what_it_was_given() -> None:
+    model = ModelSettings("cpu", "fp32")
+
+    def stored(*sets: str) -> dict[str, Any]:
+        return stored_settings(build(preset.load("self-forcing", sets, Sample(frames=161)), SPECS["tiny-causal"]), "a", 1, model)
+
+    assert differences(stored(), stored("rollout.chunk=3", "rollout.cut_time=45")) == []
+    for given in ("rollout.chunk=1", "rollout.cut_time=46", "rollout.first_steps=3"):
+        assert differences(stored(), stored(given)) == ["preset"], given
 
 
 NEW_FIELD = r"""

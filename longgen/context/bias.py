@@ -10,7 +10,8 @@ Legend: i query frame, j key frame.
 so that the softmax counts such a frame `factor` times.
 `factor` = 0.3, by default and in its workflows; the interface offers 0.01 to 1                                  [code]
 Which frame is the first: the oldest slot of the cache, so with a sink the video's first frame, and in a window without one the
-oldest that is left [code: Krea's cache has no sink, and its oldest slot moves with the window].
+oldest that is left [code: Krea's cache has no sink, and its oldest slot moves with the window]; with rolling-sink whatever frame
+that slot holds, and a mean of memrope is a frame like the others [derived].
 
 Soft change of prompt: `after_switch` instead of `factor` in the first `chunks` chunks with another prompt, so that they hold less
 to what was made with the last one. `after_switch` is `factor` unless given, `chunks` = 4 [derived: the numbers of the fork were not
@@ -43,6 +44,7 @@ class Bias(FrameTechnique):
     paper: ClassVar[str] = "Krea Realtime 14B, in daydreamlive/scope"
     exclusive: ClassVar[tuple[str, ...]] = ("the bias on past frames",)
     requires: ClassVar[tuple[str, ...]] = ("kv-cache",)
+    after_context: ClassVar[bool] = True  # which slot is the oldest is known then
 
     factor: float = Field(0.3, gt=0, le=1)
     after_switch: float | None = Field(None, gt=0, le=1)

@@ -19,12 +19,22 @@ STACKS: dict[str, Stack] = {
     "rolling-sink": [ROLLING | {"frames": 8}],
     "memrope": [MEMROPE | {"frames": 10, "per_token": True, "sink": 2}, FLEX],
 }
+BIAS = {"name": "bias", "factor": 0.05}
 
 
 @pytest.mark.parametrize("table", [ROLLING, MEMROPE | {"frames": 12}], ids=lambda table: table["name"])
 def test_over_21_chunks_it_equals_the_definition(causal: Any, table: dict[str, Any]) -> None:
     latents = rollout_latents(causal, built(causal, [table], 62, steps=1))
     expected = dense_rollout.rollout(causal, [table], 62, [RED] * 21, steps=1)
+    print(f"{table['name']}: {differs(latents, expected):.1e}")
+    assert differs(latents, expected) < 1e-5
+
+
+@pytest.mark.parametrize("table", [ROLLING | {"frames": 8}, MEMROPE | {"frames": 12}], ids=lambda table: table["name"])
+def test_a_bias_lowers_all_slots_before_the_chunk_but_the_oldest(causal: Any, table: dict[str, Any]) -> None:
+    """Whatever frame the oldest slot holds, and means as frames."""
+    latents = rollout_latents(causal, built(causal, [table, BIAS], 24, steps=1))
+    expected = dense_rollout.rollout(causal, [table, BIAS], 24, [RED] * 8, steps=1)
     print(f"{table['name']}: {differs(latents, expected):.1e}")
     assert differs(latents, expected) < 1e-5
 

@@ -27,7 +27,7 @@ pairs are damped in the code and none here, and of two frames 11 apart 87.5% and
 query sees and the text. No int8.
 
 Caveat: no attention kernel knows signs: on a CPU logits are written down, a block at a time, and so they are on a GPU where
-FlexAttention cannot be compiled. A chosen --attention backend has no say in these layers.
+FlexAttention cannot be compiled. A chosen --attention backend has no say in these layers, which a note says.
 
 Neutral: alpha = 1 and beta = 1; and clips of native length or below, where the code would act beyond T0 / 2 [derived].
 """

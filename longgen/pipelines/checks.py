@@ -65,10 +65,15 @@ def check_settings(spec: BackboneSpec, model_settings: ModelSettings) -> list[st
 
 def unused_settings(plan: Plan, model_settings: ModelSettings) -> tuple[str, ...]:
     """Notes on settings that have no effect with `plan`."""
-    if model_settings.clip_batch == 1 or plan.in_clips:
-        return ()
-    where = f"{plan.preset.name} gives {plan.spec.name} no clips at this length"
-    return (f"--clip-batch {model_settings.clip_batch} has no effect: {where}",)
+    notes = list[str]()
+    if model_settings.clip_batch != 1 and not plan.in_clips:
+        where = f"{plan.preset.name} gives {plan.spec.name} no clips at this length"
+        notes.append(f"--clip-batch {model_settings.clip_batch} has no effect: {where}")
+    branches = (branch for program in plan.programs if program for branch in program.branches.values())
+    if model_settings.attention is not None and any(branch.by_sign for branch in branches):
+        notes.append(f"--attention {model_settings.attention} has no effect where {plan.preset.name} multiplies logits by their sign: "
+                     "no attention backend does that")  # fmt: skip
+    return tuple(notes)
 
 
 def int8_config(spec: BackboneSpec) -> Any:

@@ -71,8 +71,8 @@ def unused_settings(plan: Plan, model_settings: ModelSettings) -> tuple[str, ...
         notes.append(f"--clip-batch {model_settings.clip_batch} has no effect: {where}")
     branches = (branch for program in plan.programs if program for branch in program.branches.values())
     if model_settings.attention is not None and any(branch.by_sign for branch in branches):
-        notes.append(f"--attention {model_settings.attention} has no effect where {plan.preset.name} multiplies logits by their sign: "
-                     "no attention backend does that")  # fmt: skip
+        where = f"{plan.preset.name} multiplies logits by their sign, which no attention backend does"
+        notes.append(f"--attention {model_settings.attention} has no effect where {where}")
     return tuple(notes)
 
 

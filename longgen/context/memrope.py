@@ -10,7 +10,7 @@ that leave with a chunk, M a moving average, of keys before rotary embedding and
                 W - s - 2 - c recent frames, and itself                                                      [code]
     M <- a x + (1 - a) M,  a = `long` = 0.01 and `short` = 0.1; the first time M = x                         [configs]
     x is the mean over the frames' tokens too: one vector a head, which stands n times                       [code, as configured]
-    `per_token`: x is a mean over frames only, of each token of a frame                                      [as we read the paper]
+    `per_token`: x is a mean over frames only, of each token of a frame                                      [code, with `adaptive`]
     `adaptive`: the short average's a differs by token, a (0.1 + 4.9 d / max d over tokens), d the mean over
                 heads of |x - M| of keys; per_token then, as in the code                                     [code, off in configs]
 `frames`: W = 12 in the shipped configs; 12 by default, and the native length where that is less [derived]. `sink`: s = 3.

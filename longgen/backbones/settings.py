@@ -46,7 +46,8 @@ class ModelSettings(ClosedModel):
     device: as torch names it. dtype: of the transformer. offload: what diffusers keeps in host memory. lora: files or hub ids,
     each with an optional `:scale`. quantize: 8-bit weights. attention: an attention backend of diffusers. cache: a step cache, as
     `first-block:0.05`. compile: torch.compile of the transformer's blocks. clip_batch: clips denoised in one forward pass, where
-    sampling is multidiffusion or FIFO. vae_tiling: the VAE decodes in tiles.
+    sampling is multidiffusion or FIFO. vae_tiling: the VAE decodes in tiles. gpus: the ranks (`longgen.ranks`) that make one video.
+    guidance_parallel: the two calls of guidance run on two halves of the ranks.
     """
 
     model_config = ConfigDict(strict=True)
@@ -63,6 +64,8 @@ class ModelSettings(ClosedModel):
     compile: Annotated[bool, Setting(changes_latents=True, changes_step_ratios=False, expected="False, True")] = False
     clip_batch: Annotated[int, Field(ge=1), Setting(changes_latents=True, changes_step_ratios=False, expected="1 or more")] = 1
     vae_tiling: Annotated[bool, Setting(changes_latents=False, changes_pixels=True, expected="False, True")] = False
+    gpus: Annotated[int, Field(ge=1), Setting(changes_latents=False, expected="1 or more")] = 1
+    guidance_parallel: Annotated[bool, Setting(changes_latents=False, expected="False, True")] = False
 
     def __init__(self, device: str, dtype: str, **others: Any) -> None:
         values = {"device": device, "dtype": dtype} | others

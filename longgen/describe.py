@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import itertools
 import json
@@ -17,7 +16,6 @@ import numpy as np
 from longgen import catalog, cost
 from longgen import preset as presets
 from longgen.attention.lowering import lower
-from longgen.backbones import tiny_grammar
 from longgen.backbones.registry import SPECS
 from longgen.backbones.spec import BackboneSpec
 from longgen.cards import Card
@@ -34,7 +32,7 @@ from longgen.sampling.chain import SEED_STRIDE
 from longgen.sight import row_label, slot_lines
 from longgen.stack import PlacedTechnique
 from longgen.technique import LONGEST, FrameTechnique, Technique
-from longgen.terminal import aligned, cut_to_width, fitted
+from longgen.terminal import aligned, fitted
 from longgen.textfile import on_one_line, visible
 from longgen.units import about_time, count_label, human_bytes, short
 
@@ -312,35 +310,6 @@ def picture(visible: np.ndarray) -> list[str]:
         shares = [visible[top:bottom, a:b].mean() for a, b in itertools.pairwise(across)]
         rows.append("".join(SHADES[int(np.ceil(share * (len(SHADES) - 1)))] for share in shares).rstrip())
     return rows
-
-
-def backbone_dict(spec: BackboneSpec) -> dict[str, Any]:
-    """The facts of a backbone as plain data; for `tiny` also its grammar of prompts."""
-    words = {slot: list(words) for slot, words in tiny_grammar.SLOTS.items()}
-    return dataclasses.asdict(spec) | ({"grammar": tiny_grammar.GRAMMAR, "words": words} if spec.name == "tiny" else {})
-
-
-def backbone_text(spec: BackboneSpec) -> str:
-    """The facts of a backbone; for `tiny` also the sentences that it knows."""
-    below = "" if spec.boundary is None else f", below {spec.boundary:g}"
-    low_noise = "" if spec.guidance_scale_2 is None else f" ({spec.guidance_scale_2:g} at low noise{below})"
-    rows = {
-        "what": spec.about,
-        "weights": "in the package" if spec.built_in else ", ".join(filter(None, (spec.checkpoint, spec.lora, spec.source))),
-        "license": spec.license,
-        "native": f"{spec.native_px} frames ({spec.native_lat} latent), {spec.size[0]}x{spec.size[1]}, {spec.fps} fps",
-        "lengths": f"{spec.stride_t}n+1 frames",
-        "sizes": "width a multiple of {}, height of {}".format(*spec.size_multiple),
-        "defaults": f"{spec.steps} step{'s' * (spec.steps != 1)}, guidance {spec.guidance_scale:g}{low_noise}, {spec.dtype}",
-        "scheduler": ", ".join(filter(None, (spec.scheduler, flow_shift_label(spec)))),
-        "negative": cut_to_width(on_one_line(spec.negative_prompt), WIDTH - 14) or "none",
-        "transformer": f"{spec.layers} layers, {spec.heads} heads x {spec.head_dim}, {spec.parameters / 1e6:,.0f}M parameters",
-        "can": ", ".join(spec.capabilities),
-    }
-    text = "\n".join([spec.name, *(f"  {key:<12}{value}" for key, value in rows.items())])
-    if spec.built_in:
-        text += "\n\nprompts it knows:\n" + tiny_grammar.describe()
-    return text
 
 
 # Backbones that costs are quoted for: the first that can run the preset.

@@ -123,7 +123,7 @@ def _needs_rows(spec: BackboneSpec) -> dict[str, list[str]]:
     disk, peaks = found["on_disk"], found["peak_bytes"]
     parts = ", ".join(f"{name} {human_bytes(size)}" for name, size in found["weights_bytes"].items())
     larger = [] if spec.dtype == "fp32" else ["(on disk up to twice that, where files are in fp32)"]
-    here = [f"yes, {human_bytes(disk['bytes'])} in {disk['folder']}"]
+    here = [f"yes, {human_bytes(disk['bytes'])} in {'the package' if spec.built_in else disk['folder']}"]
     if not disk["bytes"]:
         here = ["no; to download it:", *hub.download_commands(spec)]
     elif disk["missing"]:

@@ -66,6 +66,7 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
             for key, value in _parameters(placed).items()))  # fmt: skip
     if not plan.techniques:
         lines.append("no technique: the backbone's own attention")
+    lines += [on_one_line(f"LoRA of the preset: {text}") for text in plan.preset.lora_on(spec)]
     for number, shot in enumerate(plan.schedule.shots if plan.schedule else (), start=1):
         begins = "cut: " * shot.cut if shot.image is None else f"with {_picture_label(shot.image)}: "
         lines.append(f"shot {number} from {float(shot.at):g} s: {begins}{on_one_line(shot.prompt)}")

@@ -350,7 +350,8 @@ def backbones_label(row: Mapping[str, Any]) -> str:
         return ", ".join(able)
     left_out = ["causal"] if causal.issubset(refused) else sorted(causal.intersection(refused))
     left_out += [name for name in refused if name not in causal]
-    return "all but " + ", ".join(left_out) if left_out else "all"
+    texts = [", ".join(able), "all but " + ", ".join(left_out)]
+    return min(texts, key=len) if left_out else "all"
 
 
 def command_again(settings: Mapping[str, Any], video: Path) -> str:

@@ -132,7 +132,7 @@ class Preset(BaseModel):
         table = self.backbone_models.get(published_name(spec), self.model)
         if self.backbone_models and not table.lora:
             raise UsageError(
-                f"preset {self.name} is LoRAs for other backbones than {spec.name}",
+                f"preset {self.name} needs a backbone that it has LoRAs for, and {spec.name} is none",
                 expected=", ".join(self.backbone_models),
                 hint=f"choose one of them; or in a preset of your own a table [model.{textfile.toml_value(spec.name)}]",
             )

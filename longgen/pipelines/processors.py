@@ -5,6 +5,7 @@ Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, L t
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from longgen.attention import executor
 from longgen.attention.lse_kernels import AttentionWithLSE, attention_with_lse
 from longgen.attention.observer import AttentionInputs, Observer
 from longgen.attention.rotary import Rotary, Tables, Times
+from longgen.attention.ulysses import Ulysses
 from longgen.device_tables import on_device
 from longgen.pipelines.step_state import ClipBatch, StepState
 from longgen.program import Program
@@ -27,11 +29,11 @@ from longgen.technique import Grid
 Tensors = tuple[Tensor, Tensor, Tensor]  # q, k and v
 
 
-def dispatch(q: Tensor, k: Tensor, v: Tensor, backend: Any, parallel: Any, mask: Tensor | None = None) -> Tensor:
+def dispatch(q: Tensor, k: Tensor, v: Tensor, backend: Any, mask: Tensor | None = None) -> Tensor:
     """diffusers' attention of q [B, Nq, H, D] over k, v [B, Nk, H, D]. mask [Nq, Nk]: bool, or what is added to the logits."""
     if mask is not None:
         backend, mask = AttentionBackendName.NATIVE, mask[None, None]  # most others refuse masks; [Nq, Nk] would mean [B, Nk]
-    return dispatch_attention_fn(q, k, v, attn_mask=mask, dropout_p=0.0, is_causal=False, backend=backend, parallel_config=parallel)
+    return dispatch_attention_fn(q, k, v, attn_mask=mask, dropout_p=0.0, is_causal=False, backend=backend)
 
 
 def project(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,7 +54,6 @@ class LayerCall:
     rotary: Rotary | None
     stock: Tables | None
     backend: Any
-    parallel: Any
     text: tuple[Tensor, Tensor] | None = None
     layer: int = 0
     clips: ClipBatch | None = None
@@ -66,7 +67,7 @@ class LayerCall:
             if mask is not None:
                 shape = (len(mask), self.text[0].shape[1])
                 mask = torch.cat([mask, mask.new_ones(shape) if mask.dtype == torch.bool else mask.new_zeros(shape)], dim=1)
-        return dispatch(q, k, v, self.backend, self.parallel, mask)
+        return dispatch(q, k, v, self.backend, mask)
 
     def rotate(self, x: Tensor, positions: Times | None, scale: np.ndarray | None) -> Tensor:
         if self.rotary is None or self.stock is None:
@@ -82,8 +83,6 @@ class LayerCall:
             self.rotary.rotate_time(x, unrotated, frames, times, scale)
 
     def attention_with_lse(self, q: Tensor, masked: bool = False) -> AttentionWithLSE | None:
-        if self.parallel is not None:
-            return None
         backend = self.backend or _AttentionBackendRegistry.get_active_backend()[0]
         return attention_with_lse(q.device, q.dtype, q.shape[3], masked) if backend == AttentionBackendName.NATIVE else None
 
@@ -159,8 +158,23 @@ class PlannedAttention:
 
     @torch.compiler.disable
     def run(self, layer: Any, features: Tensor, tables: Tables | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The output [B, N, H * D] of the module `layer` for q, k, v [B, N, H, D]. tables: the stock cos and sin [N, P] or None."""
-        return executor.run(self._program, self.call(layer, features, tables), q, k, v, self.step_state.step)
+        """The output [B, N, H * D] of the module `layer` for q, k, v [B, N, H, D]. tables: the stock cos and sin [N, P] or None.
+
+        With several ranks all of these are of this rank's tokens.
+        """
+        split = self.split
+        if split is None:
+            return executor.run(self._program, self.call(layer, features, tables), q, k, v, self.step_state.step)
+        program = self._program
+        if any(branch.key_frames is not None for branch in program.branches.values()):
+            features = split.gathered(features, 1)
+        tables = None if tables is None else (split.gathered(tables[0], 0), split.gathered(tables[1], 0))
+        q, k, v = (split.to_heads(x) for x in (q, k, v))
+        all_heads = functools.partial(split.gathered, dim=2)
+        output = executor.run(program, self.call(layer, features, tables), q, k, v, self.step_state.step, all_heads)
+        if program.fusion is not None:
+            return split.own_tokens(output)
+        return split.to_tokens(output.unflatten(2, q.shape[2:])).flatten(2)
 
     @torch.compiler.disable
     def run_joint(
@@ -175,6 +189,11 @@ class PlannedAttention:
         video = executor.run(self._program, call, q, k, v, self.step_state.step)
         return video, executor.run_text(self._program, call, text_q, k, v)
 
+    @functools.cached_property
+    def split(self) -> Ulysses | None:
+        """The ranks that split the heads; None where one process has them all."""
+        return Ulysses.of(self._parallel_config)
+
     @property
     def _program(self) -> Program:
         program = self.programs[self.step_state.index]
@@ -187,7 +206,7 @@ class PlannedAttention:
         """This call of the module `layer` for the executor. tables: the stock cos and sin [N, P] or None."""
         state = self.step_state
         return LayerCall(
-            self.grid, features, self.rotary, tables, self._attention_backend, self._parallel_config,
+            self.grid, features, self.rotary, tables, self._attention_backend,
             text, id(layer), state.clips, first, state.observer, self.room,
         )  # fmt: skip
 

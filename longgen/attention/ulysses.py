@@ -64,9 +64,10 @@ class Ulysses:
         distributed.all_gather([*parts], x.contiguous(), group=self.group)
         return parts.movedim(0, dim).flatten(dim, dim + 1)
 
-    def own_tokens(self, x: Tensor) -> Tensor:
-        """Of [B, N, ...] this rank's part [B, N / P, ...]."""
-        return x.chunk(self.size, dim=1)[self.rank]
+    def own(self, count: int) -> slice:
+        """This rank's part of `count` tokens, heads or columns."""
+        part = count // self.size
+        return slice(self.rank * part, (self.rank + 1) * part)
 
     def _all_to_all(self, x: Tensor) -> Tensor:
         received = torch.empty_like(x)

@@ -116,7 +116,9 @@ class CausalWan(Wan):
         """Within the context, the transformer sees its frames through the cache; afterwards it is as it was."""
         rotary = self.rotary()
         assert rotary is not None
-        transformer, heads = self.pipe.transformer, None if plan.head_groups is None else HeadGroups(*plan.head_groups)
+        transformer = self.pipe.transformer
+        split = Ulysses.of(transformer._parallel_config)
+        heads = None if plan.head_groups is None else HeadGroups(*plan.head_groups, split)
         cache = KVCache(rotary, plan.slots_lat, plan.columns_lat, plan.keeps_queries, heads)
         self_attention, cross_attention = self.layers(transformer), self.text_layers(transformer)
         stocks = [(layer, layer.processor) for layer in (*self_attention, *cross_attention)]

@@ -121,7 +121,7 @@ def set_up(backbone: PipelineBackbone) -> None:
     else:
         pipe.to(model_settings.device)
     if model_settings.gpus > 1:
-        parallel.enable(backbone.transformers, model_settings.gpus)
+        parallel.enable(backbone.transformers, backbone.text_layers, model_settings.gpus)
 
 
 def decoder(spec: BackboneSpec, device: str, vae_tiling: bool = False) -> Callable[[Tensor], Iterator[np.ndarray]]:

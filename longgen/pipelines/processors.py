@@ -131,6 +131,7 @@ class PlannedAttention:
     ):
         self.programs, self.grid, self.step_state, self.rotary, self.stock = programs, grid, step_state, rotary, stock
         self.room = room
+        self._rotary_of_heads: Rotary | None = None  # of this rank's; kept, since it keeps tables
         self._attention_backend = getattr(stock, "_attention_backend", None) or backend  # diffusers sets these two by name
         self._parallel_config = getattr(stock, "_parallel_config", None)
 
@@ -162,18 +163,27 @@ class PlannedAttention:
 
         With several ranks all of these are of this rank's tokens.
         """
-        split = self.split
-        if split is None:
-            return executor.run(self._program, self.call(layer, features, tables), q, k, v, self.step_state.step)
+        call = self.call(layer, features, tables)
+        if self.split is None:
+            return executor.run(self._program, call, q, k, v, self.step_state.step)
+        return self._run_split(self.split, call, q, k, v)
+
+    def _run_split(self, split: Ulysses, call: LayerCall, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`run` on all tokens of this rank's heads."""
         program = self._program
         if any(branch.key_frames is not None for branch in program.branches.values()):
-            features = split.gathered(features, 1)
-        tables = None if tables is None else (split.gathered(tables[0], 0), split.gathered(tables[1], 0))
+            call.features = split.gathered(call.features, 1)
+        if call.stock is not None:
+            call.stock = split.gathered(call.stock[0], 0), split.gathered(call.stock[1], 0)
+            if self.rotary is not None and call.stock[0].shape[1] > q.shape[3] // 2:  # tables of all heads
+                columns = split.own(call.stock[0].shape[1])
+                call.stock = call.stock[0][:, columns], call.stock[1][:, columns]
+                call.rotary = self._rotary_of_heads = self._rotary_of_heads or self.rotary.part(columns)
         q, k, v = (split.to_heads(x) for x in (q, k, v))
         all_heads = functools.partial(split.gathered, dim=2)
-        output = executor.run(program, self.call(layer, features, tables), q, k, v, self.step_state.step, all_heads)
+        output = executor.run(program, call, q, k, v, self.step_state.step, all_heads)
         if program.fusion is not None:
-            return split.own_tokens(output)
+            return output[:, split.own(output.shape[1])]
         return split.to_tokens(output.unflatten(2, q.shape[2:])).flatten(2)
 
     @torch.compiler.disable
@@ -214,11 +224,12 @@ class PlannedAttention:
 class ScheduledCrossAttention:
     """Cross-attention processor of a prompt schedule: each frame attends to the texts of its shots, by its shares of them.
 
-    text_tokens: L of each text. What stands before the texts, as Wan I2V's I tokens of pictures, is seen with each of them.
+    text_tokens: L of each text. split: the ranks that share the tokens, if there are several. What stands before the texts, as Wan
+    I2V's I tokens of pictures, is seen with each of them.
     """
 
-    def __init__(self, step_state: StepState, stock: Any, text_tokens: int) -> None:
-        self.step_state, self.stock, self.text_tokens = step_state, stock, text_tokens
+    def __init__(self, step_state: StepState, stock: Any, text_tokens: int, split: Ulysses | None = None) -> None:
+        self.step_state, self.stock, self.text_tokens, self.split = step_state, stock, text_tokens, split
         self._attention_backend = getattr(stock, "_attention_backend", None)  # diffusers sets these two by name
         self._parallel_config = getattr(stock, "_parallel_config", None)
 
@@ -230,16 +241,22 @@ class ScheduledCrossAttention:
         shares = self.step_state.shares
         if shares is None or len(shares) == 1:
             return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, rotary)
-        frames = hidden_states.unflatten(1, (shares.shape[1], -1))
+        of_token = None if self.split is None else self._frames_of_tokens(self.split, hidden_states.shape[1], shares.shape[1])
+        units = hidden_states.unflatten(1, (shares.shape[1], -1)) if of_token is None else hidden_states.unsqueeze(2)
         before = encoder_hidden_states.shape[1] - len(shares) * self.text_tokens
         pictures, all_texts = encoder_hidden_states.split((before, len(shares) * self.text_tokens), dim=1)
         texts = all_texts.chunk(len(shares), dim=1)
         masks = [None] * len(shares) if attention_mask is None else attention_mask.chunk(len(shares), dim=-1)
-        output = torch.zeros_like(frames)
-        for share, text, mask in zip(shares, texts, masks, strict=True):
+        output = torch.zeros_like(units)
+        for share, text, mask in zip(shares if of_token is None else shares[:, of_token], texts, masks, strict=True):
             if count := np.count_nonzero(share):
-                seen = on_device(np.flatnonzero(share), frames.device)
+                seen = on_device(np.flatnonzero(share), units.device)
                 context = torch.cat([pictures, text], dim=1) if before else text
-                part = self.stock(attn, frames[:, seen].flatten(1, 2), context, mask, rotary).unflatten(1, (count, -1))
+                part = self.stock(attn, units[:, seen].flatten(1, 2), context, mask, rotary).unflatten(1, (count, -1))
                 output[:, seen] += on_device(share[share != 0], part.device, part.dtype).view(-1, 1, 1) * part
         return output.flatten(1, 2)
+
+    @staticmethod
+    def _frames_of_tokens(split: Ulysses, tokens: int, frames: int) -> np.ndarray:
+        """The frame of each of this rank's tokens, which need not be whole frames."""
+        return (split.rank * tokens + np.arange(tokens)) // (split.size * tokens // frames)

@@ -30,7 +30,7 @@ ORDER = [
     "errors", "closed", "arguments", "textfile", "units", "frames", "plugins", "terminal", "html", "device", "device_costs",
     "device_tables", "ranks", "cache_folder", "cards", "ffmpeg", "disk", "naming", "checkpoint", "video_info", "video", "progress",
     "pictures", "past", "conditions", "memory", "frameplan", "technique", "noise", "refine", "positions", "context", "fusion",
-    "sampling", "catalog", "backbones", "schedule", "preset", "prompts", "program", "stack", "plan", "repeats", "cost",
+    "sampling", "catalog", "backbones", "schedule", "preset", "prompts", "program", "stack", "plan", "repeats", "cost", "split",
     "out_of_memory", "layers", "conditioning", "planner", "resolve", "attention", "pipelines", "run_settings", "rundir",
     "shown", "sight", "describe", "backbone_facts", "loops", "interrupted", "start", "run", "metrics", "probe", "bench", "compare",
     "backbones.tiny", "cli", "docs",

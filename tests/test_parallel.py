@@ -40,7 +40,7 @@ def torchrun(size: int, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def apart(model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[float, float]]:
     folder = tmp_path_factory.mktemp("ranks")
-    for name in (*worker.WHOLE, *worker.OTHERS):
+    for name in (*worker.WHOLE, *worker.OTHERS, *worker.CLIPS):
         (folder / name).symlink_to(model_folder(name))
     done = torchrun(2, str(ROOT / "tests" / "ranks" / "worker.py"), str(folder))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -55,8 +55,8 @@ def test_every_preset_is_equal_on_two_ranks(apart: dict[str, tuple[float, float]
 
 
 def test_what_cannot_be_split_is_refused(model_folder: Callable[[str], Path]) -> None:
-    with pytest.raises(UsageError, match="gpus = 2, and there are 1 ranks"):
-        parallel.enable([], lambda transformer: [], 2)
+    with pytest.raises(UsageError, match="gpus = 2, and there is 1 rank"):
+        parallel.check_ranks(2)
     backbone = family.loaded(model_folder("wan"))
     backbone.pipe.transformer._parallel_config = ContextParallelConfig(ulysses_degree=2)  # somebody's own
     with pytest.raises(UsageError, match="runs in parallel"):

@@ -25,6 +25,11 @@ def adopt(config: Any) -> None:
     _own.append(config)
 
 
+def forget(config: Any) -> None:
+    """`config` is used no more."""
+    _own[:] = [own for own in _own if own is not config]
+
+
 def is_own(config: Any) -> bool:
     """Whether longgen made `config`; another one is somebody's who expects diffusers' own processors."""
     return any(config is own for own in _own)

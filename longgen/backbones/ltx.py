@@ -91,4 +91,5 @@ FAMILY = Family(
     random_pipeline=random_pipeline, peak_activations=(15.2, 8.0), token_modulation=13.0, moved=180, batches_guidance=True,
     broken_caches=("fastercache", "taylorseer", "seacache"), author_layers=author_layers,
     picture_pipelines=("LTXImageToVideoPipeline",),
+    context_parallel=True,
 )  # fmt: skip

@@ -209,6 +209,7 @@ class Family:
     them. batches_guidance: the pipeline runs both branches of guidance as one batch.
     folders: of a diffusers pipeline of this family, beside those of its transformers: what a download needs. picture_folders: more
     of a model with image_tokens.
+    context_parallel: diffusers has a context-parallel plan for its transformer, so that ranks can share its tokens.
     vae_float32: the VAE runs in float32, whatever the dtype. broken_caches: step caches of diffusers that do not work on it,
     first-block and mag among them where its registry of blocks lacks the transformer's (settings.CACHE_FAULTS says why).
     tokenized: (prompt, spec) -> what its pipeline tokenizes.
@@ -231,6 +232,7 @@ class Family:
     batches_guidance: bool = False
     folders: tuple[str, ...] = ("scheduler", "text_encoder", "tokenizer", "vae")
     picture_folders: tuple[str, ...] = ()
+    context_parallel: bool = False
     vae_float32: bool = False
     marker: str | None = None
     broken_caches: tuple[str, ...] = ()

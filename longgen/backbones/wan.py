@@ -222,4 +222,5 @@ FAMILY = Family(
     transformer_config=transformer_config, random_pipeline=random_pipeline, peak_activations=(11.2, 4.0), moved=185,
     token_modulation=21.0, vae_float32=True, broken_caches=("pyramid-attention-broadcast", "fastercache", "taylorseer"),
     tokenized=tokenized, author_layers=author_layers,
+    context_parallel=True,
 )  # fmt: skip

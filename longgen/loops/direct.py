@@ -17,7 +17,7 @@ from torch import Tensor
 from longgen.loops import OnStep, State
 from longgen.loops.denoiser import Denoiser
 from longgen.loops.prompt_schedule import TextPerFrame
-from longgen.pipelines import finite, foreign_hooks
+from longgen.pipelines import finite, foreign_hooks, parallel
 from longgen.pipelines.base import PipelineBackbone
 from longgen.pipelines.hook_removal import keep_hooks
 
@@ -54,6 +54,20 @@ def run_pipeline(
         return backbone.finished(backbone.unpacked(resume.latents, plan), given)
     if resume is not None:
         foreign_hooks.check_uncached(backbone.transformers, "what it held is lost when a run goes on")
+    with parallel.split(backbone, plan):
+        return _run(denoiser, noise, generator, on_step, resume, model_call)
+
+
+def _run(
+    denoiser: Denoiser,
+    noise: Tensor,
+    generator: torch.Generator,
+    on_step: OnStep,
+    resume: State | None,
+    model_call: ModelCall | None,
+) -> Tensor:
+    """`run_pipeline` on the ranks that there are."""
+    backbone, plan, given = denoiser.backbone, denoiser.plan, denoiser.given
     backbone.step_state.index = 0
     latents = backbone.started(noise, given)
     after_step = _StepCallback(denoiser, latents, generator, on_step, resume)

@@ -17,7 +17,7 @@ from torch import Tensor
 from longgen.errors import UsageError
 from longgen.loops import OnStep, State
 from longgen.loops.denoiser import Denoiser
-from longgen.pipelines import finite, foreign_hooks
+from longgen.pipelines import finite, foreign_hooks, parallel
 from longgen.plan import Plan
 from longgen.sampling.fifo import Fifo
 
@@ -44,7 +44,7 @@ def fifo(denoiser: Denoiser, noise: Tensor, generator: torch.Generator, on_step:
     if done == plan.rounds:
         yield latents[:, :, :-line_lat]
         return
-    with backbone.installed(plan):  # which also puts the pipeline's scheduler back
+    with parallel.split(backbone, plan), backbone.installed(plan):  # which also puts the pipeline's scheduler back
         scheduler = backbone.pipe.scheduler = backbone.frame_schedule(plan)
         latents = latents.to(backbone.device, torch.float32)
         sigmas, timesteps = (table.to("cpu", latents.dtype) for table in (scheduler.sigmas, scheduler.timesteps))

@@ -23,8 +23,10 @@ from longgen.loops import OnStep, State
 from longgen.loops.denoiser import Denoiser
 from longgen.loops.direct import run_pipeline
 from longgen.loops.prompt_schedule import with_text
+from longgen.loops.shared_clips import shared_out
 from longgen.pipelines.step_state import ClipBatch
 from longgen.sampling.multidiffusion import MultiDiffusion
+from longgen.split import split_of
 
 
 def multidiffusion(
@@ -53,6 +55,8 @@ class _ClipwiseCall:
         if denoiser.plan.shares is not None:
             _ = denoiser.texts  # encoded now: the text encoder must not run inside a call of the transformer
         self.previous_frames = np.empty(0)  # of the clips of the call before
+        self.anchored = any(frame_plan.anchor for frame_plan, _, _ in denoiser.plan.branches().values())
+        self.ranks = split_of(denoiser.plan, denoiser.backbone.model_settings).ranks
 
     def __call__(self, transformer: Any, call: Callable[..., Any], arguments: dict[str, Any], branch: int) -> Any:
         denoiser, backbone, plan = self.denoiser, self.denoiser.backbone, self.denoiser.plan
@@ -64,9 +68,10 @@ class _ClipwiseCall:
         x = backbone.by_frame(arguments["hidden_states"], plan.frames_lat)
         total: Tensor | None = None  # the sum [B, T, ...]; a prediction may have fewer channels than the input
         anchor_cache: dict[Any, Any] = {}
-        for first in range(0, len(clips.frames), batch):
+
+        def predict(first: int) -> Tensor:
+            """[k B, L, ...] of the clips from `first` on, which are one batch."""
             frames = on_device(clips.frames[first : first + batch], x.device)
-            weights = on_device(clips.weight[first : first + batch], x.device, torch.float32)
             indices = range(first, first + len(frames))
             rows = [(clip, clips.anchors[clip], sample) for clip in indices for sample in range(len(x))]
             backbone.step_state.clips = ClipBatch(rows, anchor_cache)
@@ -77,7 +82,20 @@ class _ClipwiseCall:
                 batched |= {name: torch.cat([text[name] for text in by_clip]) for name in by_clip[0]}
             with transformer.cache_context(f"clips-{branch}-{first}"):
                 (output,) = call(**batched)
-            for clip, weight, predicted in zip(frames, weights, backbone.by_frame(output, length).split(len(x)), strict=True):
+            return backbone.by_frame(output, length)
+
+        def leaders(first: int) -> set[int]:
+            """The first clips of the batches that hold the anchors of those from `first` on."""
+            return {anchor // batch * batch for anchor in clips.anchors[first : first + batch]} if self.anchored else set()
+
+        def empty(first: int) -> Tensor:
+            whole = backbone.by_frame(backbone.zeros(arguments), plan.frames_lat)
+            return whole.new_empty(len(clips.frames[first : first + batch]) * len(x), length, *whole.shape[2:])
+
+        for first, output in shared_out(range(0, len(clips.frames), batch), self.ranks, predict, leaders, empty):
+            frames = on_device(clips.frames[first : first + batch], x.device)
+            weights = on_device(clips.weight[first : first + batch], x.device, torch.float32)
+            for clip, weight, predicted in zip(frames, weights, output.split(len(x)), strict=True):
                 if total is None:
                     total = predicted.new_zeros(len(x), plan.frames_lat, *predicted.shape[2:], dtype=torch.float32)
                 total.index_add_(1, clip, predicted.float() * weight.view(-1, *[1] * (predicted.ndim - 2)))

@@ -20,7 +20,7 @@ from torch import Tensor
 from longgen.attention.kvcache import KVCache
 from longgen.loops import OnStep, State
 from longgen.loops.denoiser import Denoiser
-from longgen.pipelines import finite
+from longgen.pipelines import finite, parallel
 from longgen.pipelines.base import Text
 from longgen.pipelines.given import Given
 from longgen.plan import Plan
@@ -58,7 +58,7 @@ def rollout(
     chunk_noise = ChunkNoise(plan, shape, generator, resume, denoiser.given)
     recent = torch.zeros(shape, device=backbone.device)[:, :, :0]  # clean frames, as many as the cache may hold
     schedules = {steps: backbone.chunk_schedule(plan, steps) for steps in {plan.first_steps, plan.steps}}
-    with backbone.rolling(plan) as cache:
+    with parallel.split(backbone, plan), backbone.rolling(plan) as cache:
         for index, (start, count) in enumerate(chunks):
             text = denoiser.text(shares[index])
             if since[index] == 0:

@@ -24,7 +24,7 @@ from longgen.backbones.settings import ModelSettings
 from longgen.errors import UsageError
 from longgen.loops import sample
 from longgen.loops.denoiser import Denoiser
-from longgen.pipelines import loading, parallel
+from longgen.pipelines import loading
 from longgen.plan import Plan
 from longgen.schedule import PromptSchedule, Shot
 from tests.models import wan
@@ -33,7 +33,9 @@ from tests.stacks import STACKS
 PROMPT = "a large red circle"
 TWO_SHOTS = PromptSchedule((Shot(Fraction(0), "a large red circle"), Shot(Fraction(1, 2), "a small blue square")), Fraction(1, 4))
 WHOLE = {"wan": (33, (48, 32)), "ltx": (65, (64, 64))}  # pipeline -> frames, more than twice native; size
+CLIPS = ("hunyuan", "cogvideox")
 OTHERS = {"wan-experts": "freespec", "wan-ti2v": "sliding-window", "wan-i2v": "freespec"}
+GUIDED = {"wan": "freespec", "wan-experts": "direct", "ltx": "sliding-window", "cogvideox": "direct"}
 
 
 def pair(folder: Path, size: int) -> tuple[Any, Any]:
@@ -71,9 +73,19 @@ def cases(folder: Path, size: int) -> Iterator[tuple[str, Any, Any, Plan]]:
             split,
             planner.build(preset.load(stack, (), asked), split.spec, conditions=planner.stand_in(split.spec)),
         )
+    for name in CLIPS:
+        alone, split = pair(folder / name, size)
+        for stack in ("gen-l-video", "glc-diffusion"):
+            asked = preset.Sample(frames=8 * split.spec.stride_t + 1, size=(64, 64), steps=2)
+            yield f"{name} {stack}", alone, split, planner.build(preset.load(stack, (), asked), split.spec)
+    for name, stack in GUIDED.items():
+        alone, split = pair(folder / name, size)
+        split.model_settings = split.model_settings.replace(guidance_parallel=True)
+        asked = preset.Sample(frames=8 * split.spec.stride_t + 1, size=(64, 64), steps=4, guidance_scale=3.0)
+        shots = None if name == "cogvideox" else TWO_SHOTS  # whose attention has one text for all frames
+        yield f"{name} {stack} guided apart", alone, split, planner.build(preset.load(stack, (), asked), split.spec, shots)
     alone, split = wan.causal(), wan.causal()
     split.model_settings = split.model_settings.replace(gpus=size)
-    parallel.enable(split.transformers, split.text_layers, size)
     for stack in STACKS:
         try:
             made = planner.build(preset.load(stack, (), preset.Sample(frames=93, steps=2)), split.spec)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from longgen.cli.app import say
+from longgen.cli.app import logger
 from longgen.cli.options import given_options
 from longgen.errors import LonggenError, MissingError, UsageError, conflict, shown
 from longgen.textfile import on_one_line
@@ -34,9 +34,9 @@ def choose_backbone(name: str | None, quiet: bool) -> BackboneSpec:
     from longgen.backbones.find import find
 
     spec = find(name or default_backbone())
-    if name is None and spec.built_in and not quiet:
-        say("no GPU found: using the built-in model tiny (64x64); for a real one: --backbone wan2.1-1.3b, a hub id or a diffusers "
-            "folder")  # fmt: skip
+    if name is None and spec.built_in:
+        logger(quiet)("no GPU found: using the built-in model tiny (64x64); for a real one: --backbone wan2.1-1.3b, a hub id or a "
+                      "diffusers folder")  # fmt: skip
     return spec
 
 
@@ -68,8 +68,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 def say_notes(notes: Iterable[str], quiet: bool) -> None:
     """Each note once, on stderr."""
-    for note in () if quiet else dict.fromkeys(notes):
-        say(f"note: {note}")
+    for note in dict.fromkeys(notes):
+        logger(quiet)(f"note: {note}")
 
 
 # Prompts
@@ -91,6 +91,17 @@ def read_rows(
     rows, notes = files.read(prompts, files.COLUMNS if columns is None else columns, why)
     say_notes(notes, quiet)
     return rows
+
+
+def with_seeds(rows: Sequence[Row], seeds: Sequence[int]) -> list[Row]:
+    """Each row with each seed. Raises UsageError where a row has a seed of its own, or a name, which is for one video."""
+    for row in rows:
+        given = "seed" if row.seed is not None else "output" if row.output is not None and len(seeds) > 1 else None
+        if given is not None:
+            why = "a seed of its own" if given == "seed" else f"a single name for the videos of {len(seeds)} seeds"
+            raise UsageError(f"line {row.line} of --prompts gives {why}, and --seeds is given too",
+                             expected=f"--seeds, or the column {given}", hint="leave one out")  # fmt: skip
+    return [row.model_copy(update={"seed": seed}) for row in rows for seed in seeds]
 
 
 def read_prompts(prompt: str | None, prompts: Path | None, quiet: bool) -> list[str]:
@@ -196,11 +207,12 @@ def stored_job(context: typer.Context, output: Path, allow_code: bool) -> tuple[
     from longgen import resolve, rundir
     from longgen.run_settings import model_settings_in
 
-    allowed = {"output", "resume", "allow_code", "device", "offload", "vae_tiling", "dry_run", "as_json", "quiet"}
+    allowed = {"output", "resume", "allow_code", "device", "offload", "vae_tiling", "dry_run", "as_json", "quiet", "log_file"}
     others = ", ".join(option for name, option in given_options(context).items() if name not in allowed)
     if others:
         raise UsageError(f"--resume without --prompt takes every setting from the stored run; {others} cannot be combined with it",
-                         expected="--output, --allow-code, --device, --offload, --vae-tiling, --dry-run, --json and --quiet",
+                         expected="--output, --allow-code, --device, --offload, --vae-tiling, --dry-run, --json, --quiet and "
+                                  "--log-file",
                          hint=f"leave {others} out, or give the whole command again")  # fmt: skip
     stored = rundir.stored_record(output)["settings"]
     plan = resolve.from_settings(stored, rundir.run_folder(output) / "run.json", allow_code)

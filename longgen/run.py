@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from longgen import arguments, disk, ffmpeg, naming, past, preset, rundir, start
+from longgen import arguments, disk, ffmpeg, naming, past, preset, run_record, rundir, start
 from longgen.backbones import defaults
 from longgen.backbones.settings import ModelSettings
 from longgen.describe import plan_dict
@@ -102,7 +102,7 @@ class RunRecord:
 
     def write(self, status: str, **more: Any) -> None:
         self.content.update(status=status, seconds=self.seconds, peak_memory_bytes=memory_bytes(self.device), **more)
-        disk.save_record(self.path, self.content)
+        disk.save_record(self.path, run_record.stored(self.content))
 
 
 def _texts(plan: Plan, prompt: str) -> dict[str, Any]:

@@ -128,7 +128,8 @@ def _requested(
         if options.dry_run:
             raise conflict("--probe run", "--dry-run", "it runs the model",
                            hint="longgen probe first; --dry-run then uses the stored probe")  # fmt: skip
-        probe = probe_first(request.load_preset(), request.spec, loading, options.quiet, request.conditions)
+        probed = inputs.first_to_probe(rows, request)
+        probe = probe_first(probed.load_preset(), request.spec, loading, options.quiet, probed.conditions)
         request = dataclasses.replace(request, probe=probe)
     plans = inputs.plans_of_rows(rows, request, options.quiet)
     if options.resume and several is None and seed is None:

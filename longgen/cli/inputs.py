@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,37 +142,60 @@ def plans_of_rows(rows: Sequence[Row], request: PlanRequest, quiet: bool) -> lis
     """The plan of each row: what the row gives, over `request`. Rows with equal settings share a plan. Prints the plans' notes."""
     from longgen.resolve import check_overrides, resolve
 
-    requests: list[PlanRequest] = []
+    requests = _row_requests(rows, request)
     by_settings: dict[Any, Plan] = {}
     plans: list[Plan] = []
-    for row in rows:
-        try:
-            requests.append(of_row := _row_request(row, request))
+    for row, of_row in zip(rows, requests, strict=True):
+        with _naming_line_of(row):
             sample = of_row.sample.model_dump_json()
             start = json.dumps(of_row.conditions.as_dict())
             settings = of_row.preset, of_row.overrides, sample, of_row.duration, of_row.layers, of_row.probe, start
             if settings not in by_settings:
                 by_settings[settings] = resolve(of_row)
-        except LonggenError as error:
-            if not row.line:
-                raise
-            raise type(error)(f"line {row.line} of --prompts: {error.given}", error.expected, error.hint) from None
         plans.append(by_settings[settings])
     check_overrides(request.overrides, requests)
     say_notes((note for plan in plans for note in plan.notes), quiet)
     return plans
 
 
+def first_to_probe(rows: Sequence[Row], request: PlanRequest) -> PlanRequest:
+    """The request of the first row whose preset leaves its layers to a probe; `request` where none does."""
+    from longgen.layers import selection
+
+    requests = _row_requests(rows, request)
+    return next((of_row for of_row in requests if selection.uses_probe(of_row.load_preset())), request)
+
+
+def _row_requests(rows: Sequence[Row], request: PlanRequest) -> list[PlanRequest]:
+    """The request of each row. Where rows name presets, each takes the overrides that are meant for it, as in a comparison."""
+    several, requests = any(row.preset is not None for row in rows), []
+    for row in rows:
+        with _naming_line_of(row):
+            of_row = _row_request(row, request)
+            requests.append(of_row.fitted() if several else of_row)
+    return requests
+
+
+@contextlib.contextmanager
+def _naming_line_of(row: Row) -> Iterator[None]:
+    try:
+        yield
+    except LonggenError as error:
+        if not row.line:
+            raise
+        raise type(error)(f"line {row.line} of --prompts: {error.given}", error.expected, error.hint) from None
+
+
 def _row_request(row: Row, request: PlanRequest) -> PlanRequest:
-    """The row's columns over the flags; a preset of its own takes the overrides that are meant for it, as in a comparison."""
+    """The row's columns over the flags."""
     from longgen.prompts import IMAGES
 
     sample, duration = request.sample, request.duration if row.frames is None else None
     if row.duration is not None:
         sample, duration = sample.model_copy(update={"frames": None}), row.duration
     given = {column: getattr(row, column) for column in IMAGES if getattr(row, column) is not None}
-    request = replace(request, sample=row.sample.over(sample), duration=duration, conditions=replace(request.conditions, **given))
-    return request if row.preset is None else replace(request, preset=row.preset).fitted()
+    return replace(request, preset=row.preset or request.preset, sample=row.sample.over(sample), duration=duration,
+                   conditions=replace(request.conditions, **given))  # fmt: skip
 
 
 def jobs_of_rows(rows: Sequence[Row], plans: Sequence[Plan], seed: int | None, output: str | None, quiet: bool) -> list[JobRequest]:

@@ -5,7 +5,6 @@ Lines are appended and flushed at once, so that several processes, as the tasks 
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import logging
 import os
@@ -31,13 +30,16 @@ class Line(logging.Formatter):
         return datetime.datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds")
 
 
-class LogFile(logging.FileHandler):
-    """Appends to `path`. trouble: the error of the first line that could not be written; the work goes on without them."""
+class LogFile(logging.Handler):
+    """Appends to `path`, a system call a line. trouble: the error of the first line that could not be written; the work goes on
+    without them. Raises OSError, ValueError where it cannot be opened.
+    """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, "a", encoding="utf-8", errors="backslashreplace")
+        super().__init__()
         self.path = path
         self.trouble: LonggenError | None = None
+        self.descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         self.setFormatter(Line("%(asctime)s %(levelname)s %(message)s"))
         self.logger = logging.Logger("longgen")  # of its own: libraries that set up logging have no say here
         self.logger.addHandler(self)
@@ -48,16 +50,17 @@ class LogFile(logging.FileHandler):
         for line in message.splitlines():
             self.logger.log(level, "%s", line.translate({code: f"\\x{code:02x}" for code in range(32) if code != 9}))
 
-    def handleError(self, record: logging.LogRecord) -> None:
-        reason = sys.exc_info()[1]
-        if self.trouble is None:
-            why = getattr(reason, "strerror", None) or reason
-            self.trouble = LonggenError(f"--log-file {self.path} could not be written: {why}", expected="a place with free space",
-                                        hint="free some space, or give another name")  # fmt: skip
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            os.write(self.descriptor, f"{self.format(record)}\n".encode(errors="backslashreplace"))
+        except OSError as error:
+            if self.trouble is None:
+                self.trouble = LonggenError(f"--log-file {self.path} could not be written: {error.strerror}",
+                                            "a place with free space", "free some space, or give another name")  # fmt: skip
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # the rest of a full disk's buffer
-            super().close()
+        os.close(self.descriptor)
+        super().close()
 
 
 def opened(path: Path, parameters: Mapping[str, Any], first: str) -> LogFile:
@@ -84,6 +87,7 @@ def opened(path: Path, parameters: Mapping[str, Any], first: str) -> LogFile:
                            hint="create the folder, or give another name") from None  # fmt: skip
     log.write(first)
     if log.trouble is not None:
+        log.close()
         raise log.trouble
     return log
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import itertools
 import json
@@ -17,7 +16,6 @@ import numpy as np
 from longgen import catalog, cost
 from longgen import preset as presets
 from longgen.attention.lowering import lower
-from longgen.backbones import tiny_grammar
 from longgen.backbones.registry import SPECS
 from longgen.backbones.spec import BackboneSpec
 from longgen.cards import Card
@@ -34,7 +32,7 @@ from longgen.sampling.chain import SEED_STRIDE
 from longgen.sight import row_label, slot_lines
 from longgen.stack import PlacedTechnique
 from longgen.technique import LONGEST, FrameTechnique, Technique
-from longgen.terminal import aligned, cut_to_width, fitted
+from longgen.terminal import aligned, fitted
 from longgen.textfile import on_one_line, visible
 from longgen.units import about_time, count_label, human_bytes, short
 
@@ -68,6 +66,7 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
             for key, value in _parameters(placed).items()))  # fmt: skip
     if not plan.techniques:
         lines.append("no technique: the backbone's own attention")
+    lines += [on_one_line(f"LoRA of the preset: {text}") for text in plan.preset.lora_on(spec)]
     for number, shot in enumerate(plan.schedule.shots if plan.schedule else (), start=1):
         begins = "cut: " * shot.cut if shot.image is None else f"with {_picture_label(shot.image)}: "
         lines.append(f"shot {number} from {float(shot.at):g} s: {begins}{on_one_line(shot.prompt)}")
@@ -314,35 +313,6 @@ def picture(visible: np.ndarray) -> list[str]:
     return rows
 
 
-def backbone_dict(spec: BackboneSpec) -> dict[str, Any]:
-    """The facts of a backbone as plain data; for `tiny` also its grammar of prompts."""
-    words = {slot: list(words) for slot, words in tiny_grammar.SLOTS.items()}
-    return dataclasses.asdict(spec) | ({"grammar": tiny_grammar.GRAMMAR, "words": words} if spec.name == "tiny" else {})
-
-
-def backbone_text(spec: BackboneSpec) -> str:
-    """The facts of a backbone; for `tiny` also the sentences that it knows."""
-    below = "" if spec.boundary is None else f", below {spec.boundary:g}"
-    low_noise = "" if spec.guidance_scale_2 is None else f" ({spec.guidance_scale_2:g} at low noise{below})"
-    rows = {
-        "what": spec.about,
-        "weights": "in the package" if spec.built_in else ", ".join(filter(None, (spec.checkpoint, spec.lora, spec.source))),
-        "license": spec.license,
-        "native": f"{spec.native_px} frames ({spec.native_lat} latent), {spec.size[0]}x{spec.size[1]}, {spec.fps} fps",
-        "lengths": f"{spec.stride_t}n+1 frames",
-        "sizes": "width a multiple of {}, height of {}".format(*spec.size_multiple),
-        "defaults": f"{spec.steps} step{'s' * (spec.steps != 1)}, guidance {spec.guidance_scale:g}{low_noise}, {spec.dtype}",
-        "scheduler": ", ".join(filter(None, (spec.scheduler, flow_shift_label(spec)))),
-        "negative": cut_to_width(on_one_line(spec.negative_prompt), WIDTH - 14) or "none",
-        "transformer": f"{spec.layers} layers, {spec.heads} heads x {spec.head_dim}, {spec.parameters / 1e6:,.0f}M parameters",
-        "can": ", ".join(spec.capabilities),
-    }
-    text = "\n".join([spec.name, *(f"  {key:<12}{value}" for key, value in rows.items())])
-    if spec.built_in:
-        text += "\n\nprompts it knows:\n" + tiny_grammar.describe()
-    return text
-
-
 # Backbones that costs are quoted for: the first that can run the preset.
 COSTED = ("wan2.1-1.3b", "self-forcing", "wan2.2-ti2v-5b", "wan2.2-i2v-a14b")
 
@@ -380,7 +350,8 @@ def backbones_label(row: Mapping[str, Any]) -> str:
         return ", ".join(able)
     left_out = ["causal"] if causal.issubset(refused) else sorted(causal.intersection(refused))
     left_out += [name for name in refused if name not in causal]
-    return "all but " + ", ".join(left_out) if left_out else "all"
+    texts = [", ".join(able), "all but " + ", ".join(left_out)]
+    return min(texts, key=len) if left_out else "all"
 
 
 def command_again(settings: Mapping[str, Any], video: Path) -> str:

@@ -55,6 +55,7 @@ def build(
     """
     schedule, conditions = settled(schedule, conditions)
     requested, past = preset.sample_on(spec), conditions.past
+    preset.lora_on(spec)  # refused here where it has none for this backbone
     run = past if past is not None and past.latents is not None else None
     sample = requested.over(
         Sample(size=run.size if run else spec.size, steps=spec.steps, guidance_scale=spec.guidance_scale,

@@ -12,13 +12,17 @@
     flow_shift = 8.0
     guidance_scale = 6.0
 
+    [model."wan2.1-14b"]     # LoRAs that the weights are merged with, as --lora takes them; [model]: on every backbone
+    lora = ["owner/name/FILE.safetensors:1.0"]
+
     [[technique]]            # in any order
     name = "freespec"
     kappa = 3.0
 
 Precedence: flag, LONGGEN_* variable, the preset's table for the backbone, its [sample], the backbone's default. A backbone's table
 also applies to it with other weights (`self-forcing:FILE`), and to folders and hub ids of a model of that shape. All errors of
-a file are reported in one message. A preset runs no code: a technique "package.module:Class" needs `allow_code`.
+a file are reported in one message. A preset runs no code: a technique "package.module:Class" needs `allow_code`; and it downloads
+nothing: its LoRAs have to be on this machine.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from longgen import catalog, textfile
 from longgen.backbones.registry import SPECS, is_backbone, published_name
+from longgen.backbones.settings import LoraText, parse_lora
 from longgen.backbones.spec import BackboneSpec
 from longgen.catalog import name_of
 from longgen.errors import MissingError, UsageError, shown, unknown_name
@@ -78,8 +83,26 @@ class Sample(SampleFields):
         return other.model_copy(update={key: value for key, value in self if value is not None})
 
 
+class ModelTable(BaseModel):
+    """What a preset changes in the model itself. lora: as the `ModelSettings` have it; a flag's come after these."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    lora: Annotated[tuple[LoraText, ...], Field(strict=False)] = ()
+
+    @field_validator("lora")
+    @classmethod
+    def _can_be_parsed(cls, lora: tuple[str, ...]) -> tuple[str, ...]:
+        for text in lora:
+            try:
+                parse_lora(text)
+            except UsageError as error:
+                raise ValueError(error.given.removeprefix("--lora ")) from None
+        return lora
+
+
 class Preset(BaseModel):
-    """A named stack of techniques with defaults for sampling. backbone_samples: defaults for one backbone, by its name."""
+    """A named stack of techniques, with defaults for sampling and LoRAs. backbone_*: those for one backbone, by its name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
@@ -88,19 +111,32 @@ class Preset(BaseModel):
     source: str = ""
     sample: Sample = Sample()
     backbone_samples: dict[str, Sample] = Field(default_factory=dict)
+    model: ModelTable = ModelTable()
+    backbone_models: dict[str, ModelTable] = Field(default_factory=dict)
     techniques: tuple[Technique, ...] = ()
 
-    @field_validator("backbone_samples")
+    @field_validator("backbone_samples", "backbone_models")
     @classmethod
-    def _of_known_backbones(cls, samples: dict[str, Sample]) -> dict[str, Sample]:
-        for name in samples:
+    def _of_known_backbones(cls, tables: dict[str, Any]) -> dict[str, Any]:
+        for name in tables:
             if not is_backbone(name):
-                raise ValueError(_no_backbone(name))
-        return samples
+                raise ValueError(_no_backbone(name, "sample"))
+        return tables
 
     def sample_on(self, spec: BackboneSpec) -> Sample:
         """The preset's defaults on `spec`: those of its own table, where there is one, over the others."""
         return self.backbone_samples.get(published_name(spec), Sample()).over(self.sample)
+
+    def lora_on(self, spec: BackboneSpec) -> tuple[str, ...]:
+        """The LoRAs on `spec`: those of its own table, where there is one, or the others. Raises UsageError where it has none."""
+        table = self.backbone_models.get(published_name(spec), self.model)
+        if self.backbone_models and not table.lora:
+            raise UsageError(
+                f"preset {self.name} needs a backbone that it has LoRAs for, and {spec.name} is none",
+                expected=", ".join(self.backbone_models),
+                hint=f"choose one of them; or in a preset of your own a table [model.{textfile.toml_value(spec.name)}]",
+            )
+        return table.lora
 
     def under(self, sample: Sample) -> Preset:
         """The preset with its defaults overridden by `sample` on every backbone."""
@@ -112,8 +148,10 @@ class Preset(BaseModel):
         tables = [{"name": name_of(t), **t.model_dump(mode="json", exclude_none=True)} for t in self.techniques]
         sample = self.sample.model_dump(mode="json", exclude_none=True)
         sample |= {name: table.model_dump(mode="json", exclude_none=True) for name, table in self.backbone_samples.items()}
+        model = self.model.model_dump(mode="json", exclude_defaults=True)
+        model |= {name: table.model_dump(mode="json") for name, table in self.backbone_models.items()}
         head = {"schema": SCHEMA, "name": self.name, "description": self.description, "source": self.source}
-        return head | {key: value for key, value in (("sample", sample), ("technique", tables)) if value}
+        return head | {key: value for key, value in (("sample", sample), ("model", model), ("technique", tables)) if value}
 
     def as_toml(self) -> str:
         """The preset as a TOML file that `load` reads back equal; parameters left to the backbone are comments."""
@@ -121,9 +159,18 @@ class Preset(BaseModel):
         techniques = tables.pop("technique", [])
         for table, technique in zip(techniques, self.techniques, strict=True):
             table |= {f"# {key}": "the backbone's own" for key, value in technique if value is None}
-        sample = tables.pop("sample", {})
-        by_backbone = [(f"[sample.{textfile.toml_value(name)}]", sample.pop(name)) for name in self.backbone_samples]
-        sections = [("", tables), ("[sample]", sample), *by_backbone, *(("[[technique]]", table) for table in techniques)]
+        general = {key: tables.pop(key, {}) for key in ("sample", "model")}
+        by_backbone = [
+            (f"[{key}.{textfile.toml_value(name)}]", general[key].pop(name))
+            for key, names in (("sample", self.backbone_samples), ("model", self.backbone_models))
+            for name in names
+        ]
+        sections = [
+            ("", tables),
+            *((f"[{key}]", table) for key, table in general.items()),
+            *by_backbone,
+            *(("[[technique]]", table) for table in techniques),
+        ]
         texts = []
         for head, table in sections:
             lines = [f"{key} = {textfile.toml_value(value)}\n" for key, value in table.items()]
@@ -204,24 +251,14 @@ def from_tables(tables: Mapping[str, Any], origin: str, allow_code: bool = False
             errors.append(f"technique[{position}]: {error.given}")
         except ValidationError as error:
             errors += [explain(name, detail, technique) for detail in error.errors()]
-    misplaced = [key for key in ("techniques", "layers", "steps", "backbone_samples") if key in rest]
+    misplaced = [key for key in ("techniques", "layers", "steps", "backbone_samples", "backbone_models") if key in rest]
     errors += [f"{key}: unknown key at the top; techniques are [[technique]] tables" for key in misplaced]
     rest = {key: value for key, value in rest.items() if key not in misplaced}
-    samples: dict[str, Sample] = {}
-    if isinstance(table := rest.get("sample", {}), dict):
-        tables = {key: value for key, value in table.items() if isinstance(value, dict) and key not in Sample.model_fields}
-        errors += [f"sample.{name}: {_no_backbone(name)}" for name in tables if not is_backbone(name)]
-        general = {key: value for key, value in table.items() if key not in tables}
-        for name, values in {"": general, **{name: values for name, values in tables.items() if is_backbone(name)}}.items():
-            try:
-                samples[name] = Sample(**values)
-            except UsageError as error:
-                place = f'sample."{name}"' if name else "sample"
-                errors += [f"{place}.{line.strip()}" for line in error.given.splitlines()[1:]]
-        rest["sample"] = samples.pop("", Sample())
+    for key, kind in (("sample", Sample), ("model", ModelTable)):
+        rest |= _tables_by_backbone(rest.get(key, {}), key, kind, errors)
     preset = None
     try:
-        preset = Preset(**{"name": origin, **rest, "backbone_samples": samples, "techniques": tuple(techniques)})
+        preset = Preset(**{"name": origin, **rest, "techniques": tuple(techniques)})
     except ValidationError as error:
         errors += [explain("", detail, Preset) for detail in error.errors()]
     if errors or preset is None:
@@ -231,10 +268,29 @@ def from_tables(tables: Mapping[str, Any], origin: str, allow_code: bool = False
     return preset
 
 
-def _no_backbone(name: str) -> str:
+def _tables_by_backbone(table: Any, key: str, kind: type[BaseModel], errors: list[str]) -> dict[str, Any]:
+    """The fields `key` and `backbone_{key}s` of a Preset from the TOML table `key`, which holds tables for one backbone each."""
+    if not isinstance(table, dict):
+        return {key: table}  # the preset refuses it
+    named = {name: values for name, values in table.items() if isinstance(values, dict) and name not in kind.model_fields}
+    errors += [f"{key}.{name}: {_no_backbone(name, key)}" for name in named if not is_backbone(name)]
+    general = {name: value for name, value in table.items() if name not in named}
+    parsed = {}
+    for name, values in {"": general, **{name: values for name, values in named.items() if is_backbone(name)}}.items():
+        place = f'{key}."{name}"' if name else key
+        try:
+            parsed[name] = kind(**values)
+        except UsageError as error:  # a Sample puts its own errors into words
+            errors += [f"{place}.{line.strip()}" for line in error.given.splitlines()[1:]]
+        except ValidationError as error:
+            errors += [f"{place}.{explain('', detail, kind)}" for detail in error.errors()]
+    return {key: parsed.pop("", kind()), f"backbone_{key}s": parsed}
+
+
+def _no_backbone(name: str, key: str) -> str:
     near = difflib.get_close_matches(name, SPECS, n=2, cutoff=0.5)
     suggestion = f"; did you mean {' or '.join(near)}?" if near else "."
-    form = f'A table is for one of {", ".join(SPECS)}, its name in quotes: [sample."wan2.1-1.3b"]'
+    form = f'A table is for one of {", ".join(SPECS)}, its name in quotes: [{key}."wan2.1-1.3b"]'
     return f"neither a key nor a backbone{suggestion} {form}"
 
 
@@ -242,7 +298,7 @@ def explain(name: str, detail: Any, model: type[BaseModel]) -> str:
     """A pydantic error in one line: key, value, what is expected."""
     path = ".".join(str(part) for part in (name, *detail["loc"]) if part != "" and not str(part).startswith(("literal", "tuple")))
     known = ["schema", "technique"] if model is Preset else []
-    known += [key for key in model.model_fields if key not in ("techniques", "backbone_samples")]
+    known += [key for key in model.model_fields if key not in ("techniques", "backbone_samples", "backbone_models")]
     if detail["type"] == "extra_forbidden":
         return f"{path}: unknown key; known keys: {', '.join(known)}"
     message = detail["msg"].removeprefix("Value error, ")

@@ -82,15 +82,15 @@ def stored_settings(plan: Plan, prompt: str, seed: int, model_settings: ModelSet
 
 
 def _stored_preset(plan: Plan) -> dict[str, Any]:
-    """The preset without its sampling, every parameter written out: a rollout's as the model has them, and those of NEWER only
-    where they say something. So a run of an earlier version is the same run here."""
+    """The preset without its sampling and its LoRAs, which are stored apart, every parameter written out: a rollout's as the model
+    has them, and those of NEWER only where they say something. So a run of an earlier version is the same run here."""
     techniques = tuple(t.settled(plan.spec) if isinstance(t, Rollout) else t for t in plan.preset.techniques)
     tables = plan.preset.model_copy(update={"techniques": techniques}).as_dict()
     for table in tables.get("technique", ()):
         for key, neutral in NEWER.get(table["name"], {}).items():
             if table[key] == neutral:
                 del table[key]
-    return {key: value for key, value in tables.items() if key != "sample"}
+    return {key: value for key, value in tables.items() if key not in ("sample", "model")}
 
 
 def _inputs(plan: Plan) -> dict[str, str]:

@@ -19,6 +19,7 @@ from longgen.bench.count import LayerCount, StepCount, count_plan, total
 from longgen.cards import EIGEN
 from longgen.errors import LonggenError
 from longgen.plan import Plan
+from tests.stacks import STACKS
 
 FAMILIES = ("wan2.1-1.3b", "ltx-2b", "cogvideox-2b", "cogvideox-5b", "hunyuanvideo", "self-forcing")
 FUSIONS, MANY, MOST = 400, 600, 1500
@@ -29,7 +30,7 @@ BUDGETS = {  # of the presets that are not windows, frequencies or noise
 }  # fmt: skip
 BUDGET = 250
 STRIPES = {"freeloc@stripes": ("vrpr.layers=all", "tsa.layers=all", "tsa.reencode=vrpr")}
-PRESETS = (*preset.names(), *STRIPES)
+PRESETS = (*STACKS, *STRIPES)
 
 
 class Cost(NamedTuple):

@@ -20,6 +20,7 @@ from longgen.backbones.wan import TINY
 from longgen.errors import UsageError
 from longgen.frameplan import full_attention
 from longgen.plan import Plan
+from tests.stacks import STACKS
 
 WAN = SPECS["wan2.1-1.3b"]
 WINDOW = {"name": "window"}
@@ -138,7 +139,7 @@ def refusal(name: str, spec: BackboneSpec) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("name", preset.names())
+@pytest.mark.parametrize("name", STACKS)
 @pytest.mark.parametrize("backbone", SPECS)
 def test_every_preset_plans_on_every_backbone_or_says_why_not(name: str, backbone: str) -> None:
     spec = SPECS[backbone]
@@ -217,7 +218,7 @@ def test_flex_acts_by_the_distances_that_are_left() -> None:
     assert branch.frequency_scale.min() == pytest.approx(20 / 80)
 
 
-TAKEN = [name for name in preset.names() if name != "fifo"  # whose steps are its own: tests/sampling/test_fifo.py
+TAKEN = [name for name in STACKS if name != "fifo"  # whose steps are its own: tests/sampling/test_fifo.py
          and not (refusal(name, TINY) or "").startswith("needs")]  # fmt: skip
 
 
@@ -251,7 +252,7 @@ def test_exported_arrays(tiny_plan: Callable[..., Plan]) -> None:
 # Rollouts
 
 CAUSAL = [spec for spec in SPECS.values() if spec.causal]
-ROLLED = [name for name in preset.names() if any(catalog.name_of(one) == "rollout" for one in preset.load(name).techniques)]
+ROLLED = [name for name in STACKS if any(catalog.name_of(one) == "rollout" for one in preset.load(name).techniques)]
 IN_ROLLOUTS = {  # by what they say they require
     name for name in catalog.TECHNIQUES if {*catalog.technique(name).requires} <= {*SELF_FORCING.capabilities}
 }
@@ -453,7 +454,7 @@ def test_the_presets_see_as_many_frames_as_their_papers_say(name: str) -> None:
     assert bool(made.notes) == (len(branches) > 1) == (name == "dummy-forcing")
 
 
-@pytest.mark.parametrize("name", [name for name in preset.names() if not (refusal(name, TINY_CAUSAL) or "").startswith("needs")])
+@pytest.mark.parametrize("name", [name for name in STACKS if not (refusal(name, TINY_CAUSAL) or "").startswith("needs")])
 def test_every_preset_runs_on_a_causal_backbone(causal: Any, name: str) -> None:
     import torch
 

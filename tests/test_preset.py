@@ -328,6 +328,23 @@ def test_tables_for_backbones_go_round_trip(tmp_path: Path) -> None:
     assert first.as_dict()["sample"] == {"steps": 30, "fps": 8, "wan2.1-1.3b": {"steps": 40, "flow_shift": 8.0}}
 
 
+def test_loras_for_backbones_go_round_trip_and_refuse_the_others(tmp_path: Path) -> None:
+    shipped = preset.load("lightx2v")
+    (tmp_path / "again.toml").write_text(shipped.as_toml())
+    again = preset.load(str(tmp_path / "again.toml"))
+    assert again == shipped
+    made = planner.build(again, SPECS["wan2.2-t2v-a14b"])
+    assert (made.steps, made.sample.flow_shift, made.guided) == (4, 5.0, False)
+    assert [text[:2] for text in again.lora_on(made.spec)] == ["1=", "2="]
+    with pytest.raises(UsageError, match="needs a backbone that it has LoRAs for"):
+        planner.build(again, SPECS["wan2.1-1.3b"])
+    (tmp_path / "all.toml").write_text(
+        'name = "all"\n[model]\nlora = ["a.safetensors:0.5"]\n[model.tiny]\nlora = ["b.safetensors"]'
+    )
+    for_all = preset.load(str(tmp_path / "all.toml"))
+    assert [for_all.lora_on(SPECS[name]) for name in ("tiny", "ltx-2b")] == [("b.safetensors",), ("a.safetensors:0.5",)]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -337,6 +354,11 @@ def test_tables_for_backbones_go_round_trip(tmp_path: Path) -> None:
         ("[sample.tiny]\nflow = 3", 'sample."tiny".flow: unknown key; known keys: frames, size, steps'),
         ("[sample.tiny]\nflow_shift = nan", 'sample."tiny".flow_shift = nan: input should be a finite number'),
         ("backbone_samples = {}", "backbone_samples: unknown key"),
+        ("[model]\nlora = ['a:b']", "model.lora = ['a:b']: a:b: 'b' is no scale"),
+        ("[model]\nlora = ['']", "model.lora.0 = '': string should match"),
+        ("[model]\nsteps = 4", "model.steps: unknown key; known keys: lora"),
+        ('[model."wan9"]\nlora = []', "model.wan9: neither a key nor a backbone"),
+        ("model = 3", "model = 3: input should be a valid dictionary"),
     ],
 )
 def test_tables_for_backbones_are_closed(text: str, said: str, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from longgen.errors import UsageError
 from longgen.loops import sample
 from longgen.loops.denoiser import Denoiser
 from longgen.plan import Plan
+from tests.stacks import STACKS
 
 WITHIN = 0.02
 SMALL = dict(layers=2, heads=2, head_dim=64, ffn_dim=256, text_tokens=32, size=(128, 128), parameters=0)
@@ -93,8 +94,8 @@ def causal() -> Any:
     return built(CAUSAL)
 
 
-TAKEN = [name for name in preset.names() if made(name, WAN, 129) is not None]
-ROLLED = [name for name in preset.names() if name not in TAKEN and made(name, CAUSAL, 93) is not None]
+TAKEN = [name for name in STACKS if made(name, WAN, 129) is not None]
+ROLLED = [name for name in STACKS if name not in TAKEN and made(name, CAUSAL, 93) is not None]
 
 
 @pytest.mark.parametrize("name", TAKEN)

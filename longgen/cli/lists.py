@@ -88,8 +88,8 @@ def techniques_show(
 @backbones_app.command("list")
 def backbones_list(as_json: Json = False) -> None:
     """All backbones by name."""
+    from longgen.backbone_facts import backbone_dict
     from longgen.backbones.registry import all_specs
-    from longgen.describe import backbone_dict
 
     specs = all_specs().values()
     rows = [f"{spec.name:<16}{spec.native_px:>4} frames native  {spec.about}" for spec in specs]
@@ -98,9 +98,13 @@ def backbones_list(as_json: Json = False) -> None:
 
 @backbones_app.command("show")
 def backbones_show(name: Annotated[str, typer.Argument(help="A name, a hub id or a folder.")], as_json: Json = False) -> None:
-    """Show the facts of a backbone; for tiny also the prompts that it understands."""
+    """Show the facts of a backbone: licence, bytes, memory, whether it is here; for tiny also the prompts that it understands."""
+    from longgen.backbone_facts import backbone_dict, backbone_text, needs, published
     from longgen.backbones.find import find
-    from longgen.describe import backbone_dict, backbone_text
 
     spec = find(name)
-    answer(backbone_text(spec), backbone_dict(spec), as_json)
+    answer(
+        backbone_text(spec),
+        backbone_dict(spec) | {"needs": needs(spec), "published": published(spec)} if as_json else None,
+        as_json,
+    )

@@ -1,8 +1,9 @@
 """LoRA on the transformers of a pipeline: every weight of a file is applied, or the file is refused.
 
-W' = W + scale (alpha / rank) B A. What a trainer calls a layer is looked up in a table made from the model's own layers.
+W' = W + scale (alpha / rank) B A; of a DoRA, W' = m (W + scale (alpha / rank) B A) with its rows made of length m, by PEFT. What a
+trainer calls a layer is looked up in a table made from the model's own layers.
 
-Legend: W a weight [out, in], A [rank, in] and B [out, rank] of a LoRA.
+Legend: W a weight [out, in], A [rank, in] and B [out, rank] of a LoRA, m [out] the magnitude of a DoRA.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
@@ -27,7 +28,8 @@ from longgen.backbones.settings import parse_lora
 from longgen.backbones.spec import BackboneSpec, Family
 from longgen.backbones.system_errors import system_failure
 from longgen.errors import LonggenError, MissingError, UsageError
-from longgen.pipelines import lora_files
+from longgen.pipelines import lokr, lora_files
+from longgen.pipelines.lokr import Kronecker
 from longgen.pipelines.lora_files import LoraFile, refused
 
 _MODELS = [  # a part of a layer's name, with _ for . -> the model that has such layers
@@ -46,16 +48,25 @@ _OUTER = {"base_model", "model", "pipe", "dit", "unet", "lora"} | formats.WRAPPE
 Shapes = Mapping[str, tuple[int, ...]]  # of a transformer's parameters
 
 
+class Pair(NamedTuple):
+    """A [rank, in], B [out, rank] and alpha / rank of one layer; of a DoRA also its magnitude [out]."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    magnitude: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class LayerUpdates:
-    """A LoRA on the layers of a model. pairs: layer -> A, B and alpha / rank. additions: parameter -> what is added at scale 1."""
+    """A LoRA on the layers of a model, by layer. additions: parameter -> what is added at scale 1."""
 
-    pairs: Mapping[str, tuple[Tensor, Tensor, float]]
-    additions: Mapping[str, Tensor]
+    pairs: Mapping[str, Pair]
+    additions: Mapping[str, Tensor | Kronecker]
 
     @property
     def all_zero(self) -> bool:
-        pairs = all(scale == 0 or not b.any() for _, b, scale in self.pairs.values())
+        pairs = all(pair.magnitude is None and (pair.scale == 0 or not pair.b.any()) for pair in self.pairs.values())
         return pairs and not any(addition.any() for addition in self.additions.values())
 
 
@@ -137,19 +148,22 @@ def fit(file: LoraFile, spec: BackboneSpec, shapes: Shapes, expert: int = 1, exp
     unmatched = [layer for layer in layers if bare(layer) not in table]
     if unmatched:
         raise _no_such_layers(file, spec, unmatched, len(layers))
-    pairs: dict[str, tuple[Tensor, Tensor, float]] = {}
-    additions: dict[str, Tensor] = {}
+    pairs: dict[str, Pair] = {}
+    additions: dict[str, Tensor | Kronecker] = {}
     for layer, parts in layers.items():
         targets = table[bare(layer)]
         weight, bias = f"{targets[0]}.weight", f"{targets[0]}.bias"
-        added = {weight if weight in shapes else targets[0]: parts.get("diff"), bias: parts.get("diff_b")}
-        if {"A", "B"} & parts.keys() or not {"diff", "diff_b"} & parts.keys():
+        added: dict[str, Any] = {weight if weight in shapes else targets[0]: parts.get("diff"), bias: parts.get("diff_b")}
+        if any(part.startswith("w") for part in parts):
+            added |= _kronecker(file, layer, parts, {f"{target}.weight": shapes.get(f"{target}.weight", ()) for target in targets})
+        elif {"A", "B"} & parts.keys() or not {"diff", "diff_b"} & parts.keys():
             a, split_b = _pair(file, spec, layer, parts, [shapes.get(f"{target}.weight", ()) for target in targets])
             scale = _scale(file, parts, a.shape[0], targets[0])
-            for target, b in zip(targets, split_b, strict=True):
+            magnitudes = _magnitudes(file, layer, parts, [len(b) for b in split_b])
+            for target, b, magnitude in zip(targets, split_b, magnitudes, strict=True):
                 if target in pairs:
                     raise refused(place, f"{target} has two LoRAs, one of them called {layer}")
-                pairs[target] = (a, b.contiguous(), scale)
+                pairs[target] = Pair(a, b.contiguous(), scale, magnitude)
             if "bias" in parts:
                 added[bias] = scale * parts["bias"]
         for parameter, value in added.items():
@@ -158,8 +172,42 @@ def fit(file: LoraFile, spec: BackboneSpec, shapes: Shapes, expert: int = 1, exp
             if shapes.get(parameter) != tuple(value.shape):
                 actual = f"is {list(shapes[parameter])}" if parameter in shapes else "does not exist"
                 raise refused(place, f"{layer} adds {list(value.shape)} to {parameter}, which {actual} in {spec.name}")
+            if parameter in additions:
+                raise refused(place, f"{parameter} is changed twice, once by {layer}")
             additions[parameter] = value
+    if len({pair.magnitude is None for pair in pairs.values()}) == 2:
+        raise refused(place, "some of its layers have magnitudes of a DoRA, and others none", hint="copy or download it again")
     return LayerUpdates(pairs, additions)
+
+
+def _kronecker(
+    file: LoraFile, layer: str, parts: Mapping[str, Tensor], weights: Mapping[str, tuple[int, ...]]
+) -> dict[str, Kronecker]:
+    """What a LoKr adds to the weights of the model's layers, of these shapes, that one layer of the file stands for."""
+    found = lokr.factors(parts)
+    if found is None:
+        raise refused(file.place, f"{layer} has parts of a LoKr that do not fit each other ({', '.join(sorted(parts))})",
+                      hint="copy or download it again")  # fmt: skip
+    changes, first = {}, 0
+    for name, shape in weights.items():
+        rows = shape[0] if shape else 0
+        changes[name] = Kronecker(*found, slice(first, first + rows))
+        first += rows
+    height = found[0].shape[0] * found[1].shape[0]
+    if height != first:
+        raise refused(file.place, f"{layer} is for a layer of {height} rows; that of {', '.join(weights)} has {first}")
+    return changes
+
+
+def _magnitudes(file: LoraFile, layer: str, parts: Mapping[str, Tensor], rows: list[int]) -> tuple[Tensor | None, ...]:
+    """The magnitude of a DoRA for each of the model's layers, of as many `rows`, that one layer of the file stands for."""
+    if "magnitude" not in parts:
+        return (None,) * len(rows)
+    magnitude = parts["magnitude"]
+    if magnitude.numel() != sum(rows) or magnitude.shape[0] != sum(rows):
+        raise refused(file.place, f"{layer} has a magnitude {list(magnitude.shape)} of a DoRA, for a layer of {sum(rows)} rows",
+                      hint="take one whose magnitudes are of the rows")  # fmt: skip
+    return magnitude.flatten().split(rows)
 
 
 def _pair(
@@ -239,7 +287,8 @@ def load(pipe: Any, spec: BackboneSpec, texts: tuple[str, ...]) -> None:
                 if type(weight.data) is not Tensor:
                     raise refused(place, f"it adds to {parameter}, which --quantize int8 has packed",
                                   hint="leave --quantize out, or take fp8")  # fmt: skip
-                weight.data = (weight.data.float() + scale * value.to(weight.device).float()).to(weight.dtype)
+                change = value.dense() if isinstance(value, Kronecker) else value
+                weight.data = (weight.data.float() + scale * change.to(weight.device).float()).to(weight.dtype)
             if updates.pairs:
                 _load_adapter(pipe, transformer, updates, name, place, expert)
                 scales[name] = scale
@@ -251,19 +300,22 @@ def load(pipe: Any, spec: BackboneSpec, texts: tuple[str, ...]) -> None:
 def _load_adapter(pipe: Any, transformer: Any, updates: LayerUpdates, name: str, place: str, expert: int) -> None:
     """Hands the pairs to diffusers under its own names, and checks that each has arrived."""
     content = {}
-    for layer, (a, b, _) in updates.pairs.items():
-        content[f"transformer.{layer}.lora_A.weight"], content[f"transformer.{layer}.lora_B.weight"] = a, b
+    for layer, pair in updates.pairs.items():
+        content[f"transformer.{layer}.lora_A.weight"], content[f"transformer.{layer}.lora_B.weight"] = pair.a, pair.b
+        if pair.magnitude is not None:
+            content[f"transformer.{layer}.lora_magnitude_vector.weight"] = pair.magnitude
     try:
         with quiet():
             pipe.load_lora_weights(content, adapter_name=name, **({"load_into_transformer_2": True} if expert == 2 else {}))
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise system_failure(error, f"--lora {place}") or refused(place, reason) from error
-    for layer, (a, b, scale) in updates.pairs.items():
+    for layer, (a, b, scale, magnitude) in updates.pairs.items():
         module = transformer.get_submodule(layer)
-        loaded: list[Any] = [getattr(module, half, {}) for half in ("lora_A", "lora_B")]
-        equal = all(name in half and torch.equal(half[name].weight.cpu(), given.to(half[name].weight.dtype))
-                    for half, given in zip(loaded, (a, b), strict=True))  # fmt: skip
+        given = {"lora_A": a, "lora_B": b} | ({} if magnitude is None else {"lora_magnitude_vector": magnitude})
+        loaded: dict[str, Any] = {part: getattr(module, part, {}) for part in given}
+        equal = all(name in loaded[part] and torch.equal(loaded[part][name].weight.cpu(), value.to(loaded[part][name].weight.dtype))
+                    for part, value in given.items())  # fmt: skip
         if not equal:
             raise LonggenError(f"--lora {place}: diffusers did not load {layer} as it is in the file", expected=lora_files.EXPECTED,
                                hint="report this, with the versions that longgen doctor prints")  # fmt: skip

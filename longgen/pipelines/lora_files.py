@@ -30,11 +30,13 @@ _PARTS = [  # the end of a key -> the part of a layer's LoRA
     (r"[._]lora_B(\.[\w-]+)?\.weight|\.lora_B(\.[\w-]+)?|[._]lora_up\.weight|[._]lora\.up\.weight"
      r"|\.lora_linear_layer\.up\.weight", "B"),
     (r"\.alpha", "alpha"), (r"\.diff", "diff"), (r"\.diff_b", "diff_b"),
+    (r"\.dora_scale|[._]lora_magnitude_vector(\.[\w-]+)?(\.weight)?", "magnitude"),
+    *((rf"\.lokr_{name}", name) for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")),
 ]  # fmt: skip
 _UNSUPPORTED = [  # a part of a key -> what has it, where it is not a plain LoRA
-    (r"lokr_", "a LoKr of LyCORIS"), (r"hada_", "a LoHa of LyCORIS"), (r"(^|\.)b?oft_", "an OFT"),
+    (r"lokr_t2", "a LoKr with Tucker's decomposition"), (r"hada_", "a LoHa of LyCORIS"), (r"(^|\.)b?oft_", "an OFT"),
     (r"lora_mid", "a LoCon with lora_mid"),
-    (r"dora_scale|lora_magnitude_vector", "a DoRA"), (r"lora_embedding_", "a LoRA of embeddings"), (r"ia3_", "an (IA)3"),
+    (r"lora_embedding_", "a LoRA of embeddings"), (r"ia3_", "an (IA)3"),
     (r"\.(w_norm|b_norm)$", "a LyCORIS file with norms"), (r"\.(a1|b1)\.weight$", "a GLoRA"),
     (r"\.modules_to_save\.", "a LoRA with whole layers beside it (modules_to_save)"),
 ]  # fmt: skip
@@ -52,7 +54,8 @@ _NO_WEIGHTS = re.compile(r"optimizer|scheduler|training_args|random_states|scale
 class LoraFile:
     """The content of a LoRA file.
 
-    parts: (layer as the trainer calls it, expert or 0 for any) -> its A, B, alpha, bias, diff and diff_b. text_weights: how many
+    parts: (layer as the trainer calls it, expert or 0 for any) -> its A, B, alpha, bias, diff and diff_b; the magnitude of a DoRA;
+    the factors of a LoKr (`longgen.pipelines.lokr`). text_weights: how many
     are for text encoders, which longgen leaves as they are. settings: PEFT's lora_alpha, alpha_pattern and use_rslora.
     """
 
@@ -223,8 +226,10 @@ def _content(place: str, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for key in ("generator_lora", "state_dict", "lora", "model", "module"):
         if isinstance(content.get(key), Mapping):
             content = content[key]
-    if settings.get("use_dora"):
-        raise refused(place, "it is a DoRA, which longgen does not load", hint="take a plain LoRA of it, if there is one")
+    if settings.get("use_dora") and not any(
+        part is not None and part[1] == "magnitude" for part in map(_part_of, map(str, content))
+    ):
+        raise refused(place, "it says that it is a DoRA, and has no magnitudes", hint="copy or download it again")
     return {str(key): value for key, value in content.items()}, settings
 
 

@@ -36,6 +36,7 @@ from longgen.pipelines.ltx_condition import tables_for
 from longgen.pipelines.processors import LayerCall
 from longgen.program import Program
 from tests.attention.dense import dense
+from tests.stacks import STACKS
 
 B, H, L, ROWS, COLUMNS = 2, 2, 5, 2, 4
 SHAPES = {"layers": 2, "heads": H, "verdicts": {"position-sensitive": (0,), "context-sensitive": (1,)}}
@@ -114,7 +115,7 @@ def worst_difference(made: plan.Plan, family: str) -> float:
     return worst
 
 
-@pytest.mark.parametrize("name", preset.names())
+@pytest.mark.parametrize("name", STACKS)
 @pytest.mark.parametrize("family", SPECS)
 def test_every_preset_on_every_family_equals_the_dense_form(family: str, name: str) -> None:
     spec = replace(SPECS[family], native_px=8 * SPECS[family].stride_t + 1)  # nine latent frames, so that four times is quick

@@ -33,6 +33,7 @@ from longgen.pipelines import loading
 from longgen.pipelines.given import Given
 from longgen.plan import Plan
 from tests.backbones import family
+from tests.stacks import STACKS
 
 NAMES = ("ltx", "ltx-condition", "cogvideox-i2v", "hunyuan-i2v")
 KEPT = ("ltx", "hunyuan-i2v")  # whose pipelines keep the picture's latent frame as it is
@@ -110,7 +111,7 @@ def plan_or_refusal(spec: Any, name: str, frames_px: int, conditions: Conditions
         return refusal
 
 
-@pytest.mark.parametrize("preset_name", [name for name in preset.names() if name != "fifo"])
+@pytest.mark.parametrize("preset_name", [name for name in STACKS if name != "fifo"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_preset_that_a_text_model_runs_starts_from_the_picture(
     backbone: Callable[[str], Any], picture: Conditions, name: str, preset_name: str

@@ -203,6 +203,50 @@ def test_differences_of_weights_and_biases_are_added(
         assert torch.allclose(own[name], weights[name] + SCALE * grown[name]), name
 
 
+@pytest.mark.parametrize("form", ["LyCORIS", "PEFT"])
+def test_a_dora_makes_rows_of_its_magnitudes(
+    folder: Path, weights: dict[str, Tensor], layers: Layers, tmp_path: Path, form: str
+) -> None:
+    """W' = m (W + s B A), each row made of length m."""
+    magnitudes = {layer: 1 + torch.rand(len(b), generator=torch.Generator().manual_seed(3)) for layer, (_, b) in layers.items()}
+    if form == "PEFT":
+        keys = {f"base_model.model.{layer}.lora_magnitude_vector": m for layer, m in magnitudes.items()}
+        path = written(tmp_path / "dora.safetensors", layers, "PEFT", **keys)
+        alpha = 1.0
+    else:
+        keys = {FORMS["musubi"](layer, "dora_scale"): m[:, None].clone() for layer, m in magnitudes.items()}
+        path = written(tmp_path / "dora.safetensors", layers, "musubi", ALPHA, **keys)
+        alpha = ALPHA / RANK
+    added = {}
+    for layer, (a, b) in layers.items():
+        weight = weights[f"{layer}.weight"]
+        moved = weight + SCALE * alpha * (b @ a)
+        added[f"{layer}.weight"] = magnitudes[layer][:, None] * moved / moved.norm(dim=1, keepdim=True) - weight
+    assert_acts(use(folder, f"{path}:{SCALE}"), weights, added)
+
+
+def test_a_lokr_adds_its_kronecker_product(folder: Path, weights: dict[str, Tensor], tmp_path: Path) -> None:
+    """Whole factors act at scale 1, products of a rank at alpha / rank; each with the scale that was asked for."""
+    generator = torch.Generator().manual_seed(5)
+    draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    content, added = {}, {}
+    for layer, low in (("blocks.0.attn1.to_q", False), ("blocks.1.ffn.net.0.proj", True)):
+        rows, columns = weights[f"{layer}.weight"].shape
+        key = f"lycoris_{wan(layer).replace('.', '_')}"
+        w1, w2, scale = draw(4, 3), draw(rows // 4, columns // 3), 1.0
+        content[f"{key}.lokr_w1"], content[f"{key}.alpha"] = w1, torch.tensor(ALPHA)
+        if low:
+            w2_a, w2_b = draw(rows // 4, RANK), draw(RANK, columns // 3)
+            content[f"{key}.lokr_w2_a"], content[f"{key}.lokr_w2_b"] = w2_a, w2_b
+            w2, scale = w2_a @ w2_b, ALPHA / RANK
+        else:
+            content[f"{key}.lokr_w2"] = w2
+        product = (w1[:, None, :, None] * w2[None, :, None, :]).reshape(rows, columns)
+        added[f"{layer}.weight"] = SCALE * scale * product
+    save_file(content, tmp_path / "lokr.safetensors")
+    assert_acts(use(folder, f"{tmp_path / 'lokr.safetensors'}:{SCALE}"), weights, added)
+
+
 def test_hunyuan_s_fused_layers_are_split() -> None:
     """Of the published model: q, k, v and the MLP of a single block are one layer there, and B has the rows of all."""
     shapes = {name: tuple(value.shape) for name, value in published.transformer(HUNYUANVIDEO).named_parameters()}
@@ -215,9 +259,9 @@ def test_hunyuan_s_fused_layers_are_split() -> None:
     halves = {("diffusion_model.single_blocks.3.linear1", 0): {"A": a, "B": b, "alpha": torch.tensor(1.0)}}
     file = lora_files.LoraFile("style", Path("style"), halves, "ComfyUI", 0)
     fitted = lora.fit(file, HUNYUANVIDEO, shapes)
-    assert torch.equal(torch.cat([half for _, half, _ in fitted.pairs.values()]), b)
-    assert [(len(half), scale) for _, half, scale in fitted.pairs.values()] == [(width, 0.5)] * 3 + [(4 * width, 0.5)]
-    assert all(torch.equal(own, a) for own, _, _ in fitted.pairs.values())
+    assert torch.equal(torch.cat([pair.b for pair in fitted.pairs.values()]), b)
+    assert [(len(pair.b), pair.scale) for pair in fitted.pairs.values()] == [(width, 0.5)] * 3 + [(4 * width, 0.5)]
+    assert all(torch.equal(pair.a, a) for pair in fitted.pairs.values())
 
 
 @pytest.mark.parametrize("name", ["wan2.1-1.3b", "ltx-2b", "cogvideox-5b", "hunyuanvideo"])
@@ -310,9 +354,22 @@ REFUSED: dict[str, tuple[Callable[[Layers], dict[str, Tensor]], str]] = {  # cas
         "it is for LTX-Video or CogVideoX, of width 2048",
     ),
     "nobody's": (lambda x: pair("layers.0.mixer"), "it is for a model that longgen does not know"),
-    "LoKr": (lambda x: {"lycoris_blocks_0_self_attn_q.lokr_w1": torch.ones(2, 2)}, "it is a LoKr of LyCORIS"),
+    "half a LoKr": (lambda x: {"lycoris_blocks_0_self_attn_q.lokr_w1": torch.ones(2, 2)}, "parts of a LoKr that do not fit"),
+    "a LoKr of another size": (
+        lambda x: {f"lycoris_blocks_0_self_attn_q.lokr_w{i}": torch.ones(4, 4) for i in (1, 2)},
+        "is for a layer of 16 rows; that of .* has 48",
+    ),
+    "a LoKr of other columns": (
+        lambda x: {
+            "lycoris_blocks_0_self_attn_q.lokr_w1": torch.ones(4, 4),
+            "lycoris_blocks_0_self_attn_q.lokr_w2": torch.ones(12, 4),
+        },
+        r"adds \[48, 16\] to blocks\.0\.attn1\.to_q\.weight",
+    ),
+    "a LoKr of Tucker": (lambda x: {"lycoris_blocks_0_self_attn_q.lokr_t2": torch.ones(2, 2)}, "it is a LoKr with Tucker"),
     "LoHa": (lambda x: {"lycoris_blocks_0_self_attn_q.hada_w1_a": torch.ones(2, 2)}, "it is a LoHa of LyCORIS"),
-    "DoRA": (lambda x: changed(x) | {f"{Q}.dora_scale": torch.ones(48, 1)}, "it is a DoRA"),
+    "half a DoRA": (lambda x: changed(x) | {f"{Q}.dora_scale": torch.ones(48, 1)}, "magnitudes of a DoRA, and others none"),
+    "DoRA of columns": (lambda x: pair(Q) | {f"{Q}.dora_scale": torch.ones(1, 48)}, r"a magnitude \[1, 48\] of a DoRA"),
     "NaN": (
         lambda x: changed(x) | {f"{Q}.lora_up.weight": NAN},
         r"self_attn\.q\.lora_up\.weight has values that are NaN or infinite",

@@ -28,6 +28,7 @@ from longgen.pipelines import wan
 from longgen.pipelines.loading import load
 from longgen.plan import Plan
 from tests.models import published
+from tests.stacks import STACKS
 
 PROMPT = "a small cyan triangle orbiting on a sand background"
 
@@ -62,7 +63,7 @@ def native(tiny: Any, tiny_plan: Callable[..., Plan]) -> Tensor:
 
 # by their definitions, TSA keeps its sparse context at any length, and VMCR acts on any latent
 @pytest.mark.parametrize("name", [
-    name for name in preset.names() if name not in ("tsa", "freeloc", "glc-diffusion")
+    name for name in STACKS if name not in ("tsa", "freeloc", "glc-diffusion")
     and all(need in TINY.capabilities for technique in preset.load(name).techniques for need in technique.requires)
 ])  # fmt: skip
 def test_at_native_length_every_preset_is_the_identity(

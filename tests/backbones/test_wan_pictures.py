@@ -42,6 +42,7 @@ from longgen.schedule import PromptSchedule, Shot
 from tests.attention.dense import dense
 from tests.backbones import family
 from tests.models.wan import PICTURED
+from tests.stacks import STACKS
 
 NAMES = (*PICTURED, "wan-ti2v")
 LAST = ("wan-flf2v", "wan-i2v-experts")  # that take a last picture; the first of them needs one
@@ -240,7 +241,7 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return differences
 
 
-@pytest.mark.parametrize("preset_name", preset.names())
+@pytest.mark.parametrize("preset_name", STACKS)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_preset_equals_the_dense_form_on_every_image_backbone(
     loaded: dict[str, Any], started: Callable[..., Conditions], compared: list[float], name: str, preset_name: str

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from longgen import preset
 from tests import launches
+from tests.stacks import STACKS
 
 SAMPLE = (  # of what launches most or is computed in a way of its own
     ("wan2.1-1.3b", "direct"), ("wan2.1-1.3b", "freespec"), ("wan2.1-1.3b", "freelong"), ("wan2.1-1.3b", "tsa"),
@@ -21,8 +21,8 @@ def test_a_layer_launches_no_more_than_its_budget_and_neither_copies_nor_waits(b
 
 
 def test_every_preset_has_a_budget() -> None:
-    assert {name.partition("@")[0] for name in launches.PRESETS} == {*preset.names()}
-    assert {*launches.BUDGETS} <= {*preset.names()}
+    assert {name.partition("@")[0] for name in launches.PRESETS} == {*STACKS}
+    assert {*launches.BUDGETS} <= {*STACKS}
     assert {launches.budget(name) for name in launches.PRESETS} == {250, 400, 600, 1500}
 
 

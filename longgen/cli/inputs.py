@@ -157,9 +157,9 @@ def plans_of_rows(rows: Sequence[Row], request: PlanRequest, quiet: bool) -> lis
     first = plans[0]
     for row, plan in zip(rows, plans, strict=True):
         if plan.preset.lora_on(plan.spec) != first.preset.lora_on(first.spec):
-            raise UsageError(f"line {row.line} of --prompts: {plan.preset.name} does not have the LoRAs of {first.preset.name} in line "
-                             f"{rows[0].line}, and all rows share one loaded model", expected="presets with the same LoRAs",
-                             hint="a file of prompts for each of them")  # fmt: skip
+            other = f"{first.preset.name} in line {rows[0].line}"
+            raise UsageError(f"line {row.line} of --prompts: {plan.preset.name} does not have the LoRAs of {other}, and all rows "
+                             "share one loaded model", expected="presets with the same LoRAs", hint="a file of prompts for each of them")  # fmt: skip
     say_notes((note for plan in plans for note in plan.notes), quiet)
     return plans
 

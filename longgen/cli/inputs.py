@@ -159,7 +159,8 @@ def plans_of_rows(rows: Sequence[Row], request: PlanRequest, quiet: bool) -> lis
         if plan.preset.lora_on(plan.spec) != first.preset.lora_on(first.spec):
             other = f"{first.preset.name} in line {rows[0].line}"
             raise UsageError(f"line {row.line} of --prompts: {plan.preset.name} does not have the LoRAs of {other}, and all rows "
-                             "share one loaded model", expected="presets with the same LoRAs", hint="a file of prompts for each of them")  # fmt: skip
+                             "share one loaded model", expected="presets with the same LoRAs",
+                             hint="a file of prompts for each of them")  # fmt: skip
     say_notes((note for plan in plans for note in plan.notes), quiet)
     return plans
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from longgen import arguments, disk, ffmpeg, naming, past, preset, rundir, start
+from longgen import arguments, disk, ffmpeg, naming, past, preset, run_record, rundir, start
 from longgen.backbones import defaults
 from longgen.backbones.settings import ModelSettings
 from longgen.describe import plan_dict
@@ -65,13 +65,16 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A video of a batch that could not be made."""
+    """A video of a batch that could not be made; of its error the facts and the exit code that it alone would have."""
 
     name: str
     output: str
     prompt: str
     seed: int
     error: str
+    expected: str = ""
+    hint: str = ""
+    exit_code: int = LonggenError.exit_code
 
 
 class RunRecord:
@@ -99,7 +102,7 @@ class RunRecord:
 
     def write(self, status: str, **more: Any) -> None:
         self.content.update(status=status, seconds=self.seconds, peak_memory_bytes=memory_bytes(self.device), **more)
-        disk.save_record(self.path, self.content)
+        disk.save_record(self.path, run_record.stored(self.content))
 
 
 def _texts(plan: Plan, prompt: str) -> dict[str, Any]:
@@ -237,11 +240,13 @@ def generate_jobs(
     report: Callable[[Progress], None] = no_report,
     log: Callable[[str], None] = no_report,
     overwrite: bool = False,
+    each: Callable[[Result | Failure], None] = no_report,
 ) -> list[Result | Failure]:
     """Makes every job's video on one loaded model, which is that of the first one's plan. Finished ones are skipped.
 
     With `resume` it continues from what is left; only `overwrite` replaces what is there. Of several jobs, one that fails becomes
-    a Failure and the rest goes on; a single one raises its error, and so does the first where nothing is loaded yet.
+    a Failure and the rest goes on; a single one raises its error, and so does the first where nothing is loaded yet. each: called
+    with every result as soon as it is there.
     """
     results: list[Result | Failure] = []
     backbone = None
@@ -255,6 +260,7 @@ def generate_jobs(
                     rundir.clean_up(job.output)
                     no_time = {"load": 0.0, "sample": 0.0, "decode": 0.0}
                     results.append(dataclasses.replace(_result(job, no_time, 0), skipped=True))
+                    each(results[-1])
                     log(f"{job.output} is finished, with these settings: there is nothing to do (--overwrite makes it again)")
                     continue
                 load_s = 0.0
@@ -266,11 +272,14 @@ def generate_jobs(
                         log("compiling: the first step takes seconds to minutes more")
                 job = _announced(job, backbone, log)
                 results.append(generate_one(backbone, job, resume, report, log, load_s))
+                each(results[-1])
         except LonggenError as error:
             if len(jobs) == 1 or backbone is None:
                 raise
-            log(str(error))
-            results.append(Failure(job.output.stem, str(job.output), job.prompt, job.seed, error.given))
+            log(f"failed: {error}")
+            results.append(Failure(job.output.stem, str(job.output), job.prompt, job.seed, error.given, error.expected, error.hint,
+                                   error.exit_code))  # fmt: skip
+            each(results[-1])
     return results
 
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
-from longgen import __version__, checkpoint, disk, naming, planner, run, run_settings
+from longgen import __version__, checkpoint, disk, naming, planner, resolve, run, run_settings
 from longgen.backbones import defaults
 from longgen.backbones.spec import TINY_FOLDER
 from longgen.cli import app
@@ -97,6 +97,8 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --schedule
         --negative-prompt $LONGGEN_NEGATIVE_PROMPT
         --seed $LONGGEN_SEED
+        --seeds
+        --log-file
         --device $LONGGEN_DEVICE
         --lora
         --quantize $LONGGEN_QUANTIZE
@@ -155,6 +157,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --vbench-json
         --export-vbench
         --output -o
+        --log-file
         --overwrite
         --json
         --quiet -q
@@ -176,6 +179,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --again
         --heads
         --output -o
+        --log-file
         --overwrite
         --dtype $LONGGEN_DTYPE
         --device $LONGGEN_DEVICE
@@ -210,6 +214,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --compile $LONGGEN_COMPILE
         --clip-batch $LONGGEN_CLIP_BATCH
         --output -o
+        --log-file
         --overwrite
         --json
         --quiet -q
@@ -625,6 +630,86 @@ def test_the_option_parser_names_the_option(args: list[str], fragments: list[str
     assert done.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("args", "code", "given"),
+    [
+        ([*PLAN, "--preset", "freespce"], 2, "no preset is called 'freespce'"),
+        (["generate", "-m", "tiny"], 2, "no prompt is given"),
+        ([*BATCH, "nothing.txt"], 3, "nothing.txt is not there"),
+        (["compare", "--presets", "direct", "-p", "x", "--seeds", "one"], 2, "--seeds 'one' is not a list of seeds"),
+        (["probe", "-m", "tinny"], 2, "'tinny'"),
+        (["bench", "-m", "tinny"], 2, "'tinny'"),
+        (["decode", "nothing"], 3, "nothing is not there"),
+        (["presets", "show", "freespce"], 2, "no preset is called 'freespce'"),
+        ([*PLAN, "--frames", "81", "-f", "81"], 2, "--frames is given 2 times"),
+        ([*PLAN, "--framez", "81"], 2, "No such option: --framez"),  # the option parser's own
+        ([*PLAN, "--frames", "many"], 2, "Invalid value for '--frames'"),
+        (["decode"], 2, "LATENTS"),
+        (["paint"], 2, "No such command"),
+    ],
+    ids=one_line,
+)
+def test_with_json_an_error_is_one_line_of_json(args: list[str], code: int, given: str) -> None:
+    done = longgen(*args, "--json")
+    error = json.loads(done.stdout)
+    assert (done.exit_code, error["exit_code"], {*error}, {*error["error"]}) == (
+        code, code, {"error", "exit_code"}, {"given", "expected", "hint"},
+    )  # fmt: skip
+    assert given in error["error"]["given"]
+    assert error["error"]["hint"]
+    assert done.stderr
+    assert longgen(*args[:1], "--", "--json").stdout == ""  # there it is no option
+
+
+def test_a_bug_and_a_missing_value_are_json_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert json.loads(longgen("plan", "--json", "--frames").stdout)["exit_code"] == 2
+    monkeypatch.setattr(resolve, "build", lambda *rest, **named: {}["key"])
+    error = json.loads(longgen(*PLAN, "--json").stdout)
+    assert (error["error"]["given"], error["exit_code"]) == ("KeyError: 'key'", 1)
+    assert "bug" in error["error"]["hint"]
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "message"),
+    [
+        (".", 2, "is a folder"),
+        ("nowhere/run.log", 1, "nowhere/run.log cannot be written: No such file or directory"),
+        ("p.txt/run.log", 1, "cannot be written"),
+        ("/dev/full", 1, "/dev/full could not be written: No space left on device"),
+        ("ball.mp4", 2, ".mp4 is no name for a log"),
+        ("p.txt", 2, "is a file that the command reads or writes"),
+        ("./link", 2, "is a file that the command reads or writes"),
+        ("video", 2, "is there already, and is no text"),
+    ],
+)
+def test_a_log_that_cannot_be_is_refused_before_the_work(name: str, code: int, message: str, place: Path) -> None:
+    Path("p.txt").write_text(PROMPT)
+    Path("link").symlink_to("p.txt")
+    Path("video").write_bytes(b"\0\0\0\x20ftypisom")
+    before = {path.name: path.read_bytes() for path in place.iterdir()}
+    done = longgen(*BATCH, "p.txt", "--frames", "5", "--steps", "1", "--json", "--log-file", name)
+    assert done.exit_code == code
+    assert message in json.loads(done.stdout)["error"]["given"]
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == before
+
+
+def test_a_log_is_appended_to_and_holds_what_quiet_leaves_out() -> None:
+    Path("run.log").write_text("earlier\n")
+    args = [*DRY, "--frames", "6", "--negative-prompt", "x", "--cfg", "1", "--log-file", "run.log", "--quiet"]
+    done = longgen(*args)
+    assert (done.exit_code, done.stderr) == (0, "")
+    first, *lines = Path("run.log").read_text().splitlines()
+    assert first == "earlier"
+    assert any("WARNING note: rounded 6 frames up to 9" in line for line in lines)
+    assert lines[-1].endswith("INFO exit code 0")
+    longgen(*args, "--size", "3x3")
+    *_, error, expected, hint, end = Path("run.log").read_text().splitlines()[len(lines) + 1 :]
+    assert "ERROR longgen: " in error
+    assert "ERROR   expected: " in expected
+    assert "ERROR   hint: " in hint
+    assert end.endswith("INFO exit code 2")
+
+
 @pytest.mark.skipif(defaults.has_gpu(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there() -> None:
     done = longgen(*GENERATE, "--device", "cuda")
@@ -824,10 +909,51 @@ def test_rows_have_settings_of_their_own_over_the_flags() -> None:
     assert len({one["output"] for one in (first, second, third)}) == 3
 
 
+def test_seeds_make_each_prompt_once_with_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGGEN_SEED", "9")
+    Path("p.csv").write_text(f"prompt,preset\n{PROMPT},riflex\na red star,\n")
+    made = videos("p.csv", "--seeds", "3,0,12", "-o", "out")
+    stem = PROMPT.replace(" ", "-")
+    assert [(one["output"], one["seed"], one["preset"]) for one in made] == [
+        *((f"out/{stem}-{seed}.mp4", seed, "riflex") for seed in (3, 0, 12)),
+        *((f"out/a-red-star-{seed}.mp4", seed, "direct") for seed in (3, 0, 12)),
+    ]
+    alone = json.loads(longgen(*GENERATE[:-2], "--seeds", "3,0", "--dry-run", "--json").stdout)
+    assert alone["outputs"] == [f"{stem}-3.mp4", f"{stem}-0.mp4"]
+    Path("seed.csv").write_text(f"prompt,seed\n{PROMPT},\n{PROMPT},3\n")
+    Path("name.csv").write_text(f"prompt,output\n{PROMPT},a.mp4\n")
+    for args, message in (
+        ([*GENERATE, "--seeds", "1,2"], "--seeds cannot be combined with --seed"),
+        ([*BATCH, "seed.csv", "--seeds", "1,2"], "line 3 of --prompts gives a seed of its own"),
+        ([*BATCH, "name.csv", "--seeds", "1,2"], "line 2 of --prompts gives a single name for the videos of 2 seeds"),
+        ([*GENERATE[:-2], "--seeds", "1,2", "-o", "a.mp4"], "--seeds makes several videos, but --output a.mp4 names a single file"),
+        ([*GENERATE[:-2], "--seeds", "1,1"], "1 is given twice"),
+        ([*GENERATE[:-2], "--seeds", ""], "'' is not a list of seeds"),
+    ):
+        done = longgen(*args, "--dry-run")
+        check_error(done.stderr, done.stdout, [message, "expected: ", "hint: "])
+        assert done.exit_code == 2
+
+
 def test_rows_that_cannot_be_are_refused_by_their_line() -> None:
+    for column, why in (
+        ("backbone", "share one loaded model"),
+        ("lora", "--lora"),
+        ("schedule", "--schedule"),
+        ("seeds", "--seeds"),
+    ):
+        Path("p.csv").write_text(f"prompt,{column}\n{PROMPT},x\n")
+        Path("p.jsonl").write_text(json.dumps({"prompt": PROMPT, column: "x"}))
+        for file in ("p.csv", "p.jsonl"):
+            done = longgen(*BATCH, file, "--dry-run")
+            check_error(done.stderr, done.stdout, [f"line 1: {column} is no column", why])
     Path("p.csv").write_text(f"prompt,preset,size\n{PROMPT},,\n{PROMPT},riflexx,\n")
     done = longgen(*BATCH, "p.csv", "--dry-run")
     check_error(done.stderr, done.stdout, ["line 3 of --prompts: no preset is called 'riflexx' (did you mean riflex"])
+    Path("own.toml").write_text('[model]\nlora = ["style.safetensors"]\n')
+    Path("p.csv").write_text(f"prompt,preset\n{PROMPT},\n{PROMPT},own.toml\n")
+    done = longgen(*BATCH, "p.csv", "--dry-run")
+    check_error(done.stderr, done.stdout, ["line 3 of --prompts: own", "does not have the LoRAs of direct in line 2"])
     Path("p.csv").write_text(f"prompt,size\n{PROMPT},65x64\n")
     done = longgen(*BATCH, "p.csv", "--dry-run")
     check_error(done.stderr, done.stdout, ["line 2 of --prompts: width 65", "multiples of 16"])

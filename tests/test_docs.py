@@ -14,7 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from longgen.cli import app
-from longgen.cli.docs import topics
+from longgen.cli.docs import SCHEMAS, topics
+from longgen.docs import generate
 
 
 def docs(*words: str) -> str:
@@ -49,6 +50,12 @@ def test_json() -> None:
     page = json.loads(docs("presets", "--json"))
     assert page["topic"] == "presets"
     assert page["text"].startswith("# Presets")
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_the_schemas_are_those_of_the_classes_that_write(name: str) -> None:
+    assert docs(name) == generate.schema_text(SCHEMAS[name])
+    assert docs(name, "--path").strip() == str(SCHEMAS[name])
 
 
 def test_an_unknown_page_names_the_nearest() -> None:

@@ -10,6 +10,20 @@ from rich.progress import Progress as Bars
 from longgen import progress
 
 
+def test_lines_say_where_a_phase_begins_and_ends_and_little_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    lines: list[str] = []
+    report = progress.in_lines(lines.append, 60)
+    for phase in ("sample", "decode"):
+        for done in range(101):
+            clock[0] += 1
+            report(progress.Progress(phase, done, 100, 1.0, None, 0))
+    assert [line.split(",")[0] for line in lines] == [
+        "sample 0/100", "sample 60/100", "sample 100/100", "decode 0/100", "decode 60/100", "decode 100/100",
+    ]  # fmt: skip
+
+
 def test_a_phase_has_one_bar_and_the_next_of_its_name_another(monkeypatch: pytest.MonkeyPatch) -> None:
     bars: list[str] = []
     add_task = Bars.add_task

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 import torch
 from imageio_ffmpeg import count_frames_and_secs
+from jsonschema import Draft202012Validator
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from longgen import cli, naming, preset, run, run_settings, rundir
+from longgen import cli, naming, preset, run, run_settings, rundir, shown
 from longgen.backbones import settings
 from longgen.backbones.settings import ModelSettings
 from longgen.checkpoint import Chunks
@@ -63,6 +64,11 @@ def longgen(folder: Path, *arguments: str, code: str = MAIN) -> tuple[int, str, 
     process = start(folder, *arguments, code=code)
     out, err = process.communicate(timeout=200)
     return process.returncode, out, err
+
+
+def objects(lines: str) -> list[dict[str, Any]]:
+    """The objects of JSON Lines."""
+    return [json.loads(line) for line in lines.splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +216,7 @@ def test_a_batch_loads_once_reports_failures_and_resumes(tmp_path: Path) -> None
     code, out, err = longgen(tmp_path, *batch)
     assert code == 0, err
     stem = f"out/{naming.slug(PROMPT)}-1"
-    assert [one["output"] for one in json.loads(out)][:2] == [f"{stem}.mp4", f"{stem}-2.mp4"]
+    assert [one["output"] for one in objects(out)][:2] == [f"{stem}.mp4", f"{stem}-2.mp4"]
     assert len(re.findall(r"load (.* .B)/\1,", err)) == 1
     (tmp_path / f"{stem}.mp4").unlink()
     latents_file = tmp_path / f"{stem}.run" / "latents.safetensors"
@@ -219,14 +225,87 @@ def test_a_batch_loads_once_reports_failures_and_resumes(tmp_path: Path) -> None
     prompts.write_text(f"a large red circle pulsing on a grey background\n{prompts.read_text()}")  # moves every line down
     code, out, err = longgen(tmp_path, *batch, "--resume")
     assert code == 5, err
-    results = json.loads(out)
-    assert [one.get("skipped") for one in results] == [False, None, True, True]
-    assert "latents.safetensors is damaged" in results[1]["error"]
+    *results, last = objects(out)
+    for line in (*results, last):
+        schema("json-lines").validate(line)
+    assert [one["status"] for one in results] == ["done", "failed", "skipped", "skipped"]
+    assert "latents.safetensors is damaged" in results[1]["error"]["given"]
+    assert (last["error"]["given"], last["exit_code"]) == ("1 of 4 videos failed", 5)
     latents_file.write_bytes(whole)
     code, out, err = longgen(tmp_path, *batch, "--resume")
     assert code == 0, err
-    assert [one["skipped"] for one in json.loads(out)] == [True, False, True, True]
+    assert [one["skipped"] for one in objects(out)] == [True, False, True, True]
     assert len(list((tmp_path / "out").glob("*.mp4"))) == 4
+
+
+def schema(name: str) -> Draft202012Validator:
+    """The published JSON Schema of run.json, or of the lines of --json."""
+    published = json.loads(CliRunner().invoke(cli.app, ["docs", name]).stdout)
+    Draft202012Validator.check_schema(published)
+    return Draft202012Validator(published)
+
+
+def test_a_line_comes_when_its_video_is_finished_and_a_stop_has_one_too(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text(f"prompt,preset,frames,steps\n{PROMPT},direct,5,1\n{PROMPT},sliding-window,161,1000\n")
+    process = start(tmp_path, "generate", "--prompts", "p.csv", "--backbone", "tiny", "--seed", "1", "-o", "out", "--json", "-q",
+                    "--log-file", "run.log")  # fmt: skip
+    assert process.stdout is not None
+    first = json.loads(process.stdout.readline())
+    assert process.poll() is None  # although the batch goes on
+    for _ in range(600):
+        if [*tmp_path.glob("out/*-2.run/checkpoint.safetensors")]:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    (last,) = objects(out)
+    known = ("status", "preset", "frames", "seed", "index", "of")
+    assert [first[key] for key in known] == ["done", "direct", 5, 1, 1, 2]
+    assert [last[key] for key in known] == ["stopped", "sliding-window", 161, 1, 2, 2]
+    assert (last["error"]["given"], last["exit_code"], process.returncode) == ("stopped by SIGTERM", 75, 75), err
+    for line in (first, last):
+        schema("json-lines").validate(line)
+        schema("run.json").validate(json.loads((tmp_path / line["run"] / "run.json").read_text()))
+    log = (tmp_path / "run.log").read_text().splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d (INFO|WARNING|ERROR) ", line) for line in log)
+    text = "\n".join(line.split(" ", 1)[1] for line in log)
+    for said in ("INFO longgen 0.", "INFO sample 1/1, ", f"INFO done: {first['output']}", "INFO sample 0/1000, ",
+                 "ERROR longgen: stopped by SIGTERM"):  # fmt: skip
+        assert said in text
+    assert text.endswith("INFO exit code 75")
+    assert text.count("sample") < 6  # milestones, not every step
+
+
+def test_run_json_is_what_its_schema_says(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of runs that are finished, that failed, that go on from another, and of a rollout; test above: of one that was stopped."""
+    monkeypatch.chdir(tmp_path)
+    short = ["generate", "--prompt", PROMPT, "--seed", "1", "--json", "-q", "-o"]
+    rollout = [*short, "rollout.mp4", "--backbone", "tiny-causal"]
+    goes_on = [*short, "goes-on.mp4", "--backbone", "tiny-causal", "--continue", "rollout.mp4"]
+    failing = [*short, "failed.mp4", "--backbone", "tiny", "--steps", "1", "--frames", "5", "--vae-tiling"]
+    for command in (rollout, goes_on):
+        done = CliRunner().invoke(cli.app, command)
+        assert done.exit_code == 0, done.stderr
+        schema("json-lines").validate(json.loads(done.stdout))
+
+    def no_room(*rest: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shown, "in_file", no_room)
+    done = CliRunner().invoke(cli.app, failing)
+    line = json.loads(done.stdout)
+    assert (line["status"], line["exit_code"], done.exit_code) == ("failed", 1, 1)
+    assert "No space left on device" in line["error"]["given"]
+    records = [json.loads((folder / "run.json").read_text()) for folder in (whole / "ball.run", *sorted(tmp_path.glob("*.run")))]
+    assert [record["status"] for record in records] == ["done", "sampled", "done", "done"]
+    assert [len({"texts", "given_latent_frames"} & {*record}) for record in records] == [0, 0, 2, 1]
+    published = schema("run.json")
+    assert published.schema["$id"] == f"urn:longgen:run.json:{run_settings.SCHEMA}"
+    for record in records:
+        published.validate(record)
+        for changed in ({"frames": "121"}, {"schema": 1}, {"more": 0}, {"settings": record["settings"] | {"dtype": "fp4"}}):
+            assert not published.is_valid(record | changed), changed
+        assert not published.is_valid({key: value for key, value in record.items() if key != "seconds"})
 
 
 def test_the_video_shows_the_decoded_frames(tiny: Any, whole: Path) -> None:

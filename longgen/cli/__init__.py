@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print. The only package that prints or exits.
 
-stdout carries results only (with --json one object, or a list of objects with a name); progress and notes go to stderr.
+stdout carries results only (with --json one document, of generate a line for each video, or an error); progress and notes go to
+stderr.
 Everything heavy is imported inside the commands, so that --help answers at once. A command, or a group of small ones,
 is one file here and one name in the import below, whose order is that of --help.
 """

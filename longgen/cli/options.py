@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; errors only.")]
+LogFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--log-file", metavar="FILE", help="Append what is said on stderr, and progress each minute, each line with its time."
+    ),
+]
 Preset = Annotated[str, typer.Option("--preset", envvar="LONGGEN_PRESET", help="A preset's name, or a TOML file.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="TECHNIQUE.KEY=VALUE", help="Change a parameter of the preset; repeatable.")
@@ -213,6 +219,13 @@ class OutputOptions:
     overwrite: Overwrite = False
     as_json: Json = False
     quiet: Quiet = False
+
+
+@dataclass(frozen=True)
+class LoggedOptions(OutputOptions):
+    """Of commands that work for long. log_file: `longgen.cli.app.Command` opens it."""
+
+    log_file: LogFile = None
 
 
 def parse_size(size: str | None) -> tuple[int, int] | None:

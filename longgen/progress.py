@@ -12,6 +12,7 @@ from longgen.device import memory_bytes
 from longgen.units import human_bytes
 
 PLAIN_EVERY_S = 5.0  # seconds between progress lines where stderr is not a terminal
+LOG_EVERY_S = 60.0  # and in a log file
 
 
 class Progress(NamedTuple):
@@ -34,6 +35,11 @@ class Progress(NamedTuple):
         """`3/20`, or `1.2 GB/3.5 GB`."""
         done, total = (human_bytes(self.done), human_bytes(self.total)) if self.unit == "bytes" else (self.done, self.total)
         return f"{done}/{total}"
+
+    @property
+    def line(self) -> str:
+        """`sample 3/20, 7.2 s, 40.8 s left, 1.2 GB`."""
+        return f"{self.phase} {self.counted}, {_times(self)}"
 
 
 OnProgress = Callable[[Progress], None]
@@ -64,30 +70,36 @@ class Phase:
         self.report(Progress(self.name, done, self.total, self.seconds, eta_s, memory_bytes(self.device), self.unit))
 
 
+def in_lines(say: Log, every_s: float) -> OnProgress:
+    """A function that says a line where a phase begins and ends, and every `every_s` seconds in between."""
+    last: dict[str, Any] = {"phase": "", "time": 0.0}
+
+    def report(now: Progress) -> None:
+        finished, clock = now.done == now.total, time.monotonic()
+        if now.phase == last["phase"] and not finished and clock - last["time"] < every_s:
+            return
+        last.update(phase=now.phase, time=clock)
+        say(now.line)
+
+    return report
+
+
 @contextmanager
 def reporter(quiet: bool, say: Log) -> Iterator[OnProgress]:
     """A function that shows progress on stderr: a live bar in a terminal, elsewhere a line by `say` now and then."""
     if quiet:
         yield no_report
         return
-    last: dict[str, Any] = {"phase": "", "time": 0.0}
-
-    def plain(now: Progress) -> None:
-        finished, clock = now.done == now.total, time.monotonic()
-        if now.phase == last["phase"] and not finished and clock - last["time"] < PLAIN_EVERY_S:
-            return
-        last.update(phase=now.phase, time=clock)
-        say(f"{now.phase} {now.counted}, {_times(now)}")
-
     if not sys.stderr.isatty():
-        yield plain
+        yield in_lines(say, PLAIN_EVERY_S)
         return
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
 
     columns = TextColumn("{task.description:<7}"), BarColumn(), TextColumn("{task.fields[count]}  {task.fields[times]}")
-    with Bars(*columns, console=Console(stderr=True), refresh_per_second=8) as bars:
+    shows_stdout = sys.stdout is not None and sys.stdout.isatty()  # else results must not be drawn into, above the bars
+    with Bars(*columns, console=Console(stderr=True), refresh_per_second=8, redirect_stdout=shows_stdout) as bars:
         tasks: dict[str, Any] = {}
 
         def live(now: Progress) -> None:

@@ -79,6 +79,19 @@ class Row(SampleFields):
 IMAGES = ("image", "last_image")
 COLUMNS = ("prompt", "seed", "output", "duration", "preset", *IMAGES, *Sample.model_fields)
 
+ONE_MODEL = "is the same for all rows, which share one loaded model: give --{0}, and run the command once for each"
+NO_COLUMNS = {  # what people may expect to be a column -> why it is none
+    **dict.fromkeys(
+        ("backbone", "model", "dtype", "device", "offload", "lora", "quantize", "attention", "cache", "compile"), ONE_MODEL
+    ),
+    "schedule": "is for one video: --schedule FILE.toml",
+    "continue": "is for one video: --continue VIDEO",
+    "seeds": "are several: write one seed a row, in the column seed, or give --seeds",
+    **dict.fromkeys(
+        ("set", "layers", "probe"), "is the same for all rows: give --{0}, or name a preset file of your own in preset"
+    ),
+}
+
 
 def parse_size(size: str, what: str = "--size") -> tuple[int, int]:
     """`832x480`, `832*480` or `832X480` as (width, height)."""
@@ -227,6 +240,8 @@ def _wrong_titles(titles: list[str]) -> str | None:
 
 
 def _unknown_column(name: str) -> str:
+    if name in NO_COLUMNS:
+        return f"{name} is no column: it {NO_COLUMNS[name].format('backbone' if name == 'model' else name)}"
     near = difflib.get_close_matches(name[:100], COLUMNS, n=1, cutoff=0.5)
     return f"{shown(name)}: unknown column{f' (did you mean {near[0]}?)' if near else ''}"
 

@@ -97,6 +97,8 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --schedule
         --negative-prompt $LONGGEN_NEGATIVE_PROMPT
         --seed $LONGGEN_SEED
+        --seeds
+        --log-file
         --device $LONGGEN_DEVICE
         --lora
         --quantize $LONGGEN_QUANTIZE
@@ -155,6 +157,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --vbench-json
         --export-vbench
         --output -o
+        --log-file
         --overwrite
         --json
         --quiet -q
@@ -176,6 +179,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --again
         --heads
         --output -o
+        --log-file
         --overwrite
         --dtype $LONGGEN_DTYPE
         --device $LONGGEN_DEVICE
@@ -210,6 +214,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --compile $LONGGEN_COMPILE
         --clip-batch $LONGGEN_CLIP_BATCH
         --output -o
+        --log-file
         --overwrite
         --json
         --quiet -q

@@ -65,6 +65,11 @@ def longgen(folder: Path, *arguments: str, code: str = MAIN) -> tuple[int, str, 
     return process.returncode, out, err
 
 
+def objects(lines: str) -> list[dict[str, Any]]:
+    """The objects of JSON Lines."""
+    return [json.loads(line) for line in lines.splitlines()]
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one uninterrupted run, ball.mp4."""
@@ -210,7 +215,7 @@ def test_a_batch_loads_once_reports_failures_and_resumes(tmp_path: Path) -> None
     code, out, err = longgen(tmp_path, *batch)
     assert code == 0, err
     stem = f"out/{naming.slug(PROMPT)}-1"
-    assert [one["output"] for one in json.loads(out)][:2] == [f"{stem}.mp4", f"{stem}-2.mp4"]
+    assert [one["output"] for one in objects(out)][:2] == [f"{stem}.mp4", f"{stem}-2.mp4"]
     assert len(re.findall(r"load (.* .B)/\1,", err)) == 1
     (tmp_path / f"{stem}.mp4").unlink()
     latents_file = tmp_path / f"{stem}.run" / "latents.safetensors"
@@ -219,13 +224,14 @@ def test_a_batch_loads_once_reports_failures_and_resumes(tmp_path: Path) -> None
     prompts.write_text(f"a large red circle pulsing on a grey background\n{prompts.read_text()}")  # moves every line down
     code, out, err = longgen(tmp_path, *batch, "--resume")
     assert code == 5, err
-    results = json.loads(out)
-    assert [one.get("skipped") for one in results] == [False, None, True, True]
-    assert "latents.safetensors is damaged" in results[1]["error"]
+    *results, last = objects(out)
+    assert [one["status"] for one in results] == ["done", "failed", "skipped", "skipped"]
+    assert "latents.safetensors is damaged" in results[1]["error"]["given"]
+    assert (last["error"]["given"], last["exit_code"]) == ("1 of 4 videos failed", 5)
     latents_file.write_bytes(whole)
     code, out, err = longgen(tmp_path, *batch, "--resume")
     assert code == 0, err
-    assert [one["skipped"] for one in json.loads(out)] == [True, False, True, True]
+    assert [one["skipped"] for one in objects(out)] == [True, False, True, True]
     assert len(list((tmp_path / "out").glob("*.mp4"))) == 4
 
 

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import dataclasses
 import difflib
 import errno
 import functools
+import itertools
 import json
 import locale
 import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
 
-from longgen import __version__
+from longgen import __version__, launch, ranks
+from longgen.cli import rank
 from longgen.cli.dataclass_options import with_dataclass_options
 from longgen.device import chain, lacks_memory
 from longgen.errors import HungUp, LonggenError, OutOfMemoryError, Terminated, UsageError
 from longgen.textfile import visible
 
+if TYPE_CHECKING:
+    from longgen.cli.log_file import LogFile
+    from longgen.progress import OnProgress
+
 SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda token: token.replace("_", "-")}
+CLICK_USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer's versions have a click inside, or beside them
 
 
 class Command(typer.core.TyperCommand):
@@ -38,12 +46,37 @@ class Command(typer.core.TyperCommand):
                 name = next(option for option in parameter.opts if option.startswith("--"))
                 error = UsageError(f"{name} is given {order.count(parameter)} times", expected=f"a single {name}",
                                    hint="leave the others out")  # fmt: skip
-                say(f"longgen: {error}")
-                raise typer.Exit(error.exit_code)
+                raise typer.Exit(_report_error(error))
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        if not ctx.params.get("quiet"):
+        if ctx.params.get("log_file") is None or not _here.writes:
+            return self._invoke(ctx)
+        from longgen.cli import log_file
+
+        try:
+            first = str(_here) if launch.started() else f"longgen {__version__}: {log_file.command_line(ctx)}"
+            log = log_file.opened(ctx.params["log_file"], ctx.params, first)
+        except LonggenError as error:
+            raise typer.Exit(_report_error(error)) from None
+        with _logging_to(log):
+            code: Any = 1
+            try:
+                self._invoke(ctx)
+                code = 0
+            except typer.Exit as end:
+                code = end.exit_code
+                raise
+            except SystemExit as end:
+                code = end.code
+                raise
+            finally:
+                log.write(f"{_here}: exit code {code}" if launch.started() else f"exit code {code}")
+        if log.trouble is not None:
+            raise typer.Exit(_report_error(log.trouble))
+
+    def _invoke(self, ctx: Any) -> Any:
+        if not ctx.params.get("quiet") and not launch.started():  # or it was said already
             variables = _variables(ctx.find_root().command)
             for name in sorted(name for name in os.environ if name.startswith("LONGGEN_")):
                 if name not in variables:
@@ -56,8 +89,33 @@ class Command(typer.core.TyperCommand):
 
 def _variables(command: Any) -> set[str]:
     """The environment variables that the options of `command` and its subcommands read."""
-    names = {str(parameter.envvar) for parameter in command.params if parameter.envvar} | {"LONGGEN_DEBUG"}
+    names = {str(parameter.envvar) for parameter in command.params if parameter.envvar} | {"LONGGEN_DEBUG", ranks.STORE}
     return names.union(*(_variables(subcommand) for subcommand in getattr(command, "commands", {}).values()))
+
+
+class Root(typer.core.TyperGroup):
+    """The command `longgen`: with --json an error of the option parser itself is JSON too."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        global _json
+        _json = JsonState("--json" in [*itertools.takewhile(lambda word: word != "--", args)])
+        with _usage_errors_as_json():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _usage_errors_as_json():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _usage_errors_as_json() -> Iterator[None]:
+    try:
+        yield
+    except CLICK_USAGE_ERROR as error:
+        usage = " ".join(error.ctx.get_usage().split()).removeprefix("Usage: ") if error.ctx else "a value for the option"
+        hint = f"{error.ctx.command_path if error.ctx else 'longgen'} --help"
+        _print_error(LonggenError(error.format_message(), usage, hint), error.exit_code, stopped=False)
+        raise
 
 
 class App(typer.Typer):
@@ -68,8 +126,25 @@ class App(typer.Typer):
         return lambda function: register(reports_errors(with_dataclass_options(function)))
 
 
-app = App(name="longgen", no_args_is_help=True, pretty_exceptions_enable=False, context_settings=SETTINGS,
+app = App(name="longgen", cls=Root, no_args_is_help=True, pretty_exceptions_enable=False, context_settings=SETTINGS,
           help="Long videos from video diffusion models trained on short clips, without training.")  # fmt: skip
+
+
+@dataclasses.dataclass
+class JsonState:
+    """Whether --json is given, whether stdout has its result, and of `generate` the video under way, which an error is about."""
+
+    requested: bool = False
+    answered: bool = False
+    video: dict[str, Any] | None = None
+
+
+_json = JsonState()
+
+
+def about_video(video: dict[str, Any] | None) -> None:
+    """Makes the error that follows one of this video."""
+    _json.video = video
 
 
 def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -84,15 +159,18 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
                 raise LonggenError("the current folder no longer exists", "an existing folder", "cd into another one") from None
             command(*args, **kwargs)
         except BaseException as error:
-            if isinstance(error, SystemExit | typer.Exit) or os.environ.get("LONGGEN_DEBUG") == "1":
+            if isinstance(error, SystemExit | typer.Exit):
                 raise
-            raise typer.Exit(_report_error(error)) from None
+            code = _report_error(error)
+            if os.environ.get("LONGGEN_DEBUG") == "1":
+                raise
+            raise typer.Exit(code) from None
 
     return wrapped
 
 
 def _report_error(error: BaseException) -> int:
-    """Prints the message of `error` on stderr; returns its exit code."""
+    """Prints the message of `error` on stderr, and as JSON on stdout where that is asked for; returns its exit code."""
     global _reported
     _reported = True
     stop = error if isinstance(error, KeyboardInterrupt) else _interrupt  # a library may turn it into an error of its own
@@ -100,14 +178,49 @@ def _report_error(error: BaseException) -> int:
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # the process is ending: a second signal could only garble the message
         by = "the terminal's end" if isinstance(stop, HungUp) else "SIGTERM" if isinstance(stop, Terminated) else "Ctrl-C"
-        say(f"longgen: stopped by {by}; what was computed is on disk: the same command continues it, generate with --resume")
-        return stop.exit_code if isinstance(stop, Terminated) else 130
+        goes_on = "the same command continues it, generate with --resume"
+        code = stop.exit_code if isinstance(stop, Terminated) else 130
+        _tell(LonggenError(f"stopped by {by}", "", f"what was computed is on disk: {goes_on}"), code, stopped=True)
+        return code
+    lost = _here.size > 1 and ranks.is_lost(error)
     report = error if isinstance(error, LonggenError) else _system_error(error)
-    if report is None:
-        say(f"longgen: {type(error).__name__}: {error}\n  hint: this is a bug in longgen; LONGGEN_DEBUG=1 shows the traceback")
-        return 1
-    say(f"longgen: {report}")
+    if lost:
+        report = LonggenError(f"{_here} cannot reach another rank, which has ended or does not answer", "all ranks until the end",
+                              f"that rank says why; {launch.GOES_ON}")  # fmt: skip
+    elif report is None:
+        report = LonggenError(
+            f"{type(error).__name__}: {error}", "", "this is a bug in longgen; LONGGEN_DEBUG=1 shows the traceback"
+        )
+    _tell(report, report.exit_code, lost=lost)
     return report.exit_code
+
+
+def _tell(error: LonggenError, code: int, stopped: bool = False, lost: bool = False) -> None:
+    """Says what ends the command, once for all ranks. lost: of several, another one has ended."""
+    if launch.started():
+        return rank.leave_report(_here, error, code, stopped, lost, _json.video)
+    if not _here.writes:
+        if not (stopped or lost or error.everywhere) and sys.__stderr__ is not None:
+            print(visible(f"longgen: {_here}: {error}"), file=sys.__stderr__, flush=True)
+        return
+    say(f"longgen: {error.given}; {error.hint}" if stopped else f"longgen: {error}")
+    _print_error(error, code, stopped)
+
+
+def _print_error(error: LonggenError, code: int, stopped: bool) -> None:
+    """The error as one line of JSON on stdout where --json asks for it, unless the result stands there; see docs/json-lines."""
+    if _json.requested and not _json.answered:
+        video = {} if _json.video is None else {"status": "stopped" if stopped else "failed", **_json.video}
+        _json.answered = True
+        try:
+            print(json.dumps({**video, "error": error_dict(error), "exit_code": code}), flush=True)
+        except (OSError, ValueError):  # stderr has it
+            _discard_stdout()
+
+
+def error_dict(error: LonggenError) -> dict[str, str]:
+    """The three facts of an error, for JSON."""
+    return {"given": error.given, "expected": error.expected, "hint": error.hint}
 
 
 def _system_error(error: BaseException) -> LonggenError | None:
@@ -132,38 +245,85 @@ def _system_error(error: BaseException) -> LonggenError | None:
                         hint="check the path, its permissions, and the room on the disk")  # fmt: skip
 
 
-def say(message: str) -> None:
-    """Prints a message for people on stderr. A stderr that is closed or full is ignored."""
+def say(message: str, logged: bool = True) -> None:
+    """Prints a message for people on stderr, and in the file of --log-file. A stderr that is closed or full is ignored."""
+    if logged and _log is not None:
+        _log.write(message)
     with contextlib.suppress(OSError, ValueError):
         print(visible(message), file=sys.stderr, flush=True)
 
 
+def note_in_log(message: str) -> None:
+    """Writes to the file of --log-file alone, where there is one."""
+    if _log is not None:
+        _log.write(message)
+
+
 def logger(quiet: bool) -> Callable[[str], None]:
-    """`say`, or nothing where `quiet`."""
-    return (lambda message: None) if quiet else say
+    """`say`, or where `quiet` the log file alone."""
+    return note_in_log if quiet else say
 
 
-def answer(text: str, data: Any, as_json: bool, wrote: bool = False) -> None:
+@contextlib.contextmanager
+def progress_shown(quiet: bool) -> Iterator[OnProgress]:
+    """A function that shows progress on stderr, unless `quiet`, and its milestones in the log file."""
+    from longgen import progress
+
+    milestones = None if _log is None else progress.in_lines(_log.write, progress.LOG_EVERY_S)
+    with progress.reporter(quiet, functools.partial(say, logged=False)) as shown:
+        if milestones is None:
+            yield shown
+        else:
+            in_log = milestones
+            yield lambda now: (shown(now), in_log(now))[0]
+
+
+@contextlib.contextmanager
+def _logging_to(log: LogFile) -> Iterator[None]:
+    global _log
+    _log = log
+    try:
+        yield
+    finally:
+        _log = None
+        log.close()
+
+
+def answer(text: str, data: Any, as_json: bool, wrote: bool = False, indent: int | None = 2) -> None:
     """Prints the result on stdout. wrote: files were written, so a closed pipe is no failure; their paths then go to stderr.
+    indent: of the JSON, None for a single line.
 
     Raises LonggenError where stdout cannot be written.
     """
-    result = json.dumps(data, indent=2) if as_json else text if wrote else visible(text)
+    result = json.dumps(data, indent=indent) if as_json else text if wrote else visible(text)
     try:
-        if sys.stdout is None:
-            raise BrokenPipeError
-        print(visible(result) if sys.stdout.isatty() else result, flush=True)
+        _json.answered = as_json  # an error that follows is no second document
+        print_line(result)
     except BrokenPipeError:
-        _discard_stdout()
         if wrote or sys.stdout is None:
             say(text if wrote else result)
             return
         raise typer.Exit(1) from None  # the reader is gone
     except (OSError, ValueError) as error:
+        raise unwritten(error, text if wrote else "") from None
+
+
+def print_line(line: str) -> None:
+    """Prints on stdout, at once. Raises BrokenPipeError where nobody reads it, OSError, ValueError where it cannot be written."""
+    if sys.stdout is None:
+        raise BrokenPipeError
+    try:
+        print(visible(line) if sys.stdout.isatty() else line, flush=True)
+    except (OSError, ValueError):
         _discard_stdout()
-        raise LonggenError(f"the result could not be written to stdout: {getattr(error, 'strerror', None) or error}"
-                           + (f"; the files were written: {text}" if wrote else ""), expected="a stdout with free space",
-                           hint="free some space, or redirect it elsewhere") from None  # fmt: skip
+        raise
+
+
+def unwritten(error: Exception, files: str) -> LonggenError:
+    """The error for a result that `error` kept from stdout. files: those that were written, a line each."""
+    return LonggenError(f"the result could not be written to stdout: {getattr(error, 'strerror', None) or error}"
+                        + (f"; the files were written: {files}" if files else ""), expected="a stdout with free space",
+                        hint="free some space, or redirect it elsewhere")  # fmt: skip
 
 
 def _discard_stdout() -> None:
@@ -185,7 +345,9 @@ def root(
     pass
 
 
+_here = ranks.ALONE  # this process among its ranks
 _interrupt: KeyboardInterrupt | None = None  # by the first signal
+_log: LogFile | None = None  # of --log-file
 _reported = False  # whether the error that ended the command was printed
 _SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 if hasattr(signal, "SIGHUP"):  # not on Windows
@@ -221,8 +383,10 @@ def main() -> None:
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup and for background jobs
             signal.signal(number, _on_signal)
+    global _here
     code: Any = 1
     try:
+        _here = rank.enter()
         app()
     except SystemExit as end:
         code = end.code if _interrupt is None or _reported else _report_error(_interrupt)  # a signal before the command began
@@ -243,4 +407,7 @@ def main() -> None:
         code = 1
         if error.errno != errno.EPIPE:
             say(f"longgen: stdout could not be written: {error.strerror}")
+    if code and _here.size > 1:
+        os._exit(code)  # a library that waits for the other ranks at its end would keep them all
+    rank.leave()
     sys.exit(code)

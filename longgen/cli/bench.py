@@ -12,7 +12,7 @@ import typer
 
 from longgen.cli import inputs
 from longgen.cli import options as opt
-from longgen.cli.app import answer, app, say
+from longgen.cli.app import answer, app, progress_shown, say
 from longgen.errors import BatchError, LonggenError, OutOfMemoryError, Terminated, UsageError, conflict
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def bench(
     model: BenchModelOptions,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.json", help="Write the JSON there too.")] = None,
     *,
-    options: opt.OutputOptions,
+    options: opt.LoggedOptions,
 ) -> None:
     """Measure what presets cost in time and memory: real steps of every type, relative to direct sampling and to their arithmetic.
 
@@ -109,7 +109,6 @@ def bench(
     from longgen.bench.synthetic import FRAMES, SHAPES
     from longgen.loops import PROMPTS
     from longgen.planner import length_px
-    from longgen.progress import reporter
 
     given = opt.given_options(context)  # of the command line alone: a variable may be set for other commands
     _check_target(target, model, given)
@@ -139,7 +138,7 @@ def bench(
     elif accelerate_by:
         inputs.warn_of_grammar(spec, [prompt], options.quiet)
     result: AcceleratorReport | BenchResult | LengthsResult
-    with reporter(options.quiet, say) as report:
+    with progress_shown(options.quiet) as report:
         if accelerate_by:
             result = accelerators.measure_accelerators(plans, accelerate_by, load, settings, prompt, report)
             text = accelerators_table.text(result)
@@ -198,7 +197,7 @@ def _count(
     from longgen.bench.count_table import Counts, count_dict, count_text
     from longgen.bench.synthetic import SHAPES
     from longgen.planner import LONG, length_px
-    from longgen.progress import Phase, reporter
+    from longgen.progress import Phase
     from longgen.resolve import PlanRequest
 
     names = inputs.parse_names(target.card) if target.card is not None else []
@@ -214,7 +213,7 @@ def _count(
     yardstick, counts = plans[running.DIRECT], dict[str, Any]()
     if isinstance(yardstick, LonggenError):
         raise yardstick
-    with reporter(options.quiet, say) as report:
+    with progress_shown(options.quiet) as report:
         phase = Phase("count", len(plans), "cpu", report)
         for number, (name, plan) in enumerate(plans.items(), start=1):
             try:

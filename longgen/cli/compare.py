@@ -11,7 +11,7 @@ import typer
 
 from longgen.cli import inputs
 from longgen.cli import options as opt
-from longgen.cli.app import answer, app, logger, say
+from longgen.cli.app import answer, app, logger, progress_shown
 from longgen.cli.probe import probe_first
 from longgen.errors import BatchError, UsageError
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 OF_VIDEOS = {  # the options that apply to existing videos
     "videos", "baseline", "metrics", "vbench_weights", "vbench_json", "export_vbench", "output", "overwrite", "as_json", "quiet",
+    "log_file",
 }  # fmt: skip
 
 
@@ -89,7 +90,7 @@ def compare(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where everything goes (default: compare-PROMPT here).")
     ] = None,
-    options: opt.OutputOptions,
+    options: opt.LoggedOptions,
 ) -> None:
     """Compare presets: videos side by side, a table of metrics, a page to share.
 
@@ -104,7 +105,7 @@ def compare(
         if others:
             raise UsageError(f"{others} cannot be combined with existing videos: such options are for making new ones",
                              expected="with videos: --baseline, --metrics, --vbench-weights, --vbench-json, --export-vbench, "
-                                      "--output, --overwrite, --json and --quiet",
+                                      "--output, --overwrite, --json, --quiet and --log-file",
                              hint=f"leave out the videos, or {others}")  # fmt: skip
         return compare_existing(videos, output, measures, options)
     if cells.presets is None:
@@ -136,7 +137,6 @@ def compare_new(
     from longgen.compare import grid
     from longgen.compare.run import compare_presets, free_folder
     from longgen.pipelines.checks import unused_settings
-    from longgen.progress import reporter
 
     if any(request.probe in (None, "run") for request in requests):
         probe = _quick_probe(requests, loading, options.quiet)
@@ -152,7 +152,7 @@ def compare_new(
     unused = [unused_settings(plan, settings) for plan in plans]
     if all(unused):  # a setting that one of the presets uses is meant for that one
         inputs.say_notes((note for notes in unused for note in notes), options.quiet)
-    with reporter(options.quiet, say) as report:
+    with progress_shown(options.quiet) as report:
         comparison = compare_presets(
             plans, prompts, seeds, settings, folder, measures.baseline, measures.metrics, report, logger(options.quiet),
             measures.vbench_weights, measures.vbench_json or (), options.overwrite,
@@ -180,13 +180,12 @@ def compare_existing(videos: list[Path], output: Path | None, measures: MetricOp
     from longgen import naming
     from longgen.compare.inputs import expand_paths
     from longgen.compare.run import compare_videos, free_folder
-    from longgen.progress import reporter
 
     in_place = len(videos) == 1 and (videos[0] / "compare.json").is_file()
     folder = output or (videos[0] if in_place else Path(f"compare-{naming.slug(videos[0].stem)}"))
     if output is None and not in_place:
         folder = free_folder(folder, lambda record: [str(video.absolute()) for video in expand_paths(videos)])
-    with reporter(options.quiet, say) as report:
+    with progress_shown(options.quiet) as report:
         comparison = compare_videos(videos, folder, measures.baseline, measures.metrics, report, measures.vbench_weights,
                                     measures.vbench_json or (), options.overwrite or in_place)  # fmt: skip
     show(comparison, folder, measures.export_vbench, options)

@@ -17,6 +17,7 @@ from longgen.cli.options import Json
 from longgen.errors import unknown_name
 
 FOLDER = Path(longgen.__file__).parent / "docs"
+SCHEMAS = {"run.json": FOLDER / "schemas" / "run.json", "json-lines": FOLDER / "schemas" / "json-lines.json"}
 
 
 def topics() -> dict[str, Path]:
@@ -37,7 +38,12 @@ def summary(path: Path) -> str:
 
 @app.command()
 def docs(
-    topic: Annotated[str | None, typer.Argument(help="The page to print (default: the list of pages).", show_default=False)] = None,
+    topic: Annotated[
+        str | None,
+        typer.Argument(
+            help="The page to print (default: the list of pages); run.json or json-lines for their JSON Schema.", show_default=False
+        ),
+    ] = None,
     path: Annotated[bool, typer.Option("--path", help="Print where the file is instead.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -48,11 +54,12 @@ def docs(
         rows = [{"topic": name, "summary": summary(page), "path": str(page)} for name, page in pages.items()]
         lines = [_fitted(f"{row['topic']:<{width}}  ", row["path" if path else "summary"], path) for row in rows]
         return answer("\n".join(lines), rows, as_json)
+    pages |= SCHEMAS
     name = topic.removesuffix(".md")
     if name not in pages:
         raise unknown_name("page of the documentation", topic, pages, "run longgen docs for the list")
     page = pages[name]
-    if path or as_json or not sys.stdout.isatty():
+    if path or as_json or name in SCHEMAS or not sys.stdout.isatty():
         text = read(page)
         return answer(str(page) if path else text, {"topic": name, "path": str(page), "text": text}, as_json)
     _render(read(page))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from longgen.cli.app import say
+from longgen.cli.app import logger
 from longgen.cli.options import given_options
 from longgen.errors import LonggenError, MissingError, UsageError, conflict, shown
 from longgen.textfile import on_one_line
@@ -34,9 +35,9 @@ def choose_backbone(name: str | None, quiet: bool) -> BackboneSpec:
     from longgen.backbones.find import find
 
     spec = find(name or default_backbone())
-    if name is None and spec.built_in and not quiet:
-        say("no GPU found: using the built-in model tiny (64x64); for a real one: --backbone wan2.1-1.3b, a hub id or a diffusers "
-            "folder")  # fmt: skip
+    if name is None and spec.built_in:
+        logger(quiet)("no GPU found: using the built-in model tiny (64x64); for a real one: --backbone wan2.1-1.3b, a hub id or a "
+                      "diffusers folder")  # fmt: skip
     return spec
 
 
@@ -68,8 +69,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 def say_notes(notes: Iterable[str], quiet: bool) -> None:
     """Each note once, on stderr."""
-    for note in () if quiet else dict.fromkeys(notes):
-        say(f"note: {note}")
+    for note in dict.fromkeys(notes):
+        logger(quiet)(f"note: {note}")
 
 
 # Prompts
@@ -91,6 +92,17 @@ def read_rows(
     rows, notes = files.read(prompts, files.COLUMNS if columns is None else columns, why)
     say_notes(notes, quiet)
     return rows
+
+
+def with_seeds(rows: Sequence[Row], seeds: Sequence[int]) -> list[Row]:
+    """Each row with each seed. Raises UsageError where a row has a seed of its own, or a name, which is for one video."""
+    for row in rows:
+        given = "seed" if row.seed is not None else "output" if row.output is not None and len(seeds) > 1 else None
+        if given is not None:
+            why = "a seed of its own" if given == "seed" else f"a single name for the videos of {len(seeds)} seeds"
+            raise UsageError(f"line {row.line} of --prompts gives {why}, and --seeds is given too",
+                             expected=f"--seeds, or the column {given}", hint="leave one out")  # fmt: skip
+    return [row.model_copy(update={"seed": seed}) for row in rows for seed in seeds]
 
 
 def read_prompts(prompt: str | None, prompts: Path | None, quiet: bool) -> list[str]:
@@ -130,37 +142,60 @@ def plans_of_rows(rows: Sequence[Row], request: PlanRequest, quiet: bool) -> lis
     """The plan of each row: what the row gives, over `request`. Rows with equal settings share a plan. Prints the plans' notes."""
     from longgen.resolve import check_overrides, resolve
 
-    requests: list[PlanRequest] = []
+    requests = _row_requests(rows, request)
     by_settings: dict[Any, Plan] = {}
     plans: list[Plan] = []
-    for row in rows:
-        try:
-            requests.append(of_row := _row_request(row, request))
+    for row, of_row in zip(rows, requests, strict=True):
+        with _naming_line_of(row):
             sample = of_row.sample.model_dump_json()
             start = json.dumps(of_row.conditions.as_dict())
             settings = of_row.preset, of_row.overrides, sample, of_row.duration, of_row.layers, of_row.probe, start
             if settings not in by_settings:
                 by_settings[settings] = resolve(of_row)
-        except LonggenError as error:
-            if not row.line:
-                raise
-            raise type(error)(f"line {row.line} of --prompts: {error.given}", error.expected, error.hint) from None
         plans.append(by_settings[settings])
     check_overrides(request.overrides, requests)
     say_notes((note for plan in plans for note in plan.notes), quiet)
     return plans
 
 
+def first_to_probe(rows: Sequence[Row], request: PlanRequest) -> PlanRequest:
+    """The request of the first row whose preset leaves its layers to a probe; `request` where none does."""
+    from longgen.layers import selection
+
+    requests = _row_requests(rows, request)
+    return next((of_row for of_row in requests if selection.uses_probe(of_row.load_preset())), request)
+
+
+def _row_requests(rows: Sequence[Row], request: PlanRequest) -> list[PlanRequest]:
+    """The request of each row. Where rows name presets, each takes the overrides that are meant for it, as in a comparison."""
+    several, requests = any(row.preset is not None for row in rows), []
+    for row in rows:
+        with _naming_line_of(row):
+            of_row = _row_request(row, request)
+            requests.append(of_row.fitted() if several else of_row)
+    return requests
+
+
+@contextlib.contextmanager
+def _naming_line_of(row: Row) -> Iterator[None]:
+    try:
+        yield
+    except LonggenError as error:
+        if not row.line:
+            raise
+        raise type(error)(f"line {row.line} of --prompts: {error.given}", error.expected, error.hint) from None
+
+
 def _row_request(row: Row, request: PlanRequest) -> PlanRequest:
-    """The row's columns over the flags; a preset of its own takes the overrides that are meant for it, as in a comparison."""
+    """The row's columns over the flags."""
     from longgen.prompts import IMAGES
 
     sample, duration = request.sample, request.duration if row.frames is None else None
     if row.duration is not None:
         sample, duration = sample.model_copy(update={"frames": None}), row.duration
     given = {column: getattr(row, column) for column in IMAGES if getattr(row, column) is not None}
-    request = replace(request, sample=row.sample.over(sample), duration=duration, conditions=replace(request.conditions, **given))
-    return request if row.preset is None else replace(request, preset=row.preset).fitted()
+    return replace(request, preset=row.preset or request.preset, sample=row.sample.over(sample), duration=duration,
+                   conditions=replace(request.conditions, **given))  # fmt: skip
 
 
 def jobs_of_rows(rows: Sequence[Row], plans: Sequence[Plan], seed: int | None, output: str | None, quiet: bool) -> list[JobRequest]:
@@ -196,11 +231,13 @@ def stored_job(context: typer.Context, output: Path, allow_code: bool) -> tuple[
     from longgen import resolve, rundir
     from longgen.run_settings import model_settings_in
 
-    allowed = {"output", "resume", "allow_code", "device", "offload", "vae_tiling", "dry_run", "as_json", "quiet"}
+    allowed = {"output", "resume", "allow_code", "device", "offload", "vae_tiling", "gpus", "guidance_parallel", "dry_run",
+               "as_json", "quiet", "log_file"}  # fmt: skip
     others = ", ".join(option for name, option in given_options(context).items() if name not in allowed)
     if others:
         raise UsageError(f"--resume without --prompt takes every setting from the stored run; {others} cannot be combined with it",
-                         expected="--output, --allow-code, --device, --offload, --vae-tiling, --dry-run, --json and --quiet",
+                         expected="--output, --allow-code, --device, --offload, --vae-tiling, --gpus, --guidance-parallel, "
+                                  "--dry-run, --json, --quiet and --log-file",
                          hint=f"leave {others} out, or give the whole command again")  # fmt: skip
     stored = rundir.stored_record(output)["settings"]
     plan = resolve.from_settings(stored, rundir.run_folder(output) / "run.json", allow_code)

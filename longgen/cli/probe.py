@@ -10,7 +10,7 @@ import typer
 
 from longgen.cli import inputs
 from longgen.cli import options as opt
-from longgen.cli.app import answer, app, logger, say
+from longgen.cli.app import answer, app, logger, progress_shown
 from longgen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class ReportOptions:
         typer.Option("--output", "-o", metavar="DIR", help="Where the report goes (default: probe-BACKBONE-FRAMES here)."),
     ] = None
     overwrite: opt.Overwrite = False
+    log_file: opt.LogFile = None
 
 
 @app.command()
@@ -139,7 +140,6 @@ def run_probe(
 ) -> tuple[Probe, Path]:
     """`longgen.probe.run.probe` with its progress on stderr: the probe, and the file it is stored in."""
     from longgen.probe.run import probe as run
-    from longgen.progress import reporter
 
-    with reporter(quiet, say) as report:
+    with progress_shown(quiet) as report:
         return run(spec, how, settings, judge.metric, judge.threshold, judge.top, again, report, logger(quiet), conditions)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import os
 import re
 import shlex
@@ -24,12 +25,12 @@ from typing import Any
 import typer
 from typer.testing import CliRunner
 
-from longgen import catalog, cost, describe, planner, preset
+from longgen import catalog, cost, describe, planner, preset, run_record
 from longgen.backbones import hub, sources
 from longgen.backbones.registry import FAMILIES, SPECS
 from longgen.backbones.spec import CAPABILITIES, FIRST_FRAME, LAST_FRAME
-from longgen.cli import app
-from longgen.cli.docs import FOLDER, summary, topics
+from longgen.cli import app, lines
+from longgen.cli.docs import FOLDER, SCHEMAS, summary, topics
 from longgen.metrics import METRICS
 from longgen.plan import Plan
 from longgen.units import human_bytes
@@ -288,9 +289,20 @@ def block(name: str) -> str:
     return f"\n{TABLES[name]()}\n\n"
 
 
+SCHEMA_OF: dict[Path, Callable[[], dict[str, Any]]] = {
+    SCHEMAS["run.json"]: run_record.json_schema,
+    SCHEMAS["json-lines"]: lines.json_schema,
+}
+
+
 def generated(text: str) -> str:
     """`text` with every generated part made anew."""
     return BLOCK.sub(lambda match: match[1] + match[2] + block(match[1]), text)
+
+
+def schema_text(path: Path) -> str:
+    """The JSON Schema that belongs at `path`, of the classes that write such data."""
+    return json.dumps(SCHEMA_OF[path](), indent=2) + "\n"
 
 
 def files() -> list[Path]:
@@ -303,11 +315,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if a file is out of date")
     check = parser.parse_args(arguments).check
     stale = []
-    for path in sorted(files(), key=lambda path: path.name == "index.md"):  # the index quotes the others
-        text = path.read_text(encoding="utf-8")
-        if (new := generated(text)) != text:
+    for path in sorted([*files(), *SCHEMA_OF], key=lambda path: path.name == "index.md"):  # the index quotes the others
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        if (new := schema_text(path) if path in SCHEMA_OF else generated(text)) != text:
             stale.append(path)
             if not check:
+                path.parent.mkdir(exist_ok=True)
                 path.write_text(new, encoding="utf-8")
     for path in stale:
         print(f"{'out of date' if check else 'written'}: {path}")

@@ -20,6 +20,7 @@ from longgen.errors import LonggenError, UsageError
 T = TypeVar("T")
 WAIT = datetime.timedelta(minutes=30)  # for the slowest rank: decoding, compiling and reading weights take minutes
 STORE = "LONGGEN_RANKS"  # variable: the file by which the ranks that `longgen.launch` started find each other
+LOOPBACK = ("127.0.0.1", "localhost")
 LOST = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer|Broken pipe", re.IGNORECASE)
 
 
@@ -117,13 +118,33 @@ def start(device: str) -> Ranks:
             if device.startswith("cuda"):
                 torch.cuda.set_device(ranks.local)
             backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-            if STORE in os.environ:  # no port is opened for a store, which would listen on all addresses
-                store = distributed.FileStore(os.environ[STORE], ranks.size)
-                distributed.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.size, timeout=WAIT)
-            else:
-                os.environ.update({name: value for name, value in environment().items() if name not in os.environ})
+            os.environ.update({name: value for name, value in environment().items() if name not in os.environ})
+            if (store := _local_store(ranks)) is None:
                 distributed.init_process_group(backend, timeout=WAIT)
+            else:
+                distributed.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.size, timeout=WAIT)
     return ranks
+
+
+def _local_store(ranks: Ranks) -> Any:
+    """The store by which ranks of one machine find each other, where it is theirs: torch's own listens on all addresses."""
+    import socket
+
+    from torch import distributed
+
+    if STORE in os.environ:
+        return distributed.FileStore(os.environ[STORE], ranks.size)
+    port = os.environ.get("MASTER_PORT", "")
+    if os.environ.get("MASTER_ADDR") not in LOOPBACK or not port.isdecimal() or "TORCHELASTIC_RUN_ID" in os.environ:
+        return None
+    listening: int | None = None
+    if ranks.rank == 0:
+        own = socket.socket()
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        own.bind(("127.0.0.1", int(port)))
+        own.listen()
+        listening = own.detach()
+    return distributed.TCPStore("127.0.0.1", int(port), ranks.size, ranks.rank == 0, WAIT, master_listen_fd=listening)
 
 
 def current() -> Ranks:

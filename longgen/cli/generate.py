@@ -14,7 +14,8 @@ from longgen.cli import inputs
 from longgen.cli import options as opt
 from longgen.cli.app import about_video, answer, app, logger, progress_shown
 from longgen.cli.probe import probe_first
-from longgen.errors import BatchError, UsageError, conflict, shown
+from longgen.errors import BatchError, UsageError, conflict
+from longgen.textfile import on_one_line
 
 if TYPE_CHECKING:
     from longgen.backbones.settings import ModelSettings
@@ -122,7 +123,7 @@ def _ranks(loading: dict[str, Any], options: RunOptions) -> Ranks | None:
         return ranks.ALONE if options.dry_run else None
     team = ranks.join(size, device)
     if (of_first := ranks.agree(sys.argv[1:])) != sys.argv[1:]:
-        raise UsageError(f"the command differs from that of rank 0: {shown(' '.join(of_first), 300)}",
+        raise UsageError(f"the command differs from that of rank 0: {on_one_line(' '.join(of_first), 300)}",
                          expected="the same command on all ranks, which make one video together",
                          hint="for a video each, unset WORLD_SIZE, or SLURM_NTASKS")  # fmt: skip
     return team

@@ -144,7 +144,7 @@ def test_two_ranks_go_on_from_one_skip_what_is_finished_and_print_each_video_onc
 def test_the_ranks_of_srun_say_once_what_is_wrong_with_one_of_them(tmp_path: Path) -> None:
     task = {"SLURM_NTASKS": "2", "SLURM_NODELIST": "localhost", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
     commands = {0: ["--steps", "1"], 1: ["--steps", "2"]}
-    tasks = [begin(tmp_path, *GENERATE[:8], *own, "-o", "x.mp4", SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), **task)
+    tasks = [begin(tmp_path, *GENERATE[:6], "--frames", "9", *own, "-o", "x.mp4", SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), **task)
              for rank, own in commands.items()]  # fmt: skip
     said = [process.communicate(timeout=100)[1] for process in tasks]
     assert said[1].startswith("longgen: rank 1 of 2: the command differs from that of rank 0: generate ")

@@ -17,7 +17,7 @@ Text inside self-attention (CogVideoX, HunyuanVideo) is seen by every query fram
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,9 +42,16 @@ from longgen.frameplan import FramePlan, Pass
 from longgen.program import Program
 from longgen.technique import Step
 
+AllHeads = Callable[[Tensor], Tensor]
 
-def run(program: Program, ctx: AttentionContext, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
-    """The attention output [B, N, H * D] of one layer in one step."""
+
+def run(
+    program: Program, ctx: AttentionContext, q: Tensor, k: Tensor, v: Tensor, step: Step, all_heads: AllHeads | None = None
+) -> Tensor:
+    """The attention output [B, N, H * D] of one layer in one step.
+
+    all_heads: where q, k and v are of this rank's heads alone, [B, N, these * D] -> those of all ranks, which a fusion needs.
+    """
     ctx.observe(q, k, v)
     anchor = next(iter(program.branches.values())).anchor
     if anchor:
@@ -53,7 +60,8 @@ def run(program: Program, ctx: AttentionContext, q: Tensor, k: Tensor, v: Tensor
     if program.fusion is None:
         (plan,) = program.branches.values()
         return run_plan(plan, LayerInputs(ctx, q, k, v)).flatten(2)
-    return program.fusion.fuse(Branches(program, LayerInputs(SharedRotation(ctx, q, k), q, k, v)), step, ctx.grid)
+    inputs = LayerInputs(SharedRotation(ctx, q, k), q, k, v)
+    return program.fusion.fuse(Branches(program, inputs, all_heads or (lambda x: x)), step, ctx.grid)
 
 
 class SharedRotation:
@@ -80,9 +88,10 @@ class Branches:
 
     program: Program
     inputs: LayerInputs
+    all_heads: AllHeads
 
     def __call__(self, branch: str) -> Tensor:
-        return run_plan(self.program.branches[branch], self.inputs).flatten(2)
+        return self.all_heads(run_plan(self.program.branches[branch], self.inputs).flatten(2))
 
     def apart(self, branch: str, groups: int) -> Iterator[tuple[int, Tensor]]:
         plan = self.program.branches[branch]
@@ -90,7 +99,7 @@ class Branches:
             merge_if_cheaper(plan, self.inputs) if plan.key_frames is None else None
         )
         if merge is not None:
-            yield from ((group, output.flatten(2)) for group, output in merge.groups(groups, self.inputs))
+            yield from ((group, self.all_heads(output.flatten(2))) for group, output in merge.groups(groups, self.inputs))
             return
         size, tokens = len(plan.passes) // groups, self.inputs.q.shape[1] // plan.frames_lat
         rotated: RotatedQK = {}
@@ -98,7 +107,8 @@ class Branches:
             part = replace(plan, passes=plan.passes[group * size : (group + 1) * size])
             computed = np.any([pass_.weight > 0 for pass_ in part.passes], axis=0)
             output = run_plan(part, self.inputs) if plan.key_frames else run_passes(part, self.inputs, rotated)
-            yield group, frames_of(output, ranges_of(computed), tokens).flatten(2).clone()  # and not a view, which keeps all
+            own = frames_of(output, ranges_of(computed), tokens).flatten(2)
+            yield group, self.all_heads(own.clone())  # and not a view, which keeps all
 
 
 def run_text(program: Program, ctx: AttentionContext, text_q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from longgen.attention.ulysses import Ulysses
 from longgen.device_tables import on_device
 from longgen.technique import HeadTechnique
 
@@ -40,11 +41,13 @@ def frame_shares(q: Tensor, keys: Tensor, tokens: int, logits: np.ndarray | None
 class HeadGroups:
     """The groups of heads in the `layers` in which `technique` acts.
 
-    attention: by layer [H, 3], measured. by_layer: the heads [some of H] of every group, by name; empty until they are assigned.
+    split: the ranks that split the heads, of which H are this one's. attention: by layer [H, 3], measured. by_layer: the heads
+    [some of H] of every group, by name; empty until they are assigned.
     """
 
     technique: HeadTechnique
     layers: tuple[int, ...]
+    split: Ulysses | None = None
     attention: dict[int, Tensor] = field(default_factory=dict)
     by_layer: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
@@ -61,7 +64,11 @@ class HeadGroups:
 
     def assign(self) -> None:
         attention = torch.stack([self.attention[layer] for layer in self.layers])
-        groups = self.technique.assign(attention.double().cpu().numpy())
+        own = slice(None)
+        if self.split is not None:  # all ranks assign the heads of all of them
+            attention = self.split.gathered(attention, 1)
+            own = self.split.own(attention.shape[1])
+        groups = self.technique.assign(attention.double().cpu().numpy())[:, own]
         for layer, of_head in zip(self.layers, groups, strict=True):
             self.by_layer[layer] = {
                 name: torch.from_numpy(np.flatnonzero(of_head == name)).to(attention.device) for name in np.unique(of_head)

@@ -31,10 +31,14 @@ MOST_BYTES = 256 * 2**20  # of tables kept; those not used for longest go first
 
 @dataclass
 class Rotary:
-    """frequencies: [C] float64, radians a latent frame. pairs: [C], their places among the P pairs, equally far apart."""
+    """frequencies: [C] float64, radians a latent frame. pairs: [C], their places among the P pairs, equally far apart.
+
+    components: which of the model's these are, if not all; a scale is for all of them.
+    """
 
     frequencies: np.ndarray
     pairs: np.ndarray
+    components: slice | None = None
     _cache: OrderedDict[tuple[Any, ...], Tables] = field(default_factory=OrderedDict, repr=False, compare=False)
 
     @property
@@ -43,6 +47,12 @@ class Rotary:
         first, *rest = self.pairs.tolist() or [0]
         step = rest[0] - first if rest else 1
         return slice(first, first + step * len(self.pairs), step)
+
+    def part(self, columns: slice) -> Rotary:
+        """That of some heads, whose pairs are `columns` of a table for all heads."""
+        inside = np.flatnonzero((self.pairs >= columns.start) & (self.pairs < columns.stop))
+        own = slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 0)
+        return Rotary(self.frequencies[own], self.pairs[own] - columns.start, own)
 
     def angles(self, times: Times, scale: np.ndarray | None, device: torch.device) -> Tables:
         """cos and sin [f, C] float32 of `times` [f]: computed in double precision, where the device has it, then rounded."""
@@ -68,7 +78,9 @@ class Rotary:
         return self._with_angles(frames, (self._angles if known else self.angles)(positions, scale, device))
 
     def _scaled(self, scale: np.ndarray | None) -> np.ndarray:
-        return self.frequencies if scale is None else self.frequencies * scale
+        if scale is None:
+            return self.frequencies
+        return self.frequencies * (scale if self.components is None else scale[self.components])
 
     def _angles(self, times: np.ndarray, scale: np.ndarray | None, device: torch.device) -> Tables:
         angles = torch.from_numpy(np.outer(times, self._scaled(scale)))

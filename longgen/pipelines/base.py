@@ -23,6 +23,7 @@ from torch import Tensor
 from longgen import cost, pictures
 from longgen.attention.kvcache import KVCache
 from longgen.attention.rotary import Rotary
+from longgen.attention.ulysses import Ulysses
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.spec import BackboneSpec
 from longgen.errors import UsageError
@@ -306,8 +307,9 @@ class PipelineBackbone:
                     processors[key] = self.processor(programs, plan.call_grid, self.step_state, rotary, stock, backend, room)
                 layer.set_processor(processors[key])
             if plan.shares is not None:
+                split = Ulysses.of(self.transformers[0]._parallel_config)
                 for layer, stock in texts:
-                    layer.set_processor(ScheduledCrossAttention(self.step_state, stock, self.spec.text_tokens))
+                    layer.set_processor(ScheduledCrossAttention(self.step_state, stock, self.spec.text_tokens, split))
             yield
         finally:
             self.pipe.scheduler = scheduler

@@ -7,6 +7,7 @@ The state of a rollout lives in the attention processors, since WanTransformer3D
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor
 from longgen.attention.head_groups import HeadGroups
 from longgen.attention.kvcache import KVCache
 from longgen.attention.rotary import Tables
+from longgen.attention.ulysses import Ulysses
 from longgen.pipelines import foreign_hooks
 from longgen.pipelines.base import Text, Velocities, split_guidance
 from longgen.pipelines.processors import dispatch
@@ -47,11 +49,20 @@ class CachedAttention:
 
     @torch.compiler.disable  # every layer and chunk would be a graph
     def run(self, stock: Tables, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        state = self.step_state
-        return self.cache.attend(self.layer, state.index, self.attend, stock, q, k, v, state.observer).flatten(2)
+        state, split = self.step_state, self.split
+        if split is None:
+            return self.cache.attend(self.layer, state.index, self.attend, stock, q, k, v, state.observer).flatten(2)
+        stock = split.gathered(stock[0], 0), split.gathered(stock[1], 0)
+        q, k, v = (split.to_heads(x) for x in (q, k, v))  # the cache then holds this rank's heads alone
+        return split.to_tokens(self.cache.attend(self.layer, state.index, self.attend, stock, q, k, v, state.observer)).flatten(2)
+
+    @functools.cached_property
+    def split(self) -> Ulysses | None:
+        """The ranks that split the heads; None where one process has them all."""
+        return Ulysses.of(self._parallel_config)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        return dispatch(q, k, v, self._attention_backend, self._parallel_config, mask)
+        return dispatch(q, k, v, self._attention_backend, mask)
 
 
 class CachedText:
@@ -105,7 +116,9 @@ class CausalWan(Wan):
         """Within the context, the transformer sees its frames through the cache; afterwards it is as it was."""
         rotary = self.rotary()
         assert rotary is not None
-        transformer, heads = self.pipe.transformer, None if plan.head_groups is None else HeadGroups(*plan.head_groups)
+        transformer = self.pipe.transformer
+        split = Ulysses.of(transformer._parallel_config)
+        heads = None if plan.head_groups is None else HeadGroups(*plan.head_groups, split)
         cache = KVCache(rotary, plan.slots_lat, plan.columns_lat, plan.keeps_queries, heads)
         self_attention, cross_attention = self.layers(transformer), self.text_layers(transformer)
         stocks = [(layer, layer.processor) for layer in (*self_attention, *cross_attention)]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from longgen.attention.ulysses import is_own
 from longgen.errors import UsageError
 
 HOOKS = {"group_offloading", "lazy_prefetch_group_offloading", "layer_execution_tracker", "lazy_leafs", "layerwise_casting",
@@ -27,7 +28,8 @@ def check_model(pipe: Any, transformers: Iterable[Any]) -> None:
             raise UsageError(f"the {name} runs in parallel ({mode}), which longgen cannot drive: its latents would be wrong",
                              expected="a model on one device, with offload if need be",
                              hint="load it without enable_parallelism, tensor parallelism and sharding")  # fmt: skip
-    for hook in (hook for transformer in transformers for hook in _hooks(transformer) if hook not in HOOKS | CACHES):
+    hooks = (hook for transformer in transformers for hook in _hooks(transformer))
+    for hook in (hook for hook in hooks if hook not in HOOKS | CACHES and not hook.startswith(PARALLEL)):
         raise UsageError(f"the transformer has the hook {hook} of diffusers, which longgen does not know",
                          expected="a model without it; step caches by cache=, as first-block:0.05",
                          hint="disable it (transformer.disable_cache() for caches), or load the model again")  # fmt: skip
@@ -61,12 +63,14 @@ def _parallel_modes(model: torch.nn.Module) -> Iterator[str]:
     """The names of whatever runs `model` on several devices."""
     for module in model.modules():
         for holder in (module, getattr(module, "processor", None)):
-            if getattr(holder, "_parallel_config", None) is not None:
+            config = getattr(holder, "_parallel_config", None)
+            if config is not None and not is_own(config):
                 yield type(holder._parallel_config).__name__  # type: ignore[union-attr]
         if type(module).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel", "DataParallel"):
             yield type(module).__name__
         yield from ("DTensor" for weight in module._parameters.values() if type(weight).__name__ == "DTensor")
-    yield from (name for name in _hooks(model) if name.startswith(PARALLEL))
+    own = is_own(getattr(model, "_parallel_config", None))
+    yield from (name for name in _hooks(model) if name.startswith(PARALLEL) and not (own and name.startswith("cp_")))
 
 
 def _hooks(model: torch.nn.Module) -> Iterator[str]:

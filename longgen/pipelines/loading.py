@@ -37,7 +37,7 @@ from longgen.backbones.settings import ModelSettings, parse_cache, parse_lora
 from longgen.backbones.spec import BackboneSpec
 from longgen.backbones.system_errors import system_failure
 from longgen.errors import LonggenError, MissingError
-from longgen.pipelines import lora, lora_files
+from longgen.pipelines import lora, lora_files, parallel
 from longgen.pipelines.base import PipelineBackbone
 from longgen.pipelines.checks import check_settings, int8_config, no_attention_backend
 from longgen.pipelines.load_progress import LoadProgress, folder_of, weight_files
@@ -120,6 +120,8 @@ def set_up(backbone: PipelineBackbone) -> None:
         pipe.enable_group_offload(torch.device(model_settings.device), offload_type="leaf_level", use_stream=use_stream)
     else:
         pipe.to(model_settings.device)
+    if model_settings.gpus > 1:
+        parallel.enable(backbone.transformers, backbone.text_layers, model_settings.gpus)
 
 
 def decoder(spec: BackboneSpec, device: str, vae_tiling: bool = False) -> Callable[[Tensor], Iterator[np.ndarray]]:

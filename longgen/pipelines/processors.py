@@ -5,6 +5,7 @@ Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, L t
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from longgen.attention import executor
 from longgen.attention.lse_kernels import AttentionWithLSE, attention_with_lse
 from longgen.attention.observer import AttentionInputs, Observer
 from longgen.attention.rotary import Rotary, Tables, Times
+from longgen.attention.ulysses import Ulysses
 from longgen.device_tables import on_device
 from longgen.pipelines.step_state import ClipBatch, StepState
 from longgen.program import Program
@@ -27,11 +29,11 @@ from longgen.technique import Grid
 Tensors = tuple[Tensor, Tensor, Tensor]  # q, k and v
 
 
-def dispatch(q: Tensor, k: Tensor, v: Tensor, backend: Any, parallel: Any, mask: Tensor | None = None) -> Tensor:
+def dispatch(q: Tensor, k: Tensor, v: Tensor, backend: Any, mask: Tensor | None = None) -> Tensor:
     """diffusers' attention of q [B, Nq, H, D] over k, v [B, Nk, H, D]. mask [Nq, Nk]: bool, or what is added to the logits."""
     if mask is not None:
         backend, mask = AttentionBackendName.NATIVE, mask[None, None]  # most others refuse masks; [Nq, Nk] would mean [B, Nk]
-    return dispatch_attention_fn(q, k, v, attn_mask=mask, dropout_p=0.0, is_causal=False, backend=backend, parallel_config=parallel)
+    return dispatch_attention_fn(q, k, v, attn_mask=mask, dropout_p=0.0, is_causal=False, backend=backend)
 
 
 def project(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,7 +54,6 @@ class LayerCall:
     rotary: Rotary | None
     stock: Tables | None
     backend: Any
-    parallel: Any
     text: tuple[Tensor, Tensor] | None = None
     layer: int = 0
     clips: ClipBatch | None = None
@@ -66,7 +67,7 @@ class LayerCall:
             if mask is not None:
                 shape = (len(mask), self.text[0].shape[1])
                 mask = torch.cat([mask, mask.new_ones(shape) if mask.dtype == torch.bool else mask.new_zeros(shape)], dim=1)
-        return dispatch(q, k, v, self.backend, self.parallel, mask)
+        return dispatch(q, k, v, self.backend, mask)
 
     def rotate(self, x: Tensor, positions: Times | None, scale: np.ndarray | None) -> Tensor:
         if self.rotary is None or self.stock is None:
@@ -82,8 +83,6 @@ class LayerCall:
             self.rotary.rotate_time(x, unrotated, frames, times, scale)
 
     def attention_with_lse(self, q: Tensor, masked: bool = False) -> AttentionWithLSE | None:
-        if self.parallel is not None:
-            return None
         backend = self.backend or _AttentionBackendRegistry.get_active_backend()[0]
         return attention_with_lse(q.device, q.dtype, q.shape[3], masked) if backend == AttentionBackendName.NATIVE else None
 
@@ -132,6 +131,7 @@ class PlannedAttention:
     ):
         self.programs, self.grid, self.step_state, self.rotary, self.stock = programs, grid, step_state, rotary, stock
         self.room = room
+        self._rotary_of_heads: Rotary | None = None  # of this rank's; kept, since it keeps tables
         self._attention_backend = getattr(stock, "_attention_backend", None) or backend  # diffusers sets these two by name
         self._parallel_config = getattr(stock, "_parallel_config", None)
 
@@ -159,8 +159,32 @@ class PlannedAttention:
 
     @torch.compiler.disable
     def run(self, layer: Any, features: Tensor, tables: Tables | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The output [B, N, H * D] of the module `layer` for q, k, v [B, N, H, D]. tables: the stock cos and sin [N, P] or None."""
-        return executor.run(self._program, self.call(layer, features, tables), q, k, v, self.step_state.step)
+        """The output [B, N, H * D] of the module `layer` for q, k, v [B, N, H, D]. tables: the stock cos and sin [N, P] or None.
+
+        With several ranks all of these are of this rank's tokens.
+        """
+        call = self.call(layer, features, tables)
+        if self.split is None:
+            return executor.run(self._program, call, q, k, v, self.step_state.step)
+        return self._run_split(self.split, call, q, k, v)
+
+    def _run_split(self, split: Ulysses, call: LayerCall, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`run` on all tokens of this rank's heads."""
+        program = self._program
+        if any(branch.key_frames is not None for branch in program.branches.values()):
+            call.features = split.gathered(call.features, 1)
+        if call.stock is not None:
+            call.stock = split.gathered(call.stock[0], 0), split.gathered(call.stock[1], 0)
+            if self.rotary is not None and call.stock[0].shape[1] > q.shape[3] // 2:  # tables of all heads
+                columns = split.own(call.stock[0].shape[1])
+                call.stock = call.stock[0][:, columns], call.stock[1][:, columns]
+                call.rotary = self._rotary_of_heads = self._rotary_of_heads or self.rotary.part(columns)
+        q, k, v = (split.to_heads(x) for x in (q, k, v))
+        all_heads = functools.partial(split.gathered, dim=2)
+        output = executor.run(program, call, q, k, v, self.step_state.step, all_heads)
+        if program.fusion is not None:
+            return output[:, split.own(output.shape[1])]
+        return split.to_tokens(output.unflatten(2, q.shape[2:])).flatten(2)
 
     @torch.compiler.disable
     def run_joint(
@@ -175,6 +199,11 @@ class PlannedAttention:
         video = executor.run(self._program, call, q, k, v, self.step_state.step)
         return video, executor.run_text(self._program, call, text_q, k, v)
 
+    @functools.cached_property
+    def split(self) -> Ulysses | None:
+        """The ranks that split the heads; None where one process has them all."""
+        return Ulysses.of(self._parallel_config)
+
     @property
     def _program(self) -> Program:
         program = self.programs[self.step_state.index]
@@ -187,7 +216,7 @@ class PlannedAttention:
         """This call of the module `layer` for the executor. tables: the stock cos and sin [N, P] or None."""
         state = self.step_state
         return LayerCall(
-            self.grid, features, self.rotary, tables, self._attention_backend, self._parallel_config,
+            self.grid, features, self.rotary, tables, self._attention_backend,
             text, id(layer), state.clips, first, state.observer, self.room,
         )  # fmt: skip
 
@@ -195,11 +224,12 @@ class PlannedAttention:
 class ScheduledCrossAttention:
     """Cross-attention processor of a prompt schedule: each frame attends to the texts of its shots, by its shares of them.
 
-    text_tokens: L of each text. What stands before the texts, as Wan I2V's I tokens of pictures, is seen with each of them.
+    text_tokens: L of each text. split: the ranks that share the tokens, if there are several. What stands before the texts, as Wan
+    I2V's I tokens of pictures, is seen with each of them.
     """
 
-    def __init__(self, step_state: StepState, stock: Any, text_tokens: int) -> None:
-        self.step_state, self.stock, self.text_tokens = step_state, stock, text_tokens
+    def __init__(self, step_state: StepState, stock: Any, text_tokens: int, split: Ulysses | None = None) -> None:
+        self.step_state, self.stock, self.text_tokens, self.split = step_state, stock, text_tokens, split
         self._attention_backend = getattr(stock, "_attention_backend", None)  # diffusers sets these two by name
         self._parallel_config = getattr(stock, "_parallel_config", None)
 
@@ -211,16 +241,22 @@ class ScheduledCrossAttention:
         shares = self.step_state.shares
         if shares is None or len(shares) == 1:
             return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, rotary)
-        frames = hidden_states.unflatten(1, (shares.shape[1], -1))
+        of_token = None if self.split is None else self._frames_of_tokens(self.split, hidden_states.shape[1], shares.shape[1])
+        units = hidden_states.unflatten(1, (shares.shape[1], -1)) if of_token is None else hidden_states.unsqueeze(2)
         before = encoder_hidden_states.shape[1] - len(shares) * self.text_tokens
         pictures, all_texts = encoder_hidden_states.split((before, len(shares) * self.text_tokens), dim=1)
         texts = all_texts.chunk(len(shares), dim=1)
         masks = [None] * len(shares) if attention_mask is None else attention_mask.chunk(len(shares), dim=-1)
-        output = torch.zeros_like(frames)
-        for share, text, mask in zip(shares, texts, masks, strict=True):
+        output = torch.zeros_like(units)
+        for share, text, mask in zip(shares if of_token is None else shares[:, of_token], texts, masks, strict=True):
             if count := np.count_nonzero(share):
-                seen = on_device(np.flatnonzero(share), frames.device)
+                seen = on_device(np.flatnonzero(share), units.device)
                 context = torch.cat([pictures, text], dim=1) if before else text
-                part = self.stock(attn, frames[:, seen].flatten(1, 2), context, mask, rotary).unflatten(1, (count, -1))
+                part = self.stock(attn, units[:, seen].flatten(1, 2), context, mask, rotary).unflatten(1, (count, -1))
                 output[:, seen] += on_device(share[share != 0], part.device, part.dtype).view(-1, 1, 1) * part
         return output.flatten(1, 2)
+
+    @staticmethod
+    def _frames_of_tokens(split: Ulysses, tokens: int, frames: int) -> np.ndarray:
+        """The frame of each of this rank's tokens, which need not be whole frames."""
+        return (split.rank * tokens + np.arange(tokens)) // (split.size * tokens // frames)

@@ -319,7 +319,6 @@ def test_only_the_native_backend_returns_the_log_sum_exp(ctx: LayerCall, qkv: tu
     assert replace(ctx, backend="native").attention_with_lse(qkv[0]) is not None
     assert replace(ctx, backend="flash").attention_with_lse(qkv[0]) is None
     assert replace(ctx, text=text).attention_with_lse(qkv[0]) is not None
-    assert replace(ctx, parallel=object()).attention_with_lse(qkv[0]) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

@@ -147,6 +147,13 @@ def about_video(video: dict[str, Any] | None) -> None:
     _json.video = video
 
 
+def take_rank() -> None:
+    """Makes this process one of the ranks that its environment names: from here on only rank 0 speaks. Raises UsageError."""
+    global _here
+    if _here == ranks.ALONE:
+        _here = rank.enter()
+
+
 def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
     """Turns the errors of longgen.errors into a message and their exit code; LONGGEN_DEBUG=1 shows the traceback."""
 
@@ -200,7 +207,9 @@ def _tell(error: LonggenError, code: int, stopped: bool = False, lost: bool = Fa
     if launch.started():
         return rank.leave_report(_here, error, code, stopped, lost, _json.video)
     if not _here.writes:
-        if not (stopped or lost or error.everywhere) and sys.__stderr__ is not None:
+        joined = ranks.current() != ranks.ALONE  # before that all ranks refuse the same options
+        own = not stopped and (not (lost or error.everywhere) if joined else lost)
+        if own and sys.__stderr__ is not None:
             print(visible(f"longgen: {_here}: {error}"), file=sys.__stderr__, flush=True)
         return
     say(f"longgen: {error.given}; {error.hint}" if stopped else f"longgen: {error}")
@@ -383,10 +392,10 @@ def main() -> None:
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup and for background jobs
             signal.signal(number, _on_signal)
-    global _here
+    if launch.started():
+        take_rank()
     code: Any = 1
     try:
-        _here = rank.enter()
         app()
     except SystemExit as end:
         code = end.code if _interrupt is None or _reported else _report_error(_interrupt)  # a signal before the command began

@@ -12,7 +12,7 @@ import typer
 
 from longgen.cli import inputs
 from longgen.cli import options as opt
-from longgen.cli.app import about_video, answer, app, logger, progress_shown
+from longgen.cli.app import about_video, answer, app, logger, progress_shown, take_rank
 from longgen.cli.probe import probe_first
 from longgen.errors import BatchError, UsageError, conflict
 from longgen.textfile import on_one_line
@@ -75,6 +75,7 @@ def generate(
     """Make a video, or one for each line of a file of prompts."""
     from longgen.resolve import PlanRequest
 
+    take_rank()
     if options.resume and options.overwrite:
         raise conflict("--resume", "--overwrite")
     loading = model.settings() | together.settings()

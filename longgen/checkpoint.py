@@ -190,6 +190,10 @@ class Chunks:
             raise damaged(path, f"it is chunk {stored['chunk']}")
         return tensors, stored
 
+    def __reduce__(self) -> tuple[type[list[Tensor]], tuple[list[Tensor]]]:
+        """For other ranks, which may not see the folder: the chunks themselves."""
+        return list, ([*(self[index] for index in range(self._count))],)
+
     def clear(self) -> None:
         """Removes every chunk, the last first, and the folder if nothing else is in it."""
         for path in [*sorted(self.folder.glob("*.safetensors"), reverse=True), *self.folder.glob(".*.partial")]:

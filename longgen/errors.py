@@ -29,14 +29,21 @@ def shown(value: object, most: int = 100) -> str:
 
 
 class LonggenError(Exception):
-    """given: what is wrong; expected: what would be right; hint: what to try next."""
+    """given: what is wrong; expected: what would be right; hint: what to try next.
+
+    everywhere: of several ranks (`longgen.ranks`), whether all raise it, as rank 0 decided for them.
+    """
 
     exit_code = 1
+    everywhere = False
 
     def __init__(self, given: str, expected: str = "", hint: str = "") -> None:
         self.given, self.expected, self.hint = given, expected, hint
         lines = [given, *(f"  expected: {expected}" for _ in [0] if expected), *(f"  hint: {hint}" for _ in [0] if hint)]
         super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[type[LonggenError], tuple[str, str, str]]:
+        return type(self), (self.given, self.expected, self.hint)
 
 
 class UsageError(LonggenError):

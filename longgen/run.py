@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import platform
@@ -17,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from longgen import arguments, disk, ffmpeg, naming, past, preset, run_record, rundir, start
+from longgen import arguments, disk, ffmpeg, launch, naming, past, preset, ranks, run_record, rundir, start
 from longgen.backbones import defaults
 from longgen.backbones.settings import ModelSettings
 from longgen.describe import plan_dict
@@ -35,12 +37,14 @@ from longgen.textfile import on_one_line
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import Tensor
 
     from longgen.backbones.spec import BackboneSpec
     from longgen.checkpoint import Chunks
     from longgen.loops import State
     from longgen.pipelines.base import PipelineBackbone
+    from longgen.pipelines.given import Given
     from longgen.video import Writer
 
 
@@ -78,10 +82,16 @@ class Failure:
 
 
 class RunRecord:
-    """run.json: what a run was made with, where and how long (`seconds` by phase), written anew at each of its stages."""
+    """run.json: what a run was made with, where and how long (`seconds` by phase), written anew at each of its stages.
 
-    def __init__(self, output: Path, plan: Plan, run_settings: dict[str, Any], device: str, load_s: float) -> None:
+    writes: whether this process is the one of several ranks that does.
+    """
+
+    def __init__(
+        self, output: Path, plan: Plan, run_settings: dict[str, Any], device: str, load_s: float, writes: bool = True
+    ) -> None:
         self.path, self.device = run_folder(output) / rundir.RECORD, device
+        self.writes = writes
         self.seconds = {"load": round(load_s, 3), "sample": 0.0, "decode": 0.0}
         described = plan_dict(plan)
         self.content: dict[str, Any] = {
@@ -102,7 +112,8 @@ class RunRecord:
 
     def write(self, status: str, **more: Any) -> None:
         self.content.update(status=status, seconds=self.seconds, peak_memory_bytes=memory_bytes(self.device), **more)
-        disk.save_record(self.path, run_record.stored(self.content))
+        if self.writes:
+            disk.save_record(self.path, run_record.stored(self.content))
 
 
 def _texts(plan: Plan, prompt: str) -> dict[str, Any]:
@@ -131,35 +142,20 @@ def generate_one(
     """
     import torch
 
-    from longgen import checkpoint, interrupted, shown
+    from longgen import checkpoint, shown
     from longgen.loops import magcache
     from longgen.video import Writer
 
     plan, output, folder, device = job.plan, job.output, run_folder(job.output), str(backbone.device)
     run_settings = stored_settings(plan, job.prompt, job.seed, backbone.model_settings)
-    with rundir.lock(output):
-        rundir.check_place(output)
-        rundir.check_not_past(plan, output)
-        ffmpeg.program()  # or it would be missed only when all is sampled
+    team = ranks.join(backbone.model_settings.gpus, device)
+    record = RunRecord(output, plan, run_settings, device, load_s, team.writes)
+    with contextlib.ExitStack() as held:
         if device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats(device)
-        record = RunRecord(output, plan, run_settings, device, load_s)
-        latents, state, decoded = None, None, False
-        if not resume:
-            rundir.start_anew(output)
-            record.content[rundir.REPLACES] = os.path.lexists(output)
-        plan.conditions.keep(folder)
-        if plan.schedule is not None:
-            plan.schedule.keep(folder)
-        chunks = checkpoint.Chunks(folder / rundir.CHUNKS, run_settings)
-        if resume:
-            if rundir.may_replace(output):
-                record.content[rundir.REPLACES] = True
-            latents, state, stored = interrupted.read(backbone, plan, chunks)
-            if stored is not None and (warning := version_warning(stored, run_settings)):
-                log(f"note: {warning}")
-                record.content["notes"] = [*record.content["notes"], warning]
-        record.write("running")
+        latents, state = team.decide(functools.partial(_begin, held, backbone, job, record, resume, log))
+        chunks = checkpoint.Chunks(folder / rundir.CHUNKS, run_settings) if team.writes else None
+        decoded = False
         if latents is None:
             skipping = magcache.skipping(backbone, plan, lambda: Phase("calibrate", plan.steps, device, report).at)
             remains = "the checkpoint is kept: --resume goes on, with another --offload too"
@@ -167,8 +163,10 @@ def generate_one(
                 phase = Phase("sample", plan.rounds, device, report, done=state.done if state else 0)
                 latents, decoded = _sample(backbone, job, chunks, state, phase)
                 record.seconds["sample"] = round(phase.seconds, 3)
-                if latents is not None:
+                if latents is not None and chunks is not None:
                     checkpoint.save_tensors(folder / rundir.LATENTS, {"latents": latents}, run_settings)
+        if chunks is None:  # another rank decodes
+            return _result(job, record.seconds, memory_bytes(device))
         (folder / rundir.STEP).unlink(missing_ok=True)
         record.write("sampled")
         if not decoded:
@@ -184,38 +182,67 @@ def generate_one(
     return _result(job, record.seconds, memory_bytes(device))
 
 
-def _sample(backbone: PipelineBackbone, job: Job, chunks: Chunks, state: State | None, phase: Phase) -> tuple[Tensor | None, bool]:
-    """The latents of `job` (None where they are in chunks on disk), and whether the video was decoded as they came."""
+def _begin(
+    held: contextlib.ExitStack, backbone: PipelineBackbone, job: Job, record: RunRecord, resume: bool, log: Callable[[str], None]
+) -> tuple[Tensor | None, State | None]:
+    """Locks the run folder of `job` until `held` ends, and readies it. Returns the latents that are there, or else the state that
+    sampling goes on from.
+    """
+    from longgen import checkpoint, interrupted
+
+    plan, output, folder = job.plan, job.output, run_folder(job.output)
+    held.enter_context(rundir.lock(output))
+    rundir.check_place(output)
+    rundir.check_not_past(plan, output)
+    ffmpeg.program()  # or it would be missed only when all is sampled
+    if not resume:
+        rundir.start_anew(output)
+        record.content[rundir.REPLACES] = os.path.lexists(output)
+    plan.conditions.keep(folder)
+    if plan.schedule is not None:
+        plan.schedule.keep(folder)
+    latents, state = None, None
+    if resume:
+        if rundir.may_replace(output):
+            record.content[rundir.REPLACES] = True
+        run_settings = record.content["settings"]
+        latents, state, stored = interrupted.read(backbone, plan, checkpoint.Chunks(folder / rundir.CHUNKS, run_settings))
+        if stored is not None and (warning := version_warning(stored, run_settings)):
+            log(f"note: {warning}")
+            record.content["notes"] = [*record.content["notes"], warning]
+    record.write("running")
+    return latents, state
+
+
+def _sample(
+    backbone: PipelineBackbone, job: Job, chunks: Chunks | None, state: State | None, phase: Phase
+) -> tuple[Tensor | None, bool]:
+    """The latents of `job` (None where they are in chunks on disk), and whether the video was decoded as they came.
+
+    chunks: where they go; None on ranks that write nothing.
+    """
     import torch
 
-    from longgen import checkpoint, interrupted, loops, shown
+    from longgen import interrupted, loops, shown
     from longgen.loops.denoiser import Denoiser
-    from longgen.pipelines.given import Given
     from longgen.video import Writer
 
-    plan, in_parts, in_chunks = job.plan, job.plan.in_parts, job.plan.chunk_lat is not None
+    plan, in_parts = job.plan, job.plan.in_parts
 
     def on_step(now: State) -> None:
-        interrupted.save(now, chunks, plan)
+        if chunks is not None:
+            interrupted.save(now, chunks, plan)
         phase.at(now.done)
 
     generator = torch.Generator().manual_seed(job.seed)
-    inputs = run_folder(job.output) / rundir.INPUTS
-    if state is not None and in_chunks and (inputs / past.GIVEN).is_file():
-        given: Given | None = Given(shown.given_latents(plan, inputs))
-    else:
-        given = backbone.given(plan, generator)
-        encoded = plan.conditions.past is None or plan.conditions.past.latents is None
-        if in_chunks and encoded and given is not None and given.latents is not None:
-            disk.make_folder(inputs)
-            checkpoint.save_tensors(inputs / past.GIVEN, {"latents": given.latents}, chunks.settings)
+    given = _given(backbone, job, generator, state, chunks)
     denoiser = Denoiser(backbone, plan, job.prompt, given)
     frames = loops.stream(denoiser, denoiser.initial_noise(generator), generator, on_step, state)
     on_host: list[Tensor] = []
     if not in_parts:  # else they are in the chunks
         frames = _copied(frames, on_host)
-    decoded = loops.streams(plan, backbone.model_settings.offload)
-    if decoded:  # sampling reports the progress of both
+    decoded = chunks is not None and loops.streams(plan, backbone.model_settings.offload)
+    if decoded and chunks is not None:  # sampling reports the progress of both
         if given is not None and given.before is not None and given.before.shape[2]:  # splitting none would give one without frames
             frames = itertools.chain(given.before.split(1, dim=2), frames)
         writer = Writer(job.output, plan.size, plan.fps, chunks.settings)
@@ -224,6 +251,36 @@ def _sample(backbone: PipelineBackbone, job: Job, chunks: Chunks, state: State |
         for _ in frames:
             pass
     return None if in_parts else torch.cat(on_host, dim=2), decoded
+
+
+def _given(
+    backbone: PipelineBackbone, job: Job, generator: torch.Generator, state: State | None, chunks: Chunks | None
+) -> Given | None:
+    """What the video starts from, read and encoded on rank 0; a rollout keeps what it encoded in the run folder."""
+    from longgen import checkpoint, shown
+    from longgen.pipelines.given import Given
+
+    plan, inputs, in_chunks = job.plan, run_folder(job.output) / rundir.INPUTS, job.plan.chunk_lat is not None
+    team = ranks.join(backbone.model_settings.gpus, str(backbone.device))
+
+    def read() -> tuple[Given | None, Tensor]:
+        assert chunks is not None
+        if state is not None and in_chunks and (inputs / past.GIVEN).is_file():
+            return Given(shown.given_latents(plan, inputs)), generator.get_state()
+        given = backbone.given(plan, generator)
+        encoded = plan.conditions.past is None or plan.conditions.past.latents is None
+        if in_chunks and encoded and given is not None and given.latents is not None:
+            disk.make_folder(inputs)
+            checkpoint.save_tensors(inputs / past.GIVEN, {"latents": given.latents}, chunks.settings)
+        if given is not None and given.latents is not None and team.size > 1:  # or it would come to the card of rank 0
+            given = dataclasses.replace(given, latents=given.latents.cpu())
+        return given, generator.get_state()
+
+    given, drawn = team.decide(read)
+    generator.set_state(drawn)
+    if given is not None and given.latents is not None and team.size > 1:
+        given = dataclasses.replace(given, latents=given.latents.to(backbone.device))
+    return given
 
 
 def _copied(frames: Iterator[Tensor], on_host: list[Tensor]) -> Iterator[Tensor]:
@@ -245,19 +302,22 @@ def generate_jobs(
     """Makes every job's video on one loaded model, which is that of the first one's plan. Finished ones are skipped.
 
     With `resume` it continues from what is left; only `overwrite` replaces what is there. Of several jobs, one that fails becomes
-    a Failure and the rest goes on; a single one raises its error, and so does the first where nothing is loaded yet. each: called
-    with every result as soon as it is there.
+    a Failure and the rest goes on; a single one raises its error, and so does the first where nothing is loaded yet. On several
+    ranks (`model_settings.gpus`) the error of one in the midst of a video ends them all. each: called with every result as soon as
+    it is there.
     """
+    team = ranks.join(model_settings.gpus, model_settings.device)
+    model_settings = model_settings.replace(device=team.device(model_settings.device))
+    if not team.writes:
+        report = log = no_report
     results: list[Result | Failure] = []
     backbone = None
     for number, job in enumerate(jobs, start=1):
         if len(jobs) > 1:
             log(f"[{number}/{len(jobs)}] {on_one_line(job.prompt, 200)}")
         try:
-            with rundir.lock(job.output):
-                run_settings = stored_settings(job.plan, job.prompt, job.seed, model_settings)
-                if rundir.already_finished(job.output, run_settings, job.plan.written_px, resume, overwrite):
-                    rundir.clean_up(job.output)
+            with contextlib.ExitStack() as held:
+                if team.decide(functools.partial(_is_finished, held, job, model_settings, resume, overwrite)):
                     no_time = {"load": 0.0, "sample": 0.0, "decode": 0.0}
                     results.append(dataclasses.replace(_result(job, no_time, 0), skipped=True))
                     each(results[-1])
@@ -274,13 +334,23 @@ def generate_jobs(
                 results.append(generate_one(backbone, job, resume, report, log, load_s))
                 each(results[-1])
         except LonggenError as error:
-            if len(jobs) == 1 or backbone is None:
+            if len(jobs) == 1 or backbone is None or (team.size > 1 and not error.everywhere):
                 raise
             log(f"failed: {error}")
             results.append(Failure(job.output.stem, str(job.output), job.prompt, job.seed, error.given, error.expected, error.hint,
                                    error.exit_code))  # fmt: skip
             each(results[-1])
     return results
+
+
+def _is_finished(held: contextlib.ExitStack, job: Job, model_settings: ModelSettings, resume: bool, overwrite: bool) -> bool:
+    """Whether the video of `job` is there already, or else may be made; its run folder is locked until `held` ends."""
+    held.enter_context(rundir.lock(job.output))
+    run_settings = stored_settings(job.plan, job.prompt, job.seed, model_settings)
+    finished = rundir.already_finished(job.output, run_settings, job.plan.written_px, resume, overwrite)
+    if finished:
+        rundir.clean_up(job.output)
+    return finished
 
 
 def _announced(job: Job, backbone: PipelineBackbone, log: Callable[[str], None]) -> Job:
@@ -364,7 +434,8 @@ def generate(
     `prompt`. image, last_image: picture files, the first frame and the last. continue_from: a video or a run folder to go on from;
     `sample.frames` then counts the new frames, and the output begins with it if `join`. fit: crop (the default) or pad, how a
     picture comes to the size of the video. layers, probe: see `longgen.layers.selection`. model: how it is loaded, `{"offload":
-    "model", "lora": ("style.safetensors:0.8",), ...}`, the other fields of `ModelSettings` (longgen/backbones/settings.py). A
+    "model", "lora": ("style.safetensors:0.8",), ...}`, the other fields of `ModelSettings` (longgen/backbones/settings.py); with
+    `{"gpus": 2}` the script runs on two ranks, as `torchrun --nproc-per-node 2` starts them, and rank 0 writes. A
     finished video with these settings is not made again, one with other settings is not replaced, and an unfinished run needs
     `resume`; `overwrite` starts over in each case. allow_code: whether the preset may name Python classes as techniques. Raises
     LonggenError and its kinds.
@@ -379,17 +450,22 @@ def generate(
     device = device or model.get("device", defaults.default_device())
     chosen = {"dtype": defaults.default_dtype(spec, device), **model, "device": device}
     model_settings = ModelSettings(**chosen | ({} if dtype is None else {"dtype": dtype}))
-    resumed = Path(output) if resume and naming.is_file_name(os.fspath(output)) else None
-    conditions = start.read(image, last_image, continue_from, join, fit or FITS[0], resumed)
-    plan = resolve(PlanRequest(preset_name, spec, (*overrides,), sample or preset.Sample(), duration, schedule, layers, probe,
-                               model_settings.lora, allow_code, conditions))  # fmt: skip
-    start.check_fit(fit is not None, plan.fits)
-    seed = draw_seed(plan) if seed is None else seed
-    prompt = checked(schedule.shots[0].prompt if schedule else prompt, "prompt")
     if resume and overwrite:
         raise UsageError("resume and overwrite are both given", expected="one of them", hint="leave one out")
-    jobs = jobs_of([JobRequest(plan, prompt, seed, os.fspath(output))], model_settings, resume, overwrite)
-    (result,) = generate_jobs(jobs, model_settings, resume, report, overwrite=overwrite)
+
+    def jobs() -> list[Job]:
+        resumed = Path(output) if resume and naming.is_file_name(os.fspath(output)) else None
+        conditions = start.read(image, last_image, continue_from, join, fit or FITS[0], resumed)
+        plan = resolve(PlanRequest(preset_name, spec, (*overrides,), sample or preset.Sample(), duration, schedule, layers, probe,
+                                   model_settings.lora, allow_code, conditions))  # fmt: skip
+        start.check_fit(fit is not None, plan.fits)
+        text = checked(schedule.shots[0].prompt if schedule else prompt, "prompt")
+        request = JobRequest(plan, text, draw_seed(plan) if seed is None else seed, os.fspath(output))
+        return jobs_of([request], model_settings, resume, overwrite)
+
+    launch.check_device(model_settings.gpus, device)
+    team = ranks.join(model_settings.gpus, device)
+    (result,) = generate_jobs(team.decide(jobs), model_settings, resume, report, overwrite=overwrite)
     assert isinstance(result, Result)  # a single job raises instead
     return result
 

@@ -107,6 +107,8 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --compile $LONGGEN_COMPILE
         --vae-tiling $LONGGEN_VAE_TILING
         --clip-batch $LONGGEN_CLIP_BATCH
+        --gpus $LONGGEN_GPUS
+        --guidance-parallel $LONGGEN_GUIDANCE_PARALLEL
         --output -o
         --resume
         --overwrite

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from longgen import __version__
+from longgen import __version__, launch, ranks
+from longgen.cli import rank
 from longgen.cli.dataclass_options import with_dataclass_options
 from longgen.device import chain, lacks_memory
 from longgen.errors import HungUp, LonggenError, OutOfMemoryError, Terminated, UsageError
@@ -49,12 +50,13 @@ class Command(typer.core.TyperCommand):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        if ctx.params.get("log_file") is None:
+        if ctx.params.get("log_file") is None or not _here.writes:
             return self._invoke(ctx)
         from longgen.cli import log_file
 
         try:
-            log = log_file.opened(ctx.params["log_file"], ctx.params, f"longgen {__version__}: {log_file.command_line(ctx)}")
+            first = str(_here) if launch.started() else f"longgen {__version__}: {log_file.command_line(ctx)}"
+            log = log_file.opened(ctx.params["log_file"], ctx.params, first)
         except LonggenError as error:
             raise typer.Exit(_report_error(error)) from None
         with _logging_to(log):
@@ -69,12 +71,12 @@ class Command(typer.core.TyperCommand):
                 code = end.code
                 raise
             finally:
-                log.write(f"exit code {code}")
+                log.write(f"{_here}: exit code {code}" if launch.started() else f"exit code {code}")
         if log.trouble is not None:
             raise typer.Exit(_report_error(log.trouble))
 
     def _invoke(self, ctx: Any) -> Any:
-        if not ctx.params.get("quiet"):
+        if not ctx.params.get("quiet") and not launch.started():  # or it was said already
             variables = _variables(ctx.find_root().command)
             for name in sorted(name for name in os.environ if name.startswith("LONGGEN_")):
                 if name not in variables:
@@ -87,7 +89,7 @@ class Command(typer.core.TyperCommand):
 
 def _variables(command: Any) -> set[str]:
     """The environment variables that the options of `command` and its subcommands read."""
-    names = {str(parameter.envvar) for parameter in command.params if parameter.envvar} | {"LONGGEN_DEBUG"}
+    names = {str(parameter.envvar) for parameter in command.params if parameter.envvar} | {"LONGGEN_DEBUG", ranks.STORE}
     return names.union(*(_variables(subcommand) for subcommand in getattr(command, "commands", {}).values()))
 
 
@@ -145,6 +147,13 @@ def about_video(video: dict[str, Any] | None) -> None:
     _json.video = video
 
 
+def take_rank() -> None:
+    """Makes this process one of the ranks that its environment names: from here on only rank 0 speaks. Raises UsageError."""
+    global _here
+    if _here == ranks.ALONE:
+        _here = rank.enter()
+
+
 def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
     """Turns the errors of longgen.errors into a message and their exit code; LONGGEN_DEBUG=1 shows the traceback."""
 
@@ -177,18 +186,34 @@ def _report_error(error: BaseException) -> int:
             signal.signal(number, signal.SIG_IGN)  # the process is ending: a second signal could only garble the message
         by = "the terminal's end" if isinstance(stop, HungUp) else "SIGTERM" if isinstance(stop, Terminated) else "Ctrl-C"
         goes_on = "the same command continues it, generate with --resume"
-        say(f"longgen: stopped by {by}; what was computed is on disk: {goes_on}")
         code = stop.exit_code if isinstance(stop, Terminated) else 130
-        _print_error(LonggenError(f"stopped by {by}", "", f"what was computed is on disk: {goes_on}"), code, stopped=True)
+        _tell(LonggenError(f"stopped by {by}", "", f"what was computed is on disk: {goes_on}"), code, stopped=True)
         return code
+    lost = _here.size > 1 and ranks.is_lost(error)
     report = error if isinstance(error, LonggenError) else _system_error(error)
-    if report is None:
+    if lost:
+        report = LonggenError(f"{_here} cannot reach another rank, which has ended or does not answer", "all ranks until the end",
+                              f"that rank says why; {launch.GOES_ON}")  # fmt: skip
+    elif report is None:
         report = LonggenError(
             f"{type(error).__name__}: {error}", "", "this is a bug in longgen; LONGGEN_DEBUG=1 shows the traceback"
         )
-    say(f"longgen: {report}")
-    _print_error(report, report.exit_code, stopped=False)
+    _tell(report, report.exit_code, lost=lost)
     return report.exit_code
+
+
+def _tell(error: LonggenError, code: int, stopped: bool = False, lost: bool = False) -> None:
+    """Says what ends the command, once for all ranks. lost: of several, another one has ended."""
+    if launch.started():
+        return rank.leave_report(_here, error, code, stopped, lost, _json.video)
+    if not _here.writes:
+        joined = ranks.current() != ranks.ALONE  # before that all ranks refuse the same options
+        own = not stopped and (not (lost or error.everywhere) if joined else lost)
+        if own and sys.__stderr__ is not None:
+            print(visible(f"longgen: {_here}: {error}"), file=sys.__stderr__, flush=True)
+        return
+    say(f"longgen: {error.given}; {error.hint}" if stopped else f"longgen: {error}")
+    _print_error(error, code, stopped)
 
 
 def _print_error(error: LonggenError, code: int, stopped: bool) -> None:
@@ -329,6 +354,7 @@ def root(
     pass
 
 
+_here = ranks.ALONE  # this process among its ranks
 _interrupt: KeyboardInterrupt | None = None  # by the first signal
 _log: LogFile | None = None  # of --log-file
 _reported = False  # whether the error that ended the command was printed
@@ -366,6 +392,8 @@ def main() -> None:
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup and for background jobs
             signal.signal(number, _on_signal)
+    if launch.started():
+        take_rank()
     code: Any = 1
     try:
         app()
@@ -388,4 +416,7 @@ def main() -> None:
         code = 1
         if error.errno != errno.EPIPE:
             say(f"longgen: stdout could not be written: {error.strerror}")
+    if code and _here.size > 1:
+        os._exit(code)  # a library that waits for the other ranks at its end would keep them all
+    rank.leave()
     sys.exit(code)

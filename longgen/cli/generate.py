@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,12 +12,14 @@ import typer
 
 from longgen.cli import inputs
 from longgen.cli import options as opt
-from longgen.cli.app import answer, app, logger, progress_shown
+from longgen.cli.app import about_video, answer, app, logger, progress_shown, take_rank
 from longgen.cli.probe import probe_first
 from longgen.errors import BatchError, UsageError, conflict
+from longgen.textfile import on_one_line
 
 if TYPE_CHECKING:
     from longgen.backbones.settings import ModelSettings
+    from longgen.ranks import Ranks
     from longgen.resolve import PlanRequest
     from longgen.run import Job
     from longgen.rundir import JobRequest
@@ -66,38 +69,92 @@ def generate(
     preset: opt.PresetOptions,
     backbone: opt.Backbone = None,
     model: opt.ModelOptions,
+    together: opt.RankOptions,
     options: RunOptions,
 ) -> None:
     """Make a video, or one for each line of a file of prompts."""
-    from longgen import run
-    from longgen.cli.lines import Lines
-    from longgen.pipelines.checks import unused_settings
     from longgen.resolve import PlanRequest
 
+    take_rank()
     if options.resume and options.overwrite:
         raise conflict("--resume", "--overwrite")
-    from_record = options.resume and options.output and text.prompt is None and text.prompts is None and text.schedule is None
-    loading = model.settings()
-    if from_record:
-        stored, changes = inputs.stored_job(context, Path(options.output or ""), preset.allow_code)
-        requested, loading = [stored], loading | changes
-    else:
-        size = sample.sample(fps, text.negative_prompt)
-        schedule = inputs.read_schedule(text.schedule, text.prompt, text.prompts)
-        conditions = start.conditions(options.output if options.resume else None)
-        spec = inputs.choose_backbone(backbone, options.quiet)
-        request = PlanRequest(preset.preset, spec, (*(preset.overrides or ()),), size, sample.duration, schedule, preset.layers,
-                              preset.probe, loading["lora"], preset.allow_code, conditions)  # fmt: skip
-        if seeds is not None and "seed" in opt.given_options(context):
-            raise conflict("--seeds", "--seed")
-        requested = _requested(text, request, seed, seeds, loading, options)
-        inputs.check_fit(context, [job.plan for job in requested])
-    settings = inputs.model_settings(requested[0].plan.spec, loading)
+    loading = model.settings() | together.settings()
+
+    def chosen(quiet: bool) -> tuple[list[Job], ModelSettings]:
+        """The videos and how the model is loaded, from all that the command line names. Raises LonggenError and its kinds."""
+        own, of_run = dataclasses.replace(options, quiet=quiet), dict(loading)
+        if options.resume and options.output and text.prompt is None and text.prompts is None and text.schedule is None:
+            stored, changes = inputs.stored_job(context, Path(options.output), preset.allow_code)
+            requested, of_run = [stored], loading | changes
+        else:
+            size = sample.sample(fps, text.negative_prompt)
+            schedule = inputs.read_schedule(text.schedule, text.prompt, text.prompts)
+            conditions = start.conditions(options.output if options.resume else None)
+            spec = inputs.choose_backbone(backbone, quiet)
+            request = PlanRequest(preset.preset, spec, (*(preset.overrides or ()),), size, sample.duration, schedule, preset.layers,
+                                  preset.probe, loading["lora"], preset.allow_code, conditions)  # fmt: skip
+            if seeds is not None and "seed" in opt.given_options(context):
+                raise conflict("--seeds", "--seed")
+            requested = _requested(text, request, seed, seeds, loading, own)
+            inputs.check_fit(context, [job.plan for job in requested])
+        return _jobs(requested, inputs.model_settings(requested[0].plan.spec, of_run), own)
+
+    team = _ranks(loading, options)
+    if team is None:
+        chosen(quiet=True)  # refuses here, before processes are started, which then say the notes
+        return _launch(loading["gpus"])
+    jobs, settings = team.decide(lambda: chosen(options.quiet))
+    if options.dry_run:
+        return _print_dry_run(jobs, settings, options)
+    _make(jobs, settings, options)
+
+
+def _ranks(loading: dict[str, Any], options: RunOptions) -> Ranks | None:
+    """This process among those that make the videos; None where they are to be started. Raises UsageError."""
+    from longgen import launch, ranks
+    from longgen.backbones.defaults import default_device
+
+    size = loading["gpus"]
+    if size == 1:
+        return ranks.ALONE
+    device = loading["device"] or default_device()
+    launch.check_device(size, device)
+    if ranks.from_environment().size == 1:
+        launch.check(size, device, sys.argv[1:])
+        return ranks.ALONE if options.dry_run else None
+    team = ranks.join(size, device)
+    if (of_first := ranks.agree(sys.argv[1:])) != sys.argv[1:]:
+        raise UsageError(f"the command differs from that of rank 0: {on_one_line(' '.join(of_first), 300)}",
+                         expected="the same command on all ranks, which make one video together",
+                         hint="for a video each, unset WORLD_SIZE, or SLURM_NTASKS")  # fmt: skip
+    return team
+
+
+def _launch(size: int) -> None:
+    """Starts the ranks, which run this command, and waits for them. Raises what ended them."""
+    from longgen import launch
+
+    if (ended := launch.run(size, sys.argv[1:])) is not None:
+        about_video(ended.video)
+        raise ended.error
+
+
+def _jobs(requested: list[JobRequest], settings: ModelSettings, options: RunOptions) -> tuple[list[Job], ModelSettings]:
+    """The jobs of `requested`; notes settings without effect."""
+    from longgen import run
+    from longgen.pipelines.checks import unused_settings
+
     jobs = run.jobs_of(requested, settings, options.resume, options.overwrite)
     plans = dict.fromkeys(job.plan for job in jobs)
     inputs.say_notes((note for plan in plans for note in unused_settings(plan, settings)), options.quiet)
-    if options.dry_run:
-        return _print_dry_run(jobs, settings, options)
+    return jobs, settings
+
+
+def _make(jobs: list[Job], settings: ModelSettings, options: RunOptions) -> None:
+    """Makes the videos, each with its line as soon as it is finished. Raises BatchError, and what `run.generate_jobs` does."""
+    from longgen import run
+    from longgen.cli.lines import Lines
+
     lines = Lines(jobs, options.as_json)
     with progress_shown(options.quiet) as report, lines.under_way():
         results = run.generate_jobs(jobs, settings, options.resume, report, logger(options.quiet), options.overwrite, lines.show)
@@ -125,6 +182,9 @@ def _requested(
         raise UsageError(f"{several} makes several videos, but --output {options.output} names a single file", expected="a folder",
                          hint="give --output a folder")  # fmt: skip
     if request.probe == "run":
+        if loading["gpus"] > 1:
+            raise conflict("--probe run", f"--gpus {loading['gpus']}", "a probe runs on one GPU",
+                           hint="longgen probe first; its result is stored")  # fmt: skip
         if options.dry_run:
             raise conflict("--probe run", "--dry-run", "it runs the model",
                            hint="longgen probe first; --dry-run then uses the stored probe")  # fmt: skip

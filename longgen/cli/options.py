@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from longgen.errors import UsageError
+
 if TYPE_CHECKING:
     from longgen.conditions import Conditions
     from longgen.preset import Sample
@@ -122,6 +124,16 @@ Fit = Annotated[
     Literal["crop", "pad"],
     typer.Option("--fit", envvar="LONGGEN_FIT", help="How a picture or an earlier video is brought to the size; never stretched."),
 ]
+Gpus = Annotated[
+    int | None,
+    typer.Option("--gpus", min=1, envvar="LONGGEN_GPUS", metavar="N",
+                 help="GPUs that make one video together, or processes on a CPU (default: those of torchrun or srun, else 1)."),
+]  # fmt: skip
+GuidanceParallel = Annotated[
+    bool,
+    typer.Option("--guidance-parallel", envvar="LONGGEN_GUIDANCE_PARALLEL",
+                 help="With --gpus: the two calls of guidance run on two halves of the GPUs."),
+]  # fmt: skip
 Seeds = Annotated[str, typer.Option("--seeds", metavar="N,N", help="One video or run per seed, as 0,1.")]
 
 
@@ -210,6 +222,28 @@ class ModelOptions(DeviceOptions):
     compile: Compile = False
     vae_tiling: Tiling = False
     clip_batch: ClipBatch = 1
+
+
+@dataclass(frozen=True)
+class RankOptions:
+    """The GPUs that make one video together; see `longgen.ranks`."""
+
+    gpus: Gpus = None
+    guidance_parallel: GuidanceParallel = False
+
+    def settings(self) -> dict[str, Any]:
+        """Fields of `ModelSettings`. Raises UsageError where the ranks that are there are not those that are asked for."""
+        from longgen import ranks
+
+        present = ranks.from_environment().size
+        size = present if self.gpus is None else self.gpus
+        if present not in (1, size):
+            raise UsageError(f"--gpus {size}, and {present} ranks were started", expected=f"--gpus {present}, or none",
+                             hint="leave --gpus out, or start as many by torchrun or srun")  # fmt: skip
+        if self.guidance_parallel and size == 1:
+            raise UsageError("--guidance-parallel needs two GPUs or more, and this is one", expected="--gpus 2 with it",
+                             hint="add it, or leave --guidance-parallel out")  # fmt: skip
+        return {"gpus": size, "guidance_parallel": self.guidance_parallel}
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ import torch
 from diffusers import MagCacheConfig
 from pydantic import ConfigDict, Field, ValidationError
 
-from longgen import __version__, disk
+from longgen import __version__, disk, ranks
 from longgen.backbones import tiny_grammar
 from longgen.backbones.settings import STEP_RATIO_SETTINGS, ModelSettings, parse_cache
 from longgen.cache_folder import cache_folder
@@ -99,16 +99,18 @@ def ratios_of(backbone: PipelineBackbone, plan: Plan, calibrating: Callable[[], 
     weights, settings = fingerprint(backbone.spec, backbone.model_settings.lora), dependencies(plan, backbone.model_settings)
     digest = hashlib.sha256(pydantic_core.to_json(settings)).hexdigest()
     path = cache_folder("magcache") / weights[:16] / f"{digest[:16]}.json"
-    if path.is_file():
-        stored = read(path)
+    team = ranks.join(backbone.model_settings.gpus, backbone.model_settings.device)
+    stored = team.decide(lambda: read(path) if path.is_file() else None)
+    if stored is not None:
         # group offload once cut files short
         steps = sum(len(next(iter(expert.values()), ())) for expert in stored.ratios)
         if (stored.weights, stored.settings, steps) == (weights, settings, plan.steps):
             return stored
     measured = measure(backbone, build(plan.preset, plan.spec, conditions=plan.conditions).first, calibrating())
     ratios = Ratios(schema=1, longgen=__version__, backbone=backbone.spec.name, weights=weights, settings=settings, ratios=measured)
-    disk.make_folder(path.parent)
-    disk.save_json(path, ratios.model_dump(mode="json", by_alias=True))
+    if team.writes:
+        disk.make_folder(path.parent)
+        disk.save_json(path, ratios.model_dump(mode="json", by_alias=True))
     return ratios
 
 

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from longgen import disk, naming, pictures
 from longgen.errors import LonggenError, MissingError, UsageError
 from longgen.run_settings import SCHEMA, differences, stored_settings
+from longgen.split import split_of
 
 if TYPE_CHECKING:
     from longgen.backbones.settings import ModelSettings
@@ -231,8 +232,11 @@ def jobs_of(
     """The requests with their files, checked by `already_finished`. A default name that another run has gets a number.
 
     A run that exists, finished or not, is found by its settings whatever its number, so that a name depends on nothing but the
-    video: not on its place in a file of prompts. Raises UsageError, LonggenError, before anything is loaded.
+    video: not on its place in a file of prompts. Raises UsageError, LonggenError, before anything is loaded; also where a plan
+    cannot be split between the ranks of `model_settings`.
     """
+    for plan in dict.fromkeys(request.plan for request in requests):
+        split_of(plan, model_settings)
     outputs = [naming.output_path(request.output, request.prompt, request.seed) for request in requests]
     named = [request.output is not None and naming.is_file_name(request.output) for request in requests]
     taken: dict[str, Path] = {}

@@ -104,6 +104,8 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --cache $LONGGEN_CACHE
         --compile $LONGGEN_COMPILE
         --vae-tiling $LONGGEN_VAE_TILING
+        --vae $LONGGEN_VAE
+        --text-encoder $LONGGEN_TEXT_ENCODER
         --clip-batch $LONGGEN_CLIP_BATCH
         --output -o
         --resume
@@ -148,6 +150,8 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --cache $LONGGEN_CACHE
         --compile $LONGGEN_COMPILE
         --vae-tiling $LONGGEN_VAE_TILING
+        --vae $LONGGEN_VAE
+        --text-encoder $LONGGEN_TEXT_ENCODER
         --clip-batch $LONGGEN_CLIP_BATCH
         --baseline
         --metrics
@@ -181,6 +185,8 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --device $LONGGEN_DEVICE
         --offload $LONGGEN_OFFLOAD
         --lora
+        --vae $LONGGEN_VAE
+        --text-encoder $LONGGEN_TEXT_ENCODER
         --json
         --quiet -q
     """,

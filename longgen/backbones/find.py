@@ -24,9 +24,9 @@ _WEIGHTS = "a .pt or .safetensors file, or a folder with one or with a transform
 def find(name: str) -> BackboneSpec:
     """The spec of the backbone that `--backbone` names: a name, a diffusers folder, a hub id, a file of weights, or NAME:PATH.
 
-    `NAME:PATH` is the backbone NAME with the weights in a file, of a causal one in a folder too. A file alone is told by its header;
-    two with a comma between them are the experts of Wan 2.2. It is `self-forcing:FILE` if something in it says that the model is
-    causal, for tensor names and shapes are the same for bidirectional models; a torch file has to say so.
+    `NAME:PATH` is the backbone NAME with the weights in a file, of a causal one in a folder too. A file alone is told by its
+    header; two with a comma between them are the experts of Wan 2.2. It is `self-forcing:FILE` if something in it says that the
+    model is causal, for tensor names and shapes are the same for bidirectional models; a torch file has to say so.
     Raises UsageError for a name that is none of these or a model that longgen cannot drive, MissingError where the hub cannot be
     reached, LonggenError where a file is damaged.
     """
@@ -89,7 +89,8 @@ def _from_weights(spec: BackboneSpec, place: str, says_causal: bool = True) -> B
         raise UsageError(f"{path} is a Wan transformer of width {width}, as {base.name}, and nothing in it says whether it is "
                          "causal (sees the past only) or bidirectional", expected=f"{', '.join(f'{name}:FILE' for name in CAUSAL)} "
                          "for causal weights; the whole diffusers folder for bidirectional ones",
-                         hint=f"causal: --backbone {SELF_FORCING.name}:{place}; bidirectional: --backbone {bidirectional}")  # fmt: skip
+                         hint=f"causal: --backbone {SELF_FORCING.name}:{place}; bidirectional: "
+                              f"--backbone {bidirectional}")  # fmt: skip
     return replace(
         resized(spec, base), name=f"{spec.name}:{path}", about=f"{spec.name} with the weights in {weights.name}",
         license="see its model card", checkpoint=str(weights), lora=None if lora is None else str(lora),

@@ -27,7 +27,23 @@ TYPES = {
 }  # fmt: skip
 NUMBERS = {name: number for number, (name, _, _) in TYPES.items()}
 # what diffusers 0.42 computes with (diffusers/quantizers/gguf/utils.py, dequantize_functions), and what torch has itself
-READABLE = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "IQ4_NL", "IQ4_XS")
+READABLE = (
+    "F32",
+    "F16",
+    "BF16",
+    "Q8_0",
+    "Q5_1",
+    "Q5_0",
+    "Q4_1",
+    "Q4_0",
+    "Q6_K",
+    "Q5_K",
+    "Q4_K",
+    "Q3_K",
+    "Q2_K",
+    "IQ4_NL",
+    "IQ4_XS",
+)
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}  # number -> struct's letter
 _TEXT, _ARRAY, _MOST = 8, 9, 1_000_000  # the most tensors, pairs or items that a header of a video model may have
 _SHAPE = "comfy.gguf.orig_shape."  # ComfyUI-GGUF: the shape of a tensor that was flattened to fit blocks

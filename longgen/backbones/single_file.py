@@ -1,4 +1,4 @@
-"""The spec of a model whose transformer is in one file, or whose two experts are in two: safetensors or GGUF, as ComfyUI reads them.
+"""The spec of a model whose transformer is in one file, or whose two experts are in two: safetensors or GGUF, as for ComfyUI.
 
 A file is told by the names and shapes in its header; nothing of its weights is read. It may have the authors' names or diffusers',
 with or without ComfyUI's prefix `model.diffusion_model.`, and weights in 8 bits. What is not in it (scheduler, tokenizer, text
@@ -23,7 +23,7 @@ from longgen.backbones.wan import CLIP_TOKENS
 from longgen.errors import LonggenError, MissingError, UsageError
 
 EXPECTED = ("a .safetensors or .gguf file with the transformer of a Wan 2.1 or 2.2, LTX-Video or HunyuanVideo model; "
-            "HIGH,LOW for the two experts of Wan 2.2")  # fmt: skip
+            "HIGH,LOW for the two experts of Wan 2.2; or a diffusers folder")  # fmt: skip
 INNER, VAE = "model.diffusion_model.", "vae."  # in a file that holds more than the transformer: the prefixes of its parts
 SCALES = (".scale_weight", ".weight_scale")  # of a weight in 8 bits; ComfyUI's scaled fp8 and what came after it
 MARKERS = re.compile(r"(^|\.)(scaled_fp8|scale_input|input_scale|comfy_quant)$")  # beside them; of the arithmetic of some kernels
@@ -43,6 +43,23 @@ _KEYS = {  # what is read off a shape: (family, value) -> names of the tensor, t
     ("hunyuan", "input"): ("img_in.proj.weight", "x_embedder.proj.weight"),
     ("hunyuan", "output"): ("final_layer.linear.weight", "proj_out.weight"),
     ("hunyuan", "ffn"): ("double_blocks.0.img_mlp.fc1.weight", "transformer_blocks.0.ff.net.0.proj.weight"),
+}
+
+_WIDTHS = {  # arguments of diffusers' transformers that a shape tells -> names of the tensor; the last axis of its first ones
+    "text_dim": ("text_embedding.0.weight", "condition_embedder.text_embedder.linear_1.weight"),
+    "freq_dim": ("time_embedding.0.weight", "condition_embedder.time_embedder.linear_1.weight"),
+    "image_dim": _KEYS["wan", "image"],
+    "caption_channels": ("caption_projection.linear_1.weight",),
+    "cross_attention_dim": ("transformer_blocks.0.attn2.to_k.weight",),
+    "text_embed_dim": ("txt_in.input_embedder.weight", "context_embedder.proj_in.weight"),
+    "pooled_projection_dim": ("vector_in.in_layer.weight", "time_text_embed.text_embedder.linear_1.weight"),
+}
+_ARGUMENTS = {"wan": ("text_dim", "freq_dim", "image_dim"), "ltx": ("caption_channels", "cross_attention_dim"),
+              "hunyuan": ("text_embed_dim", "pooled_projection_dim")}  # fmt: skip
+_STACKS = {  # of HunyuanVideo: arguments that count blocks -> the beginnings of their names
+    "num_layers": ("double_blocks.", "transformer_blocks."),
+    "num_single_layers": ("single_blocks.", "single_transformer_blocks."),
+    "num_refiner_layers": ("txt_in.individual_token_refiner.blocks.", "context_embedder.token_refiner.refiner_blocks."),
 }
 
 
@@ -120,9 +137,10 @@ def from_files(place: str, base: BackboneSpec | None = None) -> BackboneSpec:
 
     Raises UsageError that names what a file is, MissingError where there is none, LonggenError where it is damaged.
     """
-    files = [read(path) for path in split(place)]
-    if len(files) > 2:
-        raise UsageError(f"--backbone {place} names {len(files)} files", expected=EXPECTED, hint="give one, or the two experts")
+    paths = split(place)
+    if len(paths) > 2:
+        raise UsageError(f"--backbone {place} names {len(paths)} files", expected=EXPECTED, hint="give one, or the two experts")
+    files = [read(path, place if len(paths) == 1 else None) for path in paths]
     sizes = [sizes_of(file) for file in files]
     _check_experts(place, files, sizes)
     near = _folder_of(files[0].path)
@@ -145,10 +163,11 @@ def from_files(place: str, base: BackboneSpec | None = None) -> BackboneSpec:
     )  # fmt: skip
 
 
-def read(path: Path) -> WeightsFile:
-    """The header of the file at `path`, and what it is. Raises as `from_files`."""
+def read(path: Path, given: str | None = None) -> WeightsFile:
+    """The header of the file at `path`, and what it is. given: as the user wrote it. Raises as `from_files`."""
+    given = given or str(path)
     if not path.exists():
-        raise MissingError(f"--backbone {path}: no such file or folder", expected=EXPECTED, hint="check the path")
+        raise MissingError(f"--backbone {given}: no such file or folder", expected=EXPECTED, hint="check the path")
     kind = formats.form(path, EXPECTED)
     if kind not in ("safetensors", "gguf"):
         raise UsageError(f"{path} is a torch file, which longgen reads for causal models alone", expected=EXPECTED,
@@ -170,9 +189,12 @@ def _family(path: Path, table: formats.Header, tensors: Mapping[str, str], whole
         refuse(f"a LoRA, not a transformer: give it with --lora{holds}", f"--lora {path}, with the model that it was made for")
     model = formats.model_of(tensors)
     family = next((family for family in _FAMILIES if any(key in tensors for key in _KEYS[family, "input"])), None)
-    if whole and (family != "ltx" or model != "an LTX-Video transformer"):
-        refuse(f"{formats.model_of(table.tensors)}{holds}", "give the file of the transformer alone, and others with --vae and "
-               "--text-encoder")  # fmt: skip
+    entire = formats.model_of(table.tensors) or ""
+    if entire.startswith("a whole pipeline") and not (whole and model == _TITLES["ltx"]):
+        refuse(entire + holds, "give the file of the transformer alone, and others with --vae and --text-encoder")
+    if family is None and (quantized := formats.quantized(tensors, ())):
+        raise UsageError(f"{path} holds {quantized}, of {model or 'a model'}: longgen does not read them", expected=EXPECTED,
+                         hint=formats.PLAIN)  # fmt: skip
     if family == "wan" and model in (None, "an image-to-video transformer", *_TITLES.values()) and formats.is_wan(tensors):
         return "wan"
     if family is not None and model == _TITLES[family]:
@@ -225,10 +247,10 @@ def sizes_of(file: WeightsFile) -> Sizes:
     entry, output, ffn = (shape for shape in read_off.values() if shape is not None)
     patch = math.prod(entry[2:])
     channels = output[0] // patch
-    numbers = {match[0] for bare in file.tensors if (match := re.match(rf"({'|'.join(_BLOCKS[file.family])})\d+\.", bare))}
     image, pictures = file.shape("image"), file.shape("pictures")
-    tokens = 0 if image is None else CLIP_TOKENS if pictures is None else 2 * CLIP_TOKENS
-    return Sizes(len(numbers), entry[0], ffn[0], channels, entry[1] - channels, tokens)
+    seen = image is not None or any(".k_img." in bare or ".add_k_proj." in bare for bare in file.tensors)
+    tokens = 0 if not seen else CLIP_TOKENS if pictures is None else 2 * CLIP_TOKENS
+    return Sizes(_blocks(file, _BLOCKS[file.family]), entry[0], ffn[0], channels, entry[1] - channels, tokens)
 
 
 def _vae_fits(file: WeightsFile, spec: BackboneSpec) -> bool:
@@ -248,7 +270,7 @@ def _check_experts(place: str, files: list[WeightsFile], sizes: list[Sizes]) -> 
                          expected=EXPECTED, hint="give both experts of Wan 2.2, that of high noise first")  # fmt: skip
     first, second = (_noise(file.path) for file in files)
     if (first, second) in (("low", "high"), ("low", ""), ("", "high")):
-        raise UsageError(f"--backbone {place}: by their names, the first file is the expert of low noise or the second that of high",
+        raise UsageError(f"--backbone {place}: by their names, low noise comes first or high noise second",
                          expected="HIGH,LOW", hint=f"--backbone {files[1].path},{files[0].path}")  # fmt: skip
     if first == second != "" or files[0].path.samefile(files[1].path):
         raise UsageError(f"--backbone {place} names one expert twice", expected="HIGH,LOW", hint="give both experts of Wan 2.2")
@@ -313,4 +335,12 @@ def transformer_config(spec: BackboneSpec, file: WeightsFile) -> dict[str, objec
     path = None if folder is None else folder / "transformer" / "config.json"
     if path is not None and path.is_file():
         return {key: value for key, value in json.loads(path.read_text(encoding="utf-8")).items() if key != "quantization_config"}
-    return registry.family_of(spec).transformer_config(spec)
+    told = {key: file.header.tensors[file.tensors[name]][1][-1]
+            for key in _ARGUMENTS[file.family] for name in _WIDTHS[key] if name in file.tensors}  # fmt: skip
+    if file.family == "hunyuan":
+        told |= {key: _blocks(file, names) for key, names in _STACKS.items()}
+    return registry.family_of(spec).transformer_config(spec) | told
+
+
+def _blocks(file: WeightsFile, beginnings: tuple[str, ...]) -> int:
+    return len({match[0] for bare in file.tensors if (match := re.match(rf"({'|'.join(beginnings)})\d+\.", bare))})

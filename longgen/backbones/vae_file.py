@@ -53,6 +53,6 @@ def check(path: Path, spec: BackboneSpec) -> formats.Header:
                          hint="choose the file of the VAE, or leave --vae out for the model's own")  # fmt: skip
     channels = table.tensors[names[found[0]]][1][found[1]]
     if channels != spec.latent_channels:
-        raise UsageError(f"--vae {path} has {channels} latent channels, and {spec.name} has {spec.latent_channels}", expected=EXPECTED,
-                         hint="leave --vae out for the model's own")  # fmt: skip
+        raise UsageError(f"--vae {path} has {channels} latent channels, and {spec.name} has {spec.latent_channels}",
+                         expected=EXPECTED, hint="leave --vae out for the model's own")  # fmt: skip
     return table

@@ -112,7 +112,8 @@ Tiling = Annotated[
     bool, typer.Option("--vae-tiling", envvar="LONGGEN_VAE_TILING", help="Decode in tiles: less memory, faint seams.")
 ]
 Vae = Annotated[
-    str | None, typer.Option("--vae", envvar="LONGGEN_VAE", metavar="FILE", help="A VAE in a .safetensors file, for the model's own.")
+    str | None,
+    typer.Option("--vae", envvar="LONGGEN_VAE", metavar="FILE", help="A VAE in a .safetensors file, for the model's own."),
 ]
 TextEncoder = Annotated[
     str | None,

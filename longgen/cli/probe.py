@@ -77,7 +77,8 @@ class ReportOptions:
 @app.command()
 def probe(
     context: typer.Context, runs: RunsOptions, judge: JudgeOptions, options: ReportOptions, device: opt.DeviceOptions,
-    lora: opt.Lora = None, vae: opt.Vae = None, text_encoder: opt.TextEncoder = None, as_json: opt.Json = False, quiet: opt.Quiet = False,
+    lora: opt.Lora = None, vae: opt.Vae = None, text_encoder: opt.TextEncoder = None, as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
 ) -> None:  # fmt: skip
     """Find the layers that are sensitive to position and to context; presets such as freeloc use the result.
 

@@ -97,8 +97,9 @@ def fetch(spec: BackboneSpec, model_settings: ModelSettings) -> None:
         return
     patterns = " ".join(f'--include "{name}/*"' for name in absent)
     others = [option for part, option in (("vae", "--vae FILE"), ("text_encoder", "--text-encoder DIR")) if part in absent]
-    what = f"the {', '.join(absent).replace('_', ' ')} that {' and '.join(spec.files)} needs beside it, from {spec.source},"
-    hint = " or ".join([*others, f'on a machine with network: hf download {spec.source} --include "model_index.json" {patterns}'])
+    what = f"what {' and '.join(spec.files)} needs beside it ({', '.join(absent).replace('_', ' ')}), from {spec.source},"
+    hint = " and ".join(others) + "; or " * bool(others)
+    hint += f'on a machine with network: hf download {spec.source} --include "model_index.json" {patterns}'
     if Path(spec.source).is_dir():
         raise MissingError(f"{what} is not there", expected="a complete diffusers folder", hint=hint)
     from huggingface_hub import snapshot_download
@@ -124,7 +125,9 @@ def text_kind(place: Place) -> Any:
         names = json.loads(path.read_text(encoding="utf-8")).get("architectures") or []
         kind = getattr(transformers, str(names[0]), None) if names else None
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise LonggenError(f"{path} cannot be read: {error}", expected="JSON as transformers writes it", hint="copy it again") from None
+        raise LonggenError(
+            f"{path} cannot be read: {error}", expected="JSON as transformers writes it", hint="copy it again"
+        ) from None
     if kind is None:
         raise UsageError(f"{path} names no class of transformers", expected="architectures, as [\"UMT5EncoderModel\"]",
                          hint="give another folder")  # fmt: skip

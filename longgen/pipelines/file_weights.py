@@ -145,7 +145,11 @@ def check(model: Any, weights: Mapping[str, Tensor], path: Path, whole: bool = T
     surplus = [name for name in weights if name not in shapes]
     other = [f"{name} {tuple(weight.shape)} for {shapes[name]}" for name, weight in weights.items()
              if name in shapes and tuple(weight.shape) != shapes[name]]  # fmt: skip
-    for names, fault in ((other, "has sizes that are not its model's:"), (lacking, "lacks"), (surplus, "holds what does not belong:")):
+    for names, fault in (
+        (other, "has sizes that are not its model's:"),
+        (lacking, "lacks"),
+        (surplus, "holds what does not belong:"),
+    ):
         if names:
             raise _unfit(path, f"{fault} {', '.join(names[:3])}{f' and {len(names) - 3} more' * (len(names) > 3)}",
                          type(model).__name__)  # fmt: skip
@@ -193,7 +197,11 @@ def _gguf(kind: Any, model: Any, file: WeightsFile, dtype: torch.dtype, on_bytes
     with tempfile.TemporaryDirectory() as folder:
         model.save_config(folder)
         return kind.from_single_file(
-            weights, config=folder, local_files_only=True, dtype=dtype, quantization_config=GGUFQuantizationConfig(compute_dtype=dtype)
+            weights,
+            config=folder,
+            local_files_only=True,
+            dtype=dtype,
+            quantization_config=GGUFQuantizationConfig(compute_dtype=dtype),
         )
 
 

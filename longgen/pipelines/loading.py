@@ -175,8 +175,8 @@ def components(
 ) -> dict[str, Any]:
     """The checked models of the pipeline in `source` by name, each on `device` before the next is read; None leaves them.
 
-    quantized: configurations by name. places: of those that are elsewhere. Raises LonggenError where keys are missing, unread or contradict each other; and whatever
-    the libraries raise.
+    quantized: configurations by name. places: of those that are elsewhere. Raises LonggenError where keys are
+    missing, unread or contradict each other; and whatever the libraries raise.
     """
     models = {}
     for name, kind in kinds.items():

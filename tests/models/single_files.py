@@ -15,7 +15,8 @@ from tests.models import checkpoint
 
 PREFIX = "model.diffusion_model."
 _LTX = [("proj_in.", "patchify_proj."), ("time_embed.", "adaln_single."), (".norm_q.", ".q_norm."), (".norm_k.", ".k_norm.")]
-_IMAGES = [("condition_embedder.image_embedder.norm1.", "img_emb.proj.0."), ("condition_embedder.image_embedder.norm2.", "img_emb.proj.4."),
+_IMAGES = [("condition_embedder.image_embedder.norm1.", "img_emb.proj.0."),
+           ("condition_embedder.image_embedder.norm2.", "img_emb.proj.4."),
            ("condition_embedder.image_embedder.ff.net.0.proj.", "img_emb.proj.1."),
            ("condition_embedder.image_embedder.ff.net.2.", "img_emb.proj.3."),
            ("condition_embedder.image_embedder.pos_embed", "img_emb.emb_pos"), (".add_k_proj.", ".k_img."),
@@ -23,9 +24,11 @@ _IMAGES = [("condition_embedder.image_embedder.norm1.", "img_emb.proj.0."), ("co
 _HUNYUAN = [  # hyvideo/modules/models.py of Tencent-Hunyuan/HunyuanVideo fa14b00
     ("context_embedder.time_text_embed.timestep_embedder.linear_1.", "txt_in.t_embedder.mlp.0."),
     ("context_embedder.time_text_embed.timestep_embedder.linear_2.", "txt_in.t_embedder.mlp.2."),
-    ("context_embedder.time_text_embed.text_embedder.", "txt_in.c_embedder."), ("context_embedder.proj_in.", "txt_in.input_embedder."),
+    ("context_embedder.time_text_embed.text_embedder.", "txt_in.c_embedder."),
+    ("context_embedder.proj_in.", "txt_in.input_embedder."),
     ("context_embedder.token_refiner.refiner_blocks.", "txt_in.individual_token_refiner.blocks."),
-    (".attn.to_out.0.", ".self_attn_proj."), ("norm_out.linear.", "adaLN_modulation.1."), ("ff.net.0.proj.", "mlp.fc1."), ("ff.net.2.", "mlp.fc2."),
+    (".attn.to_out.0.", ".self_attn_proj."), ("norm_out.linear.", "adaLN_modulation.1."), ("ff.net.0.proj.", "mlp.fc1."),
+    ("ff.net.2.", "mlp.fc2."),
 ]  # fmt: skip
 _HUNYUAN_BLOCKS = [
     ("norm1.linear.", "img_mod.linear."), ("norm1_context.linear.", "txt_mod.linear."), ("attn.norm_q.", "img_attn_q_norm."),
@@ -35,8 +38,10 @@ _HUNYUAN_BLOCKS = [
 ]  # fmt: skip
 _HUNYUAN_REST = [
     ("x_embedder.", "img_in."), ("time_text_embed.timestep_embedder.linear_1.", "time_in.mlp.0."),
-    ("time_text_embed.timestep_embedder.linear_2.", "time_in.mlp.2."), ("time_text_embed.guidance_embedder.linear_1.", "guidance_in.mlp.0."),
-    ("time_text_embed.guidance_embedder.linear_2.", "guidance_in.mlp.2."), ("time_text_embed.text_embedder.linear_1.", "vector_in.in_layer."),
+    ("time_text_embed.timestep_embedder.linear_2.", "time_in.mlp.2."),
+    ("time_text_embed.guidance_embedder.linear_1.", "guidance_in.mlp.0."),
+    ("time_text_embed.guidance_embedder.linear_2.", "guidance_in.mlp.2."),
+    ("time_text_embed.text_embedder.linear_1.", "vector_in.in_layer."),
     ("time_text_embed.text_embedder.linear_2.", "vector_in.out_layer."), ("proj_out.", "final_layer.linear."),
 ]  # fmt: skip
 

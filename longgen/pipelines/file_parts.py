@@ -153,9 +153,9 @@ def vae(spec: BackboneSpec, path: Path, dtype: torch.dtype, on_bytes: OnBytes) -
         except (LonggenError, KeyError) as error:  # the second where diffusers' table does not know the names
             fault = fault or (error if isinstance(error, LonggenError) else None)
             continue
-        tensors, done = {}, 0
+        tensors, done, reader = {}, 0, file_weights.Reader(path, table)
         for bare, name in names.items():
-            tensors[bare] = file_weights.read(path, table, name).to(dtype)
+            tensors[bare] = reader.read(name, dtype)
             done += table.spans[name][1]
             on_bytes(done)
         return file_weights.place(model, _vae_names(kind, model, tensors), path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Collection, Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from longgen.pipelines.scaled_linear import ScaledLinear, dequantized
 EIGHTHS = (torch.float8_e4m3fn, torch.float8_e5m2)
 SWAPPED = ".adaLN_modulation.1."  # of HunyuanVideo: halves that diffusers swaps, so that a scale would lose its weight
 GGUF_HINT = "pip install 'longgen[gguf]'"
+PIECE = 2**23  # bytes that are read at once of a tensor that is cast
 OnBytes = Callable[[int], None]
 
 
@@ -44,13 +46,15 @@ def transformer(kind: Any, config: Mapping[str, Any], file: WeightsFile, dtype: 
     def target(bare: str) -> torch.dtype:
         return torch.float32 if bare in kept else dtype
 
-    scales = {bare: _read(file, bare) for bare in file.tensors if bare.endswith(SCALES)}
+    reader = Reader(file.path, file.header)
+    scales = {bare: reader.read(name) for bare, name in file.tensors.items() if bare.endswith(SCALES)}
     weights, scale_of, done = {}, {}, 0
     for bare in sorted(filter(is_weight, file.tensors), key=lambda bare: file.header.spans[file.tensors[bare]]):
-        weight = _read(file, bare)
+        eighths = file.header.tensors[file.tensors[bare]][0].startswith("F8_")
+        weight = reader.read(file.tensors[bare], None if eighths else target(bare))
         scale = next((scales[name] for end in SCALES if (name := bare.removesuffix(".weight") + end) in scales), None)
-        if weight.dtype not in EIGHTHS:
-            weight = weight.to(target(bare)) if weight.is_floating_point() else weight
+        if not eighths:
+            pass
         elif weight.ndim != 2 or bare in kept or SWAPPED in f".{bare}":
             weight = dequantized(weight, scale, target(bare))
         elif scale is not None:
@@ -80,27 +84,41 @@ def _scale(weight: Tensor, scale_of: Mapping[int, Tensor]) -> Tensor | None:
     return scale.reshape(-1)[first : first + weight.shape[0]]
 
 
-def _read(file: WeightsFile, bare: str) -> Tensor:
-    return read(file.path, file.header, file.tensors[bare])
+class Reader:
+    """Reads tensors of the file at `path`, each into memory of its own; what is cast goes through one small buffer."""
+
+    def __init__(self, path: Path, table: Header) -> None:
+        self.path, self.table, self.buffer = path, table, torch.empty(PIECE, dtype=torch.uint8)
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor `name`, as `dtype` where that is given and both are floats. Raises LonggenError where it cannot be read."""
+        (first, count), (stored_name, shape) = self.table.spans[name], self.table.tensors[name]
+        stored = getattr(torch, formats.DTYPES[stored_name])
+        cast = dtype is not None and stored.is_floating_point and dtype != stored
+        result = torch.empty(shape, dtype=dtype if cast else stored)
+        flat, piece = result.reshape(-1), PIECE if cast else max(1, count)
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(first)
+                for start in range(0, count, piece):
+                    size = min(piece, count - start)
+                    part = self.buffer[:size] if cast else flat.view(torch.uint8)
+                    _fill(file, memoryview(part.numpy()), self.path, name)
+                    if cast:
+                        values = part.view(stored)
+                        flat[start // stored.itemsize :][: len(values)].copy_(values)
+        except OSError as error:
+            raise system_failure(error, str(self.path)) or _unfit(self.path, str(error)) from None
+        return result
 
 
-def read(path: Path, table: Header, name: str) -> Tensor:
-    """The tensor `name` of the file at `path`, in memory of its own. Raises LonggenError where the file cannot be read."""
-    (first, count), (dtype, shape) = table.spans[name], table.tensors[name]
-    content = torch.empty(count, dtype=torch.uint8)
-    try:
-        with path.open("rb", buffering=0) as file:
-            file.seek(first)
-            view, got = memoryview(content.numpy()), 0
-            while got < count:
-                more = file.readinto(view[got:])
-                if not more:
-                    raise _unfit(path, f"it ends in {name}")
-                got += more
-    except OSError as error:
-        raise system_failure(error, str(path)) or _unfit(path, str(error)) from None
-    torch_dtype = getattr(torch, formats.DTYPES[dtype])
-    return content.view(torch_dtype).reshape(shape)
+def _fill(file: FileIO, view: memoryview, path: Path, name: str) -> None:
+    got = 0
+    while got < len(view):
+        more = file.readinto(view[got:])
+        if not more:
+            raise _unfit(path, f"ends in {name}")
+        got += more
 
 
 def _kept_in_float32(kind: Any, model: Any, names: Collection[str]) -> set[str]:
@@ -176,15 +194,16 @@ def _gguf(kind: Any, model: Any, file: WeightsFile, dtype: torch.dtype, on_bytes
     from diffusers.quantizers.gguf.utils import GGUFParameter, dequantize_gguf_tensor
     from gguf import GGMLQuantizationType
 
+    reader = Reader(file.path, file.header)
     weights, done = {}, 0
     for bare, name in sorted(file.tensors.items(), key=lambda item: file.header.spans[item[1]]):
         type_name, shape = file.header.tensors[name]
         if type_name in ("F32", "F16", "BF16"):
-            weight: Any = _read(file, bare)
+            weight: Any = reader.read(name)
         else:
             _, block, block_bytes = gguf_header.TYPES[gguf_header.NUMBERS[type_name]]
             raw = Header({name: ("U8", (*shape[:-1], shape[-1] // block * block_bytes))}, {}, file.header.spans)
-            weight = GGUFParameter(read(file.path, raw, name), quant_type=GGMLQuantizationType[type_name])
+            weight = GGUFParameter(Reader(file.path, raw).read(name), quant_type=GGMLQuantizationType[type_name])
         weights[bare] = weight
         done += file.header.spans[name][1]
         on_bytes(done)

@@ -320,13 +320,20 @@ def backbone_dict(spec: BackboneSpec) -> dict[str, Any]:
     return dataclasses.asdict(spec) | ({"grammar": tiny_grammar.GRAMMAR, "words": words} if spec.name == "tiny" else {})
 
 
+def _weights(spec: BackboneSpec) -> str:
+    source = "the package" if spec.built_in else spec.source
+    if spec.files:
+        return f"{', '.join(spec.files)}; the rest from {source}"
+    return f"in {source}" if spec.built_in else ", ".join(filter(None, (spec.checkpoint, spec.lora, source)))
+
+
 def backbone_text(spec: BackboneSpec) -> str:
     """The facts of a backbone; for `tiny` also the sentences that it knows."""
     below = "" if spec.boundary is None else f", below {spec.boundary:g}"
     low_noise = "" if spec.guidance_scale_2 is None else f" ({spec.guidance_scale_2:g} at low noise{below})"
     rows = {
         "what": spec.about,
-        "weights": "in the package" if spec.built_in else ", ".join(filter(None, (spec.checkpoint, spec.lora, spec.source))),
+        "weights": _weights(spec),
         "license": spec.license,
         "native": f"{spec.native_px} frames ({spec.native_lat} latent), {spec.size[0]}x{spec.size[1]}, {spec.fps} fps",
         "lengths": f"{spec.stride_t}n+1 frames",
@@ -338,6 +345,7 @@ def backbone_text(spec: BackboneSpec) -> str:
         "can": ", ".join(spec.capabilities),
     }
     text = "\n".join([spec.name, *(f"  {key:<12}{value}" for key, value in rows.items())])
+    text += "".join(f"\nnote: {note}" for note in spec.file_notes)
     if spec.built_in:
         text += "\n\nprompts it knows:\n" + tiny_grammar.describe()
     return text

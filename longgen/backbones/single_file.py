@@ -24,6 +24,7 @@ from longgen.errors import LonggenError, MissingError, UsageError
 
 EXPECTED = ("a .safetensors or .gguf file with the transformer of a Wan 2.1 or 2.2, LTX-Video or HunyuanVideo model; "
             "HIGH,LOW for the two experts of Wan 2.2; or a diffusers folder")  # fmt: skip
+WHOLE = ("F64", "F32", "F16", "BF16")  # dtypes that are cast to the one that is computed in
 INNER, VAE = "model.diffusion_model.", "vae."  # in a file that holds more than the transformer: the prefixes of its parts
 SCALES = (".scale_weight", ".weight_scale")  # of a weight in 8 bits; ComfyUI's scaled fp8 and what came after it
 MARKERS = re.compile(r"(^|\.)(scaled_fp8|scale_input|input_scale|comfy_quant)$")  # beside them; of the arithmetic of some kernels
@@ -82,6 +83,12 @@ class WeightsFile:
     @property
     def parameters(self) -> int:
         return sum(math.prod(self.header.tensors[name][1]) for bare, name in self.tensors.items() if is_weight(bare))
+
+    @property
+    def kept(self) -> tuple[int, int]:
+        """Parameters that stay as the file has them, in 8 bits or fewer, and their bytes."""
+        names = [name for bare, name in self.tensors.items() if is_weight(bare) and self.header.tensors[name][0] not in WHOLE]
+        return sum(math.prod(self.header.tensors[name][1]) for name in names), sum(self.header.spans[name][1] for name in names)
 
     @property
     def gguf(self) -> bool:
@@ -159,6 +166,7 @@ def from_files(place: str, base: BackboneSpec | None = None) -> BackboneSpec:
         about=f"{_TITLES[files[0].family].split(' ', 1)[1]} in {' and '.join(file.path.name for file in files)}, {files[0].storage}"
               + (f"; of the shape of {chosen.name}" if published else f"; of the pipeline in {source}"),
         license="see its model card", parameters=sum(file.parameters for file in files), advised=(), advised_in="",
+        kept=(sum(file.kept[0] for file in files), sum(file.kept[1] for file in files)),
         file_notes=_notes(place, files, chosen, source, others),
     )  # fmt: skip
 

@@ -126,6 +126,7 @@ class BackboneSpec:
     fixed_size: bool = False  # it makes no other size than `size`
     files: tuple[str, ...] = ()
     file_vae: bool = False
+    kept: tuple[int, int] = (0, 0)  # of the parameters, those that stay in 8 bits or fewer as the files have them; their bytes
     file_notes: tuple[str, ...] = ()
 
     @property

@@ -159,8 +159,9 @@ def vae(spec: BackboneSpec, path: Path, dtype: torch.dtype, on_bytes: OnBytes) -
             done += table.spans[name][1]
             on_bytes(done)
         return file_weights.place(model, _vae_names(kind, model, tensors), path)
-    raise fault or UsageError(f"--vae {path} is no {kind.__name__} that diffusers reads", expected=vae_file.EXPECTED,
-                              hint="give the one of diffusers' folder, with its config.json beside it")  # fmt: skip
+    reason = "its names are not known" if fault is None else fault.given.removeprefix(f"{path} ")
+    raise UsageError(f"--vae {path} is no {kind.__name__} that diffusers reads: {reason}", expected=vae_file.EXPECTED,
+                     hint="give the file of diffusers' vae folder, with its config.json beside it")  # fmt: skip
 
 
 def _vae_names(kind: Any, model: Any, tensors: dict[str, Any]) -> dict[str, Any]:

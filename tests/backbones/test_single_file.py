@@ -1,4 +1,4 @@
-"""Single files as people have them: told by their headers, loaded to the folder's weights bit for bit, or named for what they are."""
+"""Single files as people have them: told by their headers, loaded to the folder's weights bit for bit, or named for what they hold."""
 
 from __future__ import annotations
 

@@ -76,6 +76,7 @@ _MODELS = [  # a name of a tensor, without wrappers -> what has it; the first th
     (r"^(control_model|controlnet\w*)\.", "a ControlNet"),
     (r"^shared\.weight$|^token_embedding\.weight$|^encoder\.block\.\d+\.layer\.", "a text encoder, of the T5 kind"),
     (r"^(text_model|text_projection|positional_embedding|resblocks)\b", "a text encoder, of the CLIP kind"),
+    (r"^(enc\.)?blk\.\d+\.|^token_embd\.", "a text encoder or language model of llama.cpp"),
     (r"^(vision_model|visual)\.", "an image encoder, of the CLIP kind"),
     (r"embed_tokens\.weight$|layers\.\d+\.self_attn\.q_proj\.", "a text encoder: a language model"),
     (r"^(decoder|encoder)\.(conv|mid|up|down|middle|head|block|norm)|^(post_)?quant_conv\.|^first_stage_model\.|^per_channel_statistics\.",

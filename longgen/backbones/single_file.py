@@ -200,7 +200,8 @@ def _family(path: Path, table: formats.Header, tensors: Mapping[str, str], whole
     entire = formats.model_of(table.tensors) or ""
     if entire.startswith("a whole pipeline") and not (whole and model == _TITLES["ltx"]):
         refuse(entire + holds, "give the file of the transformer alone, and others with --vae and --text-encoder")
-    if family is None and (quantized := formats.quantized(tensors, ())):
+    named = model is not None and not model.endswith("transformer")
+    if family is None and not named and (quantized := formats.quantized(tensors, ())):
         raise UsageError(f"{path} holds {quantized}, of {model or 'a model'}: longgen does not read them", expected=EXPECTED,
                          hint=formats.PLAIN)  # fmt: skip
     if family == "wan" and model in (None, "an image-to-video transformer", *_TITLES.values()) and formats.is_wan(tensors):

@@ -36,8 +36,15 @@ _LTX_095: dict[str, Any] = dict(
     downsample_type=["spatial", "temporal", "spatiotemporal", "spatiotemporal"], timestep_conditioning=True,
     upsample_factor=[2, 2, 2], upsample_residual=[True] * 3, spatial_compression_ratio=32, temporal_compression_ratio=8,
 )  # fmt: skip
+# the same script: 0.9.1, whose transformer is that of 0.9
+_LTX_091: dict[str, Any] = dict(
+    block_out_channels=[128, 256, 512, 512], decoder_block_out_channels=[256, 512, 1024], decoder_layers_per_block=[5, 6, 7, 8],
+    decoder_inject_noise=[False, True, True, True], decoder_spatio_temporal_scaling=[True] * 3, layers_per_block=[4, 3, 3, 3, 4],
+    spatio_temporal_scaling=[True, True, True, False], timestep_conditioning=True, upsample_factor=[2, 2, 2],
+    upsample_residual=[True] * 3,
+)  # fmt: skip
 CONFIGS: dict[str, list[dict[str, Any]]] = {  # diffusers' class -> published configs, as far as they are not its defaults
-    "AutoencoderKLWan": [{}, _WAN_2_2], "AutoencoderKLLTXVideo": [{}, _LTX_095], "AutoencoderKLHunyuanVideo": [{}],
+    "AutoencoderKLWan": [{}, _WAN_2_2], "AutoencoderKLLTXVideo": [{}, _LTX_091, _LTX_095], "AutoencoderKLHunyuanVideo": [{}],
 }  # fmt: skip
 
 

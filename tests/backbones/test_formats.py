@@ -78,6 +78,10 @@ TABLES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {  # case -> a tab
         lambda: one("shared.weight", "encoder.block.0.layer.0.SelfAttention.q.weight"),
         "is a text encoder, of the T5 kind",
     ),
+    "text encoder in fp8": (
+        lambda: one("shared.weight", "encoder.block.0.layer.0.SelfAttention.q.weight", dtype="F8_E4M3") | one("scaled_fp8"),
+        "text encoder, of the T5 kind",
+    ),
     "CLIP": (lambda: one("text_model.encoder.layers.0.mlp.fc1.weight"), "is a text encoder, of the CLIP kind"),
     "LLaMA": (
         lambda: one("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"),

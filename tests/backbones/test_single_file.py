@@ -1,4 +1,4 @@
-"""Single files as people have them: told by their headers, loaded to the folder's weights bit for bit, or named for what they hold."""
+"""Single files as people have them: told by their headers, loaded to the folder's weights bit for bit, or named."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from longgen import checkpoint, run
-from longgen.backbones import formats, gguf_header, vae_file
+from longgen.backbones import formats, gguf_header, single_file, vae_file
 from longgen.backbones.find import find
 from longgen.backbones.registry import SPECS
 from longgen.backbones.settings import ModelSettings
 from longgen.cli import app
 from longgen.errors import LonggenError, MissingError, UsageError
-from longgen.pipelines import file_parts, loading
+from longgen.pipelines import file_parts, file_weights, loading
 from longgen.pipelines.checks import check_settings
 from longgen.pipelines.scaled_linear import ScaledLinear, dequantized
 from longgen.preset import Sample
@@ -184,6 +184,33 @@ def test_our_table_of_gguf_types_is_the_library_s(tmp_path: Path) -> None:
         assert mine.spans[tensor.name] == (tensor.data_offset, tensor.n_bytes)
 
 
+def resident(kind: str = "VmRSS") -> int:
+    """Bytes; "VmHWM": the most since it was last cleared."""
+    return 1024 * next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind))
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts it")
+@pytest.mark.parametrize(("stored", "dtype"), [("bf16", "bf16"), ("bf16", "fp32"), ("fp32", "bf16"), ("fp8", "bf16")])
+def test_the_weights_are_in_memory_once(tmp_path: Path, stored: str, dtype: str) -> None:
+    """No copy in another dtype beside them: the peak is at most 1.15 times their size, of matrices as large as real ones."""
+    from diffusers import WanTransformer3DModel
+
+    config = dict(num_attention_heads=8, attention_head_dim=128, text_dim=1024, freq_dim=256, ffn_dim=8192, num_layers=4,
+                  in_channels=16, out_channels=16, patch_size=(1, 2, 2))  # fmt: skip
+    with torch.device("meta"):
+        shapes = {name: tuple(weight.shape) for name, weight in WanTransformer3DModel(**config).state_dict().items()}
+    names = {"bf16": "BF16", "fp32": "F32", "fp8": "F8_E4M3"}
+    path = files.sparse(tmp_path / "weights.safetensors", {
+        name: (names[stored] if len(shape) == 2 else "F32", shape) for name, shape in shapes.items()})  # fmt: skip
+    file, target = single_file.read(path), loading.DTYPES[dtype]
+    file_weights.Reader(path, file.header).read("patch_embedding.weight", torch.bfloat16)  # what the libraries need once
+    before = resident()
+    Path("/proc/self/clear_refs").write_text("5")
+    model = file_weights.transformer(WanTransformer3DModel, config, file, target, lambda count: None)
+    size = sum(weight.nbytes for weight in model.state_dict().values())
+    assert resident("VmHWM") - before < 1.15 * size + 16 * 2**20  # and the buffer
+
+
 # From the command line
 
 
@@ -261,24 +288,6 @@ def test_parts_are_given_one_by_one_where_nothing_else_is_here(folder: Callable[
         assert loaded.pipe.scheduler.config.flow_shift == 5.0
 
 
-def authors_vae(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A Wan 2.1 VAE under its authors' names: those that diffusers' table takes to the names at hand."""
-    inner = [f"residual.{i}.{end}" for i in (0, 2, 3, 6) for end in ("gamma", "weight", "bias")]
-    inner += [f"{layer}.{end}" for layer in ("shortcut", "resample.1", "time_conv", "norm", "to_qkv", "proj")
-              for end in ("gamma", "weight", "bias")]  # fmt: skip
-    rows = [
-        f"{half}.{stack}.{index}" for half, stack in (("encoder", "downsamples"), ("decoder", "upsamples")) for index in range(15)
-    ]
-    rows += [f"{half}.middle.{index}" for half in ("encoder", "decoder") for index in range(3)]
-    names = [f"{row}.{end}" for row in rows for end in inner]
-    names += [f"{layer}.{end}" for layer in ("conv1", "conv2", "encoder.conv1", "decoder.conv1", "encoder.head.0", "encoder.head.2",
-              "decoder.head.0", "decoder.head.2") for end in ("gamma", "weight", "bias")]  # fmt: skip
-    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
-
-    table = {new: old for new, old in convert_wan_vae_to_diffusers({name: name for name in names}).items() if new in tensors}
-    return {table[name]: tensor for name, tensor in tensors.items()}
-
-
 def test_a_vae_of_comfyui_s_is_read_by_the_published_config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from diffusers import AutoencoderKLWan
 
@@ -286,12 +295,26 @@ def test_a_vae_of_comfyui_s_is_read_by_the_published_config(monkeypatch: pytest.
     monkeypatch.setitem(vae_file.CONFIGS, "AutoencoderKLWan", [{}, small_config])
     stock = AutoencoderKLWan(**small_config)
     path = tmp_path / "wan_2.1_vae.safetensors"
-    save_file({key: tensor.contiguous() for key, tensor in authors_vae(stock.state_dict()).items()}, path)
+    save_file({key: tensor.contiguous() for key, tensor in single_files.wan_vae(stock.state_dict()).items()}, path)
     assert "decoder.middle.0.residual.0.gamma" in formats.header(path, "").tensors
     spec = replace(SPECS["wan2.1-1.3b"], source="nobody/nothing")
     assert equal(file_parts.vae(spec, path, torch.float32, lambda count: None), stock)
     with pytest.raises(UsageError, match=r"has 16 latent channels, and wan2.2-ti2v-5b has 48"):
         check_settings(SPECS["wan2.2-ti2v-5b"], CPU.replace(vae=str(path)))
+
+
+def test_an_ltx_video_file_holds_its_vae_too(folder: Callable[[str], Path]) -> None:
+    """As Lightricks publishes them: both under the authors' names."""
+    place = folder("ltx")
+    reference = loading.load(find(str(place)), CPU)
+    tensors = {single_files.PREFIX + key: value for key, value in single_files.authors("ltx", weights(place)).items()}
+    vae = single_files.ltx_vae(weights(place, "vae"))
+    assert "vae.decoder.up_blocks.0.res_blocks.0.conv1.conv.weight" in vae
+    found = find(str(single_files.save(place / "ltx-video-2b-v0.9.safetensors", tensors | vae)))
+    assert found.file_vae
+    assert "holds the transformer and the VAE; text encoder, tokenizer: from" in found.file_notes[0]
+    loaded = loading.load(found, CPU)
+    assert all(equal(getattr(loaded.pipe, part), getattr(reference.pipe, part)) for part in ("transformer", "vae"))
 
 
 # Files that will not do

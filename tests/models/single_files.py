@@ -8,6 +8,7 @@ from typing import Any
 
 import gguf
 import torch
+from diffusers.loaders.single_file_utils import convert_ltx_vae_checkpoint_to_diffusers, convert_wan_vae_to_diffusers
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -96,6 +97,40 @@ def _hunyuan(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             result[_renamed(name, _HUNYUAN_REST)] = weight
     return result
+
+
+def wan_vae(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A Wan 2.1 VAE under its authors' names: those that diffusers' table takes to the names at hand."""
+    inner = [f"residual.{i}.{end}" for i in (0, 2, 3, 6) for end in ("gamma", "weight", "bias")]
+    inner += [f"{layer}.{end}" for layer in ("shortcut", "resample.1", "time_conv", "norm", "to_qkv", "proj")
+              for end in ("gamma", "weight", "bias")]  # fmt: skip
+    rows = [
+        f"{half}.{stack}.{index}" for half, stack in (("encoder", "downsamples"), ("decoder", "upsamples")) for index in range(15)
+    ]
+    rows += [f"{half}.middle.{index}" for half in ("encoder", "decoder") for index in range(3)]
+    names = [f"{row}.{end}" for row in rows for end in inner]
+    names += [f"{layer}.{end}" for layer in ("conv1", "conv2", "encoder.conv1", "decoder.conv1", "encoder.head.0", "encoder.head.2",
+              "decoder.head.0", "decoder.head.2") for end in ("gamma", "weight", "bias")]  # fmt: skip
+    table = {new: old for new, old in convert_wan_vae_to_diffusers({name: name for name in names}).items() if new in tensors}
+    return {table[name]: tensor for name, tensor in tensors.items()}
+
+
+def ltx_vae(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same of LTX-Video 0.9's, with the prefix that its files give it."""
+    layers = ("conv1.conv", "conv2.conv", "norm3.norm", "conv_shortcut", "conv.conv", "conv")
+    inner = [f"{place}{layer}.{end}" for place in ("", *(f"res_blocks.{i}." for i in range(4))) for layer in layers
+             for end in ("weight", "bias")]  # fmt: skip
+    rows = [
+        f"{half}.{stack}.{index}" for half, stack in (("encoder", "down_blocks"), ("decoder", "up_blocks")) for index in range(10)
+    ]
+    names = [f"vae.{row}.{end}" for row in rows for end in inner]
+    names += [f"vae.{half}.{conv}.conv.{end}" for half in ("encoder", "decoder") for conv in ("conv_in", "conv_out")
+              for end in ("weight", "bias")]  # fmt: skip
+    names += ["vae.per_channel_statistics.mean-of-means", "vae.per_channel_statistics.std-of-means"]
+    candidates = {name: torch.empty(0, 0) for name in names}  # the table reads a shape
+    at = {id(tensor): name for name, tensor in candidates.items()}
+    table = {new: at[id(tensor)] for new, tensor in convert_ltx_vae_checkpoint_to_diffusers(dict(candidates)).items()}
+    return {table[name]: tensor for name, tensor in tensors.items()}
 
 
 def save(path: Path, weights: Mapping[str, Tensor], prefix: str = "", metadata: dict[str, str] | None = None) -> Path:

@@ -14,7 +14,7 @@ from longgen.backbones.registry import SPECS
 from longgen.backbones.spec import BackboneSpec
 from longgen.backbones.wan import FAMILY as WAN
 from longgen.backbones.wan import WAN_14B
-from longgen.errors import MissingError, UsageError, unknown_name
+from longgen.errors import LonggenError, MissingError, UsageError, unknown_name
 
 CAUSAL = [spec.name for spec in SPECS.values() if spec.causal]
 _SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
@@ -51,6 +51,19 @@ def find(name: str) -> BackboneSpec:
     if name in specs:
         return specs[name]
     raise unknown_name("backbone", name, specs, "choose one of these, a hub id (owner/name) or a diffusers folder")
+
+
+def files_in(folder: Path) -> list[tuple[Path, BackboneSpec | LonggenError]]:
+    """Every file of weights in `folder`, with its model or with why it is none that longgen drives. Raises MissingError."""
+    if not folder.is_dir():
+        raise MissingError(f"{folder}: no such folder", expected="a folder with files of weights", hint="check the path")
+    found: list[tuple[Path, BackboneSpec | LonggenError]] = []
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in formats.SUFFIXES):
+        try:
+            found.append((path, find(str(path))))
+        except LonggenError as error:
+            found.append((path, error))
+    return found
 
 
 def _from_files(place: str, base: BackboneSpec | None = None) -> BackboneSpec:

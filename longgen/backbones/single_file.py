@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -28,6 +28,11 @@ WHOLE = ("F64", "F32", "F16", "BF16")  # dtypes that are cast to the one that is
 INNER, VAE = "model.diffusion_model.", "vae."  # in a file that holds more than the transformer: the prefixes of its parts
 SCALES = (".scale_weight", ".weight_scale")  # of a weight in 8 bits; ComfyUI's scaled fp8 and what came after it
 MARKERS = re.compile(r"(^|\.)(scaled_fp8|scale_input|input_scale|comfy_quant)$")  # beside them; of the arithmetic of some kernels
+_SAID: tuple[tuple[str, Callable[[BackboneSpec], bool]], ...] = (  # in a file's name -> what it says, where shapes are equal
+    (r"i2v|image.?to.?video", lambda spec: spec.picture_needed),
+    (r"720p", lambda spec: "720p" in spec.name),
+    (r"0\.9\.[5-8]", lambda spec: spec.family == "ltx-condition"),
+)
 _BLOCKS = {"wan": ("blocks.",), "ltx": ("transformer_blocks.",),
            "hunyuan": ("double_blocks.", "single_blocks.", "transformer_blocks.", "single_transformer_blocks.")}  # fmt: skip
 _FAMILIES = {"wan": ("wan",), "ltx": ("ltx", "ltx-condition"), "hunyuan": ("hunyuan",)}
@@ -152,6 +157,9 @@ def from_files(place: str, base: BackboneSpec | None = None) -> BackboneSpec:
     _check_experts(place, files, sizes)
     near = _folder_of(files[0].path)
     known = [spec for name in _FAMILIES[files[0].family] for spec in registry.FAMILIES[name].specs]
+    known.sort(key=lambda spec: sum(bool(re.search(word, files[0].path.name.lower())) != test(spec) for word, test in _SAID))
+    if base is None and near is None and len(files) == 1 and _noise(files[0].path):
+        _refuse_expert(files[0].path, [spec for spec in known if sizes[0].fit(spec)])
     offered = [base] if base is not None else [*([near] if near is not None else []), *known]
     fitting = [spec for spec in offered if sizes[0].fit(spec) and spec.experts == len(files) and _vae_fits(files[0], spec)]
     if not fitting:
@@ -290,6 +298,15 @@ def _noise(path: Path) -> str:
     return "".join(found[0]) if len(found) == 1 else ""
 
 
+def _refuse_expert(path: Path, alike: list[BackboneSpec]) -> None:
+    """Raises UsageError where a model of `alike` has two experts, of which the file at `path` is one."""
+    for spec in alike:
+        if spec.experts == 2:
+            raise UsageError(f"{path} is one of the two experts of {spec.name}", expected=EXPECTED,
+                             hint="give both, that of high noise first: --backbone HIGH,LOW; for one alone, "
+                                  f"--backbone {next((one.name for one in alike if one.experts == 1), 'NAME')}:{path}")  # fmt: skip
+
+
 def _refuse_sizes(
     place: str, files: list[WeightsFile], sizes: Sizes, offered: list[BackboneSpec], known: list[BackboneSpec],
     base: BackboneSpec | None,
@@ -297,8 +314,7 @@ def _refuse_sizes(
     kind, path = _TITLES[files[0].family], files[0].path
     alike = [spec for spec in known if sizes.fit(spec)]
     if base is None and len(files) == 1 and alike and all(spec.experts == 2 for spec in alike):
-        raise UsageError(f"{path} is one of the two experts of {alike[0].name}", expected=EXPECTED,
-                         hint="give both, that of high noise first: --backbone HIGH.safetensors,LOW.safetensors")  # fmt: skip
+        _refuse_expert(path, alike)
     if base is not None:
         like = f", as {' and '.join(spec.name for spec in alike)}" if alike else ""
         raise UsageError(f"--backbone {base.name}:{place}: {path} is {kind} of {sizes}{like}; {base.name} has {base.experts} "

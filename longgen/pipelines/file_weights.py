@@ -146,7 +146,8 @@ def diffusers_names(kind: Any, model: Any, weights: Mapping[str, Any]) -> dict[s
         layers = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
         for layer, part in zip(layers, weight.split((width, width, width, len(weight) - 3 * width)), strict=True):
             parts[f"{place}.{layer}.{end}"] = part
-    return SINGLE_FILE_LOADABLE_CLASSES[kind.__name__]["checkpoint_mapping_fn"](weights) | parts
+    renamed = SINGLE_FILE_LOADABLE_CLASSES[kind.__name__]["checkpoint_mapping_fn"](dict(weights)) | parts
+    return renamed if len(expected & renamed.keys()) > len(expected & weights.keys()) else weights | parts
 
 
 def place(model: Any, weights: Mapping[str, Tensor], path: Path) -> Any:

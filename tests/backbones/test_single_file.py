@@ -80,15 +80,16 @@ def table(name: str, part: str = "BF16", prefix: str = single_files.PREFIX) -> d
 )  # fmt: skip
 def test_a_file_with_a_published_model_s_names_and_shapes_is_that_model(tmp_path: Path, name: str) -> None:
     spec, shapes = SPECS[name], table(name)
-    paths = [files.sparse(tmp_path / f"{noise}_noise.safetensors", shapes) for noise in ("high", "low")[: spec.experts]]
+    stems = [name] if spec.experts == 1 else [f"{name}_high_noise", f"{name}_low_noise"]
+    paths = [files.sparse(tmp_path / f"{stem}.safetensors", shapes) for stem in stems]
     found = find(",".join(map(str, paths)))
     differing = {part for part in vars(spec) if getattr(found, part) != getattr(spec, part)}
     assert differing <= {"name", "about", "license", "parameters", "files", "file_notes", "advised", "advised_in"}
     assert found.parameters == pytest.approx(spec.parameters, rel=1e-3)
     assert "which is not on this machine yet" in found.file_notes[0]
     assert spec.source in found.file_notes[0]
-    if spec.experts == 2 and spec.picture_needed:  # one of it is no model of its own
-        with pytest.raises(UsageError, match=r"is one of the two experts of wan2\.2-i2v-a14b"):
+    if spec.experts == 2:
+        with pytest.raises(UsageError, match=f"is one of the two experts of {name}"):
             find(str(paths[0]))
     if spec.experts == 2:
         with pytest.raises(UsageError, match="low noise comes first or high noise second"):
@@ -98,6 +99,12 @@ def test_a_file_with_a_published_model_s_names_and_shapes_is_that_model(tmp_path
 
 
 def test_what_the_shapes_leave_open_is_said_and_can_be_given(tmp_path: Path) -> None:
+    """The file's name decides then, if it says something."""
+    both = files.sparse(
+        tmp_path / "hunyuan_video_v2_replace_image_to_video_720p_bf16.safetensors", table("hunyuanvideo", prefix="")
+    )
+    assert find(str(both)).picture_needed
+    assert f"--backbone hunyuanvideo:{both}" in find(str(both)).file_notes[1]
     path = files.sparse(tmp_path / "i2v.safetensors", table("wan2.1-i2v-14b-480p"))
     assert f"--backbone wan2.1-i2v-14b-720p:{path}" in find(str(path)).file_notes[1]
     chosen = find(f"wan2.1-i2v-14b-720p:{path}")
@@ -226,6 +233,10 @@ def comfy(tmp_path: Path) -> Path:
 
 
 def test_a_file_is_planned_shown_generated_resumed_and_refused_when_changed(comfy: Path, tmp_path: Path) -> None:
+    single_files.save(tmp_path / "style.safetensors", {"blocks.0.self_attn.q.lora_down.weight": torch.ones(2, 2)})
+    listed = longgen("backbones", "list", tmp_path).stdout.splitlines()
+    assert listed[0].startswith("style.safetensors: is a LoRA, not a transformer")
+    assert listed[1] == "tiny.safetensors: Wan transformer in tiny.safetensors, float16; of the shape of tiny"
     shown = longgen("backbones", "show", comfy, "--json")
     assert json.loads(shown.stdout)["files"] == [str(comfy)]
     planned = longgen("plan", "--backbone", comfy, "--frames", 33, "--json")

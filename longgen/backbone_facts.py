@@ -95,7 +95,7 @@ def backbone_text(spec: BackboneSpec) -> str:
     low_noise = "" if spec.guidance_scale_2 is None else f" ({spec.guidance_scale_2:g} at low noise{below})"
     rows = {
         "what": [spec.about],
-        "weights": ["in the package"] if spec.built_in else [*filter(None, (spec.checkpoint, spec.lora, spec.source))],
+        "weights": _weights(spec),
         "license": [spec.license],
         "native": [f"{spec.native_px} frames ({spec.native_lat} latent), {spec.size[0]}x{spec.size[1]}, {spec.fps} fps"],
         "lengths": [f"{spec.stride_t}n+1 frames"],
@@ -109,10 +109,16 @@ def backbone_text(spec: BackboneSpec) -> str:
         **_published_rows(spec),
     }
     lines = [f"  {key if row == 0 else '':<12}{line}" for key, texts in rows.items() for row, line in enumerate(texts)]
-    text = "\n".join([spec.name, *lines])
+    text = "\n".join([spec.name, *lines, *(f"note: {note}" for note in spec.file_notes)])
     if spec.built_in:
         text += "\n\nprompts it knows:\n" + tiny_grammar.describe()
     return text
+
+
+def _weights(spec: BackboneSpec) -> list[str]:
+    if spec.files:
+        return [*spec.files, f"the rest from {'the package' if spec.built_in else spec.source}"]
+    return ["in the package"] if spec.built_in else [*filter(None, (spec.checkpoint, spec.lora, spec.source))]
 
 
 def _needs_rows(spec: BackboneSpec) -> dict[str, list[str]]:

@@ -248,7 +248,8 @@ def memory_bytes(plan: Plan, dtype: str, offload: str = "none") -> dict[str, int
     clean = bool(plan.conditions) and plan.chunk_lat is None and FRAME_TIMESTEPS in spec.capabilities  # first frames, at timestep 0
     alive += family.token_modulation * (own_levels or clean)
     activations = round(alive * batch * tokens * spec.width * size) + 8 * tokens * spec.head_dim + cache_bytes(plan, dtype)
-    weights, companions = size * spec.parameters, size * spec.companions
+    kept, kept_bytes = spec.kept
+    weights, companions = kept_bytes + size * (spec.parameters - kept), size * spec.companions
     peak = weights + activations + companions
     if offload == "model":
         peak = max(companions, weights + activations)

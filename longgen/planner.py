@@ -396,7 +396,7 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
         technique, layers = plan.head_groups
         notes.append(f"{technique.describe(len(layers) * spec.heads)}: who is in which is measured while sampling, after "
                      f"{technique.measured_lat} latent frames, and costs are what they are at most")  # fmt: skip
-    notes += plan.conditions.notes(plan.size)
+    notes += [*spec.file_notes, *plan.conditions.notes(plan.size)]
     for name, picture in plan.schedule.pictures.items() if plan.schedule else ():
         notes += picture_notes(picture, name, plan.size, plan.conditions.fit)
     if isinstance(plan.sampling, Chain) and plan.sampling.zero_padded:

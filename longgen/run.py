@@ -28,7 +28,7 @@ from longgen.errors import LonggenError, UsageError
 from longgen.out_of_memory import translate_oom
 from longgen.pictures import FITS, Fit
 from longgen.plan import Plan
-from longgen.progress import Phase, Progress, no_report
+from longgen.progress import Phase, Progress, clock_text, no_report
 from longgen.resolve import PlanRequest, resolve
 from longgen.run_settings import SCHEMA, stored_settings, version_warning
 from longgen.rundir import Job, JobRequest, jobs_of, run_folder
@@ -161,7 +161,7 @@ def generate_one(
             remains = "the checkpoint is kept: --resume goes on, with another --offload too"
             with translate_oom("sampling", backbone.model_settings, remains, plan), skipping:
                 phase = Phase("sample", plan.rounds, device, report, done=state.done if state else 0)
-                latents, decoded = _sample(backbone, job, chunks, state, phase)
+                latents, decoded = _sample(backbone, job, chunks, state, phase, _first_step(record, phase, load_s, log))
                 record.seconds["sample"] = round(phase.seconds, 3)
                 if latents is not None and chunks is not None:
                     checkpoint.save_tensors(folder / rundir.LATENTS, {"latents": latents}, run_settings)
@@ -180,6 +180,17 @@ def generate_one(
         record.write("done", video=disk.file_hash(output))
         rundir.clean_up(output)
     return _result(job, record.seconds, memory_bytes(device))
+
+
+def _first_step(record: RunRecord, phase: Phase, load_s: float, log: Callable[[str], None]) -> Callable[[], None]:
+    """Says once, after the first step, how long it was waited for: loading, the prompt and the step itself."""
+
+    def done() -> None:
+        if "first_step_s" not in record.content:
+            record.content["first_step_s"] = round(load_s + phase.seconds, 3)
+            log(f"first step done after {clock_text(load_s + phase.seconds)}, {clock_text(load_s)} of it loading")
+
+    return done
 
 
 def _begin(
@@ -215,7 +226,7 @@ def _begin(
 
 
 def _sample(
-    backbone: PipelineBackbone, job: Job, chunks: Chunks | None, state: State | None, phase: Phase
+    backbone: PipelineBackbone, job: Job, chunks: Chunks | None, state: State | None, phase: Phase, first_step: Callable[[], None]
 ) -> tuple[Tensor | None, bool]:
     """The latents of `job` (None where they are in chunks on disk), and whether the video was decoded as they came.
 
@@ -232,6 +243,7 @@ def _sample(
     def on_step(now: State) -> None:
         if chunks is not None:
             interrupted.save(now, chunks, plan)
+        first_step()
         phase.at(now.done)
 
     generator = torch.Generator().manual_seed(job.seed)

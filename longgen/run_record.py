@@ -65,6 +65,7 @@ class Record(ClosedModel):
     platform: str
     seconds: Annotated[dict[str, float], Field(description="by phase: load, sample, decode")]
     peak_memory_bytes: int
+    first_step_s: Annotated[float | None, Field(description="from the beginning of loading to the end of the first step")] = None
     overwrite: Annotated[bool | None, Field(description="while the run may replace the file under the video's name")] = None
     resumed: Annotated[bool | None, Field(description="by `longgen compare`: its seconds are those of the last part")] = None
     video: Annotated[str | None, Field(description="BLAKE2b-256 of the MP4, once it is done")] = None

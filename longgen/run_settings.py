@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field
 from longgen import __version__
 from longgen.backbones.settings import LATENT_SETTINGS, PIXEL_SETTINGS, ModelSettings, Setting, effect_of
 from longgen.closed import ClosedModel
+from longgen.layers.fingerprint import of_files
 from longgen.sampling.rollout import Rollout
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "imageio-ffmpe
 class RunSettings(ClosedModel):
     """Everything needed to make the same video again.
 
+    weights_file: of a backbone in single files, and of a VAE in one, a hash of their content, whatever they are called.
     schedule: prompts over time, where there are any; `prompt` is then the first. conditions: pictures and earlier videos, by hash;
     inputs: what their files were called, by these hashes.
     preset: see `_stored_preset`; sample: its sampling, as the plan has it. libraries: the versions that ran.
@@ -45,6 +47,7 @@ class RunSettings(ClosedModel):
     conditions: Annotated[dict[str, Any] | None, Setting(changes_latents=True)] = None
     inputs: Annotated[dict[str, str] | None, Setting(changes_latents=False)] = None
     backbone: Annotated[str, Setting(changes_latents=True)]
+    weights_file: Annotated[str | None, Setting(changes_latents=True)] = None
     preset: Annotated[dict[str, Any], Setting(changes_latents=True)]
     sample: Annotated[dict[str, Any], Setting(changes_latents=True)]
     seed: Annotated[int, Setting(changes_latents=True)]
@@ -73,12 +76,19 @@ def stored_settings(plan: Plan, prompt: str, seed: int, model_settings: ModelSet
         conditions=plan.conditions.as_dict(),
         inputs=_inputs(plan) or None,
         backbone=plan.spec.name,
+        weights_file=_weights_file(plan, model_settings),
         preset=_stored_preset(plan),
         sample=plan.sample.model_dump(mode="json", exclude_none=True),  # without None, as runs of before a new field
         seed=seed,
         model=model_settings,
         libraries={name: importlib.metadata.version(name) for name in LIBRARIES},
     ).stored()
+
+
+def _weights_file(plan: Plan, model_settings: ModelSettings) -> str | None:
+    """The hash of the single files that make the video. Raises MissingError."""
+    files = [*plan.spec.files, *([] if model_settings.vae is None else [model_settings.vae])]
+    return of_files(files)[:32] if files else None
 
 
 def _stored_preset(plan: Plan) -> dict[str, Any]:
@@ -123,7 +133,7 @@ def _deciding(stored: Mapping[str, Any], name: str) -> Any:
 
 def content_hash(stored: Mapping[str, Any]) -> str:
     """Eight hexadecimal digits of all that changes the frames: not the versions of libraries, nor where it ran."""
-    new = ("conditions",)  # of which a run from text alone, and its hash, knows nothing
+    new = ("conditions", "weights_file", "vae", "text_encoder")  # of which a run without them, and its hash, knows nothing
     deciding = {name: stored.get(name) for name in IDENTITY if name in stored or name not in new}
     deciding |= {name: stored.get(name, ModelSettings.model_fields[name].default) for name in PIXEL_SETTINGS}
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]

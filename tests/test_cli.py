@@ -106,6 +106,8 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --cache $LONGGEN_CACHE
         --compile $LONGGEN_COMPILE
         --vae-tiling $LONGGEN_VAE_TILING
+        --vae $LONGGEN_VAE
+        --text-encoder $LONGGEN_TEXT_ENCODER
         --clip-batch $LONGGEN_CLIP_BATCH
         --gpus $LONGGEN_GPUS
         --guidance-parallel $LONGGEN_GUIDANCE_PARALLEL
@@ -152,6 +154,8 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --cache $LONGGEN_CACHE
         --compile $LONGGEN_COMPILE
         --vae-tiling $LONGGEN_VAE_TILING
+        --vae $LONGGEN_VAE
+        --text-encoder $LONGGEN_TEXT_ENCODER
         --clip-batch $LONGGEN_CLIP_BATCH
         --baseline
         --metrics
@@ -187,6 +191,8 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --device $LONGGEN_DEVICE
         --offload $LONGGEN_OFFLOAD
         --lora
+        --vae $LONGGEN_VAE
+        --text-encoder $LONGGEN_TEXT_ENCODER
         --json
         --quiet -q
     """,

@@ -30,7 +30,11 @@ MODEL: dict[str, tuple[Any, bool]] = {  # another value of each model setting, a
     "cache": ("first-block:0.1", True),
     "compile": (True, True),
     "vae_tiling": (True, False),
+    "vae": (str(Path(__file__).absolute()), True),
+    "text_encoder": ("/encoder", True),
     "clip_batch": (2, True),
+    "gpus": (2, False),
+    "guidance_parallel": (True, False),
 }
 STORED = (
     '{"schema": 2, "prompt": "a small red circle moves left", "backbone": "tiny", "preset": {"schema": 1, "name": "'
@@ -49,9 +53,10 @@ def test_every_model_setting_decides_a_run_or_does_not(tiny_plan: Any) -> None:
     before = stored_settings(plan, PROMPT, 1, plain)
     for name, (value, decides) in MODEL.items():
         after = stored_settings(plan, PROMPT, 1, plain.replace(**{name: value}))
-        assert differences(before, after) == ([name] if decides else []), name
+        content = ["weights_file"] if name == "vae" else []  # the hash of its file
+        assert differences(before, after) == ([*content, name] if decides else []), name
         if decides:
-            with pytest.raises(UsageError, match=f"made with another {name}"):
+            with pytest.raises(UsageError, match=f"made with another {', '.join([*content, name])}"):
                 rundir.check_same_run(before, after, Path("a.run"))
 
 

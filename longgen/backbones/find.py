@@ -1,4 +1,4 @@
-"""Finds a backbone: by its name, by a diffusers folder or hub id, or as causal weights in a file."""
+"""Finds a backbone: by its name, by a diffusers folder or hub id, or in a file of weights."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from longgen.backbones import formats, registry
+from longgen.backbones import formats, registry, single_file
 from longgen.backbones.causal_wan import SELF_FORCING, resized
 from longgen.backbones.pipeline_folder import from_folder, from_hub
 from longgen.backbones.registry import SPECS
 from longgen.backbones.spec import BackboneSpec
+from longgen.backbones.wan import FAMILY as WAN
 from longgen.backbones.wan import WAN_14B
-from longgen.errors import MissingError, UsageError, unknown_name
+from longgen.errors import LonggenError, MissingError, UsageError, unknown_name
 
 CAUSAL = [spec.name for spec in SPECS.values() if spec.causal]
 _SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
@@ -21,10 +22,11 @@ _WEIGHTS = "a .pt or .safetensors file, or a folder with one or with a transform
 
 
 def find(name: str) -> BackboneSpec:
-    """The spec of the backbone that `--backbone` names: a name, a diffusers folder, a hub id, or NAME:PATH.
+    """The spec of the backbone that `--backbone` names: a name, a diffusers folder, a hub id, a file of weights, or NAME:PATH.
 
-    `NAME:PATH` is the causal backbone NAME with the weights in a file or folder. A file alone is `self-forcing:FILE` if its
-    contents say that the model is causal: tensor names and shapes are the same for bidirectional models.
+    `NAME:PATH` is the backbone NAME with the weights in a file, of a causal one in a folder too. A file alone is told by its
+    header; two with a comma between them are the experts of Wan 2.2. It is `self-forcing:FILE` if something in it says that the
+    model is causal, for tensor names and shapes are the same for bidirectional models; a torch file has to say so.
     Raises UsageError for a name that is none of these or a model that longgen cannot drive, MissingError where the hub cannot be
     reached, LonggenError where a file is damaged.
     """
@@ -32,14 +34,14 @@ def find(name: str) -> BackboneSpec:
         return SPECS[name]
     base, colon, place = name.partition(":")
     if colon and base in SPECS:
-        return _from_weights(SPECS[base], place)
+        return _from_weights(SPECS[base], place) if SPECS[base].causal else _from_files(place, SPECS[base])
     path = Path(os.path.expanduser(name))
     if name and os.path.isdir(path):  # "" would be the current folder; Path.is_dir raises where a name is too long
         return from_folder(path)
     if colon and re.fullmatch(r"[\w.-]{2,}", base) and not os.path.exists(path):
         raise unknown_name("backbone", base, CAUSAL, "NAME:PATH takes one of these")
     if (name and os.path.exists(path)) or path.suffix.lower() in formats.SUFFIXES:
-        return _from_weights(SELF_FORCING, name, says_causal=False)
+        return _from_files(name)
     if path.is_absolute() or name.startswith((".", "~")):
         raise MissingError(f"--backbone {name}: no such folder", expected="a folder with model_index.json, or a backbone's name",
                            hint="longgen backbones list")  # fmt: skip
@@ -51,15 +53,37 @@ def find(name: str) -> BackboneSpec:
     raise unknown_name("backbone", name, specs, "choose one of these, a hub id (owner/name) or a diffusers folder")
 
 
+def files_in(folder: Path) -> list[tuple[Path, BackboneSpec | LonggenError]]:
+    """Every file of weights in `folder`, with its model or with why it is none that longgen drives. Raises MissingError."""
+    if not folder.is_dir():
+        raise MissingError(f"{folder}: no such folder", expected="a folder with files of weights", hint="check the path")
+    found: list[tuple[Path, BackboneSpec | LonggenError]] = []
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in formats.SUFFIXES):
+        try:
+            found.append((path, find(str(path))))
+        except LonggenError as error:
+            found.append((path, error))
+    return found
+
+
+def _from_files(place: str, base: BackboneSpec | None = None) -> BackboneSpec:
+    """The model in the file or files at `place`. base: the bidirectional backbone that the user says it is."""
+    if base is not None and os.path.isdir(os.path.expanduser(place)):
+        raise UsageError(f"--backbone {base.name}:{place} is a folder", hint="give the folder without a name before it",
+                         expected=f"NAME:FILE, a diffusers folder, or NAME:FOLDER with {', '.join(CAUSAL)}")  # fmt: skip
+    files = single_file.split(place)
+    if base is None and len(files) == 1 and os.path.exists(files[0]):
+        kind = formats.form(files[0], single_file.EXPECTED)
+        if kind in ("zip", "pickle") or (kind == "safetensors" and single_file.says_causal(files[0])):
+            return _from_weights(SELF_FORCING, place, says_causal=False)
+    return single_file.from_files(place, base)
+
+
 def _from_weights(spec: BackboneSpec, place: str, says_causal: bool = True) -> BackboneSpec:
     """The causal `spec` with the weights at `place`; a pipeline in the same folder gives the VAE and the text encoder.
 
     says_causal: whether the user called the weights causal; otherwise the file has to say so.
     """
-    if not spec.causal:
-        raise UsageError(f"--backbone {spec.name}:{place}: {spec.name} takes no weights from elsewhere",
-                         expected=f"NAME:PATH with {', '.join(CAUSAL)}, or a diffusers folder",
-                         hint="give the folder without a name before it")  # fmt: skip
     path = Path(os.path.abspath(os.path.expanduser(place)))
     if not place or not os.path.exists(path):
         given = f"{spec.name}:{place}" if says_causal else place
@@ -73,11 +97,13 @@ def _from_weights(spec: BackboneSpec, place: str, says_causal: bool = True) -> B
     base = next((base for base in bases if base.width == width), bases[0])
     checkpoints.config(weights, tensors, base)  # raises where the sizes differ
     if not says_causal and not causal:
-        pipeline = next((str(folder) for folder in path.parents[:2] if (folder / "model_index.json").is_file()), "FOLDER")
+        known = [model.name for model in WAN.specs if model.width == width and not model.built_in and model.experts == 1]
+        bidirectional = f"{known[0]}:{place}" if path.suffix == ".safetensors" and known else "FOLDER"
         raise UsageError(f"{path} is a Wan transformer of width {width}, as {base.name}, and nothing in it says whether it is "
                          "causal (sees the past only) or bidirectional", expected=f"{', '.join(f'{name}:FILE' for name in CAUSAL)} "
                          "for causal weights; the whole diffusers folder for bidirectional ones",
-                         hint=f"causal: --backbone {SELF_FORCING.name}:{place}; bidirectional: --backbone {pipeline}")  # fmt: skip
+                         hint=f"causal: --backbone {SELF_FORCING.name}:{place}; bidirectional: "
+                              f"--backbone {bidirectional}")  # fmt: skip
     return replace(
         resized(spec, base), name=f"{spec.name}:{path}", about=f"{spec.name} with the weights in {weights.name}",
         license="see its model card", checkpoint=str(weights), lora=None if lora is None else str(lora),

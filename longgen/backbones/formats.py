@@ -13,7 +13,7 @@ import stat
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,7 +29,6 @@ _OTHER = "choose another file"
 _MAGICS = [  # what the first bytes match -> what has them, what to do
     (rb"\Z", "an empty file", DOWNLOAD_AGAIN),
     (rb"\0+\Z", "filled with zeros where its format would stand: a download that was not finished", DOWNLOAD_AGAIN),
-    (rb"GGUF", "a GGUF file, of weights quantized for llama.cpp or ComfyUI-GGUF", PLAIN),
     (rb"version https://git-lfs", "a Git LFS pointer: the lines that stand for a file which was not downloaded",
      "git lfs pull in its repository, or hf download"),
     (rb"\x1f\x8b", "a gzip archive", _UNPACK), (rb"7z\xbc\xaf", "a 7-Zip archive", _UNPACK), (rb"Rar!", "a RAR archive", _UNPACK),
@@ -56,6 +55,10 @@ _LORA = re.compile(r"(^|[._])(lora_|lora\.(up|down)\.|lokr_|hada_w\d|oft_|dora_s
 _COMPANIONS = ("first_stage_model.", "vae.", "cond_stage_model.", "conditioner.", "text_encoders.", "text_encoder.")
 _MODELS = [  # a name of a tensor, without wrappers -> what has it; the first that fits
     (r"(^|\.)vace_", "a VACE transformer"),
+    (r"^audio_patchify_proj\.|^audio_proj_in\.", "an LTX-2 transformer, with sound"),
+    (r"^(byt5_in|vision_in|context_embedder_2|image_embedder\.norm_in)\.", "a HunyuanVideo-1.5 transformer"),
+    (r"^clean_x_embedder\.", "a FramePack transformer"),
+    (r"^(fps_embedding|fps_projection)\.", "a SkyReels-V2 transformer for diffusion forcing"),
     (r"^(img_emb|image_embedder)\.|\.(k_img|v_img|add_k_proj_img)\.|^condition_embedder\.image_embedder\.",
      "an image-to-video transformer"),
     (r"casual_audio_encoder|audio_injector|audio_proj\.", "an audio-driven Wan transformer (S2V or InfiniteTalk)"),
@@ -73,6 +76,7 @@ _MODELS = [  # a name of a tensor, without wrappers -> what has it; the first th
     (r"^(control_model|controlnet\w*)\.", "a ControlNet"),
     (r"^shared\.weight$|^token_embedding\.weight$|^encoder\.block\.\d+\.layer\.", "a text encoder, of the T5 kind"),
     (r"^(text_model|text_projection|positional_embedding|resblocks)\b", "a text encoder, of the CLIP kind"),
+    (r"^(enc\.)?blk\.\d+\.|^token_embd\.", "a text encoder or language model of llama.cpp"),
     (r"^(vision_model|visual)\.", "an image encoder, of the CLIP kind"),
     (r"embed_tokens\.weight$|layers\.\d+\.self_attn\.q_proj\.", "a text encoder: a language model"),
     (r"^(decoder|encoder)\.(conv|mid|up|down|middle|head|block|norm)|^(post_)?quant_conv\.|^first_stage_model\.|^per_channel_statistics\.",
@@ -90,10 +94,14 @@ DTYPE_NAMES = {f"torch.{dtype}": name for name, dtype in DTYPES.items()}  # safe
 
 @dataclass(frozen=True)
 class Header:
-    """The header of a safetensors file. tensors: name -> its dtype, as safetensors writes it, and its shape."""
+    """The header of a file of weights. tensors: name -> its dtype, as the format writes it, and its shape, as torch has it.
+
+    spans: name -> the first byte in the file, and the number of bytes.
+    """
 
     tensors: Mapping[str, tuple[str, tuple[int, ...]]]
     metadata: Mapping[str, str]
+    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def parameters(self) -> int:
@@ -101,7 +109,7 @@ class Header:
 
 
 def form(path: Path, expected: str, name: str | None = None) -> str:
-    """`safetensors`, `zip` or `pickle` (torch's two forms), from the first bytes of the file at `path`.
+    """`safetensors`, `gguf`, `zip` or `pickle` (torch's two forms), from the first bytes of the file at `path`.
 
     name: of the file in messages, its path by default. Raises UsageError that names any other format, MissingError or
     LonggenError where it cannot be read.
@@ -123,6 +131,8 @@ def form(path: Path, expected: str, name: str | None = None) -> str:
             f"{name} cannot be read: {getattr(error, 'strerror', None) or error}", expected=expected, hint="check the path"
         ) from None
 
+    if head.startswith(b"GGUF"):
+        return "gguf"
     for pattern, what, hint in _MAGICS:
         if re.match(pattern, head, re.DOTALL):
             refuse(what, hint)
@@ -158,7 +168,9 @@ def form(path: Path, expected: str, name: str | None = None) -> str:
 def header(path: Path, expected: str, name: str | None = None) -> Header:
     """The header of the safetensors file at `path`. name: as in `form`. Raises LonggenError if damaged, UsageError if another."""
     name = name or str(path)
-    if form(path, expected, name) != "safetensors":
+    if (kind := form(path, expected, name)) != "safetensors":
+        if kind == "gguf":
+            raise _no_gguf(name, expected)
         raise UsageError(f"{name} is a torch file in spite of its name", expected=expected, hint="give it the ending .pt")
 
     def damaged(reason: str) -> LonggenError:
@@ -173,7 +185,8 @@ def header(path: Path, expected: str, name: str | None = None) -> Header:
             content = json.loads(file.read(length))
         metadata = content.pop("__metadata__", None) or {}
         tensors = {key: (entry["dtype"], tuple(map(int, entry["shape"]))) for key, entry in content.items()}
-        end = max((entry["data_offsets"][1] for entry in content.values()), default=0)
+        spans = {key: tuple(map(int, entry["data_offsets"])) for key, entry in content.items()}
+        end = max((last for _, last in spans.values()), default=0)
     except OSError as error:
         raise system_failure(error, name) or damaged(str(error)) from None
     except MemoryError:
@@ -184,7 +197,12 @@ def header(path: Path, expected: str, name: str | None = None) -> Header:
         raise damaged("its table has shapes that cannot be")
     if 8 + length + end > size:
         raise damaged(f"{size} of its {8 + length + end} bytes are there")
-    return Header(tensors, {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {})
+    metadata = {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
+    return Header(tensors, metadata, {key: (8 + length + first, last - first) for key, (first, last) in spans.items()})
+
+
+def _no_gguf(name: str, expected: str) -> UsageError:
+    return UsageError(f"{name} is a GGUF file, of weights quantized for llama.cpp or ComfyUI-GGUF", expected=expected, hint=PLAIN)
 
 
 def read(path: Path, expected: str, name: str | None = None, data: bool = True) -> tuple[dict[str, Any], Mapping[str, str]]:
@@ -199,6 +217,8 @@ def read(path: Path, expected: str, name: str | None = None, data: bool = True) 
     name = name or str(path)
     kind = form(path, expected, name)
     try:
+        if kind == "gguf":
+            raise _no_gguf(name, expected)
         if kind == "safetensors":
             table = header(path, expected, name)
             if data:

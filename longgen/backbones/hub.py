@@ -63,10 +63,11 @@ def download_command(place: str) -> str:
 def download_patterns(spec: BackboneSpec) -> list[str]:
     """The files of the hub id `spec.source` that are loaded, as globs: its diffusers folders, not the single files beside them.
 
-    Those of Lightricks/LTX-Video are over 100 GB. Where `spec.checkpoint` replaces the transformer, its config alone.
+    Those of Lightricks/LTX-Video are over 100 GB. Where `spec.checkpoint` replaces the transformer, its config alone; where
+    `spec.files` do, nothing of it.
     """
     transformers = ("transformer/*", *(("transformer_2/*",) if spec.experts == 2 else ()))
-    parts = ("transformer/config.json",) if spec.checkpoint else transformers
+    parts = ("transformer/config.json",) if spec.checkpoint else () if spec.files else transformers
     family = family_of(spec)
     folders = (*family.folders, *(family.picture_folders if spec.image_tokens else ()))
     return ["model_index.json", *(f"{folder}/*" for folder in folders), *parts]

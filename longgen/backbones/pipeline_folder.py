@@ -127,7 +127,9 @@ def _no_pipeline(folder: Path) -> LonggenError:
         content, hint = "a LoRA", f"give it with --lora {folder}"
     elif files:
         content = ", ".join(files[:4]) + (" and others" if len(files) > 4 else "")
-        hint = f"for causal weights, --backbone {SELF_FORCING.name}:{folder / files[0]}"
+        hint = (
+            f"give a file, --backbone {folder / files[0]}; for causal weights, --backbone {SELF_FORCING.name}:{folder / files[0]}"
+        )
     else:
         holds = f"it holds {', '.join(names[:4])}" if names else "it is empty"
         return MissingError(f"{given}: {holds}", expected=EXPECTED_FOLDER, hint="give the folder that holds model_index.json")

@@ -46,7 +46,8 @@ class ModelSettings(ClosedModel):
     device: as torch names it. dtype: of the transformer. offload: what diffusers keeps in host memory. lora: files or hub ids,
     each with an optional `:scale`. quantize: 8-bit weights. attention: an attention backend of diffusers. cache: a step cache, as
     `first-block:0.05`. compile: torch.compile of the transformer's blocks. clip_batch: clips denoised in one forward pass, where
-    sampling is multidiffusion or FIFO. vae_tiling: the VAE decodes in tiles. gpus: the ranks (`longgen.ranks`) that make one video.
+    sampling is multidiffusion or FIFO. vae_tiling: the VAE decodes in tiles. vae: a file, and text_encoder: a folder, in place
+    of what the backbone has. gpus: the ranks (`longgen.ranks`) that make one video.
     guidance_parallel: the two calls of guidance run on two halves of the ranks.
     """
 
@@ -64,6 +65,8 @@ class ModelSettings(ClosedModel):
     compile: Annotated[bool, Setting(changes_latents=True, changes_step_ratios=False, expected="False, True")] = False
     clip_batch: Annotated[int, Field(ge=1), Setting(changes_latents=True, changes_step_ratios=False, expected="1 or more")] = 1
     vae_tiling: Annotated[bool, Setting(changes_latents=False, changes_pixels=True, expected="False, True")] = False
+    vae: Annotated[str | None, Setting(True, changes_step_ratios=False, expected="a .safetensors file of a VAE")] = None
+    text_encoder: Annotated[str | None, Setting(True, expected="a folder with a text encoder and its tokenizer")] = None
     gpus: Annotated[int, Field(ge=1), Setting(changes_latents=False, expected="1 or more")] = 1
     guidance_parallel: Annotated[bool, Setting(changes_latents=False, expected="False, True")] = False
 
@@ -84,6 +87,12 @@ class ModelSettings(ClosedModel):
     @classmethod
     def _lists_become_tuples(cls, lora: Any) -> Any:
         return tuple(lora) if isinstance(lora, list) else lora
+
+    @field_validator("vae", "text_encoder", mode="before")
+    @classmethod
+    def _paths_become_absolute(cls, path: Any) -> Any:
+        """So that a run is continued from anywhere."""
+        return os.path.abspath(os.path.expanduser(path)) if isinstance(path, str | os.PathLike) and str(path) else path
 
     @field_validator("clip_batch", mode="before")
     @classmethod

@@ -64,6 +64,8 @@ class BackboneSpec:
     where the defaults here are others, and advised_in: where. All of these with their sources: longgen.backbones.sources.
     checkpoint: weights that replace the transformer in `source`: a .pt or .safetensors file, a folder that diffusers wrote, or
     `owner/name/path/in/repository` on the hub. lora: a LoRA that is merged into them, in the same forms.
+    files: single files in which its transformers are, as ComfyUI reads them; the rest is that of `source`. file_vae: the first of
+    them holds the VAE too. file_notes: what is to be said of them before anything is loaded.
     """
 
     name: str
@@ -122,6 +124,10 @@ class BackboneSpec:
     first_steps: int | None = None  # of a rollout: steps of a video's first chunk, where they are not `steps`
     clean_lat: int = 0  # the most clean latent frames that a clip may begin with, which `--continue` and chains hand over
     fixed_size: bool = False  # it makes no other size than `size`
+    files: tuple[str, ...] = ()
+    file_vae: bool = False
+    kept: tuple[int, int] = (0, 0)  # of the parameters, those that stay in 8 bits or fewer as the files have them; their bytes
+    file_notes: tuple[str, ...] = ()
 
     @property
     def native_lat(self) -> int:

@@ -71,7 +71,7 @@ def decode(
         where = device or default_device()
         model_settings = ModelSettings(where, default_dtype(plan.spec, where), vae_tiling=vae_tiling)
         with translate_oom("decoding", model_settings, "the latents are kept; or --device cpu", decoding=True):
-            frames_of = decoder(plan.spec, where, vae_tiling)
+            frames_of = decoder(plan.spec, where, vae_tiling, stored.get("vae"))
             loading.at(1)
             frames_lat = shown.stored(plan, folder, chunks if len(chunks) else tensors["latents"])
             decoding = progress.Phase("decode", plan.written_px, where, report)

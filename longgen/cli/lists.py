@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from longgen.cli.app import App, answer, app
 from longgen.cli.options import AllowCode, Backbone, Json, Set
+from longgen.errors import LonggenError
 
 presets_app = App(no_args_is_help=True, help="List, show and check presets.")
 techniques_app = App(no_args_is_help=True, help="List and show techniques.")
@@ -86,18 +88,36 @@ def techniques_show(
 
 
 @backbones_app.command("list")
-def backbones_list(as_json: Json = False) -> None:
-    """All backbones by name."""
+def backbones_list(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="A folder: say what each file of weights in it is instead.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """All backbones by name; or what the files in a folder are."""
     from longgen.backbone_facts import backbone_dict
+    from longgen.backbones.find import files_in
     from longgen.backbones.registry import all_specs
 
+    if folder is not None:
+        data, lines = [], []
+        for path, entry in files_in(folder):
+            if isinstance(entry, LonggenError):
+                what, name = entry.given.removeprefix(f"{path} "), None
+            else:
+                what, name = entry.about, entry.name
+            data.append({"file": str(path), "what": what, "backbone": name})
+            lines.append(f"{path.name}: {what}")
+        return answer("\n".join(lines) or f"no files of weights in {folder}", data, as_json)
     specs = all_specs().values()
     rows = [f"{spec.name:<16}{spec.native_px:>4} frames native  {spec.about}" for spec in specs]
     answer("\n".join(rows), [backbone_dict(spec) for spec in specs], as_json)
 
 
 @backbones_app.command("show")
-def backbones_show(name: Annotated[str, typer.Argument(help="A name, a hub id or a folder.")], as_json: Json = False) -> None:
+def backbones_show(
+    name: Annotated[str, typer.Argument(help="A name, a hub id, a folder or a file.")], as_json: Json = False
+) -> None:
     """Show the facts of a backbone: licence, bytes, memory, whether it is here; for tiny also the prompts that it understands."""
     from longgen.backbone_facts import backbone_dict, backbone_text, needs, published
     from longgen.backbones.find import find

@@ -44,7 +44,7 @@ AllowCode = Annotated[
 ]
 Backbone = Annotated[
     str | None,
-    typer.Option("--backbone", "-m", envvar="LONGGEN_BACKBONE", metavar="NAME|HUB-ID|DIR",
+    typer.Option("--backbone", "-m", envvar="LONGGEN_BACKBONE", metavar="NAME|HUB-ID|DIR|FILE",
                  help="The model (default: wan2.1-1.3b with a GPU, else tiny)."),
 ]  # fmt: skip
 PromptsFile = Annotated[
@@ -119,6 +119,15 @@ ClipBatch = Annotated[
 Tiling = Annotated[
     bool, typer.Option("--vae-tiling", envvar="LONGGEN_VAE_TILING", help="Decode in tiles: less memory, faint seams.")
 ]
+Vae = Annotated[
+    str | None,
+    typer.Option("--vae", envvar="LONGGEN_VAE", metavar="FILE", help="A VAE in a .safetensors file, for the model's own."),
+]
+TextEncoder = Annotated[
+    str | None,
+    typer.Option("--text-encoder", envvar="LONGGEN_TEXT_ENCODER", metavar="DIR",
+                 help="A folder with a text encoder and its tokenizer, for the model's own."),
+]  # fmt: skip
 Image = Annotated[Path | None, typer.Option("--image", metavar="FILE", help="The first frame: a PNG, JPEG or WebP file.")]
 Fit = Annotated[
     Literal["crop", "pad"],
@@ -221,6 +230,8 @@ class ModelOptions(DeviceOptions):
     cache: Cache = None
     compile: Compile = False
     vae_tiling: Tiling = False
+    vae: Vae = None
+    text_encoder: TextEncoder = None
     clip_batch: ClipBatch = 1
 
 

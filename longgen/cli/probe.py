@@ -78,7 +78,8 @@ class ReportOptions:
 @app.command()
 def probe(
     context: typer.Context, runs: RunsOptions, judge: JudgeOptions, options: ReportOptions, device: opt.DeviceOptions,
-    lora: opt.Lora = None, as_json: opt.Json = False, quiet: opt.Quiet = False,
+    lora: opt.Lora = None, vae: opt.Vae = None, text_encoder: opt.TextEncoder = None, as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
 ) -> None:  # fmt: skip
     """Find the layers that are sensitive to position and to context; presets such as freeloc use the result.
 
@@ -93,7 +94,8 @@ def probe(
         inputs.warn_of_grammar(spec, texts, quiet)
     conditions = start.read(runs.image, fit=runs.fit)
     start.check_fit("fit" in opt.given_options(context), bool(conditions))
-    how = inputs.model_settings(spec, device.settings() | {"lora": tuple(lora or ())})
+    parts = {"lora": tuple(lora or ()), "vae": vae, "text_encoder": text_encoder}
+    how = inputs.model_settings(spec, device.settings() | parts)
     settings = measure.make_settings(
         spec, "quick" if options.quick else "full", runs.frames, options.steps, texts, inputs.parse_seeds(runs.seeds),
         opt.parse_size(options.size), how.dtype, how.lora, conditions, options.heads,

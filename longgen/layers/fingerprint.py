@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from longgen.backbones import hub
@@ -16,7 +18,7 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
 
 def fingerprint(spec: BackboneSpec, lora: tuple[str, ...] = ()) -> str:
     """A digest of the transformer weights of `spec` with `lora`. Raises MissingError if they are not on this machine."""
-    sources = [source for source in (spec.checkpoint, spec.lora) if source] if spec.checkpoint else [spec.source]
+    sources = [source for source in (spec.checkpoint, spec.lora) if source] if spec.checkpoint else [*spec.files] or [spec.source]
     digest = hashlib.sha256()
     for source in sources:
         for path in _weight_files(source, pipeline=source == spec.source):
@@ -29,9 +31,27 @@ def fingerprint(spec: BackboneSpec, lora: tuple[str, ...] = ()) -> str:
     return digest.hexdigest()
 
 
-def _update(digest: hashlib._Hash, path: Path) -> None:
+def of_files(paths: Iterable[str]) -> str:
+    """A digest of files by their content, wherever they lie and whatever they are called. Raises MissingError."""
+    digest = hashlib.sha256()
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise MissingError(f"{path}: no such file", expected="the weights that the run is made with", hint="check the path")
+        stat = path.stat()
+        digest.update(_content(path, stat.st_size, stat.st_mtime_ns))
+    return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=64)
+def _content(path: Path, size: int, changed_ns: int) -> bytes:
+    digest = hashlib.sha256()
+    _update(digest, path, named=False)
+    return digest.digest()
+
+
+def _update(digest: hashlib._Hash, path: Path, named: bool = True) -> None:
     size = path.stat().st_size
-    digest.update(f"{path.name} {size}".encode())
+    digest.update(f"{path.name if named else ''} {size}".encode())
     with path.open("rb") as file:
         if size <= 2 * BLOCK * BLOCKS:
             digest.update(file.read())

@@ -45,10 +45,14 @@ def check_settings(spec: BackboneSpec, model_settings: ModelSettings) -> list[st
                              "steps, far apart", expected="no --cache", hint="leave it out")  # fmt: skip
         parse_cache(model_settings.cache, spec)
     notes = []
-    if model_settings.lora:
-        from longgen.pipelines import lora  # here and below: diffusers takes seconds
+    if spec.files or model_settings.vae or model_settings.text_encoder:
+        from longgen.pipelines import file_parts  # here and below: diffusers takes seconds
 
-        notes = lora.check(spec, model_settings.lora)
+        notes += file_parts.check(spec, model_settings)
+    if model_settings.lora:
+        from longgen.pipelines import lora
+
+        notes += lora.check(spec, model_settings.lora)
     if model_settings.quantize == "int8":
         int8_config(spec)
     if model_settings.attention is not None:

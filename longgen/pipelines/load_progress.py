@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
 from longgen.backbones import hub
@@ -42,25 +42,32 @@ def weight_files(folder: Path) -> list[Path]:
 class LoadProgress:
     """Reports the load of `components` of the pipeline `source` to `report`, from a thread of its own as a context manager."""
 
-    def __init__(self, source: str, components: Iterable[str], report: OnProgress) -> None:
+    def __init__(
+        self, source: str, components: Iterable[str], report: OnProgress, elsewhere: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
+        """elsewhere: bytes of the components that are not in `source`."""
         folder = folder_of(source)
         sizes = {name: 0 if folder is None else sum(path.stat().st_size for path in weight_files(folder / name))
-                 for name in components}  # fmt: skip
+                 for name in components} | dict(elsewhere)  # fmt: skip
         total = sum(sizes.values())
         self.sizes = sizes if total else {}
         self.total, self.unit = (total, "bytes") if total else (1, "")  # not downloaded yet, or in files of another format
-        self.finished, self.current, self.at_start = 0, 0, _bytes_read()
+        self.finished, self.current, self.at_start, self.counted = 0, 0, _bytes_read(), 0
         self.lock, self.stop = threading.Lock(), threading.Event()
         self.phase = Phase("load", self.total, "cpu", report, unit=self.unit)
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
     @property
     def done(self) -> int:
-        return self.finished + min(self.current, _bytes_read() - self.at_start)
+        return self.finished + min(self.current, max(self.counted, _bytes_read() - self.at_start))
 
     def start(self, component: str) -> None:
         with self.lock:
-            self.current, self.at_start = self.sizes.get(component, 0), _bytes_read()
+            self.current, self.at_start, self.counted = self.sizes.get(component, 0), _bytes_read(), 0
+
+    def read(self, count: int) -> None:
+        """`count` bytes of the component that was started have been read, by us and so known."""
+        self.counted = count
 
     def finish(self) -> None:
         """The component that was started is where it belongs."""

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import diffusers
@@ -37,9 +38,10 @@ from longgen.backbones.settings import ModelSettings, parse_cache, parse_lora
 from longgen.backbones.spec import BackboneSpec
 from longgen.backbones.system_errors import system_failure
 from longgen.errors import LonggenError, MissingError
-from longgen.pipelines import lora, lora_files
+from longgen.pipelines import file_parts, lora, lora_files
 from longgen.pipelines.base import PipelineBackbone
 from longgen.pipelines.checks import check_settings, int8_config, no_attention_backend
+from longgen.pipelines.file_parts import Place
 from longgen.pipelines.load_progress import LoadProgress, folder_of, weight_files
 from longgen.progress import OnProgress, no_report
 
@@ -72,16 +74,24 @@ def load(spec: BackboneSpec, model_settings: ModelSettings, report: OnProgress =
         checkpoint = checkpoints.convert(spec) if spec.checkpoint is not None else None
     except MissingError as error:
         raise _missing(spec, error.given) from None
-    replaced = {} if checkpoint is None else {"transformer": None}  # neither downloaded nor read
+    file_parts.fetch(spec, model_settings)
+    replaced: dict[str, Any] = {} if checkpoint is None else {"transformer": None}  # neither downloaded nor read
+    files = file_parts.of(spec, model_settings)
     stays = model_settings.offload == "none" and not model_settings.lora and model_settings.quantize is None
     device = torch.device(model_settings.device) if stays else None  # else the host's memory is where they are changed first
     with _load_errors(spec):
-        kinds = model_kinds(adapter.kind_of(spec), spec.source, {*replaced})
-    with LoadProgress(spec.source, kinds, report) as progress:
+        listed = model_kinds(adapter.kind_of(spec), spec.source, {*replaced, *files.sizes}) if files.indexed else {}
+        kinds = listed | files.text_kinds()
+    with LoadProgress(spec.source, kinds, report, files.sizes | files.text_sizes()) as progress:
         with _load_errors(spec):
-            parts = components(kinds, spec.source, dtypes, quantized, device, progress)
-            pipe = adapter.kind_of(spec).from_pretrained(spec.source, dtype=dtypes, **parts, **replaced)
-            pipe.register_modules(**tokenizers_of_files(pipe, spec.source))
+            parts = components(kinds, spec.source, dtypes, quantized, device, progress, files.texts)
+            parts |= files.load(dtypes, device, progress)
+            if files.indexed:
+                parts |= files.tokenizers()
+                pipe = adapter.kind_of(spec).from_pretrained(spec.source, dtype=dtypes, **parts, **replaced)
+                pipe.register_modules(**tokenizers_of_files(pipe, spec.source))
+            else:
+                pipe = files.assembled(parts)
         if checkpoint is not None:
             pipe.register_modules(transformer=checkpoints.load(checkpoint, dtype, quantized.get("transformer")))
         pipe.set_progress_bar_config(disable=True)
@@ -122,15 +132,22 @@ def set_up(backbone: PipelineBackbone) -> None:
         pipe.to(model_settings.device)
 
 
-def decoder(spec: BackboneSpec, device: str, vae_tiling: bool = False) -> Callable[[Tensor], Iterator[np.ndarray]]:
+def decoder(
+    spec: BackboneSpec, device: str, vae_tiling: bool = False, vae_file: str | None = None
+) -> Callable[[Tensor], Iterator[np.ndarray]]:
     """`PipelineBackbone.decode` for saved latents, with only the VAE loaded. Raises as `load` does."""
-    model_settings = ModelSettings(device, default_dtype(spec, device), vae_tiling=vae_tiling)
+    model_settings = ModelSettings(device, default_dtype(spec, device), vae_tiling=vae_tiling, vae=vae_file)
     check_settings(spec, model_settings)
     _set_threads(spec, device)
     silence_libraries()
     adapter = adapter_of(spec)
     with _load_errors(spec):
-        vae = component(adapter.vae_kind, spec.source, "vae", _vae_dtype(spec, model_settings)).to(device)
+        file, dtype = file_parts.of(spec, model_settings).vae_file, _vae_dtype(spec, model_settings)
+        if file is None:
+            vae = component(adapter.vae_kind, spec.source, "vae", dtype)
+        else:
+            vae = file_parts.vae(spec, file, dtype, no_report)
+        vae.to(device)
     if vae_tiling:
         _tile(vae)
     return lambda latents: adapter.decoded(vae, latents, torch.device(device))
@@ -154,17 +171,19 @@ def components(
     quantized: dict[str, Any],
     device: torch.device | None,
     progress: LoadProgress,
+    places: Mapping[str, Place] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The checked models of the pipeline in `source` by name, each on `device` before the next is read; None leaves them.
 
-    quantized: configurations by name. Raises LonggenError where keys are missing, unread or contradict each other; and whatever
-    the libraries raise.
+    quantized: configurations by name. places: of those that are elsewhere. Raises LonggenError where keys are
+    missing, unread or contradict each other; and whatever the libraries raise.
     """
     models = {}
     for name, kind in kinds.items():
         options = {"quantization_config": quantized[name]} if name in quantized else {}
         progress.start(name)
-        model = component(kind, source, name, dtypes.get(name, dtypes["default"]), **options)
+        place = places.get(name, Place(source, name))
+        model = component(kind, *place, dtypes.get(name, dtypes["default"]), **options)
         models[name] = model if device is None else model.to(device)
         progress.finish()
     return models

@@ -113,7 +113,8 @@ def meta_transformer(spec: BackboneSpec) -> Any:
 
 
 def shapes_of(transformer: Any) -> Shapes:
-    return {name: tuple(parameter.shape) for name, parameter in transformer.named_parameters()}
+    """Those of weights in blocks, as GGUF has them, once they are decoded."""
+    return {name: tuple(getattr(parameter, "quant_shape", parameter.shape)) for name, parameter in transformer.named_parameters()}
 
 
 def layer_aliases(shapes: Mapping[str, Any], family: Family) -> dict[str, tuple[str, ...]]:

@@ -322,7 +322,7 @@ def test_weights_that_cannot_serve_are_refused(pipeline: Path, wan: Any, tmp_pat
     large(WAN_1_3B, pipeline / "large.pt")
     (tmp_path / "text.pt").write_text("no weights")
     for name, kind, message in (
-        (f"wan2.1-1.3b:{tmp_path}", UsageError, "wan2.1-1.3b takes no weights from elsewhere"),
+        (f"wan2.1-1.3b:{tmp_path}", UsageError, f"wan2.1-1.3b:{tmp_path} is a folder"),
         ("self-forcing:", MissingError, "--backbone self-forcing:: no such file or folder"),
         ("self-forcing:none.pt", MissingError, "--backbone self-forcing:none.pt: no such file or folder"),
         ("weights/none.pt", MissingError, "--backbone weights/none.pt: no such file or folder"),

@@ -20,7 +20,7 @@ from longgen.backbones import formats
 from longgen.backbones.causal_wan import SELF_FORCING
 from longgen.backbones.find import find
 from longgen.backbones.spec import BackboneSpec
-from longgen.backbones.wan import WAN_1_3B, WAN_2_2_5B, WAN_14B
+from longgen.backbones.wan import WAN_1_3B, WAN_14B
 from longgen.errors import LonggenError, MissingError, UsageError
 from tests.models import checkpoint, published
 
@@ -47,7 +47,6 @@ TABLES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {  # case -> a tab
         r"8-bit weights with scales of their own \(ComfyUI's scaled fp8\), of a Wan",
     ),
     "another scaled fp8": (lambda: wan(dtype="F8_E4M3") | one(f"{Q}.weight_scale"), "8-bit weights with scales of their own"),
-    "plain fp8": (lambda: wan(dtype="F8_E4M3"), r"8-bit float weights without scales \(plain fp8, F8_E4M3\), of a Wan"),
     "nf4": (
         lambda: wan() | one(f"{Q}.weight.absmax", f"{Q}.weight.quant_map", f"{Q}.weight.quant_state.bitsandbytes__nf4", dtype="U8"),
         "bitsandbytes quantized to 4 bits",
@@ -79,6 +78,10 @@ TABLES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {  # case -> a tab
         lambda: one("shared.weight", "encoder.block.0.layer.0.SelfAttention.q.weight"),
         "is a text encoder, of the T5 kind",
     ),
+    "text encoder in fp8": (
+        lambda: one("shared.weight", "encoder.block.0.layer.0.SelfAttention.q.weight", dtype="F8_E4M3") | one("scaled_fp8"),
+        "text encoder, of the T5 kind",
+    ),
     "CLIP": (lambda: one("text_model.encoder.layers.0.mlp.fc1.weight"), "is a text encoder, of the CLIP kind"),
     "LLaMA": (
         lambda: one("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"),
@@ -88,14 +91,8 @@ TABLES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {  # case -> a tab
         lambda: one("diffusion_model.blocks.0.self_attn.q.lora_down.weight"),
         "is a LoRA, not a transformer: give it with --lora",
     ),
-    "LTX": (
-        lambda: one("model.diffusion_model.patchify_proj.weight", "model.diffusion_model.transformer_blocks.0.attn1.to_q.weight"),
-        "is an LTX-Video transformer",
-    ),
-    "HunyuanVideo": (
-        lambda: one("txt_in.individual_token_refiner.blocks.0.mlp.fc1.weight", "double_blocks.0.img_attn_qkv.weight"),
-        "is a HunyuanVideo transformer",
-    ),
+    "LTX-2": (lambda: one("patchify_proj.weight", "audio_patchify_proj.weight"), "is an LTX-2 transformer, with sound"),
+    "HunyuanVideo-1.5": (lambda: one("img_in.proj.weight", "byt5_in.fc1.weight"), "is a HunyuanVideo-1.5 transformer"),
     "CogVideoX": (
         lambda: one("patch_embed.text_proj.weight", "transformer_blocks.0.attn1.to_q.weight"),
         "is a CogVideoX transformer",
@@ -106,17 +103,11 @@ TABLES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {  # case -> a tab
         "is a Stable Diffusion UNet",
     ),
     "VACE": (lambda: wan() | one("vace_blocks.0.before_proj.weight"), "is a VACE transformer"),
-    "image to video": (
-        lambda: wan() | one("img_emb.proj.0.weight", "blocks.0.cross_attn.k_img.weight"),
-        "is an image-to-video transformer",
+    "nobody's": (
+        lambda: one("mixer.weight"),
+        "is no (Wan transformer|transformer of a video model that longgen knows); it holds mixer",
     ),
-    "36 channels": (
-        lambda: wan(**{"patch_embedding.weight": (1536, 36, 1, 2, 2)}),
-        "is an image-to-video transformer: 36 channels go in and 16 come out",
-    ),
-    "5B": (lambda: wan(WAN_2_2_5B), "is of width 3072 with 48 latent channels, as wan2.2-ti2v-5b; self-forcing is of width 1536"),
-    "nobody's": (lambda: one("mixer.weight"), "is no Wan transformer; it holds mixer"),
-    "nothing": (dict, "is no Wan transformer; it holds nothing"),
+    "nothing": (dict, "is no (Wan transformer|transformer of a video model that longgen knows); it holds nothing"),
 }
 
 
@@ -132,6 +123,38 @@ def test_a_safetensors_file_is_named_for_what_it_holds(tmp_path: Path, case: str
     assert caught.value.hint
 
 
+OF_ONE_KIND: dict[str, tuple[Callable[[], dict[str, Any]], str, str]] = {  # message of a file alone, and of a causal one
+    "image to video": (
+        lambda: wan() | one("img_emb.proj.0.weight", "blocks.0.cross_attn.k_img.weight"),
+        "is a Wan transformer of no published size", "is an image-to-video transformer",
+    ),
+    "36 channels": (
+        lambda: wan(**{"patch_embedding.weight": (1536, 36, 1, 2, 2)}), "is a Wan transformer of no published size: 30 layers",
+        "is an image-to-video transformer: 36 channels go in and 16 come out",
+    ),
+    "LTX": (
+        lambda: one("model.diffusion_model.patchify_proj.weight", "model.diffusion_model.transformer_blocks.0.attn1.to_q.weight",
+                    "model.diffusion_model.adaln_single.emb.timestep_embedder.linear_1.weight"),
+        "is incomplete or damaged: an LTX-Video transformer without proj_out", "is an LTX-Video transformer",
+    ),
+    "HunyuanVideo": (
+        lambda: one("img_in.proj.weight", "txt_in.individual_token_refiner.blocks.0.mlp.fc1.weight"),
+        "is incomplete or damaged: a HunyuanVideo transformer without final_layer", "is a HunyuanVideo transformer",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OF_ONE_KIND)
+def test_a_file_alone_and_a_causal_one_are_asked_for_different_models(tmp_path: Path, case: str) -> None:
+    make, alone, causal = OF_ONE_KIND[case]
+    path = checkpoint.sparse(tmp_path / "weights.safetensors", make())
+    for name, message in ((str(path), alone), (f"self-forcing:{path}", causal)):
+        with pytest.raises(LonggenError, match=message) as caught:
+            find(name)
+        assert caught.value.expected
+        assert caught.value.hint
+
+
 def zipped(**files: str) -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
@@ -142,7 +165,13 @@ def zipped(**files: str) -> bytes:
 
 TINY = save({"x": torch.zeros(2, 2)})
 BYTES: dict[str, tuple[bytes, str]] = {  # case -> content of a file, how it is named
-    "GGUF": (b"GGUF\x03\x00\x00\x00" + bytes(64), "a GGUF file, of weights quantized for llama.cpp or ComfyUI-GGUF"),
+    "GGUF of nothing": (
+        b"GGUF\x03\x00\x00\x00" + bytes(64),
+        "no transformer of a video model that longgen knows; it holds nothing",
+    ),
+    "GGUF of another version": (b"GGUF\x01\x00\x00\x00" + bytes(64), "incomplete or damaged: it is of GGUF version 1"),
+    "GGUF cut off": (b"GGUF\x03\x00\x00\x00" + struct.pack("<QQ", 1, 0) + b"\x05", r"incomplete or damaged: its table cannot be"),
+    "GGUF of a million": (b"GGUF\x03\x00\x00\x00" + struct.pack("<QQ", 2**40, 0), "incomplete or damaged: its table would have"),
     "LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n", "a Git LFS pointer"),
     "page": (b"\n<!DOCTYPE html>\n<html><body>login</body></html>", "a web page and no weights"),
     "error": (b'{"error": "Repository not found"}', "JSON text and no weights"),
@@ -208,10 +237,9 @@ def test_a_large_file_is_told_by_its_header(tmp_path: Path) -> None:
     """57 GiB of weights that are never read, and would not fit in memory."""
     path = checkpoint.sparse(tmp_path / "weights.safetensors", wan(WAN_14B, dtype="F32"))
     assert path.stat().st_size > 50 * GIB
-    with pytest.raises(UsageError, match="nothing in it says whether it is causal"):
-        find(str(path))
-    found = find(f"self-forcing:{path}")
-    assert (found.layers, found.width, found.causal) == (40, 5120, True)
+    found, causal = find(str(path)), find(f"self-forcing:{path}")
+    assert (found.layers, found.width, found.causal) == (40, 5120, False)
+    assert (causal.layers, causal.width, causal.causal) == (40, 5120, True)
 
 
 # Causal or bidirectional
@@ -219,23 +247,26 @@ def test_a_large_file_is_told_by_its_header(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prefix", ["", "model.", "model.diffusion_model.", "diffusion_model."])
 def test_a_bidirectional_wan_is_not_taken_for_a_causal_one(tmp_path: Path, prefix: str) -> None:
-    """Names and shapes are the same, so that a file that says nothing has to be given by the causal backbone's name."""
+    """Names and shapes are the same, so that a file that says nothing is bidirectional; one that only its name calls causal, and a
+    torch file, have to be given by a backbone's name."""
     path = checkpoint.sparse(tmp_path / "wan2.1_t2v_1.3B_bf16.safetensors", wan(prefix=prefix), {"format": "pt"})
+    assert (find(str(path)).files, find(str(path)).causal) == ((str(path),), False)
+    assert find(f"self-forcing:{path}").checkpoint == str(path)
+    named = path.rename(tmp_path / "wan2.1_self_forcing_1.3B.safetensors")
     with pytest.raises(
         UsageError, match=r"is a Wan transformer of width 1536, as self-forcing, and nothing in it says whether"
     ) as caught:
-        find(str(path))
-    assert f"--backbone self-forcing:{path}" in caught.value.hint
-    assert find(f"self-forcing:{path}").checkpoint == str(path)
+        find(str(named))
+    assert f"causal: --backbone self-forcing:{named}; bidirectional: --backbone wan2.1-1.3b:{named}" in caught.value.hint
+    assert find(f"wan2.1-1.3b:{named}").files == (str(named),)
 
 
 def test_a_diffusers_transformer_names_its_pipeline(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
     published.write_configs(WAN_1_3B, tmp_path)
     shapes = {name: ("BF16", tuple(value.shape)) for name, value in published.transformer(WAN_1_3B).state_dict().items()}
     path = checkpoint.sparse(tmp_path / "transformer" / "diffusion_pytorch_model.safetensors", shapes)
-    with pytest.raises(UsageError, match="nothing in it says whether it is causal") as caught:
-        find(str(path))
-    assert f"bidirectional: --backbone {tmp_path}" in caught.value.hint
+    found = find(str(path))
+    assert (found.files, found.source, found.causal) == ((str(path),), str(tmp_path), False)
     with pytest.raises(UsageError, match=r"one part of a model alone \(WanTransformer3DModel\)") as caught:
         find(str(path.parent))
     assert f"give {tmp_path}" in caught.value.hint

@@ -19,6 +19,7 @@ from longgen.backbones.settings import ModelSettings
 from longgen.errors import LonggenError, OutOfMemoryError, UsageError
 from longgen.frames import pixel_frames
 from longgen.pipelines import base
+from longgen.pipelines.preset_lora import settings_of
 from longgen.pipelines.token_limit import cut_notes, tokenizer_of
 from longgen.plan import Plan
 from longgen.progress import Log, OnProgress, Phase, no_report
@@ -33,7 +34,7 @@ ANY_TIMESTEP = 500.0  # clips that move from step to step have no fixed boundari
 
 @dataclass(frozen=True, eq=False)
 class PlannedVideo:
-    """A video of the grid, whether it exists yet or not."""
+    """A video of the grid, whether it exists yet or not. model_settings: with the LoRAs of its preset."""
 
     name: str
     plan: Plan
@@ -41,6 +42,7 @@ class PlannedVideo:
     seed: int
     output: Path
     settings: dict[str, Any]
+    model_settings: ModelSettings
 
 
 def plans(requests: Sequence[PlanRequest]) -> list[Plan]:
@@ -67,52 +69,71 @@ def planned_videos(
     plans: Sequence[Plan], prompts: Iterable[str], seeds: Iterable[int], model_settings: ModelSettings, folder: Path
 ) -> list[PlannedVideo]:
     """The videos of the grid in `folder`, prompt by prompt, so that there is something to watch early."""
-    videos = []
+    videos, of_plan = [], {plan: settings_of(plan, model_settings) for plan in plans}
     for prompt, seed, plan in ((prompt, seed, plan) for prompt in prompts for seed in seeds for plan in plans):
-        settings = stored_settings(plan, prompt, seed, model_settings)
+        settings = stored_settings(plan, prompt, seed, of_plan[plan])
         words = f"{naming.slug(plan.preset.name, (40, 60))}-{naming.slug(prompt, (60, 100))}"
         name = f"{words}-{seed}-{content_hash(settings)}"
-        videos.append(PlannedVideo(name, plan, prompt, seed, folder / f"{name}.mp4", settings))
+        videos.append(PlannedVideo(name, plan, prompt, seed, folder / f"{name}.mp4", settings, of_plan[plan]))
     return videos
 
 
 def generate_videos(
-    videos: Sequence[PlannedVideo], model_settings: ModelSettings, report: OnProgress = no_report, log: Log = no_report
+    videos: Sequence[PlannedVideo], report: OnProgress = no_report, log: Log = no_report, device: str = "cpu"
 ) -> Iterator[tuple[PlannedVideo, str | None]]:
-    """Generates the missing videos on one loaded model. Yields each as soon as it is settled, with an error if it failed."""
-    missing = [video for video in videos if not _finished(video)]
+    """Generates the missing videos, those of one model and its LoRAs after each other. Yields each as soon as it is settled, with
+    an error if it failed.
+    """
+    kinds = [*dict.fromkeys(video.model_settings for video in videos)]
+    videos = sorted(videos, key=lambda video: kinds.index(video.model_settings))
+    missing = [video for video in videos if not finished(video)]
     if len(missing) < len(videos):
         log(f"{len(videos) - len(missing)} of {len(videos)} videos exist already")
     left, done = sum(cost.ratio(video.plan) for video in missing), 0.0
-    backbone, phase = None, None
+    backbone: base.PipelineBackbone | None = None
+    phase: Phase | None = None
     for number, video in enumerate(videos, start=1):
         error = None
         if video in missing:
-            log(f"[{number}/{len(videos)}] {video.plan.preset.name}, seed {video.seed}, {on_one_line(video.prompt, PROMPT_LENGTH)}")
-            if backbone is None or phase is None:
-                backbone, _ = run.load(video.plan.spec, model_settings, report, video.plan)
-                phase = Phase("videos", len(videos), model_settings.device, report, number - 1)
+            log(f"[{number}/{len(videos)}] {described(video)}")
+            if backbone is None or backbone.model_settings != video.model_settings:
+                backbone = None  # freed before the next one is read
+                backbone, _ = run.load(video.plan.spec, video.model_settings, report, video.plan)
                 cut = (note for video in videos for note in cut_notes(video.plan, [video.prompt], tokenizer_of(backbone)))
                 for note in dict.fromkeys([*backbone.notes, *cut]):
                     log(f"note: {note}")
-            try:
-                _generate(video, backbone, report, log)
-            except LonggenError as failure:
-                error = failure.given
-                if isinstance(failure, OutOfMemoryError):
-                    log(f"hint: {failure.hint}")
-            except Exception as failure:  # a bug, in longgen or in a library: the other videos need not wait for the fix
-                if os.environ.get("LONGGEN_DEBUG") == "1":
-                    raise
-                error = f"{type(failure).__name__}: {failure}"
-            if error:
-                log(f"failed: {error}")
+            phase = phase or Phase("videos", len(videos), device, report, number - 1)
+            error = tried(video, backbone, report, log)
             left, done = left - cost.ratio(video.plan), done + cost.ratio(video.plan)
             phase.at(number, done, left)
         yield video, error
 
 
-def _finished(video: PlannedVideo) -> bool:
+def described(video: PlannedVideo) -> str:
+    """Its preset, seed and prompt, for a line of a log."""
+    return f"{video.plan.preset.name}, seed {video.seed}, {on_one_line(video.prompt, PROMPT_LENGTH)}"
+
+
+def tried(video: PlannedVideo, backbone: base.PipelineBackbone, report: OnProgress, log: Log) -> str | None:
+    """Generates `video`; returns why that failed, or None."""
+    error = None
+    try:
+        _generate(video, backbone, report, log)
+    except LonggenError as failure:
+        error = failure.given
+        if isinstance(failure, OutOfMemoryError):
+            log(f"hint: {failure.hint}")
+    except Exception as failure:  # a bug, in longgen or in a library: the other videos need not wait for the fix
+        if os.environ.get("LONGGEN_DEBUG") == "1":
+            raise
+        error = f"{type(failure).__name__}: {failure}"
+    if error:
+        log(f"failed: {error}")
+    return error
+
+
+def finished(video: PlannedVideo) -> bool:
+    """Whether `video` is there, with its settings."""
     try:
         return rundir.is_finished(video.output, video.settings, video.plan.written_px)
     except LonggenError:  # a damaged record, which generating it reports

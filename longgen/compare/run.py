@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from longgen import __version__, arguments, disk, ffmpeg, naming, progress, run_settings, rundir
+from longgen import __version__, arguments, cost, disk, ffmpeg, naming, progress, run_settings, rundir
 from longgen.backbones.defaults import default_device
 from longgen.backbones.settings import ModelSettings
-from longgen.compare import grid, inputs, side_by_side, statistics
+from longgen.compare import grid, inputs, join, side_by_side, statistics
 from longgen.compare.record import Cell, Comparison, PromptView, read
 from longgen.compare.scores import file_hash, parse_metrics, video_scores
 from longgen.compare.vbench import VBenchScores
@@ -27,8 +27,10 @@ from longgen.device import device_name
 from longgen.errors import LonggenError, UsageError
 from longgen.plan import Plan
 from longgen.progress import Log, OnProgress, Phase
+from longgen.shards import Shard
 
 BASELINE = "direct"  # if it is among the presets and no other is named
+Make = Callable[[Sequence[grid.PlannedVideo]], Iterable[tuple[grid.PlannedVideo, str | None]]]
 LIBRARIES = (*run_settings.LIBRARIES, "scipy")
 
 
@@ -45,30 +47,43 @@ def compare_presets(
     vbench_weights: Path | None = None,
     vbench_json: Sequence[Path] = (),
     overwrite: bool = False,
+    shard: Shard | None = None,
+    make: Make | None = None,
 ) -> Comparison:
     """Generates the videos of the grid that are missing in `folder`, and compares all of them. plans: from `grid.plans`.
 
     A video that fails is a failed cell. metrics: comma-separated names; by default all of longgen's own. vbench_*: see
-    `VBenchScores`. Raises LonggenError.
+    `VBenchScores`. shard: the part of the grid that is made and compared. make: what generates the videos in place of this
+    process, and yields each as `grid.generate_videos` does. Raises LonggenError.
     """
     prompts, seeds = [*dict.fromkeys(arguments.texts("prompts", prompts))], arguments.seeds(seeds)
     labels = [plan.preset.name for plan in plans]
     baseline = _baseline(baseline, labels)
     videos = grid.planned_videos(plans, prompts, seeds, model_settings, folder / "videos")
+    if shard is not None:
+        videos = [videos[index] for index in shard.of([cost.ratio(video.plan) for video in videos])]
+        if not videos:
+            raise UsageError(f"--shard {shard} has no video: the grid has {len(plans) * len(prompts) * len(seeds)}",
+                             expected="at most as many shards as videos", hint="use fewer shards")  # fmt: skip
     files = _file_names(prompts)
     check_output(folder, [_relative(video.output, folder) for video in videos], files.values(), overwrite)
     vbench = VBenchScores(parse_metrics(metrics), vbench_weights, vbench_json, model_settings.device)
-    cells: list[Cell] = []
-    views: list[PromptView] = []
+    cells: dict[str, Cell] = {}
+    views: dict[str, list[PromptView]] = {}
+    device = model_settings.device
     with disk.held(folder / disk.LOCK, str(folder)):
-        for video, error in grid.generate_videos(videos, model_settings, report, log):
-            cells.append(_scored(_planned_cell(video, error), video.output, folder, vbench.names))
-            group = [cell for cell in cells if cell.prompt == video.prompt]
-            if len(group) == len(plans) * len(seeds):  # the prompt's last
-                views += _write_view(group, len(plans), video.prompt, files[video.prompt], folder, report)
+        made = grid.generate_videos(videos, report, log, device) if make is None else make(videos)
+        for video, error in made:
+            cells[video.name] = _scored(_planned_cell(video, error), video.output, folder, vbench.names)
+            group = [cells[other.name] for other in videos if other.prompt == video.prompt and other.name in cells]
+            if len(group) == sum(other.prompt == video.prompt for other in videos):  # the prompt's last
+                row = len(plans) if shard is None else len(group)
+                views[video.prompt] = _write_view(group, row, video.prompt, files[video.prompt], folder, report)
+        ordered = [cells[video.name] for video in videos]
+        in_order = [view for prompt in prompts for view in views.get(prompt, [])]
         return _finish(
-            cells, views, vbench, folder, report, [], backbone=plans[0].spec.name, presets=labels, prompts=prompts,
-            seeds=[*seeds], baseline=baseline, device=device_name(model_settings.device),
+            ordered, in_order, vbench, folder, report, [], backbone=plans[0].spec.name, presets=labels, prompts=prompts,
+            seeds=[*seeds], baseline=baseline, device=device_name(device),
         )  # fmt: skip
 
 
@@ -87,6 +102,8 @@ def compare_videos(
     Videos of one prompt are shown together; all of them are if one has no prompt, or no two have the same.
     metrics, vbench_*: as in `compare_presets`.
     """
+    if (parts := join.parts(paths)) is not None:
+        return _joined(parts, folder, baseline, metrics, report, vbench_weights, vbench_json, overwrite)
     notes: list[str] = []
     videos = inputs.read_videos(paths, notes.append)
     labels = [*dict.fromkeys(cell.preset for cell in videos.values())]
@@ -117,6 +134,31 @@ def compare_videos(
             cells, views, vbench, folder, report, notes, backbone=backbones.pop() if len(backbones) == 1 else None, presets=labels,
             prompts=[*dict.fromkeys(cell.prompt for cell in cells)], seeds=[*dict.fromkeys(cell.seed for cell in cells)],
             baseline=baseline, device=device_name("cpu"),
+        )  # fmt: skip
+
+
+def _joined(
+    parts: dict[Path, Comparison], folder: Path, baseline: str | None, metrics: str | None, report: OnProgress,
+    vbench_weights: Path | None, vbench_json: Sequence[Path], overwrite: bool,
+) -> Comparison:  # fmt: skip
+    """The whole of shards of one grid, with the scores that they have."""
+    cells, missing = join.cells(parts)
+    whole = next(iter(parts.values()))
+    own = [_relative(Path(cell.video), folder) for cell in cells if cell.video is not None]
+    files = _file_names(whole.prompts)
+    check_output(folder, own, files.values(), overwrite)
+    vbench = VBenchScores(parse_metrics(metrics), vbench_weights, vbench_json, default_device())
+    with disk.held(folder / disk.LOCK, str(folder)):
+        cells = [cell if cell.video is None else cell.model_copy(update={
+            "video": _relative(Path(cell.video), folder),
+            "metrics": {name: cell.metrics[name] for name in vbench.names if name in cell.metrics}}) for cell in cells]  # fmt: skip
+        views: list[PromptView] = []
+        for prompt in whole.prompts:
+            group = [cell for cell in cells if cell.prompt == prompt]
+            views += _write_view(group, len(whole.presets), prompt, files[prompt], folder, report)
+        return _finish(
+            cells, views, vbench, folder, report, missing, backbone=whole.backbone, presets=whole.presets, prompts=whole.prompts,
+            seeds=whole.seeds, baseline=_baseline(baseline, whole.presets) if baseline else whole.baseline, device=whole.device,
         )  # fmt: skip
 
 

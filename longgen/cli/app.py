@@ -416,7 +416,6 @@ def main() -> None:
         code = 1
         if error.errno != errno.EPIPE:
             say(f"longgen: stdout could not be written: {error.strerror}")
-    if code and _here.size > 1:
-        os._exit(code)  # a library that waits for the other ranks at its end would keep them all
-    rank.leave()
+    if _here.size > 1:
+        rank.leave(code or 0)
     sys.exit(code)

@@ -192,8 +192,9 @@ def _report_error(error: BaseException) -> int:
     lost = _here.size > 1 and ranks.is_lost(error)
     report = error if isinstance(error, LonggenError) else _system_error(error)
     if lost:
-        report = LonggenError(f"{_here} cannot reach another rank, which has ended or does not answer", "all ranks until the end",
-                              f"that rank says why; {launch.GOES_ON}")  # fmt: skip
+        reason = " ".join(str(error).split())[:200]
+        report = LonggenError(f"{_here} cannot reach another rank, which has ended or does not answer: {reason}",
+                              "all ranks until the end", f"that rank says why; {launch.GOES_ON}")  # fmt: skip
     elif report is None:
         report = LonggenError(
             f"{type(error).__name__}: {error}", "", "this is a bug in longgen; LONGGEN_DEBUG=1 shows the traceback"
@@ -416,7 +417,6 @@ def main() -> None:
         code = 1
         if error.errno != errno.EPIPE:
             say(f"longgen: stdout could not be written: {error.strerror}")
-    if code and _here.size > 1:
-        os._exit(code)  # a library that waits for the other ranks at its end would keep them all
-    rank.leave()
+    if _here.size > 1:
+        rank.leave(code or 0)
     sys.exit(code)

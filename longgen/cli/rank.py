@@ -55,8 +55,11 @@ def leave_report(here: Ranks, error: LonggenError, exit_code: int, stopped: bool
         Path(os.environ[STORE]).with_name(f"ended-{here.rank}.json").write_text(json.dumps(report), encoding="utf-8")
 
 
-def leave() -> None:
-    """Ends the group of ranks, which libraries otherwise complain about."""
+def leave(code: int) -> None:
+    """Ends this rank, whose streams are flushed: libraries would wait for other ranks at its end, or complain of collectives."""
     distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+    if code == 0 and distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.flush()
+    os._exit(code)

@@ -330,8 +330,7 @@ def generate_jobs(
         try:
             with contextlib.ExitStack() as held:
                 if team.decide(functools.partial(_is_finished, held, job, model_settings, resume, overwrite)):
-                    no_time = {"load": 0.0, "sample": 0.0, "decode": 0.0}
-                    results.append(dataclasses.replace(_result(job, no_time, 0), skipped=True))
+                    results.append(skipped(job))
                     each(results[-1])
                     log(f"{job.output} is finished, with these settings: there is nothing to do (--overwrite makes it again)")
                     continue
@@ -353,6 +352,26 @@ def generate_jobs(
                                    error.exit_code))  # fmt: skip
             each(results[-1])
     return results
+
+
+def skipped(job: Job) -> Result:
+    """The result of a job whose video is there already."""
+    return dataclasses.replace(_result(job, {"load": 0.0, "sample": 0.0, "decode": 0.0}, 0), skipped=True)
+
+
+def make(
+    backbone: PipelineBackbone,
+    job: Job,
+    resume: bool = False,
+    overwrite: bool = False,
+    report: Callable[[Progress], None] = no_report,
+    log: Callable[[str], None] = no_report,
+) -> Result:
+    """The video of one of several jobs, on a loaded model; skipped where it is finished. Raises LonggenError."""
+    with contextlib.ExitStack() as held:
+        if _is_finished(held, job, backbone.model_settings, resume, overwrite):
+            return skipped(job)
+        return generate_one(backbone, _announced(job, backbone, log), resume, report, log)
 
 
 def _is_finished(held: contextlib.ExitStack, job: Job, model_settings: ModelSettings, resume: bool, overwrite: bool) -> bool:
@@ -454,6 +473,7 @@ def generate(
     """
     given = locals()  # the parameters
     from longgen.backbones.find import find
+    from longgen.pipelines.preset_lora import settings_of
     from longgen.prompts import checked
 
     arguments.of_generate(given, preset.Sample, PromptSchedule)
@@ -465,7 +485,7 @@ def generate(
     if resume and overwrite:
         raise UsageError("resume and overwrite are both given", expected="one of them", hint="leave one out")
 
-    def jobs() -> list[Job]:
+    def jobs() -> tuple[list[Job], ModelSettings]:
         resumed = Path(output) if resume and naming.is_file_name(os.fspath(output)) else None
         conditions = start.read(image, last_image, continue_from, join, fit or FITS[0], resumed)
         plan = resolve(PlanRequest(preset_name, spec, (*overrides,), sample or preset.Sample(), duration, schedule, layers, probe,
@@ -473,11 +493,13 @@ def generate(
         start.check_fit(fit is not None, plan.fits)
         text = checked(schedule.shots[0].prompt if schedule else prompt, "prompt")
         request = JobRequest(plan, text, draw_seed(plan) if seed is None else seed, os.fspath(output))
-        return jobs_of([request], model_settings, resume, overwrite)
+        settings = settings_of(plan, model_settings)
+        return jobs_of([request], settings, resume, overwrite), settings
 
     launch.check_device(model_settings.gpus, device)
     team = ranks.join(model_settings.gpus, device)
-    (result,) = generate_jobs(team.decide(jobs), model_settings, resume, report, overwrite=overwrite)
+    made, model_settings = team.decide(jobs)
+    (result,) = generate_jobs(made, model_settings, resume, report, overwrite=overwrite)
     assert isinstance(result, Result)  # a single job raises instead
     return result
 

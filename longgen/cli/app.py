@@ -39,6 +39,7 @@ class Command(typer.core.TyperCommand):
     """A command that refuses a repeated option, where click would silently use the last one."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        args = _with_local_ray(args) if any("--ray" in parameter.opts for parameter in self.params) else args
         order: list[Any] = self.make_parser(ctx).parse_args(args=[*args])[2]
         for parameter in order if not ctx.resilient_parsing else ():
             single = parameter.param_type_name == "option" and not parameter.multiple and not parameter.is_flag
@@ -85,6 +86,15 @@ class Command(typer.core.TyperCommand):
                 elif not os.environ[name]:
                     say(f"note: the variable {name} is empty, which counts as unset")
         return super().invoke(ctx)
+
+
+def _with_local_ray(args: list[str]) -> list[str]:
+    """`args` with an address after a `--ray` that stands alone: that of a cluster of this machine."""
+    spelled = []
+    for index, argument in enumerate(args):
+        alone = argument == "--ray" and (index + 1 == len(args) or args[index + 1].startswith("-"))
+        spelled += ["--ray", "local"] if alone else [argument]
+    return spelled
 
 
 def _variables(command: Any) -> set[str]:

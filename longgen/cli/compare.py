@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,6 +89,7 @@ def compare(
     backbone: opt.Backbone = None,
     model: opt.ModelOptions,
     measures: MetricOptions,
+    cluster: opt.ClusterOptions,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where everything goes (default: compare-PROMPT here).")
     ] = None,
@@ -120,7 +123,7 @@ def compare(
                           lora=loading["lora"], allow_code=allow_code, conditions=start.conditions())  # fmt: skip
     check_fit("fit" in opt.given_options(context), bool(request.conditions))
     requests = [replace(request, preset=name) for name in inputs.parse_names(cells.presets)]
-    compare_new(requests, texts, seeds, loading, output, measures, options)
+    compare_new(requests, texts, seeds, loading, output, measures, options, cluster)
 
 
 def compare_new(
@@ -131,6 +134,7 @@ def compare_new(
     output: Path | None,
     measures: MetricOptions,
     options: opt.OutputOptions,
+    cluster: opt.ClusterOptions,
 ) -> None:
     """`longgen compare --presets NAME,NAME`: makes the videos of the grid that do not exist yet."""
     from longgen import naming
@@ -138,6 +142,7 @@ def compare_new(
     from longgen.compare.run import compare_presets, free_folder
     from longgen.pipelines.checks import unused_settings
 
+    shard = cluster.checked()
     if any(request.probe in (None, "run") for request in requests):
         probe = _quick_probe(requests, loading, options.quiet)
         requests = [replace(request, probe=probe) for request in requests]
@@ -148,14 +153,23 @@ def compare_new(
     settings = inputs.model_settings(spec, loading)
     default = Path(f"compare-{naming.slug(prompts[0])}")
     planned = grid.planned_videos(plans, dict.fromkeys(prompts), seeds, settings, default)
-    folder = output or free_folder(default, lambda record: [f"videos/{video.name}.mp4" for video in planned])
+    if shard is not None:  # its folder has the same name whatever the others do
+        folder = (output or default) / shard.folder
+    else:
+        folder = output or free_folder(default, lambda record: [f"videos/{video.name}.mp4" for video in planned])
     unused = [unused_settings(plan, settings) for plan in plans]
     if all(unused):  # a setting that one of the presets uses is meant for that one
         inputs.say_notes((note for notes in unused for note in notes), options.quiet)
-    with progress_shown(options.quiet) as report:
+    with progress_shown(options.quiet) as report, contextlib.ExitStack() as held:
+        log, make = logger(options.quiet), None
+        if cluster.ray is not None:
+            from longgen.cluster import pool, tasks
+
+            workers = pool.pool(cluster.ray, cluster.ray_workers, spec, settings.device, folder / "videos", log)
+            make = functools.partial(tasks.cells, held.enter_context(workers), report=report, log=log)
         comparison = compare_presets(
-            plans, prompts, seeds, settings, folder, measures.baseline, measures.metrics, report, logger(options.quiet),
-            measures.vbench_weights, measures.vbench_json or (), options.overwrite,
+            plans, prompts, seeds, settings, folder, measures.baseline, measures.metrics, report, log, measures.vbench_weights,
+            measures.vbench_json or (), options.overwrite, shard, make,
         )  # fmt: skip
     show(comparison, folder, measures.export_vbench, options)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from longgen.resolve import PlanRequest
     from longgen.run import Job
     from longgen.rundir import JobRequest
+    from longgen.shards import Shard
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def generate(
     backbone: opt.Backbone = None,
     model: opt.ModelOptions,
     together: opt.RankOptions,
+    cluster: opt.ClusterOptions,
     options: RunOptions,
 ) -> None:
     """Make a video, or one for each line of a file of prompts."""
@@ -78,7 +80,15 @@ def generate(
     take_rank()
     if options.resume and options.overwrite:
         raise conflict("--resume", "--overwrite")
-    loading = model.settings() | together.settings()
+    shard = cluster.checked()
+    apart = cluster.ray is not None or shard is not None
+    if apart:
+        if text.prompts is None and seeds is None:
+            raise UsageError(f"{'--ray' if shard is None else '--shard'} shares out several videos, and this makes one",
+                             expected="--prompts FILE, or --seeds N,N", hint="--gpus N splits one video")  # fmt: skip
+        if "gpus" in opt.given_options(context) and (together.gpus or 1) > 1:
+            raise conflict("--ray" if shard is None else "--shard", f"--gpus {together.gpus}", "each video is made by one GPU")
+    loading = model.settings() | (together.settings() if not apart else {"gpus": 1, "guidance_parallel": False})
 
     def chosen(quiet: bool) -> tuple[list[Job], ModelSettings]:
         """The videos and how the model is loaded, from all that the command line names. Raises LonggenError and its kinds."""
@@ -95,8 +105,10 @@ def generate(
                                   preset.probe, loading["lora"], preset.allow_code, conditions)  # fmt: skip
             if seeds is not None and "seed" in opt.given_options(context):
                 raise conflict("--seeds", "--seed")
-            requested = _requested(text, request, seed, seeds, loading, own)
+            requested = _requested(text, request, seed, seeds, loading, own, shard is not None)
             inputs.check_fit(context, [job.plan for job in requested])
+        if shard is not None:
+            requested = _share(shard, requested)
         return _jobs(requested, inputs.model_settings(requested[0].plan.spec, of_run), own)
 
     team = _ranks(loading, options)
@@ -106,7 +118,18 @@ def generate(
     jobs, settings = team.decide(lambda: chosen(options.quiet))
     if options.dry_run:
         return _print_dry_run(jobs, settings, options)
-    _make(jobs, settings, options)
+    _make(jobs, settings, options, cluster)
+
+
+def _share(shard: Shard, requested: list[JobRequest]) -> list[JobRequest]:
+    """Those of `requested` that are of `shard`. Raises UsageError where there are none, or seeds that each job would draw."""
+    from longgen import cost
+
+    own = [requested[index] for index in shard.of([cost.ratio(request.plan) for request in requested])]
+    if not own:
+        raise UsageError(f"--shard {shard} has no video: there are {len(requested)}",
+                         expected="at most as many shards as videos", hint="use fewer shards")  # fmt: skip
+    return own
 
 
 def _ranks(loading: dict[str, Any], options: RunOptions) -> Ranks | None:
@@ -140,24 +163,33 @@ def _launch(size: int) -> None:
 
 
 def _jobs(requested: list[JobRequest], settings: ModelSettings, options: RunOptions) -> tuple[list[Job], ModelSettings]:
-    """The jobs of `requested`; notes settings without effect."""
+    """The jobs of `requested`, with the LoRAs of their preset in the settings; notes settings without effect."""
     from longgen import run
     from longgen.pipelines.checks import unused_settings
+    from longgen.pipelines.preset_lora import settings_of
 
+    settings = settings_of(requested[0].plan, settings)  # rows whose presets bring others are refused
     jobs = run.jobs_of(requested, settings, options.resume, options.overwrite)
     plans = dict.fromkeys(job.plan for job in jobs)
     inputs.say_notes((note for plan in plans for note in unused_settings(plan, settings)), options.quiet)
     return jobs, settings
 
 
-def _make(jobs: list[Job], settings: ModelSettings, options: RunOptions) -> None:
+def _make(jobs: list[Job], settings: ModelSettings, options: RunOptions, cluster: opt.ClusterOptions) -> None:
     """Makes the videos, each with its line as soon as it is finished. Raises BatchError, and what `run.generate_jobs` does."""
     from longgen import run
     from longgen.cli.lines import Lines
 
     lines = Lines(jobs, options.as_json)
     with progress_shown(options.quiet) as report, lines.under_way():
-        results = run.generate_jobs(jobs, settings, options.resume, report, logger(options.quiet), options.overwrite, lines.show)
+        log = logger(options.quiet)
+        if cluster.ray is None:
+            results = run.generate_jobs(jobs, settings, options.resume, report, log, options.overwrite, lines.show)
+        else:
+            from longgen.cluster import pool, tasks
+
+            with pool.pool(cluster.ray, cluster.ray_workers, jobs[0].plan.spec, settings.device, jobs[0].output.parent, log) as own:
+                results = tasks.videos(own, jobs, settings, options.resume, options.overwrite, report, log, lines.show)
     lines.finish()
     if failed := sum(isinstance(result, run.Failure) for result in results):
         raise BatchError(f"{failed} of {len(results)} videos failed",
@@ -165,7 +197,13 @@ def _make(jobs: list[Job], settings: ModelSettings, options: RunOptions) -> None
 
 
 def _requested(
-    text: PromptOptions, request: PlanRequest, seed: int | None, seeds: str | None, loading: dict[str, Any], options: RunOptions
+    text: PromptOptions,
+    request: PlanRequest,
+    seed: int | None,
+    seeds: str | None,
+    loading: dict[str, Any],
+    options: RunOptions,
+    sharded: bool = False,
 ) -> list[JobRequest]:
     """The videos of a prompt, a file of prompts or a schedule; with `--probe run` after a probe."""
     from longgen.prompts import Row
@@ -174,7 +212,11 @@ def _requested(
     rows = [Row(prompt=shots[0].prompt)] if shots else inputs.read_rows(text.prompt, text.prompts, options.quiet)
     if seeds is not None:
         rows = inputs.with_seeds(rows, inputs.parse_seeds(seeds))
-    if text.prompts is not None and options.resume and seed is None and any(row.seed is None for row in rows):
+    drawn = seed is None and any(row.seed is None for row in rows)
+    if sharded and drawn:
+        raise UsageError("--shard needs --seed: each job would draw its own, and could not go on with its videos",
+                         expected="--seed N, --seeds N,N, or a column seed", hint="add it")  # fmt: skip
+    if text.prompts is not None and options.resume and drawn:
         raise UsageError("--prompts with --resume needs --seed: a drawn seed cannot be recovered",
                          expected="--seed N, as printed by the first run, or a column seed", hint="add it")  # fmt: skip
     several = "--prompts" if text.prompts is not None else "--seeds" if seeds is not None else None

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from longgen.errors import UsageError
+from longgen.errors import UsageError, conflict
 
 if TYPE_CHECKING:
     from longgen.conditions import Conditions
     from longgen.preset import Sample
+    from longgen.shards import Shard
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
@@ -255,6 +256,32 @@ class RankOptions:
             raise UsageError("--guidance-parallel needs two GPUs or more, and this is one", expected="--gpus 2 with it",
                              hint="add it, or leave --guidance-parallel out")  # fmt: skip
         return {"gpus": size, "guidance_parallel": self.guidance_parallel}
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """Where a grid is made: here, on a Ray cluster, or a share of it in a job array."""
+
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", metavar="[ADDRESS]", help="Make the videos on a Ray cluster; alone: one of this machine. Needs ray."),
+    ] = None
+    ray_workers: Annotated[
+        int | None, typer.Option("--ray-workers", min=1, help="(default: one a GPU, or as many as fit the cores)")
+    ] = None
+    shard: Annotated[
+        str | None, typer.Option("--shard", metavar="I/N", help="Make the I-th of N shares; longgen compare FOLDERS joins them.")
+    ] = None
+
+    def checked(self) -> Shard | None:
+        """The shard, if one is asked for. Raises UsageError."""
+        from longgen import shards
+
+        if self.ray_workers is not None and self.ray is None:
+            raise UsageError("--ray-workers has no effect without --ray", expected="both, or none", hint="add --ray")
+        if self.ray is not None and self.shard is not None:
+            raise conflict("--ray", "--shard", "a cluster shares out the whole grid by itself")
+        return None if self.shard is None else shards.parse(self.shard)
 
 
 @dataclass(frozen=True)

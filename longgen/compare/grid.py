@@ -118,7 +118,7 @@ def tried(video: PlannedVideo, backbone: base.PipelineBackbone, report: OnProgre
     """Generates `video`; returns why that failed, or None."""
     error = None
     try:
-        _generate(video, backbone, report, log)
+        generate(video, backbone, report, log)
     except LonggenError as failure:
         error = failure.given
         if isinstance(failure, OutOfMemoryError):
@@ -140,7 +140,7 @@ def finished(video: PlannedVideo) -> bool:
         return False
 
 
-def _generate(video: PlannedVideo, backbone: base.PipelineBackbone, report: OnProgress, log: Log) -> None:
+def generate(video: PlannedVideo, backbone: base.PipelineBackbone, report: OnProgress, log: Log) -> None:
     """Generates `video`, resuming an interrupted run if possible."""
     folder = rundir.run_folder(video.output)
     with rundir.lock(video.output):

@@ -14,13 +14,14 @@ import importlib
 from typing import Any
 
 from longgen import plugins
-from longgen.backbones import causal_wan, cogvideox, hunyuan, ltx, ltx_condition, wan
+from longgen.backbones import causal_wan, cogvideox, hunyuan, hunyuan15, ltx, ltx_condition, wan
 from longgen.backbones.model_config import ModelConfigs
 from longgen.backbones.spec import BackboneSpec, Family
 from longgen.errors import UsageError
 
 GROUP = "longgen.backbones"
-FAMILIES = {module.FAMILY.name: module.FAMILY for module in (wan, causal_wan, ltx, ltx_condition, cogvideox, hunyuan)}
+_MODULES = (wan, causal_wan, ltx, ltx_condition, cogvideox, hunyuan, hunyuan15)
+FAMILIES = {module.FAMILY.name: module.FAMILY for module in _MODULES}
 SPECS = {  # longgen's own, the built-in ones first
     spec.name: spec
     for spec in sorted((spec for family in FAMILIES.values() for spec in family.specs), key=lambda spec: not spec.built_in)

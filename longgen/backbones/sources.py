@@ -24,6 +24,7 @@ REPOSITORIES = {  # short name -> the repository on GitHub, and the commit that 
     "cogvideo": ("zai-org/CogVideo", "7a1af71"),
     "hunyuan": ("Tencent-Hunyuan/HunyuanVideo", "fa14b00"),
     "hunyuan-i2v": ("Tencent-Hunyuan/HunyuanVideo-I2V", "1481c1d"),
+    "hunyuan-1.5": ("Tencent-Hunyuan/HunyuanVideo-1.5", "60783e7"),
     "diffusers": ("huggingface/diffusers", "58eb52c"),
 }
 
@@ -160,8 +161,19 @@ _COG_5B = _COG_2B | {
 _LTX_095, _LTX_SCRIPT = "ltx-0.9.5 configs/ltxv-2b-0.9.5.yaml", "ltx-0.9.5 ltx_video/inference.py"
 _LTX_CONVERTED, _HUNYUAN_CONVERTED = (f"diffusers scripts/convert_{name}_to_diffusers.py" for name in ("ltx", "hunyuan_video"))
 _HUNYUAN_PIPELINE = "diffusers src/diffusers/pipelines/hunyuan_video/pipeline_hunyuan_video_image2video.py"
+_HUNYUAN_15, _HUNYUAN_15_PIPELINE = "hunyuan-1.5 README.md", "diffusers src/diffusers/pipelines/hunyuan_video1_5/"
 _HUNYUAN, _HUNYUAN_I2V = "hunyuan hyvideo/config.py", "hunyuan-i2v README.md"
 
+_HUNYUAN_15_480P = {
+    "size": Published((848, 480), f"{_HUNYUAN_15_PIPELINE}image_processor.py"),
+    "frames": Published(121, _HUNYUAN_15),
+    "fps": Published(24, "hunyuan-1.5 generate.py"),
+    "steps": Published(50, _HUNYUAN_15),
+    "guidance": Published(6.0, _HUNYUAN_15),
+    "flow shift": Published(5.0, _HUNYUAN_15),
+    "scheduler": Published("FlowMatchEulerDiscreteScheduler", "diffusers scripts/convert_hunyuan_video1_5_to_diffusers.py"),
+    "negative prompt": Published("", _HUNYUAN_15),
+}
 SOURCES: dict[str, dict[str, Published]] = {
     "wan2.1-1.3b": _WAN_1_3B,
     "wan2.1-14b": _WAN_14B,
@@ -287,5 +299,15 @@ SOURCES: dict[str, dict[str, Published]] = {
         "flow shift": Published(7.0, _HUNYUAN_I2V),
         "scheduler": Published("FlowMatchEulerDiscreteScheduler", _HUNYUAN_CONVERTED),
         "negative prompt": Published("", "hunyuan-i2v hyvideo/config.py"),
+    },
+    "hunyuanvideo-1.5": _HUNYUAN_15_480P | {
+        "hub id": Published(
+            "hunyuanvideo-community/HunyuanVideo-1.5-480p_t2v", f"{_HUNYUAN_15_PIPELINE}pipeline_hunyuan_video1_5.py"
+        ),
+    },
+    "hunyuanvideo-1.5-i2v": _HUNYUAN_15_480P | {
+        "hub id": Published(
+            "hunyuanvideo-community/HunyuanVideo-1.5-480p_i2v", f"{_HUNYUAN_15_PIPELINE}pipeline_hunyuan_video1_5_image2video.py"
+        ),
     },
 }  # fmt: skip

@@ -295,7 +295,7 @@ def load(pipe: Any, spec: BackboneSpec, texts: tuple[str, ...]) -> None:
                 scales[name] = scale
     if scales:
         with quiet():
-            pipe.set_adapters(list(scales), list(scales.values()))
+            (pipe if hasattr(pipe, "set_adapters") else pipe.transformer).set_adapters(list(scales), list(scales.values()))
 
 
 def _load_adapter(pipe: Any, transformer: Any, updates: LayerUpdates, name: str, place: str, expert: int) -> None:
@@ -307,7 +307,10 @@ def _load_adapter(pipe: Any, transformer: Any, updates: LayerUpdates, name: str,
             content[f"transformer.{layer}.lora_magnitude_vector.weight"] = pair.magnitude
     try:
         with quiet():
-            pipe.load_lora_weights(content, adapter_name=name, **({"load_into_transformer_2": True} if expert == 2 else {}))
+            if not hasattr(pipe, "load_lora_weights"):  # HunyuanVideo-1.5's, whose transformer has it
+                transformer.load_lora_adapter(content, adapter_name=name)
+            else:
+                pipe.load_lora_weights(content, adapter_name=name, **({"load_into_transformer_2": True} if expert == 2 else {}))
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise system_failure(error, f"--lora {place}") or refused(place, reason) from error

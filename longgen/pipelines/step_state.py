@@ -50,12 +50,12 @@ class StepState:
         return self._read[name][1]
 
     def visible_text(self, mask: Tensor, text_tokens: int) -> list[slice | Tensor]:
-        """For each sample the text tokens that `mask` [B, 1, 1, N + L] shows, among the last `text_tokens` of its keys.
+        """For each sample the text tokens that `mask` [B, 1, 1, N + L] or [B, L] shows, among the last `text_tokens` of its keys.
 
         Read from the device once a model call, all of whose layers have the same mask.
         """
         if self._text[0] is not mask:
-            shown = [row.nonzero().flatten() for row in mask[:, 0, 0, -text_tokens:].cpu()]
+            shown = [row.nonzero().flatten() for row in mask.flatten(1)[:, -text_tokens:].cpu()]
             first = [tokens.equal(torch.arange(len(tokens))) for tokens in shown]  # as all of diffusers' are
             self._text = (mask, [slice(len(tokens)) if is_first else tokens.to(mask.device)
                                  for tokens, is_first in zip(shown, first, strict=True)])  # fmt: skip

@@ -26,6 +26,7 @@ from longgen.attention.context import LayerInputs
 from longgen.attention.rotary import Rotary
 from longgen.backbones.cogvideox import COGVIDEOX_2B, COGVIDEOX_5B, COGVIDEOX_5B_I2V
 from longgen.backbones.hunyuan import HUNYUANVIDEO, HUNYUANVIDEO_I2V
+from longgen.backbones.hunyuan15 import HUNYUANVIDEO_1_5
 from longgen.backbones.ltx import LTX_2B
 from longgen.backbones.ltx_condition import LTX_2B_0_9_5
 from longgen.backbones.spec import BackboneSpec
@@ -48,6 +49,7 @@ SPECS = {
     "hunyuan": replace(HUNYUANVIDEO, head_dim=24, rotary_dims=8, intrinsic_component=2, **SHAPES),  # type: ignore[arg-type]
     "ltx-condition": replace(LTX_2B_0_9_5, head_dim=16, rotary_base=100.0, intrinsic_component=5, **SHAPES),  # type: ignore[arg-type]
     "cogvideox-i2v": replace(COGVIDEOX_5B_I2V, head_dim=32, rotary_dims=8, intrinsic_component=1, **SHAPES),  # type: ignore[arg-type]
+    "hunyuan15": replace(HUNYUANVIDEO_1_5, head_dim=24, rotary_dims=8, intrinsic_component=2, **SHAPES),  # type: ignore[arg-type]
     "hunyuan-i2v": replace(HUNYUANVIDEO_I2V, head_dim=24, rotary_dims=8, intrinsic_component=2, **SHAPES),  # type: ignore[arg-type]
 }
 

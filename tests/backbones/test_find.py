@@ -93,7 +93,7 @@ def test_a_folder_s_spec_is_what_loading_it_gives(model_folder: Callable[[str], 
     assert (spec.heads, spec.head_dim) == (config.num_attention_heads, config.attention_head_dim)
     assert spec.latent_channels + spec.condition_channels == config.in_channels
     feed_forward = max(p.shape[0] for name, p in pipe.transformer.named_parameters() if ".ff" in name and p.ndim == 2)
-    assert spec.family == "hunyuan" or spec.ffn_dim == feed_forward
+    assert spec.family in ("hunyuan", "hunyuan15") or spec.ffn_dim == feed_forward
 
 
 @pytest.mark.parametrize(("name", "size", "latent"), [("wan-ti2v", (96, 64), (4, 6)), ("hunyuan", (96, 64), (8, 12))])

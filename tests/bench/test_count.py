@@ -123,13 +123,14 @@ def test_a_layer_s_arithmetic_is_that_of_the_plan(name: str) -> None:
 def test_every_family_s_layers_are_counted(family: str) -> None:
     spec = OTHERS[family]
     batch = 2 if family_of(spec).batches_guidance else 1
+    within = 0.07 if spec.family == "hunyuan15" else 0.05  # it sorts text by its mask: on shapes alone, twice as many tokens
     for name in ("direct", "sliding-window"):
         plan = plan_at(name, spec, 2 * spec.native_px - 1)
         (count,) = count_plan(plan, "bf16")
         assert sum(layer.layers for layer in count.layers) == spec.layers
         for number in range(len(count.layers)):
             expected = batch * cost.flops(plan, plan.programs[plan.table[0, 0]])
-            assert arithmetic(count, number) == pytest.approx(expected, rel=0.05)
+            assert arithmetic(count, number) == pytest.approx(expected, rel=within)
 
 
 def test_double_precision_and_eigenproblems_are_apart() -> None:

@@ -367,7 +367,71 @@ def _hunyuan_i2v() -> Layout:
     return replace(LAYOUTS["hunyuanvideo"], configs=configs)
 
 
-LAYOUTS |= {"ltx-2b-0.9.5": _ltx_condition(), "hunyuanvideo-i2v": _hunyuan_i2v()}
+def _hunyuan_15(pictured: bool) -> Layout:
+    """480p, by diffusers' script; Qwen2.5-VL-7B's text half, byT5 with Glyph-SDXL-v2's words, whose number is a guess, SigLIP."""
+    task, version = ("i2v", "0.36.0") if pictured else ("t2v", "0.36.0")
+    encoders = {
+        "image_encoder": ["transformers", "SiglipVisionModel"], "feature_extractor": ["transformers", "SiglipImageProcessor"],
+    }  # fmt: skip
+    configs = {
+        "model_index.json": _diffusers(
+            "HunyuanVideo15ImageToVideoPipeline" if pictured else "HunyuanVideo15Pipeline", version,
+            guider=["diffusers", "ClassifierFreeGuidance"], scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"],
+            text_encoder=["transformers", "Qwen2_5_VLTextModel"], text_encoder_2=["transformers", "T5EncoderModel"],
+            tokenizer=["transformers", "Qwen2Tokenizer"], tokenizer_2=["transformers", "ByT5Tokenizer"],
+            transformer=["diffusers", "HunyuanVideo15Transformer3DModel"], vae=["diffusers", "AutoencoderKLHunyuanVideo15"],
+            **(encoders if pictured else {}),
+        ),
+        "guider/guider_config.json": _diffusers("ClassifierFreeGuidance", version, enabled=True, guidance_rescale=0.0,
+                                                guidance_scale=6.0, start=0.0, stop=1.0, use_original_formulation=False),
+        "scheduler/scheduler_config.json": _euler(
+            version, base_image_seq_len=256, base_shift=0.5, max_shift=1.15, shift=5.0, shift_terminal=None,
+            use_dynamic_shifting=False,
+        ),
+        "text_encoder/config.json": {
+            "architectures": ["Qwen2_5_VLTextModel"], "hidden_act": "silu", "hidden_size": 3584, "intermediate_size": 18944,
+            "max_position_embeddings": 128000, "model_type": "qwen2_5_vl_text", "num_attention_heads": 28, "num_hidden_layers": 28,
+            "num_key_value_heads": 4, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "torch_dtype": "bfloat16",
+            "vocab_size": 152064,
+            "rope_scaling": {"mrope_section": [16, 24, 24], "rope_type": "default", "type": "default"},
+        },
+        "text_encoder_2/config.json": _t5(
+            "T5EncoderModel", "t5", "float32", "4.57.1", d_ff=3584, d_model=1472, num_heads=6, num_layers=12, num_decoder_layers=4,
+            vocab_size=1510,
+        ),
+        "transformer/config.json": _diffusers(
+            "HunyuanVideo15Transformer3DModel", version, attention_head_dim=128, image_embed_dim=1152, in_channels=65,
+            mlp_ratio=4.0, num_attention_heads=16, num_layers=54, num_refiner_layers=2, out_channels=32, patch_size=1,
+            patch_size_t=1, qk_norm="rms_norm", rope_axes_dim=[16, 56, 56], rope_theta=256.0, target_size=640, task_type=task,
+            text_embed_2_dim=1472, text_embed_dim=3584, use_meanflow=False,
+        ),
+        "vae/config.json": _diffusers(
+            "AutoencoderKLHunyuanVideo15", version, block_out_channels=[128, 256, 512, 1024, 1024], downsample_match_channel=True,
+            in_channels=3, latent_channels=32, layers_per_block=2, out_channels=3, scaling_factor=1.03682,
+            spatial_compression_ratio=16, temporal_compression_ratio=4, upsample_match_channel=True,
+        ),
+    }  # fmt: skip
+    files, dtypes = (
+        {"text_encoder": 3, "text_encoder_2": 1, "transformer": 7, "vae": 2},
+        {"text_encoder": "BF16", "text_encoder_2": "F32", "transformer": "F32", "vae": "F32"},
+    )
+    if pictured:
+        configs["image_encoder/config.json"] = {
+            "architectures": ["SiglipVisionModel"], "hidden_size": 1152, "image_size": 384, "intermediate_size": 4304,
+            "model_type": "siglip_vision_model", "num_attention_heads": 16, "num_hidden_layers": 27, "patch_size": 14,
+            "torch_dtype": "bfloat16",
+        }  # fmt: skip
+        configs["feature_extractor/preprocessor_config.json"] = {
+            "image_processor_type": "SiglipImageProcessor", "size": {"height": 384, "width": 384},
+        }  # fmt: skip
+        files, dtypes = files | {"image_encoder": 1}, dtypes | {"image_encoder": "BF16"}
+    return Layout(configs, files, dtypes)
+
+
+LAYOUTS |= {
+    "ltx-2b-0.9.5": _ltx_condition(), "hunyuanvideo-i2v": _hunyuan_i2v(), "hunyuanvideo-1.5": _hunyuan_15(pictured=False),
+    "hunyuanvideo-1.5-i2v": _hunyuan_15(pictured=True),
+}  # fmt: skip
 DIGESTS: dict[str, dict[str, str]] = {  # SHA-256 of published files
     "wan2.1-1.3b": {
         "model_index.json": "b8b28e022329acf975e027579a1d2dc3de44dba28f4c909b98a880fbf5b0de7d",

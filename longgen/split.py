@@ -77,7 +77,7 @@ def _check_settings(ranks: int, settings: ModelSettings) -> None:
 def _check_heads(plan: Plan, shares: int) -> None:
     spec = plan.spec
     if not family_of(spec).context_parallel:
-        able = ", ".join(family.title for family in FAMILIES.values() if family.context_parallel)
+        able = ", ".join(dict.fromkeys(family.title for family in FAMILIES.values() if family.context_parallel))
         raise UsageError(f"{spec.name} cannot be split between {shares} ranks: diffusers has no context-parallel plan for it",
                          expected=f"{able}; or a preset of clips, as gen-l-video", hint="leave --gpus out")  # fmt: skip
     if spec.heads % shares:
@@ -118,8 +118,10 @@ def _share(plan: Plan, split: Split) -> float:
     if split.how == "whole":
         return halves
     if split.how == "clips":
-        clips = math.ceil(plan.calls)
-        return math.ceil(clips / split.shares) / clips
+        anchors = _anchors(plan)
+        made = [{*range(rank, len(anchors), split.shares)} for rank in range(split.shares)]
+        lent = [own | {anchors[clip] for clip in own if _anchored(plan)} for own in made]  # a rank makes the anchors of its own
+        return max(map(len, lent)) / len(anchors)
     grid, keys = plan.call_grid, None
     whole = shared = 0.0
     counts = [int((plan.table == index).sum()) for index in range(len(plan.programs))]
@@ -129,6 +131,16 @@ def _share(plan: Plan, split: Split) -> float:
         whole += count * operations
         shared += count * ((operations - fusion) / split.shares + fusion)
     return halves * shared / whole
+
+
+def _anchors(plan: Plan) -> tuple[int, ...]:
+    """The anchor of each clip, in the middle of the schedule."""
+    assert isinstance(plan.sampling, MultiDiffusion)
+    return plan.sampling.clips(plan.frames_lat, plan.call_geometry.frames_lat, 500.0, 0).anchors
+
+
+def _anchored(plan: Plan) -> bool:
+    return any(frame_plan.anchor for frame_plan, _, _ in plan.branches().values())
 
 
 def _kept(plan: Plan, split: Split) -> float:
@@ -141,21 +153,25 @@ def _kept(plan: Plan, split: Split) -> float:
 
 
 def _sent(plan: Plan, split: Split, size: int) -> int:
-    """Bytes that a rank sends in one step on average, to all others."""
+    """Bytes that the busiest rank sends in one step on average, to all others; of a rollout or a chain, of one chunk or clip."""
     spec, grid = plan.spec, plan.call_grid
     tokens, branches = math.prod(grid), 2 if plan.guided else 1
     latents = tokens * math.prod(spec.patch) * spec.latent_channels * size
     if split.how == "clips":
-        clips = math.ceil(plan.calls)
-        return round(clips / split.shares * branches * latents * (split.shares - 1))
+        return math.ceil(len(_anchors(plan)) / split.shares) * branches * latents * (split.shares - 1)
     total = float(latents) if split.guidance else 0.0
     if split.how == "heads":
-        p, calls = split.shares, (1 if split.guidance else branches) * plan.calls
+        p = split.shares
+        calls = (1 if split.guidance else branches) * (1 if plan.chunk_lat is not None or plan.clips else plan.calls)
         one = tokens / p * spec.width * size  # of this rank's tokens, all channels
         exchanged = one * (p - 1) / p
         of_layers = 0.0
         for index, program in enumerate(plan.programs):
             outputs = exchanged if program is None or program.fusion is None else len(program.branches) * one * (p - 1)
-            of_layers += float((plan.table == index).sum()) / plan.steps * (3 * exchanged + outputs)
-        total += calls * (of_layers + latents / p * (p - 1))
+            chosen = program is not None and any(branch.key_frames is not None for branch in program.branches.values())
+            features = one * (p - 1) * chosen  # by which key frames are chosen
+            of_layers += float((plan.table == index).sum()) / plan.steps * (3 * exchanged + outputs + features)
+        pairs = spec.width // 2 if spec.rotary_span_s is not None else spec.head_dim // 2  # of LTX-Video a table is of all heads
+        tables = 2 * cost.BYTES["fp32"] * tokens / p * pairs * (p - 1) * bool(plan.table.any()) * bool(spec.frequencies)
+        total += calls * (of_layers + tables + latents / p * (p - 1))
     return round(total)

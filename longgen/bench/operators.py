@@ -98,7 +98,7 @@ class OperatorCounter(TorchDispatchMode):
         fetched = any(x.device.type == "cpu" for x in outputs)
         dtype = outputs[0].dtype if outputs else inputs[0].dtype if inputs else torch.float32
         precision = DOUBLE if dtype in DOUBLES else HALF if dtype in HALVES else SINGLE
-        kind, flops = _flops(func, name, args, kwargs, inputs, outputs, output)
+        kind, flops = flops_of(func, name, args, kwargs, inputs, outputs, output)
         launches = int(not (copies and name in ("_to_copy", "copy_")) and not fetched)
         waits = int(fetched or masked or name in WAITS)
         return Operator(name, kind, precision, flops, _bytes(name, inputs, outputs), launches, copies, waits)
@@ -111,7 +111,7 @@ def _with_values(value: Any) -> Any:
     return torch.full(value.shape, value.dtype == torch.bool, dtype=value.dtype)
 
 
-def _flops(
+def flops_of(
     func: Any, name: str, args: Any, kwargs: Any, inputs: list[Tensor], outputs: list[Tensor], output: Any
 ) -> tuple[str, float]:
     """The kind of an operator, and its floating-point operations."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 
 from longgen.cli import inputs
 from longgen.cli import options as opt
-from longgen.cli.app import answer, app, progress_shown, say
+from longgen.cli.app import answer, app, progress_shown, say, take_rank
 from longgen.errors import BatchError, LonggenError, OutOfMemoryError, Terminated, UsageError, conflict
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ class BenchModelOptions(opt.DeviceOptions):
     cache: opt.Cache = None
     compile: opt.Compile = False
     clip_batch: opt.ClipBatch = 1
+    gpus: opt.Gpus = None
+    guidance_parallel: opt.GuidanceParallel = False
 
 
 @app.command()
@@ -100,6 +103,8 @@ def bench(
 
     With --accelerate, whole runs: what step caches and compiling do to each preset's video, and to its time.
 
+    With --gpus N, how a step is shared out between N ranks: operations and bytes of each, against the ideal and the plan.
+
     With --count, nothing runs: operators are counted at the published size, and times are estimated from a card's published rates.
     """
     from longgen import disk, run
@@ -112,6 +117,8 @@ def bench(
 
     given = opt.given_options(context)  # of the command line alone: a variable may be set for other commands
     _check_target(target, model, given)
+    if model.gpus is not None and model.gpus > 1:
+        return _on_ranks(target, model, given, output, options)
     if target.shape is not None and target.shape not in SHAPES:
         raise UsageError(f"--shape {target.shape} does not exist", expected=", ".join(SHAPES), hint="use one of them")
     if output is not None:
@@ -120,7 +127,7 @@ def bench(
         _count(target, model, given, output, options)
         return
     spec = inputs.choose_backbone(target.backbone, options.quiet) if target.shape is None else SHAPES[target.shape]
-    settings = inputs.model_settings(spec, model.settings())
+    settings = inputs.model_settings(spec, model.settings() | {"gpus": 1})
     accelerate_by = _accelerators(target.accelerate, spec) if target.accelerate is not None else ()
     by_length = {times: _planned(target, spec, length_px(spec, times)) for times in _lengths(target.lengths)}
     plans = {} if by_length else _planned(target, spec, target.frames or FRAMES)
@@ -151,6 +158,47 @@ def bench(
             result = running.bench(plans, lambda: load(settings), settings, target.steps, target.shape is not None, report)
             text = table.text(result)
     _write(result, text, output, options)
+
+
+FOR_RANKS = ("presets", "backbone", "frames", "dtype", "device", "gpus", "guidance_parallel", "output", "overwrite", "as_json",
+             "quiet", "log_file")  # fmt: skip
+
+
+def _on_ranks(
+    target: TargetOptions, model: BenchModelOptions, given: dict[str, str], output: Path | None, options: opt.LoggedOptions
+) -> None:
+    """`--gpus N`: what each of N ranks counts in a step. Starts them, where they are not these."""
+    from longgen import disk, launch, ranks
+    from longgen.backbones.defaults import default_device
+
+    if others := ", ".join(option for name, option in given.items() if name not in FOR_RANKS):
+        raise UsageError(f"--gpus counts a step of presets on their backbone, and takes no {others}",
+                         expected="--presets, --backbone, --frames, --dtype, --device and --guidance-parallel with it",
+                         hint=f"leave out {others}")  # fmt: skip
+    take_rank()
+    size = model.gpus or 1
+    device = model.device or default_device()
+    launch.check_device(size, device)
+    spec = inputs.choose_backbone(target.backbone, options.quiet or launch.started())
+    settings = inputs.model_settings(spec, model.settings() | {"gpus": size})
+    if ranks.from_environment().size == 1:
+        launch.check(size, device, sys.argv[1:])
+        if (ended := launch.run(size, sys.argv[1:])) is not None:
+            raise ended.error
+        return
+    team = ranks.join(size, device)
+    from longgen.bench import ranks as measuring
+
+    plans = measuring.plans_for(inputs.parse_names(target.presets), spec, target.frames, steps=2)
+    rows = measuring.measure(plans, settings.replace(device=team.device(settings.device)))
+    if team.writes:
+        data = {"backbone": spec.name, "gpus": size, "presets": [row.as_dict() for row in rows]}
+        if output is not None:
+            disk.save_json(output, data)
+        answer(measuring.text(rows, spec.name, size), data, options.as_json, wrote=output is not None)
+    if all(row.error is not None for row in rows):
+        raise UsageError(f"none of the presets can be split between {size} ranks: {rows[0].error}",
+                         expected="a backbone and presets that can", hint="longgen plan --gpus says why each cannot")  # fmt: skip
 
 
 def _planned(target: TargetOptions, spec: BackboneSpec, frames_px: int) -> Plans:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,6 +29,10 @@ def plan_command(
     dtype: opt.Dtype = None,
     offload: opt.Offload = "none",
     card: opt.Card = None,
+    gpus: Annotated[
+        str | None, typer.Option("--gpus", metavar="N[,N]", help="Also the cost and memory of each of N GPUs that split the video.")
+    ] = None,
+    guidance_parallel: opt.GuidanceParallel = False,
     export: Annotated[Path | None, typer.Option("--export", metavar="FILE.npz", help="Write the frame-plan tables.")] = None,
     options: opt.OutputOptions,
 ) -> None:
@@ -54,6 +58,11 @@ def plan_command(
         logger(options.quiet)(f"tables written to {export}")
     dtype_name = dtype or plan.spec.dtype
     data = plan_dict(plan) | {"memory_bytes": cost.memory_bytes(plan, dtype_name, offload), "estimate": None}
+    lines: list[str] = []
+    if guidance_parallel and gpus is None:
+        raise UsageError("--guidance-parallel needs --gpus", expected="both, or none", hint="add --gpus 2")
+    if gpus is not None:
+        data["gpus"], lines = _split(plan, gpus, guidance_parallel, dtype_name, offload)
     if not plan.spec.built_in:
         shown_card = shown_card or cards.card_here() or cards.CARDS[cards.DEFAULT]
         data["estimate"] = {
@@ -61,7 +70,39 @@ def plan_command(
             "seconds": round(cost.seconds(plan, shown_card, dtype_name), 1),
             "measured": False,
         }
-    answer(plan_text(plan, dtype_name, offload, card=None if plan.spec.built_in else shown_card), data, options.as_json)
+    text = plan_text(plan, dtype_name, offload, card=None if plan.spec.built_in else shown_card)
+    answer("\n".join([text, *lines]), data, options.as_json)
+
+
+def _split(plan: Plan, gpus: str, guidance_parallel: bool, dtype: str, offload: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """What one GPU has of `plan`, for each of the numbers `gpus`, as data and as lines. Raises UsageError where none can be."""
+    from longgen import split
+    from longgen.backbones.settings import ModelSettings
+    from longgen.units import human_bytes
+
+    counts = [int(part) if part.strip().isdecimal() else 0 for part in gpus.split(",")]
+    if min(counts) < 2 or max(counts) > 1024:
+        raise UsageError(
+            f"--gpus {gpus} is no number of GPUs", expected="2 or more; several with commas, as 2,4", hint="correct it"
+        )
+    found: list[dict[str, Any]] = []
+    lines, errors = [""], []
+    ways = {"heads": "tokens and heads shared", "clips": "clips shared out", "whole": "guidance's two calls apart"}
+    for count in dict.fromkeys(counts):
+        settings = ModelSettings("cuda", dtype, offload=offload, gpus=count, guidance_parallel=guidance_parallel)
+        try:
+            rank = split.numbers(plan, settings)
+        except UsageError as error:
+            errors.append(error)
+            lines.append(f"on {count} GPUs: refused, {error.given}")
+            continue
+        found.append(rank)
+        how = ways[rank["how"]] + ", guidance's two calls apart" * (rank["guidance_parallel"] and rank["how"] != "whole")
+        lines.append(f"on {count} GPUs: {how}; each {rank['arithmetic']:.3f} of the arithmetic, {human_bytes(rank['peak_bytes'])} "
+                     f"peak, {human_bytes(rank['sent_bytes'])} sent a step")  # fmt: skip
+    if not found:
+        raise errors[0]
+    return found, lines
 
 
 def _export(plan: Plan, export: Path, overwrite: bool) -> None:

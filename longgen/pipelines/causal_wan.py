@@ -52,7 +52,7 @@ class CachedAttention:
         state, split = self.step_state, self.split
         if split is None:
             return self.cache.attend(self.layer, state.index, self.attend, stock, q, k, v, state.observer).flatten(2)
-        stock = split.gathered(stock[0], 0), split.gathered(stock[1], 0)
+        stock = state.all_tables(split, stock)
         q, k, v = (split.to_heads(x) for x in (q, k, v))  # the cache then holds this rank's heads alone
         return split.to_tokens(self.cache.attend(self.layer, state.index, self.attend, stock, q, k, v, state.observer)).flatten(2)
 

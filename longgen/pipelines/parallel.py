@@ -54,6 +54,7 @@ def split(backbone: PipelineBackbone, plan: Plan) -> Iterator[None]:
                 HookRegistry.check_if_exists_or_initialize(transformer).register_hook(hook, _HOOK)
         yield
     finally:
+        backbone.step_state.forget_tables()
         for transformer in backbone.transformers:
             if how.guidance:
                 HookRegistry.check_if_exists_or_initialize(transformer).remove_hook(_HOOK, recurse=False)

@@ -174,7 +174,7 @@ class PlannedAttention:
         if any(branch.key_frames is not None for branch in program.branches.values()):
             call.features = split.gathered(call.features, 1)
         if call.stock is not None:
-            call.stock = split.gathered(call.stock[0], 0), split.gathered(call.stock[1], 0)
+            call.stock = self.step_state.all_tables(split, call.stock)
             if self.rotary is not None and call.stock[0].shape[1] > q.shape[3] // 2:  # tables of all heads
                 columns = split.own(call.stock[0].shape[1])
                 call.stock = call.stock[0][:, columns], call.stock[1][:, columns]

@@ -13,6 +13,8 @@ from longgen.technique import Step
 
 if TYPE_CHECKING:
     from longgen.attention.observer import Observer
+    from longgen.attention.rotary import Tables
+    from longgen.attention.ulysses import Ulysses
 
 
 @dataclass
@@ -35,6 +37,7 @@ class StepState:
     clips: ClipBatch | None = None
     observer: Observer | None = None  # sees each call of each layer that does not run the stock attention
     shares: np.ndarray | None = None  # [shots, frames]: the texts of this call, one after the other, and each frame's share of them
+    _tables: tuple[Tensor, Tables] | None = None  # cos of this rank's tokens, and the tables of all tokens that it is of
     _read: dict[str, tuple[Any, tuple[float, ...]]] = field(default_factory=dict)  # tensors of the scheduler, and as numbers
     _text: tuple[Any, list[slice | Tensor]] = (None, [])  # the last mask, and the text that it shows
 
@@ -48,6 +51,18 @@ class StepState:
         if name not in self._read or self._read[name][0] is not tensor:
             self._read[name] = (tensor, tuple(tensor.tolist()))
         return self._read[name][1]
+
+    def all_tables(self, split: Ulysses, tables: Tables) -> Tables:
+        """The rotary tables of all tokens, gathered once a model call: its layers are handed the same ones."""
+        cos = tables[0]
+        held = None if self._tables is None else self._tables[0]
+        if held is None or (held.data_ptr(), held.shape, held.stride()) != (cos.data_ptr(), cos.shape, cos.stride()):
+            self._tables = cos, (split.gathered(cos, 0), split.gathered(tables[1], 0))  # held, so that its memory is not used again
+        assert self._tables is not None
+        return self._tables[1]
+
+    def forget_tables(self) -> None:
+        self._tables = None
 
     def visible_text(self, mask: Tensor, text_tokens: int) -> list[slice | Tensor]:
         """For each sample the text tokens that `mask` [B, 1, 1, N + L] or [B, L] shows, among the last `text_tokens` of its keys.

@@ -92,6 +92,9 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
     """,
     "generate": SHARED
     + """
+        --ray
+        --ray-workers
+        --shard
         --prompt -p
         --prompts
         --schedule
@@ -118,12 +121,17 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
     """,
     "plan": SHARED
     + """
+        --gpus
+        --guidance-parallel $LONGGEN_GUIDANCE_PARALLEL
         --schedule
         --card $LONGGEN_CARD
         --export
         --overwrite
     """,
     "compare": """
+        --ray
+        --ray-workers
+        --shard
         --image
         --last-image
         --continue
@@ -169,6 +177,8 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --quiet -q
     """,
     "probe": """
+        --ray
+        --ray-workers
         --image
         --fit $LONGGEN_FIT
         --backbone -m $LONGGEN_BACKBONE
@@ -197,6 +207,8 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --quiet -q
     """,
     "bench": """
+        --gpus $LONGGEN_GPUS
+        --guidance-parallel $LONGGEN_GUIDANCE_PARALLEL
         --presets
         --image
         --backbone -m $LONGGEN_BACKBONE

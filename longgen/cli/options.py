@@ -258,17 +258,32 @@ class RankOptions:
         return {"gpus": size, "guidance_parallel": self.guidance_parallel}
 
 
+Ray = Annotated[
+    str | None,
+    typer.Option("--ray", metavar="[ADDRESS]", help="Spread the work over a Ray cluster; alone: over this machine. Needs ray."),
+]
+RayWorkers = Annotated[
+    int | None, typer.Option("--ray-workers", min=1, metavar="N", help="(default: one a GPU, or as many as fit the cores)")
+]
+
+
 @dataclass(frozen=True)
-class ClusterOptions:
+class RayOptions:
+    """Whether the work is spread over a Ray cluster."""
+
+    ray: Ray = None
+    ray_workers: RayWorkers = None
+
+    def check_workers(self) -> None:
+        """Raises UsageError for a number of workers without a cluster."""
+        if self.ray_workers is not None and self.ray is None:
+            raise UsageError("--ray-workers has no effect without --ray", expected="both, or none", hint="add --ray")
+
+
+@dataclass(frozen=True)
+class ClusterOptions(RayOptions):
     """Where a grid is made: here, on a Ray cluster, or a share of it in a job array."""
 
-    ray: Annotated[
-        str | None,
-        typer.Option("--ray", metavar="[ADDRESS]", help="Make the videos on a Ray cluster; alone: one of this machine. Needs ray."),
-    ] = None
-    ray_workers: Annotated[
-        int | None, typer.Option("--ray-workers", min=1, help="(default: one a GPU, or as many as fit the cores)")
-    ] = None
     shard: Annotated[
         str | None, typer.Option("--shard", metavar="I/N", help="Make the I-th of N shares; longgen compare FOLDERS joins them.")
     ] = None
@@ -277,8 +292,7 @@ class ClusterOptions:
         """The shard, if one is asked for. Raises UsageError."""
         from longgen import shards
 
-        if self.ray_workers is not None and self.ray is None:
-            raise UsageError("--ray-workers has no effect without --ray", expected="both, or none", hint="add --ray")
+        self.check_workers()
         if self.ray is not None and self.shard is not None:
             raise conflict("--ray", "--shard", "a cluster shares out the whole grid by itself")
         return None if self.shard is None else shards.parse(self.shard)

@@ -78,8 +78,8 @@ class ReportOptions:
 @app.command()
 def probe(
     context: typer.Context, runs: RunsOptions, judge: JudgeOptions, options: ReportOptions, device: opt.DeviceOptions,
-    lora: opt.Lora = None, vae: opt.Vae = None, text_encoder: opt.TextEncoder = None, as_json: opt.Json = False,
-    quiet: opt.Quiet = False,
+    cluster: opt.RayOptions, lora: opt.Lora = None, vae: opt.Vae = None, text_encoder: opt.TextEncoder = None,
+    as_json: opt.Json = False, quiet: opt.Quiet = False,
 ) -> None:  # fmt: skip
     """Find the layers that are sensitive to position and to context; presets such as freeloc use the result.
 
@@ -88,6 +88,7 @@ def probe(
     from longgen import disk, naming, start
     from longgen.probe import measure, report
 
+    cluster.check_workers()
     spec = inputs.choose_backbone(runs.backbone, quiet)
     texts = None if runs.prompt is None and runs.prompts is None else inputs.read_prompts(runs.prompt, runs.prompts, quiet)
     if texts is not None:
@@ -107,7 +108,7 @@ def probe(
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output {folder} is a file, but a report is a folder", expected="a folder", hint="give another name")
     report.check_output(folder, spec.name, settings, options.overwrite)
-    result, stored = run_probe(spec, how, settings, judge, options.again, quiet, conditions)
+    result, stored = run_probe(spec, how, settings, judge, options.again, quiet, conditions, cluster)
     with disk.held(folder / disk.LOCK, str(folder)):
         report.check_output(folder, spec.name, settings, options.overwrite)
         written = report.write(result, folder)
@@ -139,9 +140,21 @@ def run_probe(
     again: bool,
     quiet: bool,
     conditions: Conditions,
+    cluster: opt.RayOptions | None = None,
 ) -> tuple[Probe, Path]:
     """`longgen.probe.run.probe` with its progress on stderr: the probe, and the file it is stored in."""
     from longgen.probe.run import probe as run
 
     with progress_shown(quiet) as report:
-        return run(spec, how, settings, judge.metric, judge.threshold, judge.top, again, report, logger(quiet), conditions)
+        log = logger(quiet)
+
+        def spread(folder: Path) -> None:
+            from longgen.cluster import pool, tasks
+
+            assert cluster is not None
+            assert cluster.ray is not None
+            with pool.pool(cluster.ray, cluster.ray_workers, spec, how.device, folder, log) as workers:
+                tasks.probe_samples(workers, spec, settings, how, conditions, report, log, folder)
+
+        apart = spread if cluster is not None and cluster.ray is not None else None
+        return run(spec, how, settings, judge.metric, judge.threshold, judge.top, again, report, log, conditions, apart)

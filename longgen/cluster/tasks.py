@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING
 
 from longgen import cost, run, rundir
 from longgen.backbones.settings import ModelSettings
+from longgen.backbones.spec import BackboneSpec
 from longgen.cluster.pool import Pool
 from longgen.cluster.worker import Outcome, Task
 from longgen.compare import grid
+from longgen.conditions import Conditions
+from longgen.errors import LonggenError
+from longgen.layers.probe_file import ProbeSettings
+from longgen.probe import measure
 from longgen.progress import Log, OnProgress, no_report
+from longgen.resolve import PlanRequest, resolve
 from longgen.run_settings import stored_settings
 
 if TYPE_CHECKING:
@@ -84,3 +90,40 @@ def _result(job: Job, outcome: Outcome) -> run.Result | run.Failure:
         return run.Failure(job.output.stem, str(job.output), job.prompt, job.seed, *outcome.error)
     made: run.Result = outcome.result
     return dataclasses.replace(made, output=str(job.output), run=str(rundir.run_folder(job.output)))
+
+
+def probe_samples(
+    pool: Pool,
+    spec: BackboneSpec,
+    settings: ProbeSettings,
+    model_settings: ModelSettings,
+    conditions: Conditions,
+    report: OnProgress,
+    log: Log,
+    folder: Path,
+) -> None:
+    """The runs of a probe, each prompt and seed on some worker; their results go to `folder`. Raises the error of a run."""
+    plan = resolve(PlanRequest("direct", spec, conditions=conditions))
+    tasks = []
+    for name, _, _, _ in measure.samples_of(settings):
+        work = functools.partial(_sample, spec, settings, model_settings, conditions, name)
+        tasks.append(Task(name, plan, model_settings, folder / f"{name}.json", work))
+    for _, outcome in pool.run(tasks, report, log):
+        if outcome.error is not None:
+            given, expected, hint, _ = outcome.error
+            raise LonggenError(given, expected, hint)
+
+
+def _sample(
+    spec: BackboneSpec,
+    settings: ProbeSettings,
+    model_settings: ModelSettings,
+    conditions: Conditions,
+    name: str,
+    backbone: PipelineBackbone,
+    output: Path,
+    log: Log,
+) -> None:
+    log(f"prompt and seed {name}")
+    results = measure.PartialResults(output.parent)
+    measure.run_samples(lambda: backbone, spec, settings, results, model_settings, no_report, conditions, (name,))

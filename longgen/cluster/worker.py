@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from longgen import __version__, run, rundir
+from longgen import __version__, run
 from longgen.backbones.settings import ModelSettings
 from longgen.errors import LonggenError
 from longgen.plan import Plan
@@ -70,7 +70,8 @@ class Worker:
                 with tempfile.TemporaryDirectory(prefix="longgen-") as folder:
                     output = Path(folder) / task.output.name
                     outcome.result = task.work(self._loaded(task, outcome), output, outcome.log.append)
-                    outcome.files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in _of_video(output)}
+                    made = (path for path in Path(folder).rglob("*") if path.is_file())
+                    outcome.files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in made}
         except LonggenError as error:
             outcome.error = error.given, error.expected, error.hint, error.exit_code
         except Exception as error:
@@ -85,8 +86,3 @@ class Worker:
             self.key = key
             outcome.log += [f"note: {note}" for note in self.backbone.notes]
         return self.backbone
-
-
-def _of_video(output: Path) -> list[Path]:
-    """The video at `output` and the files of its run."""
-    return [output, *(path for path in rundir.run_folder(output).rglob("*") if path.is_file())]

@@ -15,7 +15,7 @@ Every run is saved when it is done, so that an interrupted probe resumes.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,6 +230,39 @@ def measure(
 
     conditions: those that `settings` were made with.
     """
+    run_samples(load_model, spec, settings, results, model_settings, report, conditions)
+    full, layers, shifts = settings.mode == "full", range(spec.layers), settings.shifts
+    runs, ranks = [], []
+    for name, number, _, seed in samples_of(settings):
+        at_native, at_long = (results.load(f"{name}-{length}") for length in ("native", "long"))
+        position: Scores = {"attention": at_native.get("position", [0.0] * spec.layers)}
+        context: Scores = {"attention": at_long["context"]}
+        for score in RERUN if full else ():
+            by_shift = [[results.load(f"{name}-shift{by:+}-{layer}")[score] for by in shifts] for layer in layers]
+            position[score] = [float(np.mean(values)) if values else 0.0 for values in by_shift]
+            context[score] = [results.load(f"{name}-window-{layer}")[score] for layer in layers]
+        scores: Any = {"position": position, "context": context}
+        runs.append(ProbeRun(prompt=number, seed=seed, scores=scores, heads=at_long.get("heads")))
+        ranks.append(at_long["effective_rank"])
+    return runs, {window: np.mean([by_window[window] for by_window in ranks], axis=0).tolist() for window in ranks[0]}
+
+
+def samples_of(settings: ProbeSettings) -> list[tuple[str, int, str, int]]:
+    """Of each prompt and seed a name, the prompt's number, the prompt and the seed; they can be measured apart."""
+    return [(f"{number}-{seed}", number, prompt, seed) for number, prompt in enumerate(settings.prompts) for seed in settings.seeds]
+
+
+def run_samples(
+    load_model: Callable[[], PipelineBackbone],
+    spec: BackboneSpec,
+    settings: ProbeSettings,
+    results: PartialResults,
+    model_settings: ModelSettings,
+    report: OnProgress,
+    conditions: Conditions = NOTHING,
+    only: Collection[str] | None = None,
+) -> None:
+    """The runs of all samples, or of those whose names are in `only`, that are not in `results`."""
     disk.make_folder(results.folder)
     native, long = (
         planner.build(
@@ -241,9 +274,7 @@ def measure(
     layers = range(spec.layers) if full else range(0)  # that are modified one by one
     flops = {plan.frames_px: cost.ratio(plan) * cost.flops(plan, None, plan.grid) * plan.steps for plan in (native, long)}
     counts = {native.frames_px: 1 + len(layers) * len(shifts), long.frames_px: 1 + len(layers)}
-    samples = [
-        (f"{number}-{seed}", number, prompt, seed) for number, prompt in enumerate(settings.prompts) for seed in settings.seeds
-    ]
+    samples = [sample for sample in samples_of(settings) if only is None or sample[0] in only]
     left = len(samples) * sum(flops[frames_px] * count for frames_px, count in counts.items())
     phase = Phase("probe", len(samples) * sum(counts.values()), model_settings.device, report)
     runner = ProbeRunner(load_model, settings, results, flops, left, phase)
@@ -261,19 +292,6 @@ def measure(
             runner.wait()
     finally:
         runner.thread.shutdown()
-    runs, ranks = [], []
-    for name, number, _, seed in samples:
-        at_native, at_long = (results.load(f"{name}-{length}") for length in ("native", "long"))
-        position: Scores = {"attention": at_native.get("position", [0.0] * spec.layers)}
-        context: Scores = {"attention": at_long["context"]}
-        for score in RERUN if full else ():
-            by_shift = [[results.load(f"{name}-{label}-{layer}")[score] for label in shift_of] for layer in layers]
-            position[score] = [float(np.mean(values)) if values else 0.0 for values in by_shift]
-            context[score] = [results.load(f"{name}-window-{layer}")[score] for layer in layers]
-        scores: Any = {"position": position, "context": context}
-        runs.append(ProbeRun(prompt=number, seed=seed, scores=scores, heads=at_long.get("heads")))
-        ranks.append(at_long["effective_rank"])
-    return runs, {window: np.mean([by_window[window] for by_window in ranks], axis=0).tolist() for window in ranks[0]}
 
 
 def _relative_difference(first: Values, second: Values) -> float:

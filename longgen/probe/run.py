@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,13 @@ def probe(
     report: OnProgress = progress.no_report,
     log: Log = progress.no_report,
     conditions: Conditions = NOTHING,
+    spread: Callable[[Path], None] | None = None,
 ) -> tuple[Probe, Path]:
     """The probe of `spec` with `settings` and its path in the cache; measured if it is not cached, or if `again`.
 
     metric, threshold, top: how scores become verdicts, which needs no measuring; the metric is by default the change of the latent
-    when a layer is modified or, in a quick probe, of attention alone. conditions: what `settings` were made with. Raises UsageError
-    for an invalid combination.
+    when a layer is modified or, in a quick probe, of attention alone. conditions: what `settings` were made with. spread: makes
+    runs elsewhere, whose results it leaves in the folder that it is given. Raises UsageError for an invalid combination.
     """
     metric = metric or ("latent" if settings.mode == "full" else "attention")
     _check_rule(spec, settings, metric, threshold, top)
@@ -73,6 +75,8 @@ def probe(
         cached = read(path) if path.is_file() and not again else None
         if cached is None:
             start, device = time.monotonic(), model_settings.device
+            if spread is not None:
+                spread(results.folder)
             runs, effective_ranks = measure(load_model, spec, settings, results, model_settings, report, conditions)
             costs: dict[str, Any] = {"seconds": round(time.monotonic() - start, 1), "peak_memory_bytes": memory_bytes(device),
                      "device": device_name(device)}  # fmt: skip

@@ -21,8 +21,11 @@ from longgen.cluster import pool, tasks
 from longgen.cluster.worker import Task
 from longgen.compare import grid, join
 from longgen.compare.run import compare_presets, compare_videos
+from longgen.conditions import NOTHING
 from longgen.errors import LonggenError, MissingError, UsageError
 from longgen.plan import Plan
+from longgen.probe import measure
+from longgen.progress import no_report
 from longgen.rundir import Job
 
 pytest.importorskip("ray")
@@ -142,6 +145,17 @@ def test_a_worker_that_does_not_see_the_folder_sends_what_it_makes(workers: pool
     assert isinstance(again, run.Result)
     assert again.skipped
     workers.ray.kill(apart.members[0].actor)
+
+
+def test_a_probe_spread_over_workers_is_that_of_one_process(workers: pool.Pool, tmp_path: Path) -> None:
+    settings = measure.make_settings(TINY, "quick", 97, 1, [PROMPT], (0, 1), (32, 32), "fp32", (), NOTHING)
+    tasks.probe_samples(workers, TINY, settings, SETTINGS, NOTHING, no_report, no_report, tmp_path)
+    there = measure.PartialResults(tmp_path)
+    spread = measure.measure(lambda: pytest.fail("nothing is left to do"), TINY, settings, there, SETTINGS,
+                             no_report)  # fmt: skip
+    backbone, _ = run.load(TINY, SETTINGS)
+    alone = measure.measure(lambda: backbone, TINY, settings, measure.PartialResults(tmp_path / "alone"), SETTINGS, no_report)
+    assert spread == alone
 
 
 def test_what_is_no_cluster_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,8 +66,7 @@ class Pool:
         try:
             about = self.ray.get(actor.about.remote(), timeout=START_S)
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
-            raise LonggenError(f"worker {number} did not start: {reason}", expected="longgen on every node of the cluster",
+            raise LonggenError(f"worker {number} did not start: {_reason(error)}", expected="longgen on every node of the cluster",
                                hint="look at ray status, and at the logs of Ray on that node") from None  # fmt: skip
         if about["longgen"] != __version__:
             raise UsageError(f"{about['host']} has longgen {about['longgen']}, and here it is {__version__}",
@@ -92,7 +91,10 @@ class Pool:
             member, task = running.pop(ready[0])
             try:
                 outcome = self.ray.get(ready[0])
-            except self.ray.exceptions.RayActorError:
+            except self.ray.exceptions.RayTaskError as error:  # what it made could not be sent; the worker itself goes on
+                outcome = Outcome(error=(f"{member} could not send this video: {_reason(error)}", "", "look at the logs of Ray", 1))
+                idle.append(member)
+            except self.ray.exceptions.RayError:  # of several kinds: died, ended by Ray for lack of memory, lost with its node
                 outcome = Outcome(
                     error=(f"{member} died while it made this video", "", "look at its memory, and at the logs of Ray", 1)
                 )
@@ -138,6 +140,11 @@ class Pool:
             disk.make_folder(path.parent)
             disk.replace_file(path, functools.partial(_write, content))
         outcome.files = {}
+
+
+def _reason(error: Exception) -> str:
+    """The last line of an error of Ray, whose others are a traceback."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
 
 
 def _write(content: bytes, partial: Path) -> None:
@@ -195,7 +202,8 @@ def _library() -> Any:
 
 def _connect(ray: Any, address: str) -> None:
     local = address == LOCAL
-    where = {"_node_ip_address": "127.0.0.1", "include_dashboard": False} if local else {"address": address}
+    own = {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}  # "local": whatever RAY_ADDRESS names
+    where = own if local else {"address": address}
     try:
         ray.init(log_to_driver=False, configure_logging=False, **where)
     except Exception as error:

@@ -157,7 +157,7 @@ def pool(address: str, workers: int | None, spec: BackboneSpec, device: str, fol
 
     folder: of the videos. Raises MissingError without the library, UsageError and LonggenError.
     """
-    ray = _library()
+    ray = _library(local=address == LOCAL)
     threads = int(os.environ.get("OMP_NUM_THREADS") or spec.cpu_threads or 1)
     disk.make_folder(folder)
     mark, token = folder / f"{MARK}-{secrets.token_hex(4)}", secrets.token_hex(8)
@@ -188,7 +188,9 @@ def pool(address: str, workers: int | None, spec: BackboneSpec, device: str, fol
             ray.shutdown()
 
 
-def _library() -> Any:
+def _library(local: bool) -> Any:
+    if local:  # read when ray is imported: without it 127.0.0.1 becomes this machine's address, and ports open on all of them
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:

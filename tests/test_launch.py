@@ -128,7 +128,7 @@ def test_two_ranks_go_on_from_one_skip_what_is_finished_and_print_each_video_onc
     run.generate(PROMPT, tmp_path / "b.mp4", sample=longgen.Sample(frames=9, steps=1), backbone="tiny", seed=2)
     rows = [{"prompt": PROMPT, "output": "a.mp4"},
             {"prompt": PROMPT, "output": "b.mp4", "preset": "direct", "seed": 2, "frames": 9, "steps": 1},
-            {"prompt": PROMPT, "output": "c.mp4", "preset": "direct", "seed": 3, "frames": 9, "steps": 1}]  # fmt: skip
+            {"prompt": "a corgi", "output": "c.mp4", "preset": "direct", "seed": 3, "frames": 9, "steps": 1}]  # fmt: skip
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     others = [*GENERATE[:2], *GENERATE[4:]]
     process = begin(tmp_path, *others, "--prompts", "rows.jsonl", "--resume", "--gpus", "2", "--log-file", "run.log")
@@ -138,6 +138,9 @@ def test_two_ranks_go_on_from_one_skip_what_is_finished_and_print_each_video_onc
     assert said.count("b.mp4 is finished") == said.count("[3/3]") == said.count("sample 3/6") == 1
     log = (tmp_path / "run.log").read_text(encoding="utf-8")
     assert log.count("done: a.mp4") == log.count("[1/3]") == 1
+    notes = [line.partition(" WARNING ")[2] for line in log.splitlines() if " WARNING " in line]
+    assert notes
+    assert len(notes) == len({*notes})  # of the ranks alone, not of the process that starts them too
     assert latents(tmp_path / "a.mp4") == whole
 
 

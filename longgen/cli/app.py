@@ -309,6 +309,17 @@ def _logging_to(log: LogFile) -> Iterator[None]:
         log.close()
 
 
+@contextlib.contextmanager
+def unlogged() -> Iterator[None]:
+    """What is said in here does not reach the log file: the process that does the work writes it there."""
+    global _log
+    kept, _log = _log, None
+    try:
+        yield
+    finally:
+        _log = kept
+
+
 def answer(text: str, data: Any, as_json: bool, wrote: bool = False, indent: int | None = 2) -> None:
     """Prints the result on stdout. wrote: files were written, so a closed pipe is no failure; their paths then go to stderr.
     indent: of the JSON, None for a single line.

@@ -12,7 +12,7 @@ import typer
 
 from longgen.cli import inputs
 from longgen.cli import options as opt
-from longgen.cli.app import about_video, answer, app, logger, progress_shown, take_rank
+from longgen.cli.app import about_video, answer, app, logger, progress_shown, take_rank, unlogged
 from longgen.cli.probe import probe_first
 from longgen.errors import BatchError, UsageError, conflict
 from longgen.textfile import on_one_line
@@ -113,7 +113,8 @@ def generate(
 
     team = _ranks(loading, options)
     if team is None:
-        chosen(quiet=True)  # refuses here, before processes are started, which then say the notes
+        with unlogged():
+            chosen(quiet=True)  # refuses here, before processes are started, which then say the notes
         return _launch(loading["gpus"])
     jobs, settings = team.decide(lambda: chosen(options.quiet))
     if options.dry_run:

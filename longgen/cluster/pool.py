@@ -66,8 +66,7 @@ class Pool:
         try:
             about = self.ray.get(actor.about.remote(), timeout=START_S)
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
-            raise LonggenError(f"worker {number} did not start: {reason}", expected="longgen on every node of the cluster",
+            raise LonggenError(f"worker {number} did not start: {_reason(error)}", expected="longgen on every node of the cluster",
                                hint="look at ray status, and at the logs of Ray on that node") from None  # fmt: skip
         if about["longgen"] != __version__:
             raise UsageError(f"{about['host']} has longgen {about['longgen']}, and here it is {__version__}",
@@ -92,7 +91,10 @@ class Pool:
             member, task = running.pop(ready[0])
             try:
                 outcome = self.ray.get(ready[0])
-            except self.ray.exceptions.RayActorError:
+            except self.ray.exceptions.RayTaskError as error:  # what it made could not be sent; the worker itself goes on
+                outcome = Outcome(error=(f"{member} could not send this video: {_reason(error)}", "", "look at the logs of Ray", 1))
+                idle.append(member)
+            except self.ray.exceptions.RayError:  # of several kinds: died, ended by Ray for lack of memory, lost with its node
                 outcome = Outcome(
                     error=(f"{member} died while it made this video", "", "look at its memory, and at the logs of Ray", 1)
                 )
@@ -140,6 +142,11 @@ class Pool:
         outcome.files = {}
 
 
+def _reason(error: Exception) -> str:
+    """The last line of an error of Ray, whose others are a traceback."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+
+
 def _write(content: bytes, partial: Path) -> None:
     partial.write_bytes(content)
 
@@ -150,7 +157,7 @@ def pool(address: str, workers: int | None, spec: BackboneSpec, device: str, fol
 
     folder: of the videos. Raises MissingError without the library, UsageError and LonggenError.
     """
-    ray = _library()
+    ray = _library(local=address == LOCAL)
     threads = int(os.environ.get("OMP_NUM_THREADS") or spec.cpu_threads or 1)
     disk.make_folder(folder)
     mark, token = folder / f"{MARK}-{secrets.token_hex(4)}", secrets.token_hex(8)
@@ -181,7 +188,9 @@ def pool(address: str, workers: int | None, spec: BackboneSpec, device: str, fol
             ray.shutdown()
 
 
-def _library() -> Any:
+def _library(local: bool) -> Any:
+    if local:  # read when ray is imported: without it 127.0.0.1 becomes this machine's address, and ports open on all of them
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
@@ -195,7 +204,8 @@ def _library() -> Any:
 
 def _connect(ray: Any, address: str) -> None:
     local = address == LOCAL
-    where = {"_node_ip_address": "127.0.0.1", "include_dashboard": False} if local else {"address": address}
+    own = {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}  # "local": whatever RAY_ADDRESS names
+    where = own if local else {"address": address}
     try:
         ray.init(log_to_driver=False, configure_logging=False, **where)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Participative compression: in a rollout, the tokens of frames that leave the cache which recent queries ask for most stay in view.
+"""Participative compression: in a rollout, of frames that leave the cache the tokens most asked for stay in view.
 
 Paper: Deep Forcing, arXiv 2512.05081, code: GitHub Nizben/Spectral_C, ea9961a (causal_model.py).
 
@@ -24,8 +24,8 @@ Differs from the code, by which the published numbers were made: that, and times
 40 frames ago, which the paper's re-rotation is to prevent: that branch is in the code and never runs; and its sink stands 4 before.
 Where fewer than C n tokens are below `reuse`, others are chosen as well, where the code keeps fewer [derived].
 
-Where a prompt changes, what is chosen stays: `recache` runs the recent frames again and chooses nothing; `flush` is refused, as what
-it drops is among the chosen [derived].
+Where a prompt changes, what is chosen stays: `recache` runs the recent frames again and chooses nothing; `flush` is refused, as
+what it drops is among the chosen [derived].
 
 Neutral: while all of the video has M slots; then it is a window of M frames.
 """
@@ -74,7 +74,7 @@ class ParticipativeCompression(FrameTechnique):
         recent = self.recent or chunk + 1
         slots = self.sink + self.top + recent
         if recent <= chunk:
-            raise UsageError(f"participative-compression.recent = {recent} frames leave none before a chunk of {chunk} to choose by",
+            raise UsageError(f"participative-compression.recent = {recent} leave none before a chunk of {chunk} to choose by",
                              expected=f"{chunk + 1} or more", hint="leave it out for one frame")  # fmt: skip
         if window < slots:
             raise UsageError(f"participative-compression.frames = {window} slots are fewer than a sink of {self.sink}, {self.top} "
@@ -119,7 +119,9 @@ class ChosenTokens:
         keys, values, times = leaving[0], leaving[1], [*self.frames]
         counts = torch.zeros(keys.shape[:2], dtype=torch.uint8, device=keys.device)
         if held is not None:
-            keys, values, counts = (torch.cat([old.to(x.dtype), x], dim=1) for old, x in zip(held, (keys, values, counts), strict=True))
+            keys, values, counts = (
+                torch.cat([old.to(x.dtype), x], dim=1) for old, x in zip(held, (keys, values, counts), strict=True)
+            )
             times = [*range(times[0] - self.slots, times[0]), *times]
         asking = queries[:, : len(self.queries_of) * tokens].float()  # those of the chunk itself come after
         sought = in_time(asking, np.array(self.queries_of, dtype=np.float64)).sum(dim=1)

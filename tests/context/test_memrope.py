@@ -92,7 +92,8 @@ def test_adaptive_rates_are_those_of_the_equation() -> None:
     generator = torch.Generator().manual_seed(1)
     held = tuple(torch.randn(B, 2 * N, H, D, generator=generator) for _ in "kv")
     leaving = tuple(torch.randn(B, 3 * N, H, D, generator=generator) for _ in "kv")
-    plain, adaptive = (MovingAverages((7, 8, 9), (0.01, 0.1), True, flag).update(held, leaving, None, never) for flag in (False, True))  # type: ignore[arg-type]
+    memories = [MovingAverages((7, 8, 9), (0.01, 0.1), True, flag) for flag in (False, True)]
+    plain, adaptive = (memory.update(held, leaving, None, never) for memory in memories)  # type: ignore[arg-type]
     for b in range(B):
         mean = [x[b].view(3, N, H, D).mean(0) for x in leaving]
         motion = [sum((mean[0][j, h] - held[0][b, N + j, h]).norm() for h in range(H)) / H for j in range(N)]

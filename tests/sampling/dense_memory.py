@@ -1,4 +1,4 @@
-"""The caches of Rolling Sink, MemRoPE and participative compression by the authors' bookkeeping: lists of slots, shifted and overwritten chunk by chunk."""
+"""The caches of rolling-sink, memrope and participative-compression: lists of slots, shifted and overwritten chunk by chunk."""
 
 from __future__ import annotations
 

@@ -218,7 +218,8 @@ class Columns:
     """What the rows `own` attend to in one layer: sums of rows, by `weights` [columns, R], of their tokens or of the tokens' mean.
 
     times: of the columns as queries, the last of which are `own`; as keys they are `late` more. theta [C]: scaled frequencies.
-    bias [columns]: what is added to their logits. chosen [columns]: whether they hold chosen tokens; choice: made before they are seen.
+    bias [columns]: what is added to their logits. chosen [columns]: whether they hold chosen tokens. choice: made before these are
+    seen.
     """
 
     own: slice
@@ -293,7 +294,8 @@ class Chosen:
 
     def keys(self, times: np.ndarray, theta: np.ndarray) -> Tensor:
         """The chosen keys in frames [B, c, n, H, P] at `times` [c], at their own places in the frame."""
-        there = self.of(_SelfAttention._turned(self.k, self.rotary, np.zeros(self.k.shape[1]), theta)).unflatten(1, (len(times), -1))
+        in_space = _SelfAttention._turned(self.k, self.rotary, np.zeros(self.k.shape[1]), theta)
+        there = self.of(in_space).unflatten(1, (len(times), -1))
         turn = torch.ones(len(times), there.shape[-1], dtype=there.dtype)
         turn[:, : len(theta)] = torch.from_numpy(np.exp(1j * np.outer(times, theta)))
         return there * turn[:, None, None]
@@ -311,7 +313,8 @@ class Chosen:
         logits = torch.einsum("bihp,bjhp->bhij", queries, keys.conj()).real.sum((1, 2))
         self.indices, self.counts = indices[:, : choice.frames * tokens].clone(), counts[:, : choice.frames * tokens].clone()
         for b, row in enumerate(logits):
-            ranked = sorted(range(len(row)), key=lambda j: (bool(choice.reuse) and int(counts[b, j]) >= choice.reuse, -float(row[j])))
+            spent = (counts[b] >= choice.reuse).tolist() if choice.reuse else [False] * len(row)
+            ranked = sorted(range(len(row)), key=lambda j: (spent[j], -float(row[j])))
             best = sorted(ranked[: choice.frames * tokens])
             self.indices[b], self.counts[b] = indices[b, best], counts[b, best] + 1
 
@@ -361,7 +364,12 @@ def rollout(
     if guidance > 1:
         texts = [torch.cat([uncond["encoder_hidden_states"], text]) for text in texts]
     dense = Dense(backbone, stack, texts)
-    sinks = {"sink": ("frames", 3), "dummy-forcing": ("first", 1), "memrope": ("sink", 3), "participative-compression": ("sink", 10)}
+    sinks = {
+        "sink": ("frames", 3),
+        "dummy-forcing": ("first", 1),
+        "memrope": ("sink", 3),
+        "participative-compression": ("sink", 10),
+    }
     sink = max((table.get(*sinks[table["name"]]) for table in stack if table["name"] in sinks), default=0)
     memory = memory_of(stack, spec.native_lat, chunk)
     sink = memory.window - chunk if isinstance(memory, RollingSink) else sink

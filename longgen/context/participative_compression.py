@@ -15,6 +15,7 @@ heads; q_i, k_j a query and a key, rotated in space and time.
     a token that was chosen `reuse` times is not chosen again                                                [code]
 For chunks of 3, M = 21, s = 10, C = 2 and R = 4 it is every second chunk: at latent frames 21, 27, 33        [code].
 `frames` is M, the native length by default, `top` C, and `recent` R, a chunk and a frame by default: the 4 of the code.
+`sink` is s, 10 by default, or what M leaves where that is less [derived].
 
 The choice is by the clean queries of the R - c frames before the chunk [derived]. The authors add those of the chunk itself, as its
 first step has them: of noise, so that the same tokens could be chosen again neither on resume nor where a video goes on from
@@ -46,6 +47,7 @@ from longgen.technique import LONGEST, FrameTechnique
 if TYPE_CHECKING:
     from torch import Tensor
 
+SINK = 10
 MOST_REUSE = 255  # counts are bytes
 
 
@@ -60,24 +62,27 @@ class ParticipativeCompression(FrameTechnique):
     everywhere: ClassVar[bool] = True
 
     frames: int | None = Field(None, ge=1, le=LONGEST)
-    sink: int = Field(10, ge=0, le=LONGEST)
+    sink: int | None = Field(None, ge=0, le=LONGEST)
     top: int = Field(2, ge=1, le=LONGEST)
     recent: int | None = Field(None, ge=2, le=LONGEST)
     reuse: int = Field(7, ge=0, le=MOST_REUSE)
 
     def sink_lat(self, geometry: Geometry) -> int:
-        return self.sink
+        assert geometry.chunk_lat is not None  # only rollouts have a KV cache
+        left = (self.frames or geometry.native_lat) - self.top - (self.recent or geometry.chunk_lat + 1)
+        return max(0, min(SINK, left)) if self.sink is None else self.sink
 
     def apply(self, plan: FramePlan, geometry: Geometry) -> FramePlan:
         assert geometry.chunk_lat is not None  # only rollouts have a KV cache
         chunk, window = geometry.chunk_lat, self.frames or geometry.native_lat
         recent = self.recent or chunk + 1
-        slots = self.sink + self.top + recent
+        sink = self.sink_lat(geometry)
+        slots = sink + self.top + recent
         if recent <= chunk:
             raise UsageError(f"participative-compression.recent = {recent} leave none before a chunk of {chunk} to choose by",
                              expected=f"{chunk + 1} or more", hint="leave it out for one frame")  # fmt: skip
         if window < slots:
-            raise UsageError(f"participative-compression.frames = {window} slots are fewer than a sink of {self.sink}, {self.top} "
+            raise UsageError(f"participative-compression.frames = {window} slots are fewer than a sink of {sink}, {self.top} "
                              f"frames of chosen tokens and {recent} recent ones", expected=f"{slots} or more",
                              hint=f"--set participative-compression.frames={slots} or more, or a smaller sink")  # fmt: skip
         last, start = plan.frames_lat, plan.frames_lat - plan.shape[0]
@@ -85,13 +90,13 @@ class ParticipativeCompression(FrameTechnique):
             return plan
         period, first = 1 + (window - slots) // chunk, window + 1 + (last - window - 1) % chunk  # `first`: the end of a chunk
         phase = (last - first) // chunk % period
-        oldest, before = last - phase * chunk - recent, self.sink  # in view from now on, and until now
+        oldest, before = last - phase * chunk - recent, sink  # in view from now on, and until now
         leaving: tuple[int, ...] = ()
         if phase == 0:
-            before = self.sink if last == first else last - period * chunk - recent
+            before = sink if last == first else last - period * chunk - recent
             leaving = tuple(frame for frame in np.flatnonzero(plan.frames_shown).tolist() if before <= frame < oldest)
         memory = ChosenTokens(leaving, tuple(range(oldest, start)) if leaving else (), self.top, self.reuse, period)
-        sources: list[Source] = [*range(self.sink), *map(MemorySlot, range(self.top)), *range(oldest, last)]
+        sources: list[Source] = [*range(sink), *map(MemorySlot, range(self.top)), *range(oldest, last)]
         return plan.show(sources, np.arange(len(sources), dtype=np.float64), memory)
 
 

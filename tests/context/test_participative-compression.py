@@ -101,7 +101,7 @@ def test_the_cache_has_room_for_every_chunk_of_a_period() -> None:
 
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UsageError, match=rf"{NAME}\.frames = 12 slots are fewer than a sink of 10, 2 frames of chosen"):
-        made(60, frames=12)
+        made(60, frames=12, sink=10)
     with pytest.raises(UsageError, match=r"recent = 3 leave none before a chunk of 3 to choose by"):
         made(60, recent=3)
     with pytest.raises(UsageError, match="acts in all layers and steps"):

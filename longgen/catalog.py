@@ -30,7 +30,8 @@ SLOTS = {  # slot, a package of longgen -> technique -> module and class; those 
         "window": "window:Window", "dummy-forcing": "dummy_forcing:DummyForcing", "tsa": "tsa:Tsa",
         "keyframes": "keyframes:Keyframes", "lvsa": "lvsa:Lvsa", "freenoise": "freenoise:FreeNoise",
         "ultravico": "ultravico:UltraViCo", "sink": "sink:Sink", "anchor": "anchor:Anchor",
-        "rolling-sink": "rolling_sink:RollingSink", "memrope": "memrope:MemRope", "bias": "bias:Bias",
+        "rolling-sink": "rolling_sink:RollingSink", "memrope": "memrope:MemRope",
+        "participative-compression": "participative_compression:ParticipativeCompression", "bias": "bias:Bias",
     },
     "fusion": {
         "freelong": "freelong:FreeLong", "freelongpp": "freelongpp:FreeLongPlusPlus", "freepca": "freepca:FreePca",

@@ -321,17 +321,19 @@ class Plan:
     @cached_property
     def _chunk_plans(self) -> list[list[FramePlan]]:
         """The frame plans of the chunks of a rollout that need most of a cache: of the last, and where it has sources also of the
-        first that has, and of the one before it.
+        first that has, of the one before it, and of the rest of a memory's period.
         """
         last = _frame_plans(self.programs, self.table, self.rounds_lat, self.call_geometry.frames_lat)
         if all(plan.sources is None for plan in last):
             return [last]
-        by_chunk = list[list[FramePlan]]()
+        period = max((plan.memory.period for plan in last if plan.memory is not None), default=1)
+        by_chunk, rest = list[list[FramePlan]](), period
         for start, count in self.chunks:
             by_chunk.append(_frame_plans(*self.programs_for_chunk(start + count, count), start + count, count))
-            if any(plan.sources is not None for plan in by_chunk[-1]):
+            rest -= any(plan.sources is not None for plan in by_chunk[-1])
+            if not rest:
                 break
-        return [*by_chunk[-2:], last]
+        return [*by_chunk[-1 - period :], last]
 
     @property
     def sink_lat(self) -> int:

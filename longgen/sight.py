@@ -60,6 +60,8 @@ def slot_lines(plan: FramePlan, pass_: Pass) -> list[str]:
         lines.append(f"frames {count_label(plan.kept, plan.frames_lat)} stay in the cache for later chunks")
     if memory is not None and memory.frames:
         lines.append(f"frames {count_label(memory.frames, plan.frames_lat)} leave the cache and go into the memory")
+    if memory is not None and memory.period > 1:
+        lines.append(f"frames leave for the memory with every {memory.period} chunks")
     return lines
 
 

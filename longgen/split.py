@@ -84,6 +84,10 @@ def _check_heads(plan: Plan, shares: int) -> None:
         fits = [str(count) for count in range(2, spec.heads + 1) if spec.heads % count == 0]
         raise UsageError(f"{spec.name} has {spec.heads} heads, which {shares} ranks cannot share evenly",
                          expected=f"{', '.join(fits[:6])} ranks", hint="choose such a number")  # fmt: skip
+    if plan.memory is not None and plan.memory.over_heads:
+        raise UsageError(f"{plan.preset.name} cannot be split between {shares} ranks: what its cache remembers is chosen over all "
+                         "heads, of which each has some", expected="a rollout whose heads are on their own",
+                         hint="leave --gpus out")  # fmt: skip
     frame = math.prod(plan.call_grid[1:])
     frames = {count for _, count in plan.chunks} if plan.chunk_lat is not None else {plan.call_geometry.frames_lat}
     if uneven := [count for count in sorted(frames) if count * frame % shares]:

@@ -80,6 +80,7 @@ def video(path: Path, count: int = 60, size: tuple[int, int] = SIZE, fps: float 
 PARTS: dict[str, Stack] = {  # in memory every setting: tests/sampling/test_rollout_given.py
     "ans, renoise, sink": (WINDOW, SINK, ANS | {"renoise": True}), "ans, flex": (WINDOW, SINK, FLEX, ANS),
     "chunk 4": (WINDOW, {"name": "rollout", "chunk": 4}), "frame by frame": ({"name": "rollout", "chunk": 1},),
+    "chosen tokens": ({"name": "participative-compression", "frames": 8, "sink": 2, "top": 1},),
 }  # fmt: skip
 
 

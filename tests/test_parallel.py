@@ -50,7 +50,7 @@ def apart(model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPath
 def test_every_preset_is_equal_on_two_ranks(apart: dict[str, tuple[float, float]]) -> None:
     assert {name: far for name, (far, most) in apart.items() if not far <= 1e-6 * max(1.0, most)} == {}
     ran = {name.split()[1] for name in apart}
-    assert {*STACKS} - ran == {"svi"}, "which needs latents in channels beside the noise"
+    assert {*STACKS} - ran == {"svi", "deep-forcing-pc"}, "one needs latents beside the noise, one chooses over all heads"
     assert sum(" of two prompts" in name for name in apart) == 4
 
 

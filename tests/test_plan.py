@@ -441,6 +441,7 @@ def test_the_command_line_plans_every_rollout(name: str, backbone: str) -> None:
 
 FRAMES_SEEN = {  # M in all, as the papers and their code say it, and the largest relative time at 126 latent frames
     "self-forcing": (21, 20), "flex": (21, 125), "longlive": (12, 125), "flex-longlive": (12, 125), "deep-forcing": (21, 23),
+    "deep-forcing-pc": (21, 15),
     "infinity-rope": (6, 5), "dummy-forcing": (7, 125), "rolling-sink": (21, 20), "memrope": (12, 11), "krea": (6, 5),
     "longlive-2": (32, 125),
 }  # fmt: skip

@@ -31,7 +31,7 @@ from longgen.attention.score_blocks import SignFactors
 from longgen.attention.sequential import attend_scaled, frames_of
 from longgen.device_tables import on_device
 from longgen.frameplan import FramePlan, full_attention
-from longgen.memory import KeysValues, Memory, MemorySlot
+from longgen.memory import Held, Memory, MemorySlot
 from longgen.program import Program
 
 Attend = Callable[..., Tensor]  # q [B, c n, H, D], k and v [B, *, H, D], and a mask for plans with logit columns -> [B, c n, H, D]
@@ -91,7 +91,7 @@ class LayerCache:
     """The slots of one layer's heads, or of a group of them, [B, F n, H, D] each: keys before rotary embedding, and values. By key
     column, for `view`: keys rotated, and values, which are those of the slots unless columns are gathered.
 
-    queries: of the slots, before rotary embedding, where a memory reads them. memory: keys and values of its slots. updated:
+    queries: of the slots, before rotary embedding, where a memory reads them. memory: what it holds of its slots. updated:
     whether it has taken in what leaves with this chunk.
     """
 
@@ -100,7 +100,7 @@ class LayerCache:
     values: Tensor
     column_values: Tensor
     queries: Tensor | None = None
-    memory: KeysValues | None = None
+    memory: Held | None = None
     updated: bool = False
     view: ChunkView | None = None
 
@@ -231,7 +231,7 @@ class KVCache:
         own, start = slice(len(self.frames) * tokens, (len(self.frames) + self.newest) * tokens), len(view.held) * tokens
         newest = slice(start, start + self.newest * tokens)
         if self._memory is not None and not cache.updated:
-            self._update(cache, self._memory, q, frame)
+            self._update(cache, self._memory, q, frame, view.scale)
         if cache.view is not view and start:
             past = self._gather(cache, view, tokens) if self.columns else cache.keys[:, :start]
             cache.rotated_keys[:, :start] = self.rotary.rotate(past, (cos[:start], sin[:start]))
@@ -286,8 +286,9 @@ class KVCache:
                 cos[of_column], sin[of_column] = self.rotary.frame_tables_at(still, times[column : column + 1], view.scale)
         return cos, sin
 
-    def _update(self, cache: LayerCache, memory: Memory, q: Tensor, frame: Tables) -> None:
-        """Has the memory of a layer take in the frames that leave. q: of the newest frames. frame: stock tables of one."""
+    def _update(self, cache: LayerCache, memory: Memory, q: Tensor, frame: Tables, scale: np.ndarray | None) -> None:
+        """Has the memory of a layer take in the frames that leave. q: of the newest frames. frame: stock tables of one. scale: on
+        temporal frequencies."""
         cache.updated = True
         if not memory.frames:
             return
@@ -299,7 +300,9 @@ class KVCache:
         if memory.rotated_in_space:
             keys = self._in_space(keys, frame)
             queries = None if queries is None else self._in_space(queries, frame)
-        cache.memory = memory.update(cache.memory, (keys, values), queries)
+        still = torch.ones_like(frame[0]), torch.zeros_like(frame[1])
+        in_time = lambda x, times: self.rotary.rotate(x, self.rotary.frame_tables_at(still, times, scale))  # noqa: E731
+        cache.memory = memory.update(cache.memory, (keys, values), queries, in_time)
 
     def _in_space(self, x: Tensor, frame: Tables) -> Tensor:
         """Keys or queries of whole frames rotated by their tokens' places, as at time 0."""
@@ -318,6 +321,6 @@ class KVCache:
             if isinstance(source, MemorySlot):
                 assert cache.memory is not None
                 of_slot = slice(source.index * tokens, (source.index + 1) * tokens)
-                keys[:, column], values[:, column] = (x[:, of_slot] for x in cache.memory)
+                keys[:, column], values[:, column] = (x[:, of_slot] for x in cache.memory[:2])
         cache.column_values[:, : len(slots) * tokens] = values.flatten(1, 2)
         return keys.flatten(1, 2)

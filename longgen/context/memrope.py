@@ -36,7 +36,7 @@ from pydantic import Field, model_validator
 
 from longgen.errors import UsageError
 from longgen.frameplan import FramePlan, Geometry
-from longgen.memory import KeysValues, MemorySlot, Source
+from longgen.memory import Held, InTime, KeysValues, MemorySlot, Source
 from longgen.technique import LONGEST, FrameTechnique, Share
 
 if TYPE_CHECKING:
@@ -105,12 +105,17 @@ class MovingAverages:
     slots: ClassVar[int] = SLOTS
     queries_of: ClassVar[None] = None
     rotated_in_space: ClassVar[bool] = False
+    period: ClassVar[int] = 1
+
+    @property
+    def over_heads(self) -> bool:
+        return self.adaptive
 
     def phrase(self, slot: int) -> str:
         rate = f"about {self.rates[slot]:g}" if self.adaptive and slot == 1 else f"{self.rates[slot]:g}"
         return f"{('long', 'short')[slot]} average of the frames that left, by {rate} a chunk"
 
-    def update(self, held: KeysValues | None, leaving: KeysValues, queries: Tensor | None) -> KeysValues:
+    def update(self, held: Held | None, leaving: KeysValues, queries: Tensor | None, in_time: InTime) -> Held:
         import torch  # lazy: plans need no torch
 
         means = [self._mean(x) for x in leaving]

@@ -20,7 +20,7 @@ from longgen.attention.kvcache import KVCache, chunk_view
 from longgen.attention.rotary import Rotary, Tables
 from longgen.backbones.causal_wan import SELF_FORCING
 from longgen.frameplan import PAIR_COLUMNS, FramePlan, Pass, full_attention
-from longgen.memory import KeysValues, MemorySlot
+from longgen.memory import Held, InTime, KeysValues, MemorySlot
 from longgen.plan import Plan
 from longgen.program import Program
 from tests.attention.dense import dense
@@ -183,11 +183,13 @@ class Sum:
     rotated_in_space: bool = False
     asked: list[Tensor] = field(default_factory=list, compare=False)
     slots: ClassVar[int] = 2
+    period: ClassVar[int] = 1
+    over_heads: ClassVar[bool] = False
 
     def phrase(self, slot: int) -> str:
         return "sum"
 
-    def update(self, held: KeysValues | None, leaving: KeysValues, queries: Tensor | None) -> KeysValues:
+    def update(self, held: Held | None, leaving: KeysValues, queries: Tensor | None, in_time: InTime) -> Held:
         self.asked.extend([] if queries is None else [queries])
         sums = [x.unflatten(1, (len(self.frames), -1)).sum(1) for x in leaving]
         sums = sums if held is None else [x + old[:, :N] for x, old in zip(sums, held, strict=True)]
@@ -204,11 +206,13 @@ class Backwards:
     queries_of: tuple[int, ...] | None = (7,)
     asked: list[Tensor] = field(default_factory=list, compare=False)
     slots: ClassVar[int] = 1
+    period: ClassVar[int] = 1
+    over_heads: ClassVar[bool] = False
 
     def phrase(self, slot: int) -> str:
         return "frame backwards"
 
-    def update(self, held: KeysValues | None, leaving: KeysValues, queries: Tensor | None) -> KeysValues:
+    def update(self, held: Held | None, leaving: KeysValues, queries: Tensor | None, in_time: InTime) -> Held:
         assert queries is not None
         self.asked.append(queries)
         return leaving[0].flip(1), leaving[1].flip(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,6 +19,10 @@ from longgen.plan import Plan
 
 B, N, H, D = 2, 5, 3, 4
 LONG, SHORT = MemorySlot(0), MemorySlot(1)
+
+
+def never(x: Tensor, times: np.ndarray) -> Tensor:
+    raise AssertionError("averages are of keys before they are rotated")
 
 
 def made(frames_lat: int, *others: dict[str, Any], **parameters: Any) -> Plan:
@@ -72,7 +77,7 @@ def test_the_averages_are_those_of_the_equations(per_token: bool, dtype: torch.d
     for count in (2, 3, 3, 3, 1):
         frames = tuple([torch.randn(B, N, H, D, generator=generator).to(dtype) for _ in range(count)] for _ in both)
         memory = MovingAverages(tuple(range(count)), (0.01, 0.1), per_token, False)
-        held = memory.update(held, tuple(torch.cat(each, dim=1) for each in frames), None)  # type: ignore[arg-type]
+        held = memory.update(held, tuple(torch.cat(each, dim=1) for each in frames), None, never)  # type: ignore[arg-type]
         for history, each in zip(both, frames, strict=True):
             history.append([frame.float() for frame in each])
     assert held is not None
@@ -87,7 +92,8 @@ def test_adaptive_rates_are_those_of_the_equation() -> None:
     generator = torch.Generator().manual_seed(1)
     held = tuple(torch.randn(B, 2 * N, H, D, generator=generator) for _ in "kv")
     leaving = tuple(torch.randn(B, 3 * N, H, D, generator=generator) for _ in "kv")
-    plain, adaptive = (MovingAverages((7, 8, 9), (0.01, 0.1), True, flag).update(held, leaving, None) for flag in (False, True))  # type: ignore[arg-type]
+    memories = [MovingAverages((7, 8, 9), (0.01, 0.1), True, flag) for flag in (False, True)]
+    plain, adaptive = (memory.update(held, leaving, None, never) for memory in memories)  # type: ignore[arg-type]
     for b in range(B):
         mean = [x[b].view(3, N, H, D).mean(0) for x in leaving]
         motion = [sum((mean[0][j, h] - held[0][b, N + j, h]).norm() for h in range(H)) / H for j in range(N)]

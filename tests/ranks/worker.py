@@ -91,7 +91,8 @@ def cases(folder: Path, size: int) -> Iterator[tuple[str, Any, Any, Plan]]:
             made = planner.build(preset.load(stack, (), preset.Sample(frames=93, steps=2)), split.spec)
         except UsageError:
             continue
-        yield f"causal {stack}", alone, split, made
+        if made.memory is None or not made.memory.over_heads:  # refused on several ranks
+            yield f"causal {stack}", alone, split, made
 
 
 def sampled(backbone: Any, made: Plan) -> torch.Tensor:

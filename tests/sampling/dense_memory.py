@@ -1,11 +1,13 @@
-"""The caches of Rolling Sink and MemRoPE by the authors' bookkeeping: lists of slots, shifted and overwritten chunk by chunk."""
+"""The caches of rolling-sink, memrope and participative-compression: lists of slots, shifted and overwritten chunk by chunk."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 Shown = int | str  # in a slot: a frame, or one of the means by its name
 Seen = list[tuple[Shown, float]]  # what each slot holds, and its place
+TOP = "top"  # a slot of chosen tokens
 Means = dict[Shown, dict[int, float]]  # by its name, a mean's weights of rows
 
 
@@ -69,11 +71,52 @@ class MemRope:
         self.slots += own
 
 
-def memory_of(stack: list[dict[str, Any]], native: int, chunk: int) -> RollingSink | MemRope | None:
+@dataclass(frozen=True)
+class Choice:
+    """Which tokens stay: of those chosen before and of `leaving`, the most that `asking` look at. Frames with their rows."""
+
+    leaving: dict[int, int]
+    asking: dict[int, int]
+    frames: int
+    reuse: int
+
+
+class Compression:
+    """Slots stand at 0, 1, 2, ... once tokens were chosen; `TOP` is a slot of these."""
+
+    means: ClassVar[Means] = {}
+
+    def __init__(self, window: int, sink: int, top: int, recent: int, reuse: int) -> None:
+        self.window, self.sink, self.top, self.recent, self.reuse = window, sink, top, recent, reuse
+        self.slots: list[Shown] = []
+        self.choice: Choice | None = None
+
+    def open(self, own: list[int], rows: dict[int, int]) -> Seen:
+        self.choice = None
+        if len(self.slots) + len(own) > self.window:
+            frames = [slot for slot in self.slots[self.sink :] if isinstance(slot, int)]
+            stay = frames[len(frames) - (self.recent - len(own)) :]
+            leaving = {frame: rows[frame] for frame in frames if frame not in stay}
+            self.choice = Choice(leaving, {frame: rows[frame] for frame in stay}, self.top, self.reuse)
+            self.slots = [*self.slots[: self.sink], *[TOP] * self.top, *stay]
+        return [(slot, float(place)) for place, slot in enumerate([*self.slots, *own])]
+
+    def again(self, own: list[int]) -> Seen:
+        self.choice = None
+        return [(slot, float(place)) for place, slot in enumerate([*(slot for slot in self.slots if slot not in own), *own])]
+
+    def close(self, own: list[int]) -> None:
+        self.slots += own
+
+
+def memory_of(stack: list[dict[str, Any]], native: int, chunk: int) -> RollingSink | MemRope | Compression | None:
     for table in stack:
         if table["name"] == "rolling-sink":
             return RollingSink(table.get("frames", native), chunk)
         if table["name"] == "memrope":
             rates: dict[Shown, float] = {"long": table.get("long", 0.01), "short": table.get("short", 0.1)}
             return MemRope(table.get("frames", min(12, native)), table.get("sink", 3), rates)
+        if table["name"] == "participative-compression":
+            sizes = table.get("sink", 10), table.get("top", 2), table.get("recent", chunk + 1)
+            return Compression(table.get("frames", native), *sizes, table.get("reuse", 7))
     return None

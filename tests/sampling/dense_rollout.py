@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.sampling.dense_memory import Means, RollingSink, Seen, Shown, memory_of
+from tests.sampling.dense_memory import TOP, Choice, Compression, Means, RollingSink, Seen, Shown, memory_of
 
 Stack = list[dict[str, Any]]  # [[technique]] tables of a preset
 
@@ -49,7 +49,8 @@ class Sight:
 class Group:
     """Rows that are run together: their frames, the rows of the past that there are, by frame, the latents, the text, the steps.
 
-    since: how many chunks ago the prompt changed. cut: the time that a cut moves them to. seen, means: what a memory holds.
+    since: how many chunks ago the prompt changed. cut: the time that a cut moves them to. seen, means: what a memory holds. choice:
+    of tokens that stay, made with these rows.
     """
 
     frames: list[int]
@@ -61,6 +62,7 @@ class Group:
     cut: int | None = None
     seen: Seen | None = None
     means: Means = field(default_factory=dict)
+    choice: Choice | None = None
     first: int = 0  # row
 
 
@@ -139,12 +141,14 @@ class Dense:
             row_of = group.past | {frame: group.first + index for index, frame in enumerate(group.frames)}
             weights = torch.zeros(len(sight.frames), rows, dtype=torch.float64)
             for column, shown in zip(weights, sight.frames, strict=True):
-                for row, weight in group.means[shown].items() if shown in group.means else ((row_of[shown], 1.0),):  # type: ignore[index]
+                known = {} if shown == TOP else {row_of[shown]: 1.0} if isinstance(shown, int) else group.means[shown]
+                for row, weight in known.items():
                     column[row] = weight
-            of_mean = [isinstance(shown, str) and not self.per_token for shown in sight.frames]
+            of_mean = [isinstance(shown, str) and shown != TOP and not self.per_token for shown in sight.frames]
             own, heads = slice(group.first, group.first + len(group.frames)), slice(head, head + 1) if self.by_head else slice(None)
             columns[layer].append(Columns(own, weights, of_mean, np.array(sight.places), sight.late, self.theta * sight.factors,
-                                          sight.logit_scale, torch.tensor(sight.bias, dtype=torch.float64), heads))  # fmt: skip
+                                          sight.logit_scale, torch.tensor(sight.bias, dtype=torch.float64), heads,
+                                          [shown == TOP for shown in sight.frames], group.choice))  # fmt: skip
         text_of = np.array([group.text for group in groups for _ in group.frames])
         x = torch.cat([group.latents for group in groups], dim=2).expand(len(self.texts[0]), -1, -1, -1, -1)
         times = torch.full((len(x), rows), context_noise)
@@ -214,7 +218,8 @@ class Columns:
     """What the rows `own` attend to in one layer: sums of rows, by `weights` [columns, R], of their tokens or of the tokens' mean.
 
     times: of the columns as queries, the last of which are `own`; as keys they are `late` more. theta [C]: scaled frequencies.
-    bias [columns]: what is added to their logits.
+    bias [columns]: what is added to their logits. chosen [columns]: whether they hold chosen tokens. choice: made before these are
+    seen.
     """
 
     own: slice
@@ -226,6 +231,8 @@ class Columns:
     logit_scale: float
     bias: Tensor
     heads: slice
+    chosen: list[bool]
+    choice: Choice | None
 
 
 class _SelfAttention:
@@ -238,6 +245,7 @@ class _SelfAttention:
         q, k, v = attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(x)), attn.to_v(x)
         q, k, v = (part.double().unflatten(2, (attn.heads, -1)).unflatten(1, (self.rows, -1)) for part in (q, k, v))
         outputs, kept = torch.empty_like(q), torch.zeros(len(q), attn.heads, *(2 * (self.rows * q.shape[2] * bool(self.keep),)))
+        choice = Chosen(q, k, rotary)
         for columns in self.groups:
             keys, values = (torch.einsum("cr,brnhd->bcnhd", columns.weights, part[..., columns.heads, :]) for part in (k, v))
             for part in (keys, values):
@@ -245,6 +253,12 @@ class _SelfAttention:
             own = q[:, columns.own, :, columns.heads]
             own = self._turned(own, rotary, columns.times[-own.shape[1] :], columns.theta)
             keys = self._turned(keys, rotary, columns.times + columns.late, columns.theta)
+            if columns.choice is not None:
+                choice.make(columns.choice, columns.theta)
+            if any(columns.chosen):
+                times = columns.times[columns.chosen] + columns.late
+                keys[:, columns.chosen] = choice.keys(times, columns.theta)
+                values[:, columns.chosen] = choice.of(v).unflatten(1, (len(times), -1))
             logits = torch.einsum("binhp,bjmhp->bhinjm", own, keys.conj()).real * columns.logit_scale / v.shape[-1] ** 0.5
             weights = (logits + columns.bias[:, None]).flatten(4).softmax(-1).flatten(2, 3)
             part = torch.einsum("bhqk,bkhd->bqhd", weights, values.flatten(1, 2))
@@ -265,6 +279,44 @@ class _SelfAttention:
         turn = torch.complex(cos, sin).expand(len(times), -1, -1).clone()
         turn[..., :count] = torch.from_numpy(np.exp(1j * np.outer(times, theta)))[:, None]
         return torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * turn[:, :, None]
+
+
+class Chosen:
+    """Which tokens a layer has chosen, as indices [B, K] among those of all rows, and how often each."""
+
+    def __init__(self, q: Tensor, k: Tensor, rotary: tuple[Tensor, Tensor]) -> None:
+        self.q, self.k, self.rotary = q, k, rotary
+        self.indices, self.counts = (torch.zeros(len(k), 0, dtype=torch.int64) for _ in "ic")
+
+    def of(self, x: Tensor) -> Tensor:
+        """[B, K, H, *] of x [B, R, n, H, *]."""
+        return torch.stack([one[indices] for one, indices in zip(x.flatten(1, 2), self.indices, strict=True)])
+
+    def keys(self, times: np.ndarray, theta: np.ndarray) -> Tensor:
+        """The chosen keys in frames [B, c, n, H, P] at `times` [c], at their own places in the frame."""
+        in_space = _SelfAttention._turned(self.k, self.rotary, np.zeros(self.k.shape[1]), theta)
+        there = self.of(in_space).unflatten(1, (len(times), -1))
+        turn = torch.ones(len(times), there.shape[-1], dtype=there.dtype)
+        turn[:, : len(theta)] = torch.from_numpy(np.exp(1j * np.outer(times, theta)))
+        return there * turn[:, None, None]
+
+    def make(self, choice: Choice, theta: np.ndarray) -> None:
+        """Token by token of those that there are, the sum of what all heads of all queries make of its key."""
+        tokens, first = self.k.shape[2], min(choice.leaving)
+        asking, leaving = [*choice.asking.values()], [*choice.leaving.values()]
+        queries = _SelfAttention._turned(self.q[:, asking], self.rotary, np.array([*choice.asking]), theta).flatten(1, 2)
+        keys = _SelfAttention._turned(self.k[:, leaving], self.rotary, np.array([*choice.leaving]), theta).flatten(1, 2)
+        new = torch.tensor([row * tokens + token for row in leaving for token in range(tokens)]).expand(len(keys), -1)
+        if self.indices.shape[1]:
+            keys = torch.cat([self.keys(np.arange(first - choice.frames, first), theta).flatten(1, 2), keys], dim=1)
+        indices, counts = torch.cat([self.indices, new], dim=1), torch.cat([self.counts, torch.zeros_like(new)], dim=1)
+        logits = torch.einsum("bihp,bjhp->bhij", queries, keys.conj()).real.sum((1, 2))
+        self.indices, self.counts = indices[:, : choice.frames * tokens].clone(), counts[:, : choice.frames * tokens].clone()
+        for b, row in enumerate(logits):
+            spent = (counts[b] >= choice.reuse).tolist() if choice.reuse else [False] * len(row)
+            ranked = sorted(range(len(row)), key=lambda j: (spent[j], -float(row[j])))
+            best = sorted(ranked[: choice.frames * tokens])
+            self.indices[b], self.counts[b] = indices[b, best], counts[b, best] + 1
 
 
 class _Text:
@@ -312,7 +364,12 @@ def rollout(
     if guidance > 1:
         texts = [torch.cat([uncond["encoder_hidden_states"], text]) for text in texts]
     dense = Dense(backbone, stack, texts)
-    sinks = {"sink": ("frames", 3), "dummy-forcing": ("first", 1), "memrope": ("sink", 3)}
+    sinks = {
+        "sink": ("frames", 3),
+        "dummy-forcing": ("first", 1),
+        "memrope": ("sink", 3),
+        "participative-compression": ("sink", 10),
+    }
     sink = max((table.get(*sinks[table["name"]]) for table in stack if table["name"] in sinks), default=0)
     memory = memory_of(stack, spec.native_lat, chunk)
     sink = memory.window - chunk if isinstance(memory, RollingSink) else sink
@@ -324,7 +381,8 @@ def rollout(
         if memory is None:
             return Group(frames, past, latents, text, steps, *fate)
         seen = memory.open(frames, past)
-        return Group(frames, past, latents, text, steps, *fate, seen, memory.means)
+        choice = memory.choice if isinstance(memory, Compression) else None
+        return Group(frames, past, latents, text, steps, *fate, seen, memory.means, choice)
 
     def keep(group: Group) -> dict[int, int]:
         if memory is not None:

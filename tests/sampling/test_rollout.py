@@ -359,6 +359,7 @@ RESUMED: dict[str, tuple[Stack, PromptSchedule | None]] = {
     "ans": ([WINDOW, ANS], None),
     "ans, renoise": ([WINDOW, ANS | {"renoise": True}], None),
     "rolling-sink, recache": ([{"name": "rolling-sink", "frames": 8}], cut(1.5, 3)),
+    "chosen tokens": ([{"name": "participative-compression", "frames": 7, "sink": 1, "top": 1}], cut(1.5, 3)),
     "memrope, recache": ([{"name": "memrope"}], cut(1.5, 3)),
     "ans, renoise, more steps first": ([WINDOW, ANS | {"renoise": True}, {"name": "rollout", "first_steps": 4}], None),
     "recache": ([WINDOW, SINK, REBASE, ANS], cut(1.5, 3)),

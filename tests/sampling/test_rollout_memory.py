@@ -17,6 +17,7 @@ from tests.sampling.test_rollout_given import frames, of_run, sampled
 ROLLING, MEMROPE = {"name": "rolling-sink"}, {"name": "memrope"}
 STACKS: dict[str, Stack] = {
     "rolling-sink": [ROLLING | {"frames": 8}],
+    "chosen tokens": [{"name": "participative-compression", "frames": 14, "sink": 2, "reuse": 3}],
     "memrope": [MEMROPE | {"frames": 10, "per_token": True, "sink": 2}, FLEX],
 }
 BIAS = {"name": "bias", "factor": 0.05}
@@ -101,10 +102,10 @@ def test_memory_is_constant_over_400_chunks(causal: Any, name: str) -> None:
             assert cache.attend(0, 0, lambda q, k, v: q + k.mean() + v.mean(), stock, q, k, v).isfinite().all()
         cache.close(start)
         (layer,) = cache.layers.values()
-        held = layer.keys, layer.values, layer.rotated_keys, layer.column_values
+        held = *layer.stored, layer.rotated_keys, layer.column_values
         buffers.add(tuple(x.data_ptr() for x in held))
         if index > 10:
-            sizes.add(sum(x.nbytes for x in (*held, *(layer.memory or ()))))
+            sizes.add(sum(x.nbytes for x in (*held, *(layer.memory or ())[:2])))
     text = 2 * 2 * spec.text_tokens * spec.width * 4
     assert len(plan.chunks) == 400
     assert most == plan.slots_lat

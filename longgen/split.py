@@ -122,10 +122,12 @@ def _share(plan: Plan, split: Split) -> float:
     if split.how == "whole":
         return halves
     if split.how == "clips":
-        anchors = _anchors(plan)
-        made = [{*range(rank, len(anchors), split.shares)} for rank in range(split.shares)]
-        lent = [own | {anchors[clip] for clip in own if _anchored(plan)} for own in made]  # a rank makes the anchors of its own
-        return max(map(len, lent)) / len(anchors)
+        shares = []
+        for anchors in _layouts(plan):
+            made = [{*range(rank, len(anchors), split.shares)} for rank in range(split.shares)]
+            lent = [own | {anchors[clip] for clip in own if _anchored(plan)} for own in made]  # a rank makes the anchors of its own
+            shares.append(max(map(len, lent)) / len(anchors))
+        return sum(shares) / len(shares)
     grid, keys = plan.call_grid, None
     whole = shared = 0.0
     counts = [int((plan.table == index).sum()) for index in range(len(plan.programs))]
@@ -137,10 +139,11 @@ def _share(plan: Plan, split: Split) -> float:
     return halves * shared / whole
 
 
-def _anchors(plan: Plan) -> tuple[int, ...]:
-    """The anchor of each clip, in the middle of the schedule."""
+def _layouts(plan: Plan) -> list[tuple[int, ...]]:
+    """The anchor of each clip, for each place that clips can be at, in the middle of the schedule."""
     assert isinstance(plan.sampling, MultiDiffusion)
-    return plan.sampling.clips(plan.frames_lat, plan.call_geometry.frames_lat, 500.0, 0).anchors
+    length = plan.call_geometry.frames_lat
+    return [plan.sampling.clips(plan.frames_lat, length, 500.0, shift).anchors for shift in range(plan.sampling.shifts(length))]
 
 
 def _anchored(plan: Plan) -> bool:
@@ -162,7 +165,9 @@ def _sent(plan: Plan, split: Split, size: int) -> int:
     tokens, branches = math.prod(grid), 2 if plan.guided else 1
     latents = tokens * math.prod(spec.patch) * spec.latent_channels * size
     if split.how == "clips":
-        return math.ceil(len(_anchors(plan)) / split.shares) * branches * latents * (split.shares - 1)
+        layouts = _layouts(plan)
+        clips = sum(math.ceil(len(anchors) / split.shares) for anchors in layouts) / len(layouts)
+        return round(clips * branches * latents * (split.shares - 1))
     total = float(latents) if split.guidance else 0.0
     if split.how == "heads":
         p = split.shares

@@ -116,13 +116,13 @@ class CausalWan(Wan):
         """Within the context, the transformer sees its frames through the cache; afterwards it is as it was."""
         rotary = self.rotary()
         assert rotary is not None
+        foreign_hooks.check_model(self.pipe, self.transformers)
         transformer = self.pipe.transformer
         split = Ulysses.of(transformer._parallel_config)
         heads = None if plan.head_groups is None else HeadGroups(*plan.head_groups, split)
         cache = KVCache(rotary, plan.slots_lat, plan.columns_lat, plan.keeps_queries, heads)
         self_attention, cross_attention = self.layers(transformer), self.text_layers(transformer)
         stocks = [(layer, layer.processor) for layer in (*self_attention, *cross_attention)]
-        foreign_hooks.check_model(self.pipe, self.transformers)
         foreign_hooks.check_processors([processor for _, processor in stocks], self.stock)
         try:
             for index, layer in enumerate(self_attention):

@@ -70,7 +70,7 @@ def test_a_process_alone_is_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert ranks.from_environment() == ranks.Ranks(1, 4, 0)
     monkeypatch.setenv("WORLD_SIZE", "four")
-    with pytest.raises(UsageError, match="whole numbers, as torchrun sets them"):
+    with pytest.raises(UsageError, match="whole numbers from 0 on, as torchrun sets them"):
         ranks.from_environment()
 
 

@@ -45,6 +45,11 @@ from longgen.technique import Step
 AllHeads = Callable[[Tensor], Tensor]
 
 
+def _same(x: Tensor) -> Tensor:
+    """One process has all heads."""
+    return x
+
+
 def run(
     program: Program, ctx: AttentionContext, q: Tensor, k: Tensor, v: Tensor, step: Step, all_heads: AllHeads | None = None
 ) -> Tensor:
@@ -61,7 +66,7 @@ def run(
         (plan,) = program.branches.values()
         return run_plan(plan, LayerInputs(ctx, q, k, v)).flatten(2)
     inputs = LayerInputs(SharedRotation(ctx, q, k), q, k, v)
-    return program.fusion.fuse(Branches(program, inputs, all_heads or (lambda x: x)), step, ctx.grid)
+    return program.fusion.fuse(Branches(program, inputs, all_heads or _same), step, ctx.grid)
 
 
 class SharedRotation:
@@ -88,7 +93,7 @@ class Branches:
 
     program: Program
     inputs: LayerInputs
-    all_heads: AllHeads
+    all_heads: AllHeads = _same
 
     def __call__(self, branch: str) -> Tensor:
         return self.all_heads(run_plan(self.program.branches[branch], self.inputs).flatten(2))

@@ -229,11 +229,20 @@ def refusal(done: Result) -> str:
         return f"defect: {done.exception!r} {done.stderr[-300:]}"
     if done.exit_code not in (1, 2, 3):
         return f"exit code {done.exit_code}"
-    if done.stdout:
+    if done.stdout and not _is_error(done.stdout, done.exit_code):
         return "a result besides an error"
     if ("expected: " not in done.stderr and "Usage:" not in done.stderr) or len(done.stderr) > 10_000:
         return f"no message of three facts: {done.stderr[:300]}"
     return ""
+
+
+def _is_error(stdout: str, exit_code: int) -> bool:
+    """Whether `stdout` is the object of an error, of `--json`, with the command's exit code."""
+    try:
+        told = json.loads(stdout)
+    except ValueError:
+        return False
+    return isinstance(told, dict) and {*told} == {"error", "exit_code"} and told["exit_code"] == exit_code
 
 
 def decoded(data: bytes) -> str:

@@ -82,7 +82,9 @@ def videos(
 
 
 def _video(job: Job, resume: bool, overwrite: bool, backbone: PipelineBackbone, output: Path, log: Log) -> run.Result:
-    return run.make(backbone, job._replace(output=output), resume, overwrite, no_report, log)
+    """Goes on from the checkpoint of a worker that died: that none was there before was checked, unless it may be replaced."""
+    goes_on = resume or (not overwrite and rundir.unfinished_work(output) is not None)
+    return run.make(backbone, job._replace(output=output), goes_on, overwrite, no_report, log)
 
 
 def _result(job: Job, outcome: Outcome) -> run.Result | run.Failure:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from longgen.compare.record import Cell, Comparison, read
+from longgen.run_settings import TREATMENT
 
 GRID = ("backbone", "presets", "prompts", "seeds", "baseline")  # equal in all shards of a grid
 
@@ -22,6 +24,11 @@ def parts(paths: Sequence[Path]) -> dict[Path, Comparison] | None:
     first = next(iter(found.values()))
     if any(getattr(other, name) != getattr(first, name) for other in found.values() for name in GRID):
         return None
+    made: dict[str, Any] = {}  # by preset: of another length, say, they are of two grids
+    for cell in (cell for comparison in found.values() for cell in comparison.cells if cell.settings):
+        treatment = [cell.settings.get(name) for name in TREATMENT]
+        if made.setdefault(cell.preset, treatment) != treatment:
+            return None
     whole = len(first.presets) * len(first.prompts) * len(first.seeds)
     return found if all(len(comparison.cells) < whole for comparison in found.values()) else None
 

@@ -96,8 +96,7 @@ def page(comparison: Comparison, folder: Path) -> str:
         marks={name: _mark(index) for index, name in enumerate(comparison.presets)},
         columns=columns,
         table=[(row, _table_cells(row, columns, comparison)) for row in comparison.table],
-        few=_few_pairs(comparison),
-        least=statistics.LEAST_PAIRS,
+        best=bool(_best(comparison)),
         still=bool(statistics.still_presets(comparison.table)),
         groups=[
             (prompt, [_details(cell, folder) for cell in comparison.cells if cell.prompt == prompt])
@@ -216,7 +215,7 @@ def _columns(comparison: Comparison) -> list[Metric]:
 
 def _table_cells(row: PresetRow, columns: Sequence[Metric], comparison: Comparison) -> list[TableCell]:
     """The cells of a preset's row."""
-    best, still = statistics.best_presets(comparison.table), statistics.still_presets(comparison.table)
+    best, still = _best(comparison), statistics.still_presets(comparison.table)
     cells = []
     for column in columns:
         name = column.name
@@ -227,10 +226,11 @@ def _table_cells(row: PresetRow, columns: Sequence[Metric], comparison: Comparis
             continue
         value = row.metrics[name]
         decimals = _decimals(other.metrics[name] for other in comparison.table if name in other.metrics)
-        marks, notes = ["best"] * (row.preset in best.get(name, ())), ["best"] * (row.preset in best.get(name, ()))
+        marks = ["best"] * (row.preset == best.get(name))
+        notes = ["better than every other, beyond chance"] * bool(marks)
         if value.distinguishable is False:
             marks.append("same")
-            notes.append(f"not distinguishable from {comparison.baseline}")
+            notes.append(f"against {comparison.baseline} it may be chance")
         if row.preset in still and (name == "motion" or name in statistics.FLATTERED):
             marks.append("warned")
             notes.append("hardly moves" if name == "motion" else "hardly moves, which flatters this number")
@@ -255,11 +255,9 @@ def _decimals(values: Iterable[MetricValue]) -> int:
     return 2 if largest == 0 else min(max(2 - math.floor(math.log10(largest)), 0), 4)
 
 
-def _few_pairs(comparison: Comparison) -> int:
-    """The largest number of pairs of a preset if it is too small to distinguish anything from chance, else 0."""
-    others = [row for row in comparison.table if row.preset != comparison.baseline]
-    most = max((statistics.count_pairs(row, comparison.cells, comparison.baseline) for row in others), default=0)
-    return most if 2 <= most < statistics.LEAST_PAIRS else 0
+def _best(comparison: Comparison) -> dict[str, str]:
+    """For each metric the preset that is better than every other beyond chance, where there is one."""
+    return statistics.best_presets(comparison.table, comparison.verdict.differences if comparison.verdict else ())
 
 
 def _details(cell: Cell, folder: Path) -> dict[str, Any]:

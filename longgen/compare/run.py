@@ -22,6 +22,7 @@ from longgen.compare import grid, inputs, join, side_by_side, statistics
 from longgen.compare.record import Cell, Comparison, PromptView, read
 from longgen.compare.scores import file_hash, parse_metrics, video_scores
 from longgen.compare.vbench import VBenchScores
+from longgen.compare.verdict import verdict
 from longgen.compare.warnings import collect_warnings
 from longgen.device import device_name
 from longgen.errors import LonggenError, UsageError
@@ -304,10 +305,12 @@ def _finish(
 
     cells, warnings = vbench.join(cells, folder, report)
     vbench.write(cells, folder)
-    table = statistics.preset_rows(fields["presets"], cells, fields["baseline"], vbench.names)
+    presets, baseline = fields["presets"], fields["baseline"]
+    differences = statistics.paired_differences(presets, cells, baseline, vbench.names)
+    table = statistics.preset_rows(presets, cells, baseline, vbench.names, differences)
     comparison = Comparison(
-        longgen=__version__, cells=cells, table=table, watch=views,
-        warnings=[*notes, *collect_warnings(cells, table, fields["baseline"]), *warnings],
+        longgen=__version__, cells=cells, table=table, verdict=verdict(presets, cells, baseline, table, differences), watch=views,
+        warnings=[*notes, *collect_warnings(cells, table), *warnings],
         libraries={name: importlib.metadata.version(name) for name in LIBRARIES}, **fields,
     )  # fmt: skip
     disk.make_folder(folder)

@@ -14,7 +14,7 @@ import pytest
 from longgen import planner, preset
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.wan import TINY
-from longgen.compare import page, statistics
+from longgen.compare import page
 from longgen.compare.record import Cell, Comparison, PromptView
 from longgen.describe import plan_dict
 from longgen.errors import LonggenError
@@ -22,6 +22,7 @@ from longgen.metrics import METRICS
 from longgen.run_settings import stored_settings
 from longgen.video import Writer
 from tests import browser as chromium
+from tests.compare.aggregated import aggregated
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -110,7 +111,7 @@ def comparison(
                 ))  # fmt: skip
     whole: dict[str, Any] = {
         "longgen": "0.4.0", "backbone": "tiny", "presets": names, "prompts": [*prompts], "seeds": [*seeds], "baseline": baseline,
-        "cells": cells, "table": statistics.preset_rows(names, cells, baseline, [*METRICS]), "warnings": [], "device": "cpu",
+        "cells": cells, **aggregated(names, cells, baseline, [*METRICS]), "warnings": [], "device": "cpu",
         "watch": [PromptView(prompt=prompt, side_by_side="side-by-side/a.mp4", sheet="sheets/a.png") for prompt in prompts],
         "libraries": {"torch": "2.13.0"},
     }  # fmt: skip
@@ -228,6 +229,7 @@ def test_the_cursor_follows_and_a_click_on_the_curves_seeks(browser: Browser, wr
         middle = opened.evaluate(cursor)
         opened.locator("#seek").fill("39")
         assert opened.evaluate(cursor) - first == pytest.approx((middle - first) * 39 / 20, abs=0.1)
+        opened.locator("#chart svg").scroll_into_view_if_needed()
         box = opened.locator("#chart svg").bounding_box()
         assert box
         opened.mouse.click(box["x"] + middle, box["y"] + 50)
@@ -383,19 +385,22 @@ def test_a_video_that_is_not_there_or_not_to_be_played_says_so(browser: Browser,
 
 
 def test_the_table_says_what_is_best_and_what_could_be_chance(browser: Browser, write: Any) -> None:
-    whole = comparison(presets=2, prompts=tuple("abcdefgh"))
+    whole = comparison(presets=2, prompts=tuple("abcdefghij"))
     cells = [cell.model_copy(update={"metrics": cell.metrics | {"drift": 5 + index % 2 * (-1) ** (index // 2)}})
              for index, cell in enumerate(whole.cells)]  # fmt: skip
-    table = statistics.preset_rows(whole.presets, cells, "preset-0", [*METRICS])
-    with chromium.opened(browser, write(presets=2, prompts=tuple("abcdefgh"), cells=cells, table=table)) as (opened, _, _):
+    fields = aggregated(whole.presets, cells, "preset-0", [*METRICS])
+    with chromium.opened(browser, write(presets=2, prompts=tuple("abcdefghij"), cells=cells, **fields)) as (opened, _, _):
         heads = [text.split("\n")[0].strip() for text in opened.locator("thead button").all_inner_texts()]
         assert heads[:3] == ["preset", "motion", "freeze"]
+        said = opened.locator(".verdict").inner_text()
+        assert "preset-1 against preset-0, 10 pairs: motion +9." in said
+        assert "drift" not in said  # which may be chance
         row = opened.locator("tbody tr").nth(1)
         smooth, drift = (row.locator("td").nth(heads.index(name) - 1) for name in ("smoothness", "drift"))
         assert "best" in str(smooth.get_attribute("class"))
         assert "same" not in str(smooth.get_attribute("class"))
         assert "same" in str(drift.get_attribute("class"))
-        assert "not distinguishable from preset-0" in str(drift.get_attribute("title"))
+        assert "against preset-0 it may be chance" in str(drift.get_attribute("title"))
         interval = drift.locator(".difference")
         assert not interval.is_visible()
         opened.check("#intervals")
@@ -411,9 +416,9 @@ def test_a_still_is_marked_where_that_flatters_it() -> None:
     whole = comparison(presets=2)
     cells = [cell.model_copy(update={"metrics": cell.metrics | {"motion": 0.1 + 50 * index, "smoothness": 60 - index}})
              for index, cell in enumerate(whole.cells)]  # fmt: skip
-    table = statistics.preset_rows(whole.presets, cells, "preset-0", [*METRICS])
-    whole, columns = whole.model_copy(update={"table": table}), page._columns(whole)
-    entries = {column.name: entry for column, entry in zip(columns, page._table_cells(table[0], columns, whole), strict=True)}
+    whole, columns = whole.model_copy(update=aggregated(whole.presets, cells, "preset-0", [*METRICS])), page._columns(whole)
+    cells_of_row = page._table_cells(whole.table[0], columns, whole)
+    entries = {column.name: entry for column, entry in zip(columns, cells_of_row, strict=True)}
     assert "warned" in entries["smoothness"].marks
     assert "best" not in entries["smoothness"].marks
     assert "flatters" in entries["smoothness"].tooltip

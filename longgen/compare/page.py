@@ -28,6 +28,7 @@ from longgen.progress import clock_text
 from longgen.units import human_bytes
 
 EMBED_BYTES = 64_000_000  # of all videos together: up to this the page embeds them, up to 85 MB in all; beyond it links to them
+MANY_COLUMNS = 13  # of the table, beyond which they are narrower, so that it fits 1440 pixels
 COLORS = 8  # after Okabe and Ito; from the ninth preset on they repeat with other dashes
 DASHES = 4
 THUMBNAIL, MOST_PICTURES = 160, 24  # pixels a side of a picture that videos start from; and how many are shown
@@ -95,6 +96,7 @@ def page(comparison: Comparison, folder: Path) -> str:
         pictures=_pictures(comparison, folder),
         marks={name: _mark(index) for index, name in enumerate(comparison.presets)},
         columns=columns,
+        many=len(columns) > MANY_COLUMNS,
         table=[(row, _table_cells(row, columns, comparison)) for row in comparison.table],
         best=bool(_best(comparison)),
         still=bool(statistics.still_presets(comparison.table)),
@@ -162,7 +164,10 @@ def _data(comparison: Comparison, sizes: dict[str, int], embedded: bool) -> dict
     }
     return {
         "prompts": [{"text": prompt, "links": links.get(prompt, [])} for prompt in comparison.prompts],
-        "presets": [{"name": name, "mark": _mark(index)} for index, name in enumerate(comparison.presets)],
+        "presets": [
+            {"name": name, "mark": _mark(index), "color": index % COLORS, "dash": index // COLORS}
+            for index, name in enumerate(comparison.presets)
+        ],
         "seeds": comparison.seeds,
         "curves": {name: _curve(name)[0] for name in _curve_names(comparison.cells)},
         "cells": [_tile(cell, comparison, cell.name in sizes, embedded) for cell in comparison.cells],
@@ -237,7 +242,8 @@ def _table_cells(row: PresetRow, columns: Sequence[Metric], comparison: Comparis
         difference = ""
         if value.difference is not None and value.low is not None and value.high is not None:
             low, high = (_number(end, decimals) for end in (value.low, value.high))
-            difference = f"{_number(value.difference, decimals, '+')} [{low},\u00a0{high}]"
+            space = " " if len(columns) > MANY_COLUMNS else "\u00a0"  # where the interval may break
+            difference = f"{_number(value.difference, decimals, '+')} [{low},{space}{high}]"
             notes.append(f"difference to {comparison.baseline} with its 95% interval: {difference}")
         notes.append(f"mean of {value.cells} video{'s' * (value.cells > 1)}")
         cells.append(TableCell(_number(value.mean, decimals), value.mean, difference, "; ".join(notes), " ".join(marks)))

@@ -41,7 +41,7 @@ def paired_differences(
 ) -> list[Difference]:
     """Every two `presets` in every metric of `names` in which they have a pair of videos: against the baseline first."""
     others = [preset for preset in presets if preset != baseline]
-    pairs = [(preset, baseline) for preset in others if baseline is not None]
+    pairs = [(preset, baseline) for preset in others if baseline in presets and baseline is not None]
     pairs += [(preset, other) for index, preset in enumerate(others) for other in others[:index]]
     values = {preset: {(cell.prompt, cell.seed): cell.metrics for cell in cells if cell.preset == preset and cell.status == "done"}
               for preset in presets}  # fmt: skip

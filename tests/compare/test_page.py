@@ -18,7 +18,7 @@ from longgen.compare import page
 from longgen.compare.record import Cell, Comparison, PromptView
 from longgen.describe import plan_dict
 from longgen.errors import LonggenError
-from longgen.metrics import METRICS
+from longgen.metrics import KNOWN, METRICS
 from longgen.run_settings import stored_settings
 from longgen.video import Writer
 from tests import browser as chromium
@@ -367,6 +367,7 @@ def test_videos_too_large_together_are_linked(browser: Browser, write: Any, monk
             picture = np.asarray(Image.open(io.BytesIO(video.screenshot())).convert("L").resize((SIDE, SIDE)))
             assert sum(1 << bit for bit in range(BITS) if picture[32, bit * BIT_PX + 3] > 127) == 37
             assert f"{(file.parent / f'v{number} #1.mp4').as_uri()}" in requests
+        assert not opened.locator("#save").is_visible()  # their pixels cannot be read
         assert complaints == []
 
 
@@ -410,6 +411,55 @@ def test_the_table_says_what_is_best_and_what_could_be_chance(browser: Browser, 
         assert interval.inner_text().startswith("≈ ")
         assert interval.is_visible()
         assert not opened.locator("#controls").is_visible()
+
+
+def test_the_table_of_every_metric_fits_a_window_of_1440_pixels(browser: Browser, write: Any) -> None:
+    presets, names, draw = ["direct", "sliding-window", "freespec", "free-long"], [*KNOWN], np.random.default_rng(1)
+    cells = [cell.model_copy(update={"metrics": {name: draw.uniform(-100, 100) for name in names}})
+             for cell in comparison(presets=presets, seeds=(0, 1), failed={3: "no memory"}).cells]  # fmt: skip
+    fields = {"cells": cells, "baseline": "direct", **aggregated(presets, cells, "direct", names)}
+    with chromium.opened(browser, write(presets=presets, seeds=(0, 1), **fields), width=1440) as (opened, _, complaints):
+        assert opened.locator("thead th").count() == 1 + len(names) + 3
+        for shown in (False, True):
+            opened.set_checked("#intervals", shown)
+            assert opened.evaluate("document.querySelector('.scroll').scrollWidth <= document.querySelector('.scroll').clientWidth")
+        assert complaints == []
+
+
+def test_seeds_are_told_apart_by_dashes_and_presets_by_colour(browser: Browser, write: Any) -> None:
+    with chromium.opened(browser, write(presets=9, seeds=(0, 1, 2, 3), frames=9)) as (opened, _, _):
+        opened.select_option("#seed", "-1")
+        look = "({stroke, strokeDasharray}) => `${stroke} ${strokeDasharray}`"
+        lines = opened.evaluate(f"tiles.map((tile) => getComputedStyle(tile.line)).map({look})")
+        assert len(set(lines)) == len(lines) == 36
+        entries = opened.evaluate(f"tiles.map((tile) => getComputedStyle(tile.entry.querySelector('line'))).map({look})")
+        assert entries == lines
+        opened.select_option("#seed", "2")
+        assert len(set(opened.evaluate("tiles.map((tile) => getComputedStyle(tile.line).strokeDasharray)"))) == 2  # as alone
+
+
+def test_frames_of_all_tiles_are_saved_as_one_picture(browser: Browser, write: Any) -> None:
+    from PIL import Image
+
+    def numbers(moments: str) -> tuple[str, list[list[int]]]:
+        """The name of the file, and the frame numbers that its tiles show, row by row."""
+        opened.select_option("#moments", moments)
+        with opened.expect_download() as waiting:
+            opened.click("#save")
+        download = waiting.value
+        picture = np.asarray(Image.open(download.path()).convert("L"))
+        side, gap, line = 3 * SIDE, 6, 20
+        tops, lefts = (range(line * 2, picture.shape[0] - gap, line + side), range(gap, picture.shape[1] - gap, side + gap))
+        read = [[sum(1 << bit for bit in range(BITS) if picture[top + 96, left + 3 * (bit * BIT_PX + 3)] > 127) for left in lefts]
+                for top in tops]  # fmt: skip
+        return download.suggested_filename, read
+
+    with chromium.opened(browser, write(presets=3, prompts=("A red circle!",), fps={"preset-1": 8})) as (opened, _, complaints):
+        opened.locator("#seek").fill("17")
+        assert numbers("1") == ("a-red-circle-frame-17.png", [[17, 8, 17]])
+        assert numbers("4") == ("a-red-circle-4-moments.png", [[0, 13, 26, 39], [0, 6, 13, 19], [0, 13, 26, 39]])
+        stands(opened, [17, 8, 17])  # as before
+        assert complaints == []
 
 
 def test_a_still_is_marked_where_that_flatters_it() -> None:

@@ -54,6 +54,8 @@ def arguments(made: Plan) -> dict[str, Any]:
         call |= dict(encoder_attention_mask=mask, video_coords=torch.zeros(batch, 3, tokens))
     if FRAME_TIMESTEPS in spec.capabilities and made.conditions:  # the first frame's tokens are at timestep 0
         call["timestep"] = torch.full((batch, tokens), 900)
+    if spec.family == "skyreels-df":  # always a timestep a frame
+        call |= dict(timestep=torch.full((batch, frames), 900), enable_diffusion_forcing=True, fps=[1])
     if spec.family == "cogvideox" and spec.rotary_dims:
         call |= dict(image_rotary_emb=(torch.zeros(tokens, spec.head_dim), torch.zeros(tokens, spec.head_dim)))
     if spec.family == "hunyuan":

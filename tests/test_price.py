@@ -21,6 +21,8 @@ from longgen.backbones.ltx import LTX_2B
 from longgen.backbones.ltx_condition import LTX_2B_0_9_5
 from longgen.backbones.registry import FAMILIES, family_of
 from longgen.backbones.settings import ModelSettings
+from longgen.backbones.skyreels import SKYREELS_V2
+from longgen.backbones.skyreels_df import SKYREELS_V2_DF_1_3B
 from longgen.backbones.spec import BackboneSpec
 from longgen.backbones.wan import WAN_1_3B
 from longgen.errors import UsageError
@@ -44,6 +46,8 @@ OTHERS = {
     "hunyuan-i2v": replace(HUNYUANVIDEO_I2V, **SMALL | dict(layers=3), native_px=33),
     "hunyuan15": replace(HUNYUANVIDEO_1_5, **SMALL | dict(text_tokens=24, image_tokens=2), native_px=33),
     "hunyuan15-i2v": replace(HUNYUANVIDEO_1_5_I2V, **SMALL | dict(text_tokens=24, image_tokens=2), native_px=33),
+    "skyreels": replace(SKYREELS_V2, native_px=33, rotary_dims=24, intrinsic_component=3, **SMALL),
+    "skyreels-df": replace(SKYREELS_V2_DF_1_3B, native_px=33, rotary_dims=24, intrinsic_component=3, **SMALL),
 }
 
 

@@ -23,6 +23,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "wan2.1-1.3b": WAN,
     "wan2.2-t2v-a14b": WAN,
     "wan2.2-ti2v-5b": WAN,
+    "skyreels-v2": WAN,
+    "skyreels-v2-df-1.3b": WAN,
     "self-forcing": WAN,
     "causal-forcing-2step": WAN,
     "longlive-2": WAN,

@@ -428,7 +428,22 @@ def _hunyuan_15(pictured: bool) -> Layout:
     return Layout(configs, files, dtypes)
 
 
+def _skyreels(pipeline: str, heads: int, layers: int, ffn_dim: int, files: int, **more: Any) -> Layout:
+    """Wan 2.1's, with SkyReels-V2's classes; the arguments of diffusers' script. Scheduler and files are a guess."""
+    version, base = "0.35.0.dev0", _wan_21(heads, layers, ffn_dim, files)
+    transformer = base.configs["transformer/config.json"] | dict(
+        _class_name="SkyReelsV2Transformer3DModel", pos_embed_seq_len=None, num_frame_per_block=1,
+    ) | dict({"inject_sample_info": False} | more)  # fmt: skip
+    index = _wan_index(version, pipeline) | dict(transformer=["diffusers", "SkyReelsV2Transformer3DModel"])
+    configs = {"model_index.json": index, "transformer/config.json": transformer,
+               "scheduler/scheduler_config.json": _unipc(version, flow_shift=1.0)}  # fmt: skip
+    return replace(base, configs=base.configs | configs)
+
+
 LAYOUTS |= {
+    "skyreels-v2": _skyreels("SkyReelsV2Pipeline", 40, 40, 13824, files=14),
+    "skyreels-v2-df-1.3b": _skyreels("SkyReelsV2DiffusionForcingPipeline", 12, 30, 8960, files=2, inject_sample_info=True),
+    "skyreels-v2-df-14b": _skyreels("SkyReelsV2DiffusionForcingPipeline", 40, 40, 13824, files=14),
     "ltx-2b-0.9.5": _ltx_condition(), "hunyuanvideo-i2v": _hunyuan_i2v(), "hunyuanvideo-1.5": _hunyuan_15(pictured=False),
     "hunyuanvideo-1.5-i2v": _hunyuan_15(pictured=True),
 }  # fmt: skip

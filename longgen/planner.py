@@ -161,6 +161,10 @@ def _check_size(spec: BackboneSpec, size: tuple[int, int], requested_px: int, ca
         given, only = ("x".join(map(str, sides)) for sides in (size, spec.size))
         raise UsageError(f"{given} does not fit {spec.name}, which learned the places of {only} alone", expected=f"--size {only}",
                          hint="leave --size out")  # fmt: skip
+    if spec.most_size is not None and any(side > most for side, most in zip(size, spec.most_size, strict=True)):
+        given, most = ("x".join(map(str, sides)) for sides in (size, spec.most_size))
+        raise UsageError(f"{given} is beyond the positions that {spec.name} has", expected=f"at most {most}",
+                         hint="use a smaller --size")  # fmt: skip
     for side, length, multiple in zip(("width", "height"), size, spec.size_multiple, strict=True):
         if length % multiple:
             below = length // multiple * multiple

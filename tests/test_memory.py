@@ -35,8 +35,8 @@ def arguments(made: Plan) -> dict[str, Any]:
     spec, tokens = made.spec, made.tokens
     frames, height, width = made.frames_lat, *(side // spec.stride_hw for side in reversed(made.size))
     batch, kind = (2 if family_of(spec).batches_guidance else 1), torch.bfloat16
-    channels = spec.latent_channels + spec.condition_channels
-    video = {"ltx": (tokens, channels), "ltx-condition": (tokens, channels), "cogvideox": (frames, channels, height, width)}
+    channels, pairs = (spec.latent_channels + spec.condition_channels) // spec.token_lat, frames * spec.token_lat
+    video = {"ltx": (tokens, channels), "ltx-condition": (tokens, channels), "cogvideox": (pairs, channels, height, width)}
     shape = video.get(spec.family, (channels, frames, height, width))
     call: dict[str, Any] = dict(
         hidden_states=torch.zeros(batch, *shape, dtype=kind), timestep=torch.full((batch,), 900),

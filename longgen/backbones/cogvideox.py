@@ -1,4 +1,7 @@
-"""CogVideoX 2B, 5B and 5B-I2V. Text and video share self-attention; 2B and I2V have absolute positions, added to their input."""
+"""CogVideoX 2B, 5B and 5B-I2V, and 1.5. Text and video share self-attention.
+
+2B and 5B-I2V have absolute positions, added to their input. A token of 1.5 holds two latent frames: frames are counted by tokens.
+"""
 
 from __future__ import annotations
 
@@ -36,15 +39,21 @@ COGVIDEOX_5B_I2V = replace(
     about="CogVideoX image-to-video, 5 billion parameters; absolute positions beside the rotary ones, which stay where they are",
     parameters=5_625_087_552, capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP, FIRST_FRAME),
 )  # fmt: skip
+# The same for 1.5: 1360x768, 81 frames (161 too), 16 fps; README.md: 224 tokens of text; sat/configs/cogvideox1.5_5b.yaml: tables
+# of positions for 300x300 cells, which are 2400x2400 pixels. diffusers joins latent frames in pairs, of which the first begins with
+# padding: of 8k + 1 frames there are k + 1 pairs. RIFLEx's component nobody has published.
+COGVIDEOX_1_5 = replace(
+    COGVIDEOX_5B, name="cogvideox-1.5", source="zai-org/CogVideoX1.5-5B",
+    about="CogVideoX 1.5, 5 billion parameters, 768p; two latent frames a token", stride_t=8, native_px=81, fps=16, size=(1360, 768), latent_channels=32, intrinsic_component=None,
+    text_tokens=224, parameters=5_570_676_352, token_lat=2, most_size=(2400, 2400),
+)  # fmt: skip
 
 
 def from_configs(configs: ModelConfigs) -> BackboneSpec:
     _, index, transformer, vae = configs
     heads, head_dim = transformer.heads(multiple_of=4)
     layers, width = transformer.integer("num_layers"), heads * head_dim
-    if transformer.get("patch_size_t") is not None:
-        raise UsageError("CogVideoX 1.5 joins two latent frames into one token, which longgen cannot drive yet",
-                         expected="CogVideoX 2B or 5B of the first version", hint="choose another model")  # fmt: skip
+    pair = 1 if transformer.get("patch_size_t") is None else transformer.integer("patch_size_t")
     rotary, patch = transformer["use_rotary_positional_embeddings"], transformer.integer("patch_size")
     if type(rotary) is not bool:
         transformer.refuse("use_rotary_positional_embeddings", "true or false")
@@ -54,27 +63,54 @@ def from_configs(configs: ModelConfigs) -> BackboneSpec:
     if halvings > 8:
         vae.refuse("block_out_channels", "a list of at most 9 integers")
     base = COGVIDEOX_5B if rotary else COGVIDEOX_2B
-    if pictured:
+    if pair > 1:
+        base = _of_pairs(configs, 2**halvings)
+    elif pictured:
         learned = transformer.get("use_learned_positional_embeddings") is True
         size = tuple(transformer.integer(side) * 2**halvings for side in ("sample_width", "sample_height"))
         base = replace(COGVIDEOX_5B_I2V, fixed_size=learned, size=size if learned else COGVIDEOX_5B_I2V.size)
     return replace(
-        base, stride_t=transformer.integer("temporal_compression_ratio"), stride_hw=2**halvings,
+        base, stride_t=pair * transformer.integer("temporal_compression_ratio"), stride_hw=2**halvings,
         patch=(1, patch, patch), native_px=transformer.integer("sample_frames"), layers=layers, heads=heads,
-        head_dim=head_dim, ffn_dim=4 * width, latent_channels=channels, condition_channels=channels if pictured else 0,
+        head_dim=head_dim, ffn_dim=4 * width, latent_channels=pair * channels,
+        condition_channels=pair * channels if pictured else 0,
         rotary_dims=head_dim // 4 if rotary else 0, text_tokens=transformer.integer("max_text_seq_length"),
         parameters=layers * 12 * width * (width + transformer.integer("time_embed_dim")),
     )  # fmt: skip
 
 
+def _of_pairs(configs: ModelConfigs, stride_hw: int) -> BackboneSpec:
+    """CogVideoX 1.5 with the size that its tables of positions are made for. Raises UsageError for what it is not."""
+    transformer = configs.transformer
+    if transformer["patch_size_t"] != 2 or transformer["use_rotary_positional_embeddings"] is not True:
+        transformer.refuse("patch_size_t", "2, with use_rotary_positional_embeddings = true, as CogVideoX 1.5 has them")
+    if configs.model_index["_class_name"] in FAMILY.picture_pipelines:
+        raise UsageError("CogVideoX 1.5 from a picture is not driven yet", expected="its text-to-video model, or CogVideoX-5B-I2V",
+                         hint="choose another model")  # fmt: skip
+    return replace(
+        COGVIDEOX_1_5, most_size=tuple(transformer.integer(side) * stride_hw for side in ("sample_width", "sample_height"))
+    )
+
+
 def transformer_config(spec: BackboneSpec) -> dict[str, Any]:
-    width, height = (side // spec.stride_hw for side in spec.size)
+    width, height = (side // spec.stride_hw for side in spec.most_size or spec.size)
     pictured = dict(use_learned_positional_embeddings=True, sample_width=width,
                     sample_height=height, sample_frames=spec.native_px)  # fmt: skip
     return (
         transformer_sizes(spec)
         | dict(num_layers=spec.layers, use_rotary_positional_embeddings=spec.rotary_dims > 0, max_text_seq_length=spec.text_tokens)
         | (pictured if spec.picture_needed else {})
+        | (
+            dict(
+                patch_size_t=spec.token_lat,
+                patch_bias=False,
+                sample_width=width,
+                sample_height=height,
+                sample_frames=spec.native_px,
+            )
+            if spec.token_lat > 1
+            else {}
+        )
     )
 
 
@@ -95,7 +131,7 @@ def random_pipeline(spec: BackboneSpec, transformers: Sequence[Any], text: Any) 
 
 
 FAMILY = Family(
-    name="cogvideox", title="CogVideoX", specs=(COGVIDEOX_2B, COGVIDEOX_5B, COGVIDEOX_5B_I2V),
+    name="cogvideox", title="CogVideoX", specs=(COGVIDEOX_2B, COGVIDEOX_5B, COGVIDEOX_5B_I2V, COGVIDEOX_1_5),
     adapter="longgen.pipelines.cogvideox:CogVideoX", pipeline="CogVideoXPipeline", from_configs=from_configs,
     transformer="CogVideoXTransformer3DModel", transformer_config=transformer_config,
     random_pipeline=random_pipeline, peak_activations=(12.2, 4.7), moved=95, batches_guidance=True,

@@ -10,10 +10,10 @@ from longgen.backbones.model_config import ModelConfigs
 from longgen.backbones.spec import RELATIVE_POSITIONS, WHOLE_CLIP, BackboneSpec, Family, transformer_sizes
 from longgen.backbones.wan import WAN_1_3B, WAN_14B, author_layers, tokenized
 
-# SkyReels-V2 abed76f, generate_video.py: the negative prompt. README.md: 97 frames of 960x544 for the 540P models (121 of
-# 1280x720 for the 720P ones, whose configs are alike), 24 fps, 50 steps, guidance 6 and shift 8 for text-to-video. The shift that the checkpoint's scheduler
-# has is diffusers' default [assumed]: its examples set 8 by hand, which is the default here. Rotary positions are Wan's, and so
-# RIFLEx's component [derived].
+# SkyReels-V2 abed76f, generate_video.py: the negative prompt. README.md: 97 frames of 960x544 for the 540P models (121 of 1280x720
+# for the 720P ones, whose configs are alike), 24 fps, 50 steps, guidance 6 and shift 8 for text-to-video. The shift that the
+# checkpoint's scheduler has is diffusers' default [assumed]: its examples set 8 by hand, which is the default here. Positions are
+# Wan's, and so RIFLEx's component [derived].
 NEGATIVE = (
     "Bright tones, overexposed, static, blurred details, subtitles, style, works, paintings, images, static, overall gray, worst "
     "quality, low quality, JPEG compression residue, ugly, incomplete, extra fingers, poorly drawn hands, poorly drawn faces, "
@@ -21,10 +21,10 @@ NEGATIVE = (
     "background, walking backwards"
 )
 SKYREELS_V2 = replace(
-    WAN_14B, name="skyreels-v2", family="skyreels", source="Skywork/SkyReels-V2-T2V-14B-540P-Diffusers", license="Skywork Community",
-    about="SkyReels-V2 text-to-video, 14 billion parameters, 540p", native_px=97, fps=24, size=(960, 544), guidance_scale=6.0,
-    negative_prompt=NEGATIVE, flow_shift=8.0, checkpoint_shift=1.0, capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP), advised=(),
-    advised_in="",
+    WAN_14B, name="skyreels-v2", family="skyreels", source="Skywork/SkyReels-V2-T2V-14B-540P-Diffusers",
+    license="Skywork Community", about="SkyReels-V2 text-to-video, 14 billion parameters, 540p", native_px=97, fps=24,
+    size=(960, 544), guidance_scale=6.0, negative_prompt=NEGATIVE, flow_shift=8.0, checkpoint_shift=1.0,
+    capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP), advised=(), advised_in="",
 )  # fmt: skip
 
 
@@ -44,7 +44,8 @@ def sizes(configs: ModelConfigs, base: BackboneSpec) -> BackboneSpec:
     return replace(
         base, stride_t=vae.integer("scale_factor_temporal", default=4), stride_hw=vae.integer("scale_factor_spatial", default=8),
         patch=(1, patch_h, patch_w), most_lat=transformer.integer("rope_max_seq_len", default=base.most_lat), layers=layers,
-        heads=heads, head_dim=head_dim, ffn_dim=ffn_dim, latent_channels=transformer.integer("in_channels"), rotary_dims=rotary_dims,
+        heads=heads, head_dim=head_dim, ffn_dim=ffn_dim, rotary_dims=rotary_dims,
+        latent_channels=transformer.integer("in_channels"),
         intrinsic_component=min(WAN_1_3B.intrinsic_component or 1, rotary_dims // 2),
         parameters=layers * (8 * width**2 + 2 * width * ffn_dim),
     )  # fmt: skip

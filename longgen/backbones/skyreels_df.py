@@ -1,4 +1,4 @@
-"""SkyReels-V2 with diffusion forcing: every latent frame has a noise level of its own, so that clips can begin with clean frames."""
+"""SkyReels-V2 with diffusion forcing: latent frames have noise levels of their own, so that clips can begin with clean ones."""
 
 from __future__ import annotations
 

@@ -4,9 +4,10 @@ Legend: K clips, C channels, T latent frames, L of a clip, m that are given.
 
 The models with diffusion forcing run in the same loop, all frames at one noise level, and those that are given at level 0; so does
 SkyReelsV2DiffusionForcingPipeline in its synchronous mode (ar_step = 0), which has a scheduler for each frame, takes no latents and
-joins clips by itself. Its schedulers keep a view of the latents, which is overwritten before the first correction of UniPC reads it;
-`ForcingUniPC` has the same numbers, which are the authors' too. The asynchronous mode, in which frames are denoised one after the other, is FIFO's matter here. The noise that
-its authors add to given frames (addnoise_condition, 20 of 1000) is left out, as in diffusers' default.
+joins clips by itself. Its schedulers keep a view of the latents, which is overwritten before UniPC's first correction reads it;
+`ForcingUniPC` has the same numbers, and the authors' code does so too. The asynchronous mode, in which frames are denoised one
+after the other, is FIFO's matter here. The noise that the authors add to given frames (addnoise_condition, 20 of 1000) is left
+out, as in diffusers' default.
 """
 
 from __future__ import annotations

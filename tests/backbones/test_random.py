@@ -33,6 +33,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "cogvideox-2b": dict(layers=2, heads=2, head_dim=32, ffn_dim=256),
     "cogvideox-5b": dict(layers=2, heads=2, head_dim=64, ffn_dim=512),
     "cogvideox-5b-i2v": dict(layers=2, heads=2, head_dim=64, ffn_dim=512),
+    "cogvideox-1.5": dict(layers=2, heads=2, head_dim=64, ffn_dim=512),
     "hunyuanvideo": dict(layers=3, heads=2, head_dim=24, ffn_dim=96, rotary_dims=8, intrinsic_component=1),
     "hunyuanvideo-i2v": dict(layers=3, heads=2, head_dim=24, ffn_dim=96, rotary_dims=8, intrinsic_component=1),
     "hunyuanvideo-1.5": dict(layers=2, heads=2, head_dim=24, ffn_dim=96, rotary_dims=8, intrinsic_component=1),

@@ -16,7 +16,7 @@ from diffusers import (
 
 from tests.models import t5
 
-NAMES = ("cogvideox", "cogvideox-2b", "cogvideox-i2v")
+NAMES = ("cogvideox", "cogvideox-2b", "cogvideox-i2v", "cogvideox-1.5")
 CHANNELS, TEXT_TOKENS = 4, 12
 SCHEDULE = dict(
     beta_schedule="scaled_linear", clip_sample=False, prediction_type="v_prediction", rescale_betas_zero_snr=True,
@@ -26,16 +26,18 @@ SCHEDULE = dict(
 
 def build(name: str, folder: Path) -> None:
     """`name`: "cogvideox" is made like the 5B model, with rotary positions and the DPM scheduler, "cogvideox-2b" like the 2B, and
-    "cogvideox-i2v" like 5B-I2V, of twice the channels, with learned positions beside the rotary ones.
+    "cogvideox-i2v" like 5B-I2V, of twice the channels, with learned positions beside the rotary ones, "cogvideox-1.5" like 1.5,
+    with two latent frames a token.
 
     Normalised q and k are enlarged, so that attention looks at few tokens and positions matter.
     """
-    rotary, pictured = {"cogvideox": (True, False), "cogvideox-2b": (False, False), "cogvideox-i2v": (True, True)}[name]
+    rotary, pictured, paired = name != "cogvideox-2b", name == "cogvideox-i2v", name == "cogvideox-1.5"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         transformer = CogVideoXTransformer3DModel(
             num_attention_heads=2, attention_head_dim=32, in_channels=(1 + pictured) * CHANNELS, out_channels=CHANNELS,
-            time_embed_dim=16, text_embed_dim=t5.TEXT_DIM, num_layers=2, sample_width=8, sample_height=4, sample_frames=17,
+            time_embed_dim=16, text_embed_dim=t5.TEXT_DIM, num_layers=2, sample_width=16 if paired else 8,
+            sample_height=8 if paired else 4, sample_frames=17, patch_size_t=2 if paired else None, patch_bias=not paired,
             max_text_seq_length=TEXT_TOKENS, use_rotary_positional_embeddings=rotary, use_learned_positional_embeddings=pictured,
         )  # fmt: skip
         for block in transformer.transformer_blocks:

@@ -44,8 +44,9 @@ COGVIDEOX_5B_I2V = replace(
 # padding: of 8k + 1 frames there are k + 1 pairs. RIFLEx's component nobody has published.
 COGVIDEOX_1_5 = replace(
     COGVIDEOX_5B, name="cogvideox-1.5", source="zai-org/CogVideoX1.5-5B",
-    about="CogVideoX 1.5, 5 billion parameters, 768p; two latent frames a token", stride_t=8, native_px=81, fps=16, size=(1360, 768), latent_channels=32, intrinsic_component=None,
-    text_tokens=224, parameters=5_570_676_352, token_lat=2, most_size=(2400, 2400),
+    about="CogVideoX 1.5, 5 billion parameters, 768p; two latent frames a token", stride_t=8, native_px=81,
+    fps=16, size=(1360, 768), latent_channels=32, intrinsic_component=None, text_tokens=224, parameters=5_570_676_352, token_lat=2,
+    most_size=(2400, 2400),
 )  # fmt: skip
 
 
@@ -87,9 +88,8 @@ def _of_pairs(configs: ModelConfigs, stride_hw: int) -> BackboneSpec:
     if configs.model_index["_class_name"] in FAMILY.picture_pipelines:
         raise UsageError("CogVideoX 1.5 from a picture is not driven yet", expected="its text-to-video model, or CogVideoX-5B-I2V",
                          hint="choose another model")  # fmt: skip
-    return replace(
-        COGVIDEOX_1_5, most_size=tuple(transformer.integer(side) * stride_hw for side in ("sample_width", "sample_height"))
-    )
+    width, height = (transformer.integer(side) * stride_hw for side in ("sample_width", "sample_height"))
+    return replace(COGVIDEOX_1_5, most_size=(width, height))
 
 
 def transformer_config(spec: BackboneSpec) -> dict[str, Any]:

@@ -375,6 +375,9 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
             )
     elif frames_px != requested_px:
         notes.append(f"rounded {requested_px} frames up to {frames_px} ({spec.name} generates {spec.stride_t}n+1)")
+    if spec.token_lat > 1:
+        notes.append(f"a token of {spec.name} holds {spec.token_lat} latent frames of its VAE: what is called a latent frame here "
+                     f"is that many, {spec.stride_t} frames of video, and nothing cuts between them")  # fmt: skip
     for placed in plan.techniques:
         noised = plan.call_geometry if plan.clips else plan.geometry
         acts_outside_attention = (isinstance(placed.technique, Refine) or (placed.makes_noise and noised.ratio > 1)

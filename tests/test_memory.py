@@ -58,6 +58,8 @@ def arguments(made: Plan) -> dict[str, Any]:
         call |= dict(timestep=torch.full((batch, frames), 900), enable_diffusion_forcing=True, fps=[1])
     if spec.family == "cogvideox" and spec.rotary_dims:
         call |= dict(image_rotary_emb=(torch.zeros(tokens, spec.head_dim), torch.zeros(tokens, spec.head_dim)))
+    if spec.token_lat > 1 and spec.picture_needed:
+        call |= dict(ofs=torch.full((1,), 2.0))
     if spec.family == "hunyuan":
         call |= dict(
             encoder_attention_mask=mask, pooled_projections=torch.zeros(1, 768, dtype=kind), guidance=torch.tensor([6000.0])

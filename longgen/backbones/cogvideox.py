@@ -11,7 +11,6 @@ from typing import Any
 
 from longgen.backbones.model_config import ModelConfigs
 from longgen.backbones.spec import FIRST_FRAME, RELATIVE_POSITIONS, WHOLE_CLIP, BackboneSpec, Family, transformer_sizes
-from longgen.errors import UsageError
 
 # CogVideo 7a1af71, inference/cli_demo.py: 50 steps, guidance 6, no negative prompt, 720x480; 49 frames at 8 fps are its README's.
 # The script also raises guidance over the steps (use_dynamic_cfg), which the model card's own example does not.
@@ -47,6 +46,13 @@ COGVIDEOX_1_5 = replace(
     about="CogVideoX 1.5, 5 billion parameters, 768p; two latent frames a token", stride_t=8, native_px=81,
     fps=16, size=(1360, 768), latent_channels=32, intrinsic_component=None, text_tokens=224, parameters=5_570_676_352, token_lat=2,
     most_size=(2400, 2400),
+)  # fmt: skip
+# README.md: no learned positions here. The picture stands where the first pair has its padding, as diffusers puts it; of an earlier
+# video the last latent frame does [derived].
+COGVIDEOX_1_5_I2V = replace(
+    COGVIDEOX_1_5, name="cogvideox-1.5-i2v", source="zai-org/CogVideoX1.5-5B-I2V", picture_needed=True, clean_lat=1,
+    about="CogVideoX 1.5 image-to-video, 5 billion parameters, 768p; two latent frames a token", condition_channels=32,
+    parameters=5_571_594_880, capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP, FIRST_FRAME),
 )  # fmt: skip
 
 
@@ -85,33 +91,21 @@ def _of_pairs(configs: ModelConfigs, stride_hw: int) -> BackboneSpec:
     transformer = configs.transformer
     if transformer["patch_size_t"] != 2 or transformer["use_rotary_positional_embeddings"] is not True:
         transformer.refuse("patch_size_t", "2, with use_rotary_positional_embeddings = true, as CogVideoX 1.5 has them")
-    if configs.model_index["_class_name"] in FAMILY.picture_pipelines:
-        raise UsageError("CogVideoX 1.5 from a picture is not driven yet", expected="its text-to-video model, or CogVideoX-5B-I2V",
-                         hint="choose another model")  # fmt: skip
+    pictured = configs.model_index["_class_name"] in FAMILY.picture_pipelines
     width, height = (transformer.integer(side) * stride_hw for side in ("sample_width", "sample_height"))
-    return replace(COGVIDEOX_1_5, most_size=(width, height))
+    return replace(COGVIDEOX_1_5_I2V if pictured else COGVIDEOX_1_5, most_size=(width, height))
 
 
 def transformer_config(spec: BackboneSpec) -> dict[str, Any]:
     width, height = (side // spec.stride_hw for side in spec.most_size or spec.size)
-    pictured = dict(use_learned_positional_embeddings=True, sample_width=width,
-                    sample_height=height, sample_frames=spec.native_px)  # fmt: skip
-    return (
-        transformer_sizes(spec)
-        | dict(num_layers=spec.layers, use_rotary_positional_embeddings=spec.rotary_dims > 0, max_text_seq_length=spec.text_tokens)
-        | (pictured if spec.picture_needed else {})
-        | (
-            dict(
-                patch_size_t=spec.token_lat,
-                patch_bias=False,
-                sample_width=width,
-                sample_height=height,
-                sample_frames=spec.native_px,
-            )
-            if spec.token_lat > 1
-            else {}
-        )
+    config = transformer_sizes(spec) | dict(
+        num_layers=spec.layers, use_rotary_positional_embeddings=spec.rotary_dims > 0, max_text_seq_length=spec.text_tokens
     )
+    places = dict(sample_width=width, sample_height=height, sample_frames=spec.native_px)
+    if spec.token_lat > 1:
+        ofs = 512 if spec.picture_needed else None
+        return config | places | dict(patch_size_t=spec.token_lat, patch_bias=False, ofs_embed_dim=ofs)
+    return config | (places | dict(use_learned_positional_embeddings=True) if spec.picture_needed else {})
 
 
 def random_pipeline(spec: BackboneSpec, transformers: Sequence[Any], text: Any) -> Any:
@@ -131,7 +125,7 @@ def random_pipeline(spec: BackboneSpec, transformers: Sequence[Any], text: Any) 
 
 
 FAMILY = Family(
-    name="cogvideox", title="CogVideoX", specs=(COGVIDEOX_2B, COGVIDEOX_5B, COGVIDEOX_5B_I2V, COGVIDEOX_1_5),
+    name="cogvideox", title="CogVideoX", specs=(COGVIDEOX_2B, COGVIDEOX_5B, COGVIDEOX_5B_I2V, COGVIDEOX_1_5, COGVIDEOX_1_5_I2V),
     adapter="longgen.pipelines.cogvideox:CogVideoX", pipeline="CogVideoXPipeline", from_configs=from_configs,
     transformer="CogVideoXTransformer3DModel", transformer_config=transformer_config,
     random_pipeline=random_pipeline, peak_activations=(12.2, 4.7), moved=95, batches_guidance=True,

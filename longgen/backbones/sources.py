@@ -335,6 +335,12 @@ SOURCES: dict[str, dict[str, Published]] = {
         "frames": Published(81, _COG_SCRIPT),
         "fps": Published(16, _COG_SCRIPT),
     },
+    "cogvideox-1.5-i2v": _COG_5B | {
+        "hub id": Published("THUDM/CogVideoX1.5-5B-I2V", _COG_README, _RENAMED),
+        "size": Published((1360, 768), _COG_SCRIPT),
+        "frames": Published(81, _COG_SCRIPT),
+        "fps": Published(16, _COG_SCRIPT),
+    },
     "skyreels-v2": _skyreels("SkyReels-V2-T2V-14B-540P-Diffusers", "pipeline_skyreels_v2"),
     "skyreels-v2-df-1.3b": _skyreels("SkyReels-V2-DF-1.3B-540P-Diffusers", _FORCING),
     "skyreels-v2-df-14b": _skyreels("SkyReels-V2-DF-14B-540P-Diffusers", _FORCING),

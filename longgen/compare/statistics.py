@@ -22,7 +22,7 @@ LEAST_PAIRS = 6  # chance of a single sign: 2 / 2 ** 6 = 0.03, with five pairs 0
 STILL = 1.0  # %/s of motion below which a video counts as still
 STILL_SHARE = 0.25  # of the motion of the preset that moves most, below which a video counts as still too
 FLATTERED = (  # metrics that a still scores well in, whatever it shows
-    "seam", "drift", "drift_ends", "flicker", "smoothness", "motion_smoothness_raft", "feature_consistency",
+    "seam", "drift", "flicker", "smoothness", "motion_smoothness_raft", "feature_consistency",
     "vbench.subject_consistency", "vbench.background_consistency", "vbench.motion_smoothness", "vbench.temporal_flickering",
 )  # fmt: skip
 

@@ -35,8 +35,6 @@ _ROWS = (
            "visible seam."),
     Metric("drift", "Lab/s", "lower", "Drift of colour, contrast, saturation and sharpness per second, in Lab units (2 is a "
            "visible difference); intended changes of the scene count too."),
-    Metric("drift_ends", "Lab", "lower", "Change of the same from the first 15% of the frames to the last 15%: all of a drift, of "
-           "which drift is the speed."),
     Metric("detail", "%", "neither", "Sharpness of the last 15% of the frames, in per cent of that of the first 15%; a video that "
            "blurs has less than 100, and so may another scene."),
     Metric("flicker", "%", "lower", "Fast changes of brightness that motion does not explain, in per cent of the full range."),

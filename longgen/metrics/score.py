@@ -33,7 +33,7 @@ class Score:
     curves: [F] float64 each, nan where undefined: motion, difference, freeze, smoothness, flicker and what
     `colour.Colour` defines (brightness, green_red, blue_yellow, contrast, saturation, sharpness).
     details: repetition_lag_s; loop_flow and loop_revisits; seam_worst and seam_at, its frame; drift_brightness and so on, the six
-    slopes per second; drift_ends_brightness and so on, the six changes from the first to the last frames. notes: problems with the
+    slopes per second; drift_ends and drift_ends_brightness and so on, from the first to the last frames. notes: problems with the
     file. times: as in `Facts`, for a variable frame rate.
     """
 
@@ -103,7 +103,6 @@ class Scorer:
             "loop": loops.pop("loop"),
             "seam": _mean(np.array([*seams.values()])),
             "drift": drift(slopes) if slopes else None,
-            "drift_ends": drift(ends) if ends else None,
             "detail": detail,
             "flicker": _mean(curves["flicker"]),
             "smoothness": _mean(curves["smoothness"]),
@@ -117,6 +116,7 @@ class Scorer:
             "seam_at": seam_at,
             "seam_worst": None if seam_at is None else seams[seam_at],
             **{f"drift_{name}": slopes[name] if slopes else None for name in PARTS},
+            "drift_ends": drift(ends) if ends else None,
             **{f"drift_ends_{name}": ends[name] if ends else None for name in PARTS},
         }
         return Score(len(curves["motion"]), self._fps, values, curves, details)

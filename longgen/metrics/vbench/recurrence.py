@@ -24,14 +24,11 @@ class FeatureRepetition:
     def __init__(self, embed: Callable[[torch.Tensor], torch.Tensor], fps: float) -> None:
         self._embed, self._fps = embed, fps
         self._rows: list[np.ndarray] = []
-
-    @property
-    def curve(self) -> list[float]:
-        """It is of the whole video."""
-        return [math.nan] * len(self._rows)
+        self.curve: list[float] = []  # nan: it is of the whole video
 
     def add(self, frames: torch.Tensor) -> None:
         self._rows += [*F.normalize(self._embed(frames), dim=-1).cpu().numpy()]
+        self.curve += [math.nan] * len(frames)
 
     def value(self) -> float | None:
         """From 0 to 1; None for a video that is too short to repeat."""

@@ -23,8 +23,8 @@ def loop(pictures: Repetition, flow: np.ndarray, fps: float) -> dict[str, float 
     repetition: the picture recurs after a fixed period (repetition.py). flow: the motion does, by the same measure. revisits: share
     of the frames after the first LEAST_S that show an earlier picture again (below). loop: the median of the three. Each may be
     misled alone: a walk has periodic flow, a cut may fall on a period, one picture may come back once. A swing has all three, and
-    is a loop. Derived: no published metric; on real footage with planted faults it is 0 without a loop and above 90 with one
-    (measured).
+    is a loop. Derived: no published metric; on real footage with planted faults it is at most 3 without a loop and above 90 with
+    one (measured).
     """
     found = pictures.result()
     if found is None:

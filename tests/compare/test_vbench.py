@@ -203,6 +203,8 @@ def test_a_still_is_called_consistent_by_nobody() -> None:
         cell("still", "p", 0).model_copy(update={"metrics": {"motion": 0.1, SUBJECT: 1.0, "vbench.aesthetic_quality": 0.6}}),
     ]
     table = preset_rows(["moving", "still"], cells, None, [*cells[0].metrics])
+    assert any("consistency rewards a video that stands still" in note and f"read {SUBJECT} together" in note
+               for note in collect_warnings(cells, table, None))  # fmt: skip
     assert best_presets(table) == {SUBJECT: ["moving"], "vbench.aesthetic_quality": ["still"]}
     (said,) = [line for line in collect_warnings(cells, table, None) if "hardly moves" in line]
     assert f": {SUBJECT} look good in a still" in said

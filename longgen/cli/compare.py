@@ -54,8 +54,8 @@ class MetricOptions:
     metrics: Annotated[
         str | None,
         typer.Option("--metrics", metavar="NAME,NAME", help="The metrics to show, always with motion: own (the default) for all of "
-                     "longgen's, vbench for those of VBench whose weights are available, and single ones, as "
-                     "vbench.subject_consistency."),
+                     "longgen's, vbench for those of VBench whose weights are available, features for those of "
+                     "EfficientNet, and single ones, as vbench.subject_consistency."),
     ] = None  # fmt: skip
     vbench_weights: Annotated[
         Path | None,

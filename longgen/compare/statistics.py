@@ -31,8 +31,8 @@ EXACT = 60  # differences up to which the exact distribution is counted; beyond,
 STILL = 1.0  # %/s of motion below which a video counts as still
 STILL_SHARE = 0.25  # of the motion of the preset that moves most, below which a video counts as still too
 FLATTERED = (  # metrics that a still scores well in, whatever it shows
-    "seam", "drift", "flicker", "smoothness", "motion_smoothness_raft", "vbench.subject_consistency",
-    "vbench.background_consistency", "vbench.motion_smoothness", "vbench.temporal_flickering",
+    "seam", "drift", "flicker", "smoothness", "motion_smoothness_raft", "feature_consistency",
+    "vbench.subject_consistency", "vbench.background_consistency", "vbench.motion_smoothness", "vbench.temporal_flickering",
 )  # fmt: skip
 
 

@@ -17,6 +17,10 @@ CONSEQUENCES = {
     "device": "; seconds and memory cannot be compared",
 }
 NAMED = 3  # differing values that are listed
+CONSISTENCY = ("feature_consistency", "vbench.subject_consistency", "vbench.background_consistency")
+# Measured on 120 frames of real footage, a man in a moving car, and on the first of them 120 times: docs/experiments/footage.md
+REWARDS_STILLS = ("consistency rewards a video that stands still: real footage had feature_consistency 0.95 and motion 12.5 %/s, "
+                  "its first frame alone 1.00 and 0; read {} together with motion")  # fmt: skip
 
 
 def collect_warnings(cells: Sequence[Cell], table: Sequence[PresetRow]) -> list[str]:
@@ -33,6 +37,8 @@ def collect_warnings(cells: Sequence[Cell], table: Sequence[PresetRow]) -> list[
     for preset, motion in still_presets(table).items():
         notes.append(f"{preset} hardly moves (motion {motion:.2g} %/s)" + bool(flattered) * (
                     f": {', '.join(flattered)} look good in a still video, so it is not called best in any of them"))  # fmt: skip
+    consistency = [name for name in CONSISTENCY if any(name in row.metrics for row in table)]
+    notes += [REWARDS_STILLS.format(" and ".join(consistency))] * bool(consistency)
     notes += _differences(done)
     notes += _starts(done)
     resumed = sum("resumed" in cell.details for cell in done)

@@ -137,7 +137,7 @@ def test_pictures_belong_to_prompts(whole: Path) -> None:
     own = warnings.collect_warnings(cells(whole, a="1" * 64, b="2" * 64), [])
     assert not any("start from" in warning or "conditions" in warning for warning in own)
     one, other = cells(whole, a="1" * 64, b="2" * 64)
-    mixed = warnings.collect_warnings([one, other.model_copy(update={"prompt": "a"})], [], None)
+    mixed = warnings.collect_warnings([one, other.model_copy(update={"prompt": "a"})], [])
     assert any(f"the videos of 'a' start from different things: image  {'1' * 12}" in warning for warning in mixed)
 
 

@@ -76,8 +76,8 @@ def test_too_few_pairs_say_how_many_are_needed() -> None:
     made = " ".join(text(comparison({"direct": [1.0], "a": [2.0]})).split())
     assert "interval" not in made
     assert not {"~", "*"} & {*made}
-    assert ("verdict: Nothing here is beyond chance: with 1 pair of videos (same prompt, same seed) p cannot fall below 1, and 9 "
-            "comparisons, each of two presets in one metric, ask for 0.0056. 9 pairs can get there, for example 5 prompts with 2 "
+    assert ("verdict: Nothing here is beyond chance: with 1 pair of videos (same prompt, same seed) p cannot fall below 1, and 11 "
+            "comparisons, each of two presets in one metric, ask for 0.0045. 9 pairs can get there, for example 5 prompts with 2 "
             "seeds each") in made  # fmt: skip
     assert "*" not in text(comparison({"direct": SIX, "a": [one - 1 for one in SIX]}))  # six pairs, ten metrics: may be chance
 

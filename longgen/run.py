@@ -28,7 +28,7 @@ from longgen.errors import LonggenError, UsageError
 from longgen.out_of_memory import translate_oom
 from longgen.pictures import FITS, Fit
 from longgen.plan import Plan
-from longgen.progress import Phase, Progress, clock_text, no_report
+from longgen.progress import UNCOUNTED, Phase, Progress, Videos, clock_text, no_report, working
 from longgen.resolve import PlanRequest, resolve
 from longgen.run_settings import SCHEMA, stored_settings, version_warning
 from longgen.rundir import Job, JobRequest, jobs_of, run_folder
@@ -323,7 +323,12 @@ def generate_jobs(
     if not team.writes:
         report = log = no_report
     results: list[Result | Failure] = []
-    backbone = None
+    backbone, report_one, videos = None, report, None
+    if len(jobs) > 1:
+        from longgen import cost
+
+        videos = Videos([cost.ratio(job.plan) for job in jobs], model_settings.device, report)
+        report_one = videos.of_one
     for number, job in enumerate(jobs, start=1):
         if len(jobs) > 1:
             log(f"[{number}/{len(jobs)}] {on_one_line(job.prompt, 200)}")
@@ -333,6 +338,8 @@ def generate_jobs(
                     results.append(skipped(job))
                     each(results[-1])
                     log(f"{job.output} is finished, with these settings: there is nothing to do (--overwrite makes it again)")
+                    if videos is not None:
+                        videos.settled(made=False)
                     continue
                 load_s = 0.0
                 if backbone is None:
@@ -342,7 +349,7 @@ def generate_jobs(
                     if model_settings.compile:
                         log("compiling: the first step takes seconds to minutes more")
                 job = _announced(job, backbone, log)
-                results.append(generate_one(backbone, job, resume, report, log, load_s))
+                results.append(generate_one(backbone, job, resume, report_one, log, load_s))
                 each(results[-1])
         except LonggenError as error:
             if len(jobs) == 1 or backbone is None or (team.size > 1 and not error.everywhere):
@@ -351,6 +358,8 @@ def generate_jobs(
             results.append(Failure(job.output.stem, str(job.output), job.prompt, job.seed, error.given, error.expected, error.hint,
                                    error.exit_code))  # fmt: skip
             each(results[-1])
+        if videos is not None:
+            videos.settled()
     return results
 
 
@@ -407,9 +416,9 @@ def load(
 
     Raises OutOfMemoryError, and what `longgen.pipelines.loading.load` does.
     """
-    from longgen.pipelines import loading
-
     start = time.monotonic()
+    with working("prepare", report):  # the libraries take seconds
+        from longgen.pipelines import loading
     with translate_oom("loading the model", model_settings, "or a smaller --backbone", plan):
         backbone = loading.load(spec, model_settings, report)
     return backbone, time.monotonic() - start
@@ -417,13 +426,17 @@ def load(
 
 def write_video(writer: Writer, frames: Iterator[np.ndarray], phase: Phase | None = None) -> int:
     """Writes decoded `frames`, [F, height, width, 3] uint8 at a time, as they come; returns their number."""
-    done = 0
+    done, ending = 0, None
     with writer:
         for frames_px in frames:
             writer.add(frames_px)
             done += len(frames_px)
             if phase is not None:
                 phase.at(done)
+        if phase is not None:  # the encoder has frames left, and the file gets its index
+            ending = Phase("write", 1, phase.device, phase.report, unit=UNCOUNTED)
+    if ending is not None:
+        ending.at(1)
     return done
 
 

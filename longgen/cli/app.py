@@ -287,10 +287,10 @@ def logger(quiet: bool) -> Callable[[str], None]:
 @contextlib.contextmanager
 def progress_shown(quiet: bool) -> Iterator[OnProgress]:
     """A function that shows progress on stderr, unless `quiet`, and its milestones in the log file."""
-    from longgen import progress
+    from longgen import bars, progress
 
     milestones = None if _log is None else progress.in_lines(_log.write, progress.LOG_EVERY_S)
-    with progress.reporter(quiet, functools.partial(say, logged=False)) as shown:
+    with bars.reporter(quiet, functools.partial(say, logged=False)) as shown:
         if milestones is None:
             yield shown
         else:

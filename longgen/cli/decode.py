@@ -23,7 +23,7 @@ def decode(
     options: OutputOptions,
 ) -> None:
     """Turn saved latents into a video, without sampling again."""
-    from longgen import checkpoint, disk, naming, progress, resolve, run, rundir, shown, video
+    from longgen import bars, checkpoint, disk, naming, progress, resolve, run, rundir, shown, video
     from longgen.backbones.settings import ModelSettings
     from longgen.out_of_memory import translate_oom
 
@@ -62,7 +62,7 @@ def decode(
     settings = {key: value for key, value in stored.items() if key not in ("done", "scheduler", "vae_tiling")}
     settings |= {"vae_tiling": True} if vae_tiling else {}
 
-    with rundir.lock(target), progress.reporter(options.quiet, say) as report:
+    with rundir.lock(target), bars.reporter(options.quiet, say) as report:
         disk.check_new(target, options.overwrite)  # again: another process may have made it
         loading = progress.Phase("load", 1, "cpu", report)
         from longgen.backbones.defaults import default_device, default_dtype

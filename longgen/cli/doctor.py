@@ -78,9 +78,9 @@ def _measure(gpu: GpuOptions, options: opt.OutputOptions) -> None:
     """Measures the GPU, going on with what is in the output folder."""
     from longgen import disk, preset
     from longgen.backbones.registry import SPECS
+    from longgen.bars import reporter
     from longgen.bench import device_report, device_run
     from longgen.pipelines.checks import check_settings
-    from longgen.progress import reporter
 
     spec, settings = _target(gpu)
     check_settings(spec, settings)

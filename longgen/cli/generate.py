@@ -75,6 +75,7 @@ def generate(
     options: RunOptions,
 ) -> None:
     """Make a video, or one for each line of a file of prompts."""
+    from longgen.progress import working
     from longgen.resolve import PlanRequest
 
     take_rank()
@@ -116,7 +117,8 @@ def generate(
         with unlogged():
             chosen(quiet=True)  # refuses here, before processes are started, which then say the notes
         return _launch(loading["gpus"])
-    jobs, settings = team.decide(lambda: chosen(options.quiet))
+    with progress_shown(options.quiet or options.dry_run) as report, working("prepare", report):
+        jobs, settings = team.decide(lambda: chosen(options.quiet))
     if options.dry_run:
         return _print_dry_run(jobs, settings, options)
     _make(jobs, settings, options, cluster)
@@ -181,7 +183,7 @@ def _make(jobs: list[Job], settings: ModelSettings, options: RunOptions, cluster
     from longgen import run
     from longgen.cli.lines import Lines
 
-    lines = Lines(jobs, options.as_json)
+    lines = Lines(jobs, options.as_json, options.quiet)
     with progress_shown(options.quiet) as report, lines.under_way():
         log = logger(options.quiet)
         if cluster.ray is None:

@@ -1,6 +1,7 @@
 """What `longgen generate` prints on stdout: a line for each video as soon as it is finished, its path or with --json an object.
 
-In a terminal the path stands in a sentence of what the file is, which is on stderr where stdout goes elsewhere. `longgen docs json-lines` prints the JSON Schema of the classes here.
+In a terminal the path stands in a sentence of what the file is, which is on stderr where stdout goes elsewhere.
+`longgen docs json-lines` prints the JSON Schema of the classes here.
 """
 
 from __future__ import annotations

@@ -820,6 +820,10 @@ def test_json_is_one_object_or_a_list_of_objects_with_names(args: list[str]) -> 
     result = json.loads(done.stdout, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     assert all(entry["name"] for entry in (result if isinstance(result, list) else [result]))
     assert not any(line.startswith(("{", "[", "}", "]")) for line in done.stderr.splitlines())
+    if args == ["doctor"]:
+        found = {entry["name"]: entry.get("data") for entry in result}
+        assert {"longgen", "memory", "threads", "fonts", "ffmpeg", "cache hub"} <= found.keys()
+        assert [row["frames"] for row in found["wan2.1-14b"]["lengths"]] == [81, 321]
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,11 @@ def fonts() -> str | None:
     from PIL import ImageFont, features
 
     font = ImageFont.load_default(20)
-    return f"{' '.join(font.getname()[:2])}, in Pillow" if features.check("freetype2") and hasattr(font, "getname") else None
+    return (
+        f"{' '.join(filter(None, font.getname()[:2]))}, in Pillow"
+        if features.check("freetype2") and hasattr(font, "getname")
+        else None
+    )
 
 
 def fits(spec: BackboneSpec, memory: Memory) -> list[dict[str, Any]]:

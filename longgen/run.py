@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from longgen import arguments, disk, ffmpeg, launch, naming, past, preset, ranks, run_record, rundir, start
+from longgen import arguments, disk, ffmpeg, launch, naming, past, preset, ranks, run_record, rundir, start, timings
 from longgen.backbones import defaults
 from longgen.backbones.settings import ModelSettings
 from longgen.describe import plan_dict
@@ -155,12 +155,13 @@ def generate_one(
             torch.cuda.reset_peak_memory_stats(device)
         latents, state = team.decide(functools.partial(_begin, held, backbone, job, record, resume, log))
         chunks = checkpoint.Chunks(folder / rundir.CHUNKS, run_settings) if team.writes else None
-        decoded = False
+        decoded, sampled_whole = False, latents is None and state is None
         if latents is None:
             skipping = magcache.skipping(backbone, plan, lambda: Phase("calibrate", plan.steps, device, report).at)
             remains = "the checkpoint is kept: --resume goes on, with another --offload too"
             with translate_oom("sampling", backbone.model_settings, remains, plan), skipping:
-                phase = Phase("sample", plan.rounds, device, report, done=state.done if state else 0)
+                expected_s = timings.sampling_s(plan, backbone.model_settings)
+                phase = Phase("sample", plan.rounds, device, report, state.done if state else 0, expected_s=expected_s)
                 latents, decoded = _sample(backbone, job, chunks, state, phase, _first_step(record, phase, load_s, log))
                 record.seconds["sample"] = round(phase.seconds, 3)
                 if latents is not None and chunks is not None:
@@ -179,6 +180,8 @@ def generate_one(
         record.content.pop(rundir.REPLACES, None)
         record.write("done", video=disk.file_hash(output))
         rundir.clean_up(output)
+        if sampled_whole:
+            timings.keep(plan, backbone.model_settings, record.seconds, record.content["peak_memory_bytes"], log)
     return _result(job, record.seconds, memory_bytes(device))
 
 

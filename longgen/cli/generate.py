@@ -245,6 +245,7 @@ def _requested(
 
 
 def _print_dry_run(jobs: list[Job], settings: ModelSettings, options: RunOptions) -> None:
+    from longgen.cli.estimates import Times
     from longgen.describe import plan_dict, plan_text, start_dict
     from longgen.pipelines.checks import check_settings
     from longgen.pipelines.token_limit import cut_notes, tokenizer_on_disk
@@ -254,12 +255,21 @@ def _print_dry_run(jobs: list[Job], settings: ModelSettings, options: RunOptions
     inputs.say_notes(check_settings(spec, settings), options.quiet)
     tokenizer = tokenizer_on_disk(spec)
     inputs.say_notes((note for job in jobs for note in cut_notes(job.plan, [job.prompt], tokenizer)), options.quiet)
-    texts = []
+    texts, times = [], Times(settings)
     for plan in plans:
         outputs = ", ".join(str(job.output) for job in jobs if job.plan is plan)
-        texts.append(f"{plan_text(plan, settings.dtype, settings.offload, tables=False, notes=False)}\nwould write: {outputs}")
+        texts.append(
+            f"{plan_text(plan, settings.dtype, settings.offload, tables=False, notes=False)}\n{times.line(plan)}\n"
+            f"would write: {outputs}"
+        )
     videos = [{"prompt": job.prompt, "seed": job.seed, "output": str(job.output), "preset": job.plan.preset.name,
                "frames": job.plan.frames_px, "starts_from": start_dict(job.plan),
                "sample": job.plan.sample.model_dump(mode="json")} for job in jobs]  # fmt: skip
-    data = plan_dict(jobs[0].plan) | {"outputs": [str(job.output) for job in jobs], "videos": videos}
+    if len(jobs) > 1 and (whole := times.whole([job.plan for job in jobs])):
+        texts.append(whole)
+    data = (
+        plan_dict(jobs[0].plan)
+        | {"estimate": times.as_dict(jobs[0].plan)}
+        | {"outputs": [str(job.output) for job in jobs], "videos": videos}
+    )
     answer("\n\n".join(texts), {"status": "planned"} | data, options.as_json, indent=None)

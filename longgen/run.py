@@ -400,11 +400,13 @@ def _announced(job: Job, backbone: PipelineBackbone, log: Callable[[str], None])
     """`job` with notes on words of its prompt that the text encoder cuts off; logs these, its seed and the file that grows."""
     from longgen import loops
     from longgen.pipelines.token_limit import cut_notes, tokenizer_of
-    from longgen.video import partial_of
+    from longgen.video import notes_of, partial_of
 
     plan = job.plan
     cut = cut_notes(plan, [job.prompt], tokenizer_of(backbone))
     for note in cut:
+        log(f"note: {note}")
+    for note in notes_of(job.output):
         log(f"note: {note}")
     log(f"seed {job.seed}")
     if loops.streams(plan, backbone.model_settings.offload):

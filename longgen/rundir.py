@@ -1,4 +1,4 @@
-"""The files of a run: the MP4, the folder `NAME.run` beside it, what may be resumed and what may be replaced.
+"""The files of a run: the video, the folder `NAME.run` beside it, or `NAME.webm.run`, and what may be resumed or replaced.
 
     run.json                  settings, versions, what acted where, seconds per phase, peak memory; once finished the video's hash
     checkpoint.safetensors    after every step, until sampling is done
@@ -25,7 +25,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from longgen import disk, naming, pictures
+from longgen import disk, naming, pictures, video
 from longgen.errors import LonggenError, MissingError, UsageError
 from longgen.run_settings import SCHEMA, differences, stored_settings
 from longgen.split import split_of
@@ -57,8 +57,7 @@ class Job(NamedTuple):
     output: Path
 
 
-def run_folder(output: Path) -> Path:
-    return output.with_suffix(".run")
+run_folder = naming.run_folder
 
 
 def lock(output: Path) -> AbstractContextManager[None]:
@@ -119,7 +118,6 @@ def unfinished_work(output: Path) -> str | None:
 
 def is_finished(output: Path, settings: dict[str, Any], frames: int) -> bool:
     """Whether `output` is the complete video of the run with `settings`. Raises LonggenError if run.json is damaged."""
-    from longgen.video import read_frames
     from longgen.video_info import facts
 
     if not output.is_file():
@@ -133,17 +131,15 @@ def is_finished(output: Path, settings: dict[str, Any], frames: int) -> bool:
     if record is not None and record.get("video") is not None:
         return disk.file_hash(output) == record["video"]
     try:
-        return facts(output).cut is None and sum(1 for _ in read_frames(output, facts(output).size)) == frames
+        return facts(output).cut is None and sum(1 for _ in video.read_frames(output, facts(output).size)) == frames
     except LonggenError:
         return False
 
 
-def settings_inside(video: Path) -> dict[str, Any] | None:
-    """The settings stored in an MP4 of longgen; None for any other file."""
-    from longgen.video import read_settings
-
+def settings_inside(path: Path) -> dict[str, Any] | None:
+    """The settings stored in a video of longgen; None for any other file."""
     try:
-        return read_settings(video)
+        return video.read_settings(path)
     except LonggenError:
         return None
 
@@ -238,6 +234,8 @@ def jobs_of(
     for plan in dict.fromkeys(request.plan for request in requests):
         split_of(plan, model_settings)
     outputs = [naming.output_path(request.output, request.prompt, request.seed) for request in requests]
+    for output, fps in dict.fromkeys((output, request.plan.fps) for output, request in zip(outputs, requests, strict=True)):
+        video.check_kind(output, fps)
     named = [request.output is not None and naming.is_file_name(request.output) for request in requests]
     taken: dict[str, Path] = {}
     for output in itertools.compress(outputs, named):

@@ -42,8 +42,8 @@ class RunOptions:
 
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="FILE.mp4|DIR",
-                     help="(default: PROMPT-SEED.mp4 here, numbered if another run has that name)"),
+        typer.Option("--output", "-o", metavar="FILE|DIR",
+                     help="A name in .mp4, .webm or .gif (default: PROMPT-SEED.mp4 here, numbered if another run has that name)"),
     ] = None  # fmt: skip
     resume: Annotated[bool, typer.Option("--resume", help="Continue the stopped run of this output.")] = False
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over, and replace existing files.")] = False
@@ -209,6 +209,7 @@ def _requested(
     sharded: bool = False,
 ) -> list[JobRequest]:
     """The videos of a prompt, a file of prompts or a schedule; with `--probe run` after a probe."""
+    from longgen import naming
     from longgen.prompts import Row
 
     shots = request.schedule.shots if request.schedule else ()
@@ -223,7 +224,7 @@ def _requested(
         raise UsageError("--prompts with --resume needs --seed: a drawn seed cannot be recovered",
                          expected="--seed N, as printed by the first run, or a column seed", hint="add it")  # fmt: skip
     several = "--prompts" if text.prompts is not None else "--seeds" if seeds is not None else None
-    if several is not None and options.output is not None and Path(options.output).suffix.lower() == ".mp4":
+    if several is not None and options.output is not None and naming.is_video(options.output):
         raise UsageError(f"{several} makes several videos, but --output {options.output} names a single file", expected="a folder",
                          hint="give --output a folder")  # fmt: skip
     if request.probe == "run":

@@ -257,9 +257,9 @@ def stored_job(context: typer.Context, output: Path, allow_code: bool) -> tuple[
 
 def stored_seed(output: str | None) -> int:
     """The seed of the run that --resume continues, where --output names it."""
-    from longgen import rundir
+    from longgen import naming, rundir
 
-    if output is None or Path(output).suffix.lower() != ".mp4":
+    if output is None or not naming.is_video(output):
         raise UsageError("--resume without --seed needs the --output FILE.mp4 of the run", expected="--seed N or -o FILE.mp4",
                          hint="add one of them")  # fmt: skip
     return rundir.stored_record(Path(output))["settings"]["seed"]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, TextColumn
 from rich.progress import Progress as Bars
+from rich.segment import ControlType, Segment
 from rich.table import Column
 from rich.text import Text
 
@@ -98,7 +99,24 @@ class _Times(ProgressColumn):
         return Text("" if row is None else row.now.after(time.monotonic() - row.at).times)
 
 
-_live: OnProgress | None = None  # of the block of bars that is on the screen
+class _Raw:
+    """A control sequence on a line of its own, which rich writes as it is."""
+
+    def __init__(self, sequence: str) -> None:
+        self.sequence = sequence
+
+    def __rich_console__(self, console: Console, options: Any) -> Iterator[Segment]:
+        yield Segment(self.sequence, None, [(ControlType.CARRIAGE_RETURN,)])
+        yield Segment.line()
+
+
+def draw(sequence: str) -> None:
+    """Writes a control sequence that shows a picture above the bars; nothing where none are on the screen, as in a pipe."""
+    if _live is not None:
+        _live.bars.console.print(_Raw(sequence))
+
+
+_live: Block | None = None  # that is on the screen
 
 
 @contextlib.contextmanager
@@ -113,10 +131,10 @@ def reporter(quiet: bool, say: Log) -> Iterator[OnProgress]:
     elif not sys.stderr.isatty():
         yield in_lines(say, PLAIN_EVERY_S)
     elif _live is not None:
-        yield _live
+        yield _live.report
     else:
         with Block() as block:
-            _live = block.report
+            _live = block
             try:
                 yield block.report
             finally:

@@ -16,6 +16,7 @@ from longgen.errors import UsageError
 
 # in the folder of a run, see `longgen.rundir`
 LATENTS, CHUNKS, STEP, RECORD, INPUTS = "latents.safetensors", "latents", "checkpoint.safetensors", "run.json", "inputs"
+PREVIEW = "preview.png"
 LONGEST_NAME = 230  # bytes; file systems allow 255, and temporary names are longer by up to 17
 LONGEST_SLUG = 60, 120  # characters and bytes: names of two slugs, a seed and a hash still fit
 SUFFIXES = (".mp4", ".webm", ".gif")  # of the videos that longgen writes

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from longgen.loops import State
     from longgen.pipelines.base import PipelineBackbone
     from longgen.pipelines.given import Given
+    from longgen.preview import Preview
     from longgen.video import Writer
 
 
@@ -134,6 +135,7 @@ def generate_one(
     report: Callable[[Progress], None] = no_report,
     log: Callable[[str], None] = no_report,
     load_s: float = 0.0,
+    preview: Callable[[PipelineBackbone, Job], Preview] | None = None,
 ) -> Result:
     """Samples, saves and decodes one video. With `resume`, continues from what its run folder holds, else starts over.
 
@@ -162,7 +164,8 @@ def generate_one(
             with translate_oom("sampling", backbone.model_settings, remains, plan), skipping:
                 expected_s = timings.sampling_s(plan, backbone.model_settings)
                 phase = Phase("sample", plan.rounds, device, report, state.done if state else 0, expected_s=expected_s)
-                latents, decoded = _sample(backbone, job, chunks, state, phase, _first_step(record, phase, load_s, log))
+                strips = preview(backbone, job) if preview is not None and team.writes else None
+                latents, decoded = _sample(backbone, job, chunks, state, phase, _first_step(record, phase, load_s, log), strips)
                 record.seconds["sample"] = round(phase.seconds, 3)
                 if latents is not None and chunks is not None:
                     checkpoint.save_tensors(folder / rundir.LATENTS, {"latents": latents}, run_settings)
@@ -180,7 +183,7 @@ def generate_one(
         record.content.pop(rundir.REPLACES, None)
         record.write("done", video=disk.file_hash(output))
         rundir.clean_up(output)
-        if sampled_whole:
+        if sampled_whole and preview is None:
             timings.keep(plan, backbone.model_settings, record.seconds, record.content["peak_memory_bytes"], log)
     return _result(job, record.seconds, memory_bytes(device))
 
@@ -229,8 +232,9 @@ def _begin(
 
 
 def _sample(
-    backbone: PipelineBackbone, job: Job, chunks: Chunks | None, state: State | None, phase: Phase, first_step: Callable[[], None]
-) -> tuple[Tensor | None, bool]:
+    backbone: PipelineBackbone, job: Job, chunks: Chunks | None, state: State | None, phase: Phase, first_step: Callable[[], None],
+    preview: Preview | None = None,
+) -> tuple[Tensor | None, bool]:  # fmt: skip
     """The latents of `job` (None where they are in chunks on disk), and whether the video was decoded as they came.
 
     chunks: where they go; None on ranks that write nothing.
@@ -248,6 +252,8 @@ def _sample(
             interrupted.save(now, chunks, plan)
         first_step()
         phase.at(now.done)
+        if preview is not None:
+            preview.on_step(now)
 
     generator = torch.Generator().manual_seed(job.seed)
     given = _given(backbone, job, generator, state, chunks)
@@ -261,7 +267,8 @@ def _sample(
         if given is not None and given.before is not None and given.before.shape[2]:  # splitting none would give one without frames
             frames = itertools.chain(given.before.split(1, dim=2), frames)
         writer = Writer(job.output, plan.size, plan.fps, chunks.settings)
-        write_video(writer, shown.in_file(plan, backbone.decode, frames))
+        pixels = shown.in_file(plan, backbone.decode, frames)
+        write_video(writer, pixels if preview is None else preview.passing(pixels))
     else:
         for _ in frames:
             pass
@@ -313,13 +320,14 @@ def generate_jobs(
     log: Callable[[str], None] = no_report,
     overwrite: bool = False,
     each: Callable[[Result | Failure], None] = no_report,
+    preview: Callable[[PipelineBackbone, Job], Preview] | None = None,
 ) -> list[Result | Failure]:
     """Makes every job's video on one loaded model, which is that of the first one's plan. Finished ones are skipped.
 
     With `resume` it continues from what is left; only `overwrite` replaces what is there. Of several jobs, one that fails becomes
     a Failure and the rest goes on; a single one raises its error, and so does the first where nothing is loaded yet. On several
     ranks (`model_settings.gpus`) the error of one in the midst of a video ends them all. each: called with every result as soon as
-    it is there.
+    it is there. preview: makes the preview of a job.
     """
     team = ranks.join(model_settings.gpus, model_settings.device)
     model_settings = model_settings.replace(device=team.device(model_settings.device))
@@ -352,7 +360,7 @@ def generate_jobs(
                     if model_settings.compile:
                         log("compiling: the first step takes seconds to minutes more")
                 job = _announced(job, backbone, log)
-                results.append(generate_one(backbone, job, resume, report_one, log, load_s))
+                results.append(generate_one(backbone, job, resume, report_one, log, load_s, preview))
                 each(results[-1])
         except LonggenError as error:
             if len(jobs) == 1 or backbone is None or (team.size > 1 and not error.everywhere):

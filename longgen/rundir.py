@@ -5,6 +5,7 @@
     latents.safetensors       from the end of sampling on, before decoding begins
     latents/000000.safetensors, 000001 ...   in place of the two, where frames are made in chunks: each as soon as it is done; in
                               a chain each clip, beside the checkpoint of the one under way
+    preview.png               with --preview, the newest strip of frames
     inputs/                   copies of the pictures and of the earlier video that the run starts from, see `longgen.past`
     earlier/                  of a finished run that --overwrite replaces: its record and latents, until the new video is complete
 
@@ -317,7 +318,8 @@ def start_anew(output: Path) -> None:
     (folder / STEP).unlink(missing_ok=True)
     (folder / LATENTS).unlink(missing_ok=True)
     Chunks(folder / CHUNKS, {}).clear()
-    for name in (RECORD, STEP, LATENTS):
+    (folder / naming.PREVIEW).unlink(missing_ok=True)
+    for name in (RECORD, STEP, LATENTS, naming.PREVIEW):
         disk.clear_partials(folder / name)
 
 

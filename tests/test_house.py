@@ -33,8 +33,8 @@ ORDER = [
     "refine", "positions", "context", "fusion", "sampling", "catalog", "backbones", "schedule", "preset", "prompts", "program",
     "stack", "plan", "repeats", "cost", "split", "shards", "out_of_memory", "layers", "conditioning", "planner", "resolve",
     "attention", "pipelines", "run_settings", "run_record", "rundir", "shown", "sight", "describe", "backbone_facts", "machine",
-    "timings", "loops", "interrupted", "start", "run", "metrics", "probe", "bench", "compare", "cluster", "backbones.tiny", "cli",
-    "docs",
+    "timings", "loops", "preview", "interrupted", "start", "run", "metrics", "probe", "bench", "compare", "cluster",
+    "backbones.tiny", "cli", "docs",
 ]  # fmt: skip
 ONLY_UNDER = {  # library -> the rows whose modules may import it
     "diffusers": ("longgen.backbones", "longgen.pipelines", "longgen.loops"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,11 +15,13 @@ from longgen.cli import inputs
 from longgen.cli import options as opt
 from longgen.cli.app import about_video, answer, app, logger, progress_shown, take_rank, unlogged
 from longgen.cli.probe import probe_first
-from longgen.errors import BatchError, UsageError, conflict
+from longgen.errors import BatchError, UsageError, conflict, shown
 from longgen.textfile import on_one_line
 
 if TYPE_CHECKING:
     from longgen.backbones.settings import ModelSettings
+    from longgen.pipelines.base import PipelineBackbone
+    from longgen.preview import Preview
     from longgen.ranks import Ranks
     from longgen.resolve import PlanRequest
     from longgen.run import Job
@@ -47,6 +50,11 @@ class RunOptions:
     ] = None  # fmt: skip
     resume: Annotated[bool, typer.Option("--resume", help="Continue the stopped run of this output.")] = False
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over, and replace existing files.")] = False
+    preview: Annotated[
+        str | None,
+        typer.Option("--preview", metavar="[EVERY]", help="Keep a strip of frames in the run's folder while sampling, a new one "
+                                                          "every so many steps; alone: as often as costs 3% of the time."),
+    ] = None  # fmt: skip
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print what would run, load nothing.")] = False
     as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each video as it is finished.")] = False
     quiet: opt.Quiet = False
@@ -81,6 +89,9 @@ def generate(
     take_rank()
     if options.resume and options.overwrite:
         raise conflict("--resume", "--overwrite")
+    every = _preview_every(options.preview)
+    if options.preview is not None and cluster.ray is not None:
+        raise conflict("--preview", "--ray", "workers have no terminal")
     shard = cluster.checked()
     apart = cluster.ray is not None or shard is not None
     if apart:
@@ -121,7 +132,20 @@ def generate(
         jobs, settings = team.decide(lambda: chosen(options.quiet))
     if options.dry_run:
         return _print_dry_run(jobs, settings, options)
-    _make(jobs, settings, options, cluster)
+    if options.preview is not None and settings.offload == "model":
+        raise conflict("--preview", "--offload model", "the transformer would leave the card for each strip",
+                       hint="use --offload group, or leave --preview out")  # fmt: skip
+    _make(jobs, settings, options, cluster, every)
+
+
+def _preview_every(text: str | None) -> int | None:
+    """The steps between two strips of --preview; None where the time decides. Raises UsageError."""
+    if text in (None, "auto"):
+        return None
+    if not (text or "").isdecimal() or not 1 <= int(text or "0") <= 10_000:
+        raise UsageError(f"--preview {shown(text)} is no number of steps", expected="1 to 10000, or --preview alone",
+                         hint="correct it")  # fmt: skip
+    return int(text or "0")
 
 
 def _share(shard: Shard, requested: list[JobRequest]) -> list[JobRequest]:
@@ -178,7 +202,9 @@ def _jobs(requested: list[JobRequest], settings: ModelSettings, options: RunOpti
     return jobs, settings
 
 
-def _make(jobs: list[Job], settings: ModelSettings, options: RunOptions, cluster: opt.ClusterOptions) -> None:
+def _make(
+    jobs: list[Job], settings: ModelSettings, options: RunOptions, cluster: opt.ClusterOptions, preview_every: int | None
+) -> None:
     """Makes the videos, each with its line as soon as it is finished. Raises BatchError, and what `run.generate_jobs` does."""
     from longgen import run
     from longgen.cli.lines import Lines
@@ -187,7 +213,8 @@ def _make(jobs: list[Job], settings: ModelSettings, options: RunOptions, cluster
     with progress_shown(options.quiet) as report, lines.under_way():
         log = logger(options.quiet)
         if cluster.ray is None:
-            results = run.generate_jobs(jobs, settings, options.resume, report, log, options.overwrite, lines.show)
+            preview = None if options.preview is None else _preview(preview_every, log)
+            results = run.generate_jobs(jobs, settings, options.resume, report, log, options.overwrite, lines.show, preview)
         else:
             from longgen.cluster import pool, tasks
 
@@ -197,6 +224,17 @@ def _make(jobs: list[Job], settings: ModelSettings, options: RunOptions, cluster
     if failed := sum(isinstance(result, run.Failure) for result in results):
         raise BatchError(f"{failed} of {len(results)} videos failed",
                          hint="the same command with --resume makes the rest; seeds that were drawn need --seed N")  # fmt: skip
+
+
+def _preview(every: int | None, log: Callable[[str], None]) -> Callable[[PipelineBackbone, Job], Preview]:
+    """What makes the preview of a video: its strips are drawn above the bars, in a terminal that can."""
+    from longgen import bars, preview, rundir
+
+    def draw(png: bytes) -> None:
+        if (sequence := preview.escapes(png)) is not None:
+            bars.draw(sequence)
+
+    return lambda backbone, job: preview.Preview(backbone, job.plan, rundir.run_folder(job.output), every, draw, log)
 
 
 def _requested(

@@ -117,6 +117,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --output -o
         --resume
         --overwrite
+        --preview
         --dry-run
     """,
     "plan": SHARED
@@ -583,6 +584,8 @@ ERRORS: list[tuple[list[str], int, list[str]]] = [
     ([*PLAN, "--export", "tables.txt"], 2, ["tables.txt", "use tables.npz"]),
     ([*PLAN, "--export", "nowhere/tables.npz"], 1, ["nowhere/tables.npz cannot be written"]),
     # resume
+    ([*GENERATE, "--preview", "0"], 2, ["--preview '0' is no number of steps", "--preview alone"]),
+    ([*GENERATE, "--preview", "--offload", "model", "--device", "cuda", "--ray"], 2, ["--preview", "--ray"]),
     ([*GENERATE, "--resume", "--overwrite"], 2, ["--resume cannot be combined with --overwrite", "one of them"]),
     (["generate", "--resume", "-o", "ball.mp4"], 3, ["ball.run/run.json is not there", "leave --resume out"]),
     ([*GENERATE[:-2], "--resume", "-o", "ball.mp4"], 3, ["ball.run/run.json is not there", "leave --resume out"]),

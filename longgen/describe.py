@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from longgen import catalog, cost
+from longgen import catalog, cost, naming
 from longgen import preset as presets
 from longgen.attention.lowering import lower
 from longgen.backbones.registry import SPECS
@@ -366,7 +366,7 @@ def command_again(settings: Mapping[str, Any], video: Path) -> str:
     """
     words = ["longgen generate", "--preset THIS.toml", _flag("seed", settings["seed"]), _flag("backbone", settings["backbone"])]
     words += [_flag(name, value) for name, value in settings["sample"].items() if value is not None]
-    words += [_flag(name, value) for name, value in options(settings, video.absolute().with_suffix(".run"))]
+    words += [_flag(name, value) for name, value in options(settings, naming.run_folder(video.absolute()))]
     for name in STORED_MODEL_SETTINGS:
         for value in settings[name] if name == "lora" and name in settings else [settings.get(name)]:
             words += [] if value is None or value is False else [_flag(name, value)]

@@ -316,4 +316,4 @@ def _wrong_output(name: str) -> str | None:
         return "is not a plain file name: videos of a file of prompts go into the folder of --output"
     if any(ord(character) < 32 or ord(character) == 127 for character in name):
         return "contains a control character"
-    return None if name.lower().endswith(".mp4") else "does not end in .mp4"
+    return None if name.lower().endswith((".mp4", ".webm", ".gif")) else "does not end in .mp4, .webm or .gif"

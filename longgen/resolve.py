@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from longgen import catalog, units
+from longgen import catalog, naming, units
 from longgen import preset as presets
 from longgen.backbones.find import find
 from longgen.backbones.spec import BackboneSpec
@@ -124,7 +124,7 @@ def stored_schedule(settings: dict[str, Any], origin: Path) -> PromptSchedule | 
 
 
 def _run_folder(origin: Path) -> Path:
-    return origin.parent if origin.absolute().parent.suffix == ".run" else origin.with_suffix(".run")
+    return origin.parent if origin.absolute().parent.suffix == ".run" else naming.run_folder(origin)
 
 
 def _names(settings: dict[str, Any]) -> dict[str, str]:

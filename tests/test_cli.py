@@ -117,6 +117,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --output -o
         --resume
         --overwrite
+        --preview
         --dry-run
     """,
     "plan": SHARED
@@ -586,6 +587,8 @@ ERRORS: list[tuple[list[str], int, list[str]]] = [
     ([*PLAN, "--export", "tables.txt"], 2, ["tables.txt", "use tables.npz"]),
     ([*PLAN, "--export", "nowhere/tables.npz"], 1, ["nowhere/tables.npz cannot be written"]),
     # resume
+    ([*GENERATE, "--preview", "0"], 2, ["--preview '0' is no number of steps", "--preview alone"]),
+    ([*GENERATE, "--preview", "--offload", "model", "--device", "cuda", "--ray"], 2, ["--preview", "--ray"]),
     ([*GENERATE, "--resume", "--overwrite"], 2, ["--resume cannot be combined with --overwrite", "one of them"]),
     (["generate", "--resume", "-o", "ball.mp4"], 3, ["ball.run/run.json is not there", "leave --resume out"]),
     ([*GENERATE[:-2], "--resume", "-o", "ball.mp4"], 3, ["ball.run/run.json is not there", "leave --resume out"]),
@@ -823,6 +826,10 @@ def test_json_is_one_object_or_a_list_of_objects_with_names(args: list[str]) -> 
     result = json.loads(done.stdout, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     assert all(entry["name"] for entry in (result if isinstance(result, list) else [result]))
     assert not any(line.startswith(("{", "[", "}", "]")) for line in done.stderr.splitlines())
+    if args == ["doctor"]:
+        found = {entry["name"]: entry.get("data") for entry in result}
+        assert {"longgen", "memory", "threads", "fonts", "ffmpeg", "cache hub"} <= found.keys()
+        assert [row["frames"] for row in found["wan2.1-14b"]["lengths"]] == [81, 321]
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from longgen.progress import OnProgress
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda token: token.replace("_", "-")}
+ALONE = {"--ray": "local", "--preview": "auto"}  # what an option means that may stand without a value
 CLICK_USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer's versions have a click inside, or beside them
 
 
@@ -39,7 +40,8 @@ class Command(typer.core.TyperCommand):
     """A command that refuses a repeated option, where click would silently use the last one."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        args = _with_local_ray(args) if any("--ray" in parameter.opts for parameter in self.params) else args
+        own = {option for parameter in self.params for option in parameter.opts}
+        args = _with_values(args, {option: value for option, value in ALONE.items() if option in own})
         order: list[Any] = self.make_parser(ctx).parse_args(args=[*args])[2]
         for parameter in order if not ctx.resilient_parsing else ():
             single = parameter.param_type_name == "option" and not parameter.multiple and not parameter.is_flag
@@ -88,12 +90,12 @@ class Command(typer.core.TyperCommand):
         return super().invoke(ctx)
 
 
-def _with_local_ray(args: list[str]) -> list[str]:
-    """`args` with an address after a `--ray` that stands alone: that of a cluster of this machine."""
+def _with_values(args: list[str], values: dict[str, str]) -> list[str]:
+    """`args` with a value after each option of `values` that stands alone."""
     spelled = []
     for index, argument in enumerate(args):
-        alone = argument == "--ray" and (index + 1 == len(args) or args[index + 1].startswith("-"))
-        spelled += ["--ray", "local"] if alone else [argument]
+        alone = argument in values and (index + 1 == len(args) or args[index + 1].startswith("-"))
+        spelled += [argument, values[argument]] if alone else [argument]
     return spelled
 
 
@@ -287,10 +289,10 @@ def logger(quiet: bool) -> Callable[[str], None]:
 @contextlib.contextmanager
 def progress_shown(quiet: bool) -> Iterator[OnProgress]:
     """A function that shows progress on stderr, unless `quiet`, and its milestones in the log file."""
-    from longgen import progress
+    from longgen import bars, progress
 
     milestones = None if _log is None else progress.in_lines(_log.write, progress.LOG_EVERY_S)
-    with progress.reporter(quiet, functools.partial(say, logged=False)) as shown:
+    with bars.reporter(quiet, functools.partial(say, logged=False)) as shown:
         if milestones is None:
             yield shown
         else:

@@ -140,9 +140,12 @@ def compare_new(
     cluster: opt.ClusterOptions,
 ) -> None:
     """`longgen compare --presets NAME,NAME`: makes the videos of the grid that do not exist yet."""
-    from longgen.compare import grid
-    from longgen.compare.run import compare_presets, default_folder, earlier_folder, free_folder
-    from longgen.pipelines.checks import unused_settings
+    from longgen.progress import working
+
+    with progress_shown(options.quiet) as report, working("prepare", report):  # imports that take seconds
+        from longgen.compare import grid
+        from longgen.compare.run import compare_presets, default_folder, earlier_folder, free_folder
+        from longgen.pipelines.checks import unused_settings
 
     shard = cluster.checked()
     if any(request.probe in (None, "run") for request in requests):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,11 +15,13 @@ from longgen.cli import inputs
 from longgen.cli import options as opt
 from longgen.cli.app import about_video, answer, app, logger, progress_shown, take_rank, unlogged
 from longgen.cli.probe import probe_first
-from longgen.errors import BatchError, UsageError, conflict
+from longgen.errors import BatchError, UsageError, conflict, shown
 from longgen.textfile import on_one_line
 
 if TYPE_CHECKING:
     from longgen.backbones.settings import ModelSettings
+    from longgen.pipelines.base import PipelineBackbone
+    from longgen.preview import Preview
     from longgen.ranks import Ranks
     from longgen.resolve import PlanRequest
     from longgen.run import Job
@@ -42,11 +45,16 @@ class RunOptions:
 
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="FILE.mp4|DIR",
-                     help="(default: PROMPT-SEED.mp4 here, numbered if another run has that name)"),
+        typer.Option("--output", "-o", metavar="FILE|DIR",
+                     help="A name in .mp4, .webm or .gif (default: PROMPT-SEED.mp4 here, numbered if another run has that name)"),
     ] = None  # fmt: skip
     resume: Annotated[bool, typer.Option("--resume", help="Continue the stopped run of this output.")] = False
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over, and replace existing files.")] = False
+    preview: Annotated[
+        str | None,
+        typer.Option("--preview", metavar="[EVERY]", help="Keep a strip of frames in the run's folder while sampling, a new one "
+                                                          "every so many steps; alone: as often as costs 3% of the time."),
+    ] = None  # fmt: skip
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print what would run, load nothing.")] = False
     as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each video as it is finished.")] = False
     quiet: opt.Quiet = False
@@ -75,11 +83,15 @@ def generate(
     options: RunOptions,
 ) -> None:
     """Make a video, or one for each line of a file of prompts."""
+    from longgen.progress import working
     from longgen.resolve import PlanRequest
 
     take_rank()
     if options.resume and options.overwrite:
         raise conflict("--resume", "--overwrite")
+    every = _preview_every(options.preview)
+    if options.preview is not None and cluster.ray is not None:
+        raise conflict("--preview", "--ray", "workers have no terminal")
     shard = cluster.checked()
     apart = cluster.ray is not None or shard is not None
     if apart:
@@ -116,10 +128,24 @@ def generate(
         with unlogged():
             chosen(quiet=True)  # refuses here, before processes are started, which then say the notes
         return _launch(loading["gpus"])
-    jobs, settings = team.decide(lambda: chosen(options.quiet))
+    with progress_shown(options.quiet or options.dry_run) as report, working("prepare", report):
+        jobs, settings = team.decide(lambda: chosen(options.quiet))
     if options.dry_run:
         return _print_dry_run(jobs, settings, options)
-    _make(jobs, settings, options, cluster)
+    if options.preview is not None and settings.offload == "model":
+        raise conflict("--preview", "--offload model", "the transformer would leave the card for each strip",
+                       hint="use --offload group, or leave --preview out")  # fmt: skip
+    _make(jobs, settings, options, cluster, every)
+
+
+def _preview_every(text: str | None) -> int | None:
+    """The steps between two strips of --preview; None where the time decides. Raises UsageError."""
+    if text in (None, "auto"):
+        return None
+    if not (text or "").isdecimal() or not 1 <= int(text or "0") <= 10_000:
+        raise UsageError(f"--preview {shown(text)} is no number of steps", expected="1 to 10000, or --preview alone",
+                         hint="correct it")  # fmt: skip
+    return int(text or "0")
 
 
 def _share(shard: Shard, requested: list[JobRequest]) -> list[JobRequest]:
@@ -176,16 +202,19 @@ def _jobs(requested: list[JobRequest], settings: ModelSettings, options: RunOpti
     return jobs, settings
 
 
-def _make(jobs: list[Job], settings: ModelSettings, options: RunOptions, cluster: opt.ClusterOptions) -> None:
+def _make(
+    jobs: list[Job], settings: ModelSettings, options: RunOptions, cluster: opt.ClusterOptions, preview_every: int | None
+) -> None:
     """Makes the videos, each with its line as soon as it is finished. Raises BatchError, and what `run.generate_jobs` does."""
     from longgen import run
     from longgen.cli.lines import Lines
 
-    lines = Lines(jobs, options.as_json)
+    lines = Lines(jobs, options.as_json, options.quiet)
     with progress_shown(options.quiet) as report, lines.under_way():
         log = logger(options.quiet)
         if cluster.ray is None:
-            results = run.generate_jobs(jobs, settings, options.resume, report, log, options.overwrite, lines.show)
+            preview = None if options.preview is None else _preview(preview_every, log)
+            results = run.generate_jobs(jobs, settings, options.resume, report, log, options.overwrite, lines.show, preview)
         else:
             from longgen.cluster import pool, tasks
 
@@ -195,6 +224,17 @@ def _make(jobs: list[Job], settings: ModelSettings, options: RunOptions, cluster
     if failed := sum(isinstance(result, run.Failure) for result in results):
         raise BatchError(f"{failed} of {len(results)} videos failed",
                          hint="the same command with --resume makes the rest; seeds that were drawn need --seed N")  # fmt: skip
+
+
+def _preview(every: int | None, log: Callable[[str], None]) -> Callable[[PipelineBackbone, Job], Preview]:
+    """What makes the preview of a video: its strips are drawn above the bars, in a terminal that can."""
+    from longgen import bars, preview, rundir
+
+    def draw(png: bytes) -> None:
+        if (sequence := preview.escapes(png)) is not None:
+            bars.draw(sequence)
+
+    return lambda backbone, job: preview.Preview(backbone, job.plan, rundir.run_folder(job.output), every, draw, log)
 
 
 def _requested(
@@ -207,6 +247,7 @@ def _requested(
     sharded: bool = False,
 ) -> list[JobRequest]:
     """The videos of a prompt, a file of prompts or a schedule; with `--probe run` after a probe."""
+    from longgen import naming
     from longgen.prompts import Row
 
     shots = request.schedule.shots if request.schedule else ()
@@ -221,7 +262,7 @@ def _requested(
         raise UsageError("--prompts with --resume needs --seed: a drawn seed cannot be recovered",
                          expected="--seed N, as printed by the first run, or a column seed", hint="add it")  # fmt: skip
     several = "--prompts" if text.prompts is not None else "--seeds" if seeds is not None else None
-    if several is not None and options.output is not None and Path(options.output).suffix.lower() == ".mp4":
+    if several is not None and options.output is not None and naming.is_video(options.output):
         raise UsageError(f"{several} makes several videos, but --output {options.output} names a single file", expected="a folder",
                          hint="give --output a folder")  # fmt: skip
     if request.probe == "run":
@@ -243,6 +284,7 @@ def _requested(
 
 
 def _print_dry_run(jobs: list[Job], settings: ModelSettings, options: RunOptions) -> None:
+    from longgen.cli.estimates import Times
     from longgen.describe import plan_dict, plan_text, start_dict
     from longgen.pipelines.checks import check_settings
     from longgen.pipelines.token_limit import cut_notes, tokenizer_on_disk
@@ -252,12 +294,21 @@ def _print_dry_run(jobs: list[Job], settings: ModelSettings, options: RunOptions
     inputs.say_notes(check_settings(spec, settings), options.quiet)
     tokenizer = tokenizer_on_disk(spec)
     inputs.say_notes((note for job in jobs for note in cut_notes(job.plan, [job.prompt], tokenizer)), options.quiet)
-    texts = []
+    texts, times = [], Times(settings)
     for plan in plans:
         outputs = ", ".join(str(job.output) for job in jobs if job.plan is plan)
-        texts.append(f"{plan_text(plan, settings.dtype, settings.offload, tables=False, notes=False)}\nwould write: {outputs}")
+        texts.append(
+            f"{plan_text(plan, settings.dtype, settings.offload, tables=False, notes=False)}\n{times.line(plan)}\n"
+            f"would write: {outputs}"
+        )
     videos = [{"prompt": job.prompt, "seed": job.seed, "output": str(job.output), "preset": job.plan.preset.name,
                "frames": job.plan.frames_px, "starts_from": start_dict(job.plan),
                "sample": job.plan.sample.model_dump(mode="json")} for job in jobs]  # fmt: skip
-    data = plan_dict(jobs[0].plan) | {"outputs": [str(job.output) for job in jobs], "videos": videos}
+    if len(jobs) > 1 and (whole := times.whole([job.plan for job in jobs])):
+        texts.append(whole)
+    data = (
+        plan_dict(jobs[0].plan)
+        | {"estimate": times.as_dict(jobs[0].plan)}
+        | {"outputs": [str(job.output) for job in jobs], "videos": videos}
+    )
     answer("\n\n".join(texts), {"status": "planned"} | data, options.as_json, indent=None)

@@ -238,13 +238,13 @@ def stored_job(context: typer.Context, output: Path, allow_code: bool) -> tuple[
     from longgen import resolve, rundir
     from longgen.run_settings import model_settings_in
 
-    allowed = {"output", "resume", "allow_code", "device", "offload", "vae_tiling", "gpus", "guidance_parallel", "dry_run",
-               "as_json", "quiet", "log_file"}  # fmt: skip
+    allowed = {"output", "resume", "allow_code", "device", "offload", "vae_tiling", "gpus", "guidance_parallel", "preview",
+               "dry_run", "as_json", "quiet", "log_file"}  # fmt: skip
     others = ", ".join(option for name, option in given_options(context).items() if name not in allowed)
     if others:
         raise UsageError(f"--resume without --prompt takes every setting from the stored run; {others} cannot be combined with it",
                          expected="--output, --allow-code, --device, --offload, --vae-tiling, --gpus, --guidance-parallel, "
-                                  "--dry-run, --json, --quiet and --log-file",
+                                  "--preview, --dry-run, --json, --quiet and --log-file",
                          hint=f"leave {others} out, or give the whole command again")  # fmt: skip
     stored = rundir.stored_record(output)["settings"]
     plan = resolve.from_settings(stored, rundir.run_folder(output) / "run.json", allow_code)
@@ -257,9 +257,9 @@ def stored_job(context: typer.Context, output: Path, allow_code: bool) -> tuple[
 
 def stored_seed(output: str | None) -> int:
     """The seed of the run that --resume continues, where --output names it."""
-    from longgen import rundir
+    from longgen import naming, rundir
 
-    if output is None or Path(output).suffix.lower() != ".mp4":
+    if output is None or not naming.is_video(output):
         raise UsageError("--resume without --seed needs the --output FILE.mp4 of the run", expected="--seed N or -o FILE.mp4",
                          hint="add one of them")  # fmt: skip
     return rundir.stored_record(Path(output))["settings"]["seed"]

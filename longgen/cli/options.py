@@ -198,9 +198,9 @@ class StartOptions:
 
     def conditions(self, resumed: str | None = None) -> Conditions:
         """The files, read. resumed: the --output of a run that goes on. Raises LonggenError and its kinds."""
-        from longgen import start
+        from longgen import naming, start
 
-        run = Path(resumed) if resumed is not None and resumed.lower().endswith(".mp4") else None
+        run = Path(resumed) if resumed is not None and naming.is_video(resumed) else None
         return start.read(self.image, self.last_image, self.continue_from, self.join, self.fit, run)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from longgen import disk, html, pictures, preset
+from longgen import disk, html, naming, pictures, preset
 from longgen.compare import statistics
 from longgen.compare.record import Cell, Comparison, MetricValue, PresetRow
 from longgen.conditions import options, stored_parts
@@ -117,7 +117,7 @@ def _pictures(comparison: Comparison, folder: Path) -> list[tuple[str, str | Non
             small = None
             if cell.video is not None and (key not in shown or shown[key][1] is None):
                 with contextlib.suppress(LonggenError):  # no copy, or none that can be read
-                    picture = pictures.kept(key, (folder / cell.video).with_suffix(".run") / INPUTS, None)
+                    picture = pictures.kept(key, naming.run_folder(folder / cell.video) / INPUTS, None)
                     small = base64.b64encode(pictures.thumbnail(picture, THUMBNAIL)).decode()
                 words = f"{name.replace('_', ' ')} {names.get(key, key[:12])} (fit {stored.get('fit')})"
                 shown[key] = (words, small)
@@ -314,7 +314,7 @@ def reproduce(cell: Cell, folder: Path = Path()) -> str:
     else:
         lines.append(f"longgen inspect --toml {shlex.quote(cell.video)} > again.toml")
         words += ["again.toml"]
-    for name, value in options(settings, (folder / (cell.video or "")).with_suffix(".run")):
+    for name, value in options(settings, naming.run_folder(folder / (cell.video or ""))):
         file = isinstance(value, Path) and value.is_relative_to(folder)
         words += [f"--{name.replace('_', '-')}", *([] if value is True else [value.relative_to(folder) if file else value])]
     words += ["--seed", cell.seed, "--dtype", settings["dtype"]]

@@ -78,7 +78,8 @@ def compare_presets(
     with disk.held(folder / disk.LOCK, str(folder)):
         made = grid.generate_videos(videos, report, log, device) if make is None else make(videos)
         for video, error in made:
-            cells[video.name] = _scored(_planned_cell(video, error), video.output, folder, vbench.names)
+            with progress.working("score", report):
+                cells[video.name] = _scored(_planned_cell(video, error), video.output, folder, vbench.names)
             group = [cells[other.name] for other in videos if other.prompt == video.prompt and other.name in cells]
             if len(group) == sum(other.prompt == video.prompt for other in videos):  # the prompt's last
                 row = len(plans) if shard is None else len(group)
@@ -327,6 +328,7 @@ def _finish(
     from longgen.compare.page import write_page
 
     cells, warnings = vbench.join(cells, folder, report)
+    phase = Phase("report", 1, "cpu", report, unit=progress.UNCOUNTED)
     vbench.write(cells, folder)
     presets, baseline = fields["presets"], fields["baseline"]
     differences = statistics.paired_differences(presets, cells, baseline, vbench.names)
@@ -339,4 +341,5 @@ def _finish(
     disk.make_folder(folder)
     disk.save_json(folder / "compare.json", comparison.as_dict())
     write_page(comparison, folder)
+    phase.at(1)
     return comparison

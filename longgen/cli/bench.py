@@ -63,14 +63,14 @@ class TargetOptions:
     image: Annotated[
         Path | None, typer.Option("--image", metavar="FILE", help="The first frame (default: grey, where the model needs one).")
     ] = None
-    frames: opt.Frames = None
+    frames: Annotated[int | None, opt.frames_option("321")] = None
     lengths: Annotated[
         str | None,
         typer.Option("--lengths", metavar="N,N", help="Measure at these multiples of the native length, as one table."),
     ] = None
     size: opt.Size = None
     flow_shift: opt.FlowShift = None
-    steps: Annotated[int, typer.Option("--steps", min=1, metavar="K", help="How often each type of step is measured.")] = 3
+    repeats: Annotated[int, typer.Option("--repeats", min=1, metavar="K", help="How often each type of step is measured.")] = 3
     overrides: opt.Set = None
     probe: opt.Probe = None
     allow_code: opt.AllowCode = False
@@ -97,7 +97,9 @@ def bench(
     *,
     options: opt.LoggedOptions,
 ) -> None:
-    """Measure what presets cost in time and memory: real steps of every type, relative to direct sampling and to their arithmetic.
+    """Measure what presets cost in time and memory, relative to direct sampling.
+
+    Runs real steps of every type, and compares their time with their arithmetic too.
 
     With --lengths 2,3,4, at two, three and four times the native length, as one table.
 
@@ -151,11 +153,11 @@ def bench(
             text = accelerators_table.text(result)
         elif by_length:
             loaded, shape = functools.cache(load), target.shape is not None
-            result = _at_lengths(by_length, lambda plans: running.bench(plans, lambda: loaded(settings), settings, target.steps,
+            result = _at_lengths(by_length, lambda plans: running.bench(plans, lambda: loaded(settings), settings, target.repeats,
                                                                         shape, report))  # fmt: skip
             text = table.lengths_text(result)
         else:
-            result = running.bench(plans, lambda: load(settings), settings, target.steps, target.shape is not None, report)
+            result = running.bench(plans, lambda: load(settings), settings, target.repeats, target.shape is not None, report)
             text = table.text(result)
     _write(result, text, output, options)
 
@@ -300,7 +302,7 @@ def _check_target(target: TargetOptions, model: BenchModelOptions, given: dict[s
         "random_weights",
         "prompt",
         "image",
-        "steps",
+        "repeats",
         "device",
         "offload",
         "attention",
@@ -321,8 +323,8 @@ def _check_target(target: TargetOptions, model: BenchModelOptions, given: dict[s
     if accelerate and (model.cache is not None or model.compile):
         raise conflict("--accelerate", "--cache or --compile (or LONGGEN_CACHE, LONGGEN_COMPILE)", "",
                        "--accelerate alone, as --accelerate first-block:0.05,compile", "name there what to measure")  # fmt: skip
-    if accelerate and "steps" in given:
-        raise conflict("--accelerate", "--steps", "it measures whole runs", hint="leave --steps out")
+    if accelerate and "repeats" in given:
+        raise conflict("--accelerate", "--repeats", "it measures whole runs", hint="leave --repeats out")
     if target.lengths is not None and (accelerate or target.count or target.frames is not None):
         raise conflict("--lengths", "--frames, --count or --accelerate", "it measures steps at several lengths",
                        "--lengths with --presets, and --backbone or --shape", alone)  # fmt: skip

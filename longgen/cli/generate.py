@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from longgen.cli import inputs
 from longgen.cli import options as opt
 from longgen.cli.app import about_video, answer, app, logger, progress_shown, take_rank, unlogged
 from longgen.cli.probe import probe_first
-from longgen.errors import BatchError, UsageError, conflict
+from longgen.errors import BatchError, UsageError, conflict, shown
 from longgen.textfile import on_one_line
 
 if TYPE_CHECKING:
@@ -28,12 +29,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """What the videos show: one of the first three."""
+    """What the videos show: one of the first four."""
 
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What the video shows.")] = None
+    words: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]", help="What the video shows, in quotes.")] = None
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The same, as an option.")] = None
     prompts: opt.PromptsFile = None
     schedule: opt.ScheduleFile = None
     negative_prompt: opt.Negative = None
+
+    def settled(self) -> PromptOptions:
+        """With the prompt of the argument as that of the option. Raises UsageError for both, and for several arguments."""
+        if not self.words:
+            return self
+        for other, value in (("--prompt", self.prompt), ("--prompts", self.prompts), ("--schedule", self.schedule)):
+            if value is not None:
+                raise conflict(
+                    f"the prompt {shown(self.words[0], 60)}", other, hint=f"leave one out; after {other} comes its value"
+                )
+        if len(self.words) > 1:
+            quoted = shlex.quote(on_one_line(" ".join(self.words), 200))
+            raise UsageError(f"the prompt is {len(self.words)} arguments: {', '.join(map(shown, self.words))[:200]}",
+                             expected="one, in quotes", hint=f"longgen generate {quoted} and then the options")  # fmt: skip
+        return dataclasses.replace(self, words=None, prompt=self.words[0])
 
 
 @dataclass(frozen=True)
@@ -78,6 +95,7 @@ def generate(
     from longgen.resolve import PlanRequest
 
     take_rank()
+    text = text.settled()
     if options.resume and options.overwrite:
         raise conflict("--resume", "--overwrite")
     shard = cluster.checked()

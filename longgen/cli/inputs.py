@@ -87,7 +87,7 @@ def read_rows(
     if prompt is not None:
         return [files.Row(prompt=files.checked(prompt, "--prompt"))]
     if prompts is None:
-        raise UsageError("no prompt is given", expected="--prompt TEXT, or --prompts FILE",
+        raise UsageError("no prompt is given", expected="a prompt in quotes, --prompt TEXT or --prompts FILE",
                          hint='for example --prompt "a red circle"')  # fmt: skip
     rows, notes = files.read(prompts, files.COLUMNS if columns is None else columns, why)
     say_notes(notes, quiet)

@@ -28,7 +28,9 @@ LogFile = Annotated[
         "--log-file", metavar="FILE", help="Append what is said on stderr, and progress each minute, each line with its time."
     ),
 ]
-Preset = Annotated[str, typer.Option("--preset", envvar="LONGGEN_PRESET", help="A preset's name, or a TOML file.")]
+Preset = Annotated[
+    str, typer.Option("--preset", envvar="LONGGEN_PRESET", metavar="NAME|FILE.toml", help="A preset's name, or a TOML file.")
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="TECHNIQUE.KEY=VALUE", help="Change a parameter of the preset; repeatable.")
 ]
@@ -55,12 +57,15 @@ ScheduleFile = Annotated[
     Path | None,
     typer.Option("--schedule", metavar="FILE.toml", help="Prompts that change over time, in place of --prompt."),
 ]
-Frames = Annotated[
-    int | None,
-    typer.Option("--frames", "-f", "--num-frames", min=1, envvar="LONGGEN_FRAMES",
-                 help="Pixel frames, rounded up to a length the model can generate (default: its native length; "
-                      "for probe 4 times that, for bench 321)."),
-]  # fmt: skip
+
+
+def frames_option(default: str) -> Any:
+    """--frames, whose default is another in commands that measure."""
+    return typer.Option("--frames", "-f", "--num-frames", min=1, envvar="LONGGEN_FRAMES", metavar="N",
+                        help=f"Pixel frames, rounded up to a length the model can generate (default: {default}).")  # fmt: skip
+
+
+Frames = Annotated[int | None, frames_option("its native length")]
 Size = Annotated[str | None, typer.Option("--size", envvar="LONGGEN_SIZE", metavar="WxH", help="Frame size, such as 832x480.")]
 FlowShift = Annotated[
     float | None,
@@ -163,7 +168,9 @@ class SampleOptions:
     """Length, size and denoising; see `longgen.preset.Sample`."""
 
     frames: Frames = None
-    duration: Annotated[str | None, typer.Option("--duration", help="Length as 20s or 1m30s, in place of --frames.")] = None
+    duration: Annotated[
+        str | None, typer.Option("--duration", metavar="TIME", help="Length as 20s, 1m30s or 1:30, in place of --frames.")
+    ] = None
     size: Size = None
     steps: Annotated[
         int | None, typer.Option("--steps", "--num-inference-steps", min=1, envvar="LONGGEN_STEPS", help="Denoising steps.")

@@ -36,7 +36,10 @@ def plan_command(
     export: Annotated[Path | None, typer.Option("--export", metavar="FILE.npz", help="Write the frame-plan tables.")] = None,
     options: opt.OutputOptions,
 ) -> None:
-    """Show what would run: its tables, its cost relative to direct sampling, its memory and time, estimated. Loads no weights."""
+    """Show what would run, without weights: its tables, cost, memory and time.
+
+    The cost is relative to direct sampling; memory and time are estimated.
+    """
     from longgen import cards, cost
     from longgen.describe import plan_dict, plan_text
     from longgen.resolve import PlanRequest, resolve

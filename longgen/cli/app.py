@@ -67,13 +67,14 @@ class Command(_WithHelp, typer.core.TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if [*help_text.wants_all(args)]:
             return super().parse_args(ctx, args)
-        ctx.meta["longgen.given"] = {}
+        order: list[Any]
         args = _with_local_ray(args) if any("--ray" in parameter.opts for parameter in self.params) else args
         try:
-            ctx.meta["longgen.given"], _, order = self.make_parser(ctx).parse_args(args=[*args])
-        except CLICK_USAGE_ERROR as error:
-            error.ctx = error.ctx or ctx
+            given, _, order = self.make_parser(ctx).parse_args(args=[*args])
+        except CLICK_USAGE_ERROR as unparsed:
+            unparsed.ctx = unparsed.ctx or ctx
             raise
+        ctx.meta["longgen.given"] = given
         for parameter in order if not ctx.resilient_parsing else ():
             single = parameter.param_type_name == "option" and not parameter.multiple and not parameter.is_flag
             if single and order.count(parameter) > 1:

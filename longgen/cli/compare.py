@@ -178,7 +178,7 @@ def _quick_probe(requests: Sequence[PlanRequest], loading: dict[str, Any], quiet
     """The probe that the presets need: with `--probe run` always, else where none is stored or published; None where none is."""
     from longgen.layers import selection
 
-    probing = [request for request in requests if not request.preset.endswith(("@all", "@none"))]
+    probing = [request for request in requests if not str(request.preset).endswith(("@all", "@none"))]
     for request, preset in [(request, replace(request, overrides=()).load_preset()) for request in probing]:
         lacks = selection.probe_missing(preset, request.spec, request.lora) and not request.overrides
         if selection.uses_probe(preset) if request.probe == "run" else lacks:

@@ -120,7 +120,8 @@ def generate(
             conditions = start.conditions(options.output if options.resume else None)
             spec = inputs.choose_backbone(backbone, quiet)
             request = PlanRequest(preset.preset, spec, (*(preset.overrides or ()),), size, sample.duration, schedule, preset.layers,
-                                  preset.probe, loading["lora"], preset.allow_code, conditions)  # fmt: skip
+                                  preset.probe, loading["lora"], preset.allow_code, conditions, loading["gpus"],
+                                  loading["guidance_parallel"])  # fmt: skip
             if seeds is not None and "seed" in opt.given_options(context):
                 raise conflict("--seeds", "--seed")
             requested = _requested(text, request, seed, seeds, loading, own, shard is not None)
@@ -252,9 +253,11 @@ def _requested(
         probed = inputs.first_to_probe(rows, request)
         probe = probe_first(probed.load_preset(), request.spec, loading, options.quiet, probed.conditions)
         request = dataclasses.replace(request, probe=probe)
-    plans = inputs.plans_of_rows(rows, request, options.quiet)
     if options.resume and several is None and seed is None:
         seed = inputs.stored_seed(options.output)
+    if options.resume and request.preset is None:
+        rows = inputs.with_stored_presets(rows, request, seed, options.output, options.quiet)
+    plans = inputs.plans_of_rows(rows, request, options.quiet)
     requested = inputs.jobs_of_rows(rows, plans, seed, options.output, options.quiet)
     inputs.warn_of_grammar(request.spec, [shot.prompt for shot in shots or rows], options.quiet)
     return requested

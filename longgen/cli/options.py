@@ -29,8 +29,10 @@ LogFile = Annotated[
     ),
 ]
 Preset = Annotated[
-    str, typer.Option("--preset", envvar="LONGGEN_PRESET", metavar="NAME|FILE.toml", help="A preset's name, or a TOML file.")
-]
+    str | None,
+    typer.Option("--preset", envvar="LONGGEN_PRESET", metavar="NAME|FILE.toml",
+                 help="A preset's name, or a TOML file (default: direct; above the native length a recommended one)."),
+]  # fmt: skip
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="TECHNIQUE.KEY=VALUE", help="Change a parameter of the preset; repeatable.")
 ]
@@ -156,7 +158,7 @@ Seeds = Annotated[str, typer.Option("--seeds", metavar="N,N", help="One video or
 class PresetOptions:
     """The preset, its overrides, and the layers that it leaves to a probe."""
 
-    preset: Preset = "direct"
+    preset: Preset = None
     overrides: Set = None
     layers: Layers = None
     probe: Probe = None

@@ -94,7 +94,7 @@ VALUES = (  # of options with few values: the parameter, what people write, what
 
 def _meant(word: str, rows: Iterable[tuple[str, ...]]) -> tuple[str, ...] | None:
     """The rest of the row whose first words have `word`."""
-    return next((rest for words, *rest in rows if word in words.split()), None)  # type: ignore[misc]
+    return next((row[1:] for row in rows if word in row[0].split()), None)
 
 
 def is_prompt(word: str) -> bool:

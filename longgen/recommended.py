@@ -39,6 +39,11 @@ CAUSAL = {
     "rolling-sink": "the first frames come back into view, which kept colour and motion on a small causal model",
     "self-forcing": "a window of the native length over the last frames",
 }
+TRY_FIRST = ("sliding-window", "freespec", "gen-l-video", "deep-forcing", "rolling-sink", DIRECT)  # of both kinds
+TRY_FIRST_OF_KIND = {  # by whether a backbone is causal
+    False: ("sliding-window", "freespec", "riflex", "freenoise", "gen-l-video", DIRECT),
+    True: ("deep-forcing", "rolling-sink", "memrope", "longlive", "self-forcing", DIRECT),
+}
 TRAINED_WITH = {"longlive": "longlive", "longlive-2": "longlive-2"}  # backbone -> the preset that is its publisher's configuration
 
 
@@ -48,6 +53,14 @@ class Recommendation:
 
     preset: str
     note: str = ""
+
+
+def to_try_first(spec: BackboneSpec | None = None) -> list[str]:
+    """Six presets to begin with, on `spec` or in general; the recommended one first."""
+    if spec is None:
+        return [*TRY_FIRST]
+    own = TRAINED_WITH.get(published_name(spec))
+    return [*dict.fromkeys([*([own] if own else []), *TRY_FIRST_OF_KIND[spec.causal]])][:6]
 
 
 def recommended(

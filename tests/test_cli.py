@@ -275,7 +275,10 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --json
     """,
     "presets": "",
-    "presets list": "--json",
+    "presets list": """
+        --backbone -m
+        --json
+    """,
     "presets show": """
         --set
         --allow-code
@@ -519,6 +522,42 @@ def test_a_duration_is_counted_in_the_frames_a_second_of_the_file() -> None:
     Path("../own.toml").write_text("[sample]\nfps = 8\n")
     for args in (["--fps", "8"], ["--preset", "../own.toml"]):
         assert planned("--duration", "10s", *args)["frames"] == 81, args
+
+
+# ---- completion ----------------------------------------------------------------------------------------------------------
+
+
+COMPLETED = {  # a line: what its last word may become, and what not
+    "longgen generate --preset free": (["freespec", "freenoise"], ["direct"]),
+    "longgen compare --presets direct,fre": (["direct,freespec"], ["freespec", "direct,riflex"]),
+    "longgen plan -m wan2.2": (["wan2.2-ti2v-5b"], ["wan2.1-1.3b"]),
+    "longgen plan --preset freespec --set ": (["freespec."], ["window."]),
+    "longgen plan --set freespec.ka": (["freespec.kappa="], ["freespec.beta="]),
+    "longgen docs exp": (["experiments/tiny"], ["presets"]),
+    "longgen techniques show free": (["freelong"], ["window"]),
+    "longgen gen": (["generate"], ["plan"]),
+    "longgen generate --help-": (["--help-all"], ["--prompt"]),
+    "longgen plan --set nothing.": ([], ["Traceback"]),
+}
+COMPLETE = """
+import json, sys
+from typer.testing import CliRunner
+from longgen.cli import app
+answers = {}
+for line in json.loads(sys.argv[1]):
+    env = {"_LONGGEN_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    answers[line] = CliRunner().invoke(app, [], env=env, prog_name="longgen").output.split()
+print(json.dumps([answers, "torch" in sys.modules]))
+"""
+
+
+def test_a_shell_completes_names_and_imports_no_torch() -> None:
+    done = subprocess.run([sys.executable, "-c", COMPLETE, json.dumps([*COMPLETED])], capture_output=True, text=True, check=True)
+    answers, heavy = json.loads(done.stdout)
+    assert not heavy
+    for line, (expected, others) in COMPLETED.items():
+        assert {*expected} <= {*answers[line]}, line
+        assert {*others}.isdisjoint(answers[line]), line
 
 
 # ---- errors --------------------------------------------------------------------------------------------------------------

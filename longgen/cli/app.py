@@ -54,6 +54,12 @@ class _WithHelp:
             return super().format_help(ctx, formatter)  # type: ignore[misc, no-any-return]
         formatter.write(help_text.shown(self, ctx, self.everything) + "\n")
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        found: list[Any] = super().shell_complete(ctx, incomplete)  # type: ignore[misc]
+        if incomplete and help_text.ALL.startswith(incomplete):
+            found.append(type(super().shell_complete(ctx, "--")[0])(help_text.ALL))  # type: ignore[misc]
+        return found
+
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return help_text.usage_pieces(self)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longgen.cli import inputs
+from longgen.cli import complete, inputs
 from longgen.cli import options as opt
 from longgen.cli.app import answer, app, progress_shown, say, take_rank
 from longgen.errors import BatchError, LonggenError, OutOfMemoryError, Terminated, UsageError, conflict
@@ -34,7 +34,9 @@ PRESETS = "direct,sliding-window,freenoise,freeloc,freelong,freepca,freespec,lon
 class TargetOptions:
     """What is measured."""
 
-    presets: Annotated[str, typer.Option("--presets", metavar="NAME,NAME", help="Presets or TOML files.")] = PRESETS
+    presets: Annotated[
+        str, typer.Option("--presets", metavar="NAME,NAME", autocompletion=complete.list_of_presets, help="Presets or TOML files.")
+    ] = PRESETS
     backbone: opt.Backbone = None
     shape: Annotated[
         str | None,

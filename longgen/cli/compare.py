@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longgen.cli import inputs
+from longgen.cli import complete, inputs
 from longgen.cli import options as opt
 from longgen.cli.app import answer, app, logger, progress_shown
 from longgen.cli.probe import probe_first
@@ -34,7 +34,13 @@ class GridOptions:
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What the videos show.")] = None
     prompts: opt.PromptsFile = None
     presets: Annotated[
-        str | None, typer.Option("--presets", metavar="NAME,NAME", help="Presets or TOML files, as direct,sliding-window,freespec.")
+        str | None,
+        typer.Option(
+            "--presets",
+            metavar="NAME,NAME",
+            autocompletion=complete.list_of_presets,
+            help="Presets or TOML files, as direct,sliding-window,freespec.",
+        ),
     ] = None
     seeds: opt.Seeds = "0"
     negative_prompt: opt.Negative = None
@@ -47,7 +53,10 @@ class MetricOptions:
     baseline: Annotated[
         str | None,
         typer.Option(
-            "--baseline", metavar="PRESET", help="The preset that differences are relative to (default: direct, if compared)."
+            "--baseline",
+            metavar="PRESET",
+            autocompletion=complete.presets,
+            help="The preset that differences are relative to (default: direct, if compared).",
         ),
     ] = None
     metrics: Annotated[

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from longgen.cli import complete
 from longgen.errors import UsageError, conflict
 
 if TYPE_CHECKING:
@@ -30,11 +31,17 @@ LogFile = Annotated[
 ]
 Preset = Annotated[
     str | None,
-    typer.Option("--preset", envvar="LONGGEN_PRESET", metavar="NAME|FILE.toml",
+    typer.Option("--preset", envvar="LONGGEN_PRESET", metavar="NAME|FILE.toml", autocompletion=complete.presets,
                  help="A preset's name, or a TOML file (default: direct; above the native length a recommended one)."),
 ]  # fmt: skip
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="TECHNIQUE.KEY=VALUE", help="Change a parameter of the preset; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="TECHNIQUE.KEY=VALUE",
+        autocompletion=complete.overrides,
+        help="Change a parameter of the preset; repeatable.",
+    ),
 ]
 Layers = Annotated[
     str | None,
@@ -49,7 +56,7 @@ AllowCode = Annotated[
 ]
 Backbone = Annotated[
     str | None,
-    typer.Option("--backbone", "-m", envvar="LONGGEN_BACKBONE", metavar="NAME|HUB-ID|DIR|FILE",
+    typer.Option("--backbone", "-m", envvar="LONGGEN_BACKBONE", metavar="NAME|HUB-ID|DIR|FILE", autocompletion=complete.backbones,
                  help="The model (default: wan2.1-1.3b with a GPU, else tiny)."),
 ]  # fmt: skip
 PromptsFile = Annotated[

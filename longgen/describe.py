@@ -338,7 +338,7 @@ def presets_text(presets: list[dict[str, Any]], only: BackboneSpec | None = None
     """A table of presets, each as its tables and `preset_row`, those to try first above. only: the backbone that they run on;
     left_out: those that do not.
     """
-    rows = [("preset", "cost", "quality", "techniques", "backbones", "paper")]
+    rows: list[tuple[str, ...]] = [("preset", "cost", "quality", "techniques", "backbones", "paper")]
     for row in presets:
         ratio = "" if row["cost_ratio"] is None else f"{row['cost_ratio']:.2f}"
         techniques, source = " + ".join(row["techniques"]) or "none", row["source"].split(";")[0]

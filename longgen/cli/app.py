@@ -73,7 +73,8 @@ class Command(_WithHelp, typer.core.TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if [*help_text.wants_all(args)]:
             return super().parse_args(ctx, args)
-        order: list[Any]
+        given: Any
+        order: Any
         args = _with_local_ray(args) if any("--ray" in parameter.opts for parameter in self.params) else args
         try:
             given, _, order = self.make_parser(ctx).parse_args(args=[*args])

@@ -122,8 +122,13 @@ def rows(command: Any, context: Any, everything: bool = True) -> dict[str, list[
         inside = [one for one in options if panel_of(one) == title]
         inside.sort(key=lambda one: names.index(one.name) if one.name in names else 0)
         panels[title] = [row(one, context, everything) for one in inside]
-    helps = ("-h, --help", "", "Show this help."), (ALL, "", "Show every option, with its other spellings and its variable.")
-    panels["Options"] += [helps[0], *([helps[1]] if command.name in FIRST or everything else [])]
+    root = context.parent is None
+    about = (
+        f"Show every option{', of a command: longgen COMMAND ' + ALL if root else ', with its other spellings and its variable'}."
+    )
+    panels["Options"].append(("-h, --help", "", "Show this help."))
+    if everything or root or command.name in FIRST:
+        panels["Options"].append((ALL, "", about))
     return {title: found for title, found in panels.items() if found}
 
 
@@ -168,8 +173,7 @@ def _print(console: Console, command: Any, context: Any, everything: bool) -> No
     console.print(Text(f"{context.get_usage().strip()}\n", "bold"))
     for paragraph in about if everything else about[:1]:
         console.print(Text(f"{' '.join(paragraph.split())}\n"))
-    path = " ".join(context.command_path.split()[1:])
-    if examples := EXAMPLES.get(path):
+    if examples := EXAMPLES.get(_below_root(context)):
         console.print(Text("Examples", "bold"))
         for example in examples:
             console.print(Text(f"  {example}", "cyan", overflow="fold"))
@@ -188,6 +192,11 @@ def _print(console: Console, command: Any, context: Any, everything: bool) -> No
                       and one.name not in FIRST[command.name]] for title in PANELS}  # fmt: skip
     names = [(title, "", "  ".join(options)) for title, options in others.items() if options]
     _print_panel(console, f"More options: {context.command_path} {ALL} explains them", names)
+
+
+def _below_root(context: Any) -> str:
+    """The command as it is typed after `longgen`."""
+    return "" if context.parent is None else f"{_below_root(context.parent)} {context.info_name}".strip()
 
 
 def _print_commands(console: Console, command: Any, context: Any) -> None:
@@ -219,7 +228,7 @@ def _print_panel(console: Console, title: str, found: list[tuple[str, str, str]]
     table = Table.grid(padding=(0, 2), expand=True)
     left = max(len(f"{names} {value}" if value else names) for names, value, _ in found)
     table.add_column(width=min(left, max(24, console.width * 2 // 5)), overflow="fold")
-    table.add_column(ratio=1)
+    table.add_column(ratio=1, overflow="fold")
     for names, value, text in found:
         table.add_row(Text.assemble((names, "cyan"), f" {value}" if value else ""), _with_dim_facts(text))
     console.print(Panel(table, title=Text(title), title_align="left", box=box.ROUNDED, border_style="dim", padding=(0, 1)))

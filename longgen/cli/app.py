@@ -179,7 +179,8 @@ class Root(Group):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         first = str(args[0])
         if self.get_command(ctx, first) is None and suggest.is_prompt(first):
-            if (command := first.split()[0]) in self.commands and not launch.started() and not {"-q", "--quiet"} & {*args}:
+            silent = ctx.resilient_parsing or launch.started() or {"-q", "--quiet"} & {*args}
+            if (command := first.split()[0]) in self.commands and not silent:
                 say(f"note: {shown(first, 60)} is taken as a prompt; for the command, without these quotes: longgen {command} ...")
             args = ["generate", *args]
         return super().resolve_command(ctx, args)

@@ -264,9 +264,8 @@ def with_stored_presets(rows: Sequence[Row], request: PlanRequest, seed: int | N
         row_seed = seed if row.seed is None else row.seed
         target = output if row.output is None else str(Path(output or ".") / row.output)
         stored = [] if row.preset is not None or row_seed is None else rundir.stored_presets(target, row.prompt, row_seed)
-        recommended = _row_request(row, request).settled()[1]
         other = next((name for name in stored if name in preset.names()), None)
-        if other is not None and recommended not in stored:
+        if other is not None and _row_request(row, request).settled()[1] not in stored:
             say_notes([f"--resume without --preset goes on with {other}, with which the run began"], quiet)
             row = row.model_copy(update={"preset": other})
         kept.append(row)

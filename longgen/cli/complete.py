@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 
-def _quietly(complete: Callable[[Any, str], Iterable[str]]) -> Callable[[Any, str], list[str]]:
+def quietly(complete: Callable[[Any, str], Iterable[str]]) -> Callable[[Any, str], list[str]]:
+    """`complete` without what does not begin as typed, and without faults."""
+
     def found(ctx: Any, incomplete: str) -> list[str]:
         with contextlib.suppress(Exception):
             return [word for word in complete(ctx, incomplete) if word.startswith(incomplete)]
@@ -58,11 +60,5 @@ def _overrides(ctx: Any, incomplete: str) -> Iterable[str]:
     return [f"{name}." for name in names]
 
 
-def _topics(ctx: Any, incomplete: str) -> Iterable[str]:
-    from longgen.cli.docs import SCHEMAS, topics
-
-    return [*topics(), *SCHEMAS]
-
-
-presets, list_of_presets, backbones = _quietly(_presets), _quietly(_list_of_presets), _quietly(_backbones)
-techniques, overrides, topics = _quietly(_techniques), _quietly(_overrides), _quietly(_topics)
+presets, list_of_presets, backbones = quietly(_presets), quietly(_list_of_presets), quietly(_backbones)
+techniques, overrides = quietly(_techniques), quietly(_overrides)

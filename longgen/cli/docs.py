@@ -42,7 +42,7 @@ def docs(
     topic: Annotated[
         str | None,
         typer.Argument(
-            autocompletion=complete.topics,
+            autocompletion=complete.quietly(lambda ctx, incomplete: [*topics(), *SCHEMAS]),
             help="The page to print (default: the list of pages); run.json or json-lines for their JSON Schema.",
             show_default=False,
         ),

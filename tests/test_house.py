@@ -28,7 +28,7 @@ SCRIPTS = {
 # or a whole package; `backbones.tiny` is the laboratory in which the built-in model is trained and measured.
 ORDER = [
     "errors", "closed", "arguments", "textfile", "units", "frames", "plugins", "terminal", "measured", "html", "device",
-    "device_costs", "device_tables", "slurm", "ranks", "launch", "cache_folder", "cards", "ffmpeg", "disk", "naming",
+    "device_costs", "device_tables", "slurm", "ranks", "launch", "cache_folder", "cards", "ffmpeg", "disk", "export", "naming",
     "checkpoint", "video_info", "video", "progress", "pictures", "past", "conditions", "memory", "frameplan", "technique",
     "noise", "refine", "positions", "context", "fusion", "sampling", "catalog", "backbones", "schedule", "preset", "prompts",
     "program", "stack", "plan", "repeats", "cost", "split", "shards", "out_of_memory", "layers", "conditioning", "planner",

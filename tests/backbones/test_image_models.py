@@ -140,8 +140,9 @@ def test_a_queue_is_refused(backbone: Callable[[str], Any], picture: Conditions,
         family.made(backbone(name), "fifo", length(backbone(name), 2), None, conditions=picture)
 
 
-@pytest.mark.parametrize("done", [1, 2, 3])
-@pytest.mark.parametrize("preset_name", ["direct", "sliding-window", "glc-diffusion"])
+@pytest.mark.parametrize(
+    ("preset_name", "done"), [("direct", 1), ("sliding-window", 2), ("glc-diffusion", 2), ("glc-diffusion", 3)]
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_resumed_run_ends_on_the_same_latents(
     backbone: Callable[[str], Any], model_folder: Callable[[str], Path], picture: Conditions, name: str, preset_name: str, done: int

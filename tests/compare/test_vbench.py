@@ -21,7 +21,7 @@ from longgen.backbones.settings import ModelSettings
 from longgen.cli import app
 from longgen.compare.record import Comparison, read
 from longgen.compare.scores import parse_metrics
-from longgen.compare.statistics import best_presets, preset_rows
+from longgen.compare.statistics import best_presets, paired_differences, preset_rows
 from longgen.compare.table import text
 from longgen.compare.warnings import collect_warnings
 from longgen.errors import OutOfMemoryError
@@ -196,13 +196,14 @@ def test_the_table_keeps_its_width(width: int) -> None:
 
 
 def test_a_still_is_called_consistent_by_nobody() -> None:
-    cells = [
-        cell("moving", "p", 0).model_copy(update={"metrics": {"motion": 30.0, SUBJECT: 0.9, "vbench.aesthetic_quality": 0.5}}),
-        cell("still", "p", 0).model_copy(update={"metrics": {"motion": 0.1, SUBJECT: 1.0, "vbench.aesthetic_quality": 0.6}}),
-    ]
-    table = preset_rows(["moving", "still"], cells, None, [*cells[0].metrics])
-    assert best_presets(table) == {SUBJECT: ["moving"], "vbench.aesthetic_quality": ["still"]}
-    (said,) = [line for line in collect_warnings(cells, table, None) if "hardly moves" in line]
+    values = {"moving": (30.0, 0.9, 0.5), "still": (0.1, 1.0, 0.6), "other": (30.0, 0.8, 0.4)}
+    names = ("motion", SUBJECT, "vbench.aesthetic_quality")
+    cells = [cell(preset, "p", seed, **{name: number + seed / 100 for name, number in zip(names, numbers, strict=True)})
+             for preset, numbers in values.items() for seed in range(9)]  # fmt: skip
+    differences = paired_differences([*values], cells, None, names)
+    table = preset_rows([*values], cells, None, names, differences)
+    assert best_presets(table, differences) == {SUBJECT: "moving", "vbench.aesthetic_quality": "still"}
+    (said,) = [line for line in collect_warnings(cells, table) if "hardly moves" in line]
     assert f": {SUBJECT} look good in a still" in said
 
 

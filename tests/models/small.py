@@ -19,6 +19,8 @@ MODULES: dict[str, Any] = {  # family -> the module that builds its small pipeli
 }
 PLAIN = [module.NAMES[0] for module in MODULES.values()]
 ALL = [name for module in MODULES.values() for name in module.NAMES]
+# One of each transformer class, and the one with two: for what does not depend on where a video starts.
+KINDS = [*{FAMILIES[family].transformer: module.NAMES[0] for family, module in reversed(MODULES.items())}.values(), "wan-experts"]
 
 
 def family_of(name: str) -> Family:

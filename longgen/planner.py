@@ -454,10 +454,10 @@ def length_px(spec: BackboneSpec, times: int) -> int:
     return frames.pixel_frames(times * (spec.native_lat - 1) + 1, spec.stride_t)
 
 
-def on_every_backbone(preset: Preset) -> dict[str, Plan | UsageError]:
-    """By backbone, the plan of `preset` at LONG times the native length, or why that backbone cannot run it."""
+def on_every_backbone(preset: Preset, only: BackboneSpec | None = None) -> dict[str, Plan | UsageError]:
+    """By backbone, the plan of `preset` at LONG times the native length, or why that backbone cannot run it. only: on this one."""
     plans: dict[str, Plan | UsageError] = {}
-    for name, spec in SPECS.items():
+    for name, spec in SPECS.items() if only is None else [(only.name, only)]:
         long = preset.model_copy(update={"sample": Sample(frames=length_px(spec, LONG)), "backbone_samples": {}})
         try:
             plans[name] = build(long, as_if_probed(spec), conditions=stand_in(spec))

@@ -293,6 +293,19 @@ def _settings_at(output: Path, resume: bool) -> dict[str, Any] | None:
     return settings_inside(output) if record is None else record["settings"]
 
 
+def stored_presets(output: str | None, prompt: str, seed: int) -> list[str]:
+    """The names of the presets of earlier runs of `prompt` and `seed` where a request for `output` would go, numbered ones too."""
+    path = naming.output_path(output, prompt, seed)
+    named = output is not None and naming.is_file_name(output)
+    stems = [path.stem] if named else [path.stem, *(f"{path.stem}-{number}" for number in range(2, 100))]
+    found = []
+    for stem in stems:
+        settings = _settings_at(path.with_name(f"{stem}.mp4"), resume=False) or {}
+        if settings.get("prompt") == prompt and settings.get("seed") == seed and isinstance(settings.get("preset"), dict):
+            found.append(str(settings["preset"].get("name")))
+    return [*dict.fromkeys(found)]
+
+
 def start_anew(output: Path) -> None:
     """Removes what an earlier run left; that of a finished run moves to `earlier`, where it stays until `clean_up`.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longgen.cli import inputs
+from longgen.cli import complete, inputs
 from longgen.cli import options as opt
 from longgen.cli.app import answer, app, logger, progress_shown, say, take_rank
 from longgen.errors import BatchError, LonggenError, OutOfMemoryError, Terminated, UsageError, conflict
@@ -34,7 +34,9 @@ PRESETS = "direct,sliding-window,freenoise,freeloc,freelong,freepca,freespec,lon
 class TargetOptions:
     """What is measured."""
 
-    presets: Annotated[str, typer.Option("--presets", metavar="NAME,NAME", help="Presets or TOML files.")] = PRESETS
+    presets: Annotated[
+        str, typer.Option("--presets", metavar="NAME,NAME", autocompletion=complete.list_of_presets, help="Presets or TOML files.")
+    ] = PRESETS
     backbone: opt.Backbone = None
     shape: Annotated[
         str | None,
@@ -63,14 +65,14 @@ class TargetOptions:
     image: Annotated[
         Path | None, typer.Option("--image", metavar="FILE", help="The first frame (default: grey, where the model needs one).")
     ] = None
-    frames: opt.Frames = None
+    frames: Annotated[int | None, opt.frames_option("321")] = None
     lengths: Annotated[
         str | None,
         typer.Option("--lengths", metavar="N,N", help="Measure at these multiples of the native length, as one table."),
     ] = None
     size: opt.Size = None
     flow_shift: opt.FlowShift = None
-    steps: Annotated[int, typer.Option("--steps", min=1, metavar="K", help="How often each type of step is measured.")] = 3
+    repeats: Annotated[int, typer.Option("--repeats", min=1, metavar="K", help="How often each type of step is measured.")] = 3
     overrides: opt.Set = None
     probe: opt.Probe = None
     allow_code: opt.AllowCode = False
@@ -98,7 +100,9 @@ def bench(
     *,
     options: opt.LoggedOptions,
 ) -> None:
-    """Measure what presets cost in time and memory: real steps of every type, relative to direct sampling and to their arithmetic.
+    """Measure what presets cost in time and memory, relative to direct sampling.
+
+    Runs real steps of every type, and compares their time with their arithmetic too.
 
     With --lengths 2,3,4, at two, three and four times the native length, as one table.
 
@@ -153,11 +157,11 @@ def bench(
             text = accelerators_table.text(result)
         elif by_length:
             loaded, shape = functools.cache(load), target.shape is not None
-            result = _at_lengths(by_length, lambda plans: running.bench(plans, lambda: loaded(settings), settings, target.steps,
+            result = _at_lengths(by_length, lambda plans: running.bench(plans, lambda: loaded(settings), settings, target.repeats,
                                                                         shape, report))  # fmt: skip
             text = table.lengths_text(result)
         else:
-            result = running.bench(plans, lambda: load(settings), settings, target.steps, target.shape is not None, report)
+            result = running.bench(plans, lambda: load(settings), settings, target.repeats, target.shape is not None, report)
             text = table.text(result)
     _write(result, text, output, options, formats)
 
@@ -302,7 +306,7 @@ def _check_target(target: TargetOptions, model: BenchModelOptions, given: dict[s
         "random_weights",
         "prompt",
         "image",
-        "steps",
+        "repeats",
         "device",
         "offload",
         "attention",
@@ -323,8 +327,8 @@ def _check_target(target: TargetOptions, model: BenchModelOptions, given: dict[s
     if accelerate and (model.cache is not None or model.compile):
         raise conflict("--accelerate", "--cache or --compile (or LONGGEN_CACHE, LONGGEN_COMPILE)", "",
                        "--accelerate alone, as --accelerate first-block:0.05,compile", "name there what to measure")  # fmt: skip
-    if accelerate and "steps" in given:
-        raise conflict("--accelerate", "--steps", "it measures whole runs", hint="leave --steps out")
+    if accelerate and "repeats" in given:
+        raise conflict("--accelerate", "--repeats", "it measures whole runs", hint="leave --repeats out")
     if target.lengths is not None and (accelerate or target.count or target.frames is not None):
         raise conflict("--lengths", "--frames, --count or --accelerate", "it measures steps at several lengths",
                        "--lengths with --presets, and --backbone or --shape", alone)  # fmt: skip

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from longgen import export
-from longgen.cli import inputs
+from longgen.cli import complete, inputs
 from longgen.cli import options as opt
 from longgen.cli.app import answer, app, logger, progress_shown
 from longgen.cli.probe import probe_first
@@ -35,7 +35,13 @@ class GridOptions:
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What the videos show.")] = None
     prompts: opt.PromptsFile = None
     presets: Annotated[
-        str | None, typer.Option("--presets", metavar="NAME,NAME", help="Presets or TOML files, as direct,sliding-window,freespec.")
+        str | None,
+        typer.Option(
+            "--presets",
+            metavar="NAME,NAME",
+            autocompletion=complete.list_of_presets,
+            help="Presets or TOML files, as direct,sliding-window,freespec.",
+        ),
     ] = None
     seeds: opt.Seeds = "0"
     negative_prompt: opt.Negative = None
@@ -48,7 +54,10 @@ class MetricOptions:
     baseline: Annotated[
         str | None,
         typer.Option(
-            "--baseline", metavar="PRESET", help="The preset that differences are relative to (default: direct, if compared)."
+            "--baseline",
+            metavar="PRESET",
+            autocompletion=complete.presets,
+            help="The preset that differences are relative to (default: direct, if compared).",
         ),
     ] = None
     metrics: Annotated[
@@ -187,7 +196,7 @@ def _quick_probe(requests: Sequence[PlanRequest], loading: dict[str, Any], quiet
     """The probe that the presets need: with `--probe run` always, else where none is stored or published; None where none is."""
     from longgen.layers import selection
 
-    probing = [request for request in requests if not request.preset.endswith(("@all", "@none"))]
+    probing = [request for request in requests if not str(request.preset).endswith(("@all", "@none"))]
     for request, preset in [(request, replace(request, overrides=()).load_preset()) for request in probing]:
         lacks = selection.probe_missing(preset, request.spec, request.lora) and not request.overrides
         if selection.uses_probe(preset) if request.probe == "run" else lacks:

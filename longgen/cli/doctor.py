@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from longgen.cli import inputs
+from longgen.cli import complete, inputs
 from longgen.cli import options as opt
 from longgen.cli.app import answer, app, say
 from longgen.errors import LonggenError, MissingError, UsageError
@@ -46,7 +46,10 @@ class GpuOptions:
         typer.Option("--gpu", help="Measure the GPU: every preset at full size with random weights, and on small shapes against "
                                    "the CPU. Nothing is downloaded."),
     ] = False  # fmt: skip
-    presets: Annotated[str | None, typer.Option("--presets", metavar="NAME,NAME", help="The presets (default: all).")] = None
+    presets: Annotated[
+        str | None,
+        typer.Option("--presets", metavar="NAME,NAME", autocompletion=complete.list_of_presets, help="The presets (default: all)."),
+    ] = None
     backbone: opt.Backbone = None
     frames: opt.Frames = None
     size: opt.Size = None

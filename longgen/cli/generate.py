@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,12 +32,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """What the videos show: one of the first three."""
+    """What the videos show: one of the first four."""
 
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What the video shows.")] = None
+    words: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]", help="What the video shows, in quotes.")] = None
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The same, as an option.")] = None
     prompts: opt.PromptsFile = None
     schedule: opt.ScheduleFile = None
     negative_prompt: opt.Negative = None
+
+    def settled(self) -> PromptOptions:
+        """With the prompt of the argument as that of the option. Raises UsageError for both, and for several arguments."""
+        if not self.words:
+            return self
+        for other, value in (("--prompt", self.prompt), ("--prompts", self.prompts), ("--schedule", self.schedule)):
+            if value is not None:
+                raise conflict(
+                    f"the prompt {shown(self.words[0], 60)}", other, hint=f"leave one out; after {other} comes its value"
+                )
+        if len(self.words) > 1:
+            quoted = shlex.quote(on_one_line(" ".join(self.words), 200))
+            raise UsageError(f"the prompt is {len(self.words)} arguments: {', '.join(map(shown, self.words))[:200]}",
+                             expected="one, in quotes", hint=f"longgen generate {quoted} and then the options")  # fmt: skip
+        return dataclasses.replace(self, words=None, prompt=self.words[0])
 
 
 @dataclass(frozen=True)
@@ -87,6 +104,7 @@ def generate(
     from longgen.resolve import PlanRequest
 
     take_rank()
+    text = text.settled()
     if options.resume and options.overwrite:
         raise conflict("--resume", "--overwrite")
     every = _preview_every(options.preview)
@@ -114,7 +132,8 @@ def generate(
             conditions = start.conditions(options.output if options.resume else None)
             spec = inputs.choose_backbone(backbone, quiet)
             request = PlanRequest(preset.preset, spec, (*(preset.overrides or ()),), size, sample.duration, schedule, preset.layers,
-                                  preset.probe, loading["lora"], preset.allow_code, conditions)  # fmt: skip
+                                  preset.probe, loading["lora"], preset.allow_code, conditions, loading["gpus"],
+                                  loading["guidance_parallel"])  # fmt: skip
             if seeds is not None and "seed" in opt.given_options(context):
                 raise conflict("--seeds", "--seed")
             requested = _requested(text, request, seed, seeds, loading, own, shard is not None)
@@ -275,9 +294,11 @@ def _requested(
         probed = inputs.first_to_probe(rows, request)
         probe = probe_first(probed.load_preset(), request.spec, loading, options.quiet, probed.conditions)
         request = dataclasses.replace(request, probe=probe)
-    plans = inputs.plans_of_rows(rows, request, options.quiet)
     if options.resume and several is None and seed is None:
         seed = inputs.stored_seed(options.output)
+    if options.resume and request.preset is None:
+        rows = inputs.with_stored_presets(rows, request, seed, options.output, options.quiet)
+    plans = inputs.plans_of_rows(rows, request, options.quiet)
     requested = inputs.jobs_of_rows(rows, plans, seed, options.output, options.quiet)
     inputs.warn_of_grammar(request.spec, [shot.prompt for shot in shots or rows], options.quiet)
     return requested

@@ -87,7 +87,7 @@ def read_rows(
     if prompt is not None:
         return [files.Row(prompt=files.checked(prompt, "--prompt"))]
     if prompts is None:
-        raise UsageError("no prompt is given", expected="--prompt TEXT, or --prompts FILE",
+        raise UsageError("no prompt is given", expected="a prompt in quotes, --prompt TEXT or --prompts FILE",
                          hint='for example --prompt "a red circle"')  # fmt: skip
     rows, notes = files.read(prompts, files.COLUMNS if columns is None else columns, why)
     say_notes(notes, quiet)
@@ -253,6 +253,23 @@ def stored_job(context: typer.Context, output: Path, allow_code: bool) -> tuple[
                            expected="the run's folder as longgen wrote it",
                            hint="give the whole command again, with its --image")  # fmt: skip
     return rundir.JobRequest(plan, stored["prompt"], stored["seed"], str(output)), model_settings_in(stored)
+
+
+def with_stored_presets(rows: Sequence[Row], request: PlanRequest, seed: int | None, output: str | None, quiet: bool) -> list[Row]:
+    """Each row with the preset that its run began with, which may be another than the one that this version recommends."""
+    from longgen import preset, rundir
+
+    kept = []
+    for row in rows:
+        row_seed = seed if row.seed is None else row.seed
+        target = output if row.output is None else str(Path(output or ".") / row.output)
+        stored = [] if row.preset is not None or row_seed is None else rundir.stored_presets(target, row.prompt, row_seed)
+        other = next((name for name in stored if name in preset.names()), None)
+        if other is not None and _row_request(row, request).settled()[1] not in stored:
+            say_notes([f"--resume without --preset goes on with {other}, with which the run began"], quiet)
+            row = row.model_copy(update={"preset": other})
+        kept.append(row)
+    return kept
 
 
 def stored_seed(output: str | None) -> int:

@@ -36,7 +36,10 @@ def plan_command(
     export: Annotated[Path | None, typer.Option("--export", metavar="FILE.npz", help="Write the frame-plan tables.")] = None,
     options: opt.OutputOptions,
 ) -> None:
-    """Show what would run: its tables, its cost relative to direct sampling, its memory and time, estimated. Loads no weights."""
+    """Show what would run, without weights: its tables, cost, memory and time.
+
+    The cost is relative to direct sampling; memory and time are estimated.
+    """
     from longgen import cards, cost
     from longgen.describe import plan_dict, plan_text
     from longgen.resolve import PlanRequest, resolve
@@ -51,7 +54,8 @@ def plan_command(
                          expected="--card with a published model", hint="leave it out, or give another --backbone")  # fmt: skip
     conditions = start.conditions()
     plan = resolve(PlanRequest(preset.preset, spec, overrides, sample.sample(fps), sample.duration, inputs.read_schedule(schedule),
-                               preset.layers, preset.probe, allow_code=preset.allow_code, conditions=conditions))  # fmt: skip
+                               preset.layers, preset.probe, allow_code=preset.allow_code, conditions=conditions,
+                               **_of_least(gpus, guidance_parallel)))  # fmt: skip
     inputs.check_fit(context, [plan])
     if export is not None:
         _export(plan, export, options.overwrite)
@@ -72,6 +76,12 @@ def plan_command(
         }
     text = plan_text(plan, dtype_name, offload, card=None if plan.spec.built_in else shown_card)
     answer("\n".join([text, *lines]), data, options.as_json)
+
+
+def _of_least(gpus: str | None, guidance_parallel: bool) -> dict[str, Any]:
+    """What a recommended preset takes into account: the first number of GPUs, which `_split` checks."""
+    first = (gpus or "").split(",")[0].strip()
+    return {"gpus": int(first), "guidance_parallel": guidance_parallel} if first.isdecimal() and 2 <= int(first) <= 1024 else {}
 
 
 def _split(plan: Plan, gpus: str, guidance_parallel: bool, dtype: str, offload: str) -> tuple[list[dict[str, Any]], list[str]]:

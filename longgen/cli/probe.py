@@ -29,7 +29,7 @@ class RunsOptions:
     """The generations that are measured."""
 
     backbone: opt.Backbone = None
-    frames: opt.Frames = None
+    frames: Annotated[int | None, opt.frames_option("4 times its native length")] = None
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="In place of two built-in prompts.")] = None
     prompts: opt.PromptsFile = None
     image: Annotated[
@@ -83,9 +83,9 @@ def probe(
     cluster: opt.RayOptions, lora: opt.Lora = None, vae: opt.Vae = None, text_encoder: opt.TextEncoder = None,
     as_json: opt.Json = False, quiet: opt.Quiet = False,
 ) -> None:  # fmt: skip
-    """Find the layers that are sensitive to position and to context; presets such as freeloc use the result.
+    """Find the layers that are sensitive to position and to context.
 
-    Takes many short generations; with --quick two long ones.
+    Presets such as freeloc use the result. Takes many short generations; with --quick two long ones.
     """
     from longgen import disk, naming, start
     from longgen.probe import measure, report

@@ -132,10 +132,11 @@ class Command(_WithHelp, typer.core.TyperCommand):
 
 
 def _with_values(args: list[str], values: dict[str, str]) -> list[str]:
-    """`args` with a value after each option of `values` that stands alone."""
+    """`args` with a value after each option of `values` that stands alone, also where a prompt of several words comes next."""
     spelled = []
     for index, argument in enumerate(args):
-        alone = argument in values and (index + 1 == len(args) or args[index + 1].startswith("-"))
+        following = args[index + 1] if index + 1 < len(args) else "-"
+        alone = argument in values and (following.startswith("-") or " " in following.strip())
         spelled += [argument, values[argument]] if alone else [argument]
     return spelled
 

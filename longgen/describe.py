@@ -390,7 +390,7 @@ def command_again(settings: Mapping[str, Any], video: Path) -> str:
             words += [] if value is None or value is False else [_flag(name, value)]
     if settings.get("schedule") is None:
         return " ".join([words[0], _flag("prompt", settings["prompt"]), *words[1:]])
-    shots = f"longgen inspect {_quoted(str(video.absolute()))} --schedule"
+    shots = f"longgen inspect {_quoted(str(video.absolute()))} --shots"
     return " ".join([f"{shots} | {words[0]} --schedule -", *words[1:]])
 
 

@@ -133,7 +133,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --guidance-parallel $LONGGEN_GUIDANCE_PARALLEL
         --schedule
         --card $LONGGEN_CARD
-        --export
+        --npz
         --overwrite
     """,
     "compare": """
@@ -261,7 +261,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
     """,
     "inspect": """
         --toml
-        --schedule
+        --shots
         --allow-code
         --json
     """,
@@ -696,8 +696,8 @@ ERRORS: list[tuple[list[str], int, list[str]]] = [
     ([*GENERATE, "-o", "../files/text.txt/ball.mp4"], 1, ["../files/text.txt/ball.mp4", "written"]),
     ([*GENERATE, "-o", "../files/text.txt/below/"], 1, ["../files/text.txt/below", "written"]),
     ([*GENERATE, "-o", f"{LONG}.mp4"], 2, ["xxx.mp4", "name"]),
-    ([*PLAN, "--export", "tables.txt"], 2, ["tables.txt", "use tables.npz"]),
-    ([*PLAN, "--export", "nowhere/tables.npz"], 1, ["nowhere/tables.npz cannot be written"]),
+    ([*PLAN, "--npz", "tables.txt"], 2, ["tables.txt", "use tables.npz"]),
+    ([*PLAN, "--npz", "nowhere/tables.npz"], 1, ["nowhere/tables.npz cannot be written"]),
     # resume
     ([*GENERATE, "--preview", "0"], 2, ["--preview '0' is no number of steps", "--preview alone"]),
     ([*GENERATE, "--preview", "--offload", "model", "--device", "cuda", "--ray"], 2, ["--preview", "--ray"]),
@@ -768,7 +768,7 @@ def test_the_option_parser_names_the_option(args: list[str], fragments: list[str
     [
         (["generate", "x", "--length", "5"], "--frames N counts frames, --duration 20s seconds"),
         (["probe", "--length", "5"], "--frames N"),  # which has no --duration
-        (["generate", "x", "--music", "y"], "longgen writes no sound"),
+        (["generate", "x", "--music", "y"], "only ltx-2 makes sound"),
         (["generate", "x", "--image_path", "y"], "--image FILE"),
         (["generate", "x", "--gpu", "2"], "--gpus N splits one video; --device cuda:1 chooses a GPU"),
         (["plan", "--width", "832"], "--size WIDTHxHEIGHT"),
@@ -1296,7 +1296,7 @@ def test_streams_that_are_closed_full_or_of_few_letters(line: str, code: int, ou
 
 
 def test_an_export_holds_the_tables(place: Path) -> None:
-    done = longgen(*PLAN, "--preset", "freespec", "--frames", "161", "--export", "tables.npz", "--json")
+    done = longgen(*PLAN, "--preset", "freespec", "--frames", "161", "--npz", "tables.npz", "--json")
     branches = json.loads(done.stdout)["branches"]
     frames_lat = json.loads(done.stdout)["latent_frames"]
     assert [branch["name"] for branch in branches] == ["global", "local"]

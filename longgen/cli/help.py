@@ -64,7 +64,7 @@ EXAMPLES = {
               "longgen bench --backbone wan2.1-14b --count --card h100,4090"),
     "decode": ("longgen decode ball.run", "longgen decode ball.run -o so-far.mp4", "longgen decode ball.run --device cpu"),
     "inspect": ("longgen inspect ball.mp4", "longgen inspect ball.mp4 --toml > ball.toml",
-                "longgen inspect ball.mp4 --schedule > shots.toml"),
+                "longgen inspect ball.mp4 --shots > shots.toml"),
     "doctor": ("longgen doctor", "longgen doctor --gpu", "longgen doctor --gpu --presets direct,sliding-window --minutes 5"),
     "docs": ("longgen docs", "longgen docs getting-started", "longgen docs presets --path"),
     "presets": ("longgen presets list", "longgen presets show freespec", "longgen presets check own.toml --backbone tiny"),

@@ -56,13 +56,15 @@ SYNONYMS = (  # words of other programs; the parameters here that they may mean;
     ("test check simulate", "dry_run", "--dry-run"),
 )  # fmt: skip
 NOWHERE = (  # what no command has
-    ("music audio sound soundtrack voice", "longgen writes no sound; add some to the file with ffmpeg"),
+    ("music audio sound soundtrack voice", "only ltx-2 makes sound, without being asked; add other sound to the file with ffmpeg"),
     ("interpolate interpolation upscale upscaler", "longgen neither upscales nor interpolates; ffmpeg's filters can"),
     ("version", "longgen --version"),
 )
 NO_PROMPT = 'a plan is the same for every prompt and seed; longgen generate "..." --dry-run takes the whole command'
 OF_COMMAND = {
     ("bench", "steps"): "--repeats K: how often each type of step is measured; --steps are denoising steps elsewhere",
+    ("plan", "export"): "--npz FILE.npz writes the tables of a plan; --export writes results for papers elsewhere",
+    ("inspect", "schedule"): "--shots prints its schedule; --schedule FILE reads one elsewhere",
     **{("plan", word): NO_PROMPT for word in ("prompt", "p", "prompts", "negative-prompt", "seed", "seeds", "output", "o")},
 }
 COMMAND_SYNONYMS = (

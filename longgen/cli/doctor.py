@@ -150,10 +150,18 @@ def _check(as_json: bool) -> None:
     memory = machine.memory()
     findings += [_gpu(), _memory(memory), _threads(), _ffmpeg(), _fonts(), disk, _hub_cache(), *_caches(), *_backbones(memory)]
     width = max(len(finding.name) for finding in findings) + 2
-    lines = [f"{'ok  ' if finding.ok else 'BAD '}{finding.name:<{width}}{finding.value}" for finding in findings]
+    lines = [f"{_mark(finding)}{finding.name:<{width}}{finding.value}" for finding in findings]
     answer("\n".join(lines), [_as_dict(finding) for finding in findings], as_json)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+def _mark(finding: Finding) -> str:
+    """`no` for a backbone that fits at no length, which is no fault of the machine."""
+    lengths = (finding.data or {}).get("lengths")
+    if lengths is not None and all(row["offload"] is None for row in lengths):
+        return "no  "
+    return "ok  " if finding.ok else "BAD "
 
 
 def _as_dict(finding: Finding) -> dict[str, Any]:
@@ -211,7 +219,7 @@ def _backbones(memory: Memory) -> list[Finding]:
             if row["why"] is not None:
                 parts.append(f"{row['frames']} frames: {row['why']}")
             elif row["offload"] is None:
-                parts.append(f"{row['frames']} frames: no, needs {size}")
+                parts.append(f"{row['frames']} frames need {size}")
             else:
                 how = f"--offload {row['offload']}" if memory.card else "yes"
                 parts.append(f"{row['frames']} frames: {how}, {size}")

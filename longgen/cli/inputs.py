@@ -14,7 +14,7 @@ import typer
 
 from longgen.cli.app import logger
 from longgen.cli.options import given_options
-from longgen.errors import LonggenError, MissingError, UsageError, conflict, shown
+from longgen.errors import LonggenError, UsageError, conflict, shown
 from longgen.textfile import on_one_line
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def check_fit(context: typer.Context, plans: Iterable[Plan]) -> None:
 
 def stored_job(context: typer.Context, output: Path, allow_code: bool) -> tuple[JobRequest, dict[str, Any]]:
     """`longgen generate -o ball.mp4 --resume`: the job and the settings that decide the latents, from the run's own record."""
-    from longgen import resolve, rundir
+    from longgen import run, rundir
     from longgen.run_settings import model_settings_in
 
     allowed = {"output", "resume", "allow_code", "device", "offload", "vae_tiling", "gpus", "guidance_parallel", "dry_run",
@@ -246,13 +246,7 @@ def stored_job(context: typer.Context, output: Path, allow_code: bool) -> tuple[
                          expected="--output, --allow-code, --device, --offload, --vae-tiling, --gpus, --guidance-parallel, "
                                   "--dry-run, --json, --quiet and --log-file",
                          hint=f"leave {others} out, or give the whole command again")  # fmt: skip
-    stored = rundir.stored_record(output)["settings"]
-    plan = resolve.from_settings(stored, rundir.run_folder(output) / "run.json", allow_code)
-    if missing := resolve.missing_inputs(plan):
-        raise MissingError(f"--resume: {missing[0]}, a copy of what the run starts from, is not there",
-                           expected="the run's folder as longgen wrote it",
-                           hint="give the whole command again, with its --image")  # fmt: skip
-    return rundir.JobRequest(plan, stored["prompt"], stored["seed"], str(output)), model_settings_in(stored)
+    return run.stored_request(output, allow_code), model_settings_in(rundir.stored_record(output)["settings"])
 
 
 def stored_seed(output: str | None) -> int:

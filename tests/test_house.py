@@ -202,15 +202,24 @@ def test_versions_agree() -> None:
 def test_public_names() -> None:
     assert longgen.__all__ == [
         "__version__",
+        "CompareResult",
         "LonggenError",
+        "Model",
         "Plan",
+        "PlanResult",
         "Preset",
+        "ProbeResult",
+        "Progress",
         "Result",
         "Sample",
         "build_plan",
+        "compare",
         "find_backbone",
         "generate",
+        "load",
         "load_preset",
+        "plan",
+        "probe",
     ]
     assert all(getattr(longgen, name) is not None for name in longgen.__all__)
     assert dir(longgen) == sorted(longgen.__all__)

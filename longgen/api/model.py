@@ -108,7 +108,8 @@ def generate(
 ) -> Result:
     """Makes one video: `longgen generate`, whose options these are.
 
-    prompt: what it shows. output: an .mp4 file name, or a folder (default: PROMPT-SEED.mp4 here).
+    prompt: what it shows; negative_prompt: what it should not. output: an .mp4 file name, or a folder (default: PROMPT-SEED.mp4
+    here).
     schedule: prompts over time, in place of `prompt`: a TOML file, or what `longgen.schedule.load` returns.
     image, last_image: picture files, the first frame and the last. continue_from: a video or a run folder to go on from; `frames`
     then counts the new frames, and the file begins with the earlier ones if `join`. fit: how pictures come to the size.
@@ -117,14 +118,15 @@ def generate(
     seed: drawn, and logged, where None.
     preset: a name or a TOML file. overrides: parameters of it, as ["freespec.kappa=2"]. layers, probe: which layers a preset acts
     in that depends on a probe. allow_code: whether a preset may name Python classes as techniques, which runs their code.
-    backbone: a name, a hub id, a folder or a file (default: wan2.1-1.3b with a GPU, else tiny). dtype: of the transformer (default:
-    the model's own on a GPU, fp32 on a CPU). device: cpu, cuda or cuda:1 (default: the GPU if there is one). offload: what diffusers
-    keeps in host memory, slower from none to sequential. lora: files, each with an optional scale, as ["style.safetensors:0.8"].
-    quantize: weights in 8 bits. attention: a backend of diffusers, such as "flash". cache: a step cache of diffusers, as
-    "first-block:0.05". compile: the model's blocks, which delays the first step. vae_tiling: less memory in decoding, faint seams.
-    vae, text_encoder: a file and a folder in place of the model's own. clip_batch: clips per model call, where a preset samples
-    clip by clip. gpus: with 2 the script runs on two ranks, as `torchrun --nproc-per-node 2` starts them, and rank 0 writes;
-    guidance_parallel: the two calls of guidance run on two halves of the ranks.
+    backbone: a name, a hub id, a folder or a file (default: wan2.1-1.3b with a GPU, else tiny).
+    dtype: of the transformer (default: the model's own on a GPU, fp32 on a CPU). device: cpu, cuda or cuda:1 (default: the GPU if
+    there is one). offload: what diffusers keeps in host memory; slower from none to sequential. lora: files, each with an optional
+    scale, as ["style.safetensors:0.8"]. quantize: weights in 8 bits. attention: a backend of diffusers, such as "flash". cache: a
+    step cache of diffusers, as "first-block:0.05". compile: the model's blocks, which delays the first step. vae_tiling: decodes in
+    tiles, with less memory and faint seams. vae, text_encoder: a file and a folder in place of the model's own. clip_batch: clips
+    per model call, where a preset samples clip by clip.
+    gpus: with 2 the script runs on two ranks, as `torchrun --nproc-per-node 2` starts them, and rank 0 writes. guidance_parallel:
+    the two calls of guidance run on two halves of the ranks.
     resume: go on with the stopped run of this output; without a prompt, with its stored settings. overwrite: start over, and
     replace existing files. Without these, a finished video with these settings is not made again, and any other is not replaced.
     log: gets each line that the command line would print (default: the logger `longgen`, notes as warnings).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
@@ -190,12 +190,12 @@ def of_grid(
     log: Log,
     report: OnProgress,
     shard: Shard | None = None,
-    make: Make | None = None,
+    make_in: Callable[[Path], Make] | None = None,
 ) -> tuple[Comparison, Path]:
     """Makes the videos of the grid that do not exist yet, and compares all.
 
-    requests: one for each preset, all of one backbone. shard, make: see `longgen.compare.run.compare_presets`. Returns the
-    comparison and its folder. Raises LonggenError and its kinds.
+    requests: one for each preset, all of one backbone. shard, and make_in for the folder of its videos: see
+    `longgen.compare.run.compare_presets`. Returns the comparison and its folder. Raises LonggenError and its kinds.
     """
     spec = requests[0].spec
     if any(request.probe in (None, "run") for request in requests):
@@ -215,7 +215,7 @@ def of_grid(
         choices.say_notes((note for notes in unused for note in notes), log)
     comparison = compare_presets(
         plans, prompts, seeds, settings, folder, measures.baseline, measures.metrics, report, log, measures.vbench_weights,
-        measures.vbench_json, overwrite, shard, make,
+        measures.vbench_json, overwrite, shard, None if make_in is None else make_in(folder / "videos"),
     )  # fmt: skip
     return comparison, folder
 

@@ -31,23 +31,16 @@ ONE_SETTING = "which is the same for all prompts here: use the flags for it, and
 
 def choose_backbone(name: str | None, quiet: bool) -> BackboneSpec:
     """The backbone called `name`, or the default on this machine."""
-    from longgen.backbones.defaults import default_backbone
-    from longgen.backbones.find import find
+    from longgen.api import choices
 
-    spec = find(name or default_backbone())
-    if name is None and spec.built_in:
-        logger(quiet)("no GPU found: using the built-in model tiny (64x64); for a real one: --backbone wan2.1-1.3b, a hub id or a "
-                      "diffusers folder")  # fmt: skip
-    return spec
+    return choices.backbone(name, logger(quiet))
 
 
 def model_settings(spec: BackboneSpec, values: dict[str, Any]) -> ModelSettings:
     """How to load `spec`: the flags, and defaults for device and dtype."""
-    from longgen.backbones.defaults import default_device, default_dtype
-    from longgen.backbones.settings import ModelSettings
+    from longgen.api import choices
 
-    device = default_device() if values["device"] is None else values["device"]
-    return ModelSettings(**values | {"device": device, "dtype": values["dtype"] or default_dtype(spec, device)})
+    return choices.model_settings(spec, values)
 
 
 def parse_names(text: str) -> list[str]:
@@ -127,12 +120,9 @@ def read_schedule(path: Path | None, prompt: str | None = None, prompts: Path | 
 
 def warn_of_grammar(spec: BackboneSpec, texts: list[str], quiet: bool) -> None:
     """A note where a built-in model does not know a sentence."""
-    from longgen.backbones import tiny_grammar
+    from longgen.api import choices
 
-    unknown = [text for text in texts if spec.built_in and tiny_grammar.parse(text) is None]
-    if unknown:
-        say_notes([f"{spec.name} was trained on one form of sentence, which '{on_one_line(unknown[0], 200)}' does not have; expect "
-                   f"nonsense. The form:\n{tiny_grammar.describe()}"], quiet)  # fmt: skip
+    say_notes(choices.grammar_notes(spec, texts), quiet)
 
 
 # Plans and jobs

@@ -29,7 +29,8 @@ def fitted(name: str, value: Any, annotation: Any) -> Any:
     if not fits:
         choices = [*dict.fromkeys(_words(annotation))]
         wrong = "is none of them" if isinstance(value, str) and _is_choice(annotation) else f"is of type {type(value).__name__}"
-        raise UsageError(f"{name} = {shown(value)} {wrong}", expected=" or ".join(choices), hint="pass such a value")
+        hint = "save it to a file, and pass its name" if "a path" in choices else "pass such a value"  # pixels, usually
+        raise UsageError(f"{name} = {shown(value)} {wrong}", expected=" or ".join(choices), hint=hint)
     return result
 
 

@@ -144,6 +144,7 @@ def test_type_checkers_see_what_is_imported_when_it_is_used() -> None:
         ("--image FILE or --continue VIDEO with it", "image=FILE or continue_from=VIDEO with it"),
         ("--set a.b=3: no key b", "overrides a.b=3: no key b"),
         ("longgen probe --quick first, or leave --fps out", "longgen probe --quick first, or leave fps out"),
+        ("torchrun --nproc-per-node 2 SCRIPT.py, or --gpus N", "torchrun --nproc-per-node 2 SCRIPT.py, or gpus=N"),
         ("a -- b --- c", "a -- b --- c"),
     ],
 )  # fmt: skip
@@ -239,26 +240,11 @@ def test_a_plan_shows_its_figures_and_saves_its_tables(tmp_path: Path) -> None:
         longgen.plan(preset="freeloc", probe="run")
 
 
-def test_a_comparison_and_a_probe_show_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    made = longgen.compare(prompt=PROMPT, presets=["direct", "freespec"], frames=33, steps=1, seeds=[1], backbone="tiny",
-                           metrics=["motion"])  # fmt: skip
-    assert made.folder == Path("compare-a-large-red-circle-bouncing-on-a-navy-background")
-    assert [cell.preset for cell in made.cells] == ["direct", "freespec"]
-    html = made._repr_html_()
-    assert f"{made.comparison.table[1].metrics['motion'].mean:.3g}" in html
-    assert 'report.html">' in html
-    assert "data:video/mp4;base64," in html
-    assert str(made) == str(longgen.compare([made.folder], metrics=["motion"]))
+def test_existing_videos_are_compared_without_what_makes_new_ones(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="seeds, backbone cannot be combined with existing videos"):
-        longgen.compare([made.folder], seeds=[2], backbone="tiny")
-    probed = longgen.probe(backbone="tiny", quick=True, frames=97, steps=1, seeds=[0], prompt=PROMPT, device="cpu")
-    assert probed.folder == Path("probe-tiny-97")
-    assert probed.stored.is_file()
-    assert probed.page.is_file()
-    assert "data:image/png;base64," in probed._repr_html_()
-    assert [layer.layer for layer in probed.probe.layers] == [*range(6)]
+        longgen.compare([tmp_path], seeds=[2], backbone="tiny")
+    with pytest.raises(UsageError, match="nothing to compare"):
+        longgen.compare(prompt=PROMPT)
 
 
 def test_what_users_wrote_is_never_markup(tmp_path: Path) -> None:

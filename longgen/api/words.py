@@ -1,7 +1,7 @@
 """What the Python functions share at their edge: types of arguments are checked, renamed ones are named, and messages speak Python.
 
 longgen words its messages for the command line. Here `--guidance-scale` becomes `guidance_scale`, and `--seed N` `seed=N`; the
-commands of a hint, as `longgen probe --quick`, stay as they are.
+commands of a hint, as `longgen probe --quick` or `torchrun --nproc-per-node 2`, stay as they are.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EARLIER = {  # parameters of earlier versions -> what takes their place
 P = ParamSpec("P")
 T = TypeVar("T")
 NAMES = {"continue": "continue_from", "set": "overrides", "cfg": "guidance_scale"}  # option -> parameter, where it differs
-COMMAND = re.compile(r"(longgen [a-z]+ [^;,:()]*)")
+COMMAND = re.compile(r"((?:longgen [a-z]+|torchrun|srun|python|pip|hf|vbench) [^;,:()]*)")
 OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]*)(?: (?=[A-Z0-9]))?")
 logger = logging.getLogger("longgen")
 

@@ -19,6 +19,7 @@ from longgen.docs import generate
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {**topics(), "README": ROOT / "README.md"}
+TOUR = {path.stem: path for path in (ROOT / "longgen" / "docs" / "tour").glob("*.sh")}
 LOGS = re.compile(r"<!-- generated: .*?<!-- end -->", re.DOTALL)
 
 
@@ -33,8 +34,10 @@ def blocks(name: str, language: str) -> list[str]:
 
 def commands(name: str) -> list[str]:
     """Every `longgen` and `python -m` command line that a page shows, in blocks and in the text."""
-    lines = [line for block in blocks(name, "bash") for line in block.replace("\\\n", " ").splitlines()]
-    lines += re.findall(r"`((?:longgen|python -m) [^`]*)`", re.sub(r"\n(?!\n)", " ", LOGS.sub("", text_of(name))))
+    scripts = [TOUR[name].read_text(encoding="utf-8")] if name in TOUR else blocks(name, "bash")
+    lines = [line for block in scripts for line in block.replace("\\\n", " ").splitlines()]
+    if name not in TOUR:
+        lines += re.findall(r"`((?:longgen|python -m) [^`]*)`", re.sub(r"\n(?!\n)", " ", LOGS.sub("", text_of(name))))
     starts = (re.search(r"(?:^|&& |\$\(|; do |^  )((?:longgen|python -m) .*)", line) for line in lines)
     return [re.split(r" (?:&&|\||>|#) | \$\(|;", start[1])[0] for start in starts if start]
 
@@ -72,7 +75,7 @@ def test_every_table_is_used_and_no_other_is_asked_for() -> None:
     )
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", [*PAGES, *TOUR])
 def test_commands_and_their_options_exist(name: str) -> None:
     for line in commands(name):
         words = shlex.split(line.replace("...", "x"))

@@ -93,11 +93,12 @@ def backbone_text(spec: BackboneSpec) -> str:
     """The facts of a backbone; for `tiny` also the sentences that it knows."""
     below = "" if spec.boundary is None else f", below {spec.boundary:g}"
     low_noise = "" if spec.guidance_scale_2 is None else f" ({spec.guidance_scale_2:g} at low noise{below})"
+    latent = "latent" if spec.token_lat == 1 else f"tokens of {spec.token_lat} latent ones"
     rows = {
         "what": [spec.about],
         "weights": _weights(spec),
         "license": [spec.license],
-        "native": [f"{spec.native_px} frames ({spec.native_lat} latent), {spec.size[0]}x{spec.size[1]}, {spec.fps} fps"],
+        "native": [f"{spec.native_px} frames ({spec.native_lat} {latent}), {spec.size[0]}x{spec.size[1]}, {spec.fps} fps"],
         "lengths": [f"{spec.stride_t}n+1 frames"],
         "sizes": ["width a multiple of {}, height of {}".format(*spec.size_multiple)],
         "defaults": [f"{spec.steps} step{'s' * (spec.steps != 1)}, guidance {spec.guidance_scale:g}{low_noise}, {spec.dtype}"],

@@ -42,6 +42,11 @@ MAP_SIDE = 40  # characters across a picture of a table
 PICTURED = 1  # passes of a branch whose table is drawn; the others look like it, shifted
 
 
+def frames_of(spec: BackboneSpec) -> str:
+    """What the frames are called that attention sees."""
+    return "latent frames" if spec.token_lat == 1 else f"token frames of {spec.token_lat} latent frames"
+
+
 def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: bool = True, card: Card | None = None) -> str:
     """What would run: techniques, tables, cost and memory; and the time that sampling may take on `card`."""
     spec, sample = plan.spec, plan.sample
@@ -50,7 +55,7 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
     lines = [
         on_one_line(f"{plan.preset.name} on {spec.name}"),
         f"  {plan.written_px} frames, {plan.duration_s:.1f} s at {sample.fps} fps, {width}x{height}",
-        f"  {plan.frames_lat} latent frames ({spec.native_lat} native), {plan.tokens:,} tokens,"
+        f"  {plan.frames_lat} {frames_of(spec)} ({spec.native_lat} native), {plan.tokens:,} tokens,"
         f" {plan.steps} step{'s' * (plan.steps != 1)}, guidance {sample.guidance_scale:g}{', ' * bool(shift)}{shift}",
         *_start_lines(plan),
         "",

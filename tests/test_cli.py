@@ -170,6 +170,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --vbench-weights $LONGGEN_VBENCH_WEIGHTS
         --vbench-json
         --export-vbench
+        --export
         --output -o
         --log-file
         --overwrite
@@ -195,6 +196,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --again
         --heads
         --output -o
+        --export
         --log-file
         --overwrite
         --dtype $LONGGEN_DTYPE
@@ -234,6 +236,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --compile $LONGGEN_COMPILE
         --clip-batch $LONGGEN_CLIP_BATCH
         --output -o
+        --export
         --log-file
         --overwrite
         --json

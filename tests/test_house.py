@@ -30,7 +30,8 @@ SCRIPTS = {
 ORDER = [
     "errors", "closed", "arguments", "textfile", "units", "frames", "plugins", "terminal", "html", "notebook", "device",
     "device_costs",
-    "device_tables", "slurm", "ranks", "launch", "cache_folder", "cards", "ffmpeg", "disk", "naming", "checkpoint", "video_info",
+    "device_tables", "slurm", "ranks", "launch", "cache_folder", "cards", "ffmpeg", "disk", "export", "naming", "checkpoint",
+    "video_info",
     "video", "progress", "pictures", "past", "conditions", "memory", "frameplan", "technique", "noise", "refine", "positions",
     "context", "fusion", "sampling", "catalog", "backbones", "schedule", "preset", "prompts", "program", "stack", "plan",
     "repeats", "cost", "split", "shards", "out_of_memory", "layers", "conditioning", "planner", "resolve", "attention",

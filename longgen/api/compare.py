@@ -8,15 +8,17 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
-from longgen import arguments, naming, notebook, start
+from longgen import arguments, disk, naming, notebook, start
+from longgen import export as exporting
 from longgen.api import choices, probe
 from longgen.api.choices import ShowProgress
 from longgen.api.words import EARLIER, Dtype, FileName, Offload, log_of, public
 from longgen.backbones.settings import ModelSettings
 from longgen.compare import grid, table
+from longgen.compare.export import exports, files
 from longgen.compare.inputs import expand_paths
 from longgen.compare.record import Cell, Comparison
-from longgen.compare.run import Make, compare_presets, compare_videos, free_folder
+from longgen.compare.run import Make, compare_presets, compare_videos, default_folder, earlier_folder, free_folder
 from longgen.compare.vbench import export_for_vbench
 from longgen.errors import BatchError, UsageError
 from longgen.layers import selection
@@ -29,7 +31,8 @@ from longgen.resolve import PlanRequest
 from longgen.shards import Shard
 
 OF_VIDEOS = {
-    "videos", "baseline", "metrics", "vbench_weights", "vbench_json", "export_vbench", "output", "overwrite", "log", "progress",
+    "videos", "baseline", "metrics", "vbench_weights", "vbench_json", "export_vbench", "export", "output", "overwrite", "log",
+    "progress",
 }  # fmt: skip
 
 
@@ -42,6 +45,7 @@ class Measures:
     vbench_weights: Path | None = None
     vbench_json: tuple[Path, ...] = ()
     export_vbench: Path | None = None
+    formats: tuple[str, ...] = ()  # of files for papers
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,7 @@ def compare(
     vbench_weights: FileName | None = None,
     vbench_json: Sequence[FileName] | None = None,
     export_vbench: FileName | None = None,
+    export: Sequence[str] | None = None,
     output: FileName | None = None,
     overwrite: bool = False,
     log: Log | None = None,
@@ -138,12 +143,13 @@ def compare(
 ) -> CompareResult:
     """Compares presets, by a video for each preset, prompt and seed; or existing videos: `longgen compare`.
 
-    videos: MP4 files, run folders, or the folder of an earlier comparison; only baseline, metrics, the vbench_* and output may then
-    be given. prompt, or prompts, a list or a file of them. presets: names or TOML files. seeds: a video for each.
+    videos: MP4 files, run folders, or the folder of an earlier comparison; only baseline, metrics, vbench_*, export and output may
+    then be given. prompt, or prompts, a list or a file of them. presets: names or TOML files. seeds: a video for each.
     baseline: the preset that differences are relative to (default: direct, if compared). metrics: names, "own" for all of longgen's
     (the default), "vbench" for those of VBench whose weights are there. vbench_weights: their folder. vbench_json: results of
     VBench's own program, to read where they end in .json, else a folder to write such files to. export_vbench: a folder for its
-    input. output: the folder of everything (default: compare-PROMPT here). The others are those of `longgen.generate`.
+    input. export: also tables for papers ("csv", "latex", "markdown") and vector figures ("svg", "pdf"). output: the folder of
+    everything (default: compare-PROMPT here). The others are those of `longgen.generate`.
 
     Existing videos of the grid are kept, so that the same call continues after a stop. Raises BatchError where a video failed, when
     the others are made and compared, and LonggenError and its kinds.
@@ -151,7 +157,8 @@ def compare(
     given, say = locals(), log_of(log)
     measures = Measures(baseline, None if metrics is None else ",".join(metrics), None if vbench_weights is None else
                         Path(vbench_weights), tuple(map(Path, vbench_json or ())),
-                        None if export_vbench is None else Path(export_vbench))  # fmt: skip
+                        None if export_vbench is None else Path(export_vbench),
+                        exporting.parse(None if export is None else [*export]))  # fmt: skip
     folder = None if output is None else Path(output)
     if measures.export_vbench is not None:
         check(measures.export_vbench, overwrite)
@@ -204,12 +211,16 @@ def of_grid(
     plans = grid.plans(requests)
     choices.say_notes((note for plan in plans for note in plan.notes), log)
     choices.say_notes(choices.grammar_notes(spec, prompts), log)
-    default = Path(f"compare-{naming.slug(prompts[0])}")
+    default = default_folder(prompts)
     planned = grid.planned_videos(plans, dict.fromkeys(prompts), seeds, settings, default)
     if shard is not None:  # its folder has the same name whatever the others do
         folder = (output or default) / shard.folder
+    elif output is None and not default.exists() and (earlier := earlier_folder(planned)) is not None:
+        folder = earlier
+        log(f"note: going on in {folder}, which has videos of this comparison; --output names another")
     else:
         folder = output or free_folder(default, lambda record: [f"videos/{video.name}.mp4" for video in planned])
+    _check_export(folder, prompts, measures, overwrite)
     unused = [unused_settings(plan, settings) for plan in plans]
     if all(unused):  # a setting that one of the presets uses is meant for that one
         choices.say_notes((note for notes in unused for note in notes), log)
@@ -228,16 +239,28 @@ def of_videos(
     folder = output or (videos[0] if in_place else Path(f"compare-{naming.slug(videos[0].stem)}"))
     if output is None and not in_place:
         folder = free_folder(folder, lambda record: [str(video.absolute()) for video in expand_paths(videos)])
+    _check_export(folder, (), measures, overwrite or in_place)
     comparison = compare_videos(videos, folder, measures.baseline, measures.metrics, report, measures.vbench_weights,
                                 measures.vbench_json, overwrite or in_place)  # fmt: skip
     return comparison, folder
 
 
+def _check_export(folder: Path, prompts: Sequence[str], measures: Measures, overwrite: bool) -> None:
+    """Refuses to replace files for papers that are not of a comparison in `folder`."""
+    own = (folder / "compare.json").is_file()
+    for kind in measures.formats:
+        for name in files(prompts):
+            disk.check_new(folder / exporting.FOLDER / f"{name}.{exporting.SUFFIXES[kind]}", overwrite, "--export", own)
+
+
 def finished(comparison: Comparison, folder: Path, measures: Measures, overwrite: bool, log: Log) -> CompareResult:
-    """The result, its videos laid out for VBench where that is asked for. Raises BatchError where a video failed."""
+    """The result, with files for papers and for VBench where they are asked for. Raises BatchError where a video failed."""
     for view in comparison.watch:
         log(f"side by side: {folder / view.side_by_side}")
     log(f"report: {folder / 'report.html'}")
+    if measures.formats:
+        written = exports(comparison).write(measures.formats, folder / exporting.FOLDER)
+        log(f"export: {len(written)} files in {folder / exporting.FOLDER}: {', '.join(path.name for path in written)}")
     if measures.export_vbench is not None:
         commands = export_for_vbench(comparison, folder, measures.export_vbench, overwrite)
         log("\n".join(["VBench's own program, where it is installed, scores the videos with:", *commands,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from longgen import disk, naming, notebook, start
+from longgen import export as exporting
 from longgen.api import choices
 from longgen.api.choices import ShowProgress
 from longgen.api.words import Dtype, FileName, Offload, log_of, public
@@ -20,6 +21,7 @@ from longgen.layers.probe_file import Probe, ProbeSettings, ScoreName
 from longgen.pictures import FITS
 from longgen.preset import Preset
 from longgen.probe import measure, report
+from longgen.probe.export import exports
 from longgen.probe.run import probe as run_probe
 from longgen.progress import Log, OnProgress
 
@@ -29,13 +31,14 @@ class ProbeResult:
     """A probe: its verdicts, and the report. `str()` is the text of `longgen probe`.
 
     probe: the scores and verdicts, see `longgen.layers.probe_file`. folder: of the report. stored: probe.json, where presets that
-    need it find it. files: of the report.
+    need it find it. files: of the report; exported: those for papers.
     """
 
     probe: Probe
     folder: Path
     stored: Path
     files: tuple[Path, ...]
+    exported: tuple[Path, ...] = ()
 
     @property
     def page(self) -> Path:
@@ -79,6 +82,7 @@ def probe(
     heads: bool = False,
     again: bool = False,
     output: FileName | None = None,
+    export: Sequence[str] | None = None,
     overwrite: bool = False,
     dtype: Dtype | None = None,
     device: str | None = None,
@@ -95,12 +99,13 @@ def probe(
     of two built-in ones. seeds: a run for each. metric: the score that decides: attention, latent (the default) or video.
     threshold, or top, a number of layers: where the split is (default: at the largest gap). quick: observes two ordinary
     generations, and changes no layer. heads: also what each attention head sees of the past; of causal backbones. again: measures
-    what is stored already. output: the folder of the report (default: probe-BACKBONE-FRAMES here). The others are those of
-    `longgen.generate`.
+    what is stored already. output: the folder of the report (default: probe-BACKBONE-FRAMES here). export: also tables
+    for papers ("csv", "latex", "markdown") and vector figures ("svg", "pdf"). The others are those of `longgen.generate`.
 
     Raises LonggenError and its kinds.
     """
     given, say = locals(), log_of(log)
+    formats = exporting.parse(None if export is None else [*export])
     spec = choices.backbone(backbone, say)
     texts = None if prompt is None and prompts is None else choices.texts(prompt, prompts, say)
     choices.say_notes(choices.grammar_notes(spec, texts or ()), say)
@@ -111,8 +116,8 @@ def probe(
                                      choices.sample(given).size, how.dtype, how.lora, conditions, heads)  # fmt: skip
     with choices.reported(progress, say) as on_progress:
         made = reported(spec, how, settings, (metric, threshold, top), None if output is None else Path(output), again, overwrite,
-                        conditions, say, on_progress)  # fmt: skip
-    say(f"report: {made.page}; stored for presets: {made.stored}")
+                        conditions, say, on_progress, formats=formats)  # fmt: skip
+    log_report(made, say)
     return made
 
 
@@ -128,21 +133,31 @@ def reported(
     log: Log,
     on_progress: OnProgress,
     spread: Callable[[Path], None] | None = None,
+    formats: Sequence[str] = (),
 ) -> ProbeResult:
     """The probe with `settings`, measured or stored, and its report in a folder. rule: metric, threshold and top. spread: see
-    `longgen.probe.run.probe`. Raises LonggenError and its kinds.
+    `longgen.probe.run.probe`. formats: of files for papers. Raises LonggenError and its kinds.
     """
     choices.say_notes(conditions.notes(settings.size), log)
     default = Path(f"probe-{naming.slug(spec.name)}-{settings.frames}")
     folder = output or report.free_folder(default, spec.name, settings, overwrite)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output {folder} is a file, but a report is a folder", expected="a folder", hint="give another name")
-    report.check_output(folder, spec.name, settings, overwrite)
+    report.check_output(folder, spec.name, settings, overwrite, formats)
     result, stored = run_probe(spec, how, settings, *rule, again, on_progress, log, conditions, spread)
     with disk.held(folder / disk.LOCK, str(folder)):
-        report.check_output(folder, spec.name, settings, overwrite)
+        report.check_output(folder, spec.name, settings, overwrite, formats)
         files = report.write(result, folder)
-    return ProbeResult(result, folder, stored, tuple(files))
+        exported = exports(result).write(formats, folder / exporting.FOLDER) if formats else []
+    return ProbeResult(result, folder, stored, tuple(files), tuple(exported))
+
+
+def log_report(made: ProbeResult, log: Log) -> None:
+    """Says where the files of the probe are."""
+    log(f"report: {made.page}; stored for presets: {made.stored}")
+    if made.exported:
+        names = ", ".join(path.name for path in made.exported)
+        log(f"export: {len(made.exported)} files in {made.folder / exporting.FOLDER}: {names}")
 
 
 def quick(preset: Preset, spec: BackboneSpec, how: ModelSettings, conditions: Conditions, log: Log, report: OnProgress) -> str:

@@ -13,7 +13,7 @@ import typer
 
 from longgen.cli import inputs
 from longgen.cli import options as opt
-from longgen.cli.app import answer, app, progress_shown, say, take_rank
+from longgen.cli.app import answer, app, logger, progress_shown, say, take_rank
 from longgen.errors import BatchError, LonggenError, OutOfMemoryError, Terminated, UsageError, conflict
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def bench(
     target: TargetOptions,
     model: BenchModelOptions,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.json", help="Write the JSON there too.")] = None,
+    export: opt.Export = None,
     *,
     options: opt.LoggedOptions,
 ) -> None:
@@ -121,6 +122,7 @@ def bench(
         return _on_ranks(target, model, given, output, options)
     if target.shape is not None and target.shape not in SHAPES:
         raise UsageError(f"--shape {target.shape} does not exist", expected=", ".join(SHAPES), hint="use one of them")
+    formats = _formats(export, output, target.count, options.overwrite)
     if output is not None:
         disk.check_new(output, options.overwrite)
     if target.count:
@@ -157,7 +159,7 @@ def bench(
         else:
             result = running.bench(plans, lambda: load(settings), settings, target.steps, target.shape is not None, report)
             text = table.text(result)
-    _write(result, text, output, options)
+    _write(result, text, output, options, formats)
 
 
 FOR_RANKS = ("presets", "backbone", "frames", "dtype", "device", "gpus", "guidance_parallel", "output", "overwrite", "as_json",
@@ -352,10 +354,15 @@ def _lengths(text: str | None) -> list[int]:
 
 
 def _write(
-    result: AcceleratorReport | BenchResult | LengthsResult, text: str, output: Path | None, options: opt.OutputOptions
+    result: AcceleratorReport | BenchResult | LengthsResult,
+    text: str,
+    output: Path | None,
+    options: opt.OutputOptions,
+    formats: tuple[str, ...],
 ) -> None:
     """The measurements to `output` and stdout; a BatchError where some failed, an exit code where they were interrupted."""
     from longgen import disk
+    from longgen.bench.export import exports
 
     try:
         if output is not None:
@@ -363,6 +370,9 @@ def _write(
             with disk.held(output.with_name(f".{output.name}.lock"), str(output)):
                 disk.check_new(output, options.overwrite)  # again: another process may have written it meanwhile
                 disk.save_json(output, result.as_dict())
+            written = exports(result).write(formats, output.parent, f"{output.stem}-") if formats else []
+            if written:
+                logger(options.quiet)(f"export: {', '.join(path.name for path in written)} in {output.parent}")
     finally:  # what was measured is printed, even where it could not be written
         answer(text, result.as_dict(), options.as_json, wrote=output is not None)
     if result.stopped is not None:
@@ -373,6 +383,23 @@ def _write(
     if failed:
         raise BatchError(f"{len(failed)} of {len(result.rows)} could not be measured: {failed[0].preset}: {failed[0].error}",
                          hint="leave them out, or correct them")  # fmt: skip
+
+
+def _formats(values: list[str] | None, output: Path | None, count: bool, overwrite: bool) -> tuple[str, ...]:
+    """The formats of `--export`, whose files stand beside `output` and are named after it. Raises UsageError."""
+    from longgen import disk, export
+    from longgen.bench.export import NAMES
+
+    formats = export.parse(values)
+    if formats and count:
+        raise conflict("--export", "--count", "it writes measurements", "--export without --count, or --count --json")
+    if formats and output is None:
+        raise UsageError("--export needs --output: its files are named after that and stand beside it",
+                         expected="--output FILE.json with --export", hint="give --output bench.json")  # fmt: skip
+    for kind, name in ((kind, name) for kind in formats if output is not None for name in NAMES):
+        assert output is not None
+        disk.check_new(output.with_name(f"{output.stem}-{name}.{export.SUFFIXES[kind]}"), overwrite, "--export")
+    return formats
 
 
 def _accelerators(text: str, spec: BackboneSpec) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from longgen import export
 from longgen.cli import inputs
 from longgen.cli import options as opt
 from longgen.cli.app import answer, app, logger, progress_shown
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from longgen.resolve import PlanRequest
 
 OF_VIDEOS = {  # the options that apply to existing videos
-    "videos", "baseline", "metrics", "vbench_weights", "vbench_json", "export_vbench", "output", "overwrite", "as_json", "quiet",
-    "log_file",
+    "videos", "baseline", "metrics", "vbench_weights", "vbench_json", "export_vbench", "export", "output", "overwrite", "as_json",
+    "quiet", "log_file",
 }  # fmt: skip
 
 
@@ -54,8 +55,8 @@ class MetricOptions:
     metrics: Annotated[
         str | None,
         typer.Option("--metrics", metavar="NAME,NAME", help="The metrics to show, always with motion: own (the default) for all of "
-                     "longgen's, vbench for those of VBench whose weights are available, and single ones, as "
-                     "vbench.subject_consistency."),
+                     "longgen's, vbench for those of VBench whose weights are available, features for those of "
+                     "EfficientNet, and single ones, as vbench.subject_consistency."),
     ] = None  # fmt: skip
     vbench_weights: Annotated[
         Path | None,
@@ -70,12 +71,14 @@ class MetricOptions:
         Path | None,
         typer.Option("--export-vbench", metavar="DIR", help="Copy the videos for VBench's own program, and print its commands."),
     ] = None
+    export: opt.Export = None
 
     def all(self) -> Measures:
         """The same, for the function."""
         from longgen.api.compare import Measures
 
-        return Measures(self.baseline, self.metrics, self.vbench_weights, tuple(self.vbench_json or ()), self.export_vbench)
+        return Measures(self.baseline, self.metrics, self.vbench_weights, tuple(self.vbench_json or ()), self.export_vbench,
+                        export.parse(self.export))  # fmt: skip
 
 
 @app.command()
@@ -106,6 +109,7 @@ def compare(
 
     Makes a video for each preset, prompt and seed. Existing ones are kept, so that the same command continues after a stop.
     """
+    export.parse(measures.export)
     if measures.export_vbench is not None:
         from longgen.metrics.vbench.export import check
 
@@ -115,7 +119,7 @@ def compare(
         if others:
             raise UsageError(f"{others} cannot be combined with existing videos: such options are for making new ones",
                              expected="with videos: --baseline, --metrics, --vbench-weights, --vbench-json, --export-vbench, "
-                                      "--output, --overwrite, --json, --quiet and --log-file",
+                                      "--export, --output, --overwrite, --json, --quiet and --log-file",
                              hint=f"leave out the videos, or {others}")  # fmt: skip
         return compare_existing(videos, output, measures, options)
     if cells.presets is None:
@@ -172,7 +176,7 @@ def compare_existing(videos: list[Path], output: Path | None, measures: MetricOp
 
 
 def show(comparison: Comparison, folder: Path, measures: MetricOptions, options: opt.OutputOptions) -> None:
-    """The comparison on stdout, its videos laid out for VBench; a BatchError where a video failed."""
+    """The comparison on stdout, its files for papers, its videos laid out for VBench; a BatchError where a video failed."""
     from longgen.api.compare import finished
     from longgen.compare.table import text
 

@@ -298,6 +298,13 @@ class ClusterOptions(RayOptions):
         return None if self.shard is None else shards.parse(self.shard)
 
 
+Export = Annotated[
+    list[str] | None,
+    typer.Option("--export", metavar="FORMAT,FORMAT", help="Write tables for papers too (csv, latex, markdown), and vector figures "
+                 "(svg, pdf). Repeatable."),
+]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class OutputOptions:
     """What happens to existing files, and what is printed."""

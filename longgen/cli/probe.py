@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from longgen import export
 from longgen.cli import inputs
 from longgen.cli import options as opt
 from longgen.cli.app import answer, app, logger, progress_shown
@@ -68,6 +69,7 @@ class ReportOptions:
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Where the report goes (default: probe-BACKBONE-FRAMES here)."),
     ] = None
+    export: opt.Export = None
     overwrite: opt.Overwrite = False
     log_file: opt.LogFile = None
 
@@ -83,10 +85,11 @@ def probe(
     Takes many short generations; with --quick two long ones.
     """
     from longgen import start
-    from longgen.api.probe import reported
+    from longgen.api.probe import log_report, reported
     from longgen.probe import measure
 
     cluster.check_workers()
+    formats = export.parse(options.export)
     spec = inputs.choose_backbone(runs.backbone, quiet)
     texts = None if runs.prompt is None and runs.prompts is None else inputs.read_prompts(runs.prompt, runs.prompts, quiet)
     if texts is not None:
@@ -109,10 +112,11 @@ def probe(
             with pool.pool(cluster.ray, cluster.ray_workers, spec, how.device, folder, log) as workers:
                 tasks.probe_samples(workers, spec, settings, how, conditions, on_progress, log, folder)
 
-        made = reported(spec, how, settings, (judge.metric, judge.threshold, judge.top), options.output, options.again,
-                        options.overwrite, conditions, log, on_progress, None if cluster.ray is None else spread)  # fmt: skip
+        rule, apart = (judge.metric, judge.threshold, judge.top), None if cluster.ray is None else spread
+        made = reported(spec, how, settings, rule, options.output, options.again, options.overwrite, conditions, log, on_progress,
+                        apart, formats)  # fmt: skip
     answer(str(made), made.as_dict(), as_json, wrote=True)
-    log(f"report: {made.page}; stored for presets: {made.stored}")
+    log_report(made, log)
 
 
 def probe_first(preset: Preset, spec: BackboneSpec, loading: dict[str, Any], quiet: bool, conditions: Conditions) -> str:

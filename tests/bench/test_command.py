@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 from pathlib import Path
@@ -39,8 +40,10 @@ def longgen(*args: str) -> Result:
     return CliRunner().invoke(app, list(args))
 
 
-def test_json_is_one_object_of_the_schema(place: Path) -> None:
-    done = longgen(*SMALL, "--presets", "sliding-window,freelong", "--json", "-o", "out.json", "--quiet")
+def test_json_is_one_object_of_the_schema_and_is_exported(place: Path) -> None:
+    done = longgen(
+        *SMALL, "--presets", "sliding-window,freelong", "--json", "-o", "out.json", "--quiet", "--export", "csv,latex,svg"
+    )
     assert done.exit_code == 0, done.stderr
     data = json.loads(done.stdout)
     assert data == json.loads((place / "out.json").read_text())
@@ -61,11 +64,19 @@ def test_json_is_one_object_of_the_schema(place: Path) -> None:
     freelong = data["presets"][3]
     assert set(freelong["seconds_per_step"]) == {"fused", "local"}
     assert sum(kind["in_a_run"] for kind in freelong["steps"].values()) == data["settings"]["steps"]
+    assert {path.name for path in place.iterdir()} == {
+        "out.json", "out-presets.csv", "out-steps.csv", "out-table.tex", "out-times.svg"
+    }  # fmt: skip
+    rows = [*csv.DictReader((place / "out-presets.csv").read_text().splitlines())]
+    assert [float(row["run_seconds"]) for row in rows] == pytest.approx([row["run_seconds"] for row in data["presets"]], abs=6e-4)
+    steps = [*csv.DictReader((place / "out-steps.csv").read_text().splitlines())]
+    assert [(row["preset"], row["step"]) for row in steps[-2:]] == [("freelong", kind) for kind in freelong["steps"]]
+    assert "sliding{-}window & 81 &" in (place / "out-table.tex").read_text()
 
 
 def test_several_lengths_are_one_table(place: Path) -> None:
     presets = ["--presets", "sliding-window,flex", "--steps", "1"]
-    done = longgen(*SMALL[:3], "--lengths", "3,2,3", *presets, "-o", "out.json", "--quiet")
+    done = longgen(*SMALL[:3], "--lengths", "3,2,3", *presets, "-o", "out.json", "--quiet", "--export", "csv,markdown,pdf")
     assert done.exit_code == 5
     assert "2 of 8 could not be measured: flex" in done.stderr
     data = json.loads((place / "out.json").read_text())
@@ -78,6 +89,10 @@ def test_several_lengths_are_one_table(place: Path) -> None:
         assert window["ratio_to_direct"] > 0
         assert shown[1:] == [f"{window[name]:.2f}" for name in ("ratio_to_direct", "memory_ratio_to_direct")]
     assert "2x is 65 frames, 3x is 97 frames" in done.stdout
+    rows = [*csv.DictReader((place / "out-presets.csv").read_text().splitlines())]
+    assert [(row["preset"], row["frames"]) for row in rows if row["error"]] == [("flex", "65"), ("flex", "97")]
+    assert (place / "out-table.md").read_text().count("| sliding-window |") == 2
+    assert (place / "out-times.pdf").read_bytes().startswith(b"%PDF")
     assert "flex at 3x: rollout needs kv-cache" in done.stdout
 
 

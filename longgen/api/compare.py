@@ -14,6 +14,7 @@ from longgen.api import choices, probe
 from longgen.api.choices import ShowProgress
 from longgen.api.words import EARLIER, Dtype, FileName, Offload, log_of, public
 from longgen.backbones.settings import ModelSettings
+from longgen.backbones.spec import BackboneSpec
 from longgen.compare import grid, table
 from longgen.compare.export import exports, files
 from longgen.compare.inputs import expand_paths
@@ -182,11 +183,12 @@ def compare(
         start.check_fit(fit != FITS[0], bool(conditions))
         requests = [PlanRequest(name, spec, (*(overrides or ()),), choices.sample(given), duration, probe=probe, lora=settings.lora,
                                 allow_code=allow_code, conditions=conditions) for name in presets]  # fmt: skip
-        made = of_grid(requests, texts, numbers, settings, folder, measures, overwrite, say, report)
+        made = of_grid(spec, requests, texts, numbers, settings, folder, measures, overwrite, say, report)
     return finished(*made, measures, overwrite, say)
 
 
 def of_grid(
+    spec: BackboneSpec,
     requests: Sequence[PlanRequest],
     prompts: Sequence[str],
     seeds: Sequence[int],
@@ -201,10 +203,9 @@ def of_grid(
 ) -> tuple[Comparison, Path]:
     """Makes the videos of the grid that do not exist yet, and compares all.
 
-    requests: one for each preset, all of one backbone. shard, and make_in for the folder of its videos: see
+    requests: one for each preset, of `spec`. shard, and make_in for the folder of its videos: see
     `longgen.compare.run.compare_presets`. Returns the comparison and its folder. Raises LonggenError and its kinds.
     """
-    spec = requests[0].spec
     if any(request.probe in (None, "run") for request in requests):
         stored = _quick_probe(requests, settings, log, report)
         requests = [replace(request, probe=stored) for request in requests]

@@ -19,6 +19,7 @@ from longgen.errors import UsageError
 
 if TYPE_CHECKING:
     from longgen.api.compare import Measures
+    from longgen.backbones.spec import BackboneSpec
     from longgen.compare.record import Comparison
     from longgen.compare.run import Make
     from longgen.resolve import PlanRequest
@@ -134,10 +135,11 @@ def compare(
                           lora=loading["lora"], allow_code=allow_code, conditions=start.conditions())  # fmt: skip
     check_fit("fit" in opt.given_options(context), bool(request.conditions))
     requests = [replace(request, preset=name) for name in inputs.parse_names(cells.presets)]
-    compare_new(requests, texts, seeds, loading, output, measures, options, cluster)
+    compare_new(spec, requests, texts, seeds, loading, output, measures, options, cluster)
 
 
 def compare_new(
+    spec: BackboneSpec,
     requests: Sequence[PlanRequest],
     prompts: list[str],
     seeds: tuple[int, ...],
@@ -150,7 +152,7 @@ def compare_new(
     """`longgen compare --presets NAME,NAME`: makes the videos of the grid that do not exist yet."""
     from longgen.api.compare import of_grid
 
-    shard, spec = cluster.checked(), requests[0].spec
+    shard = cluster.checked()
     settings, log = inputs.model_settings(spec, loading), logger(options.quiet)
     with progress_shown(options.quiet) as report, contextlib.ExitStack() as held:
 
@@ -162,7 +164,9 @@ def compare_new(
             return functools.partial(tasks.cells, held.enter_context(workers), report=report, log=log)
 
         make_in = None if cluster.ray is None else on_cluster
-        made = of_grid(requests, prompts, seeds, settings, output, measures.all(), options.overwrite, log, report, shard, make_in)
+        made = of_grid(
+            spec, requests, prompts, seeds, settings, output, measures.all(), options.overwrite, log, report, shard, make_in
+        )
     show(*made, measures, options)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import UnionType
+from typing import Any, Literal, SupportsFloat, SupportsIndex, Union, get_args, get_origin
 
 from longgen.errors import UsageError, shown
 
@@ -18,22 +19,62 @@ def expect(name: str, value: Any, kinds: Any, expected: str, optional: bool = Fa
         raise UsageError(f"{name} = {shown(value)} is of type {type(value).__name__}", expected=expected, hint=hint)
 
 
-def of_generate(given: Mapping[str, Any], sample: type, schedule: type) -> None:
-    """Checks the parameters of `longgen.generate`, except seed and model. sample, schedule: the types of these two."""
-    for name in ("backbone", "duration", "layers", "probe", "device", "dtype", "prompt"):
-        expect(name, given[name], str, "a string", optional=name != "prompt" or given["schedule"] is not None)
-    expect("preset_name", given["preset_name"], str, "the name of a preset, or a TOML file")
-    expect("output", given["output"], (str, os.PathLike), "a file name in .mp4, .webm or .gif, or a folder")
-    expect("sample", given["sample"], sample, "longgen.Sample(frames=321, ...)", optional=True)
-    expect("schedule", given["schedule"], schedule, "the result of longgen.schedule.load", optional=True)
-    expect("model", given["model"], Mapping, '{"offload": "model", ...}')
-    for name in ("image", "last_image", "continue_from"):
-        expect(name, given[name], (str, os.PathLike), "the name of a file", True, "save it to a file, and pass its name")
-    expect("fit", given["fit"], str, "crop or pad", optional=True)
-    for name in ("join", "resume", "overwrite", "allow_code"):
-        expect(name, given[name], bool, "True or False")
-    if given["overrides"] != ():
-        texts("overrides", given["overrides"], empty=True)
+def fitted(name: str, value: Any, annotation: Any) -> Any:
+    """`value` of the parameter `name`, if it fits the parameter's type; whole numbers and tuples of other libraries as Python's.
+
+    annotation: evaluated, of the kinds that WORDS names, Literal, unions of these, sequences, pairs and functions. Raises
+    UsageError.
+    """
+    fits, result = _fit(value, annotation)
+    if not fits:
+        choices = [*dict.fromkeys(_words(annotation))]
+        wrong = "is none of them" if isinstance(value, str) and _is_choice(annotation) else f"is of type {type(value).__name__}"
+        hint = "save it to a file, and pass its name" if "a path" in choices else "pass such a value"  # pixels, usually
+        raise UsageError(f"{name} = {shown(value)} {wrong}", expected=" or ".join(choices), hint=hint)
+    return result
+
+
+WORDS: dict[Any, str] = {
+    str: "a string", os.PathLike: "a path", bool: "True or False", int: "a whole number", float: "a number",
+    type(None): "None", tuple: "a pair of whole numbers", Callable: "a function",
+}  # fmt: skip
+
+
+def _fit(value: Any, annotation: Any) -> tuple[bool, Any]:
+    """Whether `value` is of the type `annotation`, and as what it is taken."""
+    origin, parts = get_origin(annotation) or annotation, get_args(annotation)
+    if origin in (Union, UnionType):
+        return next((fit for fit in (_fit(value, part) for part in parts) if fit[0]), (False, value))
+    if origin is Literal:
+        return any(value == part and type(value) is type(part) for part in parts), value
+    if origin is Callable:
+        return callable(value), value
+    if origin in (Sequence, tuple):
+        if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+            return False, value
+        fits = [_fit(item, parts[0]) for item in value]
+        return all(fit for fit, _ in fits) and (origin is Sequence or len(fits) == len(parts)), tuple(item for _, item in fits)
+    if origin is int and isinstance(value, SupportsIndex) and not isinstance(value, bool):
+        return True, operator.index(value)
+    if origin is float and isinstance(value, SupportsFloat) and not isinstance(value, bool):
+        return True, float(value)
+    return isinstance(value, origin), value
+
+
+def _is_choice(annotation: Any) -> bool:
+    return Literal in (get_origin(annotation), *map(get_origin, get_args(annotation)))
+
+
+def _words(annotation: Any) -> list[str]:
+    """What a value of the type `annotation` is, each of its kinds in words."""
+    origin, parts = get_origin(annotation) or annotation, get_args(annotation)
+    if origin in (Union, UnionType):
+        return [word for part in parts for word in _words(part)]
+    if origin is Literal:
+        return [str(part) for part in parts]
+    if origin is Sequence:
+        return [f"a list of {WORDS[get_origin(parts[0]) or parts[0]].removeprefix('a ')}s" if parts[0] in WORDS else "a list"]
+    return [WORDS.get(origin, f"a {getattr(origin, '__name__', origin)}")]
 
 
 def whole_number(name: str, value: Any, least: int, most: int = 2**63 - 1) -> int:

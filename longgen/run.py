@@ -1,4 +1,4 @@
-"""Generation from plan to file: one video, a batch of jobs on one loaded model, and the Python face of `longgen generate`.
+"""Generation from plan to file: one video, or a batch of jobs on one loaded model.
 
 `ball.mp4` appears when it is complete, and grows as `ball.partial.mp4` until then. Beside it stands the folder `ball.run/`, see
 `longgen.rundir`; `resume` continues from what is there, and the latents come out equal, byte for byte.
@@ -14,25 +14,21 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from longgen import arguments, disk, ffmpeg, launch, naming, past, preset, ranks, run_record, rundir, start, timings
-from longgen.backbones import defaults
+from longgen import disk, ffmpeg, notebook, past, ranks, run_record, rundir, timings
 from longgen.backbones.settings import ModelSettings
 from longgen.describe import plan_dict
 from longgen.device import device_name, memory_bytes
-from longgen.errors import LonggenError, UsageError
+from longgen.errors import LonggenError, MissingError
 from longgen.out_of_memory import translate_oom
-from longgen.pictures import FITS, Fit
 from longgen.plan import Plan
 from longgen.progress import UNCOUNTED, Phase, Progress, Videos, clock_text, no_report, working
-from longgen.resolve import PlanRequest, resolve
+from longgen.resolve import from_settings, missing_inputs
 from longgen.run_settings import SCHEMA, stored_settings, version_warning
-from longgen.rundir import Job, JobRequest, jobs_of, run_folder
-from longgen.schedule import PromptSchedule
+from longgen.rundir import Job, JobRequest, run_folder
 from longgen.textfile import on_one_line
 
 if TYPE_CHECKING:
@@ -51,7 +47,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A finished video. `seconds` by phase; a phase that an earlier run did is 0."""
+    """A finished video: `path`, `settings`, and in a notebook the video itself.
+
+    output: the path as a string; run: the folder beside it, with run.json. seconds: by phase; a phase that an earlier run did is 0.
+    skipped: the video was there already, with these settings.
+    """
 
     name: str
     output: str
@@ -66,6 +66,23 @@ class Result:
     peak_memory_bytes: int
     notes: tuple[str, ...] = ()
     skipped: bool = False
+
+    @property
+    def path(self) -> Path:
+        """The MP4."""
+        return Path(self.output)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that makes this video again, as the MP4 holds it. Raises LonggenError where the file is gone, or damaged."""
+        from longgen.video import read_settings
+
+        return read_settings(self.path)
+
+    def _repr_html_(self) -> str:
+        facts = f"{self.preset} on {self.backbone}, {self.frames} frames at {self.fps} fps, seed {self.seed}"
+        taken = "was there already" if self.skipped else f"made in {clock_text(sum(self.seconds.values()))}"
+        return notebook.video(self.path, self.prompt, f"{facts}; {taken}", self.notes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,20 +338,21 @@ def generate_jobs(
     overwrite: bool = False,
     each: Callable[[Result | Failure], None] = no_report,
     preview: Callable[[PipelineBackbone, Job], Preview] | None = None,
+    backbone: PipelineBackbone | None = None,
 ) -> list[Result | Failure]:
     """Makes every job's video on one loaded model, which is that of the first one's plan. Finished ones are skipped.
 
     With `resume` it continues from what is left; only `overwrite` replaces what is there. Of several jobs, one that fails becomes
     a Failure and the rest goes on; a single one raises its error, and so does the first where nothing is loaded yet. On several
     ranks (`model_settings.gpus`) the error of one in the midst of a video ends them all. each: called with every result as soon as
-    it is there. preview: makes the preview of a job.
+    it is there. preview: makes the preview of a job. backbone: the model, where it is loaded already.
     """
     team = ranks.join(model_settings.gpus, model_settings.device)
     model_settings = model_settings.replace(device=team.device(model_settings.device))
     if not team.writes:
         report = log = no_report
     results: list[Result | Failure] = []
-    backbone, report_one, videos = None, report, None
+    report_one, videos = report, None
     if len(jobs) > 1:
         from longgen import cost
 
@@ -459,75 +477,18 @@ def draw_seed(plan: Plan | None = None) -> int:
     return secrets.randbelow(2**31) if past is None or past.seed is None else past.seed
 
 
-def generate(
-    prompt: str,
-    output: str | Path,
-    *,
-    preset_name: str = "direct",
-    overrides: Iterable[str] = (),
-    backbone: str | None = None,
-    sample: preset.Sample | None = None,
-    duration: str | None = None,
-    schedule: PromptSchedule | None = None,
-    image: str | os.PathLike[str] | None = None,
-    last_image: str | os.PathLike[str] | None = None,
-    continue_from: str | os.PathLike[str] | None = None,
-    join: bool = False,
-    fit: Fit | None = None,
-    layers: str | None = None,
-    probe: str | None = None,
-    seed: int | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    model: Mapping[str, Any] = MappingProxyType({}),
-    resume: bool = False,
-    overwrite: bool = False,
-    allow_code: bool = False,
-    report: Callable[[Progress], None] = no_report,
-) -> Result:
-    """Makes one video: `longgen generate` for Python callers.
+def stored_request(output: Path, allow_code: bool = False) -> JobRequest:
+    """The video that the stopped run of `output` makes, from its own record: `generate --resume` with nothing else.
 
-    sample: `longgen.Sample(frames=321, steps=20, ...)`. schedule: of `longgen.schedule.load`, whose prompts then take the place of
-    `prompt`. image, last_image: picture files, the first frame and the last. continue_from: a video or a run folder to go on from;
-    `sample.frames` then counts the new frames, and the output begins with it if `join`. fit: crop (the default) or pad, how a
-    picture comes to the size of the video. layers, probe: see `longgen.layers.selection`. model: how it is loaded, `{"offload":
-    "model", "lora": ("style.safetensors:0.8",), ...}`, the other fields of `ModelSettings` (longgen/backbones/settings.py); with
-    `{"gpus": 2}` the script runs on two ranks, as `torchrun --nproc-per-node 2` starts them, and rank 0 writes. A
-    finished video with these settings is not made again, one with other settings is not replaced, and an unfinished run needs
-    `resume`; `overwrite` starts over in each case. allow_code: whether the preset may name Python classes as techniques. Raises
-    LonggenError and its kinds.
+    Raises LonggenError and its kinds where there is no such run, or what it starts from is gone.
     """
-    given = locals()  # the parameters
-    from longgen.backbones.find import find
-    from longgen.pipelines.preset_lora import settings_of
-    from longgen.prompts import checked
-
-    arguments.of_generate(given, preset.Sample, PromptSchedule)
-    seed = None if seed is None else arguments.seed(seed)
-    spec = find(backbone or defaults.default_backbone())
-    device = device or model.get("device", defaults.default_device())
-    chosen = {"dtype": defaults.default_dtype(spec, device), **model, "device": device}
-    model_settings = ModelSettings(**chosen | ({} if dtype is None else {"dtype": dtype}))
-    if resume and overwrite:
-        raise UsageError("resume and overwrite are both given", expected="one of them", hint="leave one out")
-
-    def jobs() -> tuple[list[Job], ModelSettings]:
-        resumed = Path(output) if resume and naming.is_file_name(os.fspath(output)) else None
-        conditions = start.read(image, last_image, continue_from, join, fit or FITS[0], resumed)
-        plan = resolve(PlanRequest(preset_name, spec, (*overrides,), sample or preset.Sample(), duration, schedule, layers, probe,
-                                   model_settings.lora, allow_code, conditions))  # fmt: skip
-        start.check_fit(fit is not None, plan.fits)
-        text = checked(schedule.shots[0].prompt if schedule else prompt, "prompt")
-        request = JobRequest(plan, text, draw_seed(plan) if seed is None else seed, os.fspath(output))
-        settings = settings_of(plan, model_settings)
-        return jobs_of([request], settings, resume, overwrite), settings
-
-    launch.check_device(model_settings.gpus, device)
-    team = ranks.join(model_settings.gpus, device)
-    made, model_settings = team.decide(jobs)
-    (result,) = generate_jobs(made, model_settings, resume, report, overwrite=overwrite)
-    assert isinstance(result, Result)  # a single job raises instead
-    return result
+    stored = rundir.stored_record(output)["settings"]
+    plan = from_settings(stored, run_folder(output) / rundir.RECORD, allow_code)
+    if missing := missing_inputs(plan):
+        raise MissingError(f"--resume: {missing[0]}, a copy of what the run starts from, is not there",
+                           expected="the run's folder as longgen wrote it",
+                           hint="give the whole command again, with its --image")  # fmt: skip
+    return JobRequest(plan, stored["prompt"], stored["seed"], str(output))
 
 
 def _result(job: Job, seconds: dict[str, float], peak_bytes: int) -> Result:

@@ -26,7 +26,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from longgen import disk, naming, pictures, video
+from longgen import disk, naming, pictures, preset, video
 from longgen.errors import LonggenError, MissingError, UsageError
 from longgen.run_settings import SCHEMA, differences, stored_settings
 from longgen.split import split_of
@@ -34,6 +34,7 @@ from longgen.split import split_of
 if TYPE_CHECKING:
     from longgen.backbones.settings import ModelSettings
     from longgen.plan import Plan
+    from longgen.resolve import PlanRequest
 
 LATENTS, CHUNKS, STEP, RECORD, INPUTS = naming.LATENTS, naming.CHUNKS, naming.STEP, naming.RECORD, naming.INPUTS
 EARLIER = "earlier"
@@ -300,10 +301,19 @@ def stored_presets(output: str | None, prompt: str, seed: int) -> list[str]:
     stems = [path.stem] if named else [path.stem, *(f"{path.stem}-{number}" for number in range(2, 100))]
     found = []
     for stem in stems:
-        settings = _settings_at(path.with_name(f"{stem}.mp4"), resume=False) or {}
+        settings = _settings_at(path.with_name(f"{stem}{path.suffix}"), resume=False) or {}
         if settings.get("prompt") == prompt and settings.get("seed") == seed and isinstance(settings.get("preset"), dict):
             found.append(str(settings["preset"].get("name")))
     return [*dict.fromkeys(found)]
+
+
+def kept_preset(request: PlanRequest, output: str | None, prompt: str, seed: int) -> str | None:
+    """The preset that an earlier run of this video began with, where `request` names none and another is recommended today."""
+    if request.preset is not None:
+        return None
+    stored = stored_presets(output, prompt, seed)
+    other = next((name for name in stored if name in preset.names()), None)
+    return other if other is not None and request.settled()[1] not in stored else None
 
 
 def start_anew(output: Path) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from longgen import plan, planner, preset
+from longgen import planner, preset
 from longgen.backbones.wan import TINY
+from longgen.plan import Plan
 
 torch.set_num_threads(1)
 
@@ -66,10 +67,10 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 
 
 @pytest.fixture(scope="session")
-def tiny_plan() -> Callable[..., plan.Plan]:
+def tiny_plan() -> Callable[..., Plan]:
     """A plan for `tiny`: tiny_plan("freespec", frames=161, steps=2, sets=["freespec.alpha=0"])."""
 
-    def make(name: str, sets: tuple[str, ...] = (), **sample: Any) -> plan.Plan:
+    def make(name: str, sets: tuple[str, ...] = (), **sample: Any) -> Plan:
         return planner.build(preset.load(name, sets, preset.Sample(**sample)), TINY)
 
     return make

@@ -11,17 +11,18 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import longgen
-from longgen import launch, ranks, run, slurm
+from longgen import launch, ranks, slurm
 from longgen.errors import LonggenError, OutOfMemoryError, UsageError
 from longgen.progress import Progress
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 PROMPT = "a large red circle bouncing on a navy background"
-SAMPLE = longgen.Sample(frames=97, steps=6)
+SAMPLE: dict[str, Any] = {"frames": 97, "steps": 6}
 GENERATE = ["--backbone", "tiny", "-p", PROMPT, "--seed", "1", "--frames", "97", "--steps", "6", "--preset", "freespec"]
 WITHIN_S = 30  # in which all processes have ended after one died
 
@@ -30,7 +31,7 @@ WITHIN_S = 30  # in which all processes have ended after one died
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The latents of the video that one process makes without a break."""
     video = tmp_path_factory.mktemp("whole") / "ball.mp4"
-    run.generate(PROMPT, video, preset_name="freespec", sample=SAMPLE, backbone="tiny", seed=1)
+    longgen.generate(PROMPT, video, preset="freespec", **SAMPLE, backbone="tiny", seed=1)
     return latents(video)
 
 
@@ -109,7 +110,7 @@ def test_a_killed_rank_and_ctrl_c_leave_a_checkpoint_that_one_process_goes_on_fr
     lines = [line for line in said.splitlines() if not line.startswith("first step done")]
     assert (code, len(lines), "stopped by Ctrl-C" in lines[0]) == (130, 1, True)
     assert (json.loads(stdout)["status"], json.loads(stdout)["exit_code"]) == ("stopped", 130)
-    run.generate(PROMPT, video, preset_name="freespec", sample=SAMPLE, backbone="tiny", seed=1, resume=True)
+    longgen.generate(PROMPT, video, preset="freespec", **SAMPLE, backbone="tiny", seed=1, resume=True)
     assert latents(video) == whole
 
 
@@ -124,9 +125,9 @@ def _stop_at_step(now: Progress) -> None:
 
 def test_two_ranks_go_on_from_one_skip_what_is_finished_and_print_each_video_once(tmp_path: Path, whole: bytes) -> None:
     with pytest.raises(_StopError):
-        run.generate(PROMPT, tmp_path / "a.mp4", preset_name="freespec", sample=SAMPLE, backbone="tiny", seed=1,
-                     report=_stop_at_step)  # fmt: skip
-    run.generate(PROMPT, tmp_path / "b.mp4", sample=longgen.Sample(frames=9, steps=1), backbone="tiny", seed=2)
+        longgen.generate(PROMPT, tmp_path / "a.mp4", preset="freespec", **SAMPLE, backbone="tiny", seed=1,
+                         progress=_stop_at_step)  # fmt: skip
+    longgen.generate(PROMPT, tmp_path / "b.mp4", frames=9, steps=1, backbone="tiny", seed=2)
     rows = [{"prompt": PROMPT, "output": "a.mp4"},
             {"prompt": PROMPT, "output": "b.mp4", "preset": "direct", "seed": 2, "frames": 9, "steps": 1},
             {"prompt": "a corgi", "output": "c.mp4", "preset": "direct", "seed": 3, "frames": 9, "steps": 1}]  # fmt: skip
@@ -191,7 +192,7 @@ def test_what_cannot_be_started_is_refused_before_it(
 
 def test_a_script_that_runs_alone_is_told_how_to_start_ranks(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"gpus = 2, and this process was started alone(?s:.*)torchrun --nproc-per-node 2"):
-        run.generate(PROMPT, tmp_path / "x.mp4", backbone="tiny", model={"gpus": 2})
+        longgen.generate(PROMPT, tmp_path / "x.mp4", backbone="tiny", gpus=2)
 
 
 def test_the_error_that_is_said_is_the_first_of_a_rank_of_its_own(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from longgen import catalog, cost, plan, planner, preset
+from longgen import catalog, cost, planner, preset
 from longgen.backbones.causal_wan import TINY_CAUSAL
 from longgen.backbones.wan import TINY
 from longgen.errors import UsageError
 from longgen.frameplan import Geometry
+from longgen.plan import Plan
 from longgen.technique import LONGEST, Technique
 
 HUGE = (10**3, 10**6, 10**20, 1e20, 1e308, 5e-324, math.nan, math.inf, -1, -1.0, -(10**20), 0, 0.0)
@@ -35,7 +36,7 @@ def numeric(technique: type[Technique]) -> list[str]:
 CASES = [(name, key) for name in catalog.TECHNIQUES for key in numeric(catalog.technique(name))]
 
 
-def built(tables: list[dict[str, Any]], frames: int, causal: bool) -> plan.Plan:
+def built(tables: list[dict[str, Any]], frames: int, causal: bool) -> Plan:
     made = preset.from_tables({"name": "one", "sample": {"frames": frames}, "technique": tables}, "one")
     return planner.build(made, TINY_CAUSAL if causal else TINY)
 

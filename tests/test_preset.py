@@ -11,10 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from longgen import catalog, plan, planner, preset, resolve, textfile
+from longgen import catalog, planner, preset, resolve, textfile
 from longgen.backbones.registry import SPECS
 from longgen.cli import app
 from longgen.errors import LonggenError, MissingError, UsageError
+from longgen.plan import Plan
 
 FREESPEC = '[[technique]]\nname = "freespec"\n'
 WINDOW = '[[technique]]\nname = "window"\n'
@@ -310,9 +311,9 @@ def test_freeloc_has_its_paper_s_settings_on_wan_alone() -> None:
     on_wan = planner.build(shipped, SPECS["wan2.1-1.3b"])
     assert (on_wan.sample.flow_shift, on_wan.sample.guidance_scale) == (8.0, 6.0)
     on_others = [made for name, made in planner.on_every_backbone(shipped).items() if name != "wan2.1-1.3b"]
-    assert any(isinstance(made, plan.Plan) for made in on_others)
+    assert any(isinstance(made, Plan) for made in on_others)
     for name, made in planner.on_every_backbone(shipped).items():
-        if isinstance(made, plan.Plan) and name != "wan2.1-1.3b":
+        if isinstance(made, Plan) and name != "wan2.1-1.3b":
             assert made.sample.flow_shift is None
             assert made.sample.guidance_scale == SPECS[name].guidance_scale
     assert planner.build(shipped, planner.as_if_probed(SPECS["ltx-2b"])).sample.flow_shift is None

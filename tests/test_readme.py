@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
+import os
 import re
 import shlex
 from pathlib import Path
@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import typer
 
-import longgen
 from longgen import errors, preset
 from longgen.cli import app, suggest
 from longgen.cli.docs import topics
@@ -20,6 +19,7 @@ from longgen.docs import generate
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {**topics(), "README": ROOT / "README.md"}
+TOUR = {path.stem: path for path in (ROOT / "longgen" / "docs" / "tour").glob("*.sh")}
 LOGS = re.compile(r"<!-- generated: .*?<!-- end -->", re.DOTALL)
 
 
@@ -34,8 +34,10 @@ def blocks(name: str, language: str) -> list[str]:
 
 def commands(name: str) -> list[str]:
     """Every `longgen` and `python -m` command line that a page shows, in blocks and in the text."""
-    lines = [line for block in blocks(name, "bash") for line in block.replace("\\\n", " ").splitlines()]
-    lines += re.findall(r"`((?:longgen|python -m) [^`]*)`", re.sub(r"\n(?!\n)", " ", LOGS.sub("", text_of(name))))
+    scripts = [TOUR[name].read_text(encoding="utf-8")] if name in TOUR else blocks(name, "bash")
+    lines = [line for block in scripts for line in block.replace("\\\n", " ").splitlines()]
+    if name not in TOUR:
+        lines += re.findall(r"`((?:longgen|python -m) [^`]*)`", re.sub(r"\n(?!\n)", " ", LOGS.sub("", text_of(name))))
     starts = (re.search(r"(?:^|&& |\$\(|; do |^  )((?:longgen|python -m) .*)", line) for line in lines)
     return [re.split(r" (?:&&|\||>|#) | \$\(|;", start[1])[0] for start in starts if start]
 
@@ -73,7 +75,7 @@ def test_every_table_is_used_and_no_other_is_asked_for() -> None:
     )
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", [*PAGES, *TOUR])
 def test_commands_and_their_options_exist(name: str) -> None:
     for line in commands(name):
         words = shlex.split(line.replace("...", "x"))
@@ -125,15 +127,31 @@ def test_presets_in_the_text_are_presets(tmp_path: Path) -> None:
         assert preset.load(str(tmp_path / "mine.toml")).techniques
 
 
-def test_the_python_example_uses_what_there_is() -> None:
-    (example,) = blocks("python-api", "python")
-    used = {
-        node.attr
-        for node in ast.walk(ast.parse(example))
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "longgen"
-    }
-    assert used
-    assert used <= set(longgen.__all__)
+def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    names: dict[str, object] = {}
+    for block in blocks("python-api", "python"):
+        exec(compile(block, "python-api.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "orbit.mp4 0 97" in printed
+    assert "frames cannot be combined with duration" in printed
+    assert {"orbit.mp4", "many-0.mp4", "many-1.mp4", "compared", "probed", "tables.npz", "short.mp4"} <= {*os.listdir()}
+
+
+def test_the_notebook_runs_and_shows_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    notebook = nbformat.read(PAGES["python-api"].with_name("quickstart.ipynb"), as_version=4)
+    nbformat.validate(notebook)
+    assert not any(cell.get("outputs") for cell in notebook.cells)  # they would be of some other version
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    html = [output["data"]["text/html"] for output in shown if "text/html" in output.get("data", {})]
+    wanted = ["× direct sampling", "data:video/mp4;base64,", "data:video/mp4;base64,", "report.html", "data:image/png;base64,"]
+    assert [part in page for part, page in zip(wanted, html, strict=True)] == [True] * 5
+    assert any("did you mean freespec" in output.get("text", "") for output in shown)
 
 
 def test_exit_codes_are_those_of_the_errors() -> None:

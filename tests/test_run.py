@@ -17,7 +17,8 @@ from jsonschema import Draft202012Validator
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from longgen import cli, naming, preset, run, run_settings, rundir, shown
+from longgen import cli, naming, run, run_settings, rundir, shown
+from longgen.api.model import generate
 from longgen.backbones import settings
 from longgen.backbones.settings import ModelSettings
 from longgen.checkpoint import Chunks
@@ -560,8 +561,7 @@ def test_the_streamed_video_is_the_whole_decode(tmp_path: Path) -> None:
     """The VAE, frame by frame as chunks come, against one decode of all latents by diffusers: every pixel."""
     from longgen.backbones.registry import SPECS
 
-    made = run.generate(PROMPT, tmp_path / "ball.mp4", backbone="tiny-causal", preset_name="self-forcing",
-                        sample=preset.Sample(frames=97), seed=1, device="cpu")  # fmt: skip
+    made = generate(PROMPT, tmp_path / "ball.mp4", backbone="tiny-causal", preset="self-forcing", frames=97, seed=1)
     chunks = Chunks(tmp_path / "ball.run" / "latents", {})
     latents = torch.cat([*chunks], dim=2)
     assert latents.shape[2] == 27  # 25, and two of the last chunk that the video leaves out
@@ -578,8 +578,7 @@ def test_the_streamed_video_is_the_whole_decode(tmp_path: Path) -> None:
 
 
 def test_the_record_says_what_is_inert(tmp_path: Path) -> None:
-    made = run.generate(PROMPT, tmp_path / "ball.mp4", backbone="tiny-causal", preset_name="flex",
-                        sample=preset.Sample(frames=33), seed=1, device="cpu")  # fmt: skip
+    made = generate(PROMPT, tmp_path / "ball.mp4", backbone="tiny-causal", preset="flex", frames=33, seed=1)
     kept = json.loads((tmp_path / "ball.run" / "run.json").read_text())
     assert kept["notes"] == list(made.notes)
     assert any("flex changes nothing at 33 frames of tiny-causal" in note for note in made.notes)

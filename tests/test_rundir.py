@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+import longgen
 from longgen import checkpoint, disk, naming, preset, progress, resolve, run, rundir
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.wan import TINY
@@ -35,8 +36,7 @@ def make(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generate
     def generate(
         output: str = "a.mp4", prompt: str = PROMPT, seed: int = 1, frames: int = 5, steps: int = 1, **more: Any
     ) -> run.Result:
-        sample = preset.Sample(frames=frames, steps=steps)
-        return run.generate(prompt, output, backbone="tiny", sample=sample, seed=seed, device="cpu", **more)
+        return longgen.generate(prompt, output, backbone="tiny", frames=frames, steps=steps, seed=seed, device="cpu", **more)
 
     return generate
 
@@ -89,7 +89,7 @@ OTHERS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (dict(prompt="🐱"), dict(prompt="🐶")),
     (dict(prompt="x" * 60 + "1"), dict(prompt="x" * 60 + "2")),
     (dict(steps=1), dict(steps=2)),
-    (dict(preset_name="direct"), dict(preset_name="riflex", frames=85)),
+    (dict(preset="direct"), dict(preset="riflex", frames=85)),
     (dict(prompt="cat 1", seed=2), dict(prompt="cat", seed=1)),
 ]
 
@@ -120,8 +120,8 @@ def test_twins_of_case_and_of_composed_letters_are_told_apart() -> None:
     plan = resolve.resolve(resolve.PlanRequest("direct", TINY, sample=preset.Sample(frames=5, steps=1)))
     for one, two in (("A.mp4", "a.mp4"), ("caf\u00e9.mp4", "cafe\u0301.mp4"), ("a.mp4", "./a.mp4"), ("a.mp4", "a.MP4")):
         with pytest.raises(UsageError, match="two videos go to"):
-            run.jobs_of([rundir.JobRequest(plan, PROMPT, 1, one), rundir.JobRequest(plan, PROMPT, 2, two)], model_settings)
-    jobs = run.jobs_of(
+            rundir.jobs_of([rundir.JobRequest(plan, PROMPT, 1, one), rundir.JobRequest(plan, PROMPT, 2, two)], model_settings)
+    jobs = rundir.jobs_of(
         [rundir.JobRequest(plan, "É", 1, None), rundir.JobRequest(plan, unicodedata.normalize("NFD", "é"), 1, None)], model_settings
     )
     assert [str(job.output) for job in jobs] == ["\u00e9-1.mp4", "\u00e9-1-2.mp4"]
@@ -216,7 +216,7 @@ def test_resume_does_not_take_another_s_video_for_its_own(make: Generate) -> Non
     with pytest.raises(UsageError, match="a video with another seed"):
         make(seed=2)
     with pytest.raises(Stop):
-        make(seed=2, overwrite=True, report=stop(0))
+        make(seed=2, overwrite=True, progress=stop(0))
     assert Path("a.mp4").read_bytes() == first
     assert (Path("a.run") / "earlier" / "latents.safetensors").is_file()
     with pytest.raises(UsageError, match="another seed"):
@@ -232,7 +232,7 @@ def test_overwrite_keeps_a_finished_video_until_the_new_one_is_whole(make: Gener
     video, latents = Path("a.mp4").read_bytes(), (Path("a.run") / "latents.safetensors").read_bytes()
     for _ in range(2):  # and again over what is then unfinished
         with pytest.raises(Stop):
-            make(steps=2, overwrite=True, report=stop(1))
+            make(steps=2, overwrite=True, progress=stop(1))
         assert Path("a.mp4").read_bytes() == video
         assert (Path("a.run") / "earlier" / "latents.safetensors").read_bytes() == latents
     assert make(steps=2, resume=True).skipped is False
@@ -270,7 +270,7 @@ def test_what_is_finished_is_known_by_record_settings_and_bytes(make: Generate) 
 
 def test_a_checkpoint_of_other_versions_goes_on_with_a_warning(make: Generate, tiny: Any, tiny_plan: Any, tmp_path: Path) -> None:
     with pytest.raises(Stop):
-        make(steps=2, report=stop(1))
+        make(steps=2, progress=stop(1))
     path = tmp_path / "a.run" / "checkpoint.safetensors"
     tensors, settings = checkpoint.load_tensors(path)
     settings["libraries"]["torch"] = "2.0"
@@ -286,7 +286,7 @@ def test_files_of_0_5_0_go_on_with_a_warning(make: Generate, tiny: Any, tiny_pla
     from safetensors.torch import save_file
 
     with pytest.raises(Stop):
-        make(steps=2, report=stop(1))
+        make(steps=2, progress=stop(1))
     path = tmp_path / "a.run" / "checkpoint.safetensors"
     tensors, settings = checkpoint.load_tensors(path)
     save_file(tensors, path, {"longgen": json.dumps(settings | {"schema": 1})})
@@ -327,7 +327,7 @@ DAMAGES: dict[str, Callable[[dict[str, Any], dict[str, Any]], object]] = {
 def test_a_checkpoint_that_cannot_be_is_refused(make: Generate, tmp_path: Path) -> None:
     """Whole and with a checksum that fits: what it says is checked as well."""
     with pytest.raises(Stop):
-        make(steps=2, report=stop(1))
+        make(steps=2, progress=stop(1))
     path = tmp_path / "a.run" / "checkpoint.safetensors"
     tensors, settings = checkpoint.load_tensors(path)
     for reason, change in DAMAGES.items():

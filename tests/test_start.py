@@ -73,8 +73,8 @@ def planned(*args: str) -> dict[str, Any]:
 
 
 def make(output: str = "a.mp4", **more: Any) -> run.Result:
-    sample = preset.Sample(frames=9, steps=2)
-    return longgen.generate(PROMPT, output, **{"backbone": "tiny", "sample": sample, "seed": 1, "device": "cpu"} | more)
+    plain = {"backbone": "tiny", "frames": 9, "steps": 2, "seed": 1, "device": "cpu"}
+    return longgen.generate(None if "schedule" in more else PROMPT, output, **plain | more)
 
 
 def stored(conditions: Conditions, shots: schedule.PromptSchedule | None = None) -> dict[str, Any]:
@@ -242,7 +242,7 @@ def test_a_run_keeps_its_picture_and_goes_on_without_the_original(loaded: None) 
     make("whole.mp4", image="red.png")
     for how in ("api", "alone", "again"):
         with pytest.raises(Stop):
-            make("a.mp4", image="red.png", report=stop(1))
+            make("a.mp4", image="red.png", progress=stop(1))
         (copy,) = (Path("a.run") / "inputs").iterdir()
         assert copy.read_bytes() == Path("red.png").read_bytes()
         Path("red.png").rename("moved.png")
@@ -270,7 +270,7 @@ def test_a_finished_run_is_known_without_the_original(loaded: None) -> None:
 
 def test_a_changed_file_under_the_same_name_is_another_run(loaded: None) -> None:
     with pytest.raises(Stop):
-        make(image="red.png", report=stop(1))
+        make(image="red.png", progress=stop(1))
     shutil.copy("blue.png", "red.png")
     with pytest.raises(UsageError, match="made with another image"):
         make(image="red.png", resume=True)
@@ -286,7 +286,7 @@ def test_a_changed_file_under_the_same_name_is_another_run(loaded: None) -> None
 def test_overwriting_leaves_no_picture_of_the_run_before(loaded: None) -> None:
     make(image="red.png")
     with pytest.raises(Stop):
-        make(image="blue.png", overwrite=True, report=stop(1))
+        make(image="blue.png", overwrite=True, progress=stop(1))
     assert len(os.listdir("a.run/inputs")) == 2
     make(image="blue.png", resume=True)
     assert os.listdir("a.run/inputs") == [f"{start.read('blue.png').image.sha256}.png"]  # type: ignore[union-attr]
@@ -298,7 +298,7 @@ def test_overwriting_leaves_no_picture_of_the_run_before(loaded: None) -> None:
 )
 def test_a_copy_that_is_gone_or_damaged_is_said(loaded: None, damage: Callable[[Path], Any], code: int) -> None:
     with pytest.raises(Stop):
-        make(image="red.png", report=stop(1))
+        make(image="red.png", progress=stop(1))
     (copy,) = (Path("a.run") / "inputs").iterdir()
     damage(copy)
     message = said(
@@ -483,10 +483,9 @@ def read_back(chosen: schedule.PromptSchedule) -> schedule.PromptSchedule:
 
 def test_a_run_of_a_schedule_keeps_its_pictures_and_goes_on(loaded: None) -> None:
     chosen = schedule.load(shots("red.png", None))
-    sample = preset.Sample(frames=33, steps=2)
-    make("whole.mp4", schedule=chosen, sample=sample)
+    make("whole.mp4", schedule=chosen, frames=33)
     with pytest.raises(Stop):
-        make(schedule=chosen, sample=sample, report=stop(1))
+        make(schedule=chosen, frames=33, progress=stop(1))
     Path("red.png").unlink()
     said("generate", "-o", "a.mp4", "--resume")
     assert Path("a.mp4").read_bytes() == Path("whole.mp4").read_bytes()
@@ -500,14 +499,14 @@ def test_a_run_of_a_schedule_keeps_its_pictures_and_goes_on(loaded: None) -> Non
 def test_a_chain_begins_a_later_shot_with_its_picture(loaded: None) -> None:
     """From one file to the video: the picture is what the shot's first frame shows, and the run goes on when it has moved."""
     chosen = schedule.load(shots("red.png", "blue.png"))
-    more: dict[str, Any] = {"schedule": chosen, "preset_name": "chain", "sample": preset.Sample(frames=33, steps=2)}
+    more: dict[str, Any] = {"schedule": chosen, "preset": "chain", "frames": 33}
     make("whole.mp4", **more)
     frames = [frame.astype(int).mean(axis=(0, 1)) for frame in read_frames(Path("whole.mp4"), (64, 64))]
     assert frames[0].argmax() == 0
     assert frames[13].argmax() == 2  # the first of the latent frame in which the shot begins
     assert len(os.listdir("whole.run/inputs")) == 2
     with pytest.raises(Stop):
-        make("a.mp4", **more, report=stop(3))
+        make("a.mp4", **more, progress=stop(3))
     for name in ("red.png", "blue.png"):
         Path(name).unlink()
     said("generate", "-o", "a.mp4", "--resume")

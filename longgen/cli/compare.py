@@ -15,11 +15,13 @@ from longgen import export
 from longgen.cli import complete, inputs
 from longgen.cli import options as opt
 from longgen.cli.app import answer, app, logger, progress_shown
-from longgen.cli.probe import probe_first
-from longgen.errors import BatchError, UsageError
+from longgen.errors import UsageError
 
 if TYPE_CHECKING:
+    from longgen.api.compare import Measures
+    from longgen.backbones.spec import BackboneSpec
     from longgen.compare.record import Comparison
+    from longgen.compare.run import Make
     from longgen.resolve import PlanRequest
 
 OF_VIDEOS = {  # the options that apply to existing videos
@@ -81,6 +83,13 @@ class MetricOptions:
     ] = None
     export: opt.Export = None
 
+    def all(self) -> Measures:
+        """The same, for the function."""
+        from longgen.api.compare import Measures
+
+        return Measures(self.baseline, self.metrics, self.vbench_weights, tuple(self.vbench_json or ()), self.export_vbench,
+                        export.parse(self.export))  # fmt: skip
+
 
 @app.command()
 def compare(
@@ -135,10 +144,11 @@ def compare(
                           lora=loading["lora"], allow_code=allow_code, conditions=start.conditions())  # fmt: skip
     check_fit("fit" in opt.given_options(context), bool(request.conditions))
     requests = [replace(request, preset=name) for name in inputs.parse_names(cells.presets)]
-    compare_new(requests, texts, seeds, loading, output, measures, options, cluster)
+    compare_new(spec, requests, texts, seeds, loading, output, measures, options, cluster)
 
 
 def compare_new(
+    spec: BackboneSpec,
     requests: Sequence[PlanRequest],
     prompts: list[str],
     seeds: tuple[int, ...],
@@ -152,108 +162,39 @@ def compare_new(
     from longgen.progress import working
 
     with progress_shown(options.quiet) as report, working("prepare", report):  # imports that take seconds
-        from longgen.compare import grid
-        from longgen.compare.run import compare_presets, default_folder, earlier_folder, free_folder
-        from longgen.pipelines.checks import unused_settings
+        from longgen.api.compare import of_grid
 
     shard = cluster.checked()
-    if any(request.probe in (None, "run") for request in requests):
-        probe = _quick_probe(requests, loading, options.quiet)
-        requests = [replace(request, probe=probe) for request in requests]
-    plans = grid.plans(requests)
-    spec = requests[0].spec
-    inputs.say_notes((note for plan in plans for note in plan.notes), options.quiet)
-    inputs.warn_of_grammar(spec, prompts, options.quiet)
-    settings = inputs.model_settings(spec, loading)
-    default = default_folder(prompts)
-    planned = grid.planned_videos(plans, dict.fromkeys(prompts), seeds, settings, default)
-    if shard is not None:  # its folder has the same name whatever the others do
-        folder = (output or default) / shard.folder
-    elif output is None and not default.exists() and (earlier := earlier_folder(planned)) is not None:
-        folder = earlier
-        inputs.say_notes([f"going on in {folder}, which has videos of this comparison; --output names another"], options.quiet)
-    else:
-        folder = output or free_folder(default, lambda record: [f"videos/{video.name}.mp4" for video in planned])
-    check_export(folder, prompts, measures, options.overwrite)
-    unused = [unused_settings(plan, settings) for plan in plans]
-    if all(unused):  # a setting that one of the presets uses is meant for that one
-        inputs.say_notes((note for notes in unused for note in notes), options.quiet)
+    settings, log = inputs.model_settings(spec, loading), logger(options.quiet)
     with progress_shown(options.quiet) as report, contextlib.ExitStack() as held:
-        log, make = logger(options.quiet), None
-        if cluster.ray is not None:
+
+        def on_cluster(folder: Path) -> Make:
             from longgen.cluster import pool, tasks
 
-            workers = pool.pool(cluster.ray, cluster.ray_workers, spec, settings.device, folder / "videos", log)
-            make = functools.partial(tasks.cells, held.enter_context(workers), report=report, log=log)
-        comparison = compare_presets(
-            plans, prompts, seeds, settings, folder, measures.baseline, measures.metrics, report, log, measures.vbench_weights,
-            measures.vbench_json or (), options.overwrite, shard, make,
-        )  # fmt: skip
-    show(comparison, folder, measures, options)
+            assert cluster.ray is not None
+            workers = pool.pool(cluster.ray, cluster.ray_workers, spec, settings.device, folder, log)
+            return functools.partial(tasks.cells, held.enter_context(workers), report=report, log=log)
 
-
-def _quick_probe(requests: Sequence[PlanRequest], loading: dict[str, Any], quiet: bool) -> str | None:
-    """The probe that the presets need: with `--probe run` always, else where none is stored or published; None where none is."""
-    from longgen.layers import selection
-
-    probing = [request for request in requests if not str(request.preset).endswith(("@all", "@none"))]
-    for request, preset in [(request, replace(request, overrides=()).load_preset()) for request in probing]:
-        lacks = selection.probe_missing(preset, request.spec, request.lora) and not request.overrides
-        if selection.uses_probe(preset) if request.probe == "run" else lacks:
-            logger(quiet)(
-                f"{preset.name} needs to know which layers of {request.spec.name} are sensitive: running a quick probe first"
-            )
-            return probe_first(preset, request.spec, loading, quiet, request.conditions)
-    return None
+        make_in = None if cluster.ray is None else on_cluster
+        made = of_grid(
+            spec, requests, prompts, seeds, settings, output, measures.all(), options.overwrite, log, report, shard, make_in
+        )
+    show(*made, measures, options)
 
 
 def compare_existing(videos: list[Path], output: Path | None, measures: MetricOptions, options: opt.OutputOptions) -> None:
     """`longgen compare VIDEO VIDEO`. The folder of an earlier comparison alone is compared again, in place."""
-    from longgen import naming
-    from longgen.compare.inputs import expand_paths
-    from longgen.compare.run import compare_videos, free_folder
+    from longgen.api.compare import of_videos
 
-    in_place = len(videos) == 1 and (videos[0] / "compare.json").is_file()
-    folder = output or (videos[0] if in_place else Path(f"compare-{naming.slug(videos[0].stem)}"))
-    if output is None and not in_place:
-        folder = free_folder(folder, lambda record: [str(video.absolute()) for video in expand_paths(videos)])
-    check_export(folder, (), measures, options.overwrite or in_place)
     with progress_shown(options.quiet) as report:
-        comparison = compare_videos(videos, folder, measures.baseline, measures.metrics, report, measures.vbench_weights,
-                                    measures.vbench_json or (), options.overwrite or in_place)  # fmt: skip
-    show(comparison, folder, measures, options)
-
-
-def check_export(folder: Path, prompts: Sequence[str], measures: MetricOptions, overwrite: bool) -> None:
-    """Refuses to replace files of `--export` that are not of a comparison in `folder`."""
-    from longgen import disk
-    from longgen.compare.export import files
-
-    own = (folder / "compare.json").is_file()
-    for kind in export.parse(measures.export):
-        for name in files(prompts):
-            disk.check_new(folder / export.FOLDER / f"{name}.{export.SUFFIXES[kind]}", overwrite, "--export", own)
+        made = of_videos(videos, output, measures.all(), options.overwrite, report)
+    show(*made, measures, options)
 
 
 def show(comparison: Comparison, folder: Path, measures: MetricOptions, options: opt.OutputOptions) -> None:
     """The comparison on stdout, its files for papers, its videos laid out for VBench; a BatchError where a video failed."""
-    from longgen.compare.export import exports
+    from longgen.api.compare import finished
     from longgen.compare.table import text
-    from longgen.compare.vbench import export_for_vbench
 
     answer(text(comparison), comparison.as_dict(), options.as_json, wrote=True)
-    log = logger(options.quiet)
-    for watch in comparison.watch:
-        log(f"side by side: {folder / watch.side_by_side}")
-    log(f"report: {folder / 'report.html'}")
-    if formats := export.parse(measures.export):
-        written = exports(comparison).write(formats, folder / export.FOLDER)
-        log(f"export: {len(written)} files in {folder / export.FOLDER}: {', '.join(path.name for path in written)}")
-    if measures.export_vbench is not None:
-        commands = export_for_vbench(comparison, folder, measures.export_vbench, options.overwrite)
-        log("\n".join(["VBench's own program, where it is installed, scores the videos with:", *commands,
-                       "then --vbench-json FILE with each results_TIME_eval_results.json adds its numbers here"]))  # fmt: skip
-    failed = [cell for cell in comparison.cells if cell.status == "failed"]
-    if failed:
-        raise BatchError(f"{len(failed)} of {len(comparison.cells)} videos failed: {failed[0].name}: {failed[0].error}",
-                         hint="the same command makes the rest, and keeps what exists")  # fmt: skip
+    finished(comparison, folder, measures.all(), options.overwrite, logger(options.quiet))

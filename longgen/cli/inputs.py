@@ -14,7 +14,7 @@ import typer
 
 from longgen.cli.app import logger
 from longgen.cli.options import given_options
-from longgen.errors import LonggenError, MissingError, UsageError, conflict, shown
+from longgen.errors import LonggenError, UsageError, conflict, shown
 from longgen.textfile import on_one_line
 
 if TYPE_CHECKING:
@@ -31,23 +31,16 @@ ONE_SETTING = "which is the same for all prompts here: use the flags for it, and
 
 def choose_backbone(name: str | None, quiet: bool) -> BackboneSpec:
     """The backbone called `name`, or the default on this machine."""
-    from longgen.backbones.defaults import default_backbone
-    from longgen.backbones.find import find
+    from longgen.api import choices
 
-    spec = find(name or default_backbone())
-    if name is None and spec.built_in:
-        logger(quiet)("no GPU found: using the built-in model tiny (64x64); for a real one: --backbone wan2.1-1.3b, a hub id or a "
-                      "diffusers folder")  # fmt: skip
-    return spec
+    return choices.backbone(name, logger(quiet))
 
 
 def model_settings(spec: BackboneSpec, values: dict[str, Any]) -> ModelSettings:
     """How to load `spec`: the flags, and defaults for device and dtype."""
-    from longgen.backbones.defaults import default_device, default_dtype
-    from longgen.backbones.settings import ModelSettings
+    from longgen.api import choices
 
-    device = default_device() if values["device"] is None else values["device"]
-    return ModelSettings(**values | {"device": device, "dtype": values["dtype"] or default_dtype(spec, device)})
+    return choices.model_settings(spec, values)
 
 
 def parse_names(text: str) -> list[str]:
@@ -127,12 +120,9 @@ def read_schedule(path: Path | None, prompt: str | None = None, prompts: Path | 
 
 def warn_of_grammar(spec: BackboneSpec, texts: list[str], quiet: bool) -> None:
     """A note where a built-in model does not know a sentence."""
-    from longgen.backbones import tiny_grammar
+    from longgen.api import choices
 
-    unknown = [text for text in texts if spec.built_in and tiny_grammar.parse(text) is None]
-    if unknown:
-        say_notes([f"{spec.name} was trained on one form of sentence, which '{on_one_line(unknown[0], 200)}' does not have; expect "
-                   f"nonsense. The form:\n{tiny_grammar.describe()}"], quiet)  # fmt: skip
+    say_notes(choices.grammar_notes(spec, texts), quiet)
 
 
 # Plans and jobs
@@ -235,7 +225,7 @@ def check_fit(context: typer.Context, plans: Iterable[Plan]) -> None:
 
 def stored_job(context: typer.Context, output: Path, allow_code: bool) -> tuple[JobRequest, dict[str, Any]]:
     """`longgen generate -o ball.mp4 --resume`: the job and the settings that decide the latents, from the run's own record."""
-    from longgen import resolve, rundir
+    from longgen import run, rundir
     from longgen.run_settings import model_settings_in
 
     allowed = {"output", "resume", "allow_code", "device", "offload", "vae_tiling", "gpus", "guidance_parallel", "preview",
@@ -246,26 +236,19 @@ def stored_job(context: typer.Context, output: Path, allow_code: bool) -> tuple[
                          expected="--output, --allow-code, --device, --offload, --vae-tiling, --gpus, --guidance-parallel, "
                                   "--preview, --dry-run, --json, --quiet and --log-file",
                          hint=f"leave {others} out, or give the whole command again")  # fmt: skip
-    stored = rundir.stored_record(output)["settings"]
-    plan = resolve.from_settings(stored, rundir.run_folder(output) / "run.json", allow_code)
-    if missing := resolve.missing_inputs(plan):
-        raise MissingError(f"--resume: {missing[0]}, a copy of what the run starts from, is not there",
-                           expected="the run's folder as longgen wrote it",
-                           hint="give the whole command again, with its --image")  # fmt: skip
-    return rundir.JobRequest(plan, stored["prompt"], stored["seed"], str(output)), model_settings_in(stored)
+    return run.stored_request(output, allow_code), model_settings_in(rundir.stored_record(output)["settings"])
 
 
 def with_stored_presets(rows: Sequence[Row], request: PlanRequest, seed: int | None, output: str | None, quiet: bool) -> list[Row]:
     """Each row with the preset that its run began with, which may be another than the one that this version recommends."""
-    from longgen import preset, rundir
+    from longgen import rundir
 
     kept = []
     for row in rows:
         row_seed = seed if row.seed is None else row.seed
         target = output if row.output is None else str(Path(output or ".") / row.output)
-        stored = [] if row.preset is not None or row_seed is None else rundir.stored_presets(target, row.prompt, row_seed)
-        other = next((name for name in stored if name in preset.names()), None)
-        if other is not None and _row_request(row, request).settled()[1] not in stored:
+        other = None if row_seed is None else rundir.kept_preset(_row_request(row, request), target, row.prompt, row_seed)
+        if other is not None:
             say_notes([f"--resume without --preset goes on with {other}, with which the run began"], quiet)
             row = row.model_copy(update={"preset": other})
         kept.append(row)

@@ -12,13 +12,10 @@ from longgen import export
 from longgen.cli import inputs
 from longgen.cli import options as opt
 from longgen.cli.app import answer, app, logger, progress_shown
-from longgen.errors import UsageError
 
 if TYPE_CHECKING:
-    from longgen.backbones.settings import ModelSettings
     from longgen.backbones.spec import BackboneSpec
     from longgen.conditions import Conditions
-    from longgen.layers.probe_file import Probe, ProbeSettings
     from longgen.preset import Preset
 
 METRICS = Literal["attention", "latent", "video"]
@@ -87,9 +84,9 @@ def probe(
 
     Presets such as freeloc use the result. Takes many short generations; with --quick two long ones.
     """
-    from longgen import disk, naming, start
-    from longgen.probe import measure, report
-    from longgen.probe.export import exports
+    from longgen import start
+    from longgen.api.probe import log_report, reported
+    from longgen.probe import measure
 
     cluster.check_workers()
     formats = export.parse(options.export)
@@ -105,64 +102,26 @@ def probe(
         spec, "quick" if options.quick else "full", runs.frames, options.steps, texts, inputs.parse_seeds(runs.seeds),
         opt.parse_size(options.size), how.dtype, how.lora, conditions, options.heads,
     )  # fmt: skip
-    inputs.say_notes(conditions.notes(settings.size), quiet)
-    folder = options.output or report.free_folder(
-        Path(f"probe-{naming.slug(spec.name)}-{settings.frames}"), spec.name, settings, options.overwrite
-    )
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--output {folder} is a file, but a report is a folder", expected="a folder", hint="give another name")
-    report.check_output(folder, spec.name, settings, options.overwrite, formats)
-    result, stored = run_probe(spec, how, settings, judge, options.again, quiet, conditions, cluster)
-    with disk.held(folder / disk.LOCK, str(folder)):
-        report.check_output(folder, spec.name, settings, options.overwrite, formats)
-        written = report.write(result, folder)
-        exported = exports(result).write(formats, folder / export.FOLDER) if formats else []
-    answer(report.text(result), result.as_dict(), as_json, wrote=True)
-    page = next(path for path in written if path.suffix == ".html")
-    logger(quiet)(f"report: {page}; stored for presets: {stored}")
-    if exported:
-        names = ", ".join(path.name for path in exported)
-        logger(quiet)(f"export: {len(exported)} files in {folder / export.FOLDER}: {names}")
-
-
-def probe_first(preset: Preset, spec: BackboneSpec, loading: dict[str, Any], quiet: bool, conditions: Conditions) -> str:
-    """`--probe run`: a quick probe at the length of the preset's video, which starts from `conditions`; its file, or `run` where
-    the preset needs none.
-    """
-    from longgen.layers import selection
-    from longgen.probe import measure
-
-    if not selection.uses_probe(preset):
-        return "run"  # which layer selection refuses
-    how, sample = inputs.model_settings(spec, loading), preset.sample_on(spec)
-    frames_px = sample.frames or spec.native_px
-    settings = measure.make_settings(spec, "quick", frames_px, None, None, (0, 1), sample.size, how.dtype, how.lora, conditions)
-    return str(run_probe(spec, how, settings, JudgeOptions(), again=False, quiet=quiet, conditions=conditions)[1])
-
-
-def run_probe(
-    spec: BackboneSpec,
-    how: ModelSettings,
-    settings: ProbeSettings,
-    judge: JudgeOptions,
-    again: bool,
-    quiet: bool,
-    conditions: Conditions,
-    cluster: opt.RayOptions | None = None,
-) -> tuple[Probe, Path]:
-    """`longgen.probe.run.probe` with its progress on stderr: the probe, and the file it is stored in."""
-    from longgen.probe.run import probe as run
-
-    with progress_shown(quiet) as report:
-        log = logger(quiet)
+    log = logger(quiet)
+    with progress_shown(quiet) as on_progress:
 
         def spread(folder: Path) -> None:
             from longgen.cluster import pool, tasks
 
-            assert cluster is not None
             assert cluster.ray is not None
             with pool.pool(cluster.ray, cluster.ray_workers, spec, how.device, folder, log) as workers:
-                tasks.probe_samples(workers, spec, settings, how, conditions, report, log, folder)
+                tasks.probe_samples(workers, spec, settings, how, conditions, on_progress, log, folder)
 
-        apart = spread if cluster is not None and cluster.ray is not None else None
-        return run(spec, how, settings, judge.metric, judge.threshold, judge.top, again, report, log, conditions, apart)
+        rule, apart = (judge.metric, judge.threshold, judge.top), None if cluster.ray is None else spread
+        made = reported(spec, how, settings, rule, options.output, options.again, options.overwrite, conditions, log, on_progress,
+                        apart, formats)  # fmt: skip
+    answer(str(made), made.as_dict(), as_json, wrote=True)
+    log_report(made, log)
+
+
+def probe_first(preset: Preset, spec: BackboneSpec, loading: dict[str, Any], quiet: bool, conditions: Conditions) -> str:
+    """`--probe run`: a quick probe at the length of the preset's video; see `longgen.api.probe.quick`."""
+    from longgen.api.probe import quick
+
+    with progress_shown(quiet) as report:
+        return quick(preset, spec, inputs.model_settings(spec, loading), conditions, logger(quiet), report)

@@ -20,7 +20,7 @@ from diffusers.models.transformers.transformer_ltx import LTXVideoRotaryPosEmbed
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor
 
-from longgen import catalog, plan, planner, preset
+from longgen import catalog, planner, preset
 from longgen.attention import executor
 from longgen.attention.context import LayerInputs
 from longgen.attention.rotary import Rotary
@@ -35,6 +35,7 @@ from longgen.errors import UsageError
 from longgen.frameplan import FramePlan
 from longgen.pipelines.ltx_condition import tables_for
 from longgen.pipelines.processors import LayerCall
+from longgen.plan import Plan
 from longgen.program import Program
 from tests.attention.dense import dense
 from tests.stacks import STACKS
@@ -103,7 +104,7 @@ def expected(frame_plan: FramePlan, call: LayerCall, qkv: tuple[Tensor, Tensor, 
     return torch.cat(outputs)
 
 
-def worst_difference(made: plan.Plan, family: str) -> float:
+def worst_difference(made: Plan, family: str) -> float:
     """The largest difference between the executor and the dense form, over every branch of the plan."""
     call, qkv = call_of(family, made.spec, made.call_geometry.frames_lat, seed=0)
     worst = 0.0

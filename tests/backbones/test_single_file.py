@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from longgen import checkpoint, run
+from longgen import checkpoint
+from longgen.api.model import generate
 from longgen.backbones import formats, gguf_header, single_file, vae_file
 from longgen.backbones.find import find
 from longgen.backbones.registry import SPECS
@@ -26,7 +27,6 @@ from longgen.errors import LonggenError, MissingError, UsageError
 from longgen.pipelines import file_parts, file_weights, loading
 from longgen.pipelines.checks import check_settings
 from longgen.pipelines.scaled_linear import ScaledLinear, dequantized
-from longgen.preset import Sample
 from longgen.progress import Progress
 from tests.models import checkpoint as files
 from tests.models import published, single_files, small
@@ -160,8 +160,8 @@ def test_fp8_stays_in_8_bits_and_is_w_times_scale(folder: Callable[[str], Path],
 
 
 def latents(backbone: str, output: Path, **more: Any) -> torch.Tensor:
-    made = run.generate("a small cyan triangle", output, backbone=backbone, sample=Sample(frames=9, steps=2, size=(64, 64)), seed=1,
-                        device="cpu", **more)  # fmt: skip
+    made = generate("a small cyan triangle", output, backbone=backbone, frames=9, steps=2, size=(64, 64), seed=1, device="cpu",
+                            **more)  # fmt: skip
     return checkpoint.load_tensors(Path(made.run) / "latents.safetensors")[0]["latents"]
 
 

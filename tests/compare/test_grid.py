@@ -19,13 +19,14 @@ from imageio_ffmpeg import count_frames_and_secs
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
-from longgen import plan, run, rundir
+from longgen import run, rundir
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.wan import TINY
 from longgen.cli import app
 from longgen.compare import grid
 from longgen.compare.record import read
 from longgen.compare.run import compare_presets, default_folder, earlier_folder
+from longgen.plan import Plan
 from longgen.preset import Sample
 from longgen.resolve import PlanRequest
 
@@ -35,7 +36,7 @@ GRID = ["compare", *FLAGS, "--prompt", PROMPT, "--presets", "direct,sliding-wind
 CPU = ModelSettings("cpu", "fp32")
 HOSTILE = ['he said "<b>&amp;</b>" \'; rm -rf $HOME', "../../../etc/passwd", "/abs/olute\\path", "two\nlines\r\n\x1b[31m\x00",
            "x" * 500, "🎈", "🎉", "日本語 ع", "-o --help", "{{ 7 * 7 }} %s", "</script><script>alert(1)</script>"]  # fmt: skip
-Make = Callable[..., plan.Plan]
+Make = Callable[..., Plan]
 
 
 def longgen(folder: Path, *args: str) -> Result:
@@ -133,7 +134,7 @@ def test_scores_are_made_again_for_another_video(whole: tuple[Path, Result], tmp
 
 
 def test_the_name_holds_what_decides_the_picture(tiny_plan: Make, tmp_path: Path) -> None:
-    def name(made: plan.Plan, prompt: str = "p", seed: int = 0, model_settings: ModelSettings = CPU) -> str:
+    def name(made: Plan, prompt: str = "p", seed: int = 0, model_settings: ModelSettings = CPU) -> str:
         (place,) = grid.planned_videos([made], [prompt], [seed], model_settings, tmp_path)
         return place.name
 

@@ -13,17 +13,18 @@ import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
 from typer.testing import CliRunner, Result
 
-from longgen import plan, rundir
+from longgen import rundir
 from longgen.backbones.settings import ModelSettings
 from longgen.cli import app
 from longgen.compare.inputs import read_videos
 from longgen.compare.record import Comparison, read
 from longgen.metrics.score import score_video
+from longgen.plan import Plan
 from longgen.run_settings import stored_settings
 from longgen.video import Writer, read_settings
 
 PROMPTS = ("a red ball", "a blue ball")
-Make = Callable[..., plan.Plan]
+Make = Callable[..., Plan]
 
 
 def film(path: Path, frames: int = 20, fps: int = 16, size: tuple[int, int] = (64, 64), settings: dict | None = None) -> Path:

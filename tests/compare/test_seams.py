@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from longgen import plan, planner, preset
+from longgen import planner, preset
 from longgen.backbones.causal_wan import TINY_CAUSAL
 from longgen.compare.grid import seams
+from longgen.plan import Plan
 
-Make = Callable[..., plan.Plan]
+Make = Callable[..., Plan]
 
 
 @pytest.mark.parametrize("name", ["direct", "sliding-window", "freenoise", "freespec", "fifo"])

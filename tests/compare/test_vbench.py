@@ -16,7 +16,7 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, ViTConfig, ViTModel
 from typer.testing import CliRunner, Result
 
-from longgen import plan, run_settings
+from longgen import run_settings
 from longgen.backbones.settings import ModelSettings
 from longgen.cli import app
 from longgen.compare.record import Comparison, read
@@ -28,6 +28,7 @@ from longgen.errors import OutOfMemoryError
 from longgen.metrics import KNOWN, METRICS, describe, in_order
 from longgen.metrics.vbench import DIMENSIONS, FEATURES, clip, dino, musiq, scorer
 from longgen.metrics.vbench.scorer import VBench
+from longgen.plan import Plan
 from longgen.video import Writer
 from tests.compare.test_statistics import cell
 from tests.compare.test_table import SIX, comparison
@@ -76,7 +77,7 @@ def film(path: Path, settings: dict[str, Any] | None = None) -> Path:
 
 
 @pytest.fixture
-def films(tiny_plan: Callable[..., plan.Plan]) -> list[Path]:
+def films(tiny_plan: Callable[..., Plan]) -> list[Path]:
     """Videos of two presets and two seeds, as longgen would have written them."""
     made = []
     for preset in ("direct", "riflex"):

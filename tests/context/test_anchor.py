@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from longgen import plan, planner, preset
+from longgen import planner, preset
 from longgen.backbones.wan import TINY
 from longgen.context.anchor import Anchor
 from longgen.errors import UsageError
@@ -19,17 +19,18 @@ from longgen.loops import sample
 from longgen.loops.denoiser import Denoiser
 from longgen.pipelines.processors import LayerCall
 from longgen.pipelines.step_state import ClipBatch
+from longgen.plan import Plan
 
 CLIP = Geometry(5, 5, (1.0, 0.1), in_clips=True)
 
 
-def stacked(*tables: dict[str, Any], frames: int = 241, steps: int = 2) -> plan.Plan:
+def stacked(*tables: dict[str, Any], frames: int = 241, steps: int = 2) -> Plan:
     return planner.build(
         preset.from_tables({"name": "a", "sample": {"frames": frames, "steps": steps}, "technique": list(tables)}, "a"), TINY
     )
 
 
-def sampled(tiny: Any, made: plan.Plan, clip_batch: int = 1) -> torch.Tensor:
+def sampled(tiny: Any, made: Plan, clip_batch: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     noise = tiny.noise(made, generator)
     before, tiny.model_settings = tiny.model_settings, tiny.model_settings.replace(clip_batch=clip_batch)
@@ -74,7 +75,7 @@ def test_clips_with_an_anchor_differ_and_batches_of_them_do_not(tiny: Any) -> No
     assert tiny.step_state.clips is None
 
 
-def test_the_first_clip_is_as_it_would_be_alone(tiny: Any, tiny_plan: Callable[..., plan.Plan]) -> None:
+def test_the_first_clip_is_as_it_would_be_alone(tiny: Any, tiny_plan: Callable[..., Plan]) -> None:
     """With clips side by side nothing but the anchor ties them, and the anchor takes nothing from the others."""
     made = stacked({"name": "gen-l-video", "stride": 21}, {"name": "anchor", "weight": 1.0}, frames=165)
     alone = stacked({"name": "gen-l-video", "stride": 21}, frames=165)

@@ -7,12 +7,13 @@ import itertools
 import numpy as np
 import pytest
 
-from longgen import plan, planner, preset
+from longgen import planner, preset
 from longgen.backbones.registry import SPECS
 from longgen.backbones.wan import TINY
 from longgen.context.tsa import Tsa
 from longgen.errors import UsageError
 from longgen.frameplan import FramePlan, Geometry, Pass, distances, full_attention
+from longgen.plan import Plan
 
 
 def clip(frames_lat: int, native_lat: int = 21) -> Geometry:
@@ -194,7 +195,7 @@ def test_stripes_narrower_than_whole_frames_are_refused() -> None:
         Tsa(stripe=4)
 
 
-def layer_pass(made: plan.Plan, layer: int) -> Pass:
+def layer_pass(made: Plan, layer: int) -> Pass:
     program = made.programs[made.table[layer, 0]]
     assert program is not None
     (one,) = program.branches["main"].passes

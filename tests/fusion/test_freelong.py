@@ -12,12 +12,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from longgen import plan, preset
+from longgen import preset
 from longgen.device_costs import ACCELERATOR
 from longgen.frameplan import Geometry, full_attention
 from longgen.frames import local_windows
 from longgen.fusion import freelong
 from longgen.fusion.freelong import FreeLong, add_low_pass, kernel, low_pass
+from longgen.plan import Plan
 from longgen.technique import Step
 
 STEP = Step(1, (1000.0, 900.0, 700.0, 400.0))
@@ -175,7 +176,7 @@ def test_wrong_values_are_refused(key: str, value: object) -> None:
         FreeLong(**{key: value})  # type: ignore[arg-type]
 
 
-def test_the_preset_takes_freenoise_s_noise_and_not_its_windows(tiny_plan: Callable[..., plan.Plan]) -> None:
+def test_the_preset_takes_freenoise_s_noise_and_not_its_windows(tiny_plan: Callable[..., Plan]) -> None:
     made = tiny_plan("freelong", frames=321, steps=4)
     assert made.noise is not None
     assert type(made.noise).__name__ == "FreeNoise"

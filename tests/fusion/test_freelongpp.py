@@ -12,13 +12,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from longgen import cost, plan, preset
+from longgen import cost, preset
 from longgen.errors import UsageError
 from longgen.frameplan import Geometry, full_attention
 from longgen.frames import local_windows
 from longgen.fusion.freelong import FreeLong, kernel
 from longgen.fusion.freelongpp import FreeLongPlusPlus
 from longgen.noise.shuffle import window_shuffle
+from longgen.plan import Plan
 from longgen.technique import Step
 
 STEP = Step(0, (1000.0, 500.0))
@@ -222,7 +223,7 @@ def test_the_preset_and_its_overrides_parse() -> None:
     assert shipped.techniques == (FreeLongPlusPlus(scales=(1, 4), cutoff_space="all", noise=False),)
 
 
-def test_a_plan_fills_in_what_fuse_needs(tiny_plan: Callable[..., plan.Plan]) -> None:
+def test_a_plan_fills_in_what_fuse_needs(tiny_plan: Callable[..., Plan]) -> None:
     made = tiny_plan("freelongpp", frames=321, steps=4)
     fusions = [program.fusion for program in made.programs if program and program.fusion]
     assert fusions == [FreeLongPlusPlus(window=21)]

@@ -13,12 +13,13 @@ from diffusers import CogVideoXDDIMScheduler, DDIMScheduler, UniPCMultistepSched
 from pydantic import ValidationError
 from torch import Tensor
 
-from longgen import cost, plan, planner, preset
+from longgen import cost, planner, preset
 from longgen.backbones.wan import WAN_1_3B
 from longgen.errors import UsageError
 from longgen.frameplan import FramePlan, Geometry, Pass, distances, full_attention
 from longgen.fusion import freepca
 from longgen.fusion.freepca import FreePca, covariance, mixing
+from longgen.plan import Plan
 from longgen.technique import Step
 
 STEP = Step(0, (1000.0, 500.0))
@@ -407,7 +408,7 @@ def test_the_preset_and_its_overrides_parse() -> None:
     assert shipped.techniques == (FreePca(window=13, noise=False, entropy=False),)
 
 
-def test_a_plan_fills_in_what_fuse_needs(tiny_plan: Callable[..., plan.Plan]) -> None:
+def test_a_plan_fills_in_what_fuse_needs(tiny_plan: Callable[..., Plan]) -> None:
     made = tiny_plan("freepca", frames=321, steps=4)
     fusions = [program.fusion for program in made.programs if program and program.fusion]
     assert fusions == [FreePca(window=21, stride=5)]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from longgen import disk, plan, planner, preset, start
+from longgen import disk, planner, preset, start
 from longgen.backbones.causal_wan import TINY_CAUSAL
 from longgen.backbones.ltx import LTX_2B
 from longgen.backbones.spec import BackboneSpec
@@ -21,6 +21,7 @@ from longgen.errors import LonggenError, MissingError, UsageError
 from longgen.layers import selection
 from longgen.layers.fingerprint import fingerprint
 from longgen.layers.probe_file import Probe, ProbeRun, ProbeSettings, probe_folder
+from longgen.plan import Plan
 from longgen.probe.classify import classify
 from longgen.resolve import PlanRequest, resolve
 
@@ -55,7 +56,7 @@ def keep(probe: Probe) -> Path:
     return path
 
 
-def layers_of(made: plan.Plan) -> dict[str, tuple[int, ...]]:
+def layers_of(made: Plan) -> dict[str, tuple[int, ...]]:
     return {act.name: act.layers for act in made.techniques}
 
 
@@ -191,7 +192,7 @@ def test_damaged_probes_in_the_cache_are_passed_over() -> None:
 
 def test_every_backbone_that_could_be_probed_stands_in_the_list_of_presets() -> None:
     plans = planner.on_every_backbone(preset.load("freeloc"))
-    able = {name for name, made in plans.items() if isinstance(made, plan.Plan)}
+    able = {name for name, made in plans.items() if isinstance(made, Plan)}
     assert {"tiny", "wan2.1-1.3b", "ltx-2b", "hunyuanvideo"} <= able
     assert "cogvideox-2b" not in able
 

@@ -11,8 +11,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from longgen import plan, planner, preset
+from longgen import planner, preset
 from longgen.backbones.wan import TINY
+from longgen.plan import Plan
 from longgen.refine import vmcr
 from longgen.refine.vmcr import Vmcr
 from longgen.technique import Step
@@ -194,7 +195,7 @@ def test_where_gradients_are_switched_off() -> None:
     assert Vmcr().change(x.bfloat16(), 1.0, STEP).dtype == torch.float32
 
 
-def test_steps_choose_where_it_acts(tiny_plan: Callable[..., plan.Plan]) -> None:
+def test_steps_choose_where_it_acts(tiny_plan: Callable[..., Plan]) -> None:
     stack = preset.load("direct").model_copy(update={"techniques": (Vmcr(steps=(0.5, 1.0)),), "sample": preset.Sample(steps=4)})
     assert [(technique.slot, steps) for technique, steps in planner.build(stack, TINY).refinements] == [("refine", (2, 3))]
 

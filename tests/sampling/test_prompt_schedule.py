@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 import longgen
-from longgen import plan, planner, preset
+from longgen import planner, preset
 from longgen.backbones.registry import SPECS
 from longgen.describe import plan_dict
 from longgen.errors import UsageError
 from longgen.loops import State, prompt_schedule, sample
 from longgen.loops.denoiser import Denoiser
 from longgen.metrics import tiny_reading
+from longgen.plan import Plan
 from longgen.schedule import PromptSchedule, Shot
 from tests.backbones import family
 from tests.models import small
@@ -32,11 +33,11 @@ def schedule(*prompts: str, each_s: float = 1.0, blend: float = 0.0) -> PromptSc
     return PromptSchedule(tuple(Shot(Fraction(each_s) * i, prompt) for i, prompt in enumerate(prompts)), Fraction(blend))
 
 
-def build(backbone: Any, name: str, shots: PromptSchedule | None, sets: tuple[str, ...] = (), **sample: Any) -> plan.Plan:
+def build(backbone: Any, name: str, shots: PromptSchedule | None, sets: tuple[str, ...] = (), **sample: Any) -> Plan:
     return planner.build(preset.load(name, sets, preset.Sample(**sample)), backbone.spec, shots)
 
 
-def sampled(backbone: Any, made: plan.Plan, prompt: str, on_step: Any = lambda state: None, resume: Any = None) -> Tensor:
+def sampled(backbone: Any, made: Plan, prompt: str, on_step: Any = lambda state: None, resume: Any = None) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     noise = backbone.noise(made, generator)
     return sample(Denoiser(backbone, made, prompt), noise, generator, on_step, resume)
@@ -71,7 +72,7 @@ def test_a_layer_s_frames_read_the_text_of_their_shot(loaded: Callable[[str], An
     seen: dict[str, list[Tensor]] = {}
     layer = backbone.text_layers(backbone.transformers[0])[0]
 
-    def record(key: str, made: plan.Plan, prompt: str) -> None:
+    def record(key: str, made: Plan, prompt: str) -> None:
         outputs: list[Tensor] = []
         handle = layer.register_forward_hook(lambda module, given, output: outputs.append(output.detach()))
         try:
@@ -145,8 +146,8 @@ def test_a_plan_tells_its_shots() -> None:
 
 
 def test_the_python_face_takes_a_schedule(tmp_path: Path) -> None:
-    result = longgen.generate("", tmp_path / "two.mp4", backbone="tiny", preset_name="gen-l-video", seed=0, device="cpu",
-                              sample=longgen.Sample(frames=97, steps=1), schedule=schedule(RED, GREEN, each_s=2))  # fmt: skip
+    result = longgen.generate(None, tmp_path / "two.mp4", backbone="tiny", preset="gen-l-video", seed=0, device="cpu", frames=97,
+                              steps=1, schedule=schedule(RED, GREEN, each_s=2))  # fmt: skip
     assert (result.prompt, result.frames) == (RED, 97)
 
 

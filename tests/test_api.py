@@ -30,16 +30,16 @@ SHORT: dict[str, Any] = {"steps": 2, "seed": 1}
 # ---- the command line's options are the parameters -----------------------------------------------------------------------
 
 OF_THE_SHELL = {  # options that have no parameter, by command; and what Python has for them
-    "generate": {"prompts", "seeds", "ray", "ray_workers", "shard", "dry_run", "as_json", "quiet", "log_file"},  # longgen.load
-    "plan": {"export", "overwrite", "as_json", "quiet"},  # PlanResult.save_tables
+    "generate": {"words", "prompts", "seeds", "ray", "ray_workers", "shard", "dry_run", "as_json", "quiet", "log_file",
+                 "preview"},  # longgen.load; a strip is for eyes at a terminal
+    "plan": {"npz", "overwrite", "as_json", "quiet"},  # PlanResult.save_tables
     "compare": {"ray", "ray_workers", "shard", "as_json", "quiet", "log_file"},
     "probe": {"ray", "ray_workers", "as_json", "quiet", "log_file"},
-}
+}  # fmt: skip
 ONLY_HERE = {"log", "progress"}  # for what goes to stderr
 OTHER_TYPE = {"gpus", "seeds", "presets", "metrics", "size", "schedule", "prompts"}  # lists and numbers, where the shell has text
 OTHER_DEFAULT = {
     "gpus": (None, 1),  # ranks that a scheduler started are not joined unasked
-    "preset": ("direct", None),
     "seeds": {"0": (0,), "0,1": (0, 1)},
 }
 
@@ -209,7 +209,7 @@ def test_notes_are_warnings_and_progress_comes(model: longgen.Model, tmp_path: P
     levels = {record.message.partition(":")[0]: record.levelname for record in caplog.records}
     assert levels["note"] == "WARNING"
     assert levels["seed 1"] == "INFO"
-    assert {now.phase for now in seen} == {"sample", "decode"}
+    assert {now.phase for now in seen} == {"sample", "decode", "write"}
     assert made.path == tmp_path / "nonsense-b-script-alert-1-script-1.mp4"
     html = made._repr_html_()
     assert "<script" not in html

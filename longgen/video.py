@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,13 @@ CRF = 18  # constant rate factor of x264: visually lossless
 LOOKAHEAD = 12  # frames; the default of 40 would delay frames by seconds
 FRAGMENT = 12  # frames per fragment of the growing file: a chunk of three latent frames, with a stride of four
 EXACT = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"  # scaler flags: colours within 1 level
+
+
+class Sound(NamedTuple):
+    """A waveform: samples [S, channels] float32 in -1..1, `rate` of them a second."""
+
+    samples: np.ndarray
+    rate: int
 
 
 def partial_of(path: Path) -> Path:

@@ -227,7 +227,7 @@ class _Watch:
     def _forward(self, forward: Callable[..., Any], transformer: Any, *args: Any, **kwargs: Any) -> Any:
         self.on_call(functools.partial(forward, transformer, *tree_map(_on_device, args), **tree_map(_on_device, kwargs)))
         self.done += 1
-        return (self.backbone.zeros(kwargs),)
+        return self.backbone.unanswered(kwargs)
 
     def count(self, run: Callable[[], Any]) -> dict[str, Operators]:
         """The operators of a call by place: the number of the layer whose block calls them, or nothing outside of blocks."""

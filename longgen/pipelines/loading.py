@@ -158,7 +158,8 @@ def model_kinds(pipeline: type[DiffusionPipeline], source: str, without: set[str
     kinds = {}
     for name, entry in pipeline.load_config(source).items():
         library, kind = entry if isinstance(entry, (list, tuple)) and len(entry) == 2 else (None, None)
-        model = getattr(LIBRARIES.get(str(library)), kind, None) if isinstance(kind, str) else None
+        module = LIBRARIES.get(str(library)) or getattr(diffusers.pipelines, str(library), None)  # parts of one pipeline alone
+        model = getattr(module, kind, None) if isinstance(kind, str) else None
         if name not in without and isinstance(model, type) and issubclass(model, torch.nn.Module):
             kinds[name] = model
     return kinds

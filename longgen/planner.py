@@ -9,7 +9,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-from longgen import conditioning, frames, pictures, repeats
+from longgen import conditioning, frames, pictures, repeats, soundtrack
 from longgen.backbones.registry import SPECS
 from longgen.backbones.spec import CAPABILITIES, WHOLE_CLIP, BackboneSpec
 from longgen.catalog import name_of, rank
@@ -102,6 +102,7 @@ def build(
     programs, table, without_effect = programs_of(stack, table_geometry, stock, spec.layers, steps)
     plan = Plan(spec, preset, sample, frames_px, frames_lat, geometry, call_geometry, stack, programs, table, (), schedule,
                 conditions, given_lat)  # fmt: skip
+    soundtrack.check(plan)
     _check_shift(plan)
     _check_chain(plan)
     _check_heads(plan)
@@ -406,6 +407,7 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
     if surplus:
         notes.append(f"every clip has {call_lat} latent frames: {surplus} of them, beyond the video's end or a cut, are dropped")
     notes += repeats.notes(plan)
+    notes += soundtrack.notes(plan)
     notes += _shift_notes(plan)
     advised = {name: value for name, value in spec.advised if getattr(requested, name) is None} if spec.name in SPECS else {}
     if advised:

@@ -22,6 +22,7 @@ from longgen.video_info import facts, settings_of, unreadable
 CRF = 18  # constant rate factor of x264: visually lossless
 LOOKAHEAD = 12  # frames; the default of 40 would delay frames by seconds
 FRAGMENT = 12  # frames per fragment of the growing file: a chunk of three latent frames, with a stride of four
+AAC = ("-c:a", "aac", "-b:a", "192k", "-flags:a", "+bitexact")
 EXACT = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"  # scaler flags: colours within 1 level
 
 
@@ -43,7 +44,7 @@ def is_partial(path: Path) -> bool:
 
 
 class Writer(contextlib.AbstractContextManager["Writer"]):
-    """Streams frames into an H.264 yuv420p MP4, which appears under its name only when it is complete.
+    """Streams frames into an H.264 yuv420p MP4, with `sound` as AAC, which appears under its name only when it is complete.
 
     Until then it grows as a fragmented `NAME.partial.mp4`, which can be played meanwhile, 26 frames behind (measured: 12 of a
     fragment, the rest in x264). That file remains if the context is left with an exception; then, and after kill -9 of longgen, it
@@ -53,11 +54,14 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
             writer.add(frames)  # [F, height, width, 3] uint8
     """
 
-    def __init__(self, path: Path, size: tuple[int, int], fps: float, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, path: Path, size: tuple[int, int], fps: float, settings: dict[str, Any], sound: Sound | None = None
+    ) -> None:
         self.path, self.partial = path, partial_of(path)
         width, height = size
         self._log = ffmpeg.scratch()
-        self._metadata: Path | None = None
+        self._scratch: list[Path] = []
+        self._sound = sound
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
         # tags are set on the frames too: the encoder of ffmpeg 9 follows those and ignores the options
@@ -67,7 +71,7 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
                        "-r", f"{fps:.9g}", "-i", "pipe:0"]  # fmt: skip
         # bitexact omits versions and dates, one thread makes x264 deterministic: equal frames and settings give equal bytes
         self._output = [
-            "-map", "0:v", "-map_metadata", "1", "-vf", colours, "-c:v", "libx264", "-pix_fmt", "yuv420p",
+            "-map", "0:v", *(["-map", "2:a", *AAC] if sound is not None else []), "-map_metadata", "1", "-vf", colours, "-c:v", "libx264", "-pix_fmt", "yuv420p",
             "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv",
             "-crf", str(CRF), "-preset", "medium", "-threads", "1", "-rc-lookahead", str(LOOKAHEAD), "-fflags", "+bitexact",
             "-movflags", "+delay_moov+default_base_moof", "-frag_duration", str(round(1_000_000 * FRAGMENT / fps)),
@@ -97,19 +101,29 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
                 self._complete()
         finally:
             self._log.close()
-            if self._metadata is not None:
-                self._metadata.unlink(missing_ok=True)
+            for file in self._scratch:
+                file.unlink(missing_ok=True)
 
     def _command(self) -> list[str]:
-        """The arguments of ffmpeg. Settings are passed in a file: with prompts they can exceed a command line."""
+        """The arguments of ffmpeg. Settings are passed in a file, with prompts they can exceed a command line; so is the sound."""
+        metadata = self._file(".txt", ffmpeg.metadata_file({"comment": json.dumps(self._settings, sort_keys=True)}))
+        inputs = [*self._input, "-protocol_whitelist", "file", "-f", "ffmetadata", "-i", ffmpeg.url(metadata)]
+        if self._sound is not None:
+            samples, rate = self._sound
+            waves = self._file(".f32", np.ascontiguousarray(samples, dtype="<f4").tobytes())
+            inputs += ["-protocol_whitelist", "file", "-f", "f32le", "-ar", str(rate), "-ac", str(samples.shape[1]),
+                       "-i", ffmpeg.url(waves)]  # fmt: skip
+        return ["-y", "-v", "error", *inputs, *self._output]
+
+    def _file(self, suffix: str, content: bytes) -> Path:
+        """A temporary file with `content`, until the writer is left."""
         try:
-            with tempfile.NamedTemporaryFile(prefix="longgen-", suffix=".txt", delete=False) as file:
-                self._metadata = Path(file.name)
-                file.write(ffmpeg.metadata_file({"comment": json.dumps(self._settings, sort_keys=True)}))
+            with tempfile.NamedTemporaryFile(prefix="longgen-", suffix=suffix, delete=False) as file:
+                self._scratch.append(Path(file.name))
+                file.write(content)
         except OSError as error:
             raise self._failure(f"{tempfile.gettempdir()}: {error.strerror}") from None
-        metadata = ["-protocol_whitelist", "file", "-f", "ffmetadata", "-i", ffmpeg.url(self._metadata)]
-        return ["-y", "-v", "error", *self._input, *metadata, *self._output]
+        return self._scratch[-1]
 
     def _finish(self) -> bool:
         """Lets ffmpeg encode the rest and exit; returns whether it succeeded."""

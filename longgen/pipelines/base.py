@@ -63,7 +63,7 @@ class PipelineBackbone:
     processor: ClassVar[type[PlannedAttention]]
     stock: ClassVar[tuple[type, ...]]  # diffusers' processors, which `processor` stands in for
     streams: ClassVar[tuple[str, ...]] = ()  # further latents that the pipeline samples, by its names: of a model with sound
-    sound_kinds: ClassVar[dict[str, Any]] = {}  # what decodes them: component -> its class, or None for that of the index
+    sound_parts: ClassVar[tuple[str, ...]] = ()  # the pipeline's components that decode them
 
     def __post_init__(self) -> None:
         self.step_state = StepState(self.pipe)
@@ -293,14 +293,14 @@ class PipelineBackbone:
 
     def sound(self, streams: dict[str, Tensor]) -> Sound | None:
         """The sound of the latents `streams`; None of a silent model."""
-        parts = {name: getattr(self.pipe, name) for name in self.sound_kinds}
+        parts = {name: getattr(self.pipe, name) for name in self.sound_parts}
         for part in parts.values():
             to_device(part)
         return self.sounded(parts, streams, self.device) if parts else None
 
     @staticmethod
     def sounded(parts: dict[str, Any], streams: dict[str, Tensor], device: torch.device) -> Sound:
-        """`sound` with nothing but the `parts` named in `sound_kinds`."""
+        """`sound` with nothing but the `parts` named in `sound_parts`."""
         raise NotImplementedError("the model is silent")  # it has no such parts
 
     @contextmanager

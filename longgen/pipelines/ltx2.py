@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video, LTX2Pipeline
+from diffusers import AutoencoderKLLTX2Video, LTX2Pipeline
 from diffusers.models.transformers.transformer_ltx2 import LTX2AudioVideoAttnProcessor, LTX2PerturbedAttnProcessor
 from einops import rearrange
 from torch import Tensor
@@ -90,7 +90,7 @@ class Ltx2(PipelineBackbone):
     processor = Ltx2AttentionPlan
     stock = (LTX2AudioVideoAttnProcessor, LTX2PerturbedAttnProcessor)
     streams = (AUDIO,)
-    sound_kinds: ClassVar[dict[str, Any]] = {"audio_vae": AutoencoderKLLTX2Audio, "vocoder": None}
+    sound_parts = ("audio_vae", "vocoder")
 
     def __post_init__(self) -> None:
         super().__post_init__()

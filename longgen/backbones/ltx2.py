@@ -31,7 +31,7 @@ LTX_2 = BackboneSpec(
     negative_prompt="shaky, glitchy, low quality, worst quality, deformed, distorted, disfigured, motion smear, motion artifacts, "
     "fused fingers, bad anatomy, weird hand, ugly, transition, static.",
     dtype="bf16", layers=48, heads=32, head_dim=128, ffn_dim=16384, latent_channels=128, rotary_dims=1364, rotary_span_s=20,
-    rotary_base=10000.0, intrinsic_component=None, text_tokens=1024, parameters=18_876_174_592, companions=0, least_steps=2,
+    rotary_base=10000.0, intrinsic_component=None, text_tokens=1024, parameters=18_876_174_592, companions=14_950_121_301, least_steps=2,
     scheduler="FlowMatchEulerDiscreteScheduler", token_shift=TokenShift(0.95, 2.05, 1024, 4096),
     capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP), sound=Sound(2048, 25.0), more_calls=1,
 )  # fmt: skip
@@ -46,8 +46,6 @@ def from_configs(configs: ModelConfigs) -> BackboneSpec:
         transformer.refuse("rope_type", "interleaved or split")
     if transformer.get("vae_scale_factors", [8, 32, 32])[0] != (stride := vae.integer("temporal_compression_ratio", default=8)):
         transformer.refuse("vae_scale_factors", f"{stride} first, as {vae.file} says temporal_compression_ratio")
-    if vae.get("timestep_conditioning"):
-        vae.refuse("timestep_conditioning", "false: its decoder would be given noise")
     perturbed = transformer.get("perturbed_attn") is True
     rate, hop, scale = (transformer.integer(name, default=default) for name, default in
                         (("audio_sampling_rate", SAMPLE_RATE), ("audio_hop_length", HOP), ("audio_scale_factor", AUDIO_STRIDE)))  # fmt: skip
@@ -126,7 +124,7 @@ def author_layers(layers: Collection[str]) -> Mapping[str, tuple[str, ...]]:
 FAMILY = Family(
     name="ltx2", title="LTX-2", specs=(LTX_2,), adapter="longgen.pipelines.ltx2:Ltx2", pipeline="LTX2Pipeline",
     from_configs=from_configs, transformer="LTX2VideoTransformer3DModel", transformer_config=transformer_config,
-    random_pipeline=random_pipeline, peak_activations=(15.2, 8.0), moved=180, batches_guidance=True,
+    random_pipeline=random_pipeline, peak_activations=(14.3, 10.3), moved=180, batches_guidance=True,
     folders=("audio_vae", "connectors", "scheduler", "text_encoder", "tokenizer", "vae", "vocoder"),
     broken_caches=("first-block", "mag", "fastercache", "taylorseer", "seacache", "pyramid-attention-broadcast"),
     author_layers=author_layers,

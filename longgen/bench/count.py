@@ -114,7 +114,8 @@ def count_plan(plan: Plan, dtype: str) -> list[StepCount]:
             expected="operators that torch can call on tensors without memory",
             hint="leave the preset out, or measure it: longgen bench",
         ) from error
-    guided = 1 if family_of(plan.spec).batches_guidance or not plan.guided else 2
+    batch = 2 if family_of(plan.spec).batches_guidance else 1
+    guided = (2 + plan.spec.more_calls) / batch if plan.guided else 1
     in_a_run = {step_type.name: step_type.count for step_type in step_types(plan)}
     results = []
     for step_type in types:

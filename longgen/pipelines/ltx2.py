@@ -153,7 +153,8 @@ class Ltx2(PipelineBackbone):
         latents = LTX2Pipeline._denormalize_latents(
             whole(latents).to(device, vae.dtype), vae.latents_mean, vae.latents_std, vae.config.scaling_factor
         )
-        yield to_frames(vae.decode(latents.to(vae.dtype), None, return_dict=False)[0])
+        time = torch.zeros(1, device=device, dtype=vae.dtype) if vae.config.timestep_conditioning else None
+        yield to_frames(vae.decode(latents.to(vae.dtype), time, return_dict=False)[0])
 
     @staticmethod
     @torch.no_grad()

@@ -85,13 +85,16 @@ def weights(layout: Layout, component: str, layers: int | None = None) -> Shapes
     config = shallow(layout.configs[f"{component}/config.json"], layers)
     library, kind = layout.configs["model_index.json"][component]
     with torch.device("meta"):
-        if library == "diffusers":
-            model = getattr(diffusers, kind).from_config(config)
+        if library != "transformers":
+            source = diffusers if library == "diffusers" else getattr(diffusers.pipelines, library)
+            model = getattr(source, kind).from_config(config)
         else:
             cls = getattr(transformers, kind)
             model = cls(cls.config_class.from_dict(config))
     shapes = {key: (layout.dtypes[component], tuple(value.shape)) for key, value in model.state_dict().items()}
     shapes.pop("encoder.embed_tokens.weight", None)  # shared.weight by another name
+    if kind == "Gemma3ForConditionalGeneration":
+        shapes.pop("lm_head.weight")  # the embedding by another name
     if kind in ("CLIPTextModel", "CLIPVisionModel"):  # transformers before version 5 put a prefix before them
         prefix = "text_model." if kind == "CLIPTextModel" else "vision_model."
         shapes = {key if key.startswith(prefix) else prefix + key: entry for key, entry in shapes.items()}

@@ -33,7 +33,8 @@ def build(name: str, folder: Path) -> None:
 def calls_per_step(name: str) -> int:
     """Of the transformer: guidance is a call of its own, unless it is in the same batch or an input of the model."""
     family = family_of(name)
-    return 1 if family.batches_guidance or any(spec.embedded_guidance for spec in family.specs) else 2
+    prompts = 1 if family.batches_guidance or any(spec.embedded_guidance for spec in family.specs) else 2
+    return prompts + family.specs[0].more_calls
 
 
 def taking(cache: str) -> list[str]:

@@ -44,17 +44,17 @@ def from_configs(configs: ModelConfigs) -> BackboneSpec:
     audio = transformer.integer("audio_num_attention_heads") * transformer.integer("audio_attention_head_dim")
     if transformer.get("rope_type", "interleaved") not in ("interleaved", "split"):
         transformer.refuse("rope_type", "interleaved or split")
-    if transformer.get("vae_scale_factors", [8, 32, 32])[0] != (stride := vae.integer("temporal_compression_ratio", default=8)):
+    if transformer.get("vae_scale_factors", [8, 32, 32])[0] != (stride := vae.integer("temporal_compression_ratio")):
         transformer.refuse("vae_scale_factors", f"{stride} first, as {vae.file} says temporal_compression_ratio")
     perturbed = transformer.get("perturbed_attn") is True
     rate, hop, scale = (transformer.integer(name, default=default) for name, default in
                         (("audio_sampling_rate", SAMPLE_RATE), ("audio_hop_length", HOP), ("audio_scale_factor", AUDIO_STRIDE)))  # fmt: skip
     return replace(
-        LTX_2, stride_t=stride, stride_hw=vae.integer("spatial_compression_ratio", default=32), layers=layers, heads=heads,
+        LTX_2, stride_t=stride, stride_hw=vae.integer("spatial_compression_ratio"), layers=layers, heads=heads,
         head_dim=head_dim, ffn_dim=4 * width, latent_channels=transformer.integer("in_channels"), rotary_dims=2 * (width // 6),
         rotary_span_s=transformer.integer("pos_embed_max_pos", default=20), sound=Sound(audio, rate / hop / scale),
         rotary_base=transformer.number("rope_theta", 1e12), more_calls=1 + perturbed,
-        parameters=layers * (28 * width**2 + 28 * audio**2 + 16 * width * audio),
+        parameters=layers * (16 * width**2 + 20 * audio**2 + 4 * width * audio),
     )  # fmt: skip
 
 

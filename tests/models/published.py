@@ -30,6 +30,7 @@ WAN_VAE_22 = dict(
     base_dim=160, decoder_base_dim=256, z_dim=48, is_residual=True, in_channels=12, out_channels=12, patch_size=2,
     scale_factor_spatial=16,
 )  # fmt: skip
+LTX_2_VAE = dict(spatial_compression_ratio=32, temporal_compression_ratio=8)
 DEPTHS = ("num_layers", "num_single_layers", "num_hidden_layers", "num_refiner_layers")
 WORDS = ["a", "small", "cyan", "triangle", "orbiting", "on", "sand", "background", "worst", "quality", "blurry"]
 LLAVA = [("model.language_model.", "language_model.model."), ("lm_head.", "language_model.lm_head."),
@@ -46,7 +47,8 @@ def transformer(spec: BackboneSpec) -> Any:
 def write_configs(spec: BackboneSpec, folder: Path) -> None:
     """A folder as a published model's, without its weights."""
     with torch.device("meta"):
-        vae = adapter_of(spec).vae_kind(**(WAN_VAE_22 if spec.latent_channels == 48 else {}))
+        arguments = WAN_VAE_22 if spec.latent_channels == 48 else LTX_2_VAE if spec.family == "ltx2" else {}
+        vae = adapter_of(spec).vae_kind(**arguments)
     vae.save_config(folder / "vae")
     model = transformer(spec)
     model.save_config(folder / "transformer")

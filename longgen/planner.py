@@ -411,10 +411,10 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
     notes += _shift_notes(plan)
     advised = {name: value for name, value in spec.advised if getattr(requested, name) is None} if spec.name in SPECS else {}
     if advised:
-        ours = {"flow_shift": spec.checkpoint_shift, "guidance_scale": spec.guidance_scale}
+        ours = {"flow_shift": spec.checkpoint_shift or plan.token_shift, "guidance_scale": spec.guidance_scale}
         words = {name: name.partition("_scale")[0].replace("_", " ") for name in advised}
         flags = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in advised.items())
-        theirs, default = (" and ".join(f"{words[name]} {values[name]:g}" for name in advised) for values in (advised, ours))
+        theirs, default = (" and ".join(f"{words[name]} {values[name]:.4g}" for name in advised) for values in (advised, ours))
         notes.append(f"the publisher takes {theirs} in {spec.advised_in}: {flags}; the default is {default}")
     if requested.negative_prompt and not spec.embedded_guidance and not plan.guided:
         notes.append(f"the negative prompt is ignored: guidance is off at a guidance scale of {sample.guidance_scale:g}; "

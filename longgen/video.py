@@ -54,9 +54,7 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
             writer.add(frames)  # [F, height, width, 3] uint8
     """
 
-    def __init__(
-        self, path: Path, size: tuple[int, int], fps: float, settings: dict[str, Any], sound: Sound | None = None
-    ) -> None:
+    def __init__(self, path: Path, size: tuple[int, int], fps: float, settings: dict[str, Any], sound: Sound | None = None) -> None:
         self.path, self.partial = path, partial_of(path)
         width, height = size
         self._log = ffmpeg.scratch()
@@ -71,7 +69,8 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
                        "-r", f"{fps:.9g}", "-i", "pipe:0"]  # fmt: skip
         # bitexact omits versions and dates, one thread makes x264 deterministic: equal frames and settings give equal bytes
         self._output = [
-            "-map", "0:v", *(["-map", "2:a", *AAC] if sound is not None else []), "-map_metadata", "1", "-vf", colours, "-c:v", "libx264", "-pix_fmt", "yuv420p",
+            "-map", "0:v", *(["-map", "2:a", *AAC] if sound is not None else []), "-map_metadata", "1",
+            "-vf", colours, "-c:v", "libx264", "-pix_fmt", "yuv420p",
             "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv",
             "-crf", str(CRF), "-preset", "medium", "-threads", "1", "-rc-lookahead", str(LOOKAHEAD), "-fflags", "+bitexact",
             "-movflags", "+delay_moov+default_base_moof", "-frag_duration", str(round(1_000_000 * FRAGMENT / fps)),

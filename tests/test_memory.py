@@ -56,10 +56,18 @@ def arguments(made: Plan) -> dict[str, Any]:
     if spec.family == "ltx2":
         words = torch.zeros(batch, spec.text_tokens, 3840, dtype=kind)
         call |= dict(
-            encoder_hidden_states=words, audio_encoder_hidden_states=words, encoder_attention_mask=mask.long(),
-            audio_encoder_attention_mask=mask.long(), audio_num_frames=spec.sound_lat(frames), sigma=call["timestep"],
-            audio_hidden_states=torch.zeros(batch, spec.sound_lat(frames), channels, dtype=kind), use_cross_timestep=True,
-            num_frames=frames, height=height, width=width, fps=24.0,
+            encoder_hidden_states=words,
+            audio_encoder_hidden_states=words,
+            encoder_attention_mask=mask.long(),
+            audio_encoder_attention_mask=mask.long(),
+            audio_num_frames=spec.sound_lat(frames),
+            sigma=call["timestep"],
+            audio_hidden_states=torch.zeros(batch, spec.sound_lat(frames), channels, dtype=kind),
+            use_cross_timestep=True,
+            num_frames=frames,
+            height=height,
+            width=width,
+            fps=24.0,
         )
     if FRAME_TIMESTEPS in spec.capabilities and made.conditions:  # the first frame's tokens are at timestep 0
         call["timestep"] = torch.full((batch, tokens), 900)

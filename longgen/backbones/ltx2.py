@@ -19,21 +19,35 @@ from longgen.backbones.spec import (
     transformer_sizes,
 )
 
-AUDIO_CHANNELS, MEL_BINS, SAMPLE_RATE, HOP, AUDIO_STRIDE = 8, 64, 16000, 160, 4  # of its audio VAE, by diffusers' conversion script
-# Lightricks/LTX-2 400fd31, ltx_pipelines/utils/constants.py: 768x512 in one stage, 121 frames at 24 fps, 40 steps; guidance 3 of the
-# video and 7 of the audio, 3 between the two, rescaled by 0.7. Its spatiotemporal guidance needs layers that diffusers builds for
-# LTX-2.3 alone: on this one diffusers' call would repeat the conditional one. Negative prompt: that of diffusers' examples.
+AUDIO_CHANNELS, MEL_BINS, SAMPLE_RATE, HOP, AUDIO_STRIDE = 8, 64, 16000, 160, 4  # of its audio VAE, by diffusers' script
+_NEGATIVE = (
+    "has_subtitles, has_blurbox, transition from black, transition to black, speech_ending_short, blurry, out of focus, "
+    "overexposed, underexposed, low contrast, washed out colors, excessive noise, grainy texture, poor lighting, "
+    "flickering, motion blur, distorted proportions, unnatural skin tones, deformed facial features, asymmetrical face, "
+    "missing facial features, extra limbs, disfigured hands, wrong hand count, artifacts around text, inconsistent "
+    "perspective, camera shake, incorrect depth of field, background too sharp, background clutter, distracting "
+    "reflections, harsh shadows, inconsistent lighting direction, color banding, cartoonish rendering, 3D CGI look, "
+    "unrealistic materials, uncanny valley effect, incorrect ethnicity, wrong gender, exaggerated expressions, wrong gaze "
+    "direction, mismatched lip sync, silent or muted audio, distorted voice, robotic voice, echo, background noise, "
+    "off-sync audio, incorrect dialogue, added dialogue, repetitive speech, jittery movement, awkward pauses, incorrect "
+    "timing, unnatural transitions, inconsistent framing, tilted camera, flat lighting, inconsistent tone, cinematic "
+    "oversaturation, stylized filters, or AI artifacts."
+)
+# Lightricks/LTX-2 400fd31, ltx_pipelines/utils/constants.py: 768x512 in one stage, 121 frames at 24 fps, 40 steps; guidance 3 of
+# the video and 7 of the audio, 3 between the two, rescaled by 0.7. Its spatiotemporal guidance needs layers that diffusers builds
+# for LTX-2.3 alone: on this one diffusers' call would repeat the conditional one. Its shift is that at 4,096 tokens, at any size.
 # Companions: Gemma 3 12B, connectors, both VAEs and the vocoder, counted by their configs.
 LTX_2 = BackboneSpec(
     name="ltx-2", family="ltx2", source="Lightricks/LTX-2", license="LTX-2 Community License",
     about="LTX-2, 19 billion parameters; makes sound with the video",
     stride_t=8, stride_hw=32, patch=(1, 1, 1), native_px=121, fps=24, size=(768, 512), steps=40, guidance_scale=3.0,
-    negative_prompt="shaky, glitchy, low quality, worst quality, deformed, distorted, disfigured, motion smear, motion artifacts, "
-    "fused fingers, bad anatomy, weird hand, ugly, transition, static.",
+    negative_prompt=_NEGATIVE,
     dtype="bf16", layers=48, heads=32, head_dim=128, ffn_dim=16384, latent_channels=128, rotary_dims=1364, rotary_span_s=20,
-    rotary_base=10000.0, intrinsic_component=None, text_tokens=1024, parameters=18_876_174_592, companions=14_950_121_301, least_steps=2,
+    rotary_base=10000.0, intrinsic_component=None, text_tokens=1024, parameters=18_876_174_592,
+    companions=14_950_121_301, least_steps=2,
     scheduler="FlowMatchEulerDiscreteScheduler", token_shift=TokenShift(0.95, 2.05, 1024, 4096),
-    capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP), sound=Sound(2048, 25.0), more_calls=1,
+    capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP), sound=Sound(2048, 25.0), more_calls=1, advised=(("flow_shift", 7.77),),
+    advised_in="ti2vid_one_stage.py",
 )  # fmt: skip
 
 
@@ -47,8 +61,10 @@ def from_configs(configs: ModelConfigs) -> BackboneSpec:
     if transformer.get("vae_scale_factors", [8, 32, 32])[0] != (stride := vae.integer("temporal_compression_ratio")):
         transformer.refuse("vae_scale_factors", f"{stride} first, as {vae.file} says temporal_compression_ratio")
     perturbed = transformer.get("perturbed_attn") is True
-    rate, hop, scale = (transformer.integer(name, default=default) for name, default in
-                        (("audio_sampling_rate", SAMPLE_RATE), ("audio_hop_length", HOP), ("audio_scale_factor", AUDIO_STRIDE)))  # fmt: skip
+    rate, hop, scale = (
+        transformer.integer(f"audio_{name}", default=default)
+        for name, default in (("sampling_rate", SAMPLE_RATE), ("hop_length", HOP), ("scale_factor", AUDIO_STRIDE))
+    )
     return replace(
         LTX_2, stride_t=stride, stride_hw=vae.integer("spatial_compression_ratio"), layers=layers, heads=heads,
         head_dim=head_dim, ffn_dim=4 * width, latent_channels=transformer.integer("in_channels"), rotary_dims=2 * (width // 6),

@@ -10,8 +10,8 @@ there on. A layer and step in which a technique moves frames in time has all of 
 tables rotate neighbouring channels, or ("split") the first half of a head's channels with the second: q and k are then reordered,
 both alike.
 
-diffusers' pipeline takes noise only as if it came from the VAE, and its callback sees the video alone: a subclass lets it begin with
-packed noise and hands out the audio latents too, which are written over in place where a run goes on.
+diffusers' pipeline takes noise only as if it came from the VAE, and its callback sees the video alone: a subclass lets it begin
+with packed noise and hands out the audio latents too, which are written over in place where a run goes on.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class Ltx2AttentionPlan(LtxConditionAttentionPlan):
             return self.stock(
                 attn, hidden_states, encoder_hidden_states, attention_mask, query_rotary_emb, key_rotary_emb, *perturbed
             )
+        assert query_rotary_emb is not None
         return self.attend(attn, hidden_states, None, attention_mask, query_rotary_emb)
 
     def attend(self, attn: Any, x: Tensor, text: None, mask: Tensor | None, rotary: Tables) -> Tensor:

@@ -69,7 +69,8 @@ def call_of(family: str, spec: BackboneSpec, frames_lat: int, seed: int) -> tupl
         )
     elif family == "ltx2":
         rope = LTX2AudioVideoRotaryPosEmbed(spec.width, theta=spec.rotary_base, num_attention_heads=H)
-        cos, sin = (table[0] for table in rope(rope.prepare_video_coords(1, frames_lat, ROWS, COLUMNS, torch.device("cpu"), spec.fps)))
+        seconds = rope.prepare_video_coords(1, frames_lat, ROWS, COLUMNS, torch.device("cpu"), spec.fps)
+        cos, sin = (table[0] for table in rope(seconds))
         rotary = Rotary(frequencies, spec.width % 6 // 2 + 3 * np.arange(len(frequencies)))
     elif family.startswith("ltx"):
         rope = LTXVideoRotaryPosEmbed(spec.width, theta=spec.rotary_base)  # at 10,000 its float32 angles are off by 1e-3

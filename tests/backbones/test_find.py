@@ -89,7 +89,8 @@ def test_a_folder_s_spec_is_what_loading_it_gives(model_folder: Callable[[str], 
     learned = pipe.transformer.state_dict().get("patch_embed.pos_embedding")  # CogVideoX I2V's, which its file has too
     kept = 0 if learned is None else learned.numel()
     assert (spec.experts, spec.parameters) == (len(transformers), count(transformers) + kept)
-    assert spec.companions == pytest.approx(count(others), abs=4 * spec.latent_channels)  # LTX keeps two tables beside, of sound two more
+    tables = 4 * spec.latent_channels  # LTX keeps two beside, and of sound two more
+    assert spec.companions == pytest.approx(count(others), abs=tables)
     assert all(len(adapter_of(spec).layers(transformer)) == spec.layers for transformer in transformers)
     assert (spec.heads, spec.head_dim) == (config.num_attention_heads, config.attention_head_dim)
     assert spec.latent_channels + spec.condition_channels == config.in_channels

@@ -1,4 +1,4 @@
-"""LTX-2 on small pipelines of random weights: diffusers' own bit for bit, sound included; plans by a dense softmax; files with sound.
+"""LTX-2 on small pipelines of random weights: diffusers' own bit for bit, with sound; plans by a dense softmax; files with sound.
 
 Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, A audio tokens, H heads, D head dim.
 """

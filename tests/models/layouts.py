@@ -434,16 +434,31 @@ def _ltx_2() -> Layout:
     connectors: Config = {}
     for stream in both:
         connectors |= {
-            f"{stream}_connector_num_attention_heads": 30, f"{stream}_connector_attention_head_dim": 128,
-            f"{stream}_connector_num_layers": 2, f"{stream}_connector_num_learnable_registers": 128,
+            f"{stream}_connector_num_attention_heads": 30,
+            f"{stream}_connector_attention_head_dim": 128,
+            f"{stream}_connector_num_layers": 2,
+            f"{stream}_connector_num_learnable_registers": 128,
         }
     text = {
-        "head_dim": 256, "hidden_size": 3840, "intermediate_size": 15360, "model_type": "gemma3_text", "num_attention_heads": 16,
-        "num_hidden_layers": 48, "num_key_value_heads": 8, "sliding_window": 1024, "vocab_size": 262208,
+        "head_dim": 256,
+        "hidden_size": 3840,
+        "intermediate_size": 15360,
+        "model_type": "gemma3_text",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 48,
+        "num_key_value_heads": 8,
+        "sliding_window": 1024,
+        "vocab_size": 262208,
     }
     vision = {
-        "hidden_size": 1152, "image_size": 896, "intermediate_size": 4304, "model_type": "siglip_vision_model",
-        "num_attention_heads": 16, "num_hidden_layers": 27, "patch_size": 14, "vision_use_head": False,
+        "hidden_size": 1152,
+        "image_size": 896,
+        "intermediate_size": 4304,
+        "model_type": "siglip_vision_model",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 27,
+        "patch_size": 14,
+        "vision_use_head": False,
     }
     configs = {
         "model_index.json": _diffusers(

@@ -1,4 +1,4 @@
-"""LTX-2 in small: the published model's classes and settings, few channels, random weights. With "ltx2-gated" the layers of LTX-2.3."""
+"""LTX-2 in small: the published model's classes and settings, few channels, random weights. "ltx2-gated" has layers of LTX-2.3."""
 
 from __future__ import annotations
 
@@ -81,4 +81,5 @@ def _connectors() -> LTX2TextConnectors:
     heads = {f"{stream}_connector_num_attention_heads": 2 for stream in ("video", "audio")}
     dims = {f"{stream}_connector_attention_head_dim": TEXT // 2 for stream in ("video", "audio")}
     layers = {f"{stream}_connector_num_layers": 1 for stream in ("video", "audio")}
-    return LTX2TextConnectors(caption_channels=TEXT, text_proj_in_factor=LAYERS + 1, rope_type="split", **heads, **dims, **layers).eval()
+    sizes = heads | dims | layers
+    return LTX2TextConnectors(caption_channels=TEXT, text_proj_in_factor=LAYERS + 1, rope_type="split", **sizes).eval()

@@ -19,6 +19,8 @@ MODULES: dict[str, Any] = {  # family -> the module that builds its small pipeli
 }
 PLAIN = [module.NAMES[0] for module in MODULES.values()]
 ALL = [name for module in MODULES.values() for name in module.NAMES]
+# those whose videos can be made of clips, and by a schedule: sound is one piece
+SILENT = [name for family, module in MODULES.items() if FAMILIES[family].specs[0].sound is None for name in module.NAMES]
 
 
 def family_of(name: str) -> Family:

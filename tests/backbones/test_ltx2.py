@@ -36,16 +36,24 @@ from longgen.schedule import PromptSchedule, Shot
 from longgen.video_info import sound_of
 from tests.attention.dense import dense
 from tests.backbones import family
+from tests.models.ltx2 import GATED, build
 
-NAMES = ("ltx2", "ltx2-gated")
+NAMES = ("ltx2", GATED)
 FRAMES_PX, T = 41, 6
 PLANS = {"neutral": full_attention(T)} | family.plans(T, 10)
 WINDOW = ("window.frames=3",)
 
 
 @pytest.fixture(scope="module")
-def backbone(model_folder: Callable[[str], Path]) -> Callable[[str], Any]:
-    return functools.cache(lambda name: family.loaded(model_folder(name)))
+def folder(model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    gated = tmp_path_factory.mktemp(GATED)
+    build(GATED, gated)
+    return lambda name: gated if name == GATED else model_folder(name)
+
+
+@pytest.fixture(scope="module")
+def backbone(folder: Callable[[str], Path]) -> Callable[[str], Any]:
+    return functools.cache(lambda name: family.loaded(folder(name)))
 
 
 def sampled(model: Any, plan: Plan, on_step: Any = lambda state: None, resume: State | None = None) -> tuple[Tensor, Tensor]:
@@ -57,16 +65,14 @@ def sampled(model: Any, plan: Plan, on_step: Any = lambda state: None, resume: S
 
 
 @pytest.mark.parametrize(("name", "dtype", "scale"), [(NAMES[0], "fp32", 3.0), (NAMES[1], "bf16", 3.0), (NAMES[0], "fp32", 1.0)])
-def test_no_technique_is_the_stock_pipeline_bit_for_bit(
-    model_folder: Callable[[str], Path], name: str, dtype: str, scale: float
-) -> None:
+def test_no_technique_is_the_stock_pipeline_bit_for_bit(folder: Callable[[str], Path], name: str, dtype: str, scale: float) -> None:
     """Its defaults but for spatiotemporal guidance, which is for layers that can be perturbed."""
-    model = family.loaded(model_folder(name), dtype)
+    model = family.loaded(folder(name), dtype)
     plan, window = (family.made(model, preset, 17, 2, sets, negative_prompt="blurry", guidance_scale=scale)
                     for preset, sets in (("direct", ()), ("sliding-window", ("window.frames=2",))))  # fmt: skip
     changed, changed_sound = sampled(model, window)
     latents, sound = sampled(model, plan)
-    pipe = DiffusionPipeline.from_pretrained(model_folder(name), dtype=torch.float32 if dtype == "fp32" else torch.bfloat16)
+    pipe = DiffusionPipeline.from_pretrained(folder(name), dtype=torch.float32 if dtype == "fp32" else torch.bfloat16)
     pipe.set_progress_bar_config(disable=True)
     unguided = dict.fromkeys(("audio_guidance_scale", "modality_scale", "audio_modality_scale"), 1.0)
     unguided |= dict.fromkeys(("stg_scale", "audio_stg_scale", "guidance_rescale", "audio_guidance_rescale"), 0.0)
@@ -146,9 +152,8 @@ def test_a_planned_layer_equals_one_dense_softmax(backbone: Callable[[str], Any]
 def test_a_run_that_was_stopped_ends_in_the_same_file_and_decode_makes_it_again(
     model_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    folder = str(model_folder(NAMES[0]))
     arguments: dict[str, Any] = dict(
-        preset_name="sliding-window", overrides=WINDOW, backbone=folder, seed=1, device="cpu", dtype="fp32",
+        preset_name="sliding-window", overrides=WINDOW, backbone=str(model_folder(NAMES[0])), seed=1, device="cpu", dtype="fp32",
         sample=longgen.Sample(frames=33, steps=3, size=family.SIZE),
     )  # fmt: skip
 

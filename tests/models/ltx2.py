@@ -1,4 +1,4 @@
-"""LTX-2 in small: the published model's classes and settings, few channels, random weights. "ltx2-gated" has layers of LTX-2.3."""
+"""LTX-2 in small: the published model's classes and settings, few channels, random weights. GATED has layers of LTX-2.3."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3Tex
 
 from tests.models import t5
 
-NAMES = ("ltx2", "ltx2-gated")
+NAMES, GATED = ("ltx2",), "ltx2-gated"  # the second is for test_ltx2.py alone
 CHANNELS, HEADS, HEAD_DIM, AUDIO_HEAD_DIM, TEXT, LAYERS = 8, 2, 32, 16, 16, 2  # LAYERS: of the text encoder
 TOKENS = 1024  # of a prompt, as the pipeline pads it
 
@@ -40,9 +40,10 @@ def transformer(gated: bool = False) -> LTX2VideoTransformer3DModel:
 
 
 def build(name: str, folder: Path) -> None:
+    """`name` is "ltx2" or GATED."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = transformer(name == "ltx2-gated")
+        model = transformer(name == GATED)
         vae = AutoencoderKLLTX2Video(
             latent_channels=CHANNELS, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 16, 32), patch_size=1,
             layers_per_block=(1,) * 5, decoder_layers_per_block=(1,) * 4, decoder_causal=False, spatial_compression_ratio=8,

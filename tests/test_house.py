@@ -31,9 +31,9 @@ ORDER = [
     "device_tables", "slurm", "ranks", "launch", "cache_folder", "cards", "ffmpeg", "disk", "naming", "checkpoint", "video_info",
     "video", "progress", "pictures", "past", "conditions", "memory", "frameplan", "technique", "noise", "refine", "positions",
     "context", "fusion", "sampling", "catalog", "backbones", "schedule", "preset", "prompts", "program", "stack", "plan",
-    "repeats", "soundtrack", "cost", "split", "shards", "out_of_memory", "layers", "conditioning", "planner", "resolve", "attention",
-    "pipelines", "run_settings", "run_record", "rundir", "shown", "sight", "describe", "backbone_facts", "loops", "interrupted",
-    "start", "run", "metrics", "probe", "bench", "compare", "cluster", "backbones.tiny", "cli", "docs",
+    "repeats", "soundtrack", "cost", "split", "shards", "out_of_memory", "layers", "conditioning", "planner", "resolve",
+    "attention", "pipelines", "run_settings", "run_record", "rundir", "shown", "sight", "describe", "backbone_facts", "loops",
+    "interrupted", "start", "run", "metrics", "probe", "bench", "compare", "cluster", "backbones.tiny", "cli", "docs",
 ]  # fmt: skip
 ONLY_UNDER = {  # library -> the rows whose modules may import it
     "diffusers": ("longgen.backbones", "longgen.pipelines", "longgen.loops"),

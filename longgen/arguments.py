@@ -23,7 +23,7 @@ def of_generate(given: Mapping[str, Any], sample: type, schedule: type) -> None:
     for name in ("backbone", "duration", "layers", "probe", "device", "dtype", "prompt"):
         expect(name, given[name], str, "a string", optional=name != "prompt" or given["schedule"] is not None)
     expect("preset_name", given["preset_name"], str, "the name of a preset, or a TOML file")
-    expect("output", given["output"], (str, os.PathLike), "an .mp4 file name, or a folder")
+    expect("output", given["output"], (str, os.PathLike), "a file name in .mp4, .webm or .gif, or a folder")
     expect("sample", given["sample"], sample, "longgen.Sample(frames=321, ...)", optional=True)
     expect("schedule", given["schedule"], schedule, "the result of longgen.schedule.load", optional=True)
     expect("model", given["model"], Mapping, '{"offload": "model", ...}')

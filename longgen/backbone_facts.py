@@ -15,6 +15,7 @@ from longgen.backbones.sources import REPOSITORIES, SOURCES, differences, in_use
 from longgen.backbones.spec import BackboneSpec
 from longgen.describe import WIDTH, flow_shift_label
 from longgen.errors import UsageError
+from longgen.plan import Plan
 from longgen.planner import build, stand_in
 from longgen.terminal import cut_to_width
 from longgen.textfile import on_one_line
@@ -36,9 +37,7 @@ def needs(spec: BackboneSpec) -> dict[str, Any]:
     Raises UsageError where the backbone can make no video of LONG_PX frames.
     """
     weights, companions = (cost.BYTES[spec.dtype] * count for count in (spec.parameters, spec.companions))
-    plan = build(presets.load("self-forcing" if spec.causal else "direct", sample=presets.Sample(frames=LONG_PX)), spec,
-                 conditions=stand_in(spec))  # fmt: skip
-    peaks = {offload: cost.memory_bytes(plan, spec.dtype, offload)["peak"] for offload in OFFLOADS}
+    plan, peaks = peaks_of(spec, LONG_PX, spec.dtype)
     return {
         "weights_bytes": {"transformer": weights, "text encoder and VAE": companions},
         "frames": plan.written_px,
@@ -46,6 +45,16 @@ def needs(spec: BackboneSpec) -> dict[str, Any]:
         "peak_bytes": peaks,
         "on_disk": on_disk(spec),
     }
+
+
+def peaks_of(spec: BackboneSpec, frames: int, dtype: str) -> tuple[Plan, dict[str, int]]:
+    """The plan of so many `frames`, direct or, of a causal model, rolled out, and its estimated peak bytes by kind of offload.
+
+    Raises UsageError where the backbone cannot make that length.
+    """
+    plan = build(presets.load("self-forcing" if spec.causal else "direct", sample=presets.Sample(frames=frames)), spec,
+                 conditions=stand_in(spec))  # fmt: skip
+    return plan, {offload: cost.memory_bytes(plan, dtype, offload)["peak"] for offload in OFFLOADS}
 
 
 def on_disk(spec: BackboneSpec) -> dict[str, Any]:
@@ -93,11 +102,12 @@ def backbone_text(spec: BackboneSpec) -> str:
     """The facts of a backbone; for `tiny` also the sentences that it knows."""
     below = "" if spec.boundary is None else f", below {spec.boundary:g}"
     low_noise = "" if spec.guidance_scale_2 is None else f" ({spec.guidance_scale_2:g} at low noise{below})"
+    latent = "latent" if spec.token_lat == 1 else f"tokens of {spec.token_lat} latent ones"
     rows = {
         "what": [spec.about],
         "weights": _weights(spec),
         "license": [spec.license],
-        "native": [f"{spec.native_px} frames ({spec.native_lat} latent), {spec.size[0]}x{spec.size[1]}, {spec.fps} fps"],
+        "native": [f"{spec.native_px} frames ({spec.native_lat} {latent}), {spec.size[0]}x{spec.size[1]}, {spec.fps} fps"],
         "lengths": [f"{spec.stride_t}n+1 frames"],
         "sizes": ["width a multiple of {}, height of {}".format(*spec.size_multiple)],
         "defaults": [f"{spec.steps} step{'s' * (spec.steps != 1)}, guidance {spec.guidance_scale:g}{low_noise}, {spec.dtype}"],

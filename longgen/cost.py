@@ -44,6 +44,11 @@ def attention_ratio(plan: Plan) -> float:
     return _ratios(plan)[1]
 
 
+def total_flops(plan: Plan) -> float:
+    """FLOPs of the transformer's blocks in the whole run, both branches of guidance included."""
+    return ratio(plan) * flops(plan, None, plan.grid) * _direct_steps(plan) * plan.spec.layers * (2 if plan.guided else 1)
+
+
 def flops(plan: Plan, program: Program | None, grid: Grid | None = None, keys: int | None = None) -> int:
     """FLOPs of one layer in one model call, on the plan's `call_grid` or on `grid`.
 

@@ -7,13 +7,13 @@ import itertools
 import json
 import shlex
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from longgen import catalog, cost
+from longgen import catalog, cost, measured, naming
 from longgen import preset as presets
 from longgen.attention.lowering import lower
 from longgen.backbones.registry import SPECS
@@ -42,6 +42,11 @@ MAP_SIDE = 40  # characters across a picture of a table
 PICTURED = 1  # passes of a branch whose table is drawn; the others look like it, shifted
 
 
+def frames_of(spec: BackboneSpec) -> str:
+    """What the frames are called that attention sees."""
+    return "latent frames" if spec.token_lat == 1 else f"token frames of {spec.token_lat} latent frames"
+
+
 def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: bool = True, card: Card | None = None) -> str:
     """What would run: techniques, tables, cost and memory; and the time that sampling may take on `card`."""
     spec, sample = plan.spec, plan.sample
@@ -50,7 +55,7 @@ def plan_text(plan: Plan, dtype: str, offload: str, tables: bool = True, notes: 
     lines = [
         on_one_line(f"{plan.preset.name} on {spec.name}"),
         f"  {plan.written_px} frames, {plan.duration_s:.1f} s at {sample.fps} fps, {width}x{height}",
-        f"  {plan.frames_lat} latent frames ({spec.native_lat} native), {plan.tokens:,} tokens,"
+        f"  {plan.frames_lat} {frames_of(spec)} ({spec.native_lat} native), {plan.tokens:,} tokens,"
         f" {plan.steps} step{'s' * (plan.steps != 1)}, guidance {sample.guidance_scale:g}{', ' * bool(shift)}{shift}",
         *_start_lines(plan),
         "",
@@ -317,27 +322,45 @@ def picture(visible: np.ndarray) -> list[str]:
 COSTED = ("wan2.1-1.3b", "self-forcing", "wan2.2-ti2v-5b", "wan2.2-i2v-a14b")
 
 
-def preset_row(preset: Preset) -> dict[str, Any]:
-    """What `longgen presets list` says of a preset. cost_ratio: of all arithmetic, on COSTED at LONG times its length."""
-    plans = on_every_backbone(preset)
-    costed = next((plan for plan in (plans[name] for name in COSTED) if isinstance(plan, Plan)), None)
+def preset_row(preset: Preset, only: BackboneSpec | None = None) -> dict[str, Any]:
+    """What `longgen presets list` says of a preset. cost_ratio: of all arithmetic, on COSTED, or on `only`, at LONG times its
+    length.
+    """
+    plans, quality = on_every_backbone(preset, only), measured.presets().get(preset.name)
+    if only is not None and quality is not None and quality["causal"] != only.causal:
+        quality = None  # of a model of another kind
+    costed = next((plan for plan in (plans[name] for name in (COSTED if only is None else plans)) if isinstance(plan, Plan)), None)
     return {
         "techniques": [catalog.name_of(technique) for technique in preset.techniques],
         "backbones": [name for name, plan in plans.items() if isinstance(plan, Plan)],
         "refused": {name: error.given for name, error in plans.items() if isinstance(error, UsageError)},
         "cost_ratio": None if costed is None else round(cost.ratio(costed), 3),
+        "quality": quality,
     }
 
 
-def presets_text(presets: list[dict[str, Any]]) -> str:
-    """A table of presets, each as its tables and `preset_row`: cost, techniques, backbones, paper."""
-    rows = [("preset", "cost", "techniques", "backbones", "paper")]
+def presets_text(presets: list[dict[str, Any]], only: BackboneSpec | None = None, left_out: Sequence[str] = ()) -> str:
+    """A table of presets, each as its tables and `preset_row`, those to try first above. only: the backbone that they run on;
+    left_out: those that do not.
+    """
+    rows: list[tuple[str, ...]] = [("preset", "cost", "quality", "techniques", "backbones", "paper")]
     for row in presets:
         ratio = "" if row["cost_ratio"] is None else f"{row['cost_ratio']:.2f}"
         techniques, source = " + ".join(row["techniques"]) or "none", row["source"].split(";")[0]
-        rows.append((row["name"], ratio, techniques, backbones_label(row), source))
-    lines = [line.rstrip() for line in aligned(rows, left=5)]
-    return "\n".join([*lines, f"cost: {cost.FLOOR} at {LONG} times the native length, on {' or else '.join(COSTED)}"])
+        rows.append((row["name"], ratio, measured.label(row["quality"]), techniques, backbones_label(row), source))
+    if only is not None:
+        rows = [(*row[:4], *row[5:]) for row in rows]
+    if not any(row["quality"] for row in presets):
+        rows = [(*row[:2], *row[3:]) for row in rows]
+    header, *lines = [line.rstrip() for line in aligned(rows, left=6)]
+    first = sum(row["try_first"] for row in presets)
+    facts = [f"cost: {cost.FLOOR} at {LONG} times the native length, on {only.name if only else ' or else '.join(COSTED)}"]
+    if any(row["quality"] for row in presets):
+        facts.append("quality: clips that keep the kind of motion and the colour asked for, on tiny at 4 times its length, of "
+                     "rollouts on tiny-causal-unsaid at 12; empty: not measured (longgen docs experiments/rivals)")  # fmt: skip
+    if left_out:
+        facts.append(f"not on {only.name if only else 'it'}: {', '.join(left_out)}")
+    return "\n".join(["to try first", header, *lines[:first], "", "the others", *lines[first:], "", *facts])
 
 
 def backbones_label(row: Mapping[str, Any]) -> str:
@@ -361,13 +384,13 @@ def command_again(settings: Mapping[str, Any], video: Path) -> str:
     """
     words = ["longgen generate", "--preset THIS.toml", _flag("seed", settings["seed"]), _flag("backbone", settings["backbone"])]
     words += [_flag(name, value) for name, value in settings["sample"].items() if value is not None]
-    words += [_flag(name, value) for name, value in options(settings, video.absolute().with_suffix(".run"))]
+    words += [_flag(name, value) for name, value in options(settings, naming.run_folder(video.absolute()))]
     for name in STORED_MODEL_SETTINGS:
         for value in settings[name] if name == "lora" and name in settings else [settings.get(name)]:
             words += [] if value is None or value is False else [_flag(name, value)]
     if settings.get("schedule") is None:
         return " ".join([words[0], _flag("prompt", settings["prompt"]), *words[1:]])
-    shots = f"longgen inspect {_quoted(str(video.absolute()))} --schedule"
+    shots = f"longgen inspect {_quoted(str(video.absolute()))} --shots"
     return " ".join([f"{shots} | {words[0]} --schedule -", *words[1:]])
 
 

@@ -15,7 +15,8 @@ Each message states three facts: what was given, what is expected, and a hint wh
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 
 
 def shown(value: object, most: int = 100) -> str:
@@ -79,10 +80,17 @@ def conflict(first: str, second: str, why: str = "", expected: str = "one of the
     return UsageError(f"{first} cannot be combined with {second}{why and ': '}{why}", expected, hint)
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str], hint: str) -> UsageError:
-    """The error for an unknown name, with the closest known names."""
+def near_names(name: str, known: Iterable[str]) -> list[str]:
+    """The known names that `name` may stand for: those that begin with it or have it as a part, else the most alike."""
+    names, word = [*known], name[:100].lower()
+    parts = [one for one in names if len(word) > 2 and (one.startswith(word) or word in re.split(r"[-_./:]", one))]
+    return parts[:5] or difflib.get_close_matches(word, names, n=3, cutoff=0.5)
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], hint: str, synonyms: Mapping[str, str] | None = None) -> UsageError:
+    """The error for an unknown name, with the closest known names. synonyms: what other words mean, as they are to be written."""
     names = sorted(known)
-    near = difflib.get_close_matches(name[:100], names, n=3, cutoff=0.5)
+    near = [meant] if (meant := (synonyms or {}).get(name.lower())) else near_names(name, names)
     quoted = shown(name) if len(name) > 98 or not name.isprintable() else f"'{name}'"
     suggestion = f" (did you mean {' or '.join(near)}?)" if near else ""
     return UsageError(f"no {kind} is called {quoted}{suggestion}", expected=", ".join(names), hint=hint)

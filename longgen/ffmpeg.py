@@ -22,6 +22,7 @@ FORMATS = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "ogg", "asf", "gif
 FORMAT_NAMES = "MP4/MOV, Matroska/WebM, AVI, MPEG, FLV, Ogg, ASF/WMV, GIF and Y4M"
 # reads a truncated file as far as possible: drops damaged packets, ignores the index
 TOLERANT = ("-fflags", "+discardcorrupt+ignidx")
+ENCODERS = {".mp4": "libx264", ".webm": "libvpx-vp9", ".gif": "gif"}  # of the files that longgen writes
 ESCAPED = re.compile(r"[=;#\\\n]")  # characters to escape in a metadata file
 PROTOCOLS = {
     "async", "bluray", "cache", "concat", "concatf", "crypto", "data", "dtls", "fd", "ffrtmpcrypt", "ffrtmphttp", "file",
@@ -86,6 +87,11 @@ def run(
     with start(arguments, stdout=subprocess.PIPE, stderr=stderr, own_session=own_session) as process:
         stdout, errors = process.communicate()
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, errors)
+
+
+def has_encoder(listed: bytes, suffix: str) -> bool:
+    """Whether ffmpeg, whose `-encoders` printed `listed`, has the encoder of files that end in `suffix`."""
+    return re.search(rb"(?m)^ V\S+ " + re.escape(ENCODERS[suffix]).encode() + rb" ", listed) is not None
 
 
 def scratch() -> IO[bytes]:

@@ -16,8 +16,10 @@ from longgen.errors import UsageError
 
 # in the folder of a run, see `longgen.rundir`
 LATENTS, CHUNKS, STEP, RECORD, INPUTS = "latents.safetensors", "latents", "checkpoint.safetensors", "run.json", "inputs"
+PREVIEW = "preview.png"
 LONGEST_NAME = 230  # bytes; file systems allow 255, and temporary names are longer by up to 17
 LONGEST_SLUG = 60, 120  # characters and bytes: names of two slugs, a seed and a hash still fit
+SUFFIXES = (".mp4", ".webm", ".gif")  # of the videos that longgen writes
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in "0123456789")}  # on Windows
 
 
@@ -44,35 +46,57 @@ def key_of(path: Path) -> str:
     return unicodedata.normalize("NFC", os.path.abspath(path)).casefold()
 
 
+def run_folder(output: Path) -> Path:
+    """The folder of the run that makes `output`: `ball.run` of ball.mp4, `ball.webm.run` of ball.webm."""
+    return output.with_suffix(".run") if is_plain(output) else output.with_name(f"{output.name}.run")
+
+
+def output_of(folder: Path) -> Path:
+    """The video beside the run folder `folder`: the inverse of `run_folder`."""
+    inner = folder.with_suffix("")
+    return inner if inner.suffix.lower() in SUFFIXES[1:] else folder.with_suffix(SUFFIXES[0])
+
+
+def is_plain(output: Path) -> bool:
+    """Whether `output` is an MP4, or of a kind that longgen does not write."""
+    return output.suffix.lower() not in SUFFIXES[1:]
+
+
+def is_video(output: str | Path) -> bool:
+    """Whether `output` is named like a video that longgen writes."""
+    return _suffix(str(output)).lower() in SUFFIXES
+
+
 def is_file_name(output: str) -> bool:
     """Whether `output` is a file name; otherwise it is a folder for files with default names."""
     suffix = _suffix(output)
-    return not output.endswith(("/", os.sep)) and suffix != "" and (suffix.lower() == ".mp4" or not os.path.isdir(output))
+    return not output.endswith(("/", os.sep)) and suffix != "" and (suffix.lower() in SUFFIXES or not os.path.isdir(output))
 
 
 def _suffix(output: str) -> str:
-    return ".mp4" if Path(output).name == ".mp4" else Path(output).suffix
+    name = Path(output).name
+    return name if name in SUFFIXES else Path(output).suffix
 
 
 def output_path(output: str | None, prompt: str, seed: int) -> Path:
-    """The path of the video: `output` if it is an .mp4 file name, else `<slug>-<seed>.mp4` in the folder `output`."""
+    """The path of the video: `output` if that is a file name of `SUFFIXES`, else `<slug>-<seed>.mp4` in the folder `output`."""
     if output is not None:
         ffmpeg.check_output(output)
+    kinds = "a name in .mp4, .webm or .gif"
     if "\0" in (output or ""):
-        raise UsageError(
-            f"--output {output!r}: the name contains a NUL byte", expected="a name in .mp4, or a folder", hint="remove it"
-        )
+        raise UsageError(f"--output {output!r}: the name contains a NUL byte", expected=f"{kinds}, or a folder", hint="remove it")
     if output is not None and is_file_name(output):
-        suffix, shown = _suffix(output).lower(), disk.shortened(output)
-        if output.endswith(".partial.mp4"):
-            raise UsageError(f"--output {shown}: that suffix marks incomplete videos", expected="another name in .mp4",
-                             hint=f"use {output.removesuffix('.partial.mp4')}.mp4")  # fmt: skip
-        if suffix == ".mp4" and 4 < len(os.fsencode(Path(output).name)) <= LONGEST_NAME:
+        suffix, shown = _suffix(output), disk.shortened(output)
+        if output.endswith(tuple(f".partial{kind}" for kind in SUFFIXES)):
+            raise UsageError(f"--output {shown}: that suffix marks incomplete videos", expected="another name",
+                             hint=f"use {output.removesuffix(f'.partial{suffix}')}{suffix}")  # fmt: skip
+        known = suffix.lower() in SUFFIXES
+        if known and len(suffix) < len(os.fsencode(Path(output).name)) <= LONGEST_NAME:
             return Path(output)
-        if suffix == ".mp4":
+        if known:
             raise UsageError(f"--output {shown}: the name is empty or too long", expected=f"a name of at most {LONGEST_NAME} bytes",
                              hint="give another name")  # fmt: skip
-        raise UsageError(f"--output {shown}: longgen writes MP4 only", expected="a name in .mp4, or a folder",
+        raise UsageError(f"--output {shown}: longgen writes MP4, WebM and GIF only", expected=f"{kinds}, or a folder",
                          hint=f"use {Path(output).with_suffix('.mp4')}")  # fmt: skip
     return Path(output or ".") / f"{slug(prompt)}-{seed}.mp4"
 

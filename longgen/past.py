@@ -114,8 +114,8 @@ def read(path: Path) -> Past:
     if path.is_dir():
         raise UsageError(f"--continue {path}: it is a folder without {naming.RECORD}, so no run of longgen", expected=EXPECTED,
                          hint="name the folder NAME.run, or a video in it")  # fmt: skip
-    folder = path.with_suffix(".run")
-    if path.is_file() and path.suffix.lower() == ".mp4" and (folder / naming.RECORD).is_file():
+    folder = naming.run_folder(path)
+    if path.is_file() and naming.is_video(path) and (folder / naming.RECORD).is_file():
         try:
             record = _record(folder)
             if record["status"] == "done" and record.get("video") == disk.file_hash(path):
@@ -267,7 +267,7 @@ def _gather(folder: Path) -> tuple[Past, Taken]:
         shown_lat = record["latent_frames"]
     else:
         unfinished = record["status"] != "done"
-        name = folder.with_suffix(".mp4").name
+        name = naming.output_of(folder).name
         raise MissingError(f"--continue: {folder} holds no finished latents" + ": its run is not finished" * unfinished,
                            expected=EXPECTED, hint=f"longgen generate -o {name} --resume finishes it" if unfinished
                            else "give the video file")  # fmt: skip

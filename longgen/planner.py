@@ -162,6 +162,10 @@ def _check_size(spec: BackboneSpec, size: tuple[int, int], requested_px: int, ca
         given, only = ("x".join(map(str, sides)) for sides in (size, spec.size))
         raise UsageError(f"{given} does not fit {spec.name}, which learned the places of {only} alone", expected=f"--size {only}",
                          hint="leave --size out")  # fmt: skip
+    if spec.most_size is not None and any(side > most for side, most in zip(size, spec.most_size, strict=True)):
+        given, most = ("x".join(map(str, sides)) for sides in (size, spec.most_size))
+        raise UsageError(f"{given} is beyond the positions that {spec.name} has", expected=f"at most {most}",
+                         hint="use a smaller --size")  # fmt: skip
     for side, length, multiple in zip(("width", "height"), size, spec.size_multiple, strict=True):
         if length % multiple:
             below = length // multiple * multiple
@@ -372,6 +376,9 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
             )
     elif frames_px != requested_px:
         notes.append(f"rounded {requested_px} frames up to {frames_px} ({spec.name} generates {spec.stride_t}n+1)")
+    if spec.token_lat > 1:
+        notes.append(f"a token of {spec.name} holds {spec.token_lat} latent frames of its VAE: what is called a latent frame here "
+                     f"is that many, {spec.stride_t} frames of video, and nothing cuts between them")  # fmt: skip
     for placed in plan.techniques:
         noised = plan.call_geometry if plan.clips else plan.geometry
         acts_outside_attention = (isinstance(placed.technique, Refine) or (placed.makes_noise and noised.ratio > 1)
@@ -449,10 +456,10 @@ def length_px(spec: BackboneSpec, times: int) -> int:
     return frames.pixel_frames(times * (spec.native_lat - 1) + 1, spec.stride_t)
 
 
-def on_every_backbone(preset: Preset) -> dict[str, Plan | UsageError]:
-    """By backbone, the plan of `preset` at LONG times the native length, or why that backbone cannot run it."""
+def on_every_backbone(preset: Preset, only: BackboneSpec | None = None) -> dict[str, Plan | UsageError]:
+    """By backbone, the plan of `preset` at LONG times the native length, or why that backbone cannot run it. only: on this one."""
     plans: dict[str, Plan | UsageError] = {}
-    for name, spec in SPECS.items():
+    for name, spec in SPECS.items() if only is None else [(only.name, only)]:
         long = preset.model_copy(update={"sample": Sample(frames=length_px(spec, LONG)), "backbone_samples": {}})
         try:
             plans[name] = build(long, as_if_probed(spec), conditions=stand_in(spec))

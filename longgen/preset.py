@@ -46,6 +46,7 @@ from longgen.errors import MissingError, UsageError, shown, unknown_name
 from longgen.technique import Technique
 
 SCHEMA = 1
+SYNONYMS = dict.fromkeys(("none", "off", "no", "baseline", "stock", "default", "vanilla", "full"), "direct")
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -198,7 +199,7 @@ def load(name: str, overrides: Iterable[str] = (), sample: Sample | None = None,
     path, overrides = Path(name), [*overrides]
     if not name.endswith(".toml") and "/" not in name:
         if name not in names():
-            raise unknown_name("preset", name, names(), "longgen presets list, or give a path that ends in .toml")
+            raise unknown_name("preset", name, names(), "longgen presets list, or give a path that ends in .toml", SYNONYMS)
         path = folder() / f"{name}.toml"
     elif not os.path.isfile(name):  # not Path.is_file, which raises where a name is too long
         raise MissingError(f"preset file {name} does not exist", expected="a TOML file, or one of " + ", ".join(names()),

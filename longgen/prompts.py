@@ -39,7 +39,8 @@ OTHERS = {  # file types that people may pass -> hint
 }
 MOST_ERRORS = 20  # listed in a message
 ACCEPTED = "one prompt a line in .txt; a table in .csv or .tsv; JSON Lines in .jsonl"
-SIZE = re.compile(r"([1-9][0-9]{0,4})[x*]([1-9][0-9]{0,4})")
+SIZE = re.compile(r"([1-9][0-9]{0,4}) *[x*×] *([1-9][0-9]{0,4})")
+LINES = {"480p": "832x480", "540p": "960x544", "720p": "1280x720", "hd": "1280x720", "1080p": "1920x1088"}  # as models have them
 
 
 class Row(SampleFields):
@@ -94,10 +95,12 @@ NO_COLUMNS = {  # what people may expect to be a column -> why it is none
 
 
 def parse_size(size: str, what: str = "--size") -> tuple[int, int]:
-    """`832x480`, `832*480` or `832X480` as (width, height)."""
+    """`832x480`, `832*480`, `832×480` or `832X480` as (width, height)."""
     match = SIZE.fullmatch(size.strip().lower())
     if match is None:
-        raise UsageError(f"{what} {shown(size)} is not a frame size", "WIDTHxHEIGHT in pixels, as 832x480", "correct it")
+        meant = LINES.get(size.strip().lower())
+        hint = f"{what} {meant}, or {'x'.join(reversed(meant.split('x')))} upright" if meant else "correct it"
+        raise UsageError(f"{what} {shown(size)} is not a frame size", "WIDTHxHEIGHT in pixels, as 832x480", hint)
     return int(match[1]), int(match[2])
 
 
@@ -316,4 +319,4 @@ def _wrong_output(name: str) -> str | None:
         return "is not a plain file name: videos of a file of prompts go into the folder of --output"
     if any(ord(character) < 32 or ord(character) == 127 for character in name):
         return "contains a control character"
-    return None if name.lower().endswith(".mp4") else "does not end in .mp4"
+    return None if name.lower().endswith((".mp4", ".webm", ".gif")) else "does not end in .mp4, .webm or .gif"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from longgen import catalog, units
+from longgen import catalog, naming, units
 from longgen import preset as presets
 from longgen.backbones.find import find
 from longgen.backbones.spec import BackboneSpec
@@ -18,6 +18,7 @@ from longgen.naming import INPUTS
 from longgen.pictures import kept
 from longgen.plan import Plan
 from longgen.planner import build
+from longgen.recommended import DIRECT, Recommendation, recommended
 from longgen.schedule import PromptSchedule, settled
 
 
@@ -25,12 +26,13 @@ from longgen.schedule import PromptSchedule, settled
 class PlanRequest:
     """Everything a plan depends on.
 
-    preset: a shipped name or a TOML file, optionally with `@all`, `@none` or `@random:SEED`. overrides: `technique.key=value`.
+    preset: a shipped name or a TOML file, optionally with `@all`, `@none` or `@random:SEED`; None for the recommended one, see
+    `longgen.recommended`, which takes gpus and guidance_parallel into account. overrides: `technique.key=value`.
     duration: in place of sample.frames, as `20s`. layers, probe: see `longgen.layers.selection`. lora: what the weights to be
     probed are merged with. allow_code: whether the preset may name Python classes as techniques.
     """
 
-    preset: str
+    preset: str | None
     spec: BackboneSpec
     overrides: tuple[str, ...] = ()
     sample: presets.Sample = presets.Sample()  # noqa: RUF009 - immutable
@@ -41,12 +43,27 @@ class PlanRequest:
     lora: tuple[str, ...] = ()
     allow_code: bool = False
     conditions: Conditions = NOTHING
+    gpus: int = 1
+    guidance_parallel: bool = False
+
+    def settled(self) -> tuple[PlanRequest, str, tuple[str, ...]]:
+        """With a preset that is named; its name; and a note where it was recommended."""
+        if self.preset is not None:
+            return self, self.preset, ()
+        advice, sample = Recommendation(DIRECT), self.sample
+        if self.layers is None and self.probe is None and not (self.duration is not None and sample.frames is not None):
+            if self.duration is not None:
+                sample = sample.model_copy(update={"frames": units.duration_frames(self.duration, sample.fps or self.spec.fps)})
+            advice = recommended(self.spec, None, sample, self.schedule, self.conditions, self.gpus, self.guidance_parallel,
+                                 self.overrides)  # fmt: skip
+        return replace(self, preset=advice.preset), advice.preset, (advice.note,) if advice.note else ()
 
     def load_preset(self) -> presets.Preset:
         """The preset under the overrides and the sample; a duration becomes frames at its fps. Raises UsageError."""
         if self.duration is not None and self.sample.frames is not None:
             raise conflict("--frames", "--duration")
-        loaded = presets.load(selection.split_name(self.preset)[0], self.overrides, self.sample, self.allow_code)
+        name = selection.split_name(self.settled()[1])[0]
+        loaded = presets.load(name, self.overrides, self.sample, self.allow_code)
         if self.duration is None:
             return loaded
         fps = loaded.sample_on(self.spec).fps or self.spec.fps
@@ -55,7 +72,7 @@ class PlanRequest:
     def fitted(self) -> PlanRequest:
         """The request as one of several presets takes it: with the overrides of techniques that this preset has, and with layers
         and probe where it leaves its layers to a probe."""
-        loaded = presets.load(selection.split_name(self.preset)[0], allow_code=self.allow_code)
+        loaded = presets.load(selection.split_name(self.settled()[1])[0], allow_code=self.allow_code)
         techniques = {presets.name_of(technique) for technique in loaded.techniques}
         overrides = tuple(text for text in self.overrides if presets.override_target(text)[0] in techniques)
         if selection.uses_probe(loaded):
@@ -65,14 +82,15 @@ class PlanRequest:
 
 def resolve(request: PlanRequest) -> Plan:
     """The plan of `request`. Raises UsageError for what cannot run."""
-    how = selection.split_name(request.preset)[1]
+    request, name, advice = request.settled()
+    how = selection.split_name(name)[1]
     if how is not None and request.layers is not None:
-        raise conflict(f"--layers {request.layers}", f"--preset {request.preset}", "both choose layers")
+        raise conflict(f"--layers {request.layers}", f"--preset {name}", "both choose layers")
     loaded = request.load_preset()
     pictured = settled(request.schedule, request.conditions)[1].image is not None
     chosen, notes = selection.resolve_layers(loaded, request.spec, how or request.layers, request.probe, request.lora,
                                              pictured)  # fmt: skip
-    return build(chosen, request.spec, request.schedule, notes, request.conditions)
+    return build(chosen, request.spec, request.schedule, (*advice, *notes), request.conditions)
 
 
 def check_overrides(overrides: Sequence[str], requests: Iterable[PlanRequest]) -> None:
@@ -124,7 +142,7 @@ def stored_schedule(settings: dict[str, Any], origin: Path) -> PromptSchedule | 
 
 
 def _run_folder(origin: Path) -> Path:
-    return origin.parent if origin.absolute().parent.suffix == ".run" else origin.with_suffix(".run")
+    return origin.parent if origin.absolute().parent.suffix == ".run" else naming.run_folder(origin)
 
 
 def _names(settings: dict[str, Any]) -> dict[str, str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from longgen import arguments, disk, ffmpeg, launch, naming, past, preset, ranks, run_record, rundir, start
+from longgen import arguments, disk, ffmpeg, launch, naming, past, preset, ranks, run_record, rundir, start, timings
 from longgen.backbones import defaults
 from longgen.backbones.settings import ModelSettings
 from longgen.describe import plan_dict
@@ -28,7 +28,7 @@ from longgen.errors import LonggenError, UsageError
 from longgen.out_of_memory import translate_oom
 from longgen.pictures import FITS, Fit
 from longgen.plan import Plan
-from longgen.progress import Phase, Progress, clock_text, no_report
+from longgen.progress import UNCOUNTED, Phase, Progress, Videos, clock_text, no_report, working
 from longgen.resolve import PlanRequest, resolve
 from longgen.run_settings import SCHEMA, stored_settings, version_warning
 from longgen.rundir import Job, JobRequest, jobs_of, run_folder
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from longgen.loops import State
     from longgen.pipelines.base import PipelineBackbone
     from longgen.pipelines.given import Given
+    from longgen.preview import Preview
     from longgen.video import Sound, Writer
 
 
@@ -134,6 +135,7 @@ def generate_one(
     report: Callable[[Progress], None] = no_report,
     log: Callable[[str], None] = no_report,
     load_s: float = 0.0,
+    preview: Callable[[PipelineBackbone, Job], Preview] | None = None,
 ) -> Result:
     """Samples, saves and decodes one video. With `resume`, continues from what its run folder holds, else starts over.
 
@@ -155,13 +157,15 @@ def generate_one(
             torch.cuda.reset_peak_memory_stats(device)
         latents, state = team.decide(functools.partial(_begin, held, backbone, job, record, resume, log))
         chunks = checkpoint.Chunks(folder / rundir.CHUNKS, run_settings) if team.writes else None
-        decoded = False
+        decoded, sampled_whole = False, latents is None and state is None
         if latents is None:
             skipping = magcache.skipping(backbone, plan, lambda: Phase("calibrate", plan.steps, device, report).at)
             remains = "the checkpoint is kept: --resume goes on, with another --offload too"
             with translate_oom("sampling", backbone.model_settings, remains, plan), skipping:
-                phase = Phase("sample", plan.rounds, device, report, done=state.done if state else 0)
-                tensors, decoded = _sample(backbone, job, chunks, state, phase, _first_step(record, phase, load_s, log))
+                expected_s = timings.sampling_s(plan, backbone.model_settings)
+                phase = Phase("sample", plan.rounds, device, report, state.done if state else 0, expected_s=expected_s)
+                strips = preview(backbone, job) if preview is not None and team.writes else None
+                tensors, decoded = _sample(backbone, job, chunks, state, phase, _first_step(record, phase, load_s, log), strips)
                 latents = tensors.get("latents")
                 record.seconds["sample"] = round(phase.seconds, 3)
                 if tensors and chunks is not None:
@@ -181,6 +185,8 @@ def generate_one(
         record.content.pop(rundir.REPLACES, None)
         record.write("done", video=disk.file_hash(output))
         rundir.clean_up(output)
+        if sampled_whole and preview is None:
+            timings.keep(plan, backbone.model_settings, record.seconds, record.content["peak_memory_bytes"], log)
     return _result(job, record.seconds, memory_bytes(device))
 
 
@@ -228,8 +234,9 @@ def _begin(
 
 
 def _sample(
-    backbone: PipelineBackbone, job: Job, chunks: Chunks | None, state: State | None, phase: Phase, first_step: Callable[[], None]
-) -> tuple[dict[str, Tensor], bool]:
+    backbone: PipelineBackbone, job: Job, chunks: Chunks | None, state: State | None, phase: Phase, first_step: Callable[[], None],
+    preview: Preview | None = None,
+) -> tuple[dict[str, Tensor], bool]:  # fmt: skip
     """The latents of `job` by name (none where they are in chunks on disk), and whether the video was decoded as they came.
 
     chunks: where they go; None on ranks that write nothing.
@@ -247,6 +254,8 @@ def _sample(
             interrupted.save(now, chunks, plan)
         first_step()
         phase.at(now.done)
+        if preview is not None:
+            preview.on_step(now)
 
     generator = torch.Generator().manual_seed(job.seed)
     given = _given(backbone, job, generator, state, chunks)
@@ -260,7 +269,8 @@ def _sample(
         if given is not None and given.before is not None and given.before.shape[2]:  # splitting none would give one without frames
             frames = itertools.chain(given.before.split(1, dim=2), frames)
         writer = Writer(job.output, plan.size, plan.fps, chunks.settings)
-        write_video(writer, shown.in_file(plan, backbone.decode, frames))
+        pixels = shown.in_file(plan, backbone.decode, frames)
+        write_video(writer, pixels if preview is None else preview.passing(pixels))
     else:
         for _ in frames:
             pass
@@ -322,20 +332,26 @@ def generate_jobs(
     log: Callable[[str], None] = no_report,
     overwrite: bool = False,
     each: Callable[[Result | Failure], None] = no_report,
+    preview: Callable[[PipelineBackbone, Job], Preview] | None = None,
 ) -> list[Result | Failure]:
     """Makes every job's video on one loaded model, which is that of the first one's plan. Finished ones are skipped.
 
     With `resume` it continues from what is left; only `overwrite` replaces what is there. Of several jobs, one that fails becomes
     a Failure and the rest goes on; a single one raises its error, and so does the first where nothing is loaded yet. On several
     ranks (`model_settings.gpus`) the error of one in the midst of a video ends them all. each: called with every result as soon as
-    it is there.
+    it is there. preview: makes the preview of a job.
     """
     team = ranks.join(model_settings.gpus, model_settings.device)
     model_settings = model_settings.replace(device=team.device(model_settings.device))
     if not team.writes:
         report = log = no_report
     results: list[Result | Failure] = []
-    backbone = None
+    backbone, report_one, videos = None, report, None
+    if len(jobs) > 1:
+        from longgen import cost
+
+        videos = Videos([cost.ratio(job.plan) for job in jobs], model_settings.device, report)
+        report_one = videos.of_one
     for number, job in enumerate(jobs, start=1):
         if len(jobs) > 1:
             log(f"[{number}/{len(jobs)}] {on_one_line(job.prompt, 200)}")
@@ -345,6 +361,8 @@ def generate_jobs(
                     results.append(skipped(job))
                     each(results[-1])
                     log(f"{job.output} is finished, with these settings: there is nothing to do (--overwrite makes it again)")
+                    if videos is not None:
+                        videos.settled(made=False)
                     continue
                 load_s = 0.0
                 if backbone is None:
@@ -354,7 +372,7 @@ def generate_jobs(
                     if model_settings.compile:
                         log("compiling: the first step takes seconds to minutes more")
                 job = _announced(job, backbone, log)
-                results.append(generate_one(backbone, job, resume, report, log, load_s))
+                results.append(generate_one(backbone, job, resume, report_one, log, load_s, preview))
                 each(results[-1])
         except LonggenError as error:
             if len(jobs) == 1 or backbone is None or (team.size > 1 and not error.everywhere):
@@ -363,6 +381,8 @@ def generate_jobs(
             results.append(Failure(job.output.stem, str(job.output), job.prompt, job.seed, error.given, error.expected, error.hint,
                                    error.exit_code))  # fmt: skip
             each(results[-1])
+        if videos is not None:
+            videos.settled()
     return results
 
 
@@ -400,11 +420,13 @@ def _announced(job: Job, backbone: PipelineBackbone, log: Callable[[str], None])
     """`job` with notes on words of its prompt that the text encoder cuts off; logs these, its seed and the file that grows."""
     from longgen import loops
     from longgen.pipelines.token_limit import cut_notes, tokenizer_of
-    from longgen.video import partial_of
+    from longgen.video import notes_of, partial_of
 
     plan = job.plan
     cut = cut_notes(plan, [job.prompt], tokenizer_of(backbone))
     for note in cut:
+        log(f"note: {note}")
+    for note in notes_of(job.output):
         log(f"note: {note}")
     log(f"seed {job.seed}")
     if loops.streams(plan, backbone.model_settings.offload):
@@ -419,9 +441,9 @@ def load(
 
     Raises OutOfMemoryError, and what `longgen.pipelines.loading.load` does.
     """
-    from longgen.pipelines import loading
-
     start = time.monotonic()
+    with working("prepare", report):  # the libraries take seconds
+        from longgen.pipelines import loading
     with translate_oom("loading the model", model_settings, "or a smaller --backbone", plan):
         backbone = loading.load(spec, model_settings, report)
     return backbone, time.monotonic() - start
@@ -429,13 +451,17 @@ def load(
 
 def write_video(writer: Writer, frames: Iterator[np.ndarray], phase: Phase | None = None) -> int:
     """Writes decoded `frames`, [F, height, width, 3] uint8 at a time, as they come; returns their number."""
-    done = 0
+    done, ending = 0, None
     with writer:
         for frames_px in frames:
             writer.add(frames_px)
             done += len(frames_px)
             if phase is not None:
                 phase.at(done)
+        if phase is not None:  # the encoder has frames left, and the file gets its index
+            ending = Phase("write", 1, phase.device, phase.report, unit=UNCOUNTED)
+    if ending is not None:
+        ending.at(1)
     return done
 
 

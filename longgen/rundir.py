@@ -1,10 +1,11 @@
-"""The files of a run: the MP4, the folder `NAME.run` beside it, what may be resumed and what may be replaced.
+"""The files of a run: the video, the folder `NAME.run` beside it, or `NAME.webm.run`, and what may be resumed or replaced.
 
     run.json                  settings, versions, what acted where, seconds per phase, peak memory; once finished the video's hash
     checkpoint.safetensors    after every step, until sampling is done
     latents.safetensors       from the end of sampling on, before decoding begins
     latents/000000.safetensors, 000001 ...   in place of the two, where frames are made in chunks: each as soon as it is done; in
                               a chain each clip, beside the checkpoint of the one under way
+    preview.png               with --preview, the newest strip of frames
     inputs/                   copies of the pictures and of the earlier video that the run starts from, see `longgen.past`
     earlier/                  of a finished run that --overwrite replaces: its record and latents, until the new video is complete
 
@@ -25,7 +26,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from longgen import disk, naming, pictures
+from longgen import disk, naming, pictures, video
 from longgen.errors import LonggenError, MissingError, UsageError
 from longgen.run_settings import SCHEMA, differences, stored_settings
 from longgen.split import split_of
@@ -57,8 +58,7 @@ class Job(NamedTuple):
     output: Path
 
 
-def run_folder(output: Path) -> Path:
-    return output.with_suffix(".run")
+run_folder = naming.run_folder
 
 
 def lock(output: Path) -> AbstractContextManager[None]:
@@ -119,7 +119,6 @@ def unfinished_work(output: Path) -> str | None:
 
 def is_finished(output: Path, settings: dict[str, Any], frames: int) -> bool:
     """Whether `output` is the complete video of the run with `settings`. Raises LonggenError if run.json is damaged."""
-    from longgen.video import read_frames
     from longgen.video_info import facts
 
     if not output.is_file():
@@ -133,17 +132,15 @@ def is_finished(output: Path, settings: dict[str, Any], frames: int) -> bool:
     if record is not None and record.get("video") is not None:
         return disk.file_hash(output) == record["video"]
     try:
-        return facts(output).cut is None and sum(1 for _ in read_frames(output, facts(output).size)) == frames
+        return facts(output).cut is None and sum(1 for _ in video.read_frames(output, facts(output).size)) == frames
     except LonggenError:
         return False
 
 
-def settings_inside(video: Path) -> dict[str, Any] | None:
-    """The settings stored in an MP4 of longgen; None for any other file."""
-    from longgen.video import read_settings
-
+def settings_inside(path: Path) -> dict[str, Any] | None:
+    """The settings stored in a video of longgen; None for any other file."""
     try:
-        return read_settings(video)
+        return video.read_settings(path)
     except LonggenError:
         return None
 
@@ -238,6 +235,8 @@ def jobs_of(
     for plan in dict.fromkeys(request.plan for request in requests):
         split_of(plan, model_settings)
     outputs = [naming.output_path(request.output, request.prompt, request.seed) for request in requests]
+    for output, fps in dict.fromkeys((output, request.plan.fps) for output, request in zip(outputs, requests, strict=True)):
+        video.check_kind(output, fps)
     named = [request.output is not None and naming.is_file_name(request.output) for request in requests]
     taken: dict[str, Path] = {}
     for output in itertools.compress(outputs, named):
@@ -294,6 +293,19 @@ def _settings_at(output: Path, resume: bool) -> dict[str, Any] | None:
     return settings_inside(output) if record is None else record["settings"]
 
 
+def stored_presets(output: str | None, prompt: str, seed: int) -> list[str]:
+    """The names of the presets of earlier runs of `prompt` and `seed` where a request for `output` would go, numbered ones too."""
+    path = naming.output_path(output, prompt, seed)
+    named = output is not None and naming.is_file_name(output)
+    stems = [path.stem] if named else [path.stem, *(f"{path.stem}-{number}" for number in range(2, 100))]
+    found = []
+    for stem in stems:
+        settings = _settings_at(path.with_name(f"{stem}.mp4"), resume=False) or {}
+        if settings.get("prompt") == prompt and settings.get("seed") == seed and isinstance(settings.get("preset"), dict):
+            found.append(str(settings["preset"].get("name")))
+    return [*dict.fromkeys(found)]
+
+
 def start_anew(output: Path) -> None:
     """Removes what an earlier run left; that of a finished run moves to `earlier`, where it stays until `clean_up`.
 
@@ -319,7 +331,8 @@ def start_anew(output: Path) -> None:
     (folder / STEP).unlink(missing_ok=True)
     (folder / LATENTS).unlink(missing_ok=True)
     Chunks(folder / CHUNKS, {}).clear()
-    for name in (RECORD, STEP, LATENTS):
+    (folder / naming.PREVIEW).unlink(missing_ok=True)
+    for name in (RECORD, STEP, LATENTS, naming.PREVIEW):
         disk.clear_partials(folder / name)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from longgen import past, pictures, rundir
+from longgen import naming, past, pictures, rundir
 from longgen.conditions import NOTHING, Conditions, restore
 from longgen.errors import LonggenError, UsageError, shown
 from longgen.past import Past
@@ -46,7 +46,7 @@ def _picture(path: Path, option: str, stored: Conditions) -> Picture:
     picture = pictures.read(path, option)
     if path.stem != picture.sha256:
         return picture
-    own = _stored(path.absolute().parent.parent.with_suffix(".mp4")).pictures.values()
+    own = _stored(naming.output_of(path.absolute().parent.parent)).pictures.values()
     return next((kept for kept in own if kept.sha256 == picture.sha256), picture)
 
 

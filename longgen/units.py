@@ -9,14 +9,19 @@ from fractions import Fraction
 
 from longgen.errors import UsageError, shown
 
-_DURATION = re.compile(r"(?:([0-9]{1,9}(?:\.[0-9]{1,9})?)m)?(?:([0-9]{1,9}(?:\.[0-9]{1,9})?)s?)?")
+_NUMBER = r"([0-9]{1,9}(?:\.[0-9]{1,9})?)"
+_DURATION = re.compile(rf"(?:{_NUMBER} *(?:m|min|mins|minutes?))? *(?:{_NUMBER} *(?:s|secs?|seconds?)?)?")
+_CLOCK = re.compile(r"([0-9]{1,9}):([0-5][0-9](?:\.[0-9]{1,9})?)")
 
 
 def seconds(text: str, what: str) -> Fraction:
-    """Parses a time such as `20s`, `1m30s`, `2m` or `7.5` to seconds. Raises UsageError, naming `what`, for anything else."""
-    match = _DURATION.fullmatch(text.strip().lower())
+    """Parses a time such as `20s`, `1m30s`, `1:30`, `2 min` or `7.5` to seconds. Raises UsageError, naming `what`."""
+    match = _CLOCK.fullmatch(text.strip()) or _DURATION.fullmatch(text.strip().lower())
     if not match or not any(match.groups()):
-        raise UsageError(f"{what} {shown(text)} is not a time", "20s, 1m30s, 2m or 7.5 (seconds)", "use one of these forms")
+        hint = "use one of these forms"
+        if re.fullmatch(r"[0-9]+ *(f|frames?)", text.strip().lower()):
+            hint = f"--frames {re.split('[^0-9]', text.strip())[0]}"
+        raise UsageError(f"{what} {shown(text)} is not a time", "20s, 1m30s, 1:30, 2m or 7.5 (seconds)", hint)
     minutes, rest = (Fraction(group or 0) for group in match.groups())
     return 60 * minutes + rest
 

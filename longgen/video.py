@@ -15,15 +15,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from longgen import disk, ffmpeg
-from longgen.errors import LonggenError
+from longgen import disk, ffmpeg, gif_comment, naming
+from longgen.errors import LonggenError, MissingError, UsageError
 from longgen.video_info import facts, settings_of, unreadable
 
 CRF = 18  # constant rate factor of x264: visually lossless
 LOOKAHEAD = 12  # frames; the default of 40 would delay frames by seconds
 FRAGMENT = 12  # frames per fragment of the growing file: a chunk of three latent frames, with a stride of four
-AAC = ("-c:a", "aac", "-b:a", "192k", "-flags:a", "+bitexact")
+SOUND_CODECS = {  # of the files that can have sound
+    ".mp4": ("-c:a", "aac", "-b:a", "192k", "-flags:a", "+bitexact"),
+    ".webm": ("-c:a", "libopus", "-b:a", "192k", "-flags:a", "+bitexact"),
+}
 EXACT = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"  # scaler flags: colours within 1 level
+
+
+VP9_CRF = 24  # constant quality of libvpx
+GIF_FPS = 50  # frames of a GIF last whole hundredths of a second, and players slow those that last one
+PALETTE = "split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1:dither=bayer:bayer_scale=4"  # of each frame alone
 
 
 class Sound(NamedTuple):
@@ -35,20 +43,42 @@ class Sound(NamedTuple):
 
 def partial_of(path: Path) -> Path:
     """The growing file, until `path` is complete."""
-    return path.with_name(f"{path.stem}.partial.mp4")
+    return path.with_name(f"{path.stem}.partial{path.suffix if naming.is_video(path) else '.mp4'}")
 
 
 def is_partial(path: Path) -> bool:
     """Whether `path` is named like an incomplete video of longgen."""
-    return ".partial" in path.name and path.suffix.lower() == ".mp4"
+    return ".partial" in path.name and naming.is_video(path)
+
+
+def check_kind(path: Path, fps: float) -> None:
+    """Raises MissingError where ffmpeg here cannot write `path`, UsageError where its format cannot have so many `fps`."""
+    suffix = path.suffix.lower()
+    if naming.is_plain(path):
+        return
+    if suffix == ".gif" and fps > GIF_FPS:
+        raise UsageError(f"{path}: a GIF shows at most {GIF_FPS} frames a second, and this video has {fps:g}",
+                         expected=f"a .mp4 or .webm, or at most {GIF_FPS} fps", hint="give another name, or --fps")  # fmt: skip
+    if not ffmpeg.has_encoder(ffmpeg.run(["-encoders"]).stdout, suffix):
+        raise MissingError(f"{path}: ffmpeg here has no {ffmpeg.ENCODERS[suffix]}, which writes {suffix} files",
+                           expected="the ffmpeg that imageio-ffmpeg ships, or another with it",
+                           hint="give a name in .mp4; longgen doctor says which ffmpeg is used")  # fmt: skip
+
+
+def notes_of(path: Path) -> list[str]:
+    """What a reader should know of a video of this kind."""
+    if path.suffix.lower() != ".gif":
+        return []
+    return ["a GIF has no sound, 256 colours a frame, frames that last whole hundredths of a second (their mean is kept), and "
+            "takes more bytes; longgen decode RUN -o NAME.mp4 makes the video of the same latents"]  # fmt: skip
 
 
 class Writer(contextlib.AbstractContextManager["Writer"]):
-    """Streams frames into an H.264 yuv420p MP4, with `sound` as AAC, which appears under its name only when it is complete.
+    """Streams frames into an H.264 yuv420p MP4, a VP9 WebM or a GIF, which appears under its name only when it is complete.
 
-    Until then it grows as a fragmented `NAME.partial.mp4`, which can be played meanwhile, 26 frames behind (measured: 12 of a
-    fragment, the rest in x264). That file remains if the context is left with an exception; then, and after kill -9 of longgen, it
-    holds every frame that was added.
+    A sound goes into the first two. Until then it grows as a fragmented `NAME.partial.mp4`, which can be played meanwhile, 26
+    frames behind (measured: 12 of a fragment, the rest in x264). That file remains if the context is left with an exception; then,
+    and after kill -9 of longgen, it holds every frame that was added.
 
         with Writer(path, (width, height), fps, settings) as writer:
             writer.add(frames)  # [F, height, width, 3] uint8
@@ -59,7 +89,9 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
         width, height = size
         self._log = ffmpeg.scratch()
         self._scratch: list[Path] = []
-        self._sound = sound
+        self._kind = path.suffix.lower() if naming.is_video(path) else ".mp4"
+        self._sound = sound if self._kind in SOUND_CODECS else None
+        heard = ["-map", "2:a", *SOUND_CODECS[self._kind]] if self._sound is not None else []
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
         # tags are set on the frames too: the encoder of ffmpeg 9 follows those and ignores the options
@@ -67,15 +99,19 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
         colours = f"scale=out_color_matrix=bt709:out_range=tv:{EXACT},format=yuv420p,setparams={tags}"
         self._input = ["-protocol_whitelist", "pipe", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
                        "-r", f"{fps:.9g}", "-i", "pipe:0"]  # fmt: skip
+        tagged = ["-map", "0:v", *heard, "-map_metadata", "1", "-vf", colours, "-c:v", ffmpeg.ENCODERS[self._kind],
+                  "-pix_fmt", "yuv420p", "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709",
+                  "-color_range", "tv"]  # fmt: skip
+        encoded = {
+            ".mp4": [*tagged, "-crf", str(CRF), "-preset", "medium", "-rc-lookahead", str(LOOKAHEAD), "-movflags",
+                     "+delay_moov+default_base_moof", "-frag_duration", str(round(1_000_000 * FRAGMENT / fps))],
+            ".webm": [*tagged, "-crf", str(VP9_CRF), "-b:v", "0", "-deadline", "good", "-cpu-used", "4",
+                      "-lag-in-frames", str(LOOKAHEAD)],
+            ".gif": ["-map", "0:v", "-map_metadata", "-1", "-vf", PALETTE, "-loop", "0"],
+        }[self._kind]  # fmt: skip
         # bitexact omits versions and dates, one thread makes x264 deterministic: equal frames and settings give equal bytes
-        self._output = [
-            "-map", "0:v", *(["-map", "2:a", *AAC] if sound is not None else []), "-map_metadata", "1",
-            "-vf", colours, "-c:v", "libx264", "-pix_fmt", "yuv420p",
-            "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv",
-            "-crf", str(CRF), "-preset", "medium", "-threads", "1", "-rc-lookahead", str(LOOKAHEAD), "-fflags", "+bitexact",
-            "-movflags", "+delay_moov+default_base_moof", "-frag_duration", str(round(1_000_000 * FRAGMENT / fps)),
-            "-flush_packets", "1", "-f", "mp4", ffmpeg.url(self.partial),
-        ]  # fmt: skip
+        self._output = [*encoded, "-threads", "1", "-fflags", "+bitexact", "-flush_packets", "1",
+                        "-f", self._kind.removeprefix("."), ffmpeg.url(self.partial)]  # fmt: skip
 
     def add(self, frames: np.ndarray) -> None:
         """Appends frames [F, height, width, 3] uint8. Raises LonggenError if ffmpeg has stopped."""
@@ -134,13 +170,15 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
         return self._process.wait() == 0
 
     def _complete(self) -> None:
-        """Remuxes the fragments into an ordinary MP4 with its index in front, and renames it atomically."""
+        """Remuxes the fragments into a file with its index in front, or gives a GIF its comment, and renames it atomically."""
         copy = disk.partial_of(self.path)
+        index = ["-movflags", "+faststart"] if self._kind == ".mp4" else ["-cues_to_front", "1"]
         arguments = ["-y", "-v", "error", *ffmpeg.source(self.partial), "-c", "copy", "-fflags", "+bitexact",
-                     "-movflags", "+faststart", "-f", "mp4", ffmpeg.url(copy)]  # fmt: skip
+                     *index, "-f", self._kind.removeprefix("."), ffmpeg.url(copy)]  # fmt: skip
         try:
-            done = ffmpeg.run(arguments, stderr=self._log, own_session=True)
-            if done.returncode:
+            if self._kind == ".gif":
+                gif_comment.add(self.partial, copy, json.dumps(self._settings, sort_keys=True).encode())
+            elif ffmpeg.run(arguments, stderr=self._log, own_session=True).returncode:
                 raise self._failure()
             disk.replace(copy, self.path)
             self.partial.unlink(missing_ok=True)
@@ -162,7 +200,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     """The settings embedded in a video that longgen wrote. Raises MissingError or LonggenError if there are none."""
     settings = settings_of(path)
     if "longgen" not in settings:
-        raise LonggenError(f"{path} holds no longgen settings", expected="an MP4 written by longgen and not re-encoded",
+        raise LonggenError(f"{path} holds no longgen settings", expected="a video written by longgen and not re-encoded",
                            hint="look for run.json in the folder NAME.run next to it")  # fmt: skip
     return settings
 

@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from longgen import ffmpeg
+from longgen import ffmpeg, gif_comment
 from longgen.errors import LonggenError, MissingError, UsageError
 
 MATRICES = {  # names in files, and of ffmpeg's filter
@@ -78,7 +78,7 @@ def comment(path: Path) -> str:
     except LonggenError as error:
         if UNREADABLE not in error.given:
             raise
-        raise LonggenError(error.given.replace(UNREADABLE, "is no video, or damaged", 1), expected="an MP4 written by longgen",
+        raise LonggenError(error.given.replace(UNREADABLE, "is no video, or damaged", 1), expected="a video written by longgen",
                            hint=error.hint) from None  # fmt: skip
 
 
@@ -137,10 +137,13 @@ def _file_key(path: Path) -> tuple[int, ...]:
 
 @lru_cache(maxsize=256)
 def _comment(path: Path, _: tuple[int, ...]) -> str:
+    if (of_gif := gif_comment.read(path)) is not None:
+        return of_gif.decode(errors="replace")
     done = ffmpeg.run(["-v", "error", *ffmpeg.source(path), "-f", "ffmetadata", "pipe:1"])
     if done.returncode:
         raise unreadable(path, _reason(path, done.stderr, done.returncode))
-    return ffmpeg.metadata(done.stdout.decode(errors="replace"), "comment")
+    text = done.stdout.decode(errors="replace")
+    return ffmpeg.metadata(text, "comment") or ffmpeg.metadata(text, "COMMENT")  # as WebM has it
 
 
 @lru_cache(maxsize=256)

@@ -7,7 +7,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models are slower on two threads
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may ask the network
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,18 @@ from longgen import plan, planner, preset
 from longgen.backbones.wan import TINY
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def timings_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Seconds of tests are no measure of the user's machine."""
+    from longgen import cache_folder, timings
+
+    with pytest.MonkeyPatch.context() as patch:
+        own = tmp_path_factory.mktemp("timings")
+        given = cache_folder.cache_folder
+        patch.setattr(timings, "cache_folder", lambda kind: given(kind) if "XDG_CACHE_HOME" in os.environ else own)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,12 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import unicodedata
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
-from longgen import __version__, checkpoint, disk, naming, planner, resolve, run, run_settings
+from longgen import __version__, checkpoint, disk, measured, naming, planner, resolve, run, run_settings, units
 from longgen.backbones import defaults
 from longgen.backbones.spec import TINY_FOLDER
-from longgen.cli import app
+from longgen.cli import app, messages, suggest
+from longgen.cli import help as help_text
 from longgen.errors import UsageError
 from longgen.video import Writer
 
@@ -56,6 +59,10 @@ def planned(*args: str) -> dict[str, Any]:
     done = longgen(*PLAN, "--json", *args)
     assert done.exit_code == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def one_line(args: object) -> str:
+    return re.sub("x{9,}", "xxx...", " ".join(args)) if isinstance(args, list) else ""
 
 
 # ---- options -------------------------------------------------------------------------------------------------------------
@@ -117,6 +124,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --output -o
         --resume
         --overwrite
+        --preview
         --dry-run
     """,
     "plan": SHARED
@@ -125,7 +133,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --guidance-parallel $LONGGEN_GUIDANCE_PARALLEL
         --schedule
         --card $LONGGEN_CARD
-        --export
+        --npz
         --overwrite
     """,
     "compare": """
@@ -170,6 +178,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --vbench-weights $LONGGEN_VBENCH_WEIGHTS
         --vbench-json
         --export-vbench
+        --export
         --output -o
         --log-file
         --overwrite
@@ -195,6 +204,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --again
         --heads
         --output -o
+        --export
         --log-file
         --overwrite
         --dtype $LONGGEN_DTYPE
@@ -222,7 +232,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --frames -f --num-frames $LONGGEN_FRAMES
         --size $LONGGEN_SIZE
         --flow-shift $LONGGEN_FLOW_SHIFT
-        --steps
+        --repeats
         --set
         --probe
         --allow-code
@@ -234,6 +244,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --compile $LONGGEN_COMPILE
         --clip-batch $LONGGEN_CLIP_BATCH
         --output -o
+        --export
         --log-file
         --overwrite
         --json
@@ -250,7 +261,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
     """,
     "inspect": """
         --toml
-        --schedule
+        --shots
         --allow-code
         --json
     """,
@@ -273,7 +284,10 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --json
     """,
     "presets": "",
-    "presets list": "--json",
+    "presets list": """
+        --backbone -m
+        --json
+    """,
     "presets show": """
         --set
         --allow-code
@@ -296,6 +310,9 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
 }
 
 
+SPELLED_FIRST = {line.split()[0] for lines in OPTIONS.values() for line in lines.splitlines() if line.strip()}
+
+
 def commands(command: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     yield path, command
     for name, inner in getattr(command, "commands", {}).items():
@@ -311,11 +328,42 @@ def test_options_are_frozen() -> None:
 
 
 @pytest.mark.parametrize("path", OPTIONS)
-def test_every_command_has_help(path: str) -> None:
-    for flag in ("--help", "-h"):
-        done = longgen(*path.split(), flag)
+def test_help_fits_a_screen_and_all_of_it_is_one_option_away(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    short, also, everything = (longgen(*path.split(), flag) for flag in ("--help", "-h", "--help-all"))
+    for done in (short, also, everything):
         assert (done.exit_code, done.stderr) == (0, "")
         assert "Usage" in done.stdout
+        assert max(map(len, done.stdout.splitlines())) <= 100
+    assert short.stdout == also.stdout
+    assert len(short.stdout.splitlines()) <= 40
+    for line in OPTIONS[path].split():  # every spelling and every variable
+        assert line.removeprefix("$") in everything.stdout
+        assert not line.startswith("--") or line not in SPELLED_FIRST or line in short.stdout
+
+
+@pytest.mark.parametrize("example", [example for examples in help_text.EXAMPLES.values() for example in examples])
+def test_the_examples_of_help_parse(example: str) -> None:
+    root = typer.main.get_command(app)
+    words = shlex.split(example.partition(" > ")[0])[1:]
+    with root.make_context("longgen", words, resilient_parsing=False) as context:
+        name, command, rest = root.resolve_command(context, [*context._protected_args, *context.args])  # type: ignore[attr-defined]
+        while hasattr(command, "commands"):
+            group = command.make_context(name, rest)
+            name, command, rest = command.resolve_command(group, [*group._protected_args, *group.args])
+        parsed = command.make_context(name, rest)
+    assert parsed.args == []
+
+
+def test_options_have_a_panel_and_commands_a_place() -> None:
+    every = [*commands(typer.main.get_command(app))]
+    assert sorted(name for names in help_text.COMMANDS.values() for name in names) == sorted(
+        path for path, _ in every if path and " " not in path
+    )
+    names = [name for names in help_text.PANELS.values() for name in names]
+    assert len(names) == len({*names})
+    own = {one.name for path, command in every if path for one in command.params if one.param_type_name == "option"}
+    assert own - {*names} == set()
 
 
 @pytest.mark.parametrize(
@@ -485,6 +533,74 @@ def test_a_duration_is_counted_in_the_frames_a_second_of_the_file() -> None:
         assert planned("--duration", "10s", *args)["frames"] == 81, args
 
 
+# ---- the prompt as a word ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words", [[PROMPT], ["generate", PROMPT], ["generate", "--prompt", PROMPT], ["generate", "--", PROMPT]], ids=one_line
+)
+def test_a_prompt_may_be_a_word(words: list[str]) -> None:
+    options = ["--backbone", "tiny", "--seed", "1", "--dry-run", "--json"]
+    done = longgen(*words, *options) if "--" not in words else longgen("generate", *options, *words[1:])
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["videos"][0]["prompt"] == PROMPT
+
+
+def test_what_may_be_a_prompt_or_a_command_is_said() -> None:
+    options = ["--backbone", "tiny", "--dry-run", "--json", "--seed", "1"]
+    done = longgen("plan a trip", *options)
+    assert json.loads(done.stdout)["videos"][0]["prompt"] == "plan a trip"
+    assert "'plan a trip' is taken as a prompt" in done.stderr
+    assert json.loads(longgen("猫が走る", *options).stdout)["videos"][0]["prompt"] == "猫が走る"
+    for words, hint in (
+        (["cat"], "longgen generate cat"),
+        (["genrate", PROMPT], "did you mean generate?"),
+        (["generate", "a", "cat"], "longgen generate 'a cat'"),
+        ([PROMPT, "--prompt", "x"], "leave one out"),
+        ([PROMPT, "--prompts", "x.txt"], "leave one out"),
+        (["--frames", "81", PROMPT], "longgen generate ... --frames"),
+    ):
+        refused = longgen(*words)
+        assert (refused.exit_code, refused.stdout) == (2, ""), words
+        assert hint in refused.stderr
+
+
+# ---- completion ----------------------------------------------------------------------------------------------------------
+
+
+COMPLETED = {  # a line: what its last word may become, and what not
+    "longgen generate --preset free": (["freespec", "freenoise"], ["direct"]),
+    "longgen compare --presets direct,fre": (["direct,freespec"], ["freespec", "direct,riflex"]),
+    "longgen plan -m wan2.2": (["wan2.2-ti2v-5b"], ["wan2.1-1.3b"]),
+    "longgen plan --preset freespec --set ": (["freespec."], ["window."]),
+    "longgen plan --set freespec.ka": (["freespec.kappa="], ["freespec.beta="]),
+    "longgen docs exp": (["experiments/tiny"], ["presets"]),
+    "longgen techniques show free": (["freelong"], ["window"]),
+    "longgen gen": (["generate"], ["plan"]),
+    "longgen generate --help-": (["--help-all"], ["--prompt"]),
+    "longgen plan --set nothing.": ([], ["Traceback"]),
+}
+COMPLETE = """
+import json, sys
+from typer.testing import CliRunner
+from longgen.cli import app, messages, suggest
+answers = {}
+for line in json.loads(sys.argv[1]):
+    env = {"_LONGGEN_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    answers[line] = CliRunner().invoke(app, [], env=env, prog_name="longgen").output.split()
+print(json.dumps([answers, "torch" in sys.modules]))
+"""
+
+
+def test_a_shell_completes_names_and_imports_no_torch() -> None:
+    done = subprocess.run([sys.executable, "-c", COMPLETE, json.dumps([*COMPLETED])], capture_output=True, text=True, check=True)
+    answers, heavy = json.loads(done.stdout)
+    assert not heavy
+    for line, (expected, others) in COMPLETED.items():
+        assert {*expected} <= {*answers[line]}, line
+        assert {*others}.isdisjoint(answers[line]), line
+
+
 # ---- errors --------------------------------------------------------------------------------------------------------------
 
 
@@ -580,9 +696,11 @@ ERRORS: list[tuple[list[str], int, list[str]]] = [
     ([*GENERATE, "-o", "../files/text.txt/ball.mp4"], 1, ["../files/text.txt/ball.mp4", "written"]),
     ([*GENERATE, "-o", "../files/text.txt/below/"], 1, ["../files/text.txt/below", "written"]),
     ([*GENERATE, "-o", f"{LONG}.mp4"], 2, ["xxx.mp4", "name"]),
-    ([*PLAN, "--export", "tables.txt"], 2, ["tables.txt", "use tables.npz"]),
-    ([*PLAN, "--export", "nowhere/tables.npz"], 1, ["nowhere/tables.npz cannot be written"]),
+    ([*PLAN, "--npz", "tables.txt"], 2, ["tables.txt", "use tables.npz"]),
+    ([*PLAN, "--npz", "nowhere/tables.npz"], 1, ["nowhere/tables.npz cannot be written"]),
     # resume
+    ([*GENERATE, "--preview", "0"], 2, ["--preview '0' is no number of steps", "--preview alone"]),
+    ([*GENERATE, "--preview", "--offload", "model", "--device", "cuda", "--ray"], 2, ["--preview", "--ray"]),
     ([*GENERATE, "--resume", "--overwrite"], 2, ["--resume cannot be combined with --overwrite", "one of them"]),
     (["generate", "--resume", "-o", "ball.mp4"], 3, ["ball.run/run.json is not there", "leave --resume out"]),
     ([*GENERATE[:-2], "--resume", "-o", "ball.mp4"], 3, ["ball.run/run.json is not there", "leave --resume out"]),
@@ -620,10 +738,6 @@ PARSED: list[tuple[list[str], list[str]]] = [  # refused by the option parser, i
 ]
 
 
-def one_line(args: object) -> str:
-    return re.sub("x{9,}", "xxx...", " ".join(args)) if isinstance(args, list) else ""
-
-
 def check_error(stderr: str, stdout: str, fragments: list[str]) -> None:
     assert stdout == ""
     assert "Traceback" not in stderr
@@ -645,9 +759,78 @@ def test_errors_say_what_was_given_what_is_accepted_and_what_to_do(
 @pytest.mark.parametrize(("args", "fragments"), PARSED, ids=one_line)
 def test_the_option_parser_names_the_option(args: list[str], fragments: list[str]) -> None:
     done = longgen(*args)
-    plain = " ".join(re.sub(r"\x1b\[[0-9;]*m|[^\x20-\x7e]", " ", done.stderr).split())  # without colours and boxes
-    check_error(plain, done.stdout, ["Usage:", *fragments])
+    check_error(done.stderr, done.stdout, ["longgen: ", "expected: ", "hint: ", *fragments])
     assert done.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (["generate", "x", "--length", "5"], "--frames N counts frames, --duration 20s seconds"),
+        (["probe", "--length", "5"], "--frames N"),  # which has no --duration
+        (["generate", "x", "--music", "y"], "only ltx-2 makes sound"),
+        (["generate", "x", "--image_path", "y"], "--image FILE"),
+        (["generate", "x", "--gpu", "2"], "--gpus N splits one video; --device cuda:1 chooses a GPU"),
+        (["plan", "--width", "832"], "--size WIDTHxHEIGHT"),
+        (["plan", "--model", "wan"], "--backbone NAME"),
+        (["plan", "--prompt", "x"], "--dry-run takes the whole command"),
+        (["decode", "x.run", "--seed", "1"], "an option of longgen generate"),
+        (["bench", "--steps", "3"], "--repeats K"),
+        (["plan", "--backbone", "wan"], "did you mean wan2.1-1.3b"),
+        (["plan", "--size", "720p"], "--size 1280x720, or 720x1280 upright"),
+        (["plan", "--frames", "5s"], "--duration 5s"),
+        (["plan", "--duration", "80f"], "--frames 80"),
+        (["plan", "--dtype", "float16"], "--dtype fp16"),
+        (["generate", "x", "--seed", "random"], "leave --seed out"),
+        (["plan", "-m", "tiny", "--preset", "none"], "did you mean direct?"),
+        (["run", "x"], "longgen generate"),
+        (["presets", "lst"], "did you mean list?"),
+    ],
+    ids=one_line,
+)
+def test_words_of_other_programs_are_understood(args: list[str], hint: str) -> None:
+    done = longgen(*args)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert hint in done.stderr
+
+
+def test_hints_name_what_there_is() -> None:
+    every = {option for _, command in commands(typer.main.get_command(app)) for one in command.params for option in one.opts}
+    parameters = {one.name for _, command in commands(typer.main.get_command(app)) for one in command.params}
+    words: list[str] = []
+    for spelled, targets, how in suggest.SYNONYMS:
+        words += spelled.split()
+        assert {*targets.split()} <= parameters
+        assert {*re.findall(r"--[a-z][a-z-]+", how)} <= every
+    assert len(words) == len({*words})
+    for _, _, how in suggest.VALUES:
+        assert {*re.findall(r"--[a-z][a-z-]+", how)} <= every
+    for _, target in suggest.COMMAND_SYNONYMS:
+        assert longgen(*target.split(), *(["--help"] if "--" not in target else [])).exit_code == 0
+
+
+def test_times_are_read_as_people_write_them() -> None:
+    for text in ("1m", "1:00", "60", "60s", "1 min", "60 seconds", "1min"):
+        assert units.seconds(text, "x") == 60
+    assert units.seconds("1:30.5", "x") == units.seconds("1m30.5s", "x") == Fraction(181, 2)
+    for text in ("1:60", ":30", "1:2:3", "m", "5x", "1:5"):
+        with pytest.raises(UsageError):
+            units.seconds(text, "x")
+
+
+def test_an_error_on_a_terminal_is_wrapped_and_its_paths_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    path = "./" + "folder/" * 12 + "weights"
+    error = str(UsageError(f"--backbone {path}: no such folder", ", ".join(["a-backbone"] * 20), "longgen backbones list"))
+    shown = messages.on_terminal(f"longgen: {error}", 60)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    assert plain != shown
+    assert plain.split() == f"longgen: {error}".split()
+    assert path in plain
+    assert max(len(line) for line in plain.splitlines() if path not in line) < 60
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert messages.on_terminal(f"longgen: {error}", 60) == plain
 
 
 @pytest.mark.parametrize(
@@ -678,7 +861,8 @@ def test_with_json_an_error_is_one_line_of_json(args: list[str], code: int, give
     assert given in error["error"]["given"]
     assert error["error"]["hint"]
     assert done.stderr
-    assert longgen(*args[:1], "--", "--json").stdout == ""  # there it is no option
+    if args[0] != "generate":  # of which it would be the prompt
+        assert longgen(*args[:1], "--", "--json").stdout == ""  # there it is no option
 
 
 def test_a_bug_and_a_missing_value_are_json_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -820,6 +1004,10 @@ def test_json_is_one_object_or_a_list_of_objects_with_names(args: list[str]) -> 
     result = json.loads(done.stdout, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     assert all(entry["name"] for entry in (result if isinstance(result, list) else [result]))
     assert not any(line.startswith(("{", "[", "}", "]")) for line in done.stderr.splitlines())
+    if args == ["doctor"]:
+        found = {entry["name"]: entry.get("data") for entry in result}
+        assert {"longgen", "memory", "threads", "fonts", "ffmpeg", "cache hub"} <= found.keys()
+        assert [row["frames"] for row in found["wan2.1-14b"]["lengths"]] == [81, 321]
 
 
 @pytest.mark.parametrize(
@@ -838,6 +1026,21 @@ def test_text_results_are_on_stdout_alone(args: list[str], fragments: list[str])
     done = longgen(*args)
     assert (done.exit_code, done.stderr) == (0, "")
     assert [fragment for fragment in fragments if fragment not in done.stdout] == []
+
+
+def test_presets_list_begins_with_six_to_try_and_has_measured_numbers_where_there_are_some() -> None:
+    everything = json.loads(longgen("presets", "list", "--json").stdout)
+    assert [row["try_first"] for row in everything] == [True] * 6 + [False] * (len(everything) - 6)
+    assert {row["name"] for row in everything if row["quality"]} == {*measured.presets()}
+    rivals = (measured.FOLDER / "rivals.md").read_text(encoding="utf-8")
+    of_window = measured.presets()["sliding-window"]
+    assert f"| `sliding-window` | {of_window['colour_kept']:.1%} | 100.0% | {of_window['motion']:.1%}" in rivals
+    causal = json.loads(longgen("presets", "list", "--backbone", "longlive", "--json").stdout)
+    assert causal[0]["name"] == "longlive"
+    assert {backbone for row in causal for backbone in row["backbones"]} == {"longlive"}
+    assert "freespec" not in {row["name"] for row in causal}
+    assert {row["quality"]["model"] for row in causal if row["quality"]} == {"tiny-causal-unsaid"}
+    assert longgen("presets", "list", "-m", "longlive").stdout.splitlines()[-1].startswith("not on longlive: ")
 
 
 def test_what_presets_show_prints_is_a_preset() -> None:
@@ -1093,7 +1296,7 @@ def test_streams_that_are_closed_full_or_of_few_letters(line: str, code: int, ou
 
 
 def test_an_export_holds_the_tables(place: Path) -> None:
-    done = longgen(*PLAN, "--preset", "freespec", "--frames", "161", "--export", "tables.npz", "--json")
+    done = longgen(*PLAN, "--preset", "freespec", "--frames", "161", "--npz", "tables.npz", "--json")
     branches = json.loads(done.stdout)["branches"]
     frames_lat = json.loads(done.stdout)["latent_frames"]
     assert [branch["name"] for branch in branches] == ["global", "local"]

@@ -35,9 +35,9 @@ def arguments(made: Plan) -> dict[str, Any]:
     spec, tokens = made.spec, made.tokens
     frames, height, width = made.frames_lat, *(side // spec.stride_hw for side in reversed(made.size))
     batch, kind = (2 if family_of(spec).batches_guidance else 1), torch.bfloat16
-    channels = spec.latent_channels + spec.condition_channels
+    channels, pairs = (spec.latent_channels + spec.condition_channels) // spec.token_lat, frames * spec.token_lat
     packed = dict.fromkeys(("ltx", "ltx-condition", "ltx2"), (tokens, channels))
-    video: dict[str, tuple[int, ...]] = packed | {"cogvideox": (frames, channels, height, width)}
+    video: dict[str, tuple[int, ...]] = packed | {"cogvideox": (pairs, channels, height, width)}
     shape = video.get(spec.family, (channels, frames, height, width))
     call: dict[str, Any] = dict(
         hidden_states=torch.zeros(batch, *shape, dtype=kind), timestep=torch.full((batch,), 900),
@@ -71,8 +71,12 @@ def arguments(made: Plan) -> dict[str, Any]:
         )
     if FRAME_TIMESTEPS in spec.capabilities and made.conditions:  # the first frame's tokens are at timestep 0
         call["timestep"] = torch.full((batch, tokens), 900)
+    if spec.family == "skyreels-df":  # always a timestep a frame
+        call |= dict(timestep=torch.full((batch, frames), 900), enable_diffusion_forcing=True, fps=[1])
     if spec.family == "cogvideox" and spec.rotary_dims:
         call |= dict(image_rotary_emb=(torch.zeros(tokens, spec.head_dim), torch.zeros(tokens, spec.head_dim)))
+    if spec.token_lat > 1 and spec.picture_needed:
+        call |= dict(ofs=torch.full((1,), 2.0))
     if spec.family == "hunyuan":
         call |= dict(
             encoder_attention_mask=mask, pooled_projections=torch.zeros(1, 768, dtype=kind), guidance=torch.tensor([6000.0])

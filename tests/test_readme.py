@@ -13,7 +13,7 @@ import typer
 
 import longgen
 from longgen import errors, preset
-from longgen.cli import app
+from longgen.cli import app, suggest
 from longgen.cli.docs import topics
 from longgen.docs import generate
 
@@ -82,6 +82,8 @@ def test_commands_and_their_options_exist(name: str) -> None:
             continue
         command = typer.main.get_command(app)
         rest = words[1:]
+        if rest and suggest.is_prompt(rest[0]):
+            rest = ["generate", *rest]
         while rest and rest[0] in getattr(command, "commands", {}):
             command, rest = command.commands[rest[0]], rest[1:]  # type: ignore[attr-defined]
         assert not hasattr(command, "commands") or not rest or rest[0].startswith("-"), f"{line}: no such command"

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +25,7 @@ from longgen.errors import OutOfMemoryError, UsageError
 from longgen.out_of_memory import translate_oom
 from longgen.pipelines import loading
 from longgen.video import Writer, read_frames, read_settings
+from tests.warm import Process
 
 PROMPT = "a large red circle bouncing on a navy background"
 BASE = [
@@ -54,10 +52,8 @@ MAIN = (
 SMALL_DISK = "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); from longgen.cli import main; main()"
 
 
-def start(folder: Path, *arguments: str, code: str = MAIN) -> subprocess.Popen[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=folder, env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+def start(folder: Path, *arguments: str, code: str = MAIN) -> Process:
+    return Process(folder, arguments, code)
 
 
 def longgen(folder: Path, *arguments: str, code: str = MAIN) -> tuple[int, str, str]:

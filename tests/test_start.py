@@ -491,7 +491,7 @@ def test_a_run_of_a_schedule_keeps_its_pictures_and_goes_on(loaded: None) -> Non
     said("generate", "-o", "a.mp4", "--resume")
     assert Path("a.mp4").read_bytes() == Path("whole.mp4").read_bytes()
     assert rundir.stored_record(Path("a.mp4"))["status"] == "done"
-    printed = longgen_cli("inspect", "a.mp4", "--schedule").stdout
+    printed = longgen_cli("inspect", "a.mp4", "--shots").stdout
     assert "image" not in printed  # it is the video's, and stands in the command
     assert "--schedule - " in longgen_cli("inspect", "a.mp4", "--toml").stdout.splitlines()[0]
     assert "--image " in longgen_cli("inspect", "a.mp4", "--toml").stdout.splitlines()[0]
@@ -512,7 +512,7 @@ def test_a_chain_begins_a_later_shot_with_its_picture(loaded: None) -> None:
         Path(name).unlink()
     said("generate", "-o", "a.mp4", "--resume")
     assert Path("a.mp4").read_bytes() == Path("whole.mp4").read_bytes()
-    printed = longgen_cli("inspect", "a.mp4", "--schedule").stdout
+    printed = longgen_cli("inspect", "a.mp4", "--shots").stdout
     assert f'image = "{Path("a.run").absolute()}/inputs/' in printed
     (Path("printed.toml")).write_text(printed, encoding="utf-8")
     assert schedule.load(Path("printed.toml")).shots[1].image is not None

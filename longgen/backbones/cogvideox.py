@@ -1,4 +1,7 @@
-"""CogVideoX 2B, 5B and 5B-I2V. Text and video share self-attention; 2B and I2V have absolute positions, added to their input."""
+"""CogVideoX 2B, 5B and 5B-I2V, and 1.5. Text and video share self-attention.
+
+2B and 5B-I2V have absolute positions, added to their input. A token of 1.5 holds two latent frames: frames are counted by tokens.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from typing import Any
 
 from longgen.backbones.model_config import ModelConfigs
 from longgen.backbones.spec import FIRST_FRAME, RELATIVE_POSITIONS, WHOLE_CLIP, BackboneSpec, Family, transformer_sizes
-from longgen.errors import UsageError
 
 # CogVideo 7a1af71, inference/cli_demo.py: 50 steps, guidance 6, no negative prompt, 720x480; 49 frames at 8 fps are its README's.
 # The script also raises guidance over the steps (use_dynamic_cfg), which the model card's own example does not.
@@ -36,15 +38,29 @@ COGVIDEOX_5B_I2V = replace(
     about="CogVideoX image-to-video, 5 billion parameters; absolute positions beside the rotary ones, which stay where they are",
     parameters=5_625_087_552, capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP, FIRST_FRAME),
 )  # fmt: skip
+# The same for 1.5: 1360x768, 81 frames (161 too), 16 fps; README.md: 224 tokens of text; sat/configs/cogvideox1.5_5b.yaml: tables
+# of positions for 300x300 cells, which are 2400x2400 pixels. diffusers joins latent frames in pairs, of which the first begins with
+# padding: of 8k + 1 frames there are k + 1 pairs. RIFLEx's component nobody has published.
+COGVIDEOX_1_5 = replace(
+    COGVIDEOX_5B, name="cogvideox-1.5", source="zai-org/CogVideoX1.5-5B",
+    about="CogVideoX 1.5, 5 billion parameters, 768p; two latent frames a token", stride_t=8, native_px=81,
+    fps=16, size=(1360, 768), latent_channels=32, intrinsic_component=None, text_tokens=224, parameters=5_570_676_352, token_lat=2,
+    most_size=(2400, 2400),
+)  # fmt: skip
+# README.md: no learned positions here. The picture stands where the first pair has its padding, as diffusers puts it; of an earlier
+# video the last latent frame does [derived].
+COGVIDEOX_1_5_I2V = replace(
+    COGVIDEOX_1_5, name="cogvideox-1.5-i2v", source="zai-org/CogVideoX1.5-5B-I2V", picture_needed=True, clean_lat=1,
+    about="CogVideoX 1.5 image-to-video, 5 billion parameters, 768p; two latent frames a token", condition_channels=32,
+    parameters=5_571_594_880, capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP, FIRST_FRAME),
+)  # fmt: skip
 
 
 def from_configs(configs: ModelConfigs) -> BackboneSpec:
     _, index, transformer, vae = configs
     heads, head_dim = transformer.heads(multiple_of=4)
     layers, width = transformer.integer("num_layers"), heads * head_dim
-    if transformer.get("patch_size_t") is not None:
-        raise UsageError("CogVideoX 1.5 joins two latent frames into one token, which longgen cannot drive yet",
-                         expected="CogVideoX 2B or 5B of the first version", hint="choose another model")  # fmt: skip
+    pair = 1 if transformer.get("patch_size_t") is None else transformer.integer("patch_size_t")
     rotary, patch = transformer["use_rotary_positional_embeddings"], transformer.integer("patch_size")
     if type(rotary) is not bool:
         transformer.refuse("use_rotary_positional_embeddings", "true or false")
@@ -54,28 +70,42 @@ def from_configs(configs: ModelConfigs) -> BackboneSpec:
     if halvings > 8:
         vae.refuse("block_out_channels", "a list of at most 9 integers")
     base = COGVIDEOX_5B if rotary else COGVIDEOX_2B
-    if pictured:
+    if pair > 1:
+        base = _of_pairs(configs, 2**halvings)
+    elif pictured:
         learned = transformer.get("use_learned_positional_embeddings") is True
         size = tuple(transformer.integer(side) * 2**halvings for side in ("sample_width", "sample_height"))
         base = replace(COGVIDEOX_5B_I2V, fixed_size=learned, size=size if learned else COGVIDEOX_5B_I2V.size)
     return replace(
-        base, stride_t=transformer.integer("temporal_compression_ratio"), stride_hw=2**halvings,
+        base, stride_t=pair * transformer.integer("temporal_compression_ratio"), stride_hw=2**halvings,
         patch=(1, patch, patch), native_px=transformer.integer("sample_frames"), layers=layers, heads=heads,
-        head_dim=head_dim, ffn_dim=4 * width, latent_channels=channels, condition_channels=channels if pictured else 0,
+        head_dim=head_dim, ffn_dim=4 * width, latent_channels=pair * channels,
+        condition_channels=pair * channels if pictured else 0,
         rotary_dims=head_dim // 4 if rotary else 0, text_tokens=transformer.integer("max_text_seq_length"),
         parameters=layers * 12 * width * (width + transformer.integer("time_embed_dim")),
     )  # fmt: skip
 
 
+def _of_pairs(configs: ModelConfigs, stride_hw: int) -> BackboneSpec:
+    """CogVideoX 1.5 with the size that its tables of positions are made for. Raises UsageError for what it is not."""
+    transformer = configs.transformer
+    if transformer["patch_size_t"] != 2 or transformer["use_rotary_positional_embeddings"] is not True:
+        transformer.refuse("patch_size_t", "2, with use_rotary_positional_embeddings = true, as CogVideoX 1.5 has them")
+    pictured = configs.model_index["_class_name"] in FAMILY.picture_pipelines
+    width, height = (transformer.integer(side) * stride_hw for side in ("sample_width", "sample_height"))
+    return replace(COGVIDEOX_1_5_I2V if pictured else COGVIDEOX_1_5, most_size=(width, height))
+
+
 def transformer_config(spec: BackboneSpec) -> dict[str, Any]:
-    width, height = (side // spec.stride_hw for side in spec.size)
-    pictured = dict(use_learned_positional_embeddings=True, sample_width=width,
-                    sample_height=height, sample_frames=spec.native_px)  # fmt: skip
-    return (
-        transformer_sizes(spec)
-        | dict(num_layers=spec.layers, use_rotary_positional_embeddings=spec.rotary_dims > 0, max_text_seq_length=spec.text_tokens)
-        | (pictured if spec.picture_needed else {})
+    width, height = (side // spec.stride_hw for side in spec.most_size or spec.size)
+    config = transformer_sizes(spec) | dict(
+        num_layers=spec.layers, use_rotary_positional_embeddings=spec.rotary_dims > 0, max_text_seq_length=spec.text_tokens
     )
+    places = dict(sample_width=width, sample_height=height, sample_frames=spec.native_px)
+    if spec.token_lat > 1:
+        ofs = 512 if spec.picture_needed else None
+        return config | places | dict(patch_size_t=spec.token_lat, patch_bias=False, ofs_embed_dim=ofs)
+    return config | (places | dict(use_learned_positional_embeddings=True) if spec.picture_needed else {})
 
 
 def random_pipeline(spec: BackboneSpec, transformers: Sequence[Any], text: Any) -> Any:
@@ -95,7 +125,7 @@ def random_pipeline(spec: BackboneSpec, transformers: Sequence[Any], text: Any) 
 
 
 FAMILY = Family(
-    name="cogvideox", title="CogVideoX", specs=(COGVIDEOX_2B, COGVIDEOX_5B, COGVIDEOX_5B_I2V),
+    name="cogvideox", title="CogVideoX", specs=(COGVIDEOX_2B, COGVIDEOX_5B, COGVIDEOX_5B_I2V, COGVIDEOX_1_5, COGVIDEOX_1_5_I2V),
     adapter="longgen.pipelines.cogvideox:CogVideoX", pipeline="CogVideoXPipeline", from_configs=from_configs,
     transformer="CogVideoXTransformer3DModel", transformer_config=transformer_config,
     random_pipeline=random_pipeline, peak_activations=(12.2, 4.7), moved=95, batches_guidance=True,

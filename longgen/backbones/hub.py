@@ -29,6 +29,13 @@ def fetch(what: str, hub_id: str, get: Callable[[bool], T], expected: str, hint:
         raise not_fetched(what, error, expected, hint) from None
 
 
+def offline() -> bool:
+    """Whether the user's environment forbids downloads."""
+    from huggingface_hub.constants import is_offline_mode
+
+    return is_offline_mode()
+
+
 def cached_folder(hub_id: str) -> Path | None:
     """The folder of the repository `hub_id` in the local cache, whole or in part; None where there is none.
 

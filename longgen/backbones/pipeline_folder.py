@@ -89,10 +89,11 @@ def _check_sizes(spec: BackboneSpec, transformer: Config, vae: Config) -> None:
     """Whether values that depend on each other agree: the width, and the channels that the transformer and the VAE share."""
     if spec.width > MAX_WIDTH:
         transformer.refuse("num_attention_heads", f"heads of {spec.head_dim} channels that make at most {MAX_WIDTH} together")
-    if transformer.get("out_channels") not in (None, spec.latent_channels):
-        transformer.refuse("out_channels", f"{spec.latent_channels}, as in_channels")
+    channels = spec.latent_channels // spec.token_lat
+    if transformer.get("out_channels") not in (None, channels):
+        transformer.refuse("out_channels", f"{channels}, as in_channels")
     key = "z_dim" if "z_dim" in vae else "latent_channels"
-    if key in vae and vae[key] != spec.latent_channels:
+    if key in vae and vae[key] != channels:
         transformer.refuse("in_channels", f"{vae[key]}, as {vae.file} says {key}")
     if not 1 <= spec.latent_channels <= MAX_CHANNELS:
         transformer.refuse("in_channels", f"an integer from 1 to {MAX_CHANNELS}")

@@ -26,6 +26,7 @@ REPOSITORIES = {  # short name -> the repository on GitHub, and the commit that 
     "hunyuan": ("Tencent-Hunyuan/HunyuanVideo", "fa14b00"),
     "hunyuan-i2v": ("Tencent-Hunyuan/HunyuanVideo-I2V", "1481c1d"),
     "hunyuan-1.5": ("Tencent-Hunyuan/HunyuanVideo-1.5", "60783e7"),
+    "skyreels": ("SkyworkAI/SkyReels-V2", "abed76f"),
     "diffusers": ("huggingface/diffusers", "58eb52c"),
 }
 
@@ -176,6 +177,24 @@ _HUNYUAN_15_480P = {
     "scheduler": Published("FlowMatchEulerDiscreteScheduler", "diffusers scripts/convert_hunyuan_video1_5_to_diffusers.py"),
     "negative prompt": Published("", _HUNYUAN_15),
 }
+_SKYREELS, _SKYREELS_PIPELINES = "skyreels README.md", "diffusers src/diffusers/pipelines/skyreels_v2/"
+
+
+def _skyreels(repository: str, pipeline: str) -> dict[str, Published]:
+    return {
+        "hub id": Published(f"Skywork/{repository}", f"{_SKYREELS_PIPELINES}{pipeline}.py"),
+        "size": Published((960, 544), _SKYREELS),
+        "frames": Published(97, _SKYREELS),
+        "fps": Published(24, _SKYREELS),
+        "steps": Published(50, _SKYREELS),
+        "guidance": Published(6.0, _SKYREELS),
+        "flow shift": Published(8.0, _SKYREELS),
+        "scheduler": Published("UniPCMultistepScheduler", f"{_SKYREELS_PIPELINES}{pipeline}.py"),
+        "negative prompt": Published(SPECS["skyreels-v2"].negative_prompt, "skyreels generate_video.py"),
+    }
+
+
+_FORCING = "pipeline_skyreels_v2_diffusion_forcing"
 SOURCES: dict[str, dict[str, Published]] = {
     "wan2.1-1.3b": _WAN_1_3B,
     "wan2.1-14b": _WAN_14B,
@@ -323,4 +342,19 @@ SOURCES: dict[str, dict[str, Published]] = {
             "hunyuanvideo-community/HunyuanVideo-1.5-480p_i2v", f"{_HUNYUAN_15_PIPELINE}pipeline_hunyuan_video1_5_image2video.py"
         ),
     },
+    "cogvideox-1.5": _COG_5B | {
+        "hub id": Published("THUDM/CogVideoX1.5-5B", _COG_README, _RENAMED),
+        "size": Published((1360, 768), _COG_SCRIPT),
+        "frames": Published(81, _COG_SCRIPT),
+        "fps": Published(16, _COG_SCRIPT),
+    },
+    "cogvideox-1.5-i2v": _COG_5B | {
+        "hub id": Published("THUDM/CogVideoX1.5-5B-I2V", _COG_README, _RENAMED),
+        "size": Published((1360, 768), _COG_SCRIPT),
+        "frames": Published(81, _COG_SCRIPT),
+        "fps": Published(16, _COG_SCRIPT),
+    },
+    "skyreels-v2": _skyreels("SkyReels-V2-T2V-14B-540P-Diffusers", "pipeline_skyreels_v2"),
+    "skyreels-v2-df-1.3b": _skyreels("SkyReels-V2-DF-1.3B-540P-Diffusers", _FORCING),
+    "skyreels-v2-df-14b": _skyreels("SkyReels-V2-DF-14B-540P-Diffusers", _FORCING),
 }  # fmt: skip

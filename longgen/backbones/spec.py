@@ -135,6 +135,9 @@ class BackboneSpec:
     fixed_size: bool = False  # it makes no other size than `size`
     sound: Sound | None = None
     more_calls: int = 0
+    most_size: tuple[int, int] | None = None  # nor a wider or higher one than this
+    token_lat: int = 1  # latent frames of the VAE that a token holds: what is called a latent frame elsewhere, and `stride_t` and
+    # `latent_channels` are of, is then that many, whose channels stand one after the other
     files: tuple[str, ...] = ()
     file_vae: bool = False
     kept: tuple[int, int] = (0, 0)  # of the parameters, those that stay in 8 bits or fewer as the files have them; their bytes
@@ -266,8 +269,9 @@ class Family:
 
 def transformer_sizes(spec: BackboneSpec) -> dict[str, Any]:
     """The arguments that diffusers' video transformers have in common."""
-    return dict(num_attention_heads=spec.heads, attention_head_dim=spec.head_dim,
-                in_channels=spec.latent_channels + spec.condition_channels, out_channels=spec.latent_channels)  # fmt: skip
+    channels, condition = (count // spec.token_lat for count in (spec.latent_channels, spec.condition_channels))
+    return dict(num_attention_heads=spec.heads, attention_head_dim=spec.head_dim, in_channels=channels + condition,
+                out_channels=channels)  # fmt: skip
 
 
 def substitute(name: str, replacements: Sequence[tuple[str, str]]) -> str:

@@ -21,10 +21,11 @@ import typer
 import typer.core
 
 from longgen import __version__, launch, ranks
-from longgen.cli import rank
+from longgen.cli import help as help_text
+from longgen.cli import messages, rank, suggest
 from longgen.cli.dataclass_options import with_dataclass_options
 from longgen.device import chain, lacks_memory
-from longgen.errors import HungUp, LonggenError, OutOfMemoryError, Terminated, UsageError
+from longgen.errors import HungUp, LonggenError, OutOfMemoryError, Terminated, UsageError, shown
 from longgen.textfile import visible
 
 if TYPE_CHECKING:
@@ -32,15 +33,57 @@ if TYPE_CHECKING:
     from longgen.progress import OnProgress
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda token: token.replace("_", "-")}
+ALONE = {"--ray": "local", "--preview": "auto"}  # what an option means that may stand without a value
 CLICK_USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer's versions have a click inside, or beside them
 
 
-class Command(typer.core.TyperCommand):
+class _WithHelp:
+    """Of commands and groups: --help shows what matters, --help-all every option; see `longgen.cli.help`."""
+
+    rich_markup_mode: Any
+    everything = False
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own = args if not hasattr(self, "commands") else [*itertools.takewhile(lambda word: word.startswith("-"), args)]
+        wanted = [*help_text.wants_all(own)]
+        self.everything = bool(wanted)
+        args = ["--help" if index in wanted else word for index, word in enumerate(args)]
+        return super().parse_args(ctx, args)  # type: ignore[misc, no-any-return]
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        if self.rich_markup_mode is None:  # plain, for the documentation
+            return super().format_help(ctx, formatter)  # type: ignore[misc, no-any-return]
+        formatter.write(help_text.shown(self, ctx, self.everything) + "\n")
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        found: list[Any] = super().shell_complete(ctx, incomplete)  # type: ignore[misc]
+        if incomplete and help_text.ALL.startswith(incomplete):
+            found.append(type(super().shell_complete(ctx, "--")[0])(help_text.ALL))  # type: ignore[misc]
+        return found
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return help_text.usage_pieces(self)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        help_text.plain_options(self, ctx, formatter)
+
+
+class Command(_WithHelp, typer.core.TyperCommand):
     """A command that refuses a repeated option, where click would silently use the last one."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        args = _with_local_ray(args) if any("--ray" in parameter.opts for parameter in self.params) else args
-        order: list[Any] = self.make_parser(ctx).parse_args(args=[*args])[2]
+        if [*help_text.wants_all(args)]:
+            return super().parse_args(ctx, args)
+        given: Any
+        order: Any
+        own = {option for parameter in self.params for option in parameter.opts}
+        args = _with_values(args, {option: value for option, value in ALONE.items() if option in own})
+        try:
+            given, _, order = self.make_parser(ctx).parse_args(args=[*args])
+        except CLICK_USAGE_ERROR as unparsed:
+            unparsed.ctx = unparsed.ctx or ctx
+            raise
+        ctx.meta["longgen.given"] = given
         for parameter in order if not ctx.resilient_parsing else ():
             single = parameter.param_type_name == "option" and not parameter.multiple and not parameter.is_flag
             if single and order.count(parameter) > 1:
@@ -88,12 +131,13 @@ class Command(typer.core.TyperCommand):
         return super().invoke(ctx)
 
 
-def _with_local_ray(args: list[str]) -> list[str]:
-    """`args` with an address after a `--ray` that stands alone: that of a cluster of this machine."""
+def _with_values(args: list[str], values: dict[str, str]) -> list[str]:
+    """`args` with a value after each option of `values` that stands alone, also where a prompt of several words comes next."""
     spelled = []
     for index, argument in enumerate(args):
-        alone = argument == "--ray" and (index + 1 == len(args) or args[index + 1].startswith("-"))
-        spelled += ["--ray", "local"] if alone else [argument]
+        following = args[index + 1] if index + 1 < len(args) else "-"
+        alone = argument in values and (following.startswith("-") or " " in following.strip())
+        spelled += [argument, values[argument]] if alone else [argument]
     return spelled
 
 
@@ -103,33 +147,53 @@ def _variables(command: Any) -> set[str]:
     return names.union(*(_variables(subcommand) for subcommand in getattr(command, "commands", {}).values()))
 
 
-class Root(typer.core.TyperGroup):
+class Group(_WithHelp, typer.core.TyperGroup):
+    """A command with commands below it, in the order of use."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return help_text.ordered(self.commands)
+
+
+class Root(Group):
     """The command `longgen`: with --json an error of the option parser itself is JSON too."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         global _json
         _json = JsonState("--json" in [*itertools.takewhile(lambda word: word != "--", args)])
-        with _usage_errors_as_json():
+        with self._usage_errors():
             return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: Any) -> Any:
-        with _usage_errors_as_json():
+        with self._usage_errors():
             return super().invoke(ctx)
 
+    @contextlib.contextmanager
+    def _usage_errors(self) -> Iterator[None]:
+        """Errors of the option parser look as all others do; a group alone shows its help."""
+        try:
+            yield
+        except CLICK_USAGE_ERROR as error:
+            if type(error).__name__ == "NoArgsIsHelpError":
+                print(error.ctx.get_help())
+            else:
+                _tell(suggest.usage_error(error, self), error.exit_code)
+            raise typer.Exit(error.exit_code) from None
 
-@contextlib.contextmanager
-def _usage_errors_as_json() -> Iterator[None]:
-    try:
-        yield
-    except CLICK_USAGE_ERROR as error:
-        usage = " ".join(error.ctx.get_usage().split()).removeprefix("Usage: ") if error.ctx else "a value for the option"
-        hint = f"{error.ctx.command_path if error.ctx else 'longgen'} --help"
-        _print_error(LonggenError(error.format_message(), usage, hint), error.exit_code, stopped=False)
-        raise
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        first = str(args[0])
+        if self.get_command(ctx, first) is None and suggest.is_prompt(first):
+            silent = ctx.resilient_parsing or launch.started() or {"-q", "--quiet"} & {*args}
+            if (command := first.split()[0]) in self.commands and not silent:
+                say(f"note: {shown(first, 60)} is taken as a prompt; for the command, without these quotes: longgen {command} ...")
+            args = ["generate", *args]
+        return super().resolve_command(ctx, args)
 
 
 class App(typer.Typer):
     """Commands may take dataclasses of options; their errors become a message and an exit code."""
+
+    def __init__(self, cls: type[Group] = Group, **kwargs: Any) -> None:
+        super().__init__(cls=cls, **kwargs)
 
     def command(self, *args: Any, **kwargs: Any) -> Callable[..., Any]:
         register = super().command(*args, **{"cls": Command, **kwargs})
@@ -223,7 +287,7 @@ def _tell(error: LonggenError, code: int, stopped: bool = False, lost: bool = Fa
         if own and sys.__stderr__ is not None:
             print(visible(f"longgen: {_here}: {error}"), file=sys.__stderr__, flush=True)
         return
-    say(f"longgen: {error.given}; {error.hint}" if stopped else f"longgen: {error}")
+    say(f"longgen: {error.given}; {error.hint}" if stopped else f"longgen: {error}", is_error=True)
     _print_error(error, code, stopped)
 
 
@@ -265,12 +329,15 @@ def _system_error(error: BaseException) -> LonggenError | None:
                         hint="check the path, its permissions, and the room on the disk")  # fmt: skip
 
 
-def say(message: str, logged: bool = True) -> None:
-    """Prints a message for people on stderr, and in the file of --log-file. A stderr that is closed or full is ignored."""
+def say(message: str, logged: bool = True, is_error: bool = False) -> None:
+    """Prints a message for people on stderr, and in the file of --log-file. A stderr that is closed or full is ignored.
+    is_error: on a terminal it then has colours and fits the width.
+    """
     if logged and _log is not None:
         _log.write(message)
     with contextlib.suppress(OSError, ValueError):
-        print(visible(message), file=sys.stderr, flush=True)
+        text = visible(message)
+        print(messages.on_terminal(text) if is_error and messages.is_terminal(sys.stderr) else text, file=sys.stderr, flush=True)
 
 
 def note_in_log(message: str) -> None:
@@ -287,10 +354,10 @@ def logger(quiet: bool) -> Callable[[str], None]:
 @contextlib.contextmanager
 def progress_shown(quiet: bool) -> Iterator[OnProgress]:
     """A function that shows progress on stderr, unless `quiet`, and its milestones in the log file."""
-    from longgen import progress
+    from longgen import bars, progress
 
     milestones = None if _log is None else progress.in_lines(_log.write, progress.LOG_EVERY_S)
-    with progress.reporter(quiet, functools.partial(say, logged=False)) as shown:
+    with bars.reporter(quiet, functools.partial(say, logged=False)) as shown:
         if milestones is None:
             yield shown
         else:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longgen.cli import inputs
+from longgen.cli import complete, inputs
 from longgen.cli import options as opt
-from longgen.cli.app import answer, app, progress_shown, say, take_rank
+from longgen.cli.app import answer, app, logger, progress_shown, say, take_rank
 from longgen.errors import BatchError, LonggenError, OutOfMemoryError, Terminated, UsageError, conflict
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ PRESETS = "direct,sliding-window,freenoise,freeloc,freelong,freepca,freespec,lon
 class TargetOptions:
     """What is measured."""
 
-    presets: Annotated[str, typer.Option("--presets", metavar="NAME,NAME", help="Presets or TOML files.")] = PRESETS
+    presets: Annotated[
+        str, typer.Option("--presets", metavar="NAME,NAME", autocompletion=complete.list_of_presets, help="Presets or TOML files.")
+    ] = PRESETS
     backbone: opt.Backbone = None
     shape: Annotated[
         str | None,
@@ -63,14 +65,14 @@ class TargetOptions:
     image: Annotated[
         Path | None, typer.Option("--image", metavar="FILE", help="The first frame (default: grey, where the model needs one).")
     ] = None
-    frames: opt.Frames = None
+    frames: Annotated[int | None, opt.frames_option("321")] = None
     lengths: Annotated[
         str | None,
         typer.Option("--lengths", metavar="N,N", help="Measure at these multiples of the native length, as one table."),
     ] = None
     size: opt.Size = None
     flow_shift: opt.FlowShift = None
-    steps: Annotated[int, typer.Option("--steps", min=1, metavar="K", help="How often each type of step is measured.")] = 3
+    repeats: Annotated[int, typer.Option("--repeats", min=1, metavar="K", help="How often each type of step is measured.")] = 3
     overrides: opt.Set = None
     probe: opt.Probe = None
     allow_code: opt.AllowCode = False
@@ -94,10 +96,13 @@ def bench(
     target: TargetOptions,
     model: BenchModelOptions,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.json", help="Write the JSON there too.")] = None,
+    export: opt.Export = None,
     *,
     options: opt.LoggedOptions,
 ) -> None:
-    """Measure what presets cost in time and memory: real steps of every type, relative to direct sampling and to their arithmetic.
+    """Measure what presets cost in time and memory, relative to direct sampling.
+
+    Runs real steps of every type, and compares their time with their arithmetic too.
 
     With --lengths 2,3,4, at two, three and four times the native length, as one table.
 
@@ -121,6 +126,7 @@ def bench(
         return _on_ranks(target, model, given, output, options)
     if target.shape is not None and target.shape not in SHAPES:
         raise UsageError(f"--shape {target.shape} does not exist", expected=", ".join(SHAPES), hint="use one of them")
+    formats = _formats(export, output, target.count, options.overwrite)
     if output is not None:
         disk.check_new(output, options.overwrite)
     if target.count:
@@ -151,13 +157,13 @@ def bench(
             text = accelerators_table.text(result)
         elif by_length:
             loaded, shape = functools.cache(load), target.shape is not None
-            result = _at_lengths(by_length, lambda plans: running.bench(plans, lambda: loaded(settings), settings, target.steps,
+            result = _at_lengths(by_length, lambda plans: running.bench(plans, lambda: loaded(settings), settings, target.repeats,
                                                                         shape, report))  # fmt: skip
             text = table.lengths_text(result)
         else:
-            result = running.bench(plans, lambda: load(settings), settings, target.steps, target.shape is not None, report)
+            result = running.bench(plans, lambda: load(settings), settings, target.repeats, target.shape is not None, report)
             text = table.text(result)
-    _write(result, text, output, options)
+    _write(result, text, output, options, formats)
 
 
 FOR_RANKS = ("presets", "backbone", "frames", "dtype", "device", "gpus", "guidance_parallel", "output", "overwrite", "as_json",
@@ -300,7 +306,7 @@ def _check_target(target: TargetOptions, model: BenchModelOptions, given: dict[s
         "random_weights",
         "prompt",
         "image",
-        "steps",
+        "repeats",
         "device",
         "offload",
         "attention",
@@ -321,8 +327,8 @@ def _check_target(target: TargetOptions, model: BenchModelOptions, given: dict[s
     if accelerate and (model.cache is not None or model.compile):
         raise conflict("--accelerate", "--cache or --compile (or LONGGEN_CACHE, LONGGEN_COMPILE)", "",
                        "--accelerate alone, as --accelerate first-block:0.05,compile", "name there what to measure")  # fmt: skip
-    if accelerate and "steps" in given:
-        raise conflict("--accelerate", "--steps", "it measures whole runs", hint="leave --steps out")
+    if accelerate and "repeats" in given:
+        raise conflict("--accelerate", "--repeats", "it measures whole runs", hint="leave --repeats out")
     if target.lengths is not None and (accelerate or target.count or target.frames is not None):
         raise conflict("--lengths", "--frames, --count or --accelerate", "it measures steps at several lengths",
                        "--lengths with --presets, and --backbone or --shape", alone)  # fmt: skip
@@ -352,10 +358,15 @@ def _lengths(text: str | None) -> list[int]:
 
 
 def _write(
-    result: AcceleratorReport | BenchResult | LengthsResult, text: str, output: Path | None, options: opt.OutputOptions
+    result: AcceleratorReport | BenchResult | LengthsResult,
+    text: str,
+    output: Path | None,
+    options: opt.OutputOptions,
+    formats: tuple[str, ...],
 ) -> None:
     """The measurements to `output` and stdout; a BatchError where some failed, an exit code where they were interrupted."""
     from longgen import disk
+    from longgen.bench.export import exports
 
     try:
         if output is not None:
@@ -363,6 +374,9 @@ def _write(
             with disk.held(output.with_name(f".{output.name}.lock"), str(output)):
                 disk.check_new(output, options.overwrite)  # again: another process may have written it meanwhile
                 disk.save_json(output, result.as_dict())
+            written = exports(result).write(formats, output.parent, f"{output.stem}-") if formats else []
+            if written:
+                logger(options.quiet)(f"export: {', '.join(path.name for path in written)} in {output.parent}")
     finally:  # what was measured is printed, even where it could not be written
         answer(text, result.as_dict(), options.as_json, wrote=output is not None)
     if result.stopped is not None:
@@ -373,6 +387,23 @@ def _write(
     if failed:
         raise BatchError(f"{len(failed)} of {len(result.rows)} could not be measured: {failed[0].preset}: {failed[0].error}",
                          hint="leave them out, or correct them")  # fmt: skip
+
+
+def _formats(values: list[str] | None, output: Path | None, count: bool, overwrite: bool) -> tuple[str, ...]:
+    """The formats of `--export`, whose files stand beside `output` and are named after it. Raises UsageError."""
+    from longgen import disk, export
+    from longgen.bench.export import NAMES
+
+    formats = export.parse(values)
+    if formats and count:
+        raise conflict("--export", "--count", "it writes measurements", "--export without --count, or --count --json")
+    if formats and output is None:
+        raise UsageError("--export needs --output: its files are named after that and stand beside it",
+                         expected="--output FILE.json with --export", hint="give --output bench.json")  # fmt: skip
+    for kind, name in ((kind, name) for kind in formats if output is not None for name in NAMES):
+        assert output is not None
+        disk.check_new(output.with_name(f"{output.stem}-{name}.{export.SUFFIXES[kind]}"), overwrite, "--export")
+    return formats
 
 
 def _accelerators(text: str, spec: BackboneSpec) -> tuple[str, ...]:

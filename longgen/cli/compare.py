@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longgen.cli import inputs
+from longgen import export
+from longgen.cli import complete, inputs
 from longgen.cli import options as opt
 from longgen.cli.app import answer, app, logger, progress_shown
 from longgen.cli.probe import probe_first
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from longgen.resolve import PlanRequest
 
 OF_VIDEOS = {  # the options that apply to existing videos
-    "videos", "baseline", "metrics", "vbench_weights", "vbench_json", "export_vbench", "output", "overwrite", "as_json", "quiet",
-    "log_file",
+    "videos", "baseline", "metrics", "vbench_weights", "vbench_json", "export_vbench", "export", "output", "overwrite", "as_json",
+    "quiet", "log_file",
 }  # fmt: skip
 
 
@@ -34,7 +35,13 @@ class GridOptions:
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What the videos show.")] = None
     prompts: opt.PromptsFile = None
     presets: Annotated[
-        str | None, typer.Option("--presets", metavar="NAME,NAME", help="Presets or TOML files, as direct,sliding-window,freespec.")
+        str | None,
+        typer.Option(
+            "--presets",
+            metavar="NAME,NAME",
+            autocompletion=complete.list_of_presets,
+            help="Presets or TOML files, as direct,sliding-window,freespec.",
+        ),
     ] = None
     seeds: opt.Seeds = "0"
     negative_prompt: opt.Negative = None
@@ -47,14 +54,17 @@ class MetricOptions:
     baseline: Annotated[
         str | None,
         typer.Option(
-            "--baseline", metavar="PRESET", help="The preset that differences are relative to (default: direct, if compared)."
+            "--baseline",
+            metavar="PRESET",
+            autocompletion=complete.presets,
+            help="The preset that differences are relative to (default: direct, if compared).",
         ),
     ] = None
     metrics: Annotated[
         str | None,
         typer.Option("--metrics", metavar="NAME,NAME", help="The metrics to show, always with motion: own (the default) for all of "
-                     "longgen's, vbench for those of VBench whose weights are available, and single ones, as "
-                     "vbench.subject_consistency."),
+                     "longgen's, vbench for those of VBench whose weights are available, features for those of "
+                     "EfficientNet, and single ones, as vbench.subject_consistency."),
     ] = None  # fmt: skip
     vbench_weights: Annotated[
         Path | None,
@@ -69,6 +79,7 @@ class MetricOptions:
         Path | None,
         typer.Option("--export-vbench", metavar="DIR", help="Copy the videos for VBench's own program, and print its commands."),
     ] = None
+    export: opt.Export = None
 
 
 @app.command()
@@ -99,6 +110,7 @@ def compare(
 
     Makes a video for each preset, prompt and seed. Existing ones are kept, so that the same command continues after a stop.
     """
+    export.parse(measures.export)
     if measures.export_vbench is not None:
         from longgen.metrics.vbench.export import check
 
@@ -108,7 +120,7 @@ def compare(
         if others:
             raise UsageError(f"{others} cannot be combined with existing videos: such options are for making new ones",
                              expected="with videos: --baseline, --metrics, --vbench-weights, --vbench-json, --export-vbench, "
-                                      "--output, --overwrite, --json, --quiet and --log-file",
+                                      "--export, --output, --overwrite, --json, --quiet and --log-file",
                              hint=f"leave out the videos, or {others}")  # fmt: skip
         return compare_existing(videos, output, measures, options)
     if cells.presets is None:
@@ -137,10 +149,12 @@ def compare_new(
     cluster: opt.ClusterOptions,
 ) -> None:
     """`longgen compare --presets NAME,NAME`: makes the videos of the grid that do not exist yet."""
-    from longgen import naming
-    from longgen.compare import grid
-    from longgen.compare.run import compare_presets, free_folder
-    from longgen.pipelines.checks import unused_settings
+    from longgen.progress import working
+
+    with progress_shown(options.quiet) as report, working("prepare", report):  # imports that take seconds
+        from longgen.compare import grid
+        from longgen.compare.run import compare_presets, default_folder, earlier_folder, free_folder
+        from longgen.pipelines.checks import unused_settings
 
     shard = cluster.checked()
     if any(request.probe in (None, "run") for request in requests):
@@ -151,12 +165,16 @@ def compare_new(
     inputs.say_notes((note for plan in plans for note in plan.notes), options.quiet)
     inputs.warn_of_grammar(spec, prompts, options.quiet)
     settings = inputs.model_settings(spec, loading)
-    default = Path(f"compare-{naming.slug(prompts[0])}")
+    default = default_folder(prompts)
     planned = grid.planned_videos(plans, dict.fromkeys(prompts), seeds, settings, default)
     if shard is not None:  # its folder has the same name whatever the others do
         folder = (output or default) / shard.folder
+    elif output is None and not default.exists() and (earlier := earlier_folder(planned)) is not None:
+        folder = earlier
+        inputs.say_notes([f"going on in {folder}, which has videos of this comparison; --output names another"], options.quiet)
     else:
         folder = output or free_folder(default, lambda record: [f"videos/{video.name}.mp4" for video in planned])
+    check_export(folder, prompts, measures, options.overwrite)
     unused = [unused_settings(plan, settings) for plan in plans]
     if all(unused):  # a setting that one of the presets uses is meant for that one
         inputs.say_notes((note for notes in unused for note in notes), options.quiet)
@@ -171,14 +189,14 @@ def compare_new(
             plans, prompts, seeds, settings, folder, measures.baseline, measures.metrics, report, log, measures.vbench_weights,
             measures.vbench_json or (), options.overwrite, shard, make,
         )  # fmt: skip
-    show(comparison, folder, measures.export_vbench, options)
+    show(comparison, folder, measures, options)
 
 
 def _quick_probe(requests: Sequence[PlanRequest], loading: dict[str, Any], quiet: bool) -> str | None:
     """The probe that the presets need: with `--probe run` always, else where none is stored or published; None where none is."""
     from longgen.layers import selection
 
-    probing = [request for request in requests if not request.preset.endswith(("@all", "@none"))]
+    probing = [request for request in requests if not str(request.preset).endswith(("@all", "@none"))]
     for request, preset in [(request, replace(request, overrides=()).load_preset()) for request in probing]:
         lacks = selection.probe_missing(preset, request.spec, request.lora) and not request.overrides
         if selection.uses_probe(preset) if request.probe == "run" else lacks:
@@ -199,14 +217,27 @@ def compare_existing(videos: list[Path], output: Path | None, measures: MetricOp
     folder = output or (videos[0] if in_place else Path(f"compare-{naming.slug(videos[0].stem)}"))
     if output is None and not in_place:
         folder = free_folder(folder, lambda record: [str(video.absolute()) for video in expand_paths(videos)])
+    check_export(folder, (), measures, options.overwrite or in_place)
     with progress_shown(options.quiet) as report:
         comparison = compare_videos(videos, folder, measures.baseline, measures.metrics, report, measures.vbench_weights,
                                     measures.vbench_json or (), options.overwrite or in_place)  # fmt: skip
-    show(comparison, folder, measures.export_vbench, options)
+    show(comparison, folder, measures, options)
 
 
-def show(comparison: Comparison, folder: Path, export_vbench: Path | None, options: opt.OutputOptions) -> None:
-    """The comparison on stdout, its videos laid out for VBench; a BatchError where a video failed."""
+def check_export(folder: Path, prompts: Sequence[str], measures: MetricOptions, overwrite: bool) -> None:
+    """Refuses to replace files of `--export` that are not of a comparison in `folder`."""
+    from longgen import disk
+    from longgen.compare.export import files
+
+    own = (folder / "compare.json").is_file()
+    for kind in export.parse(measures.export):
+        for name in files(prompts):
+            disk.check_new(folder / export.FOLDER / f"{name}.{export.SUFFIXES[kind]}", overwrite, "--export", own)
+
+
+def show(comparison: Comparison, folder: Path, measures: MetricOptions, options: opt.OutputOptions) -> None:
+    """The comparison on stdout, its files for papers, its videos laid out for VBench; a BatchError where a video failed."""
+    from longgen.compare.export import exports
     from longgen.compare.table import text
     from longgen.compare.vbench import export_for_vbench
 
@@ -215,8 +246,11 @@ def show(comparison: Comparison, folder: Path, export_vbench: Path | None, optio
     for watch in comparison.watch:
         log(f"side by side: {folder / watch.side_by_side}")
     log(f"report: {folder / 'report.html'}")
-    if export_vbench is not None:
-        commands = export_for_vbench(comparison, folder, export_vbench, options.overwrite)
+    if formats := export.parse(measures.export):
+        written = exports(comparison).write(formats, folder / export.FOLDER)
+        log(f"export: {len(written)} files in {folder / export.FOLDER}: {', '.join(path.name for path in written)}")
+    if measures.export_vbench is not None:
+        commands = export_for_vbench(comparison, folder, measures.export_vbench, options.overwrite)
         log("\n".join(["VBench's own program, where it is installed, scores the videos with:", *commands,
                        "then --vbench-json FILE with each results_TIME_eval_results.json adds its numbers here"]))  # fmt: skip
     failed = [cell for cell in comparison.cells if cell.status == "failed"]

@@ -15,7 +15,9 @@ from longgen.errors import LonggenError, UsageError
 @app.command()
 def decode(
     latents: Annotated[Path, typer.Argument(metavar="LATENTS", help="A run's folder, or the latents in it.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.mp4", help="(default: beside the run)")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="A name in .mp4, .webm or .gif (default: beside the run)")
+    ] = None,
     device: Device = None,
     vae_tiling: Tiling = False,
     *,
@@ -23,7 +25,7 @@ def decode(
     options: OutputOptions,
 ) -> None:
     """Turn saved latents into a video, without sampling again."""
-    from longgen import checkpoint, disk, naming, progress, resolve, run, rundir, shown, video
+    from longgen import bars, checkpoint, disk, naming, progress, resolve, run, rundir, shown, video
     from longgen.backbones.settings import ModelSettings
     from longgen.out_of_memory import translate_oom
 
@@ -55,14 +57,17 @@ def decode(
         name = "clips" if plan.clips else "chunks"
         raise UsageError(f"{latents} holds {len(chunks)} of {parts} {name}{reason}, and the name beside it is the whole video's",
                          expected="--output FILE.mp4 for what there is", hint=f"add -o {folder.stem}-so-far.mp4")  # fmt: skip
-    target = output or (folder.with_suffix(".mp4") if folder.suffix == ".run" else latents.with_suffix(".mp4"))
+    target = output or (naming.output_of(folder) if folder.suffix == ".run" else latents.with_suffix(".mp4"))
     target = naming.output_path(str(target), stored["prompt"], stored["seed"])
+    video.check_kind(target, plan.fps)
+    for note in video.notes_of(target):
+        log(f"note: {note}")
     disk.check_new(target, options.overwrite)
     rundir.check_place(target)
     settings = {key: value for key, value in stored.items() if key not in ("done", "scheduler", "vae_tiling")}
     settings |= {"vae_tiling": True} if vae_tiling else {}
 
-    with rundir.lock(target), progress.reporter(options.quiet, say) as report:
+    with rundir.lock(target), bars.reporter(options.quiet, say) as report:
         disk.check_new(target, options.overwrite)  # again: another process may have made it
         loading = progress.Phase("load", 1, "cpu", report)
         from longgen.backbones.defaults import default_device, default_dtype
@@ -81,7 +86,7 @@ def decode(
             writer = video.Writer(target, plan.size, plan.fps, settings, sound)
             frames_px = run.write_video(writer, shown.in_file(plan, frames_of, frames_lat), decoding)
         seconds = round(decoding.seconds, 3)
-        if frames_px == plan.written_px and target.with_suffix(".run").absolute() == folder:
+        if frames_px == plan.written_px and naming.run_folder(target).absolute() == folder:
             rundir.mark_decoded(target)
     if frames_px < plan.written_px:
         log(f"note: {chunks.damage or 'the stream was stopped before its end'}; these are {frames_px} frames of {plan.written_px}")

@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar
 import typer
 
 import longgen
+from longgen.cli import complete
 from longgen.cli.app import answer, app
 from longgen.cli.options import Json
 from longgen.errors import unknown_name
@@ -41,7 +42,9 @@ def docs(
     topic: Annotated[
         str | None,
         typer.Argument(
-            help="The page to print (default: the list of pages); run.json or json-lines for their JSON Schema.", show_default=False
+            autocompletion=complete.quietly(lambda ctx, incomplete: [*topics(), *SCHEMAS]),
+            help="The page to print (default: the list of pages); run.json or json-lines for their JSON Schema.",
+            show_default=False,
         ),
     ] = None,
     path: Annotated[bool, typer.Option("--path", help="Print where the file is instead.")] = False,

@@ -7,11 +7,11 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from longgen.cli import inputs
+from longgen.cli import complete, inputs
 from longgen.cli import options as opt
 from longgen.cli.app import answer, app, say
 from longgen.errors import LonggenError, MissingError, UsageError
@@ -19,6 +19,7 @@ from longgen.errors import LonggenError, MissingError, UsageError
 if TYPE_CHECKING:
     from longgen.backbones.settings import ModelSettings
     from longgen.backbones.spec import BackboneSpec
+    from longgen.machine import Memory
 
 LIBRARIES = (
     "torch", "diffusers", "transformers", "accelerate", "safetensors", "sentencepiece", "protobuf", "pydantic", "typer",
@@ -28,9 +29,12 @@ FREE_ENOUGH = 5 * 1000**3  # bytes of free disk space, below which a long run ma
 
 
 class Finding(NamedTuple):
+    """What was looked for. value: what was found, in words. data: the same for programs, where words are not enough."""
+
     name: str
     ok: bool
     value: str
+    data: Any = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,10 @@ class GpuOptions:
         typer.Option("--gpu", help="Measure the GPU: every preset at full size with random weights, and on small shapes against "
                                    "the CPU. Nothing is downloaded."),
     ] = False  # fmt: skip
-    presets: Annotated[str | None, typer.Option("--presets", metavar="NAME,NAME", help="The presets (default: all).")] = None
+    presets: Annotated[
+        str | None,
+        typer.Option("--presets", metavar="NAME,NAME", autocompletion=complete.list_of_presets, help="The presets (default: all)."),
+    ] = None
     backbone: opt.Backbone = None
     frames: opt.Frames = None
     size: opt.Size = None
@@ -59,7 +66,7 @@ class GpuOptions:
 
 @app.command()
 def doctor(context: typer.Context, gpu: GpuOptions, *, options: opt.OutputOptions) -> None:
-    """Check this machine: versions, GPU, ffmpeg, disk, caches.
+    """Check this machine: versions, GPU, memory, ffmpeg, fonts, disk, caches, and which backbones fit.
 
     With --gpu, measure what longgen does on it, in ten minutes: time and memory of every preset, and whether it equals the CPU.
     """
@@ -78,9 +85,9 @@ def _measure(gpu: GpuOptions, options: opt.OutputOptions) -> None:
     """Measures the GPU, going on with what is in the output folder."""
     from longgen import disk, preset
     from longgen.backbones.registry import SPECS
+    from longgen.bars import reporter
     from longgen.bench import device_report, device_run
     from longgen.pipelines.checks import check_settings
-    from longgen.progress import reporter
 
     spec, settings = _target(gpu)
     check_settings(spec, settings)
@@ -130,19 +137,95 @@ def _check(as_json: bool) -> None:
     """Looks for what generating needs."""
     from importlib import metadata
 
-    findings = [Finding("python", sys.version_info >= (3, 10), sys.version.split()[0])]
+    from longgen import __version__, machine
+
+    findings = [Finding("longgen", True, __version__), Finding("python", sys.version_info >= (3, 10), sys.version.split()[0])]
     for library in LIBRARIES:
         try:
             findings.append(Finding(library, True, metadata.version(library)))
         except metadata.PackageNotFoundError:
             findings.append(Finding(library, False, "not installed"))
     free = shutil.disk_usage(".").free
-    disk = Finding("disk", free > FREE_ENOUGH, f"{free / 1e9:.0f} GB free in {Path.cwd()}")
-    findings += [_gpu(), _ffmpeg(), disk, _hub_cache()]
-    lines = [f"{'ok  ' if finding.ok else 'BAD '}{finding.name:<16}{finding.value}" for finding in findings]
-    answer("\n".join(lines), [finding._asdict() for finding in findings], as_json)
+    disk = Finding("disk", free > FREE_ENOUGH, f"{free / 1e9:.0f} GB free in {Path.cwd()}", {"free_bytes": free})
+    memory = machine.memory()
+    findings += [_gpu(), _memory(memory), _threads(), _ffmpeg(), _fonts(), disk, _hub_cache(), *_caches(), *_backbones(memory)]
+    width = max(len(finding.name) for finding in findings) + 2
+    lines = [f"{_mark(finding)}{finding.name:<{width}}{finding.value}" for finding in findings]
+    answer("\n".join(lines), [_as_dict(finding) for finding in findings], as_json)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+def _mark(finding: Finding) -> str:
+    """`no` for a backbone that fits at no length, which is no fault of the machine."""
+    lengths = (finding.data or {}).get("lengths")
+    if lengths is not None and all(row["offload"] is None for row in lengths):
+        return "no  "
+    return "ok  " if finding.ok else "BAD "
+
+
+def _as_dict(finding: Finding) -> dict[str, Any]:
+    return {key: value for key, value in finding._asdict().items() if key != "data" or value is not None}
+
+
+def _memory(memory: Memory) -> Finding:
+    from longgen.units import human_bytes
+
+    value = f"{human_bytes(memory.available)} free of {human_bytes(memory.total)}"
+    return Finding("memory", True, value, {"total_bytes": memory.total, "available_bytes": memory.available})
+
+
+def _threads() -> Finding:
+    import torch
+
+    from longgen import machine
+
+    threads, cores = torch.get_num_threads(), machine.cores()
+    variable = os.environ.get("OMP_NUM_THREADS")
+    why = f" (OMP_NUM_THREADS={variable})" if variable else ""
+    return Finding("threads", True, f"{threads} of torch{why}, on {cores} CPU core{'s' * (cores != 1)}",
+                   {"threads": threads, "cores": cores})  # fmt: skip
+
+
+def _fonts() -> Finding:
+    from longgen import machine
+
+    font = machine.fonts()
+    return Finding("fonts", font is not None, font or "Pillow has no FreeType: labels of comparisons are in English letters alone")
+
+
+def _caches() -> list[Finding]:
+    from longgen import machine
+    from longgen.units import human_bytes
+
+    findings = []
+    for cache in machine.caches():
+        what = f"{human_bytes(cache['bytes'])} of {cache['holds']}"
+        value = f"{what}; to clear it: {cache['clear']}" if cache["bytes"] else f"no {cache['holds']} in {cache['folder']}"
+        findings.append(Finding(f"cache {cache['name']}", True, value, cache))
+    return findings
+
+
+def _backbones(memory: Memory) -> list[Finding]:
+    """Which backbones fit this machine. One that does not is no fault of it."""
+    from longgen import machine
+    from longgen.units import human_bytes
+
+    findings = []
+    for name, rows in machine.all_fits(memory).items():
+        parts = []
+        for row in rows:
+            size = "" if row["peak_bytes"] is None else human_bytes(row["peak_bytes"])
+            if row["why"] is not None:
+                parts.append(f"{row['frames']} frames: {row['why']}")
+            elif row["offload"] is None:
+                parts.append(f"{row['frames']} frames need {size}")
+            else:
+                how = f"--offload {row['offload']}" if memory.card else "yes"
+                parts.append(f"{row['frames']} frames: {how}, {size}")
+        where = "card" if memory.card else "cpu"
+        findings.append(Finding(name, True, "; ".join(parts), {"kind": "backbone", "device": where, "lengths": rows}))
+    return findings
 
 
 def _gpu() -> Finding:
@@ -165,8 +248,10 @@ def _ffmpeg() -> Finding:
         encoders = ffmpeg.run(["-encoders"])
     except LonggenError as error:
         return Finding("ffmpeg", False, error.given)
-    has_x264 = b"libx264" in encoders.stdout
-    return Finding("ffmpeg", has_x264, f"{ffmpeg.program()}, {'with' if has_x264 else 'without'} libx264")
+    kinds = {suffix: ffmpeg.has_encoder(encoders.stdout, suffix) for suffix in ffmpeg.ENCODERS}
+    lacking = [f"{ffmpeg.ENCODERS[suffix]} ({suffix})" for suffix, here in kinds.items() if not here]
+    words = f"without {', '.join(lacking)}" if lacking else f"writes {', '.join(kinds)}"
+    return Finding("ffmpeg", kinds[".mp4"], f"{ffmpeg.program()}, {words}", kinds)
 
 
 def _hub_cache() -> Finding:

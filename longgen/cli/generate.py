@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,11 +16,13 @@ from longgen.cli import inputs
 from longgen.cli import options as opt
 from longgen.cli.app import about_video, answer, app, logger, progress_shown, take_rank, unlogged
 from longgen.cli.probe import probe_first
-from longgen.errors import BatchError, UsageError, conflict
+from longgen.errors import BatchError, UsageError, conflict, shown
 from longgen.textfile import on_one_line
 
 if TYPE_CHECKING:
     from longgen.backbones.settings import ModelSettings
+    from longgen.pipelines.base import PipelineBackbone
+    from longgen.preview import Preview
     from longgen.ranks import Ranks
     from longgen.resolve import PlanRequest
     from longgen.run import Job
@@ -28,12 +32,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """What the videos show: one of the first three."""
+    """What the videos show: one of the first four."""
 
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What the video shows.")] = None
+    words: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]", help="What the video shows, in quotes.")] = None
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The same, as an option.")] = None
     prompts: opt.PromptsFile = None
     schedule: opt.ScheduleFile = None
     negative_prompt: opt.Negative = None
+
+    def settled(self) -> PromptOptions:
+        """With the prompt of the argument as that of the option. Raises UsageError for both, and for several arguments."""
+        if not self.words:
+            return self
+        for other, value in (("--prompt", self.prompt), ("--prompts", self.prompts), ("--schedule", self.schedule)):
+            if value is not None:
+                raise conflict(
+                    f"the prompt {shown(self.words[0], 60)}", other, hint=f"leave one out; after {other} comes its value"
+                )
+        if len(self.words) > 1:
+            quoted = shlex.quote(on_one_line(" ".join(self.words), 200))
+            raise UsageError(f"the prompt is {len(self.words)} arguments: {', '.join(map(shown, self.words))[:200]}",
+                             expected="one, in quotes", hint=f"longgen generate {quoted} and then the options")  # fmt: skip
+        return dataclasses.replace(self, words=None, prompt=self.words[0])
 
 
 @dataclass(frozen=True)
@@ -42,11 +62,16 @@ class RunOptions:
 
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="FILE.mp4|DIR",
-                     help="(default: PROMPT-SEED.mp4 here, numbered if another run has that name)"),
+        typer.Option("--output", "-o", metavar="FILE|DIR",
+                     help="A name in .mp4, .webm or .gif (default: PROMPT-SEED.mp4 here, numbered if another run has that name)"),
     ] = None  # fmt: skip
     resume: Annotated[bool, typer.Option("--resume", help="Continue the stopped run of this output.")] = False
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over, and replace existing files.")] = False
+    preview: Annotated[
+        str | None,
+        typer.Option("--preview", metavar="[EVERY]", help="Keep a strip of frames in the run's folder while sampling, a new one "
+                                                          "every so many steps; alone: as often as costs 3% of the time."),
+    ] = None  # fmt: skip
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print what would run, load nothing.")] = False
     as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each video as it is finished.")] = False
     quiet: opt.Quiet = False
@@ -75,11 +100,16 @@ def generate(
     options: RunOptions,
 ) -> None:
     """Make a video, or one for each line of a file of prompts."""
+    from longgen.progress import working
     from longgen.resolve import PlanRequest
 
     take_rank()
+    text = text.settled()
     if options.resume and options.overwrite:
         raise conflict("--resume", "--overwrite")
+    every = _preview_every(options.preview)
+    if options.preview is not None and cluster.ray is not None:
+        raise conflict("--preview", "--ray", "workers have no terminal")
     shard = cluster.checked()
     apart = cluster.ray is not None or shard is not None
     if apart:
@@ -102,7 +132,8 @@ def generate(
             conditions = start.conditions(options.output if options.resume else None)
             spec = inputs.choose_backbone(backbone, quiet)
             request = PlanRequest(preset.preset, spec, (*(preset.overrides or ()),), size, sample.duration, schedule, preset.layers,
-                                  preset.probe, loading["lora"], preset.allow_code, conditions)  # fmt: skip
+                                  preset.probe, loading["lora"], preset.allow_code, conditions, loading["gpus"],
+                                  loading["guidance_parallel"])  # fmt: skip
             if seeds is not None and "seed" in opt.given_options(context):
                 raise conflict("--seeds", "--seed")
             requested = _requested(text, request, seed, seeds, loading, own, shard is not None)
@@ -116,10 +147,24 @@ def generate(
         with unlogged():
             chosen(quiet=True)  # refuses here, before processes are started, which then say the notes
         return _launch(loading["gpus"])
-    jobs, settings = team.decide(lambda: chosen(options.quiet))
+    with progress_shown(options.quiet or options.dry_run) as report, working("prepare", report):
+        jobs, settings = team.decide(lambda: chosen(options.quiet))
     if options.dry_run:
         return _print_dry_run(jobs, settings, options)
-    _make(jobs, settings, options, cluster)
+    if options.preview is not None and settings.offload == "model":
+        raise conflict("--preview", "--offload model", "the transformer would leave the card for each strip",
+                       hint="use --offload group, or leave --preview out")  # fmt: skip
+    _make(jobs, settings, options, cluster, every)
+
+
+def _preview_every(text: str | None) -> int | None:
+    """The steps between two strips of --preview; None where the time decides. Raises UsageError."""
+    if text in (None, "auto"):
+        return None
+    if not (text or "").isdecimal() or not 1 <= int(text or "0") <= 10_000:
+        raise UsageError(f"--preview {shown(text)} is no number of steps", expected="1 to 10000, or --preview alone",
+                         hint="correct it")  # fmt: skip
+    return int(text or "0")
 
 
 def _share(shard: Shard, requested: list[JobRequest]) -> list[JobRequest]:
@@ -176,16 +221,19 @@ def _jobs(requested: list[JobRequest], settings: ModelSettings, options: RunOpti
     return jobs, settings
 
 
-def _make(jobs: list[Job], settings: ModelSettings, options: RunOptions, cluster: opt.ClusterOptions) -> None:
+def _make(
+    jobs: list[Job], settings: ModelSettings, options: RunOptions, cluster: opt.ClusterOptions, preview_every: int | None
+) -> None:
     """Makes the videos, each with its line as soon as it is finished. Raises BatchError, and what `run.generate_jobs` does."""
     from longgen import run
     from longgen.cli.lines import Lines
 
-    lines = Lines(jobs, options.as_json)
+    lines = Lines(jobs, options.as_json, options.quiet)
     with progress_shown(options.quiet) as report, lines.under_way():
         log = logger(options.quiet)
         if cluster.ray is None:
-            results = run.generate_jobs(jobs, settings, options.resume, report, log, options.overwrite, lines.show)
+            preview = None if options.preview is None else _preview(preview_every, log)
+            results = run.generate_jobs(jobs, settings, options.resume, report, log, options.overwrite, lines.show, preview)
         else:
             from longgen.cluster import pool, tasks
 
@@ -195,6 +243,17 @@ def _make(jobs: list[Job], settings: ModelSettings, options: RunOptions, cluster
     if failed := sum(isinstance(result, run.Failure) for result in results):
         raise BatchError(f"{failed} of {len(results)} videos failed",
                          hint="the same command with --resume makes the rest; seeds that were drawn need --seed N")  # fmt: skip
+
+
+def _preview(every: int | None, log: Callable[[str], None]) -> Callable[[PipelineBackbone, Job], Preview]:
+    """What makes the preview of a video: its strips are drawn above the bars, in a terminal that can."""
+    from longgen import bars, preview, rundir
+
+    def draw(png: bytes) -> None:
+        if (sequence := preview.escapes(png)) is not None:
+            bars.draw(sequence)
+
+    return lambda backbone, job: preview.Preview(backbone, job.plan, rundir.run_folder(job.output), every, draw, log)
 
 
 def _requested(
@@ -207,6 +266,7 @@ def _requested(
     sharded: bool = False,
 ) -> list[JobRequest]:
     """The videos of a prompt, a file of prompts or a schedule; with `--probe run` after a probe."""
+    from longgen import naming
     from longgen.prompts import Row
 
     shots = request.schedule.shots if request.schedule else ()
@@ -221,7 +281,7 @@ def _requested(
         raise UsageError("--prompts with --resume needs --seed: a drawn seed cannot be recovered",
                          expected="--seed N, as printed by the first run, or a column seed", hint="add it")  # fmt: skip
     several = "--prompts" if text.prompts is not None else "--seeds" if seeds is not None else None
-    if several is not None and options.output is not None and Path(options.output).suffix.lower() == ".mp4":
+    if several is not None and options.output is not None and naming.is_video(options.output):
         raise UsageError(f"{several} makes several videos, but --output {options.output} names a single file", expected="a folder",
                          hint="give --output a folder")  # fmt: skip
     if request.probe == "run":
@@ -234,15 +294,18 @@ def _requested(
         probed = inputs.first_to_probe(rows, request)
         probe = probe_first(probed.load_preset(), request.spec, loading, options.quiet, probed.conditions)
         request = dataclasses.replace(request, probe=probe)
-    plans = inputs.plans_of_rows(rows, request, options.quiet)
     if options.resume and several is None and seed is None:
         seed = inputs.stored_seed(options.output)
+    if options.resume and request.preset is None:
+        rows = inputs.with_stored_presets(rows, request, seed, options.output, options.quiet)
+    plans = inputs.plans_of_rows(rows, request, options.quiet)
     requested = inputs.jobs_of_rows(rows, plans, seed, options.output, options.quiet)
     inputs.warn_of_grammar(request.spec, [shot.prompt for shot in shots or rows], options.quiet)
     return requested
 
 
 def _print_dry_run(jobs: list[Job], settings: ModelSettings, options: RunOptions) -> None:
+    from longgen.cli.estimates import Times
     from longgen.describe import plan_dict, plan_text, start_dict
     from longgen.pipelines.checks import check_settings
     from longgen.pipelines.token_limit import cut_notes, tokenizer_on_disk
@@ -252,12 +315,21 @@ def _print_dry_run(jobs: list[Job], settings: ModelSettings, options: RunOptions
     inputs.say_notes(check_settings(spec, settings), options.quiet)
     tokenizer = tokenizer_on_disk(spec)
     inputs.say_notes((note for job in jobs for note in cut_notes(job.plan, [job.prompt], tokenizer)), options.quiet)
-    texts = []
+    texts, times = [], Times(settings)
     for plan in plans:
         outputs = ", ".join(str(job.output) for job in jobs if job.plan is plan)
-        texts.append(f"{plan_text(plan, settings.dtype, settings.offload, tables=False, notes=False)}\nwould write: {outputs}")
+        texts.append(
+            f"{plan_text(plan, settings.dtype, settings.offload, tables=False, notes=False)}\n{times.line(plan)}\n"
+            f"would write: {outputs}"
+        )
     videos = [{"prompt": job.prompt, "seed": job.seed, "output": str(job.output), "preset": job.plan.preset.name,
                "frames": job.plan.frames_px, "starts_from": start_dict(job.plan),
                "sample": job.plan.sample.model_dump(mode="json")} for job in jobs]  # fmt: skip
-    data = plan_dict(jobs[0].plan) | {"outputs": [str(job.output) for job in jobs], "videos": videos}
+    if len(jobs) > 1 and (whole := times.whole([job.plan for job in jobs])):
+        texts.append(whole)
+    data = (
+        plan_dict(jobs[0].plan)
+        | {"estimate": times.as_dict(jobs[0].plan)}
+        | {"outputs": [str(job.output) for job in jobs], "videos": videos}
+    )
     answer("\n\n".join(texts), {"status": "planned"} | data, options.as_json, indent=None)

@@ -87,7 +87,7 @@ def read_rows(
     if prompt is not None:
         return [files.Row(prompt=files.checked(prompt, "--prompt"))]
     if prompts is None:
-        raise UsageError("no prompt is given", expected="--prompt TEXT, or --prompts FILE",
+        raise UsageError("no prompt is given", expected="a prompt in quotes, --prompt TEXT or --prompts FILE",
                          hint='for example --prompt "a red circle"')  # fmt: skip
     rows, notes = files.read(prompts, files.COLUMNS if columns is None else columns, why)
     say_notes(notes, quiet)
@@ -238,13 +238,13 @@ def stored_job(context: typer.Context, output: Path, allow_code: bool) -> tuple[
     from longgen import resolve, rundir
     from longgen.run_settings import model_settings_in
 
-    allowed = {"output", "resume", "allow_code", "device", "offload", "vae_tiling", "gpus", "guidance_parallel", "dry_run",
-               "as_json", "quiet", "log_file"}  # fmt: skip
+    allowed = {"output", "resume", "allow_code", "device", "offload", "vae_tiling", "gpus", "guidance_parallel", "preview",
+               "dry_run", "as_json", "quiet", "log_file"}  # fmt: skip
     others = ", ".join(option for name, option in given_options(context).items() if name not in allowed)
     if others:
         raise UsageError(f"--resume without --prompt takes every setting from the stored run; {others} cannot be combined with it",
                          expected="--output, --allow-code, --device, --offload, --vae-tiling, --gpus, --guidance-parallel, "
-                                  "--dry-run, --json, --quiet and --log-file",
+                                  "--preview, --dry-run, --json, --quiet and --log-file",
                          hint=f"leave {others} out, or give the whole command again")  # fmt: skip
     stored = rundir.stored_record(output)["settings"]
     plan = resolve.from_settings(stored, rundir.run_folder(output) / "run.json", allow_code)
@@ -255,11 +255,28 @@ def stored_job(context: typer.Context, output: Path, allow_code: bool) -> tuple[
     return rundir.JobRequest(plan, stored["prompt"], stored["seed"], str(output)), model_settings_in(stored)
 
 
+def with_stored_presets(rows: Sequence[Row], request: PlanRequest, seed: int | None, output: str | None, quiet: bool) -> list[Row]:
+    """Each row with the preset that its run began with, which may be another than the one that this version recommends."""
+    from longgen import preset, rundir
+
+    kept = []
+    for row in rows:
+        row_seed = seed if row.seed is None else row.seed
+        target = output if row.output is None else str(Path(output or ".") / row.output)
+        stored = [] if row.preset is not None or row_seed is None else rundir.stored_presets(target, row.prompt, row_seed)
+        other = next((name for name in stored if name in preset.names()), None)
+        if other is not None and _row_request(row, request).settled()[1] not in stored:
+            say_notes([f"--resume without --preset goes on with {other}, with which the run began"], quiet)
+            row = row.model_copy(update={"preset": other})
+        kept.append(row)
+    return kept
+
+
 def stored_seed(output: str | None) -> int:
     """The seed of the run that --resume continues, where --output names it."""
-    from longgen import rundir
+    from longgen import naming, rundir
 
-    if output is None or Path(output).suffix.lower() != ".mp4":
+    if output is None or not naming.is_video(output):
         raise UsageError("--resume without --seed needs the --output FILE.mp4 of the run", expected="--seed N or -o FILE.mp4",
                          hint="add one of them")  # fmt: skip
     return rundir.stored_record(Path(output))["settings"]["seed"]

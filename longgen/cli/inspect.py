@@ -17,7 +17,7 @@ from longgen.errors import UsageError, conflict
 def inspect(
     video: Annotated[Path, typer.Argument(help="An MP4 that longgen wrote.")],
     toml: Annotated[bool, typer.Option("--toml", help="Print a preset that reproduces it, with the command to use it.")] = False,
-    schedule: Annotated[bool, typer.Option("--schedule", help="Print its schedule, in the format of generate --schedule.")] = False,
+    shots: Annotated[bool, typer.Option("--shots", help="Print its schedule, in the format of generate --schedule.")] = False,
     allow_code: AllowCode = False,
     as_json: Json = False,
 ) -> None:
@@ -27,14 +27,14 @@ def inspect(
     from longgen.video_info import sound_of
 
     stored = read_settings(video)
-    if toml and schedule:
-        raise conflict("--toml", "--schedule", "each prints a file")
-    if schedule:
-        shots = resolve.stored_schedule(stored, video)
-        if shots is None:
+    if toml and shots:
+        raise conflict("--toml", "--shots", "each prints a file")
+    if shots:
+        stored_shots = resolve.stored_schedule(stored, video)
+        if stored_shots is None:
             raise UsageError(f"{video} was made with a single prompt, without a schedule", expected="a video made with --schedule",
-                             hint="leave --schedule out")  # fmt: skip
-        return answer(shots.as_toml().rstrip(), shots.as_dict() | {"name": video.stem}, as_json)
+                             hint="leave --shots out")  # fmt: skip
+        return answer(stored_shots.as_toml().rstrip(), stored_shots.as_dict() | {"name": video.stem}, as_json)
     if toml:
         preset = resolve.stored_preset(stored, video, allow_code)
         return answer(f"# {describe.command_again(stored, video)}\n{preset.as_toml().rstrip()}", preset.as_dict(), as_json)

@@ -1,5 +1,6 @@
 """What `longgen generate` prints on stdout: a line for each video as soon as it is finished, its path or with --json an object.
 
+In a terminal the path stands in a sentence of what the file is, which is on stderr where stdout goes elsewhere.
 `longgen docs json-lines` prints the JSON Schema of the classes here.
 """
 
@@ -7,16 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
+from longgen.cli import viewing
 from longgen.cli.app import about_video, note_in_log, print_line, say, unwritten
 from longgen.closed import ClosedModel
+from longgen.progress import clock_text
 from longgen.run import Failure, Result
 from longgen.run_record import DIALECT, without_titles
 from longgen.rundir import Job, run_folder
+from longgen.units import human_bytes
 
 VERSION = 1  # of the lines
 
@@ -50,6 +56,9 @@ class Made(Video):
     """A video that is complete; skipped: it was so before."""
 
     status: Literal["done", "skipped"]
+    size: Annotated[tuple[int, int], Field(description="width and height in pixels")]
+    duration_s: float
+    bytes: Annotated[int, Field(description="of the file")]
     seconds: Annotated[dict[str, float], Field(description="by phase: load, sample, decode; 0 where an earlier run did it")]
     peak_memory_bytes: int
     notes: list[str]
@@ -88,36 +97,74 @@ def json_schema() -> dict[str, Any]:
     return without_titles(head | TypeAdapter(Made | Unmade | Ended | Planned).json_schema())
 
 
-class Lines:
-    """The lines of `jobs`. `show` never raises: a stdout that is gone or full does not stop a batch; `finish` says so."""
+def _json(line: Video) -> str:
+    return json.dumps(line.model_dump())  # not pydantic's JSON, which takes no undecodable bytes of file names
 
-    def __init__(self, jobs: Sequence[Job], as_json: bool) -> None:
-        self.jobs, self.as_json = jobs, as_json
+
+def _bytes_of(path: str) -> int:
+    try:
+        return Path(path).stat().st_size
+    except OSError:  # moved away already
+        return 0
+
+
+def _sentence(video: Made) -> str:
+    """`ball.mp4: 20.1 s (321 frames) at 96x64, 412 kB, made in 41.5 s`."""
+    how = "there already" if video.skipped else f"made in {clock_text(sum(video.seconds.values()))}"
+    frames = f"{video.frames} frame{'s' * (video.frames != 1)}"
+    return (f"{video.output}: {clock_text(video.duration_s)} ({frames}) at {video.size[0]}x{video.size[1]}, "
+            f"{human_bytes(video.bytes)}, {how}")  # fmt: skip
+
+
+class Lines:
+    """The lines of `jobs`. `show` never raises: a stdout that is gone or full does not stop a batch; `finish` says so.
+
+    quiet: no sentences, paths alone.
+    """
+
+    def __init__(self, jobs: Sequence[Job], as_json: bool, quiet: bool = False) -> None:
+        self.jobs, self.as_json, self.quiet = jobs, as_json, quiet
+        self.on_terminal = not as_json and not quiet and sys.stdout is not None and sys.stdout.isatty()
+        self.last: str | None = None  # the sentence of a single video, which comes after the bars
         self.left = {str(job.output): index for index, job in enumerate(jobs)}
         self.made: list[str] = []
         self.lost: Exception | None = None  # what keeps lines from stdout
 
     def show(self, result: Result | Failure) -> None:
         """Prints the line of `result`, at once. Without --json a failure has none: stderr has it."""
-        facts = self._facts(self.left.pop(result.output))
+        index = self.left.pop(result.output)
+        facts = self._facts(index)
         if isinstance(result, Failure):
             error = ErrorFacts(given=result.error, expected=result.expected, hint=result.hint)
-            line: Video = Unmade(status="failed", **facts, error=error, exit_code=result.exit_code)
-            if not self.as_json:
-                return
+            if self.as_json:
+                self._print(_json(Unmade(status="failed", **facts, error=error, exit_code=result.exit_code)), "")
+            return
+        size, count = self.jobs[index].plan.size, _bytes_of(result.output)
+        line = Made(status="skipped" if result.skipped else "done", **facts, size=size, duration_s=result.frames / result.fps,
+                    bytes=count, seconds=result.seconds, notes=[*result.notes], peak_memory_bytes=result.peak_memory_bytes,
+                    skipped=result.skipped)  # fmt: skip
+        self.made.append(result.output)
+        if not result.skipped:
+            note_in_log(f"done: {result.output}")
+        sentence = _sentence(line)
+        if not self.on_terminal:
+            self._print(_json(line) if self.as_json else result.output, result.output)
+            if not self.quiet and not result.skipped:
+                say(sentence, logged=False)
+        elif len(self.jobs) > 1:
+            self._print(sentence, result.output)
         else:
-            line = Made(status="skipped" if result.skipped else "done", **facts, seconds=result.seconds, notes=[*result.notes],
-                        peak_memory_bytes=result.peak_memory_bytes, skipped=result.skipped)  # fmt: skip
-            self.made.append(result.output)
-            if not result.skipped:
-                note_in_log(f"done: {result.output}")
+            self.last = sentence
+
+    def _print(self, line: str, output: str) -> None:
+        """Prints `line` on stdout; if nobody reads that, `output` on stderr."""
         if self.lost is None:
             try:
-                return print_line(json.dumps(line.model_dump()) if self.as_json else result.output)
+                return print_line(line)
             except (OSError, ValueError) as error:
                 self.lost = error
-        if isinstance(self.lost, BrokenPipeError):
-            say(result.output)
+        if isinstance(self.lost, BrokenPipeError) and output:
+            say(output)
 
     def _facts(self, index: int) -> dict[str, Any]:
         """What is known of a video before it is made."""
@@ -137,6 +184,12 @@ class Lines:
             raise
 
     def finish(self) -> None:
-        """Raises LonggenError where stdout could not take the lines."""
+        """Says how to look at the videos. Raises LonggenError where stdout could not take the lines."""
+        if self.last is not None:
+            self._print(self.last, self.made[0])
+        if self.made and not self.quiet:
+            paths = [Path(output) for output in self.made]
+            if (command := viewing.command(paths[0] if len(paths) == 1 else paths[0].parent)) is not None:
+                say(f"look: {command}")
         if self.lost is not None and not isinstance(self.lost, BrokenPipeError):  # a reader that is gone wants no more
             raise unwritten(self.lost, ", ".join(self.made))

@@ -9,9 +9,11 @@ from typing import Annotated
 
 import typer
 
+from longgen.cli import complete
 from longgen.cli.app import App, answer, app
 from longgen.cli.options import AllowCode, Backbone, Json, Set
 from longgen.errors import LonggenError
+from longgen.terminal import cut_to_width
 
 presets_app = App(no_args_is_help=True, help="List, show and check presets.")
 techniques_app = App(no_args_is_help=True, help="List and show techniques.")
@@ -22,18 +24,43 @@ app.add_typer(backbones_app, name="backbones")
 
 
 @presets_app.command("list")
-def presets_list(as_json: Json = False) -> None:
-    """All presets that longgen ships: cost, techniques, backbones, paper."""
+def presets_list(
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            "--backbone",
+            "-m",
+            metavar="NAME|HUB-ID|DIR|FILE",
+            autocompletion=complete.backbones,
+            help="Only those that this model can run.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The presets that longgen ships, six to try first: cost, quality, techniques."""
     from longgen import preset
+    from longgen.backbones.find import find
     from longgen.describe import preset_row, presets_text
+    from longgen.recommended import to_try_first
 
-    rows = [(shipped := preset.load(name)).as_dict() | preset_row(shipped) for name in preset.names()]
-    answer(presets_text(rows), rows, as_json)
+    spec = None if backbone is None else find(backbone)
+    first = to_try_first(spec)
+    rows, left_out = [], []
+    for name in sorted(preset.names(), key=lambda name: (first.index(name) if name in first else len(first), name)):
+        row = (shipped := preset.load(name)).as_dict() | preset_row(shipped, spec) | {"try_first": name in first}
+        if row["backbones"] or spec is None:
+            rows.append(row)
+        else:
+            left_out.append(name)
+    text = presets_text(rows, spec, left_out)
+    if sys.stdout.isatty():
+        text = "\n".join(cut_to_width(line, shutil.get_terminal_size().columns) for line in text.splitlines())
+    answer(text, rows, as_json)
 
 
 @presets_app.command("show")
 def presets_show(
-    name: Annotated[str, typer.Argument(help="A name or a TOML file.")],
+    name: Annotated[str, typer.Argument(help="A name or a TOML file.", autocompletion=complete.presets)],
     overrides: Set = None,
     allow_code: AllowCode = False,
     as_json: Json = False,
@@ -47,7 +74,7 @@ def presets_show(
 
 @presets_app.command("check")
 def presets_check(
-    files: Annotated[list[str], typer.Argument(help="TOML files or names.")],
+    files: Annotated[list[str], typer.Argument(help="TOML files or names.", autocompletion=complete.presets)],
     backbone: Backbone = None,
     allow_code: AllowCode = False,
     as_json: Json = False,
@@ -75,7 +102,10 @@ def techniques_list(as_json: Json = False) -> None:
 
 @techniques_app.command("show")
 def techniques_show(
-    name: Annotated[str, typer.Argument(help="A technique's name; with --allow-code also package.module:Class.")],
+    name: Annotated[
+        str,
+        typer.Argument(autocompletion=complete.techniques, help="A technique's name; with --allow-code also package.module:Class."),
+    ],
     allow_code: AllowCode = False,
     as_json: Json = False,
 ) -> None:
@@ -116,7 +146,8 @@ def backbones_list(
 
 @backbones_app.command("show")
 def backbones_show(
-    name: Annotated[str, typer.Argument(help="A name, a hub id, a folder or a file.")], as_json: Json = False
+    name: Annotated[str, typer.Argument(help="A name, a hub id, a folder or a file.", autocompletion=complete.backbones)],
+    as_json: Json = False,
 ) -> None:
     """Show the facts of a backbone: licence, bytes, memory, whether it is here; for tiny also the prompts that it understands."""
     from longgen.backbone_facts import backbone_dict, backbone_text, needs, published

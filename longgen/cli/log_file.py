@@ -70,7 +70,9 @@ def opened(path: Path, parameters: Mapping[str, Any], first: str) -> LogFile:
     name, expected = f"--log-file {path}", "a text file of its own, as run.log"
     if path.suffix.lower() in OF_OTHER_FILES:
         raise UsageError(f"{name}: {path.suffix} is no name for a log", expected, "give it a name in .log")
-    for other in _names({key: value for key, value in parameters.items() if key not in ("log_file", "prompt", "negative_prompt")}):
+    for other in _names(
+        {key: value for key, value in parameters.items() if key not in ("log_file", "words", "prompt", "negative_prompt")}
+    ):
         if os.path.abspath(other) == os.path.abspath(path) or _is_same(path, other):
             raise UsageError(f"{name} is a file that the command reads or writes", expected, "give another name")
     if path.is_dir():

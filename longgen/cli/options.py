@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from longgen.cli import complete
 from longgen.errors import UsageError, conflict
 
 if TYPE_CHECKING:
@@ -28,9 +29,19 @@ LogFile = Annotated[
         "--log-file", metavar="FILE", help="Append what is said on stderr, and progress each minute, each line with its time."
     ),
 ]
-Preset = Annotated[str, typer.Option("--preset", envvar="LONGGEN_PRESET", help="A preset's name, or a TOML file.")]
+Preset = Annotated[
+    str | None,
+    typer.Option("--preset", envvar="LONGGEN_PRESET", metavar="NAME|FILE.toml", autocompletion=complete.presets,
+                 help="A preset's name, or a TOML file (default: direct; above the native length a recommended one)."),
+]  # fmt: skip
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="TECHNIQUE.KEY=VALUE", help="Change a parameter of the preset; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="TECHNIQUE.KEY=VALUE",
+        autocompletion=complete.overrides,
+        help="Change a parameter of the preset; repeatable.",
+    ),
 ]
 Layers = Annotated[
     str | None,
@@ -45,7 +56,7 @@ AllowCode = Annotated[
 ]
 Backbone = Annotated[
     str | None,
-    typer.Option("--backbone", "-m", envvar="LONGGEN_BACKBONE", metavar="NAME|HUB-ID|DIR|FILE",
+    typer.Option("--backbone", "-m", envvar="LONGGEN_BACKBONE", metavar="NAME|HUB-ID|DIR|FILE", autocompletion=complete.backbones,
                  help="The model (default: wan2.1-1.3b with a GPU, else tiny)."),
 ]  # fmt: skip
 PromptsFile = Annotated[
@@ -55,12 +66,15 @@ ScheduleFile = Annotated[
     Path | None,
     typer.Option("--schedule", metavar="FILE.toml", help="Prompts that change over time, in place of --prompt."),
 ]
-Frames = Annotated[
-    int | None,
-    typer.Option("--frames", "-f", "--num-frames", min=1, envvar="LONGGEN_FRAMES",
-                 help="Pixel frames, rounded up to a length the model can generate (default: its native length; "
-                      "for probe 4 times that, for bench 321)."),
-]  # fmt: skip
+
+
+def frames_option(default: str) -> Any:
+    """--frames, whose default is another in commands that measure."""
+    return typer.Option("--frames", "-f", "--num-frames", min=1, envvar="LONGGEN_FRAMES", metavar="N",
+                        help=f"Pixel frames, rounded up to a length the model can generate (default: {default}).")  # fmt: skip
+
+
+Frames = Annotated[int | None, frames_option("its native length")]
 Size = Annotated[str | None, typer.Option("--size", envvar="LONGGEN_SIZE", metavar="WxH", help="Frame size, such as 832x480.")]
 FlowShift = Annotated[
     float | None,
@@ -151,7 +165,7 @@ Seeds = Annotated[str, typer.Option("--seeds", metavar="N,N", help="One video or
 class PresetOptions:
     """The preset, its overrides, and the layers that it leaves to a probe."""
 
-    preset: Preset = "direct"
+    preset: Preset = None
     overrides: Set = None
     layers: Layers = None
     probe: Probe = None
@@ -163,7 +177,9 @@ class SampleOptions:
     """Length, size and denoising; see `longgen.preset.Sample`."""
 
     frames: Frames = None
-    duration: Annotated[str | None, typer.Option("--duration", help="Length as 20s or 1m30s, in place of --frames.")] = None
+    duration: Annotated[
+        str | None, typer.Option("--duration", metavar="TIME", help="Length as 20s, 1m30s or 1:30, in place of --frames.")
+    ] = None
     size: Size = None
     steps: Annotated[
         int | None, typer.Option("--steps", "--num-inference-steps", min=1, envvar="LONGGEN_STEPS", help="Denoising steps.")
@@ -198,9 +214,9 @@ class StartOptions:
 
     def conditions(self, resumed: str | None = None) -> Conditions:
         """The files, read. resumed: the --output of a run that goes on. Raises LonggenError and its kinds."""
-        from longgen import start
+        from longgen import naming, start
 
-        run = Path(resumed) if resumed is not None and resumed.lower().endswith(".mp4") else None
+        run = Path(resumed) if resumed is not None and naming.is_video(resumed) else None
         return start.read(self.image, self.last_image, self.continue_from, self.join, self.fit, run)
 
 
@@ -296,6 +312,13 @@ class ClusterOptions(RayOptions):
         if self.ray is not None and self.shard is not None:
             raise conflict("--ray", "--shard", "a cluster shares out the whole grid by itself")
         return None if self.shard is None else shards.parse(self.shard)
+
+
+Export = Annotated[
+    list[str] | None,
+    typer.Option("--export", metavar="FORMAT,FORMAT", help="Write tables for papers too (csv, latex, markdown), and vector figures "
+                 "(svg, pdf). Repeatable."),
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,13 @@ def plan_command(
         str | None, typer.Option("--gpus", metavar="N[,N]", help="Also the cost and memory of each of N GPUs that split the video.")
     ] = None,
     guidance_parallel: opt.GuidanceParallel = False,
-    export: Annotated[Path | None, typer.Option("--export", metavar="FILE.npz", help="Write the frame-plan tables.")] = None,
+    npz: Annotated[Path | None, typer.Option("--npz", metavar="FILE.npz", help="Write the frame-plan tables.")] = None,
     options: opt.OutputOptions,
 ) -> None:
-    """Show what would run: its tables, its cost relative to direct sampling, its memory and time, estimated. Loads no weights."""
+    """Show what would run, without weights: its tables, cost, memory and time.
+
+    The cost is relative to direct sampling; memory and time are estimated.
+    """
     from longgen import cards, cost
     from longgen.describe import plan_dict, plan_text
     from longgen.resolve import PlanRequest, resolve
@@ -51,11 +54,12 @@ def plan_command(
                          expected="--card with a published model", hint="leave it out, or give another --backbone")  # fmt: skip
     conditions = start.conditions()
     plan = resolve(PlanRequest(preset.preset, spec, overrides, sample.sample(fps), sample.duration, inputs.read_schedule(schedule),
-                               preset.layers, preset.probe, allow_code=preset.allow_code, conditions=conditions))  # fmt: skip
+                               preset.layers, preset.probe, allow_code=preset.allow_code, conditions=conditions,
+                               **_of_least(gpus, guidance_parallel)))  # fmt: skip
     inputs.check_fit(context, [plan])
-    if export is not None:
-        _export(plan, export, options.overwrite)
-        logger(options.quiet)(f"tables written to {export}")
+    if npz is not None:
+        _export(plan, npz, options.overwrite)
+        logger(options.quiet)(f"tables written to {npz}")
     dtype_name = dtype or plan.spec.dtype
     data = plan_dict(plan) | {"memory_bytes": cost.memory_bytes(plan, dtype_name, offload), "estimate": None}
     lines: list[str] = []
@@ -72,6 +76,12 @@ def plan_command(
         }
     text = plan_text(plan, dtype_name, offload, card=None if plan.spec.built_in else shown_card)
     answer("\n".join([text, *lines]), data, options.as_json)
+
+
+def _of_least(gpus: str | None, guidance_parallel: bool) -> dict[str, Any]:
+    """What a recommended preset takes into account: the first number of GPUs, which `_split` checks."""
+    first = (gpus or "").split(",")[0].strip()
+    return {"gpus": int(first), "guidance_parallel": guidance_parallel} if first.isdecimal() and 2 <= int(first) <= 1024 else {}
 
 
 def _split(plan: Plan, gpus: str, guidance_parallel: bool, dtype: str, offload: str) -> tuple[list[dict[str, Any]], list[str]]:
@@ -112,12 +122,12 @@ def _export(plan: Plan, export: Path, overwrite: bool) -> None:
     from longgen import disk
 
     if export.suffix != ".npz":
-        raise UsageError(f"--export {export}: tables are written as a NumPy archive", expected="a name ending in .npz",
+        raise UsageError(f"--npz {export}: tables are written as a NumPy archive", expected="a name ending in .npz",
                          hint=f"use {export.with_suffix('.npz')}")  # fmt: skip
-    disk.check_new(export, overwrite, "--export")
+    disk.check_new(export, overwrite, "--npz")
     if not export.parent.is_dir():
         raise LonggenError(f"{export} cannot be written: {export.parent} does not exist", expected="an existing folder",
-                           hint="create it, or give another --export")  # fmt: skip
+                           hint="create it, or give another --npz")  # fmt: skip
 
     def write(partial: Path) -> None:
         with partial.open("wb") as file:

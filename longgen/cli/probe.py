@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from longgen import export
 from longgen.cli import inputs
 from longgen.cli import options as opt
 from longgen.cli.app import answer, app, logger, progress_shown
@@ -28,7 +29,7 @@ class RunsOptions:
     """The generations that are measured."""
 
     backbone: opt.Backbone = None
-    frames: opt.Frames = None
+    frames: Annotated[int | None, opt.frames_option("4 times its native length")] = None
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="In place of two built-in prompts.")] = None
     prompts: opt.PromptsFile = None
     image: Annotated[
@@ -71,6 +72,7 @@ class ReportOptions:
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Where the report goes (default: probe-BACKBONE-FRAMES here)."),
     ] = None
+    export: opt.Export = None
     overwrite: opt.Overwrite = False
     log_file: opt.LogFile = None
 
@@ -81,14 +83,16 @@ def probe(
     cluster: opt.RayOptions, lora: opt.Lora = None, vae: opt.Vae = None, text_encoder: opt.TextEncoder = None,
     as_json: opt.Json = False, quiet: opt.Quiet = False,
 ) -> None:  # fmt: skip
-    """Find the layers that are sensitive to position and to context; presets such as freeloc use the result.
+    """Find the layers that are sensitive to position and to context.
 
-    Takes many short generations; with --quick two long ones.
+    Presets such as freeloc use the result. Takes many short generations; with --quick two long ones.
     """
     from longgen import disk, naming, start
     from longgen.probe import measure, report
+    from longgen.probe.export import exports
 
     cluster.check_workers()
+    formats = export.parse(options.export)
     spec = inputs.choose_backbone(runs.backbone, quiet)
     texts = None if runs.prompt is None and runs.prompts is None else inputs.read_prompts(runs.prompt, runs.prompts, quiet)
     if texts is not None:
@@ -107,14 +111,18 @@ def probe(
     )
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output {folder} is a file, but a report is a folder", expected="a folder", hint="give another name")
-    report.check_output(folder, spec.name, settings, options.overwrite)
+    report.check_output(folder, spec.name, settings, options.overwrite, formats)
     result, stored = run_probe(spec, how, settings, judge, options.again, quiet, conditions, cluster)
     with disk.held(folder / disk.LOCK, str(folder)):
-        report.check_output(folder, spec.name, settings, options.overwrite)
+        report.check_output(folder, spec.name, settings, options.overwrite, formats)
         written = report.write(result, folder)
+        exported = exports(result).write(formats, folder / export.FOLDER) if formats else []
     answer(report.text(result), result.as_dict(), as_json, wrote=True)
     page = next(path for path in written if path.suffix == ".html")
     logger(quiet)(f"report: {page}; stored for presets: {stored}")
+    if exported:
+        names = ", ".join(path.name for path in exported)
+        logger(quiet)(f"export: {len(exported)} files in {folder / export.FOLDER}: {names}")
 
 
 def probe_first(preset: Preset, spec: BackboneSpec, loading: dict[str, Any], quiet: bool, conditions: Conditions) -> str:

@@ -22,7 +22,7 @@ from longgen.pipelines import base
 from longgen.pipelines.preset_lora import settings_of
 from longgen.pipelines.token_limit import cut_notes, tokenizer_of
 from longgen.plan import Plan
-from longgen.progress import Log, OnProgress, Phase, no_report
+from longgen.progress import Log, OnProgress, Videos, no_report
 from longgen.resolve import PlanRequest, check_overrides, resolve
 from longgen.run_settings import content_hash, stored_settings
 from longgen.sampling.multidiffusion import MultiDiffusion
@@ -89,9 +89,8 @@ def generate_videos(
     missing = [video for video in videos if not finished(video)]
     if len(missing) < len(videos):
         log(f"{len(videos) - len(missing)} of {len(videos)} videos exist already")
-    left, done = sum(cost.ratio(video.plan) for video in missing), 0.0
     backbone: base.PipelineBackbone | None = None
-    phase: Phase | None = None
+    phase = Videos([cost.ratio(video.plan) * (video in missing) for video in videos], device, report) if missing else None
     for number, video in enumerate(videos, start=1):
         error = None
         if video in missing:
@@ -102,10 +101,9 @@ def generate_videos(
                 cut = (note for video in videos for note in cut_notes(video.plan, [video.prompt], tokenizer_of(backbone)))
                 for note in dict.fromkeys([*backbone.notes, *cut]):
                     log(f"note: {note}")
-            phase = phase or Phase("videos", len(videos), device, report, number - 1)
-            error = tried(video, backbone, report, log)
-            left, done = left - cost.ratio(video.plan), done + cost.ratio(video.plan)
-            phase.at(number, done, left)
+            error = tried(video, backbone, report if phase is None else phase.of_one, log)
+        if phase is not None:
+            phase.settled()
         yield video, error
 
 

@@ -32,7 +32,7 @@ def expand_paths(paths: Sequence[Path], log: Log = progress.no_report) -> list[P
     listed: list[Path] = []
     for path in paths:
         if path.is_dir() and (path / "run.json").is_file():
-            video = path.with_suffix(".mp4")
+            video = naming.output_of(path)
             if not video.is_file():
                 raise MissingError(f"{path} is a run whose video {video.name} does not exist", expected="a finished run",
                                    hint=f"longgen generate -o {video} --resume")  # fmt: skip
@@ -71,7 +71,7 @@ def _videos_in(folder: Path, log: Log) -> list[Path]:
         folder = inner
     videos, skipped = [], dict[str, list[str]]()
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and path.suffix == ".run" and path.with_suffix(".mp4").is_file():
+        if path.is_dir() and path.suffix == ".run" and naming.output_of(path).is_file():
             continue
         reason = _skip_reason(path)
         if reason is None:

@@ -10,6 +10,8 @@ const by = (id) => document.getElementById(id);
 const GAP = 12, CAPTION = 58; // pixels between tiles, and of the words under one
 const MANY = 24; // tiles shown at first; above, one seed only
 const FASTEST = 60; // frames a second
+const DASHES = 8; // ways to dash a line, which tell seeds apart
+const STRIP = { side: 192, widest: 8000, gap: 6, line: 20 }; // pixels of a picture of frames
 const LAG = 0.15; // seconds that a tile may be behind the clock
 
 function make(tag, attributes = {}, ...children) {
@@ -47,10 +49,15 @@ function address(cell) { // of its video: a part of this page, or a file beside 
   return addresses.get(cell.name);
 }
 
+function markOf(cell, seeds) { // colours tell presets apart; dashes tell seeds apart where several are shown
+  const { color, dash, mark } = data.presets[cell.preset];
+  return seeds < 2 ? mark : `k${color} d${(dash * data.seeds.length + cell.seed) % DASHES} thin`;
+}
+
 class Tile {
-  constructor(cell) {
+  constructor(cell, seeds) {
     this.cell = cell;
-    this.mark = data.presets[cell.preset].mark;
+    this.mark = markOf(cell, seeds);
     this.broken = Boolean(cell.error);
     this.video = null;
     const seed = data.seeds[cell.seed];
@@ -138,7 +145,8 @@ function show() { // the tiles of the chosen prompt and seed, in place of those 
   pause();
   for (const tile of tiles) tile.close();
   large = near = null;
-  tiles = shown.map((cell) => new Tile(cell));
+  const seeds = new Set(shown.map((cell) => cell.seed)).size;
+  tiles = shown.map((cell) => new Tile(cell, seeds));
   const playable = tiles.filter((tile) => !tile.broken);
   clock.rate = Math.max(1, ...playable.map((tile) => tile.rate()));
   clock.frames = Math.max(1, ...playable.map((tile) => Math.ceil(tile.end() * clock.rate - 1e-6)));
@@ -146,6 +154,7 @@ function show() { // the tiles of the chosen prompt and seed, in place of those 
   by("text").replaceChildren(...about(data.prompts[prompt]));
   by("tiles").replaceChildren(...tiles.map((tile) => tile.node));
   by("controls").hidden = playable.length === 0;
+  by("frames").hidden = playable.length === 0 || shown.some((cell) => cell.link); // of a file beside the page no pixel can be read
   arrange();
   curves();
   go(clock.frame);
@@ -206,6 +215,66 @@ function highlight(tile) {
     node.classList.toggle("faint", near !== null && !own);
     node.classList.toggle("near", own);
   }
+}
+
+// --- frames of all tiles as one picture
+
+function still(tile) { // resolves when the tile stands at its frame, or after two seconds
+  return new Promise((resolve) => {
+    const end = performance.now() + 2000;
+    const look = () => {
+      const wanted = tile.middle(tile.frameAt(seconds(clock.frame))), { video } = tile;
+      const there = !video.seeking && video.readyState > 1 && Math.abs(video.currentTime - wanted) < 1e-3;
+      if (tile.broken || there || performance.now() > end) requestAnimationFrame(resolve); // by then it is painted
+      else setTimeout(look, 20);
+    };
+    look();
+  });
+}
+
+async function strip(moments) { // a canvas: tiles beside each other at this frame, or below each other at several moments
+  const shown = tiles.filter((tile) => !tile.broken), before = clock.frame, { gap, line } = STRIP;
+  const at = moments < 2 ? [before] : Array.from({ length: moments }, (_, index) => Math.round(index * (clock.frames - 1) / (moments - 1)));
+  const [across, down] = moments < 2 ? [shown.length, 1] : [at.length, shown.length];
+  const width = Math.max(...shown.map((tile) => tile.cell.size[0])), height = Math.max(...shown.map((tile) => tile.cell.size[1]));
+  const room = (STRIP.widest - gap) / across - gap;
+  const factor = width > room ? room / width : Math.max(1, Math.floor(STRIP.side / width));
+  const [wide, high] = [Math.round(width * factor), Math.round(height * factor)];
+  const canvas = make("canvas", { width: gap + across * (wide + gap), height: line + down * (line + high) + gap });
+  const context = canvas.getContext("2d");
+  context.fillStyle = "#fff";
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.imageSmoothingEnabled = factor < 1;
+  context.font = "13px system-ui, sans-serif";
+  const write = (text, left, top) => {
+    context.fillStyle = "#000";
+    context.fillText(text, left, top, wide); // squeezed where it is too long
+  };
+  for (const [column, frame] of at.entries()) {
+    go(frame);
+    await Promise.all(shown.map(still));
+    for (const [row, tile] of shown.entries()) {
+      const left = gap + (moments < 2 ? row : column) * (wide + gap), top = line + (moments < 2 ? 0 : row) * (line + high);
+      if (column === 0) write(label(tile.cell), left, top + 14);
+      if (moments > 1 ? row === 0 : row + column === 0) write(`${(frame / clock.rate).toFixed(2)} s`, left, 14);
+      context.drawImage(tile.video, left, top + line, tile.cell.size[0] * factor, tile.cell.size[1] * factor);
+    }
+  }
+  go(before);
+  return canvas;
+}
+
+async function save() {
+  pause();
+  const moments = Number(by("moments").value), prompt = data.prompts[Number(by("prompt").value)].text ?? "videos";
+  by("save").disabled = true;
+  const canvas = await strip(moments);
+  const file = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+  const name = prompt.toLowerCase().replace(/[^\p{L}\p{M}\p{N}]+/gu, "-").slice(0, 60).replace(/^-|-$/g, "") || "videos";
+  const link = make("a", { href: URL.createObjectURL(file), download: `${name}-${moments < 2 ? `frame-${clock.frame}` : `${moments}-moments`}.png` });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+  by("save").disabled = false;
 }
 
 // --- clock
@@ -439,6 +508,7 @@ by("curve").addEventListener("change", curves);
 by("play").addEventListener("click", toggle);
 by("back").addEventListener("click", () => step(-1));
 by("forward").addEventListener("click", () => step(1));
+by("save").addEventListener("click", save);
 by("seek").addEventListener("input", () => go(Number(by("seek").value)));
 by("speed").addEventListener("change", () => (clock.speed = Number(by("speed").value)));
 by("loop").addEventListener("change", () => (clock.loop = by("loop").checked));

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from longgen import disk, html, pictures, preset
+from longgen import disk, html, naming, pictures, preset
 from longgen.compare import statistics
 from longgen.compare.record import Cell, Comparison, MetricValue, PresetRow
 from longgen.conditions import options, stored_parts
@@ -28,6 +28,7 @@ from longgen.progress import clock_text
 from longgen.units import human_bytes
 
 EMBED_BYTES = 64_000_000  # of all videos together: up to this the page embeds them, up to 85 MB in all; beyond it links to them
+MANY_COLUMNS = 13  # of the table, beyond which they are narrower, so that it fits 1440 pixels
 COLORS = 8  # after Okabe and Ito; from the ninth preset on they repeat with other dashes
 DASHES = 4
 THUMBNAIL, MOST_PICTURES = 160, 24  # pixels a side of a picture that videos start from; and how many are shown
@@ -95,9 +96,9 @@ def page(comparison: Comparison, folder: Path) -> str:
         pictures=_pictures(comparison, folder),
         marks={name: _mark(index) for index, name in enumerate(comparison.presets)},
         columns=columns,
+        many=len(columns) > MANY_COLUMNS,
         table=[(row, _table_cells(row, columns, comparison)) for row in comparison.table],
-        few=_few_pairs(comparison),
-        least=statistics.LEAST_PAIRS,
+        best=bool(_best(comparison)),
         still=bool(statistics.still_presets(comparison.table)),
         groups=[
             (prompt, [_details(cell, folder) for cell in comparison.cells if cell.prompt == prompt])
@@ -116,7 +117,7 @@ def _pictures(comparison: Comparison, folder: Path) -> list[tuple[str, str | Non
             small = None
             if cell.video is not None and (key not in shown or shown[key][1] is None):
                 with contextlib.suppress(LonggenError):  # no copy, or none that can be read
-                    picture = pictures.kept(key, (folder / cell.video).with_suffix(".run") / INPUTS, None)
+                    picture = pictures.kept(key, naming.run_folder(folder / cell.video) / INPUTS, None)
                     small = base64.b64encode(pictures.thumbnail(picture, THUMBNAIL)).decode()
                 words = f"{name.replace('_', ' ')} {names.get(key, key[:12])} (fit {stored.get('fit')})"
                 shown[key] = (words, small)
@@ -163,7 +164,10 @@ def _data(comparison: Comparison, sizes: dict[str, int], embedded: bool) -> dict
     }
     return {
         "prompts": [{"text": prompt, "links": links.get(prompt, [])} for prompt in comparison.prompts],
-        "presets": [{"name": name, "mark": _mark(index)} for index, name in enumerate(comparison.presets)],
+        "presets": [
+            {"name": name, "mark": _mark(index), "color": index % COLORS, "dash": index // COLORS}
+            for index, name in enumerate(comparison.presets)
+        ],
         "seeds": comparison.seeds,
         "curves": {name: _curve(name)[0] for name in _curve_names(comparison.cells)},
         "cells": [_tile(cell, comparison, cell.name in sizes, embedded) for cell in comparison.cells],
@@ -216,7 +220,7 @@ def _columns(comparison: Comparison) -> list[Metric]:
 
 def _table_cells(row: PresetRow, columns: Sequence[Metric], comparison: Comparison) -> list[TableCell]:
     """The cells of a preset's row."""
-    best, still = statistics.best_presets(comparison.table), statistics.still_presets(comparison.table)
+    best, still = _best(comparison), statistics.still_presets(comparison.table)
     cells = []
     for column in columns:
         name = column.name
@@ -227,17 +231,19 @@ def _table_cells(row: PresetRow, columns: Sequence[Metric], comparison: Comparis
             continue
         value = row.metrics[name]
         decimals = _decimals(other.metrics[name] for other in comparison.table if name in other.metrics)
-        marks, notes = ["best"] * (row.preset in best.get(name, ())), ["best"] * (row.preset in best.get(name, ()))
+        marks = ["best"] * (row.preset == best.get(name))
+        notes = ["better than every other, beyond chance"] * bool(marks)
         if value.distinguishable is False:
             marks.append("same")
-            notes.append(f"not distinguishable from {comparison.baseline}")
+            notes.append(f"against {comparison.baseline} it may be chance")
         if row.preset in still and (name == "motion" or name in statistics.FLATTERED):
             marks.append("warned")
             notes.append("hardly moves" if name == "motion" else "hardly moves, which flatters this number")
         difference = ""
         if value.difference is not None and value.low is not None and value.high is not None:
             low, high = (_number(end, decimals) for end in (value.low, value.high))
-            difference = f"{_number(value.difference, decimals, '+')} [{low},\u00a0{high}]"
+            space = " " if len(columns) > MANY_COLUMNS else "\u00a0"  # where the interval may break
+            difference = f"{_number(value.difference, decimals, '+')} [{low},{space}{high}]"
             notes.append(f"difference to {comparison.baseline} with its 95% interval: {difference}")
         notes.append(f"mean of {value.cells} video{'s' * (value.cells > 1)}")
         cells.append(TableCell(_number(value.mean, decimals), value.mean, difference, "; ".join(notes), " ".join(marks)))
@@ -255,11 +261,9 @@ def _decimals(values: Iterable[MetricValue]) -> int:
     return 2 if largest == 0 else min(max(2 - math.floor(math.log10(largest)), 0), 4)
 
 
-def _few_pairs(comparison: Comparison) -> int:
-    """The largest number of pairs of a preset if it is too small to distinguish anything from chance, else 0."""
-    others = [row for row in comparison.table if row.preset != comparison.baseline]
-    most = max((statistics.count_pairs(row, comparison.cells, comparison.baseline) for row in others), default=0)
-    return most if 2 <= most < statistics.LEAST_PAIRS else 0
+def _best(comparison: Comparison) -> dict[str, str]:
+    """For each metric the preset that is better than every other beyond chance, where there is one."""
+    return statistics.best_presets(comparison.table, comparison.verdict.differences if comparison.verdict else ())
 
 
 def _details(cell: Cell, folder: Path) -> dict[str, Any]:
@@ -310,7 +314,7 @@ def reproduce(cell: Cell, folder: Path = Path()) -> str:
     else:
         lines.append(f"longgen inspect --toml {shlex.quote(cell.video)} > again.toml")
         words += ["again.toml"]
-    for name, value in options(settings, (folder / (cell.video or "")).with_suffix(".run")):
+    for name, value in options(settings, naming.run_folder(folder / (cell.video or ""))):
         file = isinstance(value, Path) and value.is_relative_to(folder)
         words += [f"--{name.replace('_', '-')}", *([] if value is True else [value.relative_to(folder) if file else value])]
     words += ["--seed", cell.seed, "--dtype", settings["dtype"]]

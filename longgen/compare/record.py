@@ -49,9 +49,8 @@ class Cell(ClosedModel):
 
 
 class MetricValue(ClosedModel):
-    """Mean of a metric over the cells of a preset. difference: mean paired difference to the baseline, with its 95% bootstrap
-    interval low to high; distinguishable: whether that excludes 0, and False for fewer than six pairs. All of these are None for
-    the baseline itself, without a baseline, and for fewer than two pairs.
+    """Mean of a metric over the cells of a preset. difference, low, high, distinguishable: against the baseline, as in Difference;
+    all of them None for the baseline itself, without a baseline, and for fewer than two pairs.
     """
 
     mean: Number
@@ -74,6 +73,39 @@ class PresetRow(ClosedModel):
     metrics: dict[str, MetricValue]
 
 
+class Difference(ClosedModel):
+    """One comparison: of two presets in one metric, over the pairs of videos with the same prompt and seed.
+
+    differing: pairs that are not equal. difference: mean of preset minus other, with its 95% bootstrap interval low to high, None
+    for one pair. p: of Wilcoxon's signed-rank test; p_holm: corrected for all comparisons. distinguishable: whether p_holm is at
+    most 0.05 and the interval excludes 0; otherwise the difference may be chance.
+    """
+
+    preset: str
+    other: str
+    metric: str
+    pairs: int
+    differing: int
+    difference: Number
+    low: Number | None = None
+    high: Number | None = None
+    p: Number
+    p_holm: Number
+    distinguishable: bool
+
+
+class Verdict(ClosedModel):
+    """What the differences bear. text: sentences. tested: comparisons that are corrected for. pairs: of videos, the most that two
+    presets have. needed_pairs: the fewest with which a difference could be told from chance, given so many comparisons.
+    """
+
+    text: list[str]
+    tested: int
+    pairs: int
+    needed_pairs: int
+    differences: list[Difference]
+
+
 class PromptView(ClosedModel):
     """The side-by-side video and the contact sheet of one prompt: files relative to the folder of compare.json."""
 
@@ -83,7 +115,9 @@ class PromptView(ClosedModel):
 
 
 class Comparison(ClosedModel):
-    """A whole comparison. presets, prompts and seeds are in the order given."""
+    """A whole comparison. presets, prompts and seeds are in the order given. verdict: None for one preset, and in files of longgen
+    up to 0.11.0.
+    """
 
     schema_: Literal[1] = Field(1, alias="schema")
     longgen: str
@@ -94,6 +128,7 @@ class Comparison(ClosedModel):
     baseline: str | None
     cells: list[Cell]
     table: list[PresetRow]
+    verdict: Verdict | None = None
     watch: list[PromptView]
     warnings: list[str]
     libraries: dict[str, str]

@@ -9,7 +9,9 @@ DIR/compare.json, report.html      everything
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -22,12 +24,14 @@ from longgen.compare import grid, inputs, join, side_by_side, statistics
 from longgen.compare.record import Cell, Comparison, PromptView, read
 from longgen.compare.scores import file_hash, parse_metrics, video_scores
 from longgen.compare.vbench import VBenchScores
+from longgen.compare.verdict import verdict
 from longgen.compare.warnings import collect_warnings
 from longgen.device import device_name
 from longgen.errors import LonggenError, UsageError
 from longgen.plan import Plan
 from longgen.progress import Log, OnProgress, Phase
 from longgen.shards import Shard
+from longgen.video import is_partial
 
 BASELINE = "direct"  # if it is among the presets and no other is named
 Make = Callable[[Sequence[grid.PlannedVideo]], Iterable[tuple[grid.PlannedVideo, str | None]]]
@@ -74,7 +78,8 @@ def compare_presets(
     with disk.held(folder / disk.LOCK, str(folder)):
         made = grid.generate_videos(videos, report, log, device) if make is None else make(videos)
         for video, error in made:
-            cells[video.name] = _scored(_planned_cell(video, error), video.output, folder, vbench.names)
+            with progress.working("score", report):
+                cells[video.name] = _scored(_planned_cell(video, error), video.output, folder, vbench.names)
             group = [cells[other.name] for other in videos if other.prompt == video.prompt and other.name in cells]
             if len(group) == sum(other.prompt == video.prompt for other in videos):  # the prompt's last
                 row = len(plans) if shard is None else len(group)
@@ -203,6 +208,26 @@ def check_output(folder: Path, videos: Iterable[str], names: Iterable[str], over
         disk.check_new(folder / "sheets" / f"{name}.png", overwrite, own=is_view)
 
 
+def default_folder(prompts: Sequence[str]) -> Path:
+    """`compare-PROMPT`; of several prompts `compare-PROMPT-and-N-more-HASH`, where the hash is of all of them in their order."""
+    prompts = [*dict.fromkeys(prompts)]
+    if len(prompts) == 1:
+        return Path(f"compare-{naming.slug(prompts[0])}")
+    code = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:8]
+    return Path(f"compare-{naming.slug(prompts[0], (40, 80))}-and-{len(prompts) - 1}-more-{code}")
+
+
+def earlier_folder(videos: Sequence[grid.PlannedVideo]) -> Path | None:
+    """A folder `compare-*` here that has some of `videos` and no other, by whatever rule it was named; the one with the most."""
+    names = {f"{video.name}.mp4" for video in videos}
+    found: dict[Path, int] = {}
+    for folder in sorted(Path().glob("compare-*/videos")):
+        finished = {path.name for path in folder.glob("*.mp4") if not is_partial(path)}
+        if finished and finished <= names:
+            found[folder.parent] = len(finished)
+    return max(found, key=found.__getitem__, default=None)
+
+
 def free_folder(folder: Path, videos: Callable[[Path], Iterable[str]]) -> Path:
     """`folder`, or the first numbered one without a comparison of other videos than `videos` gives for it."""
 
@@ -303,14 +328,18 @@ def _finish(
     from longgen.compare.page import write_page
 
     cells, warnings = vbench.join(cells, folder, report)
+    phase = Phase("report", 1, "cpu", report, unit=progress.UNCOUNTED)
     vbench.write(cells, folder)
-    table = statistics.preset_rows(fields["presets"], cells, fields["baseline"], vbench.names)
+    presets, baseline = fields["presets"], fields["baseline"]
+    differences = statistics.paired_differences(presets, cells, baseline, vbench.names)
+    table = statistics.preset_rows(presets, cells, baseline, vbench.names, differences)
     comparison = Comparison(
-        longgen=__version__, cells=cells, table=table, watch=views,
-        warnings=[*notes, *collect_warnings(cells, table, fields["baseline"]), *warnings],
+        longgen=__version__, cells=cells, table=table, verdict=verdict(presets, cells, baseline, table, differences), watch=views,
+        warnings=[*notes, *collect_warnings(cells, table), *warnings],
         libraries={name: importlib.metadata.version(name) for name in LIBRARIES}, **fields,
     )  # fmt: skip
     disk.make_folder(folder)
     disk.save_json(folder / "compare.json", comparison.as_dict())
     write_page(comparison, folder)
+    phase.at(1)
     return comparison

@@ -16,7 +16,7 @@ from longgen.backbones import tiny_grammar
 from longgen.errors import LonggenError, UsageError, unknown_name
 from longgen.metrics import METRICS, in_order
 from longgen.metrics.score import score_video
-from longgen.metrics.vbench import DIMENSIONS, musiq
+from longgen.metrics.vbench import DIMENSIONS, FEATURES, musiq
 
 ALWAYS = "motion"  # no other metric is shown without it: most look good where nothing moves
 DECODING = [Path(str(module.__file__)) for module in (ffmpeg, video_info, video)]  # the code that decides what frames look like
@@ -26,13 +26,16 @@ DIGITS = 5  # of the numbers of a curve, so that 24 videos of a minute fit into 
 def parse_metrics(names: str | None) -> list[str]:
     """The comma-separated metrics of `names`, in the order of tables; None stands for all of longgen's own.
 
-    `own` expands to these, `vbench` to all of VBench's that can be installed. `motion` is always included. Raises UsageError for an
-    unknown name.
+    `own` expands to these, `vbench` to all of VBench's that can be installed, `features` to those of EfficientNet. `motion` is
+    always included. Raises UsageError for an unknown name.
     """
     if names is None:
         return [*METRICS]
-    vbench = [row.key for name, row in DIMENSIONS.items() if name != "imaging_quality" or musiq.installed()]
-    known = {key: [key] for key in (*METRICS, *(row.key for row in DIMENSIONS.values()))} | {"own": [*METRICS], "vbench": vbench}
+    vbench = [
+        row.key for name, row in DIMENSIONS.items() if name not in FEATURES and (name != "imaging_quality" or musiq.installed())
+    ]
+    known = {key: [key] for key in (*METRICS, *(row.key for row in DIMENSIONS.values()))}
+    known |= {"own": [*METRICS], "vbench": vbench, "features": [*FEATURES]}
     selected = [ALWAYS]
     for name in map(str.strip, names.split(",")):
         if not name:

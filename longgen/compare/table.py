@@ -6,7 +6,8 @@ import textwrap
 from collections.abc import Sequence
 
 from longgen.compare.record import Comparison, MetricValue, PresetRow
-from longgen.compare.statistics import best_presets, count_pairs
+from longgen.compare.statistics import best_presets
+from longgen.compare.verdict import number
 from longgen.metrics import describe, in_order
 from longgen.metrics.vbench import PREFIX
 from longgen.progress import clock_text
@@ -22,10 +23,11 @@ NAME = 24  # columns of a preset's name
 
 
 def text(comparison: Comparison, width: int = WIDTH) -> str:
-    """The table of means, the table of differences to the baseline, what the signs mean, and the warnings."""
-    best, rows = best_presets(comparison.table), comparison.table
+    """The table of means, the table of differences to the baseline, what the signs mean, the verdict, and the warnings."""
+    rows, verdict = comparison.table, comparison.verdict
+    best = best_presets(rows, verdict.differences if verdict else ())
     names = in_order(name for row in rows for name in row.metrics)
-    means = [_column(name, [_mean(row.metrics.get(name), row.preset in best.get(name, ())) for row in rows]) for name in names]
+    means = [_column(name, [_mean(row.metrics.get(name), row.preset == best.get(name)) for row in rows]) for name in names]
     lines = [_title(comparison), "", *_tables([row.preset for row in rows], [*means, *_costs(rows)], width)]
     paired = [row for row in rows if any(value.difference is not None for value in row.metrics.values())]
     if paired:
@@ -34,13 +36,14 @@ def text(comparison: Comparison, width: int = WIDTH) -> str:
         lines += _tables([row.preset for row in paired], differences, width)
     same = any(value.distinguishable is False for row in rows for value in row.metrics.values())
     legend = [
-        f"{BEST} best" * bool(best),
-        f"{SAME} not distinguishable from {on_one_line(comparison.baseline or '')}" * same,
+        f"{BEST} better than every other, beyond chance" * bool(best),
+        f"{SAME} may be chance against {on_one_line(comparison.baseline or '')}" * same,
         "↑ ↓ which way is better",
         "cost: FLOPs relative to direct sampling" * any(row.cost_ratio is not None for row in rows),
     ]
     lines += textwrap.wrap("; ".join(filter(None, legend)) + ".", width, subsequent_indent="  ")
-    for sentence in (*(_verdict(row, comparison) for row in paired), *(f"warning: {note}" for note in comparison.warnings)):
+    words = [f"verdict: {verdict.text[0]}", *verdict.text[1:]] if verdict else []
+    for sentence in (*words, *(f"warning: {note}" for note in comparison.warnings)):
         lines += textwrap.wrap(on_one_line(sentence), width, subsequent_indent="  ")
     return "\n".join(lines)
 
@@ -96,35 +99,14 @@ def _mean(value: MetricValue | None, is_best: bool) -> str:
     if value is None:
         return MISSING + " " * SIGNS
     signs = BEST * is_best + SAME * (value.distinguishable is False)
-    return f"{_number(value.mean)}{signs:<{SIGNS}}"
+    return f"{number(value.mean)}{signs:<{SIGNS}}"
 
 
 def _difference(value: MetricValue | None) -> str:
     if value is None or value.difference is None or value.low is None or value.high is None:
         return MISSING + " " * SIGNS
     sign = SAME if value.distinguishable is False else ""
-    return f"{_number(value.difference, '+')} [{_number(value.low)}, {_number(value.high)}]{sign:<{SIGNS}}"
-
-
-def _number(number: float, sign: str = "") -> str:
-    """Three significant digits, never an exponent."""
-    if number == 0:
-        return "0"
-    if abs(number) >= 100:
-        return f"{number:{sign},.0f}"
-    return f"{number:{sign}.{1 if abs(number) >= 10 else 2 if abs(number) >= 1 else 3}f}"
-
-
-def _verdict(row: PresetRow, comparison: Comparison) -> str:
-    """Which metrics of `row` are distinguishable from the baseline, in words."""
-    count = count_pairs(row, comparison.cells, comparison.baseline)
-    different, same = ([name for name, value in row.metrics.items() if value.distinguishable is is_distinguishable]
-                       for is_distinguishable in (True, False))  # fmt: skip
-    clauses = [f"{', '.join(different)} differ" + "s" * (len(different) == 1)] if different else []
-    if same:
-        subject = f"{', '.join(same)} {'is' if len(same) == 1 else 'are'} not" if different else "no difference is"
-        clauses.append(f"{subject} distinguishable")
-    return f"{row.preset} against {comparison.baseline}, {count} pairs: {'; '.join(clauses)}."
+    return f"{number(value.difference, '+')} [{number(value.low)}, {number(value.high)}]{sign:<{SIGNS}}"
 
 
 def _shortened(names: Sequence[str]) -> list[str]:

@@ -114,7 +114,7 @@ class VBenchScores:
                                        hint="leave out the dimensions that need RAFT (dynamic_degree and motion_smoothness_raft); "
                                           "the videos are kept") from error  # fmt: skip
             curves = {row.key: score.curves[row.key] for name in self._dimensions
-                      if "raft" not in (row := DIMENSIONS[name]).weights}  # fmt: skip
+                      if "raft" not in (row := DIMENSIONS[name]).weights and name != "feature_repetition"}  # fmt: skip
             return {"metrics": score.values, "curves": rounded(curves)}  # curves of RAFT have gaps: no line would show
 
         return cached(cache_file, key, compute)

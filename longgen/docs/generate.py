@@ -208,8 +208,8 @@ def metrics() -> str:
 
 
 def commands() -> str:
-    group = typer.main.get_command(app)
-    named: dict[str, Any] = getattr(group, "commands", {})
+    group: Any = typer.main.get_command(app)
+    named = {name: group.commands[name] for name in group.list_commands(None)}
     rows = ((f"`longgen {name}`", str(command.help).split("\n\n")[0].replace("\n", " ")) for name, command in named.items())
     return table(("command", "what it does"), rows)
 
@@ -219,8 +219,8 @@ def _walk(command: Any, name: str, parent: Any = None) -> Iterator[tuple[str, An
     settings = {key: value for key, value in command.context_settings.items() if key.startswith("help")}
     context = command.context_class(command, info_name=name, parent=parent, terminal_width=WIDTH, **settings)
     yield context.command_path, command, context
-    for child, below in getattr(command, "commands", {}).items():
-        yield from _walk(below, child, context)
+    for child in command.list_commands(context) if hasattr(command, "commands") else ():
+        yield from _walk(command.commands[child], child, context)
 
 
 def options() -> str:

@@ -30,7 +30,8 @@ class State(NamedTuple):
     latents: as the loop needs them to go on: the pipeline's latents, the frames so far and the queue, or the newest chunk.
     scheduler: what the scheduler, or the loop in its place, keeps between steps. generator: the state of the random generator.
     streams: what the pipeline samples beside the video's latents, by its names: of a model with sound.
-    clips: of a chain that goes on, the clips that are done: clips[i] is what clip i added, [1, C, some frames, h, w].
+    clips: of a chain that goes on, the clips that are done: clips[i] is what clip i added, [1, C, some frames, h, w]. x0: gives the
+    clean latents [1, C, some frames, h, w] that the step predicted, None where its scheduler tells none; it is not stored.
     """
 
     done: int
@@ -39,6 +40,7 @@ class State(NamedTuple):
     generator: Tensor
     clips: Any = ()
     streams: Mapping[str, Tensor] = MappingProxyType({})
+    x0: Callable[[], Tensor | None] | None = None
 
 
 OnStep = Callable[[State], None]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from diffusers import CogVideoXDDIMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor
 
@@ -132,13 +133,15 @@ class _StepCallback:
         done, plan, step_state = index + 1, self.denoiser.plan, self.denoiser.backbone.step_state
         self.streams = {name: tensors[name] for name in self.denoiser.backbone.streams}
         if self.resume is None or done > self.resume.done:
+            before, after = self.before, tensors["latents"]
             self._refine(index, tensors)
             texts = {name: text for name, text in tensors.items() if name in _CALLBACK_TENSORS[1:] and text is not None}
             settings = self.denoiser.backbone.model_settings
             for latents in (tensors["latents"], *self.streams.values()):
                 finite.check_latents(latents, settings, f"step {done} of {plan.steps}", texts)
             scheduler, drawn = scheduler_state(pipe.scheduler), self.generator.get_state()
-            self.on_step(State(done, tensors["latents"], scheduler, drawn, streams=self.streams))
+            self.on_step(State(done, tensors["latents"], scheduler, drawn, streams=self.streams,
+                               x0=lambda: predicted_x0(self.denoiser, pipe.scheduler, before, after, index)))  # fmt: skip
         elif done == self.resume.done:
             self._restore(pipe.scheduler, tensors, self.resume)
         self.before = tensors["latents"]
@@ -163,6 +166,22 @@ class _StepCallback:
         for name, value in resume.scheduler.items():
             current = getattr(scheduler, name)
             setattr(scheduler, name, _to(value, current.device if isinstance(current, Tensor) else self.denoiser.backbone.device))
+
+
+def predicted_x0(denoiser: Denoiser, scheduler: Any, before: Tensor, after: Tensor, step: int) -> Tensor | None:
+    """The clean latents [1, C, T, h, w] that `step` predicted; None where the scheduler tells none.
+
+    before, after: the pipeline's latents around the step, of which those of a first-order scheduler give it.
+    """
+    backbone = denoiser.backbone
+    outputs = getattr(scheduler, "model_outputs", None)
+    if (
+        isinstance(outputs, list) and scheduler.config.get("predict_x0") and isinstance(outputs[-1], Tensor)
+    ):  # UniPC's, as converted
+        return backbone.predicted(backbone.unpacked(outputs[-1].float(), denoiser.plan), denoiser.given)
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler | CogVideoXDDIMScheduler):
+        return denoiser.predict_x0(before, after, step)[0]
+    return None
 
 
 def scheduler_state(scheduler: Any) -> dict[str, Any]:

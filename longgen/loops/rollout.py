@@ -72,7 +72,7 @@ def rollout(
             else:
                 made = index - first + 1
                 x0 = _denoise_chunk(denoiser, schedules[steps], chunk_noise, text, f"chunk {made} of {plan.rounds}")
-                on_step(State(made, x0, {"carried": chunk_noise.last_frames}, generator.get_state()))
+                on_step(State(made, x0, {"carried": chunk_noise.last_frames}, generator.get_state(), x0=x0.clone))
             if index + 1 < len(chunks):
                 _write_cache(denoiser, cache, x0, start, text, steps)
                 recent = torch.cat([recent, x0], dim=2)[:, :, -plan.slots_lat :]

@@ -29,10 +29,14 @@ _ROWS = (
     Metric("freeze", "%", "lower", "Share of frames that are nearly identical to the previous frame."),
     Metric("repetition", "%", "lower", "How closely the picture recurs after a fixed period of 2 s or more (100: exactly; up to "
            "20 may be chance); naturally periodic motion, such as an orbit, scores as high."),
+    Metric("loop", "%", "lower", "How surely the video plays itself again: by its picture, its motion and its near-duplicates, of "
+           "which two have to agree; naturally periodic motion scores as high."),
     Metric("seam", "×", "lower", "How much more the picture changes across a technique's boundaries than next to them; 1 means no "
            "visible seam."),
     Metric("drift", "Lab/s", "lower", "Drift of colour, contrast, saturation and sharpness per second, in Lab units (2 is a "
            "visible difference); intended changes of the scene count too."),
+    Metric("detail", "%", "neither", "Sharpness of the last 15% of the frames, in per cent of that of the first 15%; a video that "
+           "blurs has less than 100, and so may another scene."),
     Metric("flicker", "%", "lower", "Fast changes of brightness that motion does not explain, in per cent of the full range."),
     Metric("smoothness", "dB", "higher", "How well each frame is predicted by warping its two neighbours halfway (60: exactly); a "
            "video that hardly moves is smooth too, so read it together with motion."),

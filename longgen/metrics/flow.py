@@ -21,7 +21,7 @@ CELLS = 4  # along the shorter side: a flash may be local, while errors of the f
 
 
 class Flow:
-    """The curves `motion`, `smoothness` and `flicker`.
+    """The curves `motion`, `smoothness` and `flicker`, and `cells` [2 x CELLS x CELLS] for each pair of frames.
 
     motion, per cent of the shorter side per second: length of the flow from the previous frame, averaged over pixels with detail,
     weighted by w = e^2 / (e^2 + DETAIL^4) with e the squared gradient of blurred luma. A flat background has no motion of its own,
@@ -43,6 +43,7 @@ class Flow:
         self.motion: list[float] = []
         self.smoothness: list[float] = []
         self.flicker: list[float] = []
+        self.cells: list[np.ndarray] = []  # mean flow of CELLS x CELLS cells over CELLS: the sum of squares is their mean square
         self._per_second = 100 * fps / SIDE
         self._search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         self._previous: list[np.ndarray] = []  # luma of up to two frames
@@ -59,6 +60,7 @@ class Flow:
     def _speed(self, first: np.ndarray, second: np.ndarray) -> float:
         """Mean speed, weighted by detail, in pixels per frame."""
         flow = self._search.calc(first, second, None)
+        self.cells.append(cv2.resize(flow, (CELLS, CELLS), interpolation=cv2.INTER_AREA).ravel() / CELLS)
         blurred = cv2.GaussianBlur(first.astype(np.float32), (0, 0), BLUR_PX)
         across, down = (cv2.Sobel(blurred, cv2.CV_32F, *axis, scale=1 / 8) for axis in ((1, 0), (0, 1)))
         energy = np.square(np.square(across) + np.square(down))

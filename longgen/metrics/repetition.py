@@ -1,4 +1,4 @@
-"""Repetition: whether a video loops with a fixed period, found by autocorrelation of frame descriptors.
+"""Repetition: whether a video loops with a fixed period, found by autocorrelation of descriptors.
 
 Legend: F frames, D numbers of a descriptor.
 """
@@ -34,26 +34,35 @@ class Repetition:
         colour = (colour - colour.mean(axis=(0, 1))) * (LIGHT_CELLS / COLOUR_CELLS)  # a colour cell covers four of lightness
         self._rows.append(np.concatenate([(light - light.mean()).ravel(), colour.ravel()]) / LIGHT_CELLS)
 
-    def result(self) -> tuple[float, float | None] | None:
-        """Strength of the strongest repetition in per cent, and its lag in seconds, or None if nothing repeats.
+    def descriptors(self) -> np.ndarray:
+        """[F, 384] float32, in Lab units: the distance of two rows is the root of the mean squared distance of their cells."""
+        return np.array(self._rows)
 
-        d(lag) is the mean squared distance of frames that are `lag` apart. Without repetition it rises and levels off; a dip means
-        that the video recurs. The strength is the depth of that dip, 1 - d(lag) / baseline, where the baseline is the lower of the
-        maxima of d before and after it: 100 is the same picture again, 0 no more similar than others, and up to 20 may be chance.
-        Since d is squared, a picture that recurs up to three tenths of its change scores 91.
-        None if the video is too short: there is no lag from LEAST_S to MOST of it.
-        """
-        least, most = max(round(LEAST_S * self._fps), 1), int(MOST * len(self._rows))
-        if most <= least:
-            return None
-        distance = squared_distance(np.array(self._rows))[: most + 1] + FLOOR
-        depth = 1 - distance / np.minimum(np.maximum.accumulate(distance), np.maximum.accumulate(distance[::-1])[::-1])
-        dips = [lag for lag in range(least, most) if depth[lag] > SHALLOW and depth[lag] == depth[lag - 1 : lag + 2].max()]
-        if not dips:
-            return 0.0, None
-        strongest = depth[dips].max()
-        lag = next(lag for lag in dips if depth[lag] >= AS_GOOD * strongest)
-        return float(100 * strongest), lag / self._fps
+    def result(self) -> tuple[float, float | None] | None:
+        """As `recurrence`, of the descriptors."""
+        return recurrence(self.descriptors(), self._fps, FLOOR)
+
+
+def recurrence(rows: np.ndarray, fps: float, floor: float) -> tuple[float, float | None] | None:
+    """Strength of the strongest recurrence of `rows` [F, D] in per cent, and its lag in seconds, or None if nothing recurs.
+
+    d(lag) is the mean squared distance of rows that are `lag` apart, and `floor` what of it is error. Without recurrence it rises
+    and levels off; a dip means that the video recurs. The strength is the depth of that dip, 1 - d(lag) / baseline, where the
+    baseline is the lower of the maxima of d before and after it: 100 is the same again, 0 no more similar than others, and up to
+    20 may be chance. Since d is squared, a picture that recurs up to three tenths of its change scores 91.
+    None if the video is too short: there is no lag from LEAST_S to MOST of it.
+    """
+    least, most = max(round(LEAST_S * fps), 1), int(MOST * len(rows))
+    if most <= least:
+        return None
+    distance = squared_distance(rows)[: most + 1] + floor
+    depth = 1 - distance / np.minimum(np.maximum.accumulate(distance), np.maximum.accumulate(distance[::-1])[::-1])
+    dips = [lag for lag in range(least, most) if depth[lag] > SHALLOW and depth[lag] == depth[lag - 1 : lag + 2].max()]
+    if not dips:
+        return 0.0, None
+    strongest = depth[dips].max()
+    lag = next(lag for lag in dips if depth[lag] >= AS_GOOD * strongest)
+    return float(100 * strongest), lag / fps
 
 
 def squared_distance(rows: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from longgen.metrics import tiny_reading
 from longgen.metrics.change import Change, seam_ratios
 from longgen.metrics.colour import PARTS, Colour, drift
 from longgen.metrics.flow import Flow
+from longgen.metrics.loop import loop
 from longgen.metrics.picture import picture
 from longgen.metrics.repetition import Repetition
 from longgen.video import read_frames
@@ -31,8 +32,9 @@ class Score:
     values: every name of METRICS that applies; None, never nan, if the video is too short or has no seams.
     curves: [F] float64 each, nan where undefined: motion, difference, freeze, smoothness, flicker and what
     `colour.Colour` defines (brightness, green_red, blue_yellow, contrast, saturation, sharpness).
-    details: repetition_lag_s; seam_worst and seam_at, its frame; drift_brightness and so on, the six slopes per second.
-    notes: problems with the file. times: as in `Facts`, for a variable frame rate.
+    details: repetition_lag_s; loop_flow and loop_revisits; seam_worst and seam_at, its frame; drift_brightness and so on, the six
+    slopes per second; drift_ends and drift_ends_brightness and so on, from the first to the last frames. notes: problems with the
+    file. times: as in `Facts`, for a variable frame rate.
     """
 
     frames: int
@@ -92,12 +94,16 @@ class Scorer:
         seam_at = max(seams, key=lambda frame: seams[frame]) if seams else None
         strength, lag_s = self._repetition.result() or (None, None)
         slopes = self._colour.slopes(None if times is None else np.array(times[:-1]))
+        ends, detail = self._colour.ends() or (None, None)
+        loops = loop(self._repetition, np.array(self._flow.cells), self._fps)
         values: dict[str, float | None] = {
             "motion": _mean(curves["motion"]),
             "freeze": _mean(100 * curves["freeze"]),
             "repetition": strength,
+            "loop": loops.pop("loop"),
             "seam": _mean(np.array([*seams.values()])),
             "drift": drift(slopes) if slopes else None,
+            "detail": detail,
             "flicker": _mean(curves["flicker"]),
             "smoothness": _mean(curves["smoothness"]),
         }
@@ -106,9 +112,12 @@ class Scorer:
             values |= {f"subject_{name}": 100 * shares[name] for name in ("colour", "one_object", "motion")}
         details: dict[str, float | int | None] = {
             "repetition_lag_s": lag_s,
+            **loops,
             "seam_at": seam_at,
             "seam_worst": None if seam_at is None else seams[seam_at],
             **{f"drift_{name}": slopes[name] if slopes else None for name in PARTS},
+            "drift_ends": drift(ends) if ends else None,
+            **{f"drift_ends_{name}": ends[name] if ends else None for name in PARTS},
         }
         return Score(len(curves["motion"]), self._fps, values, curves, details)
 

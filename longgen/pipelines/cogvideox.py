@@ -3,6 +3,9 @@
 Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, L text tokens, H heads, D head dim, C channels.
 
 Text and video share self-attention, text first. The 2B model has no rotary positions: absolute ones are added to its input.
+A token of 1.5 holds two latent frames, which its pipeline pads in front to an even number: here such a pair is one latent frame of
+twice the channels, so that noise, clips and windows are cut between tokens; latents have their own frames again in the pipeline and
+for the VAE, which gets none of the padding.
 5B-I2V has both. Its input holds, beside the noisy latents, those of the picture in the first frame and zeros in the others.
 """
 
@@ -16,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import (
     AutoencoderKLCogVideoX,
     CogVideoXDDIMScheduler,
@@ -49,6 +53,16 @@ class CogVideoXAttentionPlan(PlannedAttention):
         outputs = self.run_joint(attn, x, tables, (q, k, v), (text_q, text_k, text_v))
         video, text = (attn.to_out[1](attn.to_out[0](part.type_as(q))) for part in outputs)
         return video, text
+
+
+def joined(latents: Tensor, pair: int) -> Tensor:
+    """Latents [B, C, T `pair`, h, w] as [B, `pair` C, T, h, w]: the channels of the frames of a token, one after the other."""
+    return latents if pair == 1 else latents.unflatten(2, (-1, pair)).movedim(3, 1).flatten(1, 2)
+
+
+def parted(latents: Tensor, pair: int) -> Tensor:
+    """The inverse of `joined`."""
+    return latents if pair == 1 else latents.unflatten(1, (pair, -1)).movedim(1, 3).flatten(2, 3)
 
 
 class RememberingDPMScheduler(CogVideoXDPMScheduler):
@@ -87,8 +101,8 @@ class CogVideoX(PipelineBackbone):
         return {"encoder_hidden_states": embeds}
 
     def noise(self, plan: Plan, generator: torch.Generator) -> Tensor:
-        _, channels, time, height, width = self.latent_shape(plan)
-        return torch.randn((1, time, channels, height, width), generator=generator).transpose(1, 2)
+        (_, channels, time, height, width), pair = self.latent_shape(plan), self.spec.token_lat
+        return joined(torch.randn((1, pair * time, channels // pair, height, width), generator=generator).transpose(1, 2), pair)
 
     @torch.no_grad()
     def encoded_frames(self, frames: np.ndarray, generator: torch.Generator) -> Tensor:
@@ -100,7 +114,10 @@ class CogVideoX(PipelineBackbone):
         vae = self.pipe.vae
         to_device(vae)
         draw = vae.encode(to_video(frames).to(self.device, vae.dtype)).latent_dist.sample(generator)
-        return draw.cpu().double() * vae.config.scaling_factor
+        clean = draw.cpu().double() * vae.config.scaling_factor
+        return joined(
+            F.pad(clean, (0, 0, 0, 0, 0, self.spec.token_lat - 1)), self.spec.token_lat
+        )  # a picture stands first in its pair
 
     @contextmanager
     def conditioned(self, plan: Plan, given: Given | None) -> Iterator[dict[str, Any]]:
@@ -109,7 +126,9 @@ class CogVideoX(PipelineBackbone):
             yield {}
             return
         pipe, scale, invert = self.pipe, self.pipe.vae.config.scaling_factor, self.pipe.vae.config.invert_scale_latents
-        clean = given.latents.cpu().double()
+        clean = parted(given.latents.cpu().double(), self.spec.token_lat)
+        if self.spec.token_lat > 1:  # one latent frame of the pair: the picture, or the last of an earlier video
+            clean = clean[:, :, -1:] if given.image is None else clean[:, :, :1]
 
         def prepare_latents(*arguments: Any) -> tuple[Tensor, Tensor]:
             dtype, device, _, latents = arguments[-4:]
@@ -125,13 +144,14 @@ class CogVideoX(PipelineBackbone):
             del pipe.prepare_latents
 
     def zeros(self, arguments: dict[str, Any]) -> Tensor:
-        return torch.zeros_like(arguments["hidden_states"][:, :, : self.spec.latent_channels])
+        return torch.zeros_like(arguments["hidden_states"][:, :, : self.spec.latent_channels // self.spec.token_lat])
 
     def packed(self, latents: Tensor) -> Tensor:
-        return latents.transpose(1, 2).to(self.pipe.text_encoder.dtype)  # the pipeline casts its own noise only
+        own = parted(latents, self.spec.token_lat)
+        return own.transpose(1, 2).to(self.pipe.text_encoder.dtype)  # the pipeline casts its own noise only
 
     def unpacked(self, latents: Tensor, plan: Plan) -> Tensor:
-        return latents.transpose(1, 2)
+        return joined(latents.transpose(1, 2), self.spec.token_lat)
 
     def first_order(self, plan: Plan) -> CogVideoXDDIMScheduler:
         return CogVideoXDDIMScheduler.from_config(self.pipe.scheduler.config)
@@ -147,15 +167,15 @@ class CogVideoX(PipelineBackbone):
         return (before, sigma), (next_alpha, next_sigma), before  # x0 = alpha x - sigma v
 
     def by_frame(self, x: Tensor, frames_lat: int) -> Tensor:
-        return x
+        return x if self.spec.token_lat == 1 else x.unflatten(1, (frames_lat, -1))
 
     def from_frames(self, x: Tensor) -> Tensor:
-        return x
+        return x if self.spec.token_lat == 1 else x.flatten(1, 2)
 
     def clip_arguments(self, arguments: dict[str, Any], part: Tensor, frames: Tensor) -> dict[str, Any]:
         changed = super().clip_arguments(arguments, part, frames)
         if arguments["image_rotary_emb"] is not None:
-            tokens = math.prod(part.shape[idx] for idx in (1, 3, 4)) // math.prod(self.spec.patch)
+            tokens = math.prod(part.shape[idx] for idx in (1, -2, -1)) // math.prod(self.spec.patch)
             changed["image_rotary_emb"] = tuple(table[:tokens] for table in arguments["image_rotary_emb"])
         return changed
 
@@ -167,7 +187,10 @@ class CogVideoX(PipelineBackbone):
         With tiling, which diffusers does on the whole only, all frames come at once.
         """
         to_device(vae)
-        latents = 1 / vae.config.scaling_factor * whole(latents).to(device, vae.dtype)
+        latents = whole(latents)
+        pair = latents.shape[1] // vae.config.latent_channels
+        latents = parted(latents, pair)[:, :, pair - 1 :]  # without the padding of the first
+        latents = 1 / vae.config.scaling_factor * latents.to(device, vae.dtype)
         if vae.use_tiling:
             yield to_frames(vae.decode(latents).sample)
             return

@@ -81,7 +81,8 @@ def check(spec: BackboneSpec, model_settings: ModelSettings) -> list[str]:
         if single_file.read(Path(file)).gguf and model_settings.quantize:
             raise _quantized(file, model_settings.quantize)
     absent = missing(spec, model_settings)
-    return [f"{' and '.join(absent)} of {spec.name} will be downloaded from {spec.source}"] if absent else []
+    when = "must be downloaded first, which HF_HUB_OFFLINE forbids," if hub.offline() else "will be downloaded"
+    return [f"{' and '.join(absent)} of {spec.name} {when} from {spec.source}"] if absent else []
 
 
 def _quantized(file: str, how: str) -> UsageError:

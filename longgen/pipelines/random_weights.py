@@ -101,13 +101,13 @@ class RandomVae(RandomText):
 
     def __init__(self, spec: BackboneSpec, device: torch.device) -> None:
         super().__init__(torch.float32, device)
-        channels = spec.latent_channels
-        self.strides = (spec.stride_t, spec.stride_hw)
+        channels = spec.latent_channels // spec.token_lat
+        self.strides = (spec.stride_t // spec.token_lat, spec.stride_hw)
         self.temporal_compression_ratio, self.spatial_compression_ratio = self.strides
         self.latents_mean, self.latents_std = torch.zeros(channels), torch.ones(channels)
         self.config = SimpleNamespace(
             z_dim=channels, latents_mean=[0.0] * channels, latents_std=[1.0] * channels, scaling_factor=1.0,
-            invert_scale_latents=False, scale_factor_temporal=spec.stride_t, scale_factor_spatial=spec.stride_hw,
+            invert_scale_latents=False, scale_factor_temporal=self.strides[0], scale_factor_spatial=spec.stride_hw,
         )  # fmt: skip
 
     def encode(self, video: Tensor) -> Any:

@@ -9,15 +9,16 @@ import math
 import os
 import shlex
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from longgen import disk, html, naming
+from longgen import disk, export, html, naming
 from longgen.errors import LonggenError
 from longgen.layers.probe_file import HEAD_PARTS, SENSITIVITIES, Probe, ProbeSettings, Sensitivity, read
+from longgen.probe.export import NAMES as EXPORTED
 from longgen.probe.heads import LETTERS, meaning
 from longgen.probe.plots import (
     MOST_HEADS,
@@ -170,10 +171,10 @@ def _settings(probe: Probe) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def check_output(folder: Path, backbone: str, settings: ProbeSettings, overwrite: bool) -> None:
-    """Refuses to replace files in `folder`, unless they report a probe of `backbone` with the same settings."""
+def check_output(folder: Path, backbone: str, settings: ProbeSettings, overwrite: bool, formats: Sequence[str] = ()) -> None:
+    """Refuses to replace files in `folder`, unless they report a probe of `backbone` with the same settings. formats: to export."""
     own = _reports(folder, backbone, settings)
-    for name in FILES:
+    for name in (*FILES, *(f"{export.FOLDER}/{name}.{export.SUFFIXES[kind]}" for kind in formats for name in EXPORTED)):
         disk.check_new(folder / name, overwrite, own=own)
 
 

@@ -1,7 +1,7 @@
 """CogVideoX against the stock pipeline and against one dense softmax, on small models of the real classes.
 
 "cogvideox" is made like the 5B model (rotary positions, DPM scheduler), "cogvideox-2b" like the 2B one (none, DDIM),
-"cogvideox-i2v" like 5B-I2V, which starts from a picture.
+"cogvideox-i2v" like 5B-I2V, which starts from a picture, "cogvideox-1.5" like 1.5, whose tokens hold two latent frames.
 
 Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, L text tokens, H heads, D head dim.
 """
@@ -23,10 +23,12 @@ from longgen.attention.rotary import Rotary
 from longgen.errors import UsageError
 from longgen.frameplan import FramePlan, distances, full_attention
 from longgen.pipelines import cogvideox
+from longgen.pipelines.cogvideox import joined, parted
+from longgen.pipelines.given import Given
 from longgen.pipelines.loading import decoder
 from tests.attention.dense import dense
 from tests.backbones import family
-from tests.models.cogvideox import TEXT_TOKENS
+from tests.models.cogvideox import TEXT_TOKENS, build
 
 NAMES = ("cogvideox", "cogvideox-2b", "cogvideox-i2v")
 FRAMES_PX, T = 21, 6
@@ -36,7 +38,7 @@ CASES = [  # frequencies can be scaled where there are any
     for name in NAMES
     for plan_name, plan in PLANS.items()
     if name != "cogvideox-2b" or plan.frequency_scale is None
-]
+] + [("cogvideox-1.5", plan_name) for plan_name in PLANS]
 WINDOW = ("window.frames=3",)
 
 
@@ -51,10 +53,15 @@ def inputs(backbone: Callable[[str], Any]) -> Callable[[str], list[dict[str, Any
 
     def get(name: str) -> list[dict[str, Any]]:
         if name not in kept:
-            kept[name] = family.layer_inputs(backbone(name), family.made(backbone(name), "direct", FRAMES_PX, 2))
+            kept[name] = family.layer_inputs(backbone(name), made_direct(backbone(name)))
         return kept[name]
 
     return get
+
+
+def made_direct(model: Any) -> Any:
+    """Of T latent frames, or frames of tokens where these hold more."""
+    return family.made(model, "direct", model.spec.stride_t * (T - 1) + 1, 2)
 
 
 def stock_pipe(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
@@ -68,8 +75,7 @@ def stock_call(pipe: Any, plan: Any, **arguments: Any) -> Any:
     return family.stock_call(pipe, plan, max_sequence_length=TEXT_TOKENS, **family.pictures_of(plan), **arguments)
 
 
-@pytest.mark.parametrize("frames_px", [17, 21])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "frames_px"), [*((name, px) for name in NAMES for px in (17, 21)), ("cogvideox-1.5", 33)])
 def test_no_technique_is_the_stock_pipeline_bit_for_bit(
     backbone: Callable[[str], Any], model_folder: Callable[[str], Path], name: str, frames_px: int
 ) -> None:
@@ -78,7 +84,7 @@ def test_no_technique_is_the_stock_pipeline_bit_for_bit(
     latents = family.sampled(model, plan)
     assert latents.shape == model.latent_shape(plan)
     assert latents.std() > 0.1
-    assert torch.equal(latents.transpose(1, 2), stock_call(pipe, plan, output_type="latent"))
+    assert torch.equal(parted(latents, model.spec.token_lat).transpose(1, 2), stock_call(pipe, plan, output_type="latent"))
     frames = np.concatenate(list(model.decode(latents)))
     assert frames.std() > 5
     assert np.array_equal(frames, (stock_call(pipe, plan, output_type="np")[0] * 255).round().astype(np.uint8))
@@ -95,13 +101,16 @@ def test_no_technique_is_the_stock_pipeline_bit_for_bit(
         ("cogvideox-2b", "sink-window", ("window.frames=2", "sink.frames=1")),
         ("cogvideox-i2v", "sliding-window", WINDOW),
         ("cogvideox-i2v", "freespec", ()),
+        ("cogvideox-1.5", "sliding-window", WINDOW),
     ],
 )
 def test_techniques_change_a_clip_and_leave_no_trace(
     backbone: Callable[[str], Any], model_folder: Callable[[str], Path], name: str, preset: str, sets: tuple[str, ...]
 ) -> None:
     model = backbone(name)
-    plan, plain = (family.made(model, made, 33, 2, given) for made, given in ((preset, sets), ("direct", ())))
+    plan, plain = (
+        family.made(model, made, 32 * model.spec.token_lat + 1, 2, given) for made, given in ((preset, sets), ("direct", ()))
+    )
     assert plan.table.any()
     layers = model.layers(model.pipe.transformer)
     before = [layer.processor for layer in layers]
@@ -110,7 +119,9 @@ def test_techniques_change_a_clip_and_leave_no_trace(
     after = family.sampled(model, plain)
     print(f"{preset} on {name}: largest change {(changed - after).abs().max():.2e}")
     assert (changed - after).abs().max() > 1e-3
-    assert torch.equal(after.transpose(1, 2), stock_call(stock_pipe(model_folder(name)), plain, output_type="latent"))
+    assert torch.equal(
+        parted(after, model.spec.token_lat).transpose(1, 2), stock_call(stock_pipe(model_folder(name)), plain, output_type="latent")
+    )
 
 
 def test_an_error_leaves_no_trace(backbone: Callable[[str], Any]) -> None:
@@ -215,7 +226,7 @@ def test_a_planned_layer_equals_one_dense_softmax(
     backbone: Callable[[str], Any], inputs: Callable[[str], list[dict[str, Any]]], name: str, plan_name: str
 ) -> None:
     model, frame_plan = backbone(name), PLANS[plan_name]
-    plan = family.programmed(family.made(model, "direct", FRAMES_PX, 2), frame_plan)
+    plan = family.programmed(made_direct(model), frame_plan)
     for index, given in enumerate(inputs(name)):
         attn = model.layers(model.pipe.transformer)[index]
         outputs = family.through(model, plan, index, given)
@@ -301,6 +312,37 @@ def test_streaming_decode_is_the_full_decode(backbone: Callable[[str], Any], fra
     assert len(chunks) == max(frames_lat // 2, 1)
     assert sum(map(len, chunks)) == full.shape[0]
     assert np.array_equal(np.concatenate(chunks), (full * 255).round().astype(np.uint8))
+
+
+def test_1_5_from_a_picture(tmp_path: Path) -> None:
+    """The stock pipeline bit for bit; a clip that goes on begins from the last latent frame, not from its whole pair."""
+    build("cogvideox-1.5-i2v", tmp_path / "model")
+    model, picture = family.loaded(tmp_path / "model"), family.pictured(tmp_path)
+    plan = family.made(model, "direct", 33, 2, conditions=picture)
+    latents = family.sampled(model, plan)
+    stock = stock_call(stock_pipe(tmp_path / "model"), plan, output_type="latent")
+    assert torch.equal(parted(latents, 2).transpose(1, 2), stock)
+    other = family.made(model, "direct", 33, 2, conditions=family.pictured(tmp_path, 1))
+    assert (family.sampled(model, other) - latents).abs().max() > 1e-3
+    noise, seen = torch.zeros(1, 10, 4, 4, 8), []
+    for first in (0.0, 1.0):  # what the pair's first frame is changed by
+        last = latents[:, :, -1:] + torch.tensor([first] * 4 + [0.0] * 4).view(1, 8, 1, 1, 1)
+        with model.conditioned(plan, Given(last)):
+            seen.append(model.pipe.prepare_latents(torch.float32, torch.device("cpu"), None, noise)[1])
+    assert torch.equal(*seen)
+    assert seen[0].shape == noise.shape
+    assert seen[0][:, 0].abs().max() > 0
+    assert not seen[0][:, 1:].any()
+
+
+def test_a_token_s_latent_frames_are_joined_and_parted() -> None:
+    """And no technique cuts between them: what is moved in time is moved in pairs."""
+    latents = torch.arange(2 * 3 * 8).reshape(1, 2, 8, 3, 1)
+    pairs = joined(latents, 2)
+    assert pairs.shape == (1, 4, 4, 3, 1)
+    assert torch.equal(pairs[:, :, 1], torch.cat([latents[:, :, 2], latents[:, :, 3]], dim=1))
+    assert torch.equal(parted(pairs, 2), latents)
+    assert joined(latents, 1) is latents
 
 
 def test_decoding_with_the_vae_alone_and_with_tiles(backbone: Callable[[str], Any]) -> None:

@@ -262,7 +262,7 @@ def test_the_message_of_a_missing_base_names_every_file_of_the_hub(
 # Quantization
 
 
-@pytest.mark.parametrize("name", small.ALL)
+@pytest.mark.parametrize("name", small.KINDS)
 def test_fp8_weights_are_stored_in_a_byte_and_act_in_the_transformer_s_dtype(loaded: Callable[..., Any], name: str) -> None:
     backbone = loaded(name, quantize="fp8")
     for transformer in backbone.transformers:

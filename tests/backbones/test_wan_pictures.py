@@ -87,8 +87,10 @@ def second(backbone: Any, plan: Plan) -> dict[str, Any]:
 # Without a technique
 
 
-@pytest.mark.parametrize("guidance", [None, 1.0])
-@pytest.mark.parametrize(("name", "last"), [*((name, False) for name in NAMES), ("wan-i2v-experts", True)])
+@pytest.mark.parametrize(
+    ("name", "last", "guidance"),
+    [*((name, False, None) for name in NAMES), ("wan-i2v-experts", True, None), ("wan-i2v", False, 1.0)],
+)
 def test_no_technique_is_the_stock_pipeline_bit_for_bit(
     loaded: dict[str, Any], stock: dict[str, Any], started: Callable[..., Conditions], name: str, last: bool, guidance: float | None
 ) -> None:

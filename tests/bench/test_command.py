@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 from pathlib import Path
@@ -23,7 +24,7 @@ from longgen.errors import OutOfMemoryError, Terminated
 from longgen.plan import Plan
 from tests.bench.small import SETUP, SHAPE, planned
 
-SMALL = ["bench", "--shape", "small", "--frames", "81", "--steps", "1"]
+SMALL = ["bench", "--shape", "small", "--frames", "81", "--repeats", "1"]
 
 
 @pytest.fixture(autouse=True)
@@ -39,8 +40,10 @@ def longgen(*args: str) -> Result:
     return CliRunner().invoke(app, list(args))
 
 
-def test_json_is_one_object_of_the_schema(place: Path) -> None:
-    done = longgen(*SMALL, "--presets", "sliding-window,freelong", "--json", "-o", "out.json", "--quiet")
+def test_json_is_one_object_of_the_schema_and_is_exported(place: Path) -> None:
+    done = longgen(
+        *SMALL, "--presets", "sliding-window,freelong", "--json", "-o", "out.json", "--quiet", "--export", "csv,latex,svg"
+    )
     assert done.exit_code == 0, done.stderr
     data = json.loads(done.stdout)
     assert data == json.loads((place / "out.json").read_text())
@@ -61,11 +64,19 @@ def test_json_is_one_object_of_the_schema(place: Path) -> None:
     freelong = data["presets"][3]
     assert set(freelong["seconds_per_step"]) == {"fused", "local"}
     assert sum(kind["in_a_run"] for kind in freelong["steps"].values()) == data["settings"]["steps"]
+    assert {path.name for path in place.iterdir()} == {
+        "out.json", "out-presets.csv", "out-steps.csv", "out-table.tex", "out-times.svg"
+    }  # fmt: skip
+    rows = [*csv.DictReader((place / "out-presets.csv").read_text().splitlines())]
+    assert [float(row["run_seconds"]) for row in rows] == pytest.approx([row["run_seconds"] for row in data["presets"]], abs=6e-4)
+    steps = [*csv.DictReader((place / "out-steps.csv").read_text().splitlines())]
+    assert [(row["preset"], row["step"]) for row in steps[-2:]] == [("freelong", kind) for kind in freelong["steps"]]
+    assert "sliding{-}window & 81 &" in (place / "out-table.tex").read_text()
 
 
 def test_several_lengths_are_one_table(place: Path) -> None:
-    presets = ["--presets", "sliding-window,flex", "--steps", "1"]
-    done = longgen(*SMALL[:3], "--lengths", "3,2,3", *presets, "-o", "out.json", "--quiet")
+    presets = ["--presets", "sliding-window,flex", "--repeats", "1"]
+    done = longgen(*SMALL[:3], "--lengths", "3,2,3", *presets, "-o", "out.json", "--quiet", "--export", "csv,markdown,pdf")
     assert done.exit_code == 5
     assert "2 of 8 could not be measured: flex" in done.stderr
     data = json.loads((place / "out.json").read_text())
@@ -78,6 +89,10 @@ def test_several_lengths_are_one_table(place: Path) -> None:
         assert window["ratio_to_direct"] > 0
         assert shown[1:] == [f"{window[name]:.2f}" for name in ("ratio_to_direct", "memory_ratio_to_direct")]
     assert "2x is 65 frames, 3x is 97 frames" in done.stdout
+    rows = [*csv.DictReader((place / "out-presets.csv").read_text().splitlines())]
+    assert [(row["preset"], row["frames"]) for row in rows if row["error"]] == [("flex", "65"), ("flex", "97")]
+    assert (place / "out-table.md").read_text().count("| sliding-window |") == 2
+    assert (place / "out-times.pdf").read_bytes().startswith(b"%PDF")
     assert "flex at 3x: rollout needs kv-cache" in done.stdout
 
 
@@ -117,7 +132,7 @@ def test_a_preset_that_cannot_be_ends_in_exit_5_with_the_rest_measured() -> None
         (["--accelerate", "mag", "--random-weights"], "--accelerate cannot be combined with --shape or --random-weights"),
         (["--accelerate", "mag", "--compile"], "--accelerate cannot be combined with"),
         (["--accelerate", "mag", "--cache", "first-block"], "--accelerate cannot be combined with"),
-        (["--accelerate", "mag", "--steps", "3"], "--accelerate cannot be combined with --steps"),
+        (["--accelerate", "mag", "--repeats", "3"], "--accelerate cannot be combined with --repeats"),
         (["--accelerate", "wonder", "--backbone", "tiny"], "--cache wonder is refused"),
         (["--accelerate", ",", "--backbone", "tiny"], "--accelerate names nothing"),
         (["--prompt", "a cat"], "does not depend on it"),
@@ -126,7 +141,7 @@ def test_a_preset_that_cannot_be_ends_in_exit_5_with_the_rest_measured() -> None
         (["--lengths", "2,x", "--shape", "small"], "whole numbers, 1 to 1000, as 2,3,4"),
         (["--lengths", "0", "--shape", "small"], "names no lengths"),
         (["--count", "--image", "a.png"], "--count cannot be combined with --image"),
-        (["--count", "--steps", "2"], "--count cannot be combined with --steps"),
+        (["--count", "--repeats", "2"], "--count cannot be combined with --repeats"),
         (["--count", "--device", "cpu", "--compile"], "--count cannot be combined with --device, --compile"),
         (["--count", "--card", "h1000"], "expected: 4090, a100, h100, h200"),
         (["--card", "h100"], "--card has no effect without --count"),
@@ -203,7 +218,7 @@ def test_accelerators_are_measured_on_whole_runs(place: Path) -> None:
 
 
 def test_random_weights_of_a_named_backbone() -> None:
-    done = longgen("bench", "--backbone", "tiny", "--random-weights", "--presets", "direct", "--frames", "5", "--steps", "1",
+    done = longgen("bench", "--backbone", "tiny", "--random-weights", "--presets", "direct", "--frames", "5", "--repeats", "1",
                    "--size", "32x32", "--json", "--quiet")  # fmt: skip
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["backbone"] == "tiny"
@@ -224,7 +239,7 @@ def test_the_shipped_shape_is_what_its_name_promises() -> None:
 
 def test_plan_quotes_the_floor_that_bench_divides_by() -> None:
     args = ("--backbone", "tiny", "--frames", "161")
-    done = longgen("bench", *args, "--random-weights", "--presets", "sliding-window", "--steps", "1", "--size", "32x32", "--json")
+    done = longgen("bench", *args, "--random-weights", "--presets", "sliding-window", "--repeats", "1", "--size", "32x32", "--json")
     floor = json.loads(done.stdout)["presets"][-1]["floor"]
     shown = longgen("plan", "--preset", "sliding-window", *args, "--size", "32x32").stdout
     assert f"floor: {floor:.2f} (arithmetic against direct sampling" in shown
@@ -232,7 +247,7 @@ def test_plan_quotes_the_floor_that_bench_divides_by() -> None:
 
 def test_a_step_is_measured_from_a_picture(place: Path) -> None:
     Image.new("RGB", (64, 64), "red").save("red.png")
-    small = ["bench", "--backbone", "tiny", "--presets", "sliding-window", "--frames", "9", "--steps", "1", "--json", "--quiet"]
+    small = ["bench", "--backbone", "tiny", "--presets", "sliding-window", "--frames", "9", "--repeats", "1", "--json", "--quiet"]
     done = longgen(*small, "--image", "red.png")
     assert done.exit_code == 0, (done.stderr, done.exception)
     assert json.loads(done.stdout)["settings"]["conditions"]["fit"] == "crop"

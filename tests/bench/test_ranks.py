@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-PRESETS = ("freespec", "longdiff", "gen-l-video", "rolling-sink")
+PRESETS = ("longdiff", "gen-l-video", "rolling-sink")
 
 
 def test_what_ranks_count_is_what_the_plan_says() -> None:

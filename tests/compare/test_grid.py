@@ -21,10 +21,13 @@ from typer.testing import CliRunner, Result
 
 from longgen import plan, run, rundir
 from longgen.backbones.settings import ModelSettings
+from longgen.backbones.wan import TINY
 from longgen.cli import app
 from longgen.compare import grid
 from longgen.compare.record import read
-from longgen.compare.run import compare_presets
+from longgen.compare.run import compare_presets, default_folder, earlier_folder
+from longgen.preset import Sample
+from longgen.resolve import PlanRequest
 
 PROMPT = "a large red circle bouncing on a navy background"
 FLAGS = ["--backbone", "tiny", "--frames", "9", "--steps", "2"]
@@ -278,3 +281,32 @@ def test_what_cannot_be_is_refused_before_work(arguments: list[str], code: int, 
     assert said in done.stderr
     assert done.stdout == ""
     assert [path.name for path in tmp_path.iterdir()] == ["empty.txt"]
+
+
+def test_the_folder_is_named_after_all_prompts_and_an_earlier_one_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [
+        str(default_folder(prompts)) for prompts in (["a cat"], ["a cat", "a dog"], ["a cat", "a cow"], ["a cat", "a dog", "a cow"])
+    ]
+    assert names[0] == str(default_folder(["a cat", "a cat"])) == "compare-a-cat"
+    assert len({*names}) == 4
+    assert re.fullmatch(r"compare-a-cat-and-1-more-[0-9a-f]{8}", names[1])
+    assert all(len(str(default_folder([text, "b"])).encode()) < 230 for text in HOSTILE)
+    plans = grid.plans([PlanRequest("direct", TINY, sample=Sample(frames=9, steps=2))])
+    first, second = (grid.planned_videos(plans, prompts, [0, 1], CPU, Path("v")) for prompts in (["a cat"], ["a cat", "a dog"]))
+    assert earlier_folder(second) is None
+    old = tmp_path / "compare-a-cat" / "videos"
+    old.mkdir(parents=True)
+    for video in first:
+        (old / f"{video.name}.mp4").touch()
+    assert earlier_folder(second) == Path("compare-a-cat")  # which a prompt is added to
+    assert earlier_folder(first[:1]) is None  # of which it has others
+
+
+def test_a_finished_comparison_is_exported_again_in_place(whole: tuple[Path, Result], tmp_path: Path) -> None:
+    shutil.copytree(whole[0] / "out", tmp_path / "out")
+    done = longgen(tmp_path, "compare", "out", "--export", "csv", "--export", "latex,csv", "--metrics", "motion")
+    assert done.exit_code == 0, done.stderr
+    names = {path.name for path in (tmp_path / "out" / "export").iterdir()}
+    assert names == {"presets.csv", "differences.csv", "videos.csv", "means.tex", "differences.tex"}
+    assert f"export: 5 files in {Path('out', 'export')}: presets.csv" in done.stderr

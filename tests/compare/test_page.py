@@ -14,14 +14,15 @@ import pytest
 from longgen import planner, preset
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.wan import TINY
-from longgen.compare import page, statistics
+from longgen.compare import page
 from longgen.compare.record import Cell, Comparison, PromptView
 from longgen.describe import plan_dict
 from longgen.errors import LonggenError
-from longgen.metrics import METRICS
+from longgen.metrics import KNOWN, METRICS
 from longgen.run_settings import stored_settings
 from longgen.video import Writer
 from tests import browser as chromium
+from tests.compare.aggregated import aggregated
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -110,7 +111,7 @@ def comparison(
                 ))  # fmt: skip
     whole: dict[str, Any] = {
         "longgen": "0.4.0", "backbone": "tiny", "presets": names, "prompts": [*prompts], "seeds": [*seeds], "baseline": baseline,
-        "cells": cells, "table": statistics.preset_rows(names, cells, baseline, [*METRICS]), "warnings": [], "device": "cpu",
+        "cells": cells, **aggregated(names, cells, baseline, [*METRICS]), "warnings": [], "device": "cpu",
         "watch": [PromptView(prompt=prompt, side_by_side="side-by-side/a.mp4", sheet="sheets/a.png") for prompt in prompts],
         "libraries": {"torch": "2.13.0"},
     }  # fmt: skip
@@ -228,6 +229,7 @@ def test_the_cursor_follows_and_a_click_on_the_curves_seeks(browser: Browser, wr
         middle = opened.evaluate(cursor)
         opened.locator("#seek").fill("39")
         assert opened.evaluate(cursor) - first == pytest.approx((middle - first) * 39 / 20, abs=0.1)
+        opened.locator("#chart svg").scroll_into_view_if_needed()
         box = opened.locator("#chart svg").bounding_box()
         assert box
         opened.mouse.click(box["x"] + middle, box["y"] + 50)
@@ -365,6 +367,7 @@ def test_videos_too_large_together_are_linked(browser: Browser, write: Any, monk
             picture = np.asarray(Image.open(io.BytesIO(video.screenshot())).convert("L").resize((SIDE, SIDE)))
             assert sum(1 << bit for bit in range(BITS) if picture[32, bit * BIT_PX + 3] > 127) == 37
             assert f"{(file.parent / f'v{number} #1.mp4').as_uri()}" in requests
+        assert not opened.locator("#save").is_visible()  # their pixels cannot be read
         assert complaints == []
 
 
@@ -383,19 +386,22 @@ def test_a_video_that_is_not_there_or_not_to_be_played_says_so(browser: Browser,
 
 
 def test_the_table_says_what_is_best_and_what_could_be_chance(browser: Browser, write: Any) -> None:
-    whole = comparison(presets=2, prompts=tuple("abcdefgh"))
+    whole = comparison(presets=2, prompts=tuple("abcdefghij"))
     cells = [cell.model_copy(update={"metrics": cell.metrics | {"drift": 5 + index % 2 * (-1) ** (index // 2)}})
              for index, cell in enumerate(whole.cells)]  # fmt: skip
-    table = statistics.preset_rows(whole.presets, cells, "preset-0", [*METRICS])
-    with chromium.opened(browser, write(presets=2, prompts=tuple("abcdefgh"), cells=cells, table=table)) as (opened, _, _):
+    fields = aggregated(whole.presets, cells, "preset-0", [*METRICS])
+    with chromium.opened(browser, write(presets=2, prompts=tuple("abcdefghij"), cells=cells, **fields)) as (opened, _, _):
         heads = [text.split("\n")[0].strip() for text in opened.locator("thead button").all_inner_texts()]
         assert heads[:3] == ["preset", "motion", "freeze"]
+        said = opened.locator(".verdict").inner_text()
+        assert "preset-1 against preset-0, 10 pairs: motion +9." in said
+        assert "drift" not in said  # which may be chance
         row = opened.locator("tbody tr").nth(1)
         smooth, drift = (row.locator("td").nth(heads.index(name) - 1) for name in ("smoothness", "drift"))
         assert "best" in str(smooth.get_attribute("class"))
         assert "same" not in str(smooth.get_attribute("class"))
         assert "same" in str(drift.get_attribute("class"))
-        assert "not distinguishable from preset-0" in str(drift.get_attribute("title"))
+        assert "against preset-0 it may be chance" in str(drift.get_attribute("title"))
         interval = drift.locator(".difference")
         assert not interval.is_visible()
         opened.check("#intervals")
@@ -407,13 +413,62 @@ def test_the_table_says_what_is_best_and_what_could_be_chance(browser: Browser, 
         assert not opened.locator("#controls").is_visible()
 
 
+def test_the_table_of_every_metric_fits_a_window_of_1440_pixels(browser: Browser, write: Any) -> None:
+    presets, names, draw = ["direct", "sliding-window", "freespec", "free-long"], [*KNOWN], np.random.default_rng(1)
+    cells = [cell.model_copy(update={"metrics": {name: draw.uniform(-100, 100) for name in names}})
+             for cell in comparison(presets=presets, seeds=(0, 1), failed={3: "no memory"}).cells]  # fmt: skip
+    fields = {"cells": cells, "baseline": "direct", **aggregated(presets, cells, "direct", names)}
+    with chromium.opened(browser, write(presets=presets, seeds=(0, 1), **fields), width=1440) as (opened, _, complaints):
+        assert opened.locator("thead th").count() == 1 + len(names) + 3
+        for shown in (False, True):
+            opened.set_checked("#intervals", shown)
+            assert opened.evaluate("document.querySelector('.scroll').scrollWidth <= document.querySelector('.scroll').clientWidth")
+        assert complaints == []
+
+
+def test_seeds_are_told_apart_by_dashes_and_presets_by_colour(browser: Browser, write: Any) -> None:
+    with chromium.opened(browser, write(presets=9, seeds=(0, 1, 2, 3), frames=9)) as (opened, _, _):
+        opened.select_option("#seed", "-1")
+        look = "({stroke, strokeDasharray}) => `${stroke} ${strokeDasharray}`"
+        lines = opened.evaluate(f"tiles.map((tile) => getComputedStyle(tile.line)).map({look})")
+        assert len(set(lines)) == len(lines) == 36
+        entries = opened.evaluate(f"tiles.map((tile) => getComputedStyle(tile.entry.querySelector('line'))).map({look})")
+        assert entries == lines
+        opened.select_option("#seed", "2")
+        assert len(set(opened.evaluate("tiles.map((tile) => getComputedStyle(tile.line).strokeDasharray)"))) == 2  # as alone
+
+
+def test_frames_of_all_tiles_are_saved_as_one_picture(browser: Browser, write: Any) -> None:
+    from PIL import Image
+
+    def numbers(moments: str) -> tuple[str, list[list[int]]]:
+        """The name of the file, and the frame numbers that its tiles show, row by row."""
+        opened.select_option("#moments", moments)
+        with opened.expect_download() as waiting:
+            opened.click("#save")
+        download = waiting.value
+        picture = np.asarray(Image.open(download.path()).convert("L"))
+        side, gap, line = 3 * SIDE, 6, 20
+        tops, lefts = (range(line * 2, picture.shape[0] - gap, line + side), range(gap, picture.shape[1] - gap, side + gap))
+        read = [[sum(1 << bit for bit in range(BITS) if picture[top + 96, left + 3 * (bit * BIT_PX + 3)] > 127) for left in lefts]
+                for top in tops]  # fmt: skip
+        return download.suggested_filename, read
+
+    with chromium.opened(browser, write(presets=3, prompts=("A red circle!",), fps={"preset-1": 8})) as (opened, _, complaints):
+        opened.locator("#seek").fill("17")
+        assert numbers("1") == ("a-red-circle-frame-17.png", [[17, 8, 17]])
+        assert numbers("4") == ("a-red-circle-4-moments.png", [[0, 13, 26, 39], [0, 6, 13, 19], [0, 13, 26, 39]])
+        stands(opened, [17, 8, 17])  # as before
+        assert complaints == []
+
+
 def test_a_still_is_marked_where_that_flatters_it() -> None:
     whole = comparison(presets=2)
     cells = [cell.model_copy(update={"metrics": cell.metrics | {"motion": 0.1 + 50 * index, "smoothness": 60 - index}})
              for index, cell in enumerate(whole.cells)]  # fmt: skip
-    table = statistics.preset_rows(whole.presets, cells, "preset-0", [*METRICS])
-    whole, columns = whole.model_copy(update={"table": table}), page._columns(whole)
-    entries = {column.name: entry for column, entry in zip(columns, page._table_cells(table[0], columns, whole), strict=True)}
+    whole, columns = whole.model_copy(update=aggregated(whole.presets, cells, "preset-0", [*METRICS])), page._columns(whole)
+    cells_of_row = page._table_cells(whole.table[0], columns, whole)
+    entries = {column.name: entry for column, entry in zip(columns, cells_of_row, strict=True)}
     assert "warned" in entries["smoothness"].marks
     assert "best" not in entries["smoothness"].marks
     assert "flatters" in entries["smoothness"].tooltip

@@ -134,10 +134,10 @@ def cells(whole: Path, **pictures: str) -> list[Any]:
 
 def test_pictures_belong_to_prompts(whole: Path) -> None:
     """Each prompt with its own is no difference between presets; of one prompt it is."""
-    own = warnings.collect_warnings(cells(whole, a="1" * 64, b="2" * 64), [], None)
+    own = warnings.collect_warnings(cells(whole, a="1" * 64, b="2" * 64), [])
     assert not any("start from" in warning or "conditions" in warning for warning in own)
     one, other = cells(whole, a="1" * 64, b="2" * 64)
-    mixed = warnings.collect_warnings([one, other.model_copy(update={"prompt": "a"})], [], None)
+    mixed = warnings.collect_warnings([one, other.model_copy(update={"prompt": "a"})], [])
     assert any(f"the videos of 'a' start from different things: image  {'1' * 12}" in warning for warning in mixed)
 
 

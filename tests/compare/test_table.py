@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from longgen.compare.record import Cell, Comparison
-from longgen.compare.statistics import preset_rows
 from longgen.compare.table import text
 from longgen.compare.warnings import collect_warnings
 from longgen.metrics import METRICS
+from tests.compare.aggregated import aggregated
 
 
 def comparison(
@@ -24,10 +24,10 @@ def comparison(
         for preset, numbers in values.items() for seed, number in enumerate(numbers)
     ]  # fmt: skip
     presets = [*values]
-    table = preset_rows(presets, cells, baseline, names)
+    fields = aggregated(presets, cells, baseline, names)
     return Comparison(
-        longgen="0", backbone="tiny", presets=presets, prompts=["p"], seeds=[0], baseline=baseline, cells=cells, table=table,
-        watch=[], warnings=collect_warnings(cells, table, baseline), libraries={}, device="cpu",
+        longgen="0", backbone="tiny", presets=presets, prompts=["p"], seeds=[0], baseline=baseline, cells=cells, watch=[],
+        warnings=collect_warnings(cells, fields["table"]), libraries={}, device="cpu", **fields,
     )  # fmt: skip
 
 
@@ -45,28 +45,44 @@ def test_no_line_is_wider_than_asked(width: int, preset: str) -> None:
     assert made.count("preset  ") > 1  # several tables
 
 
-def test_the_best_and_what_is_not_distinguishable_are_marked() -> None:
-    made = text(comparison({"direct": SIX, "worse": [one + 1 for one in SIX], "mixed": [*SIX[1:], 0.5]}, names=("motion", "drift")))
+def test_what_is_beyond_chance_is_marked_and_said() -> None:
+    values = {"direct": SIX, "worse": [one + 1 for one in SIX], "mixed": [*SIX[1:], 0.5]}
+    made = text(comparison({name: [*numbers, *(one + 0.1 for one in numbers)] for name, numbers in values.items()},
+                           names=("motion", "drift")))  # fmt: skip
     lines = {line.split()[0]: line.split() for line in reversed(made.splitlines()) if line.strip()}
-    assert lines["direct"] == ["direct", "20.0", "3.50", "1.25", "1:05", "1.5", "GB"]
-    assert lines["worse"][2] == "4.50"
-    assert lines["mixed"][2] == "3.42*~"
+    assert lines["direct"] == ["direct", "20.0", "3.55", "1.25", "1:05", "1.5", "GB"]
+    assert (lines["worse"][2], lines["mixed"][2]) == ("4.55", "3.47~")
     assert "drift ↓" not in made
     assert "Lab/s ↓" in made
-    assert "worse against direct, 6 pairs: drift differs; motion is not distinguishable." in made
-    assert "mixed against direct, 6 pairs: no difference is distinguishable." in made
     assert "+1.00 [1.00, 1.00]" in made
-    assert "* best; ~ not distinguishable from direct" in made
+    assert "~ may be chance against direct" in made
+    assert "*" not in made  # direct and mixed are not told apart, so that neither is better than every other
+    assert "verdict: 1 of 2 comparisons, each of two presets in one metric, is beyond chance" in made
+    assert "worse against direct, 12 pairs: drift +1.00 Lab/s [1.00, 1.00] (worse)." in made
+    assert "mixed against direct, 12 pairs: nothing is beyond chance." in made
 
 
-def test_one_pair_has_no_interval_and_says_so() -> None:
-    made = text(comparison({"direct": [1.0], "a": [2.0]}))
+def test_the_one_that_is_better_than_every_other_has_the_star() -> None:
+    numbers = [one + tenth for one in SIX for tenth in (0, 0.1)]
+    made = text(comparison({"direct": numbers, "worse": [one + 2 for one in numbers], "good": [one - 0.5 for one in numbers]},
+                           names=("motion", "drift", "freeze")))  # fmt: skip
+    assert made.count("3.05*") == 2
+    assert made.count("*") == 3  # and its meaning
+    assert "* better than every other, beyond chance" in made
+    assert "good against worse, 12 pairs: drift -2.50 Lab/s [-2.50, -2.50] (better); freeze -2.50" in " ".join(made.split())
+
+
+def test_too_few_pairs_say_how_many_are_needed() -> None:
+    made = " ".join(text(comparison({"direct": [1.0], "a": [2.0]})).split())
     assert "interval" not in made
-    assert "~" not in made
-    assert "warning: one pair of videos of a preset and direct" in made
+    assert not {"~", "*"} & {*made}
+    assert ("verdict: Nothing here is beyond chance: with 1 pair of videos (same prompt, same seed) p cannot fall below 1, and 11 "
+            "comparisons, each of two presets in one metric, ask for 0.0045. 9 pairs can get there, for example 5 prompts with 2 "
+            "seeds each") in made  # fmt: skip
+    assert "*" not in text(comparison({"direct": SIX, "a": [one - 1 for one in SIX]}))  # six pairs, ten metrics: may be chance
 
 
 def test_without_a_baseline_there_are_means_alone() -> None:
     made = text(comparison({"a": SIX, "b": SIX}, baseline=None))
-    assert "against" not in made.replace("against direct sampling", "")
+    assert "against direct" not in made
     assert "interval" not in made

@@ -21,12 +21,12 @@ from longgen.backbones.settings import ModelSettings
 from longgen.cli import app
 from longgen.compare.record import Comparison, read
 from longgen.compare.scores import parse_metrics
-from longgen.compare.statistics import best_presets, preset_rows
+from longgen.compare.statistics import best_presets, paired_differences, preset_rows
 from longgen.compare.table import text
 from longgen.compare.warnings import collect_warnings
 from longgen.errors import OutOfMemoryError
 from longgen.metrics import KNOWN, METRICS, describe, in_order
-from longgen.metrics.vbench import DIMENSIONS, clip, dino, musiq, scorer
+from longgen.metrics.vbench import DIMENSIONS, FEATURES, clip, dino, musiq, scorer
 from longgen.metrics.vbench.scorer import VBench
 from longgen.video import Writer
 from tests.compare.test_statistics import cell
@@ -178,8 +178,10 @@ def test_a_grid_is_scored_when_it_is_made(weights: Path, scored: list[str]) -> N
 
 
 def test_the_own_and_all_of_vbench_have_a_name_each() -> None:
-    free = [row.key for name, row in DIMENSIONS.items() if name != "imaging_quality" or musiq.installed()]
+    free = [row.key for name, row in DIMENSIONS.items()
+            if name not in FEATURES and (name != "imaging_quality" or musiq.installed())]  # fmt: skip
     assert parse_metrics("vbench") == ["motion", *free]
+    assert parse_metrics("features") == ["motion", *FEATURES]
     assert parse_metrics(f"{SUBJECT},own") == [*METRICS, SUBJECT]
     assert parse_metrics(None) == [*METRICS]
     assert {row.key for row in DIMENSIONS.values()} <= KNOWN.keys()
@@ -196,13 +198,16 @@ def test_the_table_keeps_its_width(width: int) -> None:
 
 
 def test_a_still_is_called_consistent_by_nobody() -> None:
-    cells = [
-        cell("moving", "p", 0).model_copy(update={"metrics": {"motion": 30.0, SUBJECT: 0.9, "vbench.aesthetic_quality": 0.5}}),
-        cell("still", "p", 0).model_copy(update={"metrics": {"motion": 0.1, SUBJECT: 1.0, "vbench.aesthetic_quality": 0.6}}),
-    ]
-    table = preset_rows(["moving", "still"], cells, None, [*cells[0].metrics])
-    assert best_presets(table) == {SUBJECT: ["moving"], "vbench.aesthetic_quality": ["still"]}
-    (said,) = [line for line in collect_warnings(cells, table, None) if "hardly moves" in line]
+    values = {"moving": (30.0, 0.9, 0.5), "still": (0.1, 1.0, 0.6), "other": (30.0, 0.8, 0.4)}
+    names = ("motion", SUBJECT, "vbench.aesthetic_quality")
+    cells = [cell(preset, "p", seed, **{name: number + seed / 100 for name, number in zip(names, numbers, strict=True)})
+             for preset, numbers in values.items() for seed in range(9)]  # fmt: skip
+    differences = paired_differences([*values], cells, None, names)
+    table = preset_rows([*values], cells, None, names, differences)
+    assert best_presets(table, differences) == {SUBJECT: "moving", "vbench.aesthetic_quality": "still"}
+    notes = collect_warnings(cells, table)
+    assert any("consistency rewards a video that stands still" in note and f"read {SUBJECT} together" in note for note in notes)
+    (said,) = [line for line in notes if "hardly moves" in line]
     assert f": {SUBJECT} look good in a still" in said
 
 

@@ -87,3 +87,32 @@ def test_what_stays_has_no_drift_and_what_is_short_no_slope() -> None:
     assert colour(pan(np.zeros(FPS - 1))).slopes() is None
     assert colour(pan(np.zeros(1)), fps=0.5).slopes() is None
     assert drift(dict.fromkeys(PARTS, 0.0) | {"contrast": 3.0, "sharpness": -4.0}) == 5
+
+
+def test_the_ends_of_a_ramp_and_of_a_step() -> None:
+    seconds = np.arange(8 * FPS) / FPS
+    for light, slope, change in ((60 - seconds, 1.0, 0.85 * 8), (np.where(seconds < 4, 60, 50), 1.5 * 10 / 8, 10)):
+        levels = 255 * (1.055 * (((light + 16) / 116) ** 3) ** (1 / 2.4) - 0.055)
+        counted = colour(grey(levels.round()))
+        ends = counted.ends()
+        assert ends is not None
+        assert drift(counted.slopes() or {}) == pytest.approx(slope, rel=0.03)
+        assert drift(ends[0]) == pytest.approx(change, rel=0.03)
+        assert ends[0]["brightness"] < 0
+        assert ends[1] == pytest.approx(100, abs=0.1)  # plain pictures
+
+
+def test_detail_is_the_sharpness_that_is_left() -> None:
+    sharp = pan(0.02 * np.arange(20), (192, 192))
+    blurred = np.stack([frame if step < 10 else cv2.GaussianBlur(frame, (0, 0), 8) for step, frame in enumerate(sharp)])
+    details = []
+    for frames in (blurred, blurred[::-1]):
+        counted = colour(frames)
+        curve, ends = counted.curves()["sharpness"], counted.ends()
+        assert ends is not None
+        assert ends[1] == pytest.approx(100 * (curve[-3:].mean() + 0.1) / (curve[:3].mean() + 0.1))
+        assert ends[0]["sharpness"] == pytest.approx(curve[-3:].mean() - curve[:3].mean())
+        details.append(ends[1])
+    assert details[0] < 70
+    assert details[0] * details[1] == pytest.approx(100**2)
+    assert colour(sharp[:7]).ends() is None

@@ -43,7 +43,9 @@ def close(one: Score, other: Score, **allowed: float) -> None:
 
 
 def test_the_table_speaks_for_itself() -> None:
-    assert [*METRICS] == ["motion", "freeze", "repetition", "seam", "drift", "flicker", "smoothness", *SUBJECT]
+    assert [*METRICS] == [
+        "motion", "freeze", "repetition", "loop", "seam", "drift", "detail", "flicker", "smoothness", *SUBJECT,
+    ]  # fmt: skip
     for name, metric in METRICS.items():
         assert metric.name == name
         assert metric.unit
@@ -132,8 +134,8 @@ def test_what_is_no_video_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_what_is_too_short_says_none_and_never_nan(size: tuple[int, int], frames_px: int) -> None:
     found = score(pan(0.02 * np.arange(frames_px), size) if frames_px else np.zeros((0, 64, 64, 3), np.uint8), seams=(1,))
     pairs, triples = frames_px >= 2, frames_px >= 3
-    said = {"motion": pairs, "freeze": pairs, "repetition": False, "seam": triples, "drift": False,
-            "flicker": triples, "smoothness": triples}  # fmt: skip
+    said = {"motion": pairs, "freeze": pairs, "repetition": False, "loop": False, "seam": triples, "drift": False,
+            "detail": False, "flicker": triples, "smoothness": triples}  # fmt: skip
     assert {name: value is not None for name, value in found.values.items()} == said
     assert not any(value is not None and math.isnan(value) for value in found.values.values())
     assert {len(curve) for curve in found.curves.values()} == {frames_px}
@@ -141,7 +143,8 @@ def test_what_is_too_short_says_none_and_never_nan(size: tuple[int, int], frames
 
 def test_black_is_still_and_perfect() -> None:
     found = score(grey(np.zeros(4 * FPS), (91, 65)), seams=(5,))
-    assert found.values == {"motion": 0, "freeze": 100, "repetition": 0, "seam": 1, "drift": 0, "flicker": 0, "smoothness": 60}
+    zero = dict.fromkeys(("motion", "repetition", "loop", "drift", "flicker"), 0)
+    assert found.values == {**zero, "freeze": 100, "seam": 1, "detail": 100, "smoothness": 60}
     assert found.details["repetition_lag_s"] is None
 
 

@@ -519,8 +519,35 @@ def _ltx_2() -> Layout:
     return Layout(configs, files, dict.fromkeys(files, "BF16"))
 
 
+def _skyreels(pipeline: str, heads: int, layers: int, ffn_dim: int, files: int, **more: Any) -> Layout:
+    """Wan 2.1's, with SkyReels-V2's classes; the arguments of diffusers' script. Scheduler and files are a guess."""
+    version, base = "0.35.0.dev0", _wan_21(heads, layers, ffn_dim, files)
+    transformer = base.configs["transformer/config.json"] | dict(
+        _class_name="SkyReelsV2Transformer3DModel", pos_embed_seq_len=None, num_frame_per_block=1,
+    ) | dict({"inject_sample_info": False} | more)  # fmt: skip
+    index = _wan_index(version, pipeline) | dict(transformer=["diffusers", "SkyReelsV2Transformer3DModel"])
+    configs = {"model_index.json": index, "transformer/config.json": transformer,
+               "scheduler/scheduler_config.json": _unipc(version, flow_shift=1.0)}  # fmt: skip
+    return replace(base, configs=base.configs | configs)
+
+
+def _cogvideox_15(pictured: bool = False) -> Layout:
+    """CogVideoX-5B's, with the arguments of the authors' cogvideox1.5_5b.yaml; the number of files is a guess."""
+    base = _cogvideox(48, 42, True, 3, 0.7, 1.0, ("bfloat16", "BF16"), pictured)
+    transformer = base.configs["transformer/config.json"] | dict(
+        max_text_seq_length=224, ofs_embed_dim=512 if pictured else None, patch_bias=False, patch_size_t=2, sample_frames=81,
+        sample_height=300, sample_width=300, use_learned_positional_embeddings=False,
+    )  # fmt: skip
+    return replace(base, configs=base.configs | {"transformer/config.json": transformer})
+
+
 LAYOUTS |= {
     "ltx-2": _ltx_2(),
+    "cogvideox-1.5": _cogvideox_15(),
+    "cogvideox-1.5-i2v": _cogvideox_15(pictured=True),
+    "skyreels-v2": _skyreels("SkyReelsV2Pipeline", 40, 40, 13824, files=14),
+    "skyreels-v2-df-1.3b": _skyreels("SkyReelsV2DiffusionForcingPipeline", 12, 30, 8960, files=2, inject_sample_info=True),
+    "skyreels-v2-df-14b": _skyreels("SkyReelsV2DiffusionForcingPipeline", 40, 40, 13824, files=14),
     "ltx-2b-0.9.5": _ltx_condition(), "hunyuanvideo-i2v": _hunyuan_i2v(), "hunyuanvideo-1.5": _hunyuan_15(pictured=False),
     "hunyuanvideo-1.5-i2v": _hunyuan_15(pictured=True),
 }  # fmt: skip

@@ -17,14 +17,19 @@ MODULES: dict[str, Any] = {  # family -> the module that builds its small pipeli
     for family in FAMILIES
     if Path(__file__).with_name(f"{family.replace('-', '_')}.py").is_file()
 }
-PLAIN = [module.NAMES[0] for module in MODULES.values()]
-ALL = [name for module in MODULES.values() for name in module.NAMES]
-# those whose videos can be made of clips, and by a schedule: sound is one piece
-SILENT = [name for family, module in MODULES.items() if FAMILIES[family].specs[0].sound is None for name in module.NAMES]
 
 
 def family_of(name: str) -> Family:
     return next(FAMILIES[family] for family, module in MODULES.items() if name in module.NAMES)
+
+
+TWINS = {"skyreels"}  # whose adapter and blocks another one shares, "skyreels-df", so that these tests see them there
+PLAIN = [module.NAMES[0] for module in MODULES.values() if module.NAMES[0] not in TWINS]
+ALL = [name for module in MODULES.values() for name in module.NAMES if name not in TWINS]
+# Those whose videos can be made of clips, and by a schedule: sound is one piece.
+SILENT = {name for family, module in MODULES.items() if FAMILIES[family].specs[0].sound is None for name in module.NAMES}
+# One of each transformer class, and the one with two: for what does not depend on where a video starts.
+KINDS = [*{family_of(name).transformer: name for name in reversed(PLAIN)}.values(), "wan-experts"]
 
 
 def build(name: str, folder: Path) -> None:

@@ -67,7 +67,7 @@ def causal() -> Any:
             patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=36, in_channels=48, out_channels=48, text_dim=64,
             freq_dim=32, ffn_dim=96, num_layers=3, cross_attn_norm=True, rope_max_seq_len=1024,
         ).eval()  # fmt: skip
-    _attentive(transformer)
+    attentive(transformer)
     spec = replace(
         TINY_CAUSAL, checkpoint=None, patch=(1, 2, 2), size=(96, 64), native_px=33, layers=3, heads=2, head_dim=36, ffn_dim=96,
         rotary_dims=12, intrinsic_component=1, parameters=sum(weight.numel() for weight in transformer.parameters()),
@@ -83,11 +83,11 @@ def _transformer(channels: int, **more: Any) -> WanTransformer3DModel:
     transformer = WanTransformer3DModel(**config | more)
     if "pos_embed_seq_len" in more:
         transformer.condition_embedder.image_embedder.pos_embed.data.normal_()  # zeros otherwise
-    _attentive(transformer)
+    attentive(transformer)
     return transformer
 
 
-def _attentive(transformer: WanTransformer3DModel) -> None:
+def attentive(transformer: Any) -> None:
     """Attention that picks, so that positions and windows matter."""
     for block in transformer.blocks:
         block.attn1.norm_q.weight.data.fill_(2.0)

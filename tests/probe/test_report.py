@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import random
 import re
 import unicodedata
@@ -16,6 +17,7 @@ from PIL import Image
 from longgen.errors import LonggenError
 from longgen.layers.probe_file import LayerScores, Probe, ProbeRun, ProbeSettings, Stability, read
 from longgen.probe import plots, report
+from longgen.probe.export import NAMES, exports
 from tests import browser as chromium
 
 if TYPE_CHECKING:
@@ -233,3 +235,17 @@ def test_page_of_hostile_words_is_only_words(tmp_path: Path, browser: Browser) -
         assert page.locator("ol li").first.text_content() == HOSTILE
         assert page.locator("h1 bdi").text_content() == HOSTILE
         assert requests == complaints == []
+
+
+def test_a_probe_is_exported_for_papers(tmp_path: Path) -> None:
+    made = probe(layers=7, backbone="a_b")
+    written = exports(made).write(("csv", "latex", "markdown", "svg"), tmp_path)
+    assert {path.name for path in written} == {"layers.csv", "layers.tex", "layers.md", "scores.svg", "effective_rank.svg"}
+    assert {path.stem for path in written} <= {*NAMES}
+    rows = [*csv.DictReader((tmp_path / "layers.csv").read_text().splitlines())]
+    assert [float(row["context.video"]) for row in rows] == [row.scores["context"]["video"] for row in made.layers]
+    assert [row["verdict"] for row in rows] == [row.verdict for row in made.layers]
+    lines = (tmp_path / "layers.md").read_text().splitlines()
+    bold = [index for index, line in enumerate(lines[2:9]) if line.split("|")[2].strip().startswith("**")]
+    assert tuple(bold) == tuple(made.sensitive("position"))
+    assert r"a\_b" in lines[-1]

@@ -43,7 +43,7 @@ def test_resume_from_any_step_gives_the_same_bits(tiny: Any, tiny_plan: Callable
         plan = tiny_plan("freespec", frames=121, steps=STEPS)
         whole, states = run(tiny, plan)
         assert sorted(states) == list(range(1, STEPS + 1))
-        for done in range(1, STEPS + 1):
+        for done in (1, 2, STEPS - 1, STEPS):  # solvers of two steps begin with one of one
             resumed, later = run(tiny, plan, states[done])
             assert torch.equal(resumed, whole), f"resumed after step {done}"
             assert sorted(later) == list(range(done + 1, STEPS + 1))

@@ -71,7 +71,7 @@ def test_it_skips_by_its_threshold_and_leaves_no_trace(
 ) -> None:
     plain, never, often = cached(name), cached(name, "mag:0.000001"), cached(name, "mag:0.9")
     plan = windowed(plain)
-    branches = 2 if name.startswith(("wan", "hunyuan15")) else 1  # the others batch guidance, or have none
+    branches = small.calls_per_step(name)
     expected = family.sampled(plain, plan)
     latents, calls, measured = sampled(never, plan)
     assert (sum(calls), measured) == (STEPS * branches, [STEPS])

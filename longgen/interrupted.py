@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longgen import checkpoint, rundir
+from longgen import checkpoint, rundir, shown
 from longgen.checkpoint import Chunks
 from longgen.errors import UsageError
 from longgen.loops import State
@@ -22,7 +22,7 @@ from longgen.plan import Plan
 def save(state: State, chunks: Chunks, plan: Plan) -> None:
     """Writes a checkpoint of `state`: as the next of `chunks`, or in the run folder in place of the one of the step before."""
     tensors, described = checkpoint.pack(state.scheduler, "scheduler")
-    tensors |= {"latents": state.latents, "generator": state.generator}
+    tensors |= {"latents": state.latents, "generator": state.generator, **state.streams}
     if plan.chunk_lat is not None or (plan.clips and state.done % plan.steps == 0):
         chunks.append(tensors, described)  # the step that led to it is older than it, and not read any more
     else:
@@ -51,6 +51,7 @@ def read(backbone: PipelineBackbone, plan: Plan, chunks: Chunks) -> tuple[Tensor
         rundir.check_same_run(stored, chunks.settings, saved_latents)
         if "done" in stored:
             raise checkpoint.damaged(saved_latents, "it is a checkpoint")
+        shown.streams(plan, backbone.streams, tensors, saved_latents)
         return checkpoint.check_latents(saved_latents, tensors.get("latents"), shape), None, stored
     if not saved_step.is_file():
         return None, None, None
@@ -65,7 +66,9 @@ def read(backbone: PipelineBackbone, plan: Plan, chunks: Chunks) -> tuple[Tensor
     else:
         step_shape = tuple(backbone.packed(torch.empty(shape)).shape)
     checkpoint.check_latents(saved_step, tensors.get("latents"), step_shape)
-    return None, _state(saved_step, stored.get("done"), plan, tensors, stored.get("scheduler")), stored
+    streams = shown.streams(plan, backbone.streams, tensors, saved_step)
+    state = _state(saved_step, stored.get("done"), plan, tensors, stored.get("scheduler"))._replace(streams=streams)
+    return None, state, stored
 
 
 def _of_chain(backbone: PipelineBackbone, plan: Plan, chunks: Chunks) -> tuple[State | None, dict[str, Any] | None]:

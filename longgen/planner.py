@@ -9,7 +9,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-from longgen import conditioning, frames, pictures, repeats
+from longgen import conditioning, frames, pictures, repeats, soundtrack
 from longgen.backbones.registry import SPECS
 from longgen.backbones.spec import CAPABILITIES, WHOLE_CLIP, BackboneSpec
 from longgen.catalog import name_of, rank
@@ -102,6 +102,7 @@ def build(
     programs, table, without_effect = programs_of(stack, table_geometry, stock, spec.layers, steps)
     plan = Plan(spec, preset, sample, frames_px, frames_lat, geometry, call_geometry, stack, programs, table, (), schedule,
                 conditions, given_lat)  # fmt: skip
+    soundtrack.check(plan)
     _check_shift(plan)
     _check_chain(plan)
     _check_heads(plan)
@@ -413,13 +414,14 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
     if surplus:
         notes.append(f"every clip has {call_lat} latent frames: {surplus} of them, beyond the video's end or a cut, are dropped")
     notes += repeats.notes(plan)
+    notes += soundtrack.notes(plan)
     notes += _shift_notes(plan)
     advised = {name: value for name, value in spec.advised if getattr(requested, name) is None} if spec.name in SPECS else {}
     if advised:
-        ours = {"flow_shift": spec.checkpoint_shift, "guidance_scale": spec.guidance_scale}
+        ours = {"flow_shift": spec.checkpoint_shift or plan.token_shift, "guidance_scale": spec.guidance_scale}
         words = {name: name.partition("_scale")[0].replace("_", " ") for name in advised}
         flags = " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in advised.items())
-        theirs, default = (" and ".join(f"{words[name]} {values[name]:g}" for name in advised) for values in (advised, ours))
+        theirs, default = (" and ".join(f"{words[name]} {values[name]:.4g}" for name in advised) for values in (advised, ours))
         notes.append(f"the publisher takes {theirs} in {spec.advised_in}: {flags}; the default is {default}")
     if requested.negative_prompt and not spec.embedded_guidance and not plan.guided:
         notes.append(f"the negative prompt is ignored: guidance is off at a guidance scale of {sample.guidance_scale:g}; "

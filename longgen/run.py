@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from longgen.pipelines.base import PipelineBackbone
     from longgen.pipelines.given import Given
     from longgen.preview import Preview
-    from longgen.video import Writer
+    from longgen.video import Sound, Writer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,10 +182,11 @@ def generate_one(
                 expected_s = timings.sampling_s(plan, backbone.model_settings)
                 phase = Phase("sample", plan.rounds, device, report, state.done if state else 0, expected_s=expected_s)
                 strips = preview(backbone, job) if preview is not None and team.writes else None
-                latents, decoded = _sample(backbone, job, chunks, state, phase, _first_step(record, phase, load_s, log), strips)
+                tensors, decoded = _sample(backbone, job, chunks, state, phase, _first_step(record, phase, load_s, log), strips)
+                latents = tensors.get("latents")
                 record.seconds["sample"] = round(phase.seconds, 3)
-                if latents is not None and chunks is not None:
-                    checkpoint.save_tensors(folder / rundir.LATENTS, {"latents": latents}, run_settings)
+                if tensors and chunks is not None:
+                    checkpoint.save_tensors(folder / rundir.LATENTS, tensors, run_settings)
         if chunks is None:  # another rank decodes
             return _result(job, record.seconds, memory_bytes(device))
         (folder / rundir.STEP).unlink(missing_ok=True)
@@ -195,7 +196,8 @@ def generate_one(
             with translate_oom("decoding", backbone.model_settings, remains, plan, decoding=True):
                 phase = Phase("decode", plan.written_px, device, report)
                 frames = shown.in_file(plan, backbone.decode, shown.stored(plan, folder, chunks if latents is None else latents))
-                write_video(Writer(output, plan.size, plan.fps, run_settings), frames, phase)
+                writer = Writer(output, plan.size, plan.fps, run_settings, _sound(backbone, plan, folder))
+                write_video(writer, frames, phase)
                 record.seconds["decode"] = round(phase.seconds, 3)
         record.content.pop(rundir.REPLACES, None)
         record.write("done", video=disk.file_hash(output))
@@ -251,8 +253,8 @@ def _begin(
 def _sample(
     backbone: PipelineBackbone, job: Job, chunks: Chunks | None, state: State | None, phase: Phase, first_step: Callable[[], None],
     preview: Preview | None = None,
-) -> tuple[Tensor | None, bool]:  # fmt: skip
-    """The latents of `job` (None where they are in chunks on disk), and whether the video was decoded as they came.
+) -> tuple[dict[str, Tensor], bool]:  # fmt: skip
+    """The latents of `job` by name (none where they are in chunks on disk), and whether the video was decoded as they came.
 
     chunks: where they go; None on ranks that write nothing.
     """
@@ -289,7 +291,17 @@ def _sample(
     else:
         for _ in frames:
             pass
-    return None if in_parts else torch.cat(on_host, dim=2), decoded
+    return {} if in_parts else {"latents": torch.cat(on_host, dim=2), **denoiser.streams}, decoded
+
+
+def _sound(backbone: PipelineBackbone, plan: Plan, folder: Path) -> Sound | None:
+    """The sound of the finished run in `folder`; None of a silent model."""
+    from longgen import checkpoint, shown
+
+    if not backbone.streams:
+        return None
+    path = folder / rundir.LATENTS
+    return backbone.sound(shown.streams(plan, backbone.streams, checkpoint.load_tensors(path)[0], path))
 
 
 def _given(

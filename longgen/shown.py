@@ -10,7 +10,7 @@ what the VAE makes of them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,15 @@ def stored(plan: Plan, folder: Path, latents: Tensor | Chunks) -> Tensor | Itera
         before = front.split(1, dim=2) if front is not None and front.shape[2] else ()
         return itertools.chain(before, latents.frames(plan.frames_lat))
     return latents if front is None else torch.cat([front, latents.to(front)], dim=2)
+
+
+def streams(plan: Plan, names: Sequence[str], tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The latents [1, A, C] of a run's sound by the `names` of its backbone, among the `tensors` of the file `path`.
+
+    Raises LonggenError where they are not there, or not those of `plan`.
+    """
+    shape = (1, plan.spec.sound_lat(plan.frames_lat), None)
+    return {name: checkpoint.check_latents(path, tensors.get(name), shape) for name in names}
 
 
 def given_latents(plan: Plan, inputs: Path) -> Tensor:

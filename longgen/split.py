@@ -52,6 +52,10 @@ def split_of(plan: Plan, settings: ModelSettings) -> Split:
                              expected="--gpus alone, which shares out the clips", hint="leave it out")  # fmt: skip
     if ranks == 1:
         return Split()
+    if spec.sound is not None:
+        raise UsageError(f"{spec.name} cannot be split between {ranks} ranks: audio and video attend to each other, and diffusers' "
+                         "context-parallel plan splits the video's tokens alone", expected="--gpus 1",
+                         hint="leave --gpus out, or choose a model without sound")  # fmt: skip
     _check_settings(ranks, settings)
     shares = ranks // (1 + settings.guidance_parallel)
     if shares == 1:

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,12 +22,23 @@ from longgen.video_info import facts, settings_of, unreadable
 CRF = 18  # constant rate factor of x264: visually lossless
 LOOKAHEAD = 12  # frames; the default of 40 would delay frames by seconds
 FRAGMENT = 12  # frames per fragment of the growing file: a chunk of three latent frames, with a stride of four
+SOUND_CODECS = {  # of the files that can have sound
+    ".mp4": ("-c:a", "aac", "-b:a", "192k", "-flags:a", "+bitexact"),
+    ".webm": ("-c:a", "libopus", "-b:a", "192k", "-flags:a", "+bitexact"),
+}
 EXACT = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"  # scaler flags: colours within 1 level
 
 
 VP9_CRF = 24  # constant quality of libvpx
 GIF_FPS = 50  # frames of a GIF last whole hundredths of a second, and players slow those that last one
 PALETTE = "split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1:dither=bayer:bayer_scale=4"  # of each frame alone
+
+
+class Sound(NamedTuple):
+    """A waveform: samples [S, channels] float32 in -1..1, `rate` of them a second."""
+
+    samples: np.ndarray
+    rate: int
 
 
 def partial_of(path: Path) -> Path:
@@ -58,26 +69,29 @@ def notes_of(path: Path) -> list[str]:
     """What a reader should know of a video of this kind."""
     if path.suffix.lower() != ".gif":
         return []
-    return ["a GIF has 256 colours a frame, frames that last whole hundredths of a second (their mean is kept), and takes "
-            "more bytes; longgen decode RUN -o NAME.mp4 makes the video of the same latents"]  # fmt: skip
+    return ["a GIF has no sound, 256 colours a frame, frames that last whole hundredths of a second (their mean is kept), and "
+            "takes more bytes; longgen decode RUN -o NAME.mp4 makes the video of the same latents"]  # fmt: skip
 
 
 class Writer(contextlib.AbstractContextManager["Writer"]):
     """Streams frames into an H.264 yuv420p MP4, a VP9 WebM or a GIF, which appears under its name only when it is complete.
 
-    Until then it grows as a fragmented `NAME.partial.mp4`, which can be played meanwhile, 26 frames behind (measured: 12 of a
-    fragment, the rest in x264). That file remains if the context is left with an exception; then, and after kill -9 of longgen, it
-    holds every frame that was added.
+    A sound goes into the first two. Until then it grows as a fragmented `NAME.partial.mp4`, which can be played meanwhile, 26
+    frames behind (measured: 12 of a fragment, the rest in x264). That file remains if the context is left with an exception; then,
+    and after kill -9 of longgen, it holds every frame that was added.
 
         with Writer(path, (width, height), fps, settings) as writer:
             writer.add(frames)  # [F, height, width, 3] uint8
     """
 
-    def __init__(self, path: Path, size: tuple[int, int], fps: float, settings: dict[str, Any]) -> None:
+    def __init__(self, path: Path, size: tuple[int, int], fps: float, settings: dict[str, Any], sound: Sound | None = None) -> None:
         self.path, self.partial = path, partial_of(path)
         width, height = size
         self._log = ffmpeg.scratch()
-        self._metadata: Path | None = None
+        self._scratch: list[Path] = []
+        self._kind = path.suffix.lower() if naming.is_video(path) else ".mp4"
+        self._sound = sound if self._kind in SOUND_CODECS else None
+        heard = ["-map", "2:a", *SOUND_CODECS[self._kind]] if self._sound is not None else []
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
         # tags are set on the frames too: the encoder of ffmpeg 9 follows those and ignores the options
@@ -85,9 +99,9 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
         colours = f"scale=out_color_matrix=bt709:out_range=tv:{EXACT},format=yuv420p,setparams={tags}"
         self._input = ["-protocol_whitelist", "pipe", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
                        "-r", f"{fps:.9g}", "-i", "pipe:0"]  # fmt: skip
-        self._kind = path.suffix.lower() if naming.is_video(path) else ".mp4"
-        tagged = ["-map", "0:v", "-map_metadata", "1", "-vf", colours, "-c:v", ffmpeg.ENCODERS[self._kind], "-pix_fmt", "yuv420p",
-                  "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]  # fmt: skip
+        tagged = ["-map", "0:v", *heard, "-map_metadata", "1", "-vf", colours, "-c:v", ffmpeg.ENCODERS[self._kind],
+                  "-pix_fmt", "yuv420p", "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709",
+                  "-color_range", "tv"]  # fmt: skip
         encoded = {
             ".mp4": [*tagged, "-crf", str(CRF), "-preset", "medium", "-rc-lookahead", str(LOOKAHEAD), "-movflags",
                      "+delay_moov+default_base_moof", "-frag_duration", str(round(1_000_000 * FRAGMENT / fps))],
@@ -122,19 +136,29 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
                 self._complete()
         finally:
             self._log.close()
-            if self._metadata is not None:
-                self._metadata.unlink(missing_ok=True)
+            for file in self._scratch:
+                file.unlink(missing_ok=True)
 
     def _command(self) -> list[str]:
-        """The arguments of ffmpeg. Settings are passed in a file: with prompts they can exceed a command line."""
+        """The arguments of ffmpeg. Settings are passed in a file, with prompts they can exceed a command line; so is the sound."""
+        metadata = self._file(".txt", ffmpeg.metadata_file({"comment": json.dumps(self._settings, sort_keys=True)}))
+        inputs = [*self._input, "-protocol_whitelist", "file", "-f", "ffmetadata", "-i", ffmpeg.url(metadata)]
+        if self._sound is not None:
+            samples, rate = self._sound
+            waves = self._file(".f32", np.ascontiguousarray(samples, dtype="<f4").tobytes())
+            inputs += ["-protocol_whitelist", "file", "-f", "f32le", "-ar", str(rate), "-ac", str(samples.shape[1]),
+                       "-i", ffmpeg.url(waves)]  # fmt: skip
+        return ["-y", "-v", "error", *inputs, *self._output]
+
+    def _file(self, suffix: str, content: bytes) -> Path:
+        """A temporary file with `content`, until the writer is left."""
         try:
-            with tempfile.NamedTemporaryFile(prefix="longgen-", suffix=".txt", delete=False) as file:
-                self._metadata = Path(file.name)
-                file.write(ffmpeg.metadata_file({"comment": json.dumps(self._settings, sort_keys=True)}))
+            with tempfile.NamedTemporaryFile(prefix="longgen-", suffix=suffix, delete=False) as file:
+                self._scratch.append(Path(file.name))
+                file.write(content)
         except OSError as error:
             raise self._failure(f"{tempfile.gettempdir()}: {error.strerror}") from None
-        metadata = ["-protocol_whitelist", "file", "-f", "ffmetadata", "-i", ffmpeg.url(self._metadata)]
-        return ["-y", "-v", "error", *self._input, *metadata, *self._output]
+        return self._scratch[-1]
 
     def _finish(self) -> bool:
         """Lets ffmpeg encode the rest and exit; returns whether it succeeded."""

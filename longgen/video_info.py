@@ -82,6 +82,20 @@ def comment(path: Path) -> str:
                            hint=error.hint) from None  # fmt: skip
 
 
+def sound_of(path: Path) -> str | None:
+    """The sound in the video at `path`, as ffmpeg names it: "aac (LC), 24000 Hz, stereo"; None where there is none.
+
+    Raises MissingError or LonggenError.
+    """
+    _file_key(path)
+    done = ffmpeg.run(["-v", "info", "-nostats", *ffmpeg.source(path), "-f", "ffmetadata", "pipe:1"])
+    streams = done.stderr.decode(errors="replace").partition("\nOutput #0")[0]
+    found = re.search(r"(?m)^  Stream #0:\d+.*?: Audio: ([^\n]*)", streams)  # metadata of the file are indented further
+    if found is None:
+        return None
+    return ", ".join(re.sub(r" \(\w+ / 0x\w+\)", "", found[1]).split(", ")[:3])
+
+
 def settings_of(path: Path) -> dict[str, Any]:
     """The JSON object in the comment of the video at `path`; empty if there is none. Raises MissingError or LonggenError."""
     text = comment(path)

@@ -36,7 +36,8 @@ def arguments(made: Plan) -> dict[str, Any]:
     frames, height, width = made.frames_lat, *(side // spec.stride_hw for side in reversed(made.size))
     batch, kind = (2 if family_of(spec).batches_guidance else 1), torch.bfloat16
     channels, pairs = (spec.latent_channels + spec.condition_channels) // spec.token_lat, frames * spec.token_lat
-    video = {"ltx": (tokens, channels), "ltx-condition": (tokens, channels), "cogvideox": (pairs, channels, height, width)}
+    packed = dict.fromkeys(("ltx", "ltx-condition", "ltx2"), (tokens, channels))
+    video: dict[str, tuple[int, ...]] = packed | {"cogvideox": (pairs, channels, height, width)}
     shape = video.get(spec.family, (channels, frames, height, width))
     call: dict[str, Any] = dict(
         hidden_states=torch.zeros(batch, *shape, dtype=kind), timestep=torch.full((batch,), 900),
@@ -52,6 +53,22 @@ def arguments(made: Plan) -> dict[str, Any]:
         )
     if spec.family == "ltx-condition":
         call |= dict(encoder_attention_mask=mask, video_coords=torch.zeros(batch, 3, tokens))
+    if spec.family == "ltx2":
+        words = torch.zeros(batch, spec.text_tokens, 3840, dtype=kind)
+        call |= dict(
+            encoder_hidden_states=words,
+            audio_encoder_hidden_states=words,
+            encoder_attention_mask=mask.long(),
+            audio_encoder_attention_mask=mask.long(),
+            audio_num_frames=spec.sound_lat(frames),
+            sigma=call["timestep"],
+            audio_hidden_states=torch.zeros(batch, spec.sound_lat(frames), channels, dtype=kind),
+            use_cross_timestep=True,
+            num_frames=frames,
+            height=height,
+            width=width,
+            fps=24.0,
+        )
     if FRAME_TIMESTEPS in spec.capabilities and made.conditions:  # the first frame's tokens are at timestep 0
         call["timestep"] = torch.full((batch, tokens), 900)
     if spec.family == "skyreels-df":  # always a timestep a frame

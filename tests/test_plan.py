@@ -20,6 +20,7 @@ from longgen.backbones.wan import TINY
 from longgen.errors import UsageError
 from longgen.frameplan import full_attention
 from longgen.plan import Plan
+from longgen.sampling.multidiffusion import MultiDiffusion
 from tests.stacks import STACKS
 
 WAN = SPECS["wan2.1-1.3b"]
@@ -132,6 +133,8 @@ def refusal(name: str, spec: BackboneSpec) -> str | None:
         return f"a chain hands latent frames from clip to clip, and {spec.name} cannot begin with any"
     if name == "riflex" and spec.intrinsic_component is None:
         return "riflex.component is unknown for this backbone"
+    if spec.sound is not None and any(isinstance(one, MultiDiffusion) for one in techniques):
+        return f"{name} makes the video of {spec.name} clip by clip, and its sound is one piece"
     if name in ("deep-forcing", "infinity-rope", "krea") and spec.chunk_lat > 6:  # their windows: 7, 5 and 6
         return f"hide part of a chunk of {spec.chunk_lat} latent frames from itself"
     if name in ("memrope", "dummy-forcing") and spec.chunk_lat > 6:  # made for chunks of 3

@@ -18,12 +18,13 @@ from longgen.backbones.cogvideox import COGVIDEOX_1_5, COGVIDEOX_2B, COGVIDEOX_5
 from longgen.backbones.hunyuan import HUNYUANVIDEO, HUNYUANVIDEO_I2V
 from longgen.backbones.hunyuan15 import HUNYUANVIDEO_1_5, HUNYUANVIDEO_1_5_I2V
 from longgen.backbones.ltx import LTX_2B
+from longgen.backbones.ltx2 import LTX_2
 from longgen.backbones.ltx_condition import LTX_2B_0_9_5
 from longgen.backbones.registry import FAMILIES, family_of
 from longgen.backbones.settings import ModelSettings
 from longgen.backbones.skyreels import SKYREELS_V2
 from longgen.backbones.skyreels_df import SKYREELS_V2_DF_1_3B
-from longgen.backbones.spec import BackboneSpec
+from longgen.backbones.spec import BackboneSpec, Sound
 from longgen.backbones.wan import WAN_1_3B
 from longgen.errors import UsageError
 from longgen.loops import sample
@@ -45,6 +46,7 @@ OTHERS = {
     "ltx-condition": replace(LTX_2B_0_9_5, **SMALL | dict(size=(256, 256), ffn_dim=512), native_px=65),
     "cogvideox-i2v": replace(COGVIDEOX_5B_I2V, **SMALL | dict(ffn_dim=512), native_px=33),
     "hunyuan-i2v": replace(HUNYUANVIDEO_I2V, **SMALL | dict(layers=3), native_px=33),
+    "ltx2": replace(LTX_2, **SMALL | dict(size=(256, 256), ffn_dim=512, sound=Sound(64, 25.0), text_tokens=24), native_px=65),
     "hunyuan15": replace(HUNYUANVIDEO_1_5, **SMALL | dict(text_tokens=24, image_tokens=2), native_px=33),
     "hunyuan15-i2v": replace(HUNYUANVIDEO_1_5_I2V, **SMALL | dict(text_tokens=24, image_tokens=2), native_px=33),
     "skyreels": replace(SKYREELS_V2, native_px=33, rotary_dims=24, intrinsic_component=3, **SMALL),

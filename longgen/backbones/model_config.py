@@ -14,6 +14,8 @@ EXPECTED_FOLDER = "a diffusers folder, with " + ", ".join(FILES)
 MAX_WIDTH, MAX_CHANNELS = 2**17, 4096
 MAXIMA = {  # of the integers in configs, by key
     "num_layers": 1000, "num_single_layers": 1000, "num_attention_heads": 1024, "attention_head_dim": 1024, "rope_axes_dim": 1024,
+    "audio_num_attention_heads": 1024, "audio_attention_head_dim": 1024, "audio_sampling_rate": 10**6, "audio_hop_length": 10**5,
+    "audio_scale_factor": 256, "pos_embed_max_pos": 10**6,
     "ffn_dim": 10**6, "in_channels": MAX_CHANNELS, "sample_width": 4096, "sample_height": 4096,
     "block_out_channels": MAX_WIDTH, "time_embed_dim": MAX_WIDTH,
     "patch_size": 16, "patch_size_t": 16, "sample_frames": 10**6, "rope_max_seq_len": 10**6, "max_text_seq_length": 10**6,

@@ -24,7 +24,8 @@ def from_folder(folder: Path) -> BackboneSpec:
         raise _no_pipeline(folder)
     spec = _from_configs(str(folder.resolve()), [folder / file for file in FILES])
     headers = {part: [formats.header(path, "a safetensors file") for path in sorted((folder / part).glob("*.safetensors"))]
-               for part in ("transformer", "transformer_2", "text_encoder", "text_encoder_2", "image_encoder", "vae")}  # fmt: skip
+               for part in ("transformer", "transformer_2", "text_encoder", "text_encoder_2", "image_encoder", "vae", "connectors",
+                            "audio_vae", "vocoder")}  # fmt: skip
     sizes = {part: sum(header.parameters for header in headers[part]) for part in headers}
     for part in ("transformer", "transformer_2"):
         if headers[part]:

@@ -14,13 +14,13 @@ import importlib
 from typing import Any
 
 from longgen import plugins
-from longgen.backbones import causal_wan, cogvideox, hunyuan, hunyuan15, ltx, ltx_condition, skyreels, skyreels_df, wan
+from longgen.backbones import causal_wan, cogvideox, hunyuan, hunyuan15, ltx, ltx2, ltx_condition, skyreels, skyreels_df, wan
 from longgen.backbones.model_config import ModelConfigs
 from longgen.backbones.spec import BackboneSpec, Family
 from longgen.errors import UsageError
 
 GROUP = "longgen.backbones"
-_MODULES = (wan, causal_wan, ltx, ltx_condition, cogvideox, hunyuan, hunyuan15, skyreels, skyreels_df)
+_MODULES = (wan, causal_wan, ltx, ltx_condition, cogvideox, hunyuan, hunyuan15, skyreels, skyreels_df, ltx2)
 FAMILIES = {module.FAMILY.name: module.FAMILY for module in _MODULES}
 SPECS = {  # longgen's own, the built-in ones first
     spec.name: spec

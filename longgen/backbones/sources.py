@@ -22,6 +22,7 @@ REPOSITORIES = {  # short name -> the repository on GitHub, and the commit that 
     "ltx": ("Lightricks/LTX-Video", "5a592aa"),
     "ltx-0.9.5": ("Lightricks/LTX-Video", "5260738"),
     "cogvideo": ("zai-org/CogVideo", "7a1af71"),
+    "ltx-2": ("Lightricks/LTX-2", "400fd31"),
     "hunyuan": ("Tencent-Hunyuan/HunyuanVideo", "fa14b00"),
     "hunyuan-i2v": ("Tencent-Hunyuan/HunyuanVideo-I2V", "1481c1d"),
     "hunyuan-1.5": ("Tencent-Hunyuan/HunyuanVideo-1.5", "60783e7"),
@@ -159,6 +160,7 @@ _COG_5B = _COG_2B | {
     "hub id": Published("THUDM/CogVideoX-5b", _COG_README, _RENAMED),
     "scheduler": Published("CogVideoXDPMScheduler", _COG_SCRIPT),
 }
+_LTX_2 = "ltx-2 packages/ltx-pipelines/src/ltx_pipelines/utils/constants.py"
 _LTX_095, _LTX_SCRIPT = "ltx-0.9.5 configs/ltxv-2b-0.9.5.yaml", "ltx-0.9.5 ltx_video/inference.py"
 _LTX_CONVERTED, _HUNYUAN_CONVERTED = (f"diffusers scripts/convert_{name}_to_diffusers.py" for name in ("ltx", "hunyuan_video"))
 _HUNYUAN_PIPELINE = "diffusers src/diffusers/pipelines/hunyuan_video/pipeline_hunyuan_video_image2video.py"
@@ -293,6 +295,17 @@ SOURCES: dict[str, dict[str, Published]] = {
         "flow shift": Published(1.0, _LTX_CONVERTED),
         "scheduler": Published("FlowMatchEulerDiscreteScheduler", _LTX_CONVERTED),
         "negative prompt": Published("worst quality, inconsistent motion, blurry, jittery, distorted", _LTX_SCRIPT),
+    },
+    "ltx-2": {
+        "hub id": Published("Lightricks/LTX-2", "diffusers docs/source/en/api/pipelines/ltx2.md"),
+        "size": Published((768, 512), _LTX_2),
+        "frames": Published(121, _LTX_2),
+        "fps": Published(24, _LTX_2),
+        "steps": Published(40, _LTX_2),
+        "guidance": Published(3.0, _LTX_2),
+        "flow shift": Published(7.77, _LTX_2.replace("utils/constants", "ti2vid_one_stage"), _OWN_SHIFT),
+        "scheduler": Published("FlowMatchEulerDiscreteScheduler", "diffusers scripts/convert_ltx2_to_diffusers.py"),
+        "negative prompt": Published(SPECS["ltx-2"].negative_prompt, _LTX_2),
     },
     "cogvideox-2b": _COG_2B,
     "cogvideox-5b": _COG_5B,

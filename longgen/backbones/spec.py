@@ -51,6 +51,13 @@ class TokenShift(NamedTuple):
         return math.exp(min(self.base_log + slope * (tokens - self.base_tokens), 700.0))  # a float ends at exp(709)
 
 
+class Sound(NamedTuple):
+    """The audio stream beside the video's: its channels in the transformer, its latents (one a token) of a second."""
+
+    width: int
+    per_s: float
+
+
 @dataclass(frozen=True)
 class BackboneSpec:
     """Everything about one video model that is known before its weights are loaded.
@@ -64,6 +71,8 @@ class BackboneSpec:
     where the defaults here are others, and advised_in: where. All of these with their sources: longgen.backbones.sources.
     checkpoint: weights that replace the transformer in `source`: a .pt or .safetensors file, a folder that diffusers wrote, or
     `owner/name/path/in/repository` on the hub. lora: a LoRA that is merged into them, in the same forms.
+    sound: of a model that makes sound with the video. more_calls: of the transformer in a step with guidance, beside those for the
+    prompt and the negative prompt.
     files: single files in which its transformers are, as ComfyUI reads them; the rest is that of `source`. file_vae: the first of
     them holds the VAE too. file_notes: what is to be said of them before anything is loaded.
     """
@@ -124,6 +133,8 @@ class BackboneSpec:
     first_steps: int | None = None  # of a rollout: steps of a video's first chunk, where they are not `steps`
     clean_lat: int = 0  # the most clean latent frames that a clip may begin with, which `--continue` and chains hand over
     fixed_size: bool = False  # it makes no other size than `size`
+    sound: Sound | None = None
+    more_calls: int = 0
     most_size: tuple[int, int] | None = None  # nor a wider or higher one than this
     token_lat: int = 1  # latent frames of the VAE that a token holds: what is called a latent frame elsewhere, and `stride_t` and
     # `latent_channels` are of, is then that many, whose channels stand one after the other
@@ -182,6 +193,12 @@ class BackboneSpec:
         """Rows and columns of tokens of one latent frame at `size` (width, height)."""
         width, height = size
         return height // self.stride_hw // self.patch[1], width // self.stride_hw // self.patch[2]
+
+    def sound_lat(self, frames_lat: int) -> int:
+        """The audio latents of `frames_lat` latent frames, as diffusers' pipelines count them; 0 of a silent model."""
+        if self.sound is None:
+            return 0
+        return round((self.stride_t * (frames_lat - 1) + 1) / self.fps * self.sound.per_s)
 
     def same_shape(self, other: BackboneSpec) -> bool:
         """Whether both transformers have layers of the same number and sizes, and inputs of the same kind."""

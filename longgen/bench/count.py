@@ -114,7 +114,8 @@ def count_plan(plan: Plan, dtype: str) -> list[StepCount]:
             expected="operators that torch can call on tensors without memory",
             hint="leave the preset out, or measure it: longgen bench",
         ) from error
-    guided = 1 if family_of(plan.spec).batches_guidance or not plan.guided else 2
+    batch = 2 if family_of(plan.spec).batches_guidance else 1
+    guided = (2 + plan.spec.more_calls) / batch if plan.guided else 1
     in_a_run = {step_type.name: step_type.count for step_type in step_types(plan)}
     results = []
     for step_type in types:
@@ -227,7 +228,7 @@ class _Watch:
     def _forward(self, forward: Callable[..., Any], transformer: Any, *args: Any, **kwargs: Any) -> Any:
         self.on_call(functools.partial(forward, transformer, *tree_map(_on_device, args), **tree_map(_on_device, kwargs)))
         self.done += 1
-        return (self.backbone.zeros(kwargs),)
+        return self.backbone.unanswered(kwargs)
 
     def count(self, run: Callable[[], Any]) -> dict[str, Operators]:
         """The operators of a call by place: the number of the layer whose block calls them, or nothing outside of blocks."""

@@ -71,16 +71,19 @@ def decode(
         disk.check_new(target, options.overwrite)  # again: another process may have made it
         loading = progress.Phase("load", 1, "cpu", report)
         from longgen.backbones.defaults import default_device, default_dtype
-        from longgen.pipelines.loading import decoder
+        from longgen.backbones.registry import adapter_of
+        from longgen.pipelines.loading import decoder, sound_decoder
 
         where = device or default_device()
         model_settings = ModelSettings(where, default_dtype(plan.spec, where), vae_tiling=vae_tiling)
         with translate_oom("decoding", model_settings, "the latents are kept; or --device cpu", decoding=True):
             frames_of = decoder(plan.spec, where, vae_tiling, stored.get("vae"))
+            sound_of = sound_decoder(plan.spec, where)
             loading.at(1)
             frames_lat = shown.stored(plan, folder, chunks if len(chunks) else tensors["latents"])
             decoding = progress.Phase("decode", plan.written_px, where, report)
-            writer = video.Writer(target, plan.size, plan.fps, settings)
+            sound = sound_of(shown.streams(plan, adapter_of(plan.spec).streams, tensors, latents))
+            writer = video.Writer(target, plan.size, plan.fps, settings, sound)
             frames_px = run.write_video(writer, shown.in_file(plan, frames_of, frames_lat), decoding)
         seconds = round(decoding.seconds, 3)
         if frames_px == plan.written_px and naming.run_folder(target).absolute() == folder:

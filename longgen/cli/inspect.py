@@ -24,6 +24,7 @@ def inspect(
     """Print the settings stored in a video."""
     from longgen import describe, resolve
     from longgen.video import read_settings
+    from longgen.video_info import sound_of
 
     stored = read_settings(video)
     if toml and shots:
@@ -37,8 +38,10 @@ def inspect(
     if toml:
         preset = resolve.stored_preset(stored, video, allow_code)
         return answer(f"# {describe.command_again(stored, video)}\n{preset.as_toml().rstrip()}", preset.as_dict(), as_json)
+    sound = sound_of(video)
+    shown = stored | ({} if sound is None else {"sound": sound})
     rows = []
-    for key, value in stored.items():
+    for key, value in shown.items():
         plain = isinstance(value, int) or (isinstance(value, str) and value.isprintable())
         rows.append(f"{key:<12}{value if plain else json.dumps(value)}")
-    answer("\n".join(rows), {"name": video.stem} | stored, as_json)
+    answer("\n".join(rows), {"name": video.stem} | shown, as_json)

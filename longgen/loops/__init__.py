@@ -10,7 +10,8 @@ of `LOOPS`, or "package.module:function".
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from longgen.errors import unknown_name
@@ -28,6 +29,7 @@ class State(NamedTuple):
 
     latents: as the loop needs them to go on: the pipeline's latents, the frames so far and the queue, or the newest chunk.
     scheduler: what the scheduler, or the loop in its place, keeps between steps. generator: the state of the random generator.
+    streams: what the pipeline samples beside the video's latents, by its names: of a model with sound.
     clips: of a chain that goes on, the clips that are done: clips[i] is what clip i added, [1, C, some frames, h, w]. x0: gives the
     clean latents [1, C, some frames, h, w] that the step predicted, None where its scheduler tells none; it is not stored.
     """
@@ -37,6 +39,7 @@ class State(NamedTuple):
     scheduler: dict[str, Any]
     generator: Tensor
     clips: Any = ()
+    streams: Mapping[str, Tensor] = MappingProxyType({})
     x0: Callable[[], Tensor | None] | None = None
 
 

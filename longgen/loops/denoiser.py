@@ -8,7 +8,7 @@ Legend: K clips, C channels, L latent frames of a clip, T of the video, S shots 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -26,13 +26,15 @@ from longgen.plan import Plan
 class Denoiser:
     """A model that predicts for one plan and one prompt. With a prompt schedule in the plan, `prompt` is not read.
 
-    given: what the video starts from beside noise, see `PipelineBackbone.given`.
+    given: what the video starts from beside noise, see `PipelineBackbone.given`. streams: when a loop has ended, the final latents
+    of what the pipeline samples beside the video, by its names.
     """
 
     backbone: PipelineBackbone
     plan: Plan
     prompt: str
     given: Given | None = None
+    streams: dict[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     @torch.no_grad()

@@ -52,6 +52,7 @@ def run_pipeline(
     """
     backbone, plan, given = denoiser.backbone, denoiser.plan, denoiser.given
     if resume is not None and resume.done == plan.steps:
+        denoiser.streams.update(resume.streams)
         return backbone.finished(backbone.unpacked(resume.latents, plan), given)
     if resume is not None:
         foreign_hooks.check_uncached(backbone.transformers, "what it held is lost when a run goes on")
@@ -80,13 +81,16 @@ def _run(
         keep_hooks(transformer)
     try:
         with backbone.conditioned(plan, given) as conditioning, backbone.installed(plan):
-            final = backbone.pipe(
+            output = backbone.pipe(
                 **backbone.call_arguments(plan, denoiser.prompt), **conditioning, latents=latents,
                 generator=generator, output_type="latent",
                 callback_on_step_end=after_step,
-                callback_on_step_end_tensor_inputs=[n for n in _CALLBACK_TENSORS if n in backbone.pipe._callback_tensor_inputs],
-            ).frames  # fmt: skip
-        return backbone.finished(backbone.unpacked(final, plan), given)
+                callback_on_step_end_tensor_inputs=[
+                    name for name in (*_CALLBACK_TENSORS, *backbone.streams) if name in backbone.pipe._callback_tensor_inputs
+                ],
+            )  # fmt: skip
+        denoiser.streams.update(after_step.streams)
+        return backbone.finished(backbone.unpacked(backbone.last(output, after_step.before), plan), given)
     finally:
         for transformer in backbone.transformers:
             if hasattr(transformer, "_reset_stateful_cache"):  # the pipeline does so itself, but not after an error
@@ -106,7 +110,7 @@ class _ModelCallHook(ModelHook):
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         step = self.backbone.step_state.index
         if step < self.done:
-            return (self.backbone.zeros(kwargs),)
+            return self.backbone.unanswered(kwargs)
         if self.model_call is None:
             return self.fn_ref.original_forward(*args, **kwargs)
         assert not args
@@ -123,16 +127,20 @@ class _StepCallback:
     ) -> None:
         self.denoiser, self.generator, self.on_step, self.resume = denoiser, generator, on_step, resume
         self.before = latents  # those that a step begins with
+        self.streams: dict[str, Tensor] = {}
 
     def __call__(self, pipe: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         done, plan, step_state = index + 1, self.denoiser.plan, self.denoiser.backbone.step_state
+        self.streams = {name: tensors[name] for name in self.denoiser.backbone.streams}
         if self.resume is None or done > self.resume.done:
             before, after = self.before, tensors["latents"]
             self._refine(index, tensors)
-            texts = {name: text for name, text in tensors.items() if name != "latents" and text is not None}
+            texts = {name: text for name, text in tensors.items() if name in _CALLBACK_TENSORS[1:] and text is not None}
             settings = self.denoiser.backbone.model_settings
-            finite.check_latents(tensors["latents"], settings, f"step {done} of {plan.steps}", texts)
-            self.on_step(State(done, tensors["latents"], scheduler_state(pipe.scheduler), self.generator.get_state(),
+            for latents in (tensors["latents"], *self.streams.values()):
+                finite.check_latents(latents, settings, f"step {done} of {plan.steps}", texts)
+            scheduler, drawn = scheduler_state(pipe.scheduler), self.generator.get_state()
+            self.on_step(State(done, tensors["latents"], scheduler, drawn, streams=self.streams,
                                x0=lambda: predicted_x0(self.denoiser, pipe.scheduler, before, after, index)))  # fmt: skip
         elif done == self.resume.done:
             self._restore(pipe.scheduler, tensors, self.resume)
@@ -152,6 +160,8 @@ class _StepCallback:
 
     def _restore(self, scheduler: Any, tensors: dict[str, Tensor], resume: State) -> None:
         tensors["latents"] = resume.latents.to(tensors["latents"])
+        for name, stream in self.streams.items():  # in place: what a callback returns of them the pipeline does not read
+            stream.copy_(resume.streams[name])
         self.generator.set_state(resume.generator)
         for name, value in resume.scheduler.items():
             current = getattr(scheduler, name)

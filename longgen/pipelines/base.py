@@ -32,6 +32,7 @@ from longgen.pipelines.given import Given
 from longgen.pipelines.processors import PlannedAttention, ScheduledCrossAttention
 from longgen.pipelines.step_state import StepState
 from longgen.plan import Plan
+from longgen.video import Sound
 
 Text = dict[str, Tensor]  # the transformer's text arguments, of one prompt, [1, ...] each
 Velocities = tuple[Tensor, Tensor | None]  # conditional and, with guidance, unconditional
@@ -61,6 +62,8 @@ class PipelineBackbone:
     vae_kind: ClassVar[Any]
     processor: ClassVar[type[PlannedAttention]]
     stock: ClassVar[tuple[type, ...]]  # diffusers' processors, which `processor` stands in for
+    streams: ClassVar[tuple[str, ...]] = ()  # further latents that the pipeline samples, by its names: of a model with sound
+    sound_parts: ClassVar[tuple[str, ...]] = ()  # the pipeline's components that decode them
 
     def __post_init__(self) -> None:
         self.step_state = StepState(self.pipe)
@@ -166,6 +169,10 @@ class PipelineBackbone:
         """The latents that the pipeline's loop begins with, laid out as it does."""
         return self.packed(noise)
 
+    def last(self, output: Any, latents: Tensor) -> Tensor:
+        """The final latents, laid out as the pipeline does, of what it returned; `latents` are those after its last step."""
+        return output.frames
+
     def finished(self, latents: Tensor, given: Given | None) -> Tensor:
         """The final latents [1, C, T, h, w] of the pipeline's loop, with those that were given put back where it does so."""
         return latents
@@ -245,8 +252,12 @@ class PipelineBackbone:
         return x.transpose(1, 2)
 
     def zeros(self, arguments: dict[str, Any]) -> Tensor:
-        """What a call of the transformer with `arguments` predicts, in shape; for steps that are done."""
+        """What a call of the transformer with `arguments` predicts of the video, in shape."""
         return torch.zeros_like(arguments["hidden_states"])
+
+    def unanswered(self, arguments: dict[str, Any]) -> tuple[Tensor, ...]:
+        """What a call of the transformer with `arguments` returns, in shapes; for steps that are done."""
+        return (self.zeros(arguments),)
 
     def clip_arguments(self, arguments: dict[str, Any], part: Tensor, frames: Tensor) -> dict[str, Any]:
         """The arguments of a call for T frames as those of a call for K clips, whose latent frames are `frames` [K, L].
@@ -279,6 +290,18 @@ class PipelineBackbone:
     @abstractmethod
     def decoded(vae: Any, latents: Tensor | Iterator[Tensor], device: torch.device) -> Iterator[np.ndarray]:
         """`decode` with nothing but the VAE."""
+
+    def sound(self, streams: dict[str, Tensor]) -> Sound | None:
+        """The sound of the latents `streams`; None of a silent model."""
+        parts = {name: getattr(self.pipe, name) for name in self.sound_parts}
+        for part in parts.values():
+            to_device(part)
+        return self.sounded(parts, streams, self.device) if parts else None
+
+    @staticmethod
+    def sounded(parts: dict[str, Any], streams: dict[str, Tensor], device: torch.device) -> Sound:
+        """`sound` with nothing but the `parts` named in `sound_parts`."""
+        raise NotImplementedError("the model is silent")  # it has no such parts
 
     @contextmanager
     def installed(self, plan: Plan) -> Iterator[None]:
@@ -349,6 +372,6 @@ def to_frames(video: Tensor) -> np.ndarray:
 
 
 def to_device(vae: Any) -> None:
-    """Moves an offloaded VAE to its device: model offload does so in decode() only, not where parts of it are called alone."""
+    """Moves an offloaded model to its device: model offload does so in a VAE's decode() only, not where its parts are called."""
     if (offload := getattr(vae, "_hf_hook", None)) is not None:
         offload.pre_forward(vae)

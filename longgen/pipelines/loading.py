@@ -44,6 +44,7 @@ from longgen.pipelines.checks import check_settings, int8_config, no_attention_b
 from longgen.pipelines.file_parts import Place
 from longgen.pipelines.load_progress import LoadProgress, folder_of, weight_files
 from longgen.progress import OnProgress, no_report
+from longgen.video import Sound
 
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 # Saved by older versions, and now derived from the config; and the half of a T5 that an encoder does not have.
@@ -153,12 +154,24 @@ def decoder(
     return lambda latents: adapter.decoded(vae, latents, torch.device(device))
 
 
+def sound_decoder(spec: BackboneSpec, device: str) -> Callable[[dict[str, Tensor]], Sound | None]:
+    """`PipelineBackbone.sound` for saved latents, with nothing else loaded; None of a silent model. Raises as `load` does."""
+    adapter, dtype = adapter_of(spec), DTYPES[default_dtype(spec, device)]
+    if not adapter.sound_parts:
+        return lambda streams: None
+    with _load_errors(spec):
+        kinds = model_kinds(adapter.kind, spec.source, set())
+        parts = {name: component(kinds[name], spec.source, name, dtype).to(device) for name in adapter.sound_parts}
+    return lambda streams: adapter.sounded(parts, streams, torch.device(device))
+
+
 def model_kinds(pipeline: type[DiffusionPipeline], source: str, without: set[str]) -> dict[str, Any]:
     """The classes of the models of the pipeline in `source` by component, but for those in `without`."""
     kinds = {}
     for name, entry in pipeline.load_config(source).items():
         library, kind = entry if isinstance(entry, (list, tuple)) and len(entry) == 2 else (None, None)
-        model = getattr(LIBRARIES.get(str(library)), kind, None) if isinstance(kind, str) else None
+        module = LIBRARIES.get(str(library)) or getattr(diffusers.pipelines, str(library), None)  # parts of one pipeline alone
+        model = getattr(module, kind, None) if isinstance(kind, str) else None
         if name not in without and isinstance(model, type) and issubclass(model, torch.nn.Module):
             kinds[name] = model
     return kinds

@@ -17,6 +17,7 @@ from diffusers import LTXConditionPipeline
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoRotaryPosEmbed
 from diffusers.models.transformers.transformer_ltx import LTXVideoRotaryPosEmbed
+from diffusers.models.transformers.transformer_ltx2 import LTX2AudioVideoRotaryPosEmbed
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from longgen.backbones.cogvideox import COGVIDEOX_2B, COGVIDEOX_5B, COGVIDEOX_5B
 from longgen.backbones.hunyuan import HUNYUANVIDEO, HUNYUANVIDEO_I2V
 from longgen.backbones.hunyuan15 import HUNYUANVIDEO_1_5
 from longgen.backbones.ltx import LTX_2B
+from longgen.backbones.ltx2 import LTX_2
 from longgen.backbones.ltx_condition import LTX_2B_0_9_5
 from longgen.backbones.spec import BackboneSpec
 from longgen.backbones.wan import WAN_1_3B
@@ -50,6 +52,7 @@ SPECS = {
     "hunyuan": replace(HUNYUANVIDEO, head_dim=24, rotary_dims=8, intrinsic_component=2, **SHAPES),  # type: ignore[arg-type]
     "ltx-condition": replace(LTX_2B_0_9_5, head_dim=16, rotary_base=100.0, intrinsic_component=5, **SHAPES),  # type: ignore[arg-type]
     "cogvideox-i2v": replace(COGVIDEOX_5B_I2V, head_dim=32, rotary_dims=8, intrinsic_component=1, **SHAPES),  # type: ignore[arg-type]
+    "ltx2": replace(LTX_2, head_dim=16, rotary_base=100.0, intrinsic_component=5, sound=None, **SHAPES),  # type: ignore[arg-type]
     "hunyuan15": replace(HUNYUANVIDEO_1_5, head_dim=24, rotary_dims=8, intrinsic_component=2, **SHAPES),  # type: ignore[arg-type]
     "hunyuan-i2v": replace(HUNYUANVIDEO_I2V, head_dim=24, rotary_dims=8, intrinsic_component=2, **SHAPES),  # type: ignore[arg-type]
 }
@@ -65,6 +68,11 @@ def call_of(family: str, spec: BackboneSpec, frames_lat: int, seed: int) -> tupl
         cos, sin = (
             table[0, :, 0] for table in WanRotaryPosEmbed(width, (1, 1, 1), 256)(torch.zeros(1, 1, frames_lat, ROWS, COLUMNS))
         )
+    elif family == "ltx2":
+        rope = LTX2AudioVideoRotaryPosEmbed(spec.width, theta=spec.rotary_base, num_attention_heads=H)
+        seconds = rope.prepare_video_coords(1, frames_lat, ROWS, COLUMNS, torch.device("cpu"), spec.fps)
+        cos, sin = (table[0] for table in rope(seconds))
+        rotary = Rotary(frequencies, spec.width % 6 // 2 + 3 * np.arange(len(frequencies)))
     elif family.startswith("ltx"):
         rope = LTXVideoRotaryPosEmbed(spec.width, theta=spec.rotary_base)  # at 10,000 its float32 angles are off by 1e-3
         seconds = None
@@ -110,7 +118,7 @@ def worst_difference(made: Plan, family: str) -> float:
     worst = 0.0
     for frame_plan, _, _ in made.branches().values():
         used, wanted = call, call
-        if family == "ltx-condition":  # its own positions, or evenly spaced ones where a plan moves any
+        if family in ("ltx-condition", "ltx2"):  # its own positions, or evenly spaced ones where a plan moves any
             used = replace(call, stock=tables_for(Program({"main": frame_plan}), call.stock, call.rotary))
             wanted = replace(used, rotary=None) if used.stock is call.stock else used
         output = executor.run_plan(frame_plan, LayerInputs(used, *qkv))

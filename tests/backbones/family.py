@@ -68,11 +68,17 @@ def stock_call(pipe: Any, plan: Plan, **arguments: Any) -> Any:
     """The pipeline as any diffusers user would call it."""
     if "frame_rate" in inspect.signature(type(pipe).__call__).parameters:  # positions count seconds
         arguments["frame_rate"] = plan.spec.fps
-    return pipe(
+    kept: list[Tensor] = []
+    if plan.spec.sound is not None:  # without guidance by layers that cannot be perturbed; latents as they are sampled
+        arguments |= dict.fromkeys(("stg_scale", "audio_stg_scale"), float(plan.spec.more_calls > 1))
+        if arguments.get("output_type") == "latent":
+            arguments["callback_on_step_end"] = lambda _, index, time, tensors: kept.append(tensors["latents"]) or tensors
+    frames = pipe(
         prompt=PROMPT, negative_prompt=plan.sample.negative_prompt, width=SIZE[0], height=SIZE[1], num_frames=plan.frames_px,
         num_inference_steps=plan.steps, guidance_scale=plan.sample.guidance_scale,
         generator=torch.Generator().manual_seed(SEED), **arguments,
     ).frames  # fmt: skip
+    return kept[-1] if kept else frames
 
 
 def sampled(backbone: Any, plan: Plan, on_step: Any = None, resume: State | None = None) -> Tensor:

@@ -78,7 +78,8 @@ def test_a_folder_s_spec_is_what_loading_it_gives(model_folder: Callable[[str], 
     spec = find(str(folder))
     pipe = DiffusionPipeline.from_pretrained(folder)
     transformers = [part for part in (pipe.transformer, getattr(pipe, "transformer_2", None)) if part is not None]
-    others = [getattr(pipe, part, None) for part in ("text_encoder", "text_encoder_2", "image_encoder", "vae")]
+    parts = ("text_encoder", "text_encoder_2", "image_encoder", "vae", "connectors", "audio_vae", "vocoder")
+    others = [getattr(pipe, part, None) for part in parts]
 
     def count(parts: list[Any]) -> int:
         return sum(p.numel() for part in parts if part is not None for p in part.parameters())
@@ -88,7 +89,8 @@ def test_a_folder_s_spec_is_what_loading_it_gives(model_folder: Callable[[str], 
     learned = pipe.transformer.state_dict().get("patch_embed.pos_embedding")  # CogVideoX I2V's, which its file has too
     kept = 0 if learned is None else learned.numel()
     assert (spec.experts, spec.parameters) == (len(transformers), count(transformers) + kept)
-    assert spec.companions == pytest.approx(count(others), abs=2 * spec.latent_channels)  # LTX keeps two tables beside
+    tables = 4 * spec.latent_channels  # LTX keeps two beside, and of sound two more
+    assert spec.companions == pytest.approx(count(others), abs=tables)
     assert all(len(adapter_of(spec).layers(transformer)) == spec.layers for transformer in transformers)
     assert (spec.heads, spec.head_dim) == (config.num_attention_heads, config.attention_head_dim)
     assert (spec.latent_channels + spec.condition_channels) // spec.token_lat == config.in_channels

@@ -11,7 +11,7 @@ import torch
 from longgen import planner, preset
 from longgen.backbones.registry import FAMILIES, SPECS
 from longgen.backbones.settings import ModelSettings
-from longgen.backbones.spec import FIRST_FRAME, BackboneSpec
+from longgen.backbones.spec import FIRST_FRAME, BackboneSpec, Sound
 from longgen.errors import UsageError
 from longgen.loops import sample
 from longgen.loops.denoiser import Denoiser
@@ -36,6 +36,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "cogvideox-1.5": dict(layers=2, heads=2, head_dim=64, ffn_dim=512),
     "hunyuanvideo": dict(layers=3, heads=2, head_dim=24, ffn_dim=96, rotary_dims=8, intrinsic_component=1),
     "hunyuanvideo-i2v": dict(layers=3, heads=2, head_dim=24, ffn_dim=96, rotary_dims=8, intrinsic_component=1),
+    "ltx-2": dict(layers=2, heads=2, head_dim=32, ffn_dim=256, text_tokens=32, sound=Sound(32, 25.0)),
     "hunyuanvideo-1.5": dict(layers=2, heads=2, head_dim=24, ffn_dim=96, rotary_dims=8, intrinsic_component=1),
     "hunyuanvideo-1.5-i2v": dict(layers=2, heads=2, head_dim=24, ffn_dim=96, rotary_dims=8, intrinsic_component=1),
 }

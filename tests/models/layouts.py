@@ -428,6 +428,97 @@ def _hunyuan_15(pictured: bool) -> Layout:
     return Layout(configs, files, dtypes)
 
 
+def _ltx_2() -> Layout:
+    """By diffusers' script; Gemma 3 12B by the numbers of its config that transformers' defaults lack."""
+    version, both = "0.37.0.dev0", ("video", "audio")
+    connectors: Config = {}
+    for stream in both:
+        connectors |= {
+            f"{stream}_connector_num_attention_heads": 30,
+            f"{stream}_connector_attention_head_dim": 128,
+            f"{stream}_connector_num_layers": 2,
+            f"{stream}_connector_num_learnable_registers": 128,
+        }
+    text = {
+        "head_dim": 256,
+        "hidden_size": 3840,
+        "intermediate_size": 15360,
+        "model_type": "gemma3_text",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 48,
+        "num_key_value_heads": 8,
+        "sliding_window": 1024,
+        "vocab_size": 262208,
+    }
+    vision = {
+        "hidden_size": 1152,
+        "image_size": 896,
+        "intermediate_size": 4304,
+        "model_type": "siglip_vision_model",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 27,
+        "patch_size": 14,
+        "vision_use_head": False,
+    }
+    configs = {
+        "model_index.json": _diffusers(
+            "LTX2Pipeline", version, audio_vae=["diffusers", "AutoencoderKLLTX2Audio"], connectors=["ltx2", "LTX2TextConnectors"],
+            scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"],
+            text_encoder=["transformers", "Gemma3ForConditionalGeneration"], tokenizer=["transformers", "GemmaTokenizerFast"],
+            transformer=["diffusers", "LTX2VideoTransformer3DModel"], vae=["diffusers", "AutoencoderKLLTX2Video"],
+            vocoder=["ltx2", "LTX2Vocoder"],
+        ),
+        "scheduler/scheduler_config.json": _euler(
+            version, base_image_seq_len=1024, base_shift=0.95, max_shift=2.05, shift=1.0, shift_terminal=0.1,
+            use_dynamic_shifting=True,
+        ),
+        "text_encoder/config.json": {
+            "architectures": ["Gemma3ForConditionalGeneration"], "mm_tokens_per_image": 256, "model_type": "gemma3",
+            "text_config": text, "torch_dtype": "bfloat16", "vision_config": vision,
+        },
+        "connectors/config.json": _diffusers(
+            "LTX2TextConnectors", version, caption_channels=3840, causal_temporal_positioning=False,
+            connector_rope_base_seq_len=4096, rope_double_precision=True, rope_theta=10000.0, rope_type="split",
+            text_proj_in_factor=49, **connectors,
+        ),
+        "transformer/config.json": _diffusers(
+            "LTX2VideoTransformer3DModel", version, activation_fn="gelu-approximate", attention_bias=True, attention_head_dim=128,
+            attention_out_bias=True, audio_attention_head_dim=64, audio_cross_attention_dim=2048, audio_hop_length=160,
+            audio_in_channels=128, audio_num_attention_heads=32, audio_out_channels=128, audio_patch_size=1, audio_patch_size_t=1,
+            audio_pos_embed_max_pos=20, audio_sampling_rate=16000, audio_scale_factor=4, base_height=2048, base_width=2048,
+            caption_channels=3840, causal_offset=1, cross_attention_dim=4096, cross_attn_timestep_scale_multiplier=1000,
+            in_channels=128, norm_elementwise_affine=False, norm_eps=1e-06, num_attention_heads=32, num_layers=48,
+            out_channels=128, patch_size=1, patch_size_t=1, pos_embed_max_pos=20, qk_norm="rms_norm_across_heads",
+            rope_double_precision=True, rope_theta=10000.0, rope_type="split", timestep_scale_multiplier=1000,
+            vae_scale_factors=[8, 32, 32],
+        ),
+        "vae/config.json": _diffusers(
+            "AutoencoderKLLTX2Video", version, block_out_channels=[256, 512, 1024, 2048],
+            decoder_block_out_channels=[256, 512, 1024], decoder_causal=False, decoder_inject_noise=[False] * 4,
+            decoder_layers_per_block=[5, 5, 5, 5], decoder_spatial_padding_mode="reflect",
+            decoder_spatio_temporal_scaling=[True, True, True], down_block_types=["LTX2VideoDownBlock3D"] * 4,
+            downsample_type=["spatial", "temporal", "spatiotemporal", "spatiotemporal"], encoder_causal=True,
+            encoder_spatial_padding_mode="zeros", in_channels=3, latent_channels=128, layers_per_block=[4, 6, 6, 2, 2],
+            out_channels=3, patch_size=4, patch_size_t=1, resnet_norm_eps=1e-06, scaling_factor=1.0, spatial_compression_ratio=32,
+            spatio_temporal_scaling=[True, True, True, True], temporal_compression_ratio=8, timestep_conditioning=False,
+            upsample_factor=[2, 2, 2], upsample_residual=[True, True, True],
+        ),
+        "audio_vae/config.json": _diffusers(
+            "AutoencoderKLLTX2Audio", version, attn_resolutions=None, base_channels=128, causality_axis="height",
+            ch_mult=[1, 2, 4], double_z=True, dropout=0.0, in_channels=2, is_causal=True, latent_channels=8, mel_bins=64,
+            mel_hop_length=160, mid_block_add_attention=False, norm_type="pixel", num_res_blocks=2, output_channels=2,
+            resolution=256, sample_rate=16000,
+        ),
+        "vocoder/config.json": _diffusers(
+            "LTX2Vocoder", version, hidden_channels=1024, in_channels=128, leaky_relu_negative_slope=0.1, out_channels=2,
+            output_sampling_rate=24000, resnet_dilations=[[1, 3, 5]] * 3, resnet_kernel_sizes=[3, 7, 11],
+            upsample_factors=[6, 5, 2, 2, 2], upsample_kernel_sizes=[16, 15, 8, 4, 4],
+        ),
+    }  # fmt: skip
+    files = {"text_encoder": 5, "connectors": 1, "transformer": 8, "vae": 1, "audio_vae": 1, "vocoder": 1}
+    return Layout(configs, files, dict.fromkeys(files, "BF16"))
+
+
 def _skyreels(pipeline: str, heads: int, layers: int, ffn_dim: int, files: int, **more: Any) -> Layout:
     """Wan 2.1's, with SkyReels-V2's classes; the arguments of diffusers' script. Scheduler and files are a guess."""
     version, base = "0.35.0.dev0", _wan_21(heads, layers, ffn_dim, files)
@@ -451,6 +542,7 @@ def _cogvideox_15(pictured: bool = False) -> Layout:
 
 
 LAYOUTS |= {
+    "ltx-2": _ltx_2(),
     "cogvideox-1.5": _cogvideox_15(),
     "cogvideox-1.5-i2v": _cogvideox_15(pictured=True),
     "skyreels-v2": _skyreels("SkyReelsV2Pipeline", 40, 40, 13824, files=14),

@@ -30,6 +30,7 @@ WAN_VAE_22 = dict(
     base_dim=160, decoder_base_dim=256, z_dim=48, is_residual=True, in_channels=12, out_channels=12, patch_size=2,
     scale_factor_spatial=16,
 )  # fmt: skip
+LTX_2_VAE = dict(spatial_compression_ratio=32, temporal_compression_ratio=8)
 DEPTHS = ("num_layers", "num_single_layers", "num_hidden_layers", "num_refiner_layers")
 WORDS = ["a", "small", "cyan", "triangle", "orbiting", "on", "sand", "background", "worst", "quality", "blurry"]
 LLAVA = [("model.language_model.", "language_model.model."), ("lm_head.", "language_model.lm_head."),
@@ -46,7 +47,8 @@ def transformer(spec: BackboneSpec) -> Any:
 def write_configs(spec: BackboneSpec, folder: Path) -> None:
     """A folder as a published model's, without its weights."""
     with torch.device("meta"):
-        vae = adapter_of(spec).vae_kind(**(WAN_VAE_22 if spec.latent_channels == 48 else {}))
+        arguments = WAN_VAE_22 if spec.latent_channels == 48 else LTX_2_VAE if spec.family == "ltx2" else {}
+        vae = adapter_of(spec).vae_kind(**arguments)
     vae.save_config(folder / "vae")
     model = transformer(spec)
     model.save_config(folder / "transformer")
@@ -85,13 +87,16 @@ def weights(layout: Layout, component: str, layers: int | None = None) -> Shapes
     config = shallow(layout.configs[f"{component}/config.json"], layers)
     library, kind = layout.configs["model_index.json"][component]
     with torch.device("meta"):
-        if library == "diffusers":
-            model = getattr(diffusers, kind).from_config(config)
+        if library != "transformers":
+            source = diffusers if library == "diffusers" else getattr(diffusers.pipelines, library)
+            model = getattr(source, kind).from_config(config)
         else:
             cls = getattr(transformers, kind)
             model = cls(cls.config_class.from_dict(config))
     shapes = {key: (layout.dtypes[component], tuple(value.shape)) for key, value in model.state_dict().items()}
     shapes.pop("encoder.embed_tokens.weight", None)  # shared.weight by another name
+    if kind == "Gemma3ForConditionalGeneration":
+        shapes.pop("lm_head.weight")  # the embedding by another name
     if kind in ("CLIPTextModel", "CLIPVisionModel"):  # transformers before version 5 put a prefix before them
         prefix = "text_model." if kind == "CLIPTextModel" else "vision_model."
         shapes = {key if key.startswith(prefix) else prefix + key: entry for key, entry in shapes.items()}

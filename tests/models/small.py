@@ -26,6 +26,8 @@ def family_of(name: str) -> Family:
 TWINS = {"skyreels"}  # whose adapter and blocks another one shares, "skyreels-df", so that these tests see them there
 PLAIN = [module.NAMES[0] for module in MODULES.values() if module.NAMES[0] not in TWINS]
 ALL = [name for module in MODULES.values() for name in module.NAMES if name not in TWINS]
+# Those whose videos can be made of clips, and by a schedule: sound is one piece.
+SILENT = {name for family, module in MODULES.items() if FAMILIES[family].specs[0].sound is None for name in module.NAMES}
 # One of each transformer class, and the one with two: for what does not depend on where a video starts.
 KINDS = [*{family_of(name).transformer: name for name in reversed(PLAIN)}.values(), "wan-experts"]
 
@@ -38,7 +40,8 @@ def build(name: str, folder: Path) -> None:
 def calls_per_step(name: str) -> int:
     """Of the transformer: guidance is a call of its own, unless it is in the same batch or an input of the model."""
     family = family_of(name)
-    return 1 if family.batches_guidance or any(spec.embedded_guidance for spec in family.specs) else 2
+    prompts = 1 if family.batches_guidance or any(spec.embedded_guidance for spec in family.specs) else 2
+    return prompts + family.specs[0].more_calls
 
 
 def taking(cache: str) -> list[str]:

@@ -50,13 +50,13 @@ def _check_latents(spec: BackboneSpec, past: Past, size: tuple[int, int]) -> Non
     ):
         raise UsageError(f"--continue: {past.path} holds latents of {past.backbone}, which {spec.name} cannot read",
                          expected=f"a run of {spec.name} or of a model with the same VAE, or a video file",
-                         hint=(f"--backbone {able[0]}, or " if able else "") + "copy its MP4 to another folder and give that: "
+                         hint=(f"--backbone {able[0]}, or " if able else "") + "copy its video to another folder and give that: "
                          "its frames are taken then")  # fmt: skip
     width, height = size
     if size != past.size or past.latent_shape[1:] != (height // spec.stride_hw, width // spec.stride_hw):
         raise UsageError(f"--continue: {past.path} is {past.size[0]}x{past.size[1]}, and {width}x{height} is asked",
                          expected="the size of the run whose latents go on",
-                         hint="leave --size out, or copy its MP4 elsewhere and give that: its frames are fitted then")  # fmt: skip
+                         hint="leave --size out, or copy its video and give the copy: its frames are fitted then")  # fmt: skip
 
 
 def given_lat(spec: BackboneSpec, conditions: Conditions, fps: int) -> int:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GIVEN = "given.safetensors"
-EXPECTED = "a run folder of longgen, its MP4, or another video"
+EXPECTED = "a run folder of longgen, its video, or another one"
 Row = tuple[int, tuple[float, ...]]  # from this latent frame on, the share of each prompt
 
 
@@ -103,7 +103,7 @@ class Taken(NamedTuple):
 
 
 def read(path: Path) -> Past:
-    """The earlier video at `path`: a run folder, its MP4 with the folder beside it, what a run kept of one, or another video.
+    """The earlier video at `path`: a run folder, its video with the folder beside it, what a run kept of one, or another video.
 
     Raises MissingError, UsageError, LonggenError.
     """

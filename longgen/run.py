@@ -69,12 +69,12 @@ class Result:
 
     @property
     def path(self) -> Path:
-        """The MP4."""
+        """The video."""
         return Path(self.output)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that makes this video again, as the MP4 holds it. Raises LonggenError where the file is gone, or damaged."""
+        """All that makes this video again, as it holds it. Raises LonggenError where the file is gone, or damaged."""
         from longgen.video import read_settings
 
         return read_settings(self.path)

@@ -51,7 +51,7 @@ class Record(ClosedModel):
         Literal["running", "sampled", "done"],
         Field(description="running: sampling, or stopped in it; sampled: the latents are whole; done: the video is"),
     ]
-    settings: Annotated[dict[str, Any], Field(description="all that makes the run; the MP4 holds the same")]
+    settings: Annotated[dict[str, Any], Field(description="all that makes the run; the video holds the same")]
     frames: Annotated[int, Field(description="pixel frames in the file")]
     latent_frames: int
     given_latent_frames: Annotated[int | None, Field(description="of these, taken from a picture or an earlier video")] = None
@@ -68,7 +68,7 @@ class Record(ClosedModel):
     first_step_s: Annotated[float | None, Field(description="from the beginning of loading to the end of the first step")] = None
     overwrite: Annotated[bool | None, Field(description="while the run may replace the file under the video's name")] = None
     resumed: Annotated[bool | None, Field(description="by `longgen compare`: its seconds are those of the last part")] = None
-    video: Annotated[str | None, Field(description="BLAKE2b-256 of the MP4, once it is done")] = None
+    video: Annotated[str | None, Field(description="BLAKE2b-256 of the video, once it is done")] = None
     checksum: Annotated[str | None, Field(description="BLAKE2b-256 of all other keys, as Python's json.dumps writes them")] = None
 
 

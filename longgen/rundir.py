@@ -9,8 +9,8 @@
     inputs/                   copies of the pictures and of the earlier video that the run starts from, see `longgen.past`
     earlier/                  of a finished run that --overwrite replaces: its record and latents, until the new video is complete
 
-A video is finished if its run.json says so, the settings in the MP4 are the run's, and the file has the hash in run.json. Without
-a run.json: if the settings in the MP4 are the requested ones, and all frames can be read. Only --overwrite replaces a finished
+A video is finished if its run.json says so, the settings in the file are the run's, and it has the hash in run.json. Without a
+run.json: if the settings in the file are the requested ones, and all frames can be read. Only --overwrite replaces a finished
 video, or a file that longgen did not write. One process at a time works on a video: see `lock`.
 """
 
@@ -357,7 +357,7 @@ def clean_up(output: Path) -> None:
     """Removes what `start_anew` put aside, and partial files of killed processes; for a video that is complete."""
     folder = run_folder(output)
     shutil.rmtree(folder / EARLIER, ignore_errors=True)
-    for path in (output, folder / RECORD, folder / STEP, folder / LATENTS):
+    for path in (output, *(folder / name for name in (RECORD, STEP, LATENTS, naming.PREVIEW))):
         disk.clear_partials(path)
     with contextlib.suppress(LonggenError):
         used = stored_record(output)["settings"].get("inputs", {})

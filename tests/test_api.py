@@ -201,7 +201,9 @@ def test_a_closed_model_makes_nothing(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-def test_notes_are_warnings_and_progress_comes(model: longgen.Model, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_notes_are_warnings_and_progress_comes(
+    model: longgen.Model, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Without `log` they reach the logger `longgen`; with it, that function alone, and in the words of Python."""
     seen: list[Progress] = []
     with caplog.at_level(logging.INFO, "longgen"):
@@ -220,6 +222,9 @@ def test_notes_are_warnings_and_progress_comes(model: longgen.Model, tmp_path: P
     model.generate(PROMPT, tmp_path / "b.mp4", **SHORT | {"steps": 1, "frames": 6}, log=lines.append)
     assert any(line.startswith("note: rounded 6 frames up to 9") for line in lines)
     assert caplog.records == []
+    capsys.readouterr()
+    model.generate(PROMPT, tmp_path / "c.mp4", **SHORT | {"steps": 1, "frames": 9}, log=lines.append, progress=True)
+    assert "\nsample 1/1, " in capsys.readouterr().err  # also where it is no terminal, as in a notebook
 
 
 # ---- results -------------------------------------------------------------------------------------------------------------
@@ -238,6 +243,8 @@ def test_a_plan_shows_its_figures_and_saves_its_tables(tmp_path: Path) -> None:
     assert (tmp_path / "tables.npz").stat().st_size > 0
     with pytest.raises(UsageError, match="probe run cannot be combined with plan"):
         longgen.plan(preset="freeloc", probe="run")
+    taken = longgen.plan(backbone="hunyuanvideo", duration="20s", gpus=4)  # of those recommended, the first that can be split
+    assert (taken.plan.preset.name, taken.refused) == ("gen-l-video", {})
 
 
 def test_existing_videos_are_compared_without_what_makes_new_ones(tmp_path: Path) -> None:

@@ -58,6 +58,13 @@ def test_a_strip_at_every_step_changes_nothing(tiny: Any, tiny_plan: Callable[..
     assert not (tmp_path / "b.run" / "preview.png").exists()  # of another run
 
 
+def test_a_clip_of_a_chain_has_its_strip_when_it_is_done(tiny: Any, tiny_plan: Callable[..., Any], tmp_path: Path) -> None:
+    strips: list[bytes] = []
+    notes, _ = made(tiny, tiny_plan("chain", frames=101, steps=1), tmp_path / "a.mp4", strips)
+    assert len(strips) == 2
+    assert not any("no preview" in note for note in notes)
+
+
 def test_frames_that_pass_are_kept_evenly_and_in_bounds(tiny: Any, tiny_plan: Callable[..., Any], tmp_path: Path) -> None:
     strip = Preview(tiny, tiny_plan("direct", steps=2), tmp_path, None, lambda png: None, lambda note: None)
     frames = (np.full((2, 4, 400, 3), index % 251, np.uint8) for index in range(500))

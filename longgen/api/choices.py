@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +75,20 @@ def grammar_notes(spec: BackboneSpec, texts: Iterable[str]) -> list[str]:
 
 
 @contextmanager
-def reported(shown: ShowProgress, log: Log) -> Iterator[OnProgress]:
+def reported(shown: ShowProgress) -> Iterator[OnProgress]:
     """The function that progress is reported to. shown: True for what the command line shows on stderr, a function, or False."""
     if callable(shown):
         yield shown
         return
-    with bars.reporter(not shown, log) as report:
+    with bars.reporter(not shown, _on_stderr) as report:
         yield report
+
+
+def _on_stderr(line: str) -> None:
+    """Writes a line of progress; a stderr that is closed or full is ignored."""
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
 
 def texts(prompt: str | None, given: FileName | Sequence[str] | None, log: Log) -> list[str]:

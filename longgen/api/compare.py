@@ -144,7 +144,7 @@ def compare(
 ) -> CompareResult:
     """Compares presets, by a video for each preset, prompt and seed; or existing videos: `longgen compare`.
 
-    videos: MP4 files, run folders, or the folder of an earlier comparison; only baseline, metrics, vbench_*, export and output may
+    videos: files, run folders, or the folder of an earlier comparison; only baseline, metrics, vbench_*, export and output may
     then be given. prompt, or prompts, a list or a file of them. presets: names or TOML files. seeds: a video for each.
     baseline: the preset that differences are relative to (default: direct, if compared). metrics: names, "own" for all of longgen's
     (the default), "vbench" for those of VBench whose weights are there. vbench_weights: their folder. vbench_json: results of
@@ -163,7 +163,7 @@ def compare(
     folder = None if output is None else Path(output)
     if measures.export_vbench is not None:
         check(measures.export_vbench, overwrite)
-    with choices.reported(progress, say) as report:
+    with choices.reported(progress) as report:
         if videos:
             others = ", ".join(name for name in DEFAULTS if name not in OF_VIDEOS and given[name] != DEFAULTS[name])
             if others:

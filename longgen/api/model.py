@@ -108,8 +108,8 @@ def generate(
 ) -> Result:
     """Makes one video: `longgen generate`, whose options these are.
 
-    prompt: what it shows; negative_prompt: what it should not. output: an .mp4 file name, or a folder (default: PROMPT-SEED.mp4
-    here).
+    prompt: what it shows; negative_prompt: what it should not. output: a name in .mp4, .webm or .gif, or a folder (default:
+    PROMPT-SEED.mp4 here).
     schedule: prompts over time, in place of `prompt`: a TOML file, or what `longgen.schedule.load` returns.
     image, last_image: picture files, the first frame and the last. continue_from: a video or a run folder to go on from; `frames`
     then counts the new frames, and the file begins with the earlier ones if `join`. fit: how pictures come to the size.
@@ -149,7 +149,7 @@ def generate(
     settings = choices.model_settings(spec, values)
     launch.check_device(settings.gpus, settings.device)
     team = ranks.join(settings.gpus, settings.device)
-    with choices.reported(progress, say) as report:
+    with choices.reported(progress) as report:
         jobs, settings = team.decide(lambda: _jobs(video, spec, settings, stored, say, report))
         (result,) = run.generate_jobs(jobs, settings, resume, report, say, overwrite)
     assert isinstance(result, Result)  # a single job raises instead
@@ -188,7 +188,7 @@ def load(
     spec = choices.backbone(backbone, say)
     values = {name: given[name] for name in ModelSettings.model_fields if name in given}
     model = Model(spec, choices.model_settings(spec, values), log, progress)
-    with choices.reported(progress, say) as report:
+    with choices.reported(progress) as report:
         model._load(model.settings, say, report)
     return model
 
@@ -251,7 +251,7 @@ class Model:
             if stored.plan.spec.name != self.spec.name:
                 raise UsageError(f"{output} was begun on {stored.plan.spec.name}, and this model is {self.spec.name}",
                                  expected="a run of this model", hint="longgen.generate loads the model of the run")  # fmt: skip
-        with choices.reported(self._progress if progress is None else progress, say) as report:
+        with choices.reported(self._progress if progress is None else progress) as report:
             jobs, settings = _jobs(video, self.spec, self.settings, stored, say, report)
             if settings != self._loaded_with:
                 say(f"note: loading {self.spec.name} again, with the LoRAs of {jobs[0].plan.preset.name} or without earlier ones")

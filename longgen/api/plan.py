@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,8 @@ from longgen.plan import Plan
 from longgen.resolve import PlanRequest, resolve
 from longgen.schedule import PromptSchedule
 from longgen.units import count_label, human_bytes
+
+MOST_GPUS = 1024  # of one video
 
 
 @dataclass(frozen=True)
@@ -140,25 +142,30 @@ def plan(
     Raises LonggenError and its kinds.
     """
     given = locals()
-    if probe == "run":
-        raise conflict("--probe run", "plan", "it runs the model, and plan loads no weights", "a probe's file, or published",
-                       "longgen probe first; plan then uses the stored probe")  # fmt: skip
     spec = choices.backbone(backbone)
     if spec.built_in and card is not None:
         raise UsageError(f"--card has no effect on {spec.name}: no time on a GPU is estimated for built-in models",
                          expected="--card with a published model", hint="leave it out, or give another --backbone")  # fmt: skip
     conditions = start.read(image, last_image, continue_from, join, fit)
-    made = resolve(PlanRequest(preset, spec, (*(overrides or ()),), choices.sample(given), duration,
-                               choices.shots(schedule), layers, probe, allow_code=allow_code, conditions=conditions))  # fmt: skip
-    start.check_fit(fit != FITS[0], made.fits)
     counts = (gpus,) if isinstance(gpus, int) else () if gpus is None else tuple(gpus)
-    return result_of(made, dtype, offload, card, counts, guidance_parallel)
+    request = PlanRequest(preset, spec, (*(overrides or ()),), choices.sample(given), duration, choices.shots(schedule), layers,
+                          probe, allow_code=allow_code, conditions=conditions)  # fmt: skip
+    made = result_of(request, dtype, offload, card, counts, guidance_parallel)
+    start.check_fit(fit != FITS[0], made.plan.fits)
+    return made
 
 
 def result_of(
-    made: Plan, dtype: str | None, offload: str, card: str | None, gpus: Sequence[int], guidance_parallel: bool
+    request: PlanRequest, dtype: str | None, offload: str, card: str | None, gpus: Sequence[int], guidance_parallel: bool
 ) -> PlanResult:
-    """`made` with its estimates. card: a name, or the one of this machine. Raises UsageError."""
+    """The plan of `request` with its estimates. card: a name, or the one of this machine. gpus: a recommended preset can be split
+    between the first of these. Raises UsageError.
+    """
+    if request.probe == "run":
+        raise conflict("--probe run", "plan", "it runs the model, and plan loads no weights", "a probe's file, or published",
+                       "longgen probe first; plan then uses the stored probe")  # fmt: skip
+    first = next((count for count in gpus[:1] if 2 <= count <= MOST_GPUS), 1)
+    made = resolve(replace(request, gpus=first, guidance_parallel=guidance_parallel and first > 1))
     named = None if card is None else cards.card_named(card)
     if guidance_parallel and not gpus:
         raise UsageError("--guidance-parallel needs --gpus", expected="both, or none", hint="add --gpus 2")
@@ -173,7 +180,7 @@ def _split(
     """What one GPU has of the plan, for each of the numbers `gpus`, and where none can be, why. Raises UsageError where none is."""
     from longgen import split
 
-    if gpus and (min(gpus) < 2 or max(gpus) > 1024):
+    if gpus and (min(gpus) < 2 or max(gpus) > MOST_GPUS):
         raise UsageError(f"--gpus {','.join(map(str, gpus))} is no number of GPUs",
                          expected="2 or more; several with commas, as 2,4", hint="correct it")  # fmt: skip
     found: list[dict[str, Any]] = []

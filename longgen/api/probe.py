@@ -114,7 +114,7 @@ def probe(
     how = choices.model_settings(spec, {name: given[name] for name in ModelSettings.model_fields if name in given})
     settings = measure.make_settings(spec, "quick" if quick else "full", frames, steps, texts, tuple(seeds),
                                      choices.sample(given).size, how.dtype, how.lora, conditions, heads)  # fmt: skip
-    with choices.reported(progress, say) as on_progress:
+    with choices.reported(progress) as on_progress:
         made = reported(spec, how, settings, (metric, threshold, top), None if output is None else Path(output), again, overwrite,
                         conditions, say, on_progress, formats=formats)  # fmt: skip
     log_report(made, say)

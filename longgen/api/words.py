@@ -18,6 +18,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, get_type_hints
 from longgen import arguments
 from longgen.errors import LonggenError, UsageError
 from longgen.progress import Log
+from longgen.textfile import visible
 
 FileName = str | os.PathLike[str]
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -90,7 +91,7 @@ def log_of(log: Log | None) -> Log:
     """Where the lines go that the command line prints: to `log`, else to the logger `longgen`, notes as warnings."""
 
     def to_logger(line: str) -> None:
-        logger.log(logging.WARNING if line.startswith(("note:", "failed:")) else logging.INFO, "%s", line)
+        logger.log(logging.WARNING if line.startswith(("note:", "failed:")) else logging.INFO, "%s", visible(line))
 
     chosen = log or to_logger
     return lambda line: chosen(in_python(line))

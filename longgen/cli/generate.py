@@ -149,11 +149,11 @@ def generate(
         return _launch(loading["gpus"])
     with progress_shown(options.quiet or options.dry_run) as report, working("prepare", report):
         jobs, settings = team.decide(lambda: chosen(options.quiet))
-    if options.dry_run:
-        return _print_dry_run(jobs, settings, options)
     if options.preview is not None and settings.offload == "model":
         raise conflict("--preview", "--offload model", "the transformer would leave the card for each strip",
                        hint="use --offload group, or leave --preview out")  # fmt: skip
+    if options.dry_run:
+        return _print_dry_run(jobs, settings, options)
     _make(jobs, settings, options, cluster, every)
 
 

@@ -37,7 +37,8 @@ PANELS = {  # of options, by the names of their parameters
                     "repeats"),
     "Model": ("backbone", "lora", "vae", "text_encoder", "quantize", "attention", "cache", "compile", "clip_batch", "vae_tiling"),
     "Machine": ("device", "dtype", "offload", "gpus", "guidance_parallel", "ray", "ray_workers", "shard"),
-    "Files and output": ("output", "resume", "overwrite", "dry_run", "export", "toml", "path", "as_json", "quiet", "log_file"),
+    "Files and output": ("output", "resume", "overwrite", "preview", "dry_run", "export", "npz", "toml", "shots", "path",
+                         "as_json", "quiet", "log_file"),
 }  # fmt: skip
 FIRST = {  # of commands with more than fit a screen: the options that matter most
     "generate": ("duration", "preset", "backbone", "image", "output"),

@@ -243,15 +243,16 @@ def with_stored_presets(rows: Sequence[Row], request: PlanRequest, seed: int | N
     """Each row with the preset that its run began with, which may be another than the one that this version recommends."""
     from longgen import rundir
 
-    kept = []
+    kept, notes = [], []
     for row in rows:
         row_seed = seed if row.seed is None else row.seed
         target = output if row.output is None else str(Path(output or ".") / row.output)
         other = None if row_seed is None else rundir.kept_preset(_row_request(row, request), target, row.prompt, row_seed)
         if other is not None:
-            say_notes([f"--resume without --preset goes on with {other}, with which the run began"], quiet)
+            notes.append(f"--resume without --preset goes on with {other}, with which the run began")
             row = row.model_copy(update={"preset": other})
         kept.append(row)
+    say_notes(notes, quiet)
     return kept
 
 

@@ -40,7 +40,7 @@ class Video(ClosedModel):
 
     status: str
     name: str
-    output: Annotated[str, Field(description="the path of the MP4")]
+    output: Annotated[str, Field(description="the path of the video")]
     run: Annotated[str, Field(description="the folder of run.json, and of the checkpoint where there is one")]
     prompt: str
     preset: str

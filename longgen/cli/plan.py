@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from longgen.cli import inputs
 from longgen.cli import options as opt
 from longgen.cli.app import answer, app, logger
-from longgen.errors import UsageError, conflict
+from longgen.errors import UsageError
 
 
 @app.command("plan")
@@ -38,31 +38,20 @@ def plan_command(
     The cost is relative to direct sampling; memory and time are estimated.
     """
     from longgen.api.plan import result_of
-    from longgen.resolve import PlanRequest, resolve
+    from longgen.resolve import PlanRequest
 
-    if preset.probe == "run":
-        raise conflict("--probe run", "plan", "it runs the model, and plan loads no weights", "a probe's file, or published",
-                       "longgen probe first; plan then uses the stored probe")  # fmt: skip
     spec, overrides = inputs.choose_backbone(backbone, quiet=True), (*(preset.overrides or ()),)
     if spec.built_in and "card" in opt.given_options(context):  # a variable may be set for other models
         raise UsageError(f"--card has no effect on {spec.name}: no time on a GPU is estimated for built-in models",
                          expected="--card with a published model", hint="leave it out, or give another --backbone")  # fmt: skip
-    conditions = start.conditions()
-    plan = resolve(PlanRequest(preset.preset, spec, overrides, sample.sample(fps), sample.duration, inputs.read_schedule(schedule),
-                               preset.layers, preset.probe, allow_code=preset.allow_code, conditions=conditions,
-                               **_of_least(gpus, guidance_parallel)))  # fmt: skip
-    inputs.check_fit(context, [plan])
-    made = result_of(plan, dtype, offload, card, [] if gpus is None else _counts(gpus), guidance_parallel)
+    request = PlanRequest(preset.preset, spec, overrides, sample.sample(fps), sample.duration, inputs.read_schedule(schedule),
+                          preset.layers, preset.probe, allow_code=preset.allow_code, conditions=start.conditions())  # fmt: skip
+    made = result_of(request, dtype, offload, card, [] if gpus is None else _counts(gpus), guidance_parallel)
+    inputs.check_fit(context, [made.plan])
     if npz is not None:
         made.save_tables(npz, options.overwrite)
         logger(options.quiet)(f"tables written to {npz}")
     answer(str(made), made.as_dict(), options.as_json)
-
-
-def _of_least(gpus: str | None, guidance_parallel: bool) -> dict[str, Any]:
-    """What a recommended preset takes into account: the first number of GPUs, which `longgen.api.plan` checks."""
-    first = (gpus or "").split(",")[0].strip()
-    return {"gpus": int(first), "guidance_parallel": guidance_parallel} if first.isdecimal() and 2 <= int(first) <= 1024 else {}
 
 
 def _counts(gpus: str) -> list[int]:

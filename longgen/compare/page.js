@@ -44,7 +44,7 @@ function address(cell) { // of its video: a part of this page, or a file beside 
   if (cell.link) return cell.link;
   if (!addresses.has(cell.name)) {
     const bytes = Uint8Array.from(atob(by(`video-${cell.name}`).textContent), (letter) => letter.charCodeAt(0));
-    addresses.set(cell.name, URL.createObjectURL(new Blob([bytes], { type: "video/mp4" })));
+    addresses.set(cell.name, URL.createObjectURL(new Blob([bytes], { type: cell.type })));
   }
   return addresses.get(cell.name);
 }

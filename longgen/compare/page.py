@@ -24,6 +24,7 @@ from longgen.conditions import options, stored_parts
 from longgen.errors import LonggenError
 from longgen.metrics import KNOWN, Metric, describe, in_order
 from longgen.naming import INPUTS
+from longgen.notebook import TYPES
 from longgen.progress import clock_text
 from longgen.units import human_bytes
 
@@ -182,6 +183,7 @@ def _tile(cell: Cell, comparison: Comparison, exists: bool, embedded: bool) -> d
         "seed": comparison.seeds.index(cell.seed),
         "cost": _cost_label(cell),
         "error": error,
+        "type": TYPES.get(Path(cell.video or "").suffix.lower(), TYPES[".mp4"]),  # not every browser looks into an embedded file
         "link": None if embedded or error or cell.video is None else _link(cell.video),
         "curves": {name: [None if value is None else float(f"{value:.{CURVE_DIGITS}g}") for value in curve]
                    for name, curve in cell.curves.items()},

@@ -102,7 +102,7 @@ def compare_videos(
     vbench_json: Sequence[Path] = (),
     overwrite: bool = False,
 ) -> Comparison:
-    """Compares the videos of `paths`: MP4 files, run folders, folders of an earlier comparison. Raises LonggenError.
+    """Compares the videos of `paths`: files, run folders, folders of an earlier comparison. Raises LonggenError.
 
     Videos of one prompt are shown together; all of them are if one has no prompt, or no two have the same.
     metrics, vbench_*: as in `compare_presets`.

@@ -77,7 +77,7 @@ def chain(denoiser: Denoiser, noise: Tensor, generator: torch.Generator, on_step
             if begun is not None and not clip.begins and technique.colour:
                 added = matched(added, begun.mean, begun.std, technique.colour)
             added = added[:, :, : clip.new]
-            on_step(State((number + 1) * plan.steps, added, {}, generator.get_state()))
+            on_step(State((number + 1) * plan.steps, added, {}, generator.get_state(), x0=added.clone))
         if clip.begins:
             begun = _begun(denoiser, added, given, technique.reference)
         tail = torch.cat([added[:, :, :0] if clip.begins else tail, added], dim=2)

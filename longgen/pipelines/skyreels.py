@@ -28,7 +28,7 @@ from longgen.pipelines.wan import Wan
 from longgen.plan import Plan
 
 TransformerBlockRegistry.register(SkyReelsV2TransformerBlock, TransformerBlockMetadata(0, None))  # as Wan's
-OTHER_RATE = 1  # what a transformer knows of the rate of frames, once for a batch: whether it is 16 (0) or not
+OTHER_RATE = 1  # what a transformer knows of the rate of frames, once for a batch: whether it is 16 (0) or not; --fps is the file's
 
 
 class SkyReels(Wan):
@@ -77,7 +77,6 @@ class SkyReelsForcing(SkyReels):
         """SkyReelsV2Pipeline on the same components; each call of the transformer gets a timestep for each frame, and frames that
         are given stand there clean, at timestep 0."""
         clean = None if given is None else given.latents
-        rate = 0 if plan.fps == 16 else OTHER_RATE
 
         def forcing(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             x, levels = kwargs["hidden_states"], kwargs["timestep"]
@@ -85,7 +84,7 @@ class SkyReelsForcing(SkyReels):
             if clean is not None:
                 x = torch.cat([clean.to(x).expand(len(x), *clean.shape[1:]), x[:, :, clean.shape[2] :]], dim=2)
                 levels[:, : clean.shape[2]] = 0
-            changed = dict(hidden_states=x, timestep=levels, enable_diffusion_forcing=True, fps=[rate])
+            changed = dict(hidden_states=x, timestep=levels, enable_diffusion_forcing=True, fps=[OTHER_RATE])
             return args, kwargs | changed
 
         hook = self.pipe.transformer.register_forward_pre_hook(forcing, with_kwargs=True, prepend=True)

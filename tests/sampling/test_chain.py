@@ -222,6 +222,7 @@ def test_on_every_model_that_goes_on_from_a_picture(model_folder: Callable[[str]
     second = direct.run_pipeline(own, own.initial_noise(generator), generator, lambda state: None, None, None)[:, :, 1:]
     assert torch.equal(made[:, :, 3:], chain_loop.matched(second, *chain_loop.statistics(first), 0.5))
     assert [state.done for state in states] == [1, 2, 3, 4]
+    assert all(state.x0 is not None for state in states)  # each can have a preview
     resumed = run(plan, resume=states[2]._replace(clips=[states[1].latents]))
     assert torch.equal(resumed, made)
 

@@ -142,6 +142,7 @@ def test_type_checkers_see_what_is_imported_when_it_is_used() -> None:
         ("--frames cannot be combined with --duration", "frames cannot be combined with duration"),
         ("--seed N or -o FILE.mp4", "seed=N or -o FILE.mp4"),
         ("--image FILE or --continue VIDEO with it", "image=FILE or continue_from=VIDEO with it"),
+        ('for example --prompt "a red circle"', 'for example prompt="a red circle"'),
         ("--set a.b=3: no key b", "overrides a.b=3: no key b"),
         ("longgen probe --quick first, or leave --fps out", "longgen probe --quick first, or leave fps out"),
         ("torchrun --nproc-per-node 2 SCRIPT.py, or --gpus N", "torchrun --nproc-per-node 2 SCRIPT.py, or gpus=N"),

@@ -22,7 +22,7 @@ from longgen.schedule import PromptSchedule
 from longgen.textfile import on_one_line
 
 ShowProgress = Callable[[Progress], None] | bool
-ONE_SETTING = "which is the same for all prompts here: use the parameters for it, and seeds for seeds"  # why columns are refused
+ONE_SETTING = "which is the same for all prompts here: use the options for it, and --seeds for seeds"  # why columns are refused
 
 
 def backbone(name: str | None, log: Log = progress.no_report) -> BackboneSpec:

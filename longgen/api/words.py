@@ -33,7 +33,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 NAMES = {"continue": "continue_from", "set": "overrides", "cfg": "guidance_scale"}  # option -> parameter, where it differs
 COMMAND = re.compile(r"((?:longgen [a-z]+|torchrun|srun|python|pip|hf|vbench) [^;,:()]*)")
-OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]*)(?: (?=[A-Z0-9]))?")
+OPTION = re.compile(r'(?<![\w-])--([a-z][a-z-]*)(?: (?=[A-Z0-9"]))?')
 logger = logging.getLogger("longgen")
 
 

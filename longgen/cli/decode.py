@@ -52,12 +52,13 @@ def decode(
         checkpoint.check_latents(latents, tensors["latents"], whole)
     folder = latents.absolute().parent
     parts = len(plan.clips) or plan.rounds
+    target = output or (naming.output_of(folder) if folder.suffix == ".run" else latents.with_suffix(".mp4"))
     if output is None and 0 < len(chunks) < parts:
         reason = f" ({chunks.damage})" if chunks.damage else ""
         name = "clips" if plan.clips else "chunks"
         raise UsageError(f"{latents} holds {len(chunks)} of {parts} {name}{reason}, and the name beside it is the whole video's",
-                         expected="--output FILE.mp4 for what there is", hint=f"add -o {folder.stem}-so-far.mp4")  # fmt: skip
-    target = output or (naming.output_of(folder) if folder.suffix == ".run" else latents.with_suffix(".mp4"))
+                         expected="--output FILE for what there is",
+                         hint=f"add -o {target.stem}-so-far{target.suffix}")  # fmt: skip
     target = naming.output_path(str(target), stored["prompt"], stored["seed"])
     video.check_kind(target, plan.fps)
     for note in video.notes_of(target):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,6 @@ import typer
 from longgen.cli.app import logger
 from longgen.cli.options import given_options
 from longgen.errors import LonggenError, UsageError, conflict, shown
-from longgen.textfile import on_one_line
 
 if TYPE_CHECKING:
     from longgen.backbones.settings import ModelSettings
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from longgen.resolve import PlanRequest
     from longgen.rundir import JobRequest
     from longgen.schedule import PromptSchedule
-
-ONE_SETTING = "which is the same for all prompts here: use the flags for it, and --seeds for seeds"  # why other columns are refused
 
 
 def choose_backbone(name: str | None, quiet: bool) -> BackboneSpec:
@@ -69,10 +66,8 @@ def say_notes(notes: Iterable[str], quiet: bool) -> None:
 # Prompts
 
 
-def read_rows(
-    prompt: str | None, prompts: Path | None, quiet: bool, columns: Collection[str] | None = None, why: str = ""
-) -> list[Row]:
-    """One video for a prompt, or those of a file. columns, why: see `longgen.prompts.read`."""
+def read_rows(prompt: str | None, prompts: Path | None, quiet: bool) -> list[Row]:
+    """One video for a prompt, or those of a file."""
     from longgen import prompts as files
 
     if prompt is not None and prompts is not None:
@@ -82,7 +77,7 @@ def read_rows(
     if prompts is None:
         raise UsageError("no prompt is given", expected="a prompt in quotes, --prompt TEXT or --prompts FILE",
                          hint='for example --prompt "a red circle"')  # fmt: skip
-    rows, notes = files.read(prompts, files.COLUMNS if columns is None else columns, why)
+    rows, notes = files.read(prompts)
     say_notes(notes, quiet)
     return rows
 
@@ -100,10 +95,9 @@ def with_seeds(rows: Sequence[Row], seeds: Sequence[int]) -> list[Row]:
 
 def read_prompts(prompt: str | None, prompts: Path | None, quiet: bool) -> list[str]:
     """The different prompts, of commands whose settings are the same for all."""
-    texts = [row.prompt for row in read_rows(prompt, prompts, quiet, ("prompt",), ONE_SETTING)]
-    if repeated := [text for text in texts if texts.count(text) > 1]:
-        say_notes([f"'{on_one_line(repeated[0], 60)}' is given {texts.count(repeated[0])} times, and is used once"], quiet)
-    return [*dict.fromkeys(texts)]
+    from longgen.api import choices
+
+    return choices.texts(prompt, prompts, logger(quiet))
 
 
 def read_schedule(path: Path | None, prompt: str | None = None, prompts: Path | None = None) -> PromptSchedule | None:

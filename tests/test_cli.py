@@ -659,7 +659,7 @@ ERRORS: list[tuple[list[str], int, list[str]]] = [
     (["backbones", "show", "tinny"], 2, ["did you mean tiny"]),
     (["presets", "check", "direct", "--backbone", "tinny"], 2, ["did you mean tiny"]),
     # length and size
-    ([*PLAN, "--frames", "5000"], 2, ["5000 frames", "1 to 4093"]),
+    ([*PLAN, "--preset", "direct", "--frames", "5000"], 2, ["5000 frames", "1 to 4093"]),
     ([*PLAN, "--duration", "soon"], 2, ["'soon'", "1m30s"]),
     ([*PLAN, "--duration", "-5s"], 2, ["'-5s'", "1m30s"]),
     ([*PLAN, "--duration", ""], 2, ["''", "1m30s"]),

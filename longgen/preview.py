@@ -8,6 +8,7 @@ these make the strip, without further work of the VAE.
 from __future__ import annotations
 
 import base64
+import io
 import math
 import os
 import time
@@ -162,7 +163,8 @@ def _thumb(frame: np.ndarray) -> np.ndarray:
 def escapes(png: bytes, environment: Mapping[str, str] = os.environ) -> str | None:
     """The control sequence by which the terminal that `environment` names shows `png`; None where it shows none, as within tmux.
 
-    kitty's graphics protocol (kitty, Ghostty) or iTerm2's inline images (iTerm2, WezTerm).
+    kitty's graphics protocol (kitty, Ghostty), iTerm2's inline images (iTerm2, WezTerm), or sixels where textual-image is installed
+    (foot, mlterm, Contour, mintty, Windows Terminal).
     """
     data, program = base64.b64encode(png).decode("ascii"), environment.get("TERM_PROGRAM", "")
     if environment.get("TMUX") or environment.get("STY") or environment.get("TERM") == "dumb":
@@ -173,4 +175,16 @@ def escapes(png: bytes, environment: Mapping[str, str] = os.environ) -> str | No
         return "".join(f"\x1b_G{head};{part}\x1b\\" for head, part in zip(heads, parts, strict=True))
     if program in ("iTerm.app", "WezTerm") or environment.get("LC_TERMINAL") == "iTerm2":
         return f"\x1b]1337;File=inline=1;size={len(png)};preserveAspectRatio=1:{data}\x07"
-    return None
+    named = environment.get("TERM", "").startswith(("foot", "mlterm", "contour", "xterm-sixel"))
+    return _sixels(png) if named or program in ("mintty", "contour") or environment.get("WT_SESSION") else None
+
+
+def _sixels(png: bytes) -> str | None:
+    """`png` in at most 256 colours; None without the library."""
+    from PIL import Image
+
+    try:
+        from textual_image._sixel import image_to_sixels  # its public class asks the terminal for its size, by stdin
+    except ImportError:
+        return None
+    return str(image_to_sixels(Image.open(io.BytesIO(png))))

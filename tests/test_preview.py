@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import itertools
 import re
 from collections.abc import Callable
@@ -78,6 +79,11 @@ def test_a_terminal_that_shows_pictures_gets_the_whole_png_and_another_nothing(c
     iterm = preview.escapes(png, {"TERM_PROGRAM": "iTerm.app"})
     assert iterm is not None
     assert base64.b64decode(iterm.partition(":")[2].removesuffix("\x07")) == png
+    buffer = io.BytesIO()
+    Image.new("RGB", (10, 7), "red").save(buffer, "PNG")
+    sixels = preview.escapes(buffer.getvalue(), {"TERM": "foot"})
+    assert sixels is not None
+    assert re.fullmatch(r'\x1bP0;0;0q"1;1;10;7#0;2;100;0;0!10~-(#0)?!10@-\x1b\\', sixels)  # a full band, and a row of one pixel
     assert preview.escapes(png, {"TERM": "xterm-256color"}) is None
     assert preview.escapes(png, {"TERM": "xterm-kitty", "TMUX": "/tmp/tmux"}) is None
     bars.draw(kitty)  # without a block of bars on a terminal

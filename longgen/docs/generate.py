@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 
 from longgen import catalog, cost, describe, planner, preset, run_record
 from longgen.backbones import hub, sources
-from longgen.backbones.registry import FAMILIES, SPECS
+from longgen.backbones.registry import FAMILIES, SPECS, family_of
 from longgen.backbones.spec import CAPABILITIES, FIRST_FRAME, LAST_FRAME
 from longgen.cli import app, lines
 from longgen.cli.docs import FOLDER, SCHEMAS, summary, topics
@@ -166,12 +166,12 @@ def pipelines() -> str:
 
 
 def models() -> str:
-    """The backbones with what they have really been run on by the authors of this repository."""
-    rows = []
+    """The names of the backbones by their transformer class."""
+    names: dict[str, list[str]] = {}
     for spec in SPECS.values():
-        ran = "CPU: every test and table here" if spec.built_in else "not with these weights, not on a GPU"
-        rows.append((f"`{spec.name}`", spec.about, "{} frames, {}x{}".format(spec.native_px, *spec.size), ran))
-    return table(("name", "model", "native", "run on"), rows)
+        kind = "on a CPU: the built-in models" if spec.built_in else f"diffusers' {family_of(spec).transformer}"
+        names.setdefault(kind, []).append(f"`{spec.name}`")
+    return table(("run", "backbones"), ((kind, ", ".join(those)) for kind, those in names.items()))
 
 
 def capabilities() -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from longgen.errors import unknown_name
@@ -39,7 +38,7 @@ class State(NamedTuple):
     scheduler: dict[str, Any]
     generator: Tensor
     clips: Any = ()
-    streams: Mapping[str, Tensor] = MappingProxyType({})
+    streams: Mapping[str, Tensor] = {}  # read only; a mapping proxy could not be copied with its state
     x0: Callable[[], Tensor | None] | None = None
 
 

@@ -180,7 +180,7 @@ def test_a_run_measures_first_and_says_so(tiny_plan: Callable[..., Plan], tmp_pa
         output = tmp_path / f"{name}.mp4"
         run.generate_one(backbone, run.Job(plan, family.PROMPT, 0, output), report=lambda now: seen.append(now.phase))
         latents.append((rundir.run_folder(output) / "latents.safetensors").read_bytes())
-    assert [*dict.fromkeys(seen)] == ["calibrate", "sample", "decode"]
+    assert [*dict.fromkeys(seen)] == ["calibrate", "sample", "decode", "write"]
     assert seen.count("calibrate") == 7
     assert latents[0] == latents[1]
     assert rundir.stored_record(tmp_path / "one.mp4")["settings"]["cache"] == "mag:0.5"

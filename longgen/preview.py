@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from longgen import disk, loops, naming
-from longgen.errors import LonggenError
 from longgen.progress import clock_text
 
 if TYPE_CHECKING:
@@ -119,7 +118,7 @@ class Preview:
         self.written, self.drawn = now, now if shown else self.drawn
         try:
             self._write(self.thumbs, shown)
-        except (OSError, LonggenError) as error:
+        except Exception as error:  # of the disk, or of what draws: no reason to end the run
             self._end(error)
             return
         self.made += 1

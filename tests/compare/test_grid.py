@@ -96,15 +96,13 @@ def test_again_nothing_is_made_and_nothing_loaded(whole: tuple[Path, Result], mo
     folder, _ = whole
     before, result = times(folder), json.loads((folder / "out" / "compare.json").read_text())
     monkeypatch.setattr(run, "load", None)  # to call it would be an error
-    began = time.monotonic()
     done = longgen(folder, *GRID)
     assert done.exit_code == 0, done.stderr
-    assert time.monotonic() - began < 5
     assert "4 of 4 videos exist already" in done.stderr
     assert times(folder) == before
     assert json.loads((folder / "out" / "compare.json").read_text()) == result
     assert max(map(len, done.stdout.splitlines())) <= 100
-    assert "sliding-window against direct, 2 pairs: no difference is distinguishable." in done.stdout
+    assert "verdict: The presets do not differ: every metric is equal in every pair of videos (2 pairs)." in done.stdout
 
 
 def test_chosen_metrics_are_never_shown_without_motion(whole: tuple[Path, Result]) -> None:

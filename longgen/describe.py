@@ -32,7 +32,7 @@ from longgen.sampling.chain import SEED_STRIDE
 from longgen.sight import row_label, slot_lines
 from longgen.stack import PlacedTechnique
 from longgen.technique import LONGEST, FrameTechnique, Technique
-from longgen.terminal import aligned, fitted
+from longgen.terminal import aligned, cut_to_width, fitted, hanging
 from longgen.textfile import on_one_line, visible
 from longgen.units import about_time, count_label, human_bytes, short
 
@@ -339,9 +339,11 @@ def preset_row(preset: Preset, only: BackboneSpec | None = None) -> dict[str, An
     }
 
 
-def presets_text(presets: list[dict[str, Any]], only: BackboneSpec | None = None, left_out: Sequence[str] = ()) -> str:
+def presets_text(
+    presets: list[dict[str, Any]], only: BackboneSpec | None = None, left_out: Sequence[str] = (), columns: int | None = None
+) -> str:
     """A table of presets, each as its tables and `preset_row`, those to try first above. only: the backbone that they run on;
-    left_out: those that do not.
+    left_out: those that do not. columns: of a terminal, on which lines are cut, and columns for which no room is left dropped.
     """
     rows: list[tuple[str, ...]] = [("preset", "cost", "quality", "techniques", "backbones", "paper")]
     for row in presets:
@@ -352,7 +354,11 @@ def presets_text(presets: list[dict[str, Any]], only: BackboneSpec | None = None
         rows = [(*row[:4], *row[5:]) for row in rows]
     if not any(row["quality"] for row in presets):
         rows = [(*row[:2], *row[3:]) for row in rows]
-    header, *lines = [line.rstrip() for line in aligned(rows, left=6)]
+    hidden: list[str] = []
+    while columns is not None and len(rows[0]) > 4 and len(aligned([row[:-1] for row in rows], left=6)[0]) + 12 > columns:
+        hidden.insert(0, rows[0][-1])
+        rows = [row[:-1] for row in rows]
+    header, *lines = [line.rstrip() if columns is None else cut_to_width(line.rstrip(), columns) for line in aligned(rows, left=6)]
     first = sum(row["try_first"] for row in presets)
     facts = [f"cost: {cost.FLOOR} at {LONG} times the native length, on {only.name if only else ' or else '.join(COSTED)}"]
     if any(row["quality"] for row in presets):
@@ -360,6 +366,9 @@ def presets_text(presets: list[dict[str, Any]], only: BackboneSpec | None = None
                      "rollouts on tiny-causal-unsaid at 12; empty: not measured (longgen docs experiments/rivals)")  # fmt: skip
     if left_out:
         facts.append(f"not on {only.name if only else 'it'}: {', '.join(left_out)}")
+    if hidden:
+        facts.append(f"no room here for {' and '.join(hidden)}: a wider terminal or --json shows more")
+    facts = [hanging("", fact, columns) for fact in facts]
     return "\n".join(["to try first", header, *lines[:first], "", "the others", *lines[first:], "", *facts])
 
 

@@ -1,4 +1,4 @@
-"""Text tables for the terminal: aligned columns, and lines cut to a width."""
+"""Text tables for the terminal: aligned columns, lines cut to a width or wrapped below a label."""
 
 from __future__ import annotations
 
@@ -27,6 +27,17 @@ def cut_to_width(line: str, width: int) -> str:
         if end > width:
             return line[: index - 1] + "…"
     return line
+
+
+def hanging(label: str, text: str, columns: int | None) -> str:
+    """`label` and `text` in lines of `columns`, the later ones below the text; words stay whole. None: on one line."""
+    if columns is None:
+        return label + text
+    columns = max(40, columns)
+    indent = " " * (len(label) if 0 < len(label) <= columns // 2 else 2)
+    return textwrap.fill(
+        text, columns, initial_indent=label, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def fitted(text: str, columns: int | None) -> list[str]:

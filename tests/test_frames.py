@@ -65,7 +65,7 @@ def test_durations(duration: str, fps: int, frames_px: int) -> None:
 
 @pytest.mark.parametrize(
     "duration",
-    ["", " ", "s", "m", "soon", "1h", "-5s", "+5s", "1e3", "nan", "20 s", "1:30", ".5", "5.", "30s1m", "1m-3s", "5ss", "٣s"],
+    ["", " ", "s", "m", "soon", "1h", "-5s", "+5s", "1e3", "nan", ".5", "5.", "30s1m", "1m-3s", "5ss", "٣s"],
 )
 def test_what_is_no_duration_is_refused(duration: str) -> None:
     with pytest.raises(UsageError) as refusal:

@@ -287,7 +287,7 @@ def _tell(error: LonggenError, code: int, stopped: bool = False, lost: bool = Fa
         if own and sys.__stderr__ is not None:
             print(visible(f"longgen: {_here}: {error}"), file=sys.__stderr__, flush=True)
         return
-    say(f"longgen: {error.given}; {error.hint}" if stopped else f"longgen: {error}", is_error=True)
+    say(f"longgen: {error.given}; {error.hint}" if stopped else f"longgen: {error}")
     _print_error(error, code, stopped)
 
 
@@ -329,15 +329,15 @@ def _system_error(error: BaseException) -> LonggenError | None:
                         hint="check the path, its permissions, and the room on the disk")  # fmt: skip
 
 
-def say(message: str, logged: bool = True, is_error: bool = False) -> None:
+def say(message: str, logged: bool = True) -> None:
     """Prints a message for people on stderr, and in the file of --log-file. A stderr that is closed or full is ignored.
-    is_error: on a terminal it then has colours and fits the width.
+    On a terminal it fits the width, words whole, and the labels of an error have colours.
     """
     if logged and _log is not None:
         _log.write(message)
     with contextlib.suppress(OSError, ValueError):
         text = visible(message)
-        print(messages.on_terminal(text) if is_error and messages.is_terminal(sys.stderr) else text, file=sys.stderr, flush=True)
+        print(messages.on_terminal(text) if messages.is_terminal(sys.stderr) else text, file=sys.stderr, flush=True)
 
 
 def note_in_log(message: str) -> None:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-import shutil
 import sys
-import textwrap
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 import typer
 
 import longgen
-from longgen.cli import complete
+from longgen.cli import complete, messages
 from longgen.cli.app import answer, app
 from longgen.cli.options import Json
 from longgen.errors import unknown_name
+from longgen.terminal import hanging
 
 FOLDER = Path(longgen.__file__).parent / "docs"
 SCHEMAS = {"run.json": FOLDER / "schemas" / "run.json", "json-lines": FOLDER / "schemas" / "json-lines.json"}
@@ -55,7 +54,8 @@ def docs(
     if topic is None:
         width = max(map(len, pages))
         rows = [{"topic": name, "summary": summary(page), "path": str(page)} for name, page in pages.items()]
-        lines = [_fitted(f"{row['topic']:<{width}}  ", row["path" if path else "summary"], path) for row in rows]
+        columns = None if path else messages.stdout_columns()
+        lines = [hanging(f"{row['topic']:<{width}}  ", row["path" if path else "summary"], columns) for row in rows]
         return answer("\n".join(lines), rows, as_json)
     pages |= SCHEMAS
     name = topic.removesuffix(".md")
@@ -66,14 +66,6 @@ def docs(
         text = read(page)
         return answer(str(page) if path else text, {"topic": name, "path": str(page), "text": text}, as_json)
     _render(read(page))
-
-
-def _fitted(name: str, text: str, one_line: bool) -> str:
-    """A row of the list: on a terminal in lines that fit it, else on one line, for other programs."""
-    if one_line or not sys.stdout.isatty():
-        return name + text
-    columns = max(40, shutil.get_terminal_size().columns)
-    return textwrap.fill(text, columns, initial_indent=name, subsequent_indent=" " * len(name), break_on_hyphens=False)
 
 
 def _render(text: str) -> None:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from longgen.cli import complete, inputs
+from longgen.cli import complete, inputs, messages
 from longgen.cli import options as opt
 from longgen.cli.app import answer, app, say
 from longgen.errors import LonggenError, MissingError, UsageError
+from longgen.terminal import hanging
 
 if TYPE_CHECKING:
     from longgen.backbones.settings import ModelSettings
@@ -150,7 +151,8 @@ def _check(as_json: bool) -> None:
     memory = machine.memory()
     findings += [_gpu(), _memory(memory), _threads(), _ffmpeg(), _fonts(), disk, _hub_cache(), *_caches(), *_backbones(memory)]
     width = max(len(finding.name) for finding in findings) + 2
-    lines = [f"{_mark(finding)}{finding.name:<{width}}{finding.value}" for finding in findings]
+    columns = messages.stdout_columns()
+    lines = [hanging(f"{_mark(finding)}{finding.name:<{width}}", finding.value, columns) for finding in findings]
     answer("\n".join(lines), [_as_dict(finding) for finding in findings], as_json)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)

@@ -86,7 +86,10 @@ def generate(
     sample: opt.SampleOptions,
     *,
     seed: Annotated[
-        int | None, typer.Option("--seed", min=0, max=2**63 - 1, envvar="LONGGEN_SEED", help="(default: drawn and printed)")
+        int | None,
+        typer.Option(
+            "--seed", min=0, max=2**63 - 1, envvar="LONGGEN_SEED", help="The seed of the noise (default: drawn and printed)."
+        ),
     ] = None,
     seeds: Annotated[
         str | None, typer.Option("--seeds", metavar="N,N", help="A video for each prompt and each of these seeds, as 0,1,2.")

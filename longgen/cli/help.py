@@ -37,8 +37,8 @@ PANELS = {  # of options, by the names of their parameters
                     "repeats"),
     "Model": ("backbone", "lora", "vae", "text_encoder", "quantize", "attention", "cache", "compile", "clip_batch", "vae_tiling"),
     "Machine": ("device", "dtype", "offload", "gpus", "guidance_parallel", "ray", "ray_workers", "shard"),
-    "Files and output": ("output", "resume", "overwrite", "preview", "dry_run", "export", "npz", "toml", "shots", "path",
-                         "as_json", "quiet", "log_file"),
+    "Files and output": ("output", "resume", "overwrite", "dry_run", "preview", "npz", "export", "toml", "shots", "path", "as_json",
+                         "quiet", "log_file"),
 }  # fmt: skip
 FIRST = {  # of commands with more than fit a screen: the options that matter most
     "generate": ("duration", "preset", "backbone", "image", "output"),
@@ -100,7 +100,7 @@ def value_of(parameter: Any, context: Any) -> str:
 def row(parameter: Any, context: Any, everything: bool) -> tuple[str, str, str]:
     """Of an option its names, its value and its help; everything: also other spellings, its variable and its default."""
     if parameter.param_type_name == "argument":
-        return value_of(parameter, context), "", parameter.help or ""
+        return argument_name(parameter), "", parameter.help or ""
     long = [name for name in parameter.opts if name.startswith("--")]
     short = [name for name in parameter.opts if not name.startswith("--")]
     names = ", ".join([*(long if everything else long[:1]), *short])
@@ -140,14 +140,16 @@ def plain_options(command: Any, context: Any, formatter: Any) -> None:
             formatter.write_dl([(f"{names} {value}".strip(), text) for names, value, text in found])
 
 
+def argument_name(parameter: Any) -> str:
+    """An argument as the usage line and its row name it: in brackets where it may be left out."""
+    name = str(parameter.metavar or parameter.name.upper())
+    name = name if parameter.required or name.startswith("[") else f"[{name}]"
+    return name if parameter.nargs == 1 or name.endswith("...") or parameter.name == "words" else f"{name}..."
+
+
 def usage_pieces(command: Any) -> list[str]:
     """What follows the command's name in its usage line."""
-    pieces = ["[OPTIONS]"]
-    for one in command.params:
-        if one.param_type_name == "argument":
-            name = str(one.metavar or one.name.upper())
-            name = name if one.required or name.startswith("[") else f"[{name}]"
-            pieces.append(name if one.nargs == 1 or name.endswith("...") or one.name == "words" else f"{name}...")
+    pieces = ["[OPTIONS]", *(argument_name(one) for one in command.params if one.param_type_name == "argument")]
     return [*pieces, "COMMAND [ARGS]..."] if hasattr(command, "commands") else pieces
 
 

@@ -15,7 +15,7 @@ from longgen.errors import UsageError, conflict
 
 @app.command()
 def inspect(
-    video: Annotated[Path, typer.Argument(help="A video that longgen wrote.")],
+    video: Annotated[Path, typer.Argument(help="A video that longgen wrote: .mp4, .webm or .gif.")],
     toml: Annotated[bool, typer.Option("--toml", help="Print a preset that reproduces it, with the command to use it.")] = False,
     shots: Annotated[bool, typer.Option("--shots", help="Print its schedule, in the format of generate --schedule.")] = False,
     allow_code: AllowCode = False,

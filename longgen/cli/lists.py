@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from longgen.cli import complete
+from longgen.cli import complete, messages
 from longgen.cli.app import App, answer, app
 from longgen.cli.options import AllowCode, Backbone, Json, Set
 from longgen.errors import LonggenError
-from longgen.terminal import cut_to_width
+from longgen.terminal import hanging
 
 presets_app = App(no_args_is_help=True, help="List, show and check presets.")
 techniques_app = App(no_args_is_help=True, help="List and show techniques.")
@@ -52,9 +50,7 @@ def presets_list(
             rows.append(row)
         else:
             left_out.append(name)
-    text = presets_text(rows, spec, left_out)
-    if sys.stdout.isatty():
-        text = "\n".join(cut_to_width(line, shutil.get_terminal_size().columns) for line in text.splitlines())
+    text = presets_text(rows, spec, left_out, messages.stdout_columns())
     answer(text, rows, as_json)
 
 
@@ -113,8 +109,7 @@ def techniques_show(
     from longgen.describe import technique_dict, technique_text
 
     technique = technique_dict(name, allow_code)
-    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    answer(technique_text(technique, columns), technique, as_json)
+    answer(technique_text(technique, messages.stdout_columns()), technique, as_json)
 
 
 @backbones_app.command("list")
@@ -140,7 +135,8 @@ def backbones_list(
             lines.append(f"{path.name}: {what}")
         return answer("\n".join(lines) or f"no files of weights in {folder}", data, as_json)
     specs = all_specs().values()
-    rows = [f"{spec.name:<16}{spec.native_px:>4} frames native  {spec.about}" for spec in specs]
+    width, columns = max(len(spec.name) for spec in specs), messages.stdout_columns()
+    rows = [hanging(f"{spec.name:<{width}}{spec.native_px:>5} frames native  ", spec.about, columns) for spec in specs]
     answer("\n".join(rows), [backbone_dict(spec) for spec in specs], as_json)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 import textwrap
 from typing import TextIO
 
@@ -19,6 +20,11 @@ def is_terminal(stream: TextIO | None) -> bool:
         return stream is not None and stream.isatty()
     except ValueError:
         return False
+
+
+def stdout_columns() -> int | None:
+    """The width of the terminal that stdout is; None for a file or a pipe, whose lines are for programs."""
+    return shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
 
 
 def coloured() -> bool:

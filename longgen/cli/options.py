@@ -279,7 +279,8 @@ Ray = Annotated[
     typer.Option("--ray", metavar="[ADDRESS]", help="Spread the work over a Ray cluster; alone: over this machine. Needs ray."),
 ]
 RayWorkers = Annotated[
-    int | None, typer.Option("--ray-workers", min=1, metavar="N", help="(default: one a GPU, or as many as fit the cores)")
+    int | None,
+    typer.Option("--ray-workers", min=1, metavar="N", help="Workers of Ray (default: one a GPU, or as many as fit the cores)."),
 ]
 
 

@@ -153,8 +153,8 @@ def test_a_run_that_was_stopped_ends_in_the_same_file_and_decode_makes_it_again(
     model_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
     arguments: dict[str, Any] = dict(
-        preset_name="sliding-window", overrides=WINDOW, backbone=str(model_folder(NAMES[0])), seed=1, device="cpu", dtype="fp32",
-        sample=longgen.Sample(frames=33, steps=3, size=family.SIZE),
+        preset="sliding-window", overrides=WINDOW, backbone=str(model_folder(NAMES[0])), seed=1, device="cpu", dtype="fp32",
+        frames=33, steps=3, size=family.SIZE,
     )  # fmt: skip
 
     def stop(now: Progress) -> None:
@@ -163,7 +163,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_file_and_decode_makes_it_again(
 
     longgen.generate("a triangle", tmp_path / "whole.mp4", **arguments)
     with pytest.raises(KeyboardInterrupt):
-        longgen.generate("a triangle", tmp_path / "stopped.mp4", report=stop, **arguments)
+        longgen.generate("a triangle", tmp_path / "stopped.mp4", progress=stop, **arguments)
     longgen.generate("a triangle", tmp_path / "stopped.mp4", resume=True, **arguments)
     whole = (tmp_path / "whole.mp4").read_bytes()
     assert (tmp_path / "stopped.mp4").read_bytes() == whole

@@ -497,6 +497,7 @@ def test_the_command_makes_the_same_plan_again(preset_name: str) -> None:
     told = json.loads(answer.stdout)
     assert [one["output"] for one in told.pop("videos")] == told.pop("outputs")
     assert told.pop("status") == "planned"
+    assert told.pop("estimate")["memory_bytes"] > 0
     assert told == json.loads(json.dumps(plan_dict(made)))
 
 

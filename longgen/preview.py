@@ -141,7 +141,7 @@ class Preview:
         step_s = (time.monotonic() - self.begun - self.spent_s) / done
         if self.every is not None:
             share = self.cost_s / (self.every * step_s) if step_s else 0.0
-            how = f"{100 * share:.1f}% more time at one every {self.every} step{'s' * (self.every != 1)}"
+            how = f"{100 * share:.1f}% more time at one every {'step' if self.every == 1 else f'{self.every} steps'}"
         else:
             share = self.cost_s / (step_s * self.plan.rounds) if step_s else 0.0
             how = f"at most {100 * SHARE:.0f}% of the time goes into them" if share <= SHARE else (

@@ -6,6 +6,7 @@ commands of a hint, as `longgen probe --quick` or `torchrun --nproc-per-node 2`,
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import logging
@@ -75,7 +76,13 @@ def public(**renamed: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
             for old in renamed.keys() & kwargs.keys():
                 raise UsageError(f"{function.__name__}({old}=) is no parameter any more", expected=renamed[old],
                                  hint="longgen docs python-api")  # fmt: skip
-            bound = signature.bind(*args, **kwargs)
+            try:
+                bound = signature.bind(*args, **kwargs)
+            except TypeError as error:  # as Python says it of a function, and what may have been meant
+                near = [close for name in kwargs.keys() - signature.parameters.keys()
+                        for close in difflib.get_close_matches(name, signature.parameters, 1)]  # fmt: skip
+                meant = f"; did you mean {' and '.join(sorted(near))}?" if near else ""
+                raise TypeError(f"{function.__name__}() {error}{meant}") from None
             for name, value in bound.arguments.items():
                 if name in hints():
                     bound.arguments[name] = arguments.fitted(name, value, hints()[name])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from longgen import export
-from longgen.cli import complete, inputs
+from longgen.cli import complete, inputs, messages
 from longgen.cli import options as opt
 from longgen.cli.app import answer, app, logger, progress_shown
 from longgen.errors import UsageError
@@ -196,5 +196,5 @@ def show(comparison: Comparison, folder: Path, measures: MetricOptions, options:
     from longgen.api.compare import finished
     from longgen.compare.table import text
 
-    answer(text(comparison), comparison.as_dict(), options.as_json, wrote=True)
+    answer(text(comparison, messages.report_columns()), comparison.as_dict(), options.as_json, wrote=True)
     finished(comparison, folder, measures.all(), options.overwrite, logger(options.quiet))

@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
+from longgen.cli import messages
 from longgen.cli.app import answer, app
 from longgen.cli.options import AllowCode, Json
 from longgen.errors import UsageError, conflict
+from longgen.terminal import hanging
 
 
 @app.command()
@@ -43,5 +45,5 @@ def inspect(
     rows = []
     for key, value in shown.items():
         plain = isinstance(value, int) or (isinstance(value, str) and value.isprintable())
-        rows.append(f"{key:<12}{value if plain else json.dumps(value)}")
+        rows.append(hanging(f"{key:<12}", str(value) if plain else json.dumps(value), messages.stdout_columns()))
     answer("\n".join(rows), {"name": video.stem} | shown, as_json)

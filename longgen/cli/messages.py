@@ -11,6 +11,8 @@ from typing import TextIO
 
 import typer
 
+from longgen.terminal import WIDTH
+
 LABELS = re.compile(r"(longgen: |failed: )|( {2}(?:expected|hint): )")
 
 
@@ -25,6 +27,11 @@ def is_terminal(stream: TextIO | None) -> bool:
 def stdout_columns() -> int | None:
     """The width of the terminal that stdout is; None for a file or a pipe, whose lines are for programs."""
     return shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
+
+
+def report_columns() -> int:
+    """The width of tables and reports: that of the terminal that stdout is, within 60 and 100; 100 in a file."""
+    return max(60, min(stdout_columns() or WIDTH, WIDTH))
 
 
 def coloured() -> bool:

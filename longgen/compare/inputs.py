@@ -132,7 +132,7 @@ def read_videos(paths: Sequence[Path], log: Log = progress.no_report) -> dict[Pa
                 counts[name] += 1
                 labels[treatment] = name if counts[name] == 1 else f"{name} #{counts[name]}"
                 if counts[name] > 1:
-                    log(f"{labels[treatment]} is {path}, and videos with the same settings")
+                    log(f"{labels[treatment]} stands for {path} and for videos with the same settings")
             taken.add((labels[treatment], *sample))
             fields["preset"] = labels[treatment]
             with contextlib.suppress(LonggenError):  # of an unknown backbone, or another version of longgen

@@ -12,12 +12,13 @@ import hashlib
 import json
 import math
 import shlex
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from longgen import disk, html, naming, pictures, preset
+from longgen import disk, ffmpeg, html, naming, pictures, preset
 from longgen.compare import statistics
 from longgen.compare.record import Cell, Comparison, MetricValue, PresetRow
 from longgen.conditions import options, stored_parts
@@ -91,7 +92,7 @@ def page(comparison: Comparison, folder: Path) -> str:
         style=Markup(style),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         data=Markup(data.replace("<", "\\u003c")),  # so that it can neither end its script element nor start another
-        videos={name: Markup(base64.b64encode(files[name].read_bytes()).decode()) for name in sizes} if embedded else {},
+        videos={name: Markup(base64.b64encode(_playable(files[name])).decode()) for name in sizes} if embedded else {},
         linked=None if embedded else human_bytes(sum(sizes.values())),
         facts=_facts(comparison),
         pictures=_pictures(comparison, folder),
@@ -107,6 +108,21 @@ def page(comparison: Comparison, folder: Path) -> str:
         ],
         curves=[(name, *_curve(name)) for name in _curve_names(comparison.cells)],
     )
+
+
+def _playable(file: Path) -> bytes:
+    """The bytes of a video for the player of a browser, which plays no GIF: that becomes an MP4, with its frames' times.
+
+    Where ffmpeg cannot make one, the player says that it cannot play the file.
+    """
+    if file.suffix.lower() != ".gif":
+        return file.read_bytes()
+    with tempfile.TemporaryDirectory(prefix="longgen-") as folder:
+        video = Path(folder) / "video.mp4"
+        even = "pad=ceil(iw/2)*2:ceil(ih/2)*2"  # H.264 in 4:2:0 has no odd sizes
+        encoded = ["-fps_mode", "passthrough", "-c:v", ffmpeg.ENCODERS[".mp4"], "-crf", "12", "-pix_fmt", "yuv420p"]
+        done = ffmpeg.run(["-v", "error", *ffmpeg.source(file), "-vf", even, *encoded, ffmpeg.url(video)])
+        return (video if done.returncode == 0 else file).read_bytes()
 
 
 def _pictures(comparison: Comparison, folder: Path) -> list[tuple[str, str | None]]:

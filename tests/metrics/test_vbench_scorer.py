@@ -183,10 +183,11 @@ def no_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_one_message_names_all_that_is_missing(no_caches: Path) -> None:
+    rows = {name: row for name, row in weights.WEIGHTS.items() if not row.source.startswith("the package")}  # it may be installed
     with pytest.raises(MissingError) as caught:
-        weights.find(weights.WEIGHTS, no_caches / "given")
+        weights.find(rows, no_caches / "given")
     text = str(caught.value)
-    for row in weights.WEIGHTS.values():
+    for row in rows.values():
         assert all(file in text for file in row.files)
         assert row.source in text
     for place in ("given", "vbench", "the Hugging Face cache", "--vbench-weights DIR"):

@@ -546,6 +546,12 @@ def test_a_prompt_may_be_a_word(words: list[str]) -> None:
     assert json.loads(done.stdout)["videos"][0]["prompt"] == PROMPT
 
 
+def test_an_option_that_may_stand_alone_leaves_the_prompt_after_it(place: Path) -> None:
+    done = longgen("generate", "--preview", "a red circle", "-m", "tiny", "--dry-run", "--json", "-q")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["videos"][0]["prompt"] == "a red circle"
+
+
 def test_what_may_be_a_prompt_or_a_command_is_said() -> None:
     options = ["--backbone", "tiny", "--dry-run", "--json", "--seed", "1"]
     done = longgen("plan a trip", *options)

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from longgen.backbones.registry import family_of
-from longgen.backbones.spec import FRAME_TIMESTEPS, BackboneSpec
+from longgen.backbones.spec import BackboneSpec
 from longgen.cards import ATTENTION, DOUBLE, EIGEN, HALF, MATMUL, SINGLE, Card, arithmetic_seconds, moving_seconds
 from longgen.device_costs import DEVICE_BYTES
 from longgen.plan import Plan
@@ -263,7 +263,7 @@ def memory_bytes(plan: Plan, dtype: str, offload: str = "none") -> dict[str, int
         in_attention += SIGN_OVERHEAD + max(2.0, logits)  # before, q is scaled, in single precision
     alive = max(in_attention, beside + 2 * spec.ffn_dim / spec.width)
     own_levels = plan.sampling is not None and plan.sampling.frame_levels
-    clean = bool(plan.conditions) and plan.chunk_lat is None and FRAME_TIMESTEPS in spec.capabilities  # first frames, at timestep 0
+    clean = bool(plan.conditions) and plan.chunk_lat is None and not spec.condition_channels  # first frames, at timestep 0
     alive += family.token_modulation * (own_levels or clean)
     activations = round(alive * batch * tokens * spec.width * size) + 8 * tokens * spec.head_dim + cache_bytes(plan, dtype)
     kept, kept_bytes = spec.kept

@@ -21,7 +21,7 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -83,13 +83,14 @@ def read(path: Path, what: str = "--image") -> Picture:
     return Picture(path, hashlib.sha256(data).hexdigest(), image.size, tuple(notes))
 
 
-def fitted(picture: Picture, size: tuple[int, int], fit: Fit) -> Image:
+def fitted(picture: Picture, size: tuple[int, int], fit: Fit, before: Callable[[Image], Image] | None = None) -> Image:
     """`picture` as an RGB image of `size` (width, height): never stretched, but cropped at its edges, or padded with BARS.
 
-    Resampled by Lanczos' filter, as diffusers' image processor does. Raises LonggenError where the file is not as it was.
+    Resampled by Lanczos' filter, as diffusers' image processor does. before: done to the picture at its own size. Raises
+    LonggenError where the file is not as it was.
     """
     image, _ = _upright(_unchanged(picture), _shown(picture.path, "the picture"))
-    return fitted_image(image, size, fit)
+    return fitted_image(image if before is None else before(image), size, fit)
 
 
 def fitted_image(image: Image, size: tuple[int, int], fit: Fit) -> Image:

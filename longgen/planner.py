@@ -405,6 +405,9 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
         notes.append(f"{technique.describe(len(layers) * spec.heads)}: who is in which is measured while sampling, after "
                      f"{technique.measured_lat} latent frames, and costs are what they are at most")  # fmt: skip
     notes += [*spec.file_notes, *plan.conditions.notes(plan.size)]
+    if spec.picture_crf and plan.conditions.image is not None:
+        notes.append(f"--image {plan.conditions.image.name} is compressed first, as H.264 with a rate factor of "
+                     f"{spec.picture_crf}: such pictures {spec.name} was trained on")  # fmt: skip
     for name, picture in plan.schedule.pictures.items() if plan.schedule else ():
         notes += picture_notes(picture, name, plan.size, plan.conditions.fit)
     if isinstance(plan.sampling, Chain) and plan.sampling.zero_padded:

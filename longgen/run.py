@@ -301,7 +301,7 @@ def _sound(backbone: PipelineBackbone, plan: Plan, folder: Path) -> Sound | None
     if not backbone.streams:
         return None
     path = folder / rundir.LATENTS
-    return backbone.sound(shown.streams(plan, backbone.streams, checkpoint.load_tensors(path)[0], path))
+    return shown.heard(plan, backbone.sound(shown.streams(plan, backbone.streams, checkpoint.load_tensors(path)[0], path)))
 
 
 def _given(

@@ -22,6 +22,7 @@ from longgen.checkpoint import Chunks
 from longgen.errors import MissingError
 from longgen.pipelines import earlier
 from longgen.plan import Plan
+from longgen.video import Sound
 
 Decode = Callable[[Tensor | Iterator[Tensor]], Iterator[np.ndarray]]
 
@@ -54,6 +55,13 @@ def streams(plan: Plan, names: Sequence[str], tensors: Mapping[str, Tensor], pat
     """
     shape = (1, plan.spec.sound_lat(plan.frames_lat), None)
     return {name: checkpoint.check_latents(path, tensors.get(name), shape) for name in names}
+
+
+def heard(plan: Plan, sound: Sound | None) -> Sound | None:
+    """Of the `sound` of all frames of `plan`, that of the new ones, which with `--continue` are those in the file."""
+    if sound is None or plan.new_px == plan.frames_px:
+        return sound
+    return sound._replace(samples=sound.samples[round((plan.frames_px - plan.new_px) / plan.fps * sound.rate) :])
 
 
 def given_latents(plan: Plan, inputs: Path) -> Tensor:

@@ -62,6 +62,7 @@ def arguments(made: Plan) -> dict[str, Any]:
             audio_encoder_attention_mask=mask.long(),
             audio_num_frames=spec.sound_lat(frames),
             sigma=call["timestep"],
+            audio_timestep=call["timestep"],
             audio_hidden_states=torch.zeros(batch, spec.sound_lat(frames), channels, dtype=kind),
             use_cross_timestep=True,
             num_frames=frames,
@@ -69,7 +70,7 @@ def arguments(made: Plan) -> dict[str, Any]:
             width=width,
             fps=24.0,
         )
-    if FRAME_TIMESTEPS in spec.capabilities and made.conditions:  # the first frame's tokens are at timestep 0
+    if made.conditions and (FRAME_TIMESTEPS in spec.capabilities or spec.sound):  # the first frame's tokens are at timestep 0
         call["timestep"] = torch.full((batch, tokens), 900)
     if spec.family == "skyreels-df":  # always a timestep a frame
         call |= dict(timestep=torch.full((batch, frames), 900), enable_diffusion_forcing=True, fps=[1])
@@ -155,7 +156,7 @@ def test_estimates_of_direct_sampling_are_what_is_alive(name: str) -> None:
     assert cost.memory_bytes(made, "bf16")["activations"] == pytest.approx(alive(made), rel=0.05)
 
 
-@pytest.mark.parametrize("name", ["ltx-2b", "ltx-2b-0.9.5"])
+@pytest.mark.parametrize("name", ["ltx-2b", "ltx-2b-0.9.5", "ltx-2"])
 def test_a_clean_first_frame_takes_what_its_tokens_timesteps_do(name: str) -> None:
     spec = replace(SPECS[name], layers=LAYERS)
     conditions = planner.stand_in(replace(spec, picture_needed=True))

@@ -26,7 +26,7 @@ from longgen.layers import selection
 from longgen.metrics import describe, in_order
 from longgen.metrics.vbench.export import check
 from longgen.pictures import FITS
-from longgen.pipelines.checks import unused_settings
+from longgen.pipelines.checks import check_plan
 from longgen.progress import Log, OnProgress, clock_text
 from longgen.resolve import PlanRequest
 from longgen.shards import Shard
@@ -222,7 +222,7 @@ def of_grid(
     else:
         folder = output or free_folder(default, lambda record: [f"videos/{video.name}.mp4" for video in planned])
     _check_export(folder, prompts, measures, overwrite)
-    unused = [unused_settings(plan, settings) for plan in plans]
+    unused = [check_plan(plan, settings) for plan in plans]
     if all(unused):  # a setting that one of the presets uses is meant for that one
         choices.say_notes((note for notes in unused for note in notes), log)
     comparison = compare_presets(

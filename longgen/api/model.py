@@ -20,7 +20,7 @@ from longgen.backbones.spec import BackboneSpec
 from longgen.errors import UsageError, conflict
 from longgen.pictures import FITS
 from longgen.pipelines.base import PipelineBackbone
-from longgen.pipelines.checks import unused_settings
+from longgen.pipelines.checks import check_plan
 from longgen.pipelines.preset_lora import settings_of
 from longgen.progress import Log, OnProgress
 from longgen.prompts import checked
@@ -323,7 +323,7 @@ def _jobs(
     request = stored or _request(video, spec, settings, log, report)
     settings = settings_of(request.plan, settings)
     jobs = rundir.jobs_of([request], settings, video.resume, video.overwrite)
-    choices.say_notes(unused_settings(request.plan, settings), log)
+    choices.say_notes(check_plan(request.plan, settings), log)
     return jobs, settings
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from longgen.backbones.model_config import ModelConfigs
 from longgen.backbones.spec import (
+    FIRST_FRAME,
     RELATIVE_POSITIONS,
     WHOLE_CLIP,
     BackboneSpec,
@@ -36,18 +37,19 @@ _NEGATIVE = (
 # Lightricks/LTX-2 400fd31, ltx_pipelines/utils/constants.py: 768x512 in one stage, 121 frames at 24 fps, 40 steps; guidance 3 of
 # the video and 7 of the audio, 3 between the two, rescaled by 0.7. Its spatiotemporal guidance needs layers that diffusers builds
 # for LTX-2.3 alone: on this one diffusers' call would repeat the conditional one. Its shift is that at 4,096 tokens, at any size.
-# Companions: Gemma 3 12B, connectors, both VAEs and the vocoder, counted by their configs.
+# Companions: Gemma 3 12B, connectors, both VAEs and the vocoder, counted by their configs. Clean frames: as many as leave half a
+# clip. The rate factor of pictures: DEFAULT_IMAGE_CRF there.
 LTX_2 = BackboneSpec(
     name="ltx-2", family="ltx2", source="Lightricks/LTX-2", license="LTX-2 Community License",
-    about="LTX-2, 19 billion parameters; makes sound with the video",
+    about="LTX-2, 19 billion parameters; makes sound with the video, begins with a picture or the end of another video",
     stride_t=8, stride_hw=32, patch=(1, 1, 1), native_px=121, fps=24, size=(768, 512), steps=40, guidance_scale=3.0,
     negative_prompt=_NEGATIVE,
     dtype="bf16", layers=48, heads=32, head_dim=128, ffn_dim=16384, latent_channels=128, rotary_dims=1364, rotary_span_s=20,
     rotary_base=10000.0, intrinsic_component=None, text_tokens=1024, parameters=18_876_174_592,
     companions=14_950_121_301, least_steps=2,
     scheduler="FlowMatchEulerDiscreteScheduler", token_shift=TokenShift(0.95, 2.05, 1024, 4096),
-    capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP), sound=Sound(2048, 25.0), more_calls=1, advised=(("flow_shift", 7.77),),
-    advised_in="ti2vid_one_stage.py",
+    capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP, FIRST_FRAME), clean_lat=8, picture_crf=33, sound=Sound(2048, 25.0), more_calls=1,
+    advised=(("flow_shift", 7.77),), advised_in="ti2vid_one_stage.py",
 )  # fmt: skip
 
 
@@ -140,8 +142,8 @@ def author_layers(layers: Collection[str]) -> Mapping[str, tuple[str, ...]]:
 FAMILY = Family(
     name="ltx2", title="LTX-2", specs=(LTX_2,), adapter="longgen.pipelines.ltx2:Ltx2", pipeline="LTX2Pipeline",
     from_configs=from_configs, transformer="LTX2VideoTransformer3DModel", transformer_config=transformer_config,
-    random_pipeline=random_pipeline, peak_activations=(14.3, 10.3), moved=180, batches_guidance=True,
+    random_pipeline=random_pipeline, peak_activations=(14.3, 10.3), token_modulation=13.0, moved=180, batches_guidance=True,
     folders=("audio_vae", "connectors", "scheduler", "text_encoder", "tokenizer", "vae", "vocoder"),
     broken_caches=("first-block", "mag", "fastercache", "taylorseer", "seacache", "pyramid-attention-broadcast"),
-    author_layers=author_layers,
+    author_layers=author_layers, picture_pipelines=("LTX2ImageToVideoPipeline", "LTX2ConditionPipeline"),
 )  # fmt: skip

@@ -83,7 +83,7 @@ def decode(
             loading.at(1)
             frames_lat = shown.stored(plan, folder, chunks if len(chunks) else tensors["latents"])
             decoding = progress.Phase("decode", plan.written_px, where, report)
-            sound = sound_of(shown.streams(plan, adapter_of(plan.spec).streams, tensors, latents))
+            sound = shown.heard(plan, sound_of(shown.streams(plan, adapter_of(plan.spec).streams, tensors, latents)))
             writer = video.Writer(target, plan.size, plan.fps, settings, sound)
             frames_px = run.write_video(writer, shown.in_file(plan, frames_of, frames_lat), decoding)
         seconds = round(decoding.seconds, 3)

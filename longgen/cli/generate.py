@@ -214,13 +214,13 @@ def _launch(size: int) -> None:
 def _jobs(requested: list[JobRequest], settings: ModelSettings, options: RunOptions) -> tuple[list[Job], ModelSettings]:
     """The jobs of `requested`, with the LoRAs of their preset in the settings; notes settings without effect."""
     from longgen import rundir
-    from longgen.pipelines.checks import unused_settings
+    from longgen.pipelines.checks import check_plan
     from longgen.pipelines.preset_lora import settings_of
 
     settings = settings_of(requested[0].plan, settings)  # rows whose presets bring others are refused
     jobs = rundir.jobs_of(requested, settings, options.resume, options.overwrite)
     plans = dict.fromkeys(job.plan for job in jobs)
-    inputs.say_notes((note for plan in plans for note in unused_settings(plan, settings)), options.quiet)
+    inputs.say_notes((note for plan in plans for note in check_plan(plan, settings)), options.quiet)
     return jobs, settings
 
 

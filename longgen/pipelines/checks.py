@@ -67,8 +67,11 @@ def check_settings(spec: BackboneSpec, model_settings: ModelSettings) -> list[st
     return notes
 
 
-def unused_settings(plan: Plan, model_settings: ModelSettings) -> tuple[str, ...]:
-    """Notes on settings that have no effect with `plan`."""
+def check_plan(plan: Plan, model_settings: ModelSettings) -> tuple[str, ...]:
+    """Notes on settings that have no effect with `plan`. Raises MissingError where a library that it needs is not installed."""
+    from longgen.pipelines import compressed
+
+    compressed.check(plan)
     notes = list[str]()
     if model_settings.clip_batch != 1 and not plan.in_clips:
         where = f"{plan.preset.name} gives {plan.spec.name} no clips at this length"

@@ -12,22 +12,30 @@ both alike.
 
 diffusers' pipeline takes noise only as if it came from the VAE, and its callback sees the video alone: a subclass lets it begin
 with packed noise and hands out the audio latents too, which are written over in place where a run goes on.
+
+First frames, a picture's or those of an earlier video, are clean tokens at timestep 0: LTX2ConditionPipeline with one condition at
+the first frame. It draws its noise in the order of tokens. The audio begins as noise in any case.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLLTX2Video, LTX2Pipeline
+from diffusers import AutoencoderKLLTX2Video, LTX2ConditionPipeline, LTX2Pipeline
 from diffusers.models.transformers.transformer_ltx2 import LTX2AudioVideoAttnProcessor, LTX2PerturbedAttnProcessor
 from einops import rearrange
+from PIL.Image import Image
 from torch import Tensor
 
+from longgen import pictures
 from longgen.attention.rotary import Rotary, Tables
 from longgen.pipelines import foreign_hooks
-from longgen.pipelines.base import PipelineBackbone, to_frames, whole
+from longgen.pipelines.base import PipelineBackbone, to_device, to_frames, whole
+from longgen.pipelines.compressed import compressed
 from longgen.pipelines.given import Given
 from longgen.pipelines.ltx_condition import LtxConditionAttentionPlan
 from longgen.plan import Plan
@@ -46,6 +54,24 @@ class _Pipeline(LTX2Pipeline):
     def prepare_latents(self, *args: Any, **others: Any) -> Tensor:
         latents, dtype, device = args[9], args[6], args[7]
         return super().prepare_latents(*args, **others) if latents is None else latents.to(device, dtype)
+
+
+class _ConditionPipeline(LTX2ConditionPipeline):
+    """`latents` begin with the clean frames. clean_lat: how many of `latent_frames` these are."""
+
+    _callback_tensor_inputs: ClassVar[list[str]] = [*LTX2ConditionPipeline._callback_tensor_inputs, AUDIO]
+    clean_lat = latent_frames = 0
+    begun: Tensor
+
+    def __call__(self, *, latents: Tensor, **arguments: Any) -> Any:
+        self.begun = latents
+        return super().__call__(**arguments)
+
+    def prepare_latents(self, *_: Any, dtype: torch.dtype, device: torch.device, **__: Any) -> tuple[Tensor, Tensor, Tensor, None]:
+        latents = self.begun.to(device, dtype).contiguous()
+        mask = torch.zeros(*latents.shape[:2], 1, dtype=dtype, device=device)
+        mask[:, : self.clean_lat * latents.shape[1] // self.latent_frames] = 1
+        return latents, mask, latents * mask, None
 
 
 class Ltx2AttentionPlan(LtxConditionAttentionPlan):
@@ -115,6 +141,49 @@ class Ltx2(PipelineBackbone):
     def rotary(self) -> Rotary:
         pad = self.spec.width % 6 // 2
         return Rotary(np.array(self.spec.frequencies), pad + 3 * np.arange(len(self.spec.frequencies)))
+
+    def noise(self, plan: Plan, generator: torch.Generator) -> Tensor:
+        if not plan.conditions:
+            return super().noise(plan, generator)
+        batch, channels, *grid = self.latent_shape(plan)
+        return rearrange(torch.randn(batch, *grid, channels, generator=generator), "b t h w c -> b c t h w")
+
+    def fitted_pictures(self, plan: Plan) -> tuple[Image | None, Image | None]:
+        conditions, crf = plan.conditions, self.spec.picture_crf
+        if conditions.image is None:
+            return None, None
+        return pictures.fitted(conditions.image, plan.size, conditions.fit, lambda image: compressed(image, crf)), None
+
+    @torch.no_grad()
+    def encoded_frames(self, frames: np.ndarray, generator: torch.Generator) -> Tensor:
+        """The mode of the VAE's distribution, as LTX2ConditionPipeline takes it."""
+        vae = self.pipe.vae
+        to_device(vae)
+        video = torch.tensor(frames).permute(3, 0, 1, 2)[None].to(self.device, torch.float32) / 127.5 - 1.0
+        mode = vae.encode(video.to(vae.dtype)).latent_dist.mode()
+        return LTX2ConditionPipeline._normalize_latents(mode, vae.latents_mean, vae.latents_std).float()
+
+    @contextmanager
+    def conditioned(self, plan: Plan, given: Given | None) -> Iterator[dict[str, Any]]:
+        if given is None:
+            yield {}
+            return
+        assert given.latents is not None
+        with self.run_by(_ConditionPipeline) as pipe:
+            pipe.clean_lat, pipe.latent_frames = given.latents.shape[2], plan.frames_lat
+            pipe.tokenizer_padding_side = "left"  # which it reads off the tokenizer before it sets it there
+            yield {}
+
+    def started(self, noise: Tensor, given: Given | None) -> Tensor:
+        if given is None:
+            return self.packed(noise)
+        assert given.latents is not None
+        return self.packed(torch.cat([given.latents.to(noise), noise[:, :, given.latents.shape[2] :]], dim=2))
+
+    def predicted(self, x0: Tensor, given: Given | None) -> Tensor:
+        if given is None or given.latents is None:
+            return x0
+        return torch.cat([given.latents.to(x0), x0[:, :, given.latents.shape[2] :]], dim=2)
 
     def packed(self, latents: Tensor) -> Tensor:
         return rearrange(latents, "b c t h w -> b (t h w) c")

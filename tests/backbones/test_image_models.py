@@ -1,4 +1,4 @@
-"""LTX-Video, CogVideoX and HunyuanVideo from a picture: the stock pipelines bit for bit, every preset, runs that stop and go on.
+"""LTX-Video, LTX-2, CogVideoX and HunyuanVideo from a picture: the stock pipelines bit for bit, every preset, stops.
 
 Legend: B batch, T latent frames, n tokens per latent frame, K clips, L latent frames of a clip.
 """
@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, LTXImageToVideoPipeline
+from diffusers import DiffusionPipeline, LTX2ConditionPipeline, LTXImageToVideoPipeline
+from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
@@ -36,7 +37,8 @@ from tests.backbones import family
 from tests.stacks import STACKS
 
 NAMES = ("ltx", "ltx-condition", "cogvideox-i2v", "hunyuan-i2v")
-KEPT = ("ltx", "hunyuan-i2v")  # whose pipelines keep the picture's latent frame as it is
+ALL = (*NAMES, "ltx2")  # what a preset does to the last one: test_ltx2.py
+KEPT = ("ltx", "hunyuan-i2v", "ltx2")  # whose pipelines keep the picture's latent frame as it is
 WINDOW = ("window.frames=3",)
 
 
@@ -52,7 +54,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Conditions:
 
 def stock_pipe(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """The pipeline in the hands of a user who has never heard of longgen."""
-    kind = LTXImageToVideoPipeline if name == "ltx" else DiffusionPipeline
+    kind = {"ltx": LTXImageToVideoPipeline, "ltx2": LTX2ConditionPipeline}.get(name, DiffusionPipeline)
     pipe = kind.from_pretrained(folder, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -60,6 +62,8 @@ def stock_pipe(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> A
 
 def stock_call(model: Any, pipe: Any, plan: Plan, **arguments: Any) -> Any:
     """The stock latents as [1, C, T, h, w], or what else `arguments` ask for."""
+    if isinstance(pipe, LTX2ConditionPipeline):
+        arguments["conditions"] = LTX2VideoCondition(arguments.pop("image"))
     made = family.stock_call(pipe, plan, max_sequence_length=model.spec.text_tokens, **arguments)
     return model.unpacked(made, plan) if arguments["output_type"] == "latent" else made
 
@@ -70,7 +74,7 @@ def length(model: Any, native: float) -> int:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_no_technique_is_the_stock_pipeline_bit_for_bit(
     model_folder: Callable[[str], Path], picture: Conditions, name: str, dtype: str
 ) -> None:
@@ -86,7 +90,7 @@ def test_no_technique_is_the_stock_pipeline_bit_for_bit(
     assert decoded.std() > 2
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_the_picture_matters_and_leaves_no_trace(backbone: Callable[[str], Any], tmp_path: Path, name: str) -> None:
     model = backbone(name)
     pipe, kept = model.pipe, dict(vars(model.pipe))
@@ -175,7 +179,7 @@ def test_edits_of_the_latent_see_the_picture_as_it_is(backbone: Callable[[str], 
     assert all(torch.allclose(x0[:, :, :1], denoiser.given.latents.to(x0), atol=1e-4) for x0 in seen)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_an_earlier_video_s_last_latents_are_taken_as_they_are(backbone: Callable[[str], Any], name: str) -> None:
     """No picture stands beside them; where a text encoder wants one, they are decoded."""
     model = backbone(name)

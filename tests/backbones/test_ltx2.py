@@ -6,6 +6,7 @@ Legend: B batch, T latent frames, n tokens per latent frame, N = T n tokens, A a
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,23 +17,31 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, LTX2ConditionPipeline
+from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
+from diffusers.pipelines.ltx2.utils import apply_image_conditioning_crf
+from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
 import longgen
-from longgen import checkpoint, planner, preset, split
+from longgen import checkpoint, ffmpeg, pictures, planner, preset, shown, split
 from longgen.attention.rotary import Rotary
 from longgen.backbones.ltx2 import LTX_2
 from longgen.backbones.settings import ModelSettings
 from longgen.cli.app import app
-from longgen.errors import UsageError
+from longgen.conditions import Conditions
+from longgen.errors import MissingError, UsageError
 from longgen.frameplan import FramePlan, distances, full_attention
 from longgen.loops import State, sample
 from longgen.loops.denoiser import Denoiser
+from longgen.past import Past
+from longgen.pipelines.checks import check_plan
+from longgen.pipelines.given import Given
 from longgen.plan import Plan
 from longgen.progress import Progress
 from longgen.schedule import PromptSchedule, Shot
+from longgen.video import Sound, read_frames
 from longgen.video_info import sound_of
 from tests.attention.dense import dense
 from tests.backbones import family
@@ -90,6 +99,64 @@ def test_no_technique_is_the_stock_pipeline_bit_for_bit(folder: Callable[[str], 
     assert np.array_equal(waves, output.audio[0].T.float().numpy())
     assert (changed - latents).abs().max() > 1e-3
     assert (changed_sound - sound).abs().max() > 1e-3  # it attends to the video
+
+
+def test_several_clean_frames_are_the_stock_pipeline_s_video_condition(
+    backbone: Callable[[str], Any], folder: Callable[[str], Path]
+) -> None:
+    model = backbone(NAMES[0])
+    earlier = Conditions(past=Past(Path("earlier.mp4"), "0" * 64, 17, 24.0, family.SIZE))
+    plan = family.made(model, "direct", 24, 2, conditions=earlier)
+    assert (plan.frames_px, plan.given_lat, plan.new_px) == (41, 3, 24)
+    assert np.array_equal(shown.heard(plan, Sound(np.arange(1700), 1000)).samples, np.arange(708, 1700))  # 17 frames are 0.708 s
+    video = np.random.default_rng(0).integers(0, 256, (17, *reversed(family.SIZE), 3), dtype=np.uint8)
+    generator = torch.Generator().manual_seed(family.SEED)
+    given = Given(model.encoded_frames(video, generator))
+    latents = sample(Denoiser(model, plan, family.PROMPT, given), model.noise(plan, generator), generator, lambda state: None)
+    pipe = LTX2ConditionPipeline.from_pretrained(folder(NAMES[0]))
+    pipe.set_progress_bar_config(disable=True)
+    condition = LTX2VideoCondition([Image.fromarray(frame) for frame in video])
+    assert torch.equal(latents, model.unpacked(family.stock_call(pipe, plan, conditions=condition, output_type="latent"), plan))
+
+
+def test_a_picture_of_another_size_is_compressed_before_it_is_fitted(backbone: Callable[[str], Any], tmp_path: Path) -> None:
+    """An odd row is lost, as diffusers loses it."""
+    model, path = backbone(NAMES[0]), tmp_path / "picture.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (45, 96, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    plan = family.made(model, "direct", 17, 2, conditions=Conditions(image=pictures.read(path)))
+    expected = pictures.fitted_image(Image.fromarray(apply_image_conditioning_crf(pixels, 33)), family.SIZE, "crop")
+    image, last = model.fitted_pictures(plan)
+    assert last is None
+    assert np.array_equal(image, expected)
+    assert "--image picture.png is compressed first, as H.264 with a rate factor of 33" in "\n".join(plan.notes)
+    Image.fromarray(pixels[:1]).save(path)
+    line = family.made(model, "direct", 17, 2, conditions=Conditions(image=pictures.read(path)))
+    assert np.array_equal(model.fitted_pictures(line)[0], pictures.fitted_image(Image.fromarray(pixels[:1]), family.SIZE, "crop"))
+
+
+def test_what_a_picture_needs_is_missed_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = family.pictured(tmp_path)
+    plan = planner.build(preset.load("direct"), LTX_2, conditions=given)
+    wide = replace(given, image=replace(given.image, size=(16386, 20)))
+    with pytest.raises(UsageError, match=r"is 16386x20, and ltx-2 takes a picture through H\.264"):
+        check_plan(planner.build(preset.load("direct"), LTX_2, conditions=wide), ModelSettings("cpu", "bf16"))
+    assert check_plan(plan, ModelSettings("cpu", "bf16")) == ()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingError, match="needs the library av"):
+        check_plan(plan, ModelSettings("cpu", "bf16"))
+
+
+@pytest.mark.parametrize("name", ["sliding-window", "freespec", "vrpr"])
+def test_presets_start_from_a_picture_and_go_on(backbone: Callable[[str], Any], tmp_path: Path, name: str) -> None:
+    model = backbone(NAMES[0])
+    model = type(model)(replace(model.spec, native_px=25), model.pipe, model.model_settings)
+    plan, direct = (family.made(model, one, FRAMES_PX, 3, conditions=family.pictured(tmp_path)) for one in (name, "direct"))
+    latents = family.sampled(model, plan)
+    given = model.given(plan, torch.Generator())
+    assert torch.equal(latents[:, :, :1], given.latents)
+    assert not torch.equal(latents, family.sampled(model, direct))
+    assert torch.equal(family.sampled(model, plan, resume=family.stopped_after(model, plan, 2)), latents)
 
 
 def test_a_step_takes_as_many_calls_as_the_spec_says(backbone: Callable[[str], Any]) -> None:
@@ -168,8 +235,8 @@ def test_a_run_that_was_stopped_ends_in_the_same_file_and_decode_makes_it_again(
     whole = (tmp_path / "whole.mp4").read_bytes()
     assert (tmp_path / "stopped.mp4").read_bytes() == whole
     assert sound_of(tmp_path / "whole.mp4") == "aac (LC), 24000 Hz, stereo"
-    shown = CliRunner().invoke(app, ["inspect", "--json", str(tmp_path / "whole.mp4")])
-    assert json.loads(shown.stdout)["sound"] == "aac (LC), 24000 Hz, stereo"
+    told = CliRunner().invoke(app, ["inspect", "--json", str(tmp_path / "whole.mp4")])
+    assert json.loads(told.stdout)["sound"] == "aac (LC), 24000 Hz, stereo"
     again = tmp_path / "again.mp4"
     done = CliRunner().invoke(app, ["decode", str(tmp_path / "whole.run"), "-o", str(again), "--device", "cpu", "--quiet"])
     assert done.exit_code == 0, done.output
@@ -180,6 +247,29 @@ def test_a_run_that_was_stopped_ends_in_the_same_file_and_decode_makes_it_again(
     done = CliRunner().invoke(app, ["decode", str(tmp_path / "whole.run"), "-o", str(tmp_path / "no.mp4"), "--device", "cpu"])
     assert done.exit_code != 0
     assert not (tmp_path / "no.mp4").exists()
+
+
+def test_a_video_that_goes_on_has_new_sound_for_its_new_frames_alone(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """From a picture, then from that run, then from its file."""
+    family.pictured(tmp_path)
+    arguments: dict[str, Any] = dict(backbone=str(model_folder(NAMES[0])), seed=1, device="cpu", dtype="fp32", frames=24, steps=2,
+                                     size=family.SIZE, preset="direct")  # fmt: skip
+    longgen.generate("a", tmp_path / "first.mp4", image=tmp_path / "picture-0.png", **(arguments | dict(frames=25)))
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "first.mp4").write_bytes((tmp_path / "first.mp4").read_bytes())
+    for past, name in ((tmp_path / "first.mp4", "more"), (copy / "first.mp4", "most")):
+        longgen.generate("a", tmp_path / f"{name}.mp4", continue_from=past, **arguments)
+        assert len([*read_frames(tmp_path / f"{name}.mp4", family.SIZE)]) == 24
+        tensors, _ = checkpoint.load_tensors(tmp_path / f"{name}.run" / "latents.safetensors")
+        given_px = 8 * (tensors["latents"].shape[2] - 3 - 1) + 1
+        waves, rate = family.loaded(model_folder(NAMES[0])).sound({"audio_latents": tensors["audio_latents"]})
+        heard = waves[round(given_px / 24 * rate) :]
+        assert abs(len(heard) / rate - 1) < 0.05
+        decoded = ffmpeg.run(["-v", "error", "-i", str(tmp_path / f"{name}.mp4"), "-f", "f32le", "-"]).stdout
+        played = np.frombuffer(decoded, np.float32).reshape(-1, 2)
+        assert len(played) == len(heard)
+        assert np.corrcoef(played[2048:-2048, 0], heard[2048:-2048, 0])[0, 1] > 0.99  # but for a frame of AAC at the ends
 
 
 # Plans
@@ -199,6 +289,9 @@ def test_what_the_sound_could_not_follow_is_refused() -> None:
     ):
         with pytest.raises(UsageError, match=said):
             made(name, **others)
+    past = Conditions(past=Past(Path("a.mp4"), "0" * 64, 17, 24.0, LTX_2.size), join=True)
+    with pytest.raises(UsageError, match="--join: direct makes new sound for the new frames of ltx-2"):
+        planner.build(preset.load("direct"), LTX_2, conditions=past)
     for settings in (dict(gpus=2), dict(gpus=2, guidance_parallel=True)):
         with pytest.raises(UsageError, match="audio and video attend to each other"):
             split.split_of(made("direct"), ModelSettings("cuda", "bf16", **settings))

@@ -156,10 +156,10 @@ def test_a_rollout_is_refused() -> None:
 
 def test_an_attention_backend_that_has_no_say_is_noted() -> None:
     from longgen.backbones.settings import ModelSettings
-    from longgen.pipelines.checks import unused_settings
+    from longgen.pipelines.checks import check_plan
 
     chosen = ModelSettings("cpu", "fp32", attention="native")
     signed, plain = (planner.build(preset.load(name, (), preset.Sample(frames=321)), WAN_1_3B) for name in ("ultravico", "lvsa"))
-    assert unused_settings(plain, chosen) == unused_settings(signed, ModelSettings("cpu", "fp32")) == ()
-    (note,) = unused_settings(signed, chosen)
+    assert check_plan(plain, chosen) == check_plan(signed, ModelSettings("cpu", "fp32")) == ()
+    (note,) = check_plan(signed, chosen)
     assert note.startswith("--attention native has no effect where ultravico multiplies logits by their sign")

@@ -59,7 +59,7 @@ def build(name: str, folder: Path) -> None:
             use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, base_image_seq_len=1024, max_image_seq_len=4096,
             shift_terminal=0.1,
         )  # fmt: skip
-        tokenizer, _ = t5.parts(TOKENS)
+        tokenizer, _ = t5.parts(TOKENS, padding_side="left")  # as Gemma's
         LTX2Pipeline(scheduler, vae, audio_vae, _gemma(len(tokenizer)), tokenizer, _connectors(), model, vocoder).save_pretrained(
             folder
         )

@@ -9,14 +9,14 @@ WORDS = ("a", "small", "cyan", "triangle", "orbiting", "on", "sand", "background
 TEXT_DIM = 16
 
 
-def parts(length: int) -> tuple[PreTrainedTokenizerFast, T5EncoderModel]:
+def parts(length: int, **options: str) -> tuple[PreTrainedTokenizerFast, T5EncoderModel]:
     """For prompts of at most `length` tokens."""
     vocabulary = {word: index for index, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=length
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=length, **options
     )
     encoder = T5EncoderModel(
         T5Config(

@@ -90,6 +90,14 @@ def _sound_flops(spec: BackboneSpec, grid: Grid) -> tuple[int, int]:
     return linear, 4 * audio * own * (audio + spec.text_tokens + 2 * tokens)
 
 
+def audio_flops(spec: BackboneSpec, grid: Grid) -> int:
+    """What of `_sound_flops` is of audio queries: every rank computes that, where ranks share the video's tokens."""
+    if spec.sound is None:
+        return 0
+    audio, own = spec.sound_lat(grid[0]), spec.sound.width
+    return (audio * 36 + 4 * spec.text_tokens) * own**2 + 4 * audio * own * (audio + spec.text_tokens + math.prod(grid))
+
+
 @lru_cache(maxsize=8)
 def _ratios(plan: Plan) -> tuple[float, float]:
     """`ratio` and `attention_ratio`."""

@@ -52,10 +52,9 @@ def split_of(plan: Plan, settings: ModelSettings) -> Split:
                              expected="--gpus alone, which shares out the clips", hint="leave it out")  # fmt: skip
     if ranks == 1:
         return Split()
-    if spec.sound is not None:
-        raise UsageError(f"{spec.name} cannot be split between {ranks} ranks: audio and video attend to each other, and diffusers' "
-                         "context-parallel plan splits the video's tokens alone", expected="--gpus 1",
-                         hint="leave --gpus out, or choose a model without sound")  # fmt: skip
+    if spec.sound is not None and settings.guidance_parallel:
+        raise UsageError(f"--guidance-parallel: a step of {spec.name} has a third call, without the attention between video and "
+                         "audio, for which there is no half", expected="--gpus alone", hint="leave it out")  # fmt: skip
     _check_settings(ranks, settings)
     shares = ranks // (1 + settings.guidance_parallel)
     if shares == 1:
@@ -121,7 +120,7 @@ def numbers(plan: Plan, settings: ModelSettings) -> dict[str, Any]:
 
 
 def _share(plan: Plan, split: Split) -> float:
-    """The part of the blocks' arithmetic that the busiest rank has; fusions run on all tokens of all heads on every rank."""
+    """The part of the blocks' arithmetic that the busiest rank has. Every rank computes all of a fusion, and the audio's stream."""
     halves = 0.5 if split.guidance else 1.0
     if split.how == "whole":
         return halves
@@ -137,9 +136,10 @@ def _share(plan: Plan, split: Split) -> float:
     counts = [int((plan.table == index).sum()) for index in range(len(plan.programs))]
     for program, count in zip(plan.programs, counts, strict=True):
         operations = float(cost.flops(plan, program, grid, keys))
-        fusion = program.fusion.flops(grid, plan.spec.width) if program and program.fusion else 0
+        on_all = cost.audio_flops(plan.spec, grid)
+        on_all += program.fusion.flops(grid, plan.spec.width) if program and program.fusion else 0
         whole += count * operations
-        shared += count * ((operations - fusion) / split.shares + fusion)
+        shared += count * ((operations - on_all) / split.shares + on_all)
     return halves * shared / whole
 
 
@@ -176,6 +176,7 @@ def _sent(plan: Plan, split: Split, size: int) -> int:
     if split.how == "heads":
         p = split.shares
         calls = (1 if split.guidance else branches) * (1 if plan.chunk_lat is not None or plan.clips else plan.calls)
+        calls += spec.more_calls * plan.guided
         one = tokens / p * spec.width * size  # of this rank's tokens, all channels
         exchanged = one * (p - 1) / p
         of_layers = 0.0
@@ -184,7 +185,10 @@ def _sent(plan: Plan, split: Split, size: int) -> int:
             chosen = program is not None and any(branch.key_frames is not None for branch in program.branches.values())
             features = one * (p - 1) * chosen  # by which key frames are chosen
             of_layers += float((plan.table == index).sum()) / plan.steps * (3 * exchanged + outputs + features)
+        heard = 0.0 if spec.sound is None else 2 * tokens / p * spec.sound.width * size * (p - 1)  # keys and values for the audio
+        isolated = 1 if spec.sound is not None and plan.guided else 0  # one call is without
         pairs = spec.width // 2 if spec.rotary_span_s is not None else spec.head_dim // 2  # of LTX-Video a table is of all heads
         tables = 2 * cost.BYTES["fp32"] * tokens / p * pairs * (p - 1) * bool(plan.table.any()) * bool(spec.frequencies)
-        total += calls * (of_layers + tables + latents / p * (p - 1))
+        tables *= spec.sound is None  # LTX-2's are whole on every rank
+        total += calls * (of_layers + tables + latents / p * (p - 1)) + (calls - isolated) * spec.layers * heard
     return round(total)

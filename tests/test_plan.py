@@ -20,6 +20,7 @@ from longgen.backbones.wan import TINY
 from longgen.errors import UsageError
 from longgen.frameplan import full_attention
 from longgen.plan import Plan
+from longgen.sampling.chain import Chain
 from longgen.sampling.multidiffusion import MultiDiffusion
 from tests.stacks import STACKS
 
@@ -133,7 +134,7 @@ def refusal(name: str, spec: BackboneSpec) -> str | None:
         return f"a chain hands latent frames from clip to clip, and {spec.name} cannot begin with any"
     if name == "riflex" and spec.intrinsic_component is None:
         return "riflex.component is unknown for this backbone"
-    if spec.sound is not None and any(isinstance(one, MultiDiffusion) for one in techniques):
+    if spec.sound is not None and any(isinstance(one, (MultiDiffusion, Chain)) for one in techniques):
         return f"{name} makes the video of {spec.name} clip by clip, and its sound is one piece"
     if name in ("deep-forcing", "infinity-rope", "krea") and spec.chunk_lat > 6:  # their windows: 7, 5 and 6
         return f"hide part of a chunk of {spec.chunk_lat} latent frames from itself"

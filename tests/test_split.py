@@ -31,6 +31,7 @@ def plan_of(name: str, backbone: str = "wan2.1-1.3b", **sample: Any) -> Plan:
         ("direct", "wan2.1-1.3b", {"gpus": 4, "guidance_parallel": True}, split.Split(4, "heads", True)),
         ("rolling-sink", "self-forcing", {"gpus": 6}, split.Split(6, "heads")),
         ("direct", "ltx-2b", {"gpus": 4}, split.Split(4, "heads")),
+        ("sliding-window", "ltx-2", {"gpus": 2}, split.Split(2, "heads")),
     ],
 )
 def test_each_plan_is_split_its_own_way(name: str, backbone: str, settings: dict[str, Any], expected: split.Split) -> None:

@@ -145,5 +145,5 @@ FAMILY = Family(
     random_pipeline=random_pipeline, peak_activations=(14.3, 10.3), token_modulation=13.0, moved=180, batches_guidance=True,
     folders=("audio_vae", "connectors", "scheduler", "text_encoder", "tokenizer", "vae", "vocoder"),
     broken_caches=("first-block", "mag", "fastercache", "taylorseer", "seacache", "pyramid-attention-broadcast"),
-    author_layers=author_layers, picture_pipelines=("LTX2ImageToVideoPipeline", "LTX2ConditionPipeline"),
+    author_layers=author_layers, context_parallel=True, picture_pipelines=("LTX2ImageToVideoPipeline", "LTX2ConditionPipeline"),
 )  # fmt: skip

@@ -19,6 +19,7 @@ import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from PIL.Image import Image
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from longgen import cost, pictures
 from longgen.attention.kvcache import KVCache
@@ -91,6 +92,19 @@ class PipelineBackbone:
     @staticmethod
     def text_layers(transformer: Any) -> list[Any]:
         """The cross-attention modules of `transformer`, which read the text; none where self-attention does."""
+        return []
+
+    def whole_key_layers(self, transformer: Any) -> list[Any]:
+        """The attention modules of `transformer` that need no other rank's tokens where ranks share those of the video."""
+        return self.text_layers(transformer)
+
+    @staticmethod
+    def token_plan(transformer: Any) -> dict[str, Any]:
+        """diffusers' plan of what ranks split of `transformer`'s arguments and modules."""
+        return transformer._cp_plan
+
+    def share_streams(self, transformer: Any, split: Ulysses) -> list[RemovableHandle]:
+        """Hooks on `transformer` by which what is not the video's meets all of its tokens, of which `split` has some on each rank."""
         return []
 
     def text(self, prompt: str, given: Given | None = None) -> dict[str, Tensor]:

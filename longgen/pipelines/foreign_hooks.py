@@ -16,7 +16,7 @@ from longgen.attention.ulysses import is_own
 from longgen.errors import UsageError
 
 HOOKS = {"group_offloading", "lazy_prefetch_group_offloading", "layer_execution_tracker", "lazy_leafs", "layerwise_casting",
-         "peft_autocast_disable", "longgen_around", "longgen_guidance"}  # fmt: skip
+         "peft_autocast_disable", "longgen_around", "longgen_guidance", "longgen_timesteps"}  # fmt: skip
 CACHES = {"fbc_leader_block_hook", "fbc_block_hook", "mag_cache_leader_block_hook", "mag_cache_block_hook"}
 PARALLEL = ("cp_", "tp_", "tensor_parallel", "context_parallel")  # prefixes of the hooks of diffusers' parallel modes
 

@@ -30,9 +30,11 @@ from diffusers.models.transformers.transformer_ltx2 import LTX2AudioVideoAttnPro
 from einops import rearrange
 from PIL.Image import Image
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from longgen import pictures
 from longgen.attention.rotary import Rotary, Tables
+from longgen.attention.ulysses import Ulysses
 from longgen.pipelines import foreign_hooks
 from longgen.pipelines.base import PipelineBackbone, to_device, to_frames, whole
 from longgen.pipelines.compressed import compressed
@@ -75,6 +77,8 @@ class _ConditionPipeline(LTX2ConditionPipeline):
 
 
 class Ltx2AttentionPlan(LtxConditionAttentionPlan):
+    whole_tables = True
+
     def __call__(
         self,
         attn: Any,
@@ -88,6 +92,8 @@ class Ltx2AttentionPlan(LtxConditionAttentionPlan):
     ) -> Tensor:
         """Spatiotemporal guidance leaves the attention of a layer out, and with it what a plan would do there."""
         if self.idle() or perturbation_mask is not None:
+            if self.split is not None and query_rotary_emb is not None:
+                query_rotary_emb = _own_tokens(self.split, query_rotary_emb)
             perturbed = (perturbation_mask, all_perturbed) if isinstance(self.stock, LTX2PerturbedAttnProcessor) else ()
             return self.stock(
                 attn, hidden_states, encoder_hidden_states, attention_mask, query_rotary_emb, key_rotary_emb, *perturbed
@@ -111,6 +117,12 @@ class Ltx2AttentionPlan(LtxConditionAttentionPlan):
         return attn.to_out[1](attn.to_out[0](output))
 
 
+def _own_tokens(split: Ulysses, tables: Tables) -> Tables:
+    """Of tables [B, N, C] or, split, [B, H, N, D / 2] those of this rank's tokens."""
+    own = split.own(tables[0].shape[-2])
+    return tables[0][..., own, :], tables[1][..., own, :]
+
+
 class Ltx2(PipelineBackbone):
     kind = LTX2Pipeline
     vae_kind = AutoencoderKLLTX2Video
@@ -130,6 +142,34 @@ class Ltx2(PipelineBackbone):
     @staticmethod
     def text_layers(transformer: Any) -> list[Any]:
         return [block.attn2 for block in transformer.transformer_blocks]
+
+    def whole_key_layers(self, transformer: Any) -> list[Any]:
+        beside = ("attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
+        return [getattr(block, name) for block in transformer.transformer_blocks for name in beside]
+
+    @staticmethod
+    def token_plan(transformer: Any) -> dict[str, Any]:
+        """diffusers' splits rotary tables that are not split by heads, which LTX-2's are: they stay whole, see `share_streams`."""
+        return {module: parts for module, parts in transformer._cp_plan.items() if module != "rope"}
+
+    def share_streams(self, transformer: Any, split: Ulysses) -> list[RemovableHandle]:
+        """Every rank has all of the audio. Video tokens look up their own rotary tables; the audio attends to keys of all ranks."""
+
+        def own_tables(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            if isinstance(layer.processor, Ltx2AttentionPlan):
+                return args, kwargs
+            return args, kwargs | {"query_rotary_emb": _own_tokens(split, kwargs["query_rotary_emb"])}
+
+        def gathered(layer: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            return split.gathered(output, 1)
+
+        handles = []
+        for block in transformer.transformer_blocks:
+            video_to_audio = block.video_to_audio_attn
+            handles += [layer.register_forward_pre_hook(own_tables, with_kwargs=True)
+                        for layer in (block.attn1, block.audio_to_video_attn)]  # fmt: skip
+            handles += [part.register_forward_hook(gathered) for part in (video_to_audio.norm_k, video_to_audio.to_v)]
+        return handles
 
     def encoded(self, prompt: str, given: Given | None = None) -> dict[str, Tensor]:
         embeds, mask, _, _ = self.encode_prompt(prompt, do_classifier_free_guidance=False)

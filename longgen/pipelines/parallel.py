@@ -19,12 +19,13 @@ import torch
 from diffusers import ContextParallelConfig
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.context_parallel import remove_context_parallel
-from diffusers.models._modeling_parallel import ContextParallelInput
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.utils.hooks import RemovableHandle
 
 from longgen import ranks
 from longgen.attention import ulysses
+from longgen.attention.ulysses import Ulysses
 from longgen.backbones.registry import family_of
 from longgen.errors import UsageError
 from longgen.pipelines.base import PipelineBackbone
@@ -32,7 +33,7 @@ from longgen.pipelines.hook_removal import keep_hooks
 from longgen.plan import Plan
 from longgen.split import Split, split_of
 
-_HOOK = "longgen_guidance"
+_HOOK, _TIMES = "longgen_guidance", "longgen_timesteps"
 
 
 @contextmanager
@@ -44,10 +45,12 @@ def split(backbone: PipelineBackbone, plan: Plan) -> Iterator[None]:
         yield
         return
     mesh = _mesh(backbone.device.type, 1 + how.guidance, how.shares)
+    handles: list[RemovableHandle] = []
     try:
         for transformer in backbone.transformers:
             if how.how == "heads":
-                _split_tokens(transformer, backbone.text_layers(transformer), how, mesh)
+                group = _split_tokens(backbone, transformer, how, mesh)
+                handles += backbone.share_streams(transformer, group)
             if how.guidance:
                 keep_hooks(transformer)
                 hook = _GuidanceHook(mesh["guidance"], family_of(backbone.spec).batches_guidance, backbone.zeros)
@@ -55,11 +58,13 @@ def split(backbone: PipelineBackbone, plan: Plan) -> Iterator[None]:
         yield
     finally:
         backbone.step_state.forget_tables()
+        for handle in handles:
+            handle.remove()
         for transformer in backbone.transformers:
             if how.guidance:
                 HookRegistry.check_if_exists_or_initialize(transformer).remove_hook(_HOOK, recurse=False)
             if transformer._parallel_config is not None and ulysses.is_own(transformer._parallel_config):
-                _join_tokens(transformer)
+                _join_tokens(backbone, transformer)
 
 
 def check_ranks(size: int) -> None:
@@ -76,37 +81,42 @@ def _mesh(device: str, halves: int, shares: int) -> DeviceMesh:
     return init_device_mesh(device, (halves, 1, shares), mesh_dim_names=("guidance", "ring", "ulysses"))
 
 
-def _split_tokens(transformer: Any, text_layers: list[Any], how: Split, mesh: DeviceMesh) -> None:
-    """text_layers: the cross-attention modules of `transformer`, which need no other rank's tokens."""
+def _split_tokens(backbone: PipelineBackbone, transformer: Any, how: Split, mesh: DeviceMesh) -> Ulysses:
+    """Each rank of the group that is returned has its part of the video's tokens in `transformer`."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"diffusers\.hooks\.context_parallel")  # of torch's own names
     config = ContextParallelConfig(ulysses_degree=how.shares, mesh=mesh["ring", "ulysses"])
     try:
         with _countable_devices():
-            transformer.enable_parallelism(config=config, cp_plan=_plan(transformer))
+            transformer.enable_parallelism(config=config, cp_plan=_plan(backbone, transformer))
     except ValueError as error:  # of an attention backend
         reason = str(error).split(". ")[0]
         raise UsageError(f"diffusers cannot split the tokens: {reason}", expected="--attention native, or one that it names",
                          hint="leave --attention out") from None  # fmt: skip
     ulysses.adopt(transformer._parallel_config)
-    for layer in text_layers:
+    group = Ulysses.of(transformer._parallel_config)
+    assert group is not None
+    for layer in backbone.whole_key_layers(transformer):
         layer.processor._parallel_config = None
+    keep_hooks(transformer)
+    HookRegistry.check_if_exists_or_initialize(transformer).register_hook(_TimestepHook(group), _TIMES)
+    return group
 
 
-def _join_tokens(transformer: Any) -> None:
+def _join_tokens(backbone: PipelineBackbone, transformer: Any) -> None:
     """Undoes `_split_tokens`."""
+    HookRegistry.check_if_exists_or_initialize(transformer).remove_hook(_TIMES, recurse=False)
     ulysses.forget(transformer._parallel_config)
-    remove_context_parallel(transformer, _plan(transformer))
+    remove_context_parallel(transformer, _plan(backbone, transformer))
     transformer._parallel_config = None
     for module in transformer.modules():
         if getattr(getattr(module, "processor", None), "_parallel_config", None) is not None:
             module.processor._parallel_config = None
 
 
-def _plan(transformer: Any) -> dict[str, Any]:
-    """diffusers' plan of what is split, but for the text of LTX-Video, on whose mask it fails; and with timesteps of tokens."""
-    plan = {module: {name: how for name, how in parts.items() if not str(name).startswith("encoder_")}
-            if isinstance(parts, dict) else parts for module, parts in transformer._cp_plan.items()}  # fmt: skip
-    return plan | {"": plan.get("", {}) | {"timestep": ContextParallelInput(split_dim=1, expected_dims=2, split_output=False)}}
+def _plan(backbone: PipelineBackbone, transformer: Any) -> dict[str, Any]:
+    """diffusers' plan of what is split, but for the text of LTX-Video, on whose mask it fails."""
+    return {module: {name: how for name, how in parts.items() if not str(name).startswith("encoder_")}
+            if isinstance(parts, dict) else parts for module, parts in backbone.token_plan(transformer).items()}  # fmt: skip
 
 
 @contextmanager
@@ -121,6 +131,20 @@ def _countable_devices() -> Iterator[None]:
         yield
     finally:
         torch.accelerator.device_count = count
+
+
+class _TimestepHook(ModelHook):
+    """Timesteps [B, N] of tokens are those of this rank's; one for all tokens, [B] or [B, 1], stays as it is."""
+
+    def __init__(self, split: Ulysses) -> None:
+        super().__init__()
+        self.group = split
+
+    def pre_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        timestep = kwargs["timestep"]
+        if timestep.ndim == 2 and timestep.shape[1] > 1:
+            kwargs["timestep"] = timestep[:, self.group.own(timestep.shape[1])]
+        return args, kwargs
 
 
 class _GuidanceHook(ModelHook):

@@ -9,7 +9,7 @@ import functools
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -117,7 +117,10 @@ class PlannedAttention:
     """Self-attention processor that runs the program of the current step. One object serves all layers with the same programs.
 
     What depends on step, layer or program is excluded from `torch.compile`: it would make a graph for each, and soon give up.
+    whole_tables: where ranks share the tokens, each is handed the rotary tables of all, and not those of its own.
     """
+
+    whole_tables: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -164,9 +167,14 @@ class PlannedAttention:
         With several ranks all of these are of this rank's tokens.
         """
         call = self.call(layer, features, tables)
-        if self.split is None:
-            return executor.run(self._program, call, q, k, v, self.step_state.step)
-        return self._run_split(self.split, call, q, k, v)
+        if self.split is not None:
+            return self._run_split(self.split, call, q, k, v)
+        call.stock = call.stock and self.tables_of(self._program, call.stock)
+        return executor.run(self._program, call, q, k, v, self.step_state.step)
+
+    def tables_of(self, program: Program, stock: Tables) -> Tables:
+        """The tables [N, P] that `program` starts from, of all tokens, where the model has `stock`."""
+        return stock
 
     def _run_split(self, split: Ulysses, call: LayerCall, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """`run` on all tokens of this rank's heads."""
@@ -174,7 +182,8 @@ class PlannedAttention:
         if any(branch.key_frames is not None for branch in program.branches.values()):
             call.features = split.gathered(call.features, 1)
         if call.stock is not None:
-            call.stock = self.step_state.all_tables(split, call.stock)
+            whole = call.stock if self.whole_tables else self.step_state.all_tables(split, call.stock)
+            call.stock = self.tables_of(program, whole)
             if self.rotary is not None and call.stock[0].shape[1] > q.shape[3] // 2:  # tables of all heads
                 columns = split.own(call.stock[0].shape[1])
                 call.stock = call.stock[0][:, columns], call.stock[1][:, columns]

@@ -31,6 +31,7 @@ from longgen.cli import app, messages, suggest
 from longgen.cli import help as help_text
 from longgen.errors import UsageError
 from longgen.video import Writer
+from tests import warm
 
 PLAN = ["plan", "--backbone", "tiny"]
 PROMPT = "a large red circle bouncing on a navy background"
@@ -936,10 +937,8 @@ def test_a_gpu_that_is_not_there() -> None:
     ],
 )  # fmt: skip
 def test_weights_that_are_not_here_and_cannot_be_fetched(args: list[str], fragments: list[str], tmp_path: Path) -> None:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
-    environment.pop("HF_HUB_CACHE", None)
-    command = [sys.executable, "-m", "longgen.cli", *args]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    empty = f"import huggingface_hub.constants as hub; hub.HF_HUB_CACHE = {str(tmp_path / 'hub')!r}; "
+    done = warm.run(tmp_path, args, empty + warm.CLI, HF_HUB_OFFLINE="1")
     check_error(done.stderr, done.stdout, ["expected: ", "hint: ", *fragments])
     assert done.returncode == 3
 

@@ -28,7 +28,8 @@ from typing import IO, Any, NoReturn
 ROOT = Path(__file__).parent.parent
 MOST = 2**18  # bytes of a request
 CLI = "from longgen.cli import main; main()"
-LAUNCHER = f"import tests.warm; tests.warm.start_ranks_warm(); {CLI}"  # what it starts by torch's agent is warm too
+_RANKS = "import tests.warm; tests.warm.start_ranks_warm(); "  # what is started by torch's agent is warm too
+LAUNCHER, TORCHRUN = f"{_RANKS}{CLI}", f"{_RANKS}from torch.distributed.run import main; main()"
 _PR_SET_CHILD_SUBREAPER = 36  # of Linux: a process becomes the parent of its children's orphans
 
 

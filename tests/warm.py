@@ -132,8 +132,10 @@ def _serve(channel: socket.socket) -> dict[str, Any]:
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             channel.close()
-            out, err, status = ends
+            (out, err, status), request, between = ends, json.loads(message), os.getpid()
             if (pid := os.fork()) == 0:
+                while request.get("orphan") and os.getppid() == between:  # whose end is not that of the parent
+                    time.sleep(0.001)
                 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
                     signal.signal(number, handler)
                 os.close(status)
@@ -141,11 +143,11 @@ def _serve(channel: socket.socket) -> dict[str, Any]:
                 os.dup2(err, 2)
                 sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)  # those of before had another file
                 sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
-                return json.loads(message)
+                return request
             os.close(out)
             os.close(err)
             os.write(status, f"{pid}\n".encode())
-            if json.loads(message).get("orphan"):
+            if request.get("orphan"):
                 os._exit(0)
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             os.write(status, f"{code}\n".encode())
@@ -249,7 +251,7 @@ def _answer(request: dict[str, Any]) -> NoReturn:
         code = 1
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.flush()
     os._exit(code if isinstance(code, int) else code is not None)  # Python would first take apart all that was imported
 

@@ -1,4 +1,4 @@
-"""One video on several ranks: two gloo processes against one, every preset on small Wan, LTX-Video and a causal Wan."""
+"""One video on several ranks: two gloo processes against one, every preset on small Wan and a causal Wan, some on LTX-Video."""
 
 from __future__ import annotations
 

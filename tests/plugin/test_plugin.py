@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from longgen.cli import app
 from longgen.errors import UsageError
 from tests import warm
 
-ROOT = Path(__file__).parent.parent.parent
 SAMPLE = Path(__file__).parent / "sample"
 CLASS = "longgen_decay:Decay"
 LONG = ("--frames", "161", "--backbone", "tiny")
@@ -92,8 +90,8 @@ for args in (["--help"], ["plan", "--preset", "freespec", "--backbone", "tiny"],
     assert CliRunner().invoke(app, args).exit_code == 0
 assert "longgen_decay" not in sys.modules
 """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(site)])}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    done = warm.run(site, [], f"import sys; sys.path.append({str(site)!r}){code}")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

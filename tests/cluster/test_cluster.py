@@ -49,16 +49,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pool.Pool]:
     said: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # another cluster, where none is
-        with pool.pool(pool.LOCAL, 2, TINY, "cpu", tmp_path_factory.mktemp("shared"), said.append) as made:
-            assert said[0] == "2 workers, 1 thread each"
-            yield made
-
-
-def test_a_local_cluster_opens_no_port_beyond_loopback_and_is_its_own(workers: pool.Pool) -> None:
-    """Whatever RAY_ADDRESS names."""
-    assert [node["NodeManagerAddress"] for node in workers.ray.nodes()] == ["127.0.0.1"]  # Ray listens where this is
+    with pool.pool(pool.LOCAL, 2, TINY, "cpu", tmp_path_factory.mktemp("shared"), said.append) as made:
+        assert said[0] == "2 workers, 1 thread each"
+        yield made
 
 
 def table(folder: Path) -> dict[str, Any]:

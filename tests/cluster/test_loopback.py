@@ -1,0 +1,27 @@
+"""A cluster of this machine is reached over loopback alone, and is its own whatever RAY_ADDRESS names."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray")
+CODE = """
+import sys
+from pathlib import Path
+from longgen.backbones.wan import TINY
+from longgen.cluster import pool
+with pool.pool(pool.LOCAL, 1, TINY, "cpu", Path(sys.argv[1])) as made:
+    print([node["NodeManagerAddress"] for node in made.ray.nodes()])  # Ray listens where this is
+"""
+
+
+def test_a_local_cluster_opens_no_port_beyond_loopback(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", CODE, str(tmp_path)], capture_output=True, text=True, timeout=120,
+                          env=os.environ | {"RAY_ADDRESS": "127.0.0.1:1"})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "['127.0.0.1']"

@@ -31,6 +31,7 @@ from longgen.cli import app, messages, suggest
 from longgen.cli import help as help_text
 from longgen.errors import UsageError
 from longgen.video import Writer
+from tests import warm
 
 PLAN = ["plan", "--backbone", "tiny"]
 PROMPT = "a large red circle bouncing on a navy background"
@@ -936,10 +937,8 @@ def test_a_gpu_that_is_not_there() -> None:
     ],
 )  # fmt: skip
 def test_weights_that_are_not_here_and_cannot_be_fetched(args: list[str], fragments: list[str], tmp_path: Path) -> None:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
-    environment.pop("HF_HUB_CACHE", None)
-    command = [sys.executable, "-m", "longgen.cli", *args]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    empty = f"import huggingface_hub.constants as hub; hub.HF_HUB_CACHE = {str(tmp_path / 'hub')!r}; "
+    done = warm.run(tmp_path, args, empty + warm.CLI, HF_HUB_OFFLINE="1")
     check_error(done.stderr, done.stdout, ["expected: ", "hint: ", *fragments])
     assert done.returncode == 3
 
@@ -1258,33 +1257,45 @@ def test_a_dry_run_checks_what_it_says(args: list[str], fragments: list[str]) ->
     check_error(done.stderr, done.stdout, ["expected: ", "hint: ", *fragments])
 
 
-MAKE = '-m longgen.cli generate --backbone tiny --frames 5 --steps 1 --seed 1 -q -p "a corgi"'
+MAKE = ["generate", "--backbone", "tiny", "--frames", "5", "--steps", "1", "--seed", "1", "-q", "-p", "a corgi"]
+LINE = f"-m longgen.cli {shlex.join(MAKE)}"
+FULL = "could not be written to stdout: No space left on device"
+
+
+@pytest.mark.parametrize(
+    ("stdout", "code", "err"),
+    [
+        ("os.close(1); sys.stdout = None", 0, "a.mp4\n"),  # as Python finds it closed
+        ("os.dup2(os.open('/dev/full', os.O_WRONLY), 1)", 1, f"{FULL}; the files were written: a.mp4"),
+    ],
+)
+def test_a_video_is_made_where_stdout_is_closed_or_full(stdout: str, code: int, err: str, place: Path) -> None:
+    done = warm.run(place, [*MAKE, "-o", "a.mp4"], f"import os, sys; {stdout}; {warm.CLI}", PYTHONIOENCODING="ascii")
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert err in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "defect" not in done.stderr
+    assert (place / "a.mp4").is_file()
 
 
 @pytest.mark.parametrize(
     ("line", "code", "out", "err"),
     [
-        (f"{MAKE} -o a.mp4 >&-", 0, "", "a.mp4\n"),
-        (
-            f"{MAKE} -o a.mp4 >/dev/full",
-            1,
-            "",
-            "could not be written to stdout: No space left on device; the files were written: a.mp4",
-        ),
         ("-m longgen.cli plan -m tiny <&- >&- 2>&-", 0, "", ""),
         ("-m longgen.cli plan 2>/dev/full", 0, "direct on", ""),
-        ("-m longgen.cli presets list >/dev/full", 1, "", "could not be written to stdout: No space left on device"),
+        ("-m longgen.cli presets list >/dev/full", 1, "", FULL),
         ("-m longgen.cli --help >/dev/full", 1, "", "stdout could not be written: No space left on device"),
         ("-m longgen.cli backbones show tiny 2>&-", 0, "prompts it knows", ""),
         ("-m longgen.cli plan -m nothing 2>&-", 2, "", ""),
-        (f"{MAKE} --dry-run -o $'\\u732b.mp4' | tail -n 1", 0, "would write: \\u732b.mp4", ""),
+        (f"{LINE} --dry-run -o $'\\u732b.mp4' | tail -n 1", 0, "would write: \\u732b.mp4", ""),
         (
             "-m longgen.cli generate -m tiny --dry-run -p $'\\e[31m\\u732b' 2>&1 | head -n 1",
             0,
             "'\\x1b[31m\\u732b' does not have",
             "",
         ),
-        (f"mkdir gone; cd gone; rmdir ../gone; {MAKE}", 1, "", "the current folder no longer exists"),
+        (f"mkdir gone; cd gone; rmdir ../gone; {LINE}", 1, "", "the current folder no longer exists"),
     ],
 )
 def test_streams_that_are_closed_full_or_of_few_letters(line: str, code: int, out: str, err: str, place: Path) -> None:
@@ -1298,7 +1309,7 @@ def test_streams_that_are_closed_full_or_of_few_letters(line: str, code: int, ou
     assert out or not done.stdout
     assert "Traceback" not in done.stderr
     assert "defect" not in done.stderr
-    assert (place / "a.mp4").is_file() == ("a.mp4" in line)
+    assert not (place / "a.mp4").exists()
 
 
 def test_an_export_holds_the_tables(place: Path) -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+from tests import warm
 from tests.harness import QUICK
+
+CODE = "import sys; from tests.harness.__main__ import main; sys.exit(main())"
 
 
 def test_a_sample_of_each_part_finds_nothing_wrong() -> None:
     """In a process of its own, whose forks carry nothing of this one's."""
-    command = [sys.executable, "-m", "tests.harness", "--quick"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    done = warm.run(Path(__file__).parent.parent, ["--quick"], CODE)
     assert done.returncode == 0, done.stdout + done.stderr
     found = {
         part: (int(trials), int(wrong)) for part, trials, wrong in re.findall(r"(\w+) +trials (\d+)  wrong (\d+)", done.stdout)

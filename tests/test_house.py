@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import json
 import re
@@ -67,6 +68,10 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+MODULES = frozenset(map(module_name, FILES))
+
+
+@functools.cache
 def imported(path: Path) -> set[str]:
     """The modules that `path` imports: at its top, inside a function, or for types alone."""
     names = set()
@@ -77,7 +82,7 @@ def imported(path: Path) -> set[str]:
             assert node.level == 0, f"{path}:{node.lineno}: imports are absolute here"
             assert node.module is not None
             inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            modules = inner & {module_name(file) for file in FILES}
+            modules = inner & MODULES
             names |= modules | ({node.module} if len(modules) < len(inner) else set())
     return names
 
@@ -114,8 +119,7 @@ def test_a_module_imports_its_own_row_and_those_above(path: Path) -> None:
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
-    modules = {module_name(path) for path in FILES}
-    graph = {module_name(path): imported(path) & modules - {module_name(path)} for path in FILES if path != FACE} | {
+    graph = {module_name(path): imported(path) & MODULES - {module_name(path)} for path in FILES if path != FACE} | {
         "longgen": set()
     }
     while leaves := {name for name, used in graph.items() if not used & graph.keys()}:

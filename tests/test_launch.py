@@ -19,6 +19,7 @@ import longgen
 from longgen import launch, ranks, slurm
 from longgen.errors import LonggenError, OutOfMemoryError, UsageError
 from longgen.progress import Progress
+from tests.warm import CLI, LAUNCHER, Process
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 PROMPT = "a large red circle bouncing on a navy background"
@@ -36,9 +37,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture
-def started() -> Iterator[list[subprocess.Popen[str]]]:
+def started() -> Iterator[list[Process]]:
     """Processes that end with the test."""
-    processes: list[subprocess.Popen[str]] = []
+    processes: list[Process] = []
     yield processes
     for process in processes:
         process.kill()
@@ -48,25 +49,22 @@ def latents(video: Path) -> bytes:
     return video.with_suffix(".run").joinpath("latents.safetensors").read_bytes()
 
 
-def begin(folder: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("LONGGEN_")} | variables
-    return subprocess.Popen([sys.executable, "-m", "longgen.cli", "generate", *arguments], cwd=folder, text=True,
-                            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_heed_ctrl_c)  # fmt: skip
+def environment(**variables: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("LONGGEN_")} | variables
 
 
-def _heed_ctrl_c() -> None:
-    """A shell starts background jobs with SIGINT ignored, and this suite may be one."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def begin(folder: Path, *arguments: str, code: str = CLI, **variables: str) -> Process:
+    return Process(folder, ("generate", *arguments), code, environment(**variables))
 
 
 def processes_of(parent: int) -> dict[int, int]:
     """The processes that `parent` started, by their ranks."""
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    variables = {int(pid): Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in children}
-    return {int(line[5:]): pid for pid, lines in variables.items() for line in lines if line.startswith(b"RANK=")}
+    names = {int(pid): Path(f"/proc/{pid}/comm").read_text().split() for pid in children}
+    return {int(name[1]): pid for pid, name in names.items() if name[0] == "rank"}
 
 
-def wait_for_steps(process: subprocess.Popen[str], video: Path) -> dict[int, int]:
+def wait_for_steps(process: Process, video: Path) -> dict[int, int]:
     """Waits until a step more is on disk; returns the ranks' processes."""
     step = video.with_suffix(".run") / "checkpoint.safetensors"
     before = step.stat().st_mtime_ns if step.is_file() else 0
@@ -76,7 +74,7 @@ def wait_for_steps(process: subprocess.Popen[str], video: Path) -> dict[int, int
     return processes_of(process.pid)
 
 
-def ended(process: subprocess.Popen[str], pids: dict[int, int]) -> tuple[int, str]:
+def ended(process: Process, pids: dict[int, int]) -> tuple[int, str]:
     """The exit code and the lines of stderr but those of progress, of a process whose ranks have ended in time."""
     begun = time.monotonic()
     _, said = process.communicate(timeout=60)
@@ -95,10 +93,10 @@ def addresses(pids: dict[int, int]) -> set[str]:
 
 
 def test_a_killed_rank_and_ctrl_c_leave_a_checkpoint_that_one_process_goes_on_from(
-    tmp_path: Path, whole: bytes, started: list[subprocess.Popen[str]]
+    tmp_path: Path, whole: bytes, started: list[Process]
 ) -> None:
     video = tmp_path / "ball.mp4"
-    started.append(first := begin(tmp_path, *GENERATE, "-o", "ball.mp4", "--gpus", "2"))
+    started.append(first := begin(tmp_path, *GENERATE, "-o", "ball.mp4", "--gpus", "2", code=LAUNCHER))
     pids = wait_for_steps(first, video)
     assert addresses(pids | {2: first.pid}) <= {"0100007F"}
     os.kill(pids[1], signal.SIGKILL)
@@ -107,7 +105,7 @@ def test_a_killed_rank_and_ctrl_c_leave_a_checkpoint_that_one_process_goes_on_fr
     assert said.count("longgen:") == 1
     assert "longgen: rank 1 of 2 died (killed by SIGKILL)\n" in said
     assert "--resume" in said
-    started.append(second := begin(tmp_path, "-o", "ball.mp4", "--resume", "--gpus", "2", "--json"))
+    started.append(second := begin(tmp_path, "-o", "ball.mp4", "--resume", "--gpus", "2", "--json", code=LAUNCHER))
     pids = wait_for_steps(second, video)
     second.send_signal(signal.SIGINT)
     stdout = second.stdout.readline() if second.stdout else ""
@@ -129,6 +127,7 @@ def _stop_at_step(now: Progress) -> None:
 
 
 def test_two_ranks_go_on_from_one_skip_what_is_finished_and_print_each_video_once(tmp_path: Path, whole: bytes) -> None:
+    """Started from nothing, as users start them."""
     with pytest.raises(_StopError):
         longgen.generate(PROMPT, tmp_path / "a.mp4", preset="freespec", **SAMPLE, backbone="tiny", seed=1,
                          progress=_stop_at_step)  # fmt: skip
@@ -138,10 +137,12 @@ def test_two_ranks_go_on_from_one_skip_what_is_finished_and_print_each_video_onc
             {"prompt": "a corgi", "output": "c.mp4", "preset": "direct", "seed": 3, "frames": 9, "steps": 1}]  # fmt: skip
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     others = [*GENERATE[:2], *GENERATE[4:]]
-    process = begin(tmp_path, *others, "--prompts", "rows.jsonl", "--resume", "--gpus", "2", "--log-file", "run.log")
-    stdout, said = process.communicate(timeout=200)
-    assert process.returncode == 0, said
-    assert stdout.split() == ["a.mp4", "b.mp4", "c.mp4"]
+    command = [sys.executable, "-m", "longgen.cli", "generate", *others, "--prompts", "rows.jsonl", "--resume", "--gpus", "2",
+               "--log-file", "run.log"]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment(), timeout=200)
+    said = done.stderr
+    assert done.returncode == 0, said
+    assert done.stdout.split() == ["a.mp4", "b.mp4", "c.mp4"]
     assert said.count("b.mp4 is finished") == said.count("[3/3]") == said.count("sample 3/6") == 1
     log = (tmp_path / "run.log").read_text(encoding="utf-8")
     assert log.count("done: a.mp4") == log.count("[1/3]") == 1

@@ -1,12 +1,10 @@
-"""One video on several ranks: two gloo processes against one, every preset on small Wan, LTX-Video and a causal Wan."""
+"""One video on several ranks: two gloo processes against one, every preset on small Wan and a causal Wan, some on LTX-Video."""
 
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from longgen import ranks
 from longgen.backbones.settings import ModelSettings
 from longgen.errors import UsageError
 from longgen.pipelines import foreign_hooks, parallel
+from tests import warm
 from tests.backbones import family
 from tests.ranks import worker
 from tests.stacks import STACKS
@@ -31,10 +30,8 @@ def torchrun(size: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(size), "--master-addr", "127.0.0.1",
-               "--master-port", str(port), *arguments]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment, cwd=ROOT)
+    given = ["--nproc-per-node", str(size), "--master-addr", "127.0.0.1", "--master-port", str(port), *arguments]
+    return warm.run(ROOT, given, warm.TORCHRUN, OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
 
 
 @pytest.fixture(scope="module")

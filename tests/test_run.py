@@ -26,7 +26,7 @@ from longgen.errors import OutOfMemoryError, UsageError
 from longgen.out_of_memory import translate_oom
 from longgen.pipelines import loading
 from longgen.video import Writer, read_frames, read_settings
-from tests.warm import Process
+from tests.warm import CLI, Process
 
 PROMPT = "a large red circle bouncing on a navy background"
 BASE = [
@@ -44,20 +44,15 @@ BASE = [
     "--seed",
     "7",
 ]
-# a shell starts background jobs with SIGINT ignored, nohup with SIGHUP, and this suite may be one: the defaults are put back
-MAIN = (
-    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); signal.signal(signal.SIGHUP, signal.SIG_DFL); "
-    "from longgen.cli import main; main()"
-)
 # starts the command in a process that may not write files beyond a size, as on a full disk
-SMALL_DISK = "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); from longgen.cli import main; main()"
+SMALL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); " + CLI
 
 
-def start(folder: Path, *arguments: str, code: str = MAIN) -> Process:
+def start(folder: Path, *arguments: str, code: str = CLI) -> Process:
     return Process(folder, arguments, code)
 
 
-def longgen(folder: Path, *arguments: str, code: str = MAIN) -> tuple[int, str, str]:
+def longgen(folder: Path, *arguments: str, code: str = CLI) -> tuple[int, str, str]:
     process = start(folder, *arguments, code=code)
     out, err = process.communicate(timeout=200)
     return process.returncode, out, err
@@ -353,7 +348,7 @@ def test_settings_that_are_not_longgen_s_are_named(tmp_path: Path) -> None:
 
 def test_lack_of_memory_has_its_own_exit_code_and_names_the_stage(tmp_path: Path) -> None:
     """A real limit on the address space: the attention of a picture of 4096 x 4096 does not fit."""
-    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, 6 * 2**30)); " + MAIN
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, 6 * 2**30)); " + CLI
     code, out, err = longgen(tmp_path, *BASE, "--size", "4096x4096", "-o", "ball.mp4", code=limited)
     assert (code, out) == (4, ""), err
     assert "out of memory while sampling" in err

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +20,7 @@ from longgen.backbones.wan import TINY
 from longgen.errors import LonggenError, MissingError, UsageError
 from longgen.pipelines import loading
 from longgen.video import partial_of, read_settings
+from tests.warm import Process
 
 PROMPT = "a large red circle bouncing on a navy background"
 Generate = Callable[..., run.Result]
@@ -367,14 +366,13 @@ def test_a_second_process_is_refused_before_it_loads_anything(make: Generate, tm
     assert list(tmp_path.iterdir()) == []  # no lock is left behind
     hold = "from pathlib import Path; import time; from longgen import rundir\n"
     hold += "with rundir.lock(Path('a.mp4')): print(1, flush=True); time.sleep(60)"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, env=environment) as other:
-        assert other.stdout is not None
-        other.stdout.readline()
-        for flags in ({}, {"resume": True}, {"overwrite": True}):
-            with pytest.raises(LonggenError, match=rf"a\.mp4 is being written by another process, number {other.pid}"):
-                make(**flags)
-        other.kill()
+    other = Process(tmp_path, [], hold)
+    other.stdout.readline()
+    for flags in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(LonggenError, match=rf"a\.mp4 is being written by another process, number {other.pid}"):
+            make(**flags)
+    other.kill()
+    other.communicate()
     assert make().skipped is False  # kill -9 frees it
     assert sorted(os.listdir("a.run")) == ["latents.safetensors", "run.json"]
 

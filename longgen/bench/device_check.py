@@ -37,9 +37,11 @@ def small(spec: BackboneSpec) -> BackboneSpec:
     width = HEADS * spec.head_dim
     across, down = (count * multiple for count, multiple in zip(TOKENS, spec.size_multiple, strict=True))
     rotary_dims = spec.rotary_dims if spec.rotary_span_s is None else 2 * (width // 6)
+    sound = None if spec.sound is None else spec.sound._replace(width=width // 2)
     return replace(
         spec, layers=LAYERS, heads=HEADS, ffn_dim=4 * width, size=(across, down), rotary_dims=rotary_dims, parameters=0,
-        companions=0, text_tokens=min(spec.text_tokens, 64), verdicts={"position-sensitive": (0, 1), "context-sensitive": (2,)},
+        companions=0, sound=sound, text_tokens=min(spec.text_tokens, 64),
+        verdicts={"position-sensitive": (0, 1), "context-sensitive": (2,)},
     )  # fmt: skip
 
 

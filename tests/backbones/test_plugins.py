@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from longgen.backbones.settings import ModelSettings
 from longgen.backbones.wan import WAN_1_3B
 from longgen.errors import UsageError
 from longgen.pipelines import random_weights
+from tests import warm
 from tests.models import published
 
 FACTS = """
@@ -105,6 +105,7 @@ def test_a_package_cannot_take_a_name_of_longgen(install: Callable[..., Path]) -
 def test_help_and_plans_do_not_import_a_broken_one(install: Callable[..., Path]) -> None:
     folder = install("broken", "raise SystemExit('imported')\n")
     for command in (["--help"], ["plan", "--preset", "direct", "--backbone", "tiny", "--frames", "81"]):
-        code = f"import sys; sys.path.insert(0, {str(folder)!r}); from longgen.cli import app; app({command!r})"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        code = f"import sys; sys.path.insert(0, {str(folder)!r}); from longgen.backbones import registry; "
+        code += f"registry.plugin_families.cache_clear(); from longgen.cli import app; app({command!r})"
+        done = warm.run(folder, [], code)
         assert done.returncode == 0, done.stderr

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from longgen.loops.denoiser import Denoiser
 from longgen.pipelines import wan
 from longgen.pipelines.loading import load
 from longgen.plan import Plan
+from tests import warm
 from tests.models import published
 from tests.stacks import STACKS
 
@@ -213,13 +211,12 @@ def test_the_shipped_model_is_what_its_spec_says(tiny: Any) -> None:
     assert sum(f.stat().st_size for f in Path(TINY.source).rglob("*")) < 24e6
 
 
-def test_tiny_runs_on_one_thread_unless_told_otherwise() -> None:
+def test_tiny_runs_on_one_thread_unless_told_otherwise(tmp_path: Path) -> None:
     script = "import os, torch; from longgen.pipelines.loading import decoder; from longgen.backbones.wan import TINY\n"
     script += "torch.set_num_threads(2); os.environ['OMP_NUM_THREADS'] = '2'\n"
     script += "decoder(TINY, 'cpu'); print(torch.get_num_threads())\n"
     script += "del os.environ['OMP_NUM_THREADS']; decoder(TINY, 'cpu'); print(torch.get_num_threads())"
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=100)
+    done = warm.run(tmp_path, [], script)
     assert done.stdout.split() == ["2", "1"], done.stderr
 
 

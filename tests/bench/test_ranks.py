@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+from tests import warm
+
 PRESETS = ("longdiff", "gen-l-video", "rolling-sink")
 
 
-def test_what_ranks_count_is_what_the_plan_says() -> None:
-    command = [sys.executable, "-m", "longgen.cli", "bench", "--gpus", "2", "--backbone", "tiny", "--frames", "101", "--json",
-               "--presets", ",".join(PRESETS)]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, env=environment)
+def test_what_ranks_count_is_what_the_plan_says(tmp_path: Path) -> None:
+    command = ["bench", "--gpus", "2", "--backbone", "tiny", "--frames", "101", "--json", "--presets", ",".join(PRESETS)]
+    done = warm.run(tmp_path, command, warm.LAUNCHER, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr[-2000:]
     rows = {row["preset"]: row for row in json.loads(done.stdout)["presets"]}
     assert "kv-cache" in rows.pop("rolling-sink")["error"]

@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +27,7 @@ from longgen.compare.run import compare_presets, default_folder, earlier_folder
 from longgen.plan import Plan
 from longgen.preset import Sample
 from longgen.resolve import PlanRequest
+from tests.warm import Process
 
 PROMPT = "a large red circle bouncing on a navy background"
 FLAGS = ["--backbone", "tiny", "--frames", "9", "--steps", "2"]
@@ -152,11 +151,10 @@ def test_the_name_holds_what_decides_the_picture(tiny_plan: Make, tmp_path: Path
 
 def test_a_killed_grid_goes_on_to_the_same_bytes(tiny: Any, tiny_plan: Make, tmp_path: Path) -> None:
     command = ["compare", "--backbone", "tiny", "--frames", "81", "--steps", "8", "--prompt", PROMPT, "--presets", "direct,riflex"]
-    process = subprocess.Popen([sys.executable, "-m", "longgen.cli", *command, "-o", "out"], cwd=tmp_path, stderr=subprocess.PIPE,
-                               stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    process = Process(tmp_path, [*command, "-o", "out"])
     deadline = time.monotonic() + 120
     while not [*tmp_path.glob("out/videos/riflex-*.run/checkpoint.safetensors")]:
-        assert process.poll() is None, process.communicate()[1].decode()
+        assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

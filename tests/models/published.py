@@ -8,6 +8,7 @@ Legend: V rows of an embedding.
 
 from __future__ import annotations
 
+import functools
 import json
 import struct
 from collections.abc import Iterator
@@ -39,9 +40,28 @@ LLAVA = [("model.language_model.", "language_model.model."), ("lm_head.", "langu
 Shapes = dict[str, tuple[str, tuple[int, ...]]]  # of a file's weights: name -> dtype, as safetensors names it, and shape
 
 
+_TRANSFORMERS: dict[str, Any] = {}
+
+
 def transformer(spec: BackboneSpec) -> Any:
+    """The same one at every call: it has no weights, and nobody changes it."""
+    if (key := repr(spec)) not in _TRANSFORMERS:
+        with torch.device("meta"):
+            _TRANSFORMERS[key] = random_weights.untrained(spec)
+    return _TRANSFORMERS[key]
+
+
+@functools.cache
+def _shapes(library: str, kind: str, config: str) -> dict[str, tuple[int, ...]]:
+    """Of the weights of the class `kind`; several models have the same text encoder. config: JSON."""
     with torch.device("meta"):
-        return random_weights.untrained(spec)
+        if library != "transformers":
+            source = diffusers if library == "diffusers" else getattr(diffusers.pipelines, library)
+            model = getattr(source, kind).from_config(json.loads(config))
+        else:
+            cls = getattr(transformers, kind)
+            model = cls(cls.config_class.from_dict(json.loads(config)))
+    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
 
 
 def write_configs(spec: BackboneSpec, folder: Path) -> None:
@@ -86,14 +106,7 @@ def weights(layout: Layout, component: str, layers: int | None = None) -> Shapes
     """The weights of a component as its published files name them."""
     config = shallow(layout.configs[f"{component}/config.json"], layers)
     library, kind = layout.configs["model_index.json"][component]
-    with torch.device("meta"):
-        if library != "transformers":
-            source = diffusers if library == "diffusers" else getattr(diffusers.pipelines, library)
-            model = getattr(source, kind).from_config(config)
-        else:
-            cls = getattr(transformers, kind)
-            model = cls(cls.config_class.from_dict(config))
-    shapes = {key: (layout.dtypes[component], tuple(value.shape)) for key, value in model.state_dict().items()}
+    shapes = {key: (layout.dtypes[component], shape) for key, shape in _shapes(library, kind, json_text(config)).items()}
     shapes.pop("encoder.embed_tokens.weight", None)  # shared.weight by another name
     if kind == "Gemma3ForConditionalGeneration":
         shapes.pop("lm_head.weight")  # the embedding by another name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,8 +15,8 @@ from typer.testing import CliRunner
 from longgen import catalog, plugins, preset
 from longgen.cli import app
 from longgen.errors import UsageError
+from tests import warm
 
-ROOT = Path(__file__).parent.parent.parent
 SAMPLE = Path(__file__).parent / "sample"
 CLASS = "longgen_decay:Decay"
 LONG = ("--frames", "161", "--backbone", "tiny")
@@ -50,9 +49,8 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def longgen(*args: str, path: Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """`longgen ARGS` in a process of its own that can import what is in `path`."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(path)])}
-    command = [sys.executable, "-W", "error", "-c", "from longgen.cli import main; main()", *args]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd or path, check=False)
+    code = f"import sys, warnings; warnings.simplefilter('error'); sys.path.append({str(path)!r}); {warm.CLI}"
+    return warm.run(cwd or path, args, code)
 
 
 def test_an_installed_technique_is_listed_and_shown(site: Path) -> None:
@@ -92,8 +90,8 @@ for args in (["--help"], ["plan", "--preset", "freespec", "--backbone", "tiny"],
     assert CliRunner().invoke(app, args).exit_code == 0
 assert "longgen_decay" not in sys.modules
 """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(site)])}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    done = warm.run(site, [], f"import sys; sys.path.append({str(site)!r}){code}")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

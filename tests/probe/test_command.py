@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from longgen.backbones.wan import TINY
 from longgen.cli import app
 from longgen.layers.probe_file import read
 from tests.probe.test_selection import probe_of
+from tests.warm import Process
 
 PROMPT = "a small red circle orbiting on a black background"
 SMALL = ["--frames", "85", "--steps", "2", "--size", "32x32", "-p", PROMPT]
@@ -84,15 +82,13 @@ def test_probe_run_probes_first(place: Path) -> None:
 
 
 def test_a_probe_that_was_killed_goes_on(place: Path) -> None:
-    command = [sys.executable, "-m", "longgen.cli", *THRICE]
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    running = subprocess.Popen(command, cwd=place, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    running = Process(place, THRICE)
     cache = place.parent / "cache"
     deadline = time.monotonic() + 120
     while not list(cache.rglob("parts/*.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
     running.send_signal(signal.SIGKILL)
-    running.wait()
+    running.communicate()
     done = {path: path.stat().st_mtime_ns for path in cache.rglob("parts/*.json")}
     assert 0 < len(done) < 6
     assert not list(cache.rglob("probe.json"))

@@ -37,18 +37,24 @@ class StoppedError(Exception):
     pass
 
 
-def test_a_full_probe_has_every_score_and_goes_on_where_it_was_stopped(tiny: Any, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def full(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Progress]]:
+    """What a full probe measures in one go, and what it reports."""
     reports: list[Progress] = []
+    parts = PartialResults(tmp_path_factory.mktemp("full"))
+    return measure(lambda: tiny, SMALL, settings(), parts, ON_CPU, reports.append), reports
+
+
+def test_a_full_probe_has_every_score_and_goes_on_where_it_was_stopped(full: Any, tiny: Any, tmp_path: Path) -> None:
+    whole, reports = full
 
     def until(count: int) -> Any:
         def report(now: Progress) -> None:
-            reports.append(now)
             if now.done == count:
                 raise StoppedError
 
         return report
 
-    whole = measure(lambda: tiny, SMALL, settings(), PartialResults(tmp_path / "whole"), ON_CPU, until(-1))
     assert [now.done for now in reports if now.total != 14] == []
     assert reports[-1].done == 14  # two that are watched, a shift and a window for each of six layers
     assert reports[-1].eta_s == pytest.approx(0, abs=1e-6)
@@ -75,12 +81,12 @@ def test_a_part_that_the_disk_lost_is_made_again(tiny: Any, tmp_path: Path) -> N
     assert measure(lambda: tiny, SMALL, settings("quick"), parts, ON_CPU, lambda now: None) == first
 
 
-def test_quick_is_what_full_reads_off_attention(tiny: Any, tmp_path: Path) -> None:
-    full, ranks = measure(lambda: tiny, SMALL, settings(), PartialResults(tmp_path / "full"), ON_CPU, lambda now: None)
+def test_quick_is_what_full_reads_off_attention(full: Any, tiny: Any, tmp_path: Path) -> None:
+    (found, ranks), _ = full
     quick, same = measure(lambda: tiny, SMALL, settings("quick"), PartialResults(tmp_path / "quick"), ON_CPU, lambda now: None)
     assert same == ranks
     for kind in ("position", "context"):
-        assert quick[0].scores[kind] == {"attention": full[0].scores[kind]["attention"]}  # type: ignore[index]
+        assert quick[0].scores[kind] == {"attention": found[0].scores[kind]["attention"]}  # type: ignore[index]
     assert not list((tmp_path / "quick").glob("*.safetensors"))  # nothing is compared with them
 
 

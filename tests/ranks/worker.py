@@ -33,6 +33,8 @@ from tests.stacks import STACKS
 PROMPT = "a large red circle"
 TWO_SHOTS = PromptSchedule((Shot(Fraction(0), "a large red circle"), Shot(Fraction(1, 2), "a small blue square")), Fraction(1, 4))
 WHOLE = {"wan": (33, (48, 32)), "ltx": (65, (64, 64))}  # pipeline -> frames, more than twice native; size
+AGAIN = ("direct", "chain", "fifo", "gen-l-video", "glc-diffusion", "riflex", "keyframes", "freeloc", "freelong", "freespec")
+PRESETS = {"wan": STACKS, "ltx": AGAIN}  # of every combination of slots one: what is exchanged does not depend on a technique
 CLIPS = ("hunyuan", "cogvideox")
 OTHERS = {"wan-experts": "freespec", "wan-ti2v": "sliding-window", "wan-i2v": "freespec"}
 GUIDED = {"wan": "freespec", "wan-experts": "direct", "ltx": "sliding-window", "cogvideox": "direct"}
@@ -51,7 +53,7 @@ def cases(folder: Path, size: int) -> Iterator[tuple[str, Any, Any, Plan]]:
     for name, (frames, pixels) in WHOLE.items():
         alone, split = pair(folder / name, size)
         given = preset.Sample(frames=frames, size=pixels, steps=2)
-        for stack in STACKS:
+        for stack in PRESETS[name]:
             asked = preset.Sample(frames=frames, size=pixels) if stack == "fifo" else given
             try:
                 yield f"{name} {stack}", alone, split, planner.build(preset.load(stack, (), asked), split.spec)

@@ -10,8 +10,6 @@ import dataclasses
 import math
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from fractions import Fraction
@@ -44,6 +42,7 @@ from longgen.sampling.svi import Svi
 from longgen.schedule import PromptSchedule, Shot, seen_by, weights
 from tests.backbones import family
 from tests.models import small
+from tests.warm import Process
 
 PROMPT = "a large red circle bouncing on a navy background"
 OTHER = "a large green square bouncing on a navy background"
@@ -328,7 +327,6 @@ def test_with_a_step_cache_the_clip_under_way_begins_again(tiny: Any, tmp_path: 
     assert state.done == 3
 
 
-MAIN = "from longgen.cli import main; main()"
 RUN = ["generate", "--prompt", PROMPT, "--backbone", "tiny", "--preset", "chain", "--frames", "45", "--steps", "6", "--seed", "7",
        "--device", "cpu", *(word for one in SHORT for word in ("--set", one)), "-o"]  # fmt: skip
 
@@ -342,7 +340,7 @@ def test_a_killed_run_goes_on_to_the_same_files(tiny: Any, tmp_path: Path, monke
         return CliRunner().invoke(app, [*arguments]).exit_code
 
     assert longgen(*RUN, "whole.mp4") == 0
-    process, folder = subprocess.Popen([sys.executable, "-c", MAIN, *RUN, "ball.mp4"], stderr=subprocess.DEVNULL), Path("ball.run")
+    process, folder = Process(tmp_path, [*RUN, "ball.mp4"]), Path("ball.run")
     deadline = time.monotonic() + 120
     first = folder / "latents" / "000000.safetensors"
     while not first.exists() and time.monotonic() < deadline:

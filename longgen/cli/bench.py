@@ -14,6 +14,7 @@ import typer
 from longgen.cli import complete, inputs
 from longgen.cli import options as opt
 from longgen.cli.app import answer, app, logger, progress_shown, say, take_rank
+from longgen.cli.messages import report_columns
 from longgen.errors import BatchError, LonggenError, OutOfMemoryError, Terminated, UsageError, conflict
 
 if TYPE_CHECKING:
@@ -154,15 +155,15 @@ def bench(
     with progress_shown(options.quiet) as report:
         if accelerate_by:
             result = accelerators.measure_accelerators(plans, accelerate_by, load, settings, prompt, report)
-            text = accelerators_table.text(result)
+            text = accelerators_table.text(result, report_columns())
         elif by_length:
             loaded, shape = functools.cache(load), target.shape is not None
             result = _at_lengths(by_length, lambda plans: running.bench(plans, lambda: loaded(settings), settings, target.repeats,
                                                                         shape, report))  # fmt: skip
-            text = table.lengths_text(result)
+            text = table.lengths_text(result, report_columns())
         else:
             result = running.bench(plans, lambda: load(settings), settings, target.repeats, target.shape is not None, report)
-            text = table.text(result)
+            text = table.text(result, report_columns())
     _write(result, text, output, options, formats)
 
 
@@ -201,7 +202,7 @@ def _on_ranks(
         data = {"backbone": spec.name, "gpus": size, "presets": [row.as_dict() for row in rows]}
         if output is not None:
             disk.save_json(output, data)
-        answer(measuring.text(rows, spec.name, size), data, options.as_json, wrote=output is not None)
+        answer(measuring.text(rows, spec.name, size, report_columns()), data, options.as_json, wrote=output is not None)
     if all(row.error is not None for row in rows):
         raise UsageError(f"none of the presets can be split between {size} ranks: {rows[0].error}",
                          expected="a backbone and presets that can", hint="longgen plan --gpus says why each cannot")  # fmt: skip
@@ -280,7 +281,8 @@ def _count(
     if output is not None:
         disk.make_folder(output.parent)
         disk.save_json(output, data)
-    answer(count_text(found, yardstick, dtype, chosen), data, options.as_json, wrote=output is not None)
+    text = count_text(found, yardstick, dtype, chosen, report_columns())
+    answer(text, data, options.as_json, wrote=output is not None)
     failed = {name: fault for name, fault in counts.items() if isinstance(fault, str)}
     if failed:
         name, fault = next(iter(failed.items()))

@@ -109,7 +109,7 @@ def _measure(gpu: GpuOptions, options: opt.OutputOptions) -> None:
         report = new if options.overwrite else device_report.resume(gpu.output, new)
         device_run.run(report, spec, causal, settings, names, gpu.minutes, gpu.output, on_progress)
     page = gpu.output / device_report.FILES[1]
-    answer(f"{report.text()}\n\n{page}", report.as_dict(), options.as_json, wrote=True)
+    answer(f"{report.text(messages.report_columns())}\n\n{page}", report.as_dict(), options.as_json, wrote=True)
     if report.failures:
         raise typer.Exit(1)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from longgen import export
-from longgen.cli import inputs
+from longgen.cli import inputs, messages
 from longgen.cli import options as opt
 from longgen.cli.app import answer, app, logger, progress_shown
 
@@ -87,6 +87,7 @@ def probe(
     from longgen import start
     from longgen.api.probe import log_report, reported
     from longgen.probe import measure
+    from longgen.probe.report import text
 
     cluster.check_workers()
     formats = export.parse(options.export)
@@ -115,7 +116,7 @@ def probe(
         rule, apart = (judge.metric, judge.threshold, judge.top), None if cluster.ray is None else spread
         made = reported(spec, how, settings, rule, options.output, options.again, options.overwrite, conditions, log, on_progress,
                         apart, formats)  # fmt: skip
-    answer(str(made), made.as_dict(), as_json, wrote=True)
+    answer(text(made.probe, messages.report_columns()), made.as_dict(), as_json, wrote=True)
     log_report(made, log)
 
 

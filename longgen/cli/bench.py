@@ -14,9 +14,9 @@ import typer
 from longgen import units
 from longgen.cli import complete, inputs
 from longgen.cli import options as opt
-from longgen.cli.app import answer, app, logger, progress_shown, say, take_rank
+from longgen.cli.app import answer, app, logger, progress_shown, report_stop, say, take_rank
 from longgen.cli.messages import report_columns
-from longgen.errors import BatchError, LonggenError, OutOfMemoryError, Terminated, UsageError, conflict
+from longgen.errors import BatchError, LonggenError, OutOfMemoryError, UsageError, conflict
 
 if TYPE_CHECKING:
     from longgen.backbones.settings import ModelSettings
@@ -387,9 +387,7 @@ def _write(
     finally:  # what was measured is printed, even where it could not be written
         answer(text, result.as_dict(), options.as_json, wrote=output is not None)
     if result.stopped is not None:
-        terminated = isinstance(result.stopped, Terminated)
-        say(f"longgen: stopped by {'SIGTERM' if terminated else 'Ctrl-C'}; what was measured until then is above")
-        raise SystemExit(Terminated.exit_code if terminated else 130)
+        raise SystemExit(report_stop(result.stopped, "what was measured until then is above"))
     failed = [row for row in result.rows if row.error is not None]
     if failed:
         raise BatchError(f"{len(failed)} of {len(result.rows)} could not be measured: {failed[0].preset}: {failed[0].error}",

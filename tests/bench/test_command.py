@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib
 import json
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,7 +201,15 @@ def test_ctrl_c_prints_what_is_measured(kind: type[BaseException], code: int, mo
         return found
 
     monkeypatch.setattr(run, "bench", stopped)
-    done = longgen(*SMALL, "--presets", "direct")
+    cli: Any = importlib.import_module("longgen.cli.app")  # whose name in longgen.cli is that of the app
+    monkeypatch.setattr(cli, "_reported", False)
+    handlers = {number: signal.getsignal(number) for number in cli._SIGNALS}
+    try:
+        done = longgen(*SMALL, "--presets", "direct")
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert cli._reported  # else the end of the process says once more that it was stopped
     assert done.exit_code == code
     assert "stock" in done.stdout
     assert "what was measured until then is above" in done.stderr

@@ -17,7 +17,7 @@ from longgen.describe import WIDTH, flow_shift_label
 from longgen.errors import UsageError
 from longgen.plan import Plan
 from longgen.planner import build, stand_in
-from longgen.terminal import cut_to_width
+from longgen.terminal import cut_to_width, hanging, refilled
 from longgen.textfile import on_one_line
 from longgen.units import human_bytes
 
@@ -98,8 +98,8 @@ def published(spec: BackboneSpec) -> dict[str, Any]:
     return rows
 
 
-def backbone_text(spec: BackboneSpec) -> str:
-    """The facts of a backbone; for `tiny` also the sentences that it knows."""
+def backbone_text(spec: BackboneSpec, columns: int | None = None) -> str:
+    """The facts of a backbone; for `tiny` also the sentences that it knows. columns: of a terminal; commands are not wrapped."""
     below = "" if spec.boundary is None else f", below {spec.boundary:g}"
     low_noise = "" if spec.guidance_scale_2 is None else f" ({spec.guidance_scale_2:g} at low noise{below})"
     latent = "latent" if spec.token_lat == 1 else f"tokens of {spec.token_lat} latent ones"
@@ -112,16 +112,18 @@ def backbone_text(spec: BackboneSpec) -> str:
         "sizes": ["width a multiple of {}, height of {}".format(*spec.size_multiple)],
         "defaults": [f"{spec.steps} step{'s' * (spec.steps != 1)}, guidance {spec.guidance_scale:g}{low_noise}, {spec.dtype}"],
         "scheduler": [", ".join(filter(None, (spec.scheduler, flow_shift_label(spec))))],
-        "negative": [cut_to_width(on_one_line(spec.negative_prompt), WIDTH - 14) or "none"],
+        "negative": [cut_to_width(on_one_line(spec.negative_prompt), max(40, min(columns or WIDTH, WIDTH)) - 14) or "none"],
         "transformer": [f"{spec.layers} layers, {spec.heads} heads x {spec.head_dim}, {spec.parameters / 1e6:,.0f}M parameters"],
         "can": [", ".join(spec.capabilities)],
         **_needs_rows(spec),
         **_published_rows(spec),
     }
-    lines = [f"  {key if row == 0 else '':<12}{line}" for key, texts in rows.items() for row, line in enumerate(texts)]
-    text = "\n".join([spec.name, *lines, *(f"note: {note}" for note in spec.file_notes)])
+    commands = hub.download_commands(spec)
+    lines = [hanging(f"  {key if row == 0 else '':<12}", line, None if line in commands else columns)
+             for key, texts in rows.items() for row, line in enumerate(texts)]  # fmt: skip
+    text = "\n".join([spec.name, *lines, *(hanging("note: ", note, columns) for note in spec.file_notes)])
     if spec.built_in:
-        text += "\n\nprompts it knows:\n" + tiny_grammar.describe()
+        text += "\n\nprompts it knows:\n" + refilled(tiny_grammar.describe(), columns)
     return text
 
 

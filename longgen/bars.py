@@ -17,6 +17,7 @@ from rich.segment import ControlType, Segment
 from rich.table import Column
 from rich.text import Text
 
+from longgen import signals
 from longgen.progress import PLAIN_EVERY_S, UNCOUNTED, Log, OnProgress, Progress, in_lines, no_report
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Block(contextlib.AbstractContextManager["Block"]):
 
     def report(self, now: Progress) -> None:
         """Shows `now`."""
-        with self.lock:
+        with signals.whole_line(), self.lock:
             last = self.rows.get(now.phase)
             if last is not None and (now.done < last.now.done or now.elapsed_s < last.now.elapsed_s):
                 self._begin_again(now.phase)
@@ -113,7 +114,8 @@ class _Raw:
 def draw(sequence: str) -> None:
     """Writes a control sequence that shows a picture above the bars; nothing where none are on the screen, as in a pipe."""
     if _live is not None:
-        _live.bars.console.print(_Raw(sequence))
+        with signals.whole_line():
+            _live.bars.console.print(_Raw(sequence))
 
 
 _live: Block | None = None  # that is on the screen

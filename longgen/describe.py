@@ -32,7 +32,7 @@ from longgen.sampling.chain import SEED_STRIDE
 from longgen.sight import row_label, slot_lines
 from longgen.stack import PlacedTechnique
 from longgen.technique import LONGEST, FrameTechnique, Technique
-from longgen.terminal import aligned, cut_to_width, fitted, hanging
+from longgen.terminal import aligned, cut_to_width, fitted, hanging, refilled
 from longgen.textfile import on_one_line, visible
 from longgen.units import about_time, count_label, human_bytes, short
 
@@ -448,15 +448,15 @@ def technique_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def techniques_text(rows: list[dict[str, Any]]) -> str:
-    """`technique_rows` by slot, in lines of at most WIDTH columns."""
+def techniques_text(rows: list[dict[str, Any]], columns: int | None = None) -> str:
+    """`technique_rows` by slot, in lines of at most WIDTH columns, or those of a narrower terminal."""
     indent = " " * (4 + max(len(row["name"]) for row in rows))
     lines = []
     for slot in dict.fromkeys([*catalog.SLOTS, *(row["slot"] for row in rows)]):
         lines.append(slot)
         for row in (row for row in rows if row["slot"] == slot):
             source = row["paper"] + ("" if row["origin"] == "built in" else f" [{row['origin']}]")
-            lines += [f"  {row['name']:<{len(indent) - 2}}{source}", *_wrapped(row["summary"], indent)]
+            lines += [hanging(f"  {row['name']:<{len(indent) - 2}}", source, columns), *_wrapped(row["summary"], indent, columns)]
     return "\n".join(lines)
 
 
@@ -480,13 +480,14 @@ def technique_dict(name: str, allow_code: bool = False) -> dict[str, Any]:
 def technique_text(shown: dict[str, Any], columns: int | None = None) -> str:
     """`technique_dict` for people."""
     title = f"{shown['name']} ({shown['slot']}; {shown['paper']}; {shown['origin']})"
-    lines = [title, "", *fitted(shown["header"], columns), "", "parameters"]
+    lines = [refilled(title, columns), "", *fitted(shown["header"], columns), "", "parameters"]
     settings = {f"  {key} = {row['default']}": row for key, row in shown["parameters"].items()}
     column = 2 + max(map(len, settings))
     for setting, row in settings.items():
         about = "; ".join(filter(None, (row["type"], row["description"])))
-        lines += _wrapped(about, " " * column, f"{setting:<{column}}")
-    lines.append("  auto: decided by the clip's length and the backbone" if any(s.endswith("auto") for s in settings) else "")
+        lines += _wrapped(about, " " * column, columns, f"{setting:<{column}}")
+    auto = any(setting.endswith("auto") for setting in settings)
+    lines.append(refilled("  auto: decided by the clip's length and the backbone", columns) if auto else "")
     costed = next((name for name in COSTED if name in shown["backbones"]), None)
     ratio = shown["cost_ratio"]
     cost = "" if ratio is None else f"{ratio:.2f} times direct sampling, at {LONG} times the native length of {costed}"
@@ -498,12 +499,12 @@ def technique_text(shown: dict[str, Any], columns: int | None = None) -> str:
     }
     lines += [""] if lines[-1] else []
     for key, value in facts.items():
-        lines += _wrapped(value, " " * 15, f"{key:<15}")
+        lines += _wrapped(value, " " * 15, columns, f"{key:<15}")
     by_reason: dict[str, list[str]] = {}
     for backbone, reason in shown["unsupported"].items():
         by_reason.setdefault(reason.replace(backbone, "the backbone"), []).append(backbone)
     for number, (reason, backbones) in enumerate(by_reason.items()):
-        lines += _wrapped(f"{', '.join(backbones)}: {reason}", " " * 15, f"{'' if number else 'not on':<15}")
+        lines += _wrapped(f"{', '.join(backbones)}: {reason}", " " * 15, columns, f"{'' if number else 'not on':<15}")
     return "\n".join(lines)
 
 
@@ -535,6 +536,8 @@ def _type(schema: dict[str, Any]) -> str:
     return " ".join([schema["type"], *limits])
 
 
-def _wrapped(text: str, indent: str, first: str | None = None) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=indent if first is None else first, subsequent_indent=indent,
+def _wrapped(text: str, indent: str, columns: int | None, first: str | None = None) -> list[str]:
+    width = max(40, min(columns or WIDTH, WIDTH))
+    indent = indent if len(indent) <= width // 2 else "    "
+    return textwrap.wrap(text, width, initial_indent=indent if first is None else first, subsequent_indent=indent,
                          break_long_words=False, break_on_hyphens=False)  # fmt: skip

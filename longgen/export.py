@@ -37,6 +37,7 @@ STYLE: dict[Any, Any] = {
     "pdf.compression": 6,
     "font.family": [FONT],
 }
+BEYOND_PDFLATEX = re.compile("[^\0-\u017f\u2010-\u2030]")  # which knows Latin letters and punctuation
 MARKDOWN = re.compile(r"([\\`*_\[\]<>|~&#$])")
 LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
@@ -128,14 +129,15 @@ def latex(text: str) -> str:
 
 def latex_text(table: Table) -> str:
     """A tabular without packages; `\\input` it into a table environment, or a resizebox where it is too wide."""
-    lines = ["% written by longgen; needs no package"]
-    lines += [rf"\begin{{tabular}}{{l{'r' * (len(table.heads) - 1)}}}", r"\hline"]
+    lines = [rf"\begin{{tabular}}{{l{'r' * (len(table.heads) - 1)}}}", r"\hline"]
     lines += [" & ".join(map(latex, table.heads)) + r" \\", r"\hline"]
     for number, row in enumerate(table.rows):
         cells = (rf"\textbf{{{latex(cell)}}}" if (number, column) in table.bold else latex(cell) for column, cell in enumerate(row))
         lines.append(" & ".join(cells) + r" \\")
+    foreign = any(BEYOND_PDFLATEX.search(line) for line in lines)
+    needs = "has letters that need XeLaTeX or LuaLaTeX, with a font for them" if foreign else "needs no package"
     lines += [r"\hline", r"\end{tabular}", *(f"% {on_one_line(note)}" for note in table.notes)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([f"% written by longgen; {needs}", *lines, ""])
 
 
 def markdown(text: str) -> str:

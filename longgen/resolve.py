@@ -60,8 +60,7 @@ class PlanRequest:
 
     def load_preset(self) -> presets.Preset:
         """The preset under the overrides and the sample; a duration becomes frames at its fps. Raises UsageError."""
-        if self.duration is not None and self.sample.frames is not None:
-            raise conflict("--frames", "--duration")
+        units.frames_asked(self.sample.frames, self.duration, self.spec.fps)  # or refuses both
         name = selection.split_name(self.settled()[1])[0]
         loaded = presets.load(name, self.overrides, self.sample, self.allow_code)
         if self.duration is None:

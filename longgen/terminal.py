@@ -19,6 +19,40 @@ def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
     return ["  ".join(map(format, row, formats)) for row in rows]
 
 
+def side_by_side(left: Sequence[str], columns: Sequence[Sequence[str]], width: int, gap: int = 2) -> list[list[str]]:
+    """Tables as their lines: `left`, then as many `columns` as `width` has room for, aligned right, `gap` spaces before each."""
+    start = max(map(len, left))
+    tables: list[list[list[str]]] = []
+    room = 0
+    for column in columns:
+        taken = gap + max(map(len, column))
+        if taken > room:
+            tables.append([[f"{cell:<{start}}" for cell in left]])
+            room = width - start
+        tables[-1].append([f"{cell:>{taken}}" for cell in column])
+        room -= taken
+    return [["".join(cells).rstrip() for cells in zip(*table, strict=True)] for table in tables]
+
+
+def tables(rows: Sequence[Sequence[str]], width: int, left: int = 1) -> list[str]:
+    """`aligned` rows as tables of at most `width`, with an empty line between two; each begins with the first `left` columns."""
+    heads = aligned([row[:left] for row in rows], left)
+    parts = side_by_side(heads, [*zip(*(row[left:] for row in rows), strict=True)], width)
+    return [line for number, part in enumerate(parts) for line in [""] * (number > 0) + part]
+
+
+def refilled(text: str, columns: int | None) -> str:
+    """`text` with lines wrapped that are longer than `columns`, below their own indentation; words stay whole. None: as it is."""
+    if columns is None:
+        return text
+    columns, lines = max(40, columns), []
+    for line in text.splitlines():
+        indent = line[: len(line) - len(line.lstrip())]
+        lines += [line] if len(line) <= columns else textwrap.wrap(line.lstrip(), columns, initial_indent=indent,
+                  subsequent_indent=f"{indent}  ", break_long_words=False, break_on_hyphens=False)  # fmt: skip
+    return "\n".join(lines)
+
+
 def cut_to_width(line: str, width: int) -> str:
     """As much of `line` as fits `width` columns, of which East Asian letters and emoji take two."""
     end = 0

@@ -7,7 +7,7 @@ import math
 import re
 from fractions import Fraction
 
-from longgen.errors import UsageError, shown
+from longgen.errors import UsageError, conflict, shown
 
 _NUMBER = r"([0-9]{1,9}(?:\.[0-9]{1,9})?)"
 _DURATION = re.compile(rf"(?:{_NUMBER} *(?:m|min|mins|minutes?))? *(?:{_NUMBER} *(?:s|secs?|seconds?)?)?")
@@ -33,6 +33,15 @@ def duration_frames(duration: str, fps: int) -> int:
         raise UsageError(f"--duration {duration} is too short for a video", expected="20s, 1m30s, 2m or 7.5 (seconds)",
                          hint="make it longer, or leave it out for the model's native length")  # fmt: skip
     return max(1, round(duration_s * fps))
+
+
+def frames_asked(frames: int | None, duration: str | None, fps: int) -> int | None:
+    """The pixel frames that --frames, or --duration at `fps`, asks for; None without both. Raises UsageError for both."""
+    if duration is None:
+        return frames
+    if frames is not None:
+        raise conflict("--frames", "--duration")
+    return duration_frames(duration, fps)
 
 
 def count_label(numbers: tuple[int, ...], total: int) -> str:

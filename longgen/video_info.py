@@ -146,6 +146,13 @@ def _comment(path: Path, _: tuple[int, ...]) -> str:
     return ffmpeg.metadata(text, "comment") or ffmpeg.metadata(text, "COMMENT")  # as WebM has it
 
 
+def _is_transparent(path: Path) -> bool:
+    """Whether a pixel of a frame with an alpha channel is not opaque; every GIF has the channel."""
+    least = "format=rgba,alphaextract,signalstats,metadata=print:key=lavfi.signalstats.YMIN:file=-"
+    done = ffmpeg.run(["-v", "error", *ffmpeg.source(path), "-map", "0:V:0", "-vf", least, "-f", "null", os.devnull])
+    return any(int(value) < 255 for value in re.findall(r"YMIN=(\d+)", done.stdout.decode(errors="replace")))
+
+
 @lru_cache(maxsize=256)
 def _facts(path: Path, _: tuple[int, ...]) -> Facts:
     """The facts: the showinfo filter describes the first frame; timestamps of all frames are those of their packets."""
@@ -174,8 +181,10 @@ def _facts(path: Path, _: tuple[int, ...]) -> Facts:
     notes += color_notes
     if field in "TB":
         notes.append("it is interlaced; combing counts as detail and as motion")
-    if re.match(r"(yuva|rgba|bgra|argb|abgr|gbrap|ya|pal8)", layout) or re.search(r"(?m)^\s+alpha_mode\s*: 1", output):
+    if re.search(r"(?m)^\s+alpha_mode\s*: 1", output):
         notes.append("its alpha channel, if any, is ignored")
+    elif re.match(r"(yuva|rgba|bgra|argb|abgr|gbrap|ya|pal8)", layout) and _is_transparent(path):
+        notes.append("its alpha channel is ignored")
     streams = len(re.findall(r"(?m)^  Stream #0:\d+.*?: Video: (?!.*\(attached pic\))", output.partition("\nStream mapping:")[0]))
     if streams > 1:
         notes.append(f"it holds {streams} video streams, of which the first is used")

@@ -193,6 +193,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --fit $LONGGEN_FIT
         --backbone -m $LONGGEN_BACKBONE
         --frames -f --num-frames $LONGGEN_FRAMES
+        --duration
         --prompt -p
         --prompts
         --seeds
@@ -231,6 +232,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --lengths
         --prompt -p
         --frames -f --num-frames $LONGGEN_FRAMES
+        --duration
         --size $LONGGEN_SIZE
         --flow-shift $LONGGEN_FLOW_SHIFT
         --repeats
@@ -271,6 +273,7 @@ OPTIONS = {  # every option of every command: all its spellings, then its enviro
         --presets
         --backbone -m $LONGGEN_BACKBONE
         --frames -f --num-frames $LONGGEN_FRAMES
+        --duration
         --size $LONGGEN_SIZE
         --dtype $LONGGEN_DTYPE
         --device $LONGGEN_DEVICE
@@ -670,6 +673,9 @@ ERRORS: list[tuple[list[str], int, list[str]]] = [
     ([*PLAN, "--duration", "soon"], 2, ["'soon'", "1m30s"]),
     ([*PLAN, "--duration", "-5s"], 2, ["'-5s'", "1m30s"]),
     ([*PLAN, "--duration", ""], 2, ["''", "1m30s"]),
+    (["probe", "--backbone", "tiny", "--duration", "5s"], 2, ["--frames 81 is not longer than the training length"]),
+    (["bench", "--count", "--duration", "5s", "-f", "81"], 2, ["--frames cannot be combined with --duration", "one of them"]),
+    (["bench", "--duration", "5s", "--lengths", "2"], 2, ["--lengths cannot be combined with --frames, --duration"]),
     ([*PLAN, "--duration", "10s", "--frames", "81"], 2, ["--frames cannot be combined with --duration", "one of them"]),
     ([*PLAN, "--size", "830x480"], 2, ["width 830", "multiples of 16", "816 or 832"]),
     ([*PLAN, "--size", "832x470"], 2, ["height 470", "multiples of 16", "464 or 480"]),
@@ -774,7 +780,7 @@ def test_the_option_parser_names_the_option(args: list[str], fragments: list[str
     ("args", "hint"),
     [
         (["generate", "x", "--length", "5"], "--frames N counts frames, --duration 20s seconds"),
-        (["probe", "--length", "5"], "--frames N"),  # which has no --duration
+        (["probe", "--length", "5"], "--frames N counts frames, --duration 20s seconds"),
         (["generate", "x", "--music", "y"], "only ltx-2 makes sound"),
         (["generate", "x", "--image_path", "y"], "--image FILE"),
         (["generate", "x", "--gpu", "2"], "--gpus N splits one video; --device cuda:1 chooses a GPU"),

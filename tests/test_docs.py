@@ -91,8 +91,11 @@ def test_on_a_terminal_a_page_is_rendered_and_its_tables_are_whole() -> None:
     assert max(map(len, shown.splitlines())) <= 80
 
 
+PLAN = ("plan", "--backbone", "tiny", "--preset", "freelong", "--frames", "97")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-@pytest.mark.parametrize("words", [("docs",), ("techniques", "show", "tsa"), ("techniques", "show", "rebase")], ids=" ".join)
+@pytest.mark.parametrize("words", [("docs",), ("techniques", "show", "rebase"), ("backbones", "show", "tiny"), PLAN], ids=" ".join)
 def test_on_a_terminal_no_line_is_longer_than_it(words: tuple[str, ...]) -> None:
     shown, piped = on_a_terminal(*words), CliRunner().invoke(app, words).stdout
     assert max(map(len, shown.splitlines())) <= 80 < max(map(len, piped.splitlines()))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,18 @@ def test_latex_shows_what_users_wrote() -> None:
     assert lines[5] == r"{[}0{]} & $-$1.0\textasciitilde{} \\"  # a bare [ after \\ would be its option
     assert lines[6].endswith(r" & \textbf{2} \\")
     assert lines[7:] == [r"\hline", r"\end{tabular}", r"% 50% of \end{tabular}"]
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs LaTeX")
+def test_latex_compiles_without_a_package(tmp_path: Path) -> None:
+    names = ["own_preset", "50%_&_#1", HOSTILE, "[0]", "*", "über “ñ” — µ"]
+    table = Table("t", ("preset", "motion (%/s) ↓", "cost ×"), [(name, "−1.0 [1, 2]~", "–") for name in names], frozenset({(1, 0)}))
+    body = export.latex_text(table)
+    assert "LuaLaTeX" not in body
+    (tmp_path / "t.tex").write_text(f"\\documentclass{{article}}\\begin{{document}}\n{body}\n\\end{{document}}", encoding="utf-8")
+    made = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"], cwd=tmp_path, capture_output=True)
+    assert made.returncode == 0, made.stdout.decode(errors="replace")[-800:]
+    assert "LuaLaTeX" in export.latex_text(Table("t", ("preset",), [("日本",)]))
 
 
 def test_markdown_and_csv_keep_it_in_its_cell() -> None:

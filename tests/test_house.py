@@ -29,14 +29,15 @@ SCRIPTS = {
 # Who may import whom, types and imports inside functions included: a row names rows above it only. A row is a module of `longgen`
 # or a whole package; `backbones.tiny` is the laboratory in which the built-in model is trained and measured.
 ORDER = [
-    "errors", "closed", "arguments", "textfile", "units", "frames", "plugins", "terminal", "measured", "html", "notebook",
-    "device", "device_costs", "device_tables", "slurm", "ranks", "launch", "cache_folder", "cards", "ffmpeg", "disk", "export",
-    "naming", "checkpoint", "gif_comment", "video_info", "video", "progress", "bars", "pictures", "past", "conditions", "memory",
-    "frameplan", "technique", "noise", "refine", "positions", "context", "fusion", "sampling", "catalog", "backbones", "schedule",
-    "preset", "prompts", "program", "stack", "plan", "repeats", "soundtrack", "cost", "split", "shards", "out_of_memory", "layers",
-    "conditioning", "planner", "recommended", "resolve", "attention", "pipelines", "run_settings", "run_record", "rundir",
-    "shown", "sight", "describe", "backbone_facts", "machine", "timings", "loops", "preview", "interrupted", "start", "run",
-    "metrics", "probe", "bench", "compare", "cluster", "api", "backbones.tiny", "cli", "docs",
+    "errors", "signals", "closed", "arguments", "textfile", "units", "frames", "plugins", "terminal", "measured", "html",
+    "notebook", "device", "device_costs", "device_tables", "slurm", "ranks", "launch", "cache_folder", "cards", "ffmpeg",
+    "disk", "export", "naming", "checkpoint", "gif_comment", "video_info", "video", "progress", "bars", "pictures", "past",
+    "conditions", "memory", "frameplan", "technique", "noise", "refine", "positions", "context", "fusion", "sampling",
+    "catalog", "backbones", "schedule", "preset", "prompts", "program", "stack", "plan", "repeats", "soundtrack", "cost",
+    "split", "shards", "out_of_memory", "layers", "conditioning", "planner", "recommended", "resolve", "attention", "pipelines",
+    "run_settings", "run_record", "rundir", "shown", "sight", "describe", "backbone_facts", "machine", "timings", "loops",
+    "preview", "interrupted", "start", "run", "metrics", "probe", "bench", "compare", "cluster", "api", "backbones.tiny", "cli",
+    "docs",
 ]  # fmt: skip
 ONLY_UNDER = {  # library -> the rows whose modules may import it
     "diffusers": ("longgen.backbones", "longgen.pipelines", "longgen.loops"),

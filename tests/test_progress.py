@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import re
+import signal
 import struct
 import sys
 import termios
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from longgen import bars, progress
+from longgen import bars, progress, signals
+from longgen.cli.app import say
 from longgen.progress import OnProgress, Phase, Progress, Videos
 
 
@@ -57,6 +61,43 @@ def on_terminal(columns: int, monkeypatch: pytest.MonkeyPatch, run: Callable[[On
     reader.join()
     os.close(leader)
     return b"".join(written).decode()
+
+
+def test_a_signal_while_a_line_is_written_comes_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(io.TextIOWrapper):
+        def flush(self) -> None:
+            super().flush()
+            if any(b"half" in part for part in written) and not raised:
+                raised.append(True)
+                signal.raise_signal(signal.SIGINT)  # where rich has written its buffer, and not emptied it
+
+    raised: list[bool] = []
+    written: list[bytes] = []
+
+    class Terminal(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def isatty(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            written.append(bytes(data))
+            return len(written[-1])
+
+    before = signal.signal(signal.SIGINT, lambda number, frame: signals.deliver(KeyboardInterrupt()))
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(sys, "stderr", Interrupted(io.BufferedWriter(Terminal()), "utf-8", write_through=True))
+    try:
+        with bars.reporter(False, lambda message: None) as report:
+            Phase("sample", 20, "cpu", report).at(1)
+            with pytest.raises(KeyboardInterrupt):
+                say("half a line")
+            say("the end")  # which has what rich did not empty
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert raised
+    assert b"".join(written).count(b"half a line") == 1
 
 
 @pytest.mark.parametrize("columns", [80, 120])

@@ -25,6 +25,7 @@ from longgen.checkpoint import Chunks
 from longgen.errors import OutOfMemoryError, UsageError
 from longgen.out_of_memory import translate_oom
 from longgen.pipelines import loading
+from longgen.units import human_bytes
 from longgen.video import Writer, read_frames, read_settings
 from tests.warm import CLI, Process
 
@@ -160,6 +161,8 @@ def test_decode_of_saved_latents_equals_the_run(whole: Path, tmp_path: Path) -> 
     code, out, err = longgen(tmp_path, "decode", str(whole / "ball.run"), "-o", "again.mp4", "--json")
     assert code == 0, err
     assert (json.loads(out)["name"], json.loads(out)["frames"]) == ("again", 121)
+    size = len((tmp_path / "again.mp4").read_bytes())
+    assert f"again.mp4: 7.6 s (121 frames) at 64x64, {human_bytes(size)}, decoded in " in err
     assert (tmp_path / "again.mp4").read_bytes() == (whole / "ball.mp4").read_bytes()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
+from PIL import Image
 
 from longgen.errors import LonggenError, MissingError
 from longgen.video import Writer, read_frames
@@ -192,8 +193,17 @@ def test_odd_sides_transparency_and_fields(tmp_path: Path) -> None:
     assert (facts(odd).size, off(odd, RED)) == ((33, 17), 0)
     clear = plain(tmp_path / "clear.webm", RED, "-c:v", "libvpx-vp9", "-pix_fmt", "yuva420p", "-deadline", "realtime")
     assert facts(clear).notes == ("its alpha channel, if any, is ignored",)
-    argb = plain(tmp_path / "argb.mov", RED, "-c:v", "qtrle", "-pix_fmt", "argb")
-    assert facts(argb).notes == ("its alpha channel, if any, is ignored",)
+    qtrle = ["-c:v", "qtrle", "-pix_fmt", "argb"]
+    assert facts(plain(tmp_path / "opaque.mov", RED, *qtrle)).notes == ()
+    glass = plain(tmp_path / "glass.mov", RED, "-vf", "format=argb,colorchannelmixer=aa=0.5", *qtrle)
+    assert facts(glass).notes == ("its alpha channel is ignored",)
+    with Writer(tmp_path / "own.gif", SIZE, 16, {"longgen": "0"}) as writer:  # whose frames leave out what did not change
+        writer.add(steps())
+    assert facts(tmp_path / "own.gif").notes == ()
+    hole = Image.new("RGBA", (32, 32), (255, 0, 0, 255))
+    hole.paste((0, 0, 0, 0), (0, 0, 8, 8))
+    hole.save(tmp_path / "hole.gif", save_all=True, append_images=[hole.rotate(90)], duration=60, disposal=2)
+    assert "its alpha channel is ignored" in facts(tmp_path / "hole.gif").notes
     fields = plain(tmp_path / "fields.mp4", RED, "-vf", "setfield=tff", "-flags", "+ildct+ilme", "-x264-params", "tff=1")
     assert [note for note in facts(fields).notes if "interlaced" in note]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from longgen import disk, naming, notebook, start
+from longgen import disk, naming, notebook, start, units
 from longgen import export as exporting
 from longgen.api import choices
 from longgen.api.choices import ShowProgress
@@ -68,6 +68,7 @@ def probe(
     *,
     backbone: str | None = None,
     frames: int | None = None,
+    duration: str | None = None,
     prompt: str | None = None,
     prompts: FileName | Sequence[str] | None = None,
     image: FileName | None = None,
@@ -95,12 +96,12 @@ def probe(
 ) -> ProbeResult:
     """Finds the layers that are sensitive to position and to context: `longgen probe`, whose options these are.
 
-    frames: pixel frames of every run (default: 4 times the native length). prompt, or prompts, a list or a file of them: in place
-    of two built-in ones. seeds: a run for each. metric: the score that decides: attention, latent (the default) or video.
-    threshold, or top, a number of layers: where the split is (default: at the largest gap). quick: observes two ordinary
-    generations, and changes no layer. heads: also what each attention head sees of the past; of causal backbones. again: measures
-    what is stored already. output: the folder of the report (default: probe-BACKBONE-FRAMES here). export: also tables
-    for papers ("csv", "latex", "markdown") and vector figures ("svg", "pdf"). The others are those of `longgen.generate`.
+    frames: pixel frames of every run (default: 4 times the native length); or duration, as "20s". prompt, or prompts, a list or a
+    file of them: in place of two built-in ones. seeds: a run for each. metric: the score that decides: attention, latent (the
+    default) or video. threshold, or top, a number of layers: where the split is (default: at the largest gap). quick: observes
+    two ordinary generations, and changes no layer. heads: also what each attention head sees of the past; of causal backbones.
+    again: measures what is stored already. output: the folder of the report (default: probe-BACKBONE-FRAMES here). export: also
+    tables for papers ("csv", "latex", "markdown") and vector figures ("svg", "pdf"). The others are those of `longgen.generate`.
 
     Raises LonggenError and its kinds.
     """
@@ -112,7 +113,8 @@ def probe(
     conditions = start.read(image, fit=fit)
     start.check_fit(fit != FITS[0], bool(conditions))
     how = choices.model_settings(spec, {name: given[name] for name in ModelSettings.model_fields if name in given})
-    settings = measure.make_settings(spec, "quick" if quick else "full", frames, steps, texts, tuple(seeds),
+    length = units.frames_asked(frames, duration, spec.fps)
+    settings = measure.make_settings(spec, "quick" if quick else "full", length, steps, texts, tuple(seeds),
                                      choices.sample(given).size, how.dtype, how.lora, conditions, heads)  # fmt: skip
     with choices.reported(progress) as on_progress:
         made = reported(spec, how, settings, (metric, threshold, top), None if output is None else Path(output), again, overwrite,

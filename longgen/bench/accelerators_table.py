@@ -7,7 +7,7 @@ import textwrap
 from longgen.bench.accelerators import AcceleratedPreset, AcceleratedRun, AcceleratorReport
 from longgen.bench.table import failures, title
 from longgen.progress import clock_text
-from longgen.terminal import MISSING, WIDTH, aligned
+from longgen.terminal import MISSING, WIDTH, tables
 
 HEADS = ("preset", "accelerator", "latent", "differs by", "PSNR", "computed", "a run", "x plain")
 LEGEND = (
@@ -16,7 +16,7 @@ LEGEND = (
 )
 
 
-def text(report: AcceleratorReport) -> str:
+def text(report: AcceleratorReport, width: int = WIDTH) -> str:
     """The title, the table, the numbered reasons, what could not be measured, and a legend."""
     measured = [row for row in report.rows if row.seconds]
     reasons = [*dict.fromkeys(run.error for row in measured for run in row.runs if run.error is not None)]
@@ -27,12 +27,12 @@ def text(report: AcceleratorReport) -> str:
     heading = (
         f"{title(report.model, report.device, report.settings)}; seed {report.settings['seed']}, {report.settings['prompt']!r}"
     )
-    lines = [*textwrap.wrap(heading, WIDTH), "", *map(str.rstrip, aligned(cells, left=3))]
+    lines = [*textwrap.wrap(heading, width), "", *tables(cells, width, left=3)]
     lines += [""] * bool(reasons)
     for number, reason in enumerate(reasons, start=1):
-        lines += textwrap.wrap(f"{number}. {reason}", WIDTH, subsequent_indent="   ")
-    lines += failures({row.preset: row.error for row in report.rows if not row.seconds})
-    return "\n".join([*lines, "", *textwrap.wrap(LEGEND, WIDTH)])
+        lines += textwrap.wrap(f"{number}. {reason}", width, subsequent_indent="   ")
+    lines += failures({row.preset: row.error for row in report.rows if not row.seconds}, width)
+    return "\n".join([*lines, "", *textwrap.wrap(LEGEND, width)])
 
 
 def _cells(row: AcceleratedPreset, run: AcceleratedRun, reasons: list[str]) -> tuple[str, ...]:

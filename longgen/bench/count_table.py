@@ -10,7 +10,7 @@ from longgen.bench.count import StepCount, as_dict, run_seconds
 from longgen.bench.record import DIRECT
 from longgen.cards import DOUBLE, MATMUL_SHARE, PRECISIONS, Card
 from longgen.plan import Plan
-from longgen.terminal import MISSING, aligned
+from longgen.terminal import MISSING, tables
 from longgen.units import about_time
 
 SCHEMA = 1
@@ -58,19 +58,20 @@ def _preset_dict(name: str, counts: Sequence[StepCount], cards: Sequence[Card]) 
     }
 
 
-def count_text(counts: Counts, yardstick: Plan, dtype: str, cards: Sequence[Card]) -> str:
-    """A title, the table of counts, the table of estimates, what could not be counted, and a legend."""
+def count_text(counts: Counts, yardstick: Plan, dtype: str, cards: Sequence[Card], width: int = WIDTH) -> str:
+    """A title, the table of counts, the table of estimates, what could not be counted, and a legend, at most 80 columns wide."""
+    columns = min(width, WIDTH)
     done = {name: found for name, found in counts.items() if not isinstance(found, str)}
-    width, height = yardstick.size
-    title = (f"{yardstick.spec.name}, {dtype}: {yardstick.frames_px} frames, {width}x{height}, {yardstick.tokens:,} tokens; "
+    across, height = yardstick.size
+    title = (f"{yardstick.spec.name}, {dtype}: {yardstick.frames_px} frames, {across}x{height}, {yardstick.tokens:,} tokens; "
              "counted without a GPU")  # fmt: skip
     rows = [HEADS, *(row for name, found in done.items() for row in _count_rows(name, found))]
-    lines = [*textwrap.wrap(title, WIDTH), "", *aligned(rows, left=2), ""]
-    lines += aligned([("a run, estimated", *(f"{card.name}  ratio" for card in cards)),
-                      *((name, *_estimates(found, done.get(DIRECT), cards)) for name, found in done.items())])  # fmt: skip
+    lines = [*textwrap.wrap(title, columns), "", *tables(rows, columns, left=2), ""]
+    lines += tables([("a run, estimated", *(f"{card.name}  ratio" for card in cards)),
+                      *((name, *_estimates(found, done.get(DIRECT), cards)) for name, found in done.items())], columns)  # fmt: skip
     for name, found in counts.items():
         if isinstance(found, str):
-            lines += ["", *textwrap.wrap(f"{name}: {found}", WIDTH, subsequent_indent="  ")]
+            lines += ["", *textwrap.wrap(f"{name}: {found}", columns, subsequent_indent="  ")]
     legend = (
         "A row is one layer in one model call after the first. x: how many are alike. attn: attention calls; copy: from the host; "
         "wait: of the host; TFLOP: all arithmetic, f64: of it in double precision; GB: read and written. a run: sampling alone, "
@@ -78,7 +79,7 @@ def count_text(counts: Counts, yardstick: Plan, dtype: str, cards: Sequence[Card
         f"({MATMUL_SHARE:.0%} of them for matrix products) and {cards[0].launch_s * 1e6:g} microseconds a launch: "
         "nothing here is measured."
     )
-    return "\n".join([*lines, "", *textwrap.wrap(legend, WIDTH)])
+    return "\n".join([*lines, "", *textwrap.wrap(legend, columns)])
 
 
 def _count_rows(name: str, counts: Sequence[StepCount]) -> list[tuple[str, ...]]:

@@ -17,7 +17,7 @@ from longgen import disk, html
 from longgen.bench.record import DIRECT, StepTiming, rounded
 from longgen.bench.steps import STOCK
 from longgen.errors import LonggenError, UsageError
-from longgen.terminal import MISSING, aligned
+from longgen.terminal import MISSING, tables
 from longgen.units import human_bytes
 
 SCHEMA = 1
@@ -170,9 +170,10 @@ class DeviceReport:
             lines.append(f"Stopped: {self.stopped}.")
         return lines
 
-    def text(self) -> str:
-        """The summary, a table of at most 80 columns, and what failed."""
-        lines = [line for sentence in self.summary() for line in textwrap.wrap(sentence, COLUMNS)]
+    def text(self, width: int = COLUMNS) -> str:
+        """The summary, a table, and what failed, at most 80 columns wide."""
+        columns = min(width, COLUMNS)
+        lines = [line for sentence in self.summary() for line in textwrap.wrap(sentence, columns)]
         rows = [("preset", "x direct", "target", "floor", "estimate", "peak", "estimate", "CPU")]
         for row in self.rows():
             peak, check = row["peak_memory_bytes"], self.checks.get(row["preset"])
@@ -186,11 +187,11 @@ class DeviceReport:
                 _percent(row["memory_estimate_error"]),
                 MISSING if check is None else "equal" if check.equal else "failed" if check.failure else "differs",
             ))  # fmt: skip
-        lines += ["", *(line.rstrip() for line in aligned(rows)), ""]
+        lines += ["", *tables(rows, columns), ""]
         for name, fault in self.failures.items():
-            lines += textwrap.wrap(f"{name}: {fault}", COLUMNS, subsequent_indent="  ")
+            lines += textwrap.wrap(f"{name}: {fault}", columns, subsequent_indent="  ")
         legend = "x direct: time of a run relative to direct sampling. estimate: how much that of time and of memory was off."
-        return "\n".join([*lines, *textwrap.wrap(legend, COLUMNS)])
+        return "\n".join([*lines, *textwrap.wrap(legend, columns)])
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a preset, measured or not, with what follows from the measurements."""

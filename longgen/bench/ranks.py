@@ -6,6 +6,7 @@ eigenproblems; bytes are what a rank hands to others in collectives.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from longgen.errors import UsageError
 from longgen.loops import PROMPTS, sample
 from longgen.loops.denoiser import Denoiser
 from longgen.plan import Plan
-from longgen.terminal import aligned
+from longgen.terminal import WIDTH, tables
 from longgen.units import human_bytes, short
 
 WHOLE = ("all_to_all_single", "alltoall_base_")  # collectives of which a rank keeps its own part
@@ -111,7 +112,7 @@ def _group(argument: Any) -> Any:
     return None
 
 
-def text(rows: Sequence[RankRow], backbone: str, size: int) -> str:
+def text(rows: Sequence[RankRow], backbone: str, size: int, width: int = WIDTH) -> str:
     """The rows as a table for a terminal."""
     head = ("preset", "split by", "operations", "of ideal", "of plan", "sent", "of plan")
     lines = [head]
@@ -123,9 +124,9 @@ def text(rows: Sequence[RankRow], backbone: str, size: int) -> str:
         of_plan = f"{sent / row.planned_sent:.2f}" if row.planned_sent else ""
         lines.append((row.preset, row.how, short(most), f"{most / row.ideal:.2f}", f"{most / row.planned_operations:.2f}",
                       human_bytes(sent), of_plan))  # fmt: skip
-    table = "\n".join(line.rstrip() for line in aligned(lines, left=2))
-    return (f"{backbone} on {size} ranks, a step of the busiest rank\n{table}\nideal: the operations of one process, divided by "
-            f"{size}; of plan: against longgen plan --gpus {size}")  # fmt: skip
+    legend = f"ideal: the operations of one process, divided by {size}; of plan: against longgen plan --gpus {size}"
+    head_line = f"{backbone} on {size} ranks, a step of the busiest rank"
+    return "\n".join([*textwrap.wrap(head_line, width), *tables(lines, width, left=2), *textwrap.wrap(legend, width)])
 
 
 def measure(plans: dict[str, Plan | UsageError], settings: ModelSettings) -> list[RankRow]:

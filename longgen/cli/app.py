@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from longgen import __version__, launch, ranks
+from longgen import __version__, launch, ranks, signals
 from longgen.cli import help as help_text
 from longgen.cli import messages, rank, suggest
 from longgen.cli.dataclass_options import with_dataclass_options
@@ -242,7 +242,7 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
         except BaseException as error:
             if isinstance(error, SystemExit | typer.Exit):
                 raise
-            code = _report_error(error)
+            code = _report_error(error, command.__name__)
             if os.environ.get("LONGGEN_DEBUG") == "1":
                 raise
             raise typer.Exit(code) from None
@@ -250,19 +250,30 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-def _report_error(error: BaseException) -> int:
+ON_DISK = "what was computed is on disk: the same command"
+LEFT = {"generate": f"{ON_DISK} with --resume continues it", "decode": "the latents are kept"}  # by command, by a stop
+LEFT |= dict.fromkeys(("compare", "probe", "doctor"), f"{ON_DISK} continues it")
+
+
+def report_stop(stop: KeyboardInterrupt, left: str) -> int:
+    """Says which signal stopped the command, and what is `left` of it; returns the exit code."""
+    global _reported
+    _reported = True
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # the process is ending: a second signal could only garble the message
+    by = "the terminal's end" if isinstance(stop, HungUp) else "SIGTERM" if isinstance(stop, Terminated) else "Ctrl-C"
+    code = stop.exit_code if isinstance(stop, Terminated) else 130
+    _tell(LonggenError(f"stopped by {by}", "", left), code, stopped=True)
+    return code
+
+
+def _report_error(error: BaseException, command: str = "") -> int:
     """Prints the message of `error` on stderr, and as JSON on stdout where that is asked for; returns its exit code."""
     global _reported
     _reported = True
     stop = error if isinstance(error, KeyboardInterrupt) else _interrupt  # a library may turn it into an error of its own
     if isinstance(stop, KeyboardInterrupt):
-        for number in _SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # the process is ending: a second signal could only garble the message
-        by = "the terminal's end" if isinstance(stop, HungUp) else "SIGTERM" if isinstance(stop, Terminated) else "Ctrl-C"
-        goes_on = "the same command continues it, generate with --resume"
-        code = stop.exit_code if isinstance(stop, Terminated) else 130
-        _tell(LonggenError(f"stopped by {by}", "", f"what was computed is on disk: {goes_on}"), code, stopped=True)
-        return code
+        return report_stop(stop, LEFT.get(command, "nothing was kept"))
     lost = _here.size > 1 and ranks.is_lost(error)
     report = error if isinstance(error, LonggenError) else _system_error(error)
     if lost:
@@ -335,7 +346,7 @@ def say(message: str, logged: bool = True) -> None:
     """
     if logged and _log is not None:
         _log.write(message)
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError), signals.whole_line():
         text = visible(message)
         print(messages.on_terminal(text) if messages.is_terminal(sys.stderr) else text, file=sys.stderr, flush=True)
 
@@ -411,7 +422,8 @@ def print_line(line: str) -> None:
     if sys.stdout is None:
         raise BrokenPipeError
     try:
-        print(visible(line) if sys.stdout.isatty() else line, flush=True)
+        with signals.whole_line():
+            print(visible(line) if sys.stdout.isatty() else line, flush=True)
     except (OSError, ValueError):
         _discard_stdout()
         raise
@@ -455,7 +467,7 @@ if hasattr(signal, "SIGHUP"):  # not on Windows
 def _on_signal(number: int, frame: object) -> None:
     global _interrupt
     _interrupt = _interrupt or _SIGNALS[signal.Signals(number)]()
-    raise _interrupt
+    signals.deliver(_interrupt)
 
 
 def _escape_unencodable(error: UnicodeError) -> tuple[str | bytes, int]:

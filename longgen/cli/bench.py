@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from longgen import units
 from longgen.cli import complete, inputs
 from longgen.cli import options as opt
-from longgen.cli.app import answer, app, logger, progress_shown, say, take_rank
-from longgen.errors import BatchError, LonggenError, OutOfMemoryError, Terminated, UsageError, conflict
+from longgen.cli.app import answer, app, logger, progress_shown, report_stop, say, take_rank
+from longgen.cli.messages import report_columns
+from longgen.errors import BatchError, LonggenError, OutOfMemoryError, UsageError, conflict
 
 if TYPE_CHECKING:
     from longgen.backbones.settings import ModelSettings
@@ -66,6 +68,7 @@ class TargetOptions:
         Path | None, typer.Option("--image", metavar="FILE", help="The first frame (default: grey, where the model needs one).")
     ] = None
     frames: Annotated[int | None, opt.frames_option("321")] = None
+    duration: opt.Duration = None
     lengths: Annotated[
         str | None,
         typer.Option("--lengths", metavar="N,N", help="Measure at these multiples of the native length, as one table."),
@@ -136,7 +139,7 @@ def bench(
     settings = inputs.model_settings(spec, model.settings() | {"gpus": 1})
     accelerate_by = _accelerators(target.accelerate, spec) if target.accelerate is not None else ()
     by_length = {times: _planned(target, spec, length_px(spec, times)) for times in _lengths(target.lengths)}
-    plans = {} if by_length else _planned(target, spec, target.frames or FRAMES)
+    plans = {} if by_length else _planned(target, spec, units.frames_asked(target.frames, target.duration, spec.fps) or FRAMES)
 
     def load(settings: ModelSettings) -> PipelineBackbone:
         if target.shape is None and not target.random_weights:
@@ -154,20 +157,20 @@ def bench(
     with progress_shown(options.quiet) as report:
         if accelerate_by:
             result = accelerators.measure_accelerators(plans, accelerate_by, load, settings, prompt, report)
-            text = accelerators_table.text(result)
+            text = accelerators_table.text(result, report_columns())
         elif by_length:
             loaded, shape = functools.cache(load), target.shape is not None
             result = _at_lengths(by_length, lambda plans: running.bench(plans, lambda: loaded(settings), settings, target.repeats,
                                                                         shape, report))  # fmt: skip
-            text = table.lengths_text(result)
+            text = table.lengths_text(result, report_columns())
         else:
             result = running.bench(plans, lambda: load(settings), settings, target.repeats, target.shape is not None, report)
-            text = table.text(result)
+            text = table.text(result, report_columns())
     _write(result, text, output, options, formats)
 
 
-FOR_RANKS = ("presets", "backbone", "frames", "dtype", "device", "gpus", "guidance_parallel", "output", "overwrite", "as_json",
-             "quiet", "log_file")  # fmt: skip
+FOR_RANKS = ("presets", "backbone", "frames", "duration", "dtype", "device", "gpus", "guidance_parallel", "output", "overwrite",
+             "as_json", "quiet", "log_file")  # fmt: skip
 
 
 def _on_ranks(
@@ -195,13 +198,14 @@ def _on_ranks(
     team = ranks.join(size, device)
     from longgen.bench import ranks as measuring
 
-    plans = measuring.plans_for(inputs.parse_names(target.presets), spec, target.frames, steps=2)
+    frames = units.frames_asked(target.frames, target.duration, spec.fps)
+    plans = measuring.plans_for(inputs.parse_names(target.presets), spec, frames, steps=2)
     rows = measuring.measure(plans, settings.replace(device=team.device(settings.device)))
     if team.writes:
         data = {"backbone": spec.name, "gpus": size, "presets": [row.as_dict() for row in rows]}
         if output is not None:
             disk.save_json(output, data)
-        answer(measuring.text(rows, spec.name, size), data, options.as_json, wrote=output is not None)
+        answer(measuring.text(rows, spec.name, size, report_columns()), data, options.as_json, wrote=output is not None)
     if all(row.error is not None for row in rows):
         raise UsageError(f"none of the presets can be split between {size} ranks: {rows[0].error}",
                          expected="a backbone and presets that can", hint="longgen plan --gpus says why each cannot")  # fmt: skip
@@ -258,7 +262,9 @@ def _count(
     chosen = [cards.card_named(name) for name in names] or [cards.card_here() or cards.CARDS[cards.DEFAULT]]
     spec = SHAPES[target.shape] if target.shape else inputs.choose_backbone(target.backbone or COUNTED, options.quiet)
     sample = preset.Sample(
-        frames=target.frames or length_px(spec, LONG), size=opt.parse_size(target.size), flow_shift=target.flow_shift
+        frames=units.frames_asked(target.frames, target.duration, spec.fps) or length_px(spec, LONG),
+        size=opt.parse_size(target.size),
+        flow_shift=target.flow_shift,
     )
     probe = target.probe or ("published" if spec.verdicts else None)
     request = PlanRequest("", spec, (*(target.overrides or ()),), sample, probe=probe, allow_code=target.allow_code,
@@ -280,7 +286,8 @@ def _count(
     if output is not None:
         disk.make_folder(output.parent)
         disk.save_json(output, data)
-    answer(count_text(found, yardstick, dtype, chosen), data, options.as_json, wrote=output is not None)
+    text = count_text(found, yardstick, dtype, chosen, report_columns())
+    answer(text, data, options.as_json, wrote=output is not None)
     failed = {name: fault for name, fault in counts.items() if isinstance(fault, str)}
     if failed:
         name, fault = next(iter(failed.items()))
@@ -329,8 +336,8 @@ def _check_target(target: TargetOptions, model: BenchModelOptions, given: dict[s
                        "--accelerate alone, as --accelerate first-block:0.05,compile", "name there what to measure")  # fmt: skip
     if accelerate and "repeats" in given:
         raise conflict("--accelerate", "--repeats", "it measures whole runs", hint="leave --repeats out")
-    if target.lengths is not None and (accelerate or target.count or target.frames is not None):
-        raise conflict("--lengths", "--frames, --count or --accelerate", "it measures steps at several lengths",
+    if target.lengths is not None and (accelerate or target.count or (target.frames, target.duration) != (None, None)):
+        raise conflict("--lengths", "--frames, --duration, --count or --accelerate", "it measures steps at several lengths",
                        "--lengths with --presets, and --backbone or --shape", alone)  # fmt: skip
     if target.shape is not None and ("backbone" in given or target.random_weights):
         raise conflict("--shape", "--backbone or --random-weights", "it replaces both", hint=alone)
@@ -380,9 +387,7 @@ def _write(
     finally:  # what was measured is printed, even where it could not be written
         answer(text, result.as_dict(), options.as_json, wrote=output is not None)
     if result.stopped is not None:
-        terminated = isinstance(result.stopped, Terminated)
-        say(f"longgen: stopped by {'SIGTERM' if terminated else 'Ctrl-C'}; what was measured until then is above")
-        raise SystemExit(Terminated.exit_code if terminated else 130)
+        raise SystemExit(report_stop(result.stopped, "what was measured until then is above"))
     failed = [row for row in result.rows if row.error is not None]
     if failed:
         raise BatchError(f"{len(failed)} of {len(result.rows)} could not be measured: {failed[0].preset}: {failed[0].error}",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from longgen.cli import messages
 from longgen.cli.app import answer, app, logger, say
 from longgen.cli.options import AllowCode, Device, OutputOptions, Tiling
 from longgen.errors import LonggenError, UsageError
@@ -27,6 +29,7 @@ def decode(
     """Turn saved latents into a video, without sampling again."""
     from longgen import bars, checkpoint, disk, naming, progress, resolve, run, rundir, shown, video
     from longgen.backbones.settings import ModelSettings
+    from longgen.cli.lines import sentence
     from longgen.out_of_memory import translate_oom
 
     if latents.suffix == ".run":
@@ -92,4 +95,8 @@ def decode(
     if frames_px < plan.written_px:
         log(f"note: {chunks.damage or 'the stream was stopped before its end'}; these are {frames_px} frames of {plan.written_px}")
     result = {"name": target.stem, "output": str(target), "frames": frames_px, "seconds": {"decode": seconds}}
-    answer(str(target), result, options.as_json, wrote=True)
+    told = sentence(str(target), frames_px, plan.fps, plan.size, f"decoded in {progress.clock_text(loading.seconds)}")
+    on_terminal = not (options.quiet or options.as_json) and messages.is_terminal(sys.stdout)
+    answer(told if on_terminal else str(target), result, options.as_json, wrote=True)
+    if not on_terminal:
+        log(told)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from longgen import units
 from longgen.cli import complete, inputs, messages
 from longgen.cli import options as opt
 from longgen.cli.app import answer, app, say
@@ -53,6 +54,7 @@ class GpuOptions:
     ] = None
     backbone: opt.Backbone = None
     frames: opt.Frames = None
+    duration: opt.Duration = None
     size: opt.Size = None
     dtype: opt.Dtype = None
     device: opt.Device = None
@@ -97,7 +99,7 @@ def _measure(gpu: GpuOptions, options: opt.OutputOptions) -> None:
         if name not in preset.names():
             preset.load(name)  # an unknown name, or a file, whose error says what there is
     causal = SPECS["tiny-causal" if spec.built_in else "self-forcing"]
-    frames = gpu.frames or device_run.default_frames(spec)
+    frames = units.frames_asked(gpu.frames, gpu.duration, spec.fps) or device_run.default_frames(spec)
     new = device_run.new_report(spec, settings, frames, opt.parse_size(gpu.size))
     if disk.what_stands_at(gpu.output) not in (None, "a folder"):
         raise UsageError(f"--output {gpu.output} is {disk.what_stands_at(gpu.output)}", expected="a folder, or a free name",
@@ -109,7 +111,7 @@ def _measure(gpu: GpuOptions, options: opt.OutputOptions) -> None:
         report = new if options.overwrite else device_report.resume(gpu.output, new)
         device_run.run(report, spec, causal, settings, names, gpu.minutes, gpu.output, on_progress)
     page = gpu.output / device_report.FILES[1]
-    answer(f"{report.text()}\n\n{page}", report.as_dict(), options.as_json, wrote=True)
+    answer(f"{report.text(messages.report_columns())}\n\n{page}", report.as_dict(), options.as_json, wrote=True)
     if report.failures:
         raise typer.Exit(1)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longgen.cli import inputs
+from longgen.cli import inputs, messages
 from longgen.cli import options as opt
 from longgen.cli.app import about_video, answer, app, logger, progress_shown, take_rank, unlogged
 from longgen.cli.probe import probe_first
@@ -312,6 +312,7 @@ def _print_dry_run(jobs: list[Job], settings: ModelSettings, options: RunOptions
     from longgen.describe import plan_dict, plan_text, start_dict
     from longgen.pipelines.checks import check_settings
     from longgen.pipelines.token_limit import cut_notes, tokenizer_on_disk
+    from longgen.terminal import refilled
 
     plans = dict.fromkeys(job.plan for job in jobs)
     spec = jobs[0].plan.spec
@@ -335,4 +336,4 @@ def _print_dry_run(jobs: list[Job], settings: ModelSettings, options: RunOptions
         | {"estimate": times.as_dict(jobs[0].plan)}
         | {"outputs": [str(job.output) for job in jobs], "videos": videos}
     )
-    answer("\n\n".join(texts), {"status": "planned"} | data, options.as_json, indent=None)
+    answer(refilled("\n\n".join(texts), messages.stdout_columns()), {"status": "planned"} | data, options.as_json, indent=None)

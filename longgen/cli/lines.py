@@ -108,12 +108,10 @@ def _bytes_of(path: str) -> int:
         return 0
 
 
-def _sentence(video: Made) -> str:
-    """`ball.mp4: 20.1 s (321 frames) at 96x64, 412 kB, made in 41.5 s`."""
-    how = "there already" if video.skipped else f"made in {clock_text(sum(video.seconds.values()))}"
-    frames = f"{video.frames} frame{'s' * (video.frames != 1)}"
-    return (f"{video.output}: {clock_text(video.duration_s)} ({frames}) at {video.size[0]}x{video.size[1]}, "
-            f"{human_bytes(video.bytes)}, {how}")  # fmt: skip
+def sentence(output: str, frames: int, fps: float, size: tuple[int, int], how: str) -> str:
+    """`ball.mp4: 20.1 s (321 frames) at 96x64, 412 kB, made in 41.5 s`, of which the last part is `how`."""
+    counted = f"{frames} frame{'s' * (frames != 1)}"
+    return f"{output}: {clock_text(frames / fps)} ({counted}) at {size[0]}x{size[1]}, {human_bytes(_bytes_of(output))}, {how}"
 
 
 class Lines:
@@ -146,15 +144,16 @@ class Lines:
         self.made.append(result.output)
         if not result.skipped:
             note_in_log(f"done: {result.output}")
-        sentence = _sentence(line)
+        how = "there already" if result.skipped else f"made in {clock_text(sum(result.seconds.values()))}"
+        told = sentence(result.output, result.frames, result.fps, size, how)
         if not self.on_terminal:
             self._print(_json(line) if self.as_json else result.output, result.output)
             if not self.quiet and not result.skipped:
-                say(sentence, logged=False)
+                say(told, logged=False)
         elif len(self.jobs) > 1:
-            self._print(sentence, result.output)
+            self._print(told, result.output)
         else:
-            self.last = sentence
+            self.last = told
 
     def _print(self, line: str, output: str) -> None:
         """Prints `line` on stdout; if nobody reads that, `output` on stderr."""

@@ -11,7 +11,7 @@ from longgen.cli import complete, messages
 from longgen.cli.app import App, answer, app
 from longgen.cli.options import AllowCode, Backbone, Json, Set
 from longgen.errors import LonggenError
-from longgen.terminal import hanging
+from longgen.terminal import hanging, refilled
 
 presets_app = App(no_args_is_help=True, help="List, show and check presets.")
 techniques_app = App(no_args_is_help=True, help="List and show techniques.")
@@ -93,7 +93,7 @@ def techniques_list(as_json: Json = False) -> None:
     from longgen.describe import technique_rows, techniques_text
 
     rows = technique_rows()
-    answer(techniques_text(rows), rows, as_json)
+    answer(techniques_text(rows, messages.stdout_columns()), rows, as_json)
 
 
 @techniques_app.command("show")
@@ -133,7 +133,7 @@ def backbones_list(
                 what, name = entry.about, entry.name
             data.append({"file": str(path), "what": what, "backbone": name})
             lines.append(f"{path.name}: {what}")
-        return answer("\n".join(lines) or f"no files of weights in {folder}", data, as_json)
+        return answer(refilled("\n".join(lines), messages.stdout_columns()) or f"no files of weights in {folder}", data, as_json)
     specs = all_specs().values()
     width, columns = max(len(spec.name) for spec in specs), messages.stdout_columns()
     rows = [hanging(f"{spec.name:<{width}}{spec.native_px:>5} frames native  ", spec.about, columns) for spec in specs]
@@ -151,7 +151,7 @@ def backbones_show(
 
     spec = find(name)
     answer(
-        backbone_text(spec),
+        backbone_text(spec, messages.stdout_columns()),
         backbone_dict(spec) | {"needs": needs(spec), "published": published(spec)} if as_json else None,
         as_json,
     )

@@ -30,8 +30,8 @@ def stdout_columns() -> int | None:
 
 
 def report_columns() -> int:
-    """The width of tables and reports: that of the terminal that stdout is, within 60 and 100; 100 in a file."""
-    return max(60, min(stdout_columns() or WIDTH, WIDTH))
+    """The width of tables and reports: that of the terminal that stdout is, within 40 and 100; 100 in a file."""
+    return max(40, min(stdout_columns() or WIDTH, WIDTH))
 
 
 def coloured() -> bool:

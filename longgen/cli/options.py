@@ -75,6 +75,9 @@ def frames_option(default: str) -> Any:
 
 
 Frames = Annotated[int | None, frames_option("its native length")]
+Duration = Annotated[
+    str | None, typer.Option("--duration", metavar="TIME", help="Length as 20s, 1m30s or 1:30, in place of --frames.")
+]
 Size = Annotated[str | None, typer.Option("--size", envvar="LONGGEN_SIZE", metavar="WxH", help="Frame size, such as 832x480.")]
 FlowShift = Annotated[
     float | None,
@@ -177,9 +180,7 @@ class SampleOptions:
     """Length, size and denoising; see `longgen.preset.Sample`."""
 
     frames: Frames = None
-    duration: Annotated[
-        str | None, typer.Option("--duration", metavar="TIME", help="Length as 20s, 1m30s or 1:30, in place of --frames.")
-    ] = None
+    duration: Duration = None
     size: Size = None
     steps: Annotated[
         int | None, typer.Option("--steps", "--num-inference-steps", min=1, envvar="LONGGEN_STEPS", help="Denoising steps.")

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from longgen.cli import inputs
+from longgen.cli import inputs, messages
 from longgen.cli import options as opt
 from longgen.cli.app import answer, app, logger
 from longgen.errors import UsageError
+from longgen.terminal import refilled
 
 
 @app.command("plan")
@@ -51,7 +52,7 @@ def plan_command(
     if npz is not None:
         made.save_tables(npz, options.overwrite)
         logger(options.quiet)(f"tables written to {npz}")
-    answer(str(made), made.as_dict(), options.as_json)
+    answer(refilled(str(made), messages.stdout_columns()), made.as_dict(), options.as_json)
 
 
 def _counts(gpus: str) -> list[int]:

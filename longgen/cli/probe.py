@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from longgen import export
-from longgen.cli import inputs
+from longgen import export, units
+from longgen.cli import inputs, messages
 from longgen.cli import options as opt
 from longgen.cli.app import answer, app, logger, progress_shown
 
@@ -27,6 +27,7 @@ class RunsOptions:
 
     backbone: opt.Backbone = None
     frames: Annotated[int | None, opt.frames_option("4 times its native length")] = None
+    duration: opt.Duration = None
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="In place of two built-in prompts.")] = None
     prompts: opt.PromptsFile = None
     image: Annotated[
@@ -87,6 +88,7 @@ def probe(
     from longgen import start
     from longgen.api.probe import log_report, reported
     from longgen.probe import measure
+    from longgen.probe.report import text
 
     cluster.check_workers()
     formats = export.parse(options.export)
@@ -98,8 +100,9 @@ def probe(
     start.check_fit("fit" in opt.given_options(context), bool(conditions))
     parts = {"lora": tuple(lora or ()), "vae": vae, "text_encoder": text_encoder}
     how = inputs.model_settings(spec, device.settings() | parts)
+    frames = units.frames_asked(runs.frames, runs.duration, spec.fps)
     settings = measure.make_settings(
-        spec, "quick" if options.quick else "full", runs.frames, options.steps, texts, inputs.parse_seeds(runs.seeds),
+        spec, "quick" if options.quick else "full", frames, options.steps, texts, inputs.parse_seeds(runs.seeds),
         opt.parse_size(options.size), how.dtype, how.lora, conditions, options.heads,
     )  # fmt: skip
     log = logger(quiet)
@@ -115,7 +118,7 @@ def probe(
         rule, apart = (judge.metric, judge.threshold, judge.top), None if cluster.ray is None else spread
         made = reported(spec, how, settings, rule, options.output, options.again, options.overwrite, conditions, log, on_progress,
                         apart, formats)  # fmt: skip
-    answer(str(made), made.as_dict(), as_json, wrote=True)
+    answer(text(made.probe, messages.report_columns()), made.as_dict(), as_json, wrote=True)
     log_report(made, log)
 
 

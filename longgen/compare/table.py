@@ -11,7 +11,7 @@ from longgen.compare.verdict import number
 from longgen.metrics import describe, in_order
 from longgen.metrics.vbench import PREFIX
 from longgen.progress import clock_text
-from longgen.terminal import MISSING, WIDTH
+from longgen.terminal import MISSING, WIDTH, side_by_side
 from longgen.textfile import on_one_line
 from longgen.units import human_bytes
 
@@ -28,11 +28,11 @@ def text(comparison: Comparison, width: int = WIDTH) -> str:
     best = best_presets(rows, verdict.differences if verdict else ())
     names = in_order(name for row in rows for name in row.metrics)
     means = [_column(name, [_mean(row.metrics.get(name), row.preset == best.get(name)) for row in rows]) for name in names]
-    lines = [_title(comparison), "", *_tables([row.preset for row in rows], [*means, *_costs(rows)], width)]
+    lines = [*textwrap.wrap(_title(comparison), width), "", *_tables([row.preset for row in rows], [*means, *_costs(rows)], width)]
     paired = [row for row in rows if any(value.difference is not None for value in row.metrics.values())]
     if paired:
         differences = [_column(name, [_difference(row.metrics.get(name)) for row in paired], arrow=False) for name in names]
-        lines += [f"Difference to {comparison.baseline}, with its 95% interval:", ""]
+        lines += [*textwrap.wrap(f"Difference to {on_one_line(comparison.baseline or '')}, with its 95% interval:", width), ""]
         lines += _tables([row.preset for row in paired], differences, width)
     same = any(value.distinguishable is False for row in rows for value in row.metrics.values())
     legend = [
@@ -59,19 +59,9 @@ def _title(comparison: Comparison) -> str:
 
 def _tables(presets: Sequence[str], columns: Sequence[Sequence[str]], width: int) -> list[str]:
     """Columns beside the presets' names; those that do not fit `width` continue in further tables."""
-    names = ["", "preset", "", *_shortened(presets)]
-    left = max(map(len, names))
-    room, part = width - left, [[f"{name:<{left}}" for name in names]]
     lines: list[str] = []
-    for column in [*columns, None]:
-        column_width = 0 if column is None else max(map(len, column)) + 1
-        if column is None or column_width > room:
-            table = ["".join(cells).rstrip() for cells in zip(*part, strict=True)]
-            lines += [*table[not table[0] :], ""]  # the first line is empty if no metric is in a group
-            room, part = width - left, [[f"{name:<{left}}" for name in names]]
-        if column is not None:
-            part.append([f"{cell:>{column_width}}" for cell in column])
-            room -= column_width
+    for table in side_by_side(["", "preset", "", *_shortened(presets)], columns, width, gap=1):
+        lines += [*table[not table[0] :], ""]  # the first line is empty if no metric is in a group
     return lines
 
 

@@ -75,7 +75,7 @@ def make_settings(
     long = planner.build(_stock_preset(spec, sample), spec, conditions=conditions)
     if long.frames_lat <= spec.native_lat:
         raise UsageError(f"--frames {long.frames_px} is not longer than the training length of {spec.name}: no context to cut",
-                         expected=f"more than {spec.native_px} frames", hint="leave --frames out")  # fmt: skip
+                         expected=f"more than {spec.native_px} frames", hint="leave --frames and --duration out")  # fmt: skip
     defaults = [words.prompt for words in tiny_grammar.HELD_OUT[-2:]] if spec.built_in else list(PROMPTS)
     multiples = (-2, -1, 1, 2) if RELATIVE_POSITIONS in spec.capabilities else ()
     return ProbeSettings(

@@ -32,7 +32,7 @@ from longgen.probe.plots import (
     score_columns,
     scores_figure,
 )
-from longgen.terminal import WIDTH, aligned, cut_to_width
+from longgen.terminal import WIDTH, aligned, cut_to_width, side_by_side
 from longgen.textfile import on_one_line
 from longgen.units import count_label, human_bytes
 
@@ -45,27 +45,27 @@ FILES = ("probe.json", "scores.png", "effective_rank.png", "heads.png", "report.
 
 
 def text(probe: Probe, width: int = WIDTH) -> str:
-    """The verdicts as a table, then what they are based on. width: columns of the terminal, 80 or more."""
+    """The verdicts as a table, then what they are based on. width: columns of the terminal; a narrow one has several tables."""
     layers = _padded(["layer", *(str(row.layer) for row in probe.layers)], str.rjust)
-    verdicts = ["verdict", *(row.verdict for row in probe.layers)]
+    verdicts = _padded(["verdict", *(row.verdict for row in probe.layers)], str.ljust)
     ranks = [_padded([name, *map(number_format(values), values)], str.rjust) for name, values in effective_ranks(probe).items()]
     numbers = [_padded([*map(_format(probe, key), _scores(probe, key))], str.rjust) for key in SENSITIVITIES]
     taken = sum(len(column[-1]) + 2 for column in (layers, *ranks)) + sum(len(column[0]) + 3 for column in numbers)
-    cells = min(max((width - taken - max(map(len, verdicts))) // 2, BAR[0]), BAR[1])
+    cells = min(max((width - taken - len(verdicts[0])) // 2, BAR[0]), BAR[1])
     scores = [
         _padded([key, *(f"{value} {bar}" for value, bar in zip(column, _bars(probe, key, cells), strict=True))], str.ljust)
         for key, column in zip(SENSITIVITIES, numbers, strict=True)
     ]
+    together = [_padded(["effective rank", *("  ".join(row) for row in zip(*ranks, strict=True))], str.ljust)] if ranks else []
+    columns = [*(["", *column] for column in scores), *together, ["", *verdicts]]
     lines = [cut_to_width(f"{probe.settings.mode} probe of {on_one_line(probe.backbone)}", width), ""]
     for warning in probe.warnings:
         lines += _labelled("warning", warning, width)
     lines += [""] * bool(probe.warnings)
-    if ranks:
-        lines.append(f"{'':{sum(len(column[0]) + 2 for column in (layers, *scores))}}effective rank")
-    lines += ["  ".join(row) for row in zip(layers, *scores, *ranks, verdicts, strict=True)]
+    for table in side_by_side(["", *layers], columns, width):
+        lines += [*table[not table[0] :], ""]
     lines += [
-        "",
-        f"Scores by {probe.metric}; bars start at 0, ┊ marks a threshold that is not exceeded.",
+        *textwrap.wrap(f"Scores by {probe.metric}; bars start at 0, ┊ marks a threshold that is not exceeded.", width),
         "",
         *_heads(probe, width),
     ]
@@ -82,7 +82,7 @@ def _heads(probe: Probe, width: int) -> list[str]:
     if probe.heads is None:
         return []
     rows = [["layer", "heads", *HEAD_PARTS]]  # shares are means over the layer's heads
-    room = width - len("layer") - sum(len(part) + 2 for part in HEAD_PARTS) - 2  # for letters
+    room = max(width - len("layer") - sum(len(part) + 2 for part in HEAD_PARTS) - 2, 8)  # for letters
     for layer, heads in enumerate(probe.heads):
         shares = [f"{100 * sum(getattr(head, part) for head in heads) / len(heads):.0f}%" for part in HEAD_PARTS]
         letters = "".join(LETTERS[head.group] for head in heads)

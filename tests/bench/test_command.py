@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib
 import json
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,8 +45,9 @@ def longgen(*args: str) -> Result:
 
 def test_json_is_one_object_of_the_schema_and_is_exported(place: Path) -> None:
     done = longgen(
-        *SMALL, "--presets", "sliding-window,freelong", "--json", "-o", "out.json", "--quiet", "--export", "csv,latex,svg"
-    )
+        *SMALL[:3], "--duration", "5s", *SMALL[5:], "--presets", "sliding-window,freelong", "--json", "-o", "out.json", "--quiet",
+        "--export", "csv,latex,svg",
+    )  # fmt: skip
     assert done.exit_code == 0, done.stderr
     data = json.loads(done.stdout)
     assert data == json.loads((place / "out.json").read_text())
@@ -197,7 +201,15 @@ def test_ctrl_c_prints_what_is_measured(kind: type[BaseException], code: int, mo
         return found
 
     monkeypatch.setattr(run, "bench", stopped)
-    done = longgen(*SMALL, "--presets", "direct")
+    cli: Any = importlib.import_module("longgen.cli.app")  # whose name in longgen.cli is that of the app
+    monkeypatch.setattr(cli, "_reported", False)
+    handlers = {number: signal.getsignal(number) for number in cli._SIGNALS}
+    try:
+        done = longgen(*SMALL, "--presets", "direct")
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert cli._reported  # else the end of the process says once more that it was stopped
     assert done.exit_code == code
     assert "stock" in done.stdout
     assert "what was measured until then is above" in done.stderr

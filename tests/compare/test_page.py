@@ -409,7 +409,7 @@ def test_the_table_says_what_is_best_and_what_could_be_chance(browser: Browser, 
         assert interval.is_visible()
         opened.uncheck("#intervals")
         opened.emulate_media(media="print")
-        assert interval.inner_text().startswith("≈ ")
+        assert interval.inner_text().startswith("~ ")
         assert interval.is_visible()
         assert not opened.locator("#controls").is_visible()
 

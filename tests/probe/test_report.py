@@ -85,6 +85,12 @@ def test_text_has_a_row_for_every_layer_and_fits(layers: int, mode: str, width: 
         for row, layer in zip(rows, shown.layers, strict=True)
     )
     assert max(map(columns, lines)) <= width
+    narrow = report.text(shown, 40).splitlines()
+    tables = [line.split() for line in narrow if line[:5].strip().isdigit()]
+    assert max(map(columns, narrow)) <= 40 or layers == 60  # whose lists of layers have no spaces
+    assert [row[1:] for row in tables[-layers:]] == [[layer.verdict] for layer in shown.layers]  # in a table of its own
+    assert all(any(f"{rank:.1f}" in row for row in tables if row[0] == str(layer.layer))
+               for layer in shown.layers for rank in layer.effective_rank.values())  # fmt: skip
 
 
 def test_bars_are_as_long_as_scores_and_mark_a_threshold_that_is_not_exceeded() -> None:

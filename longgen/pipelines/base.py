@@ -104,7 +104,7 @@ class PipelineBackbone:
         return transformer._cp_plan
 
     def share_streams(self, transformer: Any, split: Ulysses) -> list[RemovableHandle]:
-        """Hooks on `transformer` by which what is not the video's meets all of its tokens, of which `split` has some on each rank."""
+        """Hooks on `transformer` by which what is not the video's meets all of its tokens, shared by the ranks of `split`."""
         return []
 
     def text(self, prompt: str, given: Given | None = None) -> dict[str, Tensor]:

@@ -114,8 +114,8 @@ def _join_tokens(backbone: PipelineBackbone, transformer: Any) -> None:
 
 
 def _plan(backbone: PipelineBackbone, transformer: Any) -> dict[str, Any]:
-    """diffusers' plan of what is split, but for the text of LTX-Video, on whose mask it fails."""
-    return {module: {name: how for name, how in parts.items() if not str(name).startswith("encoder_")}
+    """diffusers' plan of what is split, but for the text of LTX-Video, on whose mask it fails, and timesteps: `_TimestepHook`."""
+    return {module: {name: how for name, how in parts.items() if not str(name).startswith(("encoder_", "timestep"))}
             if isinstance(parts, dict) else parts for module, parts in backbone.token_plan(transformer).items()}  # fmt: skip
 
 

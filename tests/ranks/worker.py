@@ -36,7 +36,9 @@ WHOLE = {"wan": (33, (48, 32)), "ltx": (65, (64, 64))}  # pipeline -> frames, mo
 AGAIN = ("direct", "chain", "fifo", "gen-l-video", "glc-diffusion", "riflex", "keyframes", "freeloc", "freelong", "freespec")
 PRESETS = {"wan": STACKS, "ltx": AGAIN}  # of every combination of slots one: what is exchanged does not depend on a technique
 CLIPS = ("hunyuan", "cogvideox")
-OTHERS = {"wan-experts": "freespec", "wan-ti2v": "sliding-window", "wan-i2v": "freespec"}
+OTHERS = {"wan-experts": "freespec", "wan-ti2v": "sliding-window", "wan-i2v": "freespec", "ltx-condition": "yarn", "ltx2": "yarn"}
+SIZES = {"wan-ti2v": (64, 64), "ltx-condition": (64, 64), "ltx2": (64, 64)}  # the others': 48 x 32
+PICTURED = ("ltx2",)  # with a timestep for each token, as wan-ti2v has anyway
 GUIDED = {"wan": "freespec", "wan-experts": "direct", "ltx": "sliding-window", "cogvideox": "direct"}
 
 
@@ -68,12 +70,13 @@ def cases(folder: Path, size: int) -> Iterator[tuple[str, Any, Any, Plan]]:
             )
     for name, stack in OTHERS.items():
         alone, split = pair(folder / name, size)
-        asked = preset.Sample(frames=33, size=(64, 64) if name == "wan-ti2v" else (48, 32), steps=4)
+        asked = preset.Sample(frames=65 if "ltx" in name else 33, size=SIZES.get(name, (48, 32)), steps=4)
+        given = planner.stand_in(replace(split.spec, picture_needed=True) if name in PICTURED else split.spec)
         yield (
             f"{name} {stack}",
             alone,
             split,
-            planner.build(preset.load(stack, (), asked), split.spec, conditions=planner.stand_in(split.spec)),
+            planner.build(preset.load(stack, (), asked), split.spec, conditions=given),
         )
     for name in CLIPS:
         alone, split = pair(folder / name, size)
@@ -98,9 +101,11 @@ def cases(folder: Path, size: int) -> Iterator[tuple[str, Any, Any, Plan]]:
 
 
 def sampled(backbone: Any, made: Plan) -> torch.Tensor:
+    """The latents, and those of the sound, in one row."""
     generator = torch.Generator().manual_seed(0)
     denoiser = Denoiser(backbone, made, PROMPT, backbone.given(made, generator))
-    return sample(denoiser, denoiser.initial_noise(generator), generator)
+    latents = sample(denoiser, denoiser.initial_noise(generator), generator)
+    return torch.cat([latents.flatten(), *(stream.flatten() for stream in denoiser.streams.values())])
 
 
 def main(folder: Path) -> None:

@@ -11,13 +11,14 @@ from longgen.backbones.model_config import ModelConfigs
 from longgen.backbones.spec import FIRST_FRAME, RELATIVE_POSITIONS, WHOLE_CLIP, BackboneSpec, Family, Tokenized, transformer_sizes
 
 PROMPT_TOKENS, GLYPH_TOKENS, PICTURE_TOKENS = 1000, 256, 729  # of diffusers 0.42.1; the last two may be all padding
-# HunyuanVideo-1.5 60783e7, README.md: 480p and 720p, 50 steps, guidance 6, shift 5 at 480p, 121 frames, no negative prompt;
-# generate.py writes 24 fps. Size: diffusers' bucket of 480p for 16:9. Rotary base and channels of time are HunyuanVideo's, and so
+# HunyuanVideo-1.5 60783e7, README.md: 480p and 720p, 50 steps, guidance 6, 121 frames, no negative prompt; shift 5 at 480p, 9 at
+# 720p, 7 for a picture there; generate.py writes 24 fps. Size: diffusers' buckets for 16:9. Hub ids: the README's, with `Diffusers`
+# in them, which those in diffusers' examples lack, and do not exist. Rotary base and channels of time are HunyuanVideo's, and so
 # RIFLEx's component [derived]; the repetitions that UltraViCo measured there nobody published for this model. Parameters of the
 # companions: Qwen2.5-VL-7B's text half and the VAE by their configs, byT5 with Glyph-SDXL-v2's vocabulary, which is not at hand and
 # counted as 1,510.
 HUNYUANVIDEO_1_5 = BackboneSpec(
-    name="hunyuanvideo-1.5", family="hunyuan15", source="hunyuanvideo-community/HunyuanVideo-1.5-480p_t2v",
+    name="hunyuanvideo-1.5", family="hunyuan15", source="hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v",
     license="Tencent Hunyuan Community", about="HunyuanVideo-1.5, 8.3 billion parameters, 480p, VAE with 16x16 pixels a cell",
     stride_t=4, stride_hw=16, patch=(1, 1, 1), native_px=121, fps=24, size=(848, 480), steps=50, guidance_scale=6.0,
     negative_prompt="", dtype="bf16", layers=54, heads=16, head_dim=128, ffn_dim=8192, latent_channels=32, rotary_dims=16,
@@ -28,11 +29,25 @@ HUNYUANVIDEO_1_5 = BackboneSpec(
 )  # fmt: skip
 # The same, for 480p I2V. Encoder of the picture: SigLIP, by its config.
 HUNYUANVIDEO_1_5_I2V = replace(
-    HUNYUANVIDEO_1_5, name="hunyuanvideo-1.5-i2v", source="hunyuanvideo-community/HunyuanVideo-1.5-480p_i2v", picture_needed=True,
+    HUNYUANVIDEO_1_5, name="hunyuanvideo-1.5-i2v", source="hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_i2v",
     about="HunyuanVideo-1.5 image-to-video, 8.3 billion parameters, 480p", clean_lat=1, companions=8_978_793_795,
-    capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP, FIRST_FRAME),
+    capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP, FIRST_FRAME), picture_needed=True,
 )  # fmt: skip
-_SIZES = {640: (848, 480), 960: (1280, 720)}  # of target_size, as diffusers makes them for 16:9
+HUNYUANVIDEO_1_5_720P = replace(
+    HUNYUANVIDEO_1_5, name="hunyuanvideo-1.5-720p", source="hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-720p_t2v",
+    about="HunyuanVideo-1.5, 8.3 billion parameters, 720p", size=(1280, 720), checkpoint_shift=9.0,
+)  # fmt: skip
+HUNYUANVIDEO_1_5_I2V_720P = replace(
+    HUNYUANVIDEO_1_5_I2V, name="hunyuanvideo-1.5-i2v-720p", source="hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-720p_i2v",
+    about="HunyuanVideo-1.5 image-to-video, 8.3 billion parameters, 720p", size=(1280, 720), checkpoint_shift=7.0,
+)  # fmt: skip
+
+
+def _published(pictured: bool, target_size: Any) -> BackboneSpec:
+    """target_size: of the transformer's config, 640 for 480p and 960 for 720p."""
+    if target_size == 960:
+        return HUNYUANVIDEO_1_5_I2V_720P if pictured else HUNYUANVIDEO_1_5_720P
+    return HUNYUANVIDEO_1_5_I2V if pictured else HUNYUANVIDEO_1_5
 
 
 def from_configs(configs: ModelConfigs) -> BackboneSpec:
@@ -47,11 +62,11 @@ def from_configs(configs: ModelConfigs) -> BackboneSpec:
         transformer.refuse("rope_axes_dim", f"even numbers that add up to attention_head_dim, {head_dim}")
     if type(channels) is not int or transformer.integer("in_channels") != 2 * channels + 1:
         transformer.refuse("in_channels", "twice out_channels, and one for a mask")
-    ratio, base = transformer.number("mlp_ratio", 64), HUNYUANVIDEO_1_5_I2V if pictured else HUNYUANVIDEO_1_5
+    ratio, base = transformer.number("mlp_ratio", 64), _published(pictured, transformer.get("target_size"))
     stride_t, stride_hw = (vae.integer(f"{kind}_compression_ratio") for kind in ("temporal", "spatial"))
     return replace(
         base, stride_t=stride_t, stride_hw=stride_hw, patch=(transformer.integer("patch_size_t"), patch, patch), layers=layers,
-        size=_SIZES.get(transformer.get("target_size") or 0, base.size), heads=heads, head_dim=head_dim,
+        heads=heads, head_dim=head_dim,
         ffn_dim=round(ratio * heads * head_dim), latent_channels=channels, condition_channels=channels + 1, rotary_dims=axes[0],
         rotary_base=transformer.number("rope_theta", 1e12), intrinsic_component=min(4, axes[0] // 2),
         parameters=round(layers * (20 + 4 * ratio) * (heads * head_dim) ** 2),
@@ -123,7 +138,8 @@ def author_layers(layers: Collection[str]) -> Mapping[str, tuple[str, ...]]:
 
 
 FAMILY = Family(
-    name="hunyuan15", title="HunyuanVideo-1.5", specs=(HUNYUANVIDEO_1_5, HUNYUANVIDEO_1_5_I2V),
+    name="hunyuan15", title="HunyuanVideo-1.5",
+    specs=(HUNYUANVIDEO_1_5, HUNYUANVIDEO_1_5_I2V, HUNYUANVIDEO_1_5_720P, HUNYUANVIDEO_1_5_I2V_720P),
     adapter="longgen.pipelines.hunyuan15:Hunyuan15", pipeline="HunyuanVideo15Pipeline", from_configs=from_configs,
     transformer="HunyuanVideo15Transformer3DModel", transformer_config=transformer_config, random_pipeline=random_pipeline,
     peak_activations=(15.3, 4.4), moved=117,

@@ -62,7 +62,7 @@ def _from_configs(source: str, paths: list[Path]) -> BackboneSpec:
         known = ", ".join(registry.known_pipelines())
         raise UsageError(f"--backbone {source}: its configs are not as diffusers writes them: {error}",
                          expected=f"a model that diffusers wrote: {known}", hint="copy or download it again") from None  # fmt: skip
-    same = next((known for known in family.specs if known.same_shape(spec) and known.experts == spec.experts), None)
+    same = registry.like(spec, family.specs)
     about = f"{'causal ' if spec.causal else ''}{configs.model_index['_class_name']}, read from its configs"
     if same is not None and not spec.causal:  # several causal models have one shape
         about += f"; of the shape of {same.name}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 from longgen import plugins
@@ -93,4 +94,11 @@ def published_name(spec: BackboneSpec) -> str:
     base, published = spec.name.partition(":")[0], family_of(spec).specs
     if base in SPECS or any(known.name == base for known in published):
         return base
-    return next((known.name for known in published if known.same_shape(spec) and known.experts == spec.experts), base)
+    same = like(spec, published)
+    return base if same is None else same.name
+
+
+def like(spec: BackboneSpec, published: Sequence[BackboneSpec]) -> BackboneSpec | None:
+    """Which of the `published` models of its family has the shape of `spec`, and its size where there are several."""
+    alike = [known for known in published if known.same_shape(spec) and known.experts == spec.experts]
+    return min(alike, key=lambda known: known.size != spec.size, default=None)

@@ -167,6 +167,7 @@ _HUNYUAN_PIPELINE = "diffusers src/diffusers/pipelines/hunyuan_video/pipeline_hu
 _HUNYUAN_15, _HUNYUAN_15_PIPELINE = "hunyuan-1.5 README.md", "diffusers src/diffusers/pipelines/hunyuan_video1_5/"
 _HUNYUAN, _HUNYUAN_I2V = "hunyuan hyvideo/config.py", "hunyuan-i2v README.md"
 
+_HUNYUAN_15_ID = "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-"
 _HUNYUAN_15_480P = {
     "size": Published((848, 480), f"{_HUNYUAN_15_PIPELINE}image_processor.py"),
     "frames": Published(121, _HUNYUAN_15),
@@ -177,6 +178,7 @@ _HUNYUAN_15_480P = {
     "scheduler": Published("FlowMatchEulerDiscreteScheduler", "diffusers scripts/convert_hunyuan_video1_5_to_diffusers.py"),
     "negative prompt": Published("", _HUNYUAN_15),
 }
+_HUNYUAN_15_720P = _HUNYUAN_15_480P | {"size": Published((1280, 720), f"{_HUNYUAN_15_PIPELINE}image_processor.py")}
 _SKYREELS, _SKYREELS_PIPELINES = "skyreels README.md", "diffusers src/diffusers/pipelines/skyreels_v2/"
 
 
@@ -333,14 +335,18 @@ SOURCES: dict[str, dict[str, Published]] = {
         "negative prompt": Published("", "hunyuan-i2v hyvideo/config.py"),
     },
     "hunyuanvideo-1.5": _HUNYUAN_15_480P | {
-        "hub id": Published(
-            "hunyuanvideo-community/HunyuanVideo-1.5-480p_t2v", f"{_HUNYUAN_15_PIPELINE}pipeline_hunyuan_video1_5.py"
-        ),
+        "hub id": Published(f"{_HUNYUAN_15_ID}480p_t2v", _HUNYUAN_15),
     },
     "hunyuanvideo-1.5-i2v": _HUNYUAN_15_480P | {
-        "hub id": Published(
-            "hunyuanvideo-community/HunyuanVideo-1.5-480p_i2v", f"{_HUNYUAN_15_PIPELINE}pipeline_hunyuan_video1_5_image2video.py"
-        ),
+        "hub id": Published(f"{_HUNYUAN_15_ID}480p_i2v", _HUNYUAN_15),
+    },
+    "hunyuanvideo-1.5-720p": _HUNYUAN_15_720P | {
+        "hub id": Published(f"{_HUNYUAN_15_ID}720p_t2v", _HUNYUAN_15),
+        "flow shift": Published(9.0, _HUNYUAN_15),
+    },
+    "hunyuanvideo-1.5-i2v-720p": _HUNYUAN_15_720P | {
+        "hub id": Published(f"{_HUNYUAN_15_ID}720p_i2v", _HUNYUAN_15),
+        "flow shift": Published(7.0, _HUNYUAN_15),
     },
     "cogvideox-1.5": _COG_5B | {
         "hub id": Published("THUDM/CogVideoX1.5-5B", _COG_README, _RENAMED),

@@ -79,7 +79,7 @@ def _render(text: str) -> None:
             for part in super().__rich_console__(console, options):
                 for index, column in enumerate(part.columns if isinstance(part, Table) else ()):
                     column.overflow = "fold"
-                    column.no_wrap = index == 0 and all(len(str(cell)) <= 24 for cell in column.cells)  # names, to be copied
+                    column.no_wrap = index == 0 and all(len(str(cell)) <= 25 for cell in column.cells)  # names, to be copied
                 yield part
 
     class Page(Markdown):

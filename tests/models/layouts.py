@@ -367,8 +367,8 @@ def _hunyuan_i2v() -> Layout:
     return replace(LAYOUTS["hunyuanvideo"], configs=configs)
 
 
-def _hunyuan_15(pictured: bool) -> Layout:
-    """480p, by diffusers' script; Qwen2.5-VL-7B's text half, byT5 with Glyph-SDXL-v2's words, whose number is a guess, SigLIP."""
+def _hunyuan_15(pictured: bool, shift: float = 5.0, target: int = 640) -> Layout:
+    """By diffusers' script; Qwen2.5-VL-7B's text half, byT5 with Glyph-SDXL-v2's words, whose number is a guess, SigLIP."""
     task, version = ("i2v", "0.36.0") if pictured else ("t2v", "0.36.0")
     encoders = {
         "image_encoder": ["transformers", "SiglipVisionModel"], "feature_extractor": ["transformers", "SiglipImageProcessor"],
@@ -385,7 +385,7 @@ def _hunyuan_15(pictured: bool) -> Layout:
         "guider/guider_config.json": _diffusers("ClassifierFreeGuidance", version, enabled=True, guidance_rescale=0.0,
                                                 guidance_scale=6.0, start=0.0, stop=1.0, use_original_formulation=False),
         "scheduler/scheduler_config.json": _euler(
-            version, base_image_seq_len=256, base_shift=0.5, max_shift=1.15, shift=5.0, shift_terminal=None,
+            version, base_image_seq_len=256, base_shift=0.5, max_shift=1.15, shift=shift, shift_terminal=None,
             use_dynamic_shifting=False,
         ),
         "text_encoder/config.json": {
@@ -402,7 +402,7 @@ def _hunyuan_15(pictured: bool) -> Layout:
         "transformer/config.json": _diffusers(
             "HunyuanVideo15Transformer3DModel", version, attention_head_dim=128, image_embed_dim=1152, in_channels=65,
             mlp_ratio=4.0, num_attention_heads=16, num_layers=54, num_refiner_layers=2, out_channels=32, patch_size=1,
-            patch_size_t=1, qk_norm="rms_norm", rope_axes_dim=[16, 56, 56], rope_theta=256.0, target_size=640, task_type=task,
+            patch_size_t=1, qk_norm="rms_norm", rope_axes_dim=[16, 56, 56], rope_theta=256.0, target_size=target, task_type=task,
             text_embed_2_dim=1472, text_embed_dim=3584, use_meanflow=False,
         ),
         "vae/config.json": _diffusers(
@@ -549,7 +549,8 @@ LAYOUTS |= {
     "skyreels-v2-df-1.3b": _skyreels("SkyReelsV2DiffusionForcingPipeline", 12, 30, 8960, files=2, inject_sample_info=True),
     "skyreels-v2-df-14b": _skyreels("SkyReelsV2DiffusionForcingPipeline", 40, 40, 13824, files=14),
     "ltx-2b-0.9.5": _ltx_condition(), "hunyuanvideo-i2v": _hunyuan_i2v(), "hunyuanvideo-1.5": _hunyuan_15(pictured=False),
-    "hunyuanvideo-1.5-i2v": _hunyuan_15(pictured=True),
+    "hunyuanvideo-1.5-i2v": _hunyuan_15(pictured=True), "hunyuanvideo-1.5-720p": _hunyuan_15(False, 9.0, 960),
+    "hunyuanvideo-1.5-i2v-720p": _hunyuan_15(True, 7.0, 960),
 }  # fmt: skip
 DIGESTS: dict[str, dict[str, str]] = {  # SHA-256 of published files
     "wan2.1-1.3b": {

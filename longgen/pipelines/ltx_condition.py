@@ -23,7 +23,7 @@ from diffusers.pipelines.ltx.pipeline_ltx_condition import linear_quadratic_sche
 from PIL import Image
 from torch import Tensor
 
-from longgen.attention.rotary import Tables
+from longgen.attention.rotary import Rotary, Tables
 from longgen.frameplan import distances
 from longgen.pipelines.given import Given
 from longgen.pipelines.ltx import Ltx, LtxAttentionPlan
@@ -34,15 +34,19 @@ from longgen.technique import Grid
 
 class LtxConditionAttentionPlan(LtxAttentionPlan):
     def tables_of(self, program: Program, stock: Tables) -> Tables:
-        """The `stock` tables [N, P]; with all frames as far apart where `program` moves any in time."""
-        plans = program.branches.values()
-        frames_lat = next(iter(plans)).frames_lat
-        native = distances(frames_lat)
-        moved = any(
-            plan.frequency_scale is not None or any(not np.array_equal(one.rel, native) for one in plan.passes) for plan in plans
-        )
         assert self.rotary is not None
-        return self.rotary.tables_at(stock, np.arange(frames_lat, dtype=np.float64), None) if moved else stock
+        return tables_for(program, stock, self.rotary)
+
+
+def tables_for(program: Program, stock: Tables, rotary: Rotary) -> Tables:
+    """The `stock` tables [N, P]; with all frames as far apart where `program` moves any in time."""
+    plans = program.branches.values()
+    frames_lat = next(iter(plans)).frames_lat
+    native = distances(frames_lat)
+    moved = any(
+        plan.frequency_scale is not None or any(not np.array_equal(one.rel, native) for one in plan.passes) for plan in plans
+    )
+    return rotary.tables_at(stock, np.arange(frames_lat, dtype=np.float64), None) if moved else stock
 
 
 class LtxCondition(Ltx):

@@ -195,13 +195,12 @@ def test_the_first_clip_begins_with_the_picture_and_later_ones_hold_it(tiny: Any
 def test_on_every_model_that_goes_on_from_a_picture(model_folder: Callable[[str], Path], tmp_path: Path, name: str) -> None:
     """The first clip is direct sampling, a later one is what its adapter makes of its last latent frame; and it resumes."""
     backbone = family.loaded(model_folder(name))
-    spec = backbone.spec
+    spec, sets = backbone.spec, ("chain.frames=3", "chain.overlap=1", "chain.colour=0.5")
     if "first-frame" not in spec.capabilities or not spec.clean_lat or spec.sound is not None:
         with pytest.raises(UsageError, match=r"cannot take a picture|no last one is given|its sound is one piece"):
-            family.made(backbone, "chain", 4 * spec.stride_t + 1, 2, conditions=family.pictured(tmp_path))
+            family.made(backbone, "chain", 4 * spec.stride_t + 1, 2, sets, family.pictured(tmp_path))
         return
     conditions = family.pictured(tmp_path)
-    sets = ("chain.frames=3", "chain.overlap=1", "chain.colour=0.5")
     plan = family.made(backbone, "chain", 4 * spec.stride_t + 1, 2, sets, conditions)
     alone = family.made(backbone, "direct", 2 * spec.stride_t + 1, 2, conditions=conditions)
     assert [(clip.start, clip.new, clip.given) for clip in plan.clips] == [(0, 3, 0), (3, 2, 1)]

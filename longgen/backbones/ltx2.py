@@ -54,7 +54,7 @@ LTX_2 = BackboneSpec(
 
 
 def from_configs(configs: ModelConfigs) -> BackboneSpec:
-    _, _, transformer, vae = configs
+    _, index, transformer, vae = configs
     heads, head_dim = transformer.heads(multiple_of=2)
     layers, width = transformer.integer("num_layers"), heads * head_dim
     audio = transformer.integer("audio_num_attention_heads") * transformer.integer("audio_attention_head_dim")
@@ -63,6 +63,7 @@ def from_configs(configs: ModelConfigs) -> BackboneSpec:
     if transformer.get("vae_scale_factors", [8, 32, 32])[0] != (stride := vae.integer("temporal_compression_ratio")):
         transformer.refuse("vae_scale_factors", f"{stride} first, as {vae.file} says temporal_compression_ratio")
     perturbed = transformer.get("perturbed_attn") is True
+    newer = "Gemma4" in str(index.get("text_encoder"))  # LTX-2.5's, trained on pictures at 18: diffusers' resolve_default_image_crf
     rate, hop, scale = (
         transformer.integer(f"audio_{name}", default=default)
         for name, default in (("sampling_rate", SAMPLE_RATE), ("hop_length", HOP), ("scale_factor", AUDIO_STRIDE))
@@ -71,7 +72,7 @@ def from_configs(configs: ModelConfigs) -> BackboneSpec:
         LTX_2, stride_t=stride, stride_hw=vae.integer("spatial_compression_ratio"), layers=layers, heads=heads,
         head_dim=head_dim, ffn_dim=4 * width, latent_channels=transformer.integer("in_channels"), rotary_dims=2 * (width // 6),
         rotary_span_s=transformer.integer("pos_embed_max_pos", default=20), sound=Sound(audio, rate / hop / scale),
-        rotary_base=transformer.number("rope_theta", 1e12), more_calls=1 + perturbed,
+        rotary_base=transformer.number("rope_theta", 1e12), more_calls=1 + perturbed, picture_crf=18 if newer else 33,
         parameters=layers * (16 * width**2 + 20 * audio**2 + 4 * width * audio),
     )  # fmt: skip
 

@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 import longgen
 from longgen import checkpoint, ffmpeg, pictures, planner, preset, shown, split
 from longgen.attention.rotary import Rotary
+from longgen.backbones.find import find
 from longgen.backbones.ltx2 import LTX_2
 from longgen.backbones.settings import ModelSettings
 from longgen.cli.app import app
@@ -133,6 +134,17 @@ def test_a_picture_of_another_size_is_compressed_before_it_is_fitted(backbone: C
     Image.fromarray(pixels[:1]).save(path)
     line = family.made(model, "direct", 17, 2, conditions=Conditions(image=pictures.read(path)))
     assert np.array_equal(model.fitted_pictures(line)[0], pictures.fitted_image(Image.fromarray(pixels[:1]), family.SIZE, "crop"))
+
+
+def test_the_rate_factor_of_pictures_is_that_of_the_text_encoder_s_generation(
+    model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    assert find(str(model_folder(NAMES[0]))).picture_crf == 33
+    for file in ("model_index.json", "transformer/config.json", "vae/config.json"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        text = (model_folder(NAMES[0]) / file).read_text()
+        (tmp_path / file).write_text(text.replace("Gemma3ForConditionalGeneration", "Gemma4UnifiedForConditionalGeneration"))
+    assert find(str(tmp_path)).picture_crf == 18
 
 
 def test_what_a_picture_needs_is_missed_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

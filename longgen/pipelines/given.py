@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -33,3 +34,10 @@ class Given:
     before: Tensor | None = None
     generator: Tensor | None = None
     carried: tuple[Tensor | None, ...] = ()
+
+
+def put_back(given: Given | None, x: Tensor) -> Tensor:
+    """x [1, C, T, h, w] with the clean latents of `given` as its first frames; x itself where there are none."""
+    if given is None or given.latents is None:
+        return x
+    return torch.cat([given.latents.to(x), x[:, :, given.latents.shape[2] :]], dim=2)

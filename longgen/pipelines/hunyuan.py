@@ -26,7 +26,7 @@ from torch import Tensor
 
 from longgen.attention.rotary import Tables
 from longgen.pipelines.base import PipelineBackbone, to_device, to_frames, to_video, whole
-from longgen.pipelines.given import Given
+from longgen.pipelines.given import Given, put_back
 from longgen.pipelines.processors import PlannedAttention, Tensors
 from longgen.plan import Plan
 
@@ -149,9 +149,8 @@ class Hunyuan(PipelineBackbone):
     def started(self, noise: Tensor, given: Given | None) -> Tensor:
         if given is None or given.latents is None:
             return noise
-        clean, share = given.latents.to(noise), torch.tensor([NOISE_SHARE])
-        mixed = noise * share + clean[:, :, -1:] * (1 - share)
-        return torch.cat([clean, mixed[:, :, clean.shape[2] :]], dim=2)
+        last, share = given.latents[:, :, -1:].to(noise), torch.tensor([NOISE_SHARE])
+        return put_back(given, noise * share + last * (1 - share))
 
     def call_arguments(self, plan: Plan, prompt: str) -> dict[str, Any]:
         arguments = super().call_arguments(plan, prompt)

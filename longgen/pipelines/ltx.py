@@ -36,7 +36,7 @@ from longgen.pipelines.base import (
     to_video,
     whole,
 )
-from longgen.pipelines.given import Given
+from longgen.pipelines.given import Given, put_back
 from longgen.pipelines.processors import PlannedAttention
 from longgen.plan import Plan
 from longgen.technique import Grid
@@ -93,10 +93,9 @@ class Ltx(PipelineBackbone):
             yield {"image": given.image}
 
     def started(self, noise: Tensor, given: Given | None) -> Tensor:
-        if given is None or given.latents is None:
-            return self.packed(noise)
-        noise = noise.to(self.device)  # where the pipeline then makes its mask of the clean frame
-        return self.packed(torch.cat([given.latents.to(noise), noise[:, :, given.latents.shape[2] :]], dim=2))
+        if given is not None:
+            noise = noise.to(self.device)  # where the pipeline then makes its mask of the clean frame
+        return self.packed(put_back(given, noise))
 
     def packed(self, latents: Tensor) -> Tensor:
         return rearrange(latents, "b c t h w -> b (t h w) c")

@@ -38,7 +38,7 @@ from longgen.attention.ulysses import Ulysses
 from longgen.pipelines import foreign_hooks
 from longgen.pipelines.base import PipelineBackbone, to_device, to_frames, whole
 from longgen.pipelines.compressed import compressed
-from longgen.pipelines.given import Given
+from longgen.pipelines.given import Given, put_back
 from longgen.pipelines.ltx_condition import LtxConditionAttentionPlan
 from longgen.plan import Plan
 from longgen.video import Sound
@@ -215,15 +215,10 @@ class Ltx2(PipelineBackbone):
             yield {}
 
     def started(self, noise: Tensor, given: Given | None) -> Tensor:
-        if given is None:
-            return self.packed(noise)
-        assert given.latents is not None
-        return self.packed(torch.cat([given.latents.to(noise), noise[:, :, given.latents.shape[2] :]], dim=2))
+        return self.packed(put_back(given, noise))
 
     def predicted(self, x0: Tensor, given: Given | None) -> Tensor:
-        if given is None or given.latents is None:
-            return x0
-        return torch.cat([given.latents.to(x0), x0[:, :, given.latents.shape[2] :]], dim=2)
+        return put_back(given, x0)
 
     def packed(self, latents: Tensor) -> Tensor:
         return rearrange(latents, "b c t h w -> b (t h w) c")

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from longgen.attention.rotary import Rotary, Tables
 from longgen.frameplan import distances
-from longgen.pipelines.given import Given
+from longgen.pipelines.given import Given, put_back
 from longgen.pipelines.ltx import Ltx, LtxAttentionPlan
 from longgen.plan import Plan
 from longgen.program import Program
@@ -85,9 +85,7 @@ class LtxCondition(Ltx):
             del pipe.prepare_latents
 
     def predicted(self, x0: Tensor, given: Given | None) -> Tensor:
-        if given is None or given.latents is None:
-            return x0
-        return torch.cat([given.latents.to(x0), x0[:, :, given.latents.shape[2] :]], dim=2)
+        return put_back(given, x0)
 
     def unpacked(self, latents: Tensor, plan: Plan) -> Tensor:
         return latents if latents.ndim == 5 else super().unpacked(latents, plan)  # this pipeline gives its last ones unpacked

@@ -22,7 +22,7 @@ from torch import Tensor
 from longgen.attention.rotary import Tables
 from longgen.pipelines import foreign_hooks
 from longgen.pipelines.base import Expert, PipelineBackbone, Text, Velocities, of_clips, to_device, to_frames, to_video, whole
-from longgen.pipelines.given import Given
+from longgen.pipelines.given import Given, put_back
 from longgen.pipelines.processors import PlannedAttention, project
 from longgen.plan import Plan
 
@@ -183,9 +183,7 @@ class Wan(PipelineBackbone):
 
     def finished(self, latents: Tensor, given: Given | None) -> Tensor:
         """As TI2V-5B's pipeline puts back what was given; that of Wan I2V does not."""
-        if given is None or given.latents is None or self.spec.picture_needed:
-            return latents
-        return torch.cat([given.latents.to(latents), latents[:, :, given.latents.shape[2] :]], dim=2)
+        return latents if self.spec.picture_needed else put_back(given, latents)
 
     def zeros(self, arguments: dict[str, Any]) -> Tensor:
         return torch.zeros_like(arguments["hidden_states"][:, : self.spec.latent_channels])

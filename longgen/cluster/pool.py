@@ -10,6 +10,7 @@ import contextlib
 import functools
 import os
 import secrets
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from longgen.progress import Log, OnProgress, Phase, no_report
 
 LOCAL = "local"  # in place of an address: a cluster of this machine alone
 MARK = ".longgen-shared"  # a file in the folder of the videos, by which workers tell whether they see it
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # Ray's own name: at 0 a cluster stays on loopback
 START_S = 120.0  # for a worker's process to come up
 
 
@@ -189,8 +191,11 @@ def pool(address: str, workers: int | None, spec: BackboneSpec, device: str, fol
 
 
 def _library(local: bool) -> Any:
-    if local:  # read when ray is imported: without it 127.0.0.1 becomes this machine's address, and ports open on all of them
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    if local:  # ray reads it as it is imported: without it 127.0.0.1 becomes this machine's address, and ports open beyond loopback
+        if sys.modules.get("ray") is not None and os.environ.get(LOOPBACK) != "0":
+            raise UsageError("ray was imported before its ports were kept to this machine", expected=f"{LOOPBACK}=0 before it",
+                             hint="set it in the environment of the command")  # fmt: skip
+        os.environ[LOOPBACK] = "0"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("ray")
+from longgen.backbones.wan import TINY
+from longgen.cluster import pool
+from longgen.errors import UsageError
+
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs ray")  # whose import is longgen's to make
 CODE = """
 import sys
 from pathlib import Path
@@ -25,3 +31,11 @@ def test_a_local_cluster_opens_no_port_beyond_loopback(tmp_path: Path) -> None:
                           env=os.environ | {"RAY_ADDRESS": "127.0.0.1:1"})  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "['127.0.0.1']"
+
+
+def test_ray_that_was_imported_without_loopback_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(pool.LOOPBACK, "0")  # so that later tests of this process can start a cluster
+    importlib.import_module("ray")
+    monkeypatch.delenv(pool.LOOPBACK)
+    with pytest.raises(UsageError, match="ray was imported before"), pool.pool(pool.LOCAL, 1, TINY, "cpu", tmp_path):
+        pass

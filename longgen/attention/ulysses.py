@@ -69,6 +69,12 @@ class Ulysses:
         distributed.all_gather([*parts], x.contiguous(), group=self.group)
         return parts.movedim(0, dim).flatten(dim, dim + 1)
 
+    def of_the_first(self, x: Tensor) -> Tensor:
+        """The first rank's `x`, which is of one shape on all of them."""
+        received = x.contiguous()
+        distributed.broadcast(received, group_src=0, group=self.group)
+        return received
+
     def own(self, count: int) -> slice:
         """This rank's part of `count` tokens, heads or columns."""
         part = count // self.size

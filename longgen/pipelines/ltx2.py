@@ -153,7 +153,10 @@ class Ltx2(PipelineBackbone):
         return {module: parts for module, parts in transformer._cp_plan.items() if module != "rope"}
 
     def share_streams(self, transformer: Any, split: Ulysses) -> list[RemovableHandle]:
-        """Every rank has all of the audio. Video tokens look up their own rotary tables; the audio attends to keys of all ranks."""
+        """Every rank has all of the audio. Video tokens look up their own rotary tables; the audio attends to keys of all ranks.
+
+        What is predicted of the audio is the first rank's: kernels of a GPU may round otherwise on another one, step after step.
+        """
 
         def own_tables(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
             if isinstance(layer.processor, Ltx2AttentionPlan):
@@ -163,7 +166,10 @@ class Ltx2(PipelineBackbone):
         def gathered(layer: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
             return split.gathered(output, 1)
 
-        handles = []
+        def of_the_first(layer: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            return split.of_the_first(output)
+
+        handles = [transformer.audio_proj_out.register_forward_hook(of_the_first)]
         for block in transformer.transformer_blocks:
             video_to_audio = block.video_to_audio_attn
             handles += [layer.register_forward_pre_hook(own_tables, with_kwargs=True)

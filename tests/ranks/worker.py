@@ -71,6 +71,8 @@ def cases(folder: Path, size: int) -> Iterator[tuple[str, Any, Any, Plan]]:
     for name, stack in OTHERS.items():
         alone, split = pair(folder / name, size)
         asked = preset.Sample(frames=65 if "ltx" in name else 33, size=SIZES.get(name, (48, 32)), steps=4)
+        if name == "ltx2":  # of the audio all take the first rank's prediction, however another one's kernels round
+            split.pipe.transformer.audio_proj_out.weight.data *= 1 + ranks.current().rank / 1000
         given = planner.stand_in(replace(split.spec, picture_needed=True) if name in PICTURED else split.spec)
         yield (
             f"{name} {stack}",

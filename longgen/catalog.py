@@ -88,6 +88,11 @@ def check_code(name: str, allow_code: bool) -> None:
                          hint="add --allow-code (in Python allow_code=True) if you trust this code")  # fmt: skip
 
 
+def versions(name: str) -> dict[str, str]:
+    """The version of the installed package that the technique `name` comes from, by the package's name."""
+    return {} if name in TECHNIQUES else plugins.versions(_registered().get(name))
+
+
 def origin(name: str) -> str:
     """Where the technique `name` comes from: longgen, an installed package or a module."""
     if name in TECHNIQUES:

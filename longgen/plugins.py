@@ -33,6 +33,11 @@ def package(plugin: EntryPoint) -> str:
     return f"{plugin.dist.name} {plugin.dist.version}" if plugin.dist else "an unnamed package"
 
 
+def versions(plugin: EntryPoint | None) -> dict[str, str]:
+    """The version of the package that registers `plugin`, by its name; nothing where there is none."""
+    return {plugin.dist.name: plugin.dist.version} if plugin is not None and plugin.dist else {}
+
+
 def load(place: str, origin: str, kind: str, fault: Callable[[Any], str | None]) -> Any:
     """Imports the object at `place` = "package.module:name", which `origin` provides as a `kind`. Raises UsageError.
 

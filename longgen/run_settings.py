@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from longgen import __version__
+from longgen import __version__, catalog
+from longgen.backbones import registry
 from longgen.backbones.settings import LATENT_SETTINGS, PIXEL_SETTINGS, ModelSettings, Setting, effect_of
 from longgen.closed import ClosedModel
 from longgen.layers.fingerprint import of_files
@@ -35,7 +36,8 @@ class RunSettings(ClosedModel):
     weights_file: of a backbone in single files, and of a VAE in one, a hash of their content, whatever they are called.
     schedule: prompts over time, where there are any; `prompt` is then the first. conditions: pictures and earlier videos, by hash;
     inputs: what their files were called, by these hashes.
-    preset: see `_stored_preset`; sample: its sampling, as the plan has it. libraries: the versions that ran.
+    preset: see `_stored_preset`; sample: its sampling, as the plan has it. libraries: the versions that ran,
+    those of plug-ins too.
     """
 
     model_config = ConfigDict(strict=True)
@@ -81,8 +83,16 @@ def stored_settings(plan: Plan, prompt: str, seed: int, model_settings: ModelSet
         sample=plan.sample.model_dump(mode="json", exclude_none=True),  # without None, as runs of before a new field
         seed=seed,
         model=model_settings,
-        libraries={name: importlib.metadata.version(name) for name in LIBRARIES},
+        libraries=_versions(plan),
     ).stored()
+
+
+def _versions(plan: Plan) -> dict[str, str]:
+    """The versions of the libraries that make a video, and of installed packages that a technique or the backbone comes from."""
+    made = {name: importlib.metadata.version(name) for name in LIBRARIES} | registry.versions(plan.spec)
+    for technique in plan.preset.techniques:
+        made |= catalog.versions(catalog.name_of(technique))
+    return made
 
 
 def _weights_file(plan: Plan, model_settings: ModelSettings) -> str | None:
@@ -147,7 +157,7 @@ def model_settings_in(stored: Mapping[str, Any]) -> dict[str, Any]:
 def version_warning(stored: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """A warning that `stored` settings are of other versions than those of `now`: continuing may differ from one run in one go."""
     before, after = ({"longgen": one.get("longgen"), **(one.get("libraries") or {})} for one in (stored, now))
-    changed = [f"{name} {before.get(name)} (now {after[name]})" for name in after if before.get(name) != after[name]]
+    changed = [f"{name} {before.get(name, 'unknown')} (now {after[name]})" for name in after if before.get(name) != after[name]]
     warnings = []
     if changed:
         warnings.append(f"what is here was made with {', '.join(changed)}: the rest may not be what one run would have given")

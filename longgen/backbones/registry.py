@@ -66,6 +66,13 @@ def family_of(spec: BackboneSpec) -> Family:
     return families[spec.family]
 
 
+def versions(spec: BackboneSpec) -> dict[str, str]:
+    """The version of the installed package that the family of `spec` comes from, by the package's name."""
+    if spec.family in FAMILIES:
+        return {}
+    return plugins.versions(plugins.registered(GROUP, "backbone family", FAMILIES).get(spec.family))
+
+
 def adapter_of(spec: BackboneSpec) -> Any:
     """The PipelineBackbone that drives `spec`. Importing it takes seconds, as diffusers does."""
     module, name = family_of(spec).adapter.split(":")

@@ -55,6 +55,7 @@ def test_a_backbone_of_a_package_is_found_built_and_run(install: Callable[..., P
     install("extra")
     spec = find("outside-1b")
     assert (spec.about, family_of(spec).name, published_name(spec)) == ("from outside", "outside", "outside-1b")
+    assert registry.versions(spec) == {"extra": "1.2"}
     assert adapter_of(spec).__name__ == "Outside"
     assert [*all_specs()] == [*SPECS, "outside-1b"]
     assert type(random_weights.build(spec, ModelSettings("cpu", "fp32"))) is adapter_of(spec)

@@ -74,6 +74,7 @@ def test_an_installed_technique_is_planned_and_runs(site: Path, tmp_path: Path) 
            "--frames", "93", "--steps", "2", "--seed", "1", "--backbone", "tiny", "--device", "cpu", "-o", "ball.mp4")  # fmt: skip
     done = longgen(*run, path=site, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "ball.run" / "run.json").read_text())["settings"]["libraries"]["longgen-decay"] == "1.2.0"
     written = longgen("inspect", "ball.mp4", "--toml", path=site, cwd=tmp_path)
     assert 'name = "decay"' in written.stdout
     elsewhere = longgen("inspect", "ball.mp4", "--toml", path=tmp_path, cwd=tmp_path)  # where the package is not installed

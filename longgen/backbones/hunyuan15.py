@@ -41,10 +41,19 @@ HUNYUANVIDEO_1_5_I2V_720P = replace(
     HUNYUANVIDEO_1_5_I2V, name="hunyuanvideo-1.5-i2v-720p", source="hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-720p_i2v",
     about="HunyuanVideo-1.5 image-to-video, 8.3 billion parameters, 720p", size=(1280, 720), checkpoint_shift=7.0,
 )  # fmt: skip
+# hyvideo/commons/__init__.py: 12 steps, no guidance, shift 7; README.md: 8 or 12 steps, 4 with slightly reduced quality.
+HUNYUANVIDEO_1_5_I2V_FAST = replace(
+    HUNYUANVIDEO_1_5_I2V, name="hunyuanvideo-1.5-i2v-fast",
+    source="hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_i2v_step_distilled",
+    about="HunyuanVideo-1.5 image-to-video, 8.3 billion parameters, 480p, distilled to 8 or 12 steps without guidance",
+    steps=12, guidance_scale=1.0, meanflow=True, checkpoint_shift=7.0, parameters=8_331_330_848,
+)  # fmt: skip
 
 
-def _published(pictured: bool, target_size: Any) -> BackboneSpec:
-    """target_size: of the transformer's config, 640 for 480p and 960 for 720p."""
+def _published(pictured: bool, target_size: Any, meanflow: bool) -> BackboneSpec:
+    """target_size: of the transformer's config, 640 for 480p and 960 for 720p. meanflow: distilled to few steps."""
+    if meanflow:
+        return HUNYUANVIDEO_1_5_I2V_FAST
     if target_size == 960:
         return HUNYUANVIDEO_1_5_I2V_720P if pictured else HUNYUANVIDEO_1_5_720P
     return HUNYUANVIDEO_1_5_I2V if pictured else HUNYUANVIDEO_1_5
@@ -53,8 +62,9 @@ def _published(pictured: bool, target_size: Any) -> BackboneSpec:
 def from_configs(configs: ModelConfigs) -> BackboneSpec:
     _, index, transformer, vae = configs
     pictured = index["_class_name"] in FAMILY.picture_pipelines
-    if transformer.get("task_type") not in (None, "i2v" if pictured else "t2v"):
-        transformer.refuse("task_type", f"that of the {index['_class_name']} in {index.file}")
+    meanflow = transformer.get("use_meanflow") is True  # task_type says nothing: diffusers' script writes i2v for 480p T2V
+    if meanflow and not pictured:
+        transformer.refuse("use_meanflow", f"false: diffusers' {index['_class_name']} gives no timestep_r")
     heads, head_dim = transformer.heads(multiple_of=2)
     layers, channels = transformer.integer("num_layers"), transformer.get("out_channels")
     axes, patch = transformer.integers("rope_axes_dim", count=3), transformer.integer("patch_size")
@@ -62,7 +72,7 @@ def from_configs(configs: ModelConfigs) -> BackboneSpec:
         transformer.refuse("rope_axes_dim", f"even numbers that add up to attention_head_dim, {head_dim}")
     if type(channels) is not int or transformer.integer("in_channels") != 2 * channels + 1:
         transformer.refuse("in_channels", "twice out_channels, and one for a mask")
-    ratio, base = transformer.number("mlp_ratio", 64), _published(pictured, transformer.get("target_size"))
+    ratio, base = transformer.number("mlp_ratio", 64), _published(pictured, transformer.get("target_size"), meanflow)
     stride_t, stride_hw = (vae.integer(f"{kind}_compression_ratio") for kind in ("temporal", "spatial"))
     return replace(
         base, stride_t=stride_t, stride_hw=stride_hw, patch=(transformer.integer("patch_size_t"), patch, patch), layers=layers,
@@ -77,7 +87,7 @@ def transformer_config(spec: BackboneSpec) -> dict[str, Any]:
     side = (spec.head_dim - spec.rotary_dims) // 2
     return transformer_sizes(spec) | dict(
         num_layers=spec.layers, mlp_ratio=spec.ffn_dim / spec.width, rope_axes_dim=(spec.rotary_dims, side, side),
-        task_type="i2v" if spec.picture_needed else "t2v",
+        task_type="i2v" if spec.picture_needed else "t2v", use_meanflow=spec.meanflow,
     )  # fmt: skip
 
 
@@ -139,7 +149,8 @@ def author_layers(layers: Collection[str]) -> Mapping[str, tuple[str, ...]]:
 
 FAMILY = Family(
     name="hunyuan15", title="HunyuanVideo-1.5",
-    specs=(HUNYUANVIDEO_1_5, HUNYUANVIDEO_1_5_I2V, HUNYUANVIDEO_1_5_720P, HUNYUANVIDEO_1_5_I2V_720P),
+    specs=(HUNYUANVIDEO_1_5, HUNYUANVIDEO_1_5_I2V, HUNYUANVIDEO_1_5_720P, HUNYUANVIDEO_1_5_I2V_720P,
+           HUNYUANVIDEO_1_5_I2V_FAST),
     adapter="longgen.pipelines.hunyuan15:Hunyuan15", pipeline="HunyuanVideo15Pipeline", from_configs=from_configs,
     transformer="HunyuanVideo15Transformer3DModel", transformer_config=transformer_config, random_pipeline=random_pipeline,
     peak_activations=(15.3, 4.4), moved=117,

@@ -6,6 +6,7 @@ import importlib.util
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from longgen.backbones.model_config import EXPECTED_FOLDER, FILES, MAX_CHANNELS,
 from longgen.backbones.spec import BackboneSpec, TokenShift
 from longgen.backbones.system_errors import system_failure
 from longgen.errors import LonggenError, MissingError, UsageError
+
+GUIDER = "guider/guider_config.json"
 
 
 def from_folder(folder: Path) -> BackboneSpec:
@@ -31,9 +34,10 @@ def from_folder(folder: Path) -> BackboneSpec:
         if headers[part]:
             _check_weights(folder / part, headers[part], spec)
     parameters = sizes.pop("transformer") + sizes.pop("transformer_2")
-    scheduler = folder / "scheduler" / "scheduler_config.json"
+    scheduler, guider = folder / "scheduler" / "scheduler_config.json", folder / GUIDER
     return replace(spec, parameters=parameters or spec.parameters, companions=sum(sizes.values()) or spec.companions,
-                   **(_shift(read_json(scheduler)) if scheduler.is_file() else {}))  # fmt: skip
+                   **(_shift(read_json(scheduler)) if scheduler.is_file() else {}),
+                   **(_guidance(read_json(guider)) if _is_guided(spec) and guider.is_file() else {}))  # fmt: skip
 
 
 def from_hub(hub_id: str) -> BackboneSpec:
@@ -43,13 +47,16 @@ def from_hub(hub_id: str) -> BackboneSpec:
             return known
     from huggingface_hub import hf_hub_download  # here: it costs 0.3 s
 
-    paths = hub.fetch(
-        f"--backbone {hub_id}", hub_id,
-        lambda local: [Path(hf_hub_download(hub_id, file, local_files_only=local)) for file in FILES],
-        f"a downloaded hub id, a diffusers folder, or one of {', '.join(registry.SPECS)}",
-        "check the name and the network, or give the folder of a download",
-    )  # fmt: skip
-    return _from_configs(hub_id, paths)
+    def fetched(files: Sequence[str]) -> list[Path]:
+        return hub.fetch(
+            f"--backbone {hub_id}", hub_id,
+            lambda local: [Path(hf_hub_download(hub_id, file, local_files_only=local)) for file in files],
+            f"a downloaded hub id, a diffusers folder, or one of {', '.join(registry.SPECS)}",
+            "check the name and the network, or give the folder of a download",
+        )  # fmt: skip
+
+    spec = _from_configs(hub_id, fetched(FILES))
+    return replace(spec, **_guidance(read_json(*fetched([GUIDER])))) if _is_guided(spec) else spec
 
 
 def _from_configs(source: str, paths: list[Path]) -> BackboneSpec:
@@ -72,6 +79,18 @@ def _from_configs(source: str, paths: list[Path]) -> BackboneSpec:
     return replace(spec, name=source, source=source, about=about, license="see its model card", verdicts=verdicts, advised=(),
                    scheduler=named if isinstance(named, str) else spec.scheduler, checkpoint_shift=None,
                    token_shift=None)  # fmt: skip
+
+
+def _is_guided(spec: BackboneSpec) -> bool:
+    """Whether its pipeline has a guider, in whose config the guidance scale is."""
+    return "guider" in registry.family_of(spec).folders
+
+
+def _guidance(config: Any) -> dict[str, Any]:
+    """The field of a spec that a guider's config decides: models that are distilled for it say 1."""
+    values: dict[str, Any] = config if isinstance(config, dict) else {}
+    scale: Any = 1.0 if values.get("enabled") is False else values.get("guidance_scale")
+    return {"guidance_scale": float(scale)} if type(scale) in (int, float) and 0 <= scale < math.inf else {}
 
 
 def _shift(config: Any) -> dict[str, Any]:

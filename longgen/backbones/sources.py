@@ -167,6 +167,7 @@ _HUNYUAN_PIPELINE = "diffusers src/diffusers/pipelines/hunyuan_video/pipeline_hu
 _HUNYUAN_15, _HUNYUAN_15_PIPELINE = "hunyuan-1.5 README.md", "diffusers src/diffusers/pipelines/hunyuan_video1_5/"
 _HUNYUAN, _HUNYUAN_I2V = "hunyuan hyvideo/config.py", "hunyuan-i2v README.md"
 
+_HUNYUAN_15_CONVERTED = "diffusers scripts/convert_hunyuan_video1_5_to_diffusers.py"
 _HUNYUAN_15_ID = "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-"
 _HUNYUAN_15_480P = {
     "size": Published((848, 480), f"{_HUNYUAN_15_PIPELINE}image_processor.py"),
@@ -175,7 +176,7 @@ _HUNYUAN_15_480P = {
     "steps": Published(50, _HUNYUAN_15),
     "guidance": Published(6.0, _HUNYUAN_15),
     "flow shift": Published(5.0, _HUNYUAN_15),
-    "scheduler": Published("FlowMatchEulerDiscreteScheduler", "diffusers scripts/convert_hunyuan_video1_5_to_diffusers.py"),
+    "scheduler": Published("FlowMatchEulerDiscreteScheduler", _HUNYUAN_15_CONVERTED),
     "negative prompt": Published("", _HUNYUAN_15),
 }
 _HUNYUAN_15_720P = _HUNYUAN_15_480P | {"size": Published((1280, 720), f"{_HUNYUAN_15_PIPELINE}image_processor.py")}
@@ -346,6 +347,12 @@ SOURCES: dict[str, dict[str, Published]] = {
     },
     "hunyuanvideo-1.5-i2v-720p": _HUNYUAN_15_720P | {
         "hub id": Published(f"{_HUNYUAN_15_ID}720p_i2v", _HUNYUAN_15),
+        "flow shift": Published(7.0, _HUNYUAN_15),
+    },
+    "hunyuanvideo-1.5-i2v-fast": _HUNYUAN_15_480P | {
+        "hub id": Published(f"{_HUNYUAN_15_ID}480p_i2v_step_distilled", _HUNYUAN_15_CONVERTED),
+        "steps": Published(12, "hunyuan-1.5 hyvideo/commons/__init__.py"),
+        "guidance": Published(1.0, _HUNYUAN_15),
         "flow shift": Published(7.0, _HUNYUAN_15),
     },
     "cogvideox-1.5": _COG_5B | {

@@ -137,6 +137,7 @@ class BackboneSpec:
     more_calls: int = 0
     most_size: tuple[int, int] | None = None  # nor a wider or higher one than this
     picture_crf: int = 0  # H.264's rate factor of the pictures that it was trained on, at which one is compressed; 0: as it is
+    meanflow: bool = False  # distilled to few steps: a call tells also the timestep that the step ends at, as diffusers does
     token_lat: int = 1  # latent frames of the VAE that a token holds: what is called a latent frame elsewhere, and `stride_t` and
     # `latent_channels` are of, is then that many, whose channels stand one after the other
     files: tuple[str, ...] = ()
@@ -212,6 +213,7 @@ class BackboneSpec:
             "picture_needed",
             "condition_channels",
             "image_tokens",
+            "meanflow",
         )
         return all(getattr(self, name) == getattr(other, name) for name in names)
 

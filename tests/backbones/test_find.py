@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import DiffusionPipeline, WanTransformer3DModel
@@ -122,6 +123,29 @@ def test_a_hub_id_in_the_cache_is_read_from_it(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda hub_id, part, local_files_only: tmp_path / part)
     found = find("somebody/finetune")
     assert (found.source, found.layers, found.family) == ("somebody/finetune", 30, "wan")
+
+
+@pytest.mark.parametrize(
+    ("changes", "scale"), [({}, 6.0), ({"guidance_scale": 1.0}, 1.0), ({"enabled": False}, 1.0), ({"guidance_scale": "1"}, 6.0)]
+)
+def test_guidance_is_what_the_guider_says(
+    changes: dict[str, Any], scale: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A model that is distilled for guidance has the configs of one that is not, but for its guider's."""
+    published.write_configs(SPECS["hunyuanvideo-1.5"], tmp_path)
+    diffusers.ClassifierFreeGuidance(6.0).save_config(tmp_path / "guider")
+    guider = tmp_path / "guider" / "guider_config.json"
+    guider.write_text(json.dumps(json.loads(guider.read_text()) | changes))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda hub_id, part, local_files_only: tmp_path / part)
+    assert [find(name).guidance_scale for name in (str(tmp_path), "somebody/distilled")] == [scale, scale]
+
+
+def test_few_steps_from_text_are_refused(tmp_path: Path) -> None:
+    published.write_configs(SPECS["hunyuanvideo-1.5"], tmp_path)
+    config = tmp_path / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_meanflow": True}))
+    with pytest.raises(UsageError, match="use_meanflow = true"):
+        find(str(tmp_path))
 
 
 def test_a_hub_id_that_cannot_be_had_is_named() -> None:

@@ -1,4 +1,4 @@
-"""Whole HunyuanVideo-1.5 pipelines of random weights: "hunyuan15", and "hunyuan15-i2v", which starts from a picture."""
+"""Whole HunyuanVideo-1.5 pipelines of random weights: "hunyuan15"; "hunyuan15-i2v", from a picture; "hunyuan15-steps", few."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from transformers import (
 from longgen.backbones.hunyuan15 import HUNYUANVIDEO_1_5, tokenized
 from tests.models.t5 import WORDS
 
-NAMES = ("hunyuan15", "hunyuan15-i2v")
+NAMES = ("hunyuan15", "hunyuan15-i2v", "hunyuan15-steps")
 SPLIT = r"<\|im_\w+\|>|\n|relation|transit|atmo|assist|\w+|[^\w\s]| {2,}"  # the template before a prompt has 108, as Qwen's
 CHAT = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")  # fmt: skip
@@ -41,7 +41,7 @@ TARGET = 45  # pixels: the square whose bucket at 2:1 is 64x32
 def build(name: str, folder: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        pictured = name == "hunyuan15-i2v"
+        pictured = name != "hunyuan15"
         tokenizer = _tokenizer()
         more: dict[str, Any] = {
             "image_encoder": _siglip(),
@@ -49,7 +49,7 @@ def build(name: str, folder: Path) -> None:
         }
         kind = HunyuanVideo15ImageToVideoPipeline if pictured else HunyuanVideo15Pipeline
         pipe = kind(
-            text_encoder=_qwen(len(tokenizer)), tokenizer=tokenizer, transformer=_transformer("i2v" if pictured else "t2v"),
+            text_encoder=_qwen(len(tokenizer)), tokenizer=tokenizer, transformer=_transformer(name),
             vae=AutoencoderKLHunyuanVideo15(block_out_channels=(4, 4, 8, 8, 8), latent_channels=4, layers_per_block=1),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
             text_encoder_2=T5EncoderModel(
@@ -60,11 +60,11 @@ def build(name: str, folder: Path) -> None:
         pipe.save_pretrained(folder)
 
 
-def _transformer(task: str) -> HunyuanVideo15Transformer3DModel:
+def _transformer(name: str) -> HunyuanVideo15Transformer3DModel:
     transformer = HunyuanVideo15Transformer3DModel(
         in_channels=9, out_channels=4, num_attention_heads=2, attention_head_dim=24, num_layers=2, num_refiner_layers=1,
         mlp_ratio=2.0, text_embed_dim=32, text_embed_2_dim=16, image_embed_dim=16, rope_axes_dim=(8, 8, 8), target_size=TARGET,
-        task_type=task,
+        use_meanflow=name == "hunyuan15-steps",
     )  # fmt: skip
     for block in transformer.transformer_blocks:
         block.attn.norm_q.weight.data.fill_(2.0)  # attention that picks, so that positions and windows matter

@@ -367,9 +367,10 @@ def _hunyuan_i2v() -> Layout:
     return replace(LAYOUTS["hunyuanvideo"], configs=configs)
 
 
-def _hunyuan_15(pictured: bool, shift: float = 5.0, target: int = 640) -> Layout:
+def _hunyuan_15(pictured: bool, shift: float = 5.0, target: int = 640, meanflow: bool = False) -> Layout:
     """By diffusers' script; Qwen2.5-VL-7B's text half, byT5 with Glyph-SDXL-v2's words, whose number is a guess, SigLIP."""
-    task, version = ("i2v", "0.36.0") if pictured else ("t2v", "0.36.0")
+    guidance, version = 1.0 if meanflow else 6.0, "0.36.0"
+    task = "i2v" if pictured or target == 640 else "t2v"  # i2v for 480p T2V too, in the script
     encoders = {
         "image_encoder": ["transformers", "SiglipVisionModel"], "feature_extractor": ["transformers", "SiglipImageProcessor"],
     }  # fmt: skip
@@ -383,7 +384,7 @@ def _hunyuan_15(pictured: bool, shift: float = 5.0, target: int = 640) -> Layout
             **(encoders if pictured else {}),
         ),
         "guider/guider_config.json": _diffusers("ClassifierFreeGuidance", version, enabled=True, guidance_rescale=0.0,
-                                                guidance_scale=6.0, start=0.0, stop=1.0, use_original_formulation=False),
+                                                guidance_scale=guidance, start=0.0, stop=1.0, use_original_formulation=False),
         "scheduler/scheduler_config.json": _euler(
             version, base_image_seq_len=256, base_shift=0.5, max_shift=1.15, shift=shift, shift_terminal=None,
             use_dynamic_shifting=False,
@@ -403,7 +404,7 @@ def _hunyuan_15(pictured: bool, shift: float = 5.0, target: int = 640) -> Layout
             "HunyuanVideo15Transformer3DModel", version, attention_head_dim=128, image_embed_dim=1152, in_channels=65,
             mlp_ratio=4.0, num_attention_heads=16, num_layers=54, num_refiner_layers=2, out_channels=32, patch_size=1,
             patch_size_t=1, qk_norm="rms_norm", rope_axes_dim=[16, 56, 56], rope_theta=256.0, target_size=target, task_type=task,
-            text_embed_2_dim=1472, text_embed_dim=3584, use_meanflow=False,
+            text_embed_2_dim=1472, text_embed_dim=3584, use_meanflow=meanflow,
         ),
         "vae/config.json": _diffusers(
             "AutoencoderKLHunyuanVideo15", version, block_out_channels=[128, 256, 512, 1024, 1024], downsample_match_channel=True,
@@ -551,6 +552,7 @@ LAYOUTS |= {
     "ltx-2b-0.9.5": _ltx_condition(), "hunyuanvideo-i2v": _hunyuan_i2v(), "hunyuanvideo-1.5": _hunyuan_15(pictured=False),
     "hunyuanvideo-1.5-i2v": _hunyuan_15(pictured=True), "hunyuanvideo-1.5-720p": _hunyuan_15(False, 9.0, 960),
     "hunyuanvideo-1.5-i2v-720p": _hunyuan_15(True, 7.0, 960),
+    "hunyuanvideo-1.5-i2v-fast": _hunyuan_15(True, 7.0, 640, meanflow=True),
 }  # fmt: skip
 DIGESTS: dict[str, dict[str, str]] = {  # SHA-256 of published files
     "wan2.1-1.3b": {

@@ -23,7 +23,7 @@ def family_of(name: str) -> Family:
     return next(FAMILIES[family] for family, module in MODULES.items() if name in module.NAMES)
 
 
-TWINS = {"skyreels"}  # whose adapter and blocks another one shares, "skyreels-df", so that these tests see them there
+TWINS = {"skyreels", "hunyuan15-steps"}  # whose adapter and blocks another one shares, so that these tests see them there
 PLAIN = [module.NAMES[0] for module in MODULES.values() if module.NAMES[0] not in TWINS]
 ALL = [name for module in MODULES.values() for name in module.NAMES if name not in TWINS]
 # Those whose videos can be made of clips, and by a schedule: sound is one piece.

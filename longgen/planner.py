@@ -9,7 +9,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-from longgen import conditioning, frames, pictures, repeats, soundtrack
+from longgen import conditioning, distilled, frames, pictures, repeats, soundtrack
 from longgen.backbones.registry import SPECS
 from longgen.backbones.spec import CAPABILITIES, WHOLE_CLIP, BackboneSpec
 from longgen.catalog import name_of, rank
@@ -416,6 +416,7 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
     surplus = sum(call_lat - clip.given - clip.new for clip in plan.clips)
     if surplus:
         notes.append(f"every clip has {call_lat} latent frames: {surplus} of them, beyond the video's end or a cut, are dropped")
+    notes += distilled.of_backbone(plan)
     notes += repeats.notes(plan)
     notes += soundtrack.notes(plan)
     notes += _shift_notes(plan)

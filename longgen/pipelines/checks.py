@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from longgen import distilled
 from longgen.backbones.settings import ModelSettings, parse_cache, parse_lora
 from longgen.backbones.spec import BackboneSpec
 from longgen.errors import MissingError, UsageError
@@ -68,7 +69,7 @@ def check_settings(spec: BackboneSpec, model_settings: ModelSettings) -> list[st
 
 
 def check_plan(plan: Plan, model_settings: ModelSettings) -> tuple[str, ...]:
-    """Notes on settings that have no effect with `plan`. Raises MissingError where a library that it needs is not installed."""
+    """Notes on settings that do not fit `plan`. Raises MissingError where a library that it needs is not installed."""
     from longgen.pipelines import compressed
 
     compressed.check(plan)
@@ -80,6 +81,7 @@ def check_plan(plan: Plan, model_settings: ModelSettings) -> tuple[str, ...]:
     if model_settings.attention is not None and any(branch.by_sign for branch in branches):
         where = f"{plan.preset.name} multiplies logits by their sign, which no attention backend does"
         notes.append(f"--attention {model_settings.attention} has no effect where {where}")
+    notes += distilled.notes(plan, (parse_lora(lora)[0] for lora in model_settings.lora))
     return tuple(notes)
 
 

@@ -33,11 +33,11 @@ ORDER = [
     "notebook", "device", "device_costs", "device_tables", "slurm", "ranks", "launch", "cache_folder", "cards", "ffmpeg",
     "disk", "export", "naming", "checkpoint", "gif_comment", "video_info", "video", "progress", "bars", "pictures", "past",
     "conditions", "memory", "frameplan", "technique", "noise", "refine", "positions", "context", "fusion", "sampling",
-    "catalog", "backbones", "schedule", "preset", "prompts", "program", "stack", "plan", "distilled", "repeats", "soundtrack",
-    "cost", "split", "shards", "out_of_memory", "layers", "conditioning", "planner", "recommended", "resolve", "attention", "pipelines",
-    "run_settings", "run_record", "rundir", "shown", "sight", "describe", "backbone_facts", "machine", "timings", "loops",
-    "preview", "interrupted", "start", "run", "metrics", "probe", "bench", "compare", "cluster", "api", "backbones.tiny", "cli",
-    "docs",
+    "catalog", "backbones", "schedule", "preset", "prompts", "program", "stack", "plan", "distilled", "repeats",
+    "soundtrack", "cost", "split", "shards", "out_of_memory", "layers", "conditioning", "planner", "recommended", "resolve",
+    "attention", "pipelines", "run_settings", "run_record", "rundir", "shown", "sight", "describe", "backbone_facts",
+    "machine", "timings", "loops", "preview", "interrupted", "start", "run", "metrics", "probe", "bench", "compare",
+    "cluster", "api", "backbones.tiny", "cli", "docs",
 ]  # fmt: skip
 ONLY_UNDER = {  # library -> the rows whose modules may import it
     "diffusers": ("longgen.backbones", "longgen.pipelines", "longgen.loops"),

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from longgen.progress import Progress as Progress
     from longgen.run import Result as Result
 
-__version__ = "0.13.0"
+__version__ = "0.14.0"
 
 _NAMES = {
     "generate": "longgen.api.model:generate",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import warm
 
 pytest.importorskip("ray")
 CODE = """
@@ -21,7 +20,6 @@ with pool.pool(pool.LOCAL, 1, TINY, "cpu", Path(sys.argv[1])) as made:
 
 
 def test_a_local_cluster_opens_no_port_beyond_loopback(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", CODE, str(tmp_path)], capture_output=True, text=True, timeout=120,
-                          env=os.environ | {"RAY_ADDRESS": "127.0.0.1:1"})  # fmt: skip
+    done = warm.run(Path.cwd(), [str(tmp_path)], CODE, RAY_ADDRESS="127.0.0.1:1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "['127.0.0.1']"

@@ -158,7 +158,7 @@ def test_a_shot_after_the_end_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["sliding-window", "gen-l-video"])
 def test_the_object_changes_at_the_asked_second(tiny: Any, name: str) -> None:
-    made = build(tiny, name, schedule(RED, GREEN, each_s=5), frames=161)
+    made = build(tiny, name, schedule(RED, GREEN, each_s=5), frames=161, steps=8)
     reading = tiny_reading.read(np.concatenate(list(tiny.decode(sampled(tiny, made, RED)))))
     near = 0 if name == "sliding-window" else 2 * made.spec.fps  # clips that hold the cut have a mixture of both texts
     before, after = reading.colour[: 80 - near - 4], reading.colour[80 + near + 4 :]

@@ -350,8 +350,8 @@ def test_settings_that_are_not_longgen_s_are_named(tmp_path: Path) -> None:
 
 
 def test_lack_of_memory_has_its_own_exit_code_and_names_the_stage(tmp_path: Path) -> None:
-    """A real limit on the address space: the attention of a picture of 4096 x 4096 does not fit."""
-    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, 6 * 2**30)); " + CLI
+    """A real limit on the address space: what a layer makes of pictures of 4096 x 4096 does not fit."""
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30)); " + CLI
     code, out, err = longgen(tmp_path, *BASE, "--size", "4096x4096", "-o", "ball.mp4", code=limited)
     assert (code, out) == (4, ""), err
     assert "out of memory while sampling" in err

@@ -75,8 +75,7 @@ def test_a_probe_is_shown_written_and_used(place: Path) -> None:
 
 
 def test_probe_run_probes_first(place: Path) -> None:
-    one_step = ["1" if word == "2" else word for word in GENERATE]
-    made = longgen(*one_step, "--preset", "freeloc", "--probe", "run", "-o", "own.mp4")
+    made = longgen(*GENERATE, "--preset", "freeloc", "--probe", "run", "-o", "own.mp4")
     assert made.exit_code == 0, made.stderr
     assert "probe 8/8" in made.stderr  # two prompts, two seeds, two lengths
     assert "by the probe" in made.stderr

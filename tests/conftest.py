@@ -7,6 +7,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models are slower on two threads
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may ask the network
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")  # Inductor would compile a program for each kind of vectors, eight seconds
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

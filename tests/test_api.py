@@ -173,7 +173,7 @@ def test_a_loaded_model_makes_the_videos_of_separate_calls(model: longgen.Model,
         if now.phase == "sample" and now.done == 1:
             raise Stop
 
-    long = SHORT | {"preset": "freespec", "frames": 97}
+    long = SHORT | {"preset": "freespec", "frames": 85}
     with pytest.raises(Stop):
         model.generate(PROMPT, tmp_path / "stopped.mp4", **long, progress=stop)
     alone: dict[int, longgen.Result] = {}

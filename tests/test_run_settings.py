@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from longgen.errors import UsageError
 from longgen.planner import build
 from longgen.preset import Preset, Sample
 from longgen.run_settings import content_hash, differences, stored_settings
+from tests import warm
 
 PROMPT = "a small red circle moves left"
 MODEL: dict[str, tuple[Any, bool]] = {  # another value of each model setting, and whether it makes another run
@@ -121,6 +120,9 @@ NEW_FIELD = r"""
 import sys, types, json
 from importlib.util import find_spec
 
+for name in [name for name in sys.modules if name.partition(".")[0] == "longgen"]:
+    del sys.modules[name]  # this process has imported torch and longgen; the latter is to be read anew
+
 spec = find_spec("longgen.backbones.settings")
 source = open(spec.origin, encoding="utf-8").read()
 anchor = "    vae_tiling: "
@@ -159,7 +161,7 @@ print(json.dumps({
 
 def test_a_new_model_setting_is_one_field() -> None:
     """Identity, content hash, comparison, MagCache's key and the command to make a video again follow from its declaration."""
-    done = subprocess.run([sys.executable, "-c", NEW_FIELD], capture_output=True, text=True, check=False)
+    done = warm.run(Path.cwd(), [], NEW_FIELD)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {
         "not stored at its default": True, "stored": 2.0, "identity": ["sharpness"], "content hash": True,

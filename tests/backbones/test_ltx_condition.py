@@ -75,7 +75,7 @@ def test_several_clean_frames_are_the_stock_pipeline_s_video_condition(backbone:
 def test_frames_with_levels_of_their_own_stand_where_the_pipeline_puts_them(backbone: Any) -> None:
     """A queue: its schedule is the pipeline's too."""
     backbone = type(backbone)(replace(backbone.spec, native_px=33), backbone.pipe, backbone.model_settings)
-    plan = family.made(backbone, "fifo", 65, None)
+    plan = family.made(backbone, "fifo", 65, None, ("fifo.partitions=2",))
     assert torch.isfinite(family.sampled(backbone, plan)).all()
     direct = family.made(backbone, "direct", FRAMES_PX, plan.steps)
     family.sampled(backbone, direct)

@@ -38,7 +38,7 @@ def test_each_run_is_equal_or_measured_or_unsupported(tmp_path: Path, monkeypatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     reports: list[Progress] = []
     caches = ["first-block:0.000001", "first-block:0.9", "mag:0.000001", "mag:0.9", "wonder"]
-    found = composed(["freeloc@all", "longlive"], caches, 33, 6, report=reports.append)
+    found = composed(["freeloc@all", "longlive"], caches, 17, 6, report=reports.append)
     direct, freeloc, longlive = found.rows
     assert [row.preset for row in found.rows] == ["direct", "freeloc@all", "longlive"]
     assert longlive.error is not None
@@ -62,7 +62,7 @@ def test_each_run_is_equal_or_measured_or_unsupported(tmp_path: Path, monkeypatc
     assert [[one["verdict"] for one in row["accelerators"]] for row in data["presets"][:2]] == [
         [run_.verdict for run_ in row.runs] for row in (direct, freeloc)
     ]
-    assert data["settings"].items() >= {"frames": 33, "steps": 6, "prompt": PROMPT, "seed": 1}.items()
+    assert data["settings"].items() >= {"frames": 17, "steps": 6, "prompt": PROMPT, "seed": 1}.items()
     assert {one.phase for one in reports} == {"bench", "calibrate"}
     bench = [one for one in reports if one.phase == "bench"]
     assert [one.done for one in bench] == sorted(one.done for one in bench)

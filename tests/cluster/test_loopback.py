@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import pytest
 from longgen.backbones.wan import TINY
 from longgen.cluster import pool
 from longgen.errors import UsageError
+from tests import warm
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs ray")  # whose import is longgen's to make
 CODE = """
@@ -27,8 +25,7 @@ with pool.pool(pool.LOCAL, 1, TINY, "cpu", Path(sys.argv[1])) as made:
 
 
 def test_a_local_cluster_opens_no_port_beyond_loopback(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", CODE, str(tmp_path)], capture_output=True, text=True, timeout=120,
-                          env=os.environ | {"RAY_ADDRESS": "127.0.0.1:1"})  # fmt: skip
+    done = warm.run(Path.cwd(), [str(tmp_path)], CODE, RAY_ADDRESS="127.0.0.1:1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "['127.0.0.1']"
 

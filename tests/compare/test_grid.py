@@ -150,7 +150,7 @@ def test_the_name_holds_what_decides_the_picture(tiny_plan: Make, tmp_path: Path
 
 
 def test_a_killed_grid_goes_on_to_the_same_bytes(tiny: Any, tiny_plan: Make, tmp_path: Path) -> None:
-    command = ["compare", "--backbone", "tiny", "--frames", "81", "--steps", "8", "--prompt", PROMPT, "--presets", "direct,riflex"]
+    command = ["compare", "--backbone", "tiny", "--frames", "41", "--steps", "6", "--prompt", PROMPT, "--presets", "direct,riflex"]
     process = Process(tmp_path, [*command, "-o", "out"])
     deadline = time.monotonic() + 120
     while not [*tmp_path.glob("out/videos/riflex-*.run/checkpoint.safetensors")]:
@@ -169,7 +169,7 @@ def test_a_killed_grid_goes_on_to_the_same_bytes(tiny: Any, tiny_plan: Make, tmp
     assert [cell["details"].get("resumed") for cell in made["cells"]] == [None, True]
     assert [row["seconds"] is None for row in made["table"]] == [False, True]  # the seconds of the first go are lost
     assert any("with interruptions" in warning for warning in made["warnings"])
-    run.generate_one(tiny, run.Job(tiny_plan("riflex", frames=81, steps=8), PROMPT, 0, tmp_path / "whole.mp4"))
+    run.generate_one(tiny, run.Job(tiny_plan("riflex", frames=41, steps=6), PROMPT, 0, tmp_path / "whole.mp4"))
     (second,) = (tmp_path / "out" / "videos").glob("riflex-*.mp4")
     kept, whole = (
         load_file(rundir.run_folder(path) / "latents.safetensors")["latents"] for path in (second, tmp_path / "whole.mp4")

@@ -68,7 +68,8 @@ def test_without_clips_and_with_weight_zero_it_is_not_there() -> None:
 
 def test_clips_with_an_anchor_differ_and_batches_of_them_do_not(tiny: Any) -> None:
     tables = ({"name": "glcd"}, {"name": "anchor", "weight": 0.5})
-    plain, one, three = sampled(tiny, stacked(*tables[:1])), *(sampled(tiny, stacked(*tables), batch) for batch in (1, 3))
+    plain, one, three = (sampled(tiny, stacked(*chosen, frames=161), batch) for chosen, batch in
+                         ((tables[:1], 1), (tables, 1), (tables, 3)))  # fmt: skip
     assert (one - plain).abs().max() > 1e-2
     print(f"max difference of batches {(one - three).abs().max():.1e}")
     assert (one - three).abs().max() < 1e-3

@@ -7,4 +7,4 @@ code 0 with a wrong, a missing or an overwritten result, or an error that is nob
 from __future__ import annotations
 
 PARTS = {"stops": 240, "faults": 160, "pairs": 40, "corruptions": 300, "mutations": 500}  # trials of the whole
-QUICK = {"stops": 3, "faults": 4, "pairs": 3, "corruptions": 8, "mutations": 40}  # of a sample
+QUICK = {"stops": 3, "faults": 3, "pairs": 3, "corruptions": 5, "mutations": 20}  # of a sample

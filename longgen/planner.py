@@ -371,9 +371,8 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
     if past is not None:
         notes += conditioning.past_notes(plan, past)
         if plan.new_px != requested_px:
-            notes.append(
-                f"rounded {requested_px} new frames up to {plan.new_px} ({spec.name} goes on by {spec.stride_t} at a time)"
-            )
+            notes.append(f"rounded {requested_px} new frame{'s' * (requested_px != 1)} up to {plan.new_px} ({spec.name} goes on "
+                         f"by {spec.stride_t} at a time)")  # fmt: skip
     elif frames_px != requested_px:
         notes.append(f"rounded {requested_px} frames up to {frames_px} ({spec.name} generates {spec.stride_t}n+1)")
     if spec.token_lat > 1:
@@ -385,7 +384,8 @@ def _notes(plan: Plan, requested: Sample, requested_px: int, without_effect: lis
                                   or (isinstance(placed.technique, Sampling) and (plan.in_clips or plan.in_parts)))  # fmt: skip
         implied = placed.name not in map(name_of, plan.preset.techniques)
         if not implied and placed.name in without_effect and not acts_outside_attention:
-            notes.append(f"{placed.name} changes nothing at {frames_px} frames of {spec.name}: it is the identity there")
+            length = f"{frames_px} frame{'s' * (frames_px != 1)}"
+            notes.append(f"{placed.name} changes nothing at {length} of {spec.name}: it is the identity there")
     edits = [placed.name for placed in plan.techniques if isinstance(placed.technique, Refine)]
     queue = _frame_level_sampling(plan.techniques) if call_lat < plan.frames_lat else None
     if queue:

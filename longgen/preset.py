@@ -39,7 +39,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from longgen import catalog, textfile
 from longgen.backbones.registry import SPECS, is_backbone, published_name
-from longgen.backbones.settings import LoraText, parse_lora
+from longgen.backbones.settings import NotBlank, parse_lora
 from longgen.backbones.spec import BackboneSpec
 from longgen.catalog import name_of
 from longgen.errors import MissingError, UsageError, shown, unknown_name
@@ -89,7 +89,7 @@ class ModelTable(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    lora: Annotated[tuple[LoraText, ...], Field(strict=False)] = ()
+    lora: Annotated[tuple[NotBlank, ...], Field(strict=False)] = ()
 
     @field_validator("lora")
     @classmethod

@@ -668,6 +668,8 @@ ERRORS: list[tuple[list[str], int, list[str]]] = [
     (["plan", "--backbone", "~nobody-here/model"], 3, ["~nobody-here/model"]),
     (["backbones", "show", "tinny"], 2, ["did you mean tiny"]),
     (["presets", "check", "direct", "--backbone", "tinny"], 2, ["did you mean tiny"]),
+    (["generate", "x", "--backbone", "tiny", "--text-encoder", "", "--dry-run"], 2, ["text_encoder = ''", "its tokenizer"]),
+    (["generate", "x", "--backbone", "tiny", "--vae", "", "--dry-run"], 2, ["vae = ''", ".safetensors file"]),
     # length and size
     ([*PLAN, "--preset", "direct", "--frames", "5000"], 2, ["5000 frames", "1 to 4093"]),
     ([*PLAN, "--duration", "soon"], 2, ["'soon'", "1m30s"]),

@@ -308,6 +308,8 @@ def test_what_a_person_gave_is_noted_where_it_does_nothing() -> None:
     made = stacked({"name": "window", "frames": 21}, {"name": "flex"}, {"name": "rebase"}, spec=SELF_FORCING, frames=81)
     for name in ("window", "flex", "rebase"):
         assert any(note.startswith(f"{name} changes nothing at 81 frames") for note in made.notes)
+    still = stacked({"name": "window", "frames": 21}, spec=SELF_FORCING, frames=1)
+    assert any(note.startswith("window changes nothing at 1 frame of") for note in still.notes)
 
 
 def test_flex_behind_rebase_is_noted_as_inert() -> None:

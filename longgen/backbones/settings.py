@@ -36,7 +36,7 @@ class Setting:
     expected: str = ""
 
 
-LoraText = Annotated[str, Field(pattern=r"\S")]
+NotBlank = Annotated[str, Field(pattern=r"\S")]
 CACHE_EXPECTED = "first-block or mag, or NAME:THRESHOLD, as first-block:0.05"
 
 
@@ -56,7 +56,7 @@ class ModelSettings(ClosedModel):
     device: Annotated[str, Field(pattern=r"^[a-z]+(:\d+)?$"), Setting(changes_latents=False, expected="cpu, cuda or cuda:1")]
     dtype: Annotated[Literal["fp32", "bf16", "fp16"], Setting(changes_latents=True)]
     offload: Annotated[Literal["none", "model", "group", "sequential"], Setting(changes_latents=False)] = "none"
-    lora: Annotated[tuple[LoraText, ...], Setting(True, expected='texts in a list, as ["style.safetensors:0.8"]')] = ()
+    lora: Annotated[tuple[NotBlank, ...], Setting(True, expected='texts in a list, as ["style.safetensors:0.8"]')] = ()
     quantize: Annotated[Literal[None, "fp8", "int8"], Setting(changes_latents=True)] = None
     attention: Annotated[
         str | None, Setting(True, changes_step_ratios=False, expected="an attention backend of diffusers, as native")
@@ -65,8 +65,8 @@ class ModelSettings(ClosedModel):
     compile: Annotated[bool, Setting(changes_latents=True, changes_step_ratios=False, expected="False, True")] = False
     clip_batch: Annotated[int, Field(ge=1), Setting(changes_latents=True, changes_step_ratios=False, expected="1 or more")] = 1
     vae_tiling: Annotated[bool, Setting(changes_latents=False, changes_pixels=True, expected="False, True")] = False
-    vae: Annotated[str | None, Setting(True, changes_step_ratios=False, expected="a .safetensors file of a VAE")] = None
-    text_encoder: Annotated[str | None, Setting(True, expected="a folder with a text encoder and its tokenizer")] = None
+    vae: Annotated[NotBlank | None, Setting(True, changes_step_ratios=False, expected="a .safetensors file of a VAE")] = None
+    text_encoder: Annotated[NotBlank | None, Setting(True, expected="a folder with a text encoder and its tokenizer")] = None
     gpus: Annotated[int, Field(ge=1), Setting(changes_latents=False, expected="1 or more")] = 1
     guidance_parallel: Annotated[bool, Setting(changes_latents=False, expected="False, True")] = False
 

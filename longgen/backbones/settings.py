@@ -59,9 +59,9 @@ class ModelSettings(ClosedModel):
     lora: Annotated[tuple[NotBlank, ...], Setting(True, expected='texts in a list, as ["style.safetensors:0.8"]')] = ()
     quantize: Annotated[Literal[None, "fp8", "int8"], Setting(changes_latents=True)] = None
     attention: Annotated[
-        str | None, Setting(True, changes_step_ratios=False, expected="an attention backend of diffusers, as native")
+        NotBlank | None, Setting(True, changes_step_ratios=False, expected="an attention backend of diffusers, as native")
     ] = None
-    cache: Annotated[str | None, Setting(True, changes_step_ratios=False, expected=CACHE_EXPECTED)] = None
+    cache: Annotated[NotBlank | None, Setting(True, changes_step_ratios=False, expected=CACHE_EXPECTED)] = None
     compile: Annotated[bool, Setting(changes_latents=True, changes_step_ratios=False, expected="False, True")] = False
     clip_batch: Annotated[int, Field(ge=1), Setting(changes_latents=True, changes_step_ratios=False, expected="1 or more")] = 1
     vae_tiling: Annotated[bool, Setting(changes_latents=False, changes_pixels=True, expected="False, True")] = False

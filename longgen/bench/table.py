@@ -70,7 +70,7 @@ def lengths_text(found: LengthsResult, width: int = WIDTH) -> str:
         lines += failures({f"{row.preset} at {times}x": row.error for row in result.rows if not row.complete}, width)
     spread = max(map(_spread, found.results.values()))
     lines += ["", *textwrap.wrap(_busy(spread), width)] if spread > NOISY else []
-    legend = "2x: twice the native length. a run: sampling alone. x direct: its time, memory: its peak with the weights, both "
+    legend = "Nx: N times the native length. a run: sampling alone. x direct: its time, memory: its peak with the weights, both "
     return "\n".join([*lines, "", *textwrap.wrap(f"{legend}relative to direct sampling.", width)])
 
 

@@ -152,9 +152,11 @@ def _check(as_json: bool) -> None:
     disk = Finding("disk", free > FREE_ENOUGH, f"{free / 1e9:.0f} GB free in {Path.cwd()}", {"free_bytes": free})
     memory = machine.memory()
     findings += [_gpu(), _memory(memory), _threads(), _ffmpeg(), _fonts(), disk, _hub_cache(), *_caches(), *_backbones(memory)]
-    width = max(len(finding.name) for finding in findings) + 2
+    width = max(len(finding.name) for finding in findings)
     columns = messages.stdout_columns()
-    lines = [hanging(f"{_mark(finding)}{finding.name:<{width}}", finding.value, columns) for finding in findings]
+    if columns is not None and 2 * (width + 6) > columns:  # too narrow for a column of names
+        width = 0
+    lines = [hanging(f"{_mark(finding)}{finding.name:<{width}}  ", finding.value, columns) for finding in findings]
     answer("\n".join(lines), [_as_dict(finding) for finding in findings], as_json)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)

@@ -164,6 +164,8 @@ def flow_shift_label(spec: BackboneSpec, chosen: float | None = None, by_tokens:
     """The flow shift that sampling uses, and whose it is; empty where there is none. by_tokens: the backbone's for a clip."""
     if chosen is None and spec.fixed_shift is not None:
         return ""
+    if chosen is None and spec.sigmas:
+        return "noise levels of its own"
     if chosen or spec.flow_shift:
         return f"flow shift {chosen or spec.flow_shift:g}"
     if spec.checkpoint_shift is not None:

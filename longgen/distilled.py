@@ -18,6 +18,8 @@ def notes(plan: Plan, names: Iterable[str]) -> list[str]:
     Not of longgen's own backbones, nor where a config decides: a guider's scale, a rollout's steps.
     """
     spec = plan.spec
+    if spec.sigmas:
+        return []
     known = spec.causal or ("guider" in family_of(spec).folders and not plan.guided)
     name = next((name for name in (re.split(r"[/\\]", name)[-1] for name in names) if _NAMES.search(name)), None)
     if known or name is None or (plan.steps <= MOST_STEPS and not plan.guided):
@@ -29,4 +31,9 @@ def notes(plan: Plan, names: Iterable[str]) -> list[str]:
 
 def of_backbone(plan: Plan) -> list[str]:
     """The same of what the plan's backbone is read from."""
-    return [] if plan.spec.name in SPECS else notes(plan, plan.spec.files or (plan.spec.source,))
+    spec = plan.spec
+    if spec.sigmas and len(spec.sigmas) != plan.steps:
+        own = len(spec.sigmas)
+        return [f"{spec.name} is distilled for {own} noise levels of its own (--steps {own}); with {plan.steps} steps they are the "
+                "scheduler's, at a cost in quality"]  # fmt: skip
+    return [] if spec.name in SPECS else notes(plan, spec.files or (spec.source,))

@@ -51,6 +51,8 @@ LTX_2 = BackboneSpec(
     capabilities=(RELATIVE_POSITIONS, WHOLE_CLIP, FIRST_FRAME), clean_lat=8, picture_crf=33, sound=Sound(2048, 25.0), more_calls=1,
     advised=(("flow_shift", 7.77),), advised_in="ti2vid_one_stage.py",
 )  # fmt: skip
+# diffusers 0.42.1, pipelines/ltx2/utils.py, DISTILLED_SIGMA_VALUES: LTX-2 distilled, LTX-2.3 distilled, LTX-2.5. Without guidance.
+DISTILLED_SIGMAS = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875)
 
 
 def from_configs(configs: ModelConfigs) -> BackboneSpec:
@@ -147,4 +149,5 @@ FAMILY = Family(
     folders=("audio_vae", "connectors", "scheduler", "text_encoder", "tokenizer", "vae", "vocoder"),
     broken_caches=("first-block", "mag", "fastercache", "taylorseer", "seacache", "pyramid-attention-broadcast"),
     author_layers=author_layers, context_parallel=True, picture_pipelines=("LTX2ImageToVideoPipeline", "LTX2ConditionPipeline"),
+    distilled=DISTILLED_SIGMAS,
 )  # fmt: skip

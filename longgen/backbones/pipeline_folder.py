@@ -18,7 +18,7 @@ from longgen.backbones.spec import BackboneSpec, TokenShift
 from longgen.backbones.system_errors import system_failure
 from longgen.errors import LonggenError, MissingError, UsageError
 
-GUIDER = "guider/guider_config.json"
+GUIDER, SCHEDULER = "guider/guider_config.json", "scheduler/scheduler_config.json"
 
 
 def from_folder(folder: Path) -> BackboneSpec:
@@ -34,10 +34,9 @@ def from_folder(folder: Path) -> BackboneSpec:
         if headers[part]:
             _check_weights(folder / part, headers[part], spec)
     parameters = sizes.pop("transformer") + sizes.pop("transformer_2")
-    scheduler, guider = folder / "scheduler" / "scheduler_config.json", folder / GUIDER
-    return replace(spec, parameters=parameters or spec.parameters, companions=sum(sizes.values()) or spec.companions,
-                   **(_shift(read_json(scheduler)) if scheduler.is_file() else {}),
-                   **(_guidance(read_json(guider)) if _is_guided(spec) and guider.is_file() else {}))  # fmt: skip
+    files = [folder / file for file in (SCHEDULER, GUIDER) if (folder / file).is_file()]
+    spec = _sampled(spec, files)
+    return replace(spec, parameters=parameters or spec.parameters, companions=sum(sizes.values()) or spec.companions)
 
 
 def from_hub(hub_id: str) -> BackboneSpec:
@@ -56,7 +55,8 @@ def from_hub(hub_id: str) -> BackboneSpec:
         )  # fmt: skip
 
     spec = _from_configs(hub_id, fetched(FILES))
-    return replace(spec, **_guidance(read_json(*fetched([GUIDER])))) if _is_guided(spec) else spec
+    family = registry.family_of(spec)
+    return _sampled(spec, fetched([*([SCHEDULER] if family.distilled else []), *([GUIDER] if "guider" in family.folders else [])]))
 
 
 def _from_configs(source: str, paths: list[Path]) -> BackboneSpec:
@@ -81,9 +81,15 @@ def _from_configs(source: str, paths: list[Path]) -> BackboneSpec:
                    token_shift=None)  # fmt: skip
 
 
-def _is_guided(spec: BackboneSpec) -> bool:
-    """Whether its pipeline has a guider, in whose config the guidance scale is."""
-    return "guider" in registry.family_of(spec).folders
+def _sampled(spec: BackboneSpec, files: Sequence[Path]) -> BackboneSpec:
+    """`spec` with what the configs of its scheduler and its guider among `files` decide."""
+    distilled = registry.family_of(spec).distilled
+    for path in files:
+        config = read_json(path)
+        spec = replace(spec, **(_guidance(config) if path.parts[-2:] == Path(GUIDER).parts else _shift(config)))
+        if distilled and isinstance(config, dict) and config.get("use_dynamic_shifting") is False:
+            spec = replace(spec, sigmas=distilled, steps=len(distilled), guidance_scale=1.0)
+    return spec
 
 
 def _guidance(config: Any) -> dict[str, Any]:

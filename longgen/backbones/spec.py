@@ -137,6 +137,7 @@ class BackboneSpec:
     more_calls: int = 0
     most_size: tuple[int, int] | None = None  # nor a wider or higher one than this
     picture_crf: int = 0  # H.264's rate factor of the pictures that it was trained on, at which one is compressed; 0: as it is
+    sigmas: tuple[float, ...] = ()  # the noise levels that it was distilled for, one a step, in place of a schedule
     meanflow: bool = False  # distilled to few steps: a call tells also the timestep that the step ends at, as diffusers does
     token_lat: int = 1  # latent frames of the VAE that a token holds: what is called a latent frame elsewhere, and `stride_t` and
     # `latent_channels` are of, is then that many, whose channels stand one after the other
@@ -241,6 +242,7 @@ class Family:
     context_parallel: diffusers has a context-parallel plan for its transformer, so that ranks can share its tokens.
     vae_float32: the VAE runs in float32, whatever the dtype. broken_caches: step caches of diffusers that do not work on it,
     first-block and mag among them where its registry of blocks lacks the transformer's (settings.CACHE_FAULTS says why).
+    distilled: noise levels of its distilled models, which are those whose scheduler does not shift by the number of tokens.
     tokenized: (prompt, spec) -> what its pipeline tokenizes.
     author_layers: names of layers in diffusers -> the authors' name of a layer, which LoRA files use, to the layers in diffusers
     that it stands for: several where the authors fuse them.
@@ -266,6 +268,7 @@ class Family:
     marker: str | None = None
     broken_caches: tuple[str, ...] = ()
     picture_pipelines: tuple[str, ...] = ()
+    distilled: tuple[float, ...] = ()
     tokenized: Callable[[str, BackboneSpec], Tokenized] = lambda prompt, _: Tokenized(prompt)
     author_layers: Callable[[Collection[str]], Mapping[str, tuple[str, ...]]] = lambda layers: {}
 

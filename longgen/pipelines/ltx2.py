@@ -249,6 +249,8 @@ class Ltx2(PipelineBackbone):
     def call_arguments(self, plan: Plan, prompt: str) -> dict[str, Any]:
         """Without guidance by the prompt there is none of the other kinds, as distilled weights are run."""
         arguments = super().call_arguments(plan, prompt) | {"frame_rate": float(self.spec.fps)}
+        if len(self.spec.sigmas) == plan.steps:
+            arguments["sigmas"] = [*self.spec.sigmas]
         perturbs = plan.guided and self.spec.more_calls > 1
         audio, modality, rescale = (AUDIO_GUIDANCE, MODALITY_GUIDANCE, RESCALE) if plan.guided else (1.0, 1.0, 0.0)
         return arguments | dict(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -19,7 +20,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, LTX2ConditionPipeline
 from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
-from diffusers.pipelines.ltx2.utils import apply_image_conditioning_crf
+from diffusers.pipelines.ltx2.utils import DISTILLED_SIGMA_VALUES, apply_image_conditioning_crf
 from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
@@ -52,6 +53,9 @@ NAMES = ("ltx2", GATED)
 FRAMES_PX, T = 41, 6
 PLANS = {"neutral": full_attention(T)} | family.plans(T, 10)
 WINDOW = ("window.frames=3",)
+UNGUIDED = dict.fromkeys(("audio_guidance_scale", "modality_scale", "audio_modality_scale"), 1.0) | dict.fromkeys(
+    ("stg_scale", "audio_stg_scale", "guidance_rescale", "audio_guidance_rescale"), 0.0
+)
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +88,11 @@ def test_no_technique_is_the_stock_pipeline_bit_for_bit(folder: Callable[[str], 
     latents, sound = sampled(model, plan)
     pipe = DiffusionPipeline.from_pretrained(folder(name), dtype=torch.float32 if dtype == "fp32" else torch.bfloat16)
     pipe.set_progress_bar_config(disable=True)
-    unguided = dict.fromkeys(("audio_guidance_scale", "modality_scale", "audio_modality_scale"), 1.0)
-    unguided |= dict.fromkeys(("stg_scale", "audio_stg_scale", "guidance_rescale", "audio_guidance_rescale"), 0.0)
     published = {} if name == NAMES[1] else {"stg_scale": 0.0, "audio_stg_scale": 0.0}
     output = pipe(
         prompt=family.PROMPT, negative_prompt="blurry", width=family.SIZE[0], height=family.SIZE[1], num_frames=17,
         num_inference_steps=2, guidance_scale=scale, frame_rate=24.0, generator=torch.Generator().manual_seed(family.SEED),
-        output_type="np", **(published if scale > 1 else unguided),
+        output_type="np", **(published if scale > 1 else UNGUIDED),
     )  # fmt: skip
     frames = np.concatenate(list(model.decode(latents)))
     assert np.array_equal(frames, (output.frames[0] * 255).round().astype(np.uint8))
@@ -100,6 +102,34 @@ def test_no_technique_is_the_stock_pipeline_bit_for_bit(folder: Callable[[str], 
     assert np.array_equal(waves, output.audio[0].T.float().numpy())
     assert (changed - latents).abs().max() > 1e-3
     assert (changed_sound - sound).abs().max() > 1e-3  # it attends to the video
+
+
+def test_a_distilled_model_takes_its_own_noise_levels_without_guidance(
+    folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told by its scheduler, as diffusers' script writes it; LTX-2.5 comes so."""
+    distilled = shutil.copytree(folder(GATED), tmp_path / "model")
+    path = distilled / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_dynamic_shifting": False, "shift_terminal": None}))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda hub_id, part, local_files_only: distilled / part)
+    for spec in (find(str(distilled)), find("somebody/distilled")):
+        assert (spec.sigmas, spec.steps, spec.guidance_scale) == (tuple(DISTILLED_SIGMA_VALUES), 8, 1.0)
+    assert find(str(folder(GATED))).sigmas == ()
+    model = family.loaded(distilled)
+    plan, short = (planner.build(preset.load("direct", (), preset.Sample(frames=17, size=family.SIZE, steps=steps)), model.spec)
+                   for steps in (None, 4))  # fmt: skip
+    pipe = DiffusionPipeline.from_pretrained(distilled, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    output = pipe(
+        prompt=family.PROMPT, width=family.SIZE[0], height=family.SIZE[1], num_frames=17, frame_rate=24.0, output_type="np",
+        sigmas=DISTILLED_SIGMA_VALUES, guidance_scale=1.0, generator=torch.Generator().manual_seed(family.SEED), **UNGUIDED,
+    )  # fmt: skip
+    latents, sound = sampled(model, plan)
+    assert np.array_equal(np.concatenate(list(model.decode(latents))), (output.frames[0] * 255).round().astype(np.uint8))
+    assert np.array_equal(model.sound({"audio_latents": sound})[0], output.audio[0].T.float().numpy())
+    assert not any("noise levels" in note for note in plan.notes)
+    assert "distilled for 8 noise levels of its own (--steps 8); with 4 steps" in "\n".join(short.notes)
+    assert sampled(model, short)[0].isfinite().all()
 
 
 def test_several_clean_frames_are_the_stock_pipeline_s_video_condition(

@@ -1,4 +1,4 @@
-"""LTX-2 in small: the published model's classes and settings, few channels, random weights. GATED has layers of LTX-2.3."""
+"""LTX-2 in small: the published model's classes and settings, few channels, random weights. GATED is an LTX-2.5."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from diffusers import (
     LTX2VideoTransformer3DModel,
 )
 from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, SiglipVisionConfig
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    Gemma4UnifiedConfig,
+    Gemma4UnifiedForConditionalGeneration,
+    Gemma4UnifiedTextConfig,
+    SiglipVisionConfig,
+)
 
 from tests.models import t5
 
@@ -25,7 +33,10 @@ TOKENS = 1024  # of a prompt, as the pipeline pads it
 def transformer(gated: bool = False) -> LTX2VideoTransformer3DModel:
     """Normalised q and k are enlarged, so that attention looks at few tokens and positions matter."""
     width, audio = HEADS * HEAD_DIM, HEADS * AUDIO_HEAD_DIM
-    newer = dict(gated_attn=True, audio_gated_attn=True, perturbed_attn=True, rope_type="interleaved") if gated else {}
+    newer = dict(
+        gated_attn=True, audio_gated_attn=True, perturbed_attn=True, rope_type="interleaved", cross_attn_mod=True,
+        audio_cross_attn_mod=True, use_prompt_embeddings=False, ff_bias=False, use_keyframes_abs_pos_embedding=True,
+    ) if gated else {}  # fmt: skip
     model = LTX2VideoTransformer3DModel(
         in_channels=CHANNELS, out_channels=CHANNELS, num_attention_heads=HEADS, attention_head_dim=HEAD_DIM,
         cross_attention_dim=width, audio_in_channels=8, audio_out_channels=8, audio_num_attention_heads=HEADS,
@@ -60,9 +71,9 @@ def build(name: str, folder: Path) -> None:
             shift_terminal=0.1,
         )  # fmt: skip
         tokenizer, _ = t5.parts(TOKENS, padding_side="left")  # as Gemma's
-        LTX2Pipeline(scheduler, vae, audio_vae, _gemma(len(tokenizer)), tokenizer, _connectors(), model, vocoder).save_pretrained(
-            folder
-        )
+        gemma = _gemma_4(len(tokenizer)) if name == GATED else _gemma(len(tokenizer))
+        parts = scheduler, vae, audio_vae, gemma, tokenizer, _connectors(name == GATED), model, vocoder
+        LTX2Pipeline(*parts).save_pretrained(folder)
 
 
 def _gemma(vocabulary: int) -> Gemma3ForConditionalGeneration:
@@ -78,7 +89,25 @@ def _gemma(vocabulary: int) -> Gemma3ForConditionalGeneration:
     return Gemma3ForConditionalGeneration(config).eval()
 
 
-def _connectors() -> LTX2TextConnectors:
+def _gemma_4(vocabulary: int) -> Gemma4UnifiedForConditionalGeneration:
+    text = Gemma4UnifiedTextConfig(
+        vocab_size=vocabulary, hidden_size=TEXT, intermediate_size=32, num_hidden_layers=LAYERS, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, max_position_embeddings=TOKENS, pad_token_id=0, sliding_window=32,
+        layer_types=["sliding_attention"] * (LAYERS - 1) + ["full_attention"],
+    )  # fmt: skip
+    tokens = dict(image_token_id=3, boi_token_id=4, eoi_token_id=5, video_token_id=6, boa_token_id=7, eoa_token_index=8)
+    return Gemma4UnifiedForConditionalGeneration(Gemma4UnifiedConfig(text_config=text.to_dict(), audio_token_id=9, **tokens)).eval()
+
+
+def _connectors(gated: bool) -> LTX2TextConnectors:
+    if gated:
+        width, audio = HEADS * HEAD_DIM, HEADS * AUDIO_HEAD_DIM
+        return LTX2TextConnectors(
+            caption_channels=TEXT, text_proj_in_factor=LAYERS + 1, video_connector_num_attention_heads=2,
+            video_connector_attention_head_dim=width // 2, video_connector_num_layers=1, video_gated_attn=True,
+            audio_connector_num_attention_heads=2, audio_connector_attention_head_dim=audio // 2, audio_connector_num_layers=1,
+            audio_gated_attn=True, per_modality_projections=True, video_hidden_dim=width, audio_hidden_dim=audio, proj_bias=True,
+        ).eval()  # fmt: skip
     heads = {f"{stream}_connector_num_attention_heads": 2 for stream in ("video", "audio")}
     dims = {f"{stream}_connector_attention_head_dim": TEXT // 2 for stream in ("video", "audio")}
     layers = {f"{stream}_connector_num_layers": 1 for stream in ("video", "audio")}

@@ -65,6 +65,7 @@ class PipelineBackbone:
     stock: ClassVar[tuple[type, ...]]  # diffusers' processors, which `processor` stands in for
     streams: ClassVar[tuple[str, ...]] = ()  # further latents that the pipeline samples, by its names: of a model with sound
     sound_parts: ClassVar[tuple[str, ...]] = ()  # the pipeline's components that decode them
+    unused_parts: ClassVar[tuple[str, ...]] = ()  # components that an index may name, and that are not loaded
 
     def __post_init__(self) -> None:
         self.step_state = StepState(self.pipe)

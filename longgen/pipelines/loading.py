@@ -76,7 +76,9 @@ def load(spec: BackboneSpec, model_settings: ModelSettings, report: OnProgress =
     except MissingError as error:
         raise _missing(spec, error.given) from None
     file_parts.fetch(spec, model_settings)
-    replaced: dict[str, Any] = {} if checkpoint is None else {"transformer": None}  # neither downloaded nor read
+    replaced: dict[str, Any] = dict.fromkeys(adapter.unused_parts)  # neither downloaded nor read
+    if checkpoint is not None:
+        replaced["transformer"] = None
     files = file_parts.of(spec, model_settings)
     stays = model_settings.offload == "none" and not model_settings.lora and model_settings.quantize is None
     device = torch.device(model_settings.device) if stays else None  # else the host's memory is where they are changed first

@@ -130,6 +130,7 @@ class Ltx2(PipelineBackbone):
     stock = (LTX2AudioVideoAttnProcessor, LTX2PerturbedAttnProcessor)
     streams = (AUDIO,)
     sound_parts = ("audio_vae", "vocoder")
+    unused_parts = ("duration_head", "processor", "prompt_enhancer")  # of LTX-2.5
 
     def __post_init__(self) -> None:
         super().__post_init__()

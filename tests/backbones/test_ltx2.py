@@ -109,8 +109,10 @@ def test_a_distilled_model_takes_its_own_noise_levels_without_guidance(
 ) -> None:
     """It is told by its scheduler, as diffusers' script writes it; LTX-2.5 comes so."""
     distilled = shutil.copytree(folder(GATED), tmp_path / "model")
-    path = distilled / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_dynamic_shifting": False, "shift_terminal": None}))
+    scheduler, index = distilled / "scheduler" / "scheduler_config.json", distilled / "model_index.json"
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"use_dynamic_shifting": False, "shift_terminal": None}))
+    listed, head = index.read_text(), ["ltx2", "LTX2DurationHead"]  # which LTX-2.5 lists, and a download for longgen lacks
+    index.write_text(json.dumps(json.loads(listed) | {"duration_head": head}))
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda hub_id, part, local_files_only: distilled / part)
     for spec in (find(str(distilled)), find("somebody/distilled")):
         assert (spec.sigmas, spec.steps, spec.guidance_scale) == (tuple(DISTILLED_SIGMA_VALUES), 8, 1.0)
@@ -118,6 +120,7 @@ def test_a_distilled_model_takes_its_own_noise_levels_without_guidance(
     model = family.loaded(distilled)
     plan, short = (planner.build(preset.load("direct", (), preset.Sample(frames=17, size=family.SIZE, steps=steps)), model.spec)
                    for steps in (None, 4))  # fmt: skip
+    index.write_text(listed)
     pipe = DiffusionPipeline.from_pretrained(distilled, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     output = pipe(

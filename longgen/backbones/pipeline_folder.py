@@ -86,8 +86,12 @@ def _sampled(spec: BackboneSpec, files: Sequence[Path]) -> BackboneSpec:
     distilled = registry.family_of(spec).distilled
     for path in files:
         config = read_json(path)
-        spec = replace(spec, **(_guidance(config) if path.parts[-2:] == Path(GUIDER).parts else _shift(config)))
-        if distilled and isinstance(config, dict) and config.get("use_dynamic_shifting") is False:
+        if path.parts[-2:] == Path(GUIDER).parts:
+            spec = replace(spec, **_guidance(config))
+            continue
+        spec = replace(spec, **_shift(config))
+        shifts = not isinstance(config, dict) or config.get("use_dynamic_shifting") is not False or config.get("shift", 1.0) != 1.0
+        if distilled and not shifts:
             spec = replace(spec, sigmas=distilled, steps=len(distilled), guidance_scale=1.0)
     return spec
 

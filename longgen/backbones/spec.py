@@ -242,7 +242,7 @@ class Family:
     context_parallel: diffusers has a context-parallel plan for its transformer, so that ranks can share its tokens.
     vae_float32: the VAE runs in float32, whatever the dtype. broken_caches: step caches of diffusers that do not work on it,
     first-block and mag among them where its registry of blocks lacks the transformer's (settings.CACHE_FAULTS says why).
-    distilled: noise levels of its distilled models, which are those whose scheduler does not shift by the number of tokens.
+    distilled: noise levels of its distilled models, which are those whose scheduler does not shift.
     tokenized: (prompt, spec) -> what its pipeline tokenizes.
     author_layers: names of layers in diffusers -> the authors' name of a layer, which LoRA files use, to the layers in diffusers
     that it stands for: several where the authors fuse them.

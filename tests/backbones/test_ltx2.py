@@ -117,6 +117,10 @@ def test_a_distilled_model_takes_its_own_noise_levels_without_guidance(
     for spec in (find(str(distilled)), find("somebody/distilled")):
         assert (spec.sigmas, spec.steps, spec.guidance_scale) == (tuple(DISTILLED_SIGMA_VALUES), 8, 1.0)
     assert find(str(folder(GATED))).sigmas == ()
+    unshifted = scheduler.read_text()
+    scheduler.write_text(json.dumps(json.loads(unshifted) | {"shift": 7.77}))  # at all lengths: a schedule, and no distilled model
+    assert (find(str(distilled)).sigmas, find(str(distilled)).checkpoint_shift) == ((), 7.77)
+    scheduler.write_text(unshifted)
     model = family.loaded(distilled)
     plan, short = (planner.build(preset.load("direct", (), preset.Sample(frames=17, size=family.SIZE, steps=steps)), model.spec)
                    for steps in (None, 4))  # fmt: skip

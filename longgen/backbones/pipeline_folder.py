@@ -6,7 +6,7 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,7 @@ def from_folder(folder: Path) -> BackboneSpec:
         if headers[part]:
             _check_weights(folder / part, headers[part], spec)
     parameters = sizes.pop("transformer") + sizes.pop("transformer_2")
-    files = [folder / file for file in (SCHEDULER, GUIDER) if (folder / file).is_file()]
-    spec = _sampled(spec, files)
+    spec = _sampled(spec, {file: read_json(folder / file) for file in (SCHEDULER, GUIDER) if (folder / file).is_file()})
     return replace(spec, parameters=parameters or spec.parameters, companions=sum(sizes.values()) or spec.companions)
 
 
@@ -56,7 +55,8 @@ def from_hub(hub_id: str) -> BackboneSpec:
 
     spec = _from_configs(hub_id, fetched(FILES))
     family = registry.family_of(spec)
-    return _sampled(spec, fetched([*([SCHEDULER] if family.distilled else []), *([GUIDER] if "guider" in family.folders else [])]))
+    files = [*([SCHEDULER] if family.distilled else []), *([GUIDER] if "guider" in family.folders else [])]
+    return _sampled(spec, dict(zip(files, map(read_json, fetched(files)), strict=True)))
 
 
 def _from_configs(source: str, paths: list[Path]) -> BackboneSpec:
@@ -81,18 +81,13 @@ def _from_configs(source: str, paths: list[Path]) -> BackboneSpec:
                    token_shift=None)  # fmt: skip
 
 
-def _sampled(spec: BackboneSpec, files: Sequence[Path]) -> BackboneSpec:
-    """`spec` with what the configs of its scheduler and its guider among `files` decide."""
-    distilled = registry.family_of(spec).distilled
-    for path in files:
-        config = read_json(path)
-        if path.parts[-2:] == Path(GUIDER).parts:
-            spec = replace(spec, **_guidance(config))
-            continue
-        spec = replace(spec, **_shift(config))
-        shifts = not isinstance(config, dict) or config.get("use_dynamic_shifting") is not False or config.get("shift", 1.0) != 1.0
-        if distilled and not shifts:
-            spec = replace(spec, sigmas=distilled, steps=len(distilled), guidance_scale=1.0)
+def _sampled(spec: BackboneSpec, configs: Mapping[str, Any]) -> BackboneSpec:
+    """`spec` with what its scheduler and its guider decide. configs: what their files hold, of those that are there."""
+    scheduler, distilled = configs.get(SCHEDULER), registry.family_of(spec).distilled
+    spec = replace(spec, **_shift(scheduler), **_guidance(configs.get(GUIDER)))
+    values = scheduler if isinstance(scheduler, dict) else {}
+    if distilled and values.get("use_dynamic_shifting") is False and values.get("shift", 1.0) == 1.0:
+        return replace(spec, sigmas=distilled, steps=len(distilled), guidance_scale=1.0)
     return spec
 
 

@@ -36,4 +36,7 @@ def of_backbone(plan: Plan) -> list[str]:
         own = len(spec.sigmas)
         return [f"{spec.name} is distilled for {own} noise levels of its own (--steps {own}); with {plan.steps} steps they are the "
                 "scheduler's, at a cost in quality"]  # fmt: skip
+    if spec.sigmas and plan.sample.flow_shift is not None:
+        shift = plan.sample.flow_shift
+        return [f"--flow-shift {shift:g} moves the noise levels that {spec.name} is distilled for, at a cost in quality"]
     return [] if spec.name in SPECS else notes(plan, spec.files or (spec.source,))

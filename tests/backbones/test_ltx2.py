@@ -137,6 +137,9 @@ def test_a_distilled_model_takes_its_own_noise_levels_without_guidance(
     assert not any("noise levels" in note for note in plan.notes)
     assert "distilled for 8 noise levels of its own (--steps 8); with 4 steps" in "\n".join(short.notes)
     assert sampled(model, short)[0].isfinite().all()
+    shifted = planner.build(preset.load("direct", (), preset.Sample(frames=17, size=family.SIZE, flow_shift=3.0)), model.spec)
+    assert "--flow-shift 3 moves the noise levels that" in "\n".join(shifted.notes)
+    assert not torch.equal(sampled(model, shifted)[0], latents)
 
 
 def test_several_clean_frames_are_the_stock_pipeline_s_video_condition(
